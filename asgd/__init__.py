@@ -1,0 +1,1 @@
+"""Asynchronous SGD: its problems, its staleness and its record. Never imports Ray."""

@@ -1,0 +1,282 @@
+"""The whole configuration: typed, frozen, validated. Every default lives here.
+
+A configuration is a TOML file with the tables `[problem]`, `[optimizer]`, `[cluster]`,
+`[cluster.compute_time]`, `[simulation]` and `[run]`. Whatever cannot be used is refused with the
+key, the value and what would be accepted.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import msgspec
+
+from asgd.errors import InputError
+
+Positive = Annotated[float, msgspec.Meta(gt=0)]
+NonNegative = Annotated[float, msgspec.Meta(ge=0)]
+Count = Annotated[int, msgspec.Meta(ge=1)]
+
+SCALAR_KINDS = ("quadratic", "quartic", "double_well")
+LINEAR_KINDS = {"least_squares": "diabetes", "logistic": "breast_cancer", "softmax": "digits"}
+_PROBLEM_KEYS = {
+    "quadratic": ("curvature", "noise", "initial"),
+    "quartic": ("noise", "initial"),
+    "double_well": ("noise", "initial"),
+    **dict.fromkeys(LINEAR_KINDS, ("dataset", "l2")),
+}
+
+
+class _Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A table of the configuration file."""
+
+
+class ProblemConfig(_Table, frozen=True):
+    """What is minimised.
+
+    `kind` is one of the built-in problems or a plug-in `"package.module:factory"`, which is called
+    with the entries of `options`. `curvature`, `noise` and `initial` belong to the one-dimensional
+    problems, `dataset` and `l2` to the linear models.
+    """
+
+    kind: str = "softmax"
+    dataset: str | None = None
+    l2: NonNegative | None = None
+    curvature: Positive | None = None
+    noise: NonNegative | None = None
+    initial: float | None = None
+    options: dict[str, Any] = {}
+
+    @property
+    def is_plugin(self) -> bool:
+        """Whether `kind` names a user's own factory."""
+        return ":" in self.kind
+
+    def __post_init__(self) -> None:
+        accepted = _PROBLEM_KEYS.get(self.kind, ("options",) if self.is_plugin else None)
+        if accepted is None:
+            kinds = ", ".join(_PROBLEM_KEYS)
+            raise ValueError(f'kind = {self.kind!r}: expected {kinds} or "package.module:factory"')
+        for key in self.__struct_fields__[1:]:
+            if key not in accepted and getattr(self, key) not in (None, {}):
+                raise ValueError(
+                    f"{key} does not belong to kind {self.kind!r}, which takes {', '.join(accepted)}"
+                )
+        if self.dataset not in (None, LINEAR_KINDS.get(self.kind)):
+            raise ValueError(
+                f"dataset = {self.dataset!r}: kind {self.kind!r} takes {LINEAR_KINDS[self.kind]!r}"
+            )
+
+
+class OptimizerConfig(_Table, frozen=True):
+    """How a gradient changes the parameters. `batch_size` is in samples per gradient."""
+
+    rule: Literal["sgd"] = "sgd"
+    learning_rate: Positive = 0.05
+    batch_size: Count = 16
+
+
+class ComputeTimeConfig(_Table, frozen=True):
+    """Time added to every gradient computation, in seconds; lists give one value per worker.
+
+    `variation` is the coefficient of variation (standard deviation over mean) of the gamma and
+    lognormal laws.
+    """
+
+    law: Literal["none", "constant", "exponential", "gamma", "lognormal"] = "none"
+    mean: Positive | list[Positive] = 0.010
+    variation: Positive = 0.5
+
+
+class ClusterConfig(_Table, frozen=True):
+    """The workers and the order in which the server applies their gradients.
+
+    `schedule = "free"` applies gradients as they arrive; `"uniform"` draws the next worker
+    uniformly and waits for its gradient, which makes staleness exactly geometric.
+    """
+
+    workers: Count = 4
+    schedule: Literal["free", "uniform"] = "free"
+    compute_time: ComputeTimeConfig = ComputeTimeConfig()
+
+    def __post_init__(self) -> None:
+        mean = self.compute_time.mean
+        if isinstance(mean, list) and len(mean) != self.workers:
+            raise ValueError(
+                f"compute_time.mean has {len(mean)} values: expected one, or {self.workers}, "
+                "one per worker"
+            )
+
+
+class SimulationConfig(_Table, frozen=True):
+    """Virtual time only: what `asgd simulate` cannot measure and has to be told.
+
+    `staleness = "server"` simulates the parameter server event by event; the name of a law draws
+    each staleness independently from it, with mean `mean_staleness` (default workers - 1).
+    `gradient_time`, `message_time` (one way) and `service_time` (server, per update) are seconds.
+    """
+
+    staleness: Literal["server", "geometric", "poisson", "constant"] = "server"
+    mean_staleness: NonNegative | None = None
+    gradient_time: NonNegative = 1e-3
+    message_time: NonNegative = 0.0
+    service_time: NonNegative = 0.0
+
+
+class RunSettings(_Table, frozen=True):
+    """How long, from which seed, and how often the loss is evaluated (in updates)."""
+
+    updates: Count = 5000
+    seed: Annotated[int, msgspec.Meta(ge=0)] = 0
+    eval_every: Count = 25
+
+
+class RunConfig(_Table, frozen=True):
+    """A whole run."""
+
+    problem: ProblemConfig = ProblemConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    simulation: SimulationConfig = SimulationConfig()
+    run: RunSettings = RunSettings()
+
+    def to_json(self) -> str:
+        """Return the resolved configuration as JSON text."""
+        return json.dumps(msgspec.to_builtins(self), indent=2) + "\n"
+
+
+def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
+    """Read a configuration from a TOML file, or from the `config.json` of a run.
+
+    Parameters
+    ----------
+    path
+        The file.
+    overrides
+        Entries `"table.key=value"`; the value is read as TOML, else taken as a string.
+
+    Raises
+    ------
+    InputError
+        The file cannot be read or the configuration cannot be used.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+        data = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except ValueError as error:  # JSON, TOML and UTF-8 errors all derive from it
+        raise InputError(f"{path}: not a valid configuration file: {error}") from None
+    if not isinstance(data, dict):
+        raise InputError(f"{path}: expected tables such as [problem], got {type(data).__name__}")
+    for entry in overrides:
+        _override(data, entry)
+    return make_config(data)
+
+
+def make_config(data: Mapping[str, Any] | None = None) -> RunConfig:
+    """Build a configuration from nested mappings, filling in every default.
+
+    Raises
+    ------
+    InputError
+        An unknown key, a wrong type or an impossible value.
+    """
+    data = dict(data or {})
+    _refuse_unknown_keys(RunConfig, data, ())
+    _refuse_infinite(data, ())
+    try:
+        config = msgspec.convert(data, RunConfig)
+    except msgspec.ValidationError as error:
+        raise InputError(_explain(str(error), data)) from None
+    return msgspec.structs.replace(config, problem=_resolve_problem(config.problem))
+
+
+def _override(data: dict[str, Any], entry: str) -> None:
+    key, separator, text = entry.partition("=")
+    names = [name.strip() for name in key.split(".")]
+    if not separator or len(names) < 2 or not all(names):
+        raise InputError(f"--set {entry}: expected table.key=value")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()
+    table = data
+    for name in names[:-1]:
+        table = table.setdefault(name, {})
+        if not isinstance(table, dict):
+            raise InputError(f"--set {entry}: {name} is a value, not a table")
+    table[names[-1]] = value
+
+
+def _resolve_problem(problem: ProblemConfig) -> ProblemConfig:
+    """Fill in the defaults that depend on the kind of problem."""
+    if problem.kind in SCALAR_KINDS:
+        defaults: dict[str, Any] = {"noise": 2.0, "initial": 1.0}
+        if problem.kind == "quadratic":
+            defaults["curvature"] = 2.0
+    elif problem.kind in LINEAR_KINDS:
+        defaults = {"dataset": LINEAR_KINDS[problem.kind], "l2": 1e-3}
+    else:
+        defaults = {}
+    missing = {key: value for key, value in defaults.items() if getattr(problem, key) is None}
+    return msgspec.structs.replace(problem, **missing)
+
+
+def _refuse_unknown_keys(
+    table: type[_Table], data: Mapping[str, Any], path: tuple[str, ...]
+) -> None:
+    known = {field.name: field.type for field in msgspec.structs.fields(table)}
+    for key, value in data.items():
+        where = ".".join((*path, key))
+        if key not in known:
+            close = difflib.get_close_matches(key, known, n=1)
+            hint = f"did you mean {close[0]}? " if close else ""
+            kind = "table" if isinstance(value, dict) else "key"
+            raise InputError(f"{where}: unknown {kind}; {hint}accepted: {', '.join(known)}")
+        inner = known[key]
+        if isinstance(inner, type) and issubclass(inner, _Table):
+            if not isinstance(value, dict):
+                raise InputError(f"{where} = {value!r}: expected a table [{where}]")
+            _refuse_unknown_keys(inner, value, (*path, key))
+
+
+def _refuse_infinite(value: Any, path: tuple[str, ...]) -> None:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            _refuse_infinite(inner, (*path, str(key)))
+    elif isinstance(value, list):
+        for number, inner in enumerate(value):
+            _refuse_infinite(inner, (*path[:-1], f"{path[-1]}[{number}]"))
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise InputError(f"{'.'.join(path)} = {value}: expected a finite number")
+
+
+def _explain(message: str, data: Mapping[str, Any]) -> str:
+    """Turn the validator's message into `key = value: what is accepted`."""
+    reason, _, location = message.partition(" - at `$.")
+    location = location.rstrip("`")
+    value: Any = data
+    for name, number in re.findall(r"([^.\[\]]+)|\[(\d+)\]", location):
+        value = value[int(number)] if number else value[name]
+    if isinstance(value, dict):
+        return f"{location}: {reason}"
+    enum = re.match(r"Invalid enum value", reason)
+    if enum:
+        reason = f"expected one of {', '.join(_choices(location))}"
+    return f"{location} = {value!r}: {reason[:1].lower() + reason[1:].replace('`', '')}"
+
+
+def _choices(location: str) -> tuple[str, ...]:
+    table: Any = RunConfig
+    for name in location.split("."):
+        table = next(field.type for field in msgspec.structs.fields(table) if field.name == name)
+    return get_args(table)

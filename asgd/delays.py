@@ -1,0 +1,64 @@
+"""Compute-time laws of a worker, in seconds.
+
+A law gives the time added to one gradient computation of one worker. `memoryless` marks the laws
+under which the parameter server is the queue of the theory: geometric staleness.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from asgd.config import ClusterConfig
+
+
+@dataclass(frozen=True)
+class ComputeTime:
+    """Compute-time law with one mean per worker.
+
+    Attributes
+    ----------
+    law
+        "none", "constant", "exponential", "gamma" or "lognormal".
+    mean
+        Seconds, shape (workers,).
+    variation
+        Coefficient of variation of the gamma and lognormal laws.
+    """
+
+    law: str
+    mean: npt.NDArray[np.float64]
+    variation: float = 0.5
+
+    @classmethod
+    def from_config(cls, cluster: ClusterConfig) -> ComputeTime:
+        """Build the law of a cluster's workers; a scalar mean serves every worker."""
+        compute = cluster.compute_time
+        mean = np.broadcast_to(np.asarray(compute.mean, dtype=float), (cluster.workers,))
+        return cls(compute.law, mean * (compute.law != "none"), compute.variation)
+
+    @property
+    def memoryless(self) -> bool:
+        """Whether the time still to wait does not depend on the time already waited."""
+        return self.law == "exponential"
+
+    def draw(self, worker: int, rng: np.random.Generator) -> float:
+        """Return one compute time of `worker`, in seconds."""
+        return float(self.draw_many(worker, 1, rng)[0])
+
+    def draw_many(
+        self, worker: int, size: int, rng: np.random.Generator
+    ) -> npt.NDArray[np.float64]:
+        """Return `size` independent compute times of `worker`, in seconds, shape (size,)."""
+        mean = float(self.mean[worker])
+        if self.law == "exponential":
+            return rng.exponential(mean, size)
+        if self.law == "gamma":
+            shape = self.variation**-2
+            return rng.gamma(shape, mean / shape, size)
+        if self.law == "lognormal":
+            sigma = np.sqrt(np.log1p(self.variation**2))
+            return rng.lognormal(np.log(mean) - sigma**2 / 2, sigma, size)
+        return np.full(size, mean)

@@ -1,0 +1,1 @@
+"""Problems: a loss, its gradients and its gradient noise, vectorised over paths."""

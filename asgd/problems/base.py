@@ -1,0 +1,102 @@
+"""What a problem is: f(x) = (1/n) sum_i f_i(x), its gradients and its gradient noise.
+
+A subclass must give `dim`, `n_samples`, `initial_point`, `loss` and `gradient`. Everything else
+has a general form here, built on those alone; a subclass overrides what it can do faster.
+
+Every method is vectorised over leading axes of `x`, written `...` below: a single point is
+`(d,)`, an ensemble of paths `(paths, d)`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.float64]
+Indices = npt.NDArray[np.integer[Any]]
+
+
+class Problem(ABC):
+    """A finite sum f = (1/n) sum_i f_i over R^d.
+
+    Attributes
+    ----------
+    dim
+        Number of parameters d.
+    n_samples
+        Number of samples n.
+    """
+
+    dim: int
+    n_samples: int
+
+    @abstractmethod
+    def initial_point(self, rng: np.random.Generator) -> Array:
+        """Return x_0, shape (d,)."""
+
+    @abstractmethod
+    def loss(self, x: Array) -> Array:
+        """Return f(x), shape (...) for x of shape (..., d)."""
+
+    @abstractmethod
+    def gradient(self, x: Array, indices: Indices | None = None) -> Array:
+        """Return the mean gradient over a mini-batch, or grad f(x) without one.
+
+        Parameters
+        ----------
+        x
+            Shape (..., d).
+        indices
+            Sample numbers in [0, n): shape (b,), the same batch for every point, or (..., b), one
+            batch for each. None means all n samples.
+
+        Returns
+        -------
+        Array
+            Shape (..., d).
+        """
+
+    def sample_gradients(self, x: Array) -> Array:
+        """Return grad f_i(x) for every sample, shape (..., n, d)."""
+        rows = [self.gradient(x, np.array([i])) for i in range(self.n_samples)]
+        return np.stack(rows, axis=-2)
+
+    def second_moment(self, x: Array) -> Array:
+        """Return V(x) = (1/n) sum_i grad f_i grad f_i^T, shape (..., d, d). For small d."""
+        g = self.sample_gradients(x)
+        return np.einsum("...ni,...nj->...ij", g, g, optimize=True) / self.n_samples
+
+    def gradient_covariance(self, x: Array) -> Array:
+        """Return S(x) = V(x) - grad f(x) grad f(x)^T, shape (..., d, d). For small d."""
+        g = self.gradient(x)
+        return self.second_moment(x) - g[..., :, None] * g[..., None, :]
+
+    def gradient_and_noise(self, x: Array, rng: np.random.Generator) -> tuple[Array, Array]:
+        """Return grad f(x) and a draw xi ~ N(0, S(x)) for each point, both of shape (..., d).
+
+        xi = (1/sqrt(n)) sum_i z_i (grad f_i(x) - grad f(x)) with z_i independent N(0, 1): its
+        covariance is S(x) exactly and no (d, d) array is formed.
+        """
+        g = self.sample_gradients(x)
+        mean = g.mean(axis=-2)
+        z = rng.standard_normal(g.shape[:-1])
+        xi = np.einsum("...n,...nd->...d", z, g - mean[..., None, :]) / np.sqrt(self.n_samples)
+        return mean, xi
+
+    def hessian_vector(self, x: Array, v: Array) -> Array:
+        """Return the product of the Hessian of f at x with v; x of shape (d,), v (..., d).
+
+        General form: a central difference of the gradient.
+        """
+        step = np.cbrt(np.finfo(float).eps) * max(1.0, float(np.abs(x).max()))
+        norm = np.linalg.norm(v, axis=-1, keepdims=True)
+        unit = v / np.where(norm > 0, norm, 1.0)
+        return norm * (self.gradient(x + step * unit) - self.gradient(x - step * unit)) / (2 * step)
+
+    def hessian(self, x: Array) -> Array:
+        """Return the Hessian of f at one point x of shape (d,), shape (d, d). For small d."""
+        rows = self.hessian_vector(x, np.eye(self.dim))
+        return (rows + rows.T) / 2

@@ -1,0 +1,206 @@
+"""The run directory: what is recorded for each update, how it is written, how it is read.
+
+    config.json            the resolved configuration
+    environment.json       versions, host, cores, start time
+    trace/part-*.parquet   a row per applied update, columns `TRACE_COLUMNS`
+    loss.parquet           a row per evaluation, columns `LOSS_COLUMNS`
+    events.jsonl           start, worker_lost, finish, ...: one JSON object per line
+
+Files are written under a temporary name and renamed, so a torn write never hides what was already
+there; events are appended line by line and a torn last line is ignored.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from asgd.config import RunConfig, load_config
+from asgd.errors import InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+TRACE_COLUMNS = {
+    "update": np.int64,  # number of this update: 0, 1, ..., each once
+    "worker": np.int32,  # who computed the gradient
+    "sequence": np.int64,  # the worker's own number of this gradient: 0, 1, ...
+    "read_version": np.int64,  # updates applied before the snapshot was read
+    "staleness": np.int64,  # update - read_version
+    "batch_size": np.int32,  # samples in the gradient
+    "compute_seconds": np.float64,  # from snapshot received to gradient ready
+    "applied_seconds": np.float64,  # from the start of the run to the update
+    "gradient_norm": np.float64,  # Euclidean norm of the gradient
+}
+LOSS_COLUMNS = {"update": np.int64, "seconds": np.float64, "loss": np.float64}
+
+
+class RunWriter:
+    """Writes one run directory."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def create(cls, path: str | Path, config: RunConfig) -> RunWriter:
+        """Create the directory with its configuration, environment and `start` event.
+
+        Raises
+        ------
+        InputError
+            The directory cannot be written, or holds something already.
+        """
+        path = Path(path)
+        try:
+            if path.exists() and (not path.is_dir() or any(path.iterdir())):
+                raise InputError(f"{path}: exists and is not empty; choose another --out")
+            (path / "trace").mkdir(parents=True, exist_ok=True)
+            writer = cls(path)
+            writer._replace("config.json", config.to_json())
+            writer._replace("environment.json", json.dumps(_environment(), indent=2) + "\n")
+            writer.event("start")
+        except OSError as error:
+            raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
+        return writer
+
+    def trace(self, columns: Mapping[str, Sequence[Any] | np.ndarray[Any, Any]]) -> None:
+        """Write one part of the trace: equally long `TRACE_COLUMNS`, in order of `update`."""
+        if len(columns["update"]):
+            first = int(columns["update"][0])
+            self._parquet(f"trace/part-{first:012d}.parquet", columns, TRACE_COLUMNS)
+
+    def loss(self, columns: Mapping[str, Sequence[Any] | np.ndarray[Any, Any]]) -> None:
+        """Write all loss evaluations so far: equally long `LOSS_COLUMNS`."""
+        self._parquet("loss.parquet", columns, LOSS_COLUMNS)
+
+    def event(self, kind: str, **fields: Any) -> None:
+        """Append one event; `fields` must be JSON values."""
+        line = json.dumps({"event": kind, "time": time.time(), **fields})
+        with (self.path / "events.jsonl").open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+    def _parquet(self, name: str, columns: Mapping[str, Any], types: Mapping[str, type]) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        table = pa.table({key: np.asarray(columns[key], dtype) for key, dtype in types.items()})
+        temporary = self.path / f"{name}.tmp"
+        pq.write_table(table, temporary)
+        os.replace(temporary, self.path / name)
+
+    def _replace(self, name: str, text: str) -> None:
+        temporary = self.path / f"{name}.tmp"
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, self.path / name)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run directory, read.
+
+    Attributes
+    ----------
+    path
+        The directory.
+    config
+        The resolved configuration.
+    """
+
+    path: Path
+    config: RunConfig
+
+    @cached_property
+    def trace(self) -> pd.DataFrame:
+        """One row per applied update, columns `TRACE_COLUMNS`."""
+        import pandas as pd
+
+        parts = sorted((self.path / "trace").glob("part-*.parquet"))
+        frames = [self._read(part, list(TRACE_COLUMNS)) for part in parts]
+        if not frames:
+            return pd.DataFrame({key: np.empty(0, dtype) for key, dtype in TRACE_COLUMNS.items()})
+        return pd.concat(frames, ignore_index=True)
+
+    @cached_property
+    def loss(self) -> pd.DataFrame:
+        """One row per loss evaluation: update, seconds since the start, loss."""
+        import pandas as pd
+
+        if not (self.path / "loss.parquet").exists():
+            return pd.DataFrame({key: np.empty(0, dtype) for key, dtype in LOSS_COLUMNS.items()})
+        return self._read(self.path / "loss.parquet", list(LOSS_COLUMNS))
+
+    @cached_property
+    def events(self) -> list[dict[str, Any]]:
+        """The events in order; a torn last line is left out."""
+        path = self.path / "events.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        events = []
+        for number, line in enumerate(lines, start=1):
+            try:
+                events.append(json.loads(line))
+            except ValueError:
+                if number < len(lines):
+                    raise InputError(f"{path}: line {number} is not JSON") from None
+        return events
+
+    @cached_property
+    def environment(self) -> dict[str, Any]:
+        """Versions, host, cores and start time of the run."""
+        path = self.path / "environment.json"
+        environment: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return environment
+
+    @property
+    def state(self) -> str:
+        """Return "finished", "interrupted", "failed" or, when none was recorded, "unfinished"."""
+        ends = {"finish": "finished", "interrupted": "interrupted", "failed": "failed"}
+        return next(
+            (ends[e["event"]] for e in reversed(self.events) if e.get("event") in ends),
+            "unfinished",
+        )
+
+    def _read(self, path: Path, columns: list[str]) -> pd.DataFrame:
+        import pandas as pd
+        import pyarrow as pa
+
+        try:
+            return pd.read_parquet(path, columns=columns)
+        except (pa.ArrowException, OSError) as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(f"{path}: cannot be read as part of a run ({reason})") from None
+
+
+def read_run(path: str | Path) -> Run:
+    """Open a run directory.
+
+    Raises
+    ------
+    InputError
+        There is no run at `path`.
+    """
+    path = Path(path)
+    if not (path / "config.json").is_file():
+        raise InputError(f"{path}: not a run directory (no config.json); `asgd run` makes one")
+    return Run(path, load_config(path / "config.json"))
+
+
+def _environment() -> dict[str, Any]:
+    packages = ("asgd", "numpy", "scipy", "pandas", "pyarrow", "ray")
+    return {
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "host": platform.node(),
+        "platform": platform.platform(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in packages},
+    }

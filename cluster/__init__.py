@@ -1,0 +1,1 @@
+"""Real runs on Ray: a parameter server, its workers and their record."""
