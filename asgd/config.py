@@ -66,8 +66,9 @@ class ProblemConfig(_Table, frozen=True):
             raise ValueError(f'kind = {self.kind!r}: expected {kinds} or "package.module:factory"')
         for key in self.__struct_fields__[1:]:
             if key not in accepted and getattr(self, key) not in (None, {}):
+                takes = ", ".join(accepted)
                 raise ValueError(
-                    f"{key} does not belong to kind {self.kind!r}, which takes {', '.join(accepted)}"
+                    f"{key} does not belong to kind {self.kind!r}, which takes {takes}"
                 )
         if self.dataset not in (None, LINEAR_KINDS.get(self.kind)):
             raise ValueError(

@@ -67,7 +67,8 @@ class Problem(ABC):
     def second_moment(self, x: Array) -> Array:
         """Return V(x) = (1/n) sum_i grad f_i grad f_i^T, shape (..., d, d). For small d."""
         g = self.sample_gradients(x)
-        return np.einsum("...ni,...nj->...ij", g, g, optimize=True) / self.n_samples
+        total: Array = np.einsum("...ni,...nj->...ij", g, g, optimize=True)
+        return total / self.n_samples
 
     def gradient_covariance(self, x: Array) -> Array:
         """Return S(x) = V(x) - grad f(x) grad f(x)^T, shape (..., d, d). For small d."""
@@ -94,7 +95,8 @@ class Problem(ABC):
         step = np.cbrt(np.finfo(float).eps) * max(1.0, float(np.abs(x).max()))
         norm = np.linalg.norm(v, axis=-1, keepdims=True)
         unit = v / np.where(norm > 0, norm, 1.0)
-        return norm * (self.gradient(x + step * unit) - self.gradient(x - step * unit)) / (2 * step)
+        change = self.gradient(x + step * unit) - self.gradient(x - step * unit)
+        return np.asarray(norm * change / (2 * step))
 
     def hessian(self, x: Array) -> Array:
         """Return the Hessian of f at one point x of shape (d,), shape (d, d). For small d."""
