@@ -1,1 +1,46 @@
 """Problems: a loss, its gradients and its gradient noise, vectorised over paths."""
+
+from __future__ import annotations
+
+from asgd.config import LINEAR_KINDS, ProblemConfig, RunConfig
+from asgd.problems.base import Problem
+from asgd.problems.linear import DATASETS, LeastSquares, Logistic, Softmax
+from asgd.problems.scalar import DoubleWell, Quadratic, Quartic
+
+__all__ = [
+    "DoubleWell",
+    "LeastSquares",
+    "Logistic",
+    "Problem",
+    "Quadratic",
+    "Quartic",
+    "Softmax",
+    "make_problem",
+]
+
+_SCALAR = {"quadratic": Quadratic, "quartic": Quartic, "double_well": DoubleWell}
+
+
+def make_problem(config: RunConfig | ProblemConfig) -> Problem:
+    """Return the problem a configuration names.
+
+    Raises
+    ------
+    InputError
+        A plug-in does not import, or what its factory returns is not a problem.
+    """
+    if isinstance(config, RunConfig):
+        config = config.problem
+    if config.is_plugin:
+        from asgd.problems.plugin import load_plugin
+
+        return load_plugin(config.kind, config.options)
+    if config.kind in LINEAR_KINDS:
+        make_linear = DATASETS[config.dataset or LINEAR_KINDS[config.kind]]
+        return make_linear(**_given(l2=config.l2))
+    options = _given(curvature=config.curvature, noise=config.noise, initial=config.initial)
+    return _SCALAR[config.kind](**options)
+
+
+def _given(**options: float | None) -> dict[str, float]:
+    return {key: value for key, value in options.items() if value is not None}

@@ -1,0 +1,123 @@
+"""One-dimensional problems with two samples f_1 = f - c x and f_2 = f + c x.
+
+The two gradients are f'(x) - c and f'(x) + c: additive noise of variance c^2, whatever x.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import numpy as np
+
+from asgd.problems.base import Array, Indices, Problem
+
+
+class ScalarProblem(Problem):
+    """f over R with samples f -+ c x; subclasses give f and its first two derivatives.
+
+    Parameters
+    ----------
+    noise
+        The constant c, standard deviation of one sample's gradient.
+    initial
+        x_0.
+    """
+
+    dim = 1
+    n_samples = 2
+
+    def __init__(self, noise: float = 2.0, initial: float = 1.0) -> None:
+        self.noise = noise
+        self.initial = initial
+
+    @abstractmethod
+    def value(self, x: Array) -> Array:
+        """Return f elementwise."""
+
+    @abstractmethod
+    def derivative(self, x: Array) -> Array:
+        """Return f' elementwise."""
+
+    @abstractmethod
+    def second_derivative(self, x: Array) -> Array:
+        """Return f'' elementwise."""
+
+    def initial_point(self, rng: np.random.Generator) -> Array:
+        """Return x_0 = `initial`, shape (1,); nothing is drawn."""
+        return np.array([self.initial])
+
+    def loss(self, x: Array) -> Array:
+        return self.value(x[..., 0])
+
+    def gradient(self, x: Array, indices: Indices | None = None) -> Array:
+        slope = self.derivative(x)
+        if indices is None:
+            return slope
+        signs = 2.0 * indices.mean(axis=-1, keepdims=True) - 1.0
+        return slope + (self.noise * signs).astype(slope.dtype)
+
+    def sample_gradients(self, x: Array) -> Array:
+        signs = np.array([[-self.noise], [self.noise]], dtype=x.dtype)
+        return self.derivative(x)[..., None, :] + signs
+
+    def second_moment(self, x: Array) -> Array:
+        return self.derivative(x)[..., None] ** 2 + self.noise**2
+
+    def gradient_covariance(self, x: Array) -> Array:
+        return np.full((*x.shape, 1), self.noise**2, dtype=x.dtype)
+
+    def gradient_and_noise(self, x: Array, rng: np.random.Generator) -> tuple[Array, Array]:
+        z = rng.standard_normal(x.shape, dtype=x.dtype.type)
+        z *= self.noise
+        return self.derivative(x), z
+
+    def hessian_vector(self, x: Array, v: Array) -> Array:
+        return self.second_derivative(x) * v
+
+
+class Quadratic(ScalarProblem):
+    """f = (a/2) x^2 with curvature a.
+
+    With a = 2 and c = 2 the samples are (x -+ 1)^2 - 1 and V(x) = 4 x^2 + 4 (An, Lu, Ying).
+    """
+
+    def __init__(self, curvature: float = 2.0, noise: float = 2.0, initial: float = 1.0) -> None:
+        super().__init__(noise, initial)
+        self.curvature = curvature
+
+    def value(self, x: Array) -> Array:
+        return 0.5 * self.curvature * x * x
+
+    def derivative(self, x: Array) -> Array:
+        return self.curvature * x
+
+    def second_derivative(self, x: Array) -> Array:
+        return np.full_like(x, self.curvature)
+
+
+class Quartic(ScalarProblem):
+    """f = x^4 / 4: convex, its gradient not Lipschitz."""
+
+    def value(self, x: Array) -> Array:
+        return 0.25 * (x * x) ** 2
+
+    def derivative(self, x: Array) -> Array:
+        return x * x * x
+
+    def second_derivative(self, x: Array) -> Array:
+        return 3.0 * x * x
+
+
+class DoubleWell(ScalarProblem):
+    """f = x^2/2 - 2 log cosh x: Lipschitz gradient, wells near x = -1.915 and 1.915."""
+
+    def value(self, x: Array) -> Array:
+        size = np.abs(x)
+        log_cosh = size + np.log1p(np.exp(-2.0 * size)) - np.log(2.0)  # cosh itself overflows
+        return (0.5 * x * x - 2.0 * log_cosh).astype(x.dtype, copy=False)
+
+    def derivative(self, x: Array) -> Array:
+        return x - 2.0 * np.tanh(x)
+
+    def second_derivative(self, x: Array) -> Array:
+        return 2.0 * np.tanh(x) ** 2 - 1.0
