@@ -1,0 +1,1 @@
+"""Staleness profiles and loss predictions: reads runs, simulates models, never starts workers."""

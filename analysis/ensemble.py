@@ -1,0 +1,363 @@
+"""Ensembles of paths: run a model block by block and keep statistics, never all paths x updates.
+
+The seam with the models is one class. A `Block` is some paths of a model that advance together;
+a `BlockMaker` builds one from its initial points and its own random generator:
+
+    class Heun:                                       # a Block
+        def __init__(self, problem, ..., x, rng): ...
+        def step(self, k): ...                        # from update k to update k + 1, in place
+        def position(self): ...                       # x now, shape (paths, d)
+
+    run_ensemble(partial(Heun, problem, ...), problem, updates, paths, seed, "heun")
+
+How the paths are cut into blocks depends on their number and on d alone, and every block has its
+own random stream, so no result depends on the number of threads.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Protocol, TypedDict, Unpack
+
+import numpy as np
+import numpy.typing as npt
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+from asgd.errors import InputError
+from asgd.problems.base import Array, Problem
+from asgd.streams import stream
+
+PerUpdate = float | Sequence[float] | npt.NDArray[Any]
+
+QUANTILE_LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
+
+# Below this many numbers an array operation costs more in calls than in arithmetic.
+BLOCK_SCALARS = 10_000
+# A matrix product over fewer paths than this is bound by reading the data set.
+BLOCK_PATHS = 16
+# Numbers held by the state of one block: 2**26 doubles are 512 MB.
+BLOCK_STATE = 2**26
+# Bytes of statistics an ensemble may hold.
+STATISTICS_BYTES = 4 * 2**30
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """Statistics of simulated paths at the recorded updates.
+
+    A path that diverges is kept: its statistics become inf or nan.
+
+    Attributes
+    ----------
+    update
+        Recorded updates, shape (m,): after how many applied updates. Update 0 is x_0.
+    mean
+        E x, shape (m, d).
+    second_moment
+        E x^2, element by element, shape (m, d).
+    loss_mean, loss_std
+        Mean and standard deviation of f(x) over the paths, shape (m,).
+    quantile_levels
+        Shape (q,).
+    loss_quantiles
+        Quantiles of f(x) over the paths, shape (m, q).
+    paths
+        Number of paths.
+    final
+        x after the last update, shape (paths, d).
+    """
+
+    update: npt.NDArray[np.int64]
+    mean: npt.NDArray[np.float64]
+    second_moment: npt.NDArray[np.float64]
+    loss_mean: npt.NDArray[np.float64]
+    loss_std: npt.NDArray[np.float64]
+    quantile_levels: npt.NDArray[np.float64]
+    loss_quantiles: npt.NDArray[np.float64]
+    paths: int
+    final: Array
+
+
+class Block(Protocol):
+    """Some paths of a model that advance together."""
+
+    def step(self, k: int) -> None:
+        """Advance every path from update k to update k + 1, in place."""
+
+    def position(self) -> Array:
+        """Return x now, shape (paths, d); valid until the next step."""
+
+
+class BlockMaker(Protocol):
+    """Builds the block that starts at `x`, shape (paths, d), which it may keep and overwrite."""
+
+    def __call__(self, x: Array, rng: np.random.Generator) -> Block:
+        """Return the block, at update 0."""
+
+
+class PathOptions(TypedDict, total=False):
+    """Keyword arguments that every model function hands on to `run_ensemble`."""
+
+    initial: npt.ArrayLike | None
+    record: npt.ArrayLike | None
+    quantile_levels: Sequence[float]
+    threads: int | None
+    dtype: npt.DTypeLike
+    progress: Callable[[int, int], None] | None
+
+
+def per_update(value: PerUpdate, updates: int, key: str) -> npt.NDArray[np.float64]:
+    """Return a constant or a schedule as one positive number per update, shape (updates,).
+
+    Raises
+    ------
+    InputError
+        If a schedule is shorter than the run or a value is not positive and finite.
+    """
+    values = np.asarray(value, dtype=float)
+    if values.ndim == 0:
+        values = np.broadcast_to(values, (updates,))
+    if values.ndim != 1 or len(values) < updates:
+        raise InputError(
+            f"{key}: shape {values.shape}; accepted: a number, or one for each of {updates} updates"
+        )
+    if not np.all(np.isfinite(values) & (values > 0)):
+        raise InputError(f"{key}: {value}; accepted: positive finite numbers")
+    return values[:updates]
+
+
+def block_sizes(paths: int, dim: int, state_copies: int = 4) -> list[int]:
+    """Return how many paths each block gets; a function of the model and never of the machine.
+
+    Parameters
+    ----------
+    state_copies
+        Vectors of length d that a model holds for each path.
+    """
+    smallest = max(-(-BLOCK_SCALARS // dim), BLOCK_PATHS)
+    largest = max(BLOCK_STATE // (dim * state_copies), 1)
+    blocks = max(paths // min(smallest, largest), 1)
+    return [len(part) for part in np.array_split(np.arange(paths), blocks)]
+
+
+def run_ensemble(
+    make_block: BlockMaker,
+    problem: Problem,
+    updates: int,
+    paths: int,
+    seed: int,
+    name: str,
+    state_copies: int = 4,
+    **options: Unpack[PathOptions],
+) -> Ensemble:
+    """Simulate `paths` paths of a model over `updates` updates and return their statistics.
+
+    Memory: per thread, the state of one block and its 2 m d moments; and, if quantiles are asked
+    for, one loss per path and record, m x paths numbers.
+
+    Parameters
+    ----------
+    name
+        Names the random streams: two models under one seed draw independent numbers.
+    state_copies
+        Vectors of length d that the model holds for each path; bounds the size of a block.
+    initial
+        x_0, shape (d,). Default: the problem's initial point under this seed.
+    record
+        Updates at which to keep statistics. Default: every one, 0 and `updates` included.
+    quantile_levels
+        Levels of the loss quantiles; an empty tuple saves their memory.
+    threads
+        Threads to run blocks on. Default: the processors this process may use.
+    dtype
+        float64 or float32, the precision of the paths. Statistics are float64.
+    progress
+        Called as progress(done, total) about a hundred times, from any thread; in block-updates.
+
+    Raises
+    ------
+    InputError
+        If an option cannot be used, or the statistics would need more than 4 GB.
+    """
+    if updates < 1 or paths < 1:
+        raise InputError(f"updates, paths: {updates}, {paths}; accepted: at least 1 each")
+    at = _recorded_updates(options.get("record"), updates)
+    levels = np.asarray(options.get("quantile_levels", QUANTILE_LEVELS), dtype=float)
+    _check_memory(len(at), problem.dim, paths, len(levels) > 0)
+    start = _initial_point(problem, options.get("initial"), seed)
+    dtype = np.dtype(options.get("dtype", np.float64))
+    sizes = block_sizes(paths, problem.dim, state_copies)
+    offsets = np.cumsum([0, *sizes])
+    losses = np.empty((len(at), paths)) if len(levels) else None
+    final = np.empty((paths, problem.dim), dtype)
+    watch = _Watch(len(sizes) * updates, options.get("progress"))
+
+    def run(i: int) -> _Statistics:
+        rows = slice(int(offsets[i]), int(offsets[i + 1]))
+        x = np.tile(start.astype(dtype), (sizes[i], 1))
+        block = make_block(x, stream(seed, f"{name}/{i}"))
+        # A diverging path is an answer, reported as inf or nan.
+        with np.errstate(over="ignore", invalid="ignore"):
+            out = losses[:, rows] if losses is not None else None
+            statistics = _run_block(block, problem, updates, at, out, watch)
+        final[rows] = block.position()
+        return statistics
+
+    merged = _over_blocks(run, len(sizes), options.get("threads"), watch)
+    return Ensemble(
+        update=at,
+        mean=merged.mean,
+        second_moment=merged.second_moment,
+        loss_mean=merged.loss_mean,
+        loss_std=np.sqrt(merged.loss_variance),
+        quantile_levels=levels,
+        loss_quantiles=np.empty((len(at), 0))
+        if losses is None
+        else _loss_quantiles(losses, levels),
+        paths=paths,
+        final=final,
+    )
+
+
+class _Statistics:
+    """Means over some paths at the recorded updates, and how two sets of paths combine."""
+
+    def __init__(self, paths: int, records: int, dim: int) -> None:
+        self.paths = paths
+        self.mean = np.zeros((records, dim))
+        self.second_moment = np.zeros((records, dim))
+        self.loss_mean = np.zeros(records)
+        self.loss_variance = np.zeros(records)
+
+    def record(self, row: int, x: Array, loss: Array) -> None:
+        if x.shape[1] == 1:
+            flat = x.reshape(-1)
+            self.mean[row] = flat.mean()
+            self.second_moment[row] = np.dot(flat, flat) / self.paths
+        else:
+            self.mean[row] = x.mean(axis=0)
+            self.second_moment[row] = np.einsum("ij,ij->j", x, x) / self.paths
+        mean = loss.mean(dtype=np.float64)
+        deviation = loss - mean
+        self.loss_mean[row] = mean
+        self.loss_variance[row] = np.dot(deviation, deviation) / self.paths
+
+    def merge(self, other: _Statistics) -> None:
+        self.paths += other.paths
+        share = other.paths / self.paths
+        difference = other.loss_mean - self.loss_mean
+        self.mean += share * (other.mean - self.mean)
+        self.second_moment += share * (other.second_moment - self.second_moment)
+        self.loss_mean += share * difference
+        self.loss_variance += share * (
+            other.loss_variance - self.loss_variance + (1 - share) * difference**2
+        )
+
+
+class _Watch:
+    """Counts updates over all blocks, tells the caller, and stops every block when one fails."""
+
+    def __init__(self, total: int, progress: Callable[[int, int], None] | None) -> None:
+        self.stopped = False
+        self.interval = max(total // 100, 1)
+        self._total, self._done, self._progress = total, 0, progress
+        self._lock = threading.Lock()
+
+    def add(self, updates: int) -> None:
+        with self._lock:
+            self._done += updates
+            if self._progress is not None:
+                self._progress(self._done, self._total)
+
+
+def _run_block(
+    block: Block,
+    problem: Problem,
+    updates: int,
+    at: npt.NDArray[np.int64],
+    losses: npt.NDArray[np.float64] | None,
+    watch: _Watch,
+) -> _Statistics:
+    x = block.position()
+    statistics = _Statistics(len(x), len(at), x.shape[1])
+    wanted = iter(enumerate(at.tolist()))
+    row, following = next(wanted)
+    unreported = 0
+    for k in range(updates + 1):
+        if k == following:
+            x = block.position()
+            loss = np.asarray(problem.loss(x))
+            statistics.record(row, x, loss)
+            if losses is not None:
+                losses[row] = loss
+            row, following = next(wanted, (row, -1))
+        if k == updates or watch.stopped:
+            break
+        block.step(k)
+        unreported += 1
+        if unreported == watch.interval:
+            watch.add(unreported)
+            unreported = 0
+    watch.add(unreported)
+    return statistics
+
+
+def _over_blocks(
+    run: Callable[[int], _Statistics], blocks: int, threads: int | None, watch: _Watch
+) -> _Statistics:
+    if blocks == 1:
+        return run(0)
+    threads = threads or len(os.sched_getaffinity(0))
+    # One BLAS thread for each block: with more, blocks compete, and rounding would depend on them.
+    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(min(threads, blocks)) as pool:
+        try:
+            # In the order of the blocks, whichever ends first: sums then round the same way.
+            results = pool.map(run, range(blocks))
+            merged = next(results)
+            with np.errstate(over="ignore", invalid="ignore"):
+                for statistics in results:
+                    merged.merge(statistics)
+            return merged
+        except BaseException:
+            watch.stopped = True
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+
+
+def _loss_quantiles(
+    losses: npt.NDArray[np.float64], levels: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
+    with np.errstate(invalid="ignore"):
+        return np.quantile(losses, levels, axis=1, overwrite_input=True).T
+
+
+def _initial_point(problem: Problem, initial: npt.ArrayLike | None, seed: int) -> Array:
+    if initial is None:
+        return problem.initial_point(stream(seed, "initial"))
+    x = np.asarray(initial, dtype=float)
+    if x.shape != (problem.dim,):
+        raise InputError(f"initial: shape {x.shape}; accepted: ({problem.dim},)")
+    return x
+
+
+def _recorded_updates(record: npt.ArrayLike | None, updates: int) -> npt.NDArray[np.int64]:
+    if record is None:
+        return np.arange(updates + 1, dtype=np.int64)
+    at = np.unique(np.asarray(record, dtype=np.int64))
+    if at.size == 0 or at[0] < 0 or at[-1] > updates:
+        raise InputError(f"record: {record}; accepted: updates from 0 to {updates}")
+    return at
+
+
+def _check_memory(records: int, dim: int, paths: int, quantiles: bool) -> None:
+    needed = 8 * records * (2 * dim + (paths if quantiles else 0))
+    if needed > STATISTICS_BYTES:
+        raise InputError(
+            f"record: {records} records of {dim} parameters and {paths} paths need "
+            f"{needed / 2**30:.1f} GB; accepted: at most {STATISTICS_BYTES / 2**30:.0f} GB, "
+            "so record fewer updates or pass quantile_levels=()"
+        )
