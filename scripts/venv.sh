@@ -1,0 +1,21 @@
+# Sourced by the other scripts.
+
+# make_venv [EXTRA]: make .venv with the project and one extra in it. Installs again only when
+# pyproject.toml changed or the extra is asked for the first time.
+make_venv() {
+    python="${PYTHON:-python3}"
+    if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+        echo "$0: needs Python 3.11 or newer as $python; set PYTHON to its path" >&2
+        exit 2
+    fi
+    stamp=".venv/.installed-${1:-base}"
+    if ! cmp -s pyproject.toml "$stamp"; then
+        echo "$0: installing into .venv" >&2
+        [ -x .venv/bin/python ] || "$python" -m venv .venv
+        .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable ".${1:+[$1]}"
+        cp pyproject.toml "$stamp"
+    fi
+}
+
+set -eu
+cd "$(dirname "$0")/.."
