@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from asgd.config import LINEAR_KINDS, ProblemConfig, RunConfig
 from asgd.problems.base import Problem
 from asgd.problems.linear import DATASETS, LeastSquares, Logistic, Softmax
@@ -18,7 +20,11 @@ __all__ = [
     "make_problem",
 ]
 
-_SCALAR = {"quadratic": Quadratic, "quartic": Quartic, "double_well": DoubleWell}
+_SCALAR: dict[str, Callable[..., Problem]] = {
+    "quadratic": Quadratic,
+    "quartic": Quartic,
+    "double_well": DoubleWell,
+}
 
 
 def make_problem(config: RunConfig | ProblemConfig) -> Problem:

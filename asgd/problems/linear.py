@@ -3,7 +3,8 @@
 Every sample has features a_i of shape (m,) and a target of C outputs. With the parameters as a
 matrix X of shape (C, m), row after row in x of shape (d,), d = C m,
 
-    f_i(x) = loss_i(X a_i) + (l2/2) |x|^2,    grad f_i(x) = (response(X a_i) - target_i) a_i^T + l2 x
+    f_i(x) = loss_i(X a_i) + (l2/2) |x|^2
+    grad f_i(x) = (response(X a_i) - target_i) a_i^T + l2 x
 
 so a full gradient is two matrix products and gradient noise is a third. The l2 term belongs to
 every sample and to every parameter, the intercept included: all curvatures are at least l2.
@@ -15,13 +16,16 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
+from itertools import repeat
+from typing import Any, cast
 
 import numpy as np
+import numpy.typing as npt
 
 from asgd.errors import InputError
 from asgd.problems.base import Array, Indices, Problem
 
-_BLOCK_BYTES = 1 << 20  # outputs of one block of paths: what stays in the second-level cache
+_BLOCK_OUTPUTS = 1 << 17  # scores of one block of points: what stays in the second-level cache
 
 
 class LinearModel(Problem):
@@ -49,7 +53,8 @@ class LinearModel(Problem):
         self.n_outputs = targets.shape[1]
         self.dim = self.n_outputs * self.n_features
         double = features, np.ascontiguousarray(targets.T)
-        self._data = {"d": double, "f": tuple(array.astype(np.float32) for array in double)}
+        single = double[0].astype(np.float32), double[1].astype(np.float32)
+        self._data: list[tuple[Array, Array]] = [double, cast(Any, single)]
 
     @abstractmethod
     def respond(self, scores: Array) -> None:
@@ -70,8 +75,7 @@ class LinearModel(Problem):
     def loss(self, x: Array) -> Array:
         points, features, targets = self._prepare(x)
         value = np.empty(len(points), dtype=points.dtype)
-        for block in self._blocks(len(points)):
-            scores = self._scores(points[block], features)
+        for block, scores in self._scores(points, features):
             value[block] = self.sample_losses(scores, targets).mean(axis=-1)
         value += 0.5 * self.l2 * np.einsum("pcm,pcm->p", points, points)
         return value.reshape(x.shape[:-1])[()]
@@ -83,9 +87,8 @@ class LinearModel(Problem):
         if indices is not None:
             features, targets = features[indices], targets[:, indices]
         total = np.empty_like(points)
-        for block in self._blocks(len(points)):
-            residual = self._residual(points[block], features, targets)
-            total[block] = residual @ features
+        for block, residual in self._residuals(points, features, targets):
+            _sum_outer(residual, features, total[block])
         total /= len(features)
         total += self.l2 * points
         return total.reshape(x.shape)
@@ -96,7 +99,7 @@ class LinearModel(Problem):
         points, features, targets = self._prepare(x)
         chosen = np.broadcast_to(indices, (*lead, indices.shape[-1])).reshape(len(points), -1)
         total = np.empty_like(points)
-        for block in self._blocks(len(points)):
+        for block in _blocks(len(points), self.n_outputs * chosen.shape[-1]):
             batch = features[chosen[block]]
             residual = points[block] @ batch.swapaxes(-1, -2)
             self.respond(residual)
@@ -108,8 +111,9 @@ class LinearModel(Problem):
 
     def sample_gradients(self, x: Array) -> Array:
         points, features, targets = self._prepare(x)
-        residual = self._residual(points, features, targets)
-        g = residual.swapaxes(-1, -2)[..., None] * features[:, None, :]
+        g = np.empty((len(points), self.n_samples, *points.shape[1:]), dtype=points.dtype)
+        for block, residual in self._residuals(points, features, targets):
+            np.multiply(residual.swapaxes(-1, -2)[..., None], features[:, None, :], out=g[block])
         g += self.l2 * points[:, None]
         return g.reshape(*x.shape[:-1], self.n_samples, self.dim)
 
@@ -120,25 +124,24 @@ class LinearModel(Problem):
     def gradient_covariance(self, x: Array) -> Array:
         points, features, targets = self._prepare(x)
         covariance = np.empty((len(points), self.dim, self.dim), dtype=points.dtype)
-        for number, point in enumerate(points):
-            residual = self._residual(point[None], features, targets)[0]
-            g = (residual.T[:, :, None] * features[:, None, :]).reshape(self.n_samples, self.dim)
-            g -= g.mean(axis=0)
-            covariance[number] = g.T @ g
+        for block, residuals in self._residuals(points, features, targets):
+            for residual, out in zip(residuals, covariance[block], strict=True):
+                g = (residual.T[:, :, None] * features[:, None, :]).reshape(-1, self.dim)
+                g -= g.mean(axis=0)
+                np.matmul(g.T, g, out=out)
         covariance /= self.n_samples
         return covariance.reshape(*x.shape, self.dim)
 
     def gradient_and_noise(self, x: Array, rng: np.random.Generator) -> tuple[Array, Array]:
         points, features, targets = self._prepare(x)
         total, noise = np.empty_like(points), np.empty_like(points)
-        for block in self._blocks(len(points)):
-            residual = self._residual(points[block], features, targets)
-            total[block] = residual @ features
+        for block, residual in self._residuals(points, features, targets):
+            _sum_outer(residual, features, total[block])
             z = rng.standard_normal((len(residual), self.n_samples), dtype=points.dtype.type)
             # sum_i z_i (g_i - g) = sum_i (z_i - mean z) g_i, and the penalty drops out
             z -= z.mean(axis=-1, keepdims=True)
             residual *= z[:, None, :]
-            noise[block] = residual @ features
+            _sum_outer(residual, features, noise[block])
         total /= self.n_samples
         total += self.l2 * points
         noise /= np.sqrt(self.n_samples)
@@ -146,68 +149,109 @@ class LinearModel(Problem):
 
     def hessian_vector(self, x: Array, v: Array) -> Array:
         shape = np.broadcast_shapes(x.shape, v.shape)
-        points, features, _ = self._prepare(x)
-        vectors, _, _ = self._prepare(np.broadcast_to(v, shape))
-        response = self._scores(points, features)
-        self.respond(response)
-        response = np.broadcast_to(
-            response.reshape(*x.shape[:-1], *response.shape[1:]),
-            (*shape[:-1], *response.shape[1:]),
-        ).reshape(len(vectors), *response.shape[1:])
+        vectors, features, _ = self._prepare(np.broadcast_to(v, shape))
+        points, _, _ = self._prepare(x if x.ndim == 1 else np.broadcast_to(x, shape))
+        responses = self._responses(points, features)
+        if x.ndim == 1:
+            responses = repeat(next(responses))
         product = np.empty_like(vectors)
-        for block in self._blocks(len(vectors)):
-            change = self._scores(vectors[block], features)
-            product[block] = self.response_change(response[block], change) @ features
+        blocks = zip(self._scores(vectors, features), responses, strict=False)
+        for (block, change), (_, response) in blocks:
+            _sum_outer(self.response_change(response, change), features, product[block])
         product /= self.n_samples
         product += self.l2 * vectors
         return product.reshape(shape)
 
     def hessian(self, x: Array) -> Array:
         points, features, _ = self._prepare(x)
-        response = self._scores(points, features)[0]
-        self.respond(response)
-        hessian = np.empty((self.n_outputs, self.n_features, self.n_outputs, self.n_features))
+        _, response = next(self._responses(points, features))
+        blocks = np.empty((self.n_outputs, self.n_features, self.n_outputs, self.n_features))
         for output in range(self.n_outputs):
-            change = np.zeros_like(response)
+            change = np.zeros_like(response[0])
             change[output] = 1.0
-            for other, weight in enumerate(self.response_change(response, change)):
-                hessian[other, :, output] = (features.T * weight) @ features
-        hessian = hessian.reshape(self.dim, self.dim) / self.n_samples
+            for other, weight in enumerate(self.response_change(response[0], change)):
+                blocks[other, :, output] = (features.T * weight) @ features
+        hessian = blocks.reshape(self.dim, self.dim) / self.n_samples
         hessian[np.diag_indices(self.dim)] += self.l2
         return hessian
 
     def _prepare(self, x: Array) -> tuple[Array, Array, Array]:
         """Return points of shape (points, C, m) with features and targets of their type."""
-        features, targets = self._data["f" if x.dtype == np.float32 else "d"]
+        features, targets = self._data[x.dtype == np.float32]
         return x.reshape(-1, self.n_outputs, self.n_features), features, targets
 
-    def _blocks(self, points: int) -> Iterator[slice]:
-        """Cut many points into blocks whose scores stay in cache."""
-        size = max(1, _BLOCK_BYTES // (8 * self.n_outputs * self.n_samples))
-        return (slice(start, start + size) for start in range(0, points, size))
+    def _scores(self, points: Array, features: Array) -> Iterator[tuple[slice, Array]]:
+        """Yield the scores of one block of points after another, in a buffer that is reused."""
+        buffer = None
+        for block in _blocks(len(points), self.n_outputs * len(features)):
+            rows = points[block]
+            if buffer is None:
+                buffer = np.empty((*rows.shape[:2], len(features)), dtype=points.dtype)
+            scores = buffer[: len(rows)]
+            product = scores.reshape(-1, len(features))
+            np.matmul(rows.reshape(-1, self.n_features), features.T, out=product)
+            yield block, scores
 
-    def _scores(self, points: Array, features: Array) -> Array:
-        rows = points.reshape(-1, self.n_features)
-        return (rows @ features.T).reshape(len(points), self.n_outputs, len(features))
+    def _responses(self, points: Array, features: Array) -> Iterator[tuple[slice, Array]]:
+        for block, scores in self._scores(points, features):
+            self.respond(scores)
+            yield block, scores
 
-    def _residual(self, points: Array, features: Array, targets: Array) -> Array:
-        residual = self._scores(points, features)
-        self.respond(residual)
-        residual -= targets
-        return residual
+    def _residuals(
+        self, points: Array, features: Array, targets: Array
+    ) -> Iterator[tuple[slice, Array]]:
+        for block, residual in self._responses(points, features):
+            residual -= targets
+            yield block, residual
 
 
-class LeastSquares(LinearModel):
-    """f_i = (1/2) (a_i . x - y_i)^2 + (l2/2) |x|^2.
+def _blocks(points: int, outputs: int) -> Iterator[slice]:
+    """Cut points of so many outputs each into blocks that stay in cache."""
+    size = max(1, _BLOCK_OUTPUTS // outputs)
+    return (slice(start, start + size) for start in range(0, points, size))
+
+
+def _sum_outer(residual: Array, features: Array, out: Array) -> None:
+    """Write sum_i residual_i a_i^T: (points, C, b) and (b, m) to (points, C, m)."""
+    rows = residual.reshape(-1, residual.shape[-1])
+    np.matmul(rows, features, out=out.reshape(-1, out.shape[-1]))
+
+
+class SingleOutputModel(LinearModel):
+    """A linear model with one output.
 
     Parameters
     ----------
     features, target
         Shapes (n, m) and (n,).
+    l2
+        Weight of the penalty (l2/2) |x|^2.
     """
 
     def __init__(self, features: Array, target: Array, l2: float = 1e-3) -> None:
         super().__init__(features, np.asarray(target)[:, None], l2)
+
+    def gradient_covariance(self, x: Array) -> Array:
+        points, features, targets = self._prepare(x)
+        upper = np.triu_indices(self.dim)
+        products = features[:, upper[0]] * features[:, upper[1]]
+        moments = np.empty((len(points), len(upper[0])), dtype=points.dtype)
+        mean = np.empty((len(points), self.dim), dtype=points.dtype)
+        for block, residuals in self._residuals(points, features, targets):
+            residual = residuals[:, 0]
+            np.matmul(residual, features, out=mean[block])
+            np.matmul(residual**2, products, out=moments[block])
+        mean /= self.n_samples
+        moments /= self.n_samples
+        moments -= mean[:, upper[0]] * mean[:, upper[1]]
+        covariance = np.empty((len(points), self.dim, self.dim), dtype=points.dtype)
+        covariance[:, upper[0], upper[1]] = moments
+        covariance[:, upper[1], upper[0]] = moments
+        return covariance.reshape(*x.shape, self.dim)
+
+
+class LeastSquares(SingleOutputModel):
+    """f_i = (1/2) (a_i . x - y_i)^2 + (l2/2) |x|^2."""
 
     def respond(self, scores: Array) -> None:
         pass  # the response is the score
@@ -219,11 +263,8 @@ class LeastSquares(LinearModel):
         return 0.5 * (scores - targets)[..., 0, :] ** 2
 
 
-class Logistic(LinearModel):
+class Logistic(SingleOutputModel):
     """f_i = log(1 + exp(s)) - y_i s + (l2/2) |x|^2 with s = a_i . x and y_i in {0, 1}."""
-
-    def __init__(self, features: Array, target: Array, l2: float = 1e-3) -> None:
-        super().__init__(features, np.asarray(target)[:, None], l2)
 
     def respond(self, scores: Array) -> None:
         scores *= 0.5  # (1 + tanh(s/2)) / 2 does not overflow
@@ -247,7 +288,8 @@ class Softmax(LinearModel):
         Shapes (n, m) and (n,); the labels are 0, 1, ..., C - 1.
     """
 
-    def __init__(self, features: Array, labels: Indices, l2: float = 1e-3) -> None:
+    def __init__(self, features: Array, labels: npt.ArrayLike, l2: float = 1e-3) -> None:
+        labels = np.asarray(labels)
         super().__init__(features, np.eye(int(labels.max()) + 1)[labels], l2)
 
     def respond(self, scores: Array) -> None:
@@ -256,13 +298,15 @@ class Softmax(LinearModel):
         scores /= scores.sum(axis=-2, keepdims=True)
 
     def response_change(self, response: Array, change: Array) -> Array:
-        product = response * change
-        return product - response * product.sum(axis=-2, keepdims=True)
+        product: Array = response * change
+        product -= response * product.sum(axis=-2, keepdims=True)
+        return product
 
     def sample_losses(self, scores: Array, targets: Array) -> Array:
         own = np.einsum("...cb,cb->...b", scores, targets)
         peak = scores.max(axis=-2)
-        return np.log(np.exp(scores - peak[..., None, :]).sum(axis=-2)) + peak - own
+        losses: Array = np.log(np.exp(scores - peak[..., None, :]).sum(axis=-2)) + peak - own
+        return losses
 
 
 def diabetes(l2: float = 1e-3) -> LeastSquares:
@@ -291,7 +335,7 @@ def digits(l2: float = 1e-3) -> Softmax:
     return Softmax(_with_intercept(features / 16.0), labels, l2)
 
 
-DATASETS: dict[str, Callable[[float], LinearModel]] = {
+DATASETS: dict[str, Callable[..., LinearModel]] = {
     "diabetes": diabetes,
     "breast_cancer": breast_cancer,
     "digits": digits,
@@ -306,7 +350,8 @@ def _load(name: str) -> tuple[Array, Array]:
 
 
 def _standardise(values: Array) -> Array:
-    return (values - values.mean(axis=0)) / values.std(axis=0)
+    scaled: Array = (values - values.mean(axis=0)) / values.std(axis=0)
+    return scaled
 
 
 def _with_intercept(features: Array) -> Array:
