@@ -1,0 +1,88 @@
+"""The configuration: defaults, overrides, and one clear line for whatever cannot be used."""
+
+from pathlib import Path
+
+import pytest
+
+from asgd.config import load_config, make_config
+from asgd.errors import InputError
+
+
+def write(directory: Path, text: str) -> Path:
+    path = directory / "run.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_defaults_depend_on_the_kind_of_problem() -> None:
+    assert make_config().problem.dataset == "digits"
+    assert make_config({"problem": {"kind": "quadratic"}}).problem.curvature == 2.0
+    assert make_config({"problem": {"kind": "quartic"}}).problem.curvature is None
+
+
+def test_resolved_configuration_reads_back_equal(tmp_path: Path) -> None:
+    config = make_config({"cluster": {"workers": 2, "compute_time": {"mean": [0.1, 0.2]}}})
+    path = tmp_path / "config.json"
+    path.write_text(config.to_json(), encoding="utf-8")
+    assert load_config(path) == config
+
+
+def test_overrides_are_read_as_toml_or_text(tmp_path: Path) -> None:
+    path = write(tmp_path, "[problem]\nkind = 'logistic'\n")
+    config = load_config(
+        path, ["problem.l2=1e-2", "problem.kind=softmax", "cluster.compute_time.law=gamma"]
+    )
+    assert config.problem.l2 == 1e-2
+    assert config.problem.kind == "softmax"
+    assert config.cluster.compute_time.law == "gamma"
+
+
+@pytest.mark.parametrize(
+    ("data", "parts"),
+    [
+        ({"optimizer": {"learning_rate": -1}}, ("optimizer.learning_rate", "-1", "> 0")),
+        ({"optimizer": {"learning_rate": "fast"}}, ("learning_rate", "'fast'", "float")),
+        ({"optimizer": {"learning_rate": float("inf")}}, ("learning_rate", "inf", "finite")),
+        ({"optimizer": {"learning_rat": 1}}, ("learning_rat", "did you mean learning_rate")),
+        ({"optimiser": {}}, ("optimiser", "did you mean optimizer")),
+        ({"cluster": {"workers": 0}}, ("cluster.workers", "0", ">= 1")),
+        ({"cluster": {"workers": True}}, ("cluster.workers", "True", "int")),
+        ({"cluster": {"schedule": "fair"}}, ("cluster.schedule", "'fair'", "free, uniform")),
+        ({"cluster": {"compute_time": {"mean": [0.1, 0.2]}}}, ("2 values", "4")),
+        ({"cluster": {"compute_time": {"mean": [1, -2, 1, 1]}}}, ("mean[1]", "-2", "> 0")),
+        ({"cluster": 3}, ("cluster", "3", "table")),
+        ({"run": {"updates": 1.5}}, ("run.updates", "1.5", "int")),
+        ({"problem": {"kind": "resnet"}}, ("'resnet'", "softmax", "package.module:factory")),
+        ({"problem": {"kind": "quadratic", "l2": 1}}, ("l2", "quadratic", "curvature")),
+        ({"problem": {"kind": "softmax", "dataset": "iris"}}, ("'iris'", "'digits'")),
+    ],
+)
+def test_unusable_values_are_refused_in_one_line(
+    data: dict[str, object], parts: tuple[str, ...]
+) -> None:
+    with pytest.raises(InputError) as refusal:
+        make_config(data)
+    message = str(refusal.value)
+    assert "\n" not in message
+    for part in parts:
+        assert part in message
+
+
+@pytest.mark.parametrize("entry", ["workers=3", "cluster.workers", "=3", "run.seed.deep=1"])
+def test_malformed_overrides_are_refused(tmp_path: Path, entry: str) -> None:
+    path = write(tmp_path, "[run]\nseed = 3\n")
+    with pytest.raises(InputError, match="--set"):
+        load_config(path, [entry])
+
+
+@pytest.mark.parametrize("content", [b"[run\n", b"\xff\xfe", b"run = 3\n"])
+def test_files_that_are_no_configuration_are_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "run.toml"
+    path.write_bytes(content)
+    with pytest.raises(InputError):
+        load_config(path)
+
+
+def test_missing_file_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"nowhere\.toml"):
+        load_config(tmp_path / "nowhere.toml")
