@@ -337,7 +337,7 @@ class ConwayMaxwellPoisson(StalenessLaw):
         _check(self.nu > 0.0 or self.log_rate < 0.0, "log_rate", self.log_rate, "< 0 where nu = 0")
 
     @cached_property
-    def _table(self) -> Array:
+    def table(self) -> Array:
         """Probabilities up to where the rest is below double precision."""
         from scipy.special import gammaln
 
@@ -354,19 +354,19 @@ class ConwayMaxwellPoisson(StalenessLaw):
         raise InputError(f"{self!r} spreads over more than {_LONGEST_SUPPORT} staleness values")
 
     def _pmf(self, k: Array) -> Array:
-        last = len(self._table) - 1
-        return np.where(k > last, 0.0, self._table[np.minimum(k, last).astype(np.int64)])
+        last = len(self.table) - 1
+        return np.where(k > last, 0.0, self.table[np.minimum(k, last).astype(np.int64)])
 
     def _tail(self, k: Array) -> Array:
-        return _tail_of(self._table, k)
+        return _tail_of(self.table, k)
 
     def _moments(self) -> tuple[float, float]:
-        k = np.arange(len(self._table))
-        mean = float(k @ self._table)
-        return mean, float((k - mean) ** 2 @ self._table)
+        k = np.arange(len(self.table))
+        mean = float(k @ self.table)
+        return mean, float((k - mean) ** 2 @ self.table)
 
     def _rvs(self, size: Size, rng: np.random.Generator) -> Any:
-        return np.searchsorted(np.cumsum(self._table[:-1]), rng.random(size), "right")
+        return np.searchsorted(np.cumsum(self.table[:-1]), rng.random(size), "right")
 
 
 @dataclass(frozen=True)
