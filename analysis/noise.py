@@ -1,0 +1,249 @@
+"""The noise of one update under geometric staleness, Sigma^{1/2} z, carried along each path.
+
+Sigma_k = sum_l w_l [grad f grad f^T + S/b](x_{k-l}) - g_k g_k^T with w_l = (1-mu) mu^l: the first
+part is the random choice of a lag, the second the random choice of b samples at one stale point.
+Three ways to have it, all with `draw` (noise of the next update) and `absorb` (a new point).
+"""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol
+
+import numpy as np
+
+from asgd.errors import InputError
+from asgd.problems.base import Array, Problem
+
+NoiseKind = Literal["auto", "matrix", "samples", "two_point"]
+
+# Up to this dimension (d, d) matrices are cheaper than draws over all samples.
+MATRIX_DIM = 4
+# Snapshots kept for each path by `SnapshotNoise`: enough for nearly Gaussian sums.
+SNAPSHOTS = 8
+
+
+def standard_increments(out: Array, rng: np.random.Generator, two_point: bool) -> Array:
+    """Fill `out` with independent numbers of mean 0 and variance 1, and return it.
+
+    Two-point numbers are +-1 with equal chance: moments up to the third are those of N(0, 1), so
+    means and covariances of a path are kept and its tails are not.
+    """
+    if not two_point:
+        return rng.standard_normal(out=out, dtype=out.dtype.type)
+    bits = np.frombuffer(rng.bytes((out.size + 7) // 8), dtype=np.uint8)
+    signs = np.unpackbits(bits, count=out.size).reshape(out.shape)
+    np.multiply(signs, out.dtype.type(2), out=out)
+    out -= 1
+    return out
+
+
+def psd_factor(matrices: Array) -> Array:
+    """Return lower triangular L with L L^T = A for positive semi-definite A, shape (..., d, d).
+
+    A Cholesky factor that puts zero where a pivot is zero or negative, so singular matrices and
+    the rounding errors of differences are no exception; one pass of array operations for each of
+    the d columns, over all matrices at once.
+    """
+    rest = matrices.copy()
+    factor = np.zeros_like(rest)
+    floor = 64 * np.finfo(rest.dtype).eps * np.einsum("...ii->...i", matrices)
+    for j in range(rest.shape[-1]):
+        pivot = rest[..., j, j]
+        positive = pivot > floor[..., j]
+        scale = np.where(positive, 1 / np.sqrt(np.where(positive, pivot, 1)), 0)
+        column = rest[..., j:, j] * scale[..., None]
+        factor[..., j:, j] = column
+        rest[..., j:, j:] -= column[..., :, None] * column[..., None, :]
+    return factor
+
+
+class StalenessNoise(Protocol):
+    """Noise of covariance Sigma under geometric staleness, for one block of paths."""
+
+    def draw(self, g: Array, batch: float) -> Array:
+        """Return Sigma^{1/2} z, shape (paths, d), to be overwritten; g is the expected read."""
+
+    def absorb(self, x: Array) -> Array:
+        """Take in a new point, shape (paths, d), and return grad f(x)."""
+
+
+def staleness_noise(
+    kind: NoiseKind,
+    problem: Problem,
+    x: Array,
+    rng: np.random.Generator,
+    retention: float,
+    lag_noise: bool = True,
+) -> tuple[StalenessNoise, Array]:
+    """Return the noise of paths that start at x with constant pre-history, and grad f(x).
+
+    Parameters
+    ----------
+    kind
+        "matrix" carries (d, d) averages; "two_point" the same with +-1 increments; "samples"
+        needs no matrix; "auto" is "matrix" up to d = 4 and "samples" beyond.
+    retention
+        Factor of the old average in the new one: mu for one step per update.
+    lag_noise
+        False leaves out the random choice of the lag: closure "sampling".
+
+    Raises
+    ------
+    InputError
+        If `kind` is none of the above.
+    """
+    if kind not in ("auto", "matrix", "samples", "two_point"):
+        raise InputError(f"noise: {kind!r}; accepted: auto, matrix, samples, two_point")
+    if kind == "samples" or (kind == "auto" and problem.dim > MATRIX_DIM):
+        snapshots = SnapshotNoise(problem, x, rng, retention, lag_noise)
+        return snapshots, snapshots.newest
+    gradient = problem.gradient(x)
+    carrier = ScalarNoise if problem.dim == 1 else MatrixNoise
+    return carrier(problem, x, gradient, rng, retention, lag_noise, kind == "two_point"), gradient
+
+
+class ScalarNoise:
+    """Sigma for d = 1: H of (S3) in two parts, h = E_l f'^2 and s = E_l S, in place."""
+
+    def __init__(
+        self,
+        problem: Problem,
+        x: Array,
+        gradient: Array,
+        rng: np.random.Generator,
+        retention: float,
+        lag_noise: bool,
+        two_point: bool,
+    ) -> None:
+        self.problem, self.rng, self.retention = problem, rng, retention
+        self.lag_noise, self.two_point = lag_noise, two_point
+        self.h = gradient * gradient
+        self.s = self._sampling(x).copy()
+        self._variance, self._z, self._new = np.empty_like(x), np.empty_like(x), np.empty_like(x)
+
+    def draw(self, g: Array, batch: float) -> Array:
+        """Return Sigma^{1/2} z with the square root of a variance."""
+        variance = self._variance
+        np.multiply(self.s, 1 / batch, out=variance)
+        if self.lag_noise:
+            variance += self.h
+            np.multiply(g, g, out=self._z)
+            variance -= self._z
+            np.maximum(variance, 0, out=variance)
+        np.sqrt(variance, out=variance)
+        variance *= standard_increments(self._z, self.rng, self.two_point)
+        return variance
+
+    def absorb(self, x: Array) -> Array:
+        """Relax h and s towards their values at x and return grad f(x)."""
+        gradient = self.problem.gradient(x)
+        new = self._new
+        if self.lag_noise:
+            np.multiply(gradient, gradient, out=new)
+            _relax(self.h, new, self.retention)
+        np.copyto(new, self._sampling(x))
+        _relax(self.s, new, self.retention)
+        return gradient
+
+    def _sampling(self, x: Array) -> Array:
+        return self.problem.gradient_covariance(x)[..., 0]
+
+
+class MatrixNoise:
+    """Sigma with (d, d) matrices for each path: H of (S3) in two parts, h and s, and a factor."""
+
+    def __init__(
+        self,
+        problem: Problem,
+        x: Array,
+        gradient: Array,
+        rng: np.random.Generator,
+        retention: float,
+        lag_noise: bool,
+        two_point: bool,
+    ) -> None:
+        self.problem, self.rng, self.retention = problem, rng, retention
+        self.lag_noise, self.two_point = lag_noise, two_point
+        self.h = _outer(gradient)
+        self.s = problem.gradient_covariance(x).astype(x.dtype)
+        self._z = np.empty_like(x)
+
+    def draw(self, g: Array, batch: float) -> Array:
+        """Return Sigma^{1/2} z with a Cholesky factor."""
+        covariance = self.s / batch
+        if self.lag_noise:
+            covariance += self.h
+            covariance -= _outer(g)
+        z = standard_increments(self._z, self.rng, self.two_point)
+        return np.asarray(np.einsum("pij,pj->pi", psd_factor(covariance), z))
+
+    def absorb(self, x: Array) -> Array:
+        """Relax h and s towards their values at x and return grad f(x)."""
+        gradient = self.problem.gradient(x)
+        if self.lag_noise:
+            _relax(self.h, _outer(gradient), self.retention)
+        _relax(self.s, self.problem.gradient_covariance(x).astype(x.dtype), self.retention)
+        return gradient
+
+
+class SnapshotNoise:
+    """Sigma without matrices, from a few snapshots kept for each path (ours).
+
+    Each of R slots holds the gradient G and one draw xi ~ N(0, S) of a past point, and takes the
+    new point with chance 1 - mu at every step: the age of what it holds is geometric. The noise is
+
+        (1/sqrt(R)) sum_r eps_r (G_r - g + xi_r / sqrt(b)),   eps_r = +-1, fresh for every update
+
+    The fresh signs make updates that use one slot uncorrelated, so one draw for each point is
+    enough. Averaged over the slots' coins the covariance is Sigma exactly, and for linear
+    gradients the first and second moments of x are those of (S5) exactly. Memory 2 R d a path.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        x: Array,
+        rng: np.random.Generator,
+        retention: float,
+        lag_noise: bool,
+    ) -> None:
+        self.problem, self.rng, self.retention, self.lag_noise = problem, rng, retention, lag_noise
+        shape = (len(x), SNAPSHOTS, problem.dim)
+        self.gradients = np.empty(shape if lag_noise else (0, 0, 0), x.dtype)
+        self.noises = np.empty(shape, x.dtype)
+        for slot in range(SNAPSHOTS):
+            self.newest, self.noises[:, slot] = problem.gradient_and_noise(x, rng)
+        if lag_noise:
+            self.gradients[:] = self.newest[:, None, :]
+
+    def draw(self, g: Array, batch: float) -> Array:
+        """Return the signed sum over the slots."""
+        signs = np.empty((len(g), 1, SNAPSHOTS), g.dtype)
+        standard_increments(signs, self.rng, two_point=True)
+        signs /= np.sqrt(SNAPSHOTS)
+        noise: Array = np.matmul(signs, self.noises)[:, 0]
+        noise *= 1 / np.sqrt(batch)
+        if self.lag_noise:
+            noise += np.matmul(signs, self.gradients)[:, 0]
+            noise -= signs.sum(axis=2) * g
+        return noise
+
+    def absorb(self, x: Array) -> Array:
+        """Put x into the slots whose coin says so and return grad f(x)."""
+        self.newest, noise = self.problem.gradient_and_noise(x, self.rng)
+        path, slot = np.nonzero(self.rng.random((len(x), SNAPSHOTS)) >= self.retention)
+        self.noises[path, slot] = noise[path]
+        if self.lag_noise:
+            self.gradients[path, slot] = self.newest[path]
+        return self.newest
+
+
+def _relax(average: Array, new: Array, retention: float) -> None:
+    """Replace an average by retention * average + (1 - retention) * new; overwrites `new`."""
+    average *= retention
+    new *= 1 - retention
+    average += new
+
+
+def _outer(v: Array) -> Array:
+    return v[..., :, None] * v[..., None, :]

@@ -1,0 +1,143 @@
+"""SME-ASGD, the stochastic modified equation of asynchronous SGD: (S1)-(S3), native scheme (S5)."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Unpack
+
+import numpy as np
+import numpy.typing as npt
+
+from analysis.ensemble import Ensemble, PathOptions, PerUpdate, per_update, run_ensemble
+from analysis.noise import SNAPSHOTS, NoiseKind, staleness_noise
+from asgd.errors import InputError
+from asgd.problems.base import Array, Problem
+
+Schedule = npt.NDArray[np.float64]
+
+
+class SmeAsgd:
+    """A block of paths of (S1)-(S3) in steps of dt/m, semi-implicit (An, Lu, Ying, section 2.2).
+
+    The state is X and the expected read g, with Y = -sqrt(eta/(1-mu)) g: in g a learning rate
+    that changes between updates needs no rescaling. With retention r = 1 - (1-mu)/m a step is
+
+        X' = X - (eta/m) g + (eta/sqrt(m)) Sigma^{1/2} z
+        g' = r g + (1-r) grad f(X'),   H' = r H + (1-r) V(X')
+
+    which for m = 1 is (S5): the recursion of ASGD itself with Gaussian noise.
+
+    Attributes
+    ----------
+    strong_order, weak_order
+        Orders in dt/m towards (S1)-(S3). The noise enters X and depends on Y and H alone, so
+        Euler's scheme is Milstein's.
+    """
+
+    strong_order = 1.0
+    weak_order = 1.0
+
+    def __init__(
+        self,
+        problem: Problem,
+        learning_rate: Schedule,
+        mu: float,
+        batch_size: Schedule,
+        noise: NoiseKind,
+        substeps: int,
+        lag_noise: bool,
+        x: Array,
+        rng: np.random.Generator,
+    ) -> None:
+        self.learning_rate, self.batch_size, self.substeps = learning_rate, batch_size, substeps
+        self.retention = 1 - (1 - mu) / substeps
+        self.noise, gradient = staleness_noise(noise, problem, x, rng, self.retention, lag_noise)
+        self.x, self.g = x, gradient.astype(x.dtype)
+        self._drift = np.empty_like(x)
+
+    def step(self, k: int) -> None:
+        """Advance one update: m steps of length dt/m."""
+        eta = self.learning_rate[k] / self.substeps
+        for _ in range(self.substeps):
+            kick = self.noise.draw(self.g, self.batch_size[k])
+            kick *= eta * np.sqrt(self.substeps)
+            np.multiply(self.g, eta, out=self._drift)
+            self.x -= self._drift
+            self.x += kick
+            np.multiply(self.noise.absorb(self.x), 1 - self.retention, out=self._drift)
+            self.g *= self.retention
+            self.g += self._drift
+
+    def position(self) -> Array:
+        """Return X, shape (paths, d)."""
+        return self.x
+
+
+def check_mu(mu: float) -> float:
+    """Return the geometric parameter if it lies in [0, 1).
+
+    Raises
+    ------
+    InputError
+        If it does not.
+    """
+    if not 0 <= mu < 1:
+        raise InputError(f"mu: {mu}; accepted: 0 <= mu < 1")
+    return float(mu)
+
+
+def sme_asgd(
+    problem: Problem,
+    learning_rate: PerUpdate,
+    mu: float,
+    updates: int,
+    paths: int,
+    seed: int,
+    *,
+    batch_size: PerUpdate = 1,
+    noise: NoiseKind = "auto",
+    substeps: int = 1,
+    **options: Unpack[PathOptions],
+) -> Ensemble:
+    """Simulate SME-ASGD, geometric staleness of parameter mu: the closure "iid", O(1) memory.
+
+    (S1)-(S3), An, Lu, Ying, section 2.2; mini-batches by the exact Sigma_b (ours).
+
+    Parameters
+    ----------
+    learning_rate
+        eta, a number or one for each update.
+    mu
+        Geometric parameter, P(tau = l) = (1-mu) mu^l, in [0, 1).
+    updates, paths
+        Numbers of updates and of paths.
+    batch_size
+        Samples averaged at one stale point, a number or one for each update.
+    noise
+        "matrix" carries (d, d) averages, "samples" needs no matrix, "auto" takes the cheaper;
+        "two_point" is "matrix" with +-1 increments: moments right, no quantiles.
+    substeps
+        1 is the native scheme (S5); m approaches the continuous SME with steps dt/m.
+    options
+        See `run_ensemble`.
+
+    Raises
+    ------
+    InputError
+        If an argument cannot be used.
+    """
+    if substeps < 1:
+        raise InputError(f"substeps: {substeps}; accepted: at least 1")
+    block = partial(
+        SmeAsgd,
+        problem,
+        per_update(learning_rate, updates, "learning_rate"),
+        check_mu(mu),
+        per_update(batch_size, updates, "batch_size"),
+        noise,
+        substeps,
+        True,
+    )
+    return run_ensemble(
+        block, problem, updates, paths, seed, "sme_asgd", 2 * SNAPSHOTS + 4, **options
+    )
