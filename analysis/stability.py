@@ -1,0 +1,165 @@
+"""How large a learning rate a staleness law allows.
+
+On a mode of curvature a the mean obeys x_{k+1} = x_k - h sum_l w_l x_{k-l} with h = eta a. Its
+factors per update are the roots of z - 1 + h W(1/z), W(s) = sum_l w_l s^l; the mean is stable
+while all of them lie inside the unit circle. Laws may be thousands of updates long: everything
+here works on circles by FFT, never on the L x L companion matrix. Ours.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from analysis.moments import server_transition
+from asgd.errors import InputError
+from asgd.problems.base import Array
+from asgd.staleness import ConstantPlusGeometric, Geometric, StalenessLaw
+
+Complex = npt.NDArray[np.complex128]
+
+# A polynomial of degree L turns at most L times along a circle: sixteen points for each turn
+# follow its argument, and this many at least place a root of a short law.
+_POINTS_PER_TURN = 16
+_FEWEST_POINTS = 2**14
+
+
+def max_stable_learning_rate(law: StalenessLaw, curvature: float) -> float:
+    """Return the smallest learning rate at which the mean of a mode no longer decays.
+
+    Boundary locus: on the unit circle h = (1 - z) / W(1/z) must be real and positive; the
+    smallest such h is where the first root leaves the disc. Closed forms: geometric
+    2 (1 + mu) / (1 - mu), constant delay D 2 sin(pi / (2 (2 D + 1))), over the curvature.
+
+    Parameters
+    ----------
+    law
+        Staleness law.
+    curvature
+        Largest eigenvalue of the Hessian, > 0.
+
+    Raises
+    ------
+    InputError
+        The curvature is not positive.
+    """
+    if not curvature > 0:
+        raise InputError(f"curvature = {curvature}: expected a positive number")
+    if isinstance(law, Geometric):
+        return 2.0 * (1.0 + law.mu) / (1.0 - law.mu) / curvature
+    if isinstance(law, ConstantPlusGeometric) and law.mu == 0.0:
+        return float(2.0 * np.sin(np.pi / (2.0 * (2.0 * law.offset + 1.0)))) / curvature
+    return _boundary_locus(law.weights(law.support_length())) / curvature
+
+
+def _boundary_locus(weights: Array) -> float:
+    """Return the smallest h > 0 with a root of z - 1 + h W(1/z) on the unit circle."""
+    from scipy.optimize import brentq
+
+    lags = np.arange(len(weights))
+
+    def product(theta: float) -> complex:
+        return complex((1.0 - np.exp(1j * theta)) * (np.exp(1j * theta * lags) @ weights))
+
+    def step(theta: float) -> float:
+        read = np.exp(-1j * theta * lags) @ weights
+        return float(np.real((1.0 - np.exp(1j * theta)) / read))
+
+    points = _points(len(weights))
+    angle = np.linspace(0.0, np.pi, points // 2 + 1)
+    read = np.fft.rfft(weights, points)
+    locus = (1.0 - np.exp(1j * angle)) * np.conj(read)
+    crossing = np.flatnonzero(locus.imag[:-1] * locus.imag[1:] < 0)
+    crossing = crossing[(locus.real[crossing] > 0) | (locus.real[crossing + 1] > 0)]
+    # z = -1 always lies on the real axis
+    found = [step(np.pi)]
+    estimate = np.abs(locus[crossing]) / np.abs(read[crossing]) ** 2
+    for i in crossing[estimate < 1.1 * min(estimate, default=0.0)]:
+        theta = brentq(lambda t: product(t).imag, angle[i], angle[i + 1], xtol=1e-15)
+        found.append(step(theta))
+    return min(h for h in found if h > 0)
+
+
+def spectral_radius(law: StalenessLaw, step: float) -> float:
+    """Return the mean's slowest factor per update: the largest modulus among the roots.
+
+    Bisection on the radius, the argument principle (one FFT of the law) counting the roots
+    inside; then Newton's method.
+
+    Parameters
+    ----------
+    law
+        Staleness law.
+    step
+        h, learning rate times curvature, >= 0.
+
+    Returns
+    -------
+    float
+        Below one: stable. That of the companion matrix to 1e-6.
+    """
+    if not step >= 0:
+        raise InputError(f"step = {step}: expected learning rate times curvature >= 0")
+    weights = law.weights(law.support_length())
+    # z^{L-1} (z - 1 + h W(1/z)), lowest power first
+    polynomial = np.append(step * weights[::-1], 0.0)
+    polynomial[-2:] += -1.0, 1.0
+    low, high = 0.0, 1.0 + step
+    while high - low > 1e-6:
+        middle = (low + high) / 2
+        _, values = _on_circle(polynomial, middle)
+        turns = np.angle(np.roll(values, -1) / values).sum() / (2.0 * np.pi)
+        low, high = (low, middle) if round(float(turns)) == len(weights) else (middle, high)
+    return _polish(polynomial, (low + high) / 2)
+
+
+def _on_circle(polynomial: Array, radius: float) -> tuple[Array, Complex]:
+    """Return p_i radius^i, scaled to a largest value of one, and its values on the unit circle."""
+    with np.errstate(divide="ignore"):
+        logs = np.log(np.abs(polynomial)) + np.arange(len(polynomial)) * np.log(radius)
+    scaled = np.sign(polynomial) * np.exp(logs - logs.max())
+    points = _points(len(polynomial))
+    return scaled, np.fft.ifft(scaled, points, norm="forward")
+
+
+def _polish(polynomial: Array, radius: float) -> float:
+    """Return the modulus of the root next to the circle by Newton's method, or the radius."""
+    scaled, values = _on_circle(polynomial, radius)
+    powers = np.arange(len(scaled))
+    z = np.exp(2j * np.pi * np.argmin(np.abs(values)) / len(values))
+    for _ in range(5):
+        terms = scaled * z**powers
+        slope = (powers * terms).sum()
+        z = z - z * terms.sum() / slope if slope else z
+    return float(abs(z)) * radius if abs(abs(z) - 1.0) < 1e-4 else radius
+
+
+def _points(degree: int) -> int:
+    wanted = max(_POINTS_PER_TURN * degree, _FEWEST_POINTS)
+    return 1 << (wanted - 1).bit_length()
+
+
+def server_max_stable_learning_rate(workers: int, curvature: float) -> float:
+    """Return the learning rate at which E x^2 stops decaying on a memoryless parameter server.
+
+    The smallest root of spectral radius one of `analysis.moments.server_transition`: the
+    mean-square limit. It lies below the limit of the mean, 2 (2 P - 1) / curvature.
+
+    Raises
+    ------
+    InputError
+        No worker, or a curvature that is not positive.
+    """
+    from scipy.optimize import brentq
+
+    if workers < 1:
+        raise InputError(f"workers = {workers}: expected an integer >= 1")
+    if not curvature > 0:
+        raise InputError(f"curvature = {curvature}: expected a positive number")
+
+    def excess(step: float) -> float:
+        return float(np.abs(np.linalg.eigvals(server_transition(step, workers))).max()) - 1.0
+
+    grid = np.geomspace(1e-2 / workers, 2.0 * (2 * workers - 1), 400)
+    first = next(i for i, step in enumerate(grid) if excess(step) > 0)
+    return float(brentq(excess, grid[first - 1], grid[first], xtol=1e-14)) / curvature

@@ -1,0 +1,122 @@
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from analysis.moments import impulse_response, server_moments
+from analysis.stability import (
+    max_stable_learning_rate,
+    server_max_stable_learning_rate,
+    spectral_radius,
+)
+from asgd.errors import InputError
+from asgd.staleness import (
+    ConstantPlusGeometric,
+    Empirical,
+    Geometric,
+    GeometricMixture,
+    NegativeBinomial,
+    Poisson,
+)
+
+LAWS = [
+    Geometric(0.875),
+    Poisson(7.0),
+    Poisson(0.3),
+    ConstantPlusGeometric(7),
+    ConstantPlusGeometric(3, 0.5),
+    NegativeBinomial(3.0, 0.7),
+    GeometricMixture((0.9, 0.5), (0.3, 0.7)),
+]
+
+
+def companion_radius(law, step):
+    weights = law.weights(law.support_length())
+    matrix = np.diag(np.ones(len(weights) - 1), -1)
+    matrix[0] -= step * weights
+    matrix[0, 0] += 1.0
+    return np.abs(np.linalg.eigvals(matrix)).max()
+
+
+@pytest.mark.parametrize("law", LAWS, ids=repr)
+def test_radius_equals_that_of_the_companion_matrix(law):
+    limit = max_stable_learning_rate(law, 1.0)
+    for step in np.array([0.05, 0.5, 0.99, 1.01, 1.5]) * limit:
+        assert spectral_radius(law, step) == pytest.approx(companion_radius(law, step), abs=1e-9)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(st.lists(st.floats(0.01, 1.0), min_size=1, max_size=10), st.floats(0.05, 3.0))
+def test_limit_is_the_first_step_of_radius_one(masses, step):
+    law = Empirical(tuple(np.array(masses) / sum(masses)))
+    assert spectral_radius(law, step) == pytest.approx(companion_radius(law, step), abs=1e-5)
+    limit = max_stable_learning_rate(law, 1.0)
+    below = [companion_radius(law, h) for h in np.linspace(1e-3, 0.999, 40) * limit]
+    assert max(below) < 1.0 < companion_radius(law, 1.001 * limit)
+
+
+def test_limits_of_one_mean_and_three_shapes():
+    assert max_stable_learning_rate(Geometric(0.875), 1.0) == pytest.approx(30.0)
+    assert max_stable_learning_rate(Poisson(7.0), 1.0) == pytest.approx(0.246, abs=5e-4)
+    assert max_stable_learning_rate(ConstantPlusGeometric(7), 1.0) == pytest.approx(0.209, abs=5e-4)
+    assert max_stable_learning_rate(Poisson(7.0), 4.0) == pytest.approx(0.246 / 4, abs=2e-4)
+
+
+def test_closed_forms_equal_the_boundary_locus():
+    # the same laws under another name take the general road
+    constant = Empirical((0.0,) * 7 + (1.0,))
+    geometric = GeometricMixture((0.875, 0.875), (0.5, 0.5))
+    assert max_stable_learning_rate(constant, 1.0) == pytest.approx(
+        max_stable_learning_rate(ConstantPlusGeometric(7), 1.0), rel=1e-9
+    )
+    assert max_stable_learning_rate(geometric, 1.0) == pytest.approx(30.0, rel=1e-4)
+
+
+def test_laws_of_thousands_of_updates_are_quick_and_right():
+    geometric = GeometricMixture((0.999, 0.999), (0.5, 0.5))
+    assert geometric.support_length() > 10_000
+    start = time.perf_counter()
+    assert max_stable_learning_rate(geometric, 1.0) == pytest.approx(2 * 1999, rel=1e-4)
+    # z^2 - (1 + mu - (1 - mu) h) z + mu = 0 has modulus sqrt(mu) while complex
+    assert spectral_radius(geometric, 0.05) == pytest.approx(np.sqrt(0.999), abs=1e-6)
+    constant = Empirical((0.0,) * 4000 + (1.0,))
+    limit = max_stable_learning_rate(constant, 1.0)
+    assert limit == pytest.approx(2 * np.sin(np.pi / (2 * 8001)), rel=1e-9)
+    assert spectral_radius(constant, limit) == pytest.approx(1.0, abs=1e-9)
+    assert time.perf_counter() - start < 10
+
+
+@pytest.mark.parametrize("law", [Poisson(7.0), ConstantPlusGeometric(3, 0.5)], ids=repr)
+def test_the_mean_decays_below_the_limit_and_grows_above(law):
+    limit = max_stable_learning_rate(law, 2.0)
+    decays = np.abs(impulse_response(law, 0.95 * limit, 2.0, 2000)[-200:]).max()
+    grows = np.abs(impulse_response(law, 1.05 * limit, 2.0, 2000)[-200:]).max()
+    assert decays < 1e-3
+    assert grows > 1e3
+
+
+@pytest.mark.parametrize("workers", [1, 2, 4, 8, 16])
+def test_server_limit_separates_bounded_from_growing_variance(workers):
+    limit = server_max_stable_learning_rate(workers, 2.0)
+    assert limit <= max_stable_learning_rate(Geometric(1 - 1 / workers), 2.0) + 1e-9
+    late = {}
+    for factor in (0.97, 1.03):
+        variance = server_moments(2.0, 4.0, factor * limit, workers, 4000).variance
+        late[factor] = variance[-1] / variance[-1000]
+    assert late[0.97] == pytest.approx(1.0, abs=0.01)
+    assert late[1.03] > 2
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: max_stable_learning_rate(Poisson(1.0), 0.0), "curvature = 0.0"),
+        (lambda: server_max_stable_learning_rate(0, 1.0), "workers = 0"),
+        (lambda: spectral_radius(Poisson(1.0), -1.0), "step = -1.0"),
+    ],
+)
+def test_unusable_input_is_named(call, message):
+    with pytest.raises(InputError, match=message):
+        call()
