@@ -18,6 +18,10 @@ import numpy.typing as npt
 Array = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.integer[Any]]
 
+_FEW_SAMPLES = 32  # so many gradients one by one still cost little
+_BLOCK_ENTRIES = 1 << 21  # numbers in the sample gradients held at a time
+_RESAMPLED = 256  # batch whose mean gradient stands in for Gaussian noise
+
 
 class Problem(ABC):
     """A finite sum f = (1/n) sum_i f_i over R^d.
@@ -59,6 +63,11 @@ class Problem(ABC):
             Shape (..., d).
         """
 
+    @property
+    def gives_sample_gradients(self) -> bool:
+        """Whether `sample_gradients` is better than one call of `gradient` for each sample."""
+        return type(self).sample_gradients is not Problem.sample_gradients
+
     def sample_gradients(self, x: Array) -> Array:
         """Return grad f_i(x) for every sample, shape (..., n, d)."""
         rows = [self.gradient(x, np.array([i])) for i in range(self.n_samples)]
@@ -67,8 +76,9 @@ class Problem(ABC):
     def second_moment(self, x: Array) -> Array:
         """Return V(x) = (1/n) sum_i grad f_i grad f_i^T, shape (..., d, d). For small d."""
         g = self.sample_gradients(x)
-        total: Array = np.einsum("...ni,...nj->...ij", g, g, optimize=True)
-        return total / self.n_samples
+        moment: Array = g.swapaxes(-1, -2) @ g
+        moment /= self.n_samples
+        return moment
 
     def gradient_covariance(self, x: Array) -> Array:
         """Return S(x) = V(x) - grad f(x) grad f(x)^T, shape (..., d, d). For small d."""
@@ -76,23 +86,37 @@ class Problem(ABC):
         return self.second_moment(x) - g[..., :, None] * g[..., None, :]
 
     def gradient_and_noise(self, x: Array, rng: np.random.Generator) -> tuple[Array, Array]:
-        """Return grad f(x) and a draw xi ~ N(0, S(x)) for each point, both of shape (..., d).
+        """Return grad f(x) and a draw xi of mean 0 and covariance S(x), both of shape (..., d).
 
-        xi = (1/sqrt(n)) sum_i z_i (grad f_i(x) - grad f(x)) with z_i independent N(0, 1): its
-        covariance is S(x) exactly and no (d, d) array is formed.
+        xi = (1/sqrt(n)) sum_i z_i (grad f_i(x) - grad f(x)) with z_i independent N(0, 1): it is
+        Gaussian, its covariance is S(x) exactly and no (d, d) array is formed. A problem of many
+        samples that does not give `sample_gradients` is resampled instead: xi = sqrt(m) (mean
+        gradient of m = 256 samples drawn with replacement - grad f(x)), the same covariance,
+        Gaussian up to O(1/sqrt(m)), at the cost of one more mini-batch.
         """
-        g = self.sample_gradients(x)
-        mean = g.mean(axis=-2)
-        z = rng.standard_normal(g.shape[:-1])
-        xi = np.einsum("...n,...nd->...d", z, g - mean[..., None, :]) / np.sqrt(self.n_samples)
-        return mean, xi
+        if not self.gives_sample_gradients and self.n_samples > _FEW_SAMPLES:
+            mean = self.gradient(x)
+            indices = rng.integers(self.n_samples, size=(*x.shape[:-1], _RESAMPLED))
+            return mean, np.sqrt(x.dtype.type(_RESAMPLED)) * (self.gradient(x, indices) - mean)
+        points = x.reshape(-1, self.dim)
+        mean, noise = np.empty_like(points), np.empty_like(points)
+        size = max(1, _BLOCK_ENTRIES // (self.n_samples * self.dim))
+        for block in (slice(i, i + size) for i in range(0, len(points), size)):
+            g = self.sample_gradients(points[block])
+            z = rng.standard_normal(g.shape[:-1], dtype=g.dtype.type)
+            z -= z.mean(axis=-1, keepdims=True)  # the same as centring g, and cheaper
+            mean[block], noise[block] = g.mean(axis=-2), (z[..., None, :] @ g)[..., 0, :]
+        noise /= np.sqrt(x.dtype.type(self.n_samples))
+        return mean.reshape(x.shape), noise.reshape(x.shape)
 
     def hessian_vector(self, x: Array, v: Array) -> Array:
-        """Return the product of the Hessian of f at x with v; x of shape (d,), v (..., d).
+        """Return the product of the Hessian of f at x with v, shape (..., d).
 
+        x of shape (d,) serves every v of shape (..., d); otherwise one x for each v.
         General form: a central difference of the gradient.
         """
-        step = np.cbrt(np.finfo(float).eps) * max(1.0, float(np.abs(x).max()))
+        scale = np.maximum(1.0, np.abs(x).max(axis=-1, keepdims=True))
+        step = np.cbrt(np.finfo(x.dtype).eps) * scale
         norm = np.linalg.norm(v, axis=-1, keepdims=True)
         unit = v / np.where(norm > 0, norm, 1.0)
         change = self.gradient(x + step * unit) - self.gradient(x - step * unit)

@@ -1,0 +1,275 @@
+"""A user's own problem, named "package.module:factory" in the configuration.
+
+The factory is called with the entries of `problem.options` and returns an object with
+
+    dim, n_samples            integers
+    initial_point(rng)        x_0, shape (d,)
+    loss(x)                   f(x), a number, for x of shape (d,)
+    gradient(x, indices)      mean gradient over the samples `indices`, shape (d,)
+
+and, where it has them, `sample_gradients(x)` of shape (n, d), `gradient_noise(x, rng)` of shape
+(d,) with covariance S(x), and `hessian(x)` of shape (d, d). If `indices` has a default, the full
+gradient is asked for as `gradient(x)`, else with all sample numbers.
+
+Methods are called point by point. Where `loss` and `gradient` turn out on a trial to treat an
+array of points (k, d) row by row, they are given whole ensembles instead. An object that inherits
+from `asgd.problems.Problem` is used as it is, and so has to keep that class's contract, which the
+same trial checks.
+
+Nothing is imported unless the configuration names it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+import numpy as np
+
+from asgd.errors import InputError
+from asgd.problems.base import Array, Indices, Problem
+from asgd.streams import stream
+
+_REQUIRED = ("dim", "n_samples", "initial_point", "loss", "gradient")
+_TRIAL_BATCH = 3
+
+
+def load_plugin(kind: str, options: Mapping[str, Any]) -> Problem:
+    """Import a factory, call it, and return its problem, checked once.
+
+    Parameters
+    ----------
+    kind
+        "package.module:factory"; modules of the current directory can be imported.
+    options
+        Keyword arguments of the factory.
+
+    Raises
+    ------
+    InputError
+        The module does not import, the factory is missing or raises, or what it returns is not a
+        problem: a member is missing, or gives the wrong shape or type.
+    """
+    where = f"problem.kind = {kind!r}"
+    factory = _import_factory(kind, where)
+    user = _call(where, "factory", lambda: factory(**options))
+    missing = [name for name in _REQUIRED if not hasattr(user, name)]
+    if missing:
+        raise InputError(
+            f"{where}: {type(user).__name__} has no {', '.join(missing)}; "
+            f"a problem needs {', '.join(_REQUIRED)}"
+        )
+    for name in ("dim", "n_samples"):
+        value = getattr(user, name)
+        if not isinstance(value, int | np.integer) or value < 1:
+            raise InputError(f"{where}: {name} = {value!r}: expected an integer >= 1")
+    trial = _Trial(where, user)
+    if isinstance(user, Problem):
+        trial.check_contract()
+        return user
+    return PluginProblem(user, rowwise=trial.is_rowwise())
+
+
+class PluginProblem(Problem):
+    """Makes a `Problem` of an object whose methods take single points.
+
+    Parameters
+    ----------
+    user
+        The object.
+    rowwise
+        Whether its `loss` and `gradient` treat arrays of points (k, d) row by row.
+    """
+
+    def __init__(self, user: Any, rowwise: bool) -> None:
+        self._user = user
+        self._rowwise = rowwise
+        self.dim = int(user.dim)
+        self.n_samples = int(user.n_samples)
+
+    def initial_point(self, rng: np.random.Generator) -> Array:
+        """Return x_0, shape (d,)."""
+        return np.array(self._user.initial_point(rng), dtype=float)
+
+    def loss(self, x: Array) -> Array:
+        return self._map(self._user.loss, x, self._rowwise)
+
+    def gradient(self, x: Array, indices: Indices | None = None) -> Array:
+        if indices is None:
+            return self._map(_full_gradient(self._user), x, self._rowwise)
+        if indices.ndim == 1:
+            return self._map(lambda p: self._user.gradient(p, indices), x, self._rowwise)
+        lead = np.broadcast_shapes(x.shape[:-1], indices.shape[:-1])
+        points = np.broadcast_to(x, (*lead, self.dim)).reshape(-1, self.dim)
+        batches = np.broadcast_to(indices, (*lead, indices.shape[-1])).reshape(len(points), -1)
+        rows = [self._user.gradient(p, i) for p, i in zip(points, batches, strict=True)]
+        return np.array(rows, dtype=x.dtype).reshape(*lead, self.dim)
+
+    @property
+    def gives_sample_gradients(self) -> bool:
+        """Whether the user's object has `sample_gradients`."""
+        return hasattr(self._user, "sample_gradients")
+
+    def sample_gradients(self, x: Array) -> Array:
+        if not self.gives_sample_gradients:
+            return super().sample_gradients(x)
+        return self._map(self._user.sample_gradients, x)
+
+    def gradient_and_noise(self, x: Array, rng: np.random.Generator) -> tuple[Array, Array]:
+        if hasattr(self._user, "gradient_noise"):
+            noise = self._map(lambda p: self._user.gradient_noise(p, rng), x)
+            return self.gradient(x), noise
+        return super().gradient_and_noise(x, rng)
+
+    def hessian(self, x: Array) -> Array:
+        if not hasattr(self._user, "hessian"):
+            return super().hessian(x)
+        return self._map(self._user.hessian, x)
+
+    def _map(self, function: Callable[[Array], Any], x: Array, rowwise: bool = False) -> Array:
+        """Apply a function of single points to all points of x; results have the type of x."""
+        points = x.reshape(-1, self.dim)
+        if x.ndim == 1:
+            values = function(x)
+        elif rowwise:
+            values = function(points)
+        else:
+            values = [function(point) for point in points]
+        result = np.asarray(values, dtype=x.dtype)
+        shape = result.shape if x.ndim == 1 else result.shape[1:]
+        return result.reshape(*x.shape[:-1], *shape)[()]
+
+
+class _Trial:
+    """Calls every method of a user's problem once and refuses what cannot be used."""
+
+    def __init__(self, where: str, user: Any) -> None:
+        self.where = where
+        self.user = user
+        self.dim, n = int(user.dim), int(user.n_samples)
+        rng = stream(0, "plugin")
+        self.x = self._array("initial_point(rng)", lambda: user.initial_point(rng), (self.dim,))
+        self.indices = rng.integers(n, size=_TRIAL_BATCH)
+        self.points = self.x + 0.1 * rng.standard_normal((4, self.dim))
+        self._array("loss(x)", lambda: user.loss(self.x), ())
+        full = self._array("gradient(x)", lambda: _full_gradient(user)(self.x), (self.dim,))
+        batch = lambda: user.gradient(self.x, self.indices)  # noqa: E731
+        self._array("gradient(x, indices)", batch, (self.dim,))
+        self._check_optional(full, rng)
+
+    def _check_optional(self, full: Array, rng: np.random.Generator) -> None:
+        user, d = self.user, self.dim
+        if hasattr(user, "hessian"):
+            self._array("hessian(x)", lambda: user.hessian(self.x), (d, d))
+        if hasattr(user, "gradient_noise"):
+            self._array("gradient_noise(x, rng)", lambda: user.gradient_noise(self.x, rng), (d,))
+        if hasattr(user, "sample_gradients"):
+            shape = (int(user.n_samples), d)
+            rows = self._array("sample_gradients(x)", lambda: user.sample_gradients(self.x), shape)
+            if not np.allclose(rows.mean(axis=0), full, rtol=1e-5, atol=1e-7):
+                raise InputError(
+                    f"{self.where}: the mean of sample_gradients(x) over the samples is not "
+                    "gradient(x)"
+                )
+
+    def is_rowwise(self) -> bool:
+        """Whether loss and gradient treat points of shape (4, d) row by row."""
+        calls = (
+            self.user.loss,
+            _full_gradient(self.user),
+            lambda x: self.user.gradient(x, self.indices),
+        )
+        return all(self._same_by_row(call) for call in calls)
+
+    def check_contract(self) -> None:
+        """Refuse a subclass of Problem that is not vectorised over leading axes."""
+        user = self.user
+        own = np.stack([np.roll(self.indices, shift) for shift in range(4)])[:, :2]
+        rows = np.array([user.gradient(p, i) for p, i in zip(self.points, own, strict=True)])
+        ok = self._same_by_row(user.loss) and self._same_by_row(user.gradient)
+        if not ok or not _agree(lambda: user.gradient(self.points, own), rows):
+            raise InputError(
+                f"{self.where}: loss or gradient of points (4, {self.dim}) differs from the points "
+                "one by one; a subclass of Problem is vectorised over leading axes, any other "
+                "class need not be"
+            )
+
+    def _same_by_row(self, function: Callable[[Array], Any]) -> bool:
+        return _agree(
+            lambda: function(self.points), np.array([function(point) for point in self.points])
+        )
+
+    def _array(self, name: str, call: Callable[[], Any], shape: tuple[int, ...]) -> Array:
+        value = np.asarray(_call(self.where, name, call))
+        if value.shape != shape:
+            expected = "a number" if shape == () else f"shape {shape}"
+            raise InputError(f"{self.where}: {name} has shape {value.shape}: expected {expected}")
+        if not np.issubdtype(value.dtype, np.floating):
+            raise InputError(f"{self.where}: {name} is of type {value.dtype}: expected float64")
+        if not np.all(np.isfinite(value)):
+            raise InputError(f"{self.where}: {name} is not finite at the initial point")
+        return value
+
+
+def _agree(call: Callable[[], Any], expected: Array) -> bool:
+    """Whether a trial call succeeds, quietly, with the expected result."""
+    try:
+        with np.errstate(all="ignore"):
+            value = np.asarray(call())
+    except Exception:  # user code may raise anything when it is not made for this
+        return False
+    return value.shape == expected.shape and np.allclose(value, expected, rtol=1e-9, atol=1e-12)
+
+
+def _full_gradient(user: Any) -> Callable[[Array], Any]:
+    parameters = list(inspect.signature(user.gradient).parameters.values())
+    if len(parameters) > 1 and parameters[1].default is inspect.Parameter.empty:
+        everything = np.arange(int(user.n_samples))
+        return lambda x: user.gradient(x, everything)
+    return cast(Callable[[Array], Any], user.gradient)
+
+
+def _import_factory(kind: str, where: str) -> Callable[..., Any]:
+    module_name, _, name = kind.partition(":")
+    here = os.getcwd()
+    if here not in sys.path and "" not in sys.path:
+        sys.path.append(here)
+    importlib.invalidate_caches()
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"{where}: {error}; modules are looked for in {here} and among installed packages"
+        ) from error
+    except Exception as error:
+        raise InputError(
+            f"{where}: module {module_name} does not import: {_line(error)}"
+        ) from error
+    factory = getattr(module, name, None)
+    if not callable(factory):
+        found = [key for key, value in vars(module).items() if callable(value) and key[0] != "_"]
+        raise InputError(
+            f"{where}: module {module_name} has no factory {name!r}; "
+            f"it has {', '.join(found) or 'none'}"
+        )
+    return cast(Callable[..., Any], factory)
+
+
+def _call(where: str, name: str, call: Callable[[], Any]) -> Any:
+    try:
+        return call()
+    except Exception as error:
+        raise InputError(f"{where}: {name} raised {_line(error)}") from error
+
+
+def _line(error: BaseException) -> str:
+    """Return an exception as one line: its type, its message, where it was raised."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    place = f" ({trace.tb_frame.f_code.co_filename}:{trace.tb_lineno})" if trace else ""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}{place}"
