@@ -62,7 +62,12 @@ def loss_overlay(
         low, high = curve[quantile_column(0.05)], curve[quantile_column(0.95)]
         ax.fill_between(curve["update"], low, high, color=colour, alpha=0.18, lw=0)
         ax.plot(
-            curve["update"], curve["loss_mean"], color=colour, ls=dash, lw=2, label=MODELS[str(model)]
+            curve["update"],
+            curve["loss_mean"],
+            color=colour,
+            ls=dash,
+            lw=2,
+            label=MODELS[str(model)],
         )
     for number, table in enumerate(observed):
         table = _thin(table)
@@ -87,7 +92,12 @@ def error_over_time(errors: pd.DataFrame, ax: Axes | None = None) -> Axes:
         table = _thin(table)
         colour, dash = STYLE[str(model)]
         ax.plot(
-            table["update"], 100 * table["error"], color=colour, ls=dash, lw=1.6, label=MODELS[str(model)]
+            table["update"],
+            100 * table["error"],
+            color=colour,
+            ls=dash,
+            lw=1.6,
+            label=MODELS[str(model)],
         )
     ax.axhline(0, color=OBSERVED, lw=0.8)
     limit = 100 * float(np.quantile(np.abs(errors["error"]), 0.98))

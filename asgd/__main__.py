@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from asgd.errors import AsgdError, InputError, RunFailedError
+from asgd.errors import AsgdError, RunFailedError
 
 if TYPE_CHECKING:
     from analysis.fit import StalenessFit
@@ -44,7 +44,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print one JS
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="asgd")
 def cli() -> None:
-    """Run asynchronous SGD, measure its staleness, predict its loss curve.
+    r"""Run asynchronous SGD, measure its staleness, predict its loss curve.
 
     \b
     asgd run scripts/configs/digits.toml --out runs/digits
@@ -59,7 +59,7 @@ def cli() -> None:
 @out_option
 @click.option("--address", help="Address of a running Ray cluster.  [default: start one here]")
 def run(config: Path, overrides: Sequence[str], out: Path | None, address: str | None) -> None:
-    """Train on real worker processes as CONFIG (TOML) says.
+    r"""Train on real worker processes as CONFIG (TOML) says.
 
     \b
     asgd run scripts/configs/digits.toml --set cluster.workers=8
@@ -75,7 +75,7 @@ def run(config: Path, overrides: Sequence[str], out: Path | None, address: str |
 @set_option
 @out_option
 def simulate(config: Path, overrides: Sequence[str], out: Path | None) -> None:
-    """Run CONFIG (TOML) in virtual time, reproducibly, in one process.
+    r"""Run CONFIG (TOML) in virtual time, reproducibly, in one process.
 
     \b
     asgd simulate scripts/configs/digits.toml --set simulation.staleness=geometric
@@ -93,7 +93,7 @@ def simulate(config: Path, overrides: Sequence[str], out: Path | None) -> None:
 @click.argument("runs", type=click.Path(path_type=Path), nargs=-1, required=True)
 @json_option
 def profile(runs: Sequence[Path], as_json: bool) -> None:
-    """Fit staleness laws to RUNS and say whether the geometric law holds.
+    r"""Fit staleness laws to RUNS and say whether the geometric law holds.
 
     \b
     asgd profile runs/digits
@@ -115,7 +115,7 @@ def profile(runs: Sequence[Path], as_json: bool) -> None:
 @paths_option
 @json_option
 def predict(run: Path, paths: int, as_json: bool) -> None:
-    """Predict the loss curve of RUN and score the prediction.
+    r"""Predict the loss curve of RUN and score the prediction.
 
     \b
     asgd predict runs/digits --paths 200
@@ -136,7 +136,7 @@ def predict(run: Path, paths: int, as_json: bool) -> None:
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="HTML file to write.")
 @paths_option
 def report(runs: Sequence[Path], output: Path | None, paths: int) -> None:
-    """Write one self-contained HTML report on RUNS.
+    r"""Write one self-contained HTML report on RUNS.
 
     Predicts first where no prediction is stored.
 
