@@ -45,6 +45,13 @@ TRACE_COLUMNS = {
 LOSS_COLUMNS = {"update": np.int64, "seconds": np.float64, "loss": np.float64}
 
 
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a file under a temporary name and rename it: readers see the old one or the new."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)
+
+
 class RunWriter:
     """Writes one run directory."""
 
@@ -66,8 +73,9 @@ class RunWriter:
                 raise InputError(f"{path}: exists and is not empty; choose another --out")
             (path / "trace").mkdir(parents=True, exist_ok=True)
             writer = cls(path)
-            writer._replace("config.json", config.to_json())
-            writer._replace("environment.json", json.dumps(_environment(), indent=2) + "\n")
+            replace_file(path / "config.json", config.to_json().encode())
+            environment = json.dumps(_environment(), indent=2) + "\n"
+            replace_file(path / "environment.json", environment.encode())
             writer.event("start")
         except OSError as error:
             raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
@@ -94,14 +102,9 @@ class RunWriter:
         import pyarrow.parquet as pq
 
         table = pa.table({key: np.asarray(columns[key], dtype) for key, dtype in types.items()})
-        temporary = self.path / f"{name}.tmp"
-        pq.write_table(table, temporary)
-        os.replace(temporary, self.path / name)
-
-    def _replace(self, name: str, text: str) -> None:
-        temporary = self.path / f"{name}.tmp"
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, self.path / name)
+        content = pa.BufferOutputStream()
+        pq.write_table(table, content)
+        replace_file(self.path / name, content.getvalue().to_pybytes())
 
 
 @dataclass(frozen=True)
