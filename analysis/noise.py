@@ -164,7 +164,7 @@ class MatrixNoise:
     ) -> None:
         self.problem, self.rng, self.retention = problem, rng, retention
         self.lag_noise, self.two_point = lag_noise, two_point
-        self.h = _outer(gradient)
+        self.h = outer(gradient)
         self.s = problem.gradient_covariance(x).astype(x.dtype)
         self._z = np.empty_like(x)
 
@@ -173,7 +173,7 @@ class MatrixNoise:
         covariance = self.s / batch
         if self.lag_noise:
             covariance += self.h
-            covariance -= _outer(g)
+            covariance -= outer(g)
         z = standard_increments(self._z, self.rng, self.two_point)
         return np.asarray(np.einsum("pij,pj->pi", psd_factor(covariance), z))
 
@@ -181,7 +181,7 @@ class MatrixNoise:
         """Relax h and s towards their values at x and return grad f(x)."""
         gradient = self.problem.gradient(x)
         if self.lag_noise:
-            _relax(self.h, _outer(gradient), self.retention)
+            _relax(self.h, outer(gradient), self.retention)
         _relax(self.s, self.problem.gradient_covariance(x).astype(x.dtype), self.retention)
         return gradient
 
@@ -245,5 +245,6 @@ def _relax(average: Array, new: Array, retention: float) -> None:
     average += new
 
 
-def _outer(v: Array) -> Array:
+def outer(v: Array) -> Array:
+    """Return v v^T, shape (..., d, d) for (..., d)."""
     return v[..., :, None] * v[..., None, :]

@@ -1,0 +1,157 @@
+"""The SME for any staleness law, (G1), with its closures (ours)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Literal, Unpack
+
+import numpy as np
+import numpy.typing as npt
+
+from analysis.ensemble import (
+    BlockMaker,
+    Ensemble,
+    PathOptions,
+    PerUpdate,
+    per_update,
+    run_ensemble,
+)
+from analysis.history import History, HistoryMatrixNoise, HistorySnapshotNoise, Weights
+from analysis.noise import MATRIX_DIM, SNAPSHOTS, StalenessNoise
+from analysis.sme import SmeAsgd
+from analysis.sme_pool import Pool, PoolMoments
+from asgd.errors import InputError
+from asgd.problems.base import Array, Problem
+from asgd.staleness import Geometric, StalenessLaw
+
+Closure = Literal["iid", "sampling", "pool", "pool_moments"]
+Schedule = npt.NDArray[np.float64]
+
+
+class SmeLaw:
+    """A block of paths of (G1): the last L gradients under the weights of the law.
+
+    x' = x - eta g + eta Sigma^{1/2} z with g = sum_l w_l grad f(x_{k-l}); Sigma with matrices up
+    to d = 4 and from signed sums of snapshots beyond.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        learning_rate: Schedule,
+        weights: Weights,
+        batch_size: Schedule,
+        lag_noise: bool,
+        x: Array,
+        rng: np.random.Generator,
+    ) -> None:
+        self.learning_rate, self.batch_size = learning_rate, batch_size
+        self.x = x
+        gradient = problem.gradient(x).astype(x.dtype)
+        self.gradients = History(weights, gradient)
+        self.noise: StalenessNoise
+        if problem.dim <= MATRIX_DIM:
+            self.noise = HistoryMatrixNoise(problem, x, gradient, rng, weights, lag_noise)
+        else:
+            self.noise = HistorySnapshotNoise(problem, x, rng, weights, self.gradients, lag_noise)
+
+    def step(self, k: int) -> None:
+        """Advance one update."""
+        g = self.gradients.average()
+        kick = self.noise.draw(g, self.batch_size[k])
+        kick -= g
+        kick *= self.learning_rate[k]
+        self.x += kick
+        self.gradients.push(self.noise.absorb(self.x))
+
+    def position(self) -> Array:
+        """Return x, shape (paths, d)."""
+        return self.x
+
+
+def sme_law(
+    problem: Problem,
+    learning_rate: PerUpdate,
+    law: StalenessLaw,
+    updates: int,
+    paths: int,
+    seed: int,
+    *,
+    closure: Closure = "pool",
+    workers: int | None = None,
+    batch_size: PerUpdate = 1,
+    **options: Unpack[PathOptions],
+) -> Ensemble:
+    """Simulate the SME of a staleness law, (G1), (P1) or (P2).
+
+    Parameters
+    ----------
+    learning_rate
+        eta, a number or one for each update.
+    law
+        The staleness law; the weights end where less than 1e-6 of its mass is left.
+    updates, paths
+        Numbers of updates and of paths.
+    closure
+        How the staleness of one update depends on that of the others:
+        "pool": each snapshot is used exactly once, as in a real server; P snapshots a path.
+        "pool_moments": the same by (P1), for a geometric law and small d; O(1) memory.
+        "iid": no dependence, Sigma = H - g g^T (An, Lu, Ying); overstates the noise.
+        "sampling": no noise from the choice of the lag; understates it.
+        "iid" and "sampling" take O(1) memory for a geometric law and L gradients otherwise.
+    workers
+        P, for "pool" alone: its mean staleness is P - 1. Default: E tau + 1, rounded.
+    batch_size
+        Samples averaged at one stale point, a number or one for each update.
+    options
+        See `run_ensemble`.
+
+    Raises
+    ------
+    InputError
+        If an argument cannot be used.
+    """
+    eta = per_update(learning_rate, updates, "learning_rate")
+    batch = per_update(batch_size, updates, "batch_size")
+    routes: dict[str, Callable[[], tuple[BlockMaker, int]]] = {
+        "pool": lambda: _pool(problem, eta, law, workers, batch),
+        "pool_moments": lambda: _pool_moments(problem, eta, law, batch),
+        "iid": lambda: _independent(problem, eta, law, batch, lag_noise=True),
+        "sampling": lambda: _independent(problem, eta, law, batch, lag_noise=False),
+    }
+    if closure not in routes:
+        raise InputError(f"closure: {closure!r}; accepted: {', '.join(routes)}")
+    block, copies = routes[closure]()
+    return run_ensemble(
+        block, problem, updates, paths, seed, f"sme_law/{closure}", copies, **options
+    )
+
+
+def _pool(
+    problem: Problem, eta: Schedule, law: StalenessLaw, workers: int | None, batch: Schedule
+) -> tuple[BlockMaker, int]:
+    workers = round(1 + law.mean()) if workers is None else workers
+    if workers < 1:
+        raise InputError(f"workers: {workers}; accepted: at least 1")
+    hazard = np.ones(1) if isinstance(law, Geometric) else law.hazard(law.support_length())
+    return partial(Pool, problem, eta, hazard, workers, batch), workers + 4
+
+
+def _pool_moments(
+    problem: Problem, eta: Schedule, law: StalenessLaw, batch: Schedule
+) -> tuple[BlockMaker, int]:
+    if not isinstance(law, Geometric):
+        raise InputError(f"closure: pool_moments with {law}; accepted: a geometric law, or pool")
+    return partial(PoolMoments, problem, eta, law.mu, batch), 4 + 4 * problem.dim
+
+
+def _independent(
+    problem: Problem, eta: Schedule, law: StalenessLaw, batch: Schedule, lag_noise: bool
+) -> tuple[BlockMaker, int]:
+    if isinstance(law, Geometric):
+        block = partial(SmeAsgd, problem, eta, law.mu, batch, "auto", 1, lag_noise)
+        return block, 2 * SNAPSHOTS + 4
+    weights = law.weights(law.support_length())
+    copies = len(weights) * (1 + min(2 * problem.dim, 2)) + 4
+    return partial(SmeLaw, problem, eta, weights, batch, lag_noise), copies

@@ -1,0 +1,118 @@
+"""Trace replay: (G1) driven by the staleness that was measured, update by update (ours)."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, Unpack
+
+import numpy as np
+import numpy.typing as npt
+
+from analysis.ensemble import Ensemble, PathOptions, PerUpdate, per_update, run_ensemble
+from asgd.errors import InputError
+from asgd.problems.base import Array, Problem
+
+Schedule = npt.NDArray[np.float64]
+
+
+class Replay:
+    """A block of paths of x_{k+1} = x_k - eta (grad f(x_{k - tau_k}) + xi_k), xi_k ~ N(0, S/b).
+
+    Keeps the points that a later update will read and no others. The gradient is taken when it is
+    used, so two reads of one version have noise of their own, as two workers would.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        learning_rate: Schedule,
+        read_version: npt.NDArray[np.int64],
+        last_read: npt.NDArray[np.int64],
+        batch_size: Schedule,
+        x: Array,
+        rng: np.random.Generator,
+    ) -> None:
+        self.problem, self.learning_rate, self.batch_size = problem, learning_rate, batch_size
+        self.read_version, self.last_read, self.rng = read_version, last_read, rng
+        self.x = x
+        self.snapshots = {0: x.copy()}
+
+    def step(self, k: int) -> None:
+        """Apply update k at the version the trace read."""
+        version = int(self.read_version[k])
+        gradient, noise = self.problem.gradient_and_noise(self.snapshots[version], self.rng)
+        if self.last_read[version] == k:
+            del self.snapshots[version]
+        self.x -= self.learning_rate[k] * gradient
+        self.x += self.learning_rate[k] / np.sqrt(self.batch_size[k]) * noise
+        if self.last_read[k + 1] >= 0:
+            self.snapshots[k + 1] = self.x.copy()
+
+    def position(self) -> Array:
+        """Return x, shape (paths, d)."""
+        return self.x
+
+
+def sme_replay(
+    problem: Problem,
+    learning_rate: PerUpdate,
+    staleness: npt.ArrayLike,
+    paths: int,
+    seed: int,
+    *,
+    updates: int | None = None,
+    batch_size: PerUpdate = 1,
+    **options: Unpack[PathOptions],
+) -> Ensemble:
+    """Simulate paths that read the same versions as a recorded run, with Gaussian noise.
+
+    Parameters
+    ----------
+    learning_rate
+        eta, a number or one for each update.
+    staleness
+        tau_0, tau_1, ..., whole numbers with 0 <= tau_k <= k.
+    paths
+        Number of paths.
+    updates
+        Updates to replay. Default: all of them.
+    batch_size
+        Samples averaged at one stale point, a number or one for each update.
+    options
+        See `run_ensemble`.
+
+    Raises
+    ------
+    InputError
+        If the sequence is not one of staleness, or another argument cannot be used.
+    """
+    tau = np.asarray(staleness)
+    updates = len(tau) if updates is None else updates
+    read_version = _read_versions(tau, updates)
+    last_read = np.full(updates + 1, -1)
+    last_read[read_version] = np.arange(updates)
+    held = np.cumsum(np.bincount(np.unique(read_version), minlength=updates + 1))[:-1]
+    held -= np.cumsum(np.bincount(last_read[last_read >= 0], minlength=updates))
+    block = partial(
+        Replay,
+        problem,
+        per_update(learning_rate, updates, "learning_rate"),
+        read_version,
+        last_read,
+        per_update(batch_size, updates, "batch_size"),
+    )
+    copies = int(held.max()) + 4
+    return run_ensemble(block, problem, updates, paths, seed, "sme_replay", copies, **options)
+
+
+def _read_versions(tau: npt.NDArray[Any], updates: int) -> npt.NDArray[np.int64]:
+    if tau.ndim != 1 or not 0 < updates <= len(tau):
+        raise InputError(f"staleness: shape {tau.shape}; accepted: ({updates},) or longer")
+    version = np.arange(updates) - tau[:updates]
+    bad = np.flatnonzero((version < 0) | (tau[:updates] < 0) | (version != np.floor(version)))
+    if bad.size:
+        k = int(bad[0])
+        raise InputError(
+            f"staleness: {tau[k]} at update {k}; accepted: whole numbers from 0 to {k}"
+        )
+    return version.astype(np.int64)
