@@ -99,7 +99,7 @@ class Problem(ABC):
             indices = rng.integers(self.n_samples, size=(*x.shape[:-1], _RESAMPLED))
             return mean, np.sqrt(x.dtype.type(_RESAMPLED)) * (self.gradient(x, indices) - mean)
         points = x.reshape(-1, self.dim)
-        mean, noise = np.empty_like(points), np.empty_like(points)
+        mean, noise = np.empty(points.shape, x.dtype), np.empty(points.shape, x.dtype)
         size = max(1, _BLOCK_ENTRIES // (self.n_samples * self.dim))
         for block in (slice(i, i + size) for i in range(0, len(points), size)):
             g = self.sample_gradients(points[block])

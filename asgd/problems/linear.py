@@ -176,9 +176,10 @@ class LinearModel(Problem):
         return hessian
 
     def _prepare(self, x: Array) -> tuple[Array, Array, Array]:
-        """Return points of shape (points, C, m) with features and targets of their type."""
+        """Return contiguous points (points, C, m) with features and targets of their type."""
         features, targets = self._data[x.dtype == np.float32]
-        return x.reshape(-1, self.n_outputs, self.n_features), features, targets
+        points = x.reshape(-1, self.n_outputs, self.n_features)
+        return np.ascontiguousarray(points), features, targets
 
     def _scores(self, points: Array, features: Array) -> Iterator[tuple[slice, Array]]:
         """Yield the scores of one block of points after another, in a buffer that is reused."""

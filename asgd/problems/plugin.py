@@ -36,6 +36,7 @@ from asgd.streams import stream
 
 _REQUIRED = ("dim", "n_samples", "initial_point", "loss", "gradient")
 _TRIAL_BATCH = 3
+_LARGEST_HESSIAN = 1000  # rows of a Hessian small enough to be formed only to look at it
 
 
 def load_plugin(kind: str, options: Mapping[str, Any]) -> Problem:
@@ -71,6 +72,7 @@ def load_plugin(kind: str, options: Mapping[str, Any]) -> Problem:
     if isinstance(user, Problem):
         trial.check_contract()
         return user
+    trial.check_optional()
     return PluginProblem(user, rowwise=trial.is_rowwise())
 
 
@@ -156,21 +158,21 @@ class _Trial:
         self.indices = rng.integers(n, size=_TRIAL_BATCH)
         self.points = self.x + 0.1 * rng.standard_normal((4, self.dim))
         self._array("loss(x)", lambda: user.loss(self.x), ())
-        full = self._array("gradient(x)", lambda: _full_gradient(user)(self.x), (self.dim,))
+        self.full = self._array("gradient(x)", lambda: _full_gradient(user)(self.x), (self.dim,))
         batch = lambda: user.gradient(self.x, self.indices)  # noqa: E731
         self._array("gradient(x, indices)", batch, (self.dim,))
-        self._check_optional(full, rng)
 
-    def _check_optional(self, full: Array, rng: np.random.Generator) -> None:
-        user, d = self.user, self.dim
-        if hasattr(user, "hessian"):
+    def check_optional(self) -> None:
+        """Refuse optional methods of the wrong shape, or at odds with the gradient."""
+        user, d, rng = self.user, self.dim, stream(1, "plugin")
+        if hasattr(user, "hessian") and d <= _LARGEST_HESSIAN:
             self._array("hessian(x)", lambda: user.hessian(self.x), (d, d))
         if hasattr(user, "gradient_noise"):
             self._array("gradient_noise(x, rng)", lambda: user.gradient_noise(self.x, rng), (d,))
         if hasattr(user, "sample_gradients"):
             shape = (int(user.n_samples), d)
             rows = self._array("sample_gradients(x)", lambda: user.sample_gradients(self.x), shape)
-            if not np.allclose(rows.mean(axis=0), full, rtol=1e-5, atol=1e-7):
+            if not np.allclose(rows.mean(axis=0), self.full, rtol=1e-5, atol=1e-7):
                 raise InputError(
                     f"{self.where}: the mean of sample_gradients(x) over the samples is not "
                     "gradient(x)"

@@ -1,0 +1,275 @@
+from __future__ import annotations
+
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+
+from asgd.config import make_config
+from asgd.errors import InputError
+from asgd.problems import LeastSquares, make_problem
+
+PLAIN = """
+    import numpy as np
+
+    class Regression:
+        def __init__(self, n=50, l2=0.1, seed=3):
+            rng = np.random.default_rng(seed)
+            self.features, self.target = rng.normal(size=(n, 3)), rng.normal(size=n)
+            self.l2, self.dim, self.n_samples = l2, 3, n
+            self.calls = 0
+
+        def initial_point(self, rng):
+            return rng.normal(size=3)
+
+        def loss(self, x):
+            return 0.5 * np.mean((self.features @ x - self.target) ** 2) + 0.5 * self.l2 * x @ x
+
+        def gradient(self, x, indices):
+            self.calls += 1
+            a = self.features[indices]
+            return a.T @ (a @ x - self.target[indices]) / len(a) + self.l2 * x
+"""
+
+
+@pytest.fixture
+def plugin(tmp_path, monkeypatch):
+    """Write a module into the current directory and load a factory of it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p != ""])
+
+    def load(source: str, factory: str = "Regression", options=None, module="user_problem"):
+        sys.modules.pop(module, None)
+        (tmp_path / f"{module}.py").write_text(textwrap.dedent(PLAIN) + textwrap.dedent(source))
+        problem = {"kind": f"{module}:{factory}", "options": options or {}}
+        return make_problem(make_config({"problem": problem}))
+
+    yield load
+    sys.modules.pop("user_problem", None)
+
+
+def same_regression(n=50, l2=0.1) -> LeastSquares:
+    rng = np.random.default_rng(3)
+    features = rng.normal(size=(n, 3))
+    return LeastSquares(features, rng.normal(size=n), l2)
+
+
+def test_a_plain_class_becomes_a_problem(plugin):
+    problem, same = plugin(""), same_regression()
+    x = np.random.default_rng(0).normal(size=(2, 4, 3))
+    batch = np.array([3, 3, 17])
+    own = np.random.default_rng(1).integers(50, size=(2, 4, 5))
+    for value, expected in (
+        (problem.loss(x), same.loss(x)),
+        (problem.gradient(x), same.gradient(x)),
+        (problem.gradient(x, batch), same.gradient(x, batch)),
+        (problem.gradient(x, own), same.gradient(x, own)),
+        (problem.gradient(x[0, 0], own), same.gradient(x[0, 0], own)),
+        (problem.gradient(x[0, 0]), same.gradient(x[0, 0])),
+        (problem.sample_gradients(x), same.sample_gradients(x)),
+        (problem.gradient_covariance(x), same.gradient_covariance(x)),
+    ):
+        assert value.shape == expected.shape
+        np.testing.assert_allclose(value, expected, rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(problem.hessian(x[0, 0]), same.hessian(x[0, 0]), atol=1e-8)
+    assert problem.gradient(x.astype(np.float32)).dtype == np.float32
+    assert problem.initial_point(np.random.default_rng(5)).shape == (3,)
+
+
+def test_options_are_the_arguments_of_the_factory(plugin):
+    assert plugin("", options={"n": 7, "l2": 2.0}).n_samples == 7
+
+
+def test_many_samples_do_not_mean_many_calls(plugin):
+    problem = plugin("", options={"n": 5000})
+    user = problem._user
+    user.calls = 0
+    x = np.broadcast_to(np.array([0.3, -0.2, 0.5]), (4, 3))
+    problem.gradient_and_noise(x, np.random.default_rng(0))
+    assert user.calls <= 8
+    draws = np.broadcast_to(x[0], (4000, 3))
+    _, xi = problem.gradient_and_noise(draws, np.random.default_rng(1))
+    products = xi[:, :, None] * xi[:, None, :]
+    error = products.mean(axis=0) - same_regression(5000).gradient_covariance(x[0])
+    assert np.abs(error / (products.std(axis=0) / np.sqrt(4000))).max() < 4.0
+
+
+ROWWISE = """
+    class Rowwise(Regression):
+        def loss(self, x):
+            residual = x @ self.features.T - self.target
+            return 0.5 * (residual**2).mean(-1) + 0.5 * self.l2 * (x**2).sum(-1)
+
+        def gradient(self, x, indices=None):
+            self.calls += 1
+            a, y = self.features, self.target
+            if indices is not None:
+                a, y = a[indices], y[indices]
+            return (x @ a.T - y) @ a / len(a) + self.l2 * x
+"""
+
+
+def test_points_go_together_where_the_class_treats_them_row_by_row(plugin):
+    problem, same = plugin(ROWWISE, "Rowwise"), same_regression()
+    x = np.random.default_rng(0).normal(size=(2, 30, 3))
+    problem._user.calls = 0
+    np.testing.assert_allclose(problem.gradient(x), same.gradient(x))
+    np.testing.assert_allclose(
+        problem.gradient(x, np.array([1, 2])), same.gradient(x, np.array([1, 2]))
+    )
+    assert problem._user.calls == 2
+    np.testing.assert_allclose(problem.loss(x), same.loss(x))
+
+
+def test_a_class_that_treats_a_square_of_points_otherwise_is_looped_over(plugin):
+    problem = plugin("")
+    x = np.random.default_rng(0).normal(size=(3, 3))  # (3, 3): a @ x would not even fail
+    np.testing.assert_allclose(problem.gradient(x), same_regression().gradient(x))
+
+
+OPTIONAL = """
+    class Complete(Regression):
+        def sample_gradients(self, x):
+            residual = self.features @ x - self.target
+            return residual[:, None] * self.features + self.l2 * x
+
+        def hessian(self, x):
+            return np.diag([1.0, 2.0, 3.0])
+
+    class Noisy(Regression):
+        def gradient_noise(self, x, rng):
+            return rng.normal(size=3) * [1.0, 2.0, 3.0]
+"""
+
+
+def test_optional_methods_are_used(plugin):
+    complete = plugin(OPTIONAL, "Complete", {"n": 5000})
+    x = np.zeros((2, 3))
+    complete._user.calls = 0
+    complete.gradient_and_noise(x, np.random.default_rng(0))
+    assert complete._user.calls == 0
+    assert complete.hessian(x).shape == (2, 3, 3)
+    np.testing.assert_array_equal(complete.hessian(x[0]), np.diag([1.0, 2.0, 3.0]))
+    noisy = plugin(OPTIONAL, "Noisy")
+    mean, xi = noisy.gradient_and_noise(np.zeros((4000, 3)), np.random.default_rng(0))
+    np.testing.assert_allclose(mean, np.broadcast_to(noisy.gradient(x[0]), (4000, 3)))
+    z = (np.mean(xi**2, axis=0) / [1.0, 4.0, 9.0] - 1.0) / np.sqrt(2.0 / 4000)
+    assert np.abs(z).max() < 4.0
+
+
+def test_a_subclass_of_problem_is_used_as_it_is(plugin):
+    good = """
+        from asgd.problems import LeastSquares
+
+        def make(n):
+            rng = np.random.default_rng(3)
+            return LeastSquares(rng.normal(size=(n, 3)), rng.normal(size=n))
+    """
+    assert type(plugin(good, "make", {"n": 9})) is LeastSquares
+    bad = """
+        from asgd.problems import Problem
+
+        class Unvectorised(Regression, Problem):
+            def gradient(self, x, indices=None):
+                return super().gradient(x, np.arange(50) if indices is None else indices)
+    """
+    with pytest.raises(InputError, match="differs from the points one by one"):
+        plugin(bad, "Unvectorised")
+
+
+BROKEN = """
+    class NoLoss:
+        dim, n_samples = 3, 5
+        initial_point = gradient = None
+
+    class ZeroDim(Regression):
+        def __init__(self):
+            super().__init__()
+            self.dim = 0
+
+    class WrongStart(Regression):
+        def initial_point(self, rng):
+            return np.zeros(4)
+
+    class VectorLoss(Regression):
+        def loss(self, x):
+            return x
+
+    class WrongShape(Regression):
+        def gradient(self, x, indices):
+            return super().gradient(x, indices)[:2]
+
+    class WholeNumbers(Regression):
+        def gradient(self, x, indices):
+            return super().gradient(x, indices).astype(int)
+
+    class Infinite(Regression):
+        def loss(self, x):
+            return np.inf
+
+    class Raising(Regression):
+        def gradient(self, x, indices):
+            raise RuntimeError("no\\ndata")
+
+    class WrongSamples(Regression):
+        def sample_gradients(self, x):
+            return np.ones((50, 3))
+
+    class WrongHessian(Regression):
+        def hessian(self, x):
+            return np.ones(3)
+
+    class WrongNoise(Regression):
+        def gradient_noise(self, x, rng):
+            return 0.0
+
+    not_callable = 3
+"""
+
+
+@pytest.mark.parametrize(
+    ("factory", "message"),
+    [
+        ("NoLoss", "NoLoss has no loss; a problem needs dim, n_samples, initial_point"),
+        ("ZeroDim", "dim = 0: expected an integer >= 1"),
+        ("WrongStart", r"initial_point\(rng\) has shape \(4,\): expected shape \(3,\)"),
+        ("VectorLoss", r"loss\(x\) has shape \(3,\): expected a number"),
+        ("WrongShape", r"gradient\(x\) has shape \(2,\): expected shape \(3,\)"),
+        ("WholeNumbers", r"gradient\(x\) is of type int64: expected float64"),
+        ("Infinite", r"loss\(x\) is not finite"),
+        ("Raising", r"gradient\(x\) raised RuntimeError: no data \(.*user_problem.py:\d+\)"),
+        ("WrongSamples", r"mean of sample_gradients\(x\) over the samples is not gradient\(x\)"),
+        ("WrongHessian", r"hessian\(x\) has shape \(3,\): expected shape \(3, 3\)"),
+        ("WrongNoise", r"gradient_noise\(x, rng\) has shape \(\): expected shape \(3,\)"),
+        ("not_callable", "has no factory 'not_callable'; it has Regression, NoLoss"),
+        ("absent", "has no factory 'absent'"),
+        ("", "has no factory ''"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_in_one_line(plugin, factory, message):
+    with pytest.raises(InputError, match=message) as caught:
+        plugin(BROKEN, factory)
+    assert str(caught.value).startswith(f"problem.kind = 'user_problem:{factory}': ")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_factory_that_raises(plugin):
+    with pytest.raises(InputError, match=r"factory raised TypeError: .*'absent'"):
+        plugin("", options={"absent": 1})
+
+
+def test_modules_that_do_not_import(plugin):
+    with pytest.raises(InputError, match="No module named 'nowhere_at_all'; modules are looked"):
+        make_problem(make_config({"problem": {"kind": "nowhere_at_all:make"}}))
+    with pytest.raises(InputError, match="No module named 'absent_dependency'"):
+        plugin("import absent_dependency")
+    with pytest.raises(InputError, match="does not import: SyntaxError"):
+        plugin("\ndef broken(:")
+    with pytest.raises(InputError, match=r"does not import: ZeroDivisionError: .*user_problem.py"):
+        plugin("\n1 / 0")
+
+
+def test_nothing_is_imported_for_other_kinds(plugin):
+    make_problem(make_config({"problem": {"kind": "quadratic"}}))
+    assert "user_problem" not in sys.modules
