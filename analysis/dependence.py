@@ -1,0 +1,149 @@
+"""Serial dependence of a staleness series: start-up, autocorrelation, blocks, effective size.
+
+Staleness is not independent: each snapshot is used exactly once, so the staleness of neighbouring
+updates is tied, and slow workers make it positively correlated. Standard errors and resampling
+here work on blocks of neighbouring updates, long enough to hold that dependence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.float64]
+Integers = npt.NDArray[np.int64]
+
+START_UP_RULE = (
+    "dropped up to the last update computed on version 0 and one mean life of a snapshot more, "
+    "then up to the truncation that minimises the standard error of the mean (MSER-5), at most "
+    "half of the run"
+)
+_BATCH = 5
+
+
+def start_up(staleness: Integers) -> int:
+    """Return how many updates belong to the start-up, see `START_UP_RULE`.
+
+    At first every worker holds version 0, so update k has staleness k whoever computed it, and
+    right after the last of these reads all snapshots are young. This part of the rule applies only
+    if the series can begin at update 0 (staleness <= k).
+
+    Parameters
+    ----------
+    staleness
+        In order of update, shape (m,).
+    """
+    read_version = np.arange(len(staleness)) - staleness
+    half = len(staleness) // 2
+    first = 0
+    if len(staleness) and read_version.min() >= 0:
+        last = int(np.flatnonzero(read_version == 0)[-1])
+        life = 1.0 + float(np.mean(staleness[min(last, half) :]))
+        first = min(last + 1 + int(np.ceil(life)), half)
+    return min(first + _mser(staleness[first:]), half)
+
+
+def _mser(values: Integers) -> int:
+    """Return the MSER-5 truncation, at most half of the values (White 1997)."""
+    batches = len(values) // _BATCH
+    if batches < 4:
+        return 0
+    means = values[: batches * _BATCH].reshape(batches, _BATCH).mean(axis=1)
+    means = means - means.mean()
+    left = batches - np.arange(batches // 2)
+    total = np.cumsum(means[::-1])[::-1][: batches // 2]
+    square = np.cumsum(means[::-1] ** 2)[::-1][: batches // 2]
+    # rounding leaves a constant series with squares of the order of 1e-32
+    spread = np.maximum(square - total**2 / left, 0.0).round(12)
+    return int(np.argmin(spread / left**2)) * _BATCH
+
+
+def autocorrelation(values: npt.ArrayLike, max_lag: int) -> Array:
+    """Return the autocorrelation at lags 0, ..., max_lag, shape (max_lag + 1,).
+
+    A constant series has autocorrelation 1 at lag 0 and 0 elsewhere.
+    """
+    series = np.asarray(values, dtype=float)
+    centred = series - series.mean()
+    m = len(centred)
+    max_lag = min(max_lag, m - 1)
+    spectrum = np.abs(np.fft.rfft(centred, 2 * m)) ** 2
+    covariance = np.fft.irfft(spectrum)[: max_lag + 1] / m
+    if covariance[0] <= 1e-12:
+        return np.eye(1, max_lag + 1).ravel()
+    return np.asarray(covariance / covariance[0], dtype=float)
+
+
+def block_length(values: Integers) -> int:
+    """Return a length of blocks of neighbouring updates that holds the dependence.
+
+    The largest of m^(1/3); four times the lag after which the autocorrelations of the series and
+    of its squares stay inside a noise band (detected as by Politis and White 2004);
+    and twice the mean number of updates a snapshot lives. At most a twentieth of the series.
+    """
+    m = len(values)
+    if m < 40:
+        return 1
+    longest = max(m // 20, 1)
+    band = 2.0 * np.sqrt(np.log10(m) / m)
+    calm = max(5, int(np.sqrt(np.log10(m))))
+    centred = values - np.mean(values)
+    last = 0
+    for series in (centred, centred**2):
+        inside = np.abs(autocorrelation(series, longest + calm)[1:]) < band
+        runs = np.convolve(inside, np.ones(calm), "valid") >= calm
+        last = max(last, int(np.argmax(runs)) if runs.any() else longest)
+    wanted = max(m ** (1.0 / 3.0), 4.0 * last, 2.0 * (1.0 + float(np.mean(values))))
+    return int(min(np.ceil(wanted), longest))
+
+
+def long_run_covariance(values: npt.ArrayLike, block: int) -> Array:
+    """Return lim m Cov(mean of the values), shape (q, q), from overlapping block means.
+
+    Parameters
+    ----------
+    values
+        Shape (m, q), in order of update.
+    block
+        Length of the blocks.
+    """
+    x = np.asarray(values, dtype=float)
+    x = x - x.mean(axis=0)
+    m = len(x)
+    block = max(1, min(block, m - 1))
+    sums = np.cumsum(np.vstack([np.zeros((1, x.shape[1])), x]), axis=0)
+    blocks = (sums[block:] - sums[:-block]) / np.sqrt(block)
+    # the sample mean stands in for the true one: unbiased for independent values
+    return np.asarray(blocks.T @ blocks / len(blocks) / (1.0 - block / m))
+
+
+def standard_error(values: npt.ArrayLike, block: int) -> float:
+    """Return the standard error of the mean of dependent values, shape (m,)."""
+    series = np.asarray(values, dtype=float)
+    if len(series) < 2:
+        return float("nan")
+    return float(np.sqrt(long_run_covariance(series[:, None], block)[0, 0] / len(series)))
+
+
+def effective_size(values: npt.ArrayLike, block: int) -> float:
+    """Return how many independent values would give the mean the same standard error.
+
+    More than there are values where neighbours compensate each other, as on a real server, whose
+    mean staleness is fixed by the number of workers; the number of values for a constant series.
+    """
+    series = np.asarray(values, dtype=float)
+    variance = float(np.var(series))
+    error = standard_error(series, block)
+    return variance / error**2 if variance > 0.0 and error > 0.0 else float(len(series))
+
+
+def block_resamples(
+    m: int, block: int, resamples: int, rng: np.random.Generator
+) -> Iterator[Integers]:
+    """Yield index arrays of shape (m,) made of random blocks; the series is closed to a circle."""
+    offsets = np.arange(block)
+    for _ in range(resamples):
+        starts = rng.integers(0, m, -(-m // block))
+        yield ((starts[:, None] + offsets) % m).ravel()[:m]

@@ -1,0 +1,199 @@
+"""One fitted staleness law: estimate, intervals, goodness of fit.
+
+Intervals and tests resample blocks of neighbouring updates, so they allow for serial dependence.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from scipy.stats import norm
+
+from analysis import goodness
+from analysis.dependence import block_resamples
+from analysis.likelihood import ESTIMATORS, Counts, log_likelihood
+from asgd.errors import InputError
+from asgd.staleness import Empirical, StalenessLaw
+from asgd.streams import stream
+
+Array = npt.NDArray[np.float64]
+Integers = npt.NDArray[np.int64]
+
+GOODNESS_RESAMPLES = 199
+_INTERVAL_RESAMPLES = 399
+
+
+class ConfidenceInterval(NamedTuple):
+    """Limits of a parameter; arrays for a parameter that is a sequence."""
+
+    low: Any
+    high: Any
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A stationary staleness series and what its resampling needs.
+
+    Attributes
+    ----------
+    staleness
+        In order of update, shape (m,).
+    workers
+        Number 0, 1, ... of the worker of each update, shape (m,), or None.
+    block
+        Length of the blocks that hold its serial dependence, in updates.
+    seed
+        Seed of every resampling.
+    """
+
+    staleness: Integers
+    workers: Integers | None
+    block: int
+    seed: int
+
+    @property
+    def n_workers(self) -> int:
+        """Number of workers seen, 0 where they are unknown."""
+        return 0 if self.workers is None else int(self.workers.max()) + 1
+
+    @cached_property
+    def counts(self) -> Counts:
+        """The histogram."""
+        return Counts.of(self.staleness, self.workers, self.n_workers)
+
+    @cached_property
+    def resampled(self) -> list[Counts]:
+        """Histograms of moving-block resamples."""
+        rng = stream(self.seed, "staleness intervals")
+        draws = block_resamples(len(self.staleness), self.block, _INTERVAL_RESAMPLES, rng)
+        workers = self.workers
+        return [
+            Counts.of(self.staleness[i], None if workers is None else workers[i], self.n_workers)
+            for i in draws
+        ]
+
+
+@dataclass(frozen=True)
+class LawFit:
+    """One law, fitted by maximum likelihood.
+
+    Attributes
+    ----------
+    law
+        The fitted law.
+    llf
+        Log-likelihood, in nats, as of independent values.
+    aic, bic
+        Information criteria.
+    tv
+        Total variation distance to the measured frequencies.
+    sample
+        What it was fitted to.
+    """
+
+    law: StalenessLaw
+    llf: float
+    aic: float
+    bic: float
+    tv: float
+    sample: Sample
+
+    @classmethod
+    def of(cls, name: str, sample: Sample) -> LawFit:
+        """Fit the law of that name."""
+        counts = sample.counts
+        law = ESTIMATORS[name](counts, None)
+        llf, free = log_likelihood(law, counts), law.n_parameters
+        aic, bic = 2.0 * free - 2.0 * llf, free * float(np.log(counts.size)) - 2.0 * llf
+        return cls(law, llf, aic, bic, goodness.total_variation(law, counts), sample)
+
+    @property
+    def name(self) -> str:
+        """The law's name."""
+        return self.law.name
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """The law's parameters by name."""
+        return self.law.params
+
+    def confidence_interval(
+        self,
+        confidence_level: float = 0.95,
+        method: Literal["percentile", "normal"] = "percentile",
+    ) -> dict[str, ConfidenceInterval]:
+        """Return an interval for each parameter, from refits of moving-block resamples.
+
+        Parameters
+        ----------
+        confidence_level
+            Probability of covering the true value.
+        method
+            "percentile": quantiles of the refits; "normal": estimate +- z standard deviations of
+            the refits.
+        """
+        if not 0.0 < confidence_level < 1.0:
+            raise InputError(f"confidence_level = {confidence_level}: expected 0 < level < 1")
+        refits, estimate = self._refits, _vector(self.law, self.law)
+        if method == "percentile":
+            ends = 0.5 + confidence_level * np.array([-0.5, 0.5])
+            low, high = np.quantile(refits, ends, axis=0)
+        elif method == "normal":
+            width = norm.ppf(0.5 + confidence_level / 2.0) * refits.std(axis=0, ddof=1)
+            low, high = estimate - width, estimate + width
+        else:
+            raise InputError(f"method = {method!r}: expected percentile or normal")
+        intervals, at = {}, 0
+        for key, value in self.params.items():
+            size = np.size(value)
+            part = slice(at, at + size) if isinstance(value, tuple) else at
+            intervals[key] = ConfidenceInterval(low[part], high[part])
+            at += size
+        return intervals
+
+    @cached_property
+    def _refits(self) -> Array:
+        estimate = ESTIMATORS[self.name]
+        laws = (estimate(counts, self.law) for counts in self.sample.resampled)
+        return np.array([_vector(law, self.law) for law in laws])
+
+    def goodness_of_fit(
+        self,
+        statistic: goodness.Statistic = "tv",
+        resamples: int = GOODNESS_RESAMPLES,
+    ) -> goodness.GoodnessOfFit:
+        """Test the law by a parametric bootstrap that keeps the serial dependence.
+
+        Parameters
+        ----------
+        statistic
+            "tv" total variation distance, "ks" largest difference of the distribution functions,
+            "cvm" their mean square difference.
+        resamples
+            Number of bootstrap samples; the smallest possible p-value is 1/(1 + resamples).
+        """
+        return goodness.parametric_bootstrap(
+            self.law,
+            self.sample.staleness,
+            self.sample.workers,
+            self.sample.block,
+            statistic=statistic,
+            resamples=resamples,
+            rng=stream(self.sample.seed, f"goodness {self.name} {statistic}"),
+        )
+
+    @cached_property
+    def pvalue(self) -> float:
+        """P-value of the total variation distance."""
+        return self.goodness_of_fit().pvalue
+
+
+def _vector(law: StalenessLaw, like: StalenessLaw) -> Array:
+    """Return the parameters as one vector; frequencies of an empirical law as long as `like`'s."""
+    if isinstance(law, Empirical) and isinstance(like, Empirical):
+        return np.append(law.pmf(np.arange(len(like.probabilities))), law.tail_mu)
+    return np.concatenate([np.ravel(value) for value in law.params.values()]).astype(float)
