@@ -2,19 +2,19 @@
 
 Sigma_k = sum_l w_l [grad f grad f^T + S/b](x_{k-l}) - g_k g_k^T with w_l = (1-mu) mu^l: the first
 part is the random choice of a lag, the second the random choice of b samples at one stale point.
-Three ways to have it, all with `draw` (noise of the next update) and `absorb` (a new point).
+Four ways to have it, all with `draw` (noise of the next update) and `absorb` (a new point).
 """
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
 import numpy as np
 
 from asgd.errors import InputError
 from asgd.problems.base import Array, Problem
 
-NoiseKind = Literal["auto", "matrix", "samples", "two_point"]
+NoiseKind = Literal["auto", "matrix", "samples", "two_point", "explicit"]
 
 # Up to this dimension (d, d) matrices are cheaper than draws over all samples.
 MATRIX_DIM = 4
@@ -80,8 +80,9 @@ def staleness_noise(
     Parameters
     ----------
     kind
-        "matrix" carries (d, d) averages; "two_point" the same with +-1 increments; "samples"
-        needs no matrix; "auto" is "matrix" up to d = 4 and "samples" beyond.
+        "matrix" carries (d, d) averages; "two_point" the same with +-1 increments; "explicit"
+        carries Sigma itself; "samples" needs no matrix; "auto" is "matrix" up to d = 4 and
+        "samples" beyond.
     retention
         Factor of the old average in the new one: mu for one step per update.
     lag_noise
@@ -92,12 +93,14 @@ def staleness_noise(
     InputError
         If `kind` is none of the above.
     """
-    if kind not in ("auto", "matrix", "samples", "two_point"):
-        raise InputError(f"noise: {kind!r}; accepted: auto, matrix, samples, two_point")
+    if kind not in get_args(NoiseKind):
+        raise InputError(f"noise: {kind!r}; accepted: {', '.join(get_args(NoiseKind))}")
     if kind == "samples" or (kind == "auto" and problem.dim > MATRIX_DIM):
         snapshots = SnapshotNoise(problem, x, rng, retention, lag_noise)
         return snapshots, snapshots.newest
     gradient = problem.gradient(x)
+    if kind == "explicit":
+        return ExplicitNoise(problem, x, rng, retention), gradient
     carrier = ScalarNoise if problem.dim == 1 else MatrixNoise
     return carrier(problem, x, gradient, rng, retention, lag_noise, kind == "two_point"), gradient
 
@@ -182,6 +185,37 @@ class MatrixNoise:
         gradient = self.problem.gradient(x)
         if self.lag_noise:
             _relax(self.h, outer(gradient), self.retention)
+        _relax(self.s, self.problem.gradient_covariance(x).astype(x.dtype), self.retention)
+        return gradient
+
+
+class ExplicitNoise:
+    """Sigma carried itself, (S4), in two parts: Gamma, from the choice of the lag, and s = E_l S.
+
+        dGamma = -kappa Gamma dt + kappa (grad f(X) + kappa Y)(grad f(X) + kappa Y)^T dt
+
+    where kappa Y = -g. Euler's step differs from that of (S3) by its order in the step.
+    """
+
+    def __init__(
+        self, problem: Problem, x: Array, rng: np.random.Generator, retention: float
+    ) -> None:
+        self.problem, self.rng, self.retention = problem, rng, retention
+        self.s = problem.gradient_covariance(x).astype(x.dtype)
+        self.gamma = np.zeros_like(self.s)
+        self._g, self._z = np.empty_like(x), np.empty_like(x)
+
+    def draw(self, g: Array, batch: float) -> Array:
+        """Return Sigma^{1/2} z with a Cholesky factor."""
+        np.copyto(self._g, g)
+        z = standard_increments(self._z, self.rng, two_point=False)
+        factor = psd_factor(self.gamma + self.s / batch)
+        return np.asarray(np.einsum("pij,pj->pi", factor, z))
+
+    def absorb(self, x: Array) -> Array:
+        """Relax Gamma and s towards their values at x and return grad f(x)."""
+        gradient = self.problem.gradient(x)
+        _relax(self.gamma, outer(gradient - self._g), self.retention)
         _relax(self.s, self.problem.gradient_covariance(x).astype(x.dtype), self.retention)
         return gradient
 

@@ -86,6 +86,19 @@ def check_mu(mu: float) -> float:
     return float(mu)
 
 
+def check_substeps(substeps: int) -> int:
+    """Return the number of sub-steps if it is at least 1.
+
+    Raises
+    ------
+    InputError
+        If it is not.
+    """
+    if substeps < 1:
+        raise InputError(f"substeps: {substeps}; accepted: at least 1")
+    return substeps
+
+
 def sme_asgd(
     problem: Problem,
     learning_rate: PerUpdate,
@@ -99,9 +112,9 @@ def sme_asgd(
     substeps: int = 1,
     **options: Unpack[PathOptions],
 ) -> Ensemble:
-    """Simulate SME-ASGD, geometric staleness of parameter mu: the closure "iid", O(1) memory.
+    """Simulate SME-ASGD for independent geometric staleness: (S1)-(S3), O(1) memory.
 
-    (S1)-(S3), An, Lu, Ying, section 2.2; mini-batches by the exact Sigma_b (ours).
+    An, Lu, Ying, section 2.2; mini-batches by the exact Sigma_b (ours).
 
     Parameters
     ----------
@@ -115,7 +128,8 @@ def sme_asgd(
         Samples averaged at one stale point, a number or one for each update.
     noise
         "matrix" carries (d, d) averages, "samples" needs no matrix, "auto" takes the cheaper;
-        "two_point" is "matrix" with +-1 increments: moments right, no quantiles.
+        "two_point" is "matrix" with +-1 increments: moments right, quantiles not; "explicit" is
+        "matrix" with (S4) in place of (S3).
     substeps
         1 is the native scheme (S5); m approaches the continuous SME with steps dt/m.
     options
@@ -126,8 +140,6 @@ def sme_asgd(
     InputError
         If an argument cannot be used.
     """
-    if substeps < 1:
-        raise InputError(f"substeps: {substeps}; accepted: at least 1")
     block = partial(
         SmeAsgd,
         problem,
@@ -135,7 +147,7 @@ def sme_asgd(
         check_mu(mu),
         per_update(batch_size, updates, "batch_size"),
         noise,
-        substeps,
+        check_substeps(substeps),
         True,
     )
     return run_ensemble(

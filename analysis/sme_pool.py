@@ -56,13 +56,14 @@ class Pool:
     def _choose(self) -> npt.NDArray[np.int64]:
         paths, workers = self.ages.shape
         if len(self.hazard) == 1:
-            return np.asarray(self.rng.integers(workers, size=paths))
-        weight = self.hazard[np.minimum(self.ages, len(self.hazard) - 1)]
+            return self.rng.integers(workers, size=paths, dtype=np.int64)
+        weight: Array = self.hazard[np.minimum(self.ages, len(self.hazard) - 1)]
         cumulative = np.cumsum(weight, axis=1)
         total = cumulative[:, -1:]
-        chosen = np.count_nonzero(cumulative <= self.rng.random((paths, 1)) * total, axis=1)
+        chosen: npt.NDArray[np.int64] = np.count_nonzero(cumulative <= self.rng.random((paths, 1)) * total, axis=1)
         # A law with gaps can make every age impossible: then the oldest snapshot is due.
-        return np.where(total[:, 0] > 0, chosen, np.argmax(self.ages, axis=1))
+        oldest = np.argmax(self.ages, axis=1)
+        return np.where(total[:, 0] > 0, chosen, oldest)
 
 
 class PoolMoments:

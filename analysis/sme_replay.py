@@ -108,7 +108,7 @@ def sme_replay(
 def _read_versions(tau: npt.NDArray[Any], updates: int) -> npt.NDArray[np.int64]:
     if tau.ndim != 1 or not 0 < updates <= len(tau):
         raise InputError(f"staleness: shape {tau.shape}; accepted: ({updates},) or longer")
-    version = np.arange(updates) - tau[:updates]
+    version: npt.NDArray[Any] = np.arange(updates) - tau[:updates]
     bad = np.flatnonzero((version < 0) | (tau[:updates] < 0) | (version != np.floor(version)))
     if bad.size:
         k = int(bad[0])
