@@ -249,13 +249,12 @@ class _Statistics:
     def merge(self, other: _Statistics) -> None:
         self.paths += other.paths
         share = other.paths / self.paths
-        difference = other.loss_mean - self.loss_mean
-        self.mean += share * (other.mean - self.mean)
-        self.second_moment += share * (other.second_moment - self.second_moment)
-        self.loss_mean += share * difference
-        self.loss_variance += share * (
-            other.loss_variance - self.loss_variance + (1 - share) * difference**2
-        )
+        between = share * (1 - share) * (other.loss_mean - self.loss_mean) ** 2
+        for name in ("mean", "second_moment", "loss_mean", "loss_variance"):
+            average = getattr(self, name)
+            average *= 1 - share
+            average += share * getattr(other, name)
+        self.loss_variance += between
 
 
 class _Watch:

@@ -1,0 +1,181 @@
+from functools import partial
+
+import numpy as np
+import pytest
+
+from analysis.ensemble import BLOCK_SCALARS, block_sizes, per_update, run_ensemble
+from asgd.errors import InputError
+from asgd.problems.scalar import Quadratic
+
+
+class Walk:
+    """A random walk that can remember every point it visits."""
+
+    def __init__(self, x, rng, seen=None):
+        self.x, self.rng, self.seen = x, rng, seen
+        self.remember()
+
+    def remember(self):
+        if self.seen is not None:
+            self.seen.append(self.x.copy())
+
+    def step(self, k):
+        self.x += 0.1 * self.rng.standard_normal(self.x.shape)
+        self.remember()
+
+    def position(self):
+        return self.x
+
+
+class Bowl(Quadratic):
+    """f = |x|^2 over R^3."""
+
+    dim = 3
+
+    def initial_point(self, rng):
+        return rng.standard_normal(3)
+
+    def loss(self, x):
+        return (x * x).sum(axis=-1)
+
+
+class Failing(Walk):
+    def step(self, k):
+        raise RuntimeError("broken model")
+
+
+class Exploding(Walk):
+    def step(self, k):
+        self.x *= 1e200
+
+
+def test_statistics_are_those_of_all_paths():
+    seen = []
+    paths, updates = 7_000, 5
+    ensemble = run_ensemble(
+        lambda x, rng: Walk(x, rng, seen), Bowl(), updates, paths, 3, "walk", threads=1
+    )
+    assert len(seen) == (updates + 1) * len(block_sizes(paths, 3)) > updates + 1
+    x = np.concatenate([seen[i : i + updates + 1] for i in range(0, len(seen), updates + 1)], 1)
+    loss = (x * x).sum(axis=-1)
+    np.testing.assert_array_equal(ensemble.update, np.arange(updates + 1))
+    np.testing.assert_allclose(ensemble.mean, x.mean(axis=1), rtol=1e-12)
+    np.testing.assert_allclose(ensemble.second_moment, (x * x).mean(axis=1), rtol=1e-12)
+    np.testing.assert_allclose(ensemble.loss_mean, loss.mean(axis=1), rtol=1e-12)
+    np.testing.assert_allclose(ensemble.loss_std, loss.std(axis=1), rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(
+        ensemble.loss_quantiles, np.quantile(loss, ensemble.quantile_levels, axis=1).T
+    )
+    np.testing.assert_array_equal(ensemble.final, x[-1])
+    assert ensemble.paths == paths
+
+
+@pytest.mark.parametrize("problem", [Quadratic(), Bowl()])
+def test_number_of_threads_does_not_matter(problem):
+    runs = [
+        run_ensemble(Walk, problem, 20, 45_000, 11, "walk", threads=threads)
+        for threads in (1, 2, 3)
+    ]
+    for other in runs[1:]:
+        for name in ("mean", "second_moment", "loss_mean", "loss_std", "loss_quantiles", "final"):
+            np.testing.assert_array_equal(getattr(runs[0], name), getattr(other, name))
+
+
+def test_seed_and_name_choose_the_numbers():
+    def final(seed, name):
+        return run_ensemble(Walk, Quadratic(), 3, 10, seed, name).final
+
+    np.testing.assert_array_equal(final(1, "walk"), final(1, "walk"))
+    assert not np.any(final(1, "walk") == final(2, "walk"))
+    assert not np.any(final(1, "walk") == final(1, "other"))
+
+
+def test_recorded_updates():
+    every = run_ensemble(Walk, Quadratic(), 10, 100, 0, "walk")
+    some = run_ensemble(Walk, Quadratic(), 10, 100, 0, "walk", record=[7, 2])
+    np.testing.assert_array_equal(some.update, [2, 7])
+    np.testing.assert_array_equal(some.mean, every.mean[[2, 7]])
+    np.testing.assert_array_equal(some.final, every.final)
+
+
+def test_without_quantiles():
+    ensemble = run_ensemble(Walk, Quadratic(), 4, 10, 0, "walk", quantile_levels=())
+    assert ensemble.loss_quantiles.shape == (5, 0)
+
+
+def test_initial_point():
+    default = run_ensemble(Walk, Bowl(), 1, 10, 5, "walk")
+    again = run_ensemble(Walk, Bowl(), 1, 10, 5, "other")
+    np.testing.assert_array_equal(default.mean[0], again.mean[0])
+    given = run_ensemble(Walk, Bowl(), 1, 10, 5, "walk", initial=[1.0, 2.0, 3.0])
+    np.testing.assert_array_equal(given.mean[0], [1.0, 2.0, 3.0])
+
+
+def test_precision_of_the_paths():
+    ensemble = run_ensemble(Walk, Quadratic(), 2, 10, 0, "walk", dtype=np.float32)
+    assert ensemble.final.dtype == np.float32
+    assert ensemble.mean.dtype == np.float64
+
+
+@pytest.mark.parametrize("paths", [1, 15, 100, 9_999, 20_000, 123_457])
+@pytest.mark.parametrize("dim", [1, 10, 650, 100_000])
+def test_blocks_are_large_enough_and_complete(paths, dim):
+    sizes = block_sizes(paths, dim)
+    assert sum(sizes) == paths
+    assert max(sizes) - min(sizes) <= 1
+    assert len(sizes) == 1 or min(sizes) * dim >= BLOCK_SCALARS
+
+
+def test_large_states_get_small_blocks():
+    assert max(block_sizes(100, 100_000, state_copies=200)) * 100_000 * 200 <= 2 * 2**26
+
+
+def test_progress_ends_at_the_total():
+    calls = []
+    run_ensemble(
+        Walk, Quadratic(), 50, 30_000, 0, "walk", progress=lambda *call: calls.append(call)
+    )
+    assert [done for done, _ in calls] == sorted(done for done, _ in calls)
+    assert calls[-1] == (150, 150)
+
+
+def test_a_failing_model_fails_the_call():
+    with pytest.raises(RuntimeError, match="broken model"):
+        run_ensemble(Failing, Quadratic(), 50, 50_000, 0, "walk")
+
+
+def test_divergence_is_reported_not_raised():
+    ensemble = run_ensemble(Exploding, Quadratic(), 3, 30_000, 0, "walk")
+    assert ensemble.loss_mean[0] == 1.0
+    assert np.isinf(ensemble.loss_mean[-1])
+    assert not np.isfinite(ensemble.loss_quantiles[-1]).any()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"record": [3, 11]}, "record: .* from 0 to 10"),
+        ({"record": []}, "record: "),
+        ({"initial": [1.0, 2.0]}, r"initial: shape \(2,\); accepted: \(1,\)"),
+        ({"paths": 0}, "updates, paths"),
+        ({"paths": 10**9}, "record: 11 records .* accepted: at most 4 GB"),
+    ],
+)
+def test_unusable_options(options, message):
+    arguments = {"updates": 10, "paths": 10, "seed": 0, "name": "walk"} | options
+    with pytest.raises(InputError, match=message):
+        run_ensemble(Walk, Quadratic(), **arguments)
+
+
+def test_per_update():
+    np.testing.assert_array_equal(per_update(0.5, 3, "eta"), [0.5, 0.5, 0.5])
+    np.testing.assert_array_equal(per_update([1, 2, 3, 4], 3, "eta"), [1.0, 2.0, 3.0])
+    for bad in ([1, 2], 0.0, [1, -1, 1], np.nan, np.ones((3, 1))):
+        with pytest.raises(InputError, match="eta: "):
+            per_update(bad, 3, "eta")
+
+
+def test_models_take_their_arguments_by_partial():
+    seen = []
+    run_ensemble(partial(Walk, seen=seen), Quadratic(), 2, 5, 0, "walk")
+    assert [x.shape for x in seen] == [(5, 1)] * 3
