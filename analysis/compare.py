@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from analysis.predict import QUANTILE_LEVELS, Prediction, quantile_column
+from analysis.predict import MODELS, QUANTILE_LEVELS, Prediction, quantile_column
 from asgd.errors import InputError
 from asgd.trace import Run
 
@@ -17,17 +17,36 @@ Array = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
+class ModelScore:
+    """Errors of one model.
+
+    Attributes
+    ----------
+    relative_error
+        Mean over the evaluations of |predicted mean - observed mean|, over the mean of
+        |observed mean|.
+    worst_error
+        The largest pointwise difference, on the same scale.
+    coverage
+        Share of the observed points inside the central 90 % band.
+    crps
+        Continuous ranked probability score, in units of the loss.
+    """
+
+    relative_error: float
+    worst_error: float
+    coverage: float
+    crps: float
+
+
+@dataclass(frozen=True, repr=False)
 class Score:
     """Errors of each model against the observed curve or curves.
 
     Attributes
     ----------
-    table
-        One row per model: `model`; `relative_error`, mean over the evaluations of
-        |predicted mean - observed mean| over the mean of |observed mean|; `worst_error`, the
-        largest pointwise difference on the same scale; `coverage`, the share of observed points
-        inside the central 90 % band; `crps`, the continuous ranked probability score in units of
-        the loss.
+    models
+        By name, in the order of the prediction.
     errors
         One row per model and update: `model`, `update`, `error` = (predicted mean - observed
         mean) over the mean of |observed mean|.
@@ -35,13 +54,22 @@ class Score:
         Number of observed curves.
     """
 
-    table: pd.DataFrame
+    models: dict[str, ModelScore]
     errors: pd.DataFrame
     repeats: int
 
-    def row(self, model: str) -> pd.Series:
-        """Return the scores of one model."""
-        return self.table.set_index("model").loc[model]
+    @property
+    def closest(self) -> str:
+        """Name of the model of the smallest relative error."""
+        return min(self.models, key=lambda name: self.models[name].relative_error)
+
+    def table(self) -> pd.DataFrame:
+        """Return one row per model."""
+        rows = {MODELS[name]: asdict(score) for name, score in self.models.items()}
+        return pd.DataFrame.from_dict(rows, orient="index")
+
+    def __repr__(self) -> str:
+        return self.table().round(4).to_string()
 
 
 def compare(run: Run | Sequence[Run], prediction: Prediction) -> Score:
@@ -55,9 +83,9 @@ def compare(run: Run | Sequence[Run], prediction: Prediction) -> Score:
         A run was not evaluated at the predicted updates.
     """
     runs = [run] if isinstance(run, Run) else list(run)
-    rows, errors = [], []
-    for model in prediction.models:
-        curve = prediction.curve(model)
+    models, errors = {}, []
+    for name in prediction.models:
+        curve = prediction.curve(name)
         curve = curve[curve["update"] > 0]
         update = curve["update"].to_numpy()
         observed = np.stack([_observed(one, update) for one in runs])
@@ -65,17 +93,14 @@ def compare(run: Run | Sequence[Run], prediction: Prediction) -> Score:
         error = (curve["loss_mean"].to_numpy() - observed.mean(axis=0)) / scale
         low, high = (curve[quantile_column(level)].to_numpy() for level in (0.05, 0.95))
         quantiles = curve[[quantile_column(level) for level in QUANTILE_LEVELS]].to_numpy()
-        rows.append(
-            {
-                "model": model,
-                "relative_error": float(np.abs(error).mean()),
-                "worst_error": float(np.abs(error).max()),
-                "coverage": float(((observed >= low) & (observed <= high)).mean()),
-                "crps": float(crps_from_quantiles(observed, quantiles).mean()),
-            }
+        models[name] = ModelScore(
+            relative_error=float(np.abs(error).mean()),
+            worst_error=float(np.abs(error).max()),
+            coverage=float(((observed >= low) & (observed <= high)).mean()),
+            crps=float(crps_from_quantiles(observed, quantiles).mean()),
         )
-        errors.append(pd.DataFrame({"model": model, "update": update, "error": error}))
-    return Score(pd.DataFrame(rows), pd.concat(errors, ignore_index=True), len(runs))
+        errors.append(pd.DataFrame({"model": name, "update": update, "error": error}))
+    return Score(models, pd.concat(errors, ignore_index=True), len(runs))
 
 
 def crps_from_quantiles(observed: Array, quantiles: Array) -> Array:
@@ -102,9 +127,9 @@ def crps_from_quantiles(observed: Array, quantiles: Array) -> Array:
     return np.asarray(2.0 * step * pinball.sum(axis=-1))
 
 
-def _observed(run: Run, update: npt.NDArray[np.integer]) -> Array:
-    loss = run.loss.set_index("update")["loss"]
-    missing = np.setdiff1d(update, loss.index.to_numpy())
+def _observed(run: Run, update: npt.NDArray[np.int64]) -> Array:
+    known = run.loss["update"].to_numpy()
+    missing = np.setdiff1d(update, known)
     if len(missing):
         raise InputError(f"{run.path}: has no loss at update {missing[0]}, which was predicted")
-    return loss.loc[update].to_numpy()
+    return np.asarray(run.loss["loss"].to_numpy()[np.searchsorted(known, update)])

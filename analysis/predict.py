@@ -7,7 +7,7 @@ updates, and is recorded at the updates at which the run evaluated its loss.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,12 @@ import numpy as np
 import pandas as pd
 
 from analysis.ensemble import Ensemble
-from analysis.fit import StalenessFit, fit_staleness
-from analysis.sme import sme_asgd, sme_law, sme_sgd
-from asgd.config import RunConfig
+from analysis.fit import StalenessFit, fit_run
+from analysis.sme import sme_asgd
+from analysis.sme_law import Closure, sme_law
+from analysis.sme_sgd import sme_sgd
 from asgd.errors import InputError
 from asgd.problems import make_problem
-from asgd.staleness import StalenessLaw
 from asgd.streams import stream
 from asgd.trace import Run, replace_file
 
@@ -106,29 +106,61 @@ def predict(
     if run.loss.empty:
         raise InputError(f"{run.path}: holds no loss evaluation to predict")
     fit = fit or fit_run(run)
-    config = run.config
-    seed = config.run.seed if seed is None else seed
-    record = run.loss["update"].to_numpy()
-    frames = []
-    for name in models:
-        model = _model(name, config, fit.laws["geometric"].law, fit.recommended)
-        report = None if progress is None else _named(progress, name)
-        ensemble = model(
-            updates=int(record[-1]),
-            paths=paths,
-            seed=seed,
-            record=record,
-            progress=report,
-        )
-        frames.append(_frame(name, ensemble))
+    seed = run.config.run.seed if seed is None else seed
+    closure = closure_of(run)
+    frames = [
+        _frame(name, _ensemble(name, run, fit, closure, paths, seed, _named(progress, name)))
+        for name in models
+    ]
     settings = {
         "paths": paths,
         "seed": seed,
         "mu": fit.mu,
         "law": fit.recommended.to_dict(),
+        "closure": closure,
         "models": {name: MODELS[name] for name in models},
     }
     return Prediction(pd.concat(frames, ignore_index=True), settings)
+
+
+def closure_of(run: Run) -> Closure:
+    """Return "pool" if the run used each snapshot once, as a server does, else "iid".
+
+    Every worker reads version 0; any later version then belongs to one worker. Independent
+    draws of staleness read some versions twice and others never.
+    """
+    read_version = run.trace["read_version"]
+    return "iid" if read_version[read_version > 0].duplicated().any() else "pool"
+
+
+def _ensemble(
+    name: str,
+    run: Run,
+    fit: StalenessFit,
+    closure: Closure,
+    paths: int,
+    seed: int,
+    progress: Callable[[int, int], None] | None,
+) -> Ensemble:
+    config = run.config
+    problem = make_problem(config)
+    eta = config.optimizer.learning_rate
+    record = run.loss["update"].to_numpy()
+    updates = int(record[-1])
+    options: Any = {
+        "batch_size": config.optimizer.batch_size,
+        "initial": problem.initial_point(stream(config.run.seed, "initial")),
+        "record": record,
+        "quantile_levels": QUANTILE_LEVELS,
+        "progress": progress,
+    }
+    if name == "sme_sgd":
+        return sme_sgd(problem, eta, updates, paths, seed, native=True, **options)
+    if name == "sme_asgd":
+        return sme_asgd(problem, eta, fit.mu, updates, paths, seed, **options)
+    workers = config.cluster.workers if closure == "pool" else None
+    options |= {"closure": closure, "workers": workers}
+    return sme_law(problem, eta, fit.recommended, updates, paths, seed, **options)
 
 
 def quantile_column(level: float) -> str:
@@ -158,8 +190,10 @@ def read_prediction(run: Run) -> Prediction:
     return Prediction(curves, settings)
 
 
-def _named(progress: Callable[[str, float], None], name: str) -> Callable[[int, int], None]:
-    return lambda done, total: progress(name, done / total)
+def _named(
+    progress: Callable[[str, float], None] | None, name: str
+) -> Callable[[int, int], None] | None:
+    return progress and (lambda done, total: progress(name, done / total))
 
 
 def _frame(name: str, ensemble: Ensemble) -> pd.DataFrame:

@@ -90,11 +90,10 @@ def headline(run: Run, fit: StalenessFit, score: Score) -> list[str]:
         f"{config.optimizer.learning_rate:g} and batches of {config.optimizer.batch_size}: "
         f"{updates} updates by {config.cluster.workers} workers, {state}."
     )
-    best = score.table.sort_values("relative_error").iloc[0]
     errors = ", ".join(
-        f"{MODELS[row.model]} {100 * row.relative_error:.1f} %" for row in score.table.itertuples()
+        f"{MODELS[name]} {100 * model.relative_error:.1f} %" for name, model in score.models.items()
     )
-    which = f"Mean error of the predicted loss: {errors}. Closest: {MODELS[best['model']]}."
+    which = f"Mean error of the predicted loss: {errors}. Closest: {MODELS[score.closest]}."
     return [what, fit.verdict, which]
 
 
@@ -116,7 +115,7 @@ def _histogram(fit: StalenessFit) -> str:
     values = np.asarray(fit.counts, dtype=float)
     visible = np.flatnonzero(values / values.sum() > _INVISIBLE)
     laws = {
-        "geometric": fit.laws["geometric"].law,
+        "geometric": fit.geometric.law,
         fit.recommended.name: fit.recommended,
     }
     length = int(visible[-1]) + 2
@@ -127,13 +126,14 @@ def _histogram(fit: StalenessFit) -> str:
 
 
 def _score_table(score: Score) -> dict[str, list[Any]]:
+    models = score.models.values()
     table = pd.DataFrame(
         {
-            "model": [MODELS[name] for name in score.table["model"]],
-            "relative error": [f"{100 * e:.1f} %" for e in score.table["relative_error"]],
-            "worst point": [f"{100 * e:.1f} %" for e in score.table["worst_error"]],
-            "coverage of the 90 % band": [f"{100 * c:.0f} %" for c in score.table["coverage"]],
-            "CRPS": [f"{c:.3g}" for c in score.table["crps"]],
+            "model": [MODELS[name] for name in score.models],
+            "relative error": [f"{100 * model.relative_error:.1f} %" for model in models],
+            "worst point": [f"{100 * model.worst_error:.1f} %" for model in models],
+            "coverage of the 90 % band": [f"{100 * model.coverage:.0f} %" for model in models],
+            "CRPS": [f"{model.crps:.3g}" for model in models],
         }
     )
     return _cells(table)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -125,7 +126,7 @@ def predict(run: Path, paths: int, as_json: bool) -> None:
     opened = read_run(run)
     prediction, score = _predict(opened, paths)
     if as_json:
-        scores = score.table.to_dict(orient="records")
+        scores = {name: asdict(model) for name, model in score.models.items()}
         click.echo(json.dumps({**prediction.settings, "scores": scores}))
     else:
         click.echo(score)

@@ -32,17 +32,17 @@ def normal_prediction(mean: np.ndarray, std: float) -> Prediction:
 
 def test_a_known_offset_is_the_relative_error(tmp_path: Path) -> None:
     run = run_with_loss(tmp_path / "run", np.full(len(UPDATE), 2.0))
-    row = compare(run, normal_prediction(np.full(len(UPDATE), 2.5), 1.0)).row("sme_law")
-    assert row["relative_error"] == pytest.approx(0.25)
-    assert row["worst_error"] == pytest.approx(0.25)
-    assert row["coverage"] == 1.0
+    score = compare(run, normal_prediction(np.full(len(UPDATE), 2.5), 1.0)).models["sme_law"]
+    assert score.relative_error == pytest.approx(0.25)
+    assert score.worst_error == pytest.approx(0.25)
+    assert score.coverage == 1.0
 
 
 def test_the_given_starting_point_does_not_count(tmp_path: Path) -> None:
     loss = np.full(len(UPDATE), 2.0)
     loss[0] = 100.0
     score = compare(run_with_loss(tmp_path / "run", loss), normal_prediction(loss * 0 + 2.0, 1.0))
-    assert score.row("sme_law")["relative_error"] == pytest.approx(0.0)
+    assert score.models["sme_law"].relative_error == pytest.approx(0.0)
 
 
 def test_coverage_of_a_right_prediction_is_the_level_of_the_band(tmp_path: Path) -> None:
@@ -51,11 +51,11 @@ def test_coverage_of_a_right_prediction_is_the_level_of_the_band(tmp_path: Path)
         run_with_loss(tmp_path / str(i), 5.0 + rng.standard_normal(len(UPDATE))) for i in range(60)
     ]
     prediction = normal_prediction(np.full(len(UPDATE), 5.0), 1.0)
-    coverage = compare(runs, prediction).row("sme_law")["coverage"]
+    coverage = compare(runs, prediction).models["sme_law"].coverage
     standard_error = np.sqrt(0.9 * 0.1 / (60 * (len(UPDATE) - 1)))
     assert abs(coverage - 0.9) < 4 * standard_error
     narrow = normal_prediction(np.full(len(UPDATE), 5.0), 0.5)
-    assert compare(runs, narrow).row("sme_law")["coverage"] < 0.7
+    assert compare(runs, narrow).models["sme_law"].coverage < 0.7
 
 
 def test_crps_agrees_with_the_closed_form_of_a_normal_forecast() -> None:
