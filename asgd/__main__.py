@@ -20,6 +20,7 @@ from asgd.errors import AsgdError, RunFailedError
 if TYPE_CHECKING:
     from analysis.fit import StalenessFit
     from asgd.config import RunConfig
+    from asgd.progress import Progress
     from asgd.trace import Run
 
 DEMO = {
@@ -45,7 +46,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print one JS
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="asgd")
 def cli() -> None:
-    r"""Run asynchronous SGD, measure its staleness, predict its loss curve.
+    """Run asynchronous SGD, measure its staleness, predict its loss curve.
 
     \b
     asgd run scripts/configs/digits.toml --out runs/digits
@@ -60,7 +61,7 @@ def cli() -> None:
 @out_option
 @click.option("--address", help="Address of a running Ray cluster.  [default: start one here]")
 def run(config: Path, overrides: Sequence[str], out: Path | None, address: str | None) -> None:
-    r"""Train on real worker processes as CONFIG (TOML) says.
+    """Train on real worker processes as CONFIG (TOML) says.
 
     \b
     asgd run scripts/configs/digits.toml --set cluster.workers=8
@@ -76,7 +77,7 @@ def run(config: Path, overrides: Sequence[str], out: Path | None, address: str |
 @set_option
 @out_option
 def simulate(config: Path, overrides: Sequence[str], out: Path | None) -> None:
-    r"""Run CONFIG (TOML) in virtual time, reproducibly, in one process.
+    """Run CONFIG (TOML) in virtual time, reproducibly, in one process.
 
     \b
     asgd simulate scripts/configs/digits.toml --set simulation.staleness=geometric
@@ -94,7 +95,7 @@ def simulate(config: Path, overrides: Sequence[str], out: Path | None) -> None:
 @click.argument("runs", type=click.Path(path_type=Path), nargs=-1, required=True)
 @json_option
 def profile(runs: Sequence[Path], as_json: bool) -> None:
-    r"""Fit staleness laws to RUNS and say whether the geometric law holds.
+    """Fit staleness laws to RUNS and say whether the geometric law holds.
 
     \b
     asgd profile runs/digits
@@ -116,7 +117,7 @@ def profile(runs: Sequence[Path], as_json: bool) -> None:
 @paths_option
 @json_option
 def predict(run: Path, paths: int, as_json: bool) -> None:
-    r"""Predict the loss curve of RUN and score the prediction.
+    """Predict the loss curve of RUN and score the prediction.
 
     \b
     asgd predict runs/digits --paths 200
@@ -137,7 +138,7 @@ def predict(run: Path, paths: int, as_json: bool) -> None:
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="HTML file to write.")
 @paths_option
 def report(runs: Sequence[Path], output: Path | None, paths: int) -> None:
-    r"""Write one self-contained HTML report on RUNS.
+    """Write one self-contained HTML report on RUNS.
 
     Predicts first where no prediction is stored.
 
@@ -215,10 +216,11 @@ class _Progress:
 
     def __init__(self, task: str, total: int) -> None:
         from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
 
         console = Console(stderr=True)
-        self._bar = Progress(
+        self._bar = Bar(
             TextColumn("{task.description}"),
             BarColumn(),
             TextColumn("{task.completed:.0f}/{task.total:.0f}"),
@@ -238,11 +240,12 @@ class _Progress:
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
 
-    def training(self, update: int, rate: float, staleness: float, loss: float | None) -> None:
-        """Show the updates done, updates/s, mean staleness and the latest loss."""
-        note = f"{rate:,.0f} updates/s  staleness {staleness:.2f}"
-        note += "" if loss is None else f"  loss {loss:.4g}"
-        self._bar.update(self._task, completed=update, note=note)
+    def training(self, progress: Progress) -> None:
+        """Show how a run stands."""
+        note = f"{progress.updates_per_second:,.0f} updates/s"
+        note += f"  staleness {progress.mean_staleness:.2f}"
+        note += "" if progress.loss is None else f"  loss {progress.loss:.4g}"
+        self._bar.update(self._task, completed=progress.update, note=note)
 
     def model(self, name: str, share: float) -> None:
         """Show the share of the work of each model that is done."""
