@@ -1,0 +1,183 @@
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from analysis.history import History, HistoryMatrixNoise, HistorySnapshotNoise
+from analysis.noise import (
+    ExplicitNoise,
+    MatrixNoise,
+    ScalarNoise,
+    SnapshotNoise,
+    psd_factor,
+    staleness_noise,
+    standard_increments,
+)
+from asgd.errors import InputError
+from asgd.problems.linear import LeastSquares
+from asgd.problems.scalar import Quadratic
+from asgd.staleness import Geometric, Poisson
+from asgd.streams import stream
+
+PATHS = 8_000
+LAWS = {"geometric": Geometric(0.7), "poisson": Poisson(3.0)}
+
+
+def least_squares(dim):
+    rng = stream(5, f"features/{dim}")
+    features = rng.standard_normal((12, dim))
+    return LeastSquares(features, rng.standard_normal(12), 0.1)
+
+
+def known_path(dim, points=10):
+    """Points that every path of the test visits, newest last."""
+    return np.cumsum(stream(6, "path").standard_normal((points, dim)), axis=0) / 3
+
+
+def exact(problem, law, points, batch, lag_noise):
+    """Return Sigma and g by the sum over lags, with constant pre-history."""
+    weights = law.weights(law.support_length())
+    old = np.maximum(len(points) - 1 - np.arange(len(weights)), 0)
+    gradients = problem.gradient(points[old])
+    g = weights @ gradients
+    sigma = np.einsum("l,lij->ij", weights, problem.gradient_covariance(points[old])) / batch
+    if lag_noise:
+        sigma += np.einsum("l,li,lj->ij", weights, gradients, gradients) - np.outer(g, g)
+    return sigma, g
+
+
+def standard_scores(samples, expected):
+    # the floor: the weights leave out 1e-6 of the law, and two-point variances have no error
+    error = samples.std(axis=0) / np.sqrt(len(samples)) + 1e-6 * np.abs(samples).max()
+    return (samples.mean(axis=0) - expected) / error
+
+
+def build(name, law, problem, x, lag_noise):
+    """Return one of the carriers of Sigma, at its start."""
+    rng = stream(7, name)
+    gradient = problem.gradient(x)
+    if name == "snapshots":
+        return SnapshotNoise(problem, x, rng, law.mu, lag_noise)
+    if name in ("matrices", "two_point"):
+        carrier = ScalarNoise if problem.dim == 1 else MatrixNoise
+        return carrier(problem, x, gradient, rng, law.mu, lag_noise, name == "two_point")
+    weights = law.weights(law.support_length())
+    if name == "history_matrices":
+        return HistoryMatrixNoise(problem, x, gradient, rng, weights, lag_noise)
+    return HistorySnapshotNoise(problem, x, rng, weights, History(weights, gradient), lag_noise)
+
+
+@pytest.mark.parametrize("lag_noise", [True, False])
+@pytest.mark.parametrize("dim", [1, 3])
+@pytest.mark.parametrize(
+    ("name", "law"),
+    [
+        ("matrices", "geometric"),
+        ("two_point", "geometric"),
+        ("snapshots", "geometric"),
+        ("history_matrices", "poisson"),
+        ("history_snapshots", "poisson"),
+    ],
+)
+def test_covariance_is_sigma(name, law, dim, lag_noise):
+    problem, points, batch, law = least_squares(dim), known_path(dim), 3.0, LAWS[law]
+    noise = build(name, law, problem, np.tile(points[0], (PATHS, 1)), lag_noise)
+    for point in points[1:]:
+        x = np.tile(point, (PATHS, 1))
+        gradient = noise.absorb(x)
+        np.testing.assert_allclose(gradient, problem.gradient(x))
+        if name == "history_snapshots":
+            noise.gradients.push(gradient)
+    sigma, g = exact(problem, law, points, batch, lag_noise)
+    g = np.tile(g, (PATHS, 1))
+    first, second = noise.draw(g, batch).copy(), noise.draw(g, batch)
+    assert np.abs(standard_scores(first, np.zeros(dim))).max() < 4
+    products = first[:, :, None] * first[:, None, :]
+    assert np.abs(standard_scores(products, sigma)[np.triu_indices(dim)]).max() < 4
+    # fresh for every update, whatever is kept from one to the next
+    crossed = first[:, :, None] * second[:, None, :]
+    assert np.abs(standard_scores(crossed, np.zeros((dim, dim)))).max() < 4
+
+
+def test_explicit_sigma_tends_to_the_closed_one():
+    problem, law, points = least_squares(3), LAWS["geometric"], known_path(3, 4)
+    errors = []
+    for substeps in (8, 16, 32):
+        pieces = [np.linspace(a, b, substeps, endpoint=False) for a, b in pairwise(points)]
+        path = np.concatenate(pieces)
+        x, rng = path[:1].copy(), stream(0, "explicit")
+        retention = 1 - (1 - law.mu) / substeps
+        explicit = ExplicitNoise(problem, x, rng, retention)
+        closed = MatrixNoise(problem, x, problem.gradient(x), rng, retention, True, False)
+        g = problem.gradient(x)
+        for point in path[1:]:
+            explicit.draw(g, 1.0)
+            gradient = explicit.absorb(point[None])
+            closed.absorb(point[None])
+            g = retention * g + (1 - retention) * gradient
+        difference = explicit.gamma + explicit.s - (closed.h + closed.s - g.T @ g)
+        errors.append(np.abs(difference).max() / np.abs(closed.s).max())
+    slopes = np.log2(np.divide(errors[:-1], errors[1:]))
+    np.testing.assert_allclose(slopes, 1.0, atol=0.3)
+
+
+@pytest.mark.parametrize("rank", [0, 1, 3])
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_factor_of_singular_matrices(rank, dtype):
+    root = stream(1, "root").standard_normal((50, 3, rank)).astype(dtype)
+    root[:10] = 0
+    matrices = root @ root.swapaxes(-1, -2)
+    factor = psd_factor(matrices)
+    assert factor.dtype == dtype
+    np.testing.assert_array_equal(factor, np.tril(factor))
+    scale = np.abs(matrices).max(initial=1.0)
+    tolerance = 100 * np.sqrt(np.finfo(dtype).eps) * scale if rank < 3 else 1e-5 * scale
+    np.testing.assert_allclose(factor @ factor.swapaxes(-1, -2), matrices, atol=tolerance)
+
+
+def test_factor_takes_small_negative_variances_as_zero():
+    matrices = np.array([[[-1e-17]], [[4.0]]])
+    np.testing.assert_array_equal(psd_factor(matrices)[:, 0, 0], [0.0, 2.0])
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_two_point_increments(dtype):
+    z = standard_increments(np.empty((1001, 7), dtype), stream(2, "signs"), two_point=True)
+    assert set(np.unique(z)) == {-1.0, 1.0}
+    flat = z.reshape(-1)
+    assert abs(flat.mean()) < 4 / np.sqrt(flat.size)
+    for lag in (1, 7, 8, 64):
+        assert abs((flat[lag:] * flat[:-lag]).mean()) < 4 / np.sqrt(flat.size - lag)
+
+
+def test_kinds():
+    x, rng = np.ones((5, 1)), stream(0, "kinds")
+    made = {
+        kind: type(staleness_noise(kind, Quadratic(), x, rng, 0.5)[0])
+        for kind in ("auto", "matrix", "two_point", "samples", "explicit")
+    }
+    assert made == {
+        "auto": ScalarNoise,
+        "matrix": ScalarNoise,
+        "two_point": ScalarNoise,
+        "samples": SnapshotNoise,
+        "explicit": ExplicitNoise,
+    }
+    wide = least_squares(6)
+    start = np.ones((5, 6))
+    assert isinstance(staleness_noise("auto", wide, start, rng, 0.5)[0], SnapshotNoise)
+    assert isinstance(staleness_noise("matrix", wide, start, rng, 0.5)[0], MatrixNoise)
+    with pytest.raises(InputError, match="noise: 'gauss'; accepted: auto, matrix"):
+        staleness_noise("gauss", Quadratic(), x, rng, 0.5)
+
+
+def test_history_is_a_weighted_sum_over_lags():
+    weights = np.array([0.5, 0.3, 0.2])
+    history = History(weights, np.array([[1.0]]))
+    assert history.average() == pytest.approx(1.0)
+    seen = [1.0, 1.0, 1.0]
+    for value in (2.0, 5.0, -3.0, 7.0, 11.0):
+        history.push(np.array([[value]]))
+        seen.append(value)
+        assert history.average() == pytest.approx(weights @ seen[:-4:-1])
+        np.testing.assert_array_equal(history.pick(np.array([[0], [2]])).ravel(), seen[-1:-4:-2])
