@@ -94,6 +94,7 @@ class SmeLangevin:
         batch_size: Schedule,
         noise: NoiseKind,
         substeps: int,
+        lag_noise: bool,
         expected_read: bool,
         x: Array,
         rng: np.random.Generator,
@@ -102,7 +103,7 @@ class SmeLangevin:
         self.learning_rate, self.batch_size = learning_rate, batch_size
         self.expected_read = expected_read
         self.retention = 1 - (1 - mu) / substeps
-        self.noise, gradient = staleness_noise(noise, problem, x, rng, self.retention)
+        self.noise, gradient = staleness_noise(noise, problem, x, rng, self.retention, lag_noise)
         self.m, self.v, self.g = x, np.zeros_like(x), gradient.astype(x.dtype)
 
     def step(self, k: int) -> None:
@@ -187,6 +188,7 @@ def sme_langevin(
     batch_size: PerUpdate = 1,
     noise: NoiseKind = "auto",
     substeps: int = 1,
+    lag_noise: bool = True,
     expected_read: bool = False,
     **options: Unpack[PathOptions],
 ) -> Ensemble:
@@ -204,6 +206,9 @@ def sme_langevin(
         Samples averaged at one stale point, a number or one for each update.
     noise, substeps
         As in `sme_asgd`.
+    lag_noise
+        False leaves out the random choice of the lag: Sigma = s^2 I for additive noise, as (L2) and
+        Proposition 2 assume.
     expected_read
         True returns the statistics of M, the expected read, in place of those of the iterate X.
     options
@@ -222,6 +227,7 @@ def sme_langevin(
         per_update(batch_size, updates, "batch_size"),
         noise,
         check_substeps(substeps),
+        lag_noise,
         expected_read,
     )
     return run_ensemble(
