@@ -52,13 +52,19 @@ class ComputeTime:
         self, worker: int, size: int, rng: np.random.Generator
     ) -> npt.NDArray[np.float64]:
         """Return `size` independent compute times of `worker`, in seconds, shape (size,)."""
-        mean = float(self.mean[worker])
+        return self.mean[worker] * self.draw_relative(size, rng)
+
+    def draw_relative(self, size: int, rng: np.random.Generator) -> npt.NDArray[np.float64]:
+        """Return `size` independent compute times over their mean, shape (size,).
+
+        All laws are scale families: a worker's time is its mean times such a draw.
+        """
         if self.law == "exponential":
-            return rng.exponential(mean, size)
+            return rng.standard_exponential(size)
         if self.law == "gamma":
             shape = self.variation**-2
-            return rng.gamma(shape, mean / shape, size)
+            return rng.standard_gamma(shape, size) / shape
         if self.law == "lognormal":
             sigma = np.sqrt(np.log1p(self.variation**2))
-            return rng.lognormal(np.log(mean) - sigma**2 / 2, sigma, size)
-        return np.full(size, mean)
+            return rng.lognormal(-(sigma**2) / 2, sigma, size)
+        return np.ones(size)

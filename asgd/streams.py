@@ -1,9 +1,7 @@
 """Named independent random streams from one seed.
 
 Two kinds. `stream` is an ordinary generator for one purpose. `KeyedStream` is a generator for
-every (worker, sequence): what a worker draws for its s-th gradient is a function of the seed, the
-worker and s alone, so a restarted worker, a resumed run, a simulation and a serial replay all draw
-the same numbers.
+every address (worker, number): what is drawn there depends on the seed and the address alone.
 """
 
 from __future__ import annotations
@@ -23,10 +21,11 @@ def stream(seed: int, name: str) -> np.random.Generator:
 
 
 class KeyedStream:
-    """Independent generators addressed by (worker, sequence), by a counter-based generator.
+    """Independent generators addressed by (worker, number, variant), counter-based.
 
     Philox maps (key, counter) to random bits. The key comes from the seed and the name; the upper
-    half of the 256-bit counter is (sequence, worker), so each address owns 2**128 draws.
+    three words of the 256-bit counter are (variant, number, worker), so each address owns 2**66
+    words of 64 bits.
     """
 
     def __init__(self, seed: int, name: str) -> None:
@@ -34,12 +33,12 @@ class KeyedStream:
         self._generator = np.random.Generator(self._bits)
         self._state = self._bits.state
 
-    def at(self, worker: int, sequence: int) -> np.random.Generator:
+    def at(self, worker: int, number: int, variant: int = 0) -> np.random.Generator:
         """Return the generator at the start of its draws for this address.
 
         The object returned is shared: it is valid until the next call.
         """
-        self._state["state"]["counter"][:] = (0, 0, sequence, worker)
+        self._state["state"]["counter"][:] = (0, variant, number, worker)
         self._state["buffer_pos"] = 4
         self._state["has_uint32"] = 0
         self._bits.state = self._state

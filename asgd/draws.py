@@ -1,0 +1,62 @@
+"""What workers draw for their gradients: sample numbers and compute times.
+
+Every draw is a function of the seed, the worker, the number of its gradient and the batch size
+alone, so a restarted worker, a resumed run, a simulation and a serial replay all draw the same.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from asgd.config import RunConfig
+from asgd.delays import ComputeTime
+from asgd.streams import KeyedStream
+
+_ROWS = 64  # gradients whose draws are made together
+_ENTRIES = 1024  # sample numbers drawn together, unless one batch is larger
+
+
+class WorkerDraws:
+    """The draws of all workers of a run.
+
+    Setting a keyed stream to an address costs more than most draws: those for up to 64 gradients
+    of a worker are made at one address and kept until others are asked for.
+
+    Parameters
+    ----------
+    config
+        The run.
+    n_samples
+        Number of samples n of its problem.
+    """
+
+    def __init__(self, config: RunConfig, n_samples: int) -> None:
+        self._n_samples = n_samples
+        self._compute_time = ComputeTime.from_config(config.cluster)
+        self._batch_stream = KeyedStream(config.run.seed, "batch")
+        self._time_stream = KeyedStream(config.run.seed, "compute")
+        self._batches: dict[int, tuple[int, npt.NDArray[np.int64]]] = {}
+        self._times: dict[int, tuple[int, list[float]]] = {}
+
+    def batch(self, worker: int, sequence: int, size: int) -> npt.NDArray[np.int64]:
+        """Return the sample numbers of a gradient, drawn with replacement, shape (size,)."""
+        rows = max(1, min(_ROWS, _ENTRIES // size))
+        number, row = divmod(sequence, rows)
+        kept, batches = self._batches.get(worker, (-1, None))
+        if batches is None or kept != number or batches.shape[1] != size:
+            generator = self._batch_stream.at(worker, number, size)
+            batches = generator.integers(self._n_samples, size=(rows, size))
+            self._batches[worker] = number, batches
+        chosen: npt.NDArray[np.int64] = batches[row]
+        return chosen
+
+    def compute_seconds(self, worker: int, sequence: int) -> float:
+        """Return the time added to the computation of a gradient, in seconds."""
+        number, row = divmod(sequence, _ROWS)
+        kept, times = self._times.get(worker, (-1, []))
+        if kept != number:
+            generator = self._time_stream.at(worker, number)
+            times = self._compute_time.draw_many(worker, _ROWS, generator).tolist()
+            self._times[worker] = number, times
+        return times[row]
