@@ -69,7 +69,7 @@ class StalenessLaw(ABC):
     """A probability distribution on 0, 1, 2, ...; subclasses are frozen dataclasses.
 
     A subclass gives `_pmf` (or `_logpmf`) and `_tail` at whole numbers k >= 0 held as floats, its
-    mean and variance `_moments`, and `_rvs`.
+    mean and variance `_moments`, and `_rvs`; `_tail(0)` is not used.
     """
 
     name: ClassVar[str]
@@ -113,7 +113,7 @@ class StalenessLaw(ABC):
     def tail(self, l: npt.ArrayLike) -> Array:
         """Return P(tau >= l), shape of l, accurate where it is small."""
         k = np.maximum(np.ceil(np.asarray(l, dtype=float)), 0.0)
-        return np.asarray(self._tail(k))[()]
+        return np.where(k == 0, 1.0, self._tail(k))[()]
 
     def cdf(self, l: npt.ArrayLike) -> Array:
         """Return P(tau <= l), shape of l."""
@@ -286,7 +286,7 @@ class NegativeBinomial(StalenessLaw):
     def _tail(self, k: Array) -> Array:
         from scipy.special import betainc
 
-        return np.where(k == 0, 1.0, betainc(np.maximum(k, 1.0), self.shape, self.mu))
+        return np.asarray(betainc(np.maximum(k, 1.0), self.shape, self.mu))
 
     def _moments(self) -> tuple[float, float]:
         mean = self.shape * self.mu / (1.0 - self.mu)
@@ -314,7 +314,7 @@ class Poisson(StalenessLaw):
     def _tail(self, k: Array) -> Array:
         from scipy.special import gammainc
 
-        return np.where(k == 0, 1.0, gammainc(np.maximum(k, 1.0), self.rate))
+        return np.asarray(gammainc(np.maximum(k, 1.0), self.rate))
 
     def _moments(self) -> tuple[float, float]:
         return self.rate, self.rate
