@@ -1,0 +1,168 @@
+"""The order in which a parameter server applies gradients, in virtual time.
+
+Nothing here knows parameters: who pushes when depends on times alone. One cycle of a worker is
+
+    snapshot -> message_time -> compute -> message_time -> queue -> service_time -> next snapshot
+
+All times are in seconds. The server serves one gradient at a time, in the order of arrival.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import chain, count
+
+import numpy as np
+import numpy.typing as npt
+
+from asgd.delays import ComputeTime
+from asgd.errors import InputError
+
+Integers = npt.NDArray[np.int64]
+Seconds = npt.NDArray[np.float64]
+
+_CHUNK = 4096  # compute times drawn together
+
+
+@dataclass(frozen=True)
+class ServerOrder:
+    """Who delivered each update, which version it was computed on, and when; all shape (updates,).
+
+    Attributes
+    ----------
+    worker
+        Who computed the gradient.
+    sequence
+        The worker's own number of this gradient.
+    read_version
+        Updates applied before its snapshot was read.
+    compute_seconds
+        From snapshot received to gradient ready.
+    applied_seconds
+        From the start of the run to the update.
+    """
+
+    worker: Integers
+    sequence: Integers
+    read_version: Integers
+    compute_seconds: Seconds
+    applied_seconds: Seconds
+
+    @property
+    def staleness(self) -> Integers:
+        """Updates applied between reading the snapshot and applying the gradient."""
+        return np.arange(len(self.worker)) - self.read_version
+
+
+def simulate_staleness(
+    compute_time: ComputeTime,
+    updates: int,
+    rng: np.random.Generator,
+    *,
+    schedule: str = "free",
+    gradient_time: float = 0.0,
+    message_time: float = 0.0,
+    service_time: float = 0.0,
+) -> ServerOrder:
+    """Simulate who pushes when, without any gradients.
+
+    Parameters
+    ----------
+    compute_time
+        Compute-time law, one mean for each worker: it says how many workers there are.
+    updates
+        Number of updates.
+    rng
+        Draws compute times and, under the uniform schedule, turns.
+    schedule
+        "free" applies gradients as they arrive; "uniform" draws the next worker uniformly and
+        waits for its gradient.
+    gradient_time, message_time, service_time
+        Seconds added to every compute time; of one message, either way; of the server per update.
+
+    Raises
+    ------
+    InputError
+        Another schedule.
+    """
+    workers = len(compute_time.mean)
+    if schedule not in ("free", "uniform"):
+        raise InputError(f"schedule = {schedule!r}: expected free or uniform")
+    turns = rng.integers(workers, size=updates) if schedule == "uniform" else None
+    chunks = (compute_time.draw_relative(_CHUNK, rng).tolist() for _ in count())
+    relative = chain.from_iterable(chunks)
+    mean = compute_time.mean.tolist()
+    return server_order(
+        lambda worker, _: gradient_time + mean[worker] * next(relative),
+        workers,
+        updates,
+        turns=turns,
+        message_time=message_time,
+        service_time=service_time,
+    )
+
+
+def server_order(
+    compute_seconds: Callable[[int, int], float],
+    workers: int,
+    updates: int,
+    *,
+    turns: Integers | None = None,
+    message_time: float = 0.0,
+    service_time: float = 0.0,
+) -> ServerOrder:
+    """Simulate who pushes when, given every compute time.
+
+    Parameters
+    ----------
+    compute_seconds
+        Time from snapshot received to gradient ready, of (worker, sequence); asked for once each,
+        a worker's in order.
+    turns
+        Who delivers each update, shape (updates,); None: whoever arrives first, and of those who
+        arrive together whoever got its snapshot first.
+    """
+    computing = [compute_seconds(worker, 0) for worker in range(workers)]
+    arrival = [seconds + 2 * message_time for seconds in computing]
+    turn = _first_come(arrival) if turns is None else iter(turns.tolist())
+    sequence = [0] * workers
+    chosen, computed, applied = [], [], []
+    now = 0.0
+    for _ in range(updates):
+        worker = next(turn)
+        now = max(now, arrival[worker]) + service_time
+        chosen.append(worker)
+        applied.append(now)
+        computed.append(computing[worker])
+        sequence[worker] += 1
+        computing[worker] = seconds = compute_seconds(worker, sequence[worker])
+        arrival[worker] = now + seconds + 2 * message_time
+    worker_of = np.array(chosen, dtype=np.int64)
+    order, previous = _previous_turns(worker_of)
+    return ServerOrder(worker_of, order, previous + 1, np.array(computed), np.array(applied))
+
+
+def _first_come(arrival: list[float]) -> Iterator[int]:
+    """Yield the worker that arrives next; it has a new arrival when the next one is asked for."""
+    heap = [(time, number, number) for number, time in enumerate(arrival)]
+    heapq.heapify(heap)
+    for number in count(len(arrival)):
+        worker = heap[0][2]
+        yield worker
+        heapq.heapreplace(heap, (arrival[worker], number, worker))
+
+
+def _previous_turns(worker: Integers) -> tuple[Integers, Integers]:
+    """Return how many turns each worker had before each turn, and its last one, or -1."""
+    by_worker = np.argsort(worker, kind="stable")
+    sorted_worker = worker[by_worker]
+    first = np.ones(len(worker), dtype=bool)
+    first[1:] = sorted_worker[1:] != sorted_worker[:-1]
+    place = np.arange(len(worker))
+    start = np.maximum.accumulate(np.where(first, place, 0))
+    number, previous = np.empty_like(worker), np.empty_like(worker)
+    number[by_worker] = place - start
+    previous[by_worker] = np.where(first, -1, np.roll(by_worker, 1))
+    return number, previous

@@ -1,0 +1,257 @@
+"""Asynchronous SGD in virtual time: a parameter server, or independent staleness of a named law.
+
+`simulate` makes the run directory that a real run would make, reproducibly to the last bit. The
+order of updates does not depend on parameters, so it is simulated first; then the gradients are
+computed, all those together whose snapshots exist.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from asgd.config import RunConfig
+from asgd.delays import ComputeTime
+from asgd.draws import WorkerDraws
+from asgd.errors import RunFailedError
+from asgd.problems import make_problem
+from asgd.problems.base import Array, Problem
+from asgd.rules import make_rule
+from asgd.server_paths import ServerPaths, server_ensemble
+from asgd.server_times import ServerOrder, server_order, simulate_staleness
+from asgd.staleness import named_law
+from asgd.streams import stream
+from asgd.trace import LOSS_COLUMNS, RunWriter, default_path
+
+__all__ = ["ServerOrder", "ServerPaths", "server_ensemble", "simulate", "simulate_staleness"]
+
+_PART = 100_000  # updates in one part of the trace
+_BLOCK_NUMBERS = 1 << 20  # numbers in the gradients computed together
+_PROGRESS_SECONDS = 0.1
+
+Progress = Callable[[int, float, float, float | None], None]
+
+
+def simulate(
+    config: RunConfig, out: str | Path | None = None, progress: Progress | None = None
+) -> Path:
+    """Run a configuration in virtual time and return the run directory.
+
+    Parameters
+    ----------
+    config
+        The run; `config.simulation` says what a real run would measure.
+    out
+        The run directory, which must not hold anything yet; default
+        `runs/<kind of problem>-<date>-<time>`.
+    progress
+        Called now and then with the updates applied, updates per second, the mean staleness so
+        far and the latest loss.
+
+    Raises
+    ------
+    InputError
+        The configuration or the directory cannot be used.
+    RunFailedError
+        A gradient is not finite; the directory is readable and ends before it.
+    KeyboardInterrupt
+        Ctrl-C; the directory is readable and says so.
+    """
+    problem = make_problem(config)
+    draws = WorkerDraws(config, problem.n_samples)
+    independent = config.simulation.staleness != "server"
+    order = (_independent_order if independent else _server_order)(config, draws)
+    descent = _Descent(problem, config, order, draws)
+    writer = RunWriter.create(out if out is not None else default_path(config), config)
+    record = _Record(descent, order, writer, progress)
+    try:
+        with np.errstate(over="ignore", invalid="ignore"):  # not finite: refused by the descent
+            _follow(descent, record, config)
+    except KeyboardInterrupt:
+        record.flush()
+        writer.event("interrupted")
+        raise
+    except RunFailedError as error:
+        record.flush()
+        writer.event("failed", reason=str(error))
+        raise
+    record.flush()
+    writer.event("finish")
+    return writer.path
+
+
+def _server_order(config: RunConfig, draws: WorkerDraws) -> ServerOrder:
+    times, workers, updates = config.simulation, config.cluster.workers, config.run.updates
+    turns = None
+    if config.cluster.schedule == "uniform":
+        turns = stream(config.run.seed, "schedule").integers(workers, size=updates)
+    return server_order(
+        lambda worker, sequence: times.gradient_time + draws.compute_seconds(worker, sequence),
+        workers,
+        updates,
+        turns=turns,
+        message_time=times.message_time,
+        service_time=times.service_time,
+    )
+
+
+def _independent_order(config: RunConfig, draws: WorkerDraws) -> ServerOrder:
+    """Draw each staleness from the law, cut where it reaches before x_0.
+
+    No queue of workers reads such versions: workers take turns, at their common pace.
+    """
+    times, workers, updates = config.simulation, config.cluster.workers, config.run.updates
+    mean = workers - 1 if times.mean_staleness is None else times.mean_staleness
+    law = named_law(times.staleness, mean)
+    staleness = law.rvs(updates, stream(config.run.seed, "staleness"))
+    update = np.arange(updates)
+    worker, sequence = update % workers, update // workers
+    pairs = zip(worker.tolist(), sequence.tolist(), strict=True)
+    computing = np.array([draws.compute_seconds(*pair) for pair in pairs]) + times.gradient_time
+    mean_compute = float(ComputeTime.from_config(config.cluster).mean.mean())
+    cycle = times.gradient_time + mean_compute + 2 * times.message_time
+    applied = max(cycle / workers, times.service_time) * np.arange(1.0, updates + 1.0)
+    return ServerOrder(worker, sequence, update - np.minimum(staleness, update), computing, applied)
+
+
+class _Descent:
+    """The parameters on their way: gradients at snapshots, applied one after another.
+
+    A snapshot is kept in a slot until it is read for the last time: each worker's own, or, where
+    any update may read any recent version, a ring of as many as the largest staleness needs.
+    """
+
+    def __init__(
+        self, problem: Problem, config: RunConfig, order: ServerOrder, draws: WorkerDraws
+    ) -> None:
+        self.problem = problem
+        self.x = np.array(problem.initial_point(stream(config.run.seed, "initial")), dtype=float)
+        self.applied = 0
+        self.batch_size = config.optimizer.batch_size
+        self.norms = np.empty(len(order.worker))
+        self._order = order
+        self._draws = draws
+        self._learning_rate = config.optimizer.learning_rate
+        self._rule = make_rule(config.optimizer)
+        self._state = self._rule.init(self.x)
+        self._step = np.empty_like(self.x)
+        self._staleness = order.staleness.tolist()
+        if config.simulation.staleness == "server":
+            self._read_slot = self._write_slot = order.worker
+        else:
+            ring = max(self._staleness) + 1
+            self._read_slot = order.read_version % ring
+            self._write_slot = np.arange(1, len(order.worker) + 1) % ring
+        slots = int(self._write_slot.max()) + 1
+        self._snapshots = np.tile(self.x, (slots, 1))
+
+    def blocks(self) -> Iterator[tuple[int, int]]:
+        """Cut the updates into runs that read nothing newer than the version they start with."""
+        longest = max(1, _BLOCK_NUMBERS // self.problem.dim)
+        start = 0
+        for update, version in enumerate(self._order.read_version.tolist()):
+            if version > start or update - start == longest:
+                yield start, update
+                start = update
+        yield start, len(self.norms)
+
+    def gradients(self, start: int, stop: int) -> Array:
+        """Return the gradients of a block, shape (stop - start, d)."""
+        addresses = zip(
+            self._order.worker[start:stop].tolist(),
+            self._order.sequence[start:stop].tolist(),
+            strict=True,
+        )
+        batches = [self._draws.batch(*address, self.batch_size) for address in addresses]
+        points = self._snapshots[self._read_slot[start:stop]]
+        if len(batches) == 1:  # exactly the call a real worker makes
+            return np.asarray(self.problem.gradient(points[0], batches[0]), dtype=float)[None]
+        return self.problem.gradient(points, np.stack(batches))
+
+    def apply(self, gradient: Array) -> None:
+        """Apply the next gradient, shape (d,)."""
+        update = self.applied
+        square = float(np.dot(gradient, gradient))
+        if not math.isfinite(square) and not np.all(np.isfinite(gradient)):
+            raise RunFailedError(f"update {update}: the gradient is not finite: the run diverged")
+        step, self._state = self._rule.update(
+            gradient,
+            self._state,
+            learning_rate=self._learning_rate,
+            staleness=self._staleness[update],
+            out=self._step,
+        )
+        np.subtract(self.x, step, out=self.x)
+        self._snapshots[self._write_slot[update]] = self.x
+        self.norms[update] = math.sqrt(square)
+        self.applied = update + 1
+
+
+class _Record:
+    """Writes the run directory of a descent."""
+
+    def __init__(
+        self, descent: _Descent, order: ServerOrder, writer: RunWriter, progress: Progress | None
+    ) -> None:
+        self._descent = descent
+        self._order = order
+        self._staleness = order.staleness
+        self._writer = writer
+        self._progress = progress
+        self._written = 0
+        self._loss: dict[str, list[float]] = {name: [] for name in LOSS_COLUMNS}
+        self._started = self._shown = time.perf_counter()
+
+    def evaluate(self) -> None:
+        """Evaluate the loss now."""
+        applied = self._descent.applied
+        seconds = float(self._order.applied_seconds[applied - 1]) if applied else 0.0
+        loss = float(self._descent.problem.loss(self._descent.x))
+        for column, value in zip(self._loss.values(), (applied, seconds, loss), strict=True):
+            column.append(value)
+        now = time.perf_counter()
+        if self._progress is not None and now > self._shown + _PROGRESS_SECONDS:
+            staleness = float(np.mean(self._staleness[:applied])) if applied else math.nan
+            self._progress(applied, applied / (now - self._started), staleness, loss)
+            self._shown = now
+
+    def flush_full_part(self) -> None:
+        """Write a part of the trace if it is long enough."""
+        if self._descent.applied - self._written >= _PART:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what was applied and evaluated so far."""
+        part = slice(self._written, self._descent.applied)
+        order = self._order
+        self._writer.trace(
+            {
+                "update": np.arange(part.start, part.stop),
+                "worker": order.worker[part],
+                "sequence": order.sequence[part],
+                "read_version": order.read_version[part],
+                "staleness": self._staleness[part],
+                "batch_size": np.full(part.stop - part.start, self._descent.batch_size),
+                "compute_seconds": order.compute_seconds[part],
+                "applied_seconds": order.applied_seconds[part],
+                "gradient_norm": self._descent.norms[part],
+            }
+        )
+        self._writer.loss(self._loss)
+        self._written = part.stop
+
+
+def _follow(descent: _Descent, record: _Record, config: RunConfig) -> None:
+    """Apply every update; evaluate the loss where it is due."""
+    every, last = config.run.eval_every, config.run.updates
+    record.evaluate()
+    for start, stop in descent.blocks():
+        for gradient in descent.gradients(start, stop):
+            descent.apply(gradient)
+            if descent.applied % every == 0 or descent.applied == last:
+                record.evaluate()
+        record.flush_full_part()
