@@ -50,15 +50,14 @@ def test_table_of_closures(row, closure):
     expected = values[["pool", "iid", "sampling"].index(closure)]
     law = Geometric(1 - 1 / workers)
     x = final(sme_law, check_quadratic(), eta, law, updates=updates, closure=closure)
-    assert standard_score(x * x, expected, 1e-3 * expected / 40) < 4
+    assert standard_score(x * x, expected, 1e-4 * expected) < 4
 
 
 @pytest.mark.parametrize("closure", ["pool", "iid", "sampling"])
 def test_any_law_has_the_geometric_case(closure):
     """The route with a history, or with ages, on a law that has a shorter one."""
-    eta, workers, updates, *values = TABLE[3]
+    eta, workers, updates = 0.1, 8, 100
     law = GeometricMixture((1 - 1 / workers,), (1.0,))
-    updates = 100  # at rest within 1e-3 of k = 600
     exact = asgd_moments(
         Quadratic(), eta, 1 - 1 / workers, updates, closure=closure, initial=np.ones(1)
     )
@@ -222,10 +221,8 @@ def test_many_parameters():
             ensemble = sme_law(problem, 0.1, law, 5, 3, 0, closure=closure)
             assert ensemble.final.shape == (3, 20_000)
             assert ensemble.loss_mean[-1] < ensemble.loss_mean[0]
-    assert (
-        sme_replay(problem, 0.1, staleness, 3, 0).loss_mean[-1]
-        < 0.5 * problem.loss(np.zeros(20_000)) * 2
-    )
+    ensemble = sme_replay(problem, 0.1, staleness, 3, 0)
+    assert ensemble.loss_mean[-1] < ensemble.loss_mean[0]
 
 
 @pytest.mark.parametrize("closure", ["pool", "iid", "sampling", "pool_moments"])

@@ -1,0 +1,145 @@
+"""The order each integrator declares, measured with one Brownian path for all step sizes."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from analysis.langevin import SmeLangevin, SmeMsgd
+from analysis.sme import SmeAsgd
+from analysis.sme_sgd import GaussianSgd, SmeSgd
+from asgd.problems.base import Problem
+from asgd.streams import stream
+
+MU, PATHS = 0.6, 20_000
+
+
+class Wavy(Problem):
+    """A nonlinear gradient with noise that depends on x: grad f_i = x + sin 2x -+ c(x)."""
+
+    dim, n_samples = 1, 2
+
+    def __init__(self, noise=0.8):
+        self.noise = noise
+
+    def initial_point(self, rng):
+        return np.array([1.5])
+
+    def loss(self, x):
+        return (x * x / 2 + np.sin(x) ** 2)[..., 0]
+
+    def gradient(self, x, indices=None):
+        assert indices is None
+        return x + np.sin(2 * x)
+
+    def hessian_vector(self, x, v):
+        return (1 + 2 * np.cos(2 * x)) * v
+
+    def gradient_covariance(self, x):
+        return (self.noise * (1 + 0.5 * np.cos(x)))[..., None] ** 2
+
+    def gradient_and_noise(self, x, rng):
+        noise = self.noise * (1 + 0.5 * np.cos(x))
+        return self.gradient(x), noise * rng.standard_normal(x.shape)
+
+
+class Increments(np.random.Generator):
+    """Normals of a coarse step as sums of those of the finest step, from one stream.
+
+    The second half of the paths mirrors the first: odd powers of the noise leave no error in means.
+    """
+
+    def __init__(self, finer):
+        super().__init__(stream(1, "brownian path").bit_generator)
+        self.finer = finer
+
+    def standard_normal(self, size=None, dtype=np.float64, out=None):
+        paths, *rest = size if out is None else out.shape
+        fine = super().standard_normal((self.finer, paths // 2, *rest))
+        half = fine.sum(axis=0) / np.sqrt(self.finer)
+        total = np.concatenate([half, -half])
+        if out is None:
+            return total
+        out[...] = total
+        return out
+
+
+def run(make, updates, eta, paths, rng, noise=0.8):
+    schedules = np.full(updates, eta), np.ones(updates)
+    block = make(Wavy(noise), *schedules, np.full((paths, 1), 1.5), rng)
+    for k in range(updates):
+        block.step(k)
+    return block.position()[:, 0].copy()
+
+
+def sme_asgd(m, noise="matrix"):
+    return lambda p, eta, b, x, rng: SmeAsgd(p, eta, MU, b, noise, m, True, x, rng)
+
+
+def langevin(m):
+    return lambda p, eta, b, x, rng: SmeLangevin(p, eta, MU, b, "matrix", m, True, False, x, rng)
+
+
+def msgd(m):
+    return lambda p, eta, b, x, rng: SmeMsgd(p, eta, MU, b, m, x, rng)
+
+
+def sme_sgd(m):
+    return lambda p, eta, b, x, rng: SmeSgd(p, eta, b, m, x, rng)
+
+
+def native_sgd(p, eta, b, x, rng):
+    return GaussianSgd(p, eta, b, x, rng)
+
+
+MODELS = {
+    "sme_asgd": (sme_asgd, SmeAsgd),
+    "explicit": (lambda m: sme_asgd(m, "explicit"), SmeAsgd),
+    "langevin": (langevin, SmeLangevin),
+    "msgd": (msgd, SmeMsgd),
+    "sme_sgd": (sme_sgd, SmeSgd),
+}
+
+
+def order(errors, steps):
+    """Slope of log error against log step, by least squares."""
+    return np.polyfit(np.log(steps), np.log(errors), 1)[0]
+
+
+def order_of_refinements(values, substeps, norm):
+    """Successive refinements shrink like the error itself: no reference solution is needed."""
+    errors = [norm(b - a) for a, b in pairwise(values)]
+    return order(errors, 1 / np.array(substeps[:-1]))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_strong_order(name):
+    make, model = MODELS[name]
+    substeps = (4, 8, 16, 32)
+    x = [run(make(m), 6, 0.1, 5_000, Increments(substeps[-1] // m)) for m in substeps]
+    observed = order_of_refinements(x, substeps, lambda change: np.sqrt(np.mean(change**2)))
+    assert abs(observed - model.strong_order) < 0.3
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_weak_order(name):
+    """First three moments; strong noise, or the second order of Heun's drift hides the first."""
+    make, model = MODELS[name]
+    substeps = (2, 4, 8, 16)
+    moments = []
+    for m in substeps:
+        x = run(make(m), 6, 0.1, 40_000, Increments(substeps[-1] // m), noise=2.0)
+        moments.append(np.array([np.mean(x**power) for power in (1, 2, 3)]))
+    observed = order_of_refinements(moments, substeps, np.linalg.norm)
+    assert abs(observed - model.weak_order) < 0.3
+
+
+def test_order_of_the_native_scheme_of_sgd():
+    """Towards (S6), in the learning rate at a fixed time 0.5."""
+    steps, substeps, errors = np.array([0.1, 0.05, 0.025]), 16, []
+    for eta in steps:
+        updates = round(0.5 / eta)
+        native = run(native_sgd, updates, eta, PATHS, Increments(substeps))
+        equation = run(sme_sgd(substeps), updates, eta, PATHS, Increments(1))
+        errors.append(abs(np.mean(native - equation)))
+    assert abs(order(errors, steps) - GaussianSgd.weak_order) < 0.3
