@@ -75,6 +75,8 @@ def loss_overlay(
         ax.plot(table["update"], table["loss"], color=OBSERVED, lw=1.1, label=label)
     if lowest > 0 and highest / lowest > 5:
         ax.set_yscale("log")
+        ax.yaxis.set_major_formatter("{x:g}")
+        ax.yaxis.set_minor_formatter("{x:g}")
         ax.set_ylim(lowest / 1.5, highest * 3)
     else:
         spread = highest - lowest

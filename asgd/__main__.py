@@ -23,10 +23,11 @@ if TYPE_CHECKING:
     from asgd.progress import Progress
     from asgd.trace import Run
 
+# Four workers near the edge of stability, where the law of the staleness shows in the loss.
 DEMO = {
-    "optimizer": {"learning_rate": 0.05, "batch_size": 16},
+    "optimizer": {"learning_rate": 0.8, "batch_size": 16},
     "cluster": {"workers": 4},
-    "run": {"updates": 1500, "eval_every": 10},
+    "run": {"updates": 600, "eval_every": 4},
 }
 
 config_argument = click.argument("config", type=click.Path(path_type=Path))
