@@ -20,7 +20,7 @@ import numpy.typing as npt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator
 
 from analysis.predict import MODELS, quantile_column
 
@@ -75,6 +75,7 @@ def loss_overlay(
         ax.plot(table["update"], table["loss"], color=OBSERVED, lw=1.1, label=label)
     if lowest > 0 and highest / lowest > 5:
         ax.set_yscale("log")
+        ax.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
         ax.yaxis.set_major_formatter("{x:g}")
         ax.yaxis.set_minor_formatter("{x:g}")
         ax.set_ylim(lowest / 1.5, highest * 3)

@@ -20,6 +20,7 @@ from analysis import figures
 from analysis.compare import Score, compare
 from analysis.fit import StalenessFit, fit_run
 from analysis.predict import MODELS, read_prediction
+from analysis.verdict import in_words
 from asgd.errors import InputError
 from asgd.trace import Run, replace_file
 
@@ -71,10 +72,9 @@ def _section(run: Run) -> dict[str, Any]:
             figures.error_over_time(score.errors), "Error of each model over updates"
         ),
         "scores": _score_table(score),
-        "verdict": fit.verdict,
         "histogram": _histogram(fit),
         "staleness_caption": _schedule_caption(run),
-        "laws": _cells(fit.table().reset_index()),
+        "laws": _cells(fit.table().round(4)),
         "config": json.dumps(json.loads(run.config.to_json()), indent=2),
         "environment": json.dumps(run.environment, indent=2),
         "reproduce": f"asgd run {run.path / 'config.json'} --out NEW_DIRECTORY",
@@ -115,8 +115,8 @@ def _histogram(fit: StalenessFit) -> str:
     values = np.asarray(fit.counts, dtype=float)
     visible = np.flatnonzero(values / values.sum() > _INVISIBLE)
     laws = {
-        "geometric": fit.geometric.law,
-        fit.recommended.name: fit.recommended,
+        "geometric law": fit.geometric.law,
+        in_words(fit.recommended): fit.recommended,
     }
     length = int(visible[-1]) + 2
     l = np.arange(length)
@@ -146,4 +146,6 @@ def _cells(table: pd.DataFrame) -> dict[str, list[Any]]:
 
 
 def _cell(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return "" if np.isnan(value) else f"{value:.5g}"
+    return str(value)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 # Four workers near the edge of stability, where the law of the staleness shows in the loss.
 DEMO = {
-    "optimizer": {"learning_rate": 0.8, "batch_size": 16},
+    "optimizer": {"learning_rate": 0.8, "batch_size": 64},
     "cluster": {"workers": 4},
     "run": {"updates": 600, "eval_every": 4},
 }
