@@ -1,0 +1,169 @@
+"""The thin Ray shells: each gives a plain object a process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from asgd.config import RunConfig
+from asgd.problems import make_problem
+from cluster.ledger import Record
+from cluster.messages import Array, Gradient
+from cluster.recorder import Recorder
+from cluster.server import ParameterServer, Replies, Status
+from cluster.transport import EncodedReply, RayConnection, Waiting, decode
+from cluster.worker import Worker
+
+Actor = Any  # a Ray handle; Ray's own type does not know that its methods have `.remote`
+
+_ROWS_PER_RECORD = 4096
+_BYTES_PER_RECORD = 64_000_000
+_SECONDS_PER_RECORD = 1.0
+_RECORDS_IN_FLIGHT = 4
+
+
+@dataclass(frozen=True)
+class UserError:
+    """An exception in the problem's code, in words: what and where."""
+
+    message: str
+
+    @classmethod
+    def describe(cls, error: BaseException) -> UserError:
+        """Put an exception into one line, with the innermost place outside this project."""
+        own = str(Path(__file__).parents[1])
+        frames = traceback.extract_tb(error.__traceback__)
+        foreign = [
+            f for f in frames if not f.filename.startswith((f"{own}/asgd", f"{own}/cluster"))
+        ]
+        place = (foreign or frames)[-1]
+        text = " ".join(str(error).split())
+        where = f"{place.filename}:{place.lineno}, in {place.name}"
+        return cls(f"{type(error).__name__}: {text} ({where})")
+
+
+class ServerActor:
+    """The parameter server in its process; one call at a time, on one event loop."""
+
+    def __init__(self, config: RunConfig, parameters: Array, recorder: Actor) -> None:
+        self._server = ParameterServer(config, parameters)
+        self._recorder = recorder
+        self._waiting = Waiting()
+        self._stopped = asyncio.Event()
+        self._recorded: list[ray.ObjectRef[Any]] = []
+        self._last_record = time.monotonic()
+
+    async def join(self, worker: int) -> EncodedReply:
+        """Answer with the worker's first snapshot."""
+        answer = self._waiting.expect(worker)
+        self._send(self._server.join(worker, time.monotonic()))
+        return await answer
+
+    async def push(
+        self,
+        worker: int,
+        sequence: int,
+        read_version: int,
+        epoch: int,
+        data: bytes,
+        shape: tuple[int, ...],
+        compute_seconds: float,
+    ) -> EncodedReply:
+        """Take a gradient; answer with the worker's next snapshot."""
+        answer = self._waiting.expect(worker)
+        value = decode(data).reshape(shape)
+        gradient = Gradient(worker, sequence, read_version, epoch, value, compute_seconds)
+        self._send(self._server.receive(gradient, time.monotonic()))
+        ledger = self._server.ledger
+        if ledger.rows >= _ROWS_PER_RECORD or ledger.evaluation_bytes >= _BYTES_PER_RECORD:
+            await self._hand_over()
+        return await answer
+
+    async def leave(self, worker: int) -> None:
+        """Go on without a worker."""
+        self._send(self._server.leave(worker, time.monotonic()))
+
+    async def stop(self, reason: str) -> None:
+        """End the run."""
+        self._send(self._server.stop(reason))
+        self._stopped.set()
+
+    async def status(self) -> Status:
+        """Return how the run stands; hand over what waits for the recorder."""
+        now = time.monotonic()
+        if now - self._last_record >= _SECONDS_PER_RECORD:
+            await self._hand_over()
+        return self._server.status(now)
+
+    async def stopped(self) -> None:
+        """Return when the server wants no more gradients."""
+        await self._stopped.wait()
+
+    async def flush(self) -> None:
+        """Return when everything that happened so far is on disk."""
+        await self._hand_over()
+        await asyncio.gather(*self._recorded)
+
+    def _send(self, replies: Replies) -> None:
+        self._waiting.send(replies)
+        if self._server.stopping and not self._stopped.is_set():
+            self._stopped.set()
+
+    async def _hand_over(self) -> None:
+        self._last_record = time.monotonic()
+        record = self._server.drain()
+        if record.empty:
+            return
+        self._recorded.append(self._recorder.record.remote(record))
+        # A recorder that cannot keep up slows the run down rather than filling the memory.
+        if len(self._recorded) > _RECORDS_IN_FLIGHT:
+            oldest = self._recorded[0]
+            await oldest
+            if oldest in self._recorded:
+                self._recorded.remove(oldest)
+
+
+class WorkerActor:
+    """A worker in its process."""
+
+    def run(self, config: RunConfig, worker: int, server: Actor) -> UserError | None:
+        """Work until the server says stop; an error in the problem's code is returned."""
+        try:
+            Worker(config, worker, make_problem(config)).run(RayConnection(server))
+        except ConnectionError:
+            raise
+        except Exception as error:
+            return UserError.describe(error)
+        return None
+
+
+class RecorderActor:
+    """The recorder in its process; keeps the first error until somebody asks."""
+
+    def __init__(self, config: RunConfig, path: str, umask: int) -> None:
+        os.umask(umask)
+        self._config = config
+        self._path = Path(path)
+        self._recorder: Recorder | None = None
+        self._error: UserError | None = None
+
+    def record(self, record: Record) -> None:
+        """Write a record."""
+        try:
+            if self._recorder is None:
+                self._recorder = Recorder(self._path, make_problem(self._config))
+            self._recorder.record(record)
+        except Exception as error:
+            self._error = self._error or UserError.describe(error)
+
+    def latest(self) -> tuple[float | None, UserError | None]:
+        """Return the latest loss and the first error."""
+        loss = self._recorder.latest_loss if self._recorder else None
+        return loss, self._error

@@ -1,0 +1,192 @@
+"""From a configuration to a run directory: start, watch, always shut down."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from asgd.config import RunConfig
+from asgd.errors import RunFailedError
+from asgd.problems import make_problem
+from asgd.progress import Progress
+from asgd.streams import stream
+from asgd.trace import RunWriter, default_path
+from cluster.actors import Actor, RecorderActor, ServerActor, UserError, WorkerActor
+from cluster.messages import Array
+from cluster.server import Status
+from cluster.session import ray_session, undisturbed
+
+_POLL_SECONDS = 0.25
+_FLUSH_SECONDS = 60.0
+_RATE_WINDOW_SECONDS = 2.0
+
+
+def run(
+    config: RunConfig,
+    out: str | Path | None = None,
+    address: str | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> Path:
+    """Run asynchronous SGD on Ray and return the run directory.
+
+    Parameters
+    ----------
+    config
+        The run.
+    out
+        The run directory, which must not hold anything yet; default
+        `runs/<kind of problem>-<date>-<time>`.
+    address
+        A running Ray cluster to join; default: a Ray of our own on this machine, gone afterwards.
+    progress
+        Called a few times a second.
+
+    Raises
+    ------
+    InputError
+        The configuration, the directory or the address cannot be used; nothing was started.
+    RunFailedError
+        The run ended early; its directory is readable.
+    KeyboardInterrupt
+        Ctrl-C; the directory is readable and says so.
+    """
+    problem = make_problem(config)
+    initial = problem.initial_point(stream(config.run.seed, "initial"))
+    writer = RunWriter.create(out if out is not None else default_path(config), config)
+    try:
+        with ray_session(address, _object_store_bytes(config, initial)):
+            _supervise(config, initial, writer, progress)
+    except RunFailedError as error:
+        writer.event("failed", reason=str(error))
+        raise
+    except RayError as error:
+        reason = " ".join(str(error).split())
+        writer.event("failed", reason=reason)
+        raise RunFailedError(reason) from error
+    except (KeyboardInterrupt, SystemExit):
+        writer.event("interrupted")
+        raise
+    writer.event("finish")
+    return writer.path
+
+
+def _object_store_bytes(config: RunConfig, initial: Array) -> int:
+    """Room for every worker's snapshot and gradient, and for records on their way."""
+    return 100_000_000 + 4 * (config.cluster.workers + 8) * initial.nbytes
+
+
+def _start(kind: type, *arguments: Any, **options: Any) -> Actor:
+    """Start an actor. It reserves no core, so any number of workers fits on any machine."""
+    return ray.remote(kind).options(num_cpus=0, **options).remote(*arguments)
+
+
+class _Cluster:
+    """The actors of one run and what is known of them."""
+
+    def __init__(self, config: RunConfig, initial: Array, path: Path) -> None:
+        self.config = config
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        umask = os.umask(0o077)
+        os.umask(umask)
+        self.recorder = _start(
+            RecorderActor, config, str(path.resolve()), umask, scheduling_strategy=here
+        )
+        self.server = _start(
+            ServerActor,
+            config,
+            initial,
+            self.recorder,
+            scheduling_strategy=here,
+            max_concurrency=config.cluster.workers + 16,
+        )
+        self.stopped = self.server.stopped.remote()
+        self.workers: dict[int, Actor] = {}
+        self.running: dict[ray.ObjectRef[Any], int] = {}
+        for worker in range(config.cluster.workers):
+            self.start_worker(worker)
+
+    def start_worker(self, worker: int) -> None:
+        """Start the process of a worker and its work."""
+        actor = self.workers[worker] = _start(WorkerActor)
+        self.running[actor.run.remote(self.config, worker, self.server)] = worker
+
+    def kill(self) -> None:
+        """End every actor of the run at once."""
+        for actor in (*self.workers.values(), self.server, self.recorder):
+            ray.kill(actor)
+
+
+def _supervise(
+    config: RunConfig,
+    initial: Array,
+    writer: RunWriter,
+    progress: Callable[[Progress], None] | None,
+) -> None:
+    cluster = _Cluster(config, initial, writer.path)
+    try:
+        _watch(cluster, progress)
+    except BaseException:
+        with undisturbed(), contextlib.suppress(RayError):
+            cluster.server.stop.remote("ended early")
+            ray.get(cluster.server.flush.remote(), timeout=_FLUSH_SECONDS)
+        raise
+    finally:
+        with undisturbed():
+            cluster.kill()
+
+
+def _watch(cluster: _Cluster, progress: Callable[[Progress], None] | None) -> None:
+    """Return when the run is complete and on disk."""
+    rate = _Rate()
+    latest = cluster.recorder.latest.remote()
+    loss: float | None = None
+    while True:
+        tasks = [cluster.stopped, *cluster.running]
+        ready, _ = ray.wait(tasks, num_returns=1, timeout=_POLL_SECONDS)
+        finished = cluster.stopped in ready
+        for task in ready:
+            if task in cluster.running:
+                _check(ray.get(task), f"worker {cluster.running.pop(task)}")
+        if finished:
+            ray.get(cluster.server.flush.remote())
+            latest = cluster.recorder.latest.remote()
+        # A recorder busy with a long evaluation must not keep the watch waiting.
+        if ray.wait([latest], timeout=None if finished else 0)[0]:
+            loss, error = ray.get(latest)
+            _check(error, "evaluation of the loss")
+            latest = cluster.recorder.latest.remote()
+        status: Status = ray.get(cluster.server.status.remote())
+        if progress is not None:
+            speed = rate(status.version, time.monotonic())
+            updates = cluster.config.run.updates
+            progress(Progress(status.version, updates, speed, status.mean_staleness, loss))
+        if finished:
+            return
+
+
+def _check(error: UserError | None, where: str) -> None:
+    if error is not None:
+        raise RunFailedError(f"{where}: {error.message}")
+
+
+class _Rate:
+    """Updates per second over a sliding window."""
+
+    def __init__(self) -> None:
+        self._points: list[tuple[float, int]] = []
+
+    def __call__(self, version: int, now: float) -> float:
+        self._points.append((now, version))
+        while len(self._points) > 2 and self._points[1][0] < now - _RATE_WINDOW_SECONDS:
+            self._points.pop(0)
+        start, first = self._points[0]
+        return (version - first) / (now - start) if now > start else math.nan

@@ -1,0 +1,80 @@
+"""What a worker and the server say to each other, whatever carries it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Gradient:
+    """A gradient on its way to the server, identified by (worker, sequence).
+
+    Attributes
+    ----------
+    worker
+        Who computed it.
+    sequence
+        The worker's own number of it, as told with the snapshot.
+    read_version
+        Updates applied before the snapshot it was computed at.
+    epoch
+        Incarnation of the server that sent the snapshot.
+    gradient
+        Shape (d,).
+    compute_seconds
+        From snapshot received to gradient ready.
+    """
+
+    worker: int
+    sequence: int
+    read_version: int
+    epoch: int
+    gradient: Array
+    compute_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What a worker computes its next gradient from.
+
+    Attributes
+    ----------
+    parameters
+        Shape (d,). On the server's side this is the live array: whoever sends it encodes it
+        before the server is called again.
+    version
+        Updates applied so far.
+    epoch
+        Incarnation of the server.
+    sequence
+        Number of the gradient to compute.
+    batch_size
+        Samples to compute it from.
+    """
+
+    parameters: Array
+    version: int
+    epoch: int
+    sequence: int
+    batch_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """The server wants no more gradients from this worker.
+
+    Attributes
+    ----------
+    reason
+        "finished", "interrupted" or what went wrong.
+    """
+
+    reason: str
+
+
+Reply = Snapshot | Stop

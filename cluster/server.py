@@ -1,0 +1,293 @@
+"""The parameter server: applies every gradient exactly once and counts versions.
+
+Plain Python and a pure state machine: no clock, no files, no transport. Each call returns the
+replies to send now, possibly to other workers than the one that called: a worker whose turn has
+not come simply gets no reply yet. Whatever carries the messages calls one method at a time.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from asgd.config import RunConfig
+from asgd.rules import make_rule
+from asgd.streams import stream
+from cluster.ledger import Ledger, Record
+from cluster.messages import Gradient, Reply, Snapshot, Stop
+
+Array = npt.NDArray[np.float64]
+Replies = list[tuple[int, Reply]]
+
+
+@dataclass(slots=True)
+class _Seat:
+    """What the server knows of one worker.
+
+    `sequence` is the number of the gradient it computes, or of the one held for it; `granted` is
+    when it got the snapshot for that gradient, infinite while it owes none.
+    """
+
+    sequence: int = 0
+    read_version: int = 0
+    batch_size: int = 0
+    present: bool = False
+    granted: float = math.inf
+
+    @property
+    def owes(self) -> bool:
+        """Whether a snapshot is out and its gradient has not arrived."""
+        return self.granted < math.inf
+
+
+@dataclass(frozen=True)
+class Status:
+    """How a run stands.
+
+    Attributes
+    ----------
+    version
+        Updates applied so far.
+    seconds
+        Since the first snapshot was handed out.
+    mean_staleness
+        Over all updates so far, nan before the first.
+    computing
+        Seconds since each worker that owes a gradient got its snapshot.
+    rejected
+        Gradients refused because they cannot be applied.
+    stopped
+        Why the server wants no more gradients, None while it does.
+    """
+
+    version: int
+    seconds: float
+    mean_staleness: float
+    computing: dict[int, float]
+    rejected: int
+    stopped: str | None
+
+
+class ParameterServer:
+    """The state of a run and every decision about it.
+
+    The first snapshots go out when all workers of the configuration have joined, so that every
+    run starts with its full strength. `schedule = "free"` applies gradients in the order of their
+    arrival; `"uniform"` draws the next worker uniformly among those present and holds the others'
+    gradients until their turn.
+
+    Parameters
+    ----------
+    config
+        The run.
+    parameters
+        x_0, shape (d,); copied.
+    epoch
+        Incarnation of the server: gradients of another one are refused.
+    """
+
+    def __init__(self, config: RunConfig, parameters: Array, epoch: int = 0) -> None:
+        self.parameters = np.array(parameters, dtype=float)
+        self.version = 0
+        self.epoch = epoch
+        self.ledger = Ledger()
+        self._config = config
+        self._rule = make_rule(config.optimizer)
+        self._rule_state = self._rule.init(self.parameters)
+        self._step = np.empty_like(self.parameters)
+        self._seats = {worker: _Seat() for worker in range(config.cluster.workers)}
+        self._missing = set(self._seats)
+        self._held: dict[int, Gradient] = {}
+        self._order = stream(config.run.seed, "schedule")
+        self._turn: int | None = None
+        self._started = math.nan
+        self._staleness_sum = 0
+        self._rejected = 0
+        self._stop: Stop | None = None
+
+    def join(self, worker: int, now: float) -> Replies:
+        """Take in a worker that has no snapshot: a new one, or one that came back.
+
+        A gradient it still owed is lost. `now` is in seconds on any steady clock.
+        """
+        if self._stop is not None:
+            return [(worker, self._stop)]
+        seat = self._seats.setdefault(worker, _Seat())
+        if seat.owes:
+            self._lose(worker, seat)
+        seat.present = True
+        if math.isnan(self._started):
+            self._missing.discard(worker)
+            return self._start(now)
+        return [] if worker in self._held else [self._grant(worker, seat, now)]
+
+    def leave(self, worker: int, now: float) -> Replies:
+        """Forget a worker that died or was removed: nobody waits for it any more.
+
+        The gradient it owed is lost; one that already arrived is applied in its turn.
+        """
+        seat = self._seats.get(worker)
+        if self._stop is not None or seat is None:
+            return []
+        if seat.owes:
+            self._lose(worker, seat)
+        seat.present = False
+        if math.isnan(self._started):
+            self._missing.discard(worker)
+            return self._start(now)
+        return self._advance(now)
+
+    def receive(self, gradient: Gradient, now: float) -> Replies:
+        """Take in a gradient; a repeat of one already counted only gets the current snapshot."""
+        worker = gradient.worker
+        if self._stop is not None:
+            return [(worker, self._stop)]
+        seat = self._seats.get(worker)
+        if seat is None or not seat.present:
+            return self.join(worker, now)
+        if not seat.owes:
+            return []
+        if gradient.epoch != self.epoch or gradient.sequence != seat.sequence:
+            return [(worker, self._snapshot(seat))]
+        seat.granted = math.inf
+        defect = self._defect(gradient, seat)
+        if defect is not None:
+            return self._reject(gradient, seat, defect, now)
+        self._held[worker] = gradient
+        return self._advance(now)
+
+    def stop(self, reason: str) -> Replies:
+        """End the run; every worker that waits for a snapshot is told."""
+        if self._stop is None:
+            self._stop = Stop(reason)
+        waiting = [w for w, s in self._seats.items() if s.present and not s.owes]
+        return [(worker, self._stop) for worker in waiting]
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the server wants no more gradients."""
+        return self._stop is not None
+
+    def drain(self) -> Record:
+        """Return what happened since the last call, for the recorder."""
+        return self.ledger.drain()
+
+    def status(self, now: float) -> Status:
+        """Return how the run stands."""
+        return Status(
+            self.version,
+            max(0.0, now - self._started) if math.isfinite(self._started) else 0.0,
+            self._staleness_sum / self.version if self.version else math.nan,
+            {w: now - s.granted for w, s in self._seats.items() if s.owes},
+            self._rejected,
+            self._stop.reason if self._stop else None,
+        )
+
+    def _start(self, now: float) -> Replies:
+        present = [(worker, seat) for worker, seat in self._seats.items() if seat.present]
+        if self._missing or not present:
+            return []
+        self._started = now
+        self.ledger.evaluation(0, 0.0, self.parameters)
+        return [self._grant(worker, seat, now) for worker, seat in present]
+
+    def _advance(self, now: float) -> Replies:
+        """Apply whatever may be applied now."""
+        replies: Replies = []
+        while self._stop is None and (gradient := self._next()) is not None:
+            if replies:  # the snapshots granted so far keep their array
+                self.parameters = self.parameters.copy()
+            self._apply(gradient, now)
+            seat = self._seats[gradient.worker]
+            seat.sequence += 1
+            if self.version == self._config.run.updates:
+                return [*replies, *self.stop("finished")]
+            if seat.present:
+                replies.append(self._grant(gradient.worker, seat, now))
+        return replies
+
+    def _next(self) -> Gradient | None:
+        """Take the gradient to apply next, None while it is still being computed."""
+        if self._config.cluster.schedule == "free":
+            return self._held.pop(next(iter(self._held))) if self._held else None
+        if self._turn is None or not self._may_have_turn(self._turn):
+            able = [worker for worker in self._seats if self._may_have_turn(worker)]
+            if not able:
+                return None
+            self._turn = able[int(self._order.integers(len(able)))]
+        gradient = self._held.pop(self._turn, None)
+        if gradient is not None:
+            self._turn = None
+        return gradient
+
+    def _may_have_turn(self, worker: int) -> bool:
+        return self._seats[worker].present or worker in self._held
+
+    def _apply(self, gradient: Gradient, now: float) -> None:
+        update = self.version
+        staleness = update - gradient.read_version
+        step, self._rule_state = self._rule.update(
+            gradient.gradient,
+            self._rule_state,
+            learning_rate=self._config.optimizer.learning_rate,
+            staleness=staleness,
+            out=self._step,
+        )
+        np.subtract(self.parameters, step, out=self.parameters)
+        self.version = update + 1
+        self._staleness_sum += staleness
+        seconds = now - self._started
+        self.ledger.row(
+            update,
+            gradient.worker,
+            gradient.sequence,
+            gradient.read_version,
+            staleness,
+            self._seats[gradient.worker].batch_size,
+            gradient.compute_seconds,
+            seconds,
+            math.sqrt(float(np.dot(gradient.gradient, gradient.gradient))),
+        )
+        run = self._config.run
+        if self.version % run.eval_every == 0 or self.version == run.updates:
+            self.ledger.evaluation(self.version, seconds, self.parameters)
+
+    def _grant(self, worker: int, seat: _Seat, now: float) -> tuple[int, Reply]:
+        seat.read_version = self.version
+        seat.batch_size = self._config.optimizer.batch_size
+        seat.granted = now
+        return worker, self._snapshot(seat)
+
+    def _snapshot(self, seat: _Seat) -> Snapshot:
+        return Snapshot(self.parameters, self.version, self.epoch, seat.sequence, seat.batch_size)
+
+    def _defect(self, gradient: Gradient, seat: _Seat) -> str | None:
+        """Return why a gradient cannot be applied."""
+        value = gradient.gradient
+        if value.shape != self.parameters.shape:
+            return f"shape {value.shape}, expected {self.parameters.shape}"
+        if not np.isfinite(np.dot(value, value)) and not np.isfinite(value).all():
+            return "not finite"
+        if not seat.read_version <= gradient.read_version <= self.version:
+            return f"read version {gradient.read_version}, expected {seat.read_version}"
+        return None
+
+    def _reject(self, gradient: Gradient, seat: _Seat, defect: str, now: float) -> Replies:
+        self._rejected += 1
+        self.ledger.event(
+            "gradient_rejected",
+            worker=gradient.worker,
+            sequence=gradient.sequence,
+            update=self.version,
+            reason=defect,
+        )
+        seat.sequence += 1
+        return [self._grant(gradient.worker, seat, now)]
+
+    def _lose(self, worker: int, seat: _Seat) -> None:
+        self.ledger.event("gradient_lost", worker=worker, sequence=seat.sequence)
+        seat.sequence += 1
+        seat.granted = math.inf

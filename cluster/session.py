@@ -1,0 +1,181 @@
+"""A Ray to run on: the caller's, an existing cluster, or one of our own that leaves no trace.
+
+Our own Ray listens on loopback only, demands a token that exists in its own environment alone,
+keeps its files in a private directory and is gone, with every process it started, when the block
+ends. The environment, the signal handlers and the umask of this process are put back.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray._private import ray_constants
+
+from asgd.errors import InputError
+
+_SECONDS_TO_EXIT = 5.0
+# The longest path of a Unix socket is 107 bytes, of which Ray's own part takes about 75.
+_LONGEST_DIRECTORY = 30
+
+
+@contextmanager
+def ray_session(
+    address: str | None = None, object_store_bytes: int = 100_000_000
+) -> Iterator[None]:
+    """Provide a Ray for the block: one that is running in this process, `address`, or our own.
+
+    Raises
+    ------
+    InputError
+        There is no cluster at `address`.
+    """
+    if ray.is_initialized():
+        yield
+    elif address is not None:
+        with _joined(address):
+            yield
+    else:
+        with _own(object_store_bytes):
+            yield
+
+
+@contextmanager
+def _joined(address: str) -> Iterator[None]:
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"--address {address}: no Ray cluster answers there ({reason})") from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def _own(object_store_bytes: int) -> Iterator[None]:
+    token = secrets.token_hex(32)
+    with _restored_process_state(), _private_directory() as directory:
+        os.environ.update(
+            RAY_AUTH_MODE="token",
+            RAY_AUTH_TOKEN=token,
+            RAY_USAGE_STATS_ENABLED="0",
+            RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0",
+            PYTHONPATH=os.pathsep.join(dict.fromkeys(os.path.abspath(p) for p in sys.path)),
+        )
+        # Workers share the cores: BLAS threads of their own would only fight for them.
+        for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+            os.environ[name] = "1"
+        _reload_ray_environment()
+        try:
+            umask = os.umask(0o077)
+            ray.init(
+                address="local",
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                object_store_memory=object_store_bytes,
+                _temp_dir=directory,
+            )
+            os.umask(umask)
+            yield
+        finally:
+            with undisturbed():
+                # Ray does not take down what an interrupted start has left.
+                patience = _SECONDS_TO_EXIT if ray.is_initialized() else 0.0
+                ray.shutdown()
+                _end_processes(token, directory, patience)
+    _reload_ray_environment()
+
+
+@contextmanager
+def _restored_process_state() -> Iterator[None]:
+    environment = dict(os.environ)
+    umask = os.umask(0o077)
+    os.umask(umask)
+    sigterm = signal.getsignal(signal.SIGTERM)
+    loopback_off = ray_constants.ENABLE_RAY_CLUSTER
+    # With clusters disabled, as Ray does on laptops, every listener binds to 127.0.0.1.
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = loopback_off
+        os.umask(umask)
+        os.environ.clear()
+        os.environ.update(environment)
+        if signal.getsignal(signal.SIGTERM) is not sigterm:
+            signal.signal(signal.SIGTERM, sigterm)
+
+
+@contextmanager
+def _private_directory() -> Iterator[str]:
+    parent = tempfile.gettempdir()
+    if len(parent) > _LONGEST_DIRECTORY and os.access("/tmp", os.W_OK):
+        parent = "/tmp"
+    directory = tempfile.mkdtemp(prefix="asgd-", dir=parent)
+    try:
+        yield directory
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Ignore Ctrl-C while things are put in order: a second one would leave them torn."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _reload_ray_environment() -> None:
+    """Make the Ray in this process forget the token and settings it read before."""
+    raylet: Any = ray._raylet
+    raylet.Config.initialize("")
+    raylet.AuthenticationTokenLoader.instance().reset_cache()
+
+
+def _end_processes(token: str, directory: str, patience: float) -> None:
+    """Wait up to `patience` seconds for the processes of our Ray to exit; kill what stays."""
+    deadline = time.monotonic() + patience
+    while (left := _our_processes(token, directory)) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    for pid in left:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def _our_processes(token: str, directory: str) -> list[int]:
+    """Return the processes with our token in their environment or files open in our directory.
+
+    A process that gives itself a title overwrites its environment, but keeps its log files.
+    """
+    pids = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            ours = token.encode() in (process / "environ").read_bytes() or any(
+                os.readlink(file).startswith(directory) for file in (process / "fd").iterdir()
+            )
+        except OSError:  # gone meanwhile, or somebody else's
+            continue
+        if ours and int(process.name) != os.getpid():
+            pids.append(int(process.name))
+    return pids

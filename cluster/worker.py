@@ -1,0 +1,65 @@
+"""The worker: read a snapshot, compute a gradient, push it; again until told to stop."""
+
+from __future__ import annotations
+
+import time
+from typing import Protocol
+
+import numpy as np
+
+from asgd.config import RunConfig
+from asgd.draws import WorkerDraws
+from asgd.problems.base import Problem
+from cluster.messages import Gradient, Reply, Snapshot, Stop
+
+
+class Connection(Protocol):
+    """The way to the server; both calls block until the server answers.
+
+    A server that is gone raises `ConnectionError`.
+    """
+
+    def join(self, worker: int) -> Reply:
+        """Ask for the first snapshot."""
+        ...
+
+    def push(self, gradient: Gradient) -> Reply:
+        """Deliver a gradient and ask for the next snapshot."""
+        ...
+
+
+class Worker:
+    """One worker of a run.
+
+    What it draws for its s-th gradient depends on the seed, its number and s alone. The added
+    compute time is slept on top of the gradient's own.
+    """
+
+    def __init__(self, config: RunConfig, worker: int, problem: Problem) -> None:
+        self.worker = worker
+        self._problem = problem
+        self._draws = WorkerDraws(config, problem.n_samples)
+
+    def run(self, connection: Connection) -> Stop:
+        """Compute gradients until the server says stop; returns what it said."""
+        reply = connection.join(self.worker)
+        while isinstance(reply, Snapshot):
+            reply = connection.push(self.compute(reply))
+        return reply
+
+    def compute(self, snapshot: Snapshot) -> Gradient:
+        """Return the gradient that belongs to a snapshot."""
+        start = time.perf_counter()
+        indices = self._draws.batch(self.worker, snapshot.sequence, snapshot.batch_size)
+        gradient = np.asarray(self._problem.gradient(snapshot.parameters, indices), dtype=float)
+        added = self._draws.compute_seconds(self.worker, snapshot.sequence)
+        if added > 0.0:
+            time.sleep(added)
+        return Gradient(
+            self.worker,
+            snapshot.sequence,
+            snapshot.version,
+            snapshot.epoch,
+            gradient,
+            time.perf_counter() - start,
+        )
