@@ -1,0 +1,283 @@
+"""The staleness law of a parameter server from its times, without running anything.
+
+Each worker repeats: receive a snapshot, compute for a random time, push; the server applies pushes
+one at a time in order of arrival and answers each with the new snapshot. With memoryless times
+and nothing else to wait for the law is known in closed form; otherwise the queue is simulated event
+by event, in time only, without any gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from asgd.config import RunConfig
+from asgd.delays import ComputeTime
+from asgd.errors import InputError
+from asgd.server_times import server_order
+from asgd.staleness import (
+    ConstantPlusGeometric,
+    Empirical,
+    Geometric,
+    GeometricMixture,
+    StalenessLaw,
+)
+from asgd.streams import stream
+from asgd.trace import Run
+
+Array = npt.NDArray[np.float64]
+Integers = npt.NDArray[np.int64]
+
+_WARM_UP = 10  # cycles of every worker before the law is read off
+_CHUNK = 64  # times drawn at once for one worker
+_GROUP = 100  # updates behind each probability of a simulated law
+
+
+class Times(Protocol):
+    """What the queue asks of the workers' compute times; `asgd.delays.ComputeTime` has it."""
+
+    @property
+    def mean(self) -> Array:
+        """Mean time of each worker in seconds, shape (workers,)."""
+
+    @property
+    def memoryless(self) -> bool:
+        """Whether the times are exponential."""
+
+    def draw_many(self, worker: int, size: int, rng: np.random.Generator) -> Array:
+        """Return independent times of a worker in seconds, shape (size,)."""
+
+
+@dataclass(frozen=True)
+class MeasuredTimes:
+    """Times drawn from measured ones.
+
+    Attributes
+    ----------
+    samples
+        Measured times of each worker in seconds, shapes (m_i,).
+    """
+
+    samples: Sequence[Array]
+    memoryless: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.samples or any(len(sample) == 0 for sample in self.samples):
+            raise InputError("measured times: expected at least one for every worker")
+
+    @property
+    def mean(self) -> Array:
+        """Mean time of each worker in seconds, shape (workers,)."""
+        return np.array([float(np.mean(sample)) for sample in self.samples])
+
+    def draw_many(self, worker: int, size: int, rng: np.random.Generator) -> Array:
+        """Return independent times of a worker in seconds, shape (size,)."""
+        return rng.choice(self.samples[worker], size)
+
+
+def memoryless_law(rates: npt.ArrayLike) -> StalenessLaw:
+    """Return the law of memoryless workers that push at these rates.
+
+    Worker i makes the share p_i = rate_i / sum of the rates of the updates, and each of its
+    gradients meets other workers' updates until its own turn comes, with probability p_i each
+    time: a geometric law with mu = 1 - 1/P for P equal workers, else a mixture with
+    mu_i = 1 - p_i and shares p_i (ours).
+
+    Parameters
+    ----------
+    rates
+        Pushes per unit of time, shape (workers,).
+    """
+    rate = np.asarray(rates, dtype=float)
+    if rate.ndim != 1 or rate.size == 0 or not np.all(np.isfinite(rate) & (rate > 0)):
+        raise InputError(f"rates = {rate}: expected one positive number per worker")
+    if np.all(rate == rate[0]):
+        return Geometric(1.0 - 1.0 / len(rate))
+    different, workers = np.unique(rate, return_counts=True)
+    p = different / rate.sum()
+    return GeometricMixture(tuple((1.0 - p).tolist()), tuple((workers * p).tolist()))
+
+
+def queue_staleness(
+    times: Times,
+    *,
+    gradient_time: float = 0.0,
+    message_time: float = 0.0,
+    service_time: float = 0.0,
+    updates: int = 100_000,
+    seed: int = 0,
+) -> StalenessLaw:
+    """Return the stationary staleness law of the queue.
+
+    Closed for memoryless times with no other time beside them, see `memoryless_law`; otherwise
+    the frequencies of a simulation. Any time the workers do not spend waiting memorylessly pushes
+    the law off the geometric: for a fixed part r of a cycle beside a memoryless part of mean m,
+    P(tau = 0) is near (1/P) exp(-(P-1) r/m) (ours).
+
+    Parameters
+    ----------
+    times
+        Compute times of the workers.
+    gradient_time
+        Fixed part of every computation, in seconds.
+    message_time
+        One way between worker and server, in seconds.
+    service_time
+        What the server spends on one push, in seconds; pushes wait for each other.
+    updates
+        Least number of simulated updates the law is read from; 20 per worker if that is more.
+
+    Raises
+    ------
+    InputError
+        A time is negative.
+    """
+    fixed = {
+        "gradient_time": gradient_time,
+        "message_time": message_time,
+        "service_time": service_time,
+    }
+    for name, value in fixed.items():
+        if not 0.0 <= value < np.inf:
+            raise InputError(f"{name} = {value}: expected seconds >= 0")
+    if times.memoryless and not any(fixed.values()):
+        return memoryless_law(1.0 / times.mean)
+    staleness = simulate_queue(
+        times,
+        dead_time=gradient_time + 2.0 * message_time,
+        service_time=service_time,
+        updates=max(updates, 20 * len(times.mean)),
+        rng=stream(seed, "queue"),
+    )
+    if np.all(staleness == staleness[0]):
+        return ConstantPlusGeometric(int(staleness[0]))
+    return _smoothed(staleness)
+
+
+def config_staleness(config: RunConfig, seed: int = 0) -> StalenessLaw:
+    """Return the staleness law a configured run will have, its `[simulation]` times given."""
+    if config.cluster.schedule == "uniform":
+        return Geometric(1.0 - 1.0 / config.cluster.workers)
+    return queue_staleness(
+        ComputeTime.from_config(config.cluster),
+        gradient_time=config.simulation.gradient_time,
+        message_time=config.simulation.message_time,
+        service_time=config.simulation.service_time,
+        seed=seed,
+    )
+
+
+def measured_cycles(run: Run) -> MeasuredTimes:
+    """Return the whole cycles of a run's workers: from one update of a worker to its next.
+
+    They hold everything a cycle is made of: computing, messages, service, waiting. As times of a
+    queue with nothing beside them they give the run's law up to the dependence of neighbouring
+    cycles: workers that wait for one another.
+
+    Raises
+    ------
+    InputError
+        A worker has fewer than two updates.
+    """
+    cycles, _ = _cycles(run)
+    return MeasuredTimes(cycles)
+
+
+def measured_overhead(run: Run) -> float:
+    """Return the median time of a cycle that is not computing, in seconds.
+
+    Messages, service and waiting at the server: dead time to a queue of other workers.
+
+    Raises
+    ------
+    InputError
+        A worker has fewer than two updates.
+    """
+    cycles, computing = _cycles(run)
+    return max(0.0, float(np.median(np.concatenate(cycles) - np.concatenate(computing))))
+
+
+def _cycles(run: Run) -> tuple[list[Array], list[Array]]:
+    """Return the cycles of each worker and the part of each that is computing, in seconds."""
+    trace = run.trace.sort_values(["worker", "update"])
+    cycles, computing = [], []
+    for worker, rows in trace.groupby("worker"):
+        if len(rows) < 2:
+            raise InputError(f"{run.path}: worker {worker} has fewer than two updates")
+        cycles.append(np.diff(rows["applied_seconds"].to_numpy(dtype=float)))
+        computing.append(rows["compute_seconds"].to_numpy(dtype=float)[1:])
+    if not cycles:
+        raise InputError(f"{run.path}: recorded no update")
+    return cycles, computing
+
+
+def simulate_queue(
+    times: Times,
+    *,
+    dead_time: float,
+    service_time: float,
+    updates: int,
+    rng: np.random.Generator,
+) -> Integers:
+    """Return the staleness of consecutive updates in steady state.
+
+    Workers begin at random points of their cycle. What is returned begins after 10 updates per
+    worker and, within the first half of the simulation, after every worker's first push.
+
+    Parameters
+    ----------
+    times
+        Compute times of the workers.
+    dead_time
+        Fixed part of every cycle outside the server, in seconds.
+    service_time
+        What the server spends on one push, in seconds.
+    updates
+        Updates to simulate after the first 10 per worker.
+
+    Returns
+    -------
+    Integers
+        Shape (m,), m <= updates.
+    """
+    workers = len(times.mean)
+    clocks = [_endless(times, worker, rng) for worker in range(workers)]
+    phases = rng.random(workers).tolist()
+
+    def cycle(worker: int, sequence: int) -> float:
+        seconds = dead_time + next(clocks[worker])
+        return seconds if sequence else phases[worker] * seconds
+
+    warm_up = _WARM_UP * workers
+    order = server_order(cycle, workers, warm_up + updates, service_time=service_time)
+    begun = np.flatnonzero(order.sequence == 0)[-1] + 1
+    return order.staleness[max(warm_up, min(int(begun), (warm_up + updates) // 2)) :]
+
+
+def _endless(times: Times, worker: int, rng: np.random.Generator) -> Iterator[float]:
+    while True:
+        yield from times.draw_many(worker, _CHUNK, rng).tolist()
+
+
+def _smoothed(staleness: Integers) -> Empirical:
+    """Return the frequencies, averaged over neighbours where fewer than `_GROUP` updates fell.
+
+    With thousands of workers the law spreads over more values than there are updates.
+    """
+    law = Empirical.from_sample(staleness, tail_count=_GROUP)
+    p = np.array(law.probabilities)
+    sparse = p * len(staleness) < _GROUP
+    group = np.empty(len(p), dtype=np.int64)
+    number, held = -1, 0.0
+    for l, (is_sparse, weight) in enumerate(zip(sparse.tolist(), p.tolist(), strict=True)):
+        if l == 0 or not is_sparse or not sparse[l - 1] or held * len(staleness) >= _GROUP:
+            number, held = number + 1, 0.0
+        held += weight
+        group[l] = number
+    if len(p):
+        p = (np.bincount(group, weights=p) / np.bincount(group))[group]
+    return Empirical(tuple(p.tolist()), law.tail_mu)
