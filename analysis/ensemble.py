@@ -236,12 +236,12 @@ class _Statistics:
     def record(self, row: int, x: Array, loss: Array) -> None:
         if x.shape[1] == 1:
             flat = x.reshape(-1)
-            self.mean[row] = flat.mean()
+            self.mean[row] = flat.sum() / self.paths
             self.second_moment[row] = np.dot(flat, flat) / self.paths
         else:
             self.mean[row] = x.mean(axis=0)
             self.second_moment[row] = np.einsum("ij,ij->j", x, x) / self.paths
-        mean = loss.mean(dtype=np.float64)
+        mean = float(loss.sum()) / self.paths
         deviation = loss - mean
         self.loss_mean[row] = mean
         self.loss_variance[row] = np.dot(deviation, deviation) / self.paths

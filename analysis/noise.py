@@ -30,8 +30,8 @@ def standard_increments(out: Array, rng: np.random.Generator, two_point: bool) -
     """
     if not two_point:
         return rng.standard_normal(out=out, dtype=out.dtype.type)
-    bits = np.frombuffer(rng.bytes((out.size + 7) // 8), dtype=np.uint8)
-    signs = np.unpackbits(bits, count=out.size).reshape(out.shape)
+    words = rng.bit_generator.random_raw(-(-out.size // 64))
+    signs = np.unpackbits(words.view(np.uint8), count=out.size).reshape(out.shape)
     np.multiply(signs, out.dtype.type(2), out=out)
     out -= 1
     return out
@@ -120,8 +120,8 @@ class ScalarNoise:
     ) -> None:
         self.problem, self.rng, self.retention = problem, rng, retention
         self.lag_noise, self.two_point = lag_noise, two_point
-        self.h = gradient * gradient
-        self.s = self._sampling(x).copy()
+        self.h = (gradient * gradient).astype(x.dtype)
+        self.s = self._sampling(x).astype(x.dtype)
         self._variance, self._z, self._new = np.empty_like(x), np.empty_like(x), np.empty_like(x)
 
     def draw(self, g: Array, batch: float) -> Array:
@@ -132,7 +132,8 @@ class ScalarNoise:
             variance += self.h
             np.multiply(g, g, out=self._z)
             variance -= self._z
-            np.maximum(variance, 0, out=variance)
+            # h >= g^2 but for rounding, and where rounding decides, either sign is as good as zero
+            np.abs(variance, out=variance)
         np.sqrt(variance, out=variance)
         variance *= standard_increments(self._z, self.rng, self.two_point)
         return variance
@@ -143,9 +144,12 @@ class ScalarNoise:
         new = self._new
         if self.lag_noise:
             np.multiply(gradient, gradient, out=new)
-            _relax(self.h, new, self.retention)
-        np.copyto(new, self._sampling(x))
-        _relax(self.s, new, self.retention)
+            new *= 1 - self.retention
+            self.h *= self.retention
+            self.h += new
+        np.multiply(self._sampling(x), 1 - self.retention, out=new)
+        self.s *= self.retention
+        self.s += new
         return gradient
 
     def _sampling(self, x: Array) -> Array:
