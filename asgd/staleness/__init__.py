@@ -1,0 +1,126 @@
+"""The one definition of staleness, and its laws.
+
+The staleness of an update is the number of updates applied between reading the snapshot its
+gradient was computed on and applying that gradient: `staleness = update - read_version >= 0`,
+where `update` counts the updates applied before this one.
+
+A law is a probability distribution of staleness on 0, 1, 2, ... in scipy's conventions: `pmf`,
+`cdf`, `mean`, `var`, `rvs`. Laws are frozen, comparable and can be stored: `to_dict`,
+`law_from_dict`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from asgd.errors import InputError
+from asgd.staleness.counts import ConwayMaxwellPoisson, NegativeBinomial, Poisson
+from asgd.staleness.empirical import Empirical
+from asgd.staleness.geometric import ConstantPlusGeometric, Geometric, GeometricMixture
+from asgd.staleness.law import StalenessLaw, check
+
+__all__ = [
+    "LAWS",
+    "ConstantPlusGeometric",
+    "ConwayMaxwellPoisson",
+    "Empirical",
+    "Geometric",
+    "GeometricMixture",
+    "NegativeBinomial",
+    "Poisson",
+    "StalenessLaw",
+    "law_from_dict",
+    "named_law",
+    "staleness_of",
+]
+
+Integers = npt.NDArray[np.int64]
+
+
+@overload
+def staleness_of(update: int, read_version: int) -> int: ...
+@overload
+def staleness_of(update: npt.ArrayLike, read_version: npt.ArrayLike) -> Integers: ...
+def staleness_of(update: Any, read_version: Any) -> Any:
+    """Return update - read_version, in updates.
+
+    Parameters
+    ----------
+    update
+        How many updates were applied before this one, integer or shape (m,).
+    read_version
+        The version of the snapshot the gradient was computed on, same shape.
+
+    Raises
+    ------
+    InputError
+        A version is negative or was read before it existed.
+    """
+    if not isinstance(update, int) or not isinstance(read_version, int):
+        update, read_version = np.asarray(update), np.asarray(read_version)
+    value = update - read_version
+    if np.any(value < 0) or np.any(read_version < 0):
+        raise InputError(
+            f"staleness: read version {_first_bad(read_version, value)} is outside 0..update"
+        )
+    return value
+
+
+def _first_bad(read_version: Any, value: Any) -> int:
+    bad = np.ravel((np.asarray(value) < 0) | (np.asarray(read_version) < 0))
+    return int(np.ravel(read_version)[np.argmax(bad)])
+
+
+LAWS: dict[str, type[StalenessLaw]] = {
+    law.name: law
+    for law in (
+        Geometric,
+        GeometricMixture,
+        NegativeBinomial,
+        Poisson,
+        ConwayMaxwellPoisson,
+        ConstantPlusGeometric,
+        Empirical,
+    )
+}
+
+
+def law_from_dict(description: Mapping[str, Any]) -> StalenessLaw:
+    """Rebuild a law from what its `to_dict` returned.
+
+    Raises
+    ------
+    InputError
+        The law is unknown or its parameters are not its own.
+    """
+    params = dict(description)
+    name = params.pop("law", None)
+    if name not in LAWS:
+        raise InputError(f"law = {name!r}: expected one of {', '.join(LAWS)}")
+    try:
+        return LAWS[name](**params)
+    except TypeError as error:
+        raise InputError(f"law {name!r}: {error}") from None
+
+
+def named_law(name: str, mean: float) -> StalenessLaw:
+    """Return the law of that name and mean (in updates): geometric, poisson or constant.
+
+    Raises
+    ------
+    InputError
+        Another name, a negative mean, or a constant that is not a whole number.
+    """
+    check(0.0 <= mean < math.inf, "mean_staleness", mean, "a number >= 0")
+    if name == Geometric.name:
+        return Geometric(mean / (1.0 + mean))
+    if name == Poisson.name:
+        return Poisson(mean)
+    check(name == "constant", "staleness law", repr(name), "geometric, poisson or constant")
+    check(mean == int(mean), "mean_staleness", mean, "a whole number for the constant law")
+    return ConstantPlusGeometric(int(mean))

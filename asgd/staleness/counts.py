@@ -1,0 +1,119 @@
+"""The classical laws of counts: negative binomial, Poisson, Conway-Maxwell-Poisson."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar
+
+import numpy as np
+
+from asgd.errors import InputError
+from asgd.staleness.law import LONGEST_SUPPORT, Array, Size, StalenessLaw, check, check_mu, tail_of
+
+
+@dataclass(frozen=True)
+class NegativeBinomial(StalenessLaw):
+    """P(tau = l) = Gamma(l+shape)/(Gamma(shape) l!) (1-mu)^shape mu^l; shape 1 is geometric."""
+
+    name: ClassVar[str] = "negative_binomial"
+    shape: float
+    mu: float
+
+    def __post_init__(self) -> None:
+        check(0.0 < self.shape < math.inf, "shape", self.shape, "shape > 0")
+        check_mu(self.mu)
+
+    def _logpmf(self, k: Array) -> Array:
+        from scipy.special import betaln, xlog1py, xlogy
+
+        # log of Gamma(k + shape) / (Gamma(shape) k!), without the cancellation of three large
+        # log-gammas when the shape is large
+        log_choose = -np.log(k + self.shape) - betaln(self.shape, k + 1.0)
+        return np.asarray(log_choose + xlog1py(self.shape, -self.mu) + xlogy(k, self.mu))
+
+    def _tail(self, k: Array) -> Array:
+        from scipy.special import betainc
+
+        return np.asarray(betainc(np.maximum(k, 1.0), self.shape, self.mu))
+
+    def _moments(self) -> tuple[float, float]:
+        mean = self.shape * self.mu / (1.0 - self.mu)
+        return mean, mean / (1.0 - self.mu)
+
+    def _rvs(self, size: Size, rng: np.random.Generator) -> Any:
+        return rng.negative_binomial(self.shape, 1.0 - self.mu, size)
+
+
+@dataclass(frozen=True)
+class Poisson(StalenessLaw):
+    """P(tau = l) = exp(-rate) rate^l / l!; `rate` is the mean, in updates."""
+
+    name: ClassVar[str] = "poisson"
+    rate: float
+
+    def __post_init__(self) -> None:
+        check(0.0 <= self.rate < math.inf, "rate", self.rate, "rate >= 0")
+
+    def _logpmf(self, k: Array) -> Array:
+        from scipy.special import gammaln, xlogy
+
+        return np.asarray(xlogy(k, self.rate) - self.rate - gammaln(k + 1.0))
+
+    def _tail(self, k: Array) -> Array:
+        from scipy.special import gammainc
+
+        return np.asarray(gammainc(np.maximum(k, 1.0), self.rate))
+
+    def _moments(self) -> tuple[float, float]:
+        return self.rate, self.rate
+
+    def _rvs(self, size: Size, rng: np.random.Generator) -> Any:
+        return rng.poisson(self.rate, size)
+
+
+@dataclass(frozen=True)
+class ConwayMaxwellPoisson(StalenessLaw):
+    """P(tau = l) ~ exp(l log_rate - nu log l!): any dispersion; nu 1 Poisson, nu 0 geometric."""
+
+    name: ClassVar[str] = "conway_maxwell_poisson"
+    log_rate: float
+    nu: float
+
+    def __post_init__(self) -> None:
+        check(math.isfinite(self.log_rate), "log_rate", self.log_rate, "a finite number")
+        check(0.0 <= self.nu < math.inf, "nu", self.nu, "nu >= 0")
+        check(self.nu > 0.0 or self.log_rate < 0.0, "log_rate", self.log_rate, "< 0 where nu = 0")
+
+    @cached_property
+    def table(self) -> Array:
+        """Probabilities up to where the rest is below double precision."""
+        from scipy.special import gammaln
+
+        length = 64
+        while length <= LONGEST_SUPPORT:
+            k = np.arange(length, dtype=float)
+            log_term = k * self.log_rate - self.nu * gammaln(k + 1.0)
+            log_term -= log_term.max()
+            log_ratio = self.log_rate - self.nu * math.log(length)
+            if log_ratio < 0.0 and log_term[-1] - math.log(-math.expm1(log_ratio)) < -40.0:
+                term = np.exp(log_term)
+                return np.asarray(term / term.sum())
+            length *= 2
+        raise InputError(f"{self!r} spreads over more than {LONGEST_SUPPORT} staleness values")
+
+    def _pmf(self, k: Array) -> Array:
+        last = len(self.table) - 1
+        return np.where(k > last, 0.0, self.table[np.minimum(k, last).astype(np.int64)])
+
+    def _tail(self, k: Array) -> Array:
+        return tail_of(self.table, k)
+
+    def _moments(self) -> tuple[float, float]:
+        k = np.arange(len(self.table))
+        mean = float(k @ self.table)
+        return mean, float((k - mean) ** 2 @ self.table)
+
+    def _rvs(self, size: Size, rng: np.random.Generator) -> Any:
+        return np.searchsorted(np.cumsum(self.table[:-1]), rng.random(size), "right")

@@ -1,0 +1,98 @@
+"""Measured staleness: frequencies with a smooth tail."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from asgd.staleness.geometric import Geometric
+from asgd.staleness.law import Array, Size, StalenessLaw, check, check_mu, tail_of
+
+
+@dataclass(frozen=True)
+class Empirical(StalenessLaw):
+    """Measured frequencies, continued by a geometric tail.
+
+    `probabilities` are P(tau = l) for l < threshold = len(probabilities); the mass that is left
+    lies at threshold + a geometric variable of parameter `tail_mu`.
+    """
+
+    name: ClassVar[str] = "empirical"
+    probabilities: tuple[float, ...]
+    tail_mu: float = 0.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "probabilities", tuple(float(p) for p in self.probabilities))
+        total = math.fsum(self.probabilities)
+        proper = min(self.probabilities, default=0.0) >= 0.0 and total <= 1.0 + 1e-9
+        check(proper, "probabilities", f"... of sum {total}", "numbers >= 0 of sum at most one")
+        check_mu(self.tail_mu, "tail_mu")
+
+    @classmethod
+    def from_sample(cls, sample: npt.ArrayLike, tail_count: int | None = None) -> Empirical:
+        """Return the law of a sample; its mean is the sample's mean exactly.
+
+        Parameters
+        ----------
+        sample
+            Staleness values, shape (m,).
+        tail_count
+            The tail starts at the largest value that at least this many observations reach; its
+            parameter is the maximum-likelihood one of their excesses. Default sqrt(m), at least
+            10.
+        """
+        values = np.asarray(sample)
+        check(values.ndim == 1 and values.size > 0, "sample", values.shape, "shape (m,), m > 0")
+        check(bool(np.all(values >= 0)), "sample", values.min(), "staleness >= 0")
+        values = values.astype(np.int64)
+        if tail_count is None:
+            tail_count = max(10, math.isqrt(values.size))
+        counts = np.bincount(values)
+        reach = np.cumsum(counts[::-1])[::-1]
+        threshold = int(np.flatnonzero(reach >= min(tail_count, values.size))[-1])
+        excess = float(np.mean(values[values >= threshold] - threshold))
+        frequencies = counts[:threshold] / values.size
+        return cls(tuple(frequencies.tolist()), excess / (1.0 + excess))
+
+    @property
+    def n_parameters(self) -> int:
+        """The frequencies that are not zero, and the tail's parameter."""
+        return sum(p > 0.0 for p in self.probabilities) + (self.tail_mu > 0.0)
+
+    @cached_property
+    def _bulk(self) -> Array:
+        return np.array(self.probabilities, dtype=float)
+
+    @cached_property
+    def _rest(self) -> float:
+        return max(0.0, 1.0 - math.fsum(self.probabilities))
+
+    def _pmf(self, k: Array) -> Array:
+        threshold = len(self._bulk)
+        bulk = np.append(self._bulk, 0.0)[np.minimum(k, threshold).astype(np.int64)]
+        return np.where(
+            k < threshold, bulk, self._rest * Geometric(self.tail_mu).pmf(k - threshold)
+        )
+
+    def _tail(self, k: Array) -> Array:
+        rest = self._rest * Geometric(self.tail_mu).tail(k - len(self._bulk))
+        return np.asarray(tail_of(self._bulk, k) + rest)
+
+    def _moments(self) -> tuple[float, float]:
+        k = np.arange(len(self._bulk))
+        excess, excess_var = Geometric(self.tail_mu)._moments()
+        beyond = len(k) + excess
+        mean = float(k @ self._bulk) + self._rest * beyond
+        spread = self._rest * ((beyond - mean) ** 2 + excess_var)
+        return mean, float((k - mean) ** 2 @ self._bulk) + spread
+
+    def _rvs(self, size: Size, rng: np.random.Generator) -> Any:
+        threshold = len(self._bulk)
+        bulk = np.searchsorted(np.cumsum(self._bulk), rng.random(size), "right")
+        excess = Geometric(self.tail_mu).rvs(size, rng)
+        return np.where(bulk < threshold, bulk, threshold + excess)[()]

@@ -1,0 +1,109 @@
+"""Geometric staleness: memoryless workers, equal, unequal, or behind a fixed pipeline."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar
+
+import numpy as np
+
+from asgd.staleness.law import Array, Size, StalenessLaw, check, check_mu
+
+
+@dataclass(frozen=True)
+class Geometric(StalenessLaw):
+    """P(tau = l) = (1 - mu) mu^l: a server whose next worker is always uniformly random."""
+
+    name: ClassVar[str] = "geometric"
+    mu: float
+
+    def __post_init__(self) -> None:
+        check_mu(self.mu)
+
+    def _pmf(self, k: Array) -> Array:
+        return np.asarray((1.0 - self.mu) * self.mu**k)
+
+    def _tail(self, k: Array) -> Array:
+        return np.asarray(self.mu**k)
+
+    def _moments(self) -> tuple[float, float]:
+        return self.mu / (1.0 - self.mu), self.mu / (1.0 - self.mu) ** 2
+
+    def _rvs(self, size: Size, rng: np.random.Generator) -> Any:
+        return rng.geometric(1.0 - self.mu, size) - 1
+
+
+@dataclass(frozen=True)
+class GeometricMixture(StalenessLaw):
+    """sum_i w_i (1 - mu_i) mu_i^l: memoryless workers of unequal rates, one component each.
+
+    `mus` are the mu_i and `shares` the w_i, which sum to one.
+    """
+
+    name: ClassVar[str] = "geometric_mixture"
+    mus: tuple[float, ...]
+    shares: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "mus", tuple(float(mu) for mu in self.mus))
+        object.__setattr__(self, "shares", tuple(float(share) for share in self.shares))
+        for mu in self.mus:
+            check_mu(mu, "mus")
+        same = len(self.mus) == len(self.shares) > 0
+        check(same, "shares", len(self.shares), f"one for each of the {len(self.mus)} mus")
+        one = min(self.shares) >= 0.0 and abs(math.fsum(self.shares) - 1.0) < 1e-9
+        check(one, "shares", self.shares, "non-negative numbers that sum to one")
+
+    @property
+    def n_parameters(self) -> int:
+        """One mu for each component, and the shares but one."""
+        return 2 * len(self.mus) - 1
+
+    @cached_property
+    def _distinct(self) -> list[tuple[float, Geometric]]:
+        mus, where = np.unique(self.mus, return_inverse=True)
+        shares = np.bincount(where, weights=self.shares)
+        return [(float(w), Geometric(float(mu))) for mu, w in zip(mus, shares, strict=True)]
+
+    def _pmf(self, k: Array) -> Array:
+        return np.asarray(sum(w * law._pmf(k) for w, law in self._distinct))
+
+    def _tail(self, k: Array) -> Array:
+        return np.asarray(sum(w * law._tail(k) for w, law in self._distinct))
+
+    def _moments(self) -> tuple[float, float]:
+        mean = sum(w * law.mean() for w, law in self._distinct)
+        return mean, sum(w * (law.var() + (law.mean() - mean) ** 2) for w, law in self._distinct)
+
+    def _rvs(self, size: Size, rng: np.random.Generator) -> Any:
+        component = rng.choice(len(self.mus), size, p=np.array(self.shares) / sum(self.shares))
+        return rng.geometric(1.0 - np.asarray(self.mus)[component], size) - 1
+
+
+@dataclass(frozen=True)
+class ConstantPlusGeometric(StalenessLaw):
+    """tau = offset + a geometric part: a fixed pipeline depth and memoryless waiting."""
+
+    name: ClassVar[str] = "constant_plus_geometric"
+    offset: int
+    mu: float = 0.0
+
+    def __post_init__(self) -> None:
+        whole = self.offset >= 0 and self.offset == int(self.offset)
+        check(whole, "offset", self.offset, "0, 1, 2, ...")
+        check_mu(self.mu)
+
+    def _pmf(self, k: Array) -> Array:
+        return Geometric(self.mu).pmf(k - self.offset)
+
+    def _tail(self, k: Array) -> Array:
+        return Geometric(self.mu).tail(k - self.offset)
+
+    def _moments(self) -> tuple[float, float]:
+        mean, var = Geometric(self.mu)._moments()
+        return self.offset + mean, var
+
+    def _rvs(self, size: Size, rng: np.random.Generator) -> Any:
+        return self.offset + Geometric(self.mu).rvs(size, rng)

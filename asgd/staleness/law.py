@@ -1,0 +1,148 @@
+"""What every staleness law can do, in scipy's conventions."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from asgd.errors import InputError
+
+Array = npt.NDArray[np.float64]
+Size = int | tuple[int, ...] | None
+
+LONGEST_SUPPORT = 10_000_000
+
+
+class StalenessLaw(ABC):
+    """A probability distribution on 0, 1, 2, ...; subclasses are frozen dataclasses.
+
+    A subclass gives `_pmf` (or `_logpmf`) and `_tail` at whole numbers k >= 0 held as floats, its
+    mean and variance `_moments`, and `_rvs`; `_tail(0)` is not used.
+    """
+
+    name: ClassVar[str]
+
+    def _pmf(self, k: Array) -> Array:
+        return np.exp(self._logpmf(k))
+
+    def _logpmf(self, k: Array) -> Array:
+        with np.errstate(divide="ignore"):
+            return np.log(self._pmf(k))
+
+    @abstractmethod
+    def _tail(self, k: Array) -> Array: ...
+
+    @abstractmethod
+    def _moments(self) -> tuple[float, float]: ...
+
+    @abstractmethod
+    def _rvs(self, size: Size, rng: np.random.Generator) -> Any: ...
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """The parameters by name."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(cast(Any, self))}
+
+    @property
+    def n_parameters(self) -> int:
+        """Number of free parameters, as AIC counts them."""
+        return len(self.params)
+
+    def pmf(self, l: npt.ArrayLike) -> Array:
+        """Return P(tau = l), shape of l."""
+        k, outside = _counts(l)
+        return np.where(outside, 0.0, self._pmf(k))[()]
+
+    def logpmf(self, l: npt.ArrayLike) -> Array:
+        """Return log P(tau = l), shape of l; minus infinity outside the support."""
+        k, outside = _counts(l)
+        return np.where(outside, -np.inf, self._logpmf(k))[()]
+
+    def tail(self, l: npt.ArrayLike) -> Array:
+        """Return P(tau >= l), shape of l, accurate where it is small."""
+        k = np.maximum(np.ceil(np.asarray(l, dtype=float)), 0.0)
+        return np.where(k == 0, 1.0, self._tail(k))[()]
+
+    def cdf(self, l: npt.ArrayLike) -> Array:
+        """Return P(tau <= l), shape of l."""
+        return np.asarray(1.0 - self.tail(np.floor(np.asarray(l, dtype=float)) + 1.0))[()]
+
+    def mean(self) -> float:
+        """Return E tau, in updates."""
+        return self._moments()[0]
+
+    def var(self) -> float:
+        """Return the variance of tau, in updates squared."""
+        return self._moments()[1]
+
+    def std(self) -> float:
+        """Return the standard deviation of tau, in updates."""
+        return math.sqrt(self.var())
+
+    def rvs(self, size: Size = None, rng: np.random.Generator | None = None) -> Any:
+        """Draw staleness: an integer, or an int64 array of the given size.
+
+        Without a generator the draws are new on every call, as in scipy.
+        """
+        return self._rvs(size, np.random.default_rng() if rng is None else rng)
+
+    def support_length(self, tail: float = 1e-6) -> int:
+        """Return the smallest L with P(tau >= L) < tail."""
+        check(0.0 < tail < 1.0, "tail", tail, "a probability between 0 and 1")
+        high = 1
+        while self.tail(high) >= tail:
+            high *= 2
+            check(high <= LONGEST_SUPPORT, "tail", tail, f"more: {self!r} is too wide")
+        low = high // 2
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if self.tail(middle) >= tail else (low, middle)
+        return high
+
+    def weights(self, length: int) -> Array:
+        """Return pmf(0), ..., pmf(length - 1) scaled to sum to one, shape (length,)."""
+        weights = self.pmf(np.arange(length))
+        total = float(weights.sum())
+        check(total > 0.0, "length", length, f"more: {self!r} has no mass below it")
+        return np.asarray(weights / total)
+
+    def hazard(self, length: int) -> Array:
+        """Return P(tau = l | tau >= l) for l = 0, ..., length - 1; one beyond the support."""
+        l = np.arange(length)
+        tail = self.tail(l)
+        beyond = tail <= 0.0
+        return np.minimum(np.where(beyond, 1.0, self.pmf(l) / np.where(beyond, 1.0, tail)), 1.0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a description that `law_from_dict` reads and JSON can store."""
+        params = {k: list(v) if isinstance(v, tuple) else v for k, v in self.params.items()}
+        return {"law": self.name, **params}
+
+
+def _counts(l: npt.ArrayLike) -> tuple[Array, npt.NDArray[np.bool_]]:
+    """Return l as floats with everything outside 0, 1, 2, ... replaced by 0, and where it was."""
+    values = np.asarray(l, dtype=float)
+    outside = (values < 0) | (values != np.floor(values))
+    return np.where(outside, 0.0, values), outside
+
+
+def check(condition: bool, key: str, value: Any, accepted: str) -> None:
+    """Raise InputError unless the condition holds."""
+    if not condition:
+        raise InputError(f"{key} = {value}: expected {accepted}")
+
+
+def check_mu(mu: float, key: str = "mu") -> None:
+    """Raise InputError unless mu is the parameter of a geometric law."""
+    check(0.0 <= mu < 1.0, key, mu, f"0 <= {key} < 1")
+
+
+def tail_of(probabilities: Array, k: Array) -> Array:
+    """Return P(tau >= k) from a table of probabilities, summed from the small end."""
+    tails = np.append(np.cumsum(probabilities[::-1])[::-1], 0.0)
+    return np.asarray(tails[np.minimum(k, len(probabilities)).astype(np.int64)])
