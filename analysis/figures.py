@@ -33,6 +33,7 @@ STYLE: Mapping[str, tuple[str, Any]] = {
     "sme_sgd": ("#009E73", (0, (1, 1.5))),
 }
 LONGEST_CURVE = 2000
+_NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
 
 
 def new_axes(width: float = 7.2, height: float = 4.0) -> Axes:
@@ -147,7 +148,7 @@ def to_svg(ax: Axes, description: str) -> str:
     figure = cast(Figure, ax.figure)
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "path", "svg.hashsalt": description}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
+        figure.savefig(buffer, format="svg", metadata=_NO_METADATA, transparent=True)
     svg = buffer.getvalue()
     return svg[svg.index("<svg") :].replace(
         "<svg ", f'<svg role="img" aria-label="{description}" ', 1
