@@ -15,6 +15,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from analysis.dependence import start_up
 from asgd.config import RunConfig
 from asgd.delays import ComputeTime
 from asgd.errors import InputError
@@ -181,7 +182,7 @@ def measured_cycles(run: Run) -> MeasuredTimes:
     Raises
     ------
     InputError
-        A worker has fewer than two updates.
+        A worker has fewer than two updates after the start-up.
     """
     cycles, _ = _cycles(run)
     return MeasuredTimes(cycles)
@@ -195,19 +196,22 @@ def measured_overhead(run: Run) -> float:
     Raises
     ------
     InputError
-        A worker has fewer than two updates.
+        A worker has fewer than two updates after the start-up.
     """
     cycles, computing = _cycles(run)
     return max(0.0, float(np.median(np.concatenate(cycles) - np.concatenate(computing))))
 
 
 def _cycles(run: Run) -> tuple[list[Array], list[Array]]:
-    """Return the cycles of each worker and the part of each that is computing, in seconds."""
-    trace = run.trace.sort_values(["worker", "update"])
+    """Return each worker's cycles after the start-up and their computing parts, in seconds."""
+    first = start_up(run.trace["staleness"].to_numpy())
+    trace = run.trace.iloc[first:].sort_values(["worker", "update"])
     cycles, computing = [], []
     for worker, rows in trace.groupby("worker"):
         if len(rows) < 2:
-            raise InputError(f"{run.path}: worker {worker} has fewer than two updates")
+            raise InputError(
+                f"{run.path}: worker {worker} has fewer than two updates after the start-up"
+            )
         cycles.append(np.diff(rows["applied_seconds"].to_numpy(dtype=float)))
         computing.append(rows["compute_seconds"].to_numpy(dtype=float)[1:])
     if not cycles:

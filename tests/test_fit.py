@@ -335,7 +335,7 @@ def args_of(workers: int, series: tuple[np.ndarray, np.ndarray]) -> tuple[np.nda
     return series[0], workers, series[1]
 
 
-def test_exponential_times_with_a_little_dead_time_are_close() -> None:
+def test_nearly_memoryless_times_are_close() -> None:
     fit = fit_staleness(*args_of(8, timed_server(8, 5000, 0.9, np.random.default_rng(20))))
     assert fit.grade == "close"
     assert fit.geometric.tv < 0.08
