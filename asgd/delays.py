@@ -44,10 +44,6 @@ class ComputeTime:
         """Whether the time still to wait does not depend on the time already waited."""
         return self.law == "exponential"
 
-    def draw(self, worker: int, rng: np.random.Generator) -> float:
-        """Return one compute time of `worker`, in seconds."""
-        return float(self.draw_many(worker, 1, rng)[0])
-
     def draw_many(
         self, worker: int, size: int, rng: np.random.Generator
     ) -> npt.NDArray[np.float64]:

@@ -81,7 +81,7 @@ class ServerPaths:
         batches = self._rng.integers(problem.n_samples, size=size)
         self._x -= self._learning_rate[k] * problem.gradient(self._held[path, worker], batches)
         self._held[path, worker] = self._x
-        self.staleness = k - self._read[path, worker]
+        self.staleness[:] = k - self._read[path, worker]
         self._read[path, worker] = k + 1
 
     def position(self) -> Array:
@@ -91,8 +91,8 @@ class ServerPaths:
     def _next_worker(self) -> npt.NDArray[np.int64]:
         paths, workers = self._arrival.shape
         if self._uniform:  # turns are drawn, so who is when does not matter
-            return self._rng.integers(workers, size=paths)
-        worker = np.argmin(self._arrival, axis=1)
+            return self._rng.integers(workers, size=(paths,))
+        worker: npt.NDArray[np.int64] = self._arrival.argmin(axis=1)
         arrival = self._arrival[self._path, worker]
         self._now = np.maximum(self._now, arrival) + self._service
         compute = self._compute_time.mean[worker]

@@ -20,6 +20,7 @@ from asgd.draws import WorkerDraws
 from asgd.errors import RunFailedError
 from asgd.problems import make_problem
 from asgd.problems.base import Array, Problem
+from asgd.progress import Progress
 from asgd.rules import make_rule
 from asgd.server_paths import ServerPaths, server_ensemble
 from asgd.server_times import ServerOrder, server_order, simulate_staleness
@@ -31,13 +32,13 @@ __all__ = ["ServerOrder", "ServerPaths", "server_ensemble", "simulate", "simulat
 
 _PART = 100_000  # updates in one part of the trace
 _BLOCK_NUMBERS = 1 << 20  # numbers in the gradients computed together
-_PROGRESS_SECONDS = 0.1
-
-Progress = Callable[[int, float, float, float | None], None]
+_PROGRESS_SECONDS = 0.25
 
 
 def simulate(
-    config: RunConfig, out: str | Path | None = None, progress: Progress | None = None
+    config: RunConfig,
+    out: str | Path | None = None,
+    progress: Callable[[Progress], None] | None = None,
 ) -> Path:
     """Run a configuration in virtual time and return the run directory.
 
@@ -49,8 +50,7 @@ def simulate(
         The run directory, which must not hold anything yet; default
         `runs/<kind of problem>-<date>-<time>`.
     progress
-        Called now and then with the updates applied, updates per second, the mean staleness so
-        far and the latest loss.
+        Called a few times a second.
 
     Raises
     ------
@@ -195,7 +195,11 @@ class _Record:
     """Writes the run directory of a descent."""
 
     def __init__(
-        self, descent: _Descent, order: ServerOrder, writer: RunWriter, progress: Progress | None
+        self,
+        descent: _Descent,
+        order: ServerOrder,
+        writer: RunWriter,
+        progress: Callable[[Progress], None] | None,
     ) -> None:
         self._descent = descent
         self._order = order
@@ -216,7 +220,8 @@ class _Record:
         now = time.perf_counter()
         if self._progress is not None and now > self._shown + _PROGRESS_SECONDS:
             staleness = float(np.mean(self._staleness[:applied])) if applied else math.nan
-            self._progress(applied, applied / (now - self._started), staleness, loss)
+            speed = applied / (now - self._started)
+            self._progress(Progress(applied, len(self._staleness), speed, staleness, loss))
             self._shown = now
 
     def flush_full_part(self) -> None:
