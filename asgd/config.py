@@ -97,14 +97,19 @@ class ComputeTimeConfig(_Table, frozen=True):
 
 
 class ClusterConfig(_Table, frozen=True):
-    """The workers and the order in which the server applies their gradients.
+    """The workers, the order in which the server applies their gradients, and how these travel.
 
     `schedule = "free"` applies gradients as they arrive; `"uniform"` draws the next worker
     uniformly and waits for its gradient, which makes staleness exactly geometric.
+    `transport` is "ray" (a call per gradient), "tcp", "shm" (shared memory for workers on the
+    server's node, tcp for the others) or "auto". Vectors travel in `wire_dtype`; the server's
+    parameters are float64 under both.
     """
 
     workers: Count = 4
     schedule: Literal["free", "uniform"] = "free"
+    transport: Literal["auto", "ray", "tcp", "shm"] = "ray"
+    wire_dtype: Literal["float64", "float32"] = "float64"
     compute_time: ComputeTimeConfig = ComputeTimeConfig()
 
     def __post_init__(self) -> None:
