@@ -212,6 +212,41 @@ def expected_loss(problem: Problem, moments: Moments) -> Array:
     return np.asarray(quadratic - moments.mean @ g.offset + g.loss_at_zero)
 
 
+class StationaryVariance(NamedTuple):
+    """Stationary E x^2 and E m^2 of the iterate and of the expected read."""
+
+    iterate: float
+    expected_read: float
+
+
+def stationary_variance(
+    curvature: float, noise_variance: float, learning_rate: float, mu: float
+) -> StationaryVariance:
+    """Return the exact stationary variances of ASGD on f = (curvature / 2) x^2, additive noise.
+
+    With h = eta a and T = eta s^2 / 2 (ours):
+
+        E m^2 = (T/a) (1 + mu) / D,   E x^2 = (T/a) (1 + mu + 2 mu h/(1-mu)) / D,
+        D = 1 + mu - (1-mu) h/2 - mu h^2/(1-mu)
+
+    Independent geometric staleness. To first order in h, E x^2 is (L3) times 1 + (1/2 + mu) h.
+
+    Raises
+    ------
+    InputError
+        The variance grows without bound at this learning rate: D <= 0.
+    """
+    step, keep = learning_rate * curvature, 1.0 - mu
+    denominator = 1.0 + mu - keep * step / 2.0 - mu * step**2 / keep
+    if not denominator > 0.0:
+        raise InputError(
+            f"learning_rate = {learning_rate}: the second moment is unstable at mu = {mu}, "
+            f"curvature = {curvature}"
+        )
+    base = learning_rate * noise_variance / (2.0 * curvature) / denominator
+    return StationaryVariance(base * (1.0 + mu + 2.0 * mu * step / keep), base * (1.0 + mu))
+
+
 def impulse_response(
     law: StalenessLaw, learning_rate: float, curvature: npt.ArrayLike, updates: int
 ) -> Array:

@@ -4,12 +4,15 @@ import numpy as np
 import pytest
 
 from analysis.moments import (
+    MomentRecursion,
     asgd_moments,
     expected_loss,
     impulse_response,
     mode_moments,
     server_moments,
+    stationary_variance,
 )
+from analysis.quadratic import LinearGradients
 from asgd.config import ProblemConfig
 from asgd.errors import InputError
 from asgd.problems import make_problem
@@ -203,3 +206,18 @@ def test_unusable_input_is_named(arguments, message):
     good = {"problem": Quadratic(), "learning_rate": 0.1, "mu": 0.5, "updates": 5}
     with pytest.raises(InputError, match=message):
         asgd_moments(**(good | arguments))
+
+
+@pytest.mark.parametrize(("eta", "mu"), [(0.02, 0.75), (0.1, 0.9), (0.3, 0.0), (0.2, 0.5)])
+def test_stationary_variance_is_where_the_recursion_settles(eta, mu):
+    recursion = MomentRecursion(LinearGradients.of(Quadratic()), mu)
+    states = recursion.run(np.zeros(1), np.full(3000, eta), np.ones(3000))
+    _, _, _, iterate, _, read, _ = recursion.split(states[-1])
+    exact = stationary_variance(2.0, 4.0, eta, mu)
+    assert exact.iterate == pytest.approx(iterate[0, 0], rel=1e-9)
+    assert exact.expected_read == pytest.approx(read[0, 0], rel=1e-9)
+
+
+def test_stationary_variance_beyond_its_limit_is_refused():
+    with pytest.raises(InputError, match="second moment is unstable"):
+        stationary_variance(2.0, 4.0, 0.4, 0.9)

@@ -1,0 +1,45 @@
+"""What the reproduction of one claim of the paper returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Tables and numbers behind one figure; nothing is drawn here.
+
+    Attributes
+    ----------
+    name
+        Name of the figure and stem of its files.
+    caption
+        What was run, with every constant, and what it shows, with the numbers found.
+    tables
+        Data by name.
+    numbers
+        The numbers that tests and the caption speak of.
+    """
+
+    name: str
+    caption: str
+    tables: dict[str, pd.DataFrame]
+    numbers: dict[str, float]
+
+
+def value(table: pd.DataFrame, column: str, **labels: object) -> float:
+    """Return the number in `column` of the one row with these labels."""
+    rows = np.logical_and.reduce(
+        [(table[key] == label).to_numpy() for key, label in labels.items()]
+    )
+    return float(table.loc[rows, column].to_numpy(dtype=float).item())
+
+
+def pvalue_text(p: float) -> str:
+    """Return `= 0.42`, `= 3e-05` or `< 1e-10`."""
+    if p < 1e-10:
+        return "< 1e-10"
+    return f"= {p:.2f}" if p >= 0.01 else f"= {p:.0e}"
