@@ -9,11 +9,20 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from analysis.predict import MODELS, QUANTILE_LEVELS, Prediction, quantile_column
+from analysis.loss_curve import QUANTILE_LEVELS
+from analysis.predict import MODELS, Prediction, quantile_column
+from analysis.setting import as_runs
 from asgd.errors import InputError
 from asgd.trace import Run
 
 Array = npt.NDArray[np.float64]
+
+# The error of the geometric prediction, part by part: what it is, predicted by, against.
+PARTS = (
+    ("sampling noise", "replay", None),
+    ("shape and dependence of staleness", "sme_law", "replay"),
+    ("geometric assumption", "sme_asgd", "sme_law"),
+)
 
 
 @dataclass(frozen=True)
@@ -52,16 +61,20 @@ class Score:
         mean) over the mean of |observed mean|.
     repeats
         Number of observed curves.
+    parts
+        The error of the geometric prediction, part by part; see `split_error`.
     """
 
     models: dict[str, ModelScore]
     errors: pd.DataFrame
     repeats: int
+    parts: pd.DataFrame
 
     @property
     def closest(self) -> str:
-        """Name of the model of the smallest relative error."""
-        return min(self.models, key=lambda name: self.models[name].relative_error)
+        """Name of the model of the smallest relative error; a replay does not compete."""
+        names = [name for name in self.models if name != "replay"] or list(self.models)
+        return min(names, key=lambda name: self.models[name].relative_error)
 
     def table(self) -> pd.DataFrame:
         """Return one row per model."""
@@ -82,11 +95,10 @@ def compare(run: Run | Sequence[Run], prediction: Prediction) -> Score:
     InputError
         A run was not evaluated at the predicted updates.
     """
-    runs = [run] if isinstance(run, Run) else list(run)
+    runs = as_runs(run)
     models, errors = {}, []
     for name in prediction.models:
-        curve = prediction.curve(name)
-        curve = curve[curve["update"] > 0]
+        curve = _after_start(prediction, name)
         update = curve["update"].to_numpy()
         observed = np.stack([_observed(one, update) for one in runs])
         scale = float(np.abs(observed.mean(axis=0)).mean())
@@ -100,7 +112,60 @@ def compare(run: Run | Sequence[Run], prediction: Prediction) -> Score:
             crps=float(crps_from_quantiles(observed, quantiles).mean()),
         )
         errors.append(pd.DataFrame({"model": name, "update": update, "error": error}))
-    return Score(models, pd.concat(errors, ignore_index=True), len(runs))
+    return Score(
+        models, pd.concat(errors, ignore_index=True), len(runs), split_error(runs, prediction)
+    )
+
+
+def split_error(run: Run | Sequence[Run], prediction: Prediction) -> pd.DataFrame:
+    """Return the error of the geometric prediction, part by part.
+
+    Replay against observation is sampling noise; the law against replay is the shape and
+    dependence of staleness; the geometric fit against the law is the assumption of the theory.
+
+    Returns
+    -------
+    DataFrame
+        One row for each part whose models were predicted. Columns: `error`, the mean over the
+        evaluations of |difference of the two mean curves| over the mean of |observed mean|; and
+        `noise`, what it would be if the two curves differed by the scatter of the predicted paths
+        and of the observed runs alone.
+    """
+    runs = as_runs(run)
+    rows = {}
+    for part, name, against in PARTS:
+        if not {name, against} - {None} <= set(prediction.models):
+            continue
+        curve = _after_start(prediction, name)
+        update = curve["update"].to_numpy()
+        observed = np.stack([_observed(one, update) for one in runs])
+        variance = curve["loss_std"].to_numpy() ** 2
+        if against is None:
+            other, scatter = observed.mean(axis=0), variance / len(runs)
+        else:
+            reference = _after_start(prediction, against)
+            other = reference["loss_mean"].to_numpy()
+            scatter = _monte_carlo_variance(prediction, against, reference)
+        scatter = scatter + _monte_carlo_variance(prediction, name, curve)
+        scale = float(np.abs(observed.mean(axis=0)).mean())
+        error = np.abs(curve["loss_mean"].to_numpy() - other).mean() / scale
+        # E |z| = sqrt(2 / pi) for a standard normal z
+        noise = np.sqrt(2.0 / np.pi * scatter).mean() / scale
+        rows[part] = {"error": float(error), "noise": float(noise)}
+    return pd.DataFrame.from_dict(rows, orient="index", columns=["error", "noise"])
+
+
+def _monte_carlo_variance(prediction: Prediction, name: str, curve: pd.DataFrame) -> Array:
+    """Return the variance of a predicted mean, zero where no paths were drawn."""
+    paths = prediction.paths(name)
+    variance = curve["loss_std"].to_numpy() ** 2
+    return np.asarray(variance / paths if paths else 0.0 * variance)
+
+
+def _after_start(prediction: Prediction, name: str) -> pd.DataFrame:
+    """Return the curve of one model without the starting point, which every model is given."""
+    curve = prediction.curve(name)
+    return curve[curve["update"] > 0]
 
 
 def crps_from_quantiles(observed: Array, quantiles: Array) -> Array:

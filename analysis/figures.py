@@ -31,6 +31,10 @@ STYLE: Mapping[str, tuple[str, Any]] = {
     "sme_law": ("#0072B2", "-"),
     "sme_asgd": ("#D55E00", (0, (5, 2))),
     "sme_sgd": ("#009E73", (0, (1, 1.5))),
+    "replay": ("#CC79A7", (0, (7, 1.5, 1, 1.5))),
+    "law_pool": ("#56B4E9", (0, (9, 2))),
+    "law_iid": ("#E69F00", (0, (3, 1.5))),
+    "law_sampling": ("#999999", (0, (4, 1.5, 1, 1.5, 1, 1.5))),
 }
 LONGEST_CURVE = 2000
 _NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))

@@ -12,27 +12,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
-from analysis.ensemble import Ensemble
 from analysis.fit import StalenessFit, fit_run
+from analysis.loss_curve import QUANTILE_LEVELS, LossCurve
+from analysis.setting import Setting
 from analysis.sme import sme_asgd
-from analysis.sme_law import Closure, sme_law
+from analysis.sme_law import sme_law
+from analysis.sme_replay import sme_replay
 from analysis.sme_sgd import sme_sgd
 from asgd.errors import InputError
-from asgd.problems import make_problem
-from asgd.streams import stream
 from asgd.trace import Run, replace_file
-
-# Levels i/40: the 5 % and 95 % ends of the band, and a grid even enough to score by (CRPS).
-QUANTILE_LEVELS = np.arange(1, 40) / 40.0
 
 MODELS = {
     "sme_sgd": "SME-SGD (no staleness)",
     "sme_asgd": "SME-ASGD (geometric fit)",
     "sme_law": "SME with the measured law",
+    "replay": "replay of the measured staleness",
+    "law_pool": "measured law, each snapshot used once",
+    "law_iid": "measured law, independent lags",
+    "law_sampling": "measured law, no lag noise",
 }
+DEFAULT_MODELS = ("sme_sgd", "sme_asgd", "sme_law", "replay")
 
 
 @dataclass(frozen=True)
@@ -43,9 +44,10 @@ class Prediction:
     ----------
     curves
         One row per model and recorded update: `model`, `update`, `loss_mean`, `loss_std` and the
-        quantiles `q0.025` ... `q0.975` of the loss over the paths.
+        quantiles `q0.025` ... `q0.975` of the loss.
     settings
-        What the models were given: paths, seed, staleness law, mu.
+        What the models were given: seed, staleness law, mu, closure; and of each model its
+        label and how many paths were simulated.
     """
 
     curves: pd.DataFrame
@@ -60,6 +62,11 @@ class Prediction:
         """Return the rows of one model."""
         return self.curves[self.curves["model"] == model].reset_index(drop=True)
 
+    def paths(self, model: str) -> int | None:
+        """Return how many paths were simulated; None where the curve was computed."""
+        paths: int | None = self.settings["models"][model]["paths"]
+        return paths
+
     def save(self, directory: Path) -> None:
         """Write `prediction.parquet` and `prediction.json` into a run directory."""
         replace_file(directory / "prediction.parquet", self.curves.to_parquet(index=False))
@@ -71,7 +78,7 @@ def predict(
     run: Run,
     *,
     paths: int = 64,
-    models: Sequence[str] = tuple(MODELS),
+    models: Sequence[str] = DEFAULT_MODELS,
     seed: int | None = None,
     fit: StalenessFit | None = None,
     progress: Callable[[str, float], None] | None = None,
@@ -85,7 +92,8 @@ def predict(
     paths
         Paths of each ensemble.
     models
-        Names out of `MODELS`.
+        Names out of `MODELS`. "sme_law" takes the closure that fits the run: "law_pool" where
+        each snapshot was used once, as on a server, else "law_iid".
     seed
         Seed of the ensembles; the run's own seed by default.
     fit
@@ -105,62 +113,54 @@ def predict(
         raise InputError(f"model {unknown[0]!r}: expected one of {', '.join(MODELS)}")
     if run.loss.empty:
         raise InputError(f"{run.path}: holds no loss evaluation to predict")
-    fit = fit or fit_run(run)
+    setting = Setting.of(run, fit or fit_run(run))
     seed = run.config.run.seed if seed is None else seed
-    closure = closure_of(run)
-    frames = [
-        _frame(name, _ensemble(name, run, fit, closure, paths, seed, _named(progress, name)))
-        for name in models
-    ]
+    curves = {
+        name: _simulated(name, setting, paths, seed, _named(progress, name)) for name in models
+    }
     settings = {
         "paths": paths,
         "seed": seed,
-        "mu": fit.mu,
-        "law": fit.recommended.to_dict(),
-        "closure": closure,
-        "models": {name: MODELS[name] for name in models},
+        "mu": setting.mu,
+        "law": setting.law.to_dict(),
+        "closure": setting.closure,
+        "models": {
+            name: {"label": MODELS[name], "paths": curve.paths} for name, curve in curves.items()
+        },
     }
+    frames = [_frame(name, curve) for name, curve in curves.items()]
     return Prediction(pd.concat(frames, ignore_index=True), settings)
 
 
-def closure_of(run: Run) -> Closure:
-    """Return "pool" if the run used each snapshot once, as a server does, else "iid".
-
-    Every worker reads version 0; any later version then belongs to one worker. Independent
-    draws of staleness read some versions twice and others never.
-    """
-    read_version = run.trace["read_version"]
-    return "iid" if read_version[read_version > 0].duplicated().any() else "pool"
-
-
-def _ensemble(
+def _simulated(
     name: str,
-    run: Run,
-    fit: StalenessFit,
-    closure: Closure,
+    setting: Setting,
     paths: int,
     seed: int,
     progress: Callable[[int, int], None] | None,
-) -> Ensemble:
-    config = run.config
-    problem = make_problem(config)
-    eta = config.optimizer.learning_rate
-    record = run.loss["update"].to_numpy()
-    updates = int(record[-1])
+) -> LossCurve:
+    """Return the curve of one model from an ensemble of paths."""
+    problem, eta, updates = setting.problem, setting.learning_rate, setting.updates
     options: Any = {
-        "batch_size": config.optimizer.batch_size,
-        "initial": problem.initial_point(stream(config.run.seed, "initial")),
-        "record": record,
+        "batch_size": setting.batch_size,
+        "initial": setting.initial,
+        "record": setting.record,
         "quantile_levels": QUANTILE_LEVELS,
         "progress": progress,
     }
     if name == "sme_sgd":
-        return sme_sgd(problem, eta, updates, paths, seed, native=True, **options)
-    if name == "sme_asgd":
-        return sme_asgd(problem, eta, fit.mu, updates, paths, seed, **options)
-    workers = config.cluster.workers if closure == "pool" else None
-    options |= {"closure": closure, "workers": workers}
-    return sme_law(problem, eta, fit.recommended, updates, paths, seed, **options)
+        ensemble = sme_sgd(problem, eta, updates, paths, seed, native=True, **options)
+    elif name == "sme_asgd":
+        ensemble = sme_asgd(problem, eta, setting.mu, updates, paths, seed, **options)
+    elif name == "replay":
+        staleness = setting.staleness
+        ensemble = sme_replay(problem, eta, staleness, paths, seed, updates=updates, **options)
+    else:
+        closure = setting.closure if name == "sme_law" else name.removeprefix("law_")
+        workers = setting.workers if closure == "pool" else None
+        options |= {"closure": closure, "workers": workers}
+        ensemble = sme_law(problem, eta, setting.law, updates, paths, seed, **options)
+    return LossCurve.of_ensemble(ensemble)
 
 
 def quantile_column(level: float) -> str:
@@ -196,15 +196,14 @@ def _named(
     return progress and (lambda done, total: progress(name, done / total))
 
 
-def _frame(name: str, ensemble: Ensemble) -> pd.DataFrame:
+def _frame(name: str, curve: LossCurve) -> pd.DataFrame:
     columns = {
         "model": name,
-        "update": ensemble.update,
-        "loss_mean": ensemble.loss_mean,
-        "loss_std": ensemble.loss_std,
+        "update": curve.update,
+        "loss_mean": curve.mean,
+        "loss_std": curve.std,
     }
     quantiles = {
-        quantile_column(level): ensemble.loss_quantiles[:, i]
-        for i, level in enumerate(QUANTILE_LEVELS)
+        quantile_column(level): curve.quantiles[:, i] for i, level in enumerate(QUANTILE_LEVELS)
     }
     return pd.DataFrame({**columns, **quantiles})

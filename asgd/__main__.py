@@ -186,10 +186,10 @@ def _fit(run: Run) -> StalenessFit:
 
 def _predict(run: Run, paths: int) -> tuple[Any, Any]:
     from analysis.compare import compare
-    from analysis.predict import MODELS
+    from analysis.predict import DEFAULT_MODELS
     from analysis.predict import predict as predict_run
 
-    with _Progress("predict", len(MODELS)) as progress:
+    with _Progress("predict", len(DEFAULT_MODELS)) as progress:
         prediction = predict_run(run, paths=paths, fit=_fit(run), progress=progress.model)
     prediction.save(run.path)
     return prediction, compare(run, prediction)

@@ -1,0 +1,139 @@
+"""Predictions of runs made in virtual time: which models, what they are given, how right."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from analysis.compare import compare
+from analysis.fit import fit_run
+from analysis.predict import (
+    DEFAULT_MODELS,
+    MODELS,
+    has_prediction,
+    predict,
+    quantile_column,
+    read_prediction,
+)
+from analysis.setting import closure_of
+from asgd.config import make_config
+from asgd.errors import InputError, UnreliableEstimateError
+from asgd.problems import Quadratic
+from asgd.simulate import simulate
+from asgd.trace import Run, RunWriter, read_run
+
+QUADRATIC = {"kind": "quadratic"}
+
+
+def simulated(path: Path, **tables: Any) -> Run:
+    defaults: dict[str, Any] = {
+        "problem": QUADRATIC,
+        "optimizer": {"learning_rate": 0.05, "batch_size": 1},
+        "cluster": {"workers": 4, "compute_time": {"law": "gamma", "variation": 0.3}},
+        "run": {"updates": 400, "eval_every": 20},
+    }
+    for table, values in tables.items():
+        defaults[table] = defaults.get(table, {}) | values
+    return read_run(simulate(make_config(defaults), path / "run"))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return simulated(tmp_path_factory.mktemp("predict"))
+
+
+def test_every_model_starts_at_the_loss_of_x_0_and_is_recorded_where_the_run_was(run: Run) -> None:
+    prediction = predict(run, paths=8, models=tuple(MODELS))
+    assert prediction.models == list(MODELS)
+    for name in MODELS:
+        curve = prediction.curve(name)
+        assert curve["update"].tolist() == run.loss["update"].tolist()
+        assert curve["loss_mean"][0] == Quadratic().loss(np.ones(1))
+        assert curve["loss_std"][0] == 0.0
+        bands = curve[[quantile_column(level) for level in (0.05, 0.5, 0.95)]].to_numpy()
+        assert np.all(np.diff(bands, axis=1) >= 0)
+
+
+def test_the_default_models_are_the_baselines_the_law_and_the_replay(run: Run) -> None:
+    prediction = predict(run, paths=2)
+    assert prediction.models == list(DEFAULT_MODELS) == ["sme_sgd", "sme_asgd", "sme_law", "replay"]
+    assert prediction.settings["closure"] == "pool"
+    assert prediction.settings["models"]["replay"]["paths"] == 2
+
+
+def test_the_law_of_a_server_is_the_pool_closure_and_that_of_independent_lags_is_iid(
+    run: Run, tmp_path: Path
+) -> None:
+    assert closure_of(run) == "pool"
+    curves = predict(run, paths=4, models=("sme_law", "law_pool"))
+    assert np.array_equal(
+        curves.curve("sme_law")["loss_mean"], curves.curve("law_pool")["loss_mean"]
+    )
+    independent = simulated(tmp_path, simulation={"staleness": "geometric"})
+    assert closure_of(independent) == "iid"
+    curves = predict(independent, paths=4, models=("sme_law", "law_iid"))
+    assert np.array_equal(
+        curves.curve("sme_law")["loss_mean"], curves.curve("law_iid")["loss_mean"]
+    )
+
+
+def test_a_prediction_is_read_back_as_it_was_stored(run: Run) -> None:
+    prediction = predict(run, paths=4, models=("sme_law",))
+    prediction.save(run.path)
+    assert has_prediction(run)
+    stored = read_prediction(run)
+    assert stored.curves.equals(prediction.curves)
+    assert stored.settings == prediction.settings
+
+
+def test_the_seed_decides_the_prediction(run: Run) -> None:
+    first, same, other = (
+        predict(run, paths=4, models=("replay",), seed=seed).curves["loss_mean"]
+        for seed in (1, 1, 2)
+    )
+    assert first.equals(same)
+    assert not first.equals(other)
+
+
+def test_what_cannot_be_predicted_is_refused(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="model 'sme': expected one of sme_sgd"):
+        predict(run, models=("sme",))
+    empty = RunWriter.create(tmp_path / "empty", make_config())
+    with pytest.raises(InputError, match="no loss evaluation"):
+        predict(read_run(empty.path))
+    with pytest.raises(UnreliableEstimateError):
+        predict(simulated(tmp_path, run={"updates": 40}))
+    with pytest.raises(InputError, match="no readable prediction"):
+        read_prediction(read_run(empty.path))
+
+
+def test_progress_of_every_model_ends_at_one(run: Run) -> None:
+    shown: dict[str, float] = {}
+    predict(run, paths=2, progress=shown.__setitem__)
+    assert shown == pytest.approx(dict.fromkeys(DEFAULT_MODELS, 1.0))
+
+
+def test_law_and_replay_follow_a_run_that_the_geometric_fit_misses(tmp_path: Path) -> None:
+    """150 runs of P = 4 workers of nearly constant speed at three quarters of the limit."""
+    tables = {
+        "optimizer": {"learning_rate": 0.16},
+        "cluster": {"compute_time": {"law": "gamma", "variation": 0.1}},
+    }
+    runs = [
+        simulated(tmp_path / str(seed), **tables, run={"updates": 300, "seed": seed})
+        for seed in range(150)
+    ]
+    prediction = predict(runs[0], paths=2000, fit=fit_run(runs[0]))
+    observed = np.stack([run.loss["loss"].to_numpy() for run in runs])
+    standard_error = observed.std(axis=0, ddof=1)[1:] / np.sqrt(len(runs))
+    for name in ("sme_law", "replay"):
+        difference = prediction.curve(name)["loss_mean"][1:] - observed.mean(axis=0)[1:]
+        # Fifteen points, correlated: their mean square is about one where the prediction is right.
+        assert np.mean((difference / standard_error) ** 2) < 4
+    score = compare(runs, prediction)
+    law = score.models["sme_law"].relative_error
+    assert score.models["sme_sgd"].relative_error > 3 * law
+    assert score.models["sme_asgd"].relative_error > 3 * law
+    parts = score.parts["error"]
+    assert parts["geometric assumption"] > 3 * parts["shape and dependence of staleness"]
