@@ -37,13 +37,16 @@ class UserError:
 
     @classmethod
     def describe(cls, error: BaseException) -> UserError:
-        """Put an exception into one line, with the innermost place outside this project."""
-        own = str(Path(__file__).parents[1])
+        """Put an exception into one line, with the innermost place in the user's own code."""
         frames = traceback.extract_tb(error.__traceback__)
-        foreign = [
-            f for f in frames if not f.filename.startswith((f"{own}/asgd", f"{own}/cluster"))
+        root = str(Path(__file__).parents[1])
+        inner = tuple(f"{root}/{name}/" for name in ("asgd", "cluster"))
+        users = [
+            frame
+            for frame in frames
+            if not frame.filename.startswith(inner) and "site-packages" not in frame.filename
         ]
-        place = (foreign or frames)[-1]
+        place = (users or frames)[-1]
         text = " ".join(str(error).split())
         where = f"{place.filename}:{place.lineno}, in {place.name}"
         return cls(f"{type(error).__name__}: {text} ({where})")

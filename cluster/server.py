@@ -249,7 +249,7 @@ class ParameterServer:
             self._seats[gradient.worker].batch_size,
             gradient.compute_seconds,
             seconds,
-            math.sqrt(float(np.dot(gradient.gradient, gradient.gradient))),
+            _norm(gradient.gradient),
         )
         run = self._config.run
         if self.version % run.eval_every == 0 or self.version == run.updates:
@@ -269,7 +269,8 @@ class ParameterServer:
         value = gradient.gradient
         if value.shape != self.parameters.shape:
             return f"shape {value.shape}, expected {self.parameters.shape}"
-        if not np.isfinite(np.dot(value, value)) and not np.isfinite(value).all():
+        # The norm may overflow where every entry is finite; it costs less than to look at each.
+        if not math.isfinite(_norm(value)) and not np.isfinite(value).all():
             return "not finite"
         if not seat.read_version <= gradient.read_version <= self.version:
             return f"read version {gradient.read_version}, expected {seat.read_version}"
@@ -291,3 +292,8 @@ class ParameterServer:
         self.ledger.event("gradient_lost", worker=worker, sequence=seat.sequence)
         seat.sequence += 1
         seat.granted = math.inf
+
+
+def _norm(vector: Array) -> float:
+    with np.errstate(over="ignore", invalid="ignore"):
+        return math.sqrt(float(np.dot(vector, vector)))

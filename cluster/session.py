@@ -168,14 +168,28 @@ def _our_processes(token: str, directory: str) -> list[int]:
 
     A process that gives itself a title overwrites its environment, but keeps its log files.
     """
-    pids = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            ours = token.encode() in (process / "environ").read_bytes() or any(
-                os.readlink(file).startswith(directory) for file in (process / "fd").iterdir()
-            )
-        except OSError:  # gone meanwhile, or somebody else's
-            continue
-        if ours and int(process.name) != os.getpid():
-            pids.append(int(process.name))
-    return pids
+    return [
+        int(process.name)
+        for process in Path("/proc").glob("[0-9]*")
+        if int(process.name) != os.getpid()
+        and (_environment_has(process, token) or _has_open(process, directory))
+    ]
+
+
+def _environment_has(process: Path, token: str) -> bool:
+    try:
+        return token.encode() in (process / "environ").read_bytes()
+    except OSError:  # gone meanwhile, or somebody else's
+        return False
+
+
+def _has_open(process: Path, directory: str) -> bool:
+    try:
+        files = list((process / "fd").iterdir())
+    except OSError:
+        return False
+    for file in files:
+        with suppress(OSError):  # closed meanwhile
+            if os.readlink(file).startswith(directory):
+                return True
+    return False

@@ -143,7 +143,7 @@ class PluginProblem(Problem):
             values = [function(point) for point in points]
         result = np.asarray(values, dtype=x.dtype)
         shape = result.shape if x.ndim == 1 else result.shape[1:]
-        return result.reshape(*x.shape[:-1], *shape)[()]
+        return result.reshape((*x.shape[:-1], *shape))[()]
 
 
 class _Trial:

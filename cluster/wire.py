@@ -1,0 +1,215 @@
+"""The frames in which workers and the server talk over a socket: the whole protocol, version 1.
+
+Every frame is a header of 64 bytes, little-endian, and `length` bytes of payload:
+
+    offset  bytes  field
+         0      4  magic "ASGD"
+         4      1  protocol version, 1
+         5      1  kind, below
+         6      2  zero
+         8      4  worker            unsigned
+        12      4  batch_size        unsigned; SNAPSHOT
+        16      8  length            unsigned; bytes of payload
+        24      8  sequence          signed; PUSH, MISFIT, SNAPSHOT
+        32      8  version           signed; read version in PUSH and MISFIT, version in SNAPSHOT
+        40      8  epoch             signed; PUSH, MISFIT, SNAPSHOT
+        48      8  compute_seconds   float64; PUSH, MISFIT
+        56      8  zero
+
+    kind          from    payload
+    1 HELLO       worker  nonce (32 bytes), dimension d (8), bytes per number (1), shared (1)
+    2 CHALLENGE   server  nonce (32), proof of the server (32)
+    3 PROOF       worker  proof of the worker (32)
+    4 WELCOME     server  none; with `shared`, a descriptor of the shared memory rides along
+    5 JOIN        worker  none
+    6 PUSH        worker  the gradient
+    7 MISFIT      worker  shape of a gradient that is not (d,): 8 bytes each, at most 32 of them
+    8 SNAPSHOT    server  the parameters
+    9 STOP        server  reason, UTF-8
+    10 ERROR      server  reason, UTF-8; the connection is closed
+
+A connection opens with HELLO, CHALLENGE, PROOF, WELCOME. A proof is HMAC-SHA-256, under the secret
+of the run, of the side's name, the HELLO frame and the server's nonce: each side shows that it
+knows the secret without sending it, and the dimension and the number format are agreed on under
+it. Then the worker asks (JOIN, PUSH or MISFIT) and the server answers each question once
+(SNAPSHOT, STOP or ERROR), maybe much later; asking again before the answer is an error.
+
+Vectors are raw little-endian float64 or float32, d numbers. With `shared` they lie in the shared
+memory instead and the payload of PUSH and SNAPSHOT is empty. A length is compared with what the
+kind allows before anything is done with it; nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import hmac
+import struct
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from cluster.messages import Array, Gradient, Snapshot
+
+MAGIC = b"ASGD"
+PROTOCOL = 1
+HELLO, CHALLENGE, PROOF, WELCOME, JOIN, PUSH, MISFIT, SNAPSHOT, STOP, ERROR = range(1, 11)
+
+HEADER = struct.Struct("<4sBBHIIQqqqdQ")
+HELLO_PAYLOAD = struct.Struct("<32sQBB")
+NONCE_BYTES = 32
+PROOF_BYTES = 32
+LONGEST_TEXT = 1024
+LONGEST_SHAPE = 32
+
+Buffer = bytearray | memoryview
+
+
+class WireError(ConnectionError):
+    """The other side does not keep to the protocol."""
+
+
+class Frame(NamedTuple):
+    """The header of a frame, field by field."""
+
+    magic: bytes
+    protocol: int
+    kind: int
+    zero: int
+    worker: int
+    batch_size: int
+    length: int
+    sequence: int
+    version: int
+    epoch: int
+    compute_seconds: float
+    zeros: int
+
+
+@dataclass(frozen=True)
+class VectorFormat:
+    """How gradients and parameters travel.
+
+    Attributes
+    ----------
+    dimension
+        Numbers in a vector, d.
+    dtype
+        "float64" or "float32".
+    """
+
+    dimension: int
+    dtype: str = "float64"
+
+    @property
+    def numbers(self) -> np.dtype[np.floating]:
+        """The type of one number on the wire, little-endian."""
+        return np.dtype(self.dtype).newbyteorder("<")
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of a vector."""
+        return self.dimension * self.numbers.itemsize
+
+    def hello(self, nonce: bytes, shared: bool) -> bytes:
+        """Return the payload of HELLO."""
+        return HELLO_PAYLOAD.pack(nonce, self.dimension, self.numbers.itemsize, shared)
+
+
+def parse(buffer: Buffer) -> Frame:
+    """Return the header at the start of a buffer.
+
+    Raises
+    ------
+    WireError
+        It is not one of this protocol's.
+    """
+    frame = Frame._make(HEADER.unpack_from(buffer))
+    if frame.magic != MAGIC:
+        raise WireError("not a frame of this protocol")
+    if frame.protocol != PROTOCOL:
+        raise WireError(f"protocol version {frame.protocol}, expected {PROTOCOL}")
+    return frame
+
+
+def pack(kind: int, worker: int = 0, payload: bytes = b"") -> bytes:
+    """Return a frame that is neither a gradient nor a snapshot."""
+    header = HEADER.pack(MAGIC, PROTOCOL, kind, 0, worker, 0, len(payload), 0, 0, 0, 0.0, 0)
+    return header + payload
+
+
+def pack_text(kind: int, text: str) -> bytes:
+    """Return a STOP or ERROR frame; a long text is cut."""
+    return pack(kind, payload=text.encode()[:LONGEST_TEXT])
+
+
+def text(payload: bytes | memoryview) -> str:
+    """Return the text of a STOP or ERROR frame."""
+    return bytes(payload).decode(errors="replace")
+
+
+def pack_push(buffer: Buffer, gradient: Gradient, length: int, kind: int = PUSH) -> None:
+    """Write the header of a gradient at the start of a buffer."""
+    HEADER.pack_into(
+        buffer,
+        0,
+        MAGIC,
+        PROTOCOL,
+        kind,
+        0,
+        gradient.worker,
+        0,
+        length,
+        gradient.sequence,
+        gradient.read_version,
+        gradient.epoch,
+        gradient.compute_seconds,
+        0,
+    )
+
+
+def pack_misfit(gradient: Gradient) -> bytes:
+    """Return the frame of a gradient whose shape is not that of the parameters."""
+    shape = gradient.gradient.shape
+    header = bytearray(HEADER.size)
+    pack_push(header, gradient, 8 * len(shape), MISFIT)
+    return bytes(header) + struct.pack(f"<{len(shape)}Q", *shape)
+
+
+def misfit(payload: memoryview) -> Array:
+    """Return zeros of the shape in a MISFIT frame; they take no memory.
+
+    Raises
+    ------
+    WireError
+        No array has this shape.
+    """
+    shape = struct.unpack(f"<{len(payload) // 8}Q", payload)
+    try:
+        return np.broadcast_to(np.float64(0.0), shape)
+    except ValueError:
+        raise WireError(f"impossible shape {shape}") from None
+
+
+def pack_snapshot(buffer: Buffer, worker: int, snapshot: Snapshot, length: int) -> None:
+    """Write the header of a snapshot at the start of a buffer."""
+    HEADER.pack_into(
+        buffer,
+        0,
+        MAGIC,
+        PROTOCOL,
+        SNAPSHOT,
+        0,
+        worker,
+        snapshot.batch_size,
+        length,
+        snapshot.sequence,
+        snapshot.version,
+        snapshot.epoch,
+        0.0,
+        0,
+    )
+
+
+def proof(secret: bytes, side: bytes, hello: bytes, nonce: bytes) -> bytes:
+    """Return what `side`, b"server" or b"worker", shows to prove that it knows the secret."""
+    return hmac.digest(secret, side + hello + nonce, "sha256")

@@ -1,0 +1,48 @@
+"""Problems of a user, for tests: some of their code fails."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.float64]
+
+
+class Bowl:
+    """f(x) = |x|^2 / 2 with noisy samples; misbehaves from the `after`-th gradient on."""
+
+    dim = 2
+    n_samples = 8
+
+    def __init__(self, fault: str = "none", after: int = 10) -> None:
+        self.fault = fault
+        self.after = after
+        self.calls = 0
+
+    def initial_point(self, rng: np.random.Generator) -> Array:
+        return np.array([1.0, -1.0])
+
+    def loss(self, x: Array) -> float:
+        if self.fault == "loss" and np.abs(x).max() < 0.9:
+            raise ArithmeticError("no loss below 0.9")
+        return float(x @ x / 2)
+
+    def gradient(self, x: Array, indices: Any) -> Array:
+        self.calls += 1
+        if self.calls > self.after:
+            if self.fault == "raise":
+                raise ZeroDivisionError("the user's\nown mistake")
+            if self.fault == "exit":
+                os._exit(3)
+            if self.fault == "nan":
+                return np.array([np.nan, 0.0])
+        shift = (np.asarray(indices) - 3.5) / 8
+        return np.asarray(x + shift.mean())
+
+
+def bowl(**options: Any) -> Bowl:
+    """Make the problem; the name a configuration gives is `tests.plugins:bowl`."""
+    return Bowl(**options)

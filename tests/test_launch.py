@@ -1,0 +1,305 @@
+"""Real runs: the record, the law of staleness, failures, interruption, and what is left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from asgd.config import RunConfig, make_config
+from asgd.draws import WorkerDraws
+from asgd.errors import InputError, RunFailedError
+from asgd.problems import make_problem
+from asgd.progress import Progress
+from asgd.simulate import simulate
+from asgd.staleness import Geometric
+from asgd.streams import stream
+from asgd.trace import read_run
+from cluster import run
+from tests.invariants import check_trace
+
+ROOT = Path(__file__).parents[1]
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+def configure(problem: dict[str, Any], updates: int, seed: int = 0, **cluster: Any) -> RunConfig:
+    return make_config(
+        {
+            "problem": problem,
+            "optimizer": {"learning_rate": 0.05, "batch_size": 4},
+            "cluster": cluster,
+            "run": {"updates": updates, "seed": seed, "eval_every": 25},
+        }
+    )
+
+
+@pytest.mark.usefixtures("shared_ray")
+def test_one_worker_is_serial_sgd_to_the_last_bit(tmp_path: Path) -> None:
+    config = configure({"kind": "softmax"}, updates=120, seed=3, workers=1)
+    result = read_run(run(config, tmp_path / "run"))
+    check_trace(result)
+
+    problem = make_problem(config)
+    draws = WorkerDraws(config, problem.n_samples)
+    x = problem.initial_point(stream(3, "initial"))
+    norms, losses = [], [problem.loss(x)]
+    for update in range(120):
+        gradient = problem.gradient(x, draws.batch(0, update, 4))
+        x = x - 0.05 * gradient
+        norms.append(np.sqrt(gradient @ gradient))
+        if (update + 1) % 25 == 0 or update == 119:
+            losses.append(problem.loss(x))
+    np.testing.assert_array_equal(result.trace["gradient_norm"], norms)
+    np.testing.assert_array_equal(result.trace["staleness"], 0)
+    # BLAS may add up 1797 samples in another order on another number of threads.
+    np.testing.assert_allclose(result.loss["loss"], losses, rtol=1e-13)
+
+
+@pytest.mark.usefixtures("shared_ray")
+def test_uniform_schedule_is_geometric_and_equals_the_simulation(tmp_path: Path) -> None:
+    config = configure({"kind": "quadratic"}, updates=5000, workers=4, schedule="uniform")
+    real = read_run(run(config, tmp_path / "real"))
+    check_trace(real)
+    staleness = real.trace["staleness"]
+    assert np.mean(staleness == 0) == pytest.approx(0.25, abs=0.02)
+    assert total_variation(staleness.to_numpy(), Geometric(0.75)) < 0.03
+
+    simulated = read_run(simulate(config, tmp_path / "simulated"))
+    for column in ("worker", "sequence", "read_version", "gradient_norm"):
+        np.testing.assert_array_equal(real.trace[column], simulated.trace[column])
+    np.testing.assert_array_equal(real.loss["loss"], simulated.loss["loss"])
+
+
+@pytest.mark.usefixtures("shared_ray")
+def test_without_delay_staleness_is_concentrated_near_its_mean(tmp_path: Path) -> None:
+    shown: list[Progress] = []
+    config = configure({"kind": "least_squares"}, updates=1200, workers=4)
+    result = read_run(run(config, tmp_path / "run", progress=shown.append))
+    check_trace(result)
+    staleness = result.trace["staleness"]
+    # Each snapshot is read once: P - 1 but for the reads of version 0 and those never used.
+    assert staleness.mean() == pytest.approx(3.0, abs=0.05)
+    assert staleness.var() < 6.0  # the geometric law of this mean has 12
+    assert (shown[-1].update, shown[-1].updates) == (1200, 1200)
+    assert shown[-1].mean_staleness == pytest.approx(staleness.mean())
+    assert shown[-1].loss == result.loss["loss"].iloc[-1]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("shared_ray")
+def test_exponential_compute_times_are_nearly_geometric(tmp_path: Path) -> None:
+    compute_time = {"law": "exponential", "mean": 0.1}
+    config = configure({"kind": "quadratic"}, 900, workers=4, compute_time=compute_time)
+    result = read_run(run(config, tmp_path / "run"))
+    check_trace(result)
+    staleness = result.trace["staleness"].to_numpy()
+    mean = float(staleness.mean())
+    assert total_variation(staleness, Geometric(mean / (1 + mean))) < 0.08
+    assert result.trace["compute_seconds"].mean() == pytest.approx(0.1, rel=4 / np.sqrt(900))
+
+
+def total_variation(staleness: np.ndarray[Any, Any], law: Geometric) -> float:
+    """Return the total variation distance of a sample to a law."""
+    observed = np.bincount(staleness) / len(staleness)
+    expected = law.pmf(np.arange(len(observed)))
+    return float(0.5 * (np.abs(observed - expected).sum() + 1.0 - expected.sum()))
+
+
+@pytest.mark.usefixtures("shared_ray")
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("raise", "worker 0: ZeroDivisionError: the user's own mistake (.*plugins.py:"),
+        ("loss", "evaluation of the loss: ArithmeticError: no loss below 0.9 (.*plugins.py:"),
+    ],
+)
+def test_error_in_user_code_ends_the_run_in_one_line(
+    tmp_path: Path, fault: str, message: str
+) -> None:
+    problem = {"kind": "tests.plugins:bowl", "options": {"fault": fault}}
+    config = configure(problem, updates=10**6, workers=1)
+    with pytest.raises(RunFailedError, match=message.replace("(", r"\(")) as error:
+        run(config, tmp_path / "run")
+    assert "\n" not in str(error.value)
+    result = read_run(tmp_path / "run")
+    assert result.state == "failed"
+    assert result.events[-1]["reason"] == str(error.value)
+    assert len(result.trace) > 0
+    np.testing.assert_array_equal(result.trace["update"], np.arange(len(result.trace)))
+
+
+def test_directory_in_use_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.txt").write_text("precious")
+    with pytest.raises(InputError, match="not empty"):
+        run(configure({"kind": "quadratic"}, updates=10), tmp_path / "run")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["thesis.txt"]
+
+
+SCRIPT = """
+import json, os, signal, sys
+from asgd.config import make_config
+from cluster import run
+
+def state():
+    mask = os.umask(0)
+    os.umask(mask)
+    return dict(os.environ), mask, signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+
+def show(progress):
+    if progress.update and not os.path.exists(sys.argv[2]):
+        with open(sys.argv[2] + ".tmp", "w") as file:
+            print(os.getpid(), file=file)
+        os.rename(sys.argv[2] + ".tmp", sys.argv[2])
+
+before = state()
+try:
+    run(make_config(json.loads(sys.argv[3])), sys.argv[1], progress=show)
+finally:
+    assert state() == before, (state(), before)
+"""
+
+
+class Subprocess:
+    """A run in a process of its own, whose temporary files are all under `tmp`."""
+
+    def __init__(self, tmp: Path, updates: int, **problem: Any) -> None:
+        self.out, self.tmp, self.running = tmp / "out", tmp / "t", tmp / "running"
+        self.tmp.mkdir()
+        config = configure(problem, updates, workers=2)
+        arguments = [str(self.out), str(self.running), config.to_json()]
+        self.process = subprocess.Popen(
+            [sys.executable, "-W", "error", "-c", SCRIPT, *arguments],
+            cwd=ROOT,
+            env={**os.environ, "TMPDIR": str(self.tmp)},
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def wait_for(self, condition: Callable[[], object]) -> None:
+        """Return when the condition holds, or the process has ended."""
+        while not condition() and self.process.poll() is None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(0.02)
+
+    def processes(self) -> set[int]:
+        """Return the processes that have files of this run open."""
+        found = set()
+        for directory in Path("/proc").glob("[0-9]*"):
+            try:
+                files = [os.readlink(file) for file in (directory / "fd").iterdir()]
+            except OSError:
+                continue
+            if any(file.startswith(str(self.tmp)) for file in files):
+                found.add(int(directory.name))
+        return found
+
+    def finish(self) -> str:
+        """Wait for the end; nothing may be left. Returns what was printed as an error."""
+        _, errors = self.process.communicate(timeout=120)
+        assert not self.processes()
+        assert not list(self.tmp.iterdir())
+        return errors
+
+
+@pytest.fixture
+def launch() -> Iterator[Callable[..., Subprocess]]:
+    """Launch runs as processes; whatever goes wrong, they do not outlive the test."""
+    shm = set(os.listdir("/dev/shm"))
+    # The path of a Unix socket has 107 bytes at most: pytest's own directories are too long.
+    tmp = Path(tempfile.mkdtemp(prefix="a-", dir="/tmp"))
+    children: list[Subprocess] = []
+
+    def start(updates: int, **problem: Any) -> Subprocess:
+        children.append(Subprocess(tmp, updates, **problem))
+        return children[-1]
+
+    yield start
+    for child in children:
+        for pid in child.processes() | (
+            {child.process.pid} if child.process.poll() is None else set()
+        ):
+            os.kill(pid, signal.SIGKILL)
+        child.process.communicate()
+    shutil.rmtree(tmp, ignore_errors=True)
+    assert set(os.listdir("/dev/shm")) <= shm
+
+
+def test_nothing_is_left_after_success(launch: Callable[..., Subprocess]) -> None:
+    child = launch(updates=60, kind="quadratic")
+    assert child.finish() == ""
+    assert child.process.returncode == 0
+    check_trace(read_run(child.out))
+
+
+def test_nothing_is_left_after_failure(launch: Callable[..., Subprocess]) -> None:
+    options = {"fault": "raise", "after": 100}
+    child = launch(updates=10**6, kind="tests.plugins:bowl", options=options)
+    assert "the user's own mistake" in child.finish()
+    assert child.process.returncode == 1
+    assert read_run(child.out).state == "failed"
+
+
+@pytest.mark.parametrize("which", [signal.SIGINT, signal.SIGTERM])
+def test_nothing_is_left_after_interruption(
+    launch: Callable[..., Subprocess], which: signal.Signals
+) -> None:
+    child = launch(updates=10**6, kind="quadratic")
+    child.wait_for(child.running.exists)
+    found = listeners(child.processes() | {child.process.pid})
+    assert found
+    assert all((getattr(a, "ipv4_mapped", None) or a).is_loopback for a in found), found
+    if which == signal.SIGINT:  # what a terminal does: the whole group gets it
+        os.killpg(child.process.pid, which)
+    else:
+        child.process.send_signal(which)
+    child.finish()
+    assert child.process.returncode != 0
+    result = read_run(child.out)
+    assert result.state == "interrupted"
+    assert len(result.trace) > 0
+    np.testing.assert_array_equal(result.trace["update"], np.arange(len(result.trace)))
+
+
+def test_nothing_is_left_after_interruption_of_the_start(
+    launch: Callable[..., Subprocess],
+) -> None:
+    child = launch(updates=10**6, kind="quadratic")
+    child.wait_for(child.processes)
+    os.killpg(child.process.pid, signal.SIGINT)
+    child.finish()
+    assert child.process.returncode != 0
+    assert read_run(child.out).state == "interrupted"
+
+
+def listeners(processes: set[int]) -> set[Address]:
+    """Return the addresses on which processes accept connections."""
+    sockets = set()
+    for pid in processes:
+        for file in Path(f"/proc/{pid}/fd").iterdir():
+            try:
+                sockets.add(os.readlink(file))
+            except OSError:
+                continue
+    addresses: set[Address] = set()
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        for line in Path(table).read_text().splitlines()[1:]:
+            _, local, _, state, *_, inode = line.split()[:10]
+            if state == "0A" and f"socket:[{inode}]" in sockets:
+                words = re.findall("." * 8, local.split(":")[0])  # each in the byte order of x86
+                packed = b"".join(bytes.fromhex(word)[::-1] for word in words)
+                addresses.add(ipaddress.ip_address(packed))
+    return addresses

@@ -1,0 +1,240 @@
+"""The parameter server as a state machine: order, exactly once, refusals, end."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from asgd.config import RunConfig, make_config
+from asgd.streams import stream
+from cluster.messages import Gradient
+from tests.faults import Crowd, replay
+
+QUADRATIC = {"kind": "quadratic"}
+
+
+def configure(workers: int = 3, updates: int = 1000, **cluster: Any) -> RunConfig:
+    return make_config(
+        {
+            "problem": QUADRATIC,
+            "optimizer": {"learning_rate": 0.05, "batch_size": 2},
+            "cluster": {"workers": workers, **cluster},
+            "run": {"updates": updates, "eval_every": 10},
+        }
+    )
+
+
+def forged(worker: int, sequence: int, value: Any, read_version: int = 0) -> Gradient:
+    return Gradient(worker, sequence, read_version, 0, np.asarray(value, dtype=float), 0.0)
+
+
+def test_first_snapshots_go_out_together() -> None:
+    crowd = Crowd(configure(workers=3))
+    crowd.join(0)
+    crowd.join(2)
+    assert not crowd.at_hand
+    crowd.join(1)
+    assert {w: s.version for w, s in crowd.at_hand.items()} == {0: 0, 1: 0, 2: 0}
+
+
+def test_the_start_does_not_wait_for_the_dead() -> None:
+    crowd = Crowd(configure(workers=2))
+    crowd.join(0)
+    crowd.die(1)
+    assert crowd.at_hand[0].version == 0
+    crowd.push(0)
+    crowd.join(1)
+    assert crowd.at_hand[1].version == 1
+
+
+def test_free_schedule_applies_in_order_of_arrival() -> None:
+    crowd = Crowd(configure(workers=3))
+    crowd.join_all()
+    order = [2, 0, 0, 1, 2, 0, 1, 1, 1, 2]
+    for worker in order:
+        crowd.push(worker)
+    record = crowd.server.drain()
+    assert record.trace["worker"].tolist() == order
+    assert record.trace["staleness"].tolist() == [0, 1, 0, 3, 3, 2, 2, 0, 0, 4]
+    np.testing.assert_array_equal(
+        crowd.server.parameters, replay(crowd.config, crowd.problem, crowd.initial, record)[-1]
+    )
+
+
+def test_uniform_schedule_follows_the_drawn_order() -> None:
+    config = configure(workers=4, updates=400, schedule="uniform")
+    crowd = Crowd(config)
+    crowd.join_all()
+    arrivals = np.random.default_rng(1)
+    while crowd.at_hand:
+        crowd.push(int(arrivals.choice(sorted(crowd.at_hand))))
+    record = crowd.server.drain()
+    drawn = stream(config.run.seed, "schedule").integers(4, size=400)
+    np.testing.assert_array_equal(record.trace["worker"], drawn)
+    points = replay(config, crowd.problem, crowd.initial, record)
+    np.testing.assert_array_equal(crowd.server.parameters, points[-1])
+    for evaluation in record.evaluations:
+        np.testing.assert_array_equal(evaluation.parameters, points[evaluation.update])
+    # A snapshot is the version its own gradient made, even if others were waiting behind it.
+    assert set(crowd.stopped) == set(range(4))
+    for worker in range(4):
+        own = record.trace["worker"] == worker
+        made = record.trace["update"][own][:-1] + 1
+        np.testing.assert_array_equal(record.trace["read_version"][own][1:], made)
+
+
+def test_uniform_schedule_goes_on_without_the_one_it_waits_for() -> None:
+    crowd = Crowd(configure(workers=3, schedule="uniform"))
+    crowd.join_all()
+    waited_for = int(stream(0, "schedule").integers(3))
+    others = [w for w in range(3) if w != waited_for]
+    for worker in others:
+        crowd.push(worker)
+    assert crowd.server.version == 0
+    crowd.die(waited_for)
+    assert crowd.server.version > 0
+    for _ in range(20):
+        crowd.push(next(iter(crowd.at_hand)))
+    assert waited_for not in crowd.server.drain().trace["worker"]
+
+
+def test_repeat_is_answered_but_not_applied() -> None:
+    crowd = Crowd(configure(workers=2))
+    crowd.join_all()
+    crowd.push(0)
+    crowd.push(1)
+    before = crowd.server.parameters.copy()
+    del crowd.at_hand[0]
+    crowd.send(crowd.sent[0][0])
+    assert crowd.server.version == 2
+    np.testing.assert_array_equal(crowd.server.parameters, before)
+    assert (crowd.at_hand[0].version, crowd.at_hand[0].sequence) == (2, 1)
+
+
+def test_gradient_of_an_older_epoch_is_refused() -> None:
+    crowd = Crowd(configure(workers=1))
+    crowd.server.epoch = 3
+    crowd.join_all()
+    crowd.send(forged(0, 0, [1.0]))
+    assert crowd.server.version == 0
+    assert crowd.at_hand[0].epoch == 3
+    crowd.push(0)
+    assert crowd.server.version == 1
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        ([np.nan], "not finite"),
+        ([np.inf], "not finite"),
+        ([1.0, 2.0], "shape (2,), expected (1,)"),
+        ([[1.0]], "shape (1, 1), expected (1,)"),
+    ],
+)
+def test_unusable_gradient_is_refused_and_counted(value: Any, reason: str) -> None:
+    crowd = Crowd(configure(workers=1))
+    crowd.join_all()
+    crowd.send(forged(0, 0, value))
+    assert crowd.server.version == 0
+    assert crowd.server.status(crowd.now).rejected == 1
+    assert crowd.at_hand[0].sequence == 1  # another batch next time, not the same one for ever
+    (event,) = crowd.server.drain().events
+    assert event == {
+        "event": "gradient_rejected",
+        "worker": 0,
+        "sequence": 0,
+        "update": 0,
+        "reason": reason,
+    }
+
+
+def test_large_finite_gradient_is_applied() -> None:
+    crowd = Crowd(configure(workers=1))
+    crowd.join_all()
+    crowd.send(forged(0, 0, [1e200]))
+    assert crowd.server.version == 1
+
+
+@pytest.mark.parametrize("read_version", [-1, 1])
+def test_version_that_was_never_read_is_refused(read_version: int) -> None:
+    crowd = Crowd(configure(workers=1))
+    crowd.join_all()
+    crowd.send(forged(0, 0, [1.0], read_version))
+    assert crowd.server.version == 0
+
+
+def test_end_stops_everybody() -> None:
+    crowd = Crowd(configure(workers=3, updates=5))
+    crowd.join_all()
+    for worker in (0, 1, 0, 1, 0):
+        crowd.push(worker)
+    assert crowd.stopped == {0: "finished"}
+    for worker in (1, 2):
+        crowd.push(worker)
+    assert set(crowd.stopped) == {0, 1, 2}
+    record = crowd.server.drain()
+    assert record.trace["update"].tolist() == [0, 1, 2, 3, 4]
+    assert [e.update for e in record.evaluations] == [0, 5]
+
+
+def test_long_stretch_between_drains_keeps_every_row() -> None:
+    crowd = Crowd(configure(workers=1, updates=5000))
+    crowd.join_all()
+    while crowd.at_hand:
+        crowd.push(0)
+    np.testing.assert_array_equal(crowd.server.drain().trace["update"], np.arange(5000))
+    assert crowd.server.drain().empty
+
+
+ACTIONS = st.lists(
+    st.tuples(
+        st.sampled_from(["push", "push", "push", "lose_reply", "repeat", "die", "join"]),
+        st.integers(0, 2),
+        st.integers(0, 5),
+    ),
+    max_size=60,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(ACTIONS, st.sampled_from(["free", "uniform"]))
+def test_exactly_once_whatever_happens(actions: list[tuple[str, int, int]], schedule: str) -> None:
+    config = configure(workers=3, updates=12, schedule=schedule)
+    crowd = Crowd(config)
+    crowd.join_all()
+    for action, worker, which in actions:
+        if action == "push" and worker in crowd.at_hand:
+            crowd.push(worker)
+        elif action == "lose_reply" and worker in crowd.at_hand and crowd.sent[worker]:
+            del crowd.at_hand[worker]
+            crowd.send(crowd.sent[worker][-1])  # a worker without an answer asks again
+        elif action == "repeat" and crowd.sent[worker]:
+            crowd.send(crowd.sent[worker][which % len(crowd.sent[worker])])
+        elif action == "die":
+            crowd.die(worker)
+        elif action == "join":
+            crowd.join(worker)
+    record = crowd.server.drain()
+    check_exactly_once(crowd, record)
+
+
+def check_exactly_once(crowd: Crowd, record: Any) -> None:
+    trace = record.trace
+    updates = np.arange(crowd.server.version)
+    np.testing.assert_array_equal(trace["update"], updates)
+    np.testing.assert_array_equal(trace["staleness"], updates - trace["read_version"])
+    assert (trace["staleness"] >= 0).all()
+    points = replay(crowd.config, crowd.problem, crowd.initial, record)
+    np.testing.assert_array_equal(crowd.server.parameters, points[-1])
+
+    applied = list(zip(trace["worker"].tolist(), trace["sequence"].tolist(), strict=True))
+    lost = [(e["worker"], e["sequence"]) for e in record.events]
+    assert max(Counter(applied + lost).values(), default=1) == 1
+    for worker in crowd.workers:
+        known = sorted(sequence for w, sequence in applied + lost if w == worker)
+        assert known == list(range(len(known)))
