@@ -73,6 +73,7 @@ class LinearModel(Problem):
         return np.zeros(self.dim)
 
     def loss(self, x: Array) -> Array:
+        """Return f(x), shape (...)."""
         points, features, targets = self._prepare(x)
         value = np.empty(len(points), dtype=points.dtype)
         for block, scores in self._scores(points, features):
@@ -81,6 +82,7 @@ class LinearModel(Problem):
         return value.reshape(x.shape[:-1])[()]
 
     def gradient(self, x: Array, indices: Indices | None = None) -> Array:
+        """Return the mean gradient over a mini-batch, or grad f(x), shape (..., d)."""
         if indices is not None and indices.ndim > 1:
             return self._gradient_of_own_batches(x, indices)
         points, features, targets = self._prepare(x)
@@ -110,6 +112,7 @@ class LinearModel(Problem):
         return total.reshape(x.shape)
 
     def sample_gradients(self, x: Array) -> Array:
+        """Return grad f_i(x) for every sample, shape (..., n, d)."""
         points, features, targets = self._prepare(x)
         g = np.empty((len(points), self.n_samples, *points.shape[1:]), dtype=points.dtype)
         for block, residual in self._residuals(points, features, targets):
@@ -118,10 +121,12 @@ class LinearModel(Problem):
         return g.reshape(*x.shape[:-1], self.n_samples, self.dim)
 
     def second_moment(self, x: Array) -> Array:
+        """Return V(x), shape (..., d, d)."""
         g = self.gradient(x)
         return self.gradient_covariance(x) + g[..., :, None] * g[..., None, :]
 
     def gradient_covariance(self, x: Array) -> Array:
+        """Return S(x), shape (..., d, d), from centred gradients."""
         points, features, targets = self._prepare(x)
         covariance = np.empty((len(points), self.dim, self.dim), dtype=points.dtype)
         for block, residuals in self._residuals(points, features, targets):
@@ -133,6 +138,7 @@ class LinearModel(Problem):
         return covariance.reshape(*x.shape, self.dim)
 
     def gradient_and_noise(self, x: Array, rng: np.random.Generator) -> tuple[Array, Array]:
+        """Return grad f(x) and a draw xi ~ N(0, S(x)), by three products for many points."""
         points, features, targets = self._prepare(x)
         total, noise = np.empty_like(points), np.empty_like(points)
         for block, residual in self._residuals(points, features, targets):
@@ -148,6 +154,7 @@ class LinearModel(Problem):
         return total.reshape(x.shape), noise.reshape(x.shape)
 
     def hessian_vector(self, x: Array, v: Array) -> Array:
+        """Return the product of the Hessian of f at x with v, shape (..., d)."""
         shape = np.broadcast_shapes(x.shape, v.shape)
         vectors, features, _ = self._prepare(np.broadcast_to(v, shape))
         points, _, _ = self._prepare(x if x.ndim == 1 else np.broadcast_to(x, shape))
@@ -163,6 +170,7 @@ class LinearModel(Problem):
         return product.reshape(shape)
 
     def hessian(self, x: Array) -> Array:
+        """Return the Hessian of f at x of shape (d,), shape (d, d)."""
         points, features, _ = self._prepare(x)
         _, response = next(self._responses(points, features))
         blocks = np.empty((self.n_outputs, self.n_features, self.n_outputs, self.n_features))
@@ -233,6 +241,7 @@ class SingleOutputModel(LinearModel):
         super().__init__(features, np.asarray(target)[:, None], l2)
 
     def gradient_covariance(self, x: Array) -> Array:
+        """Return S(x), shape (..., d, d), by one product for many points."""
         points, features, targets = self._prepare(x)
         upper = np.triu_indices(self.dim)
         products = features[:, upper[0]] * features[:, upper[1]]
@@ -255,12 +264,14 @@ class LeastSquares(SingleOutputModel):
     """f_i = (1/2) (a_i . x - y_i)^2 + (l2/2) |x|^2."""
 
     def respond(self, scores: Array) -> None:
-        pass  # the response is the score
+        """Leave the scores: they are the response."""
 
     def response_change(self, response: Array, change: Array) -> Array:
+        """Return the change of scores."""
         return change
 
     def sample_losses(self, scores: Array, targets: Array) -> Array:
+        """Return half the squared residuals."""
         return 0.5 * (scores - targets)[..., 0, :] ** 2
 
 
@@ -268,15 +279,18 @@ class Logistic(SingleOutputModel):
     """f_i = log(1 + exp(s)) - y_i s + (l2/2) |x|^2 with s = a_i . x and y_i in {0, 1}."""
 
     def respond(self, scores: Array) -> None:
+        """Replace scores by probabilities of y = 1."""
         scores *= 0.5  # (1 + tanh(s/2)) / 2 does not overflow
         np.tanh(scores, out=scores)
         scores += 1.0
         scores *= 0.5
 
     def response_change(self, response: Array, change: Array) -> Array:
+        """Return p (1 - p) times the change of scores."""
         return response * (1.0 - response) * change
 
     def sample_losses(self, scores: Array, targets: Array) -> Array:
+        """Return the cross entropy of each sample."""
         return (np.logaddexp(0.0, scores) - targets * scores)[..., 0, :]
 
 
@@ -294,16 +308,19 @@ class Softmax(LinearModel):
         super().__init__(features, np.eye(int(labels.max()) + 1)[labels], l2)
 
     def respond(self, scores: Array) -> None:
+        """Replace scores by class probabilities."""
         scores -= scores.max(axis=-2, keepdims=True)
         np.exp(scores, out=scores)
         scores /= scores.sum(axis=-2, keepdims=True)
 
     def response_change(self, response: Array, change: Array) -> Array:
+        """Return (diag(p) - p p^T) times the change of scores."""
         product: Array = response * change
         product -= response * product.sum(axis=-2, keepdims=True)
         return product
 
     def sample_losses(self, scores: Array, targets: Array) -> Array:
+        """Return the cross entropy of each sample."""
         own = np.einsum("...cb,cb->...b", scores, targets)
         peak = scores.max(axis=-2)
         losses: Array = np.log(np.exp(scores - peak[..., None, :]).sum(axis=-2)) + peak - own

@@ -98,9 +98,11 @@ class PluginProblem(Problem):
         return np.array(self._user.initial_point(rng), dtype=float)
 
     def loss(self, x: Array) -> Array:
+        """Return f(x), shape (...)."""
         return self._map(self._user.loss, x, self._rowwise)
 
     def gradient(self, x: Array, indices: Indices | None = None) -> Array:
+        """Return the mean gradient over a mini-batch, or grad f(x), shape (..., d)."""
         if indices is None:
             return self._map(_full_gradient(self._user), x, self._rowwise)
         if indices.ndim == 1:
@@ -117,17 +119,20 @@ class PluginProblem(Problem):
         return hasattr(self._user, "sample_gradients")
 
     def sample_gradients(self, x: Array) -> Array:
+        """Return grad f_i(x) for every sample, shape (..., n, d)."""
         if not self.gives_sample_gradients:
             return super().sample_gradients(x)
         return self._map(self._user.sample_gradients, x)
 
     def gradient_and_noise(self, x: Array, rng: np.random.Generator) -> tuple[Array, Array]:
+        """Return grad f(x) and noise of covariance S(x): the user's own draws where given."""
         if hasattr(self._user, "gradient_noise"):
             noise = self._map(lambda p: self._user.gradient_noise(p, rng), x)
             return self.gradient(x), noise
         return super().gradient_and_noise(x, rng)
 
     def hessian(self, x: Array) -> Array:
+        """Return the Hessian of f at x, shape (..., d, d): the user's own where given."""
         if not hasattr(self._user, "hessian"):
             return super().hessian(x)
         return self._map(self._user.hessian, x)

@@ -48,9 +48,11 @@ class ScalarProblem(Problem):
         return np.array([self.initial])
 
     def loss(self, x: Array) -> Array:
+        """Return f(x), shape (...)."""
         return self.value(x[..., 0])
 
     def gradient(self, x: Array, indices: Indices | None = None) -> Array:
+        """Return f'(x) plus c times the mean sign of the batch, shape (..., 1)."""
         slope = self.derivative(x)
         if indices is None:
             return slope
@@ -58,21 +60,26 @@ class ScalarProblem(Problem):
         return slope + self.noise * signs
 
     def sample_gradients(self, x: Array) -> Array:
+        """Return f'(x) - c and f'(x) + c, shape (..., 2, 1)."""
         signs = np.array([[-self.noise], [self.noise]], dtype=x.dtype)
         return self.derivative(x)[..., None, :] + signs
 
     def second_moment(self, x: Array) -> Array:
+        """Return f'(x)^2 + c^2, shape (..., 1, 1)."""
         return self.derivative(x)[..., None] ** 2 + self.noise**2
 
     def gradient_covariance(self, x: Array) -> Array:
+        """Return c^2, shape (..., 1, 1)."""
         return np.full((*x.shape, 1), self.noise**2, dtype=x.dtype)
 
     def gradient_and_noise(self, x: Array, rng: np.random.Generator) -> tuple[Array, Array]:
+        """Return f'(x) and a draw xi ~ N(0, c^2), both of shape (..., 1)."""
         z = rng.standard_normal(x.shape, dtype=x.dtype.type)
         z *= self.noise
         return self.derivative(x), z
 
     def hessian_vector(self, x: Array, v: Array) -> Array:
+        """Return f''(x) v, shape (..., 1)."""
         return self.second_derivative(x) * v
 
 
@@ -87,12 +94,15 @@ class Quadratic(ScalarProblem):
         self.curvature = curvature
 
     def value(self, x: Array) -> Array:
+        """Return (a/2) x^2."""
         return 0.5 * self.curvature * x * x
 
     def derivative(self, x: Array) -> Array:
+        """Return a x."""
         return self.curvature * x
 
     def second_derivative(self, x: Array) -> Array:
+        """Return a."""
         return np.full_like(x, self.curvature)
 
 
@@ -100,12 +110,15 @@ class Quartic(ScalarProblem):
     """f = x^4 / 4: convex, its gradient not Lipschitz."""
 
     def value(self, x: Array) -> Array:
+        """Return x^4 / 4."""
         return 0.25 * (x * x) ** 2
 
     def derivative(self, x: Array) -> Array:
+        """Return x^3."""
         return x * x * x
 
     def second_derivative(self, x: Array) -> Array:
+        """Return 3 x^2."""
         return 3.0 * x * x
 
 
@@ -113,12 +126,15 @@ class DoubleWell(ScalarProblem):
     """f = x^2/2 - 2 log cosh x: Lipschitz gradient, wells near x = -1.915 and 1.915."""
 
     def value(self, x: Array) -> Array:
+        """Return x^2/2 - 2 log cosh x; the cosh, which would overflow, is not formed."""
         size = np.abs(x)
-        log_cosh = size + np.log1p(np.exp(-2.0 * size)) - math.log(2.0)  # cosh itself overflows
+        log_cosh = size + np.log1p(np.exp(-2.0 * size)) - math.log(2.0)
         return 0.5 * x * x - 2.0 * log_cosh
 
     def derivative(self, x: Array) -> Array:
+        """Return x - 2 tanh x."""
         return x - 2.0 * np.tanh(x)
 
     def second_derivative(self, x: Array) -> Array:
+        """Return 2 tanh(x)^2 - 1."""
         return 2.0 * np.tanh(x) ** 2 - 1.0
