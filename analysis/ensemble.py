@@ -35,8 +35,10 @@ PerUpdate = float | Sequence[float] | npt.NDArray[Any]
 
 QUANTILE_LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
 
-# Below this many numbers an array operation costs more in calls than in arithmetic.
+# Below the first number an array operation costs more in calls than in arithmetic; up to the
+# second, threads still lose time in handing over the interpreter. (d, d) arrays count.
 BLOCK_SCALARS = 10_000
+LARGE_BLOCK_SCALARS = 40_000
 # A matrix product over fewer paths than this is bound by reading the data set.
 BLOCK_PATHS = 16
 # Numbers held by the state of one block: 2**26 doubles are 512 MB.
@@ -139,8 +141,9 @@ def block_sizes(paths: int, dim: int, state_copies: int = 4) -> list[int]:
         Vectors of length d that a model holds for each path.
     """
     smallest = max(-(-BLOCK_SCALARS // dim), BLOCK_PATHS)
-    largest = max(BLOCK_STATE // (dim * state_copies), 1)
-    blocks = max(paths // min(smallest, largest), 1)
+    size = min(max(smallest, paths // 2), max(smallest, LARGE_BLOCK_SCALARS // dim**2))
+    size = min(size, max(BLOCK_STATE // (dim * state_copies), 1))
+    blocks = max(paths // size, 1)
     return [len(part) for part in np.array_split(np.arange(paths), blocks)]
 
 
@@ -207,7 +210,7 @@ def run_ensemble(
         final[rows] = block.position()
         return statistics
 
-    merged = _over_blocks(run, len(sizes), options.get("threads"), watch)
+    merged = _over_blocks(run, len(sizes), problem.dim, options.get("threads"), watch)
     return Ensemble(
         update=at,
         mean=merged.mean,
@@ -306,13 +309,16 @@ def _run_block(
 
 
 def _over_blocks(
-    run: Callable[[int], _Statistics], blocks: int, threads: int | None, watch: _Watch
+    run: Callable[[int], _Statistics], blocks: int, dim: int, threads: int | None, watch: _Watch
 ) -> _Statistics:
-    if blocks == 1:
-        return run(0)
     threads = threads or len(os.sched_getaffinity(0))
     # One BLAS thread for each block: with more, blocks compete, and rounding would depend on them.
-    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(min(threads, blocks)) as pool:
+    # Only a single block of matrix products gains from more; sums over paths lose.
+    limit = None if blocks == 1 and dim >= BLOCK_PATHS else 1
+    with (
+        threadpool_limits(limit, user_api="blas"),
+        ThreadPoolExecutor(min(threads, blocks)) as pool,
+    ):
         try:
             # In the order of the blocks, whichever ends first: sums then round the same way.
             results = pool.map(run, range(blocks))
