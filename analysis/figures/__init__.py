@@ -1,0 +1,33 @@
+"""Tables in, matplotlib figures out. Computes nothing.
+
+Every function draws into the Axes it is given, or a new one, and returns it. Colours are
+Okabe and Ito's, distinguishable under the common colour-vision deficiencies; models also differ in
+their line style.
+"""
+
+from analysis.figures.activity import band_over_time, by_worker, throughput
+from analysis.figures.canvas import STYLE, new_axes, plot_box, to_svg
+from analysis.figures.loss import (
+    error_by_workers,
+    error_over_time,
+    loss_over_time,
+    loss_overlay,
+)
+from analysis.figures.staleness import mu_by_workers, staleness_histogram, staleness_rootogram
+
+__all__ = [
+    "STYLE",
+    "band_over_time",
+    "by_worker",
+    "error_by_workers",
+    "error_over_time",
+    "loss_over_time",
+    "loss_overlay",
+    "mu_by_workers",
+    "new_axes",
+    "plot_box",
+    "staleness_histogram",
+    "staleness_rootogram",
+    "throughput",
+    "to_svg",
+]

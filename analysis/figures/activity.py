@@ -1,0 +1,106 @@
+"""Workers at work: staleness, compute time and throughput over a run."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+
+from analysis.figures.canvas import BLUE, EVENT_COLOURS, INK, ORANGE, cycle, finish, new_axes
+
+
+def band_over_time(
+    table: pd.DataFrame,
+    quantity: Literal["staleness", "compute"],
+    events: pd.DataFrame | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw mean and central 90 % of a quantity over the seconds of a run, events marked.
+
+    Parameters
+    ----------
+    table
+        Columns `seconds`, `<quantity>_mean`, `<quantity>_q05`, `<quantity>_q95`.
+    events
+        Columns `seconds` and `event`.
+    """
+    ax = ax or new_axes(height=2.8)
+    low, high, mean = (table[f"{quantity}_{part}"] for part in ("q05", "q95", "mean"))
+    ax.fill_between(table["seconds"], low, high, color=BLUE, alpha=0.18, lw=0, label="central 90 %")
+    ax.plot(table["seconds"], mean, color=BLUE, lw=1.5, label="mean")
+    label = {"staleness": r"staleness $\tau$ (updates)", "compute": "compute time (s)"}[quantity]
+    ax.set(xlabel="time (s)", ylabel=label)
+    ax.set_ylim(bottom=0)
+    _mark(ax, events)
+    ax.legend(frameon=False, fontsize="small", ncols=2)
+    return finish(ax)
+
+
+def throughput(
+    table: pd.DataFrame, events: pd.DataFrame | None = None, ax: Axes | None = None
+) -> Axes:
+    """Draw updates per second over the seconds of a run, events marked.
+
+    Parameters
+    ----------
+    table
+        Columns `seconds`, `updates_per_second`.
+    events
+        Columns `seconds` and `event`.
+    """
+    ax = ax or new_axes(height=2.8)
+    ax.step(
+        table["seconds"],
+        table["updates_per_second"],
+        where="mid",
+        color=BLUE,
+        lw=1.4,
+        label="all workers",
+    )
+    ax.set(xlabel="time (s)", ylabel="updates/s")
+    ax.set_ylim(bottom=0)
+    _mark(ax, events)
+    if events is not None and len(events):
+        ax.legend(frameon=False, fontsize="small", ncols=2)
+    return finish(ax)
+
+
+def by_worker(
+    table: pd.DataFrame, quantity: Literal["staleness", "compute"], ax: Axes | None = None
+) -> Axes:
+    """Draw mean, middle half and central 90 % of a quantity for each worker.
+
+    Parameters
+    ----------
+    table
+        Columns `worker`, and `<quantity>_` followed by `mean`, `q05`, `q25`, `q50`, `q75`, `q95`.
+    """
+    ax = ax or new_axes(height=2.8)
+    worker = table["worker"]
+    q = {part: table[f"{quantity}_{part}"] for part in ("mean", "q05", "q25", "q50", "q75", "q95")}
+    width = max(1.5, min(9.0, 120.0 / len(table)))
+    ax.vlines(worker, q["q05"], q["q95"], color=BLUE, lw=1, label="central 90 %")
+    ax.vlines(worker, q["q25"], q["q75"], color=BLUE, lw=width, alpha=0.5, label="middle half")
+    ax.plot(worker, q["q50"], "_", color=INK, ms=width + 3, label="median")
+    ax.plot(worker, q["mean"], "o", color=ORANGE, ms=3.5, label="mean")
+    label = {"staleness": r"staleness $\tau$ (updates)", "compute": "compute time (s)"}[quantity]
+    ax.set(xlabel="worker", ylabel=label)
+    ax.set_ylim(0, 1.3 * float(q["q95"].max()) or 1.0)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.margins(x=0.06)
+    ax.legend(frameon=False, fontsize="small", ncols=4, columnspacing=1.0, handletextpad=0.4)
+    return finish(ax)
+
+
+def _mark(ax: Axes, events: pd.DataFrame | None) -> None:
+    """Draw a line at each event; many of one kind share a legend entry."""
+    if events is None:
+        return
+    kinds = events.groupby("event", sort=False)
+    for (kind, table), colour in zip(kinds, cycle(kinds.ngroups, EVENT_COLOURS), strict=True):
+        top = float(ax.get_ylim()[1])
+        seconds = table["seconds"].dropna()
+        label = str(kind).replace("_", " ").replace("$", r"\$")
+        ax.vlines(seconds, 0, top, color=colour, lw=1.1, ls=(0, (4, 2)), label=label)

@@ -1,0 +1,114 @@
+"""An Axes of the project's look, and what becomes of it: SVG."""
+
+from __future__ import annotations
+
+import html
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import matplotlib
+
+matplotlib.use("agg", force=False)
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+Array = npt.NDArray[np.float64]
+
+INK = "#1b1b1f"
+OBSERVED = INK
+BLUE, ORANGE, GREEN = "#0072b2", "#d55e00", "#009e73"
+PINK, SKY, AMBER, GREY = "#cc79a7", "#56b4e9", "#e69f00", "#999999"
+STYLE: Mapping[str, tuple[str, Any]] = {
+    "sme_law": (BLUE, "-"),
+    "sme_asgd": (ORANGE, (0, (5, 2))),
+    "sme_sgd": (GREEN, (0, (1, 1.5))),
+    "replay": (PINK, (0, (7, 1.5, 1, 1.5))),
+    "law_pool": (SKY, (0, (9, 2))),
+    "law_iid": (AMBER, (0, (3, 1.5))),
+    "law_sampling": (GREY, (0, (4, 1.5, 1, 1.5, 1, 1.5))),
+}
+SERIES = (BLUE, ORANGE, GREEN, PINK, SKY, AMBER, GREY)
+EVENT_COLOURS = (ORANGE, GREEN, PINK, SKY, AMBER)
+LONGEST_CURVE = 2000
+_NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+_LOOK: dict[str, Any] = {
+    "text.color": INK,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.titlesize": "medium",
+}
+
+
+def new_axes(width: float = 5.6, height: float = 3.4) -> Axes:
+    """Return the Axes of a new figure, sizes in inches."""
+    with matplotlib.rc_context(_LOOK):
+        axes: Axes = Figure(figsize=(width, height), layout="constrained").add_subplot()
+    return axes
+
+
+def plot_box(ax: Axes) -> dict[str, Any]:
+    """Return where the data area of a saved figure lies in its SVG, and which values it spans.
+
+    Returns
+    -------
+    dict
+        `box` (left, top, right, bottom) in SVG units, `x` and `y` limits, `log` (y axis).
+    """
+    figure = cast(Figure, ax.figure)
+    width, height = 72 * figure.get_size_inches()
+    place = ax.get_position()
+    box = (place.x0 * width, (1 - place.y1) * height, place.x1 * width, (1 - place.y0) * height)
+    return {
+        "box": [round(float(side), 2) for side in box],
+        "x": [float(limit) for limit in ax.get_xlim()],
+        "y": [float(limit) for limit in ax.get_ylim()],
+        "log": ax.get_yscale() == "log",
+    }
+
+
+def to_svg(ax: Axes, description: str, *, legend: bool = True) -> str:
+    """Return the figure of `ax` as an SVG element that fits its container.
+
+    Parameters
+    ----------
+    description
+        Text for readers who do not see the picture; also keeps the ids of figures apart.
+    legend
+        Whether to draw the legend.
+    """
+    figure = cast(Figure, ax.figure)
+    box = ax.get_legend()
+    if box is not None:
+        box.set_visible(legend)
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "path", "svg.hashsalt": description}):
+        figure.savefig(buffer, format="svg", metadata=_NO_METADATA, transparent=True)
+    svg = buffer.getvalue()
+    label = html.escape(description)
+    return svg[svg.index("<svg") :].replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)
+
+
+def cycle(length: int, colours: Sequence[str] = SERIES) -> list[str]:
+    """Return so many colours, repeated where they do not suffice."""
+    return [colours[i % len(colours)] for i in range(length)]
+
+
+def thin(table: pd.DataFrame) -> pd.DataFrame:
+    """Return every n-th row, so that at most `LONGEST_CURVE` are left."""
+    step = -(-len(table) // LONGEST_CURVE)
+    return table.iloc[:: max(step, 1)]
+
+
+def finish(ax: Axes) -> Axes:
+    """Give the frame and the grid their look."""
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.grid(alpha=0.25, lw=0.6)
+    ax.set_axisbelow(True)
+    return ax

@@ -1,0 +1,98 @@
+"""Staleness: its distribution, its laws."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+
+from analysis.figures.canvas import AMBER, BLUE, GREEN, INK, ORANGE, Array, finish, new_axes
+
+
+def staleness_histogram(
+    counts: Sequence[int] | Array, laws: Mapping[str, Array], ax: Axes | None = None
+) -> Axes:
+    """Draw the share of updates at each staleness against fitted laws.
+
+    Parameters
+    ----------
+    counts
+        Updates with staleness 0, 1, ..., shape (L,).
+    laws
+        Label of each law and its pmf at 0, 1, ..., shape (L,).
+    """
+    ax = ax or new_axes()
+    values = np.asarray(counts, dtype=float)
+    l = np.arange(len(values))
+    ax.bar(l, values / values.sum(), width=0.85, color="#bbbbbb", label="measured")
+    marks = ((ORANGE, "o-"), (BLUE, "s--"), (GREEN, "^:"))
+    for (label, pmf), (colour, mark) in zip(laws.items(), marks, strict=False):
+        ax.plot(l, pmf, mark, color=colour, ms=4, lw=1.2, label=label)
+    ax.set(xlabel=r"staleness $\tau$ (updates)", ylabel="share of updates")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.legend(frameon=False, fontsize="small")
+    return finish(ax)
+
+
+def staleness_rootogram(
+    counts: Sequence[int] | Array, pmf: Array, label: str, ax: Axes | None = None
+) -> Axes:
+    """Draw a hanging rootogram: measured counts hang from a law, on a square-root scale.
+
+    A bar that ends above zero is a staleness seen less often than the law says, one that ends
+    below zero a staleness seen more often.
+
+    Parameters
+    ----------
+    counts
+        Updates with staleness 0, 1, ..., shape (L,).
+    pmf
+        Of the law at 0, 1, ..., shape (L,).
+    label
+        Name of the law.
+    """
+    ax = ax or new_axes()
+    values = np.asarray(counts, dtype=float)
+    l = np.arange(len(values))
+    expected = np.sqrt(values.sum() * np.asarray(pmf))
+    ax.bar(l, np.sqrt(values), bottom=expected - np.sqrt(values), width=0.85, color="#bbbbbb")
+    ax.plot(l, expected, "o-", color=BLUE, ms=4, lw=1.2, label=label)
+    # sqrt of a Poisson count has standard deviation 1/2
+    ax.axhspan(-1, 1, color=AMBER, alpha=0.25, lw=0, label="two standard errors")
+    ax.axhline(0, color=INK, lw=0.9)
+    ax.set(xlabel=r"staleness $\tau$ (updates)", ylabel=r"$\sqrt{\mathrm{updates}}$")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.legend(frameon=False, fontsize="small")
+    return finish(ax)
+
+
+def mu_by_workers(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Draw the fitted geometric parameter of each run against 1 - 1/P.
+
+    Parameters
+    ----------
+    table
+        Columns `workers`, `mu`, `mu_low`, `mu_high` (the 95 % interval).
+    """
+    ax = ax or new_axes()
+    workers = np.arange(1, int(table["workers"].max()) + 2)
+    ax.plot(workers, 1 - 1 / workers, color=ORANGE, ls=(0, (5, 2)), lw=1.5, label="$1 - 1/P$")
+    spread = np.stack([table["mu"] - table["mu_low"], table["mu_high"] - table["mu"]])
+    ax.errorbar(
+        table["workers"],
+        table["mu"],
+        yerr=np.maximum(spread, 0),
+        fmt="o",
+        color=BLUE,
+        ms=5,
+        capsize=3,
+        label=r"fitted $\mu$, 95 % interval",
+    )
+    ax.set(xlabel="workers $P$", ylabel=r"$\mu$")
+    ax.set_ylim(0, 1.03)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.legend(frameon=False, fontsize="small", loc="lower right")
+    return finish(ax)
