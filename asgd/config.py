@@ -8,6 +8,7 @@ key, the value and what would be accepted.
 from __future__ import annotations
 
 import difflib
+import itertools
 import json
 import math
 import re
@@ -76,12 +77,51 @@ class ProblemConfig(_Table, frozen=True):
             )
 
 
-class OptimizerConfig(_Table, frozen=True):
-    """How a gradient changes the parameters. `batch_size` is in samples per gradient."""
+class LearningRateSchedule(_Table, frozen=True):
+    """Learning rates from given update numbers on: `values[i]` from update `at[i]`."""
 
-    rule: Literal["sgd"] = "sgd"
+    at: list[Count] = []
+    values: list[Positive] = []
+
+    def __post_init__(self) -> None:
+        _check_changes(self.at, self.values)
+
+
+class BatchSchedule(_Table, frozen=True):
+    """Batch sizes from given versions on: `values[i]` for snapshots of version `at[i]` and later.
+
+    A worker learns its batch size together with its snapshot.
+    """
+
+    at: list[Count] = []
+    values: list[Count] = []
+
+    def __post_init__(self) -> None:
+        _check_changes(self.at, self.values)
+
+
+def _check_changes(at: list[int], values: list[Any]) -> None:
+    if len(at) != len(values):
+        raise ValueError(f"at has {len(at)} entries and values {len(values)}: expected as many")
+    if any(later <= earlier for earlier, later in itertools.pairwise(at)):
+        raise ValueError(f"at = {at}: expected growing update numbers")
+
+
+class OptimizerConfig(_Table, frozen=True):
+    """How a gradient changes the parameters. `batch_size` is in samples per gradient.
+
+    `rule = "momentum"` is the heavy ball with factor `momentum`; `"staleness_aware"` divides the
+    learning rate by 1 + staleness. A gradient longer than `clip_norm` is cut to that length. The
+    schedules change what `learning_rate` and `batch_size` start with.
+    """
+
+    rule: Literal["sgd", "momentum", "staleness_aware"] = "sgd"
     learning_rate: Positive = 0.05
     batch_size: Count = 16
+    momentum: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.9
+    clip_norm: Positive | None = None
+    learning_rate_schedule: LearningRateSchedule = LearningRateSchedule()
+    batch_schedule: BatchSchedule = BatchSchedule()
 
 
 class ComputeTimeConfig(_Table, frozen=True):
@@ -99,15 +139,22 @@ class ComputeTimeConfig(_Table, frozen=True):
 class ClusterConfig(_Table, frozen=True):
     """The workers, the order in which the server applies their gradients, and how these travel.
 
+    `mode = "async"` applies each gradient as it comes; `"sync"` waits for all workers and applies
+    the mean of their gradients; `"bounded"` keeps staleness at `max_staleness` or below: whoever
+    is ahead waits, and gradients that fall due at the same update are applied as their mean.
     `schedule = "free"` applies gradients as they arrive; `"uniform"` draws the next worker
     uniformly and waits for its gradient, which makes staleness exactly geometric.
+    A worker that owes a gradient for longer than `worker_timeout` seconds is taken for dead.
     `transport` is "ray" (a call per gradient), "tcp", "shm" (shared memory for workers on the
     server's node, tcp for the others) or "auto". Vectors travel in `wire_dtype`; the server's
     parameters are float64 under both.
     """
 
     workers: Count = 4
+    mode: Literal["async", "bounded", "sync"] = "async"
+    max_staleness: Annotated[int, msgspec.Meta(ge=0)] = 8
     schedule: Literal["free", "uniform"] = "free"
+    worker_timeout: Positive = 60.0
     transport: Literal["auto", "ray", "tcp", "shm"] = "ray"
     wire_dtype: Literal["float64", "float32"] = "float64"
     compute_time: ComputeTimeConfig = ComputeTimeConfig()
@@ -119,6 +166,8 @@ class ClusterConfig(_Table, frozen=True):
                 f"compute_time.mean has {len(mean)} values: expected one, or {self.workers}, "
                 "one per worker"
             )
+        if self.schedule == "uniform" and self.mode != "async":
+            raise ValueError(f'schedule = "uniform" needs mode = "async", not {self.mode!r}')
 
 
 class SimulationConfig(_Table, frozen=True):
@@ -137,11 +186,18 @@ class SimulationConfig(_Table, frozen=True):
 
 
 class RunSettings(_Table, frozen=True):
-    """How long, from which seed, and how often the loss is evaluated (in updates)."""
+    """How long, from which seed, how often the loss is evaluated (in updates), when to give up.
+
+    More than `max_bad_gradients` gradients that are not finite or have the wrong shape end the
+    run; so does a loss that is not finite or above `divergence_factor` times the first one (or
+    times one, where the first is smaller).
+    """
 
     updates: Count = 5000
     seed: Annotated[int, msgspec.Meta(ge=0)] = 0
     eval_every: Count = 25
+    max_bad_gradients: Annotated[int, msgspec.Meta(ge=0)] = 10
+    divergence_factor: Positive = 1e6
 
 
 class RunConfig(_Table, frozen=True):

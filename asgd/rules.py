@@ -68,6 +68,73 @@ def sgd() -> Rule:
     return Rule(init, update)
 
 
+def momentum(zeta: float) -> Rule:
+    """Return the heavy ball, v_{k+1} = zeta v_k - eta g, x_{k+1} = x_k + v_{k+1}.
+
+    An, Lu, Ying, section 2.1, before (L4). The state is -v, shape (d,).
+    """
+
+    def init(x: Array) -> State:
+        return (np.zeros_like(x),)
+
+    def update(
+        gradient: Array,
+        state: State,
+        *,
+        learning_rate: float,
+        staleness: int,
+        out: Array | None = None,
+    ) -> tuple[Array, State]:
+        velocity = zeta * state[0]
+        velocity += np.multiply(gradient, learning_rate, out=out)
+        return velocity, (velocity,)
+
+    return Rule(init, update)
+
+
+def staleness_aware() -> Rule:
+    """Return SGD with step eta / (1 + tau) (Zhang et al., Staleness-aware async-SGD, 2016)."""
+    plain = sgd()
+
+    def update(
+        gradient: Array,
+        state: State,
+        *,
+        learning_rate: float,
+        staleness: int,
+        out: Array | None = None,
+    ) -> tuple[Array, State]:
+        reduced = learning_rate / (1 + staleness)
+        return plain.update(gradient, state, learning_rate=reduced, staleness=staleness, out=out)
+
+    return Rule(plain.init, update)
+
+
+def clipped(rule: Rule, norm: float) -> Rule:
+    """Return a rule that sees no gradient longer than `norm`: g min(1, norm / |g|)."""
+
+    def update(
+        gradient: Array,
+        state: State,
+        *,
+        learning_rate: float,
+        staleness: int,
+        out: Array | None = None,
+    ) -> tuple[Array, State]:
+        length = float(np.linalg.norm(gradient))
+        if length > norm:
+            gradient = gradient * (norm / length)
+        return rule.update(
+            gradient, state, learning_rate=learning_rate, staleness=staleness, out=out
+        )
+
+    return Rule(rule.init, update)
+
+
 def make_rule(optimizer: OptimizerConfig) -> Rule:
     """Return the rule a configuration names."""
-    return sgd()
+    if optimizer.rule == "momentum":
+        rule = momentum(optimizer.momentum)
+    else:
+        rule = staleness_aware() if optimizer.rule == "staleness_aware" else sgd()
+    return rule if optimizer.clip_norm is None else clipped(rule, optimizer.clip_norm)
