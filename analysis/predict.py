@@ -10,10 +10,11 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import pandas as pd
 
+from analysis.closed import closed_curve, has_closed_forms
 from analysis.fit import StalenessFit, fit_run
 from analysis.loss_curve import QUANTILE_LEVELS, LossCurve
 from analysis.setting import Setting
@@ -34,6 +35,8 @@ MODELS = {
     "law_sampling": "measured law, no lag noise",
 }
 DEFAULT_MODELS = ("sme_sgd", "sme_asgd", "sme_law", "replay")
+
+Method = Literal["auto", "simulate"]
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,7 @@ def predict(
     *,
     paths: int = 64,
     models: Sequence[str] = DEFAULT_MODELS,
+    method: Method = "auto",
     seed: int | None = None,
     fit: StalenessFit | None = None,
     progress: Callable[[str, float], None] | None = None,
@@ -94,6 +98,9 @@ def predict(
     models
         Names out of `MODELS`. "sme_law" takes the closure that fits the run: "law_pool" where
         each snapshot was used once, as on a server, else "law_iid".
+    method
+        "auto" computes the curves of quadratics and least squares from exact moments, without
+        paths, and simulates all others; "simulate" simulates all.
     seed
         Seed of the ensembles; the run's own seed by default.
     fit
@@ -108,6 +115,8 @@ def predict(
     UnreliableEstimateError
         The trace is too short for a staleness fit.
     """
+    if method not in get_args(Method):
+        raise InputError(f"method: {method!r}; accepted: {', '.join(get_args(Method))}")
     unknown = [name for name in models if name not in MODELS]
     if unknown:
         raise InputError(f"model {unknown[0]!r}: expected one of {', '.join(MODELS)}")
@@ -115,11 +124,18 @@ def predict(
         raise InputError(f"{run.path}: holds no loss evaluation to predict")
     setting = Setting.of(run, fit or fit_run(run))
     seed = run.config.run.seed if seed is None else seed
-    curves = {
-        name: _simulated(name, setting, paths, seed, _named(progress, name)) for name in models
-    }
+    curves = {}
+    for name in models:
+        report = _named(progress, name)
+        if method == "auto" and has_closed_forms(setting, name):
+            curves[name] = closed_curve(name, setting, seed)
+            if report:
+                report(1, 1)
+        else:
+            curves[name] = _simulated(name, setting, paths, seed, report)
     settings = {
         "paths": paths,
+        "method": method,
         "seed": seed,
         "mu": setting.mu,
         "law": setting.law.to_dict(),

@@ -56,7 +56,7 @@ def test_every_model_starts_at_the_loss_of_x_0_and_is_recorded_where_the_run_was
 
 
 def test_the_default_models_are_the_baselines_the_law_and_the_replay(run: Run) -> None:
-    prediction = predict(run, paths=2)
+    prediction = predict(run, paths=2, method="simulate")
     assert prediction.models == list(DEFAULT_MODELS) == ["sme_sgd", "sme_asgd", "sme_law", "replay"]
     assert prediction.settings["closure"] == "pool"
     assert prediction.settings["models"]["replay"]["paths"] == 2
@@ -89,7 +89,7 @@ def test_a_prediction_is_read_back_as_it_was_stored(run: Run) -> None:
 
 def test_the_seed_decides_the_prediction(run: Run) -> None:
     first, same, other = (
-        predict(run, paths=4, models=("replay",), seed=seed).curves["loss_mean"]
+        predict(run, paths=4, models=("replay",), method="simulate", seed=seed).curves["loss_mean"]
         for seed in (1, 1, 2)
     )
     assert first.equals(same)
@@ -110,7 +110,7 @@ def test_what_cannot_be_predicted_is_refused(run: Run, tmp_path: Path) -> None:
 
 def test_progress_of_every_model_ends_at_one(run: Run) -> None:
     shown: dict[str, float] = {}
-    predict(run, paths=2, progress=shown.__setitem__)
+    predict(run, paths=2, method="simulate", progress=shown.__setitem__)
     assert shown == pytest.approx(dict.fromkeys(DEFAULT_MODELS, 1.0))
 
 
@@ -124,7 +124,7 @@ def test_law_and_replay_follow_a_run_that_the_geometric_fit_misses(tmp_path: Pat
         simulated(tmp_path / str(seed), **tables, run={"updates": 300, "seed": seed})
         for seed in range(150)
     ]
-    prediction = predict(runs[0], paths=2000, fit=fit_run(runs[0]))
+    prediction = predict(runs[0], fit=fit_run(runs[0]))
     observed = np.stack([run.loss["loss"].to_numpy() for run in runs])
     standard_error = observed.std(axis=0, ddof=1)[1:] / np.sqrt(len(runs))
     for name in ("sme_law", "replay"):
@@ -137,3 +137,17 @@ def test_law_and_replay_follow_a_run_that_the_geometric_fit_misses(tmp_path: Pat
     assert score.models["sme_asgd"].relative_error > 3 * law
     parts = score.parts["error"]
     assert parts["geometric assumption"] > 3 * parts["shape and dependence of staleness"]
+
+
+def test_quadratics_are_computed_and_agree_with_their_simulation(run: Run) -> None:
+    computed = predict(run, models=DEFAULT_MODELS)
+    paths = 2000
+    drawn = predict(run, models=DEFAULT_MODELS, method="simulate", paths=paths)
+    for name in DEFAULT_MODELS:
+        assert computed.paths(name) is None
+        assert drawn.paths(name) == paths
+        curve, sampled = computed.curve(name)[1:], drawn.curve(name)[1:]
+        z = (curve["loss_mean"] - sampled["loss_mean"]) / (sampled["loss_std"] / np.sqrt(paths))
+        assert np.sqrt(np.mean(z**2)) < 2
+    with pytest.raises(InputError, match="method: 'exact'"):
+        predict(run, method="exact")  # type: ignore[arg-type]

@@ -1,0 +1,202 @@
+"""Exact moments of ASGD with linear gradients, given which version every update reads (ours).
+
+Given the reads, one update is x' = x - eta (grad f(s) + xi) with s one known snapshot and xi of
+covariance S(s)/b. For sample gradients linear in x, mean and covariance of x and of all snapshots
+that are still to be read then follow a closed recursion, whatever law the reads came from. For a
+recorded run the reads are known. For a law they are drawn, a few sequences are enough: what is
+left to chance is the staleness alone, never the samples.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from analysis.quadratic import LinearGradients
+from asgd.errors import InputError
+from asgd.problems.base import Array
+from asgd.staleness import Geometric, StalenessLaw
+
+Integers = npt.NDArray[np.int64]
+
+# Covariances of all live snapshots that may be held: 2**26 doubles are 512 MB.
+LARGEST_STATE = 2**26
+
+
+class Reads(NamedTuple):
+    """Which snapshot each update reads, for one or several independent runs.
+
+    Attributes
+    ----------
+    read
+        Slot that update k reads, shape (updates, runs). All slots hold x_0 at first.
+    write
+        Slot that the new point x_{k+1} goes to, shape (updates, runs).
+    """
+
+    read: Integers
+    write: Integers
+
+    @property
+    def slots(self) -> int:
+        """Number of slots."""
+        return int(max(self.read.max(), self.write.max())) + 1
+
+
+class PointMoments(NamedTuple):
+    """Mean (m, runs, d) and covariance (m, runs, d, d) of x at the recorded updates.
+
+    Both in the eigenbasis of the Hessian.
+    """
+
+    mean: Array
+    covariance: Array
+
+
+def recorded_reads(staleness: Integers) -> Reads:
+    """Return the reads of a recorded run, shape (updates, 1): as few slots as it needs.
+
+    Parameters
+    ----------
+    staleness
+        tau_0, tau_1, ..., with 0 <= tau_k <= k.
+    """
+    updates = len(staleness)
+    version = np.arange(updates) - staleness
+    last_read = np.full(updates + 1, -1)
+    last_read[version] = np.arange(updates)
+    slot_of = np.zeros(updates + 1, dtype=np.int64)
+    read, write = np.empty(updates, dtype=np.int64), np.zeros(updates, dtype=np.int64)
+    # Slot 0 takes every point that nobody will read.
+    free, slots = [1] if last_read[0] < 0 else [], 2
+    slot_of[0] = 1
+    for k in range(updates):
+        read[k] = slot_of[version[k]]
+        if last_read[version[k]] == k:
+            free.append(int(read[k]))
+        if last_read[k + 1] >= 0:
+            if not free:
+                free.append(slots)
+                slots += 1
+            write[k] = slot_of[k + 1] = free.pop()
+    return Reads(read[:, None], write[:, None])
+
+
+def pool_reads(
+    law: StalenessLaw, workers: int, updates: int, runs: int, rng: np.random.Generator
+) -> Reads:
+    """Draw the reads of servers with P workers, (P2): each snapshot is used exactly once.
+
+    The snapshot used is drawn with probability proportional to the hazard of its age; uniformly
+    for a geometric law.
+    """
+    if isinstance(law, Geometric):
+        turns = rng.integers(workers, size=(updates, runs))
+        return Reads(turns, turns)
+    hazard = law.hazard(law.support_length())
+    ages = np.zeros((runs, workers), dtype=np.int64)
+    turns, row = np.empty((updates, runs), dtype=np.int64), np.arange(runs)
+    for k in range(updates):
+        cumulative = np.cumsum(hazard[np.minimum(ages, len(hazard) - 1)], axis=1)
+        target = rng.random((runs, 1)) * cumulative[:, -1:]
+        drawn = np.count_nonzero(cumulative <= target, axis=1)
+        # A law with gaps can make every age impossible: then the oldest snapshot is due.
+        turns[k] = np.where(cumulative[:, -1] > 0, drawn, ages.argmax(axis=1))
+        ages += 1
+        ages[row, turns[k]] = 0
+    return Reads(turns, turns)
+
+
+def independent_reads(
+    law: StalenessLaw, updates: int, runs: int, rng: np.random.Generator
+) -> Reads:
+    """Draw the reads of (A1): independent lags, versions before 0 being x_0."""
+    length = min(law.support_length(), updates + 1)
+    update = np.arange(updates)[:, None]
+    lag = np.minimum(law.rvs((updates, runs), rng), np.minimum(update, length - 1))
+    return Reads((update - lag) % length, np.broadcast_to((update + 1) % length, lag.shape))
+
+
+def read_moments(
+    gradients: LinearGradients,
+    learning_rate: float,
+    reads: Reads,
+    *,
+    batch_size: int,
+    initial: Array,
+    record: Integers,
+) -> PointMoments:
+    """Return mean and covariance of x_k given the reads.
+
+    Parameters
+    ----------
+    gradients
+        The problem's coefficients.
+    initial
+        x_0, shape (d,).
+    record
+        Updates to keep, ascending, shape (m,).
+
+    Raises
+    ------
+    InputError
+        The covariances of the live snapshots do not fit into 512 MB.
+    """
+    d, runs, slots = gradients.dim, reads.read.shape[1], reads.slots
+    if runs * ((slots + 1) * d) ** 2 > LARGEST_STATE:
+        raise InputError(
+            f"closed moments of {slots} live snapshots of dim {d}: expected fewer; simulate instead"
+        )
+    curvature, basis = np.linalg.eigh(gradients.curvature)
+    noise = _noise_covariance(gradients, basis)
+    pull = learning_rate * curvature
+    mean = np.tile(basis.T @ initial, (runs, slots + 1, 1))
+    cov = np.zeros((runs, slots + 1, slots + 1, d, d))
+    run = np.arange(runs)
+    out = PointMoments(np.empty((len(record), runs, d)), np.empty((len(record), runs, d, d)))
+    kick = learning_rate * basis.T @ gradients.offset
+    rows = {int(k): i for i, k in enumerate(record)}
+    with np.errstate(over="ignore", invalid="ignore"):
+        for k in range(int(record[-1]) + 1):
+            if k in rows:
+                out.mean[rows[k]], out.covariance[rows[k]] = mean[:, 0], cov[:, 0, 0]
+            if k == record[-1]:
+                break
+            s, w = reads.read[k] + 1, reads.write[k] + 1
+            point = mean[run, s]
+            row = cov[:, 0] - pull[:, None] * cov[run, s]
+            own = row[:, 0] - row[run, s] * pull
+            own += learning_rate**2 / batch_size * noise(point, cov[run, s, s])
+            mean[:, 0] += kick - pull * point
+            mean[run, w] = mean[:, 0]
+            for slot in (0, w):
+                cov[run, slot] = row
+                cov[run, :, slot] = row.swapaxes(-1, -2)
+            for slot, other in ((0, 0), (0, w), (w, 0), (w, w)):
+                cov[run, slot, other] = own
+    return out
+
+
+class _noise_covariance:
+    """E S(s) in the eigenbasis for a random point s, affine in E s and E s s^T."""
+
+    def __init__(self, gradients: LinearGradients, basis: Array) -> None:
+        d = gradients.dim
+
+        def covariance(first: Array, second: Array, one: float) -> Array:
+            arguments = first @ basis.T, basis @ second @ basis.T, one
+            value = gradients.expected_second_moment(*arguments)
+            value = value - gradients.expected_square(*arguments)
+            return np.asarray(basis.T @ value @ basis)
+
+        zero, identity = np.zeros(d), np.eye(d * d).reshape(-1, d, d)
+        self._constant = covariance(zero, np.zeros((d, d)), 1.0)
+        self._linear = covariance(np.eye(d), np.zeros((d, d)), 0.0).reshape(d, -1)
+        self._quadratic = covariance(zero, identity, 0.0).reshape(d * d, -1)
+
+    def __call__(self, mean: Array, covariance: Array) -> Array:
+        second = covariance + mean[:, :, None] * mean[:, None, :]
+        value = mean @ self._linear + second.reshape(len(mean), -1) @ self._quadratic
+        return np.asarray(value.reshape(covariance.shape) + self._constant)

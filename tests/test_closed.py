@@ -1,0 +1,206 @@
+"""Closed curves: against known second moments, against simulation, against exact distributions."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from analysis.closed import closed_curve, has_closed_forms, quadratic_cumulants
+from analysis.loss_curve import QUANTILE_LEVELS, LossCurve
+from analysis.moments import server_moments
+from analysis.quadratic import LinearGradients
+from analysis.read_moments import (
+    Reads,
+    independent_reads,
+    pool_reads,
+    read_moments,
+    recorded_reads,
+)
+from analysis.setting import Setting
+from analysis.sme_law import sme_law
+from analysis.sme_replay import sme_replay
+from asgd.errors import InputError
+from asgd.problems import DoubleWell, Quadratic
+from asgd.problems.linear import diabetes
+from asgd.staleness import ConstantPlusGeometric, Geometric, Poisson
+
+RECORD = np.arange(0, 301, 20)
+
+
+def setting(**changes) -> Setting:
+    staleness = np.minimum(np.arange(300), np.random.default_rng(0).integers(0, 7, size=300))
+    return replace(
+        Setting(
+            problem=diabetes(),
+            learning_rate=0.05,
+            batch_size=2,
+            initial=np.zeros(10),
+            record=RECORD,
+            staleness=staleness,
+            mu=0.75,
+            law=Poisson(3.0),
+            closure="pool",
+            workers=4,
+        ),
+        **changes,
+    )
+
+
+def second_moment(reads: Reads, eta: float, updates: int) -> np.ndarray:
+    """E x^2 at every update, shape (updates + 1, runs)."""
+    moments = read_moments(
+        LinearGradients.of(Quadratic()),
+        eta,
+        reads,
+        batch_size=1,
+        initial=np.ones(1),
+        record=np.arange(updates + 1),
+    )
+    return moments.covariance[..., 0, 0] + moments.mean[..., 0] ** 2
+
+
+def test_memoryless_servers_have_the_second_moment_of_their_own_recursion() -> None:
+    workers, eta, updates = 8, 0.1, 64
+    reads = pool_reads(Geometric(1 - 1 / workers), workers, updates, 4000, np.random.default_rng(1))
+    values = second_moment(reads, eta, updates)
+    exact = server_moments(2.0, 4.0, eta, workers, updates)
+    standard_error = values[1:].std(axis=1, ddof=1) / np.sqrt(values.shape[1])
+    difference = values.mean(axis=1) - exact.mean**2 - exact.variance
+    assert np.all(np.abs(difference[1:]) < 4.5 * np.maximum(standard_error, 1e-12))
+
+
+def test_independent_lags_have_the_second_moment_of_asgd() -> None:
+    from analysis.moments import asgd_moments
+
+    reads = independent_reads(Geometric(0.75), 60, 4000, np.random.default_rng(2))
+    values = second_moment(reads, 0.1, 60)
+    exact = asgd_moments(Quadratic(), 0.1, 0.75, 60, initial=np.ones(1)).second_moment[:, 0, 0]
+    standard_error = values[1:].std(axis=1, ddof=1) / np.sqrt(values.shape[1])
+    difference = (values.mean(axis=1) - exact)[1:]
+    assert np.all(np.abs(difference) < 4.5 * np.maximum(standard_error, 1e-12))
+
+
+def test_a_constant_delay_needs_no_chance() -> None:
+    pool = pool_reads(ConstantPlusGeometric(7, 0.0), 8, 400, 3, np.random.default_rng(3))
+    assert np.array_equal(pool.read, np.broadcast_to(np.arange(400)[:, None] % 8, (400, 3)))
+    values = second_moment(recorded_reads(np.minimum(np.arange(400), 7)), 0.05, 400)
+    assert values[400, 0] == pytest.approx(0.11511, abs=2e-5)
+
+
+def test_recorded_reads_hold_the_right_versions_in_few_slots() -> None:
+    rng = np.random.default_rng(4)
+    staleness = np.minimum(np.arange(500), rng.geometric(0.2, size=500) - 1)
+    reads = recorded_reads(staleness)
+    held = np.zeros(reads.slots, dtype=int)
+    for k in range(500):
+        assert held[reads.read[k, 0]] == k - staleness[k]
+        held[reads.write[k, 0]] = k + 1
+    versions = np.arange(500) - staleness
+    last = {int(v): k for k, v in enumerate(versions)}
+    live = max(sum(v <= k <= at for v, at in last.items()) for k in range(500))
+    assert reads.slots <= live + 1
+
+
+def test_moments_given_the_reads_are_those_of_simulated_paths() -> None:
+    """Least squares: the noise depends on the point, and every snapshot has its own covariance."""
+    given = setting()
+    paths = 800
+    ensemble = sme_replay(
+        given.problem,
+        given.learning_rate,
+        given.staleness,
+        paths,
+        seed=5,
+        batch_size=given.batch_size,
+        initial=given.initial,
+        record=RECORD,
+    )
+    curve = closed_curve("replay", given, seed=0)
+    assert curve.paths is None
+    z = (curve.mean - ensemble.loss_mean)[1:] / (ensemble.loss_std[1:] / np.sqrt(paths))
+    assert np.abs(z).max() < 4
+    # The standard error of a standard deviation is 1/sqrt(2 N) of it, and more with heavy tails.
+    assert np.abs(curve.std[1:] / ensemble.loss_std[1:] - 1).max() < 0.15
+
+
+def test_the_pool_of_a_law_is_that_of_simulated_paths() -> None:
+    given = setting(problem=Quadratic(), learning_rate=0.12, batch_size=1, initial=np.ones(1))
+    paths = 20_000
+    ensemble = sme_law(
+        given.problem,
+        given.learning_rate,
+        given.law,
+        300,
+        paths,
+        seed=6,
+        closure="pool",
+        workers=4,
+        initial=given.initial,
+        record=RECORD,
+    )
+    curves = np.stack([closed_curve("sme_law", given, seed).mean for seed in range(10)])
+    variance = curves.var(axis=0, ddof=1) / len(curves) + ensemble.loss_std**2 / paths
+    z = (curves.mean(axis=0) - ensemble.loss_mean)[1:] / np.sqrt(variance[1:])
+    assert np.abs(z).max() < 4.5
+    # One prediction of a law is uncertain by the reads it drew, far less than by 512 paths.
+    assert np.mean(curves.std(axis=0)[1:]) < 0.3 * np.mean(ensemble.loss_std[1:]) / np.sqrt(512)
+
+
+def test_which_models_are_closed() -> None:
+    given = setting()
+    assert has_closed_forms(given, "sme_law")
+    assert not has_closed_forms(given, "law_sampling")
+    assert has_closed_forms(setting(law=Geometric(0.75)), "law_sampling")
+    assert not has_closed_forms(setting(problem=DoubleWell()), "sme_law")
+    assert not has_closed_forms(setting(workers=1000), "sme_law")
+    with pytest.raises(InputError, match="closure"):
+        closed_curve("law_sampling", given, 0)
+
+
+def test_too_many_snapshots_are_refused() -> None:
+    given = setting()
+    turns = np.arange(2000)[:, None]
+    with pytest.raises(InputError, match="live snapshots"):
+        read_moments(
+            LinearGradients.of(given.problem),
+            0.1,
+            Reads(turns, turns),
+            batch_size=1,
+            initial=given.initial,
+            record=RECORD,
+        )
+
+
+def test_the_band_of_one_mode_is_the_exact_one() -> None:
+    """(1/2) a x^2 of a normal x is chi-square with one degree of freedom."""
+    cumulants = quadratic_cumulants(np.zeros((1, 1)), np.array([3.0]), np.full((1, 1, 1), 0.2))
+    curve = LossCurve.of_cumulants(np.array([1]), *cumulants)
+    assert np.allclose(curve.quantiles[0], 0.3 * stats.chi2.ppf(QUANTILE_LEVELS, 1))
+
+
+def test_cumulants_of_a_quadratic_form_are_those_of_its_samples() -> None:
+    rng = np.random.default_rng(7)
+    factor, slope, curvature = rng.standard_normal((3, 3)), rng.standard_normal(3), np.arange(1, 4)
+    z = rng.standard_normal((400_000, 3)) @ factor.T
+    values = z @ slope + z**2 @ curvature / 2
+    first, second, third = quadratic_cumulants(
+        slope[None], curvature.astype(float), (factor @ factor.T)[None]
+    )
+    estimates = [stats.kstat(values, order) for order in (1, 2, 3)]
+    errors = [
+        np.std([stats.kstat(part, order) for part in np.split(values, 40)]) / np.sqrt(40)
+        for order in (1, 2, 3)
+    ]
+    exact = np.concatenate([first, second, third])
+    assert np.all(np.abs(exact - estimates) < 4 * np.array(errors))
+
+
+@pytest.mark.parametrize("skew", [0.0, 0.5, -0.5, 2.0])
+def test_quantiles_are_those_of_the_pearson_law(skew: float) -> None:
+    curve = LossCurve.of_cumulants(
+        np.array([1]), np.array([2.0]), np.array([4.0]), np.array([8.0 * skew])
+    )
+    assert np.allclose(curve.quantiles[0], stats.pearson3.ppf(QUANTILE_LEVELS, skew, 2.0, 2.0))
+    certain = LossCurve.of_cumulants(np.array([1]), np.array([2.0]), np.zeros(1), np.zeros(1))
+    assert np.all(certain.quantiles == 2.0)
