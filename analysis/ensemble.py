@@ -27,6 +27,7 @@ import numpy as np
 import numpy.typing as npt
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
+from analysis.path_statistics import PathStatistics
 from asgd.errors import InputError
 from asgd.problems.base import Array, Problem
 from asgd.streams import stream
@@ -199,14 +200,15 @@ def run_ensemble(
     final = np.empty((paths, problem.dim), dtype)
     watch = _Watch(len(sizes) * updates, options.get("progress"))
 
-    def run(i: int) -> _Statistics:
+    def run(i: int) -> PathStatistics:
         rows = slice(int(offsets[i]), int(offsets[i + 1]))
+        out = None if losses is None else losses[:, rows]
+        statistics = PathStatistics(problem, sizes[i], len(at), out)
         x = np.tile(start.astype(dtype), (sizes[i], 1))
         block = make_block(x, stream(seed, f"{name}/{i}"))
         # A diverging path is an answer, reported as inf or nan.
         with np.errstate(over="ignore", invalid="ignore"):
-            out = losses[:, rows] if losses is not None else None
-            statistics = _run_block(block, problem, updates, at, out, watch)
+            _run_block(block, updates, at, statistics, watch)
         final[rows] = block.position()
         return statistics
 
@@ -226,40 +228,6 @@ def run_ensemble(
     )
 
 
-class _Statistics:
-    """Means over some paths at the recorded updates, and how two sets of paths combine."""
-
-    def __init__(self, paths: int, records: int, dim: int) -> None:
-        self.paths = paths
-        self.mean = np.zeros((records, dim))
-        self.second_moment = np.zeros((records, dim))
-        self.loss_mean = np.zeros(records)
-        self.loss_variance = np.zeros(records)
-
-    def record(self, row: int, x: Array, loss: Array) -> None:
-        if x.shape[1] == 1:
-            flat = x.reshape(-1)
-            self.mean[row] = flat.sum() / self.paths
-            self.second_moment[row] = np.dot(flat, flat) / self.paths
-        else:
-            self.mean[row] = x.mean(axis=0)
-            self.second_moment[row] = np.einsum("ij,ij->j", x, x) / self.paths
-        mean = float(loss.sum()) / self.paths
-        deviation = loss - mean
-        self.loss_mean[row] = mean
-        self.loss_variance[row] = np.dot(deviation, deviation) / self.paths
-
-    def merge(self, other: _Statistics) -> None:
-        self.paths += other.paths
-        share = other.paths / self.paths
-        between = share * (1 - share) * (other.loss_mean - self.loss_mean) ** 2
-        for name in ("mean", "second_moment", "loss_mean", "loss_variance"):
-            average = getattr(self, name)
-            average *= 1 - share
-            average += share * getattr(other, name)
-        self.loss_variance += between
-
-
 class _Watch:
     """Counts updates over all blocks, tells the caller, and stops every block when one fails."""
 
@@ -277,25 +245,14 @@ class _Watch:
 
 
 def _run_block(
-    block: Block,
-    problem: Problem,
-    updates: int,
-    at: npt.NDArray[np.int64],
-    losses: npt.NDArray[np.float64] | None,
-    watch: _Watch,
-) -> _Statistics:
-    x = block.position()
-    statistics = _Statistics(len(x), len(at), x.shape[1])
+    block: Block, updates: int, at: npt.NDArray[np.int64], statistics: PathStatistics, watch: _Watch
+) -> None:
     wanted = iter(enumerate(at.tolist()))
     row, following = next(wanted)
     unreported = 0
     for k in range(updates + 1):
         if k == following:
-            x = block.position()
-            loss = np.asarray(problem.loss(x))
-            statistics.record(row, x, loss)
-            if losses is not None:
-                losses[row] = loss
+            statistics.record(row, block.position())
             row, following = next(wanted, (row, -1))
         if k == updates or watch.stopped:
             break
@@ -305,12 +262,11 @@ def _run_block(
             watch.add(unreported)
             unreported = 0
     watch.add(unreported)
-    return statistics
 
 
 def _over_blocks(
-    run: Callable[[int], _Statistics], blocks: int, dim: int, threads: int | None, watch: _Watch
-) -> _Statistics:
+    run: Callable[[int], PathStatistics], blocks: int, dim: int, threads: int | None, watch: _Watch
+) -> PathStatistics:
     threads = threads or len(os.sched_getaffinity(0))
     # One BLAS thread for each block: with more, blocks compete, and rounding would depend on them.
     # Only a single block of matrix products gains from more; sums over paths lose.

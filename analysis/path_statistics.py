@@ -1,0 +1,61 @@
+"""Streamed statistics of a block of paths, and how those of two blocks combine."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from asgd.problems.base import Array, Problem
+
+
+class PathStatistics:
+    """Means over some paths at the recorded updates; never all paths x updates.
+
+    Attributes
+    ----------
+    mean, second_moment
+        E x and E x^2 element by element, shape (m, d).
+    loss_mean, loss_variance
+        Of f(x) over the paths, shape (m,).
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        paths: int,
+        records: int,
+        losses: npt.NDArray[np.float64] | None,
+    ) -> None:
+        self.problem, self.paths, self.losses = problem, paths, losses
+        self.mean = np.zeros((records, problem.dim))
+        self.second_moment = np.zeros((records, problem.dim))
+        self.loss_mean = np.zeros(records)
+        self.loss_variance = np.zeros(records)
+
+    def record(self, row: int, x: Array) -> None:
+        """Take in the points at one recorded update, shape (paths, d)."""
+        if x.shape[1] == 1:
+            flat = x.reshape(-1)
+            self.mean[row] = flat.sum() / self.paths
+            self.second_moment[row] = np.dot(flat, flat) / self.paths
+        else:
+            self.mean[row] = x.mean(axis=0)
+            self.second_moment[row] = np.einsum("ij,ij->j", x, x) / self.paths
+        loss = np.asarray(self.problem.loss(x))
+        if self.losses is not None:
+            self.losses[row] = loss
+        mean = float(loss.sum()) / self.paths
+        deviation = loss - mean
+        self.loss_mean[row] = mean
+        self.loss_variance[row] = np.dot(deviation, deviation) / self.paths
+
+    def merge(self, other: PathStatistics) -> None:
+        """Add the paths of another block."""
+        self.paths += other.paths
+        share = other.paths / self.paths
+        between = share * (1 - share) * (other.loss_mean - self.loss_mean) ** 2
+        for name in ("mean", "second_moment", "loss_mean", "loss_variance"):
+            average = getattr(self, name)
+            average *= 1 - share
+            average += share * getattr(other, name)
+        self.loss_variance += between
