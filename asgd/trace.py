@@ -3,6 +3,8 @@
     config.json            the resolved configuration
     environment.json       versions, host, cores, start time
     trace/part-*.parquet   a row per applied update, columns `TRACE_COLUMNS`
+    members/part-*.parquet a row per gradient of each update that is a mean of several workers',
+                           columns `MEMBER_COLUMNS`; only where there are such updates
     loss.parquet           a row per evaluation, columns `LOSS_COLUMNS`
     events.jsonl           start, worker_lost, finish, ...: one JSON object per line
 
@@ -31,9 +33,11 @@ from asgd.errors import InputError
 if TYPE_CHECKING:
     import pandas as pd
 
+SHARED = -1  # the worker of an update that is the mean of several workers' gradients
+
 TRACE_COLUMNS = {
     "update": np.int64,  # number of this update: 0, 1, ..., each once
-    "worker": np.int32,  # who computed the gradient
+    "worker": np.int32,  # who computed the gradient, or SHARED
     "sequence": np.int64,  # the worker's own number of this gradient: 0, 1, ...
     "read_version": np.int64,  # updates applied before the snapshot was read
     "staleness": np.int64,  # update - read_version
@@ -41,6 +45,14 @@ TRACE_COLUMNS = {
     "compute_seconds": np.float64,  # from snapshot received to gradient ready
     "applied_seconds": np.float64,  # from the start of the run to the update
     "gradient_norm": np.float64,  # Euclidean norm of the gradient
+}
+MEMBER_COLUMNS = {
+    "update": np.int64,  # the SHARED update the gradient went into
+    "worker": np.int32,  # as in the trace, from here on
+    "sequence": np.int64,
+    "read_version": np.int64,
+    "batch_size": np.int32,
+    "compute_seconds": np.float64,
 }
 LOSS_COLUMNS = {"update": np.int64, "seconds": np.float64, "loss": np.float64}
 
@@ -83,9 +95,11 @@ class RunWriter:
 
     def trace(self, columns: Mapping[str, Sequence[Any] | np.ndarray[Any, Any]]) -> None:
         """Write one part of the trace: equally long `TRACE_COLUMNS`, in order of `update`."""
-        if len(columns["update"]):
-            first = int(columns["update"][0])
-            self._parquet(f"trace/part-{first:012d}.parquet", columns, TRACE_COLUMNS)
+        self._part("trace", columns, TRACE_COLUMNS)
+
+    def members(self, columns: Mapping[str, Sequence[Any] | np.ndarray[Any, Any]]) -> None:
+        """Write one part of the members: equally long `MEMBER_COLUMNS`, in order of `update`."""
+        self._part("members", columns, MEMBER_COLUMNS)
 
     def loss(self, columns: Mapping[str, Sequence[Any] | np.ndarray[Any, Any]]) -> None:
         """Write all loss evaluations so far: equally long `LOSS_COLUMNS`."""
@@ -96,6 +110,12 @@ class RunWriter:
         line = json.dumps({"event": kind, "time": time.time(), **fields})
         with (self.path / "events.jsonl").open("a", encoding="utf-8") as file:
             file.write(line + "\n")
+
+    def _part(self, name: str, columns: Mapping[str, Any], types: Mapping[str, type]) -> None:
+        if len(columns["update"]):
+            (self.path / name).mkdir(exist_ok=True)
+            first = int(columns["update"][0])
+            self._parquet(f"{name}/part-{first:012d}.parquet", columns, types)
 
     def _parquet(self, name: str, columns: Mapping[str, Any], types: Mapping[str, type]) -> None:
         import pyarrow as pa
@@ -125,13 +145,12 @@ class Run:
     @cached_property
     def trace(self) -> pd.DataFrame:
         """One row per applied update, columns `TRACE_COLUMNS`."""
-        import pandas as pd
+        return self._parts("trace", TRACE_COLUMNS)
 
-        parts = sorted((self.path / "trace").glob("part-*.parquet"))
-        frames = [self._read(part, list(TRACE_COLUMNS)) for part in parts]
-        if not frames:
-            return pd.DataFrame({key: np.empty(0, dtype) for key, dtype in TRACE_COLUMNS.items()})
-        return pd.concat(frames, ignore_index=True)
+    @cached_property
+    def members(self) -> pd.DataFrame:
+        """One row per gradient of the updates that are means, columns `MEMBER_COLUMNS`."""
+        return self._parts("members", MEMBER_COLUMNS)
 
     @cached_property
     def loss(self) -> pd.DataFrame:
@@ -171,6 +190,17 @@ class Run:
             (ends[e["event"]] for e in reversed(self.events) if e.get("event") in ends),
             "unfinished",
         )
+
+    def _parts(self, name: str, types: Mapping[str, type]) -> pd.DataFrame:
+        import pandas as pd
+
+        frames = [
+            self._read(part, list(types))
+            for part in sorted(self.path.glob(f"{name}/part-*.parquet"))
+        ]
+        if not frames:
+            return pd.DataFrame({key: np.empty(0, dtype) for key, dtype in types.items()})
+        return pd.concat(frames, ignore_index=True)
 
     def _read(self, path: Path, columns: list[str]) -> pd.DataFrame:
         import pandas as pd

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from asgd.trace import TRACE_COLUMNS
+from asgd.trace import MEMBER_COLUMNS, TRACE_COLUMNS
 
 Array = npt.NDArray[np.float64]
+
+_ROWS = 4096  # of the preallocated columns
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,8 @@ class Record:
     ----------
     trace
         The columns `TRACE_COLUMNS`, equally long, in order of `update`.
+    members
+        The columns `MEMBER_COLUMNS`, equally long: who took part in the updates that are means.
     evaluations
         Points of the loss curve, in order of `update`.
     events
@@ -47,6 +52,7 @@ class Record:
     """
 
     trace: dict[str, npt.NDArray[Any]]
+    members: dict[str, npt.NDArray[Any]]
     evaluations: list[Evaluation] = field(default_factory=list)
     events: list[dict[str, Any]] = field(default_factory=list)
 
@@ -56,34 +62,53 @@ class Record:
         return not (len(self.trace["update"]) or self.evaluations or self.events)
 
 
-class Ledger:
-    """Collects rows in preallocated columns and hands them over as a `Record`."""
+class _Table:
+    """Rows in preallocated columns, which grow when they are full."""
 
-    def __init__(self, rows: int = 4096) -> None:
-        self._capacity = rows
+    def __init__(self, types: Mapping[str, type], capacity: int) -> None:
+        self.rows = 0
+        self._names = tuple(types)
+        self._columns: list[npt.NDArray[Any]] = [
+            np.empty(capacity, dtype) for dtype in types.values()
+        ]
+
+    def add(self, values: tuple[float, ...]) -> None:
+        if self.rows == len(self._columns[0]):
+            self._columns = [np.concatenate((c, np.empty_like(c))) for c in self._columns]
+        for column, value in zip(self._columns, values, strict=True):
+            column[self.rows] = value
+        self.rows += 1
+
+    def columns(self) -> dict[str, npt.NDArray[Any]]:
+        filled = (column[: self.rows] for column in self._columns)
+        return dict(zip(self._names, filled, strict=True))
+
+
+class Ledger:
+    """Collects what happens and hands it over as a `Record`."""
+
+    def __init__(self) -> None:
         self._clear()
 
     def _clear(self) -> None:
-        self.rows = 0
-        self.evaluation_bytes = 0
-        self._columns = {
-            name: np.empty(self._capacity, dtype) for name, dtype in TRACE_COLUMNS.items()
-        }
-        self._arrays = tuple(self._columns.values())
+        self._trace = _Table(TRACE_COLUMNS, _ROWS)
+        self._members = _Table(MEMBER_COLUMNS, 1)
         self._evaluations: list[Evaluation] = []
         self._events: list[dict[str, Any]] = []
+        self.evaluation_bytes = 0
+
+    @property
+    def rows(self) -> int:
+        """Updates since the last `drain`."""
+        return self._trace.rows
 
     def row(self, *values: float) -> None:
         """Add the row of one update, in the order of `TRACE_COLUMNS`."""
-        if self.rows == len(self._arrays[0]):
-            self._columns = {
-                name: np.concatenate((column, np.empty_like(column)))
-                for name, column in self._columns.items()
-            }
-            self._arrays = tuple(self._columns.values())
-        for column, value in zip(self._arrays, values, strict=True):
-            column[self.rows] = value
-        self.rows += 1
+        self._trace.add(values)
+
+    def member(self, *values: float) -> None:
+        """Add one gradient of an update that is a mean, in the order of `MEMBER_COLUMNS`."""
+        self._members.add(values)
 
     def evaluation(self, update: int, seconds: float, parameters: Array) -> None:
         """Keep a copy of parameters whose loss is to be evaluated."""
@@ -96,7 +121,8 @@ class Ledger:
 
     def drain(self) -> Record:
         """Return everything collected since the last call."""
-        trace = {name: column[: self.rows] for name, column in self._columns.items()}
-        record = Record(trace, self._evaluations, self._events)
+        record = Record(
+            self._trace.columns(), self._members.columns(), self._evaluations, self._events
+        )
         self._clear()
         return record

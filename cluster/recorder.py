@@ -27,6 +27,7 @@ class Recorder:
 
     def record(self, record: Record) -> None:
         """Write the trace and the events of a record, then evaluate and write its losses."""
+        self._writer.members(record.members)
         self._writer.trace(record.trace)
         for event in record.events:
             fields = dict(event)

@@ -15,7 +15,9 @@ import numpy.typing as npt
 
 from asgd.config import RunConfig
 from asgd.rules import make_rule
+from asgd.schedules import batch_schedule, learning_rate_schedule
 from asgd.streams import stream
+from asgd.trace import SHARED
 from cluster.ledger import Ledger, Record
 from cluster.messages import Gradient, Reply, Snapshot, Stop
 
@@ -79,6 +81,11 @@ class ParameterServer:
     arrival; `"uniform"` draws the next worker uniformly among those present and holds the others'
     gradients until their turn.
 
+    With a bound on staleness, a gradient read at version v falls due at update v + bound. That
+    update waits for every gradient due at it and applies their mean; until then, gradients are
+    applied one by one as they arrive. Bound 0 makes every gradient due at once, which is the
+    synchronous mode; no gradient is ever thrown away.
+
     Parameters
     ----------
     config
@@ -96,6 +103,10 @@ class ParameterServer:
         self.ledger = Ledger()
         self._config = config
         self._rule = make_rule(config.optimizer)
+        self._learning_rate = learning_rate_schedule(config.optimizer)
+        self._batch_size = batch_schedule(config.optimizer)
+        modes = {"async": None, "bounded": config.cluster.max_staleness, "sync": 0}
+        self._bound = modes[config.cluster.mode]
         self._rule_state = self._rule.init(self.parameters)
         self._step = np.empty_like(self.parameters)
         self._seats = {worker: _Seat() for worker in range(config.cluster.workers)}
@@ -105,6 +116,7 @@ class ParameterServer:
         self._turn: int | None = None
         self._started = math.nan
         self._staleness_sum = 0
+        self._shared_updates = 0
         self._rejected = 0
         self._stop: Stop | None = None
 
@@ -197,42 +209,58 @@ class ParameterServer:
     def _advance(self, now: float) -> Replies:
         """Apply whatever may be applied now."""
         replies: Replies = []
-        while self._stop is None and (gradient := self._next()) is not None:
+        while self._stop is None and (group := self._next()):
             if replies:  # the snapshots granted so far keep their array
                 self.parameters = self.parameters.copy()
-            self._apply(gradient, now)
-            seat = self._seats[gradient.worker]
-            seat.sequence += 1
+            self._apply(group, now)
             if self.version == self._config.run.updates:
                 return [*replies, *self.stop("finished")]
-            if seat.present:
-                replies.append(self._grant(gradient.worker, seat, now))
+            for gradient in group:
+                seat = self._seats[gradient.worker]
+                if seat.present:
+                    replies.append(self._grant(gradient.worker, seat, now))
         return replies
 
-    def _next(self) -> Gradient | None:
-        """Take the gradient to apply next, None while it is still being computed."""
-        if self._config.cluster.schedule == "free":
-            return self._held.pop(next(iter(self._held))) if self._held else None
+    def _next(self) -> list[Gradient]:
+        """Take the gradients of the next update, none while one of them is being computed."""
+        if self._config.cluster.schedule == "uniform":
+            return self._next_drawn()
+        if self._bound is not None:
+            due = [w for w, s in self._seats.items() if self._is_due(w, s, self._bound)]
+            if due:
+                ready = all(worker in self._held for worker in due)
+                return [self._held.pop(worker) for worker in sorted(due)] if ready else []
+        return [self._held.pop(next(iter(self._held)))] if self._held else []
+
+    def _is_due(self, worker: int, seat: _Seat, bound: int) -> bool:
+        awaited = seat.owes or worker in self._held
+        return awaited and seat.read_version + bound <= self.version
+
+    def _next_drawn(self) -> list[Gradient]:
         if self._turn is None or not self._may_have_turn(self._turn):
             able = [worker for worker in self._seats if self._may_have_turn(worker)]
             if not able:
-                return None
+                return []
             self._turn = able[int(self._order.integers(len(able)))]
         gradient = self._held.pop(self._turn, None)
-        if gradient is not None:
-            self._turn = None
-        return gradient
+        if gradient is None:
+            return []
+        self._turn = None
+        return [gradient]
 
     def _may_have_turn(self, worker: int) -> bool:
         return self._seats[worker].present or worker in self._held
 
-    def _apply(self, gradient: Gradient, now: float) -> None:
+    def _apply(self, group: list[Gradient], now: float) -> None:
+        """Make one update with the mean of a group of gradients, nearly always a single one."""
         update = self.version
-        staleness = update - gradient.read_version
+        mean = _mean(group)
+        read_version = min(gradient.read_version for gradient in group)
+        staleness = update - read_version
         step, self._rule_state = self._rule.update(
-            gradient.gradient,
+            mean,
             self._rule_state,
-            learning_rate=self._config.optimizer.learning_rate,
+            learning_rate=self._learning_rate(update),
             staleness=staleness,
             out=self._step,
         )
@@ -240,24 +268,43 @@ class ParameterServer:
         self.version = update + 1
         self._staleness_sum += staleness
         seconds = now - self._started
+        worker, sequence = self._credit(group, update)
         self.ledger.row(
             update,
-            gradient.worker,
-            gradient.sequence,
-            gradient.read_version,
+            worker,
+            sequence,
+            read_version,
             staleness,
-            self._seats[gradient.worker].batch_size,
-            gradient.compute_seconds,
+            sum(self._seats[gradient.worker].batch_size for gradient in group),
+            max(gradient.compute_seconds for gradient in group),
             seconds,
-            _norm(gradient.gradient),
+            _norm(mean),
         )
+        for gradient in group:
+            self._seats[gradient.worker].sequence += 1
         run = self._config.run
         if self.version % run.eval_every == 0 or self.version == run.updates:
             self.ledger.evaluation(self.version, seconds, self.parameters)
 
+    def _credit(self, group: list[Gradient], update: int) -> tuple[int, int]:
+        """Return what stands for (worker, sequence) in the trace; note the members of a mean."""
+        if len(group) == 1:
+            return group[0].worker, group[0].sequence
+        for gradient in group:
+            self.ledger.member(
+                update,
+                gradient.worker,
+                gradient.sequence,
+                gradient.read_version,
+                self._seats[gradient.worker].batch_size,
+                gradient.compute_seconds,
+            )
+        self._shared_updates += 1
+        return SHARED, self._shared_updates - 1
+
     def _grant(self, worker: int, seat: _Seat, now: float) -> tuple[int, Reply]:
         seat.read_version = self.version
-        seat.batch_size = self._config.optimizer.batch_size
+        seat.batch_size = int(self._batch_size(self.version))
         seat.granted = now
         return worker, self._snapshot(seat)
 
@@ -286,12 +333,24 @@ class ParameterServer:
             reason=defect,
         )
         seat.sequence += 1
+        if self._rejected > self._config.run.max_bad_gradients:
+            return self.stop(
+                f"{self._rejected} gradients were refused; the last one, of worker "
+                f"{gradient.worker} before update {self.version}: {defect}"
+            )
         return [self._grant(gradient.worker, seat, now)]
 
     def _lose(self, worker: int, seat: _Seat) -> None:
         self.ledger.event("gradient_lost", worker=worker, sequence=seat.sequence)
         seat.sequence += 1
         seat.granted = math.inf
+
+
+def _mean(group: list[Gradient]) -> Array:
+    if len(group) == 1:
+        return group[0].gradient
+    total = np.sum([gradient.gradient for gradient in group], axis=0)
+    return np.asarray(total / len(group))
 
 
 def _norm(vector: Array) -> float:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from asgd.config import RunConfig
 from asgd.problems import Problem, make_problem
+from asgd.rules import make_rule
+from asgd.schedules import learning_rate_schedule
 from asgd.streams import stream
+from asgd.trace import SHARED
 from cluster.ledger import Record
 from cluster.messages import Array, Gradient, Snapshot, Stop
 from cluster.server import ParameterServer, Replies
@@ -72,21 +77,37 @@ class Crowd:
                 self.at_hand[worker] = copy
 
 
+def gradients_of(record: Record) -> list[list[tuple[int, int, int, int]]]:
+    """Return (worker, sequence, read_version, batch_size) of each gradient of each update."""
+    names = ("worker", "sequence", "read_version", "batch_size")
+    rows = zip(*(record.trace[name].tolist() for name in names), strict=True)
+    members = zip(*(record.members[name].tolist() for name in ("update", *names)), strict=True)
+    shared: dict[int, list[tuple[int, int, int, int]]] = {}
+    for update, *member in members:
+        shared.setdefault(update, []).append(tuple(member))
+    groups = []
+    for update, row in enumerate(rows):
+        assert (row[0] == SHARED) == (update in shared)
+        groups.append(shared.get(update, [row]))
+    return groups
+
+
 def replay(config: RunConfig, problem: Problem, initial: Array, record: Record) -> list[Array]:
-    """Return x_0, x_1, ...: the trace applied again, one gradient after another."""
-    worker_of = {w: Worker(config, w, problem) for w in set(record.trace["worker"].tolist())}
-    points = [initial.copy()]
-    rows = zip(*(record.trace[name].tolist() for name in record.trace), strict=True)
-    for (
-        update,
-        worker,
-        sequence,
-        read_version,
-        *_,
-    ) in rows:
-        assert update == len(points) - 1
-        size = int(record.trace["batch_size"][update])
-        snapshot = Snapshot(points[read_version], read_version, 0, sequence, size)
-        gradient = worker_of[worker].compute(snapshot).gradient
-        points.append(points[-1] - config.optimizer.learning_rate * gradient)
+    """Return x_0, x_1, ...: the trace applied again, one update after another."""
+    rule = make_rule(config.optimizer)
+    rate = learning_rate_schedule(config.optimizer)
+    points, state = [initial.copy()], rule.init(initial)
+    for update, group in enumerate(gradients_of(record)):
+        gradients = []
+        for worker, sequence, read_version, size in group:
+            snapshot = Snapshot(points[read_version], read_version, 0, sequence, size)
+            gradients.append(Worker(config, worker, problem).compute(snapshot).gradient)
+        mean = gradients[0] if len(gradients) == 1 else np.sum(gradients, axis=0) / len(gradients)
+        step, state = rule.update(
+            mean,
+            state,
+            learning_rate=rate(update),
+            staleness=update - min(read_version for _, _, read_version, _ in group),
+        )
+        points.append(points[-1] - step)
     return points

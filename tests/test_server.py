@@ -11,9 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asgd.config import RunConfig, make_config
+from asgd.draws import WorkerDraws
 from asgd.streams import stream
+from asgd.trace import SHARED
+from cluster.ledger import Record
 from cluster.messages import Gradient
-from tests.faults import Crowd, replay
+from tests.faults import Crowd, gradients_of, replay
 
 QUADRATIC = {"kind": "quadratic"}
 
@@ -191,6 +194,111 @@ def test_long_stretch_between_drains_keeps_every_row() -> None:
     assert crowd.server.drain().empty
 
 
+def test_too_many_unusable_gradients_end_the_run() -> None:
+    crowd = Crowd(configure(workers=2))
+    crowd.join_all()
+    for sequence in range(11):
+        assert not crowd.stopped
+        crowd.send(forged(0, sequence, [np.nan]))
+    assert crowd.stopped[0].startswith("11 gradients were refused; the last one, of worker 0")
+
+
+def run_in_random_order(crowd: Crowd, seed: int = 0) -> Record:
+    """Let workers push in random order until all are stopped."""
+    crowd.join_all()
+    arrivals = np.random.default_rng(seed)
+    while crowd.at_hand:
+        crowd.push(int(arrivals.choice(sorted(crowd.at_hand))))
+    return crowd.server.drain()
+
+
+def test_sync_equals_serial_sgd_with_the_workers_batches_together() -> None:
+    config = configure(workers=4, updates=50, mode="sync")
+    crowd = Crowd(config)
+    record = run_in_random_order(crowd)
+    draws = WorkerDraws(config, crowd.problem.n_samples)
+    x = crowd.initial.copy()
+    for update in range(50):
+        batch = np.concatenate([draws.batch(worker, update, 2) for worker in range(4)])
+        x = x - 0.05 * crowd.problem.gradient(x, batch)
+    np.testing.assert_allclose(crowd.server.parameters, x, rtol=1e-12)
+    assert (record.trace["worker"] == SHARED).all()
+    assert (record.trace["staleness"] == 0).all()
+    assert (record.trace["batch_size"] == 8).all()
+    assert record.trace["sequence"].tolist() == list(range(50))
+    assert record.members["worker"].tolist() == [0, 1, 2, 3] * 50
+
+
+def test_bound_zero_is_the_synchronous_mode() -> None:
+    records = []
+    for cluster in ({"mode": "sync"}, {"mode": "bounded", "max_staleness": 0}):
+        crowd = Crowd(configure(workers=3, updates=60, **cluster))
+        records.append((run_in_random_order(crowd), crowd.server.parameters))
+    (sync, x), (bounded, y) = records
+    np.testing.assert_array_equal(x, y)
+    for name in ("worker", "sequence", "read_version", "staleness", "gradient_norm"):
+        np.testing.assert_array_equal(sync.trace[name], bounded.trace[name])
+
+
+@pytest.mark.parametrize("bound", [1, 2, 5, 12])
+def test_bounded_mode_paces_and_throws_nothing_away(bound: int) -> None:
+    config = configure(workers=4, updates=400, mode="bounded", max_staleness=bound)
+    crowd = Crowd(config)
+    crowd.join_all()
+    eager = np.random.default_rng(bound)
+    while crowd.at_hand:  # worker 3 is a straggler: it moves when the others have to wait for it
+        ready = sorted(crowd.at_hand)
+        crowd.push(int(eager.choice(ready[:-1] if ready[-1] == 3 and ready[1:] else ready)))
+    record = crowd.server.drain()
+    assert record.trace["staleness"].max() == bound
+    check_exactly_once(crowd, record)
+    assert not record.events
+
+
+def test_bound_that_is_never_reached_changes_nothing() -> None:
+    records = []
+    for cluster in ({"mode": "async"}, {"mode": "bounded", "max_staleness": 10**6}):
+        crowd = Crowd(configure(workers=4, updates=300, **cluster))
+        records.append((run_in_random_order(crowd), crowd.server.parameters))
+    (free, x), (bounded, y) = records
+    np.testing.assert_array_equal(x, y)
+    np.testing.assert_array_equal(free.trace["worker"], bounded.trace["worker"])
+
+
+def test_barrier_does_not_wait_for_the_dead() -> None:
+    crowd = Crowd(configure(workers=3, mode="sync"))
+    crowd.join_all()
+    crowd.push(0)
+    crowd.push(1)
+    assert crowd.server.version == 0
+    crowd.die(2)
+    assert crowd.server.version == 1
+    assert crowd.server.drain().trace["batch_size"].tolist() == [4]
+
+
+def test_schedules_follow_the_update_and_the_version_read() -> None:
+    config = make_config(
+        {
+            "problem": QUADRATIC,
+            "optimizer": {
+                "rule": "momentum",
+                "momentum": 0.5,
+                "learning_rate_schedule": {"at": [10, 20], "values": [0.02, 0.01]},
+                "batch_size": 1,
+                "batch_schedule": {"at": [15], "values": [7]},
+            },
+            "cluster": {"workers": 3},
+            "run": {"updates": 40},
+        }
+    )
+    crowd = Crowd(config)
+    record = run_in_random_order(crowd)
+    expected = np.where(record.trace["read_version"] >= 15, 7, 1)
+    np.testing.assert_array_equal(record.trace["batch_size"], expected)
+    points = replay(config, crowd.problem, crowd.initial, record)
+    np.testing.assert_array_equal(crowd.server.parameters, points[-1])
+
+
 ACTIONS = st.lists(
     st.tuples(
         st.sampled_from(["push", "push", "push", "lose_reply", "repeat", "die", "join"]),
@@ -199,13 +307,27 @@ ACTIONS = st.lists(
     ),
     max_size=60,
 )
+ORDERS: list[dict[str, Any]] = [
+    {"schedule": "free"},
+    {"schedule": "uniform"},
+    {"mode": "sync"},
+    {"mode": "bounded", "max_staleness": 1},
+    {"mode": "bounded", "max_staleness": 3},
+]
 
 
-@settings(max_examples=150, deadline=None)
-@given(ACTIONS, st.sampled_from(["free", "uniform"]))
-def test_exactly_once_whatever_happens(actions: list[tuple[str, int, int]], schedule: str) -> None:
-    config = configure(workers=3, updates=12, schedule=schedule)
-    crowd = Crowd(config)
+@settings(max_examples=300, deadline=None)
+@given(ACTIONS, st.sampled_from(ORDERS), st.sampled_from(["sgd", "momentum"]))
+def test_exactly_once_whatever_happens(
+    actions: list[tuple[str, int, int]], order: dict[str, Any], rule: str
+) -> None:
+    data: dict[str, Any] = {
+        "problem": QUADRATIC,
+        "optimizer": {"learning_rate": 0.05, "batch_size": 2, "rule": rule},
+        "cluster": {"workers": 3, **order},
+        "run": {"updates": 12, "eval_every": 10},
+    }
+    crowd = Crowd(make_config(data))
     crowd.join_all()
     for action, worker, which in actions:
         if action == "push" and worker in crowd.at_hand:
@@ -219,20 +341,22 @@ def test_exactly_once_whatever_happens(actions: list[tuple[str, int, int]], sche
             crowd.die(worker)
         elif action == "join":
             crowd.join(worker)
-    record = crowd.server.drain()
-    check_exactly_once(crowd, record)
+    check_exactly_once(crowd, crowd.server.drain())
 
 
-def check_exactly_once(crowd: Crowd, record: Any) -> None:
-    trace = record.trace
+def check_exactly_once(crowd: Crowd, record: Record) -> None:
+    """Assert that the trace accounts for every gradient and for the parameters."""
+    trace, cluster = record.trace, crowd.config.cluster
     updates = np.arange(crowd.server.version)
     np.testing.assert_array_equal(trace["update"], updates)
     np.testing.assert_array_equal(trace["staleness"], updates - trace["read_version"])
     assert (trace["staleness"] >= 0).all()
+    bound = {"async": np.inf, "sync": 0, "bounded": cluster.max_staleness}[cluster.mode]
+    assert (trace["staleness"] <= bound).all()
     points = replay(crowd.config, crowd.problem, crowd.initial, record)
     np.testing.assert_array_equal(crowd.server.parameters, points[-1])
 
-    applied = list(zip(trace["worker"].tolist(), trace["sequence"].tolist(), strict=True))
+    applied = [gradient[:2] for group in gradients_of(record) for gradient in group]
     lost = [(e["worker"], e["sequence"]) for e in record.events]
     assert max(Counter(applied + lost).values(), default=1) == 1
     for worker in crowd.workers:
