@@ -48,7 +48,9 @@ class ComputeTime:
         self, worker: int, size: int, rng: np.random.Generator
     ) -> npt.NDArray[np.float64]:
         """Return `size` independent compute times of `worker`, in seconds, shape (size,)."""
-        return self.mean[worker] * self.draw_relative(size, rng)
+        times = self.draw_relative(size, rng)
+        times *= self.mean[worker]
+        return times
 
     def draw_relative(self, size: int, rng: np.random.Generator) -> npt.NDArray[np.float64]:
         """Return `size` independent compute times over their mean, shape (size,).

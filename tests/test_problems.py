@@ -1,16 +1,26 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
-from exact import small_least_squares
+from threadpoolctl import threadpool_limits
 
 from asgd.config import LINEAR_KINDS, SCALAR_KINDS, make_config
 from asgd.errors import InputError
 from asgd.problems import LeastSquares, Logistic, Problem, Softmax, make_problem
 from asgd.problems.base import Array, Indices
 from asgd.streams import stream
+from tests.exact import small_least_squares
 
 KINDS = [*SCALAR_KINDS, *LINEAR_KINDS]
+
+
+@pytest.fixture(autouse=True)
+def _one_blas_thread() -> Iterator[None]:
+    """Keep small products from competing for a busy machine."""
+    with threadpool_limits(1, user_api="blas"):
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -212,7 +222,7 @@ def noise_error(problem: Problem, draws: int, seed: int) -> Array:
 
 @pytest.mark.parametrize("kind", ["quadratic", "least_squares", "logistic"])
 def test_noise_has_the_covariance_of_one_sample(problems, kind):
-    assert noise_error(problems[kind], 20_000, 7).max() < 4.5
+    assert noise_error(problems[kind], 6000, 7).max() < 4.5
 
 
 @pytest.mark.parametrize("model", small_models(), ids=lambda m: type(m).__name__)
@@ -232,7 +242,7 @@ def test_noise_of_softmax_along_directions(problems):
     x = some_points(problem)
     directions = np.random.default_rng(11).normal(size=(problem.dim, 4))
     g = problem.sample_gradients(x) @ directions
-    _, xi = problem.gradient_and_noise(np.broadcast_to(x, (4000, 650)), np.random.default_rng(12))
+    _, xi = problem.gradient_and_noise(np.broadcast_to(x, (800, 650)), np.random.default_rng(12))
     square = (xi @ directions) ** 2
     z = (square.mean(axis=0) - g.var(axis=0)) / (square.std(axis=0) / np.sqrt(len(square)))
     assert np.abs(z).max() < 4.0
