@@ -123,7 +123,8 @@ def _of_moments(gradients: LinearGradients, setting: Setting, moments: PointMome
         covariance += np.einsum("mri,mrj->mij", spread, spread) / spread.shape[1]
         value = gradients.loss_at_zero + mean**2 @ curvature / 2 - mean @ offset
         cumulants = quadratic_cumulants(mean * curvature - offset, curvature, covariance)
-    return LossCurve.of_cumulants(setting.record, value + cumulants[0], *cumulants[1:])
+    end = basis @ mean[-1]
+    return LossCurve.of_cumulants(setting.record, value + cumulants[0], *cumulants[1:], end)
 
 
 def quadratic_cumulants(

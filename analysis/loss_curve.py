@@ -28,6 +28,8 @@ class LossCurve:
         At `QUANTILE_LEVELS`, shape (m, q).
     paths
         Simulated paths behind the numbers; None where nothing was sampled.
+    end
+        Mean of x after the last update, shape (d,).
     """
 
     update: npt.NDArray[np.int64]
@@ -35,6 +37,7 @@ class LossCurve:
     std: Array
     quantiles: Array
     paths: int | None
+    end: Array
 
     @classmethod
     def of_ensemble(cls, ensemble: Ensemble) -> LossCurve:
@@ -45,11 +48,17 @@ class LossCurve:
             ensemble.loss_std,
             ensemble.loss_quantiles,
             ensemble.paths,
+            ensemble.final.mean(axis=0, dtype=float),
         )
 
     @classmethod
     def of_cumulants(
-        cls, update: npt.NDArray[np.int64], first: Array, second: Array, third: Array
+        cls,
+        update: npt.NDArray[np.int64],
+        first: Array,
+        second: Array,
+        third: Array,
+        end: Array,
     ) -> LossCurve:
         """Take the quantiles of the gamma law, shifted, that has the given cumulants (Pearson III).
 
@@ -60,6 +69,8 @@ class LossCurve:
         ----------
         first, second, third
             Mean, variance and third central moment of the loss, shape (m,).
+        end
+            Mean of x after the last update, shape (d,).
         """
         from scipy.special import gammaincinv, ndtri
 
@@ -72,4 +83,4 @@ class LossCurve:
         # A gamma law of large shape is normal; its inverse is then inexact.
         standard = np.where(np.abs(skew) > 1e-2, gamma, ndtri(QUANTILE_LEVELS))
         quantiles = first[:, None] + std[:, None] * standard
-        return cls(update, first, std, quantiles, None)
+        return cls(update, first, std, quantiles, None, end)

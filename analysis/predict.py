@@ -17,6 +17,7 @@ import pandas as pd
 from analysis.closed import closed_curve, has_closed_forms
 from analysis.fit import StalenessFit, fit_run
 from analysis.loss_curve import QUANTILE_LEVELS, LossCurve
+from analysis.run_stability import run_stability
 from analysis.setting import Setting
 from analysis.sme import sme_asgd
 from analysis.sme_law import sme_law
@@ -49,8 +50,8 @@ class Prediction:
         One row per model and recorded update: `model`, `update`, `loss_mean`, `loss_std` and the
         quantiles `q0.025` ... `q0.975` of the loss.
     settings
-        What the models were given: seed, staleness law, mu, closure; and of each model its
-        label and how many paths were simulated.
+        What the models were given: seed, staleness law, mu, closure; whether the run is stable
+        (`RunStability.to_dict`); and of each model its label and how many paths were simulated.
     """
 
     curves: pd.DataFrame
@@ -133,6 +134,7 @@ def predict(
                 report(1, 1)
         else:
             curves[name] = _simulated(name, setting, paths, seed, report)
+    ends = [curves[name].end for name in ("sme_law", "replay", *curves) if name in curves]
     settings = {
         "paths": paths,
         "method": method,
@@ -140,6 +142,7 @@ def predict(
         "mu": setting.mu,
         "law": setting.law.to_dict(),
         "closure": setting.closure,
+        "stability": run_stability(setting, ends[0]).to_dict(),
         "models": {
             name: {"label": MODELS[name], "paths": curve.paths} for name, curve in curves.items()
         },

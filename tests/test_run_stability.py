@@ -1,0 +1,134 @@
+"""Stability of a run: eigenvalues, limits, and what happens below and above the limit."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from analysis.fit import fit_run
+from analysis.run_stability import leading_curvatures, run_stability
+from analysis.setting import Setting
+from analysis.stability import max_stable_learning_rate
+from asgd.config import make_config
+from asgd.problems import Quadratic
+from asgd.problems.base import Array, Indices, Problem
+from asgd.problems.linear import breast_cancer, digits
+from asgd.simulate import simulate
+from asgd.staleness import ConstantPlusGeometric, Geometric, Poisson
+from asgd.trace import Run, read_run
+
+
+def setting(problem: Problem, learning_rate: float, **changes) -> Setting:
+    given = Setting(
+        problem=problem,
+        learning_rate=learning_rate,
+        batch_size=1,
+        initial=problem.initial_point(np.random.default_rng(0)),
+        record=np.arange(2),
+        staleness=np.zeros(1, dtype=np.int64),
+        mu=0.75,
+        law=Poisson(3.0),
+        closure="pool",
+        workers=4,
+    )
+    return replace(given, **changes)
+
+
+class Diagonal(Problem):
+    """f = (1/2) sum_j a_j x_j^2 with known curvatures; nothing of shape (d, d) would fit."""
+
+    def __init__(self, dim: int) -> None:
+        self.dim, self.n_samples = dim, 2
+        self.curvature = 0.3 / (1.0 + np.arange(dim)) + 0.01 * (np.arange(dim) < 8)
+
+    def initial_point(self, rng: np.random.Generator) -> Array:
+        return np.ones(self.dim)
+
+    def loss(self, x: Array) -> Array:
+        return (x * x) @ self.curvature / 2
+
+    def gradient(self, x: Array, indices: Indices | None = None) -> Array:
+        slope = self.curvature * x
+        if indices is None:
+            return slope
+        return slope + 0.1 * (2.0 * indices.mean(axis=-1, keepdims=True) - 1.0)
+
+
+def test_lanczos_agrees_with_the_dense_spectrum() -> None:
+    problem = digits()
+    x = 0.1 * np.random.default_rng(0).standard_normal(problem.dim)
+    exact = np.linalg.eigvalsh(problem.hessian(x))[::-1][:6]
+    assert np.allclose(leading_curvatures(problem, x), exact, rtol=1e-3)
+    small = breast_cancer()
+    exact = np.linalg.eigvalsh(small.hessian(x[:31]))[::-1][:6]
+    assert np.allclose(leading_curvatures(small, x[:31]), exact)
+
+
+def test_a_hundred_thousand_parameters_need_no_matrix() -> None:
+    problem = Diagonal(100_000)
+    found = leading_curvatures(problem, np.ones(problem.dim))
+    assert np.allclose(found, np.sort(problem.curvature)[::-1][:6], rtol=1e-4)
+
+
+def test_curvature_falls_along_a_run_and_the_limit_rises() -> None:
+    problem = digits()
+    end = np.zeros(problem.dim)
+    for _ in range(100):
+        end -= problem.gradient(end)
+    stability = run_stability(setting(problem, 0.1), end)
+    assert stability.end is not None
+    assert stability.start.curvature[0] > 1.5 * stability.end.curvature[0]
+    assert stability.start.limit < stability.end.limit
+    assert stability.limit == stability.start.limit
+    between = (stability.start.limit + stability.end.limit) / 2
+    changed = run_stability(setting(problem, between), end)
+    assert changed.sentence.startswith("Unstable at the start, stable at the end")
+    assert changed.start.spectral_radius[0] > 1
+
+
+def test_limits_of_known_laws() -> None:
+    constant = setting(Quadratic(), 0.05, law=ConstantPlusGeometric(7, 0.0), workers=8)
+    assert run_stability(constant).limit == pytest.approx(0.209 / 2, rel=1e-3)
+    memoryless = run_stability(setting(Quadratic(), 0.05, law=Geometric(0.7), workers=4))
+    assert memoryless.start.mean_limit == pytest.approx(2 * 7 / 2)
+    # The second moment diverges first.
+    assert memoryless.limit == memoryless.start.mean_square_limit < memoryless.start.mean_limit
+    independent = run_stability(setting(Quadratic(), 0.05, law=Geometric(0.7), closure="iid"))
+    assert independent.start.mean_square_limit is None
+
+
+def test_sentences_say_which_side_and_how_far() -> None:
+    limit = max_stable_learning_rate(Poisson(3.0), 2.0)
+    below = run_stability(setting(Quadratic(), limit / 2), np.zeros(1))
+    assert "2 times" in below.sentence
+    assert below.sentence.startswith("Stable: ")
+    above = run_stability(setting(Quadratic(), 3 * limit), np.zeros(1))
+    assert above.sentence.startswith("Unstable: ")
+    assert "is 3 times" in above.sentence
+    diverged = run_stability(setting(Quadratic(), limit / 2), np.full(1, np.nan))
+    assert diverged.end is None
+    assert diverged.sentence.startswith("Stable at the start: ")
+    flat = run_stability(setting(Quadratic(curvature=-1.0), 0.1))
+    assert flat.to_dict()["largest_stable_learning_rate"] is None
+
+
+@pytest.mark.parametrize("kind", ["quadratic", "least_squares"])
+def test_runs_below_the_limit_settle_and_runs_above_it_do_not(tmp_path: Path, kind: str) -> None:
+    """The limit of the measured law, checked by runs at 0.9 and 1.15 times it."""
+
+    def run(learning_rate: float, name: str) -> Run:
+        tables = {
+            "problem": {"kind": kind},
+            "optimizer": {"learning_rate": learning_rate, "batch_size": 256},
+            "cluster": {"workers": 8, "compute_time": {"law": "gamma", "variation": 0.2}},
+            "run": {"updates": 1500, "eval_every": 50},
+        }
+        return read_run(simulate(make_config(tables), tmp_path / name))
+
+    probe = run(0.01, "probe")
+    limit = run_stability(Setting.of(probe, fit_run(probe))).limit
+    below = run(0.9 * limit, "below").loss["loss"].to_numpy()
+    above = run(1.15 * limit, "above").loss["loss"].to_numpy()
+    assert below[-10:].max() < below[0]
+    assert above[-10:].min() > 100 * below[0]
