@@ -31,7 +31,7 @@ class KeyedStream:
     def __init__(self, seed: int, name: str) -> None:
         self._bits = np.random.Philox(_seed_sequence(seed, name))
         self._generator = np.random.Generator(self._bits)
-        self._state = self._bits.state
+        self._state = self._bits.state  # a copy, with nothing buffered: only its counter changes
 
     def at(self, worker: int, number: int, variant: int = 0) -> np.random.Generator:
         """Return the generator at the start of its draws for this address.
@@ -39,7 +39,5 @@ class KeyedStream:
         The object returned is shared: it is valid until the next call.
         """
         self._state["state"]["counter"][:] = (0, variant, number, worker)
-        self._state["buffer_pos"] = 4
-        self._state["has_uint32"] = 0
         self._bits.state = self._state
         return self._generator

@@ -128,6 +128,25 @@ def test_a_class_that_treats_a_square_of_points_otherwise_is_looped_over(plugin)
     np.testing.assert_allclose(problem.gradient(x), same_regression().gradient(x))
 
 
+def test_a_gradient_that_mixes_points_of_the_right_shape_is_looped_over(plugin):
+    mixing = """
+        class Cubic:
+            dim, n_samples = 2, 1
+
+            def initial_point(self, rng):
+                return np.ones(2)
+
+            def loss(self, x):
+                return (x**2).sum(-1) ** 1.5 / 3
+
+            def gradient(self, x, indices):
+                return np.linalg.norm(x) * x
+    """
+    x = np.array([[1.0, 2.0], [3.0, -1.0]])
+    size = np.sqrt([[5.0], [10.0]])
+    np.testing.assert_allclose(plugin(mixing, "Cubic").gradient(x), size * x)
+
+
 OPTIONAL = """
     class Complete(Regression):
         def sample_gradients(self, x):

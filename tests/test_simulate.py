@@ -198,7 +198,7 @@ def test_independent_staleness_has_its_law(tmp_path):
     np.testing.assert_array_equal(run.trace["staleness"], np.minimum(np.arange(400), 5))
 
 
-@pytest.mark.parametrize("staleness", ["server", "geometric"])
+@pytest.mark.parametrize("staleness", ["server", "geometric", "constant"])
 def test_the_trace_replays_to_the_last_bit(tmp_path, staleness):
     config = configure("softmax", updates=150, workers=5, simulation={"staleness": staleness})
     run = finished(config, tmp_path / "run")
