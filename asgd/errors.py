@@ -17,6 +17,10 @@ class RunFailedError(AsgdError, RuntimeError):
     """The run ended before its last update; what it wrote so far is readable."""
 
 
+class DivergedError(RunFailedError):
+    """The loss left every bound: the learning rate is too large for the staleness."""
+
+
 class UnreliableEstimateError(AsgdError):
     """Too little data for the estimate asked for.
 

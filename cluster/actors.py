@@ -30,6 +30,16 @@ _RECORDS_IN_FLIGHT = 4
 
 
 @dataclass(frozen=True)
+class Losses:
+    """The first loss, the latest with its update, and the first error in evaluating one."""
+
+    first: float | None = None
+    latest: float | None = None
+    update: int | None = None
+    error: UserError | None = None
+
+
+@dataclass(frozen=True)
 class UserError:
     """An exception in the problem's code, in words: what and where."""
 
@@ -66,6 +76,7 @@ class ServerActor:
     async def join(self, worker: int) -> EncodedReply:
         """Answer with the worker's first snapshot."""
         answer = self._waiting.expect(worker)
+        self._server.ledger.event("worker_joined", worker=worker, transport="ray")
         self._send(self._server.join(worker, time.monotonic()))
         return await answer
 
@@ -166,7 +177,9 @@ class RecorderActor:
         except Exception as error:
             self._error = self._error or UserError.describe(error)
 
-    def latest(self) -> tuple[float | None, UserError | None]:
-        """Return the latest loss and the first error."""
-        loss = self._recorder.latest_loss if self._recorder else None
-        return loss, self._error
+    def latest(self) -> Losses:
+        """Return what is known of the loss, and the first error."""
+        if self._recorder is None:
+            return Losses(error=self._error)
+        first, (update, latest) = self._recorder.first_loss, self._recorder.latest_loss
+        return Losses(first, latest, update, self._error)

@@ -11,23 +11,26 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from asgd.config import RunConfig
-from asgd.errors import RunFailedError
+from asgd.delays import ComputeTime
+from asgd.errors import DivergedError, RunFailedError
 from asgd.problems import make_problem
 from asgd.progress import Progress
 from asgd.streams import stream
 from asgd.trace import RunWriter, default_path
-from cluster.actors import Actor, RecorderActor, ServerActor, UserError, WorkerActor
+from cluster.actors import Actor, Losses, RecorderActor, ServerActor, UserError, WorkerActor
 from cluster.messages import Array
-from cluster.server import Status
+from cluster.restarts import Restarts
+from cluster.server import FINISHED, Status
 from cluster.session import ray_session, undisturbed
 
 _POLL_SECONDS = 0.25
 _FLUSH_SECONDS = 60.0
 _RATE_WINDOW_SECONDS = 2.0
+_LONG_COMPUTE_TIME = 20.0  # means: an exponential time is longer once in 5e8 gradients
 
 
 def run(
@@ -90,15 +93,16 @@ def _start(kind: type, *arguments: Any, **options: Any) -> Actor:
 
 
 class _Cluster:
-    """The actors of one run and what is known of them."""
+    """The actors of one run: started, watched, started again."""
 
-    def __init__(self, config: RunConfig, initial: Array, path: Path) -> None:
+    def __init__(self, config: RunConfig, initial: Array, writer: RunWriter) -> None:
         self.config = config
+        self._writer = writer
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         umask = os.umask(0o077)
         os.umask(umask)
         self.recorder = _start(
-            RecorderActor, config, str(path.resolve()), umask, scheduling_strategy=here
+            RecorderActor, config, str(writer.path.resolve()), umask, scheduling_strategy=here
         )
         self.server = _start(
             ServerActor,
@@ -109,20 +113,71 @@ class _Cluster:
             max_concurrency=config.cluster.workers + 16,
         )
         self.stopped = self.server.stopped.remote()
-        self.workers: dict[int, Actor] = {}
+        self.restarts = Restarts()
+        self._workers: dict[int, Actor] = {}
+        self._started: dict[int, float] = {}
         self.running: dict[ray.ObjectRef[Any], int] = {}
+        longest = float(ComputeTime.from_config(config.cluster).mean.max())
+        self._timeout = config.cluster.worker_timeout + _LONG_COMPUTE_TIME * longest
         for worker in range(config.cluster.workers):
             self.start_worker(worker)
 
     def start_worker(self, worker: int) -> None:
         """Start the process of a worker and its work."""
-        actor = self.workers[worker] = _start(WorkerActor)
+        actor = self._workers[worker] = _start(WorkerActor, scheduling_strategy="SPREAD")
+        self._started[worker] = time.monotonic()
         self.running[actor.run.remote(self.config, worker, self.server)] = worker
+
+    def replace_failed(self, ready: list[ray.ObjectRef[Any]], status: Status) -> None:
+        """Take workers that ended or hang for lost, start those whose delay is over.
+
+        Raises
+        ------
+        RunFailedError
+            No worker is left to go on.
+        """
+        now = time.monotonic()
+        for task in ready:
+            if task in self.running:
+                reason = _failure(task)
+                if reason is not None:
+                    self._lose(task, reason, status, now)
+                else:
+                    del self.running[task]
+        for task, worker in list(self.running.items()):
+            known = status.workers[worker]
+            silent = known.computing if known.present else now - self._started[worker]
+            if silent > self._timeout:
+                self._lose(task, f"silent for {silent:.0f} s", status, now)
+        for worker in self.restarts.due(now):
+            self.start_worker(worker)
+        if not self.running and not self.restarts.pending and self.restarts.first_reason:
+            raise RunFailedError(
+                f"every worker failed again and again; {self.restarts.first_reason}"
+            )
+
+    def _lose(self, task: ray.ObjectRef[Any], reason: str, status: Status, now: float) -> None:
+        worker = self.running.pop(task)
+        ray.kill(self._workers.pop(worker))
+        delay = self.restarts.failed(worker, reason, status.workers[worker].received, now)
+        self._writer.event("worker_lost", worker=worker, reason=reason, restart_seconds=delay)
+        ray.get(self.server.leave.remote(worker))
 
     def kill(self) -> None:
         """End every actor of the run at once."""
-        for actor in (*self.workers.values(), self.server, self.recorder):
+        for actor in (*self._workers.values(), self.server, self.recorder):
             ray.kill(actor)
+
+
+def _failure(task: ray.ObjectRef[Any]) -> str | None:
+    """Return why the work of a worker ended, None if it was told to stop."""
+    try:
+        error: UserError | None = ray.get(task)
+    except RayActorError:
+        return "its process died"
+    except RayTaskError as wrapped:
+        return " ".join(str(wrapped.cause).split())
+    return None if error is None else error.message
 
 
 def _supervise(
@@ -131,7 +186,7 @@ def _supervise(
     writer: RunWriter,
     progress: Callable[[Progress], None] | None,
 ) -> None:
-    cluster = _Cluster(config, initial, writer.path)
+    cluster = _Cluster(config, initial, writer)
     try:
         _watch(cluster, progress)
     except BaseException:
@@ -148,34 +203,44 @@ def _watch(cluster: _Cluster, progress: Callable[[Progress], None] | None) -> No
     """Return when the run is complete and on disk."""
     rate = _Rate()
     latest = cluster.recorder.latest.remote()
-    loss: float | None = None
+    losses = Losses()
     while True:
         tasks = [cluster.stopped, *cluster.running]
-        ready, _ = ray.wait(tasks, num_returns=1, timeout=_POLL_SECONDS)
+        ray.wait(tasks, num_returns=1, timeout=_POLL_SECONDS)
+        ready, _ = ray.wait(tasks, num_returns=len(tasks), timeout=0)
         finished = cluster.stopped in ready
-        for task in ready:
-            if task in cluster.running:
-                _check(ray.get(task), f"worker {cluster.running.pop(task)}")
         if finished:
             ray.get(cluster.server.flush.remote())
             latest = cluster.recorder.latest.remote()
+        status: Status = ray.get(cluster.server.status.remote())
         # A recorder busy with a long evaluation must not keep the watch waiting.
         if ray.wait([latest], timeout=None if finished else 0)[0]:
-            loss, error = ray.get(latest)
-            _check(error, "evaluation of the loss")
+            losses = ray.get(latest)
+            _check_losses(losses, cluster.config)
             latest = cluster.recorder.latest.remote()
-        status: Status = ray.get(cluster.server.status.remote())
         if progress is not None:
             speed = rate(status.version, time.monotonic())
             updates = cluster.config.run.updates
-            progress(Progress(status.version, updates, speed, status.mean_staleness, loss))
+            progress(Progress(status.version, updates, speed, status.mean_staleness, losses.latest))
         if finished:
+            if status.stopped != FINISHED:
+                raise RunFailedError(str(status.stopped))
             return
+        cluster.replace_failed(ready, status)
 
 
-def _check(error: UserError | None, where: str) -> None:
-    if error is not None:
-        raise RunFailedError(f"{where}: {error.message}")
+def _check_losses(losses: Losses, config: RunConfig) -> None:
+    if losses.error is not None:
+        raise RunFailedError(f"evaluation of the loss: {losses.error.message}")
+    if losses.first is None or losses.latest is None:
+        return
+    limit = config.run.divergence_factor * max(1.0, abs(losses.first))
+    if not losses.latest <= limit:
+        raise DivergedError(
+            f"the run diverged: loss {losses.latest:.3g} at update {losses.update}, "
+            f"{losses.first:.3g} at the start; learning_rate = {config.optimizer.learning_rate} "
+            "is too large for this staleness"
+        )
 
 
 class _Rate:

@@ -41,6 +41,13 @@ class Recorder:
             self._writer.loss(self._loss)
 
     @property
-    def latest_loss(self) -> float | None:
-        """The loss evaluated last."""
-        return self._loss["loss"][-1] if self._loss["loss"] else None
+    def first_loss(self) -> float | None:
+        """The loss before the first update."""
+        return next(iter(self._loss["loss"]), None)
+
+    @property
+    def latest_loss(self) -> tuple[int | None, float | None]:
+        """The update evaluated last and its loss."""
+        if not self._loss["loss"]:
+            return None, None
+        return int(self._loss["update"][-1]), self._loss["loss"][-1]

@@ -24,6 +24,8 @@ from cluster.messages import Gradient, Reply, Snapshot, Stop
 Array = npt.NDArray[np.float64]
 Replies = list[tuple[int, Reply]]
 
+FINISHED = "finished"  # why a server stops that made all its updates
+
 
 @dataclass(slots=True)
 class _Seat:
@@ -38,11 +40,31 @@ class _Seat:
     batch_size: int = 0
     present: bool = False
     granted: float = math.inf
+    received: int = 0
 
     @property
     def owes(self) -> bool:
         """Whether a snapshot is out and its gradient has not arrived."""
         return self.granted < math.inf
+
+
+@dataclass(frozen=True)
+class WorkerStatus:
+    """How a worker stands.
+
+    Attributes
+    ----------
+    present
+        Whether it has joined and has not left.
+    received
+        Gradients received from it so far.
+    computing
+        Seconds since it got the snapshot it owes a gradient for, 0 if it owes none.
+    """
+
+    present: bool
+    received: int
+    computing: float
 
 
 @dataclass(frozen=True)
@@ -57,8 +79,8 @@ class Status:
         Since the first snapshot was handed out.
     mean_staleness
         Over all updates so far, nan before the first.
-    computing
-        Seconds since each worker that owes a gradient got its snapshot.
+    workers
+        Every worker that ever joined or was expected to.
     rejected
         Gradients refused because they cannot be applied.
     stopped
@@ -68,7 +90,7 @@ class Status:
     version: int
     seconds: float
     mean_staleness: float
-    computing: dict[int, float]
+    workers: dict[int, WorkerStatus]
     rejected: int
     stopped: str | None
 
@@ -165,6 +187,7 @@ class ParameterServer:
         if gradient.epoch != self.epoch or gradient.sequence != seat.sequence:
             return [(worker, self._snapshot(seat))]
         seat.granted = math.inf
+        seat.received += 1
         defect = self._defect(gradient, seat)
         if defect is not None:
             return self._reject(gradient, seat, defect, now)
@@ -193,7 +216,10 @@ class ParameterServer:
             self.version,
             max(0.0, now - self._started) if math.isfinite(self._started) else 0.0,
             self._staleness_sum / self.version if self.version else math.nan,
-            {w: now - s.granted for w, s in self._seats.items() if s.owes},
+            {
+                worker: WorkerStatus(s.present, s.received, now - s.granted if s.owes else 0.0)
+                for worker, s in self._seats.items()
+            },
             self._rejected,
             self._stop.reason if self._stop else None,
         )
@@ -214,7 +240,7 @@ class ParameterServer:
                 self.parameters = self.parameters.copy()
             self._apply(group, now)
             if self.version == self._config.run.updates:
-                return [*replies, *self.stop("finished")]
+                return [*replies, *self.stop(FINISHED)]
             for gradient in group:
                 seat = self._seats[gradient.worker]
                 if seat.present:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,11 @@ Array = npt.NDArray[np.float64]
 
 
 class Bowl:
-    """f(x) = |x|^2 / 2 with noisy samples; misbehaves from the `after`-th gradient on."""
+    """f(x) = |x|^2 / 2 with noisy samples, and a fault.
+
+    "loss" and "raise" raise once the parameters have come below 0.9; "exit" and "hang" happen at
+    the `after`-th gradient of a process, "nan" from there on, "grow" turns every step around.
+    """
 
     dim = 2
     n_samples = 8
@@ -32,13 +37,17 @@ class Bowl:
 
     def gradient(self, x: Array, indices: Any) -> Array:
         self.calls += 1
-        if self.calls > self.after:
-            if self.fault == "raise":
-                raise ZeroDivisionError("the user's\nown mistake")
-            if self.fault == "exit":
-                os._exit(3)
+        if self.fault == "raise" and np.abs(x).max() < 0.9:
+            raise ZeroDivisionError("the user's\nown mistake")
+        if self.fault == "grow":
+            return -30.0 * x
+        if self.calls >= self.after:
             if self.fault == "nan":
                 return np.array([np.nan, 0.0])
+            if self.fault == "exit":
+                os._exit(3)
+            if self.fault == "hang":
+                threading.Event().wait()
         shift = (np.asarray(indices) - 3.5) / 8
         return np.asarray(x + shift.mean())
 

@@ -20,13 +20,13 @@ import pytest
 
 from asgd.config import RunConfig, make_config
 from asgd.draws import WorkerDraws
-from asgd.errors import InputError, RunFailedError
+from asgd.errors import DivergedError, InputError, RunFailedError
 from asgd.problems import make_problem
 from asgd.progress import Progress
 from asgd.simulate import simulate
 from asgd.staleness import Geometric
 from asgd.streams import stream
-from asgd.trace import read_run
+from asgd.trace import SHARED, Run, read_run
 from cluster import run
 from tests.invariants import check_trace
 
@@ -83,6 +83,20 @@ def test_uniform_schedule_is_geometric_and_equals_the_simulation(tmp_path: Path)
 
 
 @pytest.mark.usefixtures("shared_ray")
+def test_bounded_staleness_is_reached_and_never_exceeded(tmp_path: Path) -> None:
+    cluster = {"workers": 3, "mode": "bounded", "max_staleness": 1}
+    result = read_run(run(configure({"kind": "quadratic"}, 200, **cluster), tmp_path / "run"))
+    assert result.state == "finished"
+    assert set(result.trace["staleness"]) == {0, 1}
+    shared = result.trace[result.trace["worker"] == SHARED]
+    assert len(shared) > 0
+    sizes = result.members.groupby("update")["batch_size"].sum()
+    np.testing.assert_array_equal(sizes.index, shared["update"])
+    np.testing.assert_array_equal(sizes, shared["batch_size"])
+    check_every_gradient_is_accounted_for(result)
+
+
+@pytest.mark.usefixtures("shared_ray")
 def test_without_delay_staleness_is_concentrated_near_its_mean(tmp_path: Path) -> None:
     shown: list[Progress] = []
     config = configure({"kind": "least_squares"}, updates=1200, workers=4)
@@ -119,25 +133,66 @@ def total_variation(staleness: np.ndarray[Any, Any], law: Geometric) -> float:
 
 @pytest.mark.usefixtures("shared_ray")
 @pytest.mark.parametrize(
-    ("fault", "message"),
+    ("fault", "error", "message"),
     [
-        ("raise", "worker 0: ZeroDivisionError: the user's own mistake (.*plugins.py:"),
-        ("loss", "evaluation of the loss: ArithmeticError: no loss below 0.9 (.*plugins.py:"),
+        (
+            "raise",
+            RunFailedError,
+            "worker 0: ZeroDivisionError: the user's own mistake (.*gins.py:",
+        ),
+        ("loss", RunFailedError, "of the loss: ArithmeticError: no loss below 0.9 (.*plugins.py:"),
+        ("nan", RunFailedError, "11 gradients were refused; .* worker 0 .*: not finite"),
+        ("grow", DivergedError, "the run diverged: loss .*, 1 at the start; learning_rate = 0.05"),
     ],
 )
-def test_error_in_user_code_ends_the_run_in_one_line(
-    tmp_path: Path, fault: str, message: str
+def test_run_that_cannot_go_on_ends_with_one_line(
+    tmp_path: Path, fault: str, error: type[RunFailedError], message: str
 ) -> None:
     problem = {"kind": "tests.plugins:bowl", "options": {"fault": fault}}
     config = configure(problem, updates=10**6, workers=1)
-    with pytest.raises(RunFailedError, match=message.replace("(", r"\(")) as error:
+    with pytest.raises(error, match=message.replace("(", r"\(")) as raised:
         run(config, tmp_path / "run")
-    assert "\n" not in str(error.value)
+    assert "\n" not in str(raised.value)
     result = read_run(tmp_path / "run")
     assert result.state == "failed"
-    assert result.events[-1]["reason"] == str(error.value)
+    assert result.events[-1]["reason"] == str(raised.value)
     assert len(result.trace) > 0
     np.testing.assert_array_equal(result.trace["update"], np.arange(len(result.trace)))
+
+
+@pytest.mark.usefixtures("shared_ray")
+@pytest.mark.parametrize(
+    ("mode", "fault", "timeout", "reason"),
+    [("async", "exit", 60.0, "its process died"), ("sync", "hang", 1.0, "silent for")],
+)
+def test_run_goes_on_without_a_lost_worker_which_comes_back(
+    tmp_path: Path, mode: str, fault: str, timeout: float, reason: str
+) -> None:
+    problem = {"kind": "tests.plugins:bowl", "options": {"fault": fault, "after": 80}}
+    config = configure(problem, 300, workers=2, mode=mode, worker_timeout=timeout)
+    result = read_run(run(config, tmp_path / "run"))
+    assert result.state == "finished"
+    trace = result.trace
+    np.testing.assert_array_equal(trace["update"], np.arange(300))
+    np.testing.assert_array_equal(trace["staleness"], trace["update"] - trace["read_version"])
+    lost = [event for event in result.events if event["event"] == "worker_lost"]
+    assert lost
+    assert all(event["reason"].startswith(reason) for event in lost)
+    joined = [event["worker"] for event in result.events if event["event"] == "worker_joined"]
+    assert len(joined) > 2
+    check_every_gradient_is_accounted_for(result)
+
+
+def check_every_gradient_is_accounted_for(result: Run) -> None:
+    """Assert that each worker's gradients were applied once or reported lost, up to the last."""
+    applied = [
+        *zip(result.trace["worker"], result.trace["sequence"], strict=True),
+        *zip(result.members["worker"], result.members["sequence"], strict=True),
+    ]
+    lost = [(e["worker"], e["sequence"]) for e in result.events if e["event"] == "gradient_lost"]
+    for worker in range(result.config.cluster.workers):
+        known = sorted(s for w, s in [*applied, *lost] if w == worker)
+        assert known == list(range(len(known)))
 
 
 def test_directory_in_use_is_refused_before_anything_starts(tmp_path: Path) -> None:
@@ -246,7 +301,7 @@ def test_nothing_is_left_after_success(launch: Callable[..., Subprocess]) -> Non
 
 
 def test_nothing_is_left_after_failure(launch: Callable[..., Subprocess]) -> None:
-    options = {"fault": "raise", "after": 100}
+    options = {"fault": "raise"}
     child = launch(updates=10**6, kind="tests.plugins:bowl", options=options)
     assert "the user's own mistake" in child.finish()
     assert child.process.returncode == 1

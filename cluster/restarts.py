@@ -1,0 +1,66 @@
+"""When a worker that failed is started again, and when it is given up."""
+
+from __future__ import annotations
+
+import heapq
+from dataclasses import dataclass, field
+
+_FIRST_DELAY = 0.1  # seconds; doubles with each failure in a row
+_LONGEST_DELAY = 30.0
+_FAILURES = 5  # in a row, without a gradient delivered in between
+
+
+@dataclass
+class Restarts:
+    """The failures of the workers of one run.
+
+    A worker that delivered gradients since it was last started begins anew with the shortest
+    delay. One that failed five times in a row without delivering any is given up.
+    """
+
+    _failures: dict[int, int] = field(default_factory=dict)
+    _delivered: dict[int, int] = field(default_factory=dict)
+    _waiting: list[tuple[float, int]] = field(default_factory=list)
+    first_reason: str | None = None
+
+    def failed(self, worker: int, reason: str, delivered: int, now: float) -> float | None:
+        """Note a failure.
+
+        Parameters
+        ----------
+        worker
+            Who failed.
+        reason
+            Why, in one line.
+        delivered
+            Gradients the server has received from this worker in the whole run.
+        now
+            Seconds on any steady clock.
+
+        Returns
+        -------
+        float or None
+            Seconds until the worker is to be started again; None if it is given up.
+        """
+        self.first_reason = self.first_reason or f"worker {worker}: {reason}"
+        if delivered > self._delivered.get(worker, 0):
+            self._failures[worker] = 0
+        self._delivered[worker] = delivered
+        failures = self._failures[worker] = self._failures.get(worker, 0) + 1
+        if failures >= _FAILURES:
+            return None
+        delay = min(_LONGEST_DELAY, _FIRST_DELAY * 2.0 ** (failures - 1))
+        heapq.heappush(self._waiting, (now + delay, worker))
+        return delay
+
+    def due(self, now: float) -> list[int]:
+        """Take the workers that are to be started now."""
+        workers = []
+        while self._waiting and self._waiting[0][0] <= now:
+            workers.append(heapq.heappop(self._waiting)[1])
+        return workers
+
+    @property
+    def pending(self) -> bool:
+        """Whether any worker is still to be started again."""
+        return bool(self._waiting)
