@@ -16,7 +16,7 @@ from asgd.staleness import Geometric
 
 LEARNING_RATE = 0.05
 MUS = (0.5, 0.75, 0.9)
-UPDATES = 100
+UPDATES = 80
 SUBSTEPS = 16
 LONG_DELAY = 0.75
 
