@@ -33,9 +33,7 @@ class SharedVectors:
         if os.fstat(descriptor).st_size != size:
             raise WireError("the shared memory has another size than agreed on")
         memory = mmap.mmap(descriptor, size)
-        self.gradient: npt.NDArray[Any] = np.frombuffer(
-            memory, vectors.numbers, vectors.dimension
-        )
+        self.gradient: npt.NDArray[Any] = np.frombuffer(memory, vectors.numbers, vectors.dimension)
         self.snapshot: npt.NDArray[Any] = np.frombuffer(
             memory, vectors.numbers, vectors.dimension, start
         )

@@ -44,9 +44,10 @@ from __future__ import annotations
 import hmac
 import struct
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from cluster.messages import Array, Gradient, Snapshot
 
@@ -109,6 +110,10 @@ class VectorFormat:
     def nbytes(self) -> int:
         """Bytes of a vector."""
         return self.dimension * self.numbers.itemsize
+
+    def view(self, buffer: memoryview) -> npt.NDArray[Any]:
+        """Return the vector in a frame, shape (d,), on the memory of the frame."""
+        return np.frombuffer(buffer, self.numbers, self.dimension, HEADER.size)
 
     def hello(self, nonce: bytes, shared: bool) -> bytes:
         """Return the payload of HELLO."""
@@ -208,6 +213,15 @@ def pack_snapshot(buffer: Buffer, worker: int, snapshot: Snapshot, length: int) 
         0.0,
         0,
     )
+
+
+def copy_vector(destination: npt.NDArray[Any], source: npt.NDArray[Any]) -> None:
+    """Copy between float64 and the type on the wire; what does not fit becomes infinite."""
+    if destination.dtype == source.dtype:
+        destination[:] = source
+        return
+    with np.errstate(over="ignore"):
+        np.copyto(destination, source, casting="same_kind")
 
 
 def proof(secret: bytes, side: bytes, hello: bytes, nonce: bytes) -> bytes:

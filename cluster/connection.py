@@ -1,0 +1,213 @@
+"""The worker's end of the data plane: one socket to the server, frames of `cluster.wire`."""
+
+from __future__ import annotations
+
+import hmac
+import os
+import secrets
+import socket
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from cluster import wire
+from cluster.messages import Array, Gradient, Reply, Snapshot, Stop
+from cluster.shm import SharedVectors
+from cluster.wire import HEADER, Frame, VectorFormat, WireError
+
+_HANDSHAKE_SECONDS = 10.0
+# A peer whose machine is gone says nothing: after these seconds of silence it is asked, so often.
+_KEEPALIVE_IDLE, _KEEPALIVE_INTERVAL, _KEEPALIVE_PROBES = 10, 5, 3
+_UNACKNOWLEDGED_MILLISECONDS = 30_000
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where and how workers reach the server; handed to them by Ray, never over the sockets.
+
+    Attributes
+    ----------
+    host, port
+        Of the TCP listener.
+    local
+        Name of the local socket, for workers on the same node.
+    vectors
+        How gradients and parameters travel.
+    secret
+        Of the run.
+    """
+
+    host: str
+    port: int
+    local: str
+    vectors: VectorFormat
+    secret: bytes = field(repr=False)
+
+
+class SocketConnection:
+    """A worker's connection; `join` and `push` block until the server answers.
+
+    Both raise `ConnectionError` when the server is gone. The parameters of a snapshot are
+    read-only and valid until the next call.
+
+    Parameters
+    ----------
+    endpoint
+        The server.
+    worker
+        Number of the worker.
+    shared
+        Over the local socket with shared memory, for a worker on the server's node; else TCP.
+
+    Raises
+    ------
+    ConnectionError
+        The server cannot be reached, or one side does not know the secret.
+    """
+
+    def __init__(self, endpoint: Endpoint, worker: int, shared: bool = False) -> None:
+        self._worker = worker
+        vectors = endpoint.vectors
+        inline = 0 if shared else vectors.nbytes
+        room = HEADER.size + max(inline, wire.LONGEST_TEXT)
+        self._in = np.empty(room, np.uint8).data
+        self._out = np.empty(room, np.uint8).data
+        self._push = self._out[: HEADER.size + inline]
+        self._socket = _dial(endpoint, shared)
+        try:
+            memory = self._greet(endpoint, shared)
+        except OSError as error:
+            self._socket.close()
+            raise _connection_error(error) from error
+        self._received = memory.snapshot if memory else vectors.view(self._in)
+        self._outgoing = memory.gradient if memory else vectors.view(self._out)
+        self._native = self._received.dtype == np.float64
+        self._parameters: Array = self._received if self._native else np.empty(vectors.dimension)
+        self._read_only = self._parameters.view()
+        self._read_only.flags.writeable = False
+
+    def join(self, worker: int) -> Reply:
+        """Ask for the first snapshot."""
+        return self._ask(wire.pack(wire.JOIN, worker))
+
+    def push(self, gradient: Gradient) -> Reply:
+        """Deliver a gradient and ask for the next snapshot."""
+        if gradient.gradient.shape != self._outgoing.shape:
+            return self._ask(wire.pack_misfit(gradient))
+        wire.copy_vector(self._outgoing, gradient.gradient)
+        wire.pack_push(self._push, gradient, len(self._push) - HEADER.size)
+        return self._ask(self._push)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._socket.close()
+
+    def _ask(self, question: bytes | memoryview) -> Reply:
+        try:
+            self._socket.sendall(question)
+            frame = self._receive()
+        except OSError as error:
+            raise _connection_error(error) from error
+        if frame.kind == wire.SNAPSHOT:
+            if not self._native:
+                np.copyto(self._parameters, self._received)
+            return Snapshot(
+                self._read_only, frame.version, frame.epoch, frame.sequence, frame.batch_size
+            )
+        if frame.kind == wire.STOP:
+            return Stop(wire.text(self._payload(frame)))
+        raise WireError(f"the server sent a frame of kind {frame.kind} for an answer")
+
+    def _greet(self, endpoint: Endpoint, shared: bool) -> SharedVectors | None:
+        """Prove to each other the knowledge of the secret; return the memory shared then."""
+        nonce = secrets.token_bytes(wire.NONCE_BYTES)
+        hello = wire.pack(wire.HELLO, self._worker, endpoint.vectors.hello(nonce, shared))
+        self._socket.sendall(hello)
+        challenge = bytes(self._payload(self._receive()))
+        nonce, shown = challenge[: wire.NONCE_BYTES], challenge[wire.NONCE_BYTES :]
+        if not hmac.compare_digest(shown, wire.proof(endpoint.secret, b"server", hello, nonce)):
+            raise WireError("the server does not know the secret of this run")
+        answer = wire.proof(endpoint.secret, b"worker", hello, nonce)
+        self._socket.sendall(wire.pack(wire.PROOF, self._worker, answer))
+        if not shared:
+            self._receive()
+            memory = None
+        else:
+            # A descriptor rides on the first byte of its frame.
+            first, descriptors, _, _ = socket.recv_fds(self._socket, 1, 1)
+            self._in[: len(first)] = first
+            self._receive(len(first))
+            try:
+                memory = SharedVectors(descriptors[0], endpoint.vectors)
+            finally:
+                os.close(descriptors[0])
+        self._socket.settimeout(None)
+        return memory
+
+    def _payload(self, frame: Frame) -> memoryview:
+        return self._in[HEADER.size : HEADER.size + frame.length]
+
+    def _receive(self, got: int = 0) -> Frame:
+        """Return the next frame, whose first `got` bytes are here already."""
+        data = self._in
+        if not got:
+            got = self._socket.recv_into(data)
+        if got < HEADER.size:
+            self._fill(data[got : HEADER.size])
+            got = HEADER.size
+        frame = wire.parse(data)
+        end = HEADER.size + frame.length
+        if not got <= end <= len(data):
+            raise WireError(f"a frame of kind {frame.kind} and {frame.length} bytes is too long")
+        if got < end:
+            self._fill(data[got:end])
+        if frame.kind == wire.ERROR:
+            raise WireError(f"refused by the server: {wire.text(self._payload(frame))}")
+        return frame
+
+    def _fill(self, data: memoryview) -> None:
+        while data:
+            count = self._socket.recv_into(data, len(data), socket.MSG_WAITALL)
+            if not count:
+                raise ConnectionResetError("the server closed the connection")
+            data = data[count:]
+
+
+def tune(connection: socket.socket) -> None:
+    """Send small frames at once over TCP, and notice a machine that is gone."""
+    if connection.family == socket.AF_UNIX:
+        return
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in (
+        (socket.TCP_KEEPIDLE, _KEEPALIVE_IDLE),
+        (socket.TCP_KEEPINTVL, _KEEPALIVE_INTERVAL),
+        (socket.TCP_KEEPCNT, _KEEPALIVE_PROBES),
+        (socket.TCP_USER_TIMEOUT, _UNACKNOWLEDGED_MILLISECONDS),
+    ):
+        connection.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+def _dial(endpoint: Endpoint, shared: bool) -> socket.socket:
+    try:
+        if not shared:
+            address = (endpoint.host, endpoint.port)
+            connection = socket.create_connection(address, _HANDSHAKE_SECONDS)
+            tune(connection)
+            return connection
+        connection = socket.socket(socket.AF_UNIX)
+        connection.settimeout(_HANDSHAKE_SECONDS)
+        try:
+            connection.connect(f"\0{endpoint.local}")
+        except OSError:
+            connection.close()
+            raise
+        return connection
+    except OSError as error:
+        raise _connection_error(error) from error
+
+
+def _connection_error(error: OSError) -> ConnectionError:
+    if isinstance(error, ConnectionError):
+        return error
+    return ConnectionError(f"the parameter server does not answer ({error.strerror or error})")

@@ -1,0 +1,357 @@
+"""The data plane: workers' sockets around the very same `ParameterServer` object.
+
+`SocketServer` is one loop over `epoll` for all workers; it sleeps when nothing arrives. Workers
+come over TCP or, on the server's node, over a local socket with the vectors in shared memory. A
+connection that breaks, keeps silent in the middle of a frame or does not keep to the protocol is
+closed and reported, and the server goes on without its worker until that worker is back. The
+protocol is that of `cluster.wire`.
+"""
+
+from __future__ import annotations
+
+import hmac
+import math
+import os
+import secrets
+import select
+import socket
+import time
+from contextlib import suppress
+
+import numpy as np
+
+from cluster import wire
+from cluster.connection import Endpoint, tune
+from cluster.messages import Array, Gradient, Reply, Snapshot
+from cluster.server import ParameterServer, Replies
+from cluster.shm import SharedVectors, create_memory
+from cluster.wire import HEADER, Frame, VectorFormat, WireError
+
+_HANDSHAKE_SECONDS = 10.0
+_SILENCE_SECONDS = 30.0  # in the middle of a frame
+_SWEEP_SECONDS = 1.0
+_STRANGERS = 256  # connections that have not proved anything yet
+_REFUSALS_REPORTED = 100
+_HELLO_BYTES = wire.HELLO_PAYLOAD.size
+
+
+class _Peer:
+    """One connection and how far it has come.
+
+    `window` is what may be read into now and `got` how much of it is there; `accepts` gives the
+    lengths of the kinds of frame that may come; `asked` says that the worker waits for an answer.
+    """
+
+    def __init__(self, connection: socket.socket, name: str, deadline: float) -> None:
+        self.socket = connection
+        self.name = name
+        self.deadline = deadline
+        self.worker: int | None = None
+        self.buffer = self.window = memoryview(bytearray(HEADER.size + _HELLO_BYTES))
+        self.got = 0
+        self.frame: Frame | None = None
+        self.accepts = {wire.HELLO: range(_HELLO_BYTES, _HELLO_BYTES + 1)}
+        self.hello = self.nonce = b""
+        self.shared: SharedVectors | None = None
+        self.unsent = memoryview(b"")
+        self.asked = self.stopped = False
+
+    def open(self, worker: int, vectors: VectorFormat) -> None:
+        """Make room for the vectors of a worker that has proved itself."""
+        self.worker = worker
+        self.deadline = math.inf
+        inline = 0 if self.shared else vectors.nbytes
+        room = HEADER.size + max(inline, wire.LONGEST_TEXT)
+        self.buffer = self.window = np.empty(room, np.uint8).data
+        self.header = self.buffer[: HEADER.size]
+        self.out = np.empty(room, np.uint8).data
+        self.snapshot = self.out[: HEADER.size + inline]
+        shared = self.shared
+        self.received = shared.gradient if shared else vectors.view(self.buffer)
+        self.outgoing = shared.snapshot if shared else vectors.view(self.out)
+        native = self.received.dtype == np.float64
+        self.gradient: Array = self.received if native else np.empty(vectors.dimension)
+        self.accepts = {
+            wire.JOIN: range(1),
+            wire.PUSH: range(inline, inline + 1),
+            wire.MISFIT: range(0, 8 * wire.LONGEST_SHAPE + 1, 8),
+        }
+
+
+class SocketServer:
+    """Serves a parameter server to workers that connect.
+
+    All methods belong to one thread, the one that calls the parameter server.
+
+    Parameters
+    ----------
+    server
+        What answers; events of the connections go into its ledger.
+    host
+        Address to listen on.
+    dtype
+        Of the vectors on the wire: "float64" or "float32".
+    """
+
+    def __init__(
+        self, server: ParameterServer, host: str = "127.0.0.1", dtype: str = "float64"
+    ) -> None:
+        self._server = server
+        self._vectors = VectorFormat(len(server.parameters), dtype)
+        self._peers: dict[int, _Peer] = {}
+        self._workers: dict[int, _Peer] = {}
+        self._broken: list[tuple[_Peer, str]] = []
+        self._refusals = 0
+        self._next_sweep = time.monotonic() + _SWEEP_SECONDS
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        tcp = socket.create_server((host, 0), family=family, backlog=_STRANGERS)
+        local = socket.socket(socket.AF_UNIX)
+        name = f"asgd-{secrets.token_hex(16)}"
+        local.bind(f"\0{name}")
+        local.listen(_STRANGERS)
+        self._listeners = {listener.fileno(): listener for listener in (tcp, local)}
+        self._epoll = select.epoll()
+        for listener in self._listeners.values():
+            listener.setblocking(False)
+            self._epoll.register(listener, select.EPOLLIN)
+        port = tcp.getsockname()[1]
+        self.endpoint = Endpoint(host, port, name, self._vectors, secrets.token_bytes(32))
+
+    def fileno(self) -> int:
+        """Return a descriptor that is readable while there is something to serve."""
+        return self._epoll.fileno()
+
+    def close(self) -> None:
+        """Close every connection and stop listening."""
+        for peer in self._peers.values():
+            peer.socket.close()
+        for listener in self._listeners.values():
+            listener.close()
+        self._epoll.close()
+
+    def serve(self, seconds: float, lull: float = 0.001) -> None:
+        """Serve for about `seconds`, or until nothing arrives for `lull` seconds."""
+        now = time.monotonic()
+        end = now + seconds
+        while now < end:
+            events = self._epoll.poll(min(lull, end - now))
+            for descriptor, event in events:
+                self._handle(descriptor, event)
+            now = time.monotonic()
+            if not events:
+                break
+        if now >= self._next_sweep:
+            self.sweep(now)
+
+    def deliver(self, replies: Replies) -> None:
+        """Send replies to the workers that wait here; the others are not ours."""
+        for worker, reply in replies:
+            peer = self._workers.get(worker)
+            if peer is not None and peer.asked:
+                self._answer(peer, worker, reply)
+        self._settle()
+
+    def sweep(self, now: float) -> None:
+        """Close connections that are overdue."""
+        self._next_sweep = now + _SWEEP_SECONDS
+        for listener in self._listeners.values():
+            self._epoll.modify(listener, select.EPOLLIN)
+        for peer in list(self._peers.values()):
+            if peer.deadline < now:
+                if peer.worker is None:
+                    reason = f"proved nothing within {_HANDSHAKE_SECONDS:.0f} s"
+                else:
+                    what = "does not read" if peer.unsent else "stopped in mid-frame"
+                    reason = f"{what} for {_SILENCE_SECONDS:.0f} s"
+                self._broken.append((peer, reason))
+        self._settle()
+
+    def _handle(self, descriptor: int, event: int) -> None:
+        peer = self._peers.get(descriptor)
+        if peer is None:
+            if descriptor in self._listeners:
+                self._accept(self._listeners[descriptor])
+            return
+        try:
+            if event & select.EPOLLOUT:
+                self._flush(peer)
+            if event & ~select.EPOLLOUT:
+                self._read(peer)
+        except BlockingIOError:
+            pass
+        except WireError as error:
+            with suppress(OSError):
+                peer.socket.send(wire.pack_text(wire.ERROR, str(error)))
+            self._broken.append((peer, str(error)))
+        except OSError as error:
+            self._broken.append((peer, _reason(error)))
+        if self._broken:
+            self._settle()
+
+    def _accept(self, listener: socket.socket) -> None:
+        try:
+            connection, address = listener.accept()
+        except BlockingIOError:
+            return
+        except OSError:  # out of descriptors: listen again at the next sweep, not at once
+            self._epoll.modify(listener, 0)
+            return
+        name = "local" if listener.family == socket.AF_UNIX else f"{address[0]}:{address[1]}"
+        if len(self._peers) - len(self._workers) >= _STRANGERS:
+            connection.close()
+            self._refused(name, "too many connections at once")
+            return
+        connection.setblocking(False)
+        tune(connection)
+        peer = _Peer(connection, name, time.monotonic() + _HANDSHAKE_SECONDS)
+        self._peers[connection.fileno()] = peer
+        self._epoll.register(connection, select.EPOLLIN)
+
+    def _read(self, peer: _Peer) -> None:
+        count = peer.socket.recv_into(peer.window[peer.got :] if peer.got else peer.window)
+        if not count:
+            raise ConnectionResetError("closed by the other side")
+        peer.got += count
+        frame = peer.frame
+        if frame is None and peer.got >= HEADER.size:
+            frame = peer.frame = self._header(peer)
+        missing = HEADER.size + (frame.length if frame else 0) - peer.got
+        if missing < 0:
+            raise WireError("bytes after the end of a frame")
+        if frame is None or missing:
+            if peer.worker is not None:
+                peer.deadline = time.monotonic() + _SILENCE_SECONDS
+            return
+        peer.got = 0
+        peer.frame = None
+        if peer.worker is None:
+            self._handshake(peer, frame)
+        else:
+            peer.deadline = math.inf
+            self._question(peer, frame)
+
+    def _header(self, peer: _Peer) -> Frame:
+        frame = wire.parse(peer.window)
+        if peer.asked:
+            raise WireError("a question before the answer to the last one")
+        if frame.length not in peer.accepts.get(frame.kind, ()):
+            raise WireError(
+                f"a frame of kind {frame.kind} and {frame.length} bytes is out of place"
+            )
+        if peer.worker not in (None, frame.worker):
+            raise WireError(f"worker {frame.worker} on the connection of worker {peer.worker}")
+        return frame
+
+    def _handshake(self, peer: _Peer, frame: Frame) -> None:
+        secret = self.endpoint.secret
+        if frame.kind == wire.HELLO:
+            peer.hello = bytes(peer.buffer[: HEADER.size + _HELLO_BYTES])
+            peer.nonce = secrets.token_bytes(wire.NONCE_BYTES)
+            shown = wire.proof(secret, b"server", peer.hello, peer.nonce)
+            peer.socket.send(wire.pack(wire.CHALLENGE, payload=peer.nonce + shown))
+            peer.accepts = {wire.PROOF: range(wire.PROOF_BYTES, wire.PROOF_BYTES + 1)}
+            return
+        shown = bytes(peer.buffer[HEADER.size :][: wire.PROOF_BYTES])
+        if not hmac.compare_digest(shown, wire.proof(secret, b"worker", peer.hello, peer.nonce)):
+            raise WireError("does not know the secret of this run")
+        _, dimension, itemsize, shared = wire.HELLO_PAYLOAD.unpack_from(peer.hello, HEADER.size)
+        if (dimension, itemsize) != (self._vectors.dimension, self._vectors.numbers.itemsize):
+            raise WireError(f"{dimension} numbers of {itemsize} bytes do not fit this run")
+        self._welcome(peer, wire.parse(memoryview(peer.hello)).worker, bool(shared))
+
+    def _welcome(self, peer: _Peer, worker: int, shared: bool) -> None:
+        welcome = wire.pack(wire.WELCOME)
+        if not shared:
+            peer.socket.send(welcome)
+        elif peer.socket.family != socket.AF_UNIX:
+            raise WireError("shared memory needs the local socket")
+        else:
+            descriptor = create_memory(self._vectors)
+            try:
+                peer.shared = SharedVectors(descriptor, self._vectors)
+                socket.send_fds(peer.socket, [welcome], [descriptor])
+            finally:
+                os.close(descriptor)
+        older = self._workers.get(worker)
+        if older is not None:
+            # Whatever the worker asked there, it will not read the answer.
+            self._broken.append((older, "replaced by a newer connection"))
+        peer.open(worker, self._vectors)
+        self._workers[worker] = peer
+
+    def _question(self, peer: _Peer, frame: Frame) -> None:
+        now = time.monotonic()
+        peer.asked = True
+        # Nothing may come on top of a gradient that the server holds.
+        peer.window = peer.header
+        if frame.kind == wire.JOIN:
+            how = "shm" if peer.shared else "tcp"
+            self._server.ledger.event("worker_joined", worker=frame.worker, transport=how)
+            self.deliver(self._server.join(frame.worker, now))
+            return
+        value = peer.gradient
+        if frame.kind == wire.MISFIT:
+            value = wire.misfit(peer.buffer[HEADER.size :][: frame.length])
+        elif value is not peer.received:
+            wire.copy_vector(value, peer.received)
+        gradient = Gradient(
+            frame.worker, frame.sequence, frame.version, frame.epoch, value, frame.compute_seconds
+        )
+        self.deliver(self._server.receive(gradient, now))
+
+    def _answer(self, peer: _Peer, worker: int, reply: Reply) -> None:
+        peer.asked = False
+        peer.window = peer.buffer
+        if isinstance(reply, Snapshot):
+            wire.copy_vector(peer.outgoing, reply.parameters)
+            data = peer.snapshot
+            wire.pack_snapshot(data, worker, reply, len(data) - HEADER.size)
+        else:
+            peer.stopped = True
+            data = memoryview(wire.pack_text(wire.STOP, reply.reason))
+        try:
+            sent = peer.socket.send(data)
+        except BlockingIOError:
+            sent = 0
+        except OSError as error:
+            self._broken.append((peer, _reason(error)))
+            return
+        if sent < len(data):
+            peer.unsent = data[sent:]
+            peer.deadline = time.monotonic() + _SILENCE_SECONDS
+            self._epoll.modify(peer.socket, select.EPOLLIN | select.EPOLLOUT)
+
+    def _flush(self, peer: _Peer) -> None:
+        peer.unsent = peer.unsent[peer.socket.send(peer.unsent) :]
+        peer.deadline = time.monotonic() + _SILENCE_SECONDS
+        if not peer.unsent:
+            peer.deadline = math.inf
+            self._epoll.modify(peer.socket, select.EPOLLIN)
+
+    def _settle(self) -> None:
+        """Let go of broken connections, outside any loop over replies: this makes new ones."""
+        while self._broken:
+            peer, reason = self._broken.pop()
+            if self._peers.pop(peer.socket.fileno(), None) is None:
+                continue
+            peer.socket.close()
+            worker = peer.worker
+            if worker is None:
+                self._refused(peer.name, reason)
+            elif not peer.stopped:
+                self._lost(peer, worker, reason)
+
+    def _lost(self, peer: _Peer, worker: int, reason: str) -> None:
+        self._server.ledger.event("connection_lost", worker=worker, peer=peer.name, reason=reason)
+        if self._workers[worker] is peer:
+            del self._workers[worker]
+            self.deliver(self._server.leave(worker, time.monotonic()))
+
+    def _refused(self, name: str, reason: str) -> None:
+        self._refusals += 1
+        if self._refusals <= _REFUSALS_REPORTED:
+            self._server.ledger.event("connection_refused", peer=name, reason=reason)
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error)

@@ -1,0 +1,131 @@
+"""A server with its sockets, and workers in threads, for tests of the data plane."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from asgd.config import RunConfig, make_config
+from asgd.problems import Problem, make_problem
+from asgd.streams import stream
+from cluster.connection import SocketConnection
+from cluster.ledger import Record
+from cluster.messages import Gradient, Reply, Snapshot
+from cluster.server import ParameterServer
+from cluster.tcp import SocketServer
+from cluster.worker import Worker
+
+PATIENCE = 20.0
+
+
+def configure(workers: int, updates: int, problem: Any = None, **cluster: Any) -> RunConfig:
+    return make_config(
+        {
+            "problem": problem or {"kind": "quadratic"},
+            "optimizer": {"learning_rate": 0.05, "batch_size": 2},
+            "cluster": {"workers": workers, **cluster},
+            "run": {"updates": updates, "eval_every": 10, "seed": 4},
+        }
+    )
+
+
+class Line:
+    """A parameter server behind sockets; the test's own thread serves."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        transport: str,
+        dtype: str = "float64",
+        problem: Problem | None = None,
+    ) -> None:
+        self.config = config
+        self.shared = transport == "shm"
+        self.problem = problem or make_problem(config)
+        self.initial = self.problem.initial_point(stream(config.run.seed, "initial"))
+        self.server = ParameterServer(config, self.initial)
+        self.sockets = SocketServer(self.server, dtype=dtype)
+        self.replies: dict[int, Any] = {}
+        self.opened: list[Any] = []
+
+    def __enter__(self) -> Line:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.sockets.close()
+        for connection in self.opened:
+            connection.close()
+
+    def connect(self, worker: int) -> SocketConnection:
+        """Return the connection of a worker; the test does the worker's part."""
+        end = self.sockets.endpoint
+        connection: SocketConnection = self.meanwhile(
+            lambda: SocketConnection(end, worker, self.shared)
+        )
+        self.opened.append(connection)
+        return connection
+
+    def joined(self, worker: int) -> tuple[SocketConnection, Snapshot]:
+        """Return the connection of a worker and its first snapshot."""
+        connection = self.connect(worker)
+        snapshot = self.meanwhile(lambda: connection.join(worker))
+        assert isinstance(snapshot, Snapshot)
+        return connection, snapshot
+
+    def meanwhile(self, work: Callable[[], Any]) -> Any:
+        """Serve while `work` blocks in a thread; return its result."""
+        self.spawn(-1, work)
+        self.serve_until(lambda: -1 in self.replies)
+        result = self.replies.pop(-1)
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    def work(self, worker: int) -> None:
+        """Let a worker work in a thread until it is told to stop."""
+
+        def task() -> Reply:
+            connection = SocketConnection(self.sockets.endpoint, worker, self.shared)
+            try:
+                return Worker(self.config, worker, self.problem).run(connection)
+            finally:
+                connection.close()
+
+        self.spawn(worker, task)
+
+    def spawn(self, key: int, task: Callable[[], Any]) -> None:
+        """Run a task in a thread; its result, or its exception, goes to `replies`."""
+
+        def run() -> None:
+            try:
+                self.replies[key] = task()
+            except Exception as error:
+                self.replies[key] = error
+
+        threading.Thread(target=run, daemon=True).start()
+
+    def serve_until(self, done: Callable[[], Any]) -> None:
+        """Serve until a condition holds."""
+        deadline = time.monotonic() + PATIENCE
+        while not done():
+            assert time.monotonic() < deadline, "nothing happens any more"
+            self.sockets.serve(0.02, 0.02)
+
+    def finish(self, workers: int) -> Record:
+        """Serve until so many workers have been told to stop; return the whole record."""
+        self.serve_until(lambda: len(self.replies) == workers)
+        for reply in self.replies.values():
+            if isinstance(reply, Exception):
+                raise reply
+        return self.server.drain()
+
+    def events(self, kind: str) -> list[dict[str, Any]]:
+        """Return the events of one kind since the last call."""
+        return [event for event in self.server.drain().events if event["event"] == kind]
+
+
+def answer(snapshot: Snapshot, worker: int, value: Any) -> Gradient:
+    """Return a gradient that answers a snapshot."""
+    return Gradient(worker, snapshot.sequence, snapshot.version, snapshot.epoch, value, 0.0)

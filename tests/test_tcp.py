@@ -1,0 +1,464 @@
+"""The data plane: the same run over every transport, and what strangers and faults do to it."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from asgd.draws import WorkerDraws
+from asgd.problems import make_problem
+from asgd.streams import stream
+from cluster import wire
+from cluster.connection import SocketConnection
+from cluster.messages import Snapshot, Stop
+from cluster.wire import HEADER, WireError
+from tests.faults import replay
+from tests.lines import Line, answer, configure
+
+ROOT = Path(__file__).parents[1]
+SOFTMAX = {"kind": "softmax"}
+
+transports = pytest.mark.parametrize("transport", ["tcp", "shm"])
+
+
+@transports
+def test_one_worker_is_serial_sgd_to_the_last_bit(transport: str) -> None:
+    config = configure(1, updates=150, problem=SOFTMAX)
+    with Line(config, transport) as line:
+        line.work(0)
+        record = line.finish(1)
+        assert line.replies == {0: Stop("finished")}
+    problem = make_problem(config)
+    draws = WorkerDraws(config, problem.n_samples)
+    x = problem.initial_point(stream(4, "initial"))
+    for update in range(150):
+        x = x - 0.05 * problem.gradient(x, draws.batch(0, update, 2))
+    np.testing.assert_array_equal(line.server.parameters, x)
+    assert record.trace["staleness"].tolist() == [0] * 150
+    assert record.events == [{"event": "worker_joined", "worker": 0, "transport": transport}]
+
+
+@transports
+@pytest.mark.parametrize("schedule", ["free", "uniform"])
+def test_many_workers_equal_the_replay_of_their_trace(transport: str, schedule: str) -> None:
+    config = configure(4, updates=600, schedule=schedule)
+    with Line(config, transport) as line:
+        for worker in range(4):
+            line.work(worker)
+        record = line.finish(4)
+        assert set(line.replies.values()) == {Stop("finished")}
+    assert record.trace["update"].tolist() == list(range(600))
+    points = replay(config, line.problem, line.initial, record)
+    np.testing.assert_array_equal(line.server.parameters, points[-1])
+    for worker in range(4):
+        own = record.trace["sequence"][record.trace["worker"] == worker]
+        assert own.tolist() == list(range(len(own)))
+    if schedule == "uniform":
+        drawn = stream(4, "schedule").integers(4, size=600)
+        np.testing.assert_array_equal(record.trace["worker"], drawn)
+
+
+@transports
+def test_float32_rounds_on_the_wire_only(transport: str) -> None:
+    config = configure(1, updates=150, problem=SOFTMAX)
+    with Line(config, transport, "float32") as line:
+        line.work(0)
+        line.finish(1)
+    problem = make_problem(config)
+    draws = WorkerDraws(config, problem.n_samples)
+    x = problem.initial_point(stream(4, "initial"))
+    for update in range(150):
+        read = x.astype(np.float32).astype(float)
+        gradient = problem.gradient(read, draws.batch(0, update, 2))
+        x = x - 0.05 * gradient.astype(np.float32).astype(float)
+    np.testing.assert_array_equal(line.server.parameters, x)
+
+
+@transports
+def test_repeated_gradient_is_applied_once(transport: str) -> None:
+    with Line(configure(1, updates=100), transport) as line:
+        first, snapshot = line.joined(0)
+        gradient = answer(snapshot, 0, np.ones(1))
+        line.meanwhile(lambda: first.push(gradient))
+        repeated = line.meanwhile(lambda: first.push(gradient))
+        assert (line.server.version, repeated.version, repeated.sequence) == (1, 1, 1)
+        # A worker that has lost its connection and sends again over a new one, which arrives
+        # before the old one is known to be dead.
+        second = line.connect(0)
+        repeated = line.meanwhile(lambda: second.push(gradient))
+        assert (line.server.version, repeated.version, repeated.sequence) == (1, 1, 1)
+        with pytest.raises(ConnectionError):
+            line.meanwhile(lambda: first.push(gradient))
+        assert line.events("connection_lost")[0]["reason"] == "replaced by a newer connection"
+
+
+@transports
+def test_run_goes_on_without_a_worker_that_vanished(transport: str) -> None:
+    # Under the uniform schedule the others would wait for it for ever.
+    config = configure(3, updates=300, schedule="uniform")
+    with Line(config, transport) as line:
+        line.work(0)
+        line.work(1)
+        vanishing = line.connect(2)
+        line.spawn(2, lambda: vanishing.join(2))
+        line.serve_until(lambda: 2 in line.replies)
+        vanishing.close()
+        record = line.finish(3)
+    trace = record.trace
+    assert set(trace["worker"].tolist()) == {0, 1}
+    assert trace["update"].tolist() == list(range(300))
+    lost = [
+        event for event in record.events if event["event"] in ("connection_lost", "gradient_lost")
+    ]
+    assert [event["event"] for event in lost] == ["connection_lost", "gradient_lost"]
+    assert [event["worker"] for event in lost] == [2, 2]
+
+
+@transports
+def test_worker_that_comes_back_goes_on(transport: str) -> None:
+    with Line(configure(1, updates=100), transport) as line:
+        connection, snapshot = line.joined(0)
+        line.meanwhile(lambda: connection.push(answer(snapshot, 0, np.ones(1))))
+        connection.close()
+        line.serve_until(lambda: line.events("connection_lost"))
+        _, snapshot = line.joined(0)
+        assert (snapshot.version, snapshot.sequence) == (1, 2)
+
+
+@transports
+def test_killed_process_is_noticed_at_once(transport: str) -> None:
+    code = (
+        "import sys\n"
+        "from cluster.connection import Endpoint, SocketConnection\n"
+        "from cluster.wire import VectorFormat\n"
+        "host, port, local, secret, shared = sys.argv[1:]\n"
+        "end = Endpoint(host, int(port), local, VectorFormat(1), bytes.fromhex(secret))\n"
+        "connection = SocketConnection(end, 0, shared == 'True')\n"
+        "connection.join(0)\n"
+        "input()\n"
+    )
+    with Line(configure(1, updates=100), transport) as line:
+        end = line.sockets.endpoint
+        arguments = [end.host, str(end.port), end.local, end.secret.hex(), str(line.shared)]
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, *arguments],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+        )
+        try:
+            line.serve_until(lambda: line.server.status(0.0).workers[0].present)
+        finally:
+            process.kill()
+            process.communicate()
+        line.serve_until(lambda: line.events("connection_lost"))
+        assert not line.server.status(0.0).workers[0].present
+
+
+@transports
+def test_misshapen_and_infinite_gradients_are_rejected(transport: str) -> None:
+    with Line(configure(1, updates=100, problem=SOFTMAX), transport, "float32") as line:
+        connection, snapshot = line.joined(0)
+        for value in (np.zeros(3), np.zeros((2, 650)), np.full(650, 1e300)):
+            snapshot = line.meanwhile(
+                lambda snapshot=snapshot, value=value: connection.push(answer(snapshot, 0, value))
+            )
+        assert (snapshot.version, snapshot.sequence) == (0, 3)
+        reasons = [event["reason"] for event in line.events("gradient_rejected")]
+        assert reasons == [
+            "shape (3,), expected (650,)",
+            "shape (2, 650), expected (650,)",
+            "not finite",
+        ]
+
+
+@transports
+def test_end_of_run_reaches_those_who_wait_and_those_who_compute(transport: str) -> None:
+    config = configure(2, updates=100)
+    with Line(config, transport) as line:
+        waiting, computing = line.connect(0), line.connect(1)
+        line.spawn(0, lambda: waiting.join(0))
+        line.sockets.serve(0.05)
+        line.sockets.deliver(line.server.stop("interrupted"))
+        line.spawn(1, lambda: computing.join(1))
+        line.finish(2)
+        assert set(line.replies.values()) == {Stop("interrupted")}
+        waiting.close()
+        line.sockets.serve(0.05)
+        assert not line.events("connection_lost")
+
+
+@transports
+def test_snapshot_is_read_only_and_what_the_server_had_when_it_answered(transport: str) -> None:
+    with Line(configure(2, updates=100), transport) as line:
+        connections = [line.connect(worker) for worker in range(2)]
+        for worker, connection in enumerate(connections):
+            line.spawn(worker, lambda w=worker, c=connection: c.join(w))
+        line.serve_until(lambda: len(line.replies) == 2)
+        first, second = line.replies[0], line.replies[1]
+        assert isinstance(first, Snapshot)
+        line.meanwhile(lambda: connections[1].push(answer(second, 1, np.ones(1))))
+        np.testing.assert_array_equal(first.parameters, line.initial)
+        with pytest.raises(ValueError, match="read-only"):
+            first.parameters[0] = 0.0
+
+
+def test_idle_server_sleeps() -> None:
+    with Line(configure(1, updates=100), "tcp") as line:
+        line.joined(0)
+        before = time.process_time()
+        line.sockets.serve(0.5, 0.5)
+        assert time.process_time() - before < 0.1
+
+
+def stranger(line: Line, local: bool = False) -> socket.socket:
+    end = line.sockets.endpoint
+    if local:
+        connection = socket.socket(socket.AF_UNIX)
+        connection.connect(f"\0{end.local}")
+    else:
+        connection = socket.create_connection((end.host, end.port))
+    connection.settimeout(10)
+    line.opened.append(connection)
+    line.sockets.serve(0.05)
+    return connection
+
+
+def refused(line: Line, connection: socket.socket) -> str:
+    """Return why the server closed a stranger's connection."""
+    events: list[dict[str, Any]] = []
+    line.serve_until(lambda: events.extend(line.events("connection_refused")) or events)
+    with suppress(ConnectionResetError):
+        while connection.recv(4096):
+            pass
+    return str(events[0]["reason"])
+
+
+def hello(line: Line, worker: int = 0, shared: bool = False) -> bytes:
+    payload = line.sockets.endpoint.vectors.hello(bytes(32), shared)
+    return wire.pack(wire.HELLO, worker, payload)
+
+
+@pytest.mark.parametrize("local", [False, True])
+def test_bytes_of_a_stranger_are_refused(local: bool) -> None:
+    with Line(configure(1, updates=100), "tcp") as line:
+        for data, reason in [
+            (b"GET / HTTP/1.1\r\nHost: " + b"x" * 100, "not a frame of this protocol"),
+            (wire.pack(wire.JOIN), "a frame of kind 5 and 0 bytes is out of place"),
+            (hello(line)[:-1] + b"\x00more", "bytes after the end of a frame"),
+            (
+                wire.pack(wire.HELLO, 0, bytes(2000)),
+                "a frame of kind 1 and 2000 bytes is out of place",
+            ),
+        ]:
+            connection = stranger(line, local)
+            connection.sendall(data)
+            assert refused(line, connection) == reason
+        line.joined(0)
+
+
+def test_stranger_cannot_guess_or_replay_a_proof() -> None:
+    with Line(configure(1, updates=100), "tcp") as line:
+        connection = stranger(line)
+        connection.sendall(hello(line))
+        line.sockets.serve(0.05)
+        challenge = connection.recv(4096)
+        # The server's own proof sent back to it, the only one a stranger has seen.
+        connection.sendall(wire.pack(wire.PROOF, payload=challenge[-wire.PROOF_BYTES :]))
+        assert refused(line, connection) == "does not know the secret of this run"
+        assert not line.server.status(0.0).workers[0].present
+
+
+def test_worker_refuses_a_server_without_the_secret() -> None:
+    with Line(configure(1, updates=100), "tcp") as line, Line(line.config, "tcp") as other:
+        end = other.sockets.endpoint
+        mixed = type(end)(end.host, end.port, end.local, end.vectors, line.sockets.endpoint.secret)
+        with pytest.raises(WireError, match="does not know the secret"):
+            other.meanwhile(lambda: SocketConnection(mixed, 0))
+
+
+def test_silent_stranger_is_closed_in_time() -> None:
+    with Line(configure(1, updates=100), "tcp") as line:
+        connection = stranger(line)
+        connection.sendall(b"ASG")
+        line.sockets.serve(0.05)
+        line.sockets.sweep(time.monotonic() + 9.0)
+        assert not line.events("connection_refused")
+        line.sockets.sweep(time.monotonic() + 11.0)
+        assert refused(line, connection) == "proved nothing within 10 s"
+
+
+def test_many_strangers_neither_exhaust_the_server_nor_fill_the_ledger() -> None:
+    with Line(configure(1, updates=100), "tcp") as line:
+        for _ in range(150):
+            connection = stranger(line)
+            connection.sendall(b"x" * 64)
+            line.sockets.serve(0.01)
+            connection.close()
+        assert len(line.events("connection_refused")) == 100
+        line.joined(0)
+
+
+def test_worker_with_another_dimension_is_refused() -> None:
+    with Line(configure(1, updates=100), "tcp") as line:
+        end = line.sockets.endpoint
+        for vectors in (wire.VectorFormat(2), wire.VectorFormat(1, "float32")):
+            wrong = type(end)(end.host, end.port, end.local, vectors, end.secret)
+            with pytest.raises(WireError, match="do not fit this run"):
+                line.meanwhile(lambda wrong=wrong: SocketConnection(wrong, 0))
+        line.joined(0)
+
+
+@transports
+def test_worker_out_of_protocol_is_closed_and_the_run_goes_on(transport: str) -> None:
+    size = 0 if transport == "shm" else 8
+    push = bytearray(64 + size)
+    wire.pack_push(push, answer(Snapshot(np.zeros(1), 0, 0, 0, 2), 0, np.ones(1)), size)
+    long, foreign = bytearray(push), bytearray(push)
+    long[16:24] = (2**40).to_bytes(8, "little")
+    foreign[8] = 9
+    for data, reason in [
+        (b"noise" * 20, "not a frame of this protocol"),
+        (long, f"a frame of kind 6 and {2**40} bytes is out of place"),
+        (foreign, "worker 9 on the connection of worker 0"),
+        (push + b"x", "bytes after the end of a frame"),
+        (wire.pack(wire.HELLO, 0, bytes(42)), "a frame of kind 1 and 42 bytes is out of place"),
+    ]:
+        # Under the uniform schedule the other worker cannot end the run before.
+        with Line(configure(2, updates=100, schedule="uniform"), transport) as line:
+            connection = line.connect(0)
+            line.work(1)
+            line.meanwhile(lambda connection=connection: connection.join(0))
+            connection._socket.sendall(data)
+            line.serve_until(lambda: line.server.stopping)
+            record = line.server.drain()
+            lost = [e for e in record.events if e["event"] == "connection_lost"]
+            assert [(e["worker"], e["reason"]) for e in lost] == [(0, reason)]
+            assert record.trace["update"].tolist() == list(range(100))
+            assert set(record.trace["worker"].tolist()) == {1}
+
+
+def test_gradient_that_is_held_cannot_be_overwritten() -> None:
+    config = configure(2, updates=100, schedule="uniform")
+    first_turn = int(stream(4, "schedule").integers(2))
+    early = 1 - first_turn
+    with Line(config, "tcp") as line:
+        connections = {worker: line.connect(worker) for worker in range(2)}
+        for worker in range(2):
+            line.spawn(worker, lambda w=worker: connections[w].join(w))
+        line.serve_until(lambda: len(line.replies) == 2)
+        snapshots = {worker: line.replies.pop(worker) for worker in range(2)}
+        data = bytearray(72)
+        wire.pack_push(data, answer(snapshots[early], early, np.ones(1)), 8)
+        data[64:] = np.array([2.0]).tobytes()
+        connections[early]._socket.sendall(data)
+        line.sockets.serve(0.05)
+        assert line.server.version == 0
+        data[64:] = np.array([1000.0]).tobytes()
+        connections[early]._socket.sendall(data)
+        line.serve_until(lambda: line.events("connection_lost"))
+        snapshot = snapshots[first_turn]
+        while line.server.version < 2 or early not in line.server.drain().trace["worker"]:
+            gradient = answer(snapshot, first_turn, np.zeros(1))
+            snapshot = line.meanwhile(lambda g=gradient: connections[first_turn].push(g))
+        np.testing.assert_array_equal(line.server.parameters, line.initial - 0.05 * 2.0)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(1, 71), max_size=6, unique=True))
+def test_torn_frames_are_put_together(cuts: list[int]) -> None:
+    with Line(configure(1, updates=100), "tcp") as line:
+        connection, snapshot = line.joined(0)
+        data = bytearray(72)
+        wire.pack_push(data, answer(snapshot, 0, np.ones(1)), 8)
+        data[64:] = np.array([2.0]).tobytes()
+        edges = [0, *sorted(cuts), 72]
+        for start, stop in pairwise(edges):
+            assert line.server.version == 0
+            connection._socket.sendall(data[start:stop])
+            line.sockets.serve(0.01)
+        line.serve_until(lambda: line.server.version == 1)
+        np.testing.assert_array_equal(line.server.parameters, line.initial - 0.05 * 2.0)
+        connection.close()
+
+
+def test_worker_that_stops_in_mid_frame_is_closed_in_time() -> None:
+    with Line(configure(1, updates=100), "tcp") as line:
+        connection, _ = line.joined(0)
+        connection._socket.sendall(b"ASGD")
+        line.sockets.serve(0.05)
+        line.sockets.sweep(time.monotonic() + 29.0)
+        assert not line.events("connection_lost")
+        line.sockets.sweep(time.monotonic() + 31.0)
+        assert line.events("connection_lost")[0]["reason"] == "stopped in mid-frame for 30 s"
+
+
+class Wide:
+    """f(x) = |x|^2 / 2 in so many dimensions that a snapshot does not fit into a socket."""
+
+    dim = 2_000_000
+    n_samples = 2
+
+    def initial_point(self, rng: np.random.Generator) -> Any:
+        return np.ones(self.dim)
+
+    def loss(self, x: Any) -> float:
+        return float(x @ x / 2)
+
+    def gradient(self, x: Any, indices: Any) -> Any:
+        return np.array(x)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_slow_reader_keeps_nobody_waiting_and_gets_one_version(dtype: str) -> None:
+    wide: Any = Wide()
+    with Line(configure(2, updates=20), "tcp", dtype, wide) as line:
+        slow = line.connect(0)
+        slow._socket.sendall(wire.pack(wire.JOIN, 0))
+        line.work(1)
+        line.serve_until(lambda: line.server.version >= 10)
+        line.spawn(0, slow._receive)
+        line.finish(2)
+        np.testing.assert_array_equal(slow._received, 1.0)
+
+        late = line.connect(0)
+        late._socket.sendall(wire.pack(wire.JOIN, 0))
+
+
+def test_worker_that_does_not_read_is_closed_in_time() -> None:
+    wide: Any = Wide()
+    with Line(configure(1, updates=20), "tcp", problem=wide) as line:
+        slow = line.connect(0)
+        slow._socket.sendall(wire.pack(wire.JOIN, 0))
+        line.sockets.serve(0.1)
+        line.sockets.sweep(time.monotonic() + 29.0)
+        assert not line.events("connection_lost")
+        line.sockets.sweep(time.monotonic() + 31.0)
+        assert line.events("connection_lost")[0]["reason"] == "does not read for 30 s"
+
+
+def test_server_that_is_gone_is_a_connection_error() -> None:
+    with Line(configure(1, updates=100), "tcp") as line:
+        connection, snapshot = line.joined(0)
+        end = line.sockets.endpoint
+    with pytest.raises(ConnectionError):
+        connection.push(answer(snapshot, 0, np.ones(1)))
+    for shared in (False, True):
+        with pytest.raises(ConnectionError):
+            SocketConnection(end, 0, shared)
+
+
+def test_secret_is_not_printed() -> None:
+    with Line(configure(1, updates=100), "tcp") as line:
+        assert str(line.sockets.endpoint.secret) not in repr(line.sockets.endpoint)
+        assert HEADER.size == 64
