@@ -89,8 +89,9 @@ def _server_order(config: RunConfig, draws: WorkerDraws) -> ServerOrder:
     turns = None
     if config.cluster.schedule == "uniform":
         turns = stream(config.run.seed, "schedule").integers(workers, size=updates)
+    added = [draws.all_compute_seconds(worker) for worker in range(workers)]
     return server_order(
-        lambda worker, sequence: times.gradient_time + draws.compute_seconds(worker, sequence),
+        lambda worker, _: times.gradient_time + next(added[worker]),
         workers,
         updates,
         turns=turns,
@@ -110,8 +111,8 @@ def _independent_order(config: RunConfig, draws: WorkerDraws) -> ServerOrder:
     staleness = law.rvs(updates, stream(config.run.seed, "staleness"))
     update = np.arange(updates)
     worker, sequence = update % workers, update // workers
-    pairs = zip(worker.tolist(), sequence.tolist(), strict=True)
-    computing = np.array([draws.compute_seconds(*pair) for pair in pairs]) + times.gradient_time
+    added = [draws.all_compute_seconds(worker) for worker in range(workers)]
+    computing = times.gradient_time + np.array([next(added[w]) for w in worker.tolist()])
     mean_compute = float(ComputeTime.from_config(config.cluster).mean.mean())
     cycle = times.gradient_time + mean_compute + 2 * times.message_time
     applied = max(cycle / workers, times.service_time) * np.arange(1.0, updates + 1.0)
@@ -134,20 +135,21 @@ class _Descent:
         self.batch_size = config.optimizer.batch_size
         self.norms = np.empty(len(order.worker))
         self._order = order
-        self._draws = draws
+        workers = range(config.cluster.workers)
+        self._batches = [draws.all_batches(worker, self.batch_size) for worker in workers]
         self._learning_rate = config.optimizer.learning_rate
         self._rule = make_rule(config.optimizer)
         self._state = self._rule.init(self.x)
         self._step = np.empty_like(self.x)
         self._staleness = order.staleness.tolist()
         if config.simulation.staleness == "server":
-            self._read_slot = self._write_slot = order.worker
+            self._read_slot = order.worker
+            self._write_slot = order.worker.tolist()
         else:
             ring = max(self._staleness) + 1
             self._read_slot = order.read_version % ring
-            self._write_slot = np.arange(1, len(order.worker) + 1) % ring
-        slots = int(self._write_slot.max()) + 1
-        self._snapshots = np.tile(self.x, (slots, 1))
+            self._write_slot = (np.arange(1, len(order.worker) + 1) % ring).tolist()
+        self._snapshots = np.tile(self.x, (max(self._write_slot) + 1, 1))
 
     def blocks(self) -> Iterator[tuple[int, int]]:
         """Cut the updates into runs that read nothing newer than the version they start with."""
@@ -161,34 +163,30 @@ class _Descent:
 
     def gradients(self, start: int, stop: int) -> Array:
         """Return the gradients of a block, shape (stop - start, d)."""
-        addresses = zip(
-            self._order.worker[start:stop].tolist(),
-            self._order.sequence[start:stop].tolist(),
-            strict=True,
-        )
-        batches = [self._draws.batch(*address, self.batch_size) for address in addresses]
+        batches = [next(self._batches[worker]) for worker in self._order.worker[start:stop]]
         points = self._snapshots[self._read_slot[start:stop]]
         if len(batches) == 1:  # exactly the call a real worker makes
             return np.asarray(self.problem.gradient(points[0], batches[0]), dtype=float)[None]
-        return self.problem.gradient(points, np.stack(batches))
+        return self.problem.gradient(points, np.concatenate(batches).reshape(len(batches), -1))
 
-    def apply(self, gradient: Array) -> None:
-        """Apply the next gradient, shape (d,)."""
-        update = self.applied
-        square = float(np.dot(gradient, gradient))
-        if not math.isfinite(square):
-            raise RunFailedError(f"update {update}: the gradient is not finite: the run diverged")
-        step, self._state = self._rule.update(
-            gradient,
-            self._state,
-            learning_rate=self._learning_rate,
-            staleness=self._staleness[update],
-            out=self._step,
-        )
-        np.subtract(self.x, step, out=self.x)
-        self._snapshots[self._write_slot[update]] = self.x
-        self.norms[update] = math.sqrt(square)
-        self.applied = update + 1
+    def apply(self, gradients: Array) -> None:
+        """Apply the next gradients one after another, shape (any number, d)."""
+        x, step, update = self.x, self._step, self._rule.update
+        for number, gradient in enumerate(gradients, self.applied):
+            square = float(np.dot(gradient, gradient))
+            if not math.isfinite(square):
+                raise RunFailedError(f"update {number}: the gradient is not finite")
+            _, self._state = update(
+                gradient,
+                self._state,
+                learning_rate=self._learning_rate,
+                staleness=self._staleness[number],
+                out=step,
+            )
+            x -= step
+            self._snapshots[self._write_slot[number]] = x
+            self.norms[number] = math.sqrt(square)
+            self.applied = number + 1
 
 
 class _Record:
@@ -255,8 +253,10 @@ def _follow(descent: _Descent, record: _Record, config: RunConfig) -> None:
     every, last = config.run.eval_every, config.run.updates
     record.evaluate()
     for start, stop in descent.blocks():
-        for gradient in descent.gradients(start, stop):
-            descent.apply(gradient)
-            if descent.applied % every == 0 or descent.applied == last:
+        gradients = descent.gradients(start, stop)
+        due = [*range(start - start % every + every, stop, every), stop]
+        for end in due:
+            descent.apply(gradients[descent.applied - start : end - start])
+            if end % every == 0 or end == last:
                 record.evaluate()
         record.flush_full_part()
