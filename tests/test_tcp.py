@@ -255,11 +255,8 @@ def test_bytes_of_a_stranger_are_refused(local: bool) -> None:
         for data, reason in [
             (b"GET / HTTP/1.1\r\nHost: " + b"x" * 100, "not a frame of this protocol"),
             (wire.pack(wire.JOIN), "a frame of kind 5 and 0 bytes is out of place"),
-            (hello(line)[:-1] + b"\x00more", "bytes after the end of a frame"),
-            (
-                wire.pack(wire.HELLO, 0, bytes(2000)),
-                "a frame of kind 1 and 2000 bytes is out of place",
-            ),
+            (hello(line) + b"x" * 64, "not a frame of this protocol"),
+            (wire.pack(wire.HELLO, 0, bytes(99)), "a frame of kind 1 and 99 bytes is out of place"),
         ]:
             connection = stranger(line, local)
             connection.sendall(data)
