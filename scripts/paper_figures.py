@@ -151,6 +151,7 @@ def draw_theorem3(claim: Claim) -> Figure:
         "gaussian": ("Gaussian noise", VERMILLION, "o", "-"),
         "own lags and samples": ("own lags and samples", BLUE, "x", "--"),
         "signs": ("two-point, coupled by sign", GREEN, "s", ":"),
+        "no noise": ("no noise", GREY, "+", "-"),
     }
     problems, scalings = errors["problem"].unique(), errors["scaling"].unique()
     figure, axes = plt.subplots(1, 4, figsize=(13, 4.6), sharey=True)

@@ -123,9 +123,20 @@ def test_optimum_beats_closed_and_uniform_schedules_of_equal_budget(name):
         assert batch.sum() == budget
         assert batch.min() >= 1
     assert plan.final_loss == final_loss.value(plan.batch_size)
-    assert plan.lower_bound <= plan.final_loss <= 1.03 * plan.lower_bound
+    # rounding to integers costs more where most batches are one
+    rounding = 0.005 if budget >= 4 * updates else 0.03
+    assert plan.lower_bound <= plan.final_loss <= (1 + rounding) * plan.lower_bound
     for batch in others.values():
         assert plan.final_loss < final_loss.value(batch)
+
+
+def test_closed_schedule_loses_to_uniform_under_strong_oscillation():
+    problem, eta, mu, updates, budget = SETTINGS["complex and steep"]
+    final_loss = FinalLoss(problem, eta, mu)
+    modes = LinearGradients.of(problem).modes()
+    closed = optimal_batch_schedule(*modes, eta, mu, updates, budget=budget)
+    ratio = final_loss.value(closed) / final_loss.value(uniform_schedule(updates, budget))
+    assert ratio == pytest.approx(1.064, abs=0.005)
 
 
 def test_settings_include_complex_and_real_eigenvalues():

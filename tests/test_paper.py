@@ -103,6 +103,17 @@ def test_theorem3_bound_holds_and_is_sharp_at_fixed_friction(strong_error, probl
 
 @pytest.mark.slow
 @pytest.mark.parametrize("problem", PROBLEMS)
+def test_theorem3_drift_alone_approaches_order_six_at_fixed_mu(strong_error, problem):
+    errors = strong_error.tables["errors"]
+    labels = {"problem": problem, "coupling": "no noise", "scaling": "fixed mu"}
+    here = errors[np.logical_and.reduce([errors[key] == v for key, v in labels.items()])]
+    local = np.diff(np.log(here["error"])) / np.diff(np.log(here["dt"]))
+    assert local[-1] == pytest.approx(6, abs=0.7)
+    assert abs(local[-1] - 6) < abs(local[0] - 6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("problem", PROBLEMS)
 def test_theorem3_needs_the_coupling_where_the_noise_does_not_fade(strong_error, problem):
     slopes = strong_error.tables["slopes"]
     labels = {"problem": problem, "coupling": "signs"}
