@@ -81,7 +81,8 @@ class WorkerDraws:
 
     def _draw_times(self, worker: int, number: int) -> list[float]:
         generator = self._time_stream.at(worker, number)
-        return self._compute_time.draw_many(worker, _ROWS, generator).tolist()
+        times: list[float] = self._compute_time.draw_many(worker, _ROWS, generator).tolist()
+        return times
 
 
 def _rows(size: int) -> int:
