@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import time
 import traceback
@@ -14,11 +15,13 @@ import ray
 
 from asgd.config import RunConfig
 from asgd.problems import make_problem
+from cluster.connection import Endpoint
 from cluster.ledger import Record
 from cluster.messages import Array, Gradient
 from cluster.recorder import Recorder
 from cluster.server import ParameterServer, Replies, Status
-from cluster.transport import EncodedReply, RayConnection, Waiting, decode
+from cluster.tcp import SocketServer
+from cluster.transport import EncodedReply, Waiting, connect, decode
 from cluster.worker import Worker
 
 Actor = Any  # a Ray handle; Ray's own type does not know that its methods have `.remote`
@@ -27,6 +30,8 @@ _ROWS_PER_RECORD = 4096
 _BYTES_PER_RECORD = 64_000_000
 _SECONDS_PER_RECORD = 1.0
 _RECORDS_IN_FLIGHT = 4
+_SECONDS_WITH_SOCKETS = 0.002  # at a stretch; calls wait meanwhile
+_SECONDS_WITHOUT_SWEEP = 1.0
 
 
 @dataclass(frozen=True)
@@ -63,15 +68,30 @@ class UserError:
 
 
 class ServerActor:
-    """The parameter server in its process; one call at a time, on one event loop."""
+    """The parameter server in its process.
+
+    One event loop for everything: calls come one at a time, and in between the loop lends itself
+    to the sockets of the data plane, so the parameter server needs no lock.
+    """
 
     def __init__(self, config: RunConfig, parameters: Array, recorder: Actor) -> None:
         self._server = ParameterServer(config, parameters)
         self._recorder = recorder
-        self._waiting = Waiting()
+        self._dtype = config.cluster.wire_dtype
+        self._waiting = Waiting(self._dtype)
+        self._sockets: SocketServer | None = None
+        self._serving: asyncio.Task[None] | None = None
         self._stopped = asyncio.Event()
         self._recorded: list[ray.ObjectRef[Any]] = []
         self._last_record = time.monotonic()
+
+    async def endpoint(self) -> tuple[Endpoint, str]:
+        """Return where the data plane is, which the first call opens, and this node."""
+        if self._sockets is None:
+            host: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+            self._sockets = SocketServer(self._server, host, self._dtype)
+            self._serving = asyncio.create_task(self._serve(self._sockets))
+        return self._sockets.endpoint, ray.get_runtime_context().get_node_id()
 
     async def join(self, worker: int) -> EncodedReply:
         """Answer with the worker's first snapshot."""
@@ -92,12 +112,10 @@ class ServerActor:
     ) -> EncodedReply:
         """Take a gradient; answer with the worker's next snapshot."""
         answer = self._waiting.expect(worker)
-        value = decode(data).reshape(shape)
+        value = decode(data, self._dtype).reshape(shape)
         gradient = Gradient(worker, sequence, read_version, epoch, value, compute_seconds)
         self._send(self._server.receive(gradient, time.monotonic()))
-        ledger = self._server.ledger
-        if ledger.rows >= _ROWS_PER_RECORD or ledger.evaluation_bytes >= _BYTES_PER_RECORD:
-            await self._hand_over()
+        await self._hand_over_if_full()
         return await answer
 
     async def leave(self, worker: int) -> None:
@@ -125,10 +143,37 @@ class ServerActor:
         await self._hand_over()
         await asyncio.gather(*self._recorded)
 
+    async def _serve(self, sockets: SocketServer) -> None:
+        """Serve the data plane whenever something arrives there; sleep meanwhile."""
+        arrived = asyncio.Event()
+        asyncio.get_running_loop().add_reader(sockets.fileno(), arrived.set)
+        try:
+            while True:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(arrived.wait(), _SECONDS_WITHOUT_SWEEP)
+                arrived.clear()
+                sockets.serve(_SECONDS_WITH_SOCKETS)
+                self._note_stop()
+                await self._hand_over_if_full()
+                await asyncio.sleep(0)
+        except Exception as error:
+            self._send(self._server.stop(f"the data plane failed: {error!r}"))
+            raise
+
     def _send(self, replies: Replies) -> None:
         self._waiting.send(replies)
+        if self._sockets is not None:
+            self._sockets.deliver(replies)
+        self._note_stop()
+
+    def _note_stop(self) -> None:
         if self._server.stopping and not self._stopped.is_set():
             self._stopped.set()
+
+    async def _hand_over_if_full(self) -> None:
+        ledger = self._server.ledger
+        if ledger.rows >= _ROWS_PER_RECORD or ledger.evaluation_bytes >= _BYTES_PER_RECORD:
+            await self._hand_over()
 
     async def _hand_over(self) -> None:
         self._last_record = time.monotonic()
@@ -150,7 +195,7 @@ class WorkerActor:
     def run(self, config: RunConfig, worker: int, server: Actor) -> UserError | None:
         """Work until the server says stop; an error in the problem's code is returned."""
         try:
-            Worker(config, worker, make_problem(config)).run(RayConnection(server))
+            Worker(config, worker, make_problem(config)).run(connect(server, config, worker))
         except ConnectionError:
             raise
         except Exception as error:

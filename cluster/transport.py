@@ -1,7 +1,9 @@
 """How messages travel between a worker and the server.
 
 `ray`: one actor call per gradient; the server answers it when it has a snapshot for the worker,
-which may be long after. Parameters and gradients cross as raw bytes of little-endian float64.
+which may be long after. Parameters and gradients cross as raw little-endian numbers.
+
+`tcp` and `shm`: the data plane of `cluster.tcp`; Ray only tells the workers where it is.
 """
 
 from __future__ import annotations
@@ -13,27 +15,63 @@ import numpy as np
 import ray
 from ray.exceptions import RayActorError
 
+from asgd.config import RunConfig
+from cluster.connection import SocketConnection
 from cluster.messages import Array, Gradient, Reply, Snapshot, Stop
 from cluster.server import Replies
+from cluster.wire import VectorFormat
+from cluster.worker import Connection
 
 EncodedReply = tuple[Any, ...]
 
 
-def encode(array: Array) -> bytes:
-    """Return the raw bytes of a vector."""
-    return np.ascontiguousarray(array, dtype="<f8").tobytes()
+def encode(array: Array, dtype: str = "float64") -> bytes:
+    """Return the raw numbers of a vector; what does not fit into float32 becomes infinite."""
+    with np.errstate(over="ignore"):
+        return array.astype(VectorFormat(array.size, dtype).numbers).tobytes()
 
 
-def decode(data: bytes) -> Array:
-    """Return the vector in raw bytes, read-only."""
-    return np.frombuffer(data, dtype="<f8")
+def decode(data: bytes, dtype: str = "float64") -> Array:
+    """Return the vector of raw numbers, read-only."""
+    value = np.frombuffer(data, VectorFormat(0, dtype).numbers).astype(float, copy=False)
+    value.flags.writeable = False
+    return value
+
+
+def connect(server: Any, config: RunConfig, worker: int) -> Connection:
+    """Return a worker's way to the server actor.
+
+    On the server's node "auto" and "shm" go through shared memory, elsewhere over TCP. "auto"
+    takes TCP, too, where the server's local socket cannot be reached, as between containers.
+
+    Raises
+    ------
+    ConnectionError
+        The server is gone.
+    """
+    transport = config.cluster.transport
+    if transport == "ray":
+        return RayConnection(server, config.cluster.wire_dtype)
+    try:
+        endpoint, node = ray.get(server.endpoint.remote())
+    except RayActorError as error:
+        raise ConnectionError("the parameter server is gone") from error
+    if transport == "tcp" or node != ray.get_runtime_context().get_node_id():
+        return SocketConnection(endpoint, worker)
+    try:
+        return SocketConnection(endpoint, worker, shared=True)
+    except ConnectionRefusedError:
+        if transport == "shm":
+            raise
+        return SocketConnection(endpoint, worker)
 
 
 class RayConnection:
     """The worker's end: blocks in `ray.get` until the server answers."""
 
-    def __init__(self, server: Any) -> None:
+    def __init__(self, server: Any, dtype: str = "float64") -> None:
         self._server = server
+        self._dtype = dtype
 
     def join(self, worker: int) -> Reply:
         """Ask for the first snapshot."""
@@ -47,14 +85,13 @@ class RayConnection:
                 gradient.sequence,
                 gradient.read_version,
                 gradient.epoch,
-                encode(gradient.gradient.ravel()),
+                encode(gradient.gradient.ravel(), self._dtype),
                 gradient.gradient.shape,
                 gradient.compute_seconds,
             )
         )
 
-    @staticmethod
-    def _wait(answer: ray.ObjectRef[Any]) -> Reply:
+    def _wait(self, answer: ray.ObjectRef[Any]) -> Reply:
         try:
             reply: EncodedReply = ray.get(answer)
         except RayActorError as error:
@@ -62,13 +99,14 @@ class RayConnection:
         if len(reply) == 1:
             return Stop(*reply)
         parameters, version, epoch, sequence, batch_size = reply
-        return Snapshot(decode(parameters), version, epoch, sequence, batch_size)
+        return Snapshot(decode(parameters, self._dtype), version, epoch, sequence, batch_size)
 
 
 class Waiting:
     """The server's end: one future for each worker that waits for an answer."""
 
-    def __init__(self) -> None:
+    def __init__(self, dtype: str = "float64") -> None:
+        self._dtype = dtype
         self._futures: dict[int, asyncio.Future[EncodedReply]] = {}
 
     def expect(self, worker: int) -> asyncio.Future[EncodedReply]:
@@ -89,12 +127,11 @@ class Waiting:
             if future is not None and not future.done():
                 future.set_result(self._encode(reply))
 
-    @staticmethod
-    def _encode(reply: Reply) -> EncodedReply:
+    def _encode(self, reply: Reply) -> EncodedReply:
         if isinstance(reply, Stop):
             return (reply.reason,)
         return (
-            encode(reply.parameters),
+            encode(reply.parameters, self._dtype),
             reply.version,
             reply.epoch,
             reply.sequence,

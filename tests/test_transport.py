@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import numpy as np
 import pytest
+import ray
 
+from asgd.config import make_config
+from asgd.simulate import simulate
+from asgd.trace import read_run
+from cluster import run
+from cluster.actors import ServerActor
 from cluster.messages import Snapshot, Stop
 from cluster.transport import Waiting, decode, encode
+from tests.invariants import check_trace
 
 
 @pytest.mark.parametrize("value", [[], [1.5], [np.pi, -0.0, 5e-324, 1.7e308]])
@@ -57,3 +65,99 @@ def test_second_call_of_a_worker_replaces_the_first() -> None:
         return older.cancelled(), (await newer)[0]
 
     assert asyncio.run(scenario()) == (True, "answer")
+
+
+@pytest.mark.parametrize("value", [[1.0, 1e300, -1e300], [0.1, 5e-324, -0.0]])
+def test_float32_rounds_and_overflows_in_silence(value: list[float]) -> None:
+    received = decode(encode(np.array(value), "float32"), "float32")
+    assert received.dtype == np.float64
+    with np.errstate(over="ignore"):
+        np.testing.assert_array_equal(received, np.array(value, np.float32))
+
+
+@pytest.mark.usefixtures("shared_ray")
+@pytest.mark.parametrize(
+    ("dtype", "transports"),
+    [("float64", ["ray", "tcp", "shm", "auto"]), ("float32", ["ray", "shm"])],
+)
+def test_every_transport_carries_the_same_run(
+    tmp_path: Path, dtype: str, transports: list[str]
+) -> None:
+    results = {}
+    for transport in transports:
+        config = make_config(
+            {
+                "problem": {"kind": "softmax"},
+                "cluster": {"workers": 1, "transport": transport, "wire_dtype": dtype},
+                "run": {"updates": 100, "eval_every": 20},
+            }
+        )
+        results[transport] = read_run(run(config, tmp_path / transport))
+        check_trace(results[transport])
+    used = {
+        transport: [e["transport"] for e in result.events if e["event"] == "worker_joined"]
+        for transport, result in results.items()
+    }
+    expected = {"ray": ["ray"], "tcp": ["tcp"], "shm": ["shm"], "auto": ["shm"]}
+    assert used == {transport: expected[transport] for transport in transports}
+    for result in results.values():
+        np.testing.assert_array_equal(
+            result.trace["gradient_norm"], results["ray"].trace["gradient_norm"]
+        )
+        np.testing.assert_array_equal(result.loss["loss"], results["ray"].loss["loss"])
+
+
+@pytest.mark.usefixtures("shared_ray")
+@pytest.mark.parametrize("transport", ["tcp", "shm"])
+def test_uniform_schedule_is_the_same_over_every_transport(tmp_path: Path, transport: str) -> None:
+    config = make_config(
+        {
+            "problem": {"kind": "quadratic"},
+            "cluster": {"workers": 4, "transport": transport, "schedule": "uniform"},
+            "run": {"updates": 400},
+        }
+    )
+    real = read_run(run(config, tmp_path / "real"))
+    check_trace(real)
+    simulated = read_run(simulate(config, tmp_path / "simulated"))
+    for column in ("worker", "sequence", "read_version", "gradient_norm"):
+        np.testing.assert_array_equal(real.trace[column], simulated.trace[column])
+
+
+@pytest.mark.usefixtures("shared_ray")
+@pytest.mark.parametrize("transport", ["tcp", "shm"])
+def test_worker_process_that_dies_again_and_again(tmp_path: Path, transport: str) -> None:
+    config = make_config(
+        {
+            "problem": {
+                "kind": "tests.plugins:bowl",
+                "options": {"fault": "exit", "after": 60},
+            },
+            "cluster": {"workers": 2, "transport": transport},
+            "run": {"updates": 200},
+        }
+    )
+    result = read_run(run(config, tmp_path / "run"))
+    assert result.state == "finished"
+    assert result.trace["update"].tolist() == list(range(200))
+    kinds = [event["event"] for event in result.events]
+    assert kinds.count("connection_lost") == kinds.count("worker_lost") >= 2
+    lost = {(e["worker"], e["sequence"]) for e in result.events if e["event"] == "gradient_lost"}
+    applied = set(zip(result.trace["worker"], result.trace["sequence"], strict=True))
+    assert len(applied) == 200
+    assert not applied & lost
+    for worker in range(2):
+        own = sorted(s for w, s in applied | lost if w == worker)
+        assert own == list(range(len(own)))
+
+
+@pytest.mark.usefixtures("shared_ray")
+def test_data_plane_of_our_own_ray_listens_on_loopback() -> None:
+    server = ray.remote(ServerActor).options(num_cpus=0).remote(make_config(), np.zeros(2), None)
+    try:
+        endpoint, node = ray.get(server.endpoint.remote())
+        assert endpoint.host == "127.0.0.1"
+        assert node == ray.get_runtime_context().get_node_id()
+        assert ray.get(server.endpoint.remote())[0] == endpoint
+    finally:
+        ray.kill(server)
