@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Literal, Unpack
 
@@ -21,9 +21,11 @@ from analysis.history import History, HistoryMatrixNoise, HistorySnapshotNoise, 
 from analysis.noise import MATRIX_DIM, SNAPSHOTS, StalenessNoise
 from analysis.sme import SmeAsgd
 from analysis.sme_pool import Pool, PoolMoments
+from analysis.turns import pool_hazards
 from asgd.errors import InputError
 from asgd.problems.base import Array, Problem
-from asgd.staleness import Geometric, StalenessLaw
+from asgd.staleness import Geometric, GeometricMixture, StalenessLaw
+from asgd.streams import stream
 
 Closure = Literal["iid", "sampling", "pool", "pool_moments"]
 Schedule = npt.NDArray[np.float64]
@@ -73,7 +75,7 @@ class SmeLaw:
 def sme_law(
     problem: Problem,
     learning_rate: PerUpdate,
-    law: StalenessLaw,
+    law: StalenessLaw | Sequence[StalenessLaw],
     updates: int,
     paths: int,
     seed: int,
@@ -90,18 +92,22 @@ def sme_law(
     learning_rate
         eta, a number or one for each update.
     law
-        The staleness law; the weights end where less than 1e-6 of its mass is left.
+        The staleness law; the weights end where less than 1e-6 of its mass is left. For "pool"
+        also one law for each worker, where they differ (a straggler); a `GeometricMixture` with
+        one component for each worker is taken as such.
     updates, paths
         Numbers of updates and of paths.
     closure
         How the staleness of one update depends on that of the others:
-        "pool": each snapshot is used exactly once, as in a real server; P snapshots a path.
+        "pool": each snapshot is used exactly once, as in a real server; P snapshots a path, and
+        hazards corrected until the pool has the law (`pool_hazards`).
         "pool_moments": the same by (P1), for a geometric law and small d; O(1) memory.
         "iid": no dependence, Sigma = H - g g^T (An, Lu, Ying); overstates the noise.
         "sampling": no noise from the choice of the lag; understates it.
         "iid" and "sampling" take O(1) memory for a geometric law and L gradients otherwise.
     workers
-        P, for "pool" alone: its mean staleness is P - 1. Default: E tau + 1, rounded.
+        P, for "pool" alone: its mean staleness is P - 1 whatever the law says. Default: E tau + 1,
+        rounded, or the number of laws.
     batch_size
         Samples averaged at one stale point, a number or one for each update.
     options
@@ -115,10 +121,10 @@ def sme_law(
     eta = per_update(learning_rate, updates, "learning_rate")
     batch = per_update(batch_size, updates, "batch_size")
     routes: dict[str, Callable[[], tuple[BlockMaker, int]]] = {
-        "pool": lambda: _pool(problem, eta, law, workers, batch),
-        "pool_moments": lambda: _pool_moments(problem, eta, law, batch),
-        "iid": lambda: _independent(problem, eta, law, batch, lag_noise=True),
-        "sampling": lambda: _independent(problem, eta, law, batch, lag_noise=False),
+        "pool": lambda: _pool(problem, eta, _laws_of_workers(law, workers), batch, seed),
+        "pool_moments": lambda: _pool_moments(problem, eta, _one_law(law), batch),
+        "iid": lambda: _independent(problem, eta, _one_law(law), batch, lag_noise=True),
+        "sampling": lambda: _independent(problem, eta, _one_law(law), batch, lag_noise=False),
     }
     if closure not in routes:
         raise InputError(f"closure: {closure!r}; accepted: {', '.join(routes)}")
@@ -128,14 +134,37 @@ def sme_law(
     )
 
 
+def _one_law(law: StalenessLaw | Sequence[StalenessLaw]) -> StalenessLaw:
+    if not isinstance(law, StalenessLaw):
+        raise InputError(f"law: {len(law)} laws; accepted: one, or closure pool")
+    return law
+
+
+def _laws_of_workers(
+    law: StalenessLaw | Sequence[StalenessLaw], workers: int | None
+) -> Sequence[StalenessLaw]:
+    # memoryless workers: worker i makes the share 1 - mu_i of the updates
+    if (
+        isinstance(law, GeometricMixture)
+        and workers in (None, len(law.mus))
+        and np.allclose(law.shares, 1 - np.array(law.mus), rtol=0, atol=1e-9)
+    ):
+        law = [Geometric(mu) for mu in law.mus]
+    if isinstance(law, StalenessLaw):
+        workers = round(1 + law.mean()) if workers is None else workers
+        # the pool of a geometric law is that of P memoryless workers, whatever its mu
+        one = Geometric(1 - 1 / max(workers, 1)) if isinstance(law, Geometric) else law
+        law = [one] * workers
+    if len(law) == 0 or workers not in (None, len(law)):
+        raise InputError(f"workers: {workers}; accepted: at least 1, and one for each law")
+    return law
+
+
 def _pool(
-    problem: Problem, eta: Schedule, law: StalenessLaw, workers: int | None, batch: Schedule
+    problem: Problem, eta: Schedule, laws: Sequence[StalenessLaw], batch: Schedule, seed: int
 ) -> tuple[BlockMaker, int]:
-    workers = round(1 + law.mean()) if workers is None else workers
-    if workers < 1:
-        raise InputError(f"workers: {workers}; accepted: at least 1")
-    hazard = np.ones(1) if isinstance(law, Geometric) else law.hazard(law.support_length())
-    return partial(Pool, problem, eta, hazard, workers, batch), workers + 4
+    hazard = pool_hazards(laws, stream(seed, "sme_law/hazards"))
+    return partial(Pool, problem, eta, hazard, batch), len(laws) + 4
 
 
 def _pool_moments(

@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from analysis.noise import outer, psd_factor, standard_increments
+from analysis.turns import Hazards, Turns
 from asgd.problems.base import Array, Problem
 
 Schedule = npt.NDArray[np.float64]
@@ -15,55 +16,40 @@ class Pool:
     """A block of paths of (P2): the P snapshots themselves, with their ages, for each path.
 
     An update uses one snapshot, x' = x - eta (grad f + xi)(snapshot) with xi ~ N(0, S/b), and puts
-    x' in its place with age 0. The one used is drawn with probability proportional to the hazard
-    of its age, w_l / sum_{m >= l} w_m. A constant hazard is the geometric law with mu = 1 - 1/P:
-    then this is the memoryless server with Gaussian sampling noise, exactly. At the start all
-    workers hold x_0. Points are kept, not gradients, so every use has noise of its own.
+    x' in its place with age 0; `Turns` says which. Constant equal hazards are the geometric law
+    with mu = 1 - 1/P: then this is the memoryless server with Gaussian sampling noise, exactly. At
+    the start all workers hold x_0. Points are kept, not gradients, so every use has noise of its
+    own.
     """
 
     def __init__(
         self,
         problem: Problem,
         learning_rate: Schedule,
-        hazard: npt.NDArray[np.float64],
-        workers: int,
+        hazard: Hazards,
         batch_size: Schedule,
         x: Array,
         rng: np.random.Generator,
     ) -> None:
         self.problem, self.learning_rate, self.batch_size = problem, learning_rate, batch_size
-        self.hazard, self.rng = hazard, rng
+        self.rng = rng
         self.x = x
-        self.snapshots = np.repeat(x[:, None], workers, axis=1)
-        self.ages = np.zeros((len(x), workers), dtype=np.int64)
+        self.turns = Turns(hazard, len(x), rng)
+        self.snapshots = np.repeat(x[:, None], len(hazard), axis=1)
         self._path = np.arange(len(x))
 
     def step(self, k: int) -> None:
         """Apply one snapshot of each path and put the new point in its place."""
-        slot = self._choose()
+        slot = self.turns.next()
         used = self.snapshots[self._path, slot]
         gradient, noise = self.problem.gradient_and_noise(used, self.rng)
         self.x -= self.learning_rate[k] * gradient
         self.x += self.learning_rate[k] / np.sqrt(self.batch_size[k]) * noise
         self.snapshots[self._path, slot] = self.x
-        self.ages += 1
-        self.ages[self._path, slot] = 0
 
     def position(self) -> Array:
         """Return x, shape (paths, d)."""
         return self.x
-
-    def _choose(self) -> npt.NDArray[np.int64]:
-        paths, workers = self.ages.shape
-        if len(self.hazard) == 1:
-            return self.rng.integers(workers, size=paths, dtype=np.int64)
-        weight: Array = self.hazard[np.minimum(self.ages, len(self.hazard) - 1)]
-        cumulative = np.cumsum(weight, axis=1)
-        total = cumulative[:, -1:]
-        chosen: npt.NDArray[np.int64] = np.count_nonzero(cumulative <= self.rng.random((paths, 1)) * total, axis=1)
-        # A law with gaps can make every age impossible: then the oldest snapshot is due.
-        oldest = np.argmax(self.ages, axis=1)
-        return np.where(total[:, 0] > 0, chosen, oldest)
 
 
 class PoolMoments:

@@ -5,7 +5,6 @@ from exact import check_quadratic, server_second_moment
 from analysis.discrete import asgd_iid, asgd_server
 from analysis.moments import asgd_moments, mode_moments
 from analysis.sme_law import sme_law
-from analysis.sme_pool import Pool
 from analysis.sme_replay import sme_replay
 from asgd.errors import InputError
 from asgd.problems.linear import LeastSquares
@@ -139,33 +138,6 @@ def test_moments_of_the_pool(eta, workers):
     law = Geometric(1 - 1 / workers)
     x = final(sme_law, Quadratic(), eta, law, updates=100, closure="pool_moments")
     assert standard_score(x * x, exact, 0.01 * exact / 4) < 4
-
-
-@pytest.mark.parametrize("workers", [1, 5])
-def test_every_snapshot_is_used_once(workers):
-    """Ages of the pool: mean staleness P - 1, and the law itself where it is geometric."""
-    law = Geometric(1 - 1 / workers)
-    for hazard in (np.ones(1), Poisson(workers - 1.0).hazard(40)):
-        pool = Pool(
-            Quadratic(),
-            np.full(300, 0.01),
-            hazard,
-            workers,
-            np.ones(300),
-            np.ones((2_000, 1)),
-            stream(4, "ages"),
-        )
-        used = []
-        for k in range(300):
-            before = pool.ages.copy()
-            pool.step(k)
-            slot = np.argmin(pool.ages, axis=1)
-            used.append(before[np.arange(2_000), slot])
-        late = np.array(used[100:])
-        assert late.mean() == pytest.approx(workers - 1, abs=0.02)
-        if len(hazard) == 1:
-            counts = np.bincount(late.ravel(), minlength=60)[:60] / late.size
-            assert np.abs(counts - law.pmf(np.arange(60))).max() < 0.005
 
 
 def test_a_law_with_gaps_uses_the_oldest():
