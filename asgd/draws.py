@@ -44,11 +44,12 @@ class WorkerDraws:
 
     def batch(self, worker: int, sequence: int, size: int) -> npt.NDArray[np.int64]:
         """Return the sample numbers of a gradient, drawn with replacement, shape (size,)."""
-        rows = _rows(size)
+        rows = max(1, min(_ROWS, _ENTRIES // size))
         number, row = divmod(sequence, rows)
         kept, batches = self._batches.get(worker, (-1, None))
         if batches is None or kept != number or batches.shape[1] != size:
-            batches = self._draw_batches(worker, number, rows, size)
+            generator = self._batch_stream.at(worker, number, size)
+            batches = generator.integers(self._n_samples, size=(rows, size))
             self._batches[worker] = number, batches
         chosen: npt.NDArray[np.int64] = batches[row]
         return chosen
@@ -62,29 +63,11 @@ class WorkerDraws:
             self._times[worker] = number, times
         return times[row]
 
-    def all_batches(self, worker: int, size: int) -> Iterator[npt.NDArray[np.int64]]:
-        """Yield `batch` of gradients 0, 1, 2, ... of a worker, faster than one by one."""
-        rows = _rows(size)
-        return chain.from_iterable(
-            self._draw_batches(worker, number, rows, size) for number in count()
-        )
-
     def all_compute_seconds(self, worker: int) -> Iterator[float]:
         """Yield `compute_seconds` of gradients 0, 1, 2, ... of a worker, faster than one by one."""
         return chain.from_iterable(self._draw_times(worker, number) for number in count())
-
-    def _draw_batches(
-        self, worker: int, number: int, rows: int, size: int
-    ) -> npt.NDArray[np.int64]:
-        generator = self._batch_stream.at(worker, number, size)
-        return generator.integers(self._n_samples, size=(rows, size))
 
     def _draw_times(self, worker: int, number: int) -> list[float]:
         generator = self._time_stream.at(worker, number)
         times: list[float] = self._compute_time.draw_many(worker, _ROWS, generator).tolist()
         return times
-
-
-def _rows(size: int) -> int:
-    """Return for how many gradients of so many samples batches are drawn together."""
-    return max(1, min(_ROWS, _ENTRIES // size))

@@ -16,12 +16,14 @@ import numpy as np
 
 from asgd.config import RunConfig
 from asgd.delays import ComputeTime
+from asgd.divergence import check_divergence
 from asgd.draws import WorkerDraws
-from asgd.errors import RunFailedError
+from asgd.errors import InputError, RunFailedError
 from asgd.problems import make_problem
 from asgd.problems.base import Array, Problem
 from asgd.progress import Progress
 from asgd.rules import make_rule
+from asgd.schedules import batch_schedule, learning_rate_schedule
 from asgd.server_paths import ServerPaths, server_ensemble
 from asgd.server_times import ServerOrder, server_order, simulate_staleness
 from asgd.staleness import named_law
@@ -45,7 +47,8 @@ def simulate(
     Parameters
     ----------
     config
-        The run; `config.simulation` says what a real run would measure.
+        The run; `config.simulation` says what a real run would measure. Only `mode = "async"` is
+        simulated, and how vectors travel is not.
     out
         The run directory, which must not hold anything yet; default
         `runs/<kind of problem>-<date>-<time>`.
@@ -57,17 +60,19 @@ def simulate(
     InputError
         The configuration or the directory cannot be used.
     RunFailedError
-        A gradient is not finite; the directory is readable and ends before it.
+        A gradient is not finite or the loss diverged; the directory is readable and ends there.
     KeyboardInterrupt
         Ctrl-C; the directory is readable and says so.
     """
+    if config.cluster.mode != "async":
+        raise InputError(f"cluster.mode = {config.cluster.mode!r}: a simulation takes async only")
     problem = make_problem(config)
     draws = WorkerDraws(config, problem.n_samples)
     independent = config.simulation.staleness != "server"
     order = (_independent_order if independent else _server_order)(config, draws)
     descent = _Descent(problem, config, order, draws)
     writer = RunWriter.create(out if out is not None else default_path(config), config)
-    record = _Record(descent, order, writer, progress)
+    record = _Record(config, descent, order, writer, progress)
     try:
         with np.errstate(over="ignore", invalid="ignore"):  # not finite: refused by the descent
             _follow(descent, record, config)
@@ -132,12 +137,12 @@ class _Descent:
         self.problem = problem
         self.x = np.array(problem.initial_point(stream(config.run.seed, "initial")), dtype=float)
         self.applied = 0
-        self.batch_size = config.optimizer.batch_size
+        batch_size = batch_schedule(config.optimizer).array(len(order.worker))
+        self.batch_size = batch_size[order.read_version].astype(np.int64)
         self.norms = np.empty(len(order.worker))
         self._order = order
-        workers = range(config.cluster.workers)
-        self._batches = [draws.all_batches(worker, self.batch_size) for worker in workers]
-        self._learning_rate = config.optimizer.learning_rate
+        self._draws = draws
+        self._learning_rate = learning_rate_schedule(config.optimizer)
         self._rule = make_rule(config.optimizer)
         self._state = self._rule.init(self.x)
         self._step = np.empty_like(self.x)
@@ -152,22 +157,29 @@ class _Descent:
         self._snapshots = np.tile(self.x, (max(self._write_slot) + 1, 1))
 
     def blocks(self) -> Iterator[tuple[int, int]]:
-        """Cut the updates into runs that read nothing newer than the version they start with."""
+        """Cut the updates into runs of one batch size that read nothing newer than their start."""
         longest = max(1, _BLOCK_NUMBERS // self.problem.dim)
-        start = 0
-        for update, version in enumerate(self._order.read_version.tolist()):
-            if version > start or update - start == longest:
+        start, size = 0, int(self.batch_size[0])
+        read = zip(self._order.read_version.tolist(), self.batch_size.tolist(), strict=True)
+        for update, (version, own_size) in enumerate(read):
+            if version > start or own_size != size or update - start == longest:
                 yield start, update
-                start = update
+                start, size = update, own_size
         yield start, len(self.norms)
 
     def gradients(self, start: int, stop: int) -> Array:
         """Return the gradients of a block, shape (stop - start, d)."""
-        batches = [next(self._batches[worker]) for worker in self._order.worker[start:stop]]
+        size = int(self.batch_size[start])
+        addresses = zip(
+            self._order.worker[start:stop].tolist(),
+            self._order.sequence[start:stop].tolist(),
+            strict=True,
+        )
+        batches = [self._draws.batch(*address, size) for address in addresses]
         points = self._snapshots[self._read_slot[start:stop]]
         if len(batches) == 1:  # exactly the call a real worker makes
             return np.asarray(self.problem.gradient(points[0], batches[0]), dtype=float)[None]
-        return self.problem.gradient(points, np.concatenate(batches).reshape(len(batches), -1))
+        return self.problem.gradient(points, np.concatenate(batches).reshape(-1, size))
 
     def apply(self, gradients: Array) -> None:
         """Apply the next gradients one after another, shape (any number, d)."""
@@ -176,14 +188,14 @@ class _Descent:
             square = float(np.dot(gradient, gradient))
             if not math.isfinite(square):
                 raise RunFailedError(f"update {number}: the gradient is not finite")
-            _, self._state = update(
+            applied, self._state = update(
                 gradient,
                 self._state,
-                learning_rate=self._learning_rate,
+                learning_rate=self._learning_rate(number),
                 staleness=self._staleness[number],
                 out=step,
             )
-            x -= step
+            x -= applied
             self._snapshots[self._write_slot[number]] = x
             self.norms[number] = math.sqrt(square)
             self.applied = number + 1
@@ -194,11 +206,13 @@ class _Record:
 
     def __init__(
         self,
+        config: RunConfig,
         descent: _Descent,
         order: ServerOrder,
         writer: RunWriter,
         progress: Callable[[Progress], None] | None,
     ) -> None:
+        self._config = config
         self._descent = descent
         self._order = order
         self._staleness = order.staleness
@@ -215,6 +229,7 @@ class _Record:
         loss = float(self._descent.problem.loss(self._descent.x))
         for column, value in zip(self._loss.values(), (applied, seconds, loss), strict=True):
             column.append(value)
+        check_divergence(self._config, self._loss["loss"][0], loss, applied)
         now = time.perf_counter()
         if self._progress is not None and now > self._shown + _PROGRESS_SECONDS:
             staleness = float(np.mean(self._staleness[:applied])) if applied else math.nan
@@ -238,7 +253,7 @@ class _Record:
                 "sequence": order.sequence[part],
                 "read_version": order.read_version[part],
                 "staleness": self._staleness[part],
-                "batch_size": np.full(part.stop - part.start, self._descent.batch_size),
+                "batch_size": self._descent.batch_size[part],
                 "compute_seconds": order.compute_seconds[part],
                 "applied_seconds": order.applied_seconds[part],
                 "gradient_norm": self._descent.norms[part],

@@ -16,7 +16,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from asgd.config import RunConfig
 from asgd.delays import ComputeTime
-from asgd.errors import DivergedError, RunFailedError
+from asgd.divergence import check_divergence
+from asgd.errors import RunFailedError
 from asgd.problems import make_problem
 from asgd.progress import Progress
 from asgd.streams import stream
@@ -232,15 +233,9 @@ def _watch(cluster: _Cluster, progress: Callable[[Progress], None] | None) -> No
 def _check_losses(losses: Losses, config: RunConfig) -> None:
     if losses.error is not None:
         raise RunFailedError(f"evaluation of the loss: {losses.error.message}")
-    if losses.first is None or losses.latest is None:
+    if losses.first is None or losses.latest is None or losses.update is None:
         return
-    limit = config.run.divergence_factor * max(1.0, abs(losses.first))
-    if not losses.latest <= limit:
-        raise DivergedError(
-            f"the run diverged: loss {losses.latest:.3g} at update {losses.update}, "
-            f"{losses.first:.3g} at the start; learning_rate = {config.optimizer.learning_rate} "
-            "is too large for this staleness"
-        )
+    check_divergence(config, losses.first, losses.latest, losses.update)
 
 
 class _Rate:

@@ -12,7 +12,7 @@ from threadpoolctl import threadpool_limits
 from asgd.config import RunConfig, make_config
 from asgd.delays import ComputeTime
 from asgd.draws import WorkerDraws
-from asgd.errors import InputError, RunFailedError
+from asgd.errors import DivergedError, InputError, RunFailedError
 from asgd.problems import Quadratic, make_problem
 from asgd.server_paths import ServerPaths, server_ensemble
 from asgd.server_times import server_order, simulate_staleness
@@ -224,16 +224,34 @@ def test_one_worker_is_serial_sgd_to_the_last_bit(tmp_path, problem):
     assert run.loss["loss"].tolist() == [losses[k] for k in run.loss["update"]]
 
 
-def test_the_uniform_schedule_is_that_of_the_real_server(tmp_path):
-    config = configure("least_squares", updates=300, workers=3, cluster={"schedule": "uniform"})
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        {"batch_size": 3},
+        {"rule": "momentum", "momentum": 0.5, "clip_norm": 0.7},
+        {"rule": "staleness_aware", "batch_schedule": {"at": [20, 21, 90], "values": [2, 9, 5]}},
+        {"learning_rate_schedule": {"at": [50, 120], "values": [0.01, 0.002]}},
+    ],
+    ids=["plain", "momentum", "batches", "rates"],
+)
+def test_the_uniform_schedule_is_that_of_the_real_server(tmp_path, optimizer):
+    config = configure(
+        "least_squares",
+        updates=300,
+        workers=3,
+        cluster={"schedule": "uniform"},
+        optimizer={"learning_rate": 0.02, **optimizer},
+    )
     run = finished(config, tmp_path / "run")
     crowd = Crowd(config)
     crowd.join_all()
     while not crowd.server.stopping:
         crowd.push(max(crowd.at_hand))  # any order of arrival gives the same run
     record = crowd.server.drain()
-    for name in ("worker", "sequence", "read_version", "gradient_norm"):
+    for name in ("worker", "sequence", "read_version", "batch_size", "gradient_norm"):
         np.testing.assert_array_equal(run.trace[name], record.trace[name])
+    final = make_problem(config).loss(crowd.server.parameters)
+    assert run.loss["loss"].iloc[-1] == final
 
 
 def test_a_run_repeats_bit_for_bit(tmp_path):
@@ -260,21 +278,28 @@ def test_long_runs_are_written_in_parts(tmp_path):
     assert len(list((tmp_path / "run" / "trace").iterdir())) == 3
 
 
-def test_divergence_ends_the_run_and_leaves_it_readable(tmp_path):
+@pytest.mark.parametrize(
+    ("every", "error", "message"),
+    [
+        (1, DivergedError, r"the run diverged: loss \S+ at update \d+, 156 at the start; learning"),
+        (1000, RunFailedError, r"update \d+: the gradient is not finite"),
+    ],
+)
+def test_divergence_ends_the_run_and_leaves_it_readable(tmp_path, every, error, message):
     config = make_config(
         {
             "problem": {"kind": "quartic", "initial": 5.0},
             "optimizer": {"learning_rate": 1.0, "batch_size": 1},
-            "run": {"updates": 1000, "eval_every": 1},
+            "run": {"updates": 1000, "eval_every": every},
         }
     )
-    with pytest.raises(RunFailedError, match=r"update \d+: the gradient is not finite"):
+    with pytest.raises(error, match=message):
         simulate(config, tmp_path / "run")
     run = read_run(tmp_path / "run")
     assert run.state == "failed"
     assert 0 < len(run.trace) < 50
     assert np.isfinite(run.trace["gradient_norm"]).all()
-    assert run.loss["update"].tolist() == list(range(len(run.trace) + 1))
+    assert run.loss["update"].tolist() == list(range(0, len(run.trace) + 1, every))
 
 
 def test_interruption_leaves_the_run_readable(tmp_path):
@@ -304,6 +329,8 @@ def test_bad_input_writes_nothing(tmp_path, monkeypatch):
     fractional = {"staleness": "constant", "mean_staleness": 2.5}
     with pytest.raises(InputError, match="a whole number for the constant law"):
         simulate(configure(simulation=fractional), tmp_path / "none")
+    with pytest.raises(InputError, match="mode = 'sync': a simulation takes async only"):
+        simulate(configure(cluster={"mode": "sync"}), tmp_path / "none")
     with pytest.raises(InputError, match="No module named"):
         simulate(make_config({"problem": {"kind": "nowhere_at_all:make"}}), tmp_path / "none")
     assert not (tmp_path / "none").exists()

@@ -1,0 +1,30 @@
+"""When a run, real or simulated, has diverged."""
+
+from __future__ import annotations
+
+from asgd.config import RunConfig
+from asgd.errors import DivergedError
+
+
+def check_divergence(config: RunConfig, first: float, latest: float, update: int) -> None:
+    """Refuse a loss that is not finite or far above the first one.
+
+    Parameters
+    ----------
+    first
+        Loss at x_0.
+    latest, update
+        A later loss, and the number of updates applied before it.
+
+    Raises
+    ------
+    DivergedError
+        The loss is above `divergence_factor` times the first one, or times one where that is
+        less.
+    """
+    limit = config.run.divergence_factor * max(1.0, abs(first))
+    if not latest <= limit:
+        raise DivergedError(
+            f"the run diverged: loss {latest:.3g} at update {update}, {first:.3g} at the start; "
+            f"learning_rate = {config.optimizer.learning_rate} is too large for this staleness"
+        )
