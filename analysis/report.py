@@ -1,34 +1,76 @@
 """Run directories in, one self-contained HTML file out.
 
-The page needs no network: styles and figures are inside it. Every text that comes from a run is
-escaped by the template engine.
+The page needs no network: styles, script and figures are inside it. Every text that comes from a
+run is escaped by the template engine.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from importlib.resources import files
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, FunctionLoader, StrictUndefined
 
-from analysis import figures
+from analysis import figures, pictures
+from analysis.activity import events_table, incidents, timeline, workers_table
 from analysis.compare import Score, compare
+from analysis.comparison import Comparison, compare_runs, comparison_headline, labels
 from analysis.fit import StalenessFit, fit_run
-from analysis.predict import MODELS, read_prediction
-from analysis.verdict import in_words
+from analysis.headline import headline, problem_name
+from analysis.inline_svg import SvgInliner, page_colour
+from analysis.pictures import Picture
+from analysis.predict import MODELS, Prediction, read_prediction
 from asgd.errors import InputError
 from asgd.trace import Run, replace_file
 
-# Tail of the staleness histogram that is not drawn.
-_INVISIBLE = 1e-3
+_LONGEST_TABLE = 200  # events listed
+_ERROR_NAMES = {
+    "relative_error": "relative error",
+    "worst_error": "worst point",
+    "coverage": "coverage of the 90 % band",
+    "crps": "CRPS",
+}
+_COMPARISON_NAMES = {
+    "run": "run",
+    "workers": "workers",
+    "mean": "mean staleness",
+    "mu": "mu",
+    "mu_expected": "1 - 1/P",
+    "law": "law",
+    "updates_per_second": "updates/s",
+    "updates_to_target": "updates to target",
+    "seconds_to_target": "seconds to target",
+}
 
 
-def write_report(runs: Sequence[Run], output: Path | None = None) -> Path:
+@dataclass(frozen=True)
+class Study:
+    """One run and everything the report says of it."""
+
+    run: Run
+    fit: StalenessFit
+    prediction: Prediction
+    score: Score
+
+    @classmethod
+    def of(cls, run: Run) -> Study:
+        """Fit, read the stored prediction, score it."""
+        prediction = read_prediction(run)
+        return cls(run, fit_run(run), prediction, compare(run, prediction))
+
+
+def write_report(
+    runs: Sequence[Run], output: Path | None = None, figures_directory: Path | None = None
+) -> Path:
     """Write the report on one or several runs and return its path.
 
     Parameters
@@ -37,115 +79,207 @@ def write_report(runs: Sequence[Run], output: Path | None = None) -> Path:
         Runs with a stored prediction.
     output
         The file; `report.html` in the directory of the first run by default.
+    figures_directory
+        Where to write every figure as SVG and its data as CSV; nowhere by default.
 
     Raises
     ------
     InputError
-        A run has no stored prediction, or the file cannot be written.
+        A run has no stored prediction, or a file cannot be written.
     """
     output = output or runs[0].path / "report.html"
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    template = environment.from_string(
-        files("analysis").joinpath("report.html.j2").read_text(encoding="utf-8")
+    studies = [Study.of(run) for run in runs]
+    sections, drawn = [], []
+    for number, study in enumerate(studies, start=1):
+        section, own = _section(study, f"run{number}-" if len(runs) > 1 else "")
+        sections.append(section)
+        drawn += own
+    comparison = None
+    if len(runs) > 1:
+        comparison, own = _comparison(studies)
+        drawn += own
+    title = sections[0]["title"] if comparison is None else f"{len(runs)} runs side by side"
+    page = _template().render(
+        title=title,
+        version=version("asgd"),
+        runs=sections,
+        comparison=comparison,
+        style=_part("page.css"),
+        script=_part("page.js"),
     )
-    sections = [_section(run) for run in runs]
-    page = template.render(title=sections[0]["title"], runs=sections)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         replace_file(output, page.encode())
+        if figures_directory is not None:
+            figures_directory.mkdir(parents=True, exist_ok=True)
+            for picture in drawn:
+                picture.save(figures_directory)
     except OSError as error:
-        raise InputError(f"{output}: cannot be written ({error.strerror or error})") from None
+        where = error.filename or output
+        raise InputError(f"{where}: cannot be written ({error.strerror or error})") from None
     return output
 
 
-def _section(run: Run) -> dict[str, Any]:
-    prediction = read_prediction(run)
-    score = compare(run, prediction)
-    fit = fit_run(run)
-    overlay = figures.loss_overlay([run.loss], prediction.curves)
-    return {
-        "title": f"{_problem(run)}, {run.config.cluster.workers} workers",
-        "headline": headline(run, fit, score),
-        "paths": prediction.settings["paths"],
-        "overlay": figures.to_svg(overlay, "Observed and predicted loss over updates"),
-        "errors": figures.to_svg(
-            figures.error_over_time(score.errors), "Error of each model over updates"
+def _part(name: str) -> str:
+    return files("analysis").joinpath("page", name).read_text(encoding="utf-8")
+
+
+def _template() -> Any:
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, loader=FunctionLoader(_part)
+    )
+    environment.filters["inline"] = SvgInliner()
+    return environment.get_template("report.html.j2")
+
+
+def _section(study: Study, prefix: str) -> tuple[dict[str, Any], list[Picture]]:
+    """Return what the template needs of one run, and its pictures."""
+    run, fit, prediction, score = study.run, study.fit, study.prediction, study.score
+    course, workers, events = timeline(run), workers_table(run), events_table(run)
+    unusual = incidents(events)
+    overlay = pictures.overlay(prefix, run, prediction)
+    errors = pictures.errors(prefix, score.errors)
+    staleness = pictures.staleness(prefix, run, fit, course, workers)
+    activity = pictures.activity(prefix, course, workers, unusual)
+    section = {
+        "id": prefix + "run",
+        "title": f"{problem_name(run)}, {run.config.cluster.workers} workers",
+        "headline": headline(run, fit, prediction, score, workers, unusual),
+        "models": [_key(name) for name in prediction.models],
+        "overlay": overlay,
+        "scores": _scores(score),
+        "errors": errors,
+        "parts": _parts(score),
+        "staleness": staleness,
+        "laws": _laws(fit),
+        "laws_note": (
+            f"Fitted to the {len(fit.sample.staleness):,} updates after a start-up of "
+            f"{fit.start_up}. tv: total variation distance between the law and the data. "
+            "p: parametric bootstrap with the serial dependence of the data."
         ),
-        "scores": _score_table(score),
-        "histogram": _histogram(fit),
-        "staleness_caption": _schedule_caption(run),
-        "laws": _cells(fit.table().round(4)),
+        "activity": activity,
+        "workers": _workers(workers),
+        "events": _table("events", events.head(_LONGEST_TABLE)),
+        "events_note": (
+            f"The first {_LONGEST_TABLE} of {len(events)}." if len(events) > _LONGEST_TABLE else ""
+        ),
         "config": json.dumps(json.loads(run.config.to_json()), indent=2),
         "environment": json.dumps(run.environment, indent=2),
-        "reproduce": f"asgd run {run.path / 'config.json'} --out NEW_DIRECTORY",
+        "reproduce": _reproduce(run, prediction),
+    }
+    return section, [overlay, errors, *staleness, *activity]
+
+
+def _comparison(studies: Sequence[Study]) -> tuple[dict[str, Any], list[Picture]]:
+    """Return what the template needs of several runs, and the pictures."""
+    runs = [study.run for study in studies]
+    fits = [study.fit for study in studies]
+    compared: Comparison = compare_runs(runs, fits, [study.score for study in studies])
+    drawn = pictures.comparison(labels(runs), runs, compared)
+    names = _COMPARISON_NAMES | {name: f"error: {MODELS[name]}" for name in compared.models}
+    table = compared.table[list(names)].rename(columns=names)
+    percent = [names[name] for name in compared.models]
+    section = {
+        "headline": comparison_headline(runs, fits, compared),
+        "table": _table("runs side by side", table, percent),
+        "note": (
+            f"Target: loss {compared.target:.4g}, which every run reached. Errors: mean distance "
+            "of the predicted mean from the observed loss, over the mean observed loss."
+        ),
+        "figures": drawn,
+    }
+    return section, drawn
+
+
+def _key(name: str) -> dict[str, str]:
+    """Return the legend entry of a model."""
+    colour, dash = figures.STYLE[name]
+    pattern = "" if dash == "-" else " ".join(f"{2 * length:g}" for length in dash[1])
+    return {
+        "name": name,
+        "label": MODELS[name],
+        "colour": page_colour(colour),
+        "dash": pattern,
     }
 
 
-def headline(run: Run, fit: StalenessFit, score: Score) -> list[str]:
-    """Return what a reader should know first, in sentences."""
-    config, state = run.config, run.state
-    updates = len(run.trace)
-    what = (
-        f"{_problem(run)} by {config.optimizer.rule} with learning rate "
-        f"{config.optimizer.learning_rate:g} and batches of {config.optimizer.batch_size}: "
-        f"{updates} updates by {config.cluster.workers} workers, {state}."
-    )
-    errors = ", ".join(
-        f"{MODELS[name]} {100 * model.relative_error:.1f} %" for name, model in score.models.items()
-    )
-    which = f"Mean error of the predicted loss: {errors}. Closest: {MODELS[score.closest]}."
-    return [what, fit.verdict, which]
+def _scores(score: Score) -> dict[str, Any]:
+    rows = [{"model": MODELS[name], **asdict(model)} for name, model in score.models.items()]
+    table = pd.DataFrame(rows).rename(columns=_ERROR_NAMES)
+    percent = [_ERROR_NAMES[key] for key in ("relative_error", "worst_error", "coverage")]
+    return _table("errors of each model", table, percent)
 
 
-def _problem(run: Run) -> str:
-    problem = run.config.problem
-    return f"{problem.kind} on {problem.dataset}" if problem.dataset else problem.kind
+def _parts(score: Score) -> dict[str, Any] | None:
+    if score.parts.empty:
+        return None
+    table = score.parts.reset_index(names="part").rename(columns={"noise": "scatter"})
+    return _table("parts of the error", table, ["error", "scatter"])
 
 
-def _schedule_caption(run: Run) -> str:
-    if run.config.cluster.schedule == "uniform":
-        return (
-            "Scheduled order: the server drew each next worker uniformly and waited for it; "
-            "this is not the order of natural arrival."
-        )
-    return "Natural order: the server applied gradients as they arrived."
+def _laws(fit: StalenessFit) -> dict[str, Any]:
+    table = fit.table().rename(columns={"zeros": "share of zeros", "pvalue": "p"})
+    return _table("staleness laws", table, ["share of zeros"])
 
 
-def _histogram(fit: StalenessFit) -> str:
-    values = np.asarray(fit.counts, dtype=float)
-    visible = np.flatnonzero(values / values.sum() > _INVISIBLE)
-    laws = {
-        "geometric law": fit.geometric.law,
-        in_words(fit.recommended): fit.recommended,
+def _workers(workers: pd.DataFrame) -> dict[str, Any]:
+    milliseconds = {
+        f"compute ms, {name}": 1000 * workers[f"compute_{key}"]
+        for key, name in (("q05", "5 %"), ("q50", "median"), ("q95", "95 %"))
     }
-    length = int(visible[-1]) + 2
-    l = np.arange(length)
-    counts = np.pad(values, (0, max(length - len(values), 0)))[:length]
-    axes = figures.staleness_histogram(counts, {name: law.pmf(l) for name, law in laws.items()})
-    return figures.to_svg(axes, "Histogram of staleness with fitted laws")
-
-
-def _score_table(score: Score) -> dict[str, list[Any]]:
-    models = score.models.values()
     table = pd.DataFrame(
         {
-            "model": [MODELS[name] for name in score.models],
-            "relative error": [f"{100 * model.relative_error:.1f} %" for model in models],
-            "worst point": [f"{100 * model.worst_error:.1f} %" for model in models],
-            "coverage of the 90 % band": [f"{100 * model.coverage:.0f} %" for model in models],
-            "CRPS": [f"{model.crps:.3g}" for model in models],
+            "worker": workers["worker"],
+            "updates": workers["updates"],
+            "share": workers["share"],
+            "updates/s": workers["updates_per_second"],
+            "staleness, mean": workers["staleness_mean"],
+            "staleness, median": workers["staleness_q50"],
+            "staleness, 95 %": workers["staleness_q95"],
+            **milliseconds,
         }
     )
-    return _cells(table)
+    return _table("workers", table, ["share"])
 
 
-def _cells(table: pd.DataFrame) -> dict[str, list[Any]]:
-    """Return column names and rows of text, for the template to escape and lay out."""
-    rows = [[_cell(value) for value in row] for row in table.itertuples(index=False)]
-    return {"columns": list(table.columns), "rows": rows}
+def _reproduce(run: Run, prediction: Prediction) -> str:
+    """Return the commands that make such a run again and report on it."""
+    config = shlex.quote(str(run.path / "config.json"))
+    paths = max((prediction.paths(name) or 0 for name in prediction.models), default=0)
+    lines = [
+        f"asgd run {config} --out NEW_DIRECTORY",
+        f"asgd predict NEW_DIRECTORY{f' --paths {paths}' if paths else ''}",
+        "asgd report NEW_DIRECTORY",
+    ]
+    return "\n".join(lines)
 
 
-def _cell(value: object) -> str:
-    if isinstance(value, float):
-        return "" if np.isnan(value) else f"{value:.5g}"
-    return str(value)
+def _table(name: str, table: pd.DataFrame, percent: Sequence[str] = ()) -> dict[str, Any]:
+    """Return columns and rows of cells, text beside the value to sort by, for the template."""
+    columns = list(table.columns)
+    rows = [
+        [_cell(value, column in percent) for column, value in zip(columns, row, strict=True)]
+        for row in table.itertuples(index=False)
+    ]
+    heads = [
+        {"name": column, "text": bool(rows) and rows[0][i]["value"] is None}
+        for i, column in enumerate(columns)
+    ]
+    return {"name": name, "columns": heads, "rows": rows}
+
+
+def _cell(value: object, percent: bool) -> Mapping[str, Any]:
+    if value is None or (isinstance(value, float) and np.isnan(value)):
+        return {"text": "", "value": ""}
+    if isinstance(value, Real):
+        number = float(value)
+        text = f"{100 * number:.3g} %" if percent else _plain(number)
+        return {"text": text, "value": repr(number)}
+    return {"text": str(value), "value": None}
+
+
+def _plain(number: float) -> str:
+    """Return a number as a reader writes it: no exponent where digits do."""
+    if number == int(number) and abs(number) < 1e9:
+        return f"{int(number):,}"
+    return f"{number:,.4g}" if abs(number) < 1e4 else f"{number:,.0f}"

@@ -5,7 +5,15 @@ Okabe and Ito's, distinguishable under the common colour-vision deficiencies; mo
 their line style.
 """
 
-from analysis.figures.activity import band_over_time, by_worker, throughput
+from matplotlib.axes import Axes
+
+from analysis.figures.activity import (
+    band_over_time,
+    by_worker,
+    speed_by_workers,
+    throughput,
+    worker_throughput,
+)
 from analysis.figures.canvas import STYLE, new_axes, plot_box, to_svg
 from analysis.figures.loss import (
     error_by_workers,
@@ -16,6 +24,7 @@ from analysis.figures.loss import (
 from analysis.figures.staleness import mu_by_workers, staleness_histogram, staleness_rootogram
 
 __all__ = [
+    "Axes",
     "STYLE",
     "band_over_time",
     "by_worker",
@@ -26,8 +35,10 @@ __all__ = [
     "mu_by_workers",
     "new_axes",
     "plot_box",
+    "speed_by_workers",
     "staleness_histogram",
     "staleness_rootogram",
     "throughput",
     "to_svg",
+    "worker_throughput",
 ]

@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from analysis.figures.canvas import BLUE, EVENT_COLOURS, INK, ORANGE, cycle, finish, new_axes
+from analysis.figures.canvas import BAR, BLUE, EVENT_COLOURS, INK, ORANGE, cycle, finish, new_axes
 
 
 def band_over_time(
@@ -91,6 +91,44 @@ def by_worker(
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.margins(x=0.06)
     ax.legend(frameon=False, fontsize="small", ncols=4, columnspacing=1.0, handletextpad=0.4)
+    return finish(ax)
+
+
+def worker_throughput(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Draw updates per second of each worker.
+
+    Parameters
+    ----------
+    table
+        Columns `worker` and `updates_per_second`.
+    """
+    ax = ax or new_axes(height=2.8)
+    ax.bar(table["worker"], table["updates_per_second"], width=0.7, color=BAR)
+    ax.set(xlabel="worker", ylabel="updates/s")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return finish(ax)
+
+
+def speed_by_workers(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Draw updates per second of several runs against their workers, and a proportional line.
+
+    Parameters
+    ----------
+    table
+        Columns `workers` and `updates_per_second`.
+    """
+    ax = ax or new_axes()
+    table = table.sort_values("workers")
+    workers = table["workers"].to_numpy(dtype=float)
+    speed = table["updates_per_second"].to_numpy(dtype=float)
+    line = speed[0] / workers[0] * workers
+    ax.plot(workers, line, color=ORANGE, ls=(0, (5, 2)), lw=1.2, label="proportional")
+    ax.plot(workers, speed, "o", color=BLUE, ms=5, label="measured")
+    ax.set(xlabel="workers $P$", ylabel="updates/s")
+    ax.set_xlim(left=0)
+    ax.set_ylim(0, 1.25 * float(speed.max()))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.legend(frameon=False, fontsize="small")
     return finish(ax)
 
 

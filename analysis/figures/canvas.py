@@ -23,6 +23,7 @@ INK = "#1b1b1f"
 OBSERVED = INK
 BLUE, ORANGE, GREEN = "#0072b2", "#d55e00", "#009e73"
 PINK, SKY, AMBER, GREY = "#cc79a7", "#56b4e9", "#e69f00", "#999999"
+BAR = "#bbbbbb"  # of a histogram
 STYLE: Mapping[str, tuple[str, Any]] = {
     "sme_law": (BLUE, "-"),
     "sme_asgd": (ORANGE, (0, (5, 2))),
@@ -36,19 +37,20 @@ SERIES = (BLUE, ORANGE, GREEN, PINK, SKY, AMBER, GREY)
 EVENT_COLOURS = (ORANGE, GREEN, PINK, SKY, AMBER)
 LONGEST_CURVE = 2000
 _NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-_LOOK: dict[str, Any] = {
-    "text.color": INK,
-    "axes.edgecolor": INK,
-    "axes.labelcolor": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "axes.titlesize": "medium",
-}
 
 
 def new_axes(width: float = 5.6, height: float = 3.4) -> Axes:
     """Return the Axes of a new figure, sizes in inches."""
-    with matplotlib.rc_context(_LOOK):
+    look = matplotlib.rc_context(
+        {
+            "text.color": INK,
+            "axes.edgecolor": INK,
+            "axes.labelcolor": INK,
+            "xtick.color": INK,
+            "ytick.color": INK,
+        }
+    )
+    with look:
         axes: Axes = Figure(figsize=(width, height), layout="constrained").add_subplot()
     return axes
 

@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from analysis.figures.canvas import AMBER, BLUE, GREEN, INK, ORANGE, Array, finish, new_axes
+from analysis.figures.canvas import AMBER, BAR, BLUE, GREEN, INK, ORANGE, Array, finish, new_axes
 
 
 def staleness_histogram(
@@ -27,7 +27,7 @@ def staleness_histogram(
     ax = ax or new_axes()
     values = np.asarray(counts, dtype=float)
     l = np.arange(len(values))
-    ax.bar(l, values / values.sum(), width=0.85, color="#bbbbbb", label="measured")
+    ax.bar(l, values / values.sum(), width=0.85, color=BAR, label="measured")
     marks = ((ORANGE, "o-"), (BLUE, "s--"), (GREEN, "^:"))
     for (label, pmf), (colour, mark) in zip(laws.items(), marks, strict=False):
         ax.plot(l, pmf, mark, color=colour, ms=4, lw=1.2, label=label)
@@ -58,7 +58,7 @@ def staleness_rootogram(
     values = np.asarray(counts, dtype=float)
     l = np.arange(len(values))
     expected = np.sqrt(values.sum() * np.asarray(pmf))
-    ax.bar(l, np.sqrt(values), bottom=expected - np.sqrt(values), width=0.85, color="#bbbbbb")
+    ax.bar(l, np.sqrt(values), bottom=expected - np.sqrt(values), width=0.85, color=BAR)
     ax.plot(l, expected, "o-", color=BLUE, ms=4, lw=1.2, label=label)
     # sqrt of a Poisson count has standard deviation 1/2
     ax.axhspan(-1, 1, color=AMBER, alpha=0.25, lw=0, label="two standard errors")

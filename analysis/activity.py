@@ -1,0 +1,127 @@
+"""What the workers of a run did, when: tables of its trace and events."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from asgd.trace import Run
+
+Array = npt.NDArray[np.float64]
+
+_PARTS = {"q05": 0.05, "q25": 0.25, "q50": 0.5, "q75": 0.75, "q95": 0.95}
+_ORDINARY = {"start", "finish", "checkpoint"}
+_OUTSIDE = {"event", "time", "worker", "update", "seconds"}
+
+
+def timeline(run: Run, bins: int = 100) -> pd.DataFrame:
+    """Cut a run into equal parts of its time.
+
+    Returns
+    -------
+    DataFrame
+        One row per part: `seconds` (its middle), `update` (the last one before its end),
+        `updates_per_second`, and of staleness (in updates) and compute time (in seconds) the
+        columns `staleness_mean`, `_q05`, `_q25`, `_q50`, `_q75`, `_q95`, `compute_mean`, ...; nan
+        where nothing was applied.
+    """
+    trace = run.trace
+    seconds = trace["applied_seconds"].to_numpy(dtype=float)
+    bins = max(1, min(bins, len(trace) // 20))
+    edges = np.linspace(0.0, max(float(seconds.max(initial=0.0)), 1e-9), bins + 1)
+    part = np.clip(np.searchsorted(edges, seconds, "left") - 1, 0, bins - 1)
+    count = np.bincount(part, minlength=bins)
+    table = pd.DataFrame(
+        {
+            "seconds": (edges[1:] + edges[:-1]) / 2,
+            "update": np.cumsum(count),
+            "updates_per_second": count / np.diff(edges),
+        }
+    )
+    return table.join(_summary(trace, pd.Series(part, name="part")))
+
+
+def workers_table(run: Run) -> pd.DataFrame:
+    """Return one row per worker: what it did, how stale, how fast.
+
+    Columns: `worker`, `updates`, `share` (of all updates), `updates_per_second`, and of staleness
+    and compute time those of `timeline`.
+    """
+    trace = run.trace
+    seconds = max(float(trace["applied_seconds"].max()), 1e-9)
+    updates = trace.groupby("worker").size()
+    table = pd.DataFrame(
+        {
+            "updates": updates,
+            "share": updates / len(trace),
+            "updates_per_second": updates / seconds,
+        }
+    )
+    return table.join(_summary(trace, trace["worker"])).reset_index()
+
+
+def _summary(trace: pd.DataFrame, group: pd.Series[int]) -> pd.DataFrame:
+    columns = {}
+    for name, column in (("staleness", "staleness"), ("compute", "compute_seconds")):
+        grouped = trace[column].groupby(group.to_numpy())
+        columns[f"{name}_mean"] = grouped.mean()
+        quantiles = grouped.quantile(np.array(list(_PARTS.values()))).unstack()
+        for (key, _), (_, values) in zip(_PARTS.items(), quantiles.items(), strict=True):
+            columns[f"{name}_{key}"] = values
+    return pd.DataFrame(columns)
+
+
+def events_table(run: Run) -> pd.DataFrame:
+    """Return one row per event: `seconds` since the start, `event`, `worker`, `update`, `details`.
+
+    The server's clock starts with its first snapshot. An event that names an update happened when
+    that was applied; any other is placed by the time of day, measured back from the end of the
+    run, where it has one.
+    """
+    applied = run.trace["applied_seconds"].to_numpy(dtype=float)
+    events = run.events
+    start, last = _anchor(events, float(applied[-1]) if len(applied) else 0.0)
+    rows = []
+    for event in events:
+        update = event.get("update")
+        if isinstance(event.get("seconds"), (int, float)):
+            seconds = float(event["seconds"])
+        elif isinstance(update, int) and len(applied):
+            seconds = float(applied[min(max(update, 0), len(applied) - 1)])
+        else:
+            seconds = min(max(float(event.get("time", np.nan)) - start, 0.0), last)
+        details = {key: value for key, value in event.items() if key not in _OUTSIDE}
+        rows.append(
+            {
+                "seconds": seconds,
+                "event": str(event.get("event", "")),
+                "worker": event.get("worker"),
+                "update": update,
+                "details": ", ".join(f"{key} {_text(value)}" for key, value in details.items()),
+            }
+        )
+    return pd.DataFrame(rows, columns=["seconds", "event", "worker", "update", "details"])
+
+
+def incidents(events: pd.DataFrame) -> pd.DataFrame:
+    """Return the events that are no part of an undisturbed run."""
+    return events[~events["event"].isin(_ORDINARY)]
+
+
+def _anchor(events: list[dict[str, object]], last: float) -> tuple[float, float]:
+    """Return the time of day of second 0, and the last second of the run."""
+    times = [float(str(e["time"])) for e in events if "time" in e]
+    if not times:
+        return 0.0, last
+    ended = any(e.get("event") in ("finish", "interrupted", "failed") for e in events)
+    # virtual time has nothing to do with the time of day
+    if ended and times[-1] - times[0] >= last:
+        return times[-1] - last, last
+    return times[0], max(last, times[-1] - times[0])
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

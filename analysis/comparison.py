@@ -1,0 +1,127 @@
+"""Several runs side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from analysis.compare import Score
+from analysis.fit import StalenessFit, compare_fits
+from analysis.headline import Facts, problem_name
+from analysis.predict import MODELS
+from asgd.trace import Run
+
+# Share of the way down to a loss that every run reached, at which the clock is stopped: the last
+# bit would be decided by scatter.
+_TARGET = 0.95
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Several runs side by side.
+
+    Attributes
+    ----------
+    table
+        One row per run. Columns: `run`, `workers`, `mean` (staleness), `mu`, `mu_low`, `mu_high`
+        (95 % interval), `mu_expected` = 1 - 1/P, `law`, `updates_per_second`, `updates_to_target`,
+        `seconds_to_target`, and the relative error of each model under its name.
+    target
+        A loss that every run reached.
+    models
+        Names of the models that every run was predicted with.
+    """
+
+    table: pd.DataFrame
+    target: float
+    models: list[str]
+
+
+def compare_runs(
+    runs: Sequence[Run], fits: Sequence[StalenessFit], scores: Sequence[Score]
+) -> Comparison:
+    """Put runs side by side, each with its staleness fit and the score of its prediction."""
+    names = labels(runs)
+    target = common_target([run.loss for run in runs])
+    fitted = compare_fits(list(zip(names, fits, strict=True)))
+    models = [name for name in scores[0].models if all(name in score.models for score in scores)]
+    reached = [_first(run.loss, target) for run in runs]
+    table = fitted[["workers", "mean", "mu", "mu_low", "mu_high", "mu_expected", "law"]].copy()
+    table["updates_per_second"] = [
+        len(run.trace) / max(float(run.trace["applied_seconds"].iloc[-1]), 1e-9) for run in runs
+    ]
+    table["updates_to_target"] = [update for update, _ in reached]
+    table["seconds_to_target"] = [seconds for _, seconds in reached]
+    for name in models:
+        table[name] = [score.models[name].relative_error for score in scores]
+    return Comparison(table.reset_index(names="run"), target, models)
+
+
+def labels(runs: Sequence[Run]) -> list[str]:
+    """Return a short name for each run: its directory, and more of the path where that repeats."""
+    for depth in range(1, 10):
+        names = ["/".join(run.path.resolve().parts[-depth:]) for run in runs]
+        if len(set(names)) == len(names):
+            return names
+    return [str(run.path.resolve()) for run in runs]
+
+
+def common_target(losses: Sequence[pd.DataFrame]) -> float:
+    """Return a loss that every run reached: 95 % of the way down to the worst of their best."""
+    start = float(np.mean([table["loss"].iloc[0] for table in losses]))
+    best = max(float(table["loss"].min()) for table in losses)
+    return best + (1 - _TARGET) * max(start - best, 0.0)
+
+
+def _first(loss: pd.DataFrame, target: float) -> tuple[int, float]:
+    """Return the update and the second of the first evaluation at or below the target."""
+    row = loss[loss["loss"] <= target].iloc[0]
+    return int(row["update"]), float(row["seconds"])
+
+
+def comparison_headline(
+    runs: Sequence[Run], fits: Sequence[StalenessFit], comparison: Comparison
+) -> Facts:
+    """Return what a reader should know of several runs first, in named sentences."""
+    table = comparison.table
+    kinds = sorted({problem_name(run) for run in runs})
+    workers = ", ".join(f"{count}" for count in sorted({int(p) for p in table["workers"]}))
+    off = float((table["mu"] - table["mu_expected"]).abs().max())
+    rejected = sum(fit.grade == "rejected" for fit in fits)
+    holds = sum(fit.grade == "holds" for fit in fits)
+    fastest = table.iloc[int(table["seconds_to_target"].argmin())]
+    frugal = table.iloc[int(table["updates_to_target"].argmin())]
+    mean = table[comparison.models].mean()
+    competing = [name for name in comparison.models if name != "replay"]
+    return [
+        ("What was run", f"{'; '.join(kinds)}: {len(runs)} runs with {workers} workers."),
+        (
+            "How stale",
+            f"Mean staleness {table['mean'].min():.3g} to {table['mean'].max():.3g} updates; mu is "
+            f"within {off:.3f} of 1 - 1/P in every run.",
+        ),
+        (
+            "Which law",
+            f"The geometric law holds in {holds} of {len(runs)} runs, is close in "
+            f"{len(runs) - holds - rejected}, rejected in {rejected}.",
+        ),
+        (
+            "How well predicted",
+            "Mean error over the runs: "
+            + "; ".join(f"{_model(name)} {100 * mean[name]:.2g} %" for name in comparison.models)
+            + (f". Closest: {_model(str(mean[competing].idxmin()))}." if competing else "."),
+        ),
+        (
+            "How fast",
+            f"Loss {comparison.target:.3g} was first reached by {fastest['run']} "
+            f"({fastest['workers']} workers) in {fastest['seconds_to_target']:.3g} s; it took the "
+            f"fewest updates, {frugal['updates_to_target']}, with {frugal['workers']} workers.",
+        ),
+    ]
+
+
+def _model(name: str) -> str:
+    return MODELS.get(name, name)

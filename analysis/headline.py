@@ -1,0 +1,174 @@
+"""What a reader should know of a run first, in sentences."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis.compare import Score
+from analysis.fit import StalenessFit
+from analysis.predict import MODELS, Prediction
+from analysis.verdict import in_words
+from asgd.trace import Run
+
+Facts = list[tuple[str, str]]
+
+_SLIGHT = 0.03  # change of the predicted loss that calls for nothing
+_POOR = 0.15  # error above which a prediction should not be relied on
+_COVERED = 0.7  # coverage of the 90 % band above which the error of one run is mostly scatter
+_UNEVEN = 2.0  # updates of the busiest worker over those of the idlest
+
+
+def headline(
+    run: Run,
+    fit: StalenessFit,
+    prediction: Prediction,
+    score: Score,
+    workers: pd.DataFrame,
+    events: pd.DataFrame,
+) -> Facts:
+    """Return named sentences: what was run, how stale, which law, how well predicted, what to try.
+
+    Parameters
+    ----------
+    workers, events
+        As `analysis.activity` makes them; of the events, those out of the ordinary.
+    """
+    facts = [
+        ("What was run", _what(run)),
+        ("How stale", _how_stale(fit)),
+        ("Which law", fit.verdict),
+        ("How well predicted", _how_well(score)),
+    ]
+    stability = _stability(prediction)
+    if stability:
+        facts.append(("Stable or not", stability))
+    facts.append(("What to try", " ".join(_what_to_try(fit, prediction, score, workers, events))))
+    return facts
+
+
+def problem_name(run: Run) -> str:
+    """Return what to call the problem of a run."""
+    problem = run.config.problem
+    return f"{problem.kind} on {problem.dataset}" if problem.dataset else problem.kind
+
+
+def _what(run: Run) -> str:
+    config, trace, loss = run.config, run.trace, run.loss["loss"]
+    seconds = float(trace["applied_seconds"].iloc[-1])
+    return (
+        f"{problem_name(run)} by {config.optimizer.rule}, learning rate "
+        f"{config.optimizer.learning_rate:g}, batches of {config.optimizer.batch_size}: "
+        f"{len(trace):,} updates by {config.cluster.workers} workers in {seconds:.3g} s "
+        f"({len(trace) / max(seconds, 1e-9):,.0f} updates/s), {run.state}. "
+        f"The loss went from {loss.iloc[0]:.4g} to {loss.iloc[-1]:.4g}."
+    )
+
+
+def _how_stale(fit: StalenessFit) -> str:
+    staleness = fit.sample.staleness
+    middle, high = np.quantile(staleness, (0.5, 0.95))
+    text = (
+        f"A gradient met parameters {fit.geometric.law.mean():.2f} updates newer than its own on "
+        f"average, {middle:.0f} at the median; one in twenty {high:.0f} or more, at most "
+        f"{staleness.max()}."
+    )
+    if fit.workers is not None:
+        text += f" With {fit.workers} workers the mean must be {fit.workers - 1}."
+    return text
+
+
+def _how_well(score: Score) -> str:
+    errors = "; ".join(
+        f"{_label(name)} {_percent(model.relative_error)}" for name, model in score.models.items()
+    )
+    of = "the observed loss" if score.repeats == 1 else f"the mean of {score.repeats} runs"
+    return f"Mean error against {of}: {errors}. Closest: {_label(score.closest)}."
+
+
+def _stability(prediction: Prediction) -> str | None:
+    """Return the sentence on stability that goes with a prediction, if it has one."""
+    stability: Any = prediction.settings.get("stability")
+    return stability.get("sentence") if isinstance(stability, dict) else None
+
+
+def _what_to_try(
+    fit: StalenessFit,
+    prediction: Prediction,
+    score: Score,
+    workers: pd.DataFrame,
+    events: pd.DataFrame,
+) -> list[str]:
+    advice = []
+    best = score.models[score.closest]
+    cost = staleness_cost(prediction)
+    if best.relative_error > _POOR and best.coverage >= _COVERED:
+        advice.append(
+            f"The errors are mostly the scatter of a single run, which stays inside the 90 % band "
+            f"{_percent(best.coverage)} of the time: repeat it with other seeds and report on all."
+        )
+    elif best.relative_error > _POOR:
+        advice.append(
+            f"No model comes closer than {_percent(best.relative_error)}, and the run is inside "
+            f"the 90 % band only {_percent(best.coverage)} of the time: rely on none before "
+            "knowing why; look at the drift of staleness and at the events."
+        )
+    elif cost is not None and abs(cost) < _SLIGHT:
+        advice.append(
+            f"Staleness changes the predicted loss by {_percent(abs(cost))}: more workers or a "
+            "larger learning rate can be afforded."
+        )
+    elif cost is not None and cost > 0:
+        advice.append(
+            f"Staleness raises the predicted loss by {_percent(cost)} on average over the run: a "
+            "smaller learning rate or fewer workers would lower it."
+        )
+    elif cost is not None:
+        advice.append(
+            f"Staleness lowers the predicted loss by {_percent(-cost)} on average over the run: at "
+            "this learning rate it acts like momentum."
+        )
+    if fit.grade == "rejected" and {"sme_asgd", "sme_law"} <= score.models.keys():
+        geometric = score.models["sme_asgd"].relative_error
+        law = score.models["sme_law"].relative_error
+        verb = "is needed" if geometric > 1.5 * law else "makes little difference here"
+        advice.append(
+            f"The {in_words(fit.recommended)} {verb}: error {_percent(law)} against "
+            f"{_percent(geometric)} with the geometric one."
+        )
+    busy, idle = workers["share"].max(), workers["share"].min()
+    if len(workers) > 1 and busy > _UNEVEN * idle:
+        slow = workers["worker"].iloc[int(workers["share"].argmin())]
+        advice.append(
+            f"Worker {slow} made {_percent(idle)} of the updates, the busiest {_percent(busy)}: "
+            "its gradients are the stalest; see what slows it down."
+        )
+    if len(events):
+        counts = events["event"].value_counts()
+        listed = ", ".join(f"{str(kind).replace('_', ' ')} ({n})" for kind, n in counts.items())
+        advice.append(f"Look at the events: {listed}.")
+    return advice or ["Nothing: no staleness-free prediction to compare with."]
+
+
+def staleness_cost(prediction: Prediction) -> float | None:
+    """Return by how much the measured law raises the mean loss predicted without staleness.
+
+    The mean over the recorded updates of the difference, over the mean staleness-free loss; None
+    where either was not predicted, or is not finite.
+    """
+    if not {"sme_sgd", "sme_law"} <= set(prediction.models):
+        return None
+    free, stale = (prediction.curve(name)["loss_mean"] for name in ("sme_sgd", "sme_law"))
+    scale = float(free.abs().mean())
+    cost = float((stale - free).mean()) / scale if scale else np.nan
+    return cost if np.isfinite(cost) else None
+
+
+def _label(name: str) -> str:
+    return MODELS.get(name, name)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2g} %" if share < 0.1 else f"{100 * share:.0f} %"
