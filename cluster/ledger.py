@@ -13,8 +13,6 @@ from asgd.trace import MEMBER_COLUMNS, TRACE_COLUMNS
 
 Array = npt.NDArray[np.float64]
 
-_ROWS = 4096  # of the preallocated columns
-
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -62,28 +60,6 @@ class Record:
         return not (len(self.trace["update"]) or self.evaluations or self.events)
 
 
-class _Table:
-    """Rows in preallocated columns, which grow when they are full."""
-
-    def __init__(self, types: Mapping[str, type], capacity: int) -> None:
-        self.rows = 0
-        self._names = tuple(types)
-        self._columns: list[npt.NDArray[Any]] = [
-            np.empty(capacity, dtype) for dtype in types.values()
-        ]
-
-    def add(self, values: tuple[float, ...]) -> None:
-        if self.rows == len(self._columns[0]):
-            self._columns = [np.concatenate((c, np.empty_like(c))) for c in self._columns]
-        for column, value in zip(self._columns, values, strict=True):
-            column[self.rows] = value
-        self.rows += 1
-
-    def columns(self) -> dict[str, npt.NDArray[Any]]:
-        filled = (column[: self.rows] for column in self._columns)
-        return dict(zip(self._names, filled, strict=True))
-
-
 class Ledger:
     """Collects what happens and hands it over as a `Record`."""
 
@@ -91,8 +67,8 @@ class Ledger:
         self._clear()
 
     def _clear(self) -> None:
-        self._trace = _Table(TRACE_COLUMNS, _ROWS)
-        self._members = _Table(MEMBER_COLUMNS, 1)
+        self._trace: list[tuple[float, ...]] = []
+        self._members: list[tuple[float, ...]] = []
         self._evaluations: list[Evaluation] = []
         self._events: list[dict[str, Any]] = []
         self.evaluation_bytes = 0
@@ -100,15 +76,15 @@ class Ledger:
     @property
     def rows(self) -> int:
         """Updates since the last `drain`."""
-        return self._trace.rows
+        return len(self._trace)
 
     def row(self, *values: float) -> None:
         """Add the row of one update, in the order of `TRACE_COLUMNS`."""
-        self._trace.add(values)
+        self._trace.append(values)
 
     def member(self, *values: float) -> None:
         """Add one gradient of an update that is a mean, in the order of `MEMBER_COLUMNS`."""
-        self._members.add(values)
+        self._members.append(values)
 
     def evaluation(self, update: int, seconds: float, parameters: Array) -> None:
         """Keep a copy of parameters whose loss is to be evaluated."""
@@ -122,7 +98,21 @@ class Ledger:
     def drain(self) -> Record:
         """Return everything collected since the last call."""
         record = Record(
-            self._trace.columns(), self._members.columns(), self._evaluations, self._events
+            _columns(self._trace, TRACE_COLUMNS),
+            _columns(self._members, MEMBER_COLUMNS),
+            self._evaluations,
+            self._events,
         )
         self._clear()
         return record
+
+
+def _columns(
+    rows: list[tuple[float, ...]], types: Mapping[str, type]
+) -> dict[str, npt.NDArray[Any]]:
+    # All at once: a row written into arrays costs the server four times as much.
+    values = zip(*rows, strict=True) if rows else ((),) * len(types)
+    return {
+        name: np.array(column, dtype)
+        for (name, dtype), column in zip(types.items(), values, strict=True)
+    }

@@ -31,8 +31,8 @@ FINISHED = "finished"  # why a server stops that made all its updates
 class _Seat:
     """What the server knows of one worker.
 
-    `sequence` is the number of the gradient it computes, or of the one held for it; `granted` is
-    when it got the snapshot for that gradient, infinite while it owes none.
+    `sequence` is the number of the gradient it computes, or of the one held for it, whose norm is
+    `norm`; `granted` is when it got the snapshot for that gradient, infinite while it owes none.
     """
 
     sequence: int = 0
@@ -41,6 +41,7 @@ class _Seat:
     present: bool = False
     granted: float = math.inf
     received: int = 0
+    norm: float = math.nan
 
     @property
     def owes(self) -> bool:
@@ -280,8 +281,7 @@ class ParameterServer:
     def _apply(self, group: list[Gradient], now: float) -> None:
         """Make one update with the mean of a group of gradients, nearly always a single one."""
         update = self.version
-        mean = _mean(group)
-        read_version = min(gradient.read_version for gradient in group)
+        mean, read_version, batch_size, compute_seconds, norm = self._merge(group)
         staleness = update - read_version
         step, self._rule_state = self._rule.update(
             mean,
@@ -301,16 +301,37 @@ class ParameterServer:
             sequence,
             read_version,
             staleness,
-            sum(self._seats[gradient.worker].batch_size for gradient in group),
-            max(gradient.compute_seconds for gradient in group),
+            batch_size,
+            compute_seconds,
             seconds,
-            _norm(mean),
+            norm,
         )
         for gradient in group:
             self._seats[gradient.worker].sequence += 1
         run = self._config.run
         if self.version % run.eval_every == 0 or self.version == run.updates:
             self.ledger.evaluation(self.version, seconds, self.parameters)
+
+    def _merge(self, group: list[Gradient]) -> tuple[Array, int, int, float, float]:
+        """Return the mean gradient, its read version, samples, seconds and norm."""
+        if len(group) == 1:
+            only = group[0]
+            seat = self._seats[only.worker]
+            return (
+                only.gradient,
+                only.read_version,
+                seat.batch_size,
+                only.compute_seconds,
+                seat.norm,
+            )
+        mean = np.sum([gradient.gradient for gradient in group], axis=0) / len(group)
+        return (
+            mean,
+            min(gradient.read_version for gradient in group),
+            sum(self._seats[gradient.worker].batch_size for gradient in group),
+            max(gradient.compute_seconds for gradient in group),
+            _norm(mean),
+        )
 
     def _credit(self, group: list[Gradient], update: int) -> tuple[int, int]:
         """Return what stands for (worker, sequence) in the trace; note the members of a mean."""
@@ -342,8 +363,9 @@ class ParameterServer:
         value = gradient.gradient
         if value.shape != self.parameters.shape:
             return f"shape {value.shape}, expected {self.parameters.shape}"
+        seat.norm = _norm(value)
         # The norm may overflow where every entry is finite; it costs less than to look at each.
-        if not math.isfinite(_norm(value)) and not np.isfinite(value).all():
+        if not math.isfinite(seat.norm) and not np.isfinite(value).all():
             return "not finite"
         if not seat.read_version <= gradient.read_version <= self.version:
             return f"read version {gradient.read_version}, expected {seat.read_version}"
@@ -372,13 +394,5 @@ class ParameterServer:
         seat.granted = math.inf
 
 
-def _mean(group: list[Gradient]) -> Array:
-    if len(group) == 1:
-        return group[0].gradient
-    total = np.sum([gradient.gradient for gradient in group], axis=0)
-    return np.asarray(total / len(group))
-
-
 def _norm(vector: Array) -> float:
-    with np.errstate(over="ignore", invalid="ignore"):
-        return math.sqrt(float(np.dot(vector, vector)))
+    return math.sqrt(np.vdot(vector, vector))  # unlike dot, vdot overflows in silence
