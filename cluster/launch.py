@@ -26,7 +26,7 @@ from cluster.actors import Actor, Losses, RecorderActor, ServerActor, UserError,
 from cluster.messages import Array
 from cluster.restarts import Restarts
 from cluster.server import FINISHED, Status
-from cluster.session import ray_session, undisturbed
+from cluster.session import check_address, ray_session, undisturbed
 
 _POLL_SECONDS = 0.25
 _FLUSH_SECONDS = 60.0
@@ -65,6 +65,7 @@ def run(
     """
     problem = make_problem(config)
     initial = problem.initial_point(stream(config.run.seed, "initial"))
+    check_address(address)
     writer = RunWriter.create(out if out is not None else default_path(config), config)
     try:
         with ray_session(address, _object_store_bytes(config, initial)):

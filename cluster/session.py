@@ -12,6 +12,7 @@ import os
 import secrets
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -26,7 +27,10 @@ from ray._private import ray_constants
 
 from asgd.errors import InputError
 
+_log = logging.getLogger(__name__)
+
 _SECONDS_TO_EXIT = 5.0
+_SECONDS_TO_ANSWER = 5.0
 # The longest path of a Unix socket is 107 bytes, of which Ray's own part takes about 75.
 _LONGEST_DIRECTORY = 30
 
@@ -54,15 +58,23 @@ def ray_session(
 
 @contextmanager
 def _joined(address: str) -> Iterator[None]:
+    sigterm = signal.getsignal(signal.SIGTERM)
+    environment = dict(os.environ)
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"--address {address}: no Ray cluster answers there ({reason})") from None
+    if os.environ.get("RAY_AUTH_MODE") != "token":
+        _log.warning(
+            "the Ray cluster at %s asks for no token: anyone who reaches it can use it", address
+        )
     try:
         yield
     finally:
-        ray.shutdown()
+        with undisturbed():
+            ray.shutdown()
+        _restore(environment, sigterm)
 
 
 @contextmanager
@@ -115,10 +127,34 @@ def _restored_process_state() -> Iterator[None]:
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = loopback_off
         os.umask(umask)
-        os.environ.clear()
-        os.environ.update(environment)
-        if signal.getsignal(signal.SIGTERM) is not sigterm:
-            signal.signal(signal.SIGTERM, sigterm)
+        _restore(environment, sigterm)
+
+
+def check_address(address: str | None) -> None:
+    """Refuse at once what Ray would try to reach for minutes.
+
+    Raises
+    ------
+    InputError
+        Nothing answers at `address`.
+    """
+    if address is None or address == "auto":
+        return
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or "/" in host:
+        raise InputError(f'--address {address}: expected host:port of a Ray cluster, or "auto"')
+    try:
+        socket.create_connection((host, int(port)), _SECONDS_TO_ANSWER).close()
+    except OSError as error:
+        reason = error.strerror or error
+        raise InputError(f"--address {address}: nothing answers there ({reason})") from None
+
+
+def _restore(environment: dict[str, str], sigterm: Any) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
+    if signal.getsignal(signal.SIGTERM) is not sigterm:
+        signal.signal(signal.SIGTERM, sigterm)
 
 
 @contextmanager

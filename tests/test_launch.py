@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -201,6 +202,73 @@ def test_directory_in_use_is_refused_before_anything_starts(tmp_path: Path) -> N
     with pytest.raises(InputError, match="not empty"):
         run(configure({"kind": "quadratic"}, updates=10), tmp_path / "run")
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["thesis.txt"]
+
+
+JOIN_SCRIPT = """
+import json, os, sys
+from asgd.config import make_config
+from cluster import run
+before = dict(os.environ)
+run(make_config(json.loads(sys.argv[3])), sys.argv[1], address=sys.argv[2])
+assert dict(os.environ) == before
+"""
+
+
+@pytest.fixture
+def running_cluster() -> Iterator[tuple[str, dict[str, str]]]:
+    """Provide the address of a cluster that is not ours, and the environment to join it in."""
+    tmp = tempfile.mkdtemp(prefix="a-", dir="/tmp")
+    with socket.create_server(("", 0)) as free:
+        address = f"{socket.gethostbyname(socket.gethostname())}:{free.getsockname()[1]}"
+    host, port = address.split(":")
+    environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "5" * 64}
+    command = f"start --head --block --node-ip-address={host} --port={port} --num-cpus=1"
+    head = subprocess.Popen(
+        [
+            Path(sys.executable).with_name("ray"),
+            *command.split(),
+            "--include-dashboard=false",
+            f"--temp-dir={tmp}",
+        ],
+        env={**environment, "RAY_USAGE_STATS_ENABLED": "0"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    while head.poll() is None:
+        with contextlib.suppress(OSError):
+            socket.create_connection((host, int(port))).close()
+            break
+    yield address, environment
+    head.terminate()
+    head.wait(60)
+    shutil.rmtree(tmp, ignore_errors=True)
+
+
+def test_joined_cluster_is_left_as_it_was(
+    tmp_path: Path, running_cluster: tuple[str, dict[str, str]]
+) -> None:
+    address, environment = running_cluster
+    config = configure({"kind": "quadratic"}, updates=100, workers=2)
+    for number in (1, 2):
+        out = tmp_path / f"run{number}"
+        child = subprocess.run(
+            [sys.executable, "-c", JOIN_SCRIPT, str(out), address, config.to_json()],
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+        assert (child.returncode, child.stderr) == (0, "")
+        check_trace(read_run(out))
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "nowhere", "ray://127.0.0.1:10001"])
+def test_address_without_a_cluster_is_refused(tmp_path: Path, address: str) -> None:
+    with pytest.raises(InputError, match="--address"):
+        run(configure({"kind": "quadratic"}, updates=10), tmp_path / "run", address=address)
+    assert not (tmp_path / "run").exists()
 
 
 SCRIPT = """
