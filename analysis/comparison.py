@@ -101,7 +101,7 @@ def comparison_headline(
         (
             "How stale",
             f"Mean staleness {table['mean'].min():.3g} to {table['mean'].max():.3g} updates; mu is "
-            f"within {off:.3f} of 1 - 1/P in every run.",
+            f"within {off:.1g} of 1 - 1/P in every run.",
         ),
         (
             "Which law",

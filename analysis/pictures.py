@@ -16,6 +16,7 @@ from analysis.comparison import Comparison
 from analysis.fit import StalenessFit
 from analysis.predict import MODELS, Prediction
 from analysis.verdict import in_words
+from asgd.staleness import Empirical, Geometric
 from asgd.trace import Run, replace_file
 
 # Tail of the staleness histogram that is not drawn.
@@ -276,14 +277,16 @@ def _schedule(run: Run) -> str:
 
 
 def _visible(fit: StalenessFit) -> tuple[np.ndarray[Any, Any], dict[str, np.ndarray[Any, Any]]]:
-    """Return counts and the pmf of the geometric and of the recommended law, where visible."""
+    """Return counts and the pmf of the geometric and of the best other law, where visible."""
     values = np.asarray(fit.counts, dtype=float)
     visible = np.flatnonzero(values / values.sum() > _INVISIBLE)
     length = int(visible[-1]) + 2
     l = np.arange(length)
     counts = np.pad(values, (0, max(length - len(values), 0)))[:length]
-    laws = {"geometric law": fit.geometric.law, in_words(fit.recommended): fit.recommended}
-    return counts, {name: law.pmf(l) for name, law in laws.items()}
+    # the measured law is what is measured: nothing to see
+    others = [name for name in fit.table().index if name not in (Geometric.name, Empirical.name)]
+    laws = (fit.geometric.law, fit.laws[others[0]].law)
+    return counts, {in_words(law): law.pmf(l) for law in laws}
 
 
 def _by_model(table: pd.DataFrame, column: str) -> pd.DataFrame:

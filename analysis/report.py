@@ -39,6 +39,7 @@ _ERROR_NAMES = {
     "coverage": "coverage of the 90 % band",
     "crps": "CRPS",
 }
+_LAW_NAMES = {"llf": "log-likelihood", "aic": "AIC", "bic": "BIC", "tv": "distance", "pvalue": "p"}
 _COMPARISON_NAMES = {
     "run": "run",
     "workers": "workers",
@@ -154,8 +155,9 @@ def _section(study: Study, prefix: str) -> tuple[dict[str, Any], list[Picture]]:
         "laws": _laws(fit),
         "laws_note": (
             f"Fitted to the {len(fit.sample.staleness):,} updates after a start-up of "
-            f"{fit.start_up}. tv: total variation distance between the law and the data. "
-            "p: parametric bootstrap with the serial dependence of the data."
+            f"{fit.start_up}. Zeros: share of updates with staleness 0. Distance: total variation "
+            "distance between law and data. p: parametric bootstrap with the serial dependence of "
+            "the data."
         ),
         "activity": activity,
         "workers": _workers(workers),
@@ -218,8 +220,8 @@ def _parts(score: Score) -> dict[str, Any] | None:
 
 
 def _laws(fit: StalenessFit) -> dict[str, Any]:
-    table = fit.table().rename(columns={"zeros": "share of zeros", "pvalue": "p"})
-    return _table("staleness laws", table, ["share of zeros"])
+    table = fit.table().rename(columns=_LAW_NAMES)
+    return _table("staleness laws", table, ["zeros"])
 
 
 def _workers(workers: pd.DataFrame) -> dict[str, Any]:

@@ -24,8 +24,8 @@ from analysis.figures.loss import (
 from analysis.figures.staleness import mu_by_workers, staleness_histogram, staleness_rootogram
 
 __all__ = [
-    "Axes",
     "STYLE",
+    "Axes",
     "band_over_time",
     "by_worker",
     "error_by_workers",

@@ -8,7 +8,17 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from analysis.figures.canvas import BAR, BLUE, EVENT_COLOURS, INK, ORANGE, cycle, finish, new_axes
+from analysis.figures.canvas import (
+    BAR,
+    BLUE,
+    EVENT_COLOURS,
+    INK,
+    ORANGE,
+    cycle,
+    finish,
+    key,
+    new_axes,
+)
 
 
 def band_over_time(
@@ -34,7 +44,7 @@ def band_over_time(
     ax.set(xlabel="time (s)", ylabel=label)
     ax.set_ylim(bottom=0)
     _mark(ax, events)
-    ax.legend(frameon=False, fontsize="small", ncols=2)
+    key(ax, columns=2)
     return finish(ax)
 
 
@@ -63,7 +73,7 @@ def throughput(
     ax.set_ylim(bottom=0)
     _mark(ax, events)
     if events is not None and len(events):
-        ax.legend(frameon=False, fontsize="small", ncols=2)
+        key(ax, columns=2)
     return finish(ax)
 
 
@@ -90,7 +100,7 @@ def by_worker(
     ax.set_ylim(0, 1.3 * float(q["q95"].max()) or 1.0)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.margins(x=0.06)
-    ax.legend(frameon=False, fontsize="small", ncols=4, columnspacing=1.0, handletextpad=0.4)
+    key(ax, columns=4, place="upper right")
     return finish(ax)
 
 
@@ -128,7 +138,7 @@ def speed_by_workers(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     ax.set_xlim(left=0)
     ax.set_ylim(0, 1.25 * float(speed.max()))
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.legend(frameon=False, fontsize="small")
+    key(ax)
     return finish(ax)
 
 

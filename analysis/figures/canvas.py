@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import matplotlib
 
@@ -106,6 +106,21 @@ def thin(table: pd.DataFrame) -> pd.DataFrame:
     """Return every n-th row, so that at most `LONGEST_CURVE` are left."""
     step = -(-len(table) // LONGEST_CURVE)
     return table.iloc[:: max(step, 1)]
+
+
+def key(
+    ax: Axes, columns: int = 1, place: Literal["best", "upper right", "lower right"] = "best"
+) -> None:
+    """Draw the legend."""
+    ax.legend(
+        frameon=False,
+        fontsize="small",
+        labelcolor=INK,
+        loc=place,
+        ncols=columns,
+        columnspacing=1.0,
+        handletextpad=0.5,
+    )
 
 
 def finish(ax: Axes) -> Axes:

@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, MaxNLocator
 
-from analysis.figures.canvas import INK, OBSERVED, STYLE, cycle, finish, new_axes, thin
+from analysis.figures.canvas import INK, OBSERVED, STYLE, cycle, finish, key, new_axes, thin
 from analysis.predict import MODELS, quantile_column
 
 
@@ -31,9 +31,7 @@ def loss_overlay(
     group
         Prefix of the SVG ids of what belongs to a model: `<group>:<model>:<part>`.
     """
-    ax = ax or new_axes(height=3.8)
-    highest = max(float(table["loss"].max()) for table in observed)
-    lowest = min(float(table["loss"].min()) for table in observed)
+    ax = ax or new_axes(6.4, 3.8)
     for model, curve in curves.groupby("model", sort=False):
         curve = thin(curve)
         colour, dash = STYLE[str(model)]
@@ -54,16 +52,16 @@ def loss_overlay(
         table = thin(table)
         label = "observed" if number == 0 else None
         ax.plot(table["update"], table["loss"], color=OBSERVED, lw=1.1, label=label)
-    _loss_scale(ax, lowest, highest)
+    _loss_scale(ax, pd.concat([table["loss"] for table in observed]))
     ax.set(xlabel="applied updates $k$", ylabel="loss $f(x_k)$")
     ax.margins(x=0.01)
-    ax.legend(frameon=False, fontsize="small")
+    key(ax)
     return finish(ax)
 
 
 def error_over_time(errors: pd.DataFrame, ax: Axes | None = None, *, group: str = "") -> Axes:
     """Draw (predicted mean - observed) over the mean observed loss, for each model."""
-    ax = ax or new_axes(height=2.8)
+    ax = ax or new_axes(6.4, 2.8)
     for model, table in errors.groupby("model", sort=False):
         table = thin(table)
         colour, dash = STYLE[str(model)]
@@ -81,7 +79,7 @@ def error_over_time(errors: pd.DataFrame, ax: Axes | None = None, *, group: str 
     ax.set_ylim(-1.2 * max(limit, 5), 1.2 * max(limit, 5))
     ax.set(xlabel="applied updates $k$", ylabel="predicted - observed\n(% of mean loss)")
     ax.margins(x=0.01)
-    ax.legend(frameon=False, fontsize="small")
+    key(ax)
     return finish(ax)
 
 
@@ -103,11 +101,10 @@ def loss_over_time(
         ax.plot(table["seconds"], table["loss"], color=colour, lw=1.4, label=label)
     if target is not None:
         ax.axhline(target, color=INK, lw=0.9, ls=(0, (4, 3)), label=f"target {target:.3g}")
-    losses = pd.concat([table["loss"] for table in tables.values()])
-    _loss_scale(ax, float(losses.min()), float(losses.max()))
+    _loss_scale(ax, pd.concat([table["loss"] for table in tables.values()]))
     ax.set(xlabel="time (s)", ylabel="loss $f(x_k)$")
     ax.margins(x=0.01)
-    ax.legend(frameon=False, fontsize="small")
+    key(ax)
     return finish(ax)
 
 
@@ -142,18 +139,21 @@ def error_by_workers(table: pd.DataFrame, models: Sequence[str], ax: Axes | None
     else:
         ax.set_ylim(0, 1.5 * high)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.legend(frameon=False, fontsize="small")
+    key(ax)
     return finish(ax)
 
 
-def _loss_scale(ax: Axes, lowest: float, highest: float) -> None:
-    """Choose a linear or logarithmic axis with room for the legend above the curves."""
+def _loss_scale(ax: Axes, losses: pd.Series[float]) -> None:
+    """Choose a linear or a logarithmic axis; single dips of a noisy loss do not count."""
+    losses = losses[np.isfinite(losses)]
+    lowest, highest = float(losses.quantile(0.02)), float(losses.max())
     if lowest > 0 and highest / lowest > 5:
         ax.set_yscale("log")
-        ax.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+        if highest / lowest < 1000:
+            ax.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+            ax.yaxis.set_minor_formatter("{x:g}")
         ax.yaxis.set_major_formatter("{x:g}")
-        ax.yaxis.set_minor_formatter("{x:g}")
-        ax.set_ylim(lowest / 1.5, highest * 3)
+        ax.set_ylim(lowest / 1.3, highest * 1.3)
     else:
         spread = (highest - lowest) or 1.0
-        ax.set_ylim(lowest - 0.1 * spread, highest + 0.5 * spread)
+        ax.set_ylim(lowest - 0.1 * spread, highest + 0.1 * spread)

@@ -9,7 +9,18 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from analysis.figures.canvas import AMBER, BAR, BLUE, GREEN, INK, ORANGE, Array, finish, new_axes
+from analysis.figures.canvas import (
+    AMBER,
+    BAR,
+    BLUE,
+    GREEN,
+    INK,
+    ORANGE,
+    Array,
+    finish,
+    key,
+    new_axes,
+)
 
 
 def staleness_histogram(
@@ -33,7 +44,7 @@ def staleness_histogram(
         ax.plot(l, pmf, mark, color=colour, ms=4, lw=1.2, label=label)
     ax.set(xlabel=r"staleness $\tau$ (updates)", ylabel="share of updates")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.legend(frameon=False, fontsize="small")
+    key(ax)
     return finish(ax)
 
 
@@ -65,7 +76,7 @@ def staleness_rootogram(
     ax.axhline(0, color=INK, lw=0.9)
     ax.set(xlabel=r"staleness $\tau$ (updates)", ylabel=r"$\sqrt{\mathrm{updates}}$")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.legend(frameon=False, fontsize="small")
+    key(ax)
     return finish(ax)
 
 
@@ -78,7 +89,7 @@ def mu_by_workers(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
         Columns `workers`, `mu`, `mu_low`, `mu_high` (the 95 % interval).
     """
     ax = ax or new_axes()
-    workers = np.arange(1, int(table["workers"].max()) + 2)
+    workers = np.linspace(1, 1.05 * float(table["workers"].max()), 200)
     ax.plot(workers, 1 - 1 / workers, color=ORANGE, ls=(0, (5, 2)), lw=1.5, label="$1 - 1/P$")
     spread = np.stack([table["mu"] - table["mu_low"], table["mu_high"] - table["mu"]])
     ax.errorbar(
@@ -94,5 +105,5 @@ def mu_by_workers(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     ax.set(xlabel="workers $P$", ylabel=r"$\mu$")
     ax.set_ylim(0, 1.03)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.legend(frameon=False, fontsize="small", loc="lower right")
+    key(ax, place="lower right")
     return finish(ax)
