@@ -35,10 +35,10 @@ _FEWEST, _MOST = 16, 512
 def has_closed_forms(setting: Setting, name: str) -> bool:
     """Return whether `closed_curve` can compute a model.
 
-    Its gradients are linear, d <= 20 and the snapshots of one server fit. Closure "sampling" is
-    closed for the geometric law alone.
+    Its gradients are linear, d <= 20, learning rate and batch size do not change, and the
+    snapshots of one server fit. Closure "sampling" is closed for the geometric law alone.
     """
-    if not isinstance(setting.problem, Quadratic | LeastSquares):
+    if not setting.steady or not isinstance(setting.problem, Quadratic | LeastSquares):
         return False
     d, slots = setting.problem.dim, setting.workers + 2
     if d > LARGEST_DIM or _FEWEST * (slots * d) ** 2 > LARGEST_STATE:
@@ -85,9 +85,9 @@ def closed_curve(name: str, setting: Setting, seed: int) -> LossCurve:
 def _given(gradients: LinearGradients, setting: Setting, reads: Reads) -> PointMoments:
     return read_moments(
         gradients,
-        setting.learning_rate,
+        float(setting.learning_rate),
         reads,
-        batch_size=setting.batch_size,
+        batch_size=int(setting.batch_size),
         initial=setting.initial,
         record=setting.record,
     )

@@ -16,6 +16,7 @@ import pandas as pd
 
 from analysis.closed import closed_curve, has_closed_forms
 from analysis.fit import StalenessFit, fit_run
+from analysis.linear_noise import linear_noise
 from analysis.loss_curve import QUANTILE_LEVELS, LossCurve
 from analysis.run_stability import run_stability
 from analysis.setting import Setting
@@ -24,6 +25,7 @@ from analysis.sme_law import sme_law
 from analysis.sme_replay import sme_replay
 from analysis.sme_sgd import sme_sgd
 from asgd.errors import InputError
+from asgd.staleness import Geometric
 from asgd.trace import Run, replace_file
 
 MODELS = {
@@ -37,7 +39,7 @@ MODELS = {
 }
 DEFAULT_MODELS = ("sme_sgd", "sme_asgd", "sme_law", "replay")
 
-Method = Literal["auto", "simulate"]
+Method = Literal["auto", "simulate", "fast"]
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ def predict(
     run: Run,
     *,
     paths: int = 64,
-    models: Sequence[str] = DEFAULT_MODELS,
+    models: Sequence[str] | None = None,
     method: Method = "auto",
     seed: int | None = None,
     fit: StalenessFit | None = None,
@@ -97,11 +99,13 @@ def predict(
     paths
         Paths of each ensemble.
     models
-        Names out of `MODELS`. "sme_law" takes the closure that fits the run: "law_pool" where
-        each snapshot was used once, as on a server, else "law_iid".
+        Names out of `MODELS`; by default `DEFAULT_MODELS`, of which "fast" has no replay.
+        "sme_law" takes the closure that fits the run: "law_pool" where each snapshot was used
+        once, as on a server, else "law_iid".
     method
         "auto" computes the curves of quadratics and least squares from exact moments, without
-        paths, and simulates all others; "simulate" simulates all.
+        paths, and simulates all others; "simulate" simulates all; "fast" follows one mean path
+        of each model with linear noise around it, (F1).
     seed
         Seed of the ensembles; the run's own seed by default.
     fit
@@ -112,12 +116,15 @@ def predict(
     Raises
     ------
     InputError
-        The run evaluated no loss, or a model is unknown.
+        The run evaluated no loss or did not follow (A1), or a model is unknown or not to be had
+        by this method.
     UnreliableEstimateError
         The trace is too short for a staleness fit.
     """
     if method not in get_args(Method):
         raise InputError(f"method: {method!r}; accepted: {', '.join(get_args(Method))}")
+    if models is None:
+        models = [name for name in DEFAULT_MODELS if method != "fast" or name != "replay"]
     unknown = [name for name in models if name not in MODELS]
     if unknown:
         raise InputError(f"model {unknown[0]!r}: expected one of {', '.join(MODELS)}")
@@ -128,12 +135,14 @@ def predict(
     curves = {}
     for name in models:
         report = _named(progress, name)
-        if method == "auto" and has_closed_forms(setting, name):
+        if method == "fast":
+            curves[name] = _fast(name, setting, seed, report)
+        elif method == "auto" and has_closed_forms(setting, name):
             curves[name] = closed_curve(name, setting, seed)
-            if report:
-                report(1, 1)
         else:
             curves[name] = _simulated(name, setting, paths, seed, report)
+        if report:
+            report(1, 1)
     ends = [curves[name].end for name in ("sme_law", "replay", *curves) if name in curves]
     settings = {
         "paths": paths,
@@ -180,6 +189,27 @@ def _simulated(
         options |= {"closure": closure, "workers": workers}
         ensemble = sme_law(problem, eta, setting.law, updates, paths, seed, **options)
     return LossCurve.of_ensemble(ensemble)
+
+
+def _fast(
+    name: str, setting: Setting, seed: int, progress: Callable[[int, int], None] | None
+) -> LossCurve:
+    """Return the curve of one model from its mean path and linear noise."""
+    if name == "replay":
+        raise InputError("method: 'fast' has no replay; accepted: 'auto', 'simulate'")
+    if not setting.steady:
+        raise InputError("method: 'fast' takes no schedules; accepted: 'auto', 'simulate'")
+    mu = {"sme_sgd": 0.0, "sme_asgd": setting.mu}.get(name)
+    return linear_noise(
+        setting.problem,
+        float(setting.learning_rate),
+        setting.law if mu is None else Geometric(mu),
+        seed,
+        batch_size=int(setting.batch_size),
+        initial=setting.initial,
+        record=setting.record,
+        progress=progress,
+    )
 
 
 def quantile_column(level: float) -> str:

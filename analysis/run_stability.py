@@ -35,6 +35,8 @@ class PointStability:
 
     Attributes
     ----------
+    learning_rate
+        Of the run at this point.
     curvature
         Leading eigenvalues of the Hessian, largest first.
     spectral_radius
@@ -45,6 +47,7 @@ class PointStability:
         The same for the second moment, known for memoryless servers; else None.
     """
 
+    learning_rate: float
     curvature: list[float]
     spectral_radius: list[float]
     mean_limit: float
@@ -56,6 +59,11 @@ class PointStability:
         second = self.mean_square_limit
         return self.mean_limit if second is None else min(self.mean_limit, second)
 
+    @property
+    def factor(self) -> float:
+        """The limit over the learning rate: above one is stable."""
+        return self.limit / self.learning_rate
+
 
 @dataclass(frozen=True)
 class RunStability:
@@ -63,40 +71,42 @@ class RunStability:
 
     Attributes
     ----------
-    learning_rate
-        That of the run.
     start, end
         At x_0 and at the mean of the predicted final points; `end` is None if that is not finite.
     """
 
-    learning_rate: float
     start: PointStability
     end: PointStability | None
 
     @property
+    def tightest(self) -> PointStability:
+        """The point where the learning rate is nearest to its limit, or farthest above."""
+        return min((p for p in (self.start, self.end) if p is not None), key=lambda p: p.factor)
+
+    @property
     def limit(self) -> float:
-        """Largest stable learning rate, over both points."""
-        return min(point.limit for point in (self.start, self.end) if point is not None)
+        """Largest stable learning rate at the tightest point."""
+        return self.tightest.limit
 
     @property
     def factor(self) -> float:
         """The limit over the run's learning rate: above one is stable."""
-        return self.limit / self.learning_rate
+        return self.tightest.factor
 
     @property
     def sentence(self) -> str:
         """The answer in a sentence."""
-        rate, start, end = self.learning_rate, self.start, self.end
+        rate, start, end = self.tightest.learning_rate, self.start, self.end
         if self.factor >= 1:
             where = "" if end is not None else " at the start"
             return (
                 f"Stable{where}: the largest stable learning rate is {self.limit:.3g}, "
                 f"{self.factor:.3g} times the {rate:g} of this run."
             )
-        if end is not None and end.limit >= rate:
+        if end is not None and end.factor >= 1:
             return (
-                f"Unstable at the start, stable at the end: the largest stable learning rate grows "
-                f"from {start.limit:.3g} to {end.limit:.3g} as the leading curvature changes from "
+                f"Unstable at the start, stable at the end: the largest stable learning rate goes "
+                f"from {start.limit:.3g} to {end.limit:.3g} as the leading curvature goes from "
                 f"{start.curvature[0]:.3g} to {end.curvature[0]:.3g}; this run has {rate:g}."
             )
         return (
@@ -108,7 +118,7 @@ class RunStability:
         """Return everything as JSON values."""
         return {
             "sentence": self.sentence,
-            "learning_rate": self.learning_rate,
+            "learning_rate": self.tightest.learning_rate,
             "largest_stable_learning_rate": _finite(self.limit),
             "factor": _finite(self.factor),
             "start": _json(self.start),
@@ -133,8 +143,8 @@ def run_stability(setting: Setting, end: Array | None = None) -> RunStability:
     """
     at_end = None
     if end is not None and np.all(np.isfinite(end)):
-        at_end = _point(setting, end)
-    return RunStability(setting.learning_rate, _point(setting, setting.initial), at_end)
+        at_end = _point(setting, end, -1)
+    return RunStability(_point(setting, setting.initial, 0), at_end)
 
 
 def leading_curvatures(problem: Problem, x: Array, count: int = LEADING) -> Array:
@@ -169,16 +179,18 @@ def leading_curvatures(problem: Problem, x: Array, count: int = LEADING) -> Arra
     return np.asarray(np.sort(values)[::-1])
 
 
-def _point(setting: Setting, x: Array) -> PointStability:
+def _point(setting: Setting, x: Array, update: int) -> PointStability:
+    learning_rate = float(np.atleast_1d(setting.learning_rate)[update])
     law = setting.pool_law if setting.closure == "pool" else setting.law
     curvature = leading_curvatures(setting.problem, x)
     rising = curvature[curvature > 0]
-    radius = [spectral_radius(law, setting.learning_rate * float(a)) for a in rising]
+    radius = [spectral_radius(law, learning_rate * float(a)) for a in rising]
     if not len(rising):
-        return PointStability(curvature.tolist(), radius, np.inf, None)
+        return PointStability(learning_rate, curvature.tolist(), radius, np.inf, None)
     top = float(rising[0])
     memoryless = setting.closure == "pool" and isinstance(law, Geometric)
     return PointStability(
+        learning_rate,
         curvature.tolist(),
         radius,
         max_stable_learning_rate(law, top),

@@ -10,8 +10,10 @@ import numpy.typing as npt
 
 from analysis.fit import StalenessFit
 from analysis.sme_law import Closure
+from asgd.errors import InputError
 from asgd.problems import make_problem
 from asgd.problems.base import Array, Problem
+from asgd.schedules import learning_rate_schedule
 from asgd.staleness import Geometric, StalenessLaw, staleness_of
 from asgd.streams import stream
 from asgd.trace import Run
@@ -23,8 +25,10 @@ class Setting:
 
     Attributes
     ----------
-    problem, learning_rate, batch_size, initial
+    problem, initial
         As in the run; initial is x_0, shape (d,).
+    learning_rate, batch_size
+        A number, or under a schedule one for each update, shape (updates,).
     record
         Updates to predict at, ascending, shape (m,).
     staleness
@@ -40,8 +44,8 @@ class Setting:
     """
 
     problem: Problem
-    learning_rate: float
-    batch_size: int
+    learning_rate: float | npt.NDArray[np.float64]
+    batch_size: int | npt.NDArray[np.int64]
     initial: Array
     record: npt.NDArray[np.int64]
     staleness: npt.NDArray[np.int64]
@@ -52,12 +56,32 @@ class Setting:
 
     @classmethod
     def of(cls, run: Run, fit: StalenessFit) -> Setting:
-        """Read the setting off a run."""
-        config, trace, problem = run.config, run.trace, make_problem(run.config)
+        """Read the setting off a run.
+
+        Raises
+        ------
+        InputError
+            The run did not follow (A1): another update rule, clipped gradients, or a server that
+            waits.
+        """
+        config, trace, optimizer = run.config, run.trace, run.config.optimizer
+        for key, value, accepted in (
+            ("optimizer.rule", optimizer.rule, "sgd"),
+            ("optimizer.clip_norm", optimizer.clip_norm, None),
+            ("cluster.mode", config.cluster.mode, "async"),
+        ):
+            if value != accepted:
+                only = "none" if accepted is None else repr(accepted)
+                raise InputError(f"{key} = {value!r}: predictions are made for {only} alone")
+        problem = make_problem(config)
+        learning_rate, batch_size = optimizer.learning_rate, optimizer.batch_size
+        varying = learning_rate_schedule(optimizer).array(len(trace))
         return cls(
             problem=problem,
-            learning_rate=config.optimizer.learning_rate,
-            batch_size=config.optimizer.batch_size,
+            learning_rate=varying if optimizer.learning_rate_schedule.at else learning_rate,
+            batch_size=trace["batch_size"].to_numpy().astype(np.int64)
+            if optimizer.batch_schedule.at
+            else batch_size,
             initial=problem.initial_point(stream(config.run.seed, "initial")),
             record=run.loss["update"].to_numpy(),
             staleness=staleness_of(trace["update"].to_numpy(), trace["read_version"].to_numpy()),
@@ -66,6 +90,11 @@ class Setting:
             closure=closure_of(run),
             workers=config.cluster.workers,
         )
+
+    @property
+    def steady(self) -> bool:
+        """Whether learning rate and batch size are the same at every update."""
+        return np.ndim(self.learning_rate) == 0 and np.ndim(self.batch_size) == 0
 
     @property
     def updates(self) -> int:

@@ -1,0 +1,177 @@
+"""Fast mode against exact moments and simulation, and where it is known to fail."""
+
+import numpy as np
+import pytest
+
+from analysis.linear_noise import MeanPath, linear_noise, response_power
+from analysis.loss_curve import QUANTILE_LEVELS
+from analysis.moments import impulse_response, mode_moments
+from analysis.sme_law import sme_law
+from asgd.errors import InputError
+from asgd.problems import DoubleWell, Quadratic
+from asgd.problems.base import Array, Indices, Problem
+from asgd.problems.linear import breast_cancer, digits
+from asgd.staleness import Geometric, Poisson
+
+LAWS = [Poisson(3.0), Geometric(0.75)]
+
+
+def without_noise(problem, learning_rate, law, initial, record) -> np.ndarray:
+    path, losses = MeanPath(problem, learning_rate, law, initial), []
+    for k in range(record[-1] + 1):
+        if k in record:
+            losses.append(problem.loss(path.x))
+        path.step()
+    return np.array(losses)
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_the_response_power_is_that_of_the_impulse_response(law) -> None:
+    curvature = np.array([0.1, 0.7, 2.0])
+    response = impulse_response(law, 0.1, curvature, 40)
+    power = response_power(law, 0.1, curvature, np.array([0, 1, 7, 40]))
+    for row, m in enumerate((0, 1, 7, 40)):
+        assert np.allclose(power[row], response[:m].T @ response[:m])
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_additive_noise_on_a_quadratic_is_exact(law) -> None:
+    """The times of the grid carry no error there: mean and variance are those of the mode."""
+    record = np.array([0, 8, 200])
+    curve = linear_noise(Quadratic(), 0.05, law, 0, batch_size=2, initial=np.ones(1), record=record)
+    exact = mode_moments(law, 0.05, 2.0, 4.0, 200, batch_size=2)
+    mean, variance = exact.mean[record], exact.variance[record]
+    assert np.allclose(curve.mean, mean**2 + variance)
+    assert np.allclose(curve.std**2, 2 * variance**2 + 4 * mean**2 * variance)
+    assert curve.paths is None
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_without_noise_the_mean_path_is_the_recursion(law) -> None:
+    problem = DoubleWell(initial=1.0)
+    x = [1.0]
+    weights = law.weights(400)
+    for k in range(60):
+        past = np.array([x[max(k - l, 0)] for l in range(400)])
+        x.append(x[-1] - 0.1 * weights @ problem.derivative(past))
+    path = MeanPath(problem, 0.1, law, np.ones(1))
+    for k in range(61):
+        assert path.x[0] == pytest.approx(x[k], abs=1e-5)
+        path.step()
+
+
+@pytest.mark.parametrize("make", [breast_cancer, DoubleWell])
+def test_small_nonlinear_problems_are_those_of_simulated_paths(make) -> None:
+    problem, law = make(), Poisson(3.0)
+    paths = 200 if make is breast_cancer else 4000
+    record = np.arange(0, 201, 20)
+    given = {"batch_size": 4, "initial": np.zeros(31) if make is breast_cancer else np.ones(1)}
+    curve = linear_noise(problem, 0.04, law, 0, **given, record=record)
+    drawn = sme_law(
+        problem,
+        0.04,
+        law,
+        200,
+        paths,
+        1,
+        closure="pool",
+        workers=4,
+        record=record,
+        quantile_levels=QUANTILE_LEVELS,
+        **given,
+    )
+    error = (curve.mean - drawn.loss_mean)[1:]
+    standard_error = drawn.loss_std[1:] / np.sqrt(paths)
+    # Of the correction by the noise no more than a tenth is wrong, beyond Monte Carlo.
+    correction = curve.mean - without_noise(problem, 0.04, law, given["initial"], record)
+    assert np.all(np.abs(error) < 4 * standard_error + 0.1 * correction[1:])
+    assert correction[1:].mean() > 3 * standard_error.mean()
+    assert np.abs(curve.std[1:] / drawn.loss_std[1:] - 1).mean() < 0.2
+
+
+def test_large_problems_need_hessian_vector_products_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Digits, d = 650: the correction by the noise, from draws and Lanczos iterations."""
+    problem, law = digits(), Poisson(3.0)
+    for name in ("hessian", "gradient_covariance", "second_moment", "sample_gradients"):
+        monkeypatch.setattr(type(problem), name, lambda *_: pytest.fail("a matrix was formed"))
+    record = np.array([0, 30, 60])
+    initial = np.zeros(problem.dim)
+    curve = linear_noise(problem, 0.1, law, 0, batch_size=8, initial=initial, record=record)
+    paths = 16
+    drawn = sme_law(
+        problem,
+        0.1,
+        law,
+        60,
+        paths,
+        1,
+        closure="pool",
+        workers=4,
+        batch_size=8,
+        record=record,
+        initial=initial,
+    )
+    correction = curve.mean - without_noise(problem, 0.1, law, initial, record)
+    error = (curve.mean - drawn.loss_mean)[1:]
+    standard_error = drawn.loss_std[1:] / np.sqrt(paths)
+    assert np.all(np.abs(error) < 4 * standard_error + 0.1 * correction[1:])
+    assert np.all(correction[1:] > 4 * standard_error)
+
+
+class Wide(Problem):
+    """f = (1/2) sum_j a_j x_j^2 with two samples: f -+ s.x, in any dimension."""
+
+    n_samples = 2
+
+    def __init__(self, dim: int) -> None:
+        self.dim = dim
+        self.curvature = 1.0 / (1.0 + np.arange(dim) % 100)
+        self.push = np.full(dim, 0.01)
+
+    def initial_point(self, rng: np.random.Generator) -> Array:
+        return np.ones(self.dim)
+
+    def loss(self, x: Array) -> Array:
+        return (x * x) @ self.curvature / 2
+
+    def gradient(self, x: Array, indices: Indices | None = None) -> Array:
+        slope = self.curvature * x
+        if indices is None:
+            return slope
+        return slope + self.push * (2.0 * indices.mean(axis=-1, keepdims=True) - 1.0)
+
+
+def test_a_hundred_thousand_parameters() -> None:
+    problem, law = Wide(100_000), Poisson(3.0)
+    record = np.array([0, 8, 10])
+    initial = np.ones(problem.dim)
+    curve = linear_noise(problem, 0.1, law, 0, batch_size=1, initial=initial, record=record)
+    exact = mode_moments(law, 0.1, problem.curvature[:100], problem.push[:100] ** 2, 10)
+    modes = exact.mean**2 + exact.variance
+    assert np.allclose(curve.mean, 1000 * modes[record] @ problem.curvature[:100] / 2, rtol=1e-3)
+
+
+def test_a_diverging_mean_path_is_reported_as_such() -> None:
+    curve = linear_noise(
+        Quadratic(),
+        5.0,
+        Poisson(3.0),
+        0,
+        batch_size=1,
+        initial=np.ones(1),
+        record=np.array([0, 3000]),
+    )
+    assert not np.isfinite(curve.mean[1])
+
+
+def test_there_must_be_an_update_to_predict() -> None:
+    with pytest.raises(InputError, match="record"):
+        linear_noise(
+            Quadratic(),
+            0.1,
+            Geometric(0.5),
+            0,
+            batch_size=1,
+            initial=np.ones(1),
+            record=np.array([0]),
+        )
