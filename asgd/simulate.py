@@ -142,7 +142,8 @@ class _Descent:
         self.norms = np.empty(len(order.worker))
         self._order = order
         self._draws = draws
-        self._learning_rate = learning_rate_schedule(config.optimizer)
+        learning_rate = learning_rate_schedule(config.optimizer).array(len(order.worker))
+        self._learning_rate = learning_rate.tolist()
         self._rule = make_rule(config.optimizer)
         self._state = self._rule.init(self.x)
         self._step = np.empty_like(self.x)
@@ -191,7 +192,7 @@ class _Descent:
             applied, self._state = update(
                 gradient,
                 self._state,
-                learning_rate=self._learning_rate(number),
+                learning_rate=self._learning_rate[number],
                 staleness=self._staleness[number],
                 out=step,
             )
