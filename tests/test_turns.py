@@ -142,20 +142,28 @@ def compute_times(variation, slow, rng, workers=8):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("variation", "slow", "eta"),
+    ("variation", "slow", "eta", "allowed"),
     [
-        (1.0, 1.0, 0.1),
-        (0.5, 1.0, 0.05),
-        (0.5, 1.0, 0.108),
-        (0.2, 1.0, 0.078),
-        (0.1, 1.0, 0.074),
-        (0.5, 3.0, 0.053),
-        (0.5, 3.0, 0.124),
-        (1.0, 5.0, 0.1),
+        # up to 0.7 of the largest stable step, and memoryless workers at any
+        (1.0, 1.0, 0.1, 0.02),
+        (1.0, 1.0, 0.25, 0.02),
+        (0.5, 1.0, 0.046, 0.02),
+        (0.5, 1.0, 0.108, 0.02),
+        (0.2, 1.0, 0.078, 0.02),
+        (0.1, 1.0, 0.074, 0.03),
+        (0.5, 3.0, 0.053, 0.02),
+        (0.5, 3.0, 0.124, 0.02),
+        (1.0, 5.0, 0.1, 0.02),
+        (1.0, 5.0, 0.25, 0.03),
+        # at 0.9 of it
+        (0.5, 1.0, 0.139, 0.06),
+        (0.2, 1.0, 0.1, 0.03),
+        (0.1, 1.0, 0.095, 0.08),
+        (0.5, 3.0, 0.16, 0.1),
     ],
 )
-def test_pool_follows_an_event_driven_server(variation, slow, eta):
-    """(P2) with each worker's measured law: within 2 % up to 0.7 of the stability limit."""
+def test_pool_follows_an_event_driven_server(variation, slow, eta, allowed):
+    """(P2) with each worker's measured law, E x^2 over updates 30 to 60 and 100 to 300."""
     rng = stream(9, f"server/{variation}/{slow}")
     draw = compute_times(variation, slow, rng)
     _, _, who, staleness = server(0.01, draw, 500, 1_000, rng)
@@ -169,7 +177,7 @@ def test_pool_follows_an_event_driven_server(variation, slow, eta):
         # correlated in time: as if one update of the window had been observed
         error = np.sqrt(2) * np.mean(spread[window] / exact[window]) / np.sqrt(paths)
         relative = np.mean(model[window]) / np.mean(exact[window]) - 1
-        assert abs(relative) < 0.02 + 4 * error / np.sqrt(5)
+        assert abs(relative) < allowed + 4 * error / np.sqrt(5)
 
 
 def test_mixture_of_memoryless_workers():
