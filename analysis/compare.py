@@ -9,13 +9,17 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from analysis.experiment import as_runs
 from analysis.loss_curve import QUANTILE_LEVELS
 from analysis.predict import MODELS, Prediction, quantile_column
-from analysis.setting import as_runs
 from asgd.errors import InputError
+from asgd.streams import stream
 from asgd.trace import Run
 
 Array = npt.NDArray[np.float64]
+
+_RESAMPLES = 1000
+_INTERVAL = (0.025, 0.975)
 
 # The error of the geometric prediction, part by part: what it is, predicted by, against.
 PARTS = (
@@ -63,12 +67,17 @@ class Score:
         Number of observed curves.
     parts
         The error of the geometric prediction, part by part; see `split_error`.
+    intervals
+        95 % intervals over repeats, a bootstrap of whole runs: by model, the columns
+        `relative_error_low`, `relative_error_high`, and so on for coverage and crps. None for a
+        single run. With few repeats they are too short.
     """
 
     models: dict[str, ModelScore]
     errors: pd.DataFrame
     repeats: int
     parts: pd.DataFrame
+    intervals: pd.DataFrame | None
 
     @property
     def closest(self) -> str:
@@ -96,25 +105,63 @@ def compare(run: Run | Sequence[Run], prediction: Prediction) -> Score:
         A run was not evaluated at the predicted updates.
     """
     runs = as_runs(run)
-    models, errors = {}, []
+    models, errors, intervals = {}, [], {}
     for name in prediction.models:
         curve = _after_start(prediction, name)
         update = curve["update"].to_numpy()
         observed = np.stack([_observed(one, update) for one in runs])
-        scale = float(np.abs(observed.mean(axis=0)).mean())
-        error = (curve["loss_mean"].to_numpy() - observed.mean(axis=0)) / scale
-        low, high = (curve[quantile_column(level)].to_numpy() for level in (0.05, 0.95))
-        quantiles = curve[[quantile_column(level) for level in QUANTILE_LEVELS]].to_numpy()
-        models[name] = ModelScore(
-            relative_error=float(np.abs(error).mean()),
-            worst_error=float(np.abs(error).max()),
-            coverage=float(((observed >= low) & (observed <= high)).mean()),
-            crps=float(crps_from_quantiles(observed, quantiles).mean()),
-        )
+        difference = curve["loss_mean"].to_numpy() - observed.mean(axis=0)
+        error = difference / float(np.abs(observed.mean(axis=0)).mean())
+        models[name] = _score(observed, curve)
         errors.append(pd.DataFrame({"model": name, "update": update, "error": error}))
+        if len(runs) > 1:
+            intervals[name] = _intervals(observed, curve)
     return Score(
-        models, pd.concat(errors, ignore_index=True), len(runs), split_error(runs, prediction)
+        models=models,
+        errors=pd.concat(errors, ignore_index=True),
+        repeats=len(runs),
+        parts=split_error(runs, prediction),
+        intervals=pd.DataFrame.from_dict(intervals, orient="index") if intervals else None,
     )
+
+
+def _score(observed: Array, curve: pd.DataFrame) -> ModelScore:
+    mean = observed.mean(axis=0)
+    error = np.abs(curve["loss_mean"].to_numpy() - mean) / float(np.abs(mean).mean())
+    inside, scores = _by_point(observed, curve)
+    return ModelScore(
+        relative_error=float(error.mean()),
+        worst_error=float(error.max()),
+        coverage=float(inside.mean()),
+        crps=float(scores.mean()),
+    )
+
+
+def _by_point(observed: Array, curve: pd.DataFrame) -> tuple[npt.NDArray[np.bool_], Array]:
+    """Return whether each observed point is inside the band, and its CRPS, shape (runs, m)."""
+    low, high = (curve[quantile_column(level)].to_numpy() for level in (0.05, 0.95))
+    quantiles = curve[[quantile_column(level) for level in QUANTILE_LEVELS]].to_numpy()
+    return (observed >= low) & (observed <= high), crps_from_quantiles(observed, quantiles)
+
+
+def _intervals(observed: Array, curve: pd.DataFrame) -> dict[str, float]:
+    """Resample whole runs, since the points of one run depend on each other."""
+    runs = len(observed)
+    drawn = stream(0, "repeats").integers(runs, size=(_RESAMPLES, runs))
+    mean = np.stack([observed[rows].mean(axis=0) for rows in drawn])
+    scale = np.abs(mean).mean(axis=1)
+    inside, scores = (values.mean(axis=1) for values in _by_point(observed, curve))
+    samples = {
+        "relative_error": np.abs(curve["loss_mean"].to_numpy() - mean).mean(axis=1) / scale,
+        "coverage": inside[drawn].mean(axis=1),
+        "crps": scores[drawn].mean(axis=1),
+    }
+    ends = {name: np.quantile(values, _INTERVAL) for name, values in samples.items()}
+    return {
+        f"{name}_{end}": float(value)
+        for name, limits in ends.items()
+        for end, value in zip(("low", "high"), limits, strict=True)
+    }
 
 
 def split_error(run: Run | Sequence[Run], prediction: Prediction) -> pd.DataFrame:

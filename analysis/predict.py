@@ -15,7 +15,8 @@ from typing import Any, Literal, get_args
 import pandas as pd
 
 from analysis.closed import closed_curve, has_closed_forms
-from analysis.fit import StalenessFit, fit_run
+from analysis.experiment import as_runs, fit_runs
+from analysis.fit import StalenessFit
 from analysis.linear_noise import linear_noise
 from analysis.loss_curve import QUANTILE_LEVELS, LossCurve
 from analysis.run_stability import run_stability
@@ -81,7 +82,7 @@ class Prediction:
 
 
 def predict(
-    run: Run,
+    run: Run | Sequence[Run],
     *,
     paths: int = 64,
     models: Sequence[str] | None = None,
@@ -95,7 +96,8 @@ def predict(
     Parameters
     ----------
     run
-        The run. Its trace gives the staleness, its configuration everything else.
+        The run. Its trace gives the staleness, its configuration everything else. Or repeats
+        of one run under other seeds: the staleness of all is fitted, the first one replayed.
     paths
         Paths of each ensemble.
     models
@@ -128,10 +130,11 @@ def predict(
     unknown = [name for name in models if name not in MODELS]
     if unknown:
         raise InputError(f"model {unknown[0]!r}: expected one of {', '.join(MODELS)}")
-    if run.loss.empty:
-        raise InputError(f"{run.path}: holds no loss evaluation to predict")
-    setting = Setting.of(run, fit or fit_run(run))
-    seed = run.config.run.seed if seed is None else seed
+    runs = as_runs(run)
+    if runs[0].loss.empty:
+        raise InputError(f"{runs[0].path}: holds no loss evaluation to predict")
+    setting = Setting.of(runs[0], fit or fit_runs(runs))
+    seed = runs[0].config.run.seed if seed is None else seed
     curves = {}
     for name in models:
         report = _named(progress, name)

@@ -171,7 +171,7 @@ def leading_curvatures(problem: Problem, x: Array, count: int = LEADING) -> Arra
             operator, k=count, which="LA", v0=start, tol=_TOLERANCE, return_eigenvectors=False
         )
     except ArpackNoConvergence as error:
-        values = error.eigenvalues
+        values = np.real(error.eigenvalues)
         if not len(values):
             raise UnreliableEstimateError(
                 f"leading curvatures: no eigenvalue of {d} converged", np.nan

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -115,8 +114,3 @@ def closure_of(run: Run) -> Closure:
     """
     read_version = run.trace["read_version"]
     return "iid" if read_version[read_version > 0].duplicated().any() else "pool"
-
-
-def as_runs(run: Run | Sequence[Run]) -> list[Run]:
-    """Return one run or the repeats of one as a list."""
-    return [run] if isinstance(run, Run) else list(run)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -84,12 +85,14 @@ def simulate(config: Path, overrides: Sequence[str], out: Path | None) -> None:
     asgd simulate scripts/configs/digits.toml --set simulation.staleness=geometric
     """
     from asgd.config import load_config
+    from asgd.experiment import run_repeats
     from asgd.simulate import simulate as simulate_run
 
-    settings = load_config(config, overrides)
-    with _Progress("simulate", settings.run.updates) as progress:
-        path = simulate_run(settings, out or _default_out(config), progress.training)
-    click.echo(path)
+    def one(settings: RunConfig, out: Path) -> None:
+        with _Progress("simulate", settings.run.updates) as progress:
+            simulate_run(settings, out, progress.training)
+
+    click.echo(run_repeats(load_config(config, overrides), out or _default_out(config), one))
 
 
 @cli.command()
@@ -101,11 +104,11 @@ def profile(runs: Sequence[Path], as_json: bool) -> None:
     \b
     asgd profile runs/digits
     """
-    from analysis.fit import fit_run
-    from asgd.trace import read_run
+    from analysis.experiment import fit_runs
+    from asgd.experiment import read_runs
 
     for path in runs:
-        fit = fit_run(read_run(path))
+        fit = fit_runs(read_runs(path))
         fit.save(path)
         if as_json:
             click.echo(json.dumps(fit.to_dict()))
@@ -123,15 +126,14 @@ def predict(run: Path, paths: int, as_json: bool) -> None:
     \b
     asgd predict runs/digits --paths 200
     """
-    from asgd.trace import read_run
+    from asgd.experiment import read_runs
 
-    opened = read_run(run)
-    prediction, score = _predict(opened, paths)
+    prediction, score = _predict(run, read_runs(run), paths)
     if as_json:
         scores = {name: asdict(model) for name, model in score.models.items()}
         click.echo(json.dumps({**prediction.settings, "scores": scores}))
     else:
-        click.echo(score)
+        click.echo(f"{score}\n\n{prediction.settings['stability']['sentence']}")
 
 
 @cli.command()
@@ -146,9 +148,9 @@ def report(runs: Sequence[Path], output: Path | None, paths: int) -> None:
     \b
     asgd report runs/digits -o digits.html
     """
-    from asgd.trace import read_run
+    from asgd.experiment import read_runs
 
-    click.echo(_report([read_run(path) for path in runs], output, paths))
+    click.echo(_report([run for path in runs for run in read_runs(path)], output, paths))
 
 
 @cli.command()
@@ -165,34 +167,42 @@ def demo(out: Path | None, paths: int) -> None:
     opened = read_run(_train(make_config(DEMO), out or _default_out(Path("demo")), None))
     click.echo(f"run      {opened.path}")
     path = _report([opened], None, paths)
-    click.echo(f"{_fit(opened)}\n")
+    click.echo(f"{_fit(opened.path, [opened])}\n")
     click.echo(f"report   {path}")
 
 
 def _train(config: RunConfig, out: Path, address: str | None) -> Path:
+    from asgd.experiment import run_repeats
     from cluster.launch import run as run_cluster
+    from cluster.session import ray_session
 
-    with _Progress("train", config.run.updates) as progress:
-        return run_cluster(config, out, address, progress.training)
+    def one(config: RunConfig, out: Path) -> None:
+        with _Progress("train", config.run.updates) as progress:
+            run_cluster(config, out, address, progress.training)
+
+    # Repeats share one Ray.
+    with ray_session(address) if config.run.repeats > 1 else nullcontext():
+        return run_repeats(config, out, one)
 
 
-def _fit(run: Run) -> StalenessFit:
-    from analysis.fit import fit_run
+def _fit(path: Path, runs: Sequence[Run]) -> StalenessFit:
+    from analysis.experiment import fit_runs
 
-    fit = fit_run(run)
-    fit.save(run.path)
+    fit = fit_runs(runs)
+    fit.save(path)
     return fit
 
 
-def _predict(run: Run, paths: int) -> tuple[Any, Any]:
+def _predict(path: Path, runs: Sequence[Run], paths: int) -> tuple[Any, Any]:
     from analysis.compare import compare
     from analysis.predict import DEFAULT_MODELS
     from analysis.predict import predict as predict_run
 
     with _Progress("predict", len(DEFAULT_MODELS)) as progress:
-        prediction = predict_run(run, paths=paths, fit=_fit(run), progress=progress.model)
-    prediction.save(run.path)
-    return prediction, compare(run, prediction)
+        fit = _fit(path, runs)
+        prediction = predict_run(runs, paths=paths, fit=fit, progress=progress.model)
+    prediction.save(path)
+    return prediction, compare(runs, prediction)
 
 
 def _report(runs: Sequence[Run], output: Path | None, paths: int) -> Path:
@@ -201,7 +211,7 @@ def _report(runs: Sequence[Run], output: Path | None, paths: int) -> Path:
 
     for run in runs:
         if not has_prediction(run):
-            _predict(run, paths)
+            _predict(run.path, [run], paths)
     return write_report(runs, output)
 
 

@@ -190,7 +190,8 @@ class RunSettings(_Table, frozen=True):
 
     More than `max_bad_gradients` gradients that are not finite or have the wrong shape end the
     run; so does a loss that is not finite or above `divergence_factor` times the first one (or
-    times one, where the first is smaller).
+    times one, where the first is smaller). `repeats` runs as many seeds, `seed`, `seed` + 1, ...,
+    and stores them together.
     """
 
     updates: Count = 5000
@@ -198,6 +199,7 @@ class RunSettings(_Table, frozen=True):
     eval_every: Count = 25
     max_bad_gradients: Annotated[int, msgspec.Meta(ge=0)] = 10
     divergence_factor: Positive = 1e6
+    repeats: Count = 1
 
 
 class RunConfig(_Table, frozen=True):

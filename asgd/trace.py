@@ -64,6 +64,22 @@ def replace_file(path: Path, content: bytes) -> None:
     os.replace(temporary, path)
 
 
+def make_directory(path: Path) -> None:
+    """Make a directory for new results.
+
+    Raises
+    ------
+    InputError
+        It cannot be made, or holds something already.
+    """
+    try:
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise InputError(f"{path}: exists and is not empty; choose another --out")
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
+
+
 class RunWriter:
     """Writes one run directory."""
 
@@ -80,10 +96,9 @@ class RunWriter:
             The directory cannot be written, or holds something already.
         """
         path = Path(path)
+        make_directory(path)
         try:
-            if path.exists() and (not path.is_dir() or any(path.iterdir())):
-                raise InputError(f"{path}: exists and is not empty; choose another --out")
-            (path / "trace").mkdir(parents=True, exist_ok=True)
+            (path / "trace").mkdir()
             writer = cls(path)
             replace_file(path / "config.json", config.to_json().encode())
             environment = json.dumps(_environment(), indent=2) + "\n"
@@ -225,12 +240,15 @@ def read_run(path: str | Path) -> Run:
     Raises
     ------
     InputError
-        There is no run at `path`.
+        There is no run at `path`, or several: repeats of one, see `asgd.experiment`.
     """
     path = Path(path)
     if not (path / "config.json").is_file():
         raise InputError(f"{path}: not a run directory (no config.json); `asgd run` makes one")
-    return Run(path, load_config(path / "config.json"))
+    config = load_config(path / "config.json")
+    if config.run.repeats > 1:
+        raise InputError(f"{path}: holds repeats of a run; name one, such as {path}/repeat-000")
+    return Run(path, config)
 
 
 def _environment() -> dict[str, Any]:

@@ -1,0 +1,109 @@
+"""Repeats of one run: how they are stored, read, fitted, predicted and scored."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from analysis.compare import compare
+from analysis.experiment import as_runs, fit_runs
+from analysis.fit import fit_run
+from analysis.predict import predict
+from asgd.config import RunConfig, make_config
+from asgd.errors import InputError
+from asgd.experiment import read_runs, run_repeats
+from asgd.simulate import simulate
+from asgd.trace import Run, read_run
+
+REPEATS = 12
+TABLES = {
+    "problem": {"kind": "quadratic"},
+    "optimizer": {"learning_rate": 0.1, "batch_size": 1},
+    "cluster": {"workers": 4, "compute_time": {"law": "gamma", "variation": 0.5}},
+    "run": {"updates": 300, "eval_every": 20, "seed": 5, "repeats": REPEATS},
+}
+
+
+@pytest.fixture(scope="module")
+def experiment(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("experiment") / "out"
+    return run_repeats(make_config(TABLES), out, simulate)
+
+
+@pytest.fixture(scope="module")
+def runs(experiment: Path) -> list[Run]:
+    return read_runs(experiment)
+
+
+def test_each_repeat_is_the_run_of_its_own_seed(experiment: Path, tmp_path: Path) -> None:
+    assert sorted(path.name for path in experiment.iterdir()) == [
+        "config.json",
+        *(f"repeat-{i:03d}" for i in range(REPEATS)),
+    ]
+    alone = {**TABLES, "run": {**TABLES["run"], "seed": 7, "repeats": 1}}
+    same = read_run(simulate(make_config(alone), tmp_path / "alone"))
+    repeat = read_run(experiment / "repeat-002")
+    assert repeat.config == same.config
+    assert repeat.trace.equals(same.trace)
+    assert repeat.loss.equals(same.loss)
+
+
+def test_a_single_run_is_read_and_made_as_it_was(tmp_path: Path) -> None:
+    alone = make_config({**TABLES, "run": {**TABLES["run"], "repeats": 1}})
+    out = run_repeats(alone, tmp_path / "alone", simulate)
+    (run,) = read_runs(out)
+    assert run.path == out == tmp_path / "alone"
+    assert len(run.trace) == 300
+
+
+def test_directories_that_cannot_be_used_are_refused(experiment: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="not empty"):
+        run_repeats(make_config(TABLES), experiment, simulate)
+    with pytest.raises(InputError, match="name one, such as"):
+        read_run(experiment)
+    with pytest.raises(InputError, match="not a run directory"):
+        read_runs(tmp_path)
+
+    def no_run(config: RunConfig, out: Path) -> None:
+        pass
+
+    run_repeats(make_config(TABLES), tmp_path / "none", no_run)
+    with pytest.raises(InputError, match="without a repeat"):
+        read_runs(tmp_path / "none")
+
+
+def test_the_staleness_of_all_repeats_is_fitted(runs: list[Run]) -> None:
+    fit, single = fit_runs(runs), fit_run(runs[0])
+    assert fit_runs(runs[:1]).mu == single.mu
+    assert len(fit.sample.staleness) + fit.start_up == sum(len(run.trace) for run in runs)
+    assert fit.start_up == sum(fit_run(run).start_up for run in runs)
+    wide = np.ptp(single.geometric.confidence_interval()["mu"])
+    assert np.ptp(fit.geometric.confidence_interval()["mu"]) < wide
+
+
+def test_runs_that_are_no_repeats_are_refused(runs: list[Run], tmp_path: Path) -> None:
+    other = {**TABLES, "optimizer": {"learning_rate": 0.11, "batch_size": 1}}
+    stranger = read_run(
+        simulate(make_config({**other, "run": {"updates": 300, "eval_every": 20}}), tmp_path / "o")
+    )
+    with pytest.raises(InputError, match="no repeat of"):
+        as_runs([runs[0], stranger])
+    with pytest.raises(InputError, match="none; expected"):
+        as_runs([])
+
+
+def test_scores_of_repeats_have_intervals_that_hold_the_score(runs: list[Run]) -> None:
+    prediction = predict(runs)
+    score = compare(runs, prediction)
+    assert score.repeats == REPEATS
+    assert score.intervals is not None
+    for name, model in score.models.items():
+        limits = score.intervals.loc[name]
+        assert limits["coverage_low"] <= model.coverage <= limits["coverage_high"]
+        assert limits["crps_low"] <= model.crps <= limits["crps_high"]
+    assert compare(runs[0], prediction).intervals is None
+    # The mean over points and runs has the standard error of independent runs.
+    law = score.intervals.loc["sme_law"]
+    single = [compare(run, prediction).models["sme_law"].crps for run in runs]
+    expected = 2 * 1.96 * np.std(single) / np.sqrt(REPEATS)
+    assert 0.7 < (law["crps_high"] - law["crps_low"]) / expected < 1.3
