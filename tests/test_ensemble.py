@@ -51,11 +51,11 @@ class Exploding(Walk):
 
 def test_statistics_are_those_of_all_paths():
     seen = []
-    paths, updates = 7_000, 5
+    paths, updates = 14_001, 5
     ensemble = run_ensemble(
         lambda x, rng: Walk(x, rng, seen), Bowl(), updates, paths, 3, "walk", threads=1
     )
-    assert len(seen) == (updates + 1) * len(block_sizes(paths, 3)) > updates + 1
+    assert len(seen) == (updates + 1) * len(block_sizes(paths, 3)) > 2 * (updates + 1)
     x = np.concatenate([seen[i : i + updates + 1] for i in range(0, len(seen), updates + 1)], 1)
     loss = (x * x).sum(axis=-1)
     np.testing.assert_array_equal(ensemble.update, np.arange(updates + 1))

@@ -70,6 +70,22 @@ def test_correction_of_a_narrow_law():
     assert before.var() > 1.04 * law.var()
     assert after.var() == pytest.approx(law.var(), rel=0.01)
     assert distance(after, law) < distance(before, law) / 2
+    np.testing.assert_array_equal(corrected, np.tile(corrected[0], (8, 1)))
+
+
+def test_start_of_a_run():
+    """All begin at once and with the usual rate of turns, so first come the snapshots of x_0."""
+    law = NegativeBinomial(60.0, 7 / 67)
+    hazard = np.tile(law.hazard(30), (8, 1))
+    turns = Turns(hazard, 500, stream(0, "start"))
+    assert 8 * law.hazard(30)[turns.ages[0, 0]] >= 1 > 8 * law.hazard(30)[turns.ages[0, 0] - 1]
+    first = np.array([turns.next() for _ in range(8)])
+    of_start = np.mean([len(set(slots)) for slots in first.T])
+    assert of_start > 6.8
+    memoryless = Turns(np.full((8, 1), 1 / 8), 500, stream(0, "start"))
+    first = np.array([memoryless.next() for _ in range(8)])
+    expected = 8 * (1 - (7 / 8) ** 8)
+    assert np.mean([len(set(slots)) for slots in first.T]) == pytest.approx(expected, rel=0.03)
 
 
 def test_each_worker_has_its_own_law():
