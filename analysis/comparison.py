@@ -95,6 +95,12 @@ def comparison_headline(
     fastest = table.iloc[int(table["seconds_to_target"].argmin())]
     frugal = table.iloc[int(table["updates_to_target"].argmin())]
     mean = table[comparison.models].mean()
+    updates = sorted(set(table["updates_to_target"]))
+    needed = (
+        f"every run took {updates[0]} updates to it"
+        if len(updates) == 1
+        else f"it took the fewest updates, {updates[0]}, with {frugal['workers']} workers"
+    )
     competing = [name for name in comparison.models if name != "replay"]
     return [
         ("What was run", f"{'; '.join(kinds)}: {len(runs)} runs with {workers} workers."),
@@ -117,8 +123,7 @@ def comparison_headline(
         (
             "How fast",
             f"Loss {comparison.target:.3g} was first reached by {fastest['run']} "
-            f"({fastest['workers']} workers) in {fastest['seconds_to_target']:.3g} s; it took the "
-            f"fewest updates, {frugal['updates_to_target']}, with {frugal['workers']} workers.",
+            f"({fastest['workers']} workers) in {fastest['seconds_to_target']:.3g} s; {needed}.",
         ),
     ]
 

@@ -16,7 +16,7 @@ _COLOURS = {
     "#bbbbbb": "var(--bar)",
     "#999999": "var(--soft)",
 }
-_GLYPH = re.compile(r'<path id="([^"]*)" d="[^"]*" transform="scale\(0\.015625\)"/>')
+_GLYPH = re.compile(r'<path id="([^"]*)"(?: d="[^"]*")? transform="scale\(0\.015625\)"/>')
 _ID = re.compile(r' id="([^":]*)"')
 _REFERENCE = re.compile(r'(?:href="#|url\(#)([^")]*)')
 

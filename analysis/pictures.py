@@ -78,7 +78,7 @@ def _picture(
     """
     description = f"{description} ({id})"
     file = figures.to_svg(axes, description)
-    svg = figures.to_svg(axes, description, legend=legend)
+    svg = file if legend else figures.to_svg(axes, description, legend=False)
     shown = None
     if values is not None:
         label, table, labels = values

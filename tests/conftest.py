@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from reports import Reports
 
 
 @pytest.fixture(scope="session")
@@ -14,3 +18,11 @@ def shared_ray() -> Iterator[None]:
 
     with ray_session():
         yield
+
+
+@pytest.fixture(scope="session")
+def reports(tmp_path_factory: pytest.TempPathFactory) -> Reports:
+    """Reports for every test that reads one: drawing them takes seconds."""
+    from reports import Reports
+
+    return Reports.make(tmp_path_factory.mktemp("reports"))

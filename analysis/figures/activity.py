@@ -150,5 +150,5 @@ def _mark(ax: Axes, events: pd.DataFrame | None) -> None:
     for (kind, table), colour in zip(kinds, cycle(kinds.ngroups, EVENT_COLOURS), strict=True):
         top = float(ax.get_ylim()[1])
         seconds = table["seconds"].dropna()
-        label = str(kind).replace("_", " ").replace("$", r"\$")
+        label = str(kind)[:24].replace("_", " ").replace("$", r"\$")
         ax.vlines(seconds, 0, top, color=colour, lw=1.1, ls=(0, (4, 2)), label=label)

@@ -1,0 +1,69 @@
+"""Runs to report on, made in virtual time; one of them by a hostile user."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from analysis.predict import predict
+from analysis.report import write_report
+from asgd.config import make_config
+from asgd.simulate import simulate
+from asgd.trace import Run, RunWriter, read_run
+
+HOSTILE = "<script>window.hacked = 1</script><img src=x onerror=window.hacked=1>"
+
+
+@dataclass(frozen=True)
+class Reports:
+    """Two runs of 2 and 4 workers, and reports by name; `figures` are those of "several"."""
+
+    runs: list[Run]
+    pages: dict[str, Path]
+    figures: Path
+
+    @classmethod
+    def make(cls, base: Path) -> Reports:
+        runs = [predicted_run(base / f"p{workers}", workers) for workers in (2, 4)]
+        pages = {
+            "one": write_report(runs[1:], base / "one.html"),
+            "several": write_report(runs, base / "several.html", base / "figures"),
+            "hostile": write_report([hostile_run(base / "hostile")], base / "hostile.html"),
+        }
+        return cls(runs, pages, base / "figures")
+
+    def text(self, name: str) -> str:
+        return self.pages[name].read_text(encoding="utf-8")
+
+
+def simulated_run(path: Path, workers: int = 4, **problem: Any) -> Run:
+    """Simulate a run with exponential compute times."""
+    config = make_config(
+        {
+            "problem": problem or {"kind": "quadratic"},
+            "optimizer": {"learning_rate": 0.05},
+            "cluster": {"workers": workers, "compute_time": {"law": "exponential"}},
+            "run": {"updates": 300, "eval_every": 10},
+        }
+    )
+    return read_run(simulate(config, path))
+
+
+def predicted_run(path: Path, workers: int = 4, **problem: Any) -> Run:
+    """Simulate a run and predict it."""
+    run = simulated_run(path, workers, **problem)
+    predict(run, paths=8, models=("sme_sgd", "sme_asgd", "sme_law")).save(path)
+    return run
+
+
+def hostile_run(path: Path) -> Run:
+    """Make a run whose every free text tries to become a part of the page."""
+    predicted_run(path, kind="tests.plugins:bowl", options={"fault": HOSTILE})
+    environment = json.dumps({"host": HOSTILE, "packages": {HOSTILE: '"></script>'}})
+    (path / "environment.json").write_text(environment, encoding="utf-8")
+    writer = RunWriter(path)
+    writer.event("worker_lost", worker=1, update=100, reason=HOSTILE)
+    writer.event(HOSTILE, update=200)
+    return read_run(path)

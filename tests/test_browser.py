@@ -1,0 +1,104 @@
+"""The report in a real browser: it loads, fits, sorts, toggles, and runs nobody else's script."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from reports import Reports
+
+from scripts.chromium import Page, chromium_page, find_chromium
+
+pytestmark = pytest.mark.skipif(find_chromium() is None, reason="no Chromium is installed")
+
+WIDTHS = (1280, 390)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Page]:
+    with chromium_page() as page:
+        yield page
+
+
+@pytest.mark.parametrize("name", ["one", "several", "hostile"])
+@pytest.mark.parametrize("width", WIDTHS)
+def test_loads_without_errors_and_fits(
+    browser: Page, reports: Reports, name: str, width: int
+) -> None:
+    browser.open(reports.pages[name], width)
+    assert browser.errors == []
+    assert browser.requests == [reports.pages[name].resolve().as_uri()]
+    assert browser.evaluate("innerWidth") == width
+    assert browser.evaluate("document.documentElement.scrollWidth") <= width
+    # what is wider than its box must be in a box that scrolls
+    cut = browser.evaluate(
+        "[...document.querySelectorAll('body *:not(svg *)')].filter(e => {"
+        "  const b = e.getBoundingClientRect();"
+        "  return b.width && !e.closest('.scroll') && !e.matches('legend')"
+        "    && (b.right > innerWidth + 1 || b.left < -1); }).map(e => e.outerHTML.slice(0, 80))"
+    )
+    assert cut == []
+    flat = browser.evaluate(
+        "[...document.querySelectorAll('svg.plot')].filter(e => e.clientHeight < 50).length"
+    )
+    assert flat == 0
+
+
+def test_user_text_runs_nothing(browser: Page, reports: Reports) -> None:
+    browser.open(reports.pages["hostile"], 1280)
+    assert browser.evaluate("window.hacked === undefined")
+    assert "<script>window.hacked" in browser.evaluate("document.body.innerText")
+
+
+def test_checkbox_hides_a_model_in_every_figure_of_its_run(browser: Page, reports: Reports) -> None:
+    browser.open(reports.pages["several"], 1280)
+    shown = (
+        "(n => [...document.querySelectorAll(`#run${n}-run [id*=':sme_asgd:']`)]"
+        ".map(e => getComputedStyle(e).display !== 'none'))"
+    )
+    assert browser.evaluate(f"{shown}(1)") == [True, True, True]
+    browser.click("#run1-run input[value=sme_asgd]")
+    assert browser.evaluate(f"{shown}(1)") == [False, False, False]
+    assert browser.evaluate(f"{shown}(2)") == [True, True, True]
+    browser.click("#run1-run input[value=sme_asgd]")
+    assert browser.evaluate(f"{shown}(1)") == [True, True, True]
+
+
+def test_click_on_a_head_sorts_the_table(browser: Page, reports: Reports) -> None:
+    browser.open(reports.pages["one"], 1280)
+    column = (
+        "[...document.querySelectorAll('[aria-label=workers] tbody tr')]"
+        ".map(r => Number(r.cells[1].dataset.value))"
+    )
+    counts = browser.evaluate(column)
+    head = "[aria-label=workers] th:nth-child(2)"
+    browser.click(f"{head} button")
+    assert browser.evaluate(column) == sorted(counts)
+    assert browser.evaluate(f"document.querySelector('{head}').ariaSort") == "ascending"
+    browser.click(f"{head} button")
+    assert browser.evaluate(column) == sorted(counts, reverse=True)
+
+
+def test_pointer_shows_values(browser: Page, reports: Reports) -> None:
+    browser.open(reports.pages["one"], 1280)
+    x, y = browser.evaluate(
+        "(() => { const e = document.querySelector('#loss svg'); e.scrollIntoView();"
+        "const b = e.getBoundingClientRect();"
+        "return [b.left + b.width / 2, b.top + b.height / 2]; })()"
+    )
+    browser.move(x, y)
+    shown = browser.evaluate("document.querySelector('#loss .values').innerText")
+    assert shown.startswith("update ")
+    assert "observed: " in shown
+    assert "SME-ASGD" in shown
+    browser.move(1, 1)
+    assert browser.evaluate("document.querySelector('#loss .values')") is None
+
+
+def test_dark_page_has_light_ink(browser: Page, reports: Reports) -> None:
+    ink = "getComputedStyle(document.querySelector('#loss svg text, #loss svg')).color"
+    browser.open(reports.pages["one"], 1280)
+    light = browser.evaluate(ink)
+    browser.open(reports.pages["one"], 1280, dark=True)
+    assert browser.evaluate(ink) != light
+    assert "#1b1b1f" not in reports.text("one").split("</style>", 1)[1]

@@ -1,0 +1,64 @@
+"""Figures: they draw what they are given, into the Axes they are given."""
+
+from __future__ import annotations
+
+from xml.etree import ElementTree
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from analysis import figures
+from analysis.predict import MODELS
+
+
+def test_every_model_has_a_look_of_its_own() -> None:
+    assert figures.STYLE.keys() >= MODELS.keys()
+    assert len(set(figures.STYLE.values())) == len(figures.STYLE)
+
+
+def test_histogram_shows_shares() -> None:
+    ax = figures.staleness_histogram([3, 1], {"law": np.array([0.5, 0.5])})
+    assert [bar.get_height() for bar in ax.patches] == [0.75, 0.25]
+    assert ax.lines[0].get_ydata().tolist() == [0.5, 0.5]
+
+
+def test_rootogram_hangs_from_the_law() -> None:
+    ax = figures.staleness_rootogram([9, 16], np.array([16 / 25, 9 / 25]), "law")
+    tops = [bar.get_y() + bar.get_height() for bar in ax.patches[:2]]
+    bottoms = [bar.get_y() for bar in ax.patches[:2]]
+    assert tops == pytest.approx([4, 3])
+    assert bottoms == pytest.approx([1, -1])
+
+
+def test_figures_draw_into_given_axes() -> None:
+    ax = figures.new_axes()
+    table = pd.DataFrame({"seconds": [0.0, 1.0], "updates_per_second": [2.0, 3.0]})
+    events = pd.DataFrame({"seconds": [0.5], "event": ["worker_lost"]})
+    assert figures.throughput(table, events, ax) is ax
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == [
+        "all workers",
+        "worker lost",
+    ]
+
+
+def test_svg_is_escaped_and_reproducible() -> None:
+    def draw() -> str:
+        ax = figures.staleness_histogram([1, 2, 3], {"law": np.full(3, 1 / 3)})
+        return figures.to_svg(ax, '"<b> & more')
+
+    assert draw() == draw()
+    root = ElementTree.fromstring(draw())
+    assert root.get("aria-label") == '"<b> & more'
+
+
+def test_plot_box_maps_values_to_the_svg() -> None:
+    ax = figures.staleness_histogram([1, 2, 3], {"law": np.full(3, 1 / 3)})
+    svg = figures.to_svg(ax, "histogram")
+    width, height = (float(x) for x in ElementTree.fromstring(svg).get("viewBox", "").split()[2:])
+    place = figures.plot_box(ax)
+    left, top, right, bottom = place["box"]
+    assert 0 < left < right < width
+    assert 0 < top < bottom < height
+    assert place["y"][0] == 0
+    assert not place["log"]

@@ -1,0 +1,158 @@
+"""The report: one file, whole, readable by machines too; what comes from a run stays text."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from reports import HOSTILE, Reports, simulated_run
+
+from analysis.activity import events_table, incidents, timeline, workers_table
+from analysis.comparison import common_target, labels
+from analysis.report import write_report
+from asgd.errors import InputError
+from asgd.trace import RunWriter, read_run
+
+
+class Page(HTMLParser):
+    """The elements of a page, and whether all that were opened were closed."""
+
+    VOID = ("meta", "link", "input", "br", "img")
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_report_of_one_run_answers_in_order(reports: Reports) -> None:
+    text = reports.text("one")
+    questions = re.findall(r"<dt>(.*?)</dt>", text)
+    assert questions[:4] == ["What was run", "How stale", "Which law", "How well predicted"]
+    assert questions[-1] == "What to try"
+    heads = re.findall(r"<h2>(.*?)</h2>", text)
+    assert heads == [
+        "Observed and predicted loss",
+        "Errors of each model",
+        "Staleness",
+        "Workers",
+        "Events",
+        "Configuration",
+        "Environment",
+        "Reproduce",
+    ]
+    assert "300 updates by 4 workers" in text
+
+
+def test_page_is_whole_and_needs_no_network(reports: Reports) -> None:
+    text = reports.text("several")
+    page = Page(text)
+    assert page.open == []
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    figures = [attributes for tag, attributes in page.tags if attributes.get("class") == "plot"]
+    assert len(figures) == text.count("<figure") > 10
+    assert all(attributes["role"] == "img" and attributes["aria-label"] for attributes in figures)
+    for _, attributes in page.tags:
+        for name in ("src", "href", "xlink:href"):
+            value = attributes.get(name)
+            assert value is None or value == "data:," or value[1:] in ids
+    assert not re.search(r"url\((?!#)|@import|https?://(?!www\.w3\.org/)", text)
+    assert len(text) < 3e6
+
+
+def test_what_comes_from_a_run_stays_text(reports: Reports) -> None:
+    text = reports.text("hostile")
+    assert "&lt;script&gt;window.hacked" in text
+    assert HOSTILE not in text
+    page = Page(text)
+    assert page.open == []
+    assert not [tag for tag, _ in page.tags if tag == "img"]
+    assert not [attributes for _, attributes in page.tags if "onerror" in attributes]
+    kinds = {attributes.get("type") for tag, attributes in page.tags if tag == "script"}
+    assert kinds == {None, "application/json"}
+    assert [tag for tag, attributes in page.tags if tag == "script" and not attributes] == [
+        "script"
+    ]
+
+
+def test_events_are_reported(reports: Reports) -> None:
+    text = reports.text("hostile")
+    assert "Look at the events: worker lost (1)" in text
+    assert "Dashed: events." in text
+
+
+def test_every_figure_as_svg_and_csv(reports: Reports) -> None:
+    text, directory = reports.text("several"), reports.figures
+    names = re.findall(r'<figure id="([^"]*)"', text)
+    assert sorted(path.stem for path in directory.glob("*.svg")) == sorted(names)
+    for name in names:
+        ElementTree.parse(directory / f"{name}.svg")
+        with (directory / f"{name}.csv").open(encoding="utf-8", newline="") as file:
+            rows = list(csv.reader(file))
+        assert len(rows) > 1
+        assert all(len(row) == len(rows[0]) for row in rows)
+    assert "var(--" not in (directory / "run1-loss.svg").read_text(encoding="utf-8")
+
+
+def test_values_under_the_pointer_are_those_of_the_run(reports: Reports) -> None:
+    text = reports.text("one")
+    found = re.search(r'id="loss-values">(.*?)</script>', text)
+    assert found is not None
+    values = json.loads(found[1])
+    observed = next(series for series in values["series"] if series["label"] == "observed")
+    loss = reports.runs[1].loss
+    assert values["x"] == loss["update"].tolist()
+    np.testing.assert_allclose(observed["y"], loss["loss"], rtol=1e-5)
+
+
+def test_reports_say_what_is_missing(reports: Reports, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    with pytest.raises(InputError, match="cannot be written"):
+        write_report(reports.runs[:1], tmp_path / "file" / "report.html")
+
+
+def test_activity_adds_up(reports: Reports) -> None:
+    run = reports.runs[1]
+    course, workers = timeline(run, bins=10), workers_table(run)
+    widths = 2 * course["seconds"].iloc[0]
+    assert (course["updates_per_second"] * widths).sum() == pytest.approx(300)
+    assert course["update"].iloc[-1] == 300
+    assert workers["updates"].sum() == 300
+    mean = (workers["updates"] * workers["staleness_mean"]).sum() / 300
+    assert mean == pytest.approx(run.trace["staleness"].mean())
+
+
+def test_events_are_placed_by_their_update(tmp_path: Path) -> None:
+    run = simulated_run(tmp_path / "run")
+    RunWriter(run.path).event("worker_lost", worker=2, update=100, reason="gone")
+    table = events_table(read_run(run.path))
+    assert table["event"].tolist() == ["start", "finish", "worker_lost"]
+    assert table["seconds"].iloc[2] == run.trace["applied_seconds"].iloc[100]
+    assert table["details"].iloc[2] == "reason gone"
+    assert incidents(table)["event"].tolist() == ["worker_lost"]
+
+
+def test_common_target_is_reached_by_all(reports: Reports) -> None:
+    runs = reports.runs
+    target = common_target([run.loss for run in runs])
+    assert all(run.loss["loss"].min() <= target < run.loss["loss"].iloc[0] for run in runs)
+    assert labels(runs) == ["p2", "p4"]
