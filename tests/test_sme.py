@@ -6,6 +6,7 @@ from analysis.moments import asgd_moments
 from analysis.sme import SmeAsgd, sme_asgd
 from analysis.sme_sgd import sme_sgd
 from asgd.errors import InputError
+from asgd.problems.base import Problem
 from asgd.problems.linear import LeastSquares
 from asgd.problems.scalar import DoubleWell, Quadratic
 from asgd.streams import stream
@@ -166,6 +167,30 @@ def test_second_order_drift_of_sgd():
     x = final(sme_sgd, Quadratic(), eta, updates=updates, substeps=8)
     assert standard_scores(x, mean) < 4
     assert standard_scores(x * x, variance + mean**2) < 4
+
+
+@pytest.mark.parametrize("general", [False, True])
+def test_second_order_drift_in_several_dimensions(general):
+    """The mean decays by exp(-(A + eta A^2/2) t); also with the general Hessian product."""
+    problem, eta, updates = small_least_squares(3), 0.15, 12
+    if general:
+        problem.hessian_vector = Problem.hessian_vector.__get__(problem)
+    start, hessian = np.array([2.0, -1.0, 0.5]), problem.hessian(np.zeros(3))
+    rest = np.linalg.solve(hessian, -problem.gradient(np.zeros(3)))
+    values, vectors = np.linalg.eigh(hessian)
+    decay = np.exp(-(values + eta * values**2 / 2) * eta * updates)
+    mean = rest + vectors @ (decay * (vectors.T @ (start - rest)))
+    x = final(
+        sme_sgd,
+        problem,
+        eta,
+        updates=updates,
+        paths=4_000,
+        initial=start,
+        batch_size=10,
+        substeps=4,
+    )
+    assert standard_scores(x, mean).max() < 4
 
 
 def test_float32_changes_less_than_the_standard_error():

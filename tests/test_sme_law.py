@@ -7,7 +7,7 @@ from analysis.moments import asgd_moments, mode_moments
 from analysis.sme_law import sme_law
 from analysis.sme_replay import sme_replay
 from asgd.errors import InputError
-from asgd.problems.linear import LeastSquares
+from asgd.problems.linear import LeastSquares, digits
 from asgd.problems.scalar import DoubleWell, Quadratic
 from asgd.staleness import ConstantPlusGeometric, Geometric, GeometricMixture, Poisson
 from asgd.streams import stream
@@ -195,6 +195,28 @@ def test_many_parameters():
             assert ensemble.loss_mean[-1] < ensemble.loss_mean[0]
     ensemble = sme_replay(problem, 0.1, staleness, 3, 0)
     assert ensemble.loss_mean[-1] < ensemble.loss_mean[0]
+
+
+@pytest.mark.slow
+def test_single_precision_on_digits():
+    """The effect of float32 is below the Monte Carlo error of 60 paths."""
+    single, double = (
+        sme_law(
+            digits(),
+            0.3,
+            Poisson(7.0),
+            120,
+            60,
+            seed,
+            workers=8,
+            batch_size=16,
+            record=np.arange(10, 121, 10),
+            dtype=dtype,
+        )
+        for seed, dtype in ((1, np.float32), (2, np.float64))
+    )
+    error = np.hypot(single.loss_std, double.loss_std) / np.sqrt(60)
+    assert np.all(np.abs(single.loss_mean - double.loss_mean) < 4 * error)
 
 
 @pytest.mark.parametrize("closure", ["pool", "iid", "sampling", "pool_moments"])
