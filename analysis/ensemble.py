@@ -116,6 +116,9 @@ class PathOptions(TypedDict, total=False):
 def per_update(value: PerUpdate, updates: int, key: str) -> npt.NDArray[np.float64]:
     """Return a constant or a schedule as one positive number per update, shape (updates,).
 
+    A block takes `.tolist()` of it: with NumPy's own scalars float32 paths would be computed in
+    float64.
+
     Raises
     ------
     InputError
