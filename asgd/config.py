@@ -155,7 +155,7 @@ class ClusterConfig(_Table, frozen=True):
     max_staleness: Annotated[int, msgspec.Meta(ge=0)] = 8
     schedule: Literal["free", "uniform"] = "free"
     worker_timeout: Positive = 60.0
-    transport: Literal["auto", "ray", "tcp", "shm"] = "ray"
+    transport: Literal["auto", "ray", "tcp", "shm"] = "auto"
     wire_dtype: Literal["float64", "float32"] = "float64"
     compute_time: ComputeTimeConfig = ComputeTimeConfig()
 
