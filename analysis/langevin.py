@@ -74,8 +74,9 @@ class SmeLangevin:
     """A block of paths of (L1) in steps of dt/m, with X by (L3) (An, Lu, Ying, section 2.1).
 
     The expected read M follows momentum SGD with zeta = mu and eta' = (1-mu) eta; the iterate is
-    X = M + mu/(1-mu) v. Sigma is that of SME-ASGD, carried along X. For linear gradients and
-    m = 1 the iterate is that of (S5), number by number.
+    X = M + r sqrt(eta/(1-mu)) P = M + r/(1-mu) v with the retention r = 1 - (1-mu)/m of one step:
+    the mu of (L3) for m = 1, and 1 in the continuous equation (ours). Sigma is that of SME-ASGD,
+    carried along X. For linear gradients X is that of `SmeAsgd`, number by number, for every m.
 
     Attributes
     ----------
@@ -124,7 +125,7 @@ class SmeLangevin:
         return self.m if self.expected_read else self._iterate()
 
     def _iterate(self) -> Array:
-        return self.m + self.mu / (1 - self.mu) * self.v
+        return self.m + self.retention / (1 - self.mu) * self.v
 
 
 def sme_msgd(
@@ -192,7 +193,7 @@ def sme_langevin(
     expected_read: bool = False,
     **options: Unpack[PathOptions],
 ) -> Ensemble:
-    """Simulate SME-ASGD in its form for linear gradients, (L1) with (L3).
+    """Simulate SME-ASGD in its form for linear gradients, (L1) with (L3); see `SmeLangevin`.
 
     Parameters
     ----------
