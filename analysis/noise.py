@@ -127,7 +127,7 @@ def staleness_noise(
         return snapshots, snapshots.newest
     gradient = problem.gradient(x)
     if kind == "explicit":
-        return ExplicitNoise(problem, x, rng, retention), gradient
+        return ExplicitNoise(problem, x, rng, retention, lag_noise), gradient
     carrier = ScalarNoise if problem.dim == 1 else MatrixNoise
     return carrier(problem, x, gradient, rng, retention, lag_noise, kind == "two_point"), gradient
 
@@ -159,8 +159,8 @@ class ScalarNoise:
             variance += self.h
             np.multiply(g, g, out=self._z)
             variance -= self._z
-            # h >= g^2 but for rounding, and where rounding decides, either sign is as good as zero
-            np.abs(variance, out=variance)
+            # h >= g^2 but for rounding, which with s = 0 can leave a small negative number
+            np.maximum(variance, 0, out=variance)
         np.sqrt(variance, out=variance)
         variance *= standard_increments(self._z, self.rng, self.two_point)
         return variance
@@ -225,13 +225,19 @@ class ExplicitNoise:
 
         dGamma = -kappa Gamma dt + kappa (grad f(X) + kappa Y)(grad f(X) + kappa Y)^T dt
 
-    where kappa Y = -g. Euler's step differs from that of (S3) by its order in the step.
+    where kappa Y = -g. One step is Gamma' = r Gamma + r (1-r) (grad f - g)(grad f - g)^T, which is
+    h' - g' g'^T of (S3) exactly.
     """
 
     def __init__(
-        self, problem: Problem, x: Array, rng: np.random.Generator, retention: float
+        self,
+        problem: Problem,
+        x: Array,
+        rng: np.random.Generator,
+        retention: float,
+        lag_noise: bool,
     ) -> None:
-        self.problem, self.rng, self.retention = problem, rng, retention
+        self.problem, self.rng, self.retention, self.lag_noise = problem, rng, retention, lag_noise
         self.s = problem.gradient_covariance(x).astype(x.dtype)
         self.gamma = np.zeros_like(self.s)
         self._g, self._z = np.empty_like(x), np.empty_like(x)
@@ -246,7 +252,9 @@ class ExplicitNoise:
     def absorb(self, x: Array) -> Array:
         """Relax Gamma and s towards their values at x and return grad f(x)."""
         gradient = self.problem.gradient(x)
-        _relax(self.gamma, outer(gradient - self._g), self.retention)
+        if self.lag_noise:
+            self.gamma += (1 - self.retention) * outer(gradient - self._g)
+            self.gamma *= self.retention
         _relax(self.s, self.problem.gradient_covariance(x).astype(x.dtype), self.retention)
         return gradient
 

@@ -101,14 +101,23 @@ def test_no_staleness_is_sgd():
     assert standard_scores(native.final**2, exact.second_moment[-1, 0]) < 4
 
 
+@pytest.mark.parametrize("substeps", [1, 8])
 @pytest.mark.parametrize("batch", [1, 3])
-def test_langevin_form_is_the_native_scheme_for_linear_gradients(batch):
-    """(L1) with (L3) gives, from the same numbers z, the same iterate as (S5)."""
+def test_langevin_form_is_the_nonlinear_form_for_linear_gradients(batch, substeps):
+    """(L1) with (L3) gives, from the same numbers z, the same iterate as (S1)-(S3)."""
     problem, updates, mu = small_least_squares(2), 50, 0.8
     schedules = np.full(updates, 0.05), np.full(updates, float(batch))
     start = np.ones((20, 2))
     native = SmeAsgd(
-        problem, schedules[0], mu, schedules[1], "matrix", 1, True, start.copy(), stream(8, "z")
+        problem,
+        schedules[0],
+        mu,
+        schedules[1],
+        "matrix",
+        substeps,
+        True,
+        start.copy(),
+        stream(8, "z"),
     )
     langevin = SmeLangevin(
         problem,
@@ -116,7 +125,7 @@ def test_langevin_form_is_the_native_scheme_for_linear_gradients(batch):
         mu,
         schedules[1],
         "matrix",
-        1,
+        substeps,
         True,
         False,
         start.copy(),
