@@ -292,7 +292,8 @@ def _scale(shape: Array, budget: int) -> float:
     """Return the level at which max(1, level shape) sums to the budget."""
     from scipy.optimize import brentq
 
-    top = budget / shape.max()
+    # for a single update the level is `top` itself, and rounding must not lose the change of sign
+    top = budget / shape.max() * (1.0 + 1e-9)
     if budget <= len(shape):
         return 0.0
     return float(brentq(lambda level: np.maximum(1.0, level * shape).sum() - budget, 0.0, top))

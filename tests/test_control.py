@@ -222,3 +222,11 @@ def test_unusable_input_is_named(arguments, message):
     good = {"curvature": 2.0, "noise_variance": 4.0, "learning_rate": 0.1, "mu": 0.5, "updates": 10}
     with pytest.raises(InputError, match=message):
         optimal_batch_schedule(**(good | arguments))
+
+
+@pytest.mark.parametrize("budget", [1, 7, 49])
+def test_a_single_update_gets_the_whole_budget(budget):
+    plan = minimise_final_loss(FinalLoss(Quadratic(), 0.05, 0.8), 1, budget)
+    assert plan.batch_size.tolist() == [budget]
+    closed = optimal_batch_schedule(2.0, 4.0, 0.05, 0.8, 1, budget=budget)
+    assert closed.tolist() == [budget]
