@@ -35,6 +35,9 @@ from asgd.streams import stream
 PerUpdate = float | Sequence[float] | npt.NDArray[Any]
 
 QUANTILE_LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
+# Paths whose losses are kept for the quantiles: a quantile is then the one at level
+# q +- sqrt(q (1 - q) / 4096), 0.8 % of the paths at the median.
+QUANTILE_PATHS = 4096
 
 # Below the first number an array operation costs more in calls than in arithmetic; up to the
 # second, threads still lose time in handing over the interpreter. (d, d) arrays count.
@@ -67,7 +70,8 @@ class Ensemble:
     quantile_levels
         Shape (q,).
     loss_quantiles
-        Quantiles of f(x) over the paths, shape (m, q).
+        Quantiles of f(x), shape (m, q): over all paths up to `QUANTILE_PATHS` of them, and over
+        that many, spread evenly, beyond. Everything else is over all paths.
     paths
         Number of paths.
     final
@@ -163,8 +167,9 @@ def run_ensemble(
 ) -> Ensemble:
     """Simulate `paths` paths of a model over `updates` updates and return their statistics.
 
-    Memory: per thread, the state of one block and its 2 m d moments; and, if quantiles are asked
-    for, one loss per path and record, m x paths numbers.
+    Memory, for m records: 2 m d moments per block at work or waiting to be merged, the state of
+    one block per thread, m min(paths, `QUANTILE_PATHS`) losses if quantiles are asked for, and the
+    final points. Only these last grow with the number of paths.
 
     Parameters
     ----------
@@ -199,14 +204,17 @@ def run_ensemble(
     dtype = np.dtype(options.get("dtype", np.float64))
     sizes = block_sizes(paths, problem.dim, state_copies)
     offsets = np.cumsum([0, *sizes])
-    losses = np.empty((len(at), paths)) if len(levels) else None
+    kept = _quantile_paths(paths)
+    losses = np.empty((len(at), len(kept))) if len(levels) else None
     final = np.empty((paths, problem.dim), dtype)
     watch = _Watch(len(sizes) * updates, options.get("progress"))
 
     def run(i: int) -> PathStatistics:
         rows = slice(int(offsets[i]), int(offsets[i + 1]))
-        out = None if losses is None else losses[:, rows]
-        statistics = PathStatistics(problem, sizes[i], len(at), out)
+        first, last = np.searchsorted(kept, [rows.start, rows.stop])
+        out = None if losses is None else losses[:, first:last]
+        chosen = kept[first:last] - rows.start
+        statistics = PathStatistics(problem, sizes[i], len(at), chosen, out)
         x = np.tile(start.astype(dtype), (sizes[i], 1))
         block = make_block(x, stream(seed, f"{name}/{i}"))
         # A diverging path is an answer, reported as inf or nan.
@@ -292,6 +300,12 @@ def _over_blocks(
             raise
 
 
+def _quantile_paths(paths: int) -> npt.NDArray[np.int64]:
+    """Return the paths whose losses are kept, spread evenly: a function of their number alone."""
+    kept = min(paths, QUANTILE_PATHS)
+    return np.arange(kept, dtype=np.int64) * paths // kept
+
+
 def _loss_quantiles(
     losses: npt.NDArray[np.float64], levels: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.float64]:
@@ -318,10 +332,11 @@ def _recorded_updates(record: npt.ArrayLike | None, updates: int) -> npt.NDArray
 
 
 def _check_memory(records: int, dim: int, paths: int, quantiles: bool) -> None:
-    needed = 8 * records * (2 * dim + (paths if quantiles else 0))
+    kept = min(paths, QUANTILE_PATHS) if quantiles else 0
+    needed = 8 * (records * (2 * dim + kept) + paths * dim)
     if needed > STATISTICS_BYTES:
         raise InputError(
-            f"record: {records} records of {dim} parameters and {paths} paths need "
+            f"record: {records} records of {dim} parameters, and {paths} paths, need "
             f"{needed / 2**30:.1f} GB; accepted: at most {STATISTICS_BYTES / 2**30:.0f} GB, "
-            "so record fewer updates or pass quantile_levels=()"
+            "so record fewer updates or simulate fewer paths"
         )

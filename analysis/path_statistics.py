@@ -11,6 +11,9 @@ from asgd.problems.base import Array, Problem
 class PathStatistics:
     """Means over some paths at the recorded updates; never all paths x updates.
 
+    The losses of the `chosen` paths, positions in this block, go to `losses`, shape
+    (m, len(chosen)), for quantiles: those cannot be streamed.
+
     Attributes
     ----------
     mean, second_moment
@@ -24,9 +27,12 @@ class PathStatistics:
         problem: Problem,
         paths: int,
         records: int,
+        chosen: npt.NDArray[np.int64],
         losses: npt.NDArray[np.float64] | None,
     ) -> None:
-        self.problem, self.paths, self.losses = problem, paths, losses
+        self.problem, self.paths = problem, paths
+        self.losses = losses
+        self._chosen = slice(None) if len(chosen) == paths else chosen
         self.mean = np.zeros((records, problem.dim))
         self.second_moment = np.zeros((records, problem.dim))
         self.loss_mean = np.zeros(records)
@@ -43,7 +49,7 @@ class PathStatistics:
             self.second_moment[row] = np.einsum("ij,ij->j", x, x) / self.paths
         loss = np.asarray(self.problem.loss(x))
         if self.losses is not None:
-            self.losses[row] = loss
+            self.losses[row] = loss[self._chosen]
         mean = float(loss.sum()) / self.paths
         deviation = loss - mean
         self.loss_mean[row] = mean

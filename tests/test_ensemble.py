@@ -1,9 +1,17 @@
+import tracemalloc
 from functools import partial
 
 import numpy as np
 import pytest
 
-from analysis.ensemble import BLOCK_SCALARS, block_sizes, per_update, run_ensemble
+from analysis.ensemble import (
+    BLOCK_SCALARS,
+    QUANTILE_PATHS,
+    _quantile_paths,
+    block_sizes,
+    per_update,
+    run_ensemble,
+)
 from asgd.errors import InputError
 from asgd.problems.scalar import Quadratic
 
@@ -39,6 +47,11 @@ class Bowl(Quadratic):
         return (x * x).sum(axis=-1)
 
 
+class Still(Walk):
+    def step(self, k):
+        pass
+
+
 class Failing(Walk):
     def step(self, k):
         raise RuntimeError("broken model")
@@ -63,11 +76,50 @@ def test_statistics_are_those_of_all_paths():
     np.testing.assert_allclose(ensemble.second_moment, (x * x).mean(axis=1), rtol=1e-12)
     np.testing.assert_allclose(ensemble.loss_mean, loss.mean(axis=1), rtol=1e-12)
     np.testing.assert_allclose(ensemble.loss_std, loss.std(axis=1), rtol=1e-12, atol=1e-12)
-    np.testing.assert_allclose(
-        ensemble.loss_quantiles, np.quantile(loss, ensemble.quantile_levels, axis=1).T
-    )
+    # quantiles of a part of the paths: their levels among all paths have a known error
+    level = (loss[1:, :, None] <= ensemble.loss_quantiles[1:, None, :]).mean(axis=1)
+    q = ensemble.quantile_levels
+    assert np.all(np.abs(level - q) < 4 * np.sqrt(q * (1 - q) / QUANTILE_PATHS))
     np.testing.assert_array_equal(ensemble.final, x[-1])
     assert ensemble.paths == paths
+
+
+@pytest.mark.parametrize("paths", [QUANTILE_PATHS, QUANTILE_PATHS // 3])
+def test_quantiles_of_few_paths_are_exact(paths):
+    seen = []
+    ensemble = run_ensemble(
+        lambda x, rng: Walk(x, rng, seen), Bowl(), 2, paths, 3, "walk", threads=1
+    )
+    x = np.concatenate([seen[i : i + 3] for i in range(0, len(seen), 3)], 1)
+    expected = np.quantile((x * x).sum(axis=-1), ensemble.quantile_levels, axis=1).T
+    np.testing.assert_allclose(ensemble.loss_quantiles, expected)
+
+
+def test_memory_of_statistics_does_not_grow_with_the_paths():
+    """Ten times the paths hold as many losses, from every block, and the final points besides."""
+
+    def peak(paths):
+        updates = 400
+        options = {"initial": [1.0], "threads": 1}
+        tracemalloc.start()
+        run_ensemble(Still, Quadratic(), updates, paths, 0, "walk", **options)
+        used = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return used - 8 * paths
+
+    few, many = peak(40_000), peak(400_000)
+    # the final points, the state of one block, and 2 * 400 moments of each block
+    assert many - few < 3_000_000
+    assert few > 8 * 400 * QUANTILE_PATHS
+
+
+def test_quantile_paths_lie_in_every_block():
+    paths = 123_457
+    kept = _quantile_paths(paths)
+    assert len(np.unique(kept)) == QUANTILE_PATHS
+    counts = np.histogram(kept, np.cumsum([0, *block_sizes(paths, 1)]))[0]
+    share = np.array(block_sizes(paths, 1)) * QUANTILE_PATHS / paths
+    assert np.all(np.abs(counts - share) <= 1)
 
 
 @pytest.mark.parametrize("problem", [Quadratic(), Bowl()])
@@ -158,7 +210,7 @@ def test_divergence_is_reported_not_raised():
         ({"record": []}, "record: "),
         ({"initial": [1.0, 2.0]}, r"initial: shape \(2,\); accepted: \(1,\)"),
         ({"paths": 0}, "updates, paths"),
-        ({"paths": 10**9}, "record: 11 records .* accepted: at most 4 GB"),
+        ({"paths": 10**9}, "record: 11 records .* 1000000000 paths, .* accepted: at most 4 GB"),
     ],
 )
 def test_unusable_options(options, message):
