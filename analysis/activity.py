@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from asgd.trace import Run
+from asgd.trace import SHARED, Run
 
 Array = npt.NDArray[np.float64]
 
@@ -47,11 +47,11 @@ def timeline(run: Run, bins: int = 100) -> pd.DataFrame:
 def workers_table(run: Run) -> pd.DataFrame:
     """Return one row per worker: what it did, how stale, how fast.
 
-    Columns: `worker`, `updates`, `share` (of all updates), `updates_per_second`, and of staleness
-    and compute time those of `timeline`.
+    Columns: `worker`, `updates` (its gradients went into), `share` (of all gradients),
+    `updates_per_second`, and of staleness and compute time those of `timeline`.
     """
-    trace = run.trace
-    seconds = max(float(trace["applied_seconds"].max()), 1e-9)
+    trace = _gradients(run)
+    seconds = max(float(run.trace["applied_seconds"].max()), 1e-9)
     updates = trace.groupby("worker").size()
     table = pd.DataFrame(
         {
@@ -61,6 +61,17 @@ def workers_table(run: Run) -> pd.DataFrame:
         }
     )
     return table.join(_summary(trace, trace["worker"])).reset_index()
+
+
+def _gradients(run: Run) -> pd.DataFrame:
+    """Return one row per gradient: the trace, means of several workers' gradients taken apart."""
+    trace, members = run.trace, run.members
+    if members.empty:
+        return trace
+    members = members.assign(staleness=members["update"] - members["read_version"])
+    columns = ["worker", "staleness", "compute_seconds"]
+    own = trace[trace["worker"] != SHARED]
+    return pd.concat([own[columns], members[columns]], ignore_index=True)
 
 
 def _summary(trace: pd.DataFrame, group: pd.Series[int]) -> pd.DataFrame:

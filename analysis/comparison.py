@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -41,10 +42,12 @@ class Comparison:
 
 
 def compare_runs(
-    runs: Sequence[Run], fits: Sequence[StalenessFit], scores: Sequence[Score]
+    names: Sequence[str],
+    runs: Sequence[Run],
+    fits: Sequence[StalenessFit],
+    scores: Sequence[Score],
 ) -> Comparison:
-    """Put runs side by side, each with its staleness fit and the score of its prediction."""
-    names = labels(runs)
+    """Put named runs side by side, each with its staleness fit and the score of its prediction."""
     target = common_target([run.loss for run in runs])
     fitted = compare_fits(list(zip(names, fits, strict=True)))
     models = [name for name in scores[0].models if all(name in score.models for score in scores)]
@@ -60,13 +63,13 @@ def compare_runs(
     return Comparison(table.reset_index(names="run"), target, models)
 
 
-def labels(runs: Sequence[Run]) -> list[str]:
-    """Return a short name for each run: its directory, and more of the path where that repeats."""
+def labels(paths: Sequence[Path]) -> list[str]:
+    """Return a short name for each directory: its own, and more of the path where that repeats."""
     for depth in range(1, 10):
-        names = ["/".join(run.path.resolve().parts[-depth:]) for run in runs]
+        names = ["/".join(path.resolve().parts[-depth:]) for path in paths]
         if len(set(names)) == len(names):
-            return names
-    return [str(run.path.resolve()) for run in runs]
+            break
+    return names
 
 
 def common_target(losses: Sequence[pd.DataFrame]) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ _UNEVEN = 2.0  # updates of the busiest worker over those of the idlest
 
 
 def headline(
-    run: Run,
+    runs: Sequence[Run],
     fit: StalenessFit,
     prediction: Prediction,
     score: Score,
@@ -33,11 +34,13 @@ def headline(
 
     Parameters
     ----------
+    runs
+        One run, or its repeats.
     workers, events
         As `analysis.activity` makes them; of the events, those out of the ordinary.
     """
     facts = [
-        ("What was run", _what(run)),
+        ("What was run", _what(runs)),
         ("How stale", _how_stale(fit)),
         ("Which law", fit.verdict),
         ("How well predicted", _how_well(score)),
@@ -55,13 +58,15 @@ def problem_name(run: Run) -> str:
     return f"{problem.kind} on {problem.dataset}" if problem.dataset else problem.kind
 
 
-def _what(run: Run) -> str:
+def _what(runs: Sequence[Run]) -> str:
+    run = runs[0]
     config, trace, loss = run.config, run.trace, run.loss["loss"]
+    repeats = f"{len(runs)} repeats; the first: " if len(runs) > 1 else ""
     seconds = float(trace["applied_seconds"].iloc[-1])
     return (
         f"{problem_name(run)} by {config.optimizer.rule}, learning rate "
         f"{config.optimizer.learning_rate:g}, batches of {config.optimizer.batch_size}: "
-        f"{len(trace):,} updates by {config.cluster.workers} workers in {seconds:.3g} s "
+        f"{repeats}{len(trace):,} updates by {config.cluster.workers} workers in {seconds:.3g} s "
         f"({len(trace) / max(seconds, 1e-9):,.0f} updates/s), {run.state}. "
         f"The loss went from {loss.iloc[0]:.4g} to {loss.iloc[-1]:.4g}."
     )

@@ -99,18 +99,19 @@ def _picture(
     return Picture(id, svg, file, caption, data, shown)
 
 
-def overlay(prefix: str, run: Run, prediction: Prediction) -> Picture:
-    """Observed loss over the predicted mean and band of each model."""
-    wide = _by_model(prediction.curves, "loss_mean").merge(
-        run.loss[["update", "loss"]], on="update", how="left"
-    )
-    data = prediction.curves.merge(run.loss, on="update", how="left")
-    labels = {"loss": "observed"} | {name: MODELS[name] for name in prediction.models}
+def overlay(prefix: str, runs: Sequence[Run], prediction: Prediction) -> Picture:
+    """Observed loss of one run, or of repeats, over the predicted mean and band of each model."""
+    losses = pd.concat([run.loss for run in runs])
+    observed = losses.groupby("update", as_index=False)[["seconds", "loss"]].mean()
+    wide = _by_model(prediction.curves, "loss_mean").merge(observed, on="update", how="left")
+    data = prediction.curves.merge(observed, on="update", how="left")
+    name = "observed" if len(runs) == 1 else f"observed, mean of {len(runs)}"
+    labels = {"loss": name} | {name: MODELS[name] for name in prediction.models}
     paths = sorted({count for name in prediction.models if (count := prediction.paths(name))})
     number = f" over {paths[0]:,} paths" if len(paths) == 1 else ""
     return _picture(
         f"{prefix}loss",
-        figures.loss_overlay([run.loss], prediction.curves, group=f"{prefix}loss"),
+        figures.loss_overlay([run.loss for run in runs], prediction.curves, group=f"{prefix}loss"),
         f"Observed loss and the loss predicted by {len(prediction.models)} models over updates",
         f"Lines: observed loss, and each model's mean{number}. Bands: central 90 % of a single "
         "run, as each model predicts it.",

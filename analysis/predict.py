@@ -220,13 +220,13 @@ def quantile_column(level: float) -> str:
     return f"q{level:.3f}"
 
 
-def has_prediction(run: Run) -> bool:
-    """Return whether a prediction is stored in the run directory."""
-    return (run.path / "prediction.parquet").is_file() and (run.path / "prediction.json").is_file()
+def has_prediction(directory: Path) -> bool:
+    """Return whether a prediction is stored in the directory of a run or of its repeats."""
+    return all((directory / f"prediction.{kind}").is_file() for kind in ("parquet", "json"))
 
 
-def read_prediction(run: Run) -> Prediction:
-    """Read the prediction stored in a run directory.
+def read_prediction(directory: Path) -> Prediction:
+    """Read the prediction stored in the directory of a run or of its repeats.
 
     Raises
     ------
@@ -234,11 +234,13 @@ def read_prediction(run: Run) -> Prediction:
         There is none, or it cannot be read.
     """
     try:
-        curves = pd.read_parquet(run.path / "prediction.parquet")
-        settings = json.loads((run.path / "prediction.json").read_text(encoding="utf-8"))
+        curves = pd.read_parquet(directory / "prediction.parquet")
+        settings = json.loads((directory / "prediction.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise InputError(f"{run.path}: no readable prediction ({reason}); `asgd predict`") from None
+        raise InputError(
+            f"{directory}: no readable prediction ({reason}); `asgd predict`"
+        ) from None
     return Prediction(curves, settings)
 
 

@@ -23,13 +23,15 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from analysis import figures, pictures
 from analysis.activity import events_table, incidents, timeline, workers_table
 from analysis.compare import Score, compare
-from analysis.comparison import Comparison, compare_runs, comparison_headline, labels
-from analysis.fit import StalenessFit, fit_run
+from analysis.comparison import compare_runs, comparison_headline, labels
+from analysis.experiment import fit_runs
+from analysis.fit import StalenessFit
 from analysis.headline import headline, problem_name
 from analysis.inline_svg import SvgInliner, page_colour
 from analysis.pictures import Picture
 from analysis.predict import MODELS, Prediction, read_prediction
 from asgd.errors import InputError
+from asgd.experiment import read_runs
 from asgd.trace import Run, replace_file
 
 _LONGEST_TABLE = 200  # events listed
@@ -55,31 +57,37 @@ _COMPARISON_NAMES = {
 
 @dataclass(frozen=True)
 class Study:
-    """One run and everything the report says of it."""
+    """One run, or repeats of one, and everything the report says of it."""
 
-    run: Run
+    path: Path
+    runs: Sequence[Run]
     fit: StalenessFit
     prediction: Prediction
     score: Score
 
     @classmethod
-    def of(cls, run: Run) -> Study:
+    def of(cls, path: Path) -> Study:
         """Fit, read the stored prediction, score it."""
-        prediction = read_prediction(run)
-        return cls(run, fit_run(run), prediction, compare(run, prediction))
+        runs, prediction = read_runs(path), read_prediction(path)
+        return cls(path, runs, fit_runs(runs), prediction, compare(runs, prediction))
+
+    @property
+    def run(self) -> Run:
+        """The run whose workers are shown, the first repeat."""
+        return self.runs[0]
 
 
 def write_report(
-    runs: Sequence[Run], output: Path | None = None, figures_directory: Path | None = None
+    paths: Sequence[Path], output: Path | None = None, figures_directory: Path | None = None
 ) -> Path:
     """Write the report on one or several runs and return its path.
 
     Parameters
     ----------
-    runs
-        Runs with a stored prediction.
+    paths
+        Directories of runs, or of repeats of one, with a stored prediction.
     output
-        The file; `report.html` in the directory of the first run by default.
+        The file; `report.html` in the first directory by default.
     figures_directory
         Where to write every figure as SVG and its data as CSV; nowhere by default.
 
@@ -88,18 +96,18 @@ def write_report(
     InputError
         A run has no stored prediction, or a file cannot be written.
     """
-    output = output or runs[0].path / "report.html"
-    studies = [Study.of(run) for run in runs]
+    output = output or paths[0] / "report.html"
+    studies = [Study.of(path) for path in paths]
     sections, drawn = [], []
     for number, study in enumerate(studies, start=1):
-        section, own = _section(study, f"run{number}-" if len(runs) > 1 else "")
+        section, own = _section(study, f"run{number}-" if len(paths) > 1 else "")
         sections.append(section)
         drawn += own
     comparison = None
-    if len(runs) > 1:
+    if len(paths) > 1:
         comparison, own = _comparison(studies)
         drawn += own
-    title = sections[0]["title"] if comparison is None else f"{len(runs)} runs side by side"
+    title = sections[0]["title"] if comparison is None else f"{len(paths)} runs side by side"
     page = _template().render(
         title=title,
         version=version("asgd"),
@@ -138,14 +146,19 @@ def _section(study: Study, prefix: str) -> tuple[dict[str, Any], list[Picture]]:
     run, fit, prediction, score = study.run, study.fit, study.prediction, study.score
     course, workers, events = timeline(run), workers_table(run), events_table(run)
     unusual = incidents(events)
-    overlay = pictures.overlay(prefix, run, prediction)
+    overlay = pictures.overlay(prefix, study.runs, prediction)
     errors = pictures.errors(prefix, score.errors)
     staleness = pictures.staleness(prefix, run, fit, course, workers)
     activity = pictures.activity(prefix, course, workers, unusual)
     section = {
         "id": prefix + "run",
-        "title": f"{problem_name(run)}, {run.config.cluster.workers} workers",
-        "headline": headline(run, fit, prediction, score, workers, unusual),
+        "title": _title(study),
+        "workers_note": (
+            f"Of {run.path.name}, the first of {len(study.runs)} repeats."
+            if len(study.runs) > 1
+            else ""
+        ),
+        "headline": headline(study.runs, fit, prediction, score, workers, unusual),
         "models": [_key(name) for name in prediction.models],
         "overlay": overlay,
         "scores": _scores(score),
@@ -167,7 +180,7 @@ def _section(study: Study, prefix: str) -> tuple[dict[str, Any], list[Picture]]:
         ),
         "config": json.dumps(json.loads(run.config.to_json()), indent=2),
         "environment": json.dumps(run.environment, indent=2),
-        "reproduce": _reproduce(run, prediction),
+        "reproduce": _reproduce(study),
     }
     return section, [overlay, errors, *staleness, *activity]
 
@@ -176,11 +189,12 @@ def _comparison(studies: Sequence[Study]) -> tuple[dict[str, Any], list[Picture]
     """Return what the template needs of several runs, and the pictures."""
     runs = [study.run for study in studies]
     fits = [study.fit for study in studies]
-    compared: Comparison = compare_runs(runs, fits, [study.score for study in studies])
-    drawn = pictures.comparison(labels(runs), runs, compared)
-    names = _COMPARISON_NAMES | {name: f"error: {MODELS[name]}" for name in compared.models}
-    table = compared.table[list(names)].rename(columns=names)
-    percent = [names[name] for name in compared.models]
+    names = labels([study.path for study in studies])
+    compared = compare_runs(names, runs, fits, [study.score for study in studies])
+    drawn = pictures.comparison(names, runs, compared)
+    heads = _COMPARISON_NAMES | {name: f"error: {MODELS[name]}" for name in compared.models}
+    table = compared.table[list(heads)].rename(columns=heads)
+    percent = [heads[name] for name in compared.models]
     section = {
         "headline": comparison_headline(runs, fits, compared),
         "table": _table("runs side by side", table, percent),
@@ -191,6 +205,11 @@ def _comparison(studies: Sequence[Study]) -> tuple[dict[str, Any], list[Picture]
         "figures": drawn,
     }
     return section, drawn
+
+
+def _title(study: Study) -> str:
+    title = f"{problem_name(study.run)}, {study.run.config.cluster.workers} workers"
+    return title if len(study.runs) == 1 else f"{title}, {len(study.runs)} repeats"
 
 
 def _key(name: str) -> dict[str, str]:
@@ -244,9 +263,9 @@ def _workers(workers: pd.DataFrame) -> dict[str, Any]:
     return _table("workers", table, ["share"])
 
 
-def _reproduce(run: Run, prediction: Prediction) -> str:
+def _reproduce(study: Study) -> str:
     """Return the commands that make such a run again and report on it."""
-    config = shlex.quote(str(run.path / "config.json"))
+    config, prediction = shlex.quote(str(study.path / "config.json")), study.prediction
     paths = max((prediction.paths(name) or 0 for name in prediction.models), default=0)
     lines = [
         f"asgd run {config} --out NEW_DIRECTORY",

@@ -19,6 +19,8 @@ class Progress:
         Over the run so far, in updates; nan before the first.
     loss
         Evaluated last; None before the first.
+    workers
+        Worker processes alive; None in virtual time.
     """
 
     update: int
@@ -26,3 +28,4 @@ class Progress:
     updates_per_second: float
     mean_staleness: float
     loss: float | None
+    workers: int | None = None

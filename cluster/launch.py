@@ -222,8 +222,9 @@ def _watch(cluster: _Cluster, progress: Callable[[Progress], None] | None) -> No
             latest = cluster.recorder.latest.remote()
         if progress is not None:
             speed = rate(status.version, time.monotonic())
-            updates = cluster.config.run.updates
-            progress(Progress(status.version, updates, speed, status.mean_staleness, losses.latest))
+            updates, alive = cluster.config.run.updates, len(cluster.running)
+            mean = status.mean_staleness
+            progress(Progress(status.version, updates, speed, mean, losses.latest, alive))
         if finished:
             if status.stopped != FINISHED:
                 raise RunFailedError(str(status.stopped))

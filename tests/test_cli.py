@@ -4,12 +4,14 @@ import json
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
-from asgd.__main__ import main
-from asgd.trace import read_run
+from asgd.__main__ import cli, main
+from asgd.config import make_config
+from asgd.trace import RunWriter, read_run
 
 CONFIG = """
 [problem]
@@ -60,12 +62,11 @@ def test_simulate_profile_predict_report(
     assert status == 0
     assert json.loads(printed)["scores"]["sme_law"]["relative_error"] < 1.0
 
-    status, printed, _ = asgd(capsys, "report", out)
+    figures = tmp_path / "figures"
+    status, printed, _ = asgd(capsys, "report", out, "--figures", figures)
     assert status == 0
     page = Path(printed.strip()).read_text(encoding="utf-8")
-    assert page.count("<svg") == 3
-    loads = re.findall(r"""(?:src|href)=["'](?!#)|url\((?!#)|@import|<script|<link""", page)
-    assert loads == []
+    assert page.count("<figure") == len(list(figures.glob("*.svg"))) > 5
 
 
 def test_profile_prints_one_json_object(
@@ -160,7 +161,91 @@ def test_help_imports_nothing_heavy() -> None:
     assert "simulate" in done.stdout
 
 
-def test_usage_errors_exit_with_2(capsys: pytest.CaptureFixture[str]) -> None:
-    assert asgd(capsys, "predict")[0] == 2
-    assert asgd(capsys, "no-such-command")[0] == 2
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (("predict",), "asgd predict --help"),
+        (("predcit", "runs/x"), "did you mean predict?"),
+        (("no-such-command",), "accepted: init, run"),
+        (("predict", "x", "--path", "3"), "--paths"),
+        (("predict", "x", "--paths", "1"), "x>=2"),
+        (("completion", "csh"), "'bash', 'zsh', 'fish'"),
+    ],
+)
+def test_usage_errors_exit_with_2_and_name_the_remedy(
+    capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], part: str
+) -> None:
+    status, printed, errors = asgd(capsys, *arguments)
+    assert (status, printed) == (2, "")
+    assert part in errors
+    assert errors.count("\n") == 1
+
+
+def test_every_command_has_help_with_an_example(capsys: pytest.CaptureFixture[str]) -> None:
+    status, overview, _ = asgd(capsys, "--help")
+    assert status == 0
+    for name in cli.commands:
+        assert re.search(rf"^  {name} ", overview, re.MULTILINE)
+        status, text, _ = asgd(capsys, name, "--help")
+        assert status == 0
+        assert re.search(rf"^  .*asgd {name}\b", text.split("Options:")[0], re.MULTILINE)
     assert asgd(capsys, "--version")[0] == 0
+
+
+def test_starter_configuration_is_the_default_and_every_key_in_it_works(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "new" / "first.toml"
+    assert asgd(capsys, "init", path) == (0, f"{path}\n", "")
+    text = path.read_text(encoding="utf-8")
+    data = tomllib.loads(text)
+    uncommented = re.sub(r"^# (?=[a-z_]+ = )", "", text, flags=re.MULTILINE)
+    assert len(tomllib.loads(uncommented)["cluster"]) > len(data["cluster"])
+    everything = tomllib.loads(uncommented)
+    assert everything["problem"].pop("options") == {}
+    assert make_config(everything) == make_config(data)
+    status, _, errors = asgd(capsys, "init", path)
+    assert status == 2
+    assert "exists" in errors
+
+
+def test_runs_and_status(capsys: pytest.CaptureFixture[str], config: Path, tmp_path: Path) -> None:
+    asgd(capsys, "simulate", config, "--out", tmp_path / "runs" / "one")
+    asgd(capsys, "simulate", config, "--out", tmp_path / "runs" / "two", "--set", "run.repeats=2")
+    broken = tmp_path / "runs" / "broken"
+    broken.mkdir()
+    (broken / "config.json").write_text("{", encoding="utf-8")
+    (broken / "events.jsonl").write_text("", encoding="utf-8")
+    status, printed, _ = asgd(capsys, "runs", tmp_path / "runs", "--json")
+    assert status == 0
+    found = json.loads(printed)["runs"]
+    states = {Path(row["run"]).name: row["state"] for row in found}
+    assert states == {
+        "broken": "unreadable",
+        "one": "finished",
+        "repeat-000": "finished",
+        "repeat-001": "finished",
+    }
+    trace = read_run(tmp_path / "runs" / "one").trace
+    row = next(row for row in found if row["run"].endswith("one"))
+    assert (row["updates"], row["of"], row["workers"]) == (800, 800, 4)
+    assert row["mean_staleness"] == pytest.approx(trace["staleness"].mean())
+
+    status, printed, _ = asgd(capsys, "runs", tmp_path / "runs")
+    assert status == 0
+    assert len(printed.splitlines()) == 5
+
+    RunWriter(tmp_path / "runs" / "one").event("worker_lost", worker=2)
+    status, printed, _ = asgd(capsys, "status", tmp_path / "runs" / "one")
+    assert status == 0
+    assert "800 of 800" in printed
+    assert "worker lost: worker 2" in printed
+    status, printed, _ = asgd(capsys, "status", tmp_path / "runs" / "one", "--json")
+    assert sum(json.loads(printed)["by_worker"].values()) == 800
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_prints_a_script(capsys: pytest.CaptureFixture[str], shell: str) -> None:
+    status, printed, errors = asgd(capsys, "completion", shell)
+    assert (status, errors) == (0, "")
+    assert "_ASGD_COMPLETE" in printed

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from analysis.compare import compare
+from analysis.experiment import fit_runs
 from analysis.fit import fit_run
 from analysis.predict import (
     DEFAULT_MODELS,
@@ -19,6 +20,7 @@ from analysis.predict import (
 from analysis.setting import closure_of
 from asgd.config import make_config
 from asgd.errors import InputError, UnreliableEstimateError
+from asgd.experiment import read_runs, run_repeats
 from asgd.problems import Quadratic
 from asgd.simulate import simulate
 from asgd.trace import Run, RunWriter, read_run
@@ -81,8 +83,8 @@ def test_the_law_of_a_server_is_the_pool_closure_and_that_of_independent_lags_is
 def test_a_prediction_is_read_back_as_it_was_stored(run: Run) -> None:
     prediction = predict(run, paths=4, models=("sme_law",))
     prediction.save(run.path)
-    assert has_prediction(run)
-    stored = read_prediction(run)
+    assert has_prediction(run.path)
+    stored = read_prediction(run.path)
     assert stored.curves.equals(prediction.curves)
     assert stored.settings == prediction.settings
 
@@ -105,7 +107,7 @@ def test_what_cannot_be_predicted_is_refused(run: Run, tmp_path: Path) -> None:
     with pytest.raises(UnreliableEstimateError):
         predict(simulated(tmp_path, run={"updates": 40}))
     with pytest.raises(InputError, match="no readable prediction"):
-        read_prediction(read_run(empty.path))
+        read_prediction(empty.path)
 
 
 def test_progress_of_every_model_ends_at_one(run: Run) -> None:
@@ -151,3 +153,46 @@ def test_quadratics_are_computed_and_agree_with_their_simulation(run: Run) -> No
         assert np.sqrt(np.mean(z**2)) < 2
     with pytest.raises(InputError, match="method: 'exact'"):
         predict(run, method="exact")  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "times", "workers", "learning_rate", "updates"),
+    [
+        ("least_squares", {"law": "exponential"}, 8, 0.02, 400),
+        ("least_squares", {"law": "none"}, 4, 0.09, 400),
+        ("logistic", {"law": "lognormal", "variation": 1.0}, 4, 0.08, 200),
+        ("logistic", {"law": "none"}, 8, 0.05, 200),
+        ("softmax", {"law": "gamma", "variation": 0.2}, 8, 0.15, 160),
+        ("double_well", {"law": "exponential"}, 4, 0.1, 400),
+        ("double_well", {"law": "none"}, 8, 0.2, 400),
+    ],
+)
+def test_law_replay_and_fast_mode_are_within_the_scatter_of_the_runs(
+    tmp_path: Path,
+    kind: str,
+    times: dict[str, Any],
+    workers: int,
+    learning_rate: float,
+    updates: int,
+) -> None:
+    """Eight runs of each case: z of a mean curve counts the scatter of runs and of paths."""
+    repeats, paths = 8, 16 if kind == "softmax" else 64
+    tables = {
+        "problem": {"kind": kind},
+        "optimizer": {"learning_rate": learning_rate, "batch_size": 16},
+        "cluster": {"workers": workers, "compute_time": times},
+        "run": {"updates": updates, "eval_every": updates // 20, "repeats": repeats},
+    }
+    runs = read_runs(run_repeats(make_config(tables), tmp_path / "runs", simulate))
+    fit = fit_runs(runs)
+    prediction = predict(runs, models=("sme_law", "replay"), paths=paths, fit=fit)
+    fast = predict(runs, models=("sme_law",), method="fast", fit=fit)
+    observed = np.stack([run.loss["loss"].to_numpy()[1:] for run in runs]).mean(axis=0)
+    curves = [prediction.curve("sme_law"), prediction.curve("replay"), fast.curve("sme_law")]
+    for curve, drawn in zip(curves, (paths, paths, np.inf), strict=True):
+        error = curve["loss_mean"].to_numpy()[1:] - observed
+        scatter = prediction.curve("sme_law")["loss_std"].to_numpy()[1:]
+        z = error / (scatter * np.sqrt(1 / repeats + 1 / drawn))
+        # Neighbouring points move together: the mean of their squares scatters like that of a few.
+        assert np.mean(z**2) < 5

@@ -127,7 +127,7 @@ def test_values_under_the_pointer_are_those_of_the_run(reports: Reports) -> None
 def test_reports_say_what_is_missing(reports: Reports, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(InputError, match="cannot be written"):
-        write_report(reports.runs[:1], tmp_path / "file" / "report.html")
+        write_report([reports.runs[0].path], tmp_path / "file" / "report.html")
 
 
 def test_activity_adds_up(reports: Reports) -> None:
@@ -155,4 +155,4 @@ def test_common_target_is_reached_by_all(reports: Reports) -> None:
     runs = reports.runs
     target = common_target([run.loss for run in runs])
     assert all(run.loss["loss"].min() <= target < run.loss["loss"].iloc[0] for run in runs)
-    assert labels(runs) == ["p2", "p4"]
+    assert labels([run.path for run in runs]) == ["p2", "p4"]

@@ -1,0 +1,196 @@
+"""A run while it runs: a live view on a terminal, a line now and then elsewhere, or nothing."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from asgd.progress import Progress
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+_LINE_SECONDS = 10.0  # between two lines where nobody watches
+_RECENT_SECONDS = 5.0  # what counts as recent staleness
+_BARS = " ▁▂▃▄▅▆▇█"
+_WIDTH = 40  # losses in the sparkline
+_ORDINARY = {"start", "finish"}
+
+
+class LiveRun:
+    """Shows how one run stands; call it with every `Progress`.
+
+    Parameters
+    ----------
+    task
+        What is going on, in a word.
+    path
+        The run directory, whose events are shown; None shows none.
+    quiet
+        Show nothing.
+    console
+        Where to show it; standard error by default.
+    clock
+        Seconds that only grow.
+    """
+
+    def __init__(
+        self,
+        task: str,
+        path: Path | None = None,
+        *,
+        quiet: bool = False,
+        console: Console | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        from rich.console import Console
+        from rich.live import Live
+
+        self._task = task
+        self._path = path
+        self._clock = clock
+        self._console = console or Console(file=sys.stderr)
+        terminal = self._console.is_terminal and not quiet
+        self._quiet = quiet
+        self._live = Live(console=self._console, transient=True, refresh_per_second=4)
+        self._terminal = terminal
+        self._started = self._said = clock()
+        self._past: deque[tuple[float, int, float]] = deque()
+        self._losses: list[float] = []
+
+    def __enter__(self) -> LiveRun:
+        if self._terminal:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._terminal:
+            self._live.stop()
+
+    def __call__(self, progress: Progress) -> None:
+        """Take note of how the run stands, and show it."""
+        if self._quiet:
+            return
+        now = self._clock()
+        self._remember(progress, now)
+        if self._terminal:
+            self._live.update(self._view(progress, now))
+        elif now - self._said >= _LINE_SECONDS:
+            self._said = now
+            self._console.print(self.line(progress), highlight=False, soft_wrap=True)
+
+    def line(self, progress: Progress) -> str:
+        """Return how the run stands in one line."""
+        parts = [
+            f"{self._task} {progress.update}/{progress.updates}",
+            f"{_number(progress.updates_per_second, ',.0f')} updates/s",
+            f"staleness {_number(progress.mean_staleness, '.2f')}",
+            "loss " + ("none yet" if progress.loss is None else f"{progress.loss:.4g}"),
+        ]
+        if progress.workers is not None:
+            parts.append(f"{progress.workers} workers")
+        parts.append(f"{_left(progress)} left")
+        return ", ".join(parts)
+
+    def recent_staleness(self, progress: Progress) -> float:
+        """Return the mean staleness of the updates of the last seconds; nan where none was."""
+        _, update, mean = self._past[0]
+        applied = progress.update - update
+        if applied <= 0 or math.isnan(progress.mean_staleness):
+            return math.nan
+        before = 0.0 if math.isnan(mean) else update * mean
+        return (progress.update * progress.mean_staleness - before) / applied
+
+    def _remember(self, progress: Progress, now: float) -> None:
+        self._past.append((now, progress.update, progress.mean_staleness))
+        while len(self._past) > 2 and self._past[1][0] < now - _RECENT_SECONDS:
+            self._past.popleft()
+        if progress.loss is not None and self._losses[-1:] != [progress.loss]:
+            self._losses.append(progress.loss)
+
+    def _view(self, progress: Progress, now: float) -> RenderableType:
+        from rich.console import Group
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+        from rich.text import Text
+
+        share = progress.update / progress.updates
+        head = Table.grid(padding=(0, 2))
+        head.add_row(
+            Text(self._task, style="bold"),
+            ProgressBar(total=1.0, completed=share, width=_WIDTH),
+            Text(f"{progress.update:,}/{progress.updates:,}"),
+            Text(f"{now - self._started:.0f} s, {_left(progress)} left"),
+        )
+        body = Table.grid(padding=(0, 2))
+        recent = self.recent_staleness(progress)
+        loss = "none yet" if progress.loss is None else f"{progress.loss:.4g}"
+        rows = [
+            ("updates/s", _number(progress.updates_per_second, ",.0f")),
+            (
+                "staleness",
+                f"{_number(progress.mean_staleness, '.2f')} mean, {_number(recent, '.2f')} recent",
+            ),
+            ("loss", f"{loss}  {sparkline(self._losses)}"),
+        ]
+        if progress.workers is not None:
+            rows.append(("workers", f"{progress.workers} alive"))
+        rows += [("event", text) for text in recent_events(self._path)]
+        for name, text in rows:
+            body.add_row(Text(name, style="dim"), Text(text))
+        return Group(head, body)
+
+
+def sparkline(values: list[float], width: int = _WIDTH) -> str:
+    """Return values as a row of bars, on a logarithmic scale where all are positive."""
+    step = max(1, -(-len(values) // width))
+    shown = [value for value in values[::step] if math.isfinite(value)]
+    if not shown:
+        return ""
+    heights = [math.log(value) for value in shown] if min(shown) > 0 else shown
+    low, high = min(heights), max(heights)
+    top = len(_BARS) - 1
+    scale = (top - 1) / (high - low) if high > low else 0.0
+    return "".join(_BARS[1 + round((height - low) * scale)] for height in heights)
+
+
+def recent_events(path: Path | None, count: int = 3) -> list[str]:
+    """Return the latest events of a run that are out of the ordinary, in words."""
+    if path is None or not (path / "events.jsonl").is_file():
+        return []
+    texts = []
+    for line in (path / "events.jsonl").read_text(encoding="utf-8").splitlines():
+        try:
+            event = json.loads(line)
+        except ValueError:  # a line that is being written
+            continue
+        if event.get("event") not in _ORDINARY:
+            texts.append(event_in_words(event))
+    return texts[-count:]
+
+
+def event_in_words(event: dict[str, object]) -> str:
+    """Return an event as a line of text."""
+    known = {key: value for key, value in event.items() if key not in ("event", "time")}
+    details = ", ".join(f"{key} {value}" for key, value in known.items())
+    return f"{str(event.get('event')).replace('_', ' ')}{': ' if details else ''}{details}"
+
+
+def _left(progress: Progress) -> str:
+    speed = progress.updates_per_second
+    if math.isnan(speed) or speed <= 0:
+        return "unknown time"
+    seconds = round((progress.updates - progress.update) / speed)
+    minutes, seconds = divmod(seconds, 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+def _number(value: float, form: str) -> str:
+    return "none yet" if math.isnan(value) else format(value, form)

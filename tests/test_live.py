@@ -1,0 +1,83 @@
+"""The live view: a view on a terminal, a line now and then elsewhere, nothing when quiet."""
+
+from __future__ import annotations
+
+import io
+import math
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from asgd.live import LiveRun, recent_events, sparkline
+from asgd.progress import Progress
+
+
+class Clock:
+    """Seconds that pass when told."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def states() -> list[Progress]:
+    """A run of 100 updates in 40 seconds, seen every second, whose staleness doubles half-way."""
+    early = [Progress(k, 100, 2.5, 3.0, 1.0 / (k + 1), 4) for k in range(0, 51, 5)]
+    late = [Progress(k, 100, 2.5, (50 * 3 + (k - 50) * 6) / k, 0.01, 4) for k in range(55, 101, 5)]
+    return early + late
+
+
+def watched(terminal: bool, quiet: bool, path: Path | None = None) -> str:
+    clock, text = Clock(), io.StringIO()
+    console = Console(file=text, force_terminal=terminal, width=120)
+    with LiveRun("train", path, quiet=quiet, console=console, clock=clock) as live:
+        for state in states():
+            clock.now += 1.5
+            live(state)
+    return text.getvalue()
+
+
+def test_a_pipe_gets_a_line_every_ten_seconds() -> None:
+    lines = watched(terminal=False, quiet=False).splitlines()
+    assert len(lines) == 3
+    assert lines[0] == (
+        "train 30/100, 2 updates/s, staleness 3.00, loss 0.03226, 4 workers, 0:28 left"
+    )
+
+
+def test_quiet_shows_nothing() -> None:
+    assert watched(terminal=True, quiet=True) == watched(terminal=False, quiet=True) == ""
+
+
+def test_a_terminal_gets_a_view(tmp_path: Path) -> None:
+    (tmp_path / "events.jsonl").write_text(
+        '{"event": "start"}\n{"event": "worker_lost", "time": 1.0, "worker": 2}\n{"ev',
+        encoding="utf-8",
+    )
+    shown = watched(terminal=True, quiet=False, path=tmp_path)
+    for part in ("100/100", "updates/s", "recent", "4 alive", "worker lost: worker 2", "█"):
+        assert part in shown
+
+
+def test_recent_staleness_is_that_of_the_last_updates() -> None:
+    clock = Clock()
+    live = LiveRun("train", console=Console(file=io.StringIO()), clock=clock)
+    for state in states():
+        clock.now += 1.5
+        live(state)
+    assert live.recent_staleness(states()[-1]) == pytest.approx(6.0)
+
+
+def test_sparkline_spans_its_values() -> None:
+    assert sparkline([]) == ""
+    assert sparkline([math.nan, 1.0]) == "▁"
+    line = sparkline([1.0, 0.1, 0.01])
+    assert (line[0], line[-1], len(line)) == ("█", "▁", 3)
+    assert len(sparkline([1.0] * 1000, width=40)) == 40
+
+
+def test_no_events_without_a_run(tmp_path: Path) -> None:
+    assert recent_events(None) == recent_events(tmp_path) == []
