@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
+from typing import NamedTuple
 
 import numpy as np
 
@@ -28,15 +29,23 @@ from asgd.streams import stream
 PATHS, STEPS, ETA, MU = 20_000, 2_000, 0.02, 0.75
 
 
-def best_seconds(function: Callable[[], object], repeats: int) -> float:
-    """Return the shortest of several wall-clock times; the first call is not counted."""
+class Seconds(NamedTuple):
+    """Wall-clock time, and processor time over all threads."""
+
+    wall: float
+    processor: float
+
+
+def best_seconds(function: Callable[[], object], repeats: int) -> Seconds:
+    """Return the shortest of several times; the first call is not counted."""
     function()
-    times = []
+    wall, processor = [], []
     for _ in range(repeats):
-        start = time.perf_counter()
+        start = time.perf_counter(), time.process_time()
         function()
-        times.append(time.perf_counter() - start)
-    return min(times)
+        wall.append(time.perf_counter() - start[0])
+        processor.append(time.process_time() - start[1])
+    return Seconds(min(wall), min(processor))
 
 
 def bare_normals(dtype: np.dtype) -> None:
@@ -134,11 +143,14 @@ def sdeint_rate() -> float:
 
 
 def scalar_table(repeats: int) -> None:
-    print(f"scalar SDE, {PATHS} paths x {STEPS} steps, million path-steps/s (best of {repeats})")
+    print(
+        f"scalar SDE, {PATHS} paths x {STEPS} steps, best of {repeats}, in million path-steps "
+        "per second and per processor-second (which a busy machine disturbs less)"
+    )
     work = PATHS * STEPS / 1e6
     for dtype in (np.dtype(np.float64), np.dtype(np.float32)):
         rows: dict[str, Callable[[], object]] = {
-            "bare normals": lambda dtype=dtype: bare_normals(dtype),
+            "bare normals of NumPy": lambda dtype=dtype: bare_normals(dtype),
             "SME-ASGD, Gaussian, every update": lambda dtype=dtype: ours(dtype, "matrix", 1),
             "SME-ASGD, Gaussian, every 20th": lambda dtype=dtype: ours(dtype, "matrix", 20),
             "SME-ASGD, two-point, every update": lambda dtype=dtype: ours(dtype, "two_point", 1),
@@ -148,25 +160,24 @@ def scalar_table(repeats: int) -> None:
             rows["diffrax Euler, every update"] = diffrax_euler(dtype)
         if find_spec("jax"):
             rows["jax scan, every update"] = jax_scan(dtype)
-        rates = {name: work / best_seconds(run, repeats) for name, run in rows.items()}
-        for name, rate in rates.items():
-            ratio = rate / rates["bare normals"]
-            print(f"  {dtype.name}  {name:36s} {rate:8.1f}   x normals {ratio:5.2f}")
+        seconds = {name: best_seconds(run, repeats) for name, run in rows.items()}
+        normals = seconds["bare normals of NumPy"]
+        print(f"{dtype.name:38s} {'per s':>8s} {'ratio':>6s} {'per cpu-s':>10s} {'ratio':>6s}")
+        for name, (wall, processor) in seconds.items():
+            print(
+                f"  {name:36s} {work / wall:8.1f} {normals.wall / wall:6.2f} "
+                f"{work / processor:10.1f} {normals.processor / processor:6.2f}"
+            )
     if find_spec("sdeint"):
-        print(f"  float64  {'sdeint Euler, one path':36s} {sdeint_rate() / 1e6:8.3f}")
+        print(f"sdeint Euler, one path, float64        {sdeint_rate() / 1e6:8.3f}")
 
 
 def matmul_rate(dtype: type) -> float:
     """Return floating-point operations per second of the products of a digits prediction."""
     a = np.ones((1_000, 65), dtype)
     b, out = np.ones((65, 1_797), dtype), np.empty((1_000, 1_797), dtype)
-    return (
-        20
-        * 2
-        * out.size
-        * 65
-        / best_seconds(lambda: [np.matmul(a, b, out=out) for _ in range(20)], 3)
-    )
+    seconds = best_seconds(lambda: [np.matmul(a, b, out=out) for _ in range(20)], 10).wall
+    return 20 * 2 * out.size * 65 / seconds
 
 
 def digits_line(updates: int, repeats: int) -> None:
@@ -186,7 +197,7 @@ def digits_line(updates: int, repeats: int) -> None:
                 dtype=dtype,
             ),
             repeats,
-        )
+        ).wall
         operations = updates * paths * 3 * 2 * problem.dim * problem.n_samples
         share = operations / seconds / matmul_rate(dtype)
         print(
@@ -198,8 +209,8 @@ def digits_line(updates: int, repeats: int) -> None:
 
 def closed_form_line(repeats: int) -> None:
     accuracy = 1e-3
-    exact = best_seconds(lambda: asgd_moments(Quadratic(), ETA, MU, STEPS), repeats)
-    sampled = best_seconds(lambda: ours(np.dtype(np.float64), "matrix", 1), repeats)
+    exact = best_seconds(lambda: asgd_moments(Quadratic(), ETA, MU, STEPS), repeats).wall
+    sampled = best_seconds(lambda: ours(np.dtype(np.float64), "matrix", 1), repeats).wall
     # the relative standard error of E x^2 over N normal paths is sqrt(2/N)
     needed = sampled * (2 / accuracy**2) / PATHS
     print(
