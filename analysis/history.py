@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 
@@ -114,9 +116,9 @@ class HistorySnapshotNoise:
         shape = (SNAPSHOTS, len(g))
         lag = np.searchsorted(self._cumulative, self.rng.random(shape), side="right")
         signs = standard_increments(np.empty(shape, g.dtype), self.rng, two_point=True)
-        signs /= np.sqrt(SNAPSHOTS)
+        signs /= math.sqrt(SNAPSHOTS)
         noise: Array = np.einsum("rp,rpd->pd", signs, self.noises.pick(lag))
-        noise *= 1 / np.sqrt(batch)
+        noise *= 1 / math.sqrt(batch)
         if self.lag_noise:
             noise += np.einsum("rp,rpd->pd", signs, self.gradients.pick(lag))
             noise -= signs.sum(axis=0)[:, None] * g

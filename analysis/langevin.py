@@ -6,6 +6,7 @@ is the displacement v = dt P of one update, which needs no rescaling when the st
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Unpack
 
@@ -50,14 +51,14 @@ class SmeMsgd:
         rng: np.random.Generator,
     ) -> None:
         self.problem, self.rng, self.substeps = problem, rng, substeps
-        self.learning_rate, self.batch_size = learning_rate, batch_size
+        self.learning_rate, self.batch_size = learning_rate.tolist(), batch_size.tolist()
         self.retention = 1 - (1 - momentum) / substeps
         self.x, self.v = x, np.zeros_like(x)
 
     def step(self, k: int) -> None:
         """Advance one update: m steps of length dt'/m."""
         eta = self.learning_rate[k] / self.substeps
-        amplitude = eta * np.sqrt(self.substeps / self.batch_size[k])
+        amplitude = eta * math.sqrt(self.substeps / self.batch_size[k])
         for _ in range(self.substeps):
             gradient, noise = self.problem.gradient_and_noise(self.x, self.rng)
             self.v *= self.retention
@@ -101,7 +102,7 @@ class SmeLangevin:
         rng: np.random.Generator,
     ) -> None:
         self.problem, self.mu, self.substeps = problem, mu, substeps
-        self.learning_rate, self.batch_size = learning_rate, batch_size
+        self.learning_rate, self.batch_size = learning_rate.tolist(), batch_size.tolist()
         self.expected_read = expected_read
         self.retention = 1 - (1 - mu) / substeps
         self.noise, gradient = staleness_noise(noise, problem, x, rng, self.retention, lag_noise)
@@ -112,7 +113,7 @@ class SmeLangevin:
         eta = (1 - self.mu) * self.learning_rate[k] / self.substeps
         for _ in range(self.substeps):
             kick = self.noise.draw(self.g, self.batch_size[k])
-            kick *= np.sqrt(self.substeps)
+            kick *= math.sqrt(self.substeps)
             kick -= self.g
             self.v *= self.retention
             self.v += eta * kick

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Unpack
 
@@ -49,7 +50,8 @@ class SmeAsgd:
         x: Array,
         rng: np.random.Generator,
     ) -> None:
-        self.learning_rate, self.batch_size, self.substeps = learning_rate, batch_size, substeps
+        self.learning_rate, self.batch_size = learning_rate.tolist(), batch_size.tolist()
+        self.substeps = substeps
         self.retention = 1 - (1 - mu) / substeps
         self.noise, gradient = staleness_noise(noise, problem, x, rng, self.retention, lag_noise)
         self.x, self.g = x, gradient.astype(x.dtype)
@@ -60,7 +62,7 @@ class SmeAsgd:
         eta = self.learning_rate[k] / self.substeps
         for _ in range(self.substeps):
             kick = self.noise.draw(self.g, self.batch_size[k])
-            kick *= eta * np.sqrt(self.substeps)
+            kick *= eta * math.sqrt(self.substeps)
             np.multiply(self.g, eta, out=self._drift)
             self.x -= self._drift
             self.x += kick

@@ -48,7 +48,7 @@ class SmeLaw:
         x: Array,
         rng: np.random.Generator,
     ) -> None:
-        self.learning_rate, self.batch_size = learning_rate, batch_size
+        self.learning_rate, self.batch_size = learning_rate.tolist(), batch_size.tolist()
         self.x = x
         gradient = problem.gradient(x).astype(x.dtype)
         self.gradients = History(weights, gradient)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 
@@ -31,7 +33,8 @@ class Pool:
         x: Array,
         rng: np.random.Generator,
     ) -> None:
-        self.problem, self.learning_rate, self.batch_size = problem, learning_rate, batch_size
+        self.problem = problem
+        self.learning_rate, self.batch_size = learning_rate.tolist(), batch_size.tolist()
         self.rng = rng
         self.x = x
         self.turns = Turns(hazard, len(x), rng)
@@ -44,7 +47,7 @@ class Pool:
         used = self.snapshots[self._path, slot]
         gradient, noise = self.problem.gradient_and_noise(used, self.rng)
         self.x -= self.learning_rate[k] * gradient
-        self.x += self.learning_rate[k] / np.sqrt(self.batch_size[k]) * noise
+        self.x += self.learning_rate[k] / math.sqrt(self.batch_size[k]) * noise
         self.snapshots[self._path, slot] = self.x
 
     def position(self) -> Array:
@@ -73,7 +76,8 @@ class PoolMoments:
         x: Array,
         rng: np.random.Generator,
     ) -> None:
-        self.problem, self.learning_rate, self.batch_size = problem, learning_rate, batch_size
+        self.problem = problem
+        self.learning_rate, self.batch_size = learning_rate.tolist(), batch_size.tolist()
         self.mu, self.rng = mu, rng
         self.x = x
         self.g = problem.gradient(x).astype(x.dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any, Unpack
 
@@ -32,7 +33,8 @@ class Replay:
         x: Array,
         rng: np.random.Generator,
     ) -> None:
-        self.problem, self.learning_rate, self.batch_size = problem, learning_rate, batch_size
+        self.problem = problem
+        self.learning_rate, self.batch_size = learning_rate.tolist(), batch_size.tolist()
         self.read_version, self.last_read, self.rng = read_version, last_read, rng
         self.x = x
         self.snapshots = {0: x.copy()}
@@ -44,7 +46,7 @@ class Replay:
         if self.last_read[version] == k:
             del self.snapshots[version]
         self.x -= self.learning_rate[k] * gradient
-        self.x += self.learning_rate[k] / np.sqrt(self.batch_size[k]) * noise
+        self.x += self.learning_rate[k] / math.sqrt(self.batch_size[k]) * noise
         if self.last_read[k + 1] >= 0:
             self.snapshots[k + 1] = self.x.copy()
 

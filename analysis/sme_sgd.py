@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Unpack
 
@@ -42,7 +43,7 @@ class SmeSgd:
         rng: np.random.Generator,
     ) -> None:
         self.problem, self.rng, self.substeps = problem, rng, substeps
-        self.learning_rate, self.batch_size = learning_rate, batch_size
+        self.learning_rate, self.batch_size = learning_rate.tolist(), batch_size.tolist()
         self.x = x
 
     def step(self, k: int) -> None:
@@ -51,7 +52,7 @@ class SmeSgd:
         time_step = eta / self.substeps
         for _ in range(self.substeps):
             gradient, noise = self.problem.gradient_and_noise(self.x, self.rng)
-            kick = np.sqrt(eta * time_step / self.batch_size[k]) * noise
+            kick = math.sqrt(eta * time_step / self.batch_size[k]) * noise
             first = self._slope(self.x, gradient, eta)
             predicted = self.x - time_step * first + kick
             second = self._slope(predicted, self.problem.gradient(predicted), eta)
@@ -89,14 +90,14 @@ class GaussianSgd:
         rng: np.random.Generator,
     ) -> None:
         self.problem, self.rng = problem, rng
-        self.learning_rate, self.batch_size = learning_rate, batch_size
+        self.learning_rate, self.batch_size = learning_rate.tolist(), batch_size.tolist()
         self.x = x
 
     def step(self, k: int) -> None:
         """Advance one update."""
         gradient, noise = self.problem.gradient_and_noise(self.x, self.rng)
         self.x -= self.learning_rate[k] * gradient
-        self.x += self.learning_rate[k] / np.sqrt(self.batch_size[k]) * noise
+        self.x += self.learning_rate[k] / math.sqrt(self.batch_size[k]) * noise
 
     def position(self) -> Array:
         """Return x, shape (paths, d)."""

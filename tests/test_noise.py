@@ -6,6 +6,7 @@ from analysis.noise import (
     ExplicitNoise,
     MatrixNoise,
     ScalarNoise,
+    Signs,
     SnapshotNoise,
     psd_factor,
     staleness_noise,
@@ -142,6 +143,24 @@ def test_two_point_increments(dtype):
     assert abs(flat.mean()) < 4 / np.sqrt(flat.size)
     for lag in (1, 7, 8, 64):
         assert abs((flat[lag:] * flat[:-lag]).mean()) < 4 / np.sqrt(flat.size - lag)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_signs_flipped_in_place(dtype):
+    """Fair, and independent between numbers and between steps, also where new bits are drawn."""
+    size, steps = 1001, 70
+    signs = Signs(np.empty((size, 1), dtype), stream(2, "signs"))
+    seen = np.full((steps, size, 1), 3, dtype)
+    for values in seen:
+        signs.flip(values)
+    assert set(np.unique(seen)) == {-3.0, 3.0}
+    z = seen[..., 0].astype(float) / 3
+    error = 1 / np.sqrt(z.size)
+    assert abs(z.mean()) < 4 * error
+    assert np.abs(z.mean(axis=1)).max() < 5 / np.sqrt(size)
+    for lag in (1, 2, 31, 32, 63, 64):
+        assert abs((z[lag:] * z[:-lag]).mean()) < 4 / np.sqrt((steps - lag) * size)
+        assert abs((z[:, lag:] * z[:, :-lag]).mean()) < 4 / np.sqrt(steps * (size - lag))
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
