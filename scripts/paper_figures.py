@@ -33,8 +33,8 @@ BLUE, VERMILLION, PURPLE, GREY = "#0072B2", "#D55E00", "#CC79A7", "#7F7F7F"
 
 MODEL = {
     "exact": {"color": BLACK, "lw": 1.2, "label": "ASGD, exact"},
-    "ASGD": {"color": BLACK, "lw": 1.6, "label": "ASGD"},
-    "SME-ASGD": {"color": VERMILLION, "lw": 2.4, "ls": (0, (4, 1.6)), "label": "SME-ASGD"},
+    "ASGD": {"color": SKY, "lw": 5.0, "label": "ASGD", "solid_capstyle": "butt"},
+    "SME-ASGD": {"color": VERMILLION, "lw": 2.2, "ls": (0, (4, 1.6)), "label": "SME-ASGD"},
     "SME-ASGD, sub-steps": {
         "color": BLUE,
         "lw": 1.6,
@@ -83,43 +83,55 @@ def draw_fig1(claim: Claim) -> Figure:
 
 
 def draw_fig2(claim: Claim) -> Figure:
-    figure, axes = plt.subplots(2, 2, figsize=(11, 7.6))
+    layout = [["mean"] * 3 + ["second"] * 3, ["course"] * 2 + ["share"] * 2 + ["difference"] * 2]
+    figure, axes = plt.subplot_mosaic(layout, figsize=(12, 7.6))
     panels = (
-        (axes[0, 0], "quartic", "mean", "$E\\,x_k$", "$f = x^4/4$: mean"),
-        (axes[0, 1], "quartic", "second_moment", "$E\\,x_k^2$", "$f = x^4/4$: second moment"),
-        (axes[1, 0], "course", "mean", "$E\\,x_k$", "double well, from $x_0 = 8$"),
+        ("mean", "quartic", "mean", "$E\\,x_k$", "$f = x^4/4$: mean"),
+        ("second", "quartic", "second_moment", "$E\\,x_k^2$", "$f = x^4/4$: second moment"),
+        ("course", "course", "mean", "$E\\,x_k$", "double well, from $x_0 = 8$"),
     )
-    for ax, table, moment, label, title in panels:
+    for name, table, moment, label, title in panels:
         for model, line in claim.tables[table].groupby("model", sort=False):
-            ax.plot(line["update"], line[moment], **MODEL[str(model)])
-        ax.set(xlabel="update $k$", ylabel=label, title=title)
+            axes[name].plot(line["update"], line[moment], **MODEL[str(model)])
+        axes[name].set(xlabel="update $k$", ylabel=label, title=title)
     for well in (-1.915, 1.915):
-        axes[1, 0].axhline(well, color=GREY, lw=0.8)
-    ax = axes[1, 1]
+        axes["course"].axhline(well, color=GREY, lw=0.8)
+    _draw_wells(axes["share"], axes["difference"], claim.tables["wells"])
+    _legend_below(figure, *axes["mean"].get_legend_handles_labels())
+    return figure
+
+
+def _draw_wells(left: Axes, right: Axes, wells: pd.DataFrame) -> None:
+    """Draw the shares, and on a scale of their own the differences of those near ASGD."""
+    reference = wells[wells["model"] == "ASGD"]["share"].to_numpy()
+    right.axhline(0, color=GREY, lw=0.8)
     for offset, (model, rows) in zip(
-        (-0.08, 0.08, 0.0), claim.tables["wells"].groupby("model", sort=False), strict=True
+        (-0.2, 0.0, 0.2, 0.0), wells.groupby("model", sort=False), strict=True
     ):
         style = MODEL[str(model)]
-        ax.plot(rows["initial"], rows["share"], **{**style, "lw": 1.2})
-        bars = [rows["share"] - rows["low"], rows["high"] - rows["share"]]
-        ax.errorbar(
-            rows["initial"] + offset, rows["share"], bars, color=style["color"], fmt="o", ms=5
-        )
-    ax.set(
-        xlabel="$x_0$",
-        ylabel="share of paths",
-        title="double well: paths that end in the right well",
-        ylim=(-0.03, 1.05),
-    )
-    _legend_below(figure, *axes[0, 0].get_legend_handles_labels())
-    return figure
+        left.plot(rows["initial"], rows["share"], **style)
+        if model != "SME-SGD":
+            bars = 100 * np.array([rows["share"] - rows["low"], rows["high"] - rows["share"]])
+            above = 100 * (rows["share"].to_numpy() - reference)
+            right.errorbar(
+                rows["initial"] + offset,
+                above,
+                bars,
+                color=style["color"],
+                fmt="o",
+                ms=4,
+                lw=1.6,
+                capsize=2,
+            )
+    left.set(xlabel="$x_0$", ylabel="share of paths", title="ends in the right well")
+    right.set(xlabel="$x_0$", ylabel="% of paths", title="the same, less that of ASGD")
 
 
 SCHEDULE = {
     "batch one": {"color": GREY, "lw": 1.6, "ls": (0, (1, 1.2))},
-    "uniform": {"color": GREEN, "lw": 1.8, "ls": (0, (5, 1.5, 1, 1.5))},
-    "closed form (B4)": {"color": BLUE, "lw": 2.0, "ls": (0, (4, 1.6))},
-    "optimum of the moments": {"color": VERMILLION, "lw": 1.8},
+    "uniform": {"color": GREEN, "lw": 4.0, "alpha": 0.6},
+    "closed form (B4)": {"color": BLUE, "lw": 2.2, "ls": (0, (3, 1.4)), "zorder": 4},
+    "optimum of the moments": {"color": VERMILLION, "lw": 1.3, "zorder": 3},
 }
 
 
@@ -137,8 +149,8 @@ def draw_fig3(claim: Claim) -> Figure:
             batch = schedules[(schedules["setting"] == setting) & (schedules["schedule"] == name)]
             if name != "batch one":
                 right.step(batch["update"], batch["batch_size"], where="post", **style)
-        left.set(title=setting, ylabel="$E f(x_k) - f^*$")
-        right.set(title=setting, ylabel="batch size $b_k$")
+        left.set(title=f"{setting}: loss", ylabel="$E f(x_k) - f^*$")
+        right.set(title=f"{setting}: schedules", ylabel="batch size $b_k$")
     axes[-1, 0].set_xlabel("gradients computed")
     axes[-1, 1].set_xlabel("update $k$")
     _legend_below(figure, *axes[0, 0].get_legend_handles_labels())
@@ -228,11 +240,23 @@ def draw_temperature(claim: Claim) -> Figure:
     for ax, (name, base, dashes), title in zip(axes, panels, titles, strict=True):
         for mu, color in colors.items():
             lines, dots = theory[theory["mu"] == mu], table[table["mu"] == mu]
-            ax.plot(lines["eta"], lines[f"{name}_exact"] / lines[base], color=color, lw=1.6)
+            ax.plot(
+                lines["eta"], lines[f"{name}_exact"] / lines[base], color=color, lw=3, alpha=0.45
+            )
             for column, dash in dashes.items():
-                ax.plot(lines["eta"], lines[column] / lines[base], dash, color=color, lw=1.3)
+                ax.plot(lines["eta"], lines[column] / lines[base], dash, color=color, lw=1.5)
             bars = 2 * dots[f"{name}_error"] / dots[base]
-            ax.errorbar(dots["eta"], dots[name] / dots[base], bars, color=color, fmt="o", ms=5)
+            ax.errorbar(
+                dots["eta"],
+                dots[name] / dots[base],
+                bars,
+                color=color,
+                fmt="o",
+                ms=3,
+                mfc="white",
+                capsize=4,
+                zorder=5,
+            )
         ticks = list(table["eta"].unique())
         ax.set(xscale="log", xlabel="$\\eta$", title=title)
         ax.set_xticks(ticks, [f"{t:g}" for t in ticks])
@@ -240,10 +264,10 @@ def draw_temperature(claim: Claim) -> Figure:
     axes[0].set_ylabel("ratio of stationary variances")
     handles = [Line2D([], [], color=c, lw=2, label=f"$\\mu$ = {mu}") for mu, c in colors.items()]
     handles += [
-        Line2D([], [], color=GREY, marker="o", ls="", label="ASGD, simulated"),
-        Line2D([], [], color=GREY, lw=1.6, label="exact"),
-        Line2D([], [], color=GREY, ls="--", lw=1.3, label="(L2), (L3), first order"),
-        Line2D([], [], color=GREY, ls=":", lw=1.3, label="(B3)"),
+        Line2D([], [], color=GREY, marker="o", ms=4, mfc="white", ls="", label="ASGD, simulated"),
+        Line2D([], [], color=GREY, lw=3, alpha=0.45, label="exact"),
+        Line2D([], [], color=GREY, ls="--", lw=1.5, label="(L2), (L3), first order"),
+        Line2D([], [], color=GREY, ls=":", lw=1.5, label="(B3)"),
     ]
     _legend_below(figure, handles, [str(h.get_label()) for h in handles], columns=8)
     return figure
