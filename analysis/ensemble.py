@@ -309,8 +309,10 @@ def _quantile_paths(paths: int) -> npt.NDArray[np.int64]:
 def _loss_quantiles(
     losses: npt.NDArray[np.float64], levels: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.float64]:
+    # The k-th of n paths is put at level k/(n+1), the chance that one more path is below it. The
+    # default puts the extremes at 0 and 1 and makes bands from few paths too narrow.
     with np.errstate(invalid="ignore"):
-        return np.quantile(losses, levels, axis=1, overwrite_input=True).T
+        return np.quantile(losses, levels, axis=1, overwrite_input=True, method="weibull").T
 
 
 def _initial_point(problem: Problem, initial: npt.ArrayLike | None, seed: int) -> Array:

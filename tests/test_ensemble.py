@@ -7,6 +7,7 @@ import pytest
 from analysis.ensemble import (
     BLOCK_SCALARS,
     QUANTILE_PATHS,
+    _loss_quantiles,
     _quantile_paths,
     block_sizes,
     per_update,
@@ -91,8 +92,18 @@ def test_quantiles_of_few_paths_are_exact(paths):
         lambda x, rng: Walk(x, rng, seen), Bowl(), 2, paths, 3, "walk", threads=1
     )
     x = np.concatenate([seen[i : i + 3] for i in range(0, len(seen), 3)], 1)
-    expected = np.quantile((x * x).sum(axis=-1), ensemble.quantile_levels, axis=1).T
+    levels = ensemble.quantile_levels
+    expected = np.quantile((x * x).sum(axis=-1), levels, axis=1, method="weibull").T
     np.testing.assert_allclose(ensemble.loss_quantiles, expected)
+
+
+def test_a_band_from_few_paths_covers_one_more_path_as_often_as_it_says():
+    """19 paths: the 5 % and 95 % ends are the extremes, each passed once in twenty times."""
+    paths, trials = 19, 3000
+    losses = np.random.default_rng(0).standard_normal((trials, paths + 1))
+    low, high = _loss_quantiles(losses[:, :paths].copy(), np.array([0.05, 0.95])).T
+    inside = np.mean((losses[:, -1] >= low) & (losses[:, -1] <= high))
+    assert abs(inside - 0.9) < 4 * np.sqrt(0.9 * 0.1 / trials)
 
 
 def test_memory_of_statistics_does_not_grow_with_the_paths():
