@@ -1,0 +1,197 @@
+"""How well each model predicts: python scripts/bench_prediction.py [--quick] [--csv FILE].
+
+Runs every case several times, half of the cases on real worker processes and half in virtual time,
+predicts them and prints one row a case: the error of every model, relative to the mean observed
+loss; what scatter alone would make of it; coverage of the 90 % band. Aims, and which are missed
+why, are in the last columns. The learning rate is also given as a share of the largest stable one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from analysis.compare import Score, compare
+from analysis.experiment import fit_runs
+from analysis.predict import Prediction, predict
+from analysis.verdict import in_words
+from asgd.config import RunConfig, make_config
+from asgd.experiment import read_runs, run_repeats
+from asgd.simulate import simulate
+
+STABLE, NEAR = 0.05, 0.15  # largest error aimed at, of the mean loss curve
+NEAR_EDGE = 0.6  # share of the largest stable learning rate from which on a case is near the edge
+FACTOR = 5.0  # times closer than a baseline that is off by
+OFF = 0.10
+
+
+@dataclass(frozen=True)
+class Case:
+    """One configuration; times of computing are in seconds."""
+
+    problem: str
+    times: str
+    workers: int
+    learning_rate: float
+    batch_size: int
+    updates: int
+    real: bool
+    paths: int = 128
+
+    def config(self, repeats: int) -> RunConfig:
+        return make_config(
+            {
+                "problem": {"kind": self.problem},
+                "optimizer": {"learning_rate": self.learning_rate, "batch_size": self.batch_size},
+                "cluster": {"workers": self.workers, "compute_time": self._compute_time()},
+                "run": {
+                    "updates": self.updates,
+                    "eval_every": max(self.updates // 40, 1),
+                    "repeats": repeats,
+                },
+            }
+        )
+
+    def _compute_time(self) -> dict[str, Any]:
+        if self.times == "straggler":
+            mean = [0.005] * (self.workers - 1) + [0.02]
+            return {"law": "lognormal", "variation": 1.0, "mean": mean}
+        return {"law": self.times, "mean": 0.01}
+
+    def __str__(self) -> str:
+        where = "real" if self.real else "simulated"
+        return f"{self.problem}, {self.times}, P = {self.workers}, {where}"
+
+
+CASES = (
+    Case("least_squares", "none", 4, 0.1, 32, 600, real=True),
+    Case("least_squares", "exponential", 8, 0.02, 16, 600, real=False),
+    Case("least_squares", "straggler", 8, 0.02, 16, 600, real=True),
+    Case("least_squares", "none", 16, 0.024, 32, 600, real=False),
+    Case("logistic", "none", 8, 0.07, 32, 400, real=True, paths=64),
+    Case("logistic", "exponential", 8, 0.05, 16, 400, real=True, paths=64),
+    Case("logistic", "straggler", 4, 0.1, 16, 400, real=False, paths=64),
+    Case("softmax", "none", 8, 0.3, 32, 300, real=True, paths=16),
+    Case("softmax", "exponential", 4, 0.3, 32, 300, real=True, paths=16),
+    Case("softmax", "straggler", 16, 0.1, 32, 300, real=False, paths=16),
+    Case("softmax", "none", 16, 0.15, 32, 300, real=False, paths=16),
+    Case("double_well", "exponential", 4, 0.1, 8, 600, real=True, paths=4000),
+    Case("double_well", "none", 8, 0.23, 16, 600, real=False, paths=4000),
+    Case("double_well", "straggler", 16, 0.05, 16, 600, real=True, paths=4000),
+)
+QUICK = (CASES[1], CASES[6], CASES[12], CASES[0])
+
+
+def measure(case: Case, repeats: int, directory: Path, run_one: Callable[..., object]) -> dict:
+    """Run one case and return its row of the table."""
+    path = run_repeats(case.config(repeats), directory, run_one)
+    runs = read_runs(path)
+    fit = fit_runs(runs)
+    started = time.perf_counter()
+    prediction = predict(runs, paths=case.paths, fit=fit)
+    seconds = time.perf_counter() - started
+    started = time.perf_counter()
+    fast = predict(runs, models=["sme_law"], method="fast", fit=fit)
+    fast_seconds = time.perf_counter() - started
+    score = compare(runs, prediction)
+    noise = float(score.parts.loc["sampling noise", "noise"])
+    share = case.learning_rate / prediction.settings["stability"]["largest_stable_learning_rate"]
+    errors = {name: model.relative_error for name, model in score.models.items()}
+    missed, reason = judge(errors, share >= NEAR_EDGE, noise, score)
+    return {
+        "case": str(case),
+        "learning rate": case.learning_rate,
+        "of limit": round(share, 2),
+        "law": in_words(fit.recommended),
+        "SME-SGD %": percent(errors["sme_sgd"]),
+        "geometric %": percent(errors["sme_asgd"]),
+        "law %": percent(errors["sme_law"]),
+        "replay %": percent(errors["replay"]),
+        "scatter %": percent(noise),
+        "fast - simulated %": percent(between(fast, prediction)),
+        "coverage %": round(100 * score.models["sme_law"].coverage),
+        "seconds": round(seconds, 1),
+        "fast seconds": round(fast_seconds, 1),
+        "missed": missed,
+        "reason": reason,
+    }
+
+
+def between(fast: Prediction, prediction: Prediction) -> float:
+    """Return the distance of two predicted mean curves over the mean of the second."""
+    first, second = (p.curve("sme_law")["loss_mean"][1:].to_numpy() for p in (fast, prediction))
+    return float(abs(first - second).mean() / abs(second).mean())
+
+
+def judge(errors: dict[str, float], near: bool, noise: float, score: Score) -> tuple[str, str]:
+    """Return which aims were missed, and the likeliest reason."""
+    law = errors["sme_law"]
+    missed = []
+    if law > (NEAR if near else STABLE):
+        missed.append("error")
+    off = [name for name in ("sme_sgd", "sme_asgd") if errors[name] > OFF]
+    missed += [f"factor to {name}" for name in off if errors[name] < FACTOR * law]
+    if not missed:
+        return "", ""
+    if law < 2 * noise:
+        return ", ".join(missed), "scatter of the runs"
+    shape = score.parts.loc["shape and dependence of staleness"]
+    if shape["error"] > 2 * shape["noise"] and shape["error"] > law / 2:
+        return ", ".join(missed), "dependence of staleness beyond its law"
+    return ", ".join(missed), "the run is off its own replay"
+
+
+def percent(value: float) -> float:
+    return round(100 * value, 1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="four cases, three repeats")
+    parser.add_argument("--repeats", type=int, help="runs of each case (default 6)")
+    parser.add_argument("--simulated", action="store_true", help="leave out the real runs")
+    parser.add_argument("--csv", type=Path, help="file to write the table to")
+    arguments = parser.parse_args()
+    repeats = arguments.repeats or (3 if arguments.quick else 6)
+    chosen = QUICK if arguments.quick else CASES
+    cases = [case for case in chosen if not (case.real and arguments.simulated)]
+    rows = []
+    with tempfile.TemporaryDirectory() as directory:
+        if any(case.real for case in cases):
+            from cluster.launch import run
+            from cluster.session import ray_session
+
+            with ray_session():
+                rows += [
+                    measure(case, repeats, Path(directory) / str(i), run)
+                    for i, case in enumerate(cases)
+                    if case.real
+                ]
+        rows += [
+            measure(case, repeats, Path(directory) / str(i), simulate)
+            for i, case in enumerate(cases)
+            if not case.real
+        ]
+    table = pd.DataFrame(rows)
+    if arguments.csv:
+        table.to_csv(arguments.csv, index=False)
+    print("| " + " | ".join(table.columns) + " |")
+    print("|" + "---|" * len(table.columns))
+    for row in table.itertuples(index=False):
+        print("| " + " | ".join(str(value) for value in row) + " |")
+    print(
+        f"\nCoverage of the 90 % band over all cases: {table['coverage %'].mean():.0f} %. "
+        f"Aims missed in {(table['missed'] != '').sum()} of {len(table)} cases, "
+        f"{repeats} runs each."
+    )
+
+
+if __name__ == "__main__":
+    main()
