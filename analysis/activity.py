@@ -8,12 +8,13 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from asgd.events import incidents
 from asgd.trace import SHARED, Run
 
 Array = npt.NDArray[np.float64]
 
 _PARTS = {"q05": 0.05, "q25": 0.25, "q50": 0.5, "q75": 0.75, "q95": 0.95}
-_ORDINARY = {"start", "finish", "checkpoint"}
+_EVENT_COLUMNS = ("seconds", "event", "worker", "update", "incident", "details")
 _OUTSIDE = {"event", "time", "worker", "update", "seconds"}
 
 
@@ -86,7 +87,10 @@ def _summary(trace: pd.DataFrame, group: pd.Series[int]) -> pd.DataFrame:
 
 
 def events_table(run: Run) -> pd.DataFrame:
-    """Return one row per event: `seconds` since the start, `event`, `worker`, `update`, `details`.
+    """Return one row per event.
+
+    Columns: `seconds` since the start, `event`, `worker`, `update`, `incident` (out of the
+    ordinary) and `details`.
 
     The server's clock starts with its first snapshot. An event that names an update happened when
     that was applied; any other is placed by the time of day, measured back from the end of the
@@ -95,7 +99,7 @@ def events_table(run: Run) -> pd.DataFrame:
     applied = run.trace["applied_seconds"].to_numpy(dtype=float)
     events = run.events
     start, last = _anchor(events, float(applied[-1]) if len(applied) else 0.0)
-    rows = []
+    rows, unusual = [], incidents(events)
     for event in events:
         update = event.get("update")
         if isinstance(event.get("seconds"), (int, float)):
@@ -111,15 +115,11 @@ def events_table(run: Run) -> pd.DataFrame:
                 "event": str(event.get("event", "")),
                 "worker": event.get("worker"),
                 "update": update,
+                "incident": event in unusual,
                 "details": ", ".join(f"{key} {_text(value)}" for key, value in details.items()),
             }
         )
-    return pd.DataFrame(rows, columns=["seconds", "event", "worker", "update", "details"])
-
-
-def incidents(events: pd.DataFrame) -> pd.DataFrame:
-    """Return the events that are no part of an undisturbed run."""
-    return events[~events["event"].isin(_ORDINARY)]
+    return pd.DataFrame(rows, columns=list(_EVENT_COLUMNS))
 
 
 def _anchor(events: list[dict[str, object]], last: float) -> tuple[float, float]:

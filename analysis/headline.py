@@ -18,6 +18,7 @@ Facts = list[tuple[str, str]]
 
 _SLIGHT = 0.03  # change of the predicted loss that calls for nothing
 _POOR = 0.15  # error above which a prediction should not be relied on
+_AMPLE = 2.0  # distance to the limit of stability, as a factor, that leaves room
 _COVERED = 0.7  # coverage of the 90 % band above which the error of one run is mostly scatter
 _UNEVEN = 2.0  # updates of the busiest worker over those of the idlest
 
@@ -99,6 +100,14 @@ def _stability(prediction: Prediction) -> str | None:
     return stability.get("sentence") if isinstance(stability, dict) else None
 
 
+def _room(prediction: Prediction) -> tuple[float, float]:
+    """Return the largest stable learning rate over the run's, and itself; inf where unknown."""
+    stability: Any = prediction.settings.get("stability") or {}
+    values = (stability.get(key) for key in ("factor", "largest_stable_learning_rate"))
+    room, limit = (np.inf if value is None else float(value) for value in values)
+    return room, limit
+
+
 def _what_to_try(
     fit: StalenessFit,
     prediction: Prediction,
@@ -107,6 +116,14 @@ def _what_to_try(
     events: pd.DataFrame,
 ) -> list[str]:
     advice = []
+    room, limit = _room(prediction)
+    if room < 1:
+        advice.append(f"Lower the learning rate below {limit:.3g}, or take fewer workers.")
+    elif room < _AMPLE:
+        advice.append(
+            f"The learning rate is within a factor of {room:.2g} of the limit: no larger one, and "
+            "more workers only with a smaller one."
+        )
     best = score.models[score.closest]
     cost = staleness_cost(prediction)
     if best.relative_error > _POOR and best.coverage >= _COVERED:
@@ -121,10 +138,8 @@ def _what_to_try(
             "knowing why; look at the drift of staleness and at the events."
         )
     elif cost is not None and abs(cost) < _SLIGHT:
-        advice.append(
-            f"Staleness changes the predicted loss by {_percent(abs(cost))}: more workers or a "
-            "larger learning rate can be afforded."
-        )
+        afford = "" if room < _AMPLE else ": more workers or a larger learning rate can be afforded"
+        advice.append(f"Staleness changes the predicted loss by {_percent(abs(cost))}{afford}.")
     elif cost is not None and cost > 0:
         advice.append(
             f"Staleness raises the predicted loss by {_percent(cost)} on average over the run: a "

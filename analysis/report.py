@@ -21,7 +21,7 @@ import pandas as pd
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 
 from analysis import figures, pictures
-from analysis.activity import events_table, incidents, timeline, workers_table
+from analysis.activity import events_table, timeline, workers_table
 from analysis.compare import Score, compare
 from analysis.comparison import compare_runs, comparison_headline, labels
 from analysis.experiment import fit_runs
@@ -145,7 +145,7 @@ def _section(study: Study, prefix: str) -> tuple[dict[str, Any], list[Picture]]:
     """Return what the template needs of one run, and its pictures."""
     run, fit, prediction, score = study.run, study.fit, study.prediction, study.score
     course, workers, events = timeline(run), workers_table(run), events_table(run)
-    unusual = incidents(events)
+    unusual = events[events["incident"].astype(bool)]
     overlay = pictures.overlay(prefix, study.runs, prediction)
     errors = pictures.errors(prefix, score.errors)
     staleness = pictures.staleness(prefix, run, fit, course, workers)
@@ -174,7 +174,7 @@ def _section(study: Study, prefix: str) -> tuple[dict[str, Any], list[Picture]]:
         ),
         "activity": activity,
         "workers": _workers(workers),
-        "events": _table("events", events.head(_LONGEST_TABLE)),
+        "events": _table("events", events.drop(columns="incident").head(_LONGEST_TABLE)),
         "events_note": (
             f"The first {_LONGEST_TABLE} of {len(events)}." if len(events) > _LONGEST_TABLE else ""
         ),

@@ -129,7 +129,9 @@ def run(
 @out_option
 @quiet_option
 def simulate(config: Path, overrides: Sequence[str], out: Path | None, quiet: bool) -> None:
-    """Run CONFIG (TOML) in virtual time, reproducibly, in one process.
+    """Run CONFIG (TOML) in virtual time.
+
+    One process, reproducible to the last bit, no Ray.
 
     \b
     asgd simulate scripts/configs/digits.toml --out runs/sim
@@ -151,7 +153,7 @@ def simulate(config: Path, overrides: Sequence[str], out: Path | None, quiet: bo
 @click.argument("directory", type=_PATH, default="runs")
 @json_option
 def runs(directory: Path, as_json: bool) -> None:
-    """List the runs in DIRECTORY with their state and headline numbers.
+    """List the runs in DIRECTORY and how they stand.
 
     \b
     asgd runs                          what is under runs/
@@ -207,7 +209,8 @@ def status(run: Path, as_json: bool) -> None:
     }
     rows = [
         ("run", f"{found['run']}, {found['problem']}, {found['state']}"),
-        ("updates", f"{found['updates']} of {found['of']}, {number['updates_per_second']}/s"),
+        ("updates", f"{found['updates']} of {found['of']}"),
+        ("updates/s", number["updates_per_second"]),
         (
             "staleness",
             f"{number['mean_staleness']} mean, {number['recent_staleness']} over the last tenth",
@@ -224,7 +227,7 @@ def status(run: Path, as_json: bool) -> None:
 @runs_argument
 @json_option
 def profile(runs: Sequence[Path], as_json: bool) -> None:
-    """Fit staleness laws to RUNS and say whether the geometric law holds.
+    """Fit staleness laws to RUNS and say which one holds.
 
     With --json: one object per run and line.
 
@@ -250,7 +253,7 @@ def profile(runs: Sequence[Path], as_json: bool) -> None:
 @json_option
 @quiet_option
 def predict(run: Path, paths: int, as_json: bool, quiet: bool) -> None:
-    """Predict the loss curve of RUN, or of its repeats, and score the prediction.
+    """Predict the loss curve of RUN and score it.
 
     \b
     asgd predict runs/digits --paths 200
@@ -274,7 +277,9 @@ def predict(run: Path, paths: int, as_json: bool, quiet: bool) -> None:
 def report(
     runs: Sequence[Path], output: Path | None, figures: Path | None, paths: int, quiet: bool
 ) -> None:
-    """Write one self-contained HTML report on RUNS, compared where they are several.
+    """Write one HTML report on RUNS.
+
+    A self-contained file; several runs are compared.
 
     Predicts first where no prediction is stored.
 
@@ -290,7 +295,7 @@ def report(
 @paths_option
 @quiet_option
 def demo(out: Path | None, paths: int, quiet: bool) -> None:
-    """Train on real workers, fit, predict and report, all on built-in settings.
+    """Train, fit, predict and report on built-in settings.
 
     Softmax regression on the digits data with four workers.
 
@@ -310,7 +315,7 @@ def demo(out: Path | None, paths: int, quiet: bool) -> None:
 @cli.command()
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
-    """Print what makes SHELL complete commands and options.
+    """Print a script for completion in SHELL.
 
     \b
     eval "$(asgd completion bash)"     for this session, or in ~/.bashrc

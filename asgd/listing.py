@@ -7,10 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from asgd.errors import AsgdError, InputError
-from asgd.live import event_in_words
+from asgd.events import in_words, incidents
 from asgd.trace import Run, read_run
-
-_ENDS = {"start", "finish"}
 
 
 def find_runs(directory: str | Path) -> list[Path]:
@@ -56,7 +54,8 @@ def status(run: Run) -> dict[str, Any]:
     """Return `summary` and more of one run: recent staleness, workers, events.
 
     Keys beside those of `summary`: `recent_staleness` (the last tenth of the updates),
-    `seconds`, `by_worker` (updates of each worker), `losses` and `events` (in words).
+    `seconds`, `by_worker` (updates of each worker), `losses`, and `events` out of
+    the ordinary, in words.
     """
     trace = run.trace
     last = trace.iloc[-max(1, len(trace) // 10) :]
@@ -68,7 +67,7 @@ def status(run: Run) -> dict[str, Any]:
             str(worker): int(count) for worker, count in trace.groupby("worker").size().items()
         },
         "losses": run.loss["loss"].tolist(),
-        "events": [event_in_words(e) for e in run.events if e.get("event") not in _ENDS],
+        "events": [in_words(event) for event in incidents(run.events)],
     }
 
 

@@ -8,9 +8,11 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from asgd.events import in_words, incidents
 from asgd.progress import Progress
 
 if TYPE_CHECKING:
@@ -20,7 +22,6 @@ _LINE_SECONDS = 10.0  # between two lines where nobody watches
 _RECENT_SECONDS = 5.0  # what counts as recent staleness
 _BARS = " ▁▂▃▄▅▆▇█"
 _WIDTH = 40  # losses in the sparkline
-_ORDINARY = {"start", "finish"}
 
 
 class LiveRun:
@@ -164,22 +165,11 @@ def recent_events(path: Path | None, count: int = 3) -> list[str]:
     """Return the latest events of a run that are out of the ordinary, in words."""
     if path is None or not (path / "events.jsonl").is_file():
         return []
-    texts = []
+    events = []
     for line in (path / "events.jsonl").read_text(encoding="utf-8").splitlines():
-        try:
-            event = json.loads(line)
-        except ValueError:  # a line that is being written
-            continue
-        if event.get("event") not in _ORDINARY:
-            texts.append(event_in_words(event))
-    return texts[-count:]
-
-
-def event_in_words(event: dict[str, object]) -> str:
-    """Return an event as a line of text."""
-    known = {key: value for key, value in event.items() if key not in ("event", "time")}
-    details = ", ".join(f"{key} {value}" for key, value in known.items())
-    return f"{str(event.get('event')).replace('_', ' ')}{': ' if details else ''}{details}"
+        with suppress(ValueError):  # a line that is being written
+            events.append(json.loads(line))
+    return [in_words(event) for event in incidents(events)][-count:]
 
 
 def _left(progress: Progress) -> str:

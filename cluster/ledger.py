@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -92,8 +93,8 @@ class Ledger:
         self.evaluation_bytes += parameters.nbytes
 
     def event(self, kind: str, **fields: Any) -> None:
-        """Keep an event; `fields` are JSON values."""
-        self._events.append({"event": kind, **fields})
+        """Keep an event with the time of day; `fields` are JSON values."""
+        self._events.append({"event": kind, "time": time.time(), **fields})
 
     def drain(self) -> Record:
         """Return everything collected since the last call."""

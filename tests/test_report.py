@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
@@ -13,8 +14,12 @@ import numpy as np
 import pytest
 from reports import HOSTILE, Reports, simulated_run
 
-from analysis.activity import events_table, incidents, timeline, workers_table
+from analysis.activity import events_table, timeline, workers_table
+from analysis.compare import compare
 from analysis.comparison import common_target, labels
+from analysis.fit import fit_run
+from analysis.headline import headline
+from analysis.predict import read_prediction
 from analysis.report import write_report
 from asgd.errors import InputError
 from asgd.trace import RunWriter, read_run
@@ -94,6 +99,31 @@ def test_what_comes_from_a_run_stays_text(reports: Reports) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("factor", "said", "unsaid"),
+    [
+        (0.5, "Lower the learning rate below 0.025", "afforded"),
+        (1.4, "no larger one", "afforded"),
+        (9.0, "", "no larger one"),
+        (None, "", "no larger one"),
+    ],
+)
+def test_advice_minds_the_limit_of_stability(
+    reports: Reports, factor: float | None, said: str, unsaid: str
+) -> None:
+    run = reports.runs[1]
+    stored = read_prediction(run.path)
+    limit = None if factor is None else 0.05 * factor
+    stability = {"sentence": "", "factor": factor, "largest_stable_learning_rate": limit}
+    prediction = replace(stored, settings={**stored.settings, "stability": stability})
+    score = compare(run, prediction)
+    events = events_table(run).iloc[:0]
+    facts = headline([run], fit_run(run), prediction, score, workers_table(run), events)
+    advice = dict(facts)["What to try"]
+    assert said in advice
+    assert unsaid not in advice
+
+
 def test_events_are_reported(reports: Reports) -> None:
     text = reports.text("hostile")
     assert "Look at the events: worker lost (1)" in text
@@ -143,12 +173,13 @@ def test_activity_adds_up(reports: Reports) -> None:
 
 def test_events_are_placed_by_their_update(tmp_path: Path) -> None:
     run = simulated_run(tmp_path / "run")
-    RunWriter(run.path).event("worker_lost", worker=2, update=100, reason="gone")
+    writer = RunWriter(run.path)
+    writer.event("worker_lost", worker=2, update=100, reason="gone")
     table = events_table(read_run(run.path))
     assert table["event"].tolist() == ["start", "finish", "worker_lost"]
     assert table["seconds"].iloc[2] == run.trace["applied_seconds"].iloc[100]
     assert table["details"].iloc[2] == "reason gone"
-    assert incidents(table)["event"].tolist() == ["worker_lost"]
+    assert table["incident"].tolist() == [False, False, True]
 
 
 def test_common_target_is_reached_by_all(reports: Reports) -> None:

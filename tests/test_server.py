@@ -147,6 +147,7 @@ def test_unusable_gradient_is_refused_and_counted(value: Any, reason: str) -> No
     assert crowd.server.status(crowd.now).rejected == 1
     assert crowd.at_hand[0].sequence == 1  # another batch next time, not the same one for ever
     (event,) = crowd.server.drain().events
+    assert event.pop("time") > 0
     assert event == {
         "event": "gradient_rejected",
         "worker": 0,
