@@ -69,9 +69,9 @@ def _boundary_locus(weights: Array) -> float:
     angle = np.linspace(0.0, np.pi, points // 2 + 1)
     read = np.fft.rfft(weights, points)
     locus = (1.0 - np.exp(1j * angle)) * np.conj(read)
+    locus[-1] = locus[-1].real  # z = -1 lies on the real axis, whatever rounding says
     crossing = np.flatnonzero(locus.imag[:-1] * locus.imag[1:] < 0)
     crossing = crossing[(locus.real[crossing] > 0) | (locus.real[crossing + 1] > 0)]
-    # z = -1 always lies on the real axis
     found = [step(np.pi)]
     estimate = np.abs(locus[crossing]) / np.abs(read[crossing]) ** 2
     for i in crossing[estimate < 1.1 * min(estimate, default=0.0)]:

@@ -120,3 +120,13 @@ def test_server_limit_separates_bounded_from_growing_variance(workers):
 def test_unusable_input_is_named(call, message):
     with pytest.raises(InputError, match=message):
         call()
+
+
+@pytest.mark.parametrize("seed", [107, 148, 176])
+def test_a_measured_law_close_to_geometric_has_a_limit(seed: int) -> None:
+    # rounding put a crossing next to z = -1 for these samples
+    rng = np.random.default_rng(seed)
+    workers = int(rng.integers(2, 17))
+    staleness = rng.geometric(1 / workers, size=int(rng.integers(200, 8000))) - 1
+    limit = max_stable_learning_rate(Empirical.from_sample(staleness), 1.0)
+    assert 0.5 < limit / (2 * (2 * workers - 1)) < 2.0
