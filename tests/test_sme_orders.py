@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 from analysis.langevin import SmeLangevin, SmeMsgd
+from analysis.paper.theorem3 import _Equation
 from analysis.sme import SmeAsgd
 from analysis.sme_sgd import GaussianSgd, SmeSgd
 from asgd.problems.base import Problem
+from asgd.problems.scalar import DoubleWell, Quadratic
 from asgd.streams import stream
 
 MU, PATHS = 0.6, 20_000
@@ -143,3 +145,32 @@ def test_order_of_the_native_scheme_of_sgd():
         equation = run(sme_sgd(substeps), updates, eta, PATHS, Increments(1))
         errors.append(abs(np.mean(native - equation)))
     assert abs(order(errors, steps) - GaussianSgd.weak_order) < 0.3
+
+
+class Given(np.random.Generator):
+    """Hands out the rows of an array in place of random numbers."""
+
+    def __init__(self, rows):
+        super().__init__(np.random.SFC64(0))
+        self.rows = iter(rows)
+
+    def standard_normal(self, size=None, dtype=np.float64, out=None):
+        out[...] = next(self.rows)[:, None]
+        return out
+
+
+@pytest.mark.parametrize("substeps", [1, 4])
+@pytest.mark.parametrize("problem", [Quadratic(), DoubleWell()])
+def test_equation_of_theorem3_is_the_integrator(problem, substeps):
+    """The same increments give the same paths."""
+    eta, updates, paths = 0.05, 40, 30
+    z = stream(6, "given").standard_normal((updates * substeps, paths))
+    ones, start = np.ones(updates), np.full((paths, 1), problem.initial)
+    block = SmeAsgd(problem, eta * ones, MU, ones, "matrix", substeps, True, start, Given(z))
+    equation = _Equation(problem, eta / substeps, 1 - (1 - MU) / substeps, paths)
+    for k in range(updates):
+        block.step(k)
+        for row in z[k * substeps : (k + 1) * substeps]:
+            equation.advance(row * np.sqrt(substeps))
+        np.testing.assert_allclose(block.position()[:, 0], equation.x, rtol=1e-9, atol=1e-10)
+    assert equation.x.std() > 0.05

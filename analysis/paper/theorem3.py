@@ -3,7 +3,8 @@
 The discrete algorithm and a fine solution of (S1)-(S3) are driven by the same noise: the SME's
 Brownian increments over an update sum to the noise z_k of that update. Four choices of z_k:
 Gaussian, as the theorem has it; the standardised noise of the algorithm with its own random lags
-and samples; and two-point noise sign(B_{k+1} - B_k), samples coupled to a Brownian motion no
+and samples, to which the increments of X are shifted, so that X is then driven by increments that
+are not Gaussian; two-point noise sign(B_{k+1} - B_k), samples coupled to a Brownian motion no
 closer than sign by sign; and no noise at all, which leaves the error of the drift.
 """
 
@@ -119,7 +120,11 @@ def _squared_errors(
 
 
 class _Equation:
-    """(S5) on a scalar problem, driven by given noise; with eta/m and r it is a sub-step of it."""
+    """(S5) on a scalar problem, driven by given noise; with eta/m and r it is a sub-step of it.
+
+    The numbers of `SmeAsgd`, path by path, in a form that can also be asked which noise would apply
+    a given gradient.
+    """
 
     def __init__(
         self, problem: ScalarProblem, learning_rate: float, retention: float, paths: int
