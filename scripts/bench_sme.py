@@ -1,8 +1,9 @@
 """Speed of the SME simulators: python scripts/bench_sme.py [--updates N] [--repeats R].
 
 One scalar SDE, f = x^2, 20 000 paths x 2 000 steps, statistics only, everything in one run. Peers
-are timed where they can be imported (diffrax, sdeint); then one line for the prediction of a
-digits run, as a share of the machine's matrix-product rate, and one for the closed forms.
+are timed where they can be imported: diffrax, jax and sdeint by `pip install -e .[bench]`, torchsde
+if it is there. Then one line for the closed forms, and one for the prediction of a digits run, as
+a share of the machine's matrix-product rate.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import numpy as np
 
 from analysis.ensemble import block_sizes
 from analysis.moments import asgd_moments
+from analysis.noise import standard_increments
 from analysis.sme import sme_asgd
 from analysis.sme_law import sme_law
 from asgd.problems.linear import digits
@@ -55,7 +57,7 @@ def bare_normals(dtype: np.dtype) -> None:
     def draw(block: int) -> None:
         rng, out = stream(0, f"normals/{block}"), np.empty(sizes[block], dtype)
         for _ in range(STEPS):
-            rng.standard_normal(out=out, dtype=dtype.type)
+            standard_increments(out, rng, two_point=False)
 
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         list(pool.map(draw, range(len(sizes))))
@@ -132,14 +134,41 @@ def jax_scan(dtype: np.dtype) -> Callable[[], object]:
     return lambda: solve(jax.random.PRNGKey(0)).block_until_ready()
 
 
-def sdeint_rate() -> float:
-    """Return path-steps per second of sdeint's Euler, one path."""
+def sdeint_euler() -> None:
+    """Solve one path with sdeint's Euler, in float64: it has no batches."""
     import sdeint
 
     times = np.arange(STEPS + 1) * ETA
-    start = time.perf_counter()
     sdeint.itoEuler(lambda y, t: -2 * y, lambda y, t: 2 * ETA**0.5, 1.0, times)
-    return STEPS / (time.perf_counter() - start)
+
+
+def torchsde_euler(dtype: np.dtype) -> Callable[[], object]:
+    """Return torchsde's Euler on the same batch, moments from the paths it keeps."""
+    import torch
+    import torchsde
+
+    class Equation(torch.nn.Module):
+        noise_type, sde_type = "diagonal", "ito"
+
+        def f(self, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            return -2 * y
+
+        def g(self, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            return torch.full_like(y, 2 * ETA**0.5)
+
+    precision = getattr(torch, dtype.name)
+    start = torch.ones((PATHS, 1), dtype=precision)
+    times = torch.arange(STEPS + 1, dtype=precision) * ETA
+
+    def solve() -> object:
+        with torch.no_grad():
+            y = torchsde.sdeint(Equation(), start, times, dt=ETA, method="euler")
+            return y.mean(dim=1), (y * y).mean(dim=1)
+
+    return solve
+
+
+GAUSSIAN, TWO_POINT = "SME-ASGD, Gaussian", "SME-ASGD, two-point"
 
 
 def scalar_table(repeats: int) -> None:
@@ -147,29 +176,46 @@ def scalar_table(repeats: int) -> None:
         f"scalar SDE, {PATHS} paths x {STEPS} steps, best of {repeats}, in million path-steps "
         "per second and per processor-second (which a busy machine disturbs less)"
     )
-    work = PATHS * STEPS / 1e6
     for dtype in (np.dtype(np.float64), np.dtype(np.float32)):
         rows: dict[str, Callable[[], object]] = {
-            "bare normals of NumPy": lambda dtype=dtype: bare_normals(dtype),
-            "SME-ASGD, Gaussian, every update": lambda dtype=dtype: ours(dtype, "matrix", 1),
-            "SME-ASGD, Gaussian, every 20th": lambda dtype=dtype: ours(dtype, "matrix", 20),
-            "SME-ASGD, two-point, every update": lambda dtype=dtype: ours(dtype, "two_point", 1),
-            "SME-ASGD, two-point, every 20th": lambda dtype=dtype: ours(dtype, "two_point", 20),
+            "bare normals": lambda dtype=dtype: bare_normals(dtype),
+            f"{GAUSSIAN}, every update": lambda dtype=dtype: ours(dtype, "matrix", 1),
+            f"{GAUSSIAN}, every 20th": lambda dtype=dtype: ours(dtype, "matrix", 20),
+            f"{TWO_POINT}, every update": lambda dtype=dtype: ours(dtype, "two_point", 1),
+            f"{TWO_POINT}, every 20th": lambda dtype=dtype: ours(dtype, "two_point", 20),
         }
         if find_spec("diffrax"):
-            rows["diffrax Euler, every update"] = diffrax_euler(dtype)
+            rows["diffrax"] = diffrax_euler(dtype)
         if find_spec("jax"):
-            rows["jax scan, every update"] = jax_scan(dtype)
-        seconds = {name: best_seconds(run, repeats) for name, run in rows.items()}
-        normals = seconds["bare normals of NumPy"]
-        print(f"{dtype.name:38s} {'per s':>8s} {'ratio':>6s} {'per cpu-s':>10s} {'ratio':>6s}")
-        for name, (wall, processor) in seconds.items():
-            print(
-                f"  {name:36s} {work / wall:8.1f} {normals.wall / wall:6.2f} "
-                f"{work / processor:10.1f} {normals.processor / processor:6.2f}"
-            )
-    if find_spec("sdeint"):
-        print(f"sdeint Euler, one path, float64        {sdeint_rate() / 1e6:8.3f}")
+            rows["jax scan"] = jax_scan(dtype)
+        if find_spec("torchsde"):
+            rows["torchsde"] = torchsde_euler(dtype)
+        work = dict.fromkeys(rows, PATHS * STEPS / 1e6)
+        if find_spec("sdeint"):
+            rows["sdeint"], work["sdeint"] = sdeint_euler, STEPS / 1e6
+        rates = {}
+        for name, run in rows.items():
+            wall, processor = best_seconds(run, repeats)
+            rates[name] = Seconds(work[name] / wall, work[name] / processor)
+        print_rates(dtype, rates)
+
+
+def print_rates(dtype: np.dtype, rates: dict[str, Seconds]) -> None:
+    """Print the rates and the ratios between ours and the others; sdeint's is that of float64."""
+    print(f"{dtype.name:38s} {'per s':>9s} {'per cpu-s':>10s}")
+    for name, (wall, processor) in rates.items():
+        print(f"  {name:36s} {wall:9.3f} {processor:10.3f}")
+    for every in ("every update", "every 20th"):
+        ours = rates[f"{GAUSSIAN}, {every}"]
+        pairs = [
+            (f"ours / {peer}", ours, rates[peer])
+            for peer in ("bare normals", "diffrax", "jax scan", "torchsde", "sdeint")
+            if peer in rates
+        ]
+        pairs.append(("two-point / Gaussian", rates[f"{TWO_POINT}, {every}"], ours))
+        for label, one, other in pairs:
+            label = f"{label}, {every}"
+            print(f"  {label:36s} {one[0] / other[0]:9.2f} {one[1] / other[1]:10.2f}")
 
 
 def matmul_rate(dtype: type) -> float:
