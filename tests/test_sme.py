@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from scipy.integrate import solve_ivp
 
 from analysis.langevin import SmeLangevin, sme_langevin, sme_msgd
 from analysis.moments import asgd_moments
@@ -159,6 +160,39 @@ def test_explicit_sigma_is_the_closed_one(problem, substeps):
     )
     assert matrix.std() > 0.01
     np.testing.assert_allclose(explicit, matrix, rtol=1e-9, atol=1e-10)
+
+
+def test_sub_steps_approach_the_solution_of_the_moment_equations():
+    """(B1) with h = E_l f'^2 besides, which the noise of the random lag needs.
+
+    D = eta^{3/2} (1-mu)^{-1/2} (s^2 + h - (1-mu)/eta E Y^2) and dh = kappa (a^2 E X^2 - h) dt.
+    """
+    eta, mu, updates, a, s2 = 0.2, 0.5, 7, 2.0, 4.0
+    kappa, dt = np.sqrt((1 - mu) / eta), np.sqrt(eta * (1 - mu))
+
+    def flow(_, state):
+        xx, xy, yy, h = state
+        noise = eta**1.5 / np.sqrt(1 - mu) * (s2 + h - kappa**2 * yy)
+        return [
+            2 * xy + noise,
+            yy - a * xx - kappa * xy,
+            -2 * a * xy - 2 * kappa * yy,
+            kappa * (a * a * xx - h),
+        ]
+
+    y = -a / kappa
+    state = [1.0, y, y * y, a * a]
+    exact = solve_ivp(flow, (0, updates * dt), state, rtol=1e-10, atol=1e-12).y[0, -1]
+    runs = [
+        final(sme_asgd, Quadratic(), eta, mu, updates=updates, paths=60_000, seed=m, substeps=m)
+        for m in (8, 16)
+    ]
+    coarse, fine = ((x * x).mean() for x in runs)
+    coarse_error, fine_error = ((x * x).std() / np.sqrt(len(x)) for x in runs)
+    error = np.hypot(2 * fine_error, coarse_error)
+    native = asgd_moments(Quadratic(), eta, mu, updates).second_moment[-1, 0, 0]
+    assert abs(native - exact) > 8 * error  # so the test tells the two apart
+    assert abs(2 * fine - coarse - exact) < 4 * error
 
 
 @pytest.mark.parametrize("mu", [0.75, 0.9])
