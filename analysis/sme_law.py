@@ -35,7 +35,8 @@ class SmeLaw:
     """A block of paths of (G1): the last L gradients under the weights of the law.
 
     x' = x - eta g + eta Sigma^{1/2} z with g = sum_l w_l grad f(x_{k-l}); Sigma with matrices up
-    to d = 4 and from signed sums of snapshots beyond.
+    to d = 4 and from signed sums of snapshots beyond. A recursion, one step per update: it is the
+    model itself and approximates no equation, so it has no order.
     """
 
     def __init__(

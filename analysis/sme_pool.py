@@ -21,7 +21,7 @@ class Pool:
     x' in its place with age 0; `Turns` says which. Constant equal hazards are the geometric law
     with mu = 1 - 1/P: then this is the memoryless server with Gaussian sampling noise, exactly. At
     the start all workers hold x_0. Points are kept, not gradients, so every use has noise of its
-    own.
+    own. A recursion, one step per update, without an order.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class PoolMoments:
         x' = x - eta (g + e + xi),   g' = mu g + (1-mu) (grad f(x') - e),
         h' = mu h + (1-mu) grad f(x') grad f(x')^T,   e ~ N(0, h - g g^T),   xi ~ N(0, S_w / b)
 
-    A Gaussian e can push h - g g^T below zero on single paths, where it is taken as zero: E x^2
+    A recursion, one step per update, without an order. A Gaussian e can push h - g g^T below zero on single paths, where it is taken as zero: E x^2
     then comes out up to 1 % too large, which `Pool` and the recursion of the moments do not.
     """
 
