@@ -63,8 +63,9 @@ class PoolMoments:
         x' = x - eta (g + e + xi),   g' = mu g + (1-mu) (grad f(x') - e),
         h' = mu h + (1-mu) grad f(x') grad f(x')^T,   e ~ N(0, h - g g^T),   xi ~ N(0, S_w / b)
 
-    A recursion, one step per update, without an order. A Gaussian e can push h - g g^T below zero on single paths, where it is taken as zero: E x^2
-    then comes out up to 1 % too large, which `Pool` and the recursion of the moments do not.
+    A recursion, one step per update, without an order. A Gaussian e can push h - g g^T below zero
+    on single paths, where it is taken as zero: E x^2 then comes out up to 1 % too large, which
+    `Pool` and the recursion of the moments do not.
     """
 
     def __init__(
