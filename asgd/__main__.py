@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 # Four workers near the edge of stability, where the law of the staleness shows in the loss.
 DEMO = {
     "optimizer": {"learning_rate": 0.8, "batch_size": 64},
-    "cluster": {"workers": 4},
+    "cluster": {"workers": 4, "compute_time": {"law": "gamma", "mean": 0.01, "variation": 0.2}},
     "run": {"updates": 600, "eval_every": 4},
 }
 
@@ -48,6 +48,9 @@ paths_option = click.option(
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 quiet_option = click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
+lines_option = click.option(
+    "--lines", is_flag=True, help="Without a terminal, say how it stands every 10 s."
+)
 
 
 class _Commands(click.Group):
@@ -108,8 +111,14 @@ def init(config: Path) -> None:
 @out_option
 @click.option("--address", help="Address of a running Ray cluster.  [default: start one here]")
 @quiet_option
+@lines_option
 def run(
-    config: Path, overrides: Sequence[str], out: Path | None, address: str | None, quiet: bool
+    config: Path,
+    overrides: Sequence[str],
+    out: Path | None,
+    address: str | None,
+    quiet: bool,
+    lines: bool,
 ) -> None:
     """Train on real worker processes as CONFIG (TOML) says.
 
@@ -120,7 +129,7 @@ def run(
     from asgd.config import load_config
 
     settings = load_config(config, overrides)
-    click.echo(_train(settings, out or _default_out(config), address, quiet))
+    click.echo(_train(settings, out or _default_out(config), address, quiet, lines))
 
 
 @cli.command()
@@ -128,7 +137,10 @@ def run(
 @set_option
 @out_option
 @quiet_option
-def simulate(config: Path, overrides: Sequence[str], out: Path | None, quiet: bool) -> None:
+@lines_option
+def simulate(
+    config: Path, overrides: Sequence[str], out: Path | None, quiet: bool, lines: bool
+) -> None:
     """Run CONFIG (TOML) in virtual time.
 
     One process, reproducible to the last bit, no Ray.
@@ -143,7 +155,7 @@ def simulate(config: Path, overrides: Sequence[str], out: Path | None, quiet: bo
     from asgd.simulate import simulate as simulate_run
 
     def one(settings: RunConfig, out: Path) -> None:
-        with LiveRun("simulate", quiet=quiet) as live:
+        with LiveRun("simulate", quiet=quiet, lines=lines) as live:
             simulate_run(settings, out, live)
 
     click.echo(run_repeats(load_config(config, overrides), out or _default_out(config), one))
@@ -305,7 +317,7 @@ def demo(out: Path | None, paths: int, quiet: bool) -> None:
     from asgd.config import make_config
     from asgd.experiment import read_runs
 
-    path = _train(make_config(DEMO), out or _default_out(Path("demo")), None, quiet)
+    path = _train(make_config(DEMO), out or _default_out(Path("demo")), None, quiet, False)
     click.echo(f"run      {path}")
     page = _report([path], None, None, paths, quiet)
     click.echo(f"{_fit(path, read_runs(path))}\n")
@@ -328,14 +340,14 @@ def completion(shell: str) -> None:
     click.echo(kind(cli, {}, "asgd", "_ASGD_COMPLETE").source())
 
 
-def _train(config: RunConfig, out: Path, address: str | None, quiet: bool) -> Path:
+def _train(config: RunConfig, out: Path, address: str | None, quiet: bool, lines: bool) -> Path:
     from asgd.experiment import run_repeats
     from asgd.live import LiveRun
     from cluster.launch import run as run_cluster
     from cluster.session import ray_session
 
     def one(config: RunConfig, out: Path) -> None:
-        with LiveRun("train", out, quiet=quiet) as live:
+        with LiveRun("train", out, quiet=quiet, lines=lines) as live:
             run_cluster(config, out, address, live)
 
     # Repeats share one Ray.

@@ -1,4 +1,4 @@
-"""A run while it runs: a live view on a terminal, a line now and then elsewhere, or nothing."""
+"""A run while it runs: a live view on a terminal; elsewhere nothing, or lines if asked for."""
 
 from __future__ import annotations
 
@@ -35,6 +35,8 @@ class LiveRun:
         The run directory, whose events are shown; None shows none.
     quiet
         Show nothing.
+    lines
+        Where there is no terminal, print a line every 10 s.
     console
         Where to show it; standard error by default.
     clock
@@ -47,6 +49,7 @@ class LiveRun:
         path: Path | None = None,
         *,
         quiet: bool = False,
+        lines: bool = False,
         console: Console | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -58,7 +61,7 @@ class LiveRun:
         self._clock = clock
         self._console = console or Console(file=sys.stderr)
         terminal = self._console.is_terminal and not quiet
-        self._quiet = quiet
+        self._quiet, self._lines = quiet, lines
         self._live = Live(console=self._console, transient=True, refresh_per_second=4)
         self._terminal = terminal
         self._started = self._said = clock()
@@ -82,7 +85,7 @@ class LiveRun:
         self._remember(progress, now)
         if self._terminal:
             self._live.update(self._view(progress, now))
-        elif now - self._said >= _LINE_SECONDS:
+        elif self._lines and now - self._said >= _LINE_SECONDS:
             self._said = now
             self._console.print(self.line(progress), highlight=False, soft_wrap=True)
 

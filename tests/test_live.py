@@ -30,18 +30,25 @@ def states() -> list[Progress]:
     return early + late
 
 
-def watched(terminal: bool, quiet: bool, path: Path | None = None) -> str:
+def watched(
+    terminal: bool, quiet: bool = False, lines: bool = False, path: Path | None = None
+) -> str:
     clock, text = Clock(), io.StringIO()
     console = Console(file=text, force_terminal=terminal, width=120)
-    with LiveRun("train", path, quiet=quiet, console=console, clock=clock) as live:
+    options = {"quiet": quiet, "lines": lines}
+    with LiveRun("train", path, **options, console=console, clock=clock) as live:
         for state in states():
             clock.now += 1.5
             live(state)
     return text.getvalue()
 
 
-def test_a_pipe_gets_a_line_every_ten_seconds() -> None:
-    lines = watched(terminal=False, quiet=False).splitlines()
+def test_a_pipe_gets_nothing() -> None:
+    assert watched(terminal=False) == ""
+
+
+def test_a_pipe_gets_a_line_every_ten_seconds_if_asked_for() -> None:
+    lines = watched(terminal=False, lines=True).splitlines()
     assert len(lines) == 3
     assert lines[0] == (
         "train 30/100, 2 updates/s, staleness 3.00, loss 0.03226, 4 workers, 0:28 left"
@@ -49,7 +56,9 @@ def test_a_pipe_gets_a_line_every_ten_seconds() -> None:
 
 
 def test_quiet_shows_nothing() -> None:
-    assert watched(terminal=True, quiet=True) == watched(terminal=False, quiet=True) == ""
+    assert (
+        watched(terminal=True, quiet=True) == watched(terminal=False, quiet=True, lines=True) == ""
+    )
 
 
 def test_a_terminal_gets_a_view(tmp_path: Path) -> None:
