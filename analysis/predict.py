@@ -236,7 +236,9 @@ def read_prediction(directory: Path) -> Prediction:
     try:
         curves = pd.read_parquet(directory / "prediction.parquet")
         settings = json.loads((directory / "prediction.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        if set(curves["model"]) != set(settings["models"]):
+            raise ValueError("its two files are not of one prediction")
+    except (OSError, ValueError, LookupError, TypeError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(
             f"{directory}: no readable prediction ({reason}); `asgd predict`"

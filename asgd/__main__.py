@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -175,7 +176,7 @@ def runs(directory: Path, as_json: bool) -> None:
 
     rows = list_runs(directory)
     if as_json:
-        click.echo(json.dumps({"runs": rows}))
+        _print_json({"runs": rows})
         return
     if not rows:
         click.echo(f"{directory}: no run yet; `asgd run` makes one")
@@ -212,7 +213,7 @@ def status(run: Path, as_json: bool) -> None:
 
     found = status_of(read_run(run))
     if as_json:
-        click.echo(json.dumps(found))
+        _print_json(found)
         return
     number = {
         name: "none yet" if value is None else f"{value:.4g}"
@@ -254,7 +255,7 @@ def profile(runs: Sequence[Path], as_json: bool) -> None:
         fit = fit_runs(read_runs(path))
         fit.save(path)
         if as_json:
-            click.echo(json.dumps(fit.to_dict()))
+            _print_json(fit.to_dict())
         else:
             click.echo(f"{path}\n{fit}\n")
 
@@ -275,7 +276,7 @@ def predict(run: Path, paths: int, as_json: bool, quiet: bool) -> None:
     prediction, score = _predict(run, read_runs(run), paths, quiet)
     if as_json:
         scores = {name: asdict(model) for name, model in score.models.items()}
-        click.echo(json.dumps({**prediction.settings, "scores": scores}))
+        _print_json({**prediction.settings, "scores": scores})
     else:
         click.echo(f"{score}\n\n{prediction.settings['stability']['sentence']}")
 
@@ -447,6 +448,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _fail(str(error), 1)
     except AsgdError as error:
         _fail(str(error), 2)
+    except OSError as error:
+        _fail(f"{error.filename or 'file'}: {error.strerror or error}", 2)
+
+
+def _print_json(data: Any) -> None:
+    """Print one JSON object; what is not a finite number is null."""
+    click.echo(json.dumps(_finite(data), allow_nan=False))
+
+
+def _finite(data: Any) -> Any:
+    if isinstance(data, dict):
+        return {key: _finite(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_finite(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
 def _fail(message: str, status: int) -> None:

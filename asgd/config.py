@@ -194,7 +194,7 @@ class RunSettings(_Table, frozen=True):
     and stores them together.
     """
 
-    updates: Count = 5000
+    updates: Annotated[int, msgspec.Meta(ge=1, le=10**9)] = 5000
     seed: Annotated[int, msgspec.Meta(ge=0)] = 0
     eval_every: Count = 25
     max_bad_gradients: Annotated[int, msgspec.Meta(ge=0)] = 10

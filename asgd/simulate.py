@@ -84,6 +84,11 @@ def simulate(
         record.flush()
         writer.event("failed", reason=str(error))
         raise
+    except Exception as error:  # the user's own problem may raise anything
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        record.flush()
+        writer.event("failed", reason=reason)
+        raise RunFailedError(f"update {descent.applied}: {reason}") from error
     record.flush()
     writer.event("finish")
     return writer.path

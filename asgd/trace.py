@@ -160,7 +160,11 @@ class Run:
     @cached_property
     def trace(self) -> pd.DataFrame:
         """One row per applied update, columns `TRACE_COLUMNS`."""
-        return self._parts("trace", TRACE_COLUMNS)
+        trace = self._parts("trace", TRACE_COLUMNS)
+        wrong = np.flatnonzero(trace["update"].to_numpy() != np.arange(len(trace)))
+        if len(wrong):
+            raise InputError(f"{self.path}/trace: update {wrong[0]} is missing; a part was lost")
+        return trace
 
     @cached_property
     def members(self) -> pd.DataFrame:
@@ -180,21 +184,28 @@ class Run:
     def events(self) -> list[dict[str, Any]]:
         """The events in order; a torn last line is left out."""
         path = self.path / "events.jsonl"
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        lines = path.read_bytes().splitlines() if path.exists() else []
         events = []
         for number, line in enumerate(lines, start=1):
             try:
-                events.append(json.loads(line))
+                event = json.loads(line)
             except ValueError:
-                if number < len(lines):
-                    raise InputError(f"{path}: line {number} is not JSON") from None
+                if number == len(lines):
+                    break
+                event = None
+            if not isinstance(event, dict):
+                raise InputError(f"{path}: line {number} is not an event")
+            events.append(event)
         return events
 
     @cached_property
     def environment(self) -> dict[str, Any]:
         """Versions, host, cores and start time of the run."""
         path = self.path / "environment.json"
-        environment: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            environment: dict[str, Any] = json.loads(path.read_bytes())
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path}: cannot be read ({error})") from None
         return environment
 
     @property

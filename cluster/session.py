@@ -31,8 +31,8 @@ _log = logging.getLogger(__name__)
 
 _SECONDS_TO_EXIT = 5.0
 _SECONDS_TO_ANSWER = 5.0
-# The longest path of a Unix socket is 107 bytes, of which Ray's own part takes about 75.
-_LONGEST_DIRECTORY = 30
+# The longest path of a Unix socket is 107 bytes, of which Ray's part and our name take about 85.
+_LONGEST_DIRECTORY = 20
 
 
 @contextmanager
@@ -86,6 +86,8 @@ def _own(object_store_bytes: int) -> Iterator[None]:
             RAY_AUTH_TOKEN=token,
             RAY_USAGE_STATS_ENABLED="0",
             RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0",
+            # Ray prints a warning on our standard output beyond three times this many processes.
+            RAY_worker_maximum_startup_concurrency="64",
             PYTHONPATH=os.pathsep.join(dict.fromkeys(os.path.abspath(p) for p in sys.path)),
         )
         # Workers share the cores: BLAS threads of their own would only fight for them.
@@ -162,10 +164,20 @@ def _private_directory() -> Iterator[str]:
     parent = tempfile.gettempdir()
     if len(parent) > _LONGEST_DIRECTORY and os.access("/tmp", os.W_OK):
         parent = "/tmp"
-    directory = tempfile.mkdtemp(prefix="asgd-", dir=parent)
+    for old in Path(parent).glob("asgd-*-*"):
+        _remove_if_abandoned(old)
+    directory = tempfile.mkdtemp(prefix=f"asgd-{os.getpid()}-", dir=parent)
     try:
         yield directory
     finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def _remove_if_abandoned(directory: Path) -> None:
+    """Remove the directory of a driver that was killed before it could."""
+    pid = directory.name.split("-")[1]
+    ours = directory.stat().st_uid == os.getuid()
+    if ours and pid.isdigit() and not Path(f"/proc/{pid}").exists():
         shutil.rmtree(directory, ignore_errors=True)
 
 

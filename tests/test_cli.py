@@ -249,3 +249,71 @@ def test_completion_prints_a_script(capsys: pytest.CaptureFixture[str], shell: s
     status, printed, errors = asgd(capsys, "completion", shell)
     assert (status, errors) == (0, "")
     assert "_ASGD_COMPLETE" in printed
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("environment.json", None),
+        ("environment.json", b""),
+        ("events.jsonl", b'\xff\n{"event": "finish"}\n'),
+        ("events.jsonl", b'3\n{"event": "finish"}\n'),
+        ("prediction.json", b"[]"),
+        ("prediction.json", b"{}"),
+        ("trace/part-000000000000.parquet", None),
+    ],
+)
+def test_damaged_runs_are_refused_in_one_line(
+    capsys: pytest.CaptureFixture[str],
+    config: Path,
+    tmp_path: Path,
+    name: str,
+    damage: bytes | None,
+) -> None:
+    out = tmp_path / "run"
+    asgd(capsys, "simulate", config, "--out", out)
+    asgd(capsys, "predict", out, "--paths", 4)
+    if damage is None:
+        (out / name).unlink()
+    else:
+        (out / name).write_bytes(damage)
+    status, _, errors = asgd(capsys, "report", out)
+    assert status == 2
+    assert errors.count("\n") == 1
+
+
+def test_a_part_lost_from_the_middle_is_named(
+    capsys: pytest.CaptureFixture[str], config: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    asgd(capsys, "simulate", config, "--out", out)
+    trace = read_run(out).trace
+    RunWriter(out).trace({name: trace[name].to_numpy()[:100] for name in trace})
+    RunWriter(out).trace({name: trace[name].to_numpy()[200:] for name in trace})
+    status, _, errors = asgd(capsys, "profile", out)
+    assert status == 2
+    assert "update 100 is missing" in errors
+
+
+def test_a_directory_in_the_way_of_a_result_is_named(
+    capsys: pytest.CaptureFixture[str], config: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    asgd(capsys, "simulate", config, "--out", out)
+    (out / "profile.json.tmp").mkdir()
+    status, _, errors = asgd(capsys, "profile", out)
+    assert status == 2
+    assert "profile.json.tmp" in errors
+
+
+def test_a_problem_that_raises_later_fails_the_simulation(
+    capsys: pytest.CaptureFixture[str], config: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    plain = tmp_path / "plain.toml"
+    plain.write_text('[problem]\nkind = "tests.plugins:bowl"\noptions = { fault = "raise" }\n')
+    status, _, errors = asgd(capsys, "simulate", plain, "--out", out)
+    assert status == 1
+    assert "ZeroDivisionError" in errors
+    assert errors.count("\n") == 1
+    assert read_run(out).state == "failed"

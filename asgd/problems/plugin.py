@@ -269,7 +269,7 @@ def _import_factory(kind: str, where: str) -> Callable[..., Any]:
 def _call(where: str, name: str, call: Callable[[], Any]) -> Any:
     try:
         return call()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InputError(f"{where}: {name} raised {_line(error)}") from error
 
 
