@@ -162,30 +162,29 @@ def main() -> None:
     repeats = arguments.repeats or (3 if arguments.quick else 6)
     chosen = QUICK if arguments.quick else CASES
     cases = [case for case in chosen if not (case.real and arguments.simulated)]
-    rows = []
+    rows: list[dict[str, Any]] = []
+
+    def add(number: int, case: Case, run_one: Callable[..., object]) -> None:
+        rows.append(measure(case, repeats, Path(directory) / str(number), run_one))
+        if len(rows) == 1:
+            print("| " + " | ".join(rows[0]) + " |\n|" + "---|" * len(rows[0]))
+        print("| " + " | ".join(str(value) for value in rows[-1].values()) + " |", flush=True)
+
     with tempfile.TemporaryDirectory() as directory:
+        for number, case in enumerate(cases):
+            if not case.real:
+                add(number, case, simulate)
         if any(case.real for case in cases):
             from cluster.launch import run
             from cluster.session import ray_session
 
             with ray_session():
-                rows += [
-                    measure(case, repeats, Path(directory) / str(i), run)
-                    for i, case in enumerate(cases)
-                    if case.real
-                ]
-        rows += [
-            measure(case, repeats, Path(directory) / str(i), simulate)
-            for i, case in enumerate(cases)
-            if not case.real
-        ]
+                for number, case in enumerate(cases):
+                    if case.real:
+                        add(number, case, run)
     table = pd.DataFrame(rows)
     if arguments.csv:
         table.to_csv(arguments.csv, index=False)
-    print("| " + " | ".join(table.columns) + " |")
-    print("|" + "---|" * len(table.columns))
-    for row in table.itertuples(index=False):
-        print("| " + " | ".join(str(value) for value in row) + " |")
     print(
         f"\nCoverage of the 90 % band over all cases: {table['coverage %'].mean():.0f} %. "
         f"Aims missed in {(table['missed'] != '').sum()} of {len(table)} cases, "
