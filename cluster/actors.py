@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import time
 import traceback
@@ -15,11 +16,14 @@ import ray
 
 from asgd.config import RunConfig
 from asgd.problems import make_problem
+from cluster.checkpoint import State
 from cluster.connection import Endpoint
+from cluster.lease import LeaseLostError
 from cluster.ledger import Record
 from cluster.messages import Array, Gradient
 from cluster.recorder import Recorder
-from cluster.server import ParameterServer, Replies, Status
+from cluster.server import ParameterServer, Replies
+from cluster.status import Status
 from cluster.tcp import SocketServer
 from cluster.transport import EncodedReply, Waiting, connect, decode
 from cluster.worker import Worker
@@ -32,6 +36,7 @@ _SECONDS_PER_RECORD = 1.0
 _RECORDS_IN_FLIGHT = 4
 _SECONDS_WITH_SOCKETS = 0.002  # at a stretch; calls wait meanwhile
 _SECONDS_WITHOUT_SWEEP = 1.0
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
 @dataclass(frozen=True)
@@ -74,8 +79,15 @@ class ServerActor:
     to the sockets of the data plane, so the parameter server needs no lock.
     """
 
-    def __init__(self, config: RunConfig, parameters: Array, recorder: Actor) -> None:
-        self._server = ParameterServer(config, parameters)
+    def __init__(
+        self,
+        config: RunConfig,
+        parameters: Array,
+        recorder: Actor,
+        epoch: int = 0,
+        state: State | None = None,
+    ) -> None:
+        self._server = ParameterServer(config, parameters, epoch, state)
         self._recorder = recorder
         self._dtype = config.cluster.wire_dtype
         self._waiting = Waiting(self._dtype)
@@ -204,23 +216,35 @@ class WorkerActor:
 
 
 class RecorderActor:
-    """The recorder in its process; keeps the first error until somebody asks."""
+    """The recorder in its process; keeps the first error, after which it writes nothing.
 
-    def __init__(self, config: RunConfig, path: str, umask: int) -> None:
+    A record without what came before it would leave a gap.
+    """
+
+    def __init__(self, config: RunConfig, path: str, epoch: int, umask: int) -> None:
         os.umask(umask)
         self._config = config
         self._path = Path(path)
+        self._epoch = epoch
         self._recorder: Recorder | None = None
         self._error: UserError | None = None
 
     def record(self, record: Record) -> None:
         """Write a record."""
+        if self._error is not None:
+            return
         try:
             if self._recorder is None:
-                self._recorder = Recorder(self._path, make_problem(self._config))
+                self._recorder = Recorder(self._path, make_problem(self._config), self._epoch)
             self._recorder.record(record)
+        except LeaseLostError as error:
+            self._error = UserError(str(error))
         except Exception as error:
-            self._error = self._error or UserError.describe(error)
+            if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
+                self._error = UserError(f"{self._path}: cannot be written ({error.strerror})")
+            else:
+                message = UserError.describe(error).message
+                self._error = UserError(f"evaluation of the loss: {message}")
 
     def latest(self) -> Losses:
         """Return what is known of the loss, and the first error."""
