@@ -205,11 +205,11 @@ class WorkerActor:
     """A worker in its process."""
 
     def run(self, config: RunConfig, worker: int, server: Actor) -> UserError | None:
-        """Work until the server says stop; an error in the problem's code is returned."""
+        """Work until the server says stop; returns what went wrong, if anything did."""
         try:
             Worker(config, worker, make_problem(config)).run(connect(server, config, worker))
-        except ConnectionError:
-            raise
+        except ConnectionError as error:
+            return UserError(" ".join(str(error).split()))
         except Exception as error:
             return UserError.describe(error)
         return None

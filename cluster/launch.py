@@ -310,7 +310,8 @@ def _supervise(
                 cluster.replace_server()
     except BaseException:
         with undisturbed(), contextlib.suppress(RayError):
-            cluster.server.stop.remote("ended early")
+            # An asynchronous actor takes calls in any order.
+            ray.get(cluster.server.stop.remote("ended early"), timeout=_FLUSH_SECONDS)
             ray.get(cluster.server.flush.remote(), timeout=_FLUSH_SECONDS)
         raise
     finally:
