@@ -33,6 +33,7 @@ Actor = Any  # a Ray handle; Ray's own type does not know that its methods have 
 _ROWS_PER_RECORD = 4096
 _BYTES_PER_RECORD = 64_000_000
 _SECONDS_PER_RECORD = 1.0
+_SECONDS_PER_CHECKPOINT = 0.1  # at least; the newest one of these is enough
 _RECORDS_IN_FLIGHT = 4
 _SECONDS_WITH_SOCKETS = 0.002  # at a stretch; calls wait meanwhile
 _SECONDS_WITHOUT_SWEEP = 1.0
@@ -184,7 +185,11 @@ class ServerActor:
 
     async def _hand_over_if_full(self) -> None:
         ledger = self._server.ledger
-        if ledger.rows >= _ROWS_PER_RECORD or ledger.evaluation_bytes >= _BYTES_PER_RECORD:
+        full = ledger.rows >= _ROWS_PER_RECORD or ledger.evaluation_bytes >= _BYTES_PER_RECORD
+        if full or (
+            ledger.checkpoint is not None
+            and time.monotonic() - self._last_record >= _SECONDS_PER_CHECKPOINT
+        ):
             await self._hand_over()
 
     async def _hand_over(self) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from asgd.__main__ import main
 from asgd.config import RunConfig, make_config
 from asgd.errors import InputError, RunFailedError
 from asgd.progress import Progress
@@ -59,15 +60,17 @@ def actor_processes(kind: str) -> set[int]:
 
 
 class Killer:
-    """Kills an actor's process each time the run passes one of the given updates."""
+    """Kills an actor's process each time the newest checkpoint has come to one of the updates."""
 
-    def __init__(self, kind: str, *updates: int) -> None:
+    def __init__(self, kind: str, path: Path, *updates: int) -> None:
         self.kind = kind
+        self.path = path
         self.updates = list(updates)
         self.killed: set[int] = set()
 
     def __call__(self, progress: Progress) -> None:
-        if self.updates and progress.update >= self.updates[0]:
+        newest = paths(self.path / CHECKPOINTS)[:1]
+        if self.updates and newest and int(newest[0].stem[-12:]) >= self.updates[0]:
             self.updates.pop(0)
             (pid,) = actor_processes(self.kind) - self.killed
             self.killed.add(pid)
@@ -104,8 +107,8 @@ def restored(result: Run) -> list[dict[str, Any]]:
 @pytest.mark.usefixtures("shared_ray")
 @pytest.mark.parametrize("transport", ["shm", "ray"])
 def test_server_killed_comes_back_from_its_checkpoint(tmp_path: Path, transport: str) -> None:
-    config = configure(900, workers=3, transport=transport)
-    killer = Killer("ServerActor", 300, 600)
+    config = configure(900, mean=0.01, workers=3, transport=transport)
+    killer = Killer("ServerActor", tmp_path / "run", 50, 350)
     result = read_run(run(config, tmp_path / "run", progress=killer))
     assert len(killer.killed) == 2
     check_continuous(result)
@@ -120,8 +123,9 @@ def test_server_killed_comes_back_from_its_checkpoint(tmp_path: Path, transport:
 
 @pytest.mark.usefixtures("shared_ray")
 def test_recorder_killed_comes_back_with_a_server(tmp_path: Path) -> None:
-    killer = Killer("RecorderActor", 200)
-    result = read_run(run(configure(400, workers=2), tmp_path / "run", progress=killer))
+    killer = Killer("RecorderActor", tmp_path / "run", 50)
+    config = configure(400, mean=0.01, workers=2)
+    result = read_run(run(config, tmp_path / "run", progress=killer))
     assert killer.killed
     check_continuous(result)
     assert len(restored(result)) == 1
@@ -131,7 +135,7 @@ def test_recorder_killed_comes_back_with_a_server(tmp_path: Path) -> None:
 def test_one_worker_with_a_killed_server_equals_the_undisturbed_run(tmp_path: Path) -> None:
     config = configure(400, workers=1)
     one = read_run(run(config, tmp_path / "one"))
-    killer = Killer("ServerActor", 170)
+    killer = Killer("ServerActor", tmp_path / "other", 50)
     other = read_run(run(config, tmp_path / "other", progress=killer))
     assert killer.killed
     check_continuous(other)
@@ -153,7 +157,8 @@ def test_interrupted_run_is_resumed_to_the_last_bit(tmp_path: Path) -> None:
     assert interrupted.state == "interrupted"
     done = len(interrupted.trace)
     assert 100 <= done < 300
-    other = read_run(resume(tmp_path / "other"))
+    main(["run", "--resume", str(tmp_path / "other"), "--quiet"])
+    other = read_run(tmp_path / "other")
     check_continuous(other)
     check_same(one, other)
     (event,) = restored(other)
@@ -268,3 +273,22 @@ def test_simulation_is_not_resumed(tmp_path: Path) -> None:
     path = simulate(configure(20), tmp_path / "simulated")
     with pytest.raises(InputError, match="only these are resumed"):
         resume(path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--resume", "{run}"], "only these are resumed"),
+        (["--resume", "{run}/nowhere"], "not a run directory"),
+        (["some.toml", "--resume", "{run}"], "without CONFIG"),
+        ([], "Missing argument 'CONFIG'"),
+    ],
+)
+def test_command_line_refuses_what_it_cannot_resume(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    path = simulate(configure(20), tmp_path / "simulated")
+    with pytest.raises(SystemExit) as exit_:
+        main(["run", *(argument.format(run=path) for argument in arguments)])
+    assert exit_.value.code == 2
+    assert message in capsys.readouterr().err
