@@ -107,16 +107,18 @@ def init(config: Path) -> None:
 
 
 @cli.command()
-@config_argument
+@click.argument("config", type=_PATH, required=False)
 @set_option
 @out_option
+@click.option("--resume", type=_PATH, metavar="RUN", help="Go on with RUN, which was cut short.")
 @click.option("--address", help="Address of a running Ray cluster.  [default: start one here]")
 @quiet_option
 @lines_option
 def run(
-    config: Path,
+    config: Path | None,
     overrides: Sequence[str],
     out: Path | None,
+    resume: Path | None,
     address: str | None,
     quiet: bool,
     lines: bool,
@@ -126,9 +128,19 @@ def run(
     \b
     asgd run scripts/configs/digits.toml --out runs/digits
     asgd run scripts/configs/digits.toml --set cluster.workers=8 --set run.seed=1
+    asgd run --resume runs/digits
     """
     from asgd.config import load_config
 
+    if resume is not None:
+        if config or overrides or out:
+            raise InputError(
+                f"--resume {resume}: goes on as it began, without CONFIG, --set, --out"
+            )
+        click.echo(_resume(resume, address, quiet, lines))
+        return
+    if config is None:
+        raise click.UsageError("Missing argument 'CONFIG'.")
     settings = load_config(config, overrides)
     click.echo(_train(settings, out or _default_out(config), address, quiet, lines))
 
@@ -354,6 +366,14 @@ def _train(config: RunConfig, out: Path, address: str | None, quiet: bool, lines
     # Repeats share one Ray.
     with ray_session(address) if config.run.repeats > 1 else nullcontext():
         return run_repeats(config, out, one)
+
+
+def _resume(path: Path, address: str | None, quiet: bool, lines: bool) -> Path:
+    from asgd.live import LiveRun
+    from cluster.launch import resume
+
+    with LiveRun("train", path, quiet=quiet, lines=lines) as live:
+        return resume(path, address, live)
 
 
 def _fit(path: Path, runs: Sequence[Run]) -> StalenessFit:

@@ -188,6 +188,8 @@ class SimulationConfig(_Table, frozen=True):
 class RunSettings(_Table, frozen=True):
     """How long, from which seed, how often the loss is evaluated (in updates), when to give up.
 
+    Every `checkpoint_every` updates a real run saves the state it can be continued from.
+
     More than `max_bad_gradients` gradients that are not finite or have the wrong shape end the
     run; so does a loss that is not finite or above `divergence_factor` times the first one (or
     times one, where the first is smaller). `repeats` runs as many seeds, `seed`, `seed` + 1, ...,
@@ -197,6 +199,7 @@ class RunSettings(_Table, frozen=True):
     updates: Annotated[int, msgspec.Meta(ge=1, le=10**9)] = 5000
     seed: Annotated[int, msgspec.Meta(ge=0)] = 0
     eval_every: Count = 25
+    checkpoint_every: Count = 1000
     max_bad_gradients: Annotated[int, msgspec.Meta(ge=0)] = 10
     divergence_factor: Positive = 1e6
     repeats: Count = 1

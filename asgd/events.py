@@ -26,6 +26,8 @@ def incidents(events: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def in_words(event: dict[str, Any]) -> str:
     """Return an event as a line of text."""
-    known = {key: value for key, value in event.items() if key not in ("event", "time")}
+    known = {
+        key: value for key, value in event.items() if key not in ("event", "time", "sequences")
+    }
     details = ", ".join(f"{key} {value}" for key, value in known.items())
     return f"{str(event.get('event')).replace('_', ' ')}{': ' if details else ''}{details}"

@@ -7,6 +7,7 @@
                            columns `MEMBER_COLUMNS`; only where there are such updates
     loss.parquet           a row per evaluation, columns `LOSS_COLUMNS`
     events.jsonl           start, worker_lost, finish, ...: one JSON object per line
+    checkpoints/           of real runs: what a run that was cut short goes on from
 
 Files are written under a temporary name and renamed, so a torn write never hides what was already
 there; events are appended line by line and a torn last line is ignored.
@@ -85,6 +86,7 @@ class RunWriter:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._unsynced: set[Path] = set()
 
     @classmethod
     def create(cls, path: str | Path, config: RunConfig) -> RunWriter:
@@ -126,6 +128,65 @@ class RunWriter:
         with (self.path / "events.jsonl").open("a", encoding="utf-8") as file:
             file.write(line + "\n")
 
+    def sync(self) -> None:
+        """Flush what was written since the last call to the disk."""
+        files = {path for path in self._unsynced if path.exists()}
+        events = {self.path / "events.jsonl"}
+        for path in files | events | {path.parent for path in files | events}:
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        self._unsynced.clear()
+
+    def recorded_updates(self) -> int:
+        """Return how many updates the trace holds, from the first one on without a gap."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        count = 0
+        for part in sorted(self.path.glob("trace/part-*.parquet")):
+            try:
+                update = pq.read_table(part, columns=["update"])["update"].to_numpy()
+            except (pa.ArrowException, OSError):
+                break
+            if not np.array_equal(update, np.arange(count, count + len(update))):
+                break
+            count += len(update)
+        return count
+
+    def cut(self, updates: int) -> None:
+        """Cut trace, members and loss back to what they were after so many updates.
+
+        -1 leaves nothing, not even the loss of x_0. The trace must hold these updates. A cut that
+        was interrupted is completed by repeating it. A torn last event is removed.
+        """
+        for torn in self.path.rglob("*.tmp"):
+            torn.unlink()
+        for name, types in (("trace", TRACE_COLUMNS), ("members", MEMBER_COLUMNS)):
+            parts = sorted(self.path.glob(f"{name}/part-*.parquet"))
+            kept = [part for part in parts if int(part.stem.removeprefix("part-")) < updates]
+            for part in parts[len(kept) :]:
+                part.unlink()
+            if kept:
+                self._cut_table(f"{name}/{kept[-1].name}", updates, types)
+        if (self.path / "loss.parquet").exists():
+            self._cut_table("loss.parquet", updates + 1, LOSS_COLUMNS)
+        events = (self.path / "events.jsonl").read_bytes()
+        if not events.endswith(b"\n"):
+            replace_file(self.path / "events.jsonl", events[: events.rfind(b"\n") + 1])
+
+    def _cut_table(self, name: str, end: int, types: Mapping[str, type]) -> None:
+        """Keep the rows before update `end`."""
+        import pyarrow.parquet as pq
+
+        table = pq.read_table(self.path / name)
+        rows = int(np.searchsorted(table["update"].to_numpy(), end))
+        if rows < table.num_rows:
+            kept = table.slice(0, rows)
+            self._parquet(name, {key: kept[key].to_numpy() for key in types}, types)
+
     def _part(self, name: str, columns: Mapping[str, Any], types: Mapping[str, type]) -> None:
         if len(columns["update"]):
             (self.path / name).mkdir(exist_ok=True)
@@ -140,6 +201,7 @@ class RunWriter:
         content = pa.BufferOutputStream()
         pq.write_table(table, content)
         replace_file(self.path / name, content.getvalue().to_pybytes())
+        self._unsynced.add(self.path / name)
 
 
 @dataclass(frozen=True)
@@ -211,7 +273,12 @@ class Run:
     @property
     def state(self) -> str:
         """Return "finished", "interrupted", "failed" or, when none was recorded, "unfinished"."""
-        ends = {"finish": "finished", "interrupted": "interrupted", "failed": "failed"}
+        ends = {
+            "finish": "finished",
+            "interrupted": "interrupted",
+            "failed": "failed",
+            "server_restored": "unfinished",
+        }
         return next(
             (ends[e["event"]] for e in reversed(self.events) if e.get("event") in ends),
             "unfinished",

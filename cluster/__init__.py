@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from cluster.launch import resume as resume
     from cluster.launch import run as run
 
-__all__ = ["run"]
+__all__ = ["resume", "run"]
 
 
 def __getattr__(name: str) -> Any:

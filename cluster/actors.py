@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import time
 import traceback
@@ -15,11 +16,14 @@ import ray
 
 from asgd.config import RunConfig
 from asgd.problems import make_problem
+from cluster.checkpoint import State
 from cluster.connection import Endpoint
+from cluster.lease import LeaseLostError
 from cluster.ledger import Record
 from cluster.messages import Array, Gradient
 from cluster.recorder import Recorder
-from cluster.server import ParameterServer, Replies, Status
+from cluster.server import ParameterServer, Replies
+from cluster.status import Status
 from cluster.tcp import SocketServer
 from cluster.transport import EncodedReply, Waiting, connect, decode
 from cluster.worker import Worker
@@ -29,9 +33,11 @@ Actor = Any  # a Ray handle; Ray's own type does not know that its methods have 
 _ROWS_PER_RECORD = 4096
 _BYTES_PER_RECORD = 64_000_000
 _SECONDS_PER_RECORD = 1.0
+_SECONDS_PER_CHECKPOINT = 0.1  # at least; the newest one of these is enough
 _RECORDS_IN_FLIGHT = 4
 _SECONDS_WITH_SOCKETS = 0.002  # at a stretch; calls wait meanwhile
 _SECONDS_WITHOUT_SWEEP = 1.0
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
 @dataclass(frozen=True)
@@ -74,8 +80,15 @@ class ServerActor:
     to the sockets of the data plane, so the parameter server needs no lock.
     """
 
-    def __init__(self, config: RunConfig, parameters: Array, recorder: Actor) -> None:
-        self._server = ParameterServer(config, parameters)
+    def __init__(
+        self,
+        config: RunConfig,
+        parameters: Array,
+        recorder: Actor,
+        epoch: int = 0,
+        state: State | None = None,
+    ) -> None:
+        self._server = ParameterServer(config, parameters, epoch, state)
         self._recorder = recorder
         self._dtype = config.cluster.wire_dtype
         self._waiting = Waiting(self._dtype)
@@ -172,7 +185,11 @@ class ServerActor:
 
     async def _hand_over_if_full(self) -> None:
         ledger = self._server.ledger
-        if ledger.rows >= _ROWS_PER_RECORD or ledger.evaluation_bytes >= _BYTES_PER_RECORD:
+        full = ledger.rows >= _ROWS_PER_RECORD or ledger.evaluation_bytes >= _BYTES_PER_RECORD
+        if full or (
+            ledger.checkpoint is not None
+            and time.monotonic() - self._last_record >= _SECONDS_PER_CHECKPOINT
+        ):
             await self._hand_over()
 
     async def _hand_over(self) -> None:
@@ -193,34 +210,46 @@ class WorkerActor:
     """A worker in its process."""
 
     def run(self, config: RunConfig, worker: int, server: Actor) -> UserError | None:
-        """Work until the server says stop; an error in the problem's code is returned."""
+        """Work until the server says stop; returns what went wrong, if anything did."""
         try:
             Worker(config, worker, make_problem(config)).run(connect(server, config, worker))
-        except ConnectionError:
-            raise
+        except ConnectionError as error:
+            return UserError(" ".join(str(error).split()))
         except Exception as error:
             return UserError.describe(error)
         return None
 
 
 class RecorderActor:
-    """The recorder in its process; keeps the first error until somebody asks."""
+    """The recorder in its process; keeps the first error, after which it writes nothing.
 
-    def __init__(self, config: RunConfig, path: str, umask: int) -> None:
+    A record without what came before it would leave a gap.
+    """
+
+    def __init__(self, config: RunConfig, path: str, epoch: int, umask: int) -> None:
         os.umask(umask)
         self._config = config
         self._path = Path(path)
+        self._epoch = epoch
         self._recorder: Recorder | None = None
         self._error: UserError | None = None
 
     def record(self, record: Record) -> None:
         """Write a record."""
+        if self._error is not None:
+            return
         try:
             if self._recorder is None:
-                self._recorder = Recorder(self._path, make_problem(self._config))
+                self._recorder = Recorder(self._path, make_problem(self._config), self._epoch)
             self._recorder.record(record)
+        except LeaseLostError as error:
+            self._error = UserError(str(error))
         except Exception as error:
-            self._error = self._error or UserError.describe(error)
+            if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
+                self._error = UserError(f"{self._path}: cannot be written ({error.strerror})")
+            else:
+                message = UserError.describe(error).message
+                self._error = UserError(f"evaluation of the loss: {message}")
 
     def latest(self) -> Losses:
         """Return what is known of the loss, and the first error."""

@@ -17,19 +17,25 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from asgd.config import RunConfig
 from asgd.delays import ComputeTime
 from asgd.divergence import check_divergence
-from asgd.errors import RunFailedError
+from asgd.errors import InputError, RunFailedError
 from asgd.problems import make_problem
 from asgd.progress import Progress
 from asgd.streams import stream
-from asgd.trace import RunWriter, default_path
+from asgd.trace import RunWriter, default_path, read_run
 from cluster.actors import Actor, Losses, RecorderActor, ServerActor, UserError, WorkerActor
+from cluster.checkpoint import CHECKPOINTS
+from cluster.lease import Lease, only_launcher
 from cluster.messages import Array
+from cluster.recovery import restore
 from cluster.restarts import Restarts
-from cluster.server import FINISHED, Status
+from cluster.server import FINISHED
 from cluster.session import check_address, ray_session, undisturbed
+from cluster.status import Status
 
 _POLL_SECONDS = 0.25
 _FLUSH_SECONDS = 60.0
+_DRAIN_SECONDS = 10.0
+_SERVER_DEATHS = 5  # in a row without a checkpoint in between
 _RATE_WINDOW_SECONDS = 2.0
 _LONG_COMPUTE_TIME = 20.0  # means: an exponential time is longer once in 5e8 gradients
 
@@ -63,25 +69,81 @@ def run(
     KeyboardInterrupt
         Ctrl-C; the directory is readable and says so.
     """
-    problem = make_problem(config)
-    initial = problem.initial_point(stream(config.run.seed, "initial"))
+    initial = _initial(config)
     check_address(address)
     writer = RunWriter.create(out if out is not None else default_path(config), config)
+    with only_launcher(writer.path / CHECKPOINTS):
+        return _launch(config, initial, writer, address, progress, resumed=False)
+
+
+def resume(
+    path: str | Path,
+    address: str | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> Path:
+    """Go on with a run that was cut short, from its newest good checkpoint.
+
+    Parameters
+    ----------
+    path
+        The run directory; its configuration is used.
+    address, progress
+        As for `run`.
+
+    Raises
+    ------
+    InputError
+        There is no such run, it is finished, or it is still at work.
+    RunFailedError, KeyboardInterrupt
+        As for `run`.
+    """
+    found = read_run(path)
+    if not (found.path / CHECKPOINTS).is_dir():
+        raise InputError(f"{path}: not a run of workers and a server; only these are resumed")
+    if found.state == "finished":
+        raise InputError(f"{path}: the run is finished")
+    initial = _initial(found.config)
+    check_address(address)
+    with only_launcher(found.path / CHECKPOINTS):
+        writer = RunWriter(found.path)
+        return _launch(found.config, initial, writer, address, progress, resumed=True)
+
+
+def _initial(config: RunConfig) -> Array:
+    """Return x_0, shape (d,)."""
+    return make_problem(config).initial_point(stream(config.run.seed, "initial"))
+
+
+def _launch(
+    config: RunConfig,
+    initial: Array,
+    writer: RunWriter,
+    address: str | None,
+    progress: Callable[[Progress], None] | None,
+    *,
+    resumed: bool,
+) -> Path:
     try:
         with ray_session(address, _object_store_bytes(config, initial)):
-            _supervise(config, initial, writer, progress)
+            _supervise(config, initial, writer, progress, resumed)
     except RunFailedError as error:
-        writer.event("failed", reason=str(error))
+        _note_end(writer, "failed", reason=str(error))
         raise
     except RayError as error:
         reason = " ".join(str(error).split())
-        writer.event("failed", reason=reason)
+        _note_end(writer, "failed", reason=reason)
         raise RunFailedError(reason) from error
     except (KeyboardInterrupt, SystemExit):
-        writer.event("interrupted")
+        _note_end(writer, "interrupted")
         raise
     writer.event("finish")
     return writer.path
+
+
+def _note_end(writer: RunWriter, kind: str, **fields: str) -> None:
+    # Where the disk is full, that is the error to be shown, not this one.
+    with contextlib.suppress(OSError):
+        writer.event(kind, **fields)
 
 
 def _object_store_bytes(config: RunConfig, initial: Array) -> int:
@@ -97,24 +159,15 @@ def _start(kind: type, *arguments: Any, **options: Any) -> Actor:
 class _Cluster:
     """The actors of one run: started, watched, started again."""
 
-    def __init__(self, config: RunConfig, initial: Array, writer: RunWriter) -> None:
+    def __init__(self, config: RunConfig, initial: Array, writer: RunWriter, resumed: bool) -> None:
         self.config = config
+        self.reached = 0
+        self._initial = initial
         self._writer = writer
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        umask = os.umask(0o077)
-        os.umask(umask)
-        self.recorder = _start(
-            RecorderActor, config, str(writer.path.resolve()), umask, scheduling_strategy=here
-        )
-        self.server = _start(
-            ServerActor,
-            config,
-            initial,
-            self.recorder,
-            scheduling_strategy=here,
-            max_concurrency=config.cluster.workers + 16,
-        )
-        self.stopped = self.server.stopped.remote()
+        self._lease = Lease(writer.path / CHECKPOINTS)
+        self._deaths = 0
+        self._restored = -1
+        self._start_server("resumed" if resumed else None)
         self.restarts = Restarts()
         self._workers: dict[int, Actor] = {}
         self._started: dict[int, float] = {}
@@ -124,11 +177,69 @@ class _Cluster:
         for worker in range(config.cluster.workers):
             self.start_worker(worker)
 
+    def _start_server(self, reason: str | None) -> None:
+        """Start a server and its recorder; with a reason, from where an earlier one was."""
+        epoch = self._lease.take()
+        state = None
+        if reason is not None:
+            state = restore(self._writer, epoch, reason, self.reached)
+            version = self.reached = state.version if state is not None else 0
+            self._deaths = self._deaths + 1 if version == self._restored else 1
+            self._restored = version
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        umask = os.umask(0o077)
+        os.umask(umask)
+        path = str(self._writer.path.resolve())
+        self.recorder = _start(
+            RecorderActor, self.config, path, epoch, umask, scheduling_strategy=here
+        )
+        self.server = _start(
+            ServerActor,
+            self.config,
+            self._initial,
+            self.recorder,
+            epoch,
+            state,
+            scheduling_strategy=here,
+            max_concurrency=self.config.cluster.workers + 16,
+        )
+        self.stopped = self.server.stopped.remote()
+
+    def replace_server(self) -> None:
+        """Start a new server where the one that died, or its recorder, had been.
+
+        Raises
+        ------
+        RunFailedError
+            That has happened too often, or what is recorded cannot be used.
+        """
+        with contextlib.suppress(RayError):  # let the recorder write what it has got
+            ray.get(self.recorder.latest.remote(), timeout=_DRAIN_SECONDS)
+        ray.kill(self.server)
+        ray.kill(self.recorder)
+        if self._deaths >= _SERVER_DEATHS:
+            raise RunFailedError(
+                f"the parameter server died {self._deaths + 1} times without coming further than "
+                f"the checkpoint of update {self._restored}"
+            )
+        self._start_server("the process of the server or of its recorder died")
+        # A worker loses its connection, then goes on with this call.
+        workers = list(self.running.values())
+        self.running.clear()
+        for worker in workers:
+            self._let_work(worker)
+        for worker in set(range(self.config.cluster.workers)).difference(workers):
+            self.server.leave.remote(worker)
+
     def start_worker(self, worker: int) -> None:
         """Start the process of a worker and its work."""
-        actor = self._workers[worker] = _start(WorkerActor, scheduling_strategy="SPREAD")
+        self._workers[worker] = _start(WorkerActor, scheduling_strategy="SPREAD")
+        self._let_work(worker)
+
+    def _let_work(self, worker: int) -> None:
         self._started[worker] = time.monotonic()
-        self.running[actor.run.remote(self.config, worker, self.server)] = worker
+        task = self._workers[worker].run.remote(self.config, worker, self.server)
+        self.running[task] = worker
 
     def replace_failed(self, ready: list[ray.ObjectRef[Any]], status: Status) -> None:
         """Take workers that ended or hang for lost, start those whose delay is over.
@@ -187,13 +298,20 @@ def _supervise(
     initial: Array,
     writer: RunWriter,
     progress: Callable[[Progress], None] | None,
+    resumed: bool,
 ) -> None:
-    cluster = _Cluster(config, initial, writer)
+    cluster = _Cluster(config, initial, writer, resumed)
     try:
-        _watch(cluster, progress)
+        while True:
+            try:
+                _watch(cluster, progress)
+                break
+            except RayActorError:  # those of workers are met where their work is looked at
+                cluster.replace_server()
     except BaseException:
         with undisturbed(), contextlib.suppress(RayError):
-            cluster.server.stop.remote("ended early")
+            # An asynchronous actor takes calls in any order.
+            ray.get(cluster.server.stop.remote("ended early"), timeout=_FLUSH_SECONDS)
             ray.get(cluster.server.flush.remote(), timeout=_FLUSH_SECONDS)
         raise
     finally:
@@ -202,7 +320,13 @@ def _supervise(
 
 
 def _watch(cluster: _Cluster, progress: Callable[[Progress], None] | None) -> None:
-    """Return when the run is complete and on disk."""
+    """Return when the run is complete and on disk.
+
+    Raises
+    ------
+    RayActorError
+        The server or its recorder is dead.
+    """
     rate = _Rate()
     latest = cluster.recorder.latest.remote()
     losses = Losses()
@@ -215,6 +339,7 @@ def _watch(cluster: _Cluster, progress: Callable[[Progress], None] | None) -> No
             ray.get(cluster.server.flush.remote())
             latest = cluster.recorder.latest.remote()
         status: Status = ray.get(cluster.server.status.remote())
+        cluster.reached = status.version
         # A recorder busy with a long evaluation must not keep the watch waiting.
         if ray.wait([latest], timeout=None if finished else 0)[0]:
             losses = ray.get(latest)
@@ -234,7 +359,7 @@ def _watch(cluster: _Cluster, progress: Callable[[Progress], None] | None) -> No
 
 def _check_losses(losses: Losses, config: RunConfig) -> None:
     if losses.error is not None:
-        raise RunFailedError(f"evaluation of the loss: {losses.error.message}")
+        raise RunFailedError(losses.error.message)
     if losses.first is None or losses.latest is None or losses.update is None:
         return
     check_divergence(config, losses.first, losses.latest, losses.update)

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from asgd.trace import MEMBER_COLUMNS, TRACE_COLUMNS
+from cluster.checkpoint import State
 
 Array = npt.NDArray[np.float64]
 
@@ -48,23 +49,34 @@ class Record:
         Points of the loss curve, in order of `update`.
     events
         What else is worth a line in `events.jsonl`: the kind under "event", then its fields.
+    checkpoint
+        The newest state to be saved.
+    number
+        Of this record: 0, 1, ...
     """
 
     trace: dict[str, npt.NDArray[Any]]
     members: dict[str, npt.NDArray[Any]]
     evaluations: list[Evaluation] = field(default_factory=list)
     events: list[dict[str, Any]] = field(default_factory=list)
+    checkpoint: State | None = None
+    number: int = 0
 
     @property
     def empty(self) -> bool:
         """Whether nothing happened."""
-        return not (len(self.trace["update"]) or self.evaluations or self.events)
+        happened = len(self.trace["update"]) or self.evaluations or self.events
+        return not happened and self.checkpoint is None
 
 
 class Ledger:
-    """Collects what happens and hands it over as a `Record`."""
+    """Collects what happens and hands it over as a `Record`.
+
+    Of the states put into `checkpoint` only the last one before a hand-over is kept.
+    """
 
     def __init__(self) -> None:
+        self._records = 0
         self._clear()
 
     def _clear(self) -> None:
@@ -73,6 +85,7 @@ class Ledger:
         self._evaluations: list[Evaluation] = []
         self._events: list[dict[str, Any]] = []
         self.evaluation_bytes = 0
+        self.checkpoint: State | None = None
 
     @property
     def rows(self) -> int:
@@ -103,7 +116,10 @@ class Ledger:
             _columns(self._members, MEMBER_COLUMNS),
             self._evaluations,
             self._events,
+            self.checkpoint,
+            self._records,
         )
+        self._records += not record.empty
         self._clear()
         return record
 

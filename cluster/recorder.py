@@ -1,44 +1,77 @@
-"""The recorder: writes the trace and evaluates the loss, off the server's critical path."""
+"""The recorder: writes trace, losses and checkpoints, off the server's critical path."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from asgd.problems.base import Problem
-from asgd.trace import LOSS_COLUMNS, RunWriter
+from asgd.trace import LOSS_COLUMNS, RunWriter, read_run
+from cluster.checkpoint import CHECKPOINTS, DamagedCheckpointError, State, save
+from cluster.lease import Lease
 from cluster.ledger import Record
 
 
 class Recorder:
-    """Writes the records of one run, in the order in which they are given.
+    """Writes the records of one server, in the order in which they are given.
 
     Parameters
     ----------
     path
-        The run directory, which exists.
+        The run directory, which exists and may hold the beginning of the run.
     problem
         What the loss belongs to.
+    epoch
+        Incarnation of the server; when there is a newer one, nothing is written any more.
     """
 
-    def __init__(self, path: Path, problem: Problem) -> None:
+    def __init__(self, path: Path, problem: Problem, epoch: int) -> None:
         self._writer = RunWriter(path)
         self._problem = problem
-        self._loss: dict[str, list[float]] = {name: [] for name in LOSS_COLUMNS}
+        self._epoch = epoch
+        self._checkpoints = path / CHECKPOINTS
+        self._lease = Lease(self._checkpoints)
+        self._next = 0
+        known = read_run(path).loss
+        self._loss: dict[str, list[float]] = {name: known[name].tolist() for name in LOSS_COLUMNS}
 
     def record(self, record: Record) -> None:
-        """Write the trace and the events of a record, then evaluate and write its losses."""
-        self._writer.members(record.members)
-        self._writer.trace(record.trace)
-        for event in record.events:
-            fields = dict(event)
-            self._writer.event(fields.pop("event"), **fields)
+        """Write the trace and the events of a record, evaluate its losses, save its checkpoint.
+
+        Raises
+        ------
+        LeaseLostError
+            There is a newer incarnation of the server.
+        OSError
+            The record cannot be written.
+        """
+        # When a server dies, Ray may lose a large record and still deliver a small one after it.
+        if record.number != self._next:
+            return
+        self._next += 1
+        with self._lease.held(self._epoch):
+            self._writer.members(record.members)
+            self._writer.trace(record.trace)
+            for event in record.events:
+                fields = dict(event)
+                self._writer.event(fields.pop("event"), **fields)
         for evaluation in record.evaluations:
             loss = float(self._problem.loss(evaluation.parameters))
             row = (evaluation.update, evaluation.seconds, loss)
             for column, value in zip(self._loss.values(), row, strict=True):
                 column.append(value)
-        if record.evaluations:
-            self._writer.loss(self._loss)
+        with self._lease.held(self._epoch):
+            if record.evaluations:
+                self._writer.loss(self._loss)
+            if record.checkpoint is not None:
+                self._save(record.checkpoint)
+
+    def _save(self, state: State) -> None:
+        # A checkpoint must never know of more than the record: that goes to the disk first.
+        self._writer.sync()
+        try:
+            save(self._checkpoints, state)
+        except DamagedCheckpointError as error:
+            self._writer.event("checkpoint_damaged", reason=str(error))
 
     @property
     def first_loss(self) -> float | None:

@@ -18,8 +18,10 @@ from asgd.rules import make_rule
 from asgd.schedules import batch_schedule, learning_rate_schedule
 from asgd.streams import stream
 from asgd.trace import SHARED
+from cluster.checkpoint import Counts, OrderState, State
 from cluster.ledger import Ledger, Record
 from cluster.messages import Gradient, Reply, Snapshot, Stop
+from cluster.status import Status, WorkerStatus
 
 Array = npt.NDArray[np.float64]
 Replies = list[tuple[int, Reply]]
@@ -49,53 +51,6 @@ class _Seat:
         return self.granted < math.inf
 
 
-@dataclass(frozen=True)
-class WorkerStatus:
-    """How a worker stands.
-
-    Attributes
-    ----------
-    present
-        Whether it has joined and has not left.
-    received
-        Gradients received from it so far.
-    computing
-        Seconds since it got the snapshot it owes a gradient for, 0 if it owes none.
-    """
-
-    present: bool
-    received: int
-    computing: float
-
-
-@dataclass(frozen=True)
-class Status:
-    """How a run stands.
-
-    Attributes
-    ----------
-    version
-        Updates applied so far.
-    seconds
-        Since the first snapshot was handed out.
-    mean_staleness
-        Over all updates so far, nan before the first.
-    workers
-        Every worker that ever joined or was expected to.
-    rejected
-        Gradients refused because they cannot be applied.
-    stopped
-        Why the server wants no more gradients, None while it does.
-    """
-
-    version: int
-    seconds: float
-    mean_staleness: float
-    workers: dict[int, WorkerStatus]
-    rejected: int
-    stopped: str | None
-
-
 class ParameterServer:
     """The state of a run and every decision about it.
 
@@ -117,9 +72,13 @@ class ParameterServer:
         x_0, shape (d,); copied.
     epoch
         Incarnation of the server: gradients of another one are refused.
+    state
+        Where an earlier incarnation was, to go on from; default: the start.
     """
 
-    def __init__(self, config: RunConfig, parameters: Array, epoch: int = 0) -> None:
+    def __init__(
+        self, config: RunConfig, parameters: Array, epoch: int = 0, state: State | None = None
+    ) -> None:
         self.parameters = np.array(parameters, dtype=float)
         self.version = 0
         self.epoch = epoch
@@ -138,10 +97,14 @@ class ParameterServer:
         self._order = stream(config.run.seed, "schedule")
         self._turn: int | None = None
         self._started = math.nan
+        self._seconds = 0.0
+        self._restored = state is not None
         self._staleness_sum = 0
         self._shared_updates = 0
         self._rejected = 0
         self._stop: Stop | None = None
+        if state is not None:
+            self._restore(state)
 
     def join(self, worker: int, now: float) -> Replies:
         """Take in a worker that has no snapshot: a new one, or one that came back.
@@ -199,6 +162,8 @@ class ParameterServer:
         """End the run; every worker that waits for a snapshot is told."""
         if self._stop is None:
             self._stop = Stop(reason)
+            if math.isfinite(self._started):
+                self.ledger.checkpoint = self.state()
         waiting = [w for w, s in self._seats.items() if s.present and not s.owes]
         return [(worker, self._stop) for worker in waiting]
 
@@ -206,6 +171,38 @@ class ParameterServer:
     def stopping(self) -> bool:
         """Whether the server wants no more gradients."""
         return self._stop is not None
+
+    def state(self) -> State:
+        """Return a copy of everything another server needs to go on from here."""
+        counts = Counts(
+            version=self.version,
+            epoch=self.epoch,
+            seconds=self._seconds,
+            sequence={worker: seat.sequence for worker, seat in self._seats.items()},
+            received={worker: seat.received for worker, seat in self._seats.items()},
+            order=OrderState.of(self._order, self._turn),
+            staleness_sum=self._staleness_sum,
+            shared_updates=self._shared_updates,
+            rejected=self._rejected,
+        )
+        rule = tuple(array.copy() for array in self._rule_state)
+        return State(counts, self.parameters.copy(), rule)
+
+    def _restore(self, state: State) -> None:
+        counts = state.counts
+        self.parameters = state.parameters.copy()
+        self._rule_state = state.rule
+        self.version = counts.version
+        self._seconds = counts.seconds
+        for worker, sequence in counts.sequence.items():
+            seat = self._seats.setdefault(worker, _Seat())
+            seat.sequence = sequence
+            seat.received = counts.received.get(worker, 0)
+        counts.order.set(self._order)
+        self._turn = counts.order.turn
+        self._staleness_sum = counts.staleness_sum
+        self._shared_updates = counts.shared_updates
+        self._rejected = counts.rejected
 
     def drain(self) -> Record:
         """Return what happened since the last call, for the recorder."""
@@ -229,8 +226,12 @@ class ParameterServer:
         present = [(worker, seat) for worker, seat in self._seats.items() if seat.present]
         if self._missing or not present:
             return []
-        self._started = now
-        self.ledger.evaluation(0, 0.0, self.parameters)
+        self._started = now - self._seconds
+        if self.version >= self._config.run.updates:
+            return self.stop(FINISHED)
+        if not self._restored:
+            self.ledger.evaluation(0, 0.0, self.parameters)
+            self.ledger.checkpoint = self.state()
         return [self._grant(worker, seat, now) for worker, seat in present]
 
     def _advance(self, now: float) -> Replies:
@@ -293,7 +294,7 @@ class ParameterServer:
         np.subtract(self.parameters, step, out=self.parameters)
         self.version = update + 1
         self._staleness_sum += staleness
-        seconds = now - self._started
+        seconds = self._seconds = now - self._started
         worker, sequence = self._credit(group, update)
         self.ledger.row(
             update,
@@ -311,6 +312,8 @@ class ParameterServer:
         run = self._config.run
         if self.version % run.eval_every == 0 or self.version == run.updates:
             self.ledger.evaluation(self.version, seconds, self.parameters)
+        if self.version % run.checkpoint_every == 0:
+            self.ledger.checkpoint = self.state()
 
     def _merge(self, group: list[Gradient]) -> tuple[Array, int, int, float, float]:
         """Return the mean gradient, its read version, samples, seconds and norm."""

@@ -1,0 +1,248 @@
+"""Checkpoints: the state of a run in one file, saved atomically and never believed unread.
+
+    offset  bytes  field
+         0     18  magic "ASGD checkpoint 1\\n"
+        18     32  SHA-256 of everything after it
+        50      8  length of the header, little-endian
+        58         header, JSON: `Counts`
+                   arrays in NumPy's own format, one after another: the parameters, the rule's state
+
+A checkpoint is written under a temporary name, flushed to the disk, renamed and read back. The one
+before it is kept: should the newest be damaged later, a run loses the updates between the two.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from asgd.errors import AsgdError
+from cluster.messages import Array
+
+CHECKPOINTS = "checkpoints"  # in the run directory
+
+_MAGIC = b"ASGD checkpoint 1\n"
+_DIGEST_BYTES = 32
+_LENGTH_BYTES = 8
+_KEPT = 2
+
+
+class DamagedCheckpointError(AsgdError):
+    """A file is not the checkpoint that was saved."""
+
+
+class OrderState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The position of the stream that draws whose turn it is.
+
+    Attributes
+    ----------
+    words
+        The state of the SFC64 generator.
+    buffered, buffer
+        Half a word not used yet.
+    turn
+        The worker drawn whose gradient is awaited.
+    """
+
+    words: list[int]
+    buffered: int
+    buffer: int
+    turn: int | None
+
+    @classmethod
+    def of(cls, generator: np.random.Generator, turn: int | None) -> OrderState:
+        """Return the position of a generator."""
+        state = dict(generator.bit_generator.state)
+        words = [int(word) for word in state["state"]["state"]]
+        return cls(words, int(state["has_uint32"]), int(state["uinteger"]), turn)
+
+    def set(self, generator: np.random.Generator) -> None:
+        """Put a generator there."""
+        generator.bit_generator.state = {
+            "bit_generator": "SFC64",
+            "state": {"state": np.array(self.words, np.uint64)},
+            "has_uint32": self.buffered,
+            "uinteger": self.buffer,
+        }
+
+
+class Counts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What the server knows besides vectors.
+
+    Attributes
+    ----------
+    version
+        Updates applied.
+    epoch
+        Incarnation of the server that saved this.
+    seconds
+        From the start of the run to the last update.
+    sequence
+        By worker: number of its gradient that is next to be applied or refused.
+    received
+        By worker: gradients received.
+    order
+        Whose turn it is.
+    staleness_sum
+        Over all updates.
+    shared_updates
+        Updates that were means.
+    rejected
+        Gradients refused because they cannot be applied.
+    """
+
+    version: int
+    epoch: int
+    seconds: float
+    sequence: dict[int, int]
+    received: dict[int, int]
+    order: OrderState
+    staleness_sum: int
+    shared_updates: int
+    rejected: int
+
+
+@dataclass(frozen=True, eq=False)
+class State:
+    """Everything a server needs to go on where another one was.
+
+    Gradients on their way are not part of it: a worker computes the same gradient number again,
+    from a snapshot of the version restored.
+
+    Attributes
+    ----------
+    counts
+        Versions, numbers, streams.
+    parameters
+        Shape (d,).
+    rule
+        The state of the update rule.
+    """
+
+    counts: Counts
+    parameters: Array
+    rule: tuple[Array, ...]
+
+    @property
+    def version(self) -> int:
+        """Updates applied."""
+        return self.counts.version
+
+
+def pack(state: State) -> bytes:
+    """Return the content of a checkpoint file."""
+    header = msgspec.json.encode(state.counts)
+    body = io.BytesIO()
+    body.write(len(header).to_bytes(_LENGTH_BYTES, "little") + header)
+    for array in (state.parameters, *state.rule):
+        np.lib.format.write_array(body, array, allow_pickle=False)
+    content = body.getvalue()
+    return _MAGIC + hashlib.sha256(content).digest() + content
+
+
+def unpack(data: bytes) -> State:
+    """Return the state in the content of a checkpoint file.
+
+    Raises
+    ------
+    DamagedCheckpointError
+        It is not what `pack` returned.
+    """
+    start = len(_MAGIC) + _DIGEST_BYTES
+    content = data[start:]
+    if not data.startswith(_MAGIC):
+        raise DamagedCheckpointError("does not begin like a checkpoint")
+    if hashlib.sha256(content).digest() != data[len(_MAGIC) : start]:
+        raise DamagedCheckpointError("its checksum does not fit its content")
+    end = _LENGTH_BYTES + int.from_bytes(content[:_LENGTH_BYTES], "little")
+    try:
+        counts = msgspec.json.decode(content[_LENGTH_BYTES:end], type=Counts)
+        arrays = list(_arrays(content[end:]))
+        return State(counts, arrays[0], tuple(arrays[1:]))
+    except (msgspec.DecodeError, ValueError, IndexError) as error:
+        raise DamagedCheckpointError(f"its content cannot be used ({error})") from None
+
+
+def _arrays(content: bytes) -> Iterator[Array]:
+    source = io.BytesIO(content)
+    while source.tell() < len(content):
+        array = np.lib.format.read_array(source, allow_pickle=False)
+        if array.ndim != 1 or array.dtype != np.float64:
+            raise ValueError(f"an array of {array.dtype}, shape {array.shape}")
+        yield array
+
+
+def load(path: Path) -> State:
+    """Read a checkpoint.
+
+    Raises
+    ------
+    DamagedCheckpointError
+        It cannot be read or is not what was saved.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DamagedCheckpointError(f"cannot be read ({error.strerror or error})") from None
+    return unpack(data)
+
+
+def save(directory: Path, state: State) -> Path:
+    """Write a checkpoint, read it back, and only then let go of all but the one before it.
+
+    Raises
+    ------
+    OSError
+        It cannot be written; the older ones are untouched.
+    DamagedCheckpointError
+        What was read back is something else; the older ones are untouched.
+    """
+    directory.mkdir(exist_ok=True)
+    path = directory / f"checkpoint-{state.version:012d}.bin"
+    data = pack(state)
+    # Of the same version there may be one already: it must not go before the new one is proved.
+    with _temporary(path) as temporary:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+            # What is read back shall come from the disk, not from memory.
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        if temporary.read_bytes() != data:
+            raise DamagedCheckpointError(f"{path.name}: reads differently from what was written")
+        os.replace(temporary, path)
+    sync_directory(directory)
+    for older in paths(directory)[_KEPT:]:
+        older.unlink()
+    return path
+
+
+def paths(directory: Path) -> list[Path]:
+    """Return the checkpoints in a directory, the newest first."""
+    return sorted(directory.glob("checkpoint-*.bin"), reverse=True)
+
+
+def sync_directory(directory: Path) -> None:
+    """Flush the names in a directory to the disk."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _temporary(path: Path) -> Iterator[Path]:
+    temporary = path.with_name(f"{path.name}.tmp")
+    try:
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,352 @@
+"""Checkpoints and going back to them: to the last bit, torn, damaged, fenced."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from asgd.config import RunConfig, make_config
+from asgd.errors import InputError, RunFailedError
+from asgd.trace import RunWriter, read_run
+from cluster.checkpoint import (
+    CHECKPOINTS,
+    DamagedCheckpointError,
+    State,
+    load,
+    pack,
+    paths,
+    save,
+    unpack,
+)
+from cluster.lease import Lease, LeaseLostError, only_launcher
+from cluster.ledger import Record
+from cluster.recorder import Recorder
+from cluster.recovery import restore
+from cluster.server import ParameterServer
+from tests.faults import Crowd
+
+EXACT = ("update", "worker", "sequence", "read_version", "staleness", "gradient_norm")
+
+
+def configure(workers: int = 1, updates: int = 60, **tables: Any) -> RunConfig:
+    return make_config(
+        {
+            "problem": {"kind": "quadratic"},
+            "optimizer": {"rule": "momentum", "learning_rate": 0.05, "batch_size": 2},
+            "cluster": {"workers": workers, **tables},
+            "run": {"updates": updates, "eval_every": 10, "checkpoint_every": 20},
+        }
+    )
+
+
+def work(crowd: Crowd, updates: int, seed: int = 0) -> None:
+    """Let workers push in random order until so many updates are made or all are stopped."""
+    arrivals = np.random.default_rng(seed)
+    while crowd.at_hand and crowd.server.version < updates:
+        crowd.push(int(arrivals.choice(sorted(crowd.at_hand))))
+
+
+class Machine:
+    """A run directory, and crowds that work on it one after another without any process."""
+
+    def __init__(self, path: Path, config: RunConfig) -> None:
+        self.config = config
+        self.path = path
+        self.writer = RunWriter.create(path, config)
+        self.lease = Lease(path / CHECKPOINTS)
+        self.start(None, self.lease.take())
+
+    def start(self, state: State | None, epoch: int) -> None:
+        self.crowd = Crowd(self.config)
+        self.crowd.server = ParameterServer(self.config, self.crowd.initial, epoch, state)
+        self.recorder = Recorder(self.path, self.crowd.problem, epoch)
+        self.crowd.join_all()
+
+    def restart(self) -> None:
+        """Lose everything that is not on disk and go on from there."""
+        epoch = self.lease.take()
+        self.start(restore(self.writer, epoch, "test", self.crowd.server.version), epoch)
+
+    def work(self, updates: int, seed: int = 0) -> None:
+        work(self.crowd, updates, seed)
+        self.recorder.record(self.crowd.server.drain())
+
+    def events(self, kind: str) -> list[dict[str, Any]]:
+        return [event for event in read_run(self.path).events if event["event"] == kind]
+
+
+@pytest.fixture
+def state() -> State:
+    crowd = Crowd(configure(workers=3, updates=500, schedule="uniform"))
+    crowd.join_all()
+    work(crowd, 37)
+    return crowd.server.state()
+
+
+def same(one: State, other: State) -> bool:
+    return pack(one) == pack(other)
+
+
+def test_saved_state_is_read_back_to_the_last_bit(tmp_path: Path, state: State) -> None:
+    read = load(save(tmp_path, state))
+    assert read.counts == state.counts
+    np.testing.assert_array_equal(read.parameters, state.parameters)
+    assert len(read.rule) == 1
+    np.testing.assert_array_equal(read.rule[0], state.rule[0])
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_every_flipped_bit_and_every_torn_file_is_noticed(data: st.DataObject) -> None:
+    crowd = Crowd(configure())
+    crowd.join_all()
+    content = pack(crowd.server.state())
+    bit = data.draw(st.integers(0, 8 * len(content) - 1))
+    flipped = bytearray(content)
+    flipped[bit // 8] ^= 1 << bit % 8
+    with pytest.raises(DamagedCheckpointError):
+        unpack(bytes(flipped))
+    with pytest.raises(DamagedCheckpointError):
+        unpack(content[: data.draw(st.integers(0, len(content) - 1))])
+
+
+def test_objects_are_never_unpickled(state: State) -> None:
+    poisoned = State(state.counts, np.array([{"a": 1}], dtype=object), ())
+    with pytest.raises(ValueError, match="allow_pickle"):
+        pack(poisoned)
+
+
+def test_the_one_before_is_kept_and_the_older_ones_go(tmp_path: Path) -> None:
+    crowd = Crowd(configure(updates=100))
+    crowd.join_all()
+    for updates in (0, 20, 40, 60):
+        work(crowd, updates)
+        save(tmp_path, crowd.server.state())
+    assert [load(path).version for path in paths(tmp_path)] == [60, 40]
+
+
+def test_disk_that_fills_up_leaves_the_older_ones(tmp_path: Path, state: State) -> None:
+    resource = pytest.importorskip("resource")
+    kept = save(tmp_path, state)
+    before = kept.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        with pytest.raises(OSError, match="too large"):
+            save(tmp_path, state)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [path.name for path in tmp_path.iterdir()] == [kept.name]
+    assert kept.read_bytes() == before
+
+
+def test_one_worker_resumed_equals_the_uninterrupted_run(tmp_path: Path) -> None:
+    through = Machine(tmp_path / "through", configure())
+    through.work(60)
+    broken = Machine(tmp_path / "broken", configure())
+    for reached in (33, 47, 58):
+        broken.work(reached)
+        broken.restart()
+        assert broken.crowd.server.version == reached // 20 * 20
+    broken.work(60)
+    assert broken.crowd.stopped == {0: "finished"}
+    one, other = read_run(through.path), read_run(broken.path)
+    for column in EXACT:
+        np.testing.assert_array_equal(one.trace[column], other.trace[column])
+    np.testing.assert_array_equal(one.loss["update"], [0, 10, 20, 30, 40, 50, 60])
+    np.testing.assert_array_equal(one.loss["update"], other.loss["update"])
+    np.testing.assert_array_equal(one.loss["loss"], other.loss["loss"])
+    np.testing.assert_array_equal(through.crowd.server.parameters, broken.crowd.server.parameters)
+    assert (other.trace["applied_seconds"].diff().dropna() >= 0).all()
+    assert [e["updates_lost"] for e in broken.events("server_restored")] == [13, 7, 18]
+
+
+@pytest.mark.parametrize(
+    "cluster", [{}, {"schedule": "uniform"}, {"mode": "sync"}, {"mode": "bounded"}]
+)
+def test_no_update_is_missing_or_made_twice(tmp_path: Path, cluster: dict[str, Any]) -> None:
+    config = configure(workers=3, updates=200, **cluster)
+    machine = Machine(tmp_path / "run", config)
+    for reached in (31, 45, 97, 199):
+        machine.work(reached, seed=reached)
+        machine.restart()
+    machine.work(200)
+    run = read_run(machine.path)
+    np.testing.assert_array_equal(run.trace["update"], np.arange(200))
+    np.testing.assert_array_equal(
+        run.trace["staleness"], run.trace["update"] - run.trace["read_version"]
+    )
+    assert run.trace["staleness"].min() >= 0
+    shared = run.trace[run.trace["worker"] < 0]
+    assert set(shared["update"]) == set(run.members["update"])
+    for worker in range(3):
+        own = run.trace["sequence"][run.trace["worker"] == worker].tolist()
+        own += run.members["sequence"][run.members["worker"] == worker].tolist()
+        assert sorted(own) == list(range(len(own)))
+    np.testing.assert_array_equal(shared["sequence"], np.arange(len(shared)))
+
+
+def test_drawn_order_goes_on_where_it_was(tmp_path: Path) -> None:
+    config = configure(workers=4, updates=200, schedule="uniform")
+    through, broken = Machine(tmp_path / "a", config), Machine(tmp_path / "b", config)
+    through.work(200)
+    broken.work(130)
+    broken.restart()
+    broken.work(200)
+    np.testing.assert_array_equal(
+        read_run(through.path).trace["worker"], read_run(broken.path).trace["worker"]
+    )
+
+
+def test_gradient_for_the_server_before_is_refused(tmp_path: Path) -> None:
+    machine = Machine(tmp_path / "run", configure(workers=2, updates=200))
+    machine.work(45)
+    late = machine.crowd.workers[0].compute(machine.crowd.at_hand[0])
+    machine.restart()
+    assert late.read_version > machine.crowd.server.version  # its staleness would be negative
+    machine.crowd.send(late)
+    assert machine.crowd.server.version == 40
+    assert machine.crowd.at_hand[0].epoch == 1
+
+
+def test_stopped_run_loses_nothing(tmp_path: Path) -> None:
+    machine = Machine(tmp_path / "run", configure(workers=2, updates=200))
+    machine.work(33)
+    machine.crowd.server.stop("interrupted")
+    machine.recorder.record(machine.crowd.server.drain())
+    machine.restart()
+    (event,) = machine.events("server_restored")
+    assert (event["from_version"], event["to_version"], event["updates_lost"]) == (33, 33, 0)
+
+
+def test_finished_state_only_finishes(tmp_path: Path) -> None:
+    machine = Machine(tmp_path / "run", configure())
+    machine.work(60)
+    machine.restart()
+    assert machine.crowd.stopped == {0: "finished"}
+    assert machine.crowd.server.version == 60
+
+
+def test_run_that_never_saved_anything_starts_again(tmp_path: Path) -> None:
+    machine = Machine(tmp_path / "run", configure())
+    work(machine.crowd, 15)
+    machine.writer.trace(machine.crowd.server.drain().trace)  # killed in the middle of a record
+    machine.restart()
+    assert machine.crowd.server.version == 0
+    machine.work(60)
+    run = read_run(machine.path)
+    np.testing.assert_array_equal(run.trace["update"], np.arange(60))
+    assert run.loss["update"].tolist() == [0, 10, 20, 30, 40, 50, 60]
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def test_damaged_checkpoint_is_reported_and_the_older_one_used(tmp_path: Path) -> None:
+    machine = Machine(tmp_path / "run", configure())
+    machine.work(25)
+    machine.work(45)
+    newest, older = paths(machine.path / CHECKPOINTS)
+    flip(newest)
+    machine.restart()
+    assert machine.crowd.server.version == 20
+    (event,) = machine.events("checkpoint_damaged")
+    assert event["file"] == newest.name
+    assert "checksum" in event["reason"]
+    assert paths(machine.path / CHECKPOINTS) == [older]
+    assert machine.events("server_restored")[0]["updates_lost"] == 25
+
+
+def test_without_a_good_checkpoint_the_record_is_left_alone(tmp_path: Path) -> None:
+    machine = Machine(tmp_path / "run", configure())
+    machine.work(25)
+    machine.work(45)
+    for path in paths(machine.path / CHECKPOINTS):
+        flip(path)
+    with pytest.raises(RunFailedError, match="none of its 2 checkpoints"):
+        machine.restart()
+    assert len(read_run(machine.path).trace) == 45
+    assert len(paths(machine.path / CHECKPOINTS)) == 2
+
+
+def test_checkpoint_beyond_the_trace_is_not_used(tmp_path: Path) -> None:
+    machine = Machine(tmp_path / "run", configure())
+    machine.work(25)
+    machine.work(45)
+    (machine.path / "trace" / "part-000000000025.parquet").write_bytes(b"PAR1 torn")
+    machine.restart()
+    assert machine.crowd.server.version == 20
+    assert "ends at update 25" in machine.events("checkpoint_damaged")[0]["reason"]
+    machine.work(60)
+    np.testing.assert_array_equal(read_run(machine.path).trace["update"], np.arange(60))
+
+
+def test_torn_event_does_not_spoil_the_next_one(tmp_path: Path) -> None:
+    machine = Machine(tmp_path / "run", configure())
+    machine.work(25)
+    with (machine.path / "events.jsonl").open("a") as file:
+        file.write(json.dumps({"event": "worker_lost"})[:9])
+    (machine.path / "trace" / "part-000000000025.parquet.tmp").write_bytes(b"torn")
+    machine.restart()
+    assert [event["event"] for event in read_run(machine.path).events] == [
+        "start",
+        "server_restored",
+    ]
+    assert read_run(machine.path).state == "unfinished"
+    assert not list(machine.path.rglob("*.tmp"))
+
+
+def test_record_after_a_lost_one_is_not_written(tmp_path: Path) -> None:
+    machine = Machine(tmp_path / "run", configure())
+    machine.work(10)
+    work(machine.crowd, 30)
+    machine.crowd.server.drain()
+    machine.work(45)
+    assert len(read_run(machine.path).trace) == 10
+    assert [load(path).version for path in paths(machine.path / CHECKPOINTS)] == [0]
+
+
+def test_recorder_of_an_older_server_writes_nothing(tmp_path: Path) -> None:
+    machine = Machine(tmp_path / "run", configure())
+    machine.work(25)
+    zombie, of_the_zombie = machine.recorder, machine.crowd
+    work(of_the_zombie, 45)
+    late: Record = of_the_zombie.server.drain()
+    machine.restart()
+    files = {path: path.stat().st_mtime_ns for path in machine.path.rglob("*") if path.is_file()}
+    with pytest.raises(LeaseLostError, match="another server has taken over"):
+        zombie.record(late)
+    assert files == {
+        path: path.stat().st_mtime_ns for path in machine.path.rglob("*") if path.is_file()
+    }
+
+
+def test_epochs_grow(tmp_path: Path) -> None:
+    lease = Lease(tmp_path)
+    assert [lease.take() for _ in range(12)] == list(range(12))
+    with lease.held(11):
+        pass
+    with pytest.raises(LeaseLostError), lease.held(10):
+        pass
+
+
+def test_one_launcher_at_a_time(tmp_path: Path) -> None:
+    directory = tmp_path / CHECKPOINTS
+    with (
+        only_launcher(directory),
+        pytest.raises(InputError, match="at work"),
+        only_launcher(directory),
+    ):
+        pass
+    with only_launcher(directory):
+        pass
