@@ -49,9 +49,7 @@ def test_iid_asgd_runs_on_diabetes():
     problem = make_problem(ProblemConfig(kind="least_squares"))
     ensemble = asgd_iid(problem, 0.02, Geometric(0.75), 15, 500, 2, batch_size=4)
     exact = expected_loss(problem, asgd_moments(problem, 0.02, 0.75, 15, batch_size=4))
-    assert np.all(
-        np.abs(ensemble.loss_mean - exact) <= 4 * ensemble.loss_std / np.sqrt(500) + 1e-9
-    )
+    assert np.all(np.abs(ensemble.loss_mean - exact) <= 4 * ensemble.loss_std / np.sqrt(500) + 1e-9)
 
 
 @pytest.mark.parametrize(

@@ -100,12 +100,15 @@ def test_bounded_staleness_is_reached_and_never_exceeded(tmp_path: Path) -> None
 @pytest.mark.usefixtures("shared_ray")
 def test_without_delay_staleness_is_concentrated_near_its_mean(tmp_path: Path) -> None:
     shown: list[Progress] = []
-    config = configure({"kind": "least_squares"}, updates=1200, workers=4)
+    # Calls of Ray cost every worker the same. Over shared memory an update takes less than the
+    # time slice of a core, and who runs when is the scheduler's choice on a busy machine.
+    config = configure({"kind": "least_squares"}, updates=1200, workers=4, transport="ray")
     result = read_run(run(config, tmp_path / "run", progress=shown.append))
     check_trace(result)
     staleness = result.trace["staleness"]
-    # Each snapshot is read once: P - 1 but for the reads of version 0 and those never used.
-    assert staleness.mean() == pytest.approx(3.0, abs=0.05)
+    # Every update ages the P - 1 snapshots that it does not use: those used, and those held last.
+    held = 1200 - (result.trace.groupby("worker")["update"].max() + 1)
+    assert staleness.sum() + held.sum() == 3 * 1200
     assert staleness.var() < 6.0  # the geometric law of this mean has 12
     assert (shown[-1].update, shown[-1].updates) == (1200, 1200)
     assert shown[-1].mean_staleness == pytest.approx(staleness.mean())
