@@ -119,13 +119,15 @@ def test_without_delay_staleness_is_concentrated_near_its_mean(tmp_path: Path) -
 @pytest.mark.usefixtures("shared_ray")
 def test_exponential_compute_times_are_nearly_geometric(tmp_path: Path) -> None:
     compute_time = {"law": "exponential", "mean": 0.1}
-    config = configure({"kind": "quadratic"}, 900, workers=4, compute_time=compute_time)
+    config = configure({"kind": "quadratic"}, 1600, workers=4, compute_time=compute_time)
     result = read_run(run(config, tmp_path / "run"))
     check_trace(result)
     staleness = result.trace["staleness"].to_numpy()
     mean = float(staleness.mean())
+    # Chance alone makes 0.4 sum_l sqrt(w_l / 1600) = 0.037 of it.
     assert total_variation(staleness, Geometric(mean / (1 + mean))) < 0.08
-    assert result.trace["compute_seconds"].mean() == pytest.approx(0.1, rel=4 / np.sqrt(900))
+    # A busy machine only adds to it: at least the mean, less four standard errors.
+    assert result.trace["compute_seconds"].mean() > 0.1 * (1 - 4 / np.sqrt(1600))
 
 
 def total_variation(staleness: np.ndarray[Any, Any], law: Geometric) -> float:
