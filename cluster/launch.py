@@ -172,6 +172,7 @@ class _Cluster:
         self._workers: dict[int, Actor] = {}
         self._started: dict[int, float] = {}
         self.running: dict[ray.ObjectRef[Any], int] = {}
+        self._ended: list[int] = []  # told to stop
         longest = float(ComputeTime.from_config(config.cluster).mean.max())
         self._timeout = config.cluster.worker_timeout + _LONG_COMPUTE_TIME * longest
         for worker in range(config.cluster.workers):
@@ -224,8 +225,9 @@ class _Cluster:
             )
         self._start_server("the process of the server or of its recorder died")
         # A worker loses its connection, then goes on with this call.
-        workers = list(self.running.values())
+        workers = [*self.running.values(), *self._ended]
         self.running.clear()
+        self._ended.clear()
         for worker in workers:
             self._let_work(worker)
         for worker in set(range(self.config.cluster.workers)).difference(workers):
@@ -256,7 +258,7 @@ class _Cluster:
                 if reason is not None:
                     self._lose(task, reason, status, now)
                 else:
-                    del self.running[task]
+                    self._ended.append(self.running.pop(task))
         for task, worker in list(self.running.items()):
             known = status.workers[worker]
             silent = known.computing if known.present else now - self._started[worker]
@@ -264,7 +266,8 @@ class _Cluster:
                 self._lose(task, f"silent for {silent:.0f} s", status, now)
         for worker in self.restarts.due(now):
             self.start_worker(worker)
-        if not self.running and not self.restarts.pending and self.restarts.first_reason:
+        # Workers that were told to stop end before the driver hears of the stop itself.
+        if not (self.running or self._ended or self.restarts.pending):
             raise RunFailedError(
                 f"every worker failed again and again; {self.restarts.first_reason}"
             )
