@@ -47,7 +47,7 @@ def has_closed_forms(setting: Setting, name: str) -> bool:
 
 
 def closed_curve(name: str, setting: Setting, seed: int) -> LossCurve:
-    """Return the curve of one model of `analysis.predict.MODELS`.
+    """Return the curve of one model of `analysis.prediction.MODELS`.
 
     Independent geometric staleness, and the pool of memoryless workers, are solved exactly;
     any other law through the moments given the reads, averaged over a few drawn sequences of

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.compare import Score
+from analysis.score import Score
 from analysis.fit import StalenessFit
-from analysis.predict import MODELS, Prediction
+from analysis.prediction import MODELS, Prediction
 from analysis.verdict import in_words
 from asgd.trace import Run
 

@@ -14,7 +14,7 @@ import pandas as pd
 from analysis import figures
 from analysis.comparison import Comparison
 from analysis.fit import StalenessFit
-from analysis.predict import MODELS, Prediction
+from analysis.prediction import MODELS, Prediction
 from analysis.verdict import in_words
 from asgd.staleness import Empirical, Geometric
 from asgd.trace import Run, replace_file

@@ -21,9 +21,9 @@ import click
 from asgd.errors import AsgdError, InputError, RunFailedError
 
 if TYPE_CHECKING:
-    from analysis.compare import Score
+    from analysis.score import Score
     from analysis.fit import StalenessFit
-    from analysis.predict import Prediction
+    from analysis.prediction import Prediction
     from asgd.config import RunConfig
     from asgd.trace import Run
 
@@ -165,7 +165,7 @@ def simulate(
     from asgd.config import load_config
     from asgd.experiment import run_repeats
     from asgd.live import LiveRun
-    from asgd.simulate import simulate as simulate_run
+    from asgd.simulation import simulate as simulate_run
 
     def one(settings: RunConfig, out: Path) -> None:
         with LiveRun("simulate", quiet=quiet, lines=lines) as live:
@@ -385,9 +385,9 @@ def _fit(path: Path, runs: Sequence[Run]) -> StalenessFit:
 
 
 def _predict(path: Path, runs: Sequence[Run], paths: int, quiet: bool) -> tuple[Prediction, Score]:
-    from analysis.compare import compare
-    from analysis.predict import DEFAULT_MODELS
-    from analysis.predict import predict as predict_run
+    from analysis.score import compare
+    from analysis.prediction import DEFAULT_MODELS
+    from analysis.prediction import predict as predict_run
 
     with _Bar("predict", len(DEFAULT_MODELS), quiet) as bar:
         fit = _fit(path, runs)
@@ -399,7 +399,7 @@ def _predict(path: Path, runs: Sequence[Run], paths: int, quiet: bool) -> tuple[
 def _report(
     paths: Sequence[Path], output: Path | None, figures: Path | None, ensemble: int, quiet: bool
 ) -> Path:
-    from analysis.predict import has_prediction
+    from analysis.prediction import has_prediction
     from analysis.report import write_report
     from asgd.experiment import read_runs
 

@@ -18,13 +18,13 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.compare import Score, compare
+from analysis.score import Score, compare
 from analysis.experiment import fit_runs
-from analysis.predict import Prediction, predict
+from analysis.prediction import Prediction, predict
 from analysis.verdict import in_words
 from asgd.config import RunConfig, make_config
 from asgd.experiment import read_runs, run_repeats
-from asgd.simulate import simulate
+from asgd.simulation import simulate
 
 STABLE, NEAR = 0.05, 0.15  # largest error aimed at, of the mean loss curve
 NEAR_EDGE = 0.6  # share of the largest stable learning rate from which on a case is near the edge

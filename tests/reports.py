@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from analysis.predict import predict
+from analysis.prediction import predict
 from analysis.report import write_report
 from asgd.config import make_config
-from asgd.simulate import simulate
+from asgd.simulation import simulate
 from asgd.trace import Run, RunWriter, read_run
 
 HOSTILE = "<script>window.hacked = 1</script><img src=x onerror=window.hacked=1>"

@@ -5,14 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from analysis.compare import compare
+from analysis.score import compare
 from analysis.experiment import as_runs, fit_runs
 from analysis.fit import fit_run
-from analysis.predict import predict
+from analysis.prediction import predict
 from asgd.config import RunConfig, make_config
 from asgd.errors import InputError
 from asgd.experiment import read_runs, run_repeats
-from asgd.simulate import simulate
+from asgd.simulation import simulate
 from asgd.trace import Run, read_run
 
 REPEATS = 12

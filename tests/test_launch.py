@@ -24,7 +24,7 @@ from asgd.draws import WorkerDraws
 from asgd.errors import DivergedError, InputError, RunFailedError
 from asgd.problems import make_problem
 from asgd.progress import Progress
-from asgd.simulate import simulate
+from asgd.simulation import simulate
 from asgd.staleness import Geometric
 from asgd.streams import stream
 from asgd.trace import SHARED, Run, read_run

@@ -19,7 +19,7 @@ from asgd.__main__ import main
 from asgd.config import RunConfig, make_config
 from asgd.errors import InputError, RunFailedError
 from asgd.progress import Progress
-from asgd.simulate import simulate
+from asgd.simulation import simulate
 from asgd.trace import Run, read_run
 from cluster import resume, run
 from cluster.checkpoint import CHECKPOINTS, load, paths

@@ -15,7 +15,7 @@ from asgd.errors import DivergedError
 from asgd.problems import Quadratic
 from asgd.problems.base import Array, Indices, Problem
 from asgd.problems.linear import breast_cancer, digits
-from asgd.simulate import simulate
+from asgd.simulation import simulate
 from asgd.staleness import ConstantPlusGeometric, Geometric, Poisson
 from asgd.trace import Run, read_run
 

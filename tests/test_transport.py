@@ -10,7 +10,7 @@ import pytest
 import ray
 
 from asgd.config import make_config
-from asgd.simulate import simulate
+from asgd.simulation import simulate
 from asgd.trace import read_run
 from cluster import run
 from cluster.actors import ServerActor

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, MaxNLocator
 
 from analysis.figures.canvas import INK, OBSERVED, STYLE, cycle, finish, key, new_axes, thin
-from analysis.predict import MODELS, quantile_column
+from analysis.prediction import MODELS, quantile_column
 
 
 def loss_overlay(

@@ -16,7 +16,7 @@ from asgd.errors import DivergedError, InputError, RunFailedError
 from asgd.problems import Quadratic, make_problem
 from asgd.server_paths import ServerPaths, server_ensemble
 from asgd.server_times import server_order, simulate_staleness
-from asgd.simulate import simulate
+from asgd.simulation import simulate
 from asgd.staleness import Geometric, Poisson
 from asgd.streams import stream
 from asgd.trace import Run, read_run

@@ -11,7 +11,7 @@ import pandas as pd
 
 from analysis.experiment import as_runs
 from analysis.loss_curve import QUANTILE_LEVELS
-from analysis.predict import MODELS, Prediction, quantile_column
+from analysis.prediction import MODELS, Prediction, quantile_column
 from asgd.errors import InputError
 from asgd.streams import stream
 from asgd.trace import Run

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from analysis.compare import compare
+from analysis.score import compare
 from analysis.experiment import fit_runs
 from analysis.fit import fit_run
-from analysis.predict import (
+from analysis.prediction import (
     DEFAULT_MODELS,
     MODELS,
     has_prediction,
@@ -22,7 +22,7 @@ from asgd.config import make_config
 from asgd.errors import InputError, UnreliableEstimateError
 from asgd.experiment import read_runs, run_repeats
 from asgd.problems import Quadratic
-from asgd.simulate import simulate
+from asgd.simulation import simulate
 from asgd.trace import Run, RunWriter, read_run
 
 QUADRATIC = {"kind": "quadratic"}
