@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from analysis.score import Score
 from analysis.fit import StalenessFit, compare_fits
 from analysis.headline import Facts, problem_name
 from analysis.prediction import MODELS
+from analysis.score import Score
 from asgd.trace import Run
 
 # Share of the way down to a loss that every run reached, at which the clock is stopped: the last

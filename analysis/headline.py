@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.score import Score
 from analysis.fit import StalenessFit
 from analysis.prediction import MODELS, Prediction
+from analysis.score import Score
 from analysis.verdict import in_words
 from asgd.trace import Run
 

@@ -22,7 +22,6 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 
 from analysis import figures, pictures
 from analysis.activity import events_table, timeline, workers_table
-from analysis.score import Score, compare
 from analysis.comparison import compare_runs, comparison_headline, labels
 from analysis.experiment import fit_runs
 from analysis.fit import StalenessFit
@@ -30,6 +29,7 @@ from analysis.headline import headline, problem_name
 from analysis.inline_svg import SvgInliner, page_colour
 from analysis.pictures import Picture
 from analysis.prediction import MODELS, Prediction, read_prediction
+from analysis.score import Score, compare
 from asgd.errors import InputError
 from asgd.experiment import read_runs
 from asgd.trace import Run, replace_file

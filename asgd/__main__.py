@@ -21,9 +21,9 @@ import click
 from asgd.errors import AsgdError, InputError, RunFailedError
 
 if TYPE_CHECKING:
-    from analysis.score import Score
     from analysis.fit import StalenessFit
     from analysis.prediction import Prediction
+    from analysis.score import Score
     from asgd.config import RunConfig
     from asgd.trace import Run
 
@@ -385,9 +385,9 @@ def _fit(path: Path, runs: Sequence[Run]) -> StalenessFit:
 
 
 def _predict(path: Path, runs: Sequence[Run], paths: int, quiet: bool) -> tuple[Prediction, Score]:
-    from analysis.score import compare
     from analysis.prediction import DEFAULT_MODELS
     from analysis.prediction import predict as predict_run
+    from analysis.score import compare
 
     with _Bar("predict", len(DEFAULT_MODELS), quiet) as bar:
         fit = _fit(path, runs)

@@ -18,9 +18,9 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.score import Score, compare
 from analysis.experiment import fit_runs
 from analysis.prediction import Prediction, predict
+from analysis.score import Score, compare
 from analysis.verdict import in_words
 from asgd.config import RunConfig, make_config
 from asgd.experiment import read_runs, run_repeats

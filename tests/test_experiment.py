@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from analysis.score import compare
 from analysis.experiment import as_runs, fit_runs
 from analysis.fit import fit_run
 from analysis.prediction import predict
+from analysis.score import compare
 from asgd.config import RunConfig, make_config
 from asgd.errors import InputError
 from asgd.experiment import read_runs, run_repeats

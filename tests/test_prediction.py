@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from analysis.score import compare
 from analysis.experiment import fit_runs
 from analysis.fit import fit_run
 from analysis.prediction import (
@@ -17,6 +16,7 @@ from analysis.prediction import (
     quantile_column,
     read_prediction,
 )
+from analysis.score import compare
 from analysis.setting import closure_of
 from asgd.config import make_config
 from asgd.errors import InputError, UnreliableEstimateError

@@ -15,12 +15,12 @@ import pytest
 from reports import HOSTILE, Reports, simulated_run
 
 from analysis.activity import events_table, timeline, workers_table
-from analysis.score import compare
 from analysis.comparison import common_target, labels
 from analysis.fit import fit_run
 from analysis.headline import headline
 from analysis.prediction import read_prediction
 from analysis.report import write_report
+from analysis.score import compare
 from asgd.errors import InputError
 from asgd.trace import RunWriter, read_run
 

@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 import scoringrules
 
-from analysis.score import compare, crps_from_quantiles
 from analysis.loss_curve import QUANTILE_LEVELS
 from analysis.prediction import Prediction, quantile_column
+from analysis.score import compare, crps_from_quantiles
 from asgd.config import make_config
 from asgd.errors import InputError
 from asgd.trace import Run, RunWriter, read_run
