@@ -276,7 +276,13 @@ class _Cluster:
         worker = self.running.pop(task)
         ray.kill(self._workers.pop(worker))
         delay = self.restarts.failed(worker, reason, status.workers[worker].received, now)
-        self._writer.event("worker_lost", worker=worker, reason=reason, restart_seconds=delay)
+        self._writer.event(
+            "worker_lost",
+            worker=worker,
+            update=status.version,
+            reason=reason,
+            restart_seconds=delay,
+        )
         ray.get(self.server.leave.remote(worker))
 
     def kill(self) -> None:

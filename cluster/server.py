@@ -392,7 +392,9 @@ class ParameterServer:
         return [self._grant(gradient.worker, seat, now)]
 
     def _lose(self, worker: int, seat: _Seat) -> None:
-        self.ledger.event("gradient_lost", worker=worker, sequence=seat.sequence)
+        self.ledger.event(
+            "gradient_lost", worker=worker, sequence=seat.sequence, update=self.version
+        )
         seat.sequence += 1
         seat.granted = math.inf
 

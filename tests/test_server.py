@@ -106,6 +106,16 @@ def test_uniform_schedule_goes_on_without_the_one_it_waits_for() -> None:
     assert waited_for not in crowd.server.drain().trace["worker"]
 
 
+def test_lost_gradient_names_the_update_the_server_had_reached() -> None:
+    crowd = Crowd(configure(workers=3))
+    crowd.join_all()
+    crowd.push(0)
+    crowd.push(1)
+    crowd.die(2)
+    (lost,) = crowd.server.drain().events
+    assert (lost["event"], lost["worker"], lost["update"]) == ("gradient_lost", 2, 2)
+
+
 def test_repeat_is_answered_but_not_applied() -> None:
     crowd = Crowd(configure(workers=2))
     crowd.join_all()
