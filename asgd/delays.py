@@ -49,7 +49,9 @@ class ComputeTime:
     ) -> npt.NDArray[np.float64]:
         """Return `size` independent compute times of `worker`, in seconds, shape (size,)."""
         times = self.draw_relative(size, rng)
-        times *= self.mean[worker]
+        # Workers added to a run have the number after those of the configuration; only where one
+        # mean serves all are they accepted.
+        times *= self.mean[min(worker, len(self.mean) - 1)]
         return times
 
     def draw_relative(self, size: int, rng: np.random.Generator) -> npt.NDArray[np.float64]:

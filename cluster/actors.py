@@ -109,7 +109,7 @@ class ServerActor:
     async def join(self, worker: int) -> EncodedReply:
         """Answer with the worker's first snapshot."""
         answer = self._waiting.expect(worker)
-        self._server.ledger.event("worker_joined", worker=worker, transport="ray")
+        self._server.note_joined(worker, "ray")
         self._send(self._server.join(worker, time.monotonic()))
         return await answer
 

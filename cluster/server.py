@@ -27,6 +27,7 @@ Array = npt.NDArray[np.float64]
 Replies = list[tuple[int, Reply]]
 
 FINISHED = "finished"  # why a server stops that made all its updates
+REMOVED = "removed"  # why it stops one worker and goes on
 
 
 @dataclass(slots=True)
@@ -35,6 +36,7 @@ class _Seat:
 
     `sequence` is the number of the gradient it computes, or of the one held for it, whose norm is
     `norm`; `granted` is when it got the snapshot for that gradient, infinite while it owes none.
+    A worker that is `retired` gets no further snapshot.
     """
 
     sequence: int = 0
@@ -44,6 +46,7 @@ class _Seat:
     granted: float = math.inf
     received: int = 0
     norm: float = math.nan
+    retired: bool = False
 
     @property
     def owes(self) -> bool:
@@ -114,6 +117,8 @@ class ParameterServer:
         if self._stop is not None:
             return [(worker, self._stop)]
         seat = self._seats.setdefault(worker, _Seat())
+        if seat.retired:
+            return [(worker, Stop(REMOVED)), *self.leave(worker, now)]
         if seat.owes:
             self._lose(worker, seat)
         seat.present = True
@@ -121,6 +126,10 @@ class ParameterServer:
             self._missing.discard(worker)
             return self._start(now)
         return [] if worker in self._held else [self._grant(worker, seat, now)]
+
+    def note_joined(self, worker: int, transport: str) -> None:
+        """Note who joins, through what, and after how many updates."""
+        self.ledger.event("worker_joined", worker=worker, transport=transport, update=self.version)
 
     def leave(self, worker: int, now: float) -> Replies:
         """Forget a worker that died or was removed: nobody waits for it any more.
@@ -132,11 +141,25 @@ class ParameterServer:
             return []
         if seat.owes:
             self._lose(worker, seat)
+        if seat.retired:
+            self._dismiss(worker, seat)
         seat.present = False
         if math.isnan(self._started):
             self._missing.discard(worker)
             return self._start(now)
         return self._advance(now)
+
+    def retire(self, worker: int, now: float) -> Replies:
+        """Part with a worker: the gradient it owes or that is held for it is its last."""
+        seat = self._seats.get(worker)
+        if self._stop is not None or seat is None:
+            return []
+        seat.retired = True
+        started = math.isfinite(self._started)
+        if started and (seat.owes or worker in self._held):
+            return []
+        told = [self._grant(worker, seat, now)] if seat.present else []
+        return [*told, *self.leave(worker, now)]
 
     def receive(self, gradient: Gradient, now: float) -> Replies:
         """Take in a gradient; a repeat of one already counted only gets the current snapshot."""
@@ -353,6 +376,9 @@ class ParameterServer:
         return SHARED, self._shared_updates - 1
 
     def _grant(self, worker: int, seat: _Seat, now: float) -> tuple[int, Reply]:
+        if seat.retired:
+            self._dismiss(worker, seat)
+            return worker, Stop(REMOVED)
         seat.read_version = self.version
         seat.batch_size = int(self._batch_size(self.version))
         seat.granted = now
@@ -390,6 +416,11 @@ class ParameterServer:
                 f"{gradient.worker} before update {self.version}: {defect}"
             )
         return [self._grant(gradient.worker, seat, now)]
+
+    def _dismiss(self, worker: int, seat: _Seat) -> None:
+        if seat.present:
+            self.ledger.event("worker_removed", worker=worker, update=self.version)
+        seat.present = False
 
     def _lose(self, worker: int, seat: _Seat) -> None:
         self.ledger.event(

@@ -286,7 +286,7 @@ class SocketServer:
         peer.window = peer.header
         if frame.kind == wire.JOIN:
             how = "shm" if peer.shared else "tcp"
-            self._server.ledger.event("worker_joined", worker=frame.worker, transport=how)
+            self._server.note_joined(frame.worker, how)
             self.deliver(self._server.join(frame.worker, now))
             return
         value = peer.gradient

@@ -43,6 +43,16 @@ class Crowd:
         for worker in self.workers:
             self.join(worker)
 
+    def add(self, worker: int) -> None:
+        """Let a worker join that the configuration does not know of."""
+        self.workers[worker] = Worker(self.config, worker, self.problem)
+        self.sent[worker] = []
+        self.join(worker)
+
+    def retire(self, worker: int) -> None:
+        """Let a worker go after the gradient it owes."""
+        self._deliver(self.server.retire(worker, self._tick()))
+
     def push(self, worker: int) -> None:
         """Let a worker answer the snapshot it has at hand."""
         gradient = self.workers[worker].compute(self.at_hand.pop(worker))

@@ -47,7 +47,8 @@ def test_one_worker_is_serial_sgd_to_the_last_bit(transport: str) -> None:
     np.testing.assert_array_equal(line.server.parameters, x)
     assert record.trace["staleness"].tolist() == [0] * 150
     joined = [{key: event[key] for key in event if key != "time"} for event in record.events]
-    assert joined == [{"event": "worker_joined", "worker": 0, "transport": transport}]
+    expected = {"event": "worker_joined", "worker": 0, "transport": transport, "update": 0}
+    assert joined == [expected]
 
 
 @transports
