@@ -1,8 +1,8 @@
 """The whole configuration: typed, frozen, validated. Every default lives here.
 
 A configuration is a TOML file with the tables `[problem]`, `[optimizer]`, `[cluster]`,
-`[cluster.compute_time]`, `[simulation]` and `[run]`. Whatever cannot be used is refused with the
-key, the value and what would be accepted.
+`[cluster.compute_time]`, `[simulation]`, `[run]` and `[metrics]`. Whatever cannot be used is refused
+with the key, the value and what would be accepted.
 """
 
 from __future__ import annotations
@@ -205,6 +205,19 @@ class RunSettings(_Table, frozen=True):
     repeats: Count = 1
 
 
+class MetricsConfig(_Table, frozen=True):
+    """Where else a real run shows how it stands; nowhere by default.
+
+    `tensorboard` writes event files into `tensorboard/` of the run directory. `prometheus` adds the
+    run to the metrics page of its Ray; a Ray of our own opens that page on 127.0.0.1 at `port`, 0
+    for any free one. The event `metrics` in `events.jsonl` names it.
+    """
+
+    tensorboard: bool = False
+    prometheus: bool = False
+    port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 0
+
+
 class RunConfig(_Table, frozen=True):
     """A whole run."""
 
@@ -213,6 +226,7 @@ class RunConfig(_Table, frozen=True):
     cluster: ClusterConfig = ClusterConfig()
     simulation: SimulationConfig = SimulationConfig()
     run: RunSettings = RunSettings()
+    metrics: MetricsConfig = MetricsConfig()
 
     def to_json(self) -> str:
         """Return the resolved configuration as JSON text."""

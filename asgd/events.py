@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-_ORDINARY = {"start", "finish"}
+_ORDINARY = {"start", "metrics", "finish"}
 
 
 def incidents(events: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

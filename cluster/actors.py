@@ -16,11 +16,13 @@ import ray
 
 from asgd.config import RunConfig
 from asgd.problems import make_problem
+from asgd.trace import RunWriter
 from cluster.checkpoint import State
 from cluster.connection import Endpoint
 from cluster.lease import LeaseLostError
 from cluster.ledger import Record
 from cluster.messages import Array, Gradient
+from cluster.metrics import Metrics
 from cluster.recorder import Recorder
 from cluster.server import ParameterServer, Replies
 from cluster.status import Status
@@ -240,7 +242,10 @@ class RecorderActor:
             return
         try:
             if self._recorder is None:
-                self._recorder = Recorder(self._path, make_problem(self._config), self._epoch)
+                problem, wanted = make_problem(self._config), self._config.metrics
+                known = RunWriter(self._path).recorded_updates()
+                metrics = Metrics.open(wanted, self._path, self._epoch, known)
+                self._recorder = Recorder(self._path, problem, self._epoch, metrics)
             self._recorder.record(record)
         except LeaseLostError as error:
             self._error = UserError(str(error))

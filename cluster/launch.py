@@ -26,6 +26,7 @@ from cluster.actors import Actor, Losses, RecorderActor, ServerActor, UserError,
 from cluster.checkpoint import CHECKPOINTS
 from cluster.lease import Lease, only_launcher
 from cluster.messages import Array
+from cluster.metrics import check_metrics
 from cluster.recovery import restore
 from cluster.restarts import Restarts
 from cluster.server import FINISHED
@@ -69,6 +70,7 @@ def run(
     KeyboardInterrupt
         Ctrl-C; the directory is readable and says so.
     """
+    check_metrics(config.metrics)
     initial = _initial(config)
     check_address(address)
     writer = RunWriter.create(out if out is not None else default_path(config), config)
@@ -102,6 +104,7 @@ def resume(
         raise InputError(f"{path}: not a run of workers and a server; only these are resumed")
     if found.state == "finished":
         raise InputError(f"{path}: the run is finished")
+    check_metrics(found.config.metrics)
     initial = _initial(found.config)
     check_address(address)
     with only_launcher(found.path / CHECKPOINTS):
@@ -124,7 +127,9 @@ def _launch(
     resumed: bool,
 ) -> Path:
     try:
-        with ray_session(address, _object_store_bytes(config, initial)):
+        with ray_session(address, _object_store_bytes(config, initial), config.metrics.port):
+            if config.metrics.prometheus:
+                writer.event("metrics", url=_metrics_page())
             _supervise(config, initial, writer, progress, resumed)
     except RunFailedError as error:
         _note_end(writer, "failed", reason=str(error))
@@ -144,6 +149,13 @@ def _note_end(writer: RunWriter, kind: str, **fields: str) -> None:
     # Where the disk is full, that is the error to be shown, not this one.
     with contextlib.suppress(OSError):
         writer.event(kind, **fields)
+
+
+def _metrics_page() -> str:
+    """Return where Prometheus finds the metrics of this node."""
+    here = ray.get_runtime_context().get_node_id()
+    node = next(node for node in ray.nodes() if node["NodeID"] == here)
+    return f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
 
 
 def _object_store_bytes(config: RunConfig, initial: Array) -> int:
@@ -191,9 +203,12 @@ class _Cluster:
         umask = os.umask(0o077)
         os.umask(umask)
         path = str(self._writer.path.resolve())
-        self.recorder = _start(
-            RecorderActor, self.config, path, epoch, umask, scheduling_strategy=here
-        )
+        options: dict[str, Any] = {"scheduling_strategy": here}
+        if self.config.metrics.prometheus:
+            # Ray hands metrics to its page every 10 s by default, which short runs do not live.
+            variables = {"RAY_metrics_report_interval_ms": "1000"}
+            options["runtime_env"] = {"env_vars": variables}
+        self.recorder = _start(RecorderActor, self.config, path, epoch, umask, **options)
         self.server = _start(
             ServerActor,
             self.config,

@@ -9,6 +9,7 @@ from asgd.trace import LOSS_COLUMNS, RunWriter, read_run
 from cluster.checkpoint import CHECKPOINTS, DamagedCheckpointError, State, save
 from cluster.lease import Lease
 from cluster.ledger import Record
+from cluster.metrics import Metrics
 
 
 class Recorder:
@@ -22,12 +23,17 @@ class Recorder:
         What the loss belongs to.
     epoch
         Incarnation of the server; when there is a newer one, nothing is written any more.
+    metrics
+        Where else to show how the run stands.
     """
 
-    def __init__(self, path: Path, problem: Problem, epoch: int) -> None:
+    def __init__(
+        self, path: Path, problem: Problem, epoch: int, metrics: Metrics | None = None
+    ) -> None:
         self._writer = RunWriter(path)
         self._problem = problem
         self._epoch = epoch
+        self._metrics = metrics or Metrics()
         self._checkpoints = path / CHECKPOINTS
         self._lease = Lease(self._checkpoints)
         self._next = 0
@@ -54,9 +60,11 @@ class Recorder:
             for event in record.events:
                 fields = dict(event)
                 self._writer.event(fields.pop("event"), **fields)
-        for evaluation in record.evaluations:
-            loss = float(self._problem.loss(evaluation.parameters))
-            row = (evaluation.update, evaluation.seconds, loss)
+        losses = [
+            (each.update, each.seconds, float(self._problem.loss(each.parameters)))
+            for each in record.evaluations
+        ]
+        for row in losses:
             for column, value in zip(self._loss.values(), row, strict=True):
                 column.append(value)
         with self._lease.held(self._epoch):
@@ -64,6 +72,7 @@ class Recorder:
                 self._writer.loss(self._loss)
             if record.checkpoint is not None:
                 self._save(record.checkpoint)
+        self._metrics.show(record.trace, losses)
 
     def _save(self, state: State) -> None:
         # A checkpoint must never know of more than the record: that goes to the disk first.

@@ -37,9 +37,11 @@ _LONGEST_DIRECTORY = 20
 
 @contextmanager
 def ray_session(
-    address: str | None = None, object_store_bytes: int = 100_000_000
+    address: str | None = None, object_store_bytes: int = 100_000_000, metrics_port: int = 0
 ) -> Iterator[None]:
     """Provide a Ray for the block: one that is running in this process, `address`, or our own.
+
+    Our own opens its page of metrics at `metrics_port`, 0 for any free one.
 
     Raises
     ------
@@ -52,7 +54,7 @@ def ray_session(
         with _joined(address):
             yield
     else:
-        with _own(object_store_bytes):
+        with _own(object_store_bytes, metrics_port):
             yield
 
 
@@ -78,7 +80,7 @@ def _joined(address: str) -> Iterator[None]:
 
 
 @contextmanager
-def _own(object_store_bytes: int) -> Iterator[None]:
+def _own(object_store_bytes: int, metrics_port: int) -> Iterator[None]:
     token = secrets.token_hex(32)
     with _restored_process_state(), _private_directory() as directory:
         os.environ.update(
@@ -102,6 +104,7 @@ def _own(object_store_bytes: int) -> Iterator[None]:
                 log_to_driver=False,
                 logging_level=logging.ERROR,
                 object_store_memory=object_store_bytes,
+                _metrics_export_port=metrics_port or None,
                 _temp_dir=directory,
             )
             os.umask(umask)
