@@ -14,11 +14,13 @@ from pathlib import Path
 
 import numpy as np
 
+from asgd.alive import sign_of_life
 from asgd.config import RunConfig
 from asgd.delays import ComputeTime
 from asgd.divergence import check_divergence
 from asgd.draws import WorkerDraws
 from asgd.errors import InputError, RunFailedError
+from asgd.experiment import run_repeats
 from asgd.problems import make_problem
 from asgd.problems.base import Array, Problem
 from asgd.progress import Progress
@@ -51,7 +53,8 @@ def simulate(
         simulated, and how vectors travel is not.
     out
         The run directory, which must not hold anything yet; default
-        `runs/<kind of problem>-<date>-<time>`.
+        `runs/<kind of problem>-<date>-<time>`. With `run.repeats` it holds one of each repeat,
+        see `asgd.experiment`.
     progress
         Called a few times a second.
 
@@ -64,6 +67,8 @@ def simulate(
     KeyboardInterrupt
         Ctrl-C; the directory is readable and says so.
     """
+    if config.run.repeats > 1:
+        return run_repeats(config, out, lambda one, path: simulate(one, path, progress))
     if config.cluster.mode != "async":
         raise InputError(f"cluster.mode = {config.cluster.mode!r}: a simulation takes async only")
     problem = make_problem(config)
@@ -73,6 +78,13 @@ def simulate(
     descent = _Descent(problem, config, order, draws)
     writer = RunWriter.create(out if out is not None else default_path(config), config)
     record = _Record(config, descent, order, writer, progress)
+    with sign_of_life(writer.path):
+        _make(descent, record, writer, config)
+    return writer.path
+
+
+def _make(descent: _Descent, record: _Record, writer: RunWriter, config: RunConfig) -> None:
+    """Make every update and record how the run ended."""
     try:
         with np.errstate(over="ignore", invalid="ignore"):  # not finite: refused by the descent
             _follow(descent, record, config)
@@ -91,7 +103,6 @@ def simulate(
         raise RunFailedError(f"update {descent.applied}: {reason}") from error
     record.flush()
     writer.event("finish")
-    return writer.path
 
 
 def _server_order(config: RunConfig, draws: WorkerDraws) -> ServerOrder:

@@ -14,6 +14,7 @@ import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from asgd.alive import sign_of_life
 from asgd.config import RunConfig
 from asgd.delays import ComputeTime
 from asgd.divergence import check_divergence
@@ -74,7 +75,7 @@ def run(
     initial = _initial(config)
     check_address(address)
     writer = RunWriter.create(out if out is not None else default_path(config), config)
-    with only_launcher(writer.path / CHECKPOINTS):
+    with only_launcher(writer.path / CHECKPOINTS), sign_of_life(writer.path):
         return _launch(config, initial, writer, address, progress, resumed=False)
 
 
@@ -107,7 +108,7 @@ def resume(
     check_metrics(found.config.metrics)
     initial = _initial(found.config)
     check_address(address)
-    with only_launcher(found.path / CHECKPOINTS):
+    with only_launcher(found.path / CHECKPOINTS), sign_of_life(found.path):
         writer = RunWriter(found.path)
         return _launch(found.config, initial, writer, address, progress, resumed=True)
 

@@ -1,0 +1,91 @@
+"""Whether the process that makes a run is still there.
+
+While a run is being made, the file `alive` in its directory names the process and its host. The
+process holds the file's lock, which the kernel lets go of however the process ends, and touches
+the file every few seconds, which is all that can be seen from another host. A run that ends in
+order removes the file.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+_NAME = "alive"
+_BEAT_SECONDS = 2.0
+_SILENT_SECONDS = 30.0  # without a beat, a run of another host is no longer taken to be at work
+
+
+@dataclass(frozen=True)
+class SignOfLife:
+    """What can be known of the process that makes a run.
+
+    Attributes
+    ----------
+    presence
+        "here" and "gone" are certain; "elsewhere" and "silent" say whether a process of another
+        host was heard of lately.
+    host, pid
+        Of the process.
+    age
+        Seconds since it was last heard of, at least zero.
+    """
+
+    presence: Literal["here", "gone", "elsewhere", "silent"]
+    host: str
+    pid: int
+    age: float
+
+
+@contextmanager
+def sign_of_life(directory: Path) -> Iterator[None]:
+    """Give signs of life in a run directory during the block."""
+    path, ended = directory / _NAME, threading.Event()
+    with path.open("a+", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.truncate(0)
+        file.write(json.dumps({"host": platform.node(), "pid": os.getpid()}) + "\n")
+        file.flush()
+        beats = threading.Thread(target=_beat, args=(path, ended), daemon=True)
+        beats.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            beats.join()
+            path.unlink(missing_ok=True)
+
+
+def _beat(path: Path, ended: threading.Event) -> None:
+    while not ended.wait(_BEAT_SECONDS):
+        with suppress(OSError):  # a full disk is for those to report who have something to write
+            os.utime(path)
+
+
+def look_for_life(directory: Path) -> SignOfLife | None:
+    """Return what the file in a run directory says; None if there is none that can be read."""
+    try:
+        with (directory / _NAME).open(encoding="utf-8") as file:
+            said = json.load(file)
+            host, pid = str(said["host"]), int(said["pid"])
+            age = max(0.0, time.time() - os.fstat(file.fileno()).st_mtime)
+            if host != platform.node():
+                return SignOfLife(
+                    "elsewhere" if age < _SILENT_SECONDS else "silent", host, pid, age
+                )
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return SignOfLife("here", host, pid, age)
+            return SignOfLife("gone", host, pid, age)
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
