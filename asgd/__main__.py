@@ -364,7 +364,8 @@ def _train(config: RunConfig, out: Path, address: str | None, quiet: bool, lines
             run_cluster(config, out, address, live)
 
     # Repeats share one Ray.
-    with ray_session(address) if config.run.repeats > 1 else nullcontext():
+    port = config.metrics.port
+    with ray_session(address, metrics_port=port) if config.run.repeats > 1 else nullcontext():
         return run_repeats(config, out, one)
 
 

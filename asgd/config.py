@@ -1,8 +1,8 @@
 """The whole configuration: typed, frozen, validated. Every default lives here.
 
 A configuration is a TOML file with the tables `[problem]`, `[optimizer]`, `[cluster]`,
-`[cluster.compute_time]`, `[simulation]`, `[run]` and `[metrics]`. Whatever cannot be used is refused
-with the key, the value and what would be accepted.
+`[cluster.compute_time]`, `[simulation]`, `[run]` and `[metrics]`. Whatever cannot be used is
+refused with the key, the value and what would be accepted.
 """
 
 from __future__ import annotations

@@ -10,7 +10,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-RAY = {"cluster/actors.py", "cluster/transport.py", "cluster/launch.py", "cluster/session.py"}
+RAY = {
+    "cluster/actors.py",
+    "cluster/transport.py",
+    "cluster/launch.py",
+    "cluster/metrics.py",
+    "cluster/session.py",
+}
 DOOR = "asgd/__main__.py"
 FILES = sorted(
     str(path.relative_to(ROOT))
