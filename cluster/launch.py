@@ -19,6 +19,7 @@ from asgd.config import RunConfig
 from asgd.delays import ComputeTime
 from asgd.divergence import check_divergence
 from asgd.errors import InputError, RunFailedError
+from asgd.experiment import run_repeats
 from asgd.problems import make_problem
 from asgd.progress import Progress
 from asgd.streams import stream
@@ -56,7 +57,8 @@ def run(
         The run.
     out
         The run directory, which must not hold anything yet; default
-        `runs/<kind of problem>-<date>-<time>`.
+        `runs/<kind of problem>-<date>-<time>`. With `run.repeats` it holds one of each repeat,
+        see `asgd.experiment`.
     address
         A running Ray cluster to join; default: a Ray of our own on this machine, gone afterwards.
     progress
@@ -74,6 +76,9 @@ def run(
     check_metrics(config.metrics)
     initial = _initial(config)
     check_address(address)
+    if config.run.repeats > 1:
+        with ray_session(address, _object_store_bytes(config, initial)):
+            return run_repeats(config, out, lambda one, path: run(one, path, address, progress))
     writer = RunWriter.create(out if out is not None else default_path(config), config)
     with only_launcher(writer.path / CHECKPOINTS), sign_of_life(writer.path):
         return _launch(config, initial, writer, address, progress, resumed=False)

@@ -27,7 +27,7 @@ TABLES = {
 @pytest.fixture(scope="module")
 def experiment(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("experiment") / "out"
-    return run_repeats(make_config(TABLES), out, simulate)
+    return simulate(make_config(TABLES), out)
 
 
 @pytest.fixture(scope="module")
