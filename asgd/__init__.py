@@ -1,1 +1,70 @@
-"""Asynchronous SGD: its problems, its staleness and its record. Never imports Ray."""
+"""Asynchronous SGD: its problems, its staleness and its record. Never imports Ray.
+
+    config = asgd.load_config("run.toml", ["cluster.workers=8"])
+    path = asgd.simulate(config)           # in virtual time; `cluster.run` trains on real processes
+    run = asgd.read_run(path)
+    run.trace, run.loss                    # DataFrames
+
+Public names are imported when they are first used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from asgd.lazy import lazy
+
+if TYPE_CHECKING:
+    from asgd.config import RunConfig as RunConfig
+    from asgd.config import load_config as load_config
+    from asgd.config import make_config as make_config
+    from asgd.delays import ComputeTime as ComputeTime
+    from asgd.errors import AsgdError as AsgdError
+    from asgd.errors import DivergedError as DivergedError
+    from asgd.errors import InputError as InputError
+    from asgd.errors import RunFailedError as RunFailedError
+    from asgd.errors import UnreliableEstimateError as UnreliableEstimateError
+    from asgd.experiment import read_runs as read_runs
+    from asgd.problems import Problem as Problem
+    from asgd.problems import make_problem as make_problem
+    from asgd.simulation import simulate as simulate
+    from asgd.simulation import simulate_staleness as simulate_staleness
+    from asgd.staleness import ConstantPlusGeometric as ConstantPlusGeometric
+    from asgd.staleness import ConwayMaxwellPoisson as ConwayMaxwellPoisson
+    from asgd.staleness import Empirical as Empirical
+    from asgd.staleness import Geometric as Geometric
+    from asgd.staleness import GeometricMixture as GeometricMixture
+    from asgd.staleness import NegativeBinomial as NegativeBinomial
+    from asgd.staleness import Poisson as Poisson
+    from asgd.staleness import StalenessLaw as StalenessLaw
+    from asgd.trace import Run as Run
+    from asgd.trace import read_run as read_run
+
+__getattr__, __dir__, __all__ = lazy(
+    __name__,
+    {
+        "asgd.config": ["RunConfig", "load_config", "make_config"],
+        "asgd.delays": ["ComputeTime"],
+        "asgd.errors": [
+            "AsgdError",
+            "DivergedError",
+            "InputError",
+            "RunFailedError",
+            "UnreliableEstimateError",
+        ],
+        "asgd.experiment": ["read_runs"],
+        "asgd.problems": ["Problem", "make_problem"],
+        "asgd.simulation": ["simulate", "simulate_staleness"],
+        "asgd.staleness": [
+            "ConstantPlusGeometric",
+            "ConwayMaxwellPoisson",
+            "Empirical",
+            "Geometric",
+            "GeometricMixture",
+            "NegativeBinomial",
+            "Poisson",
+            "StalenessLaw",
+        ],
+        "asgd.trace": ["Run", "read_run"],
+    },
+)

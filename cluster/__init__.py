@@ -1,20 +1,18 @@
-"""Real runs on Ray: a parameter server, its workers and their record."""
+"""Real runs on Ray: a parameter server, its workers and their record.
+
+    path = cluster.run(asgd.load_config("run.toml"))
+
+Ray takes half a second to import: only who launches a run pays for it.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from asgd.lazy import lazy
 
 if TYPE_CHECKING:
     from cluster.launch import resume as resume
     from cluster.launch import run as run
 
-__all__ = ["resume", "run"]
-
-
-def __getattr__(name: str) -> Any:
-    # Ray takes half a second to import: only who launches a run pays for it.
-    if name in __all__:
-        from cluster import launch
-
-        return getattr(launch, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__, __dir__, __all__ = lazy(__name__, {"cluster.launch": ["resume", "run"]})
