@@ -31,6 +31,8 @@ from asgd.trace import SHARED, Run, read_run
 from cluster import run
 from tests.invariants import check_trace
 
+pytestmark = pytest.mark.ray
+
 ROOT = Path(__file__).parents[1]
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 

@@ -24,6 +24,8 @@ from asgd.trace import Run, read_run
 from cluster import resume, run
 from cluster.checkpoint import CHECKPOINTS, load, paths
 
+pytestmark = pytest.mark.ray
+
 ROOT = Path(__file__).parents[1]
 EXACT = ("update", "worker", "sequence", "read_version", "staleness", "gradient_norm")
 

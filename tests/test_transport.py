@@ -18,6 +18,8 @@ from cluster.messages import Snapshot, Stop
 from cluster.transport import Waiting, decode, encode
 from tests.invariants import check_trace
 
+pytestmark = pytest.mark.ray
+
 
 @pytest.mark.parametrize("value", [[], [1.5], [np.pi, -0.0, 5e-324, 1.7e308]])
 def test_vectors_arrive_as_they_were(value: list[float]) -> None:
