@@ -118,7 +118,7 @@ class SmeLangevin:
             self.v *= self.retention
             self.v += eta * kick
             self.m += self.v / self.substeps
-            self.noise.absorb(self._iterate())
+            self.noise.absorb(self._iterate(), self.g)
             self.g = self.problem.gradient(self.m)
 
     def position(self) -> Array:

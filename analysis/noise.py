@@ -2,7 +2,8 @@
 
 Sigma_k = sum_l w_l [grad f grad f^T + S/b](x_{k-l}) - g_k g_k^T with w_l = (1-mu) mu^l: the first
 part is the random choice of a lag, the second the random choice of b samples at one stale point.
-Four ways to have it, all with `draw` (noise of the next update) and `absorb` (a new point).
+Four ways to have it, all with `draw` (noise of the next update) and `absorb` (a new point, which
+also tells how the expected read g moves).
 """
 
 from __future__ import annotations
@@ -119,8 +120,11 @@ class StalenessNoise(Protocol):
     def draw(self, g: Array, batch: float) -> Array:
         """Return Sigma^{1/2} z, shape (paths, d), to be overwritten; g is the expected read."""
 
-    def absorb(self, x: Array) -> Array:
-        """Take in a new point, shape (paths, d), and return grad f(x)."""
+    def absorb(self, x: Array, g: Array) -> Array:
+        """Take in a new point, shape (paths, d), and return (1 - r) (grad f(x) - g).
+
+        That is the change of the expected read under the retention r, to be overwritten.
+        """
 
 
 def staleness_noise(
@@ -158,17 +162,20 @@ def staleness_noise(
     if kind == "explicit":
         return ExplicitNoise(problem, x, rng, retention, lag_noise), gradient
     carrier = ScalarNoise if problem.dim == 1 else MatrixNoise
-    return carrier(problem, x, gradient, rng, retention, lag_noise, kind == "two_point"), gradient
+    return carrier(problem, x, rng, retention, lag_noise, kind == "two_point"), gradient
 
 
 class ScalarNoise:
-    """Sigma for d = 1: H of (S3) in two parts, h = E_l f'^2 and s = E_l S, in place."""
+    """Sigma for d = 1 by (S4), in place: Gamma, from the choice of the lag, and s = E_l S.
+
+    Gamma is the h - g^2 of (S3) without the difference, so it is never negative. Additive noise
+    leaves s the number it is at the start.
+    """
 
     def __init__(
         self,
         problem: Problem,
         x: Array,
-        gradient: Array,
         rng: np.random.Generator,
         retention: float,
         lag_noise: bool,
@@ -177,42 +184,37 @@ class ScalarNoise:
         self.problem, self.rng, self.retention = problem, rng, retention
         self.lag_noise = lag_noise
         self.signs = Signs(x, rng) if two_point else None
-        self.h = (gradient * gradient).astype(x.dtype)
-        self.s = self._sampling(x).astype(x.dtype)
-        self._variance, self._z, self._new = np.empty_like(x), np.empty_like(x), np.empty_like(x)
-        # with a number in its place NumPy's maximum takes five times as long
-        self._zero = np.zeros_like(x)
+        self.gamma = np.zeros_like(x)
+        self.s: Array | float
+        if problem.additive_noise:
+            self.s = float(self._sampling(x[:1])[0, 0])
+        else:
+            self.s = self._sampling(x).astype(x.dtype)
+        self._kick, self._change = np.empty_like(x), np.empty_like(x)
 
     def draw(self, g: Array, batch: float) -> Array:
         """Return Sigma^{1/2} z with the square root of a variance."""
-        variance = self._variance
-        np.multiply(self.s, 1 / batch, out=variance)
-        if self.lag_noise:
-            variance += self.h
-            np.multiply(g, g, out=self._z)
-            variance -= self._z
-            # h >= g^2 but for rounding, which with s = 0 can leave a small negative number
-            np.maximum(variance, self._zero, out=variance)
-        np.sqrt(variance, out=variance)
+        kick = self._kick
+        np.add(self.gamma, self.s * (1 / batch), out=kick)
+        np.sqrt(kick, out=kick)
         if self.signs is not None:
-            self.signs.flip(variance)
+            self.signs.flip(kick)
         else:
-            variance *= standard_increments(self._z, self.rng, two_point=False)
-        return variance
+            kick *= standard_increments(self._change, self.rng, two_point=False)
+        return kick
 
-    def absorb(self, x: Array) -> Array:
-        """Relax h and s towards their values at x and return grad f(x)."""
-        gradient = self.problem.gradient(x)
-        new = self._new
+    def absorb(self, x: Array, g: Array) -> Array:
+        """Relax Gamma and s towards their values at x and return the change of g."""
+        distance, change = self._kick, self._change
+        np.subtract(self.problem.gradient(x), g, out=distance)
+        np.multiply(distance, 1 - self.retention, out=change)
         if self.lag_noise:
-            np.multiply(gradient, gradient, out=new)
-            new *= 1 - self.retention
-            self.h *= self.retention
-            self.h += new
-        np.multiply(self._sampling(x), 1 - self.retention, out=new)
-        self.s *= self.retention
-        self.s += new
-        return gradient
+            distance *= change
+            self.gamma += distance
+            self.gamma *= self.retention
+        if not isinstance(self.s, float):
+            _relax(self.s, self._sampling(x).astype(x.dtype), self.retention)
+        return change
 
     def _sampling(self, x: Array) -> Array:
         return self.problem.gradient_covariance(x)[..., 0]
@@ -225,7 +227,6 @@ class MatrixNoise:
         self,
         problem: Problem,
         x: Array,
-        gradient: Array,
         rng: np.random.Generator,
         retention: float,
         lag_noise: bool,
@@ -233,7 +234,7 @@ class MatrixNoise:
     ) -> None:
         self.problem, self.rng, self.retention = problem, rng, retention
         self.lag_noise, self.two_point = lag_noise, two_point
-        self.h = outer(gradient)
+        self.h = outer(problem.gradient(x).astype(x.dtype))
         self.s = problem.gradient_covariance(x).astype(x.dtype)
         self._z = np.empty_like(x)
 
@@ -246,13 +247,13 @@ class MatrixNoise:
         z = standard_increments(self._z, self.rng, self.two_point)
         return np.asarray(np.einsum("pij,pj->pi", psd_factor(covariance), z))
 
-    def absorb(self, x: Array) -> Array:
-        """Relax h and s towards their values at x and return grad f(x)."""
+    def absorb(self, x: Array, g: Array) -> Array:
+        """Relax h and s towards their values at x and return the change of g."""
         gradient = self.problem.gradient(x)
         if self.lag_noise:
             _relax(self.h, outer(gradient), self.retention)
         _relax(self.s, self.problem.gradient_covariance(x).astype(x.dtype), self.retention)
-        return gradient
+        return _change(gradient, g, self.retention)
 
 
 class ExplicitNoise:
@@ -275,23 +276,22 @@ class ExplicitNoise:
         self.problem, self.rng, self.retention, self.lag_noise = problem, rng, retention, lag_noise
         self.s = problem.gradient_covariance(x).astype(x.dtype)
         self.gamma = np.zeros_like(self.s)
-        self._g, self._z = np.empty_like(x), np.empty_like(x)
+        self._z = np.empty_like(x)
 
     def draw(self, g: Array, batch: float) -> Array:
         """Return Sigma^{1/2} z with a Cholesky factor."""
-        np.copyto(self._g, g)
         z = standard_increments(self._z, self.rng, two_point=False)
         factor = psd_factor(self.gamma + self.s / batch)
         return np.asarray(np.einsum("pij,pj->pi", factor, z))
 
-    def absorb(self, x: Array) -> Array:
-        """Relax Gamma and s towards their values at x and return grad f(x)."""
+    def absorb(self, x: Array, g: Array) -> Array:
+        """Relax Gamma and s towards their values at x and return the change of g."""
         gradient = self.problem.gradient(x)
         if self.lag_noise:
-            self.gamma += (1 - self.retention) * outer(gradient - self._g)
+            self.gamma += (1 - self.retention) * outer(gradient - g)
             self.gamma *= self.retention
         _relax(self.s, self.problem.gradient_covariance(x).astype(x.dtype), self.retention)
-        return gradient
+        return _change(gradient, g, self.retention)
 
 
 class SnapshotNoise:
@@ -336,14 +336,20 @@ class SnapshotNoise:
             noise -= signs.sum(axis=2) * g
         return noise
 
-    def absorb(self, x: Array) -> Array:
-        """Put x into the slots whose coin says so and return grad f(x)."""
+    def absorb(self, x: Array, g: Array) -> Array:
+        """Put x into the slots whose coin says so and return the change of g."""
         self.newest, noise = self.problem.gradient_and_noise(x, self.rng)
         path, slot = np.nonzero(self.rng.random((len(x), SNAPSHOTS)) >= self.retention)
         self.noises[path, slot] = noise[path]
         if self.lag_noise:
             self.gradients[path, slot] = self.newest[path]
-        return self.newest
+        return _change(self.newest, g, self.retention)
+
+
+def _change(gradient: Array, g: Array, retention: float) -> Array:
+    change = gradient - g
+    change *= 1 - retention
+    return change
 
 
 def _relax(average: Array, new: Array, retention: float) -> None:

@@ -26,7 +26,8 @@ class SmeAsgd:
         X' = X - (eta/m) g + (eta/sqrt(m)) Sigma^{1/2} z
         g' = r g + (1-r) grad f(X'),   H' = r H + (1-r) V(X')
 
-    which for m = 1 is (S5): the recursion of ASGD itself with Gaussian noise.
+    which for m = 1 is (S5): the recursion of ASGD itself with Gaussian noise. For d = 1, and with
+    noise "explicit", it is Sigma that is kept, by (S4), in place of H.
 
     Attributes
     ----------
@@ -55,20 +56,18 @@ class SmeAsgd:
         self.retention = 1 - (1 - mu) / substeps
         self.noise, gradient = staleness_noise(noise, problem, x, rng, self.retention, lag_noise)
         self.x, self.g = x, gradient.astype(x.dtype)
-        self._drift = np.empty_like(x)
 
     def step(self, k: int) -> None:
         """Advance one update: m steps of length dt/m."""
         eta = self.learning_rate[k] / self.substeps
         for _ in range(self.substeps):
             kick = self.noise.draw(self.g, self.batch_size[k])
-            kick *= eta * math.sqrt(self.substeps)
-            np.multiply(self.g, eta, out=self._drift)
-            self.x -= self._drift
+            if self.substeps > 1:
+                kick *= math.sqrt(self.substeps)
+            kick -= self.g
+            kick *= eta
             self.x += kick
-            np.multiply(self.noise.absorb(self.x), 1 - self.retention, out=self._drift)
-            self.g *= self.retention
-            self.g += self._drift
+            self.g += self.noise.absorb(self.x, self.g)
 
     def position(self) -> Array:
         """Return X, shape (paths, d)."""

@@ -18,7 +18,7 @@ from analysis.ensemble import (
     run_ensemble,
 )
 from analysis.history import History, HistoryMatrixNoise, HistorySnapshotNoise, Weights
-from analysis.noise import MATRIX_DIM, SNAPSHOTS, StalenessNoise
+from analysis.noise import MATRIX_DIM, SNAPSHOTS
 from analysis.sme import SmeAsgd
 from analysis.sme_pool import Pool, PoolMoments
 from analysis.turns import pool_hazards
@@ -53,7 +53,7 @@ class SmeLaw:
         self.x = x
         gradient = problem.gradient(x).astype(x.dtype)
         self.gradients = History(weights, gradient)
-        self.noise: StalenessNoise
+        self.noise: HistoryMatrixNoise | HistorySnapshotNoise
         if problem.dim <= MATRIX_DIM:
             self.noise = HistoryMatrixNoise(problem, x, gradient, rng, weights, lag_noise)
         else:

@@ -14,7 +14,7 @@ from analysis.noise import (
 )
 from asgd.errors import InputError
 from asgd.problems.linear import LeastSquares
-from asgd.problems.scalar import Quadratic
+from asgd.problems.scalar import DoubleWell, Quadratic
 from asgd.staleness import Geometric, Poisson
 from asgd.streams import stream
 
@@ -54,16 +54,16 @@ def standard_scores(samples, expected):
 def build(name, law, problem, x, lag_noise):
     """Return one of the carriers of Sigma, at its start."""
     rng = stream(7, name)
-    gradient = problem.gradient(x)
     if name == "snapshots":
         return SnapshotNoise(problem, x, rng, law.mu, lag_noise)
     if name in ("matrices", "two_point"):
         carrier = ScalarNoise if problem.dim == 1 else MatrixNoise
-        return carrier(problem, x, gradient, rng, law.mu, lag_noise, name == "two_point")
+        return carrier(problem, x, rng, law.mu, lag_noise, name == "two_point")
     weights = law.weights(law.support_length())
     if name == "history_matrices":
-        return HistoryMatrixNoise(problem, x, gradient, rng, weights, lag_noise)
-    return HistorySnapshotNoise(problem, x, rng, weights, History(weights, gradient), lag_noise)
+        return HistoryMatrixNoise(problem, x, problem.gradient(x), rng, weights, lag_noise)
+    gradients = History(weights, problem.gradient(x))
+    return HistorySnapshotNoise(problem, x, rng, weights, gradients, lag_noise)
 
 
 @pytest.mark.parametrize("lag_noise", [True, False])
@@ -81,14 +81,21 @@ def build(name, law, problem, x, lag_noise):
 def test_covariance_is_sigma(name, law, dim, lag_noise):
     problem, points, batch, law = least_squares(dim), known_path(dim), 3.0, LAWS[law]
     noise = build(name, law, problem, np.tile(points[0], (PATHS, 1)), lag_noise)
+    g = problem.gradient(np.tile(points[0], (PATHS, 1)))
     for point in points[1:]:
         x = np.tile(point, (PATHS, 1))
+        if "history" not in name:
+            g += noise.absorb(x, g)
+            continue
         gradient = noise.absorb(x)
         np.testing.assert_allclose(gradient, problem.gradient(x))
         if name == "history_snapshots":
             noise.gradients.push(gradient)
-    sigma, g = exact(problem, law, points, batch, lag_noise)
-    g = np.tile(g, (PATHS, 1))
+    sigma, expected = exact(problem, law, points, batch, lag_noise)
+    if "history" in name:
+        g = np.tile(expected, (PATHS, 1))
+    # the weights leave out 1e-6 of the law
+    np.testing.assert_allclose(g, np.tile(expected, (PATHS, 1)), atol=1e-5)
     first, second = noise.draw(g, batch).copy(), noise.draw(g, batch)
     assert np.abs(standard_scores(first, np.zeros(dim))).max() < 4
     products = first[:, :, None] * first[:, None, :]
@@ -100,20 +107,29 @@ def test_covariance_is_sigma(name, law, dim, lag_noise):
 
 @pytest.mark.parametrize("lag_noise", [True, False])
 @pytest.mark.parametrize("retention", [0.7, 0.95])
-def test_explicit_sigma_is_the_closed_one(retention, lag_noise):
-    problem, path = least_squares(3), known_path(3)
-    x, rng = path[:1].copy(), stream(0, "explicit")
-    g = problem.gradient(x)
-    explicit = ExplicitNoise(problem, x, rng, retention, lag_noise)
-    closed = MatrixNoise(problem, x, g, rng, retention, lag_noise, False)
+@pytest.mark.parametrize("problem", [least_squares(3), least_squares(1), DoubleWell()])
+def test_explicit_sigma_is_the_closed_one(problem, retention, lag_noise):
+    """(S4), also in the form for d = 1, and (S3): one Sigma, and one expected read."""
+    path, rng = known_path(problem.dim), stream(0, "explicit")
+    x = path[:1].copy()
+    carriers = {
+        "explicit": ExplicitNoise(problem, x, rng, retention, lag_noise),
+        "closed": MatrixNoise(problem, x, rng, retention, lag_noise, False),
+    }
+    if problem.dim == 1:
+        carriers["scalar"] = ScalarNoise(problem, x, rng, retention, lag_noise, False)
+    g = {name: problem.gradient(x) for name in carriers}
     for point in path[1:]:
-        explicit.draw(g, 1.0)
-        gradient = explicit.absorb(point[None])
-        closed.absorb(point[None])
-        g = retention * g + (1 - retention) * gradient
-    expected = closed.s + (closed.h - g.T @ g if lag_noise else 0)
-    assert lag_noise == bool(np.abs(expected - closed.s).max() > 0.01)
-    np.testing.assert_allclose(explicit.gamma + explicit.s, expected, rtol=1e-12, atol=1e-12)
+        for name, carrier in carriers.items():
+            carrier.draw(g[name], 1.0)
+            g[name] += carrier.absorb(point[None], g[name])
+    closed = carriers.pop("closed")
+    expected = closed.s + (closed.h - g["closed"].T @ g["closed"] if lag_noise else 0)
+    assert lag_noise == bool(np.abs(expected - closed.s).max() > 0.001)
+    for name, carrier in carriers.items():
+        sigma = (carrier.gamma + carrier.s).reshape(expected.shape)
+        np.testing.assert_allclose(sigma, expected, rtol=1e-12, atol=1e-12)
+        np.testing.assert_allclose(g[name], g["closed"], rtol=1e-12)
 
 
 @pytest.mark.parametrize("rank", [0, 1, 3])

@@ -10,6 +10,7 @@ from asgd.config import LINEAR_KINDS, SCALAR_KINDS, make_config
 from asgd.errors import InputError
 from asgd.problems import LeastSquares, Logistic, Problem, Softmax, make_problem
 from asgd.problems.base import Array, Indices
+from asgd.problems.scalar import ScalarProblem
 from asgd.streams import stream
 from tests.exact import small_least_squares
 
@@ -94,6 +95,12 @@ def test_options_reach_the_problem():
     assert quadratic.gradient_covariance(x) == 0.25
     heavy = make_problem(make_config({"problem": {"kind": "least_squares", "l2": 5.0}}))
     assert np.linalg.eigvalsh(heavy.hessian(np.zeros(10)))[0] > 5.0
+
+
+def test_additive_noise_is_the_same_everywhere(problem):
+    covariance = problem.gradient_covariance(some_points(problem, 2))
+    same = bool(np.allclose(covariance[0], covariance[1], rtol=1e-6))
+    assert same == problem.additive_noise == isinstance(problem, ScalarProblem)
 
 
 def test_gradient_is_the_derivative_of_the_loss(problem):

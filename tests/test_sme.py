@@ -8,8 +8,8 @@ from analysis.sme import SmeAsgd, sme_asgd
 from analysis.sme_sgd import sme_sgd
 from asgd.errors import InputError
 from asgd.problems.base import Problem
-from asgd.problems.linear import LeastSquares
-from asgd.problems.scalar import DoubleWell, Quadratic
+from asgd.problems.linear import LeastSquares, Logistic
+from asgd.problems.scalar import Quadratic
 from asgd.streams import stream
 
 PATHS = 20_000
@@ -42,6 +42,11 @@ def small_least_squares(dim):
     rng = stream(3, f"least squares/{dim}")
     features = rng.standard_normal((15, dim))
     return LeastSquares(features, features.sum(axis=1) + rng.standard_normal(15), 0.05)
+
+
+def small_logistic():
+    rng = stream(3, "logistic")
+    return Logistic(3 * rng.standard_normal((12, 2)), rng.integers(2, size=12).astype(float), 0.1)
 
 
 @pytest.mark.parametrize("name", SCALAR_MODELS)
@@ -140,7 +145,7 @@ def test_langevin_form_is_the_nonlinear_form_for_linear_gradients(batch, substep
 
 
 @pytest.mark.parametrize("substeps", [1, 5])
-@pytest.mark.parametrize("problem", [DoubleWell(initial=0.5), small_least_squares(3)])
+@pytest.mark.parametrize("problem", [small_logistic(), small_least_squares(3)])
 def test_explicit_sigma_is_the_closed_one(problem, substeps):
     """(S4) and (S3) are the same paths, also for nonlinear gradients."""
     updates, mu, seed = 30, 0.8, 4

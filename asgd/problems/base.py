@@ -32,10 +32,13 @@ class Problem(ABC):
         Number of parameters d.
     n_samples
         Number of samples n.
+    additive_noise
+        Whether S(x) is known to be the same at every x.
     """
 
     dim: int
     n_samples: int
+    additive_noise: bool = False
 
     @abstractmethod
     def initial_point(self, rng: np.random.Generator) -> Array:

@@ -26,6 +26,7 @@ class ScalarProblem(Problem):
 
     dim = 1
     n_samples = 2
+    additive_noise = True
 
     def __init__(self, noise: float = 2.0, initial: float = 1.0) -> None:
         self.noise = noise
