@@ -160,7 +160,8 @@ def _note_end(writer: RunWriter, kind: str, **fields: str) -> None:
 def _metrics_page() -> str:
     """Return where Prometheus finds the metrics of this node."""
     here = ray.get_runtime_context().get_node_id()
-    node = next(node for node in ray.nodes() if node["NodeID"] == here)
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    node = next(node for node in nodes if node["NodeID"] == here)
     return f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
 
 

@@ -168,9 +168,9 @@ class TensorBoard:
         counts, _ = np.histogram(staleness, edges)
         total, squares = float(staleness.sum()), float((staleness.astype(float) ** 2).sum())
         # Buckets are given by their upper ends: an empty one in front gives the first its lower.
-        limits, counts = edges.tolist(), [0, *counts.tolist()]
+        buckets = [0, *counts.tolist()]
         return self._summary.histogram_raw(
-            "staleness", low, high, len(staleness), total, squares, limits, counts
+            "staleness", low, high, len(staleness), total, squares, edges.tolist(), buckets
         )
 
 
