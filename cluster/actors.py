@@ -137,6 +137,10 @@ class ServerActor:
         """Go on without a worker."""
         self._send(self._server.leave(worker, time.monotonic()))
 
+    async def retire(self, worker: int) -> None:
+        """Part with a worker after the gradient it owes."""
+        self._send(self._server.retire(worker, time.monotonic()))
+
     async def stop(self, reason: str) -> None:
         """End the run."""
         self._send(self._server.stop(reason))

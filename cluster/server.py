@@ -151,9 +151,9 @@ class ParameterServer:
 
     def retire(self, worker: int, now: float) -> Replies:
         """Part with a worker: the gradient it owes or that is held for it is its last."""
-        seat = self._seats.get(worker)
-        if self._stop is not None or seat is None:
+        if self._stop is not None:
             return []
+        seat = self._seats.setdefault(worker, _Seat())
         seat.retired = True
         started = math.isfinite(self._started)
         if started and (seat.owes or worker in self._held):

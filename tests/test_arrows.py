@@ -12,6 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 RAY = {
     "cluster/actors.py",
+    "cluster/fleet.py",
     "cluster/transport.py",
     "cluster/launch.py",
     "cluster/metrics.py",

@@ -1,0 +1,252 @@
+"""The actors of one run: started, watched, started again, more or fewer of them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from asgd.config import RunConfig
+from asgd.delays import ComputeTime
+from asgd.errors import InputError, RunFailedError
+from asgd.trace import RunWriter, read_run
+from cluster.actors import Actor, RecorderActor, ServerActor, UserError, WorkerActor
+from cluster.checkpoint import CHECKPOINTS
+from cluster.lease import Lease
+from cluster.messages import Array
+from cluster.recovery import restore
+from cluster.restarts import Restarts
+from cluster.status import Status, WorkerStatus
+from cluster.team import MOST_WORKERS, Request, Team
+
+SERVER_LABEL = {"asgd": "server"}  # of nodes that are to run the server
+
+_DRAIN_SECONDS = 10.0
+_SERVER_DEATHS = 5  # in a row without a checkpoint in between
+_LONG_COMPUTE_TIME = 20.0  # means: an exponential time is longer once in 5e8 gradients
+_UNKNOWN = WorkerStatus(present=False, received=0, computing=0.0)
+
+
+def _start(kind: type, *arguments: Any, **options: Any) -> Actor:
+    """Start an actor. It reserves no core, so any number of workers fits on any machine."""
+    return ray.remote(kind).options(num_cpus=0, **options).remote(*arguments)
+
+
+class Fleet:
+    """The server, its recorder and the workers of one run.
+
+    Parameters
+    ----------
+    config
+        The run.
+    initial
+        x_0, shape (d,).
+    writer
+        Of the run directory.
+    resumed
+        Whether to go on from its newest good checkpoint, with the workers it had last.
+    """
+
+    def __init__(self, config: RunConfig, initial: Array, writer: RunWriter, resumed: bool) -> None:
+        self.config = config
+        self.reached = 0
+        self.team = Team(config, read_run(writer.path).events if resumed else ())
+        self._initial = initial
+        self._writer = writer
+        self.path = writer.path
+        self._lease = Lease(writer.path / CHECKPOINTS)
+        self._deaths = 0
+        self._restored = -1
+        self._start_server("resumed" if resumed else None)
+        self.restarts = Restarts()
+        self._workers: dict[int, Actor] = {}
+        self._started: dict[int, float] = {}
+        self.running: dict[ray.ObjectRef[Any], int] = {}
+        self._ended: list[int] = []  # told to stop
+        longest = float(ComputeTime.from_config(config.cluster).mean.max())
+        self._timeout = config.cluster.worker_timeout + _LONG_COMPUTE_TIME * longest
+        self._dismiss_others()
+        for worker in self.team.members:
+            self._start_worker(worker)
+
+    def _start_server(self, reason: str | None) -> None:
+        """Start a server and its recorder; with a reason, from where an earlier one was."""
+        epoch = self._lease.take()
+        restored = None
+        if reason is not None:
+            restored = restore(self._writer, epoch, reason, self.reached)
+            self.reached = restored.version
+            self._deaths = self._deaths + 1 if restored.checkpoint == self._restored else 1
+            self._restored = restored.checkpoint
+        node = NodeAffinitySchedulingStrategy(_server_node(), soft=True)
+        umask = os.umask(0o077)
+        os.umask(umask)
+        path = str(self._writer.path.resolve())
+        options: dict[str, Any] = {"scheduling_strategy": node}
+        if self.config.metrics.prometheus:
+            # Ray hands metrics to its page every 10 s by default, which short runs do not live.
+            variables = {"RAY_metrics_report_interval_ms": "1000"}
+            options["runtime_env"] = {"env_vars": variables}
+        self.recorder = _start(RecorderActor, self.config, path, epoch, umask, **options)
+        self.server = _start(
+            ServerActor,
+            self.config,
+            self._initial,
+            self.recorder,
+            path,
+            epoch,
+            restored,
+            scheduling_strategy=node,
+            # With Ray's calls as transport, each worker has one that waits for its answer.
+            max_concurrency=max(self.config.cluster.workers, MOST_WORKERS) + 16,
+        )
+        self.stopped = self.server.stopped.remote()
+
+    def replace_server(self) -> None:
+        """Start a new server where the one that died, or its recorder, had been.
+
+        Raises
+        ------
+        RunFailedError
+            That has happened too often, or what is recorded cannot be used.
+        """
+        with contextlib.suppress(RayError):  # let the recorder write what it has got
+            ray.get(self.recorder.latest.remote(), timeout=_DRAIN_SECONDS)
+        ray.kill(self.server)
+        ray.kill(self.recorder)
+        if self._deaths >= _SERVER_DEATHS:
+            raise RunFailedError(
+                f"the parameter server died {self._deaths + 1} times without coming further than "
+                f"the checkpoint of update {self._restored}"
+            )
+        self._start_server("the process of the server or of its recorder died")
+        # A worker loses its connection, then goes on with this call.
+        workers = [*self.running.values(), *self._ended]
+        self.running.clear()
+        self._ended.clear()
+        for worker in workers:
+            if worker in self.team.members:
+                self._let_work(worker)
+            else:
+                ray.kill(self._workers.pop(worker))
+        self._dismiss_others()
+        for worker in set(self.team.members).difference(workers):
+            self.server.leave.remote(worker)
+
+    def resize(self, request: Request) -> None:
+        """Change the number of workers as asked; the event says what has become of it."""
+        try:
+            if request.workers is None:
+                raise InputError("the request cannot be understood")
+            change = self.team.resize(request.workers)
+        except InputError as error:
+            self._writer.event("workers_refused", request=request.name, reason=str(error))
+            return
+        self._writer.event(
+            "workers_changed",
+            request=request.name,
+            update=self.reached,
+            before=change.before,
+            after=change.after,
+            added=change.added,
+            removed=change.removed,
+            workers=self.team.members,
+        )
+        for worker in change.added:
+            self._start_worker(worker)
+        for worker in change.removed:
+            ray.get(self.server.retire.remote(worker))
+
+    def _dismiss_others(self) -> None:
+        """Tell a new server of workers of the configuration that the run no longer has."""
+        for worker in set(range(self.config.cluster.workers)).difference(self.team.members):
+            self.server.retire.remote(worker)
+
+    def _start_worker(self, worker: int) -> None:
+        """Start the process of a worker and its work."""
+        self._workers[worker] = _start(WorkerActor, scheduling_strategy="SPREAD")
+        self._let_work(worker)
+
+    def _let_work(self, worker: int) -> None:
+        self._started[worker] = time.monotonic()
+        task = self._workers[worker].run.remote(self.config, worker, self.server)
+        self.running[task] = worker
+
+    def replace_failed(self, ready: list[ray.ObjectRef[Any]], status: Status) -> None:
+        """Take workers that ended or hang for lost, start those whose delay is over.
+
+        Raises
+        ------
+        RunFailedError
+            No worker is left to go on.
+        """
+        now = time.monotonic()
+        for task in ready:
+            if task in self.running:
+                reason = _failure(task)
+                if reason is not None:
+                    self._lose(task, reason, status, now)
+                elif self.running[task] in self.team.members:
+                    self._ended.append(self.running.pop(task))
+                else:
+                    ray.kill(self._workers.pop(self.running.pop(task)))
+        for task, worker in list(self.running.items()):
+            known = status.workers.get(worker, _UNKNOWN)
+            silent = known.computing if known.present else now - self._started[worker]
+            if silent > self._timeout:
+                self._lose(task, f"silent for {silent:.0f} s", status, now)
+        for worker in self.restarts.due(now):
+            if worker in self.team.members:
+                self._start_worker(worker)
+        # Workers that were told to stop end before the driver hears of the stop itself.
+        if not (self.running or self._ended or self.restarts.pending):
+            raise RunFailedError(
+                f"every worker failed again and again; {self.restarts.first_reason}"
+            )
+
+    def _lose(self, task: ray.ObjectRef[Any], reason: str, status: Status, now: float) -> None:
+        worker = self.running.pop(task)
+        ray.kill(self._workers.pop(worker))
+        delay = None
+        if worker in self.team.members:
+            received = status.workers.get(worker, _UNKNOWN).received
+            delay = self.restarts.failed(worker, reason, received, now)
+            if delay is None:
+                self.team.members.remove(worker)
+        self._writer.event(
+            "worker_lost",
+            worker=worker,
+            update=status.version,
+            reason=reason,
+            restart_seconds=delay,
+        )
+        ray.get(self.server.leave.remote(worker))
+
+    def kill(self) -> None:
+        """End every actor of the run at once."""
+        for actor in (*self._workers.values(), self.server, self.recorder):
+            ray.kill(actor)
+
+
+def _failure(task: ray.ObjectRef[Any]) -> str | None:
+    """Return why the work of a worker ended, None if it was told to stop."""
+    try:
+        error: UserError | None = ray.get(task)
+    except RayActorError:
+        return "its process died"
+    except RayTaskError as wrapped:
+        return " ".join(str(wrapped.cause).split())
+    return None if error is None else error.message
+
+
+def _server_node() -> str:
+    """Return the node for the server: one with its label, else the one of this process."""
+    for node in ray.nodes():  # type: ignore[no-untyped-call]
+        if node["Alive"] and SERVER_LABEL.items() <= node["Labels"].items():
+            return str(node["NodeID"])
+    return str(ray.get_runtime_context().get_node_id())

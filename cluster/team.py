@@ -1,0 +1,199 @@
+"""The workers of a run by number, and how another process asks to change how many there are.
+
+A request is a file in the run directory that holds a number, written under a temporary name and
+renamed. The launcher of the run looks for it, takes it away and answers in `events.jsonl`. So
+nobody can ask who could not write into the run anyway, no port is open for it, and it works from
+any machine that sees the directory.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+
+from asgd.alive import look_for_life
+from asgd.config import RunConfig
+from asgd.errors import InputError
+from asgd.trace import read_run, replace_file
+from cluster.checkpoint import CHECKPOINTS
+
+MOST_WORKERS = 512  # far more would not be started on purpose
+
+_PREFIX = "request-"
+_LONGEST_REQUEST = 1000  # bytes
+_POLL_SECONDS = 0.05
+_ANSWERS = ("workers_changed", "workers_refused")
+
+
+class _Content(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a request file holds."""
+
+    workers: Annotated[int, msgspec.Meta(ge=1, le=MOST_WORKERS)]
+
+
+@dataclass(frozen=True)
+class Request:
+    """Somebody wants another number of workers.
+
+    Attributes
+    ----------
+    name
+        Of the request, which the answer repeats.
+    workers
+        How many there shall be; None if the request cannot be understood.
+    """
+
+    name: str
+    workers: int | None
+
+
+@dataclass(frozen=True)
+class Change:
+    """The workers of a run have changed.
+
+    Attributes
+    ----------
+    before, after
+        How many there were and are.
+    added, removed
+        The numbers of those that came or go.
+    """
+
+    before: int
+    after: int
+    added: list[int]
+    removed: list[int]
+
+    def __str__(self) -> str:
+        told = [
+            f"{what} {', '.join(map(str, workers))}"
+            for what, workers in (("added", self.added), ("removed", self.removed))
+            if workers
+        ]
+        return f"{self.after} workers, before {self.before}" + "".join(f"; {t}" for t in told)
+
+
+class Team:
+    """Which workers a run has. A number is given once: who is added gets one of its own.
+
+    Parameters
+    ----------
+    config
+        The run.
+    events
+        Of its beginning, when it is resumed: the workers are those of the last change.
+    """
+
+    def __init__(self, config: RunConfig, events: Iterable[dict[str, Any]] = ()) -> None:
+        self.members = list(range(config.cluster.workers))
+        self._next = config.cluster.workers
+        self._expandable = isinstance(config.cluster.compute_time.mean, float | int)
+        for event in events:
+            if event.get("event") == "workers_changed":
+                self.members = sorted(map(int, event["workers"]))
+                self._next = max([self._next, *(worker + 1 for worker in self.members)])
+
+    def resize(self, workers: int) -> Change:
+        """Add new workers, or let those that came last go.
+
+        Raises
+        ------
+        InputError
+            The configuration does not say how long an added worker takes.
+        """
+        before = len(self.members)
+        if workers > before and not self._expandable:
+            raise InputError(
+                f"workers = {workers}: compute_time.mean has one value per worker, so workers can "
+                f"be removed but not added; expected at most {before}"
+            )
+        added = list(range(self._next, self._next + max(0, workers - before)))
+        self._next += len(added)
+        removed = self.members[workers:]
+        self.members = [*self.members[:workers], *added]
+        return Change(before, workers, added, removed)
+
+
+def set_workers(path: str | Path, workers: int, timeout: float = 60.0) -> Change:
+    """Change how many workers a run has while another process is at work on it.
+
+    Added workers join with a fresh snapshot, a new number and streams of their own. Removed ones,
+    the newest first, deliver the gradient they are computing and go. In synchronous mode the mean
+    is over as many gradients as there are workers.
+
+    Parameters
+    ----------
+    path
+        The run directory.
+    workers
+        How many there shall be, 1 to 512.
+    timeout
+        Seconds to wait for the answer. Whoever watches the run by `progress` must not wait.
+
+    Raises
+    ------
+    InputError
+        The number cannot be used, no run is at work there, or it did not answer.
+    """
+    path = Path(path)
+    if not 1 <= workers <= MOST_WORKERS:
+        raise InputError(f"workers = {workers}: expected 1 to {MOST_WORKERS}")
+    run = read_run(path)
+    if not (path / CHECKPOINTS).is_dir():
+        raise InputError(f"{path}: not a run of workers and a server; only these have workers")
+    if not _at_work(path):
+        raise InputError(f"{path}: no run is at work there; it is {run.state}")
+    name = secrets.token_hex(8)
+    request = path / f"{_PREFIX}{name}.json"
+    try:
+        replace_file(request, msgspec.json.encode(_Content(workers)))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
+    try:
+        return _answer(path, name, time.monotonic() + timeout)
+    finally:
+        request.unlink(missing_ok=True)
+
+
+def _at_work(path: Path) -> bool:
+    found = look_for_life(path)
+    return found is not None and found.presence in ("here", "elsewhere")
+
+
+def _answer(path: Path, name: str, deadline: float) -> Change:
+    while True:
+        at_work = _at_work(path)  # before the events are read: its last words count
+        for event in reversed(read_run(path).events):
+            if event.get("request") == name and event.get("event") in _ANSWERS:
+                if event["event"] == "workers_refused":
+                    raise InputError(str(event.get("reason")))
+                return Change(event["before"], event["after"], event["added"], event["removed"])
+        if not at_work:
+            raise InputError(f"{path}: the run ended before its workers were changed")
+        if time.monotonic() > deadline:
+            raise InputError(f"{path}: the run did not answer; nothing was changed")
+        time.sleep(_POLL_SECONDS)
+
+
+def take_requests(path: Path) -> list[Request]:
+    """Take the requests that wait in a run directory, in order of their names."""
+    found = []
+    for file in sorted(path.glob(f"{_PREFIX}*.json")):
+        try:
+            with file.open("rb") as opened:
+                content = opened.read(_LONGEST_REQUEST)
+            file.unlink()
+        except OSError:  # taken back
+            continue
+        try:
+            workers = msgspec.json.decode(content, type=_Content).workers
+        except msgspec.DecodeError:
+            workers = None
+        found.append(Request(file.stem.removeprefix(_PREFIX), workers))
+    return found
