@@ -249,6 +249,27 @@ def status(run: Path, as_json: bool) -> None:
 
 
 @cli.command()
+@run_argument
+@click.argument("count", metavar="N", type=int)
+@json_option
+def workers(run: Path, count: int, as_json: bool) -> None:
+    """Change how many workers RUN has to N, while it goes on.
+
+    Removed workers finish the gradient they are computing.
+
+    
+    asgd workers runs/digits 8
+    """
+    from cluster.team import set_workers
+
+    change = set_workers(run, count)
+    if as_json:
+        _print_json(asdict(change))
+    else:
+        click.echo(change)
+
+
+@cli.command()
 @runs_argument
 @json_option
 def profile(runs: Sequence[Path], as_json: bool) -> None:
