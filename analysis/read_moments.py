@@ -169,6 +169,8 @@ def read_moments(
             row = cov[:, 0] - pull[:, None] * cov[run, s]
             own = row[:, 0] - row[run, s] * pull
             own += learning_rate**2 / batch_size * noise(point, cov[run, s, s])
+            # Rounding leaves an antisymmetric part, which can grow where the covariance does not.
+            own = (own + own.swapaxes(-1, -2)) / 2
             mean[:, 0] += kick - pull * point
             mean[run, w] = mean[:, 0]
             for slot in (0, w):

@@ -70,6 +70,22 @@ def test_memoryless_servers_have_the_second_moment_of_their_own_recursion() -> N
     assert np.all(np.abs(difference[1:]) < 4.5 * np.maximum(standard_error, 1e-12))
 
 
+def test_rounding_does_not_grow_in_long_runs() -> None:
+    # Unless it is kept symmetric, the covariance turns indefinite after some 700 updates here.
+    problem = diabetes()
+    reads = recorded_reads(np.minimum(np.arange(1000), 3))
+    moments = read_moments(
+        LinearGradients.of(problem),
+        0.1,
+        reads,
+        batch_size=16,
+        initial=np.zeros(problem.dim),
+        record=np.arange(100, 1001, 300),
+    )
+    largest = np.linalg.eigvalsh(moments.covariance[:, 0]).max(axis=1)
+    np.testing.assert_allclose(largest[2:], largest[1], rtol=0.1)
+
+
 def test_independent_lags_have_the_second_moment_of_asgd() -> None:
     from analysis.moments import asgd_moments
 
