@@ -1,0 +1,87 @@
+"""What a plan may choose: combinations of workers, learning rates and batch sizes."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from asgd.config import RunConfig
+from asgd.errors import InputError
+
+MOST_WORKERS = 10_000
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One combination of what can be chosen; `batch_size` in samples per gradient."""
+
+    workers: int
+    learning_rate: float
+    batch_size: int
+
+    def __str__(self) -> str:
+        return f"{self.workers} workers, rate {self.learning_rate:g}, batch {self.batch_size}"
+
+
+def check_plannable(config: RunConfig) -> None:
+    """Refuse what no plan is made for.
+
+    Raises
+    ------
+    InputError
+        A rule other than sgd, clipping, schedules, mode bounded.
+    """
+    optimizer = config.optimizer
+    mode = config.cluster.mode
+    for key, value, fits, accepted in (
+        ("optimizer.rule", optimizer.rule, optimizer.rule == "sgd", "'sgd'"),
+        ("optimizer.clip_norm", optimizer.clip_norm, optimizer.clip_norm is None, "none"),
+        (
+            "optimizer.learning_rate_schedule.at",
+            optimizer.learning_rate_schedule.at,
+            not optimizer.learning_rate_schedule.at,
+            "none",
+        ),
+        (
+            "optimizer.batch_schedule.at",
+            optimizer.batch_schedule.at,
+            not optimizer.batch_schedule.at,
+            "none",
+        ),
+        ("cluster.mode", mode, mode != "bounded", "'async' and 'sync'"),
+    ):
+        if not fits:
+            raise InputError(f"{key} = {value!r}: plans are made for {accepted} alone")
+
+
+def choices_of(
+    config: RunConfig,
+    workers: Sequence[int] | None,
+    learning_rates: Sequence[float] | None,
+    batch_sizes: Sequence[int] | None,
+) -> list[Choice]:
+    """Return every combination, each once; for what is not given, values around the own ones.
+
+    Raises
+    ------
+    InputError
+        A value cannot be used.
+    """
+    own, rate = config.cluster.workers, config.optimizer.learning_rate
+    workers = sorted({max(1, own // 2), own, 2 * own}) if workers is None else workers
+    learning_rates = [rate / 2, rate, 2 * rate] if learning_rates is None else learning_rates
+    batch_sizes = [config.optimizer.batch_size] if batch_sizes is None else batch_sizes
+    for name, counts, most in (
+        ("workers", workers, MOST_WORKERS),
+        ("batch size", batch_sizes, 10**9),
+    ):
+        wrong = [count for count in counts if not 1 <= count <= most]
+        if wrong:
+            raise InputError(f"{name} = {wrong[0]}: expected 1 to {most}")
+    for value in learning_rates:
+        if not 0.0 < value < math.inf:
+            raise InputError(f"learning rate = {value}: expected a finite number > 0")
+    grid = itertools.product(workers, learning_rates, batch_sizes)
+    return list(dict.fromkeys(Choice(*values) for values in grid))
