@@ -188,7 +188,10 @@ class SimulationConfig(_Table, frozen=True):
 class RunSettings(_Table, frozen=True):
     """How long, from which seed, how often the loss is evaluated (in updates), when to give up.
 
-    Every `checkpoint_every` updates a real run saves the state it can be continued from.
+    Every `checkpoint_every` updates a real run saves the state it can be continued from. With
+    `durability = "log"` every update is also written to a file before its answer leaves the
+    server, and a killed server loses none; with `"checkpoint"` it loses those since the last one.
+    `"auto"` logs up to 1000 parameters.
 
     More than `max_bad_gradients` gradients that are not finite or have the wrong shape end the
     run; so does a loss that is not finite or above `divergence_factor` times the first one (or
@@ -200,6 +203,7 @@ class RunSettings(_Table, frozen=True):
     seed: Annotated[int, msgspec.Meta(ge=0)] = 0
     eval_every: Count = 25
     checkpoint_every: Count = 1000
+    durability: Literal["auto", "log", "checkpoint"] = "auto"
     max_bad_gradients: Annotated[int, msgspec.Meta(ge=0)] = 10
     divergence_factor: Positive = 1e6
     repeats: Count = 1

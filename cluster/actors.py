@@ -17,14 +17,14 @@ import ray
 from asgd.config import RunConfig
 from asgd.problems import make_problem
 from asgd.trace import RunWriter
-from cluster.checkpoint import State
 from cluster.connection import Endpoint
 from cluster.lease import LeaseLostError
 from cluster.ledger import Record
 from cluster.messages import Array, Gradient
 from cluster.metrics import Metrics
 from cluster.recorder import Recorder
-from cluster.server import ParameterServer, Replies
+from cluster.recovery import Restored, start_server
+from cluster.server import Replies
 from cluster.status import Status
 from cluster.tcp import SocketServer
 from cluster.transport import EncodedReply, Waiting, connect, decode
@@ -87,10 +87,11 @@ class ServerActor:
         config: RunConfig,
         parameters: Array,
         recorder: Actor,
+        path: str,
         epoch: int = 0,
-        state: State | None = None,
+        restored: Restored | None = None,
     ) -> None:
-        self._server = ParameterServer(config, parameters, epoch, state)
+        self._server = start_server(config, parameters, Path(path), epoch, restored)
         self._recorder = recorder
         self._dtype = config.cluster.wire_dtype
         self._waiting = Waiting(self._dtype)

@@ -230,6 +230,11 @@ def paths(directory: Path) -> list[Path]:
     return sorted(directory.glob("checkpoint-*.bin"), reverse=True)
 
 
+def version_of(path: Path) -> int:
+    """Return the updates applied at a checkpoint, from its name."""
+    return int(path.stem.removeprefix("checkpoint-"))
+
+
 def sync_directory(directory: Path) -> None:
     """Flush the names in a directory to the disk."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from asgd.trace import MEMBER_COLUMNS, TRACE_COLUMNS
 from cluster.checkpoint import State
+from cluster.update import Update
 
 Array = npt.NDArray[np.float64]
 
@@ -92,22 +93,26 @@ class Ledger:
         """Updates since the last `drain`."""
         return len(self._trace)
 
-    def row(self, *values: float) -> None:
-        """Add the row of one update, in the order of `TRACE_COLUMNS`."""
-        self._trace.append(values)
-
-    def member(self, *values: float) -> None:
-        """Add one gradient of an update that is a mean, in the order of `MEMBER_COLUMNS`."""
-        self._members.append(values)
+    def update(self, update: Update) -> None:
+        """Add the row of an update and those of its members."""
+        self._trace.append(update.row)
+        if update.members:
+            self._members.extend(update.members)
 
     def evaluation(self, update: int, seconds: float, parameters: Array) -> None:
         """Keep a copy of parameters whose loss is to be evaluated."""
         self._evaluations.append(Evaluation(update, seconds, parameters.copy()))
         self.evaluation_bytes += parameters.nbytes
 
-    def event(self, kind: str, **fields: Any) -> None:
-        """Keep an event with the time of day; `fields` are JSON values."""
-        self._events.append({"event": kind, "time": time.time(), **fields})
+    def event(self, kind: str, **fields: Any) -> dict[str, Any]:
+        """Keep an event with the time of day and return it; `fields` are JSON values."""
+        event = {"event": kind, "time": time.time(), **fields}
+        self._events.append(event)
+        return event
+
+    def note(self, event: dict[str, Any]) -> None:
+        """Keep an event that has its time already."""
+        self._events.append(event)
 
     def drain(self) -> Record:
         """Return everything collected since the last call."""

@@ -6,10 +6,11 @@ from pathlib import Path
 
 from asgd.problems.base import Problem
 from asgd.trace import LOSS_COLUMNS, RunWriter, read_run
-from cluster.checkpoint import CHECKPOINTS, DamagedCheckpointError, State, save
+from cluster.checkpoint import CHECKPOINTS, DamagedCheckpointError, State, paths, save, version_of
 from cluster.lease import Lease
 from cluster.ledger import Record
 from cluster.metrics import Metrics
+from cluster.write_ahead import cut_log, remove_log
 
 
 class Recorder:
@@ -37,8 +38,11 @@ class Recorder:
         self._checkpoints = path / CHECKPOINTS
         self._lease = Lease(self._checkpoints)
         self._next = 0
-        known = read_run(path).loss
-        self._loss: dict[str, list[float]] = {name: known[name].tolist() for name in LOSS_COLUMNS}
+        known = read_run(path)
+        self._updates = known.config.run.updates
+        self._loss: dict[str, list[float]] = {
+            name: known.loss[name].tolist() for name in LOSS_COLUMNS
+        }
 
     def record(self, record: Record) -> None:
         """Write the trace and the events of a record, evaluate its losses, save its checkpoint.
@@ -81,6 +85,12 @@ class Recorder:
             save(self._checkpoints, state)
         except DamagedCheckpointError as error:
             self._writer.event("checkpoint_damaged", reason=str(error))
+            return
+        if state.version == self._updates:
+            remove_log(self._checkpoints)
+        else:
+            oldest = paths(self._checkpoints)[-1]
+            cut_log(self._checkpoints, version_of(oldest))
 
     @property
     def first_loss(self) -> float | None:

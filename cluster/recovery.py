@@ -1,19 +1,82 @@
-"""Going back to the newest checkpoint that can be trusted, with the whole record."""
+"""Going back to the newest checkpoint that can be trusted, and on as far as the log goes."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
+from asgd.config import RunConfig
 from asgd.errors import RunFailedError
-from asgd.trace import RunWriter
+from asgd.trace import RunWriter, read_run
 from cluster.checkpoint import CHECKPOINTS, DamagedCheckpointError, State, load, paths
+from cluster.messages import Array
+from cluster.server import ParameterServer
+from cluster.write_ahead import Incident, WriteAheadLog, is_logged, read_log
 
 
-def restore(writer: RunWriter, epoch: int, reason: str, reached: int = 0) -> State | None:
+@dataclass(frozen=True, eq=False)
+class Restored:
+    """Where a run can go on.
+
+    Attributes
+    ----------
+    state
+        The checkpoint; None if none was saved yet.
+    version
+        How far the log goes from there; that of the checkpoint where it does not.
+    """
+
+    state: State | None
+    version: int
+
+    @property
+    def checkpoint(self) -> int:
+        """Updates applied at the checkpoint."""
+        return self.state.version if self.state is not None else 0
+
+
+def start_server(
+    config: RunConfig, initial: Array, path: Path, epoch: int, restored: Restored | None
+) -> ParameterServer:
+    """Return the server of a run, with its log if it keeps one.
+
+    Parameters
+    ----------
+    config
+        The run.
+    initial
+        x_0, shape (d,).
+    path
+        The run directory.
+    epoch
+        Incarnation of the server.
+    restored
+        Where to go on; default: at the start.
+    """
+    server = ParameterServer(config, initial, epoch, restored.state if restored else None)
+    directory = path / CHECKPOINTS
+    if restored is not None and restored.version > restored.checkpoint:
+        recorded = {
+            (event["time"], event["worker"], event["sequence"])
+            for event in read_run(path).events
+            if "sequence" in event
+        }
+        server.replay(read_log(directory, server.version, restored.version), recorded)
+    if is_logged(config, len(initial)):
+        every = config.run.checkpoint_every
+        try:
+            server.log = WriteAheadLog(directory, epoch, server.version, len(initial), every)
+        except OSError as error:
+            server.stop(f"the log cannot be written ({error.strerror or error})")
+    return server
+
+
+def restore(writer: RunWriter, epoch: int, reason: str, reached: int = 0) -> Restored:
     """Cut a run directory back to its newest good checkpoint and report what is lost.
 
-    The event `server_restored` tells the versions and, by worker, the number of the gradient it
-    is to compute next: what older events say of such a gradient or a later one no longer counts.
+    What the log holds beyond the checkpoint is not lost: the server puts it on record again. The
+    event `server_restored` tells the versions and, by worker, the number of the gradient it is
+    to compute next: what older events say of such a gradient or a later one no longer counts.
 
     Parameters
     ----------
@@ -28,8 +91,8 @@ def restore(writer: RunWriter, epoch: int, reason: str, reached: int = 0) -> Sta
 
     Returns
     -------
-    State or None
-        Where to go on; None if the run had not begun.
+    Restored
+        Where to go on.
 
     Raises
     ------
@@ -38,11 +101,16 @@ def restore(writer: RunWriter, epoch: int, reason: str, reached: int = 0) -> Sta
     """
     recorded = writer.recorded_updates()
     state, rejected = _newest(writer, recorded)
-    version = state.version if state is not None else 0
-    writer.cut(version if state is not None else -1)
+    sequences = dict(state.counts.sequence) if state is not None else {}
+    version = checkpoint = state.version if state is not None else 0
+    for entry in read_log(writer.path / CHECKPOINTS, checkpoint):
+        version += not isinstance(entry, Incident)
+        for worker, sequence in entry.numbers():
+            sequences[worker] = max(sequences.get(worker, 0), sequence + 1)
+    writer.cut(checkpoint if state is not None else -1)
     for path in rejected:
         path.unlink()
-    reached = max(reached, recorded)
+    reached = max(reached, recorded, version)
     writer.event(
         "server_restored",
         reason=reason,
@@ -50,9 +118,10 @@ def restore(writer: RunWriter, epoch: int, reason: str, reached: int = 0) -> Sta
         from_version=reached,
         to_version=version,
         updates_lost=reached - version,
-        sequences=state.counts.sequence if state is not None else {},
+        updates_from_log=version - checkpoint,
+        sequences=sequences,
     )
-    return state
+    return Restored(state, version)
 
 
 def _newest(writer: RunWriter, recorded: int) -> tuple[State | None, list[Path]]:

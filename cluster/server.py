@@ -1,14 +1,16 @@
 """The parameter server: applies every gradient exactly once and counts versions.
 
-Plain Python and a pure state machine: no clock, no files, no transport. Each call returns the
-replies to send now, possibly to other workers than the one that called: a worker whose turn has
-not come simply gets no reply yet. Whatever carries the messages calls one method at a time.
+Plain Python and a state machine: no clock, no transport, no file but the log it may be given, in
+which every update is written before it is made. Each call returns the replies to send now,
+possibly to other workers than the one that called: a worker whose turn has not come simply gets
+no reply yet. Whatever carries the messages calls one method at a time.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Container, Iterable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,41 +19,18 @@ from asgd.config import RunConfig
 from asgd.rules import make_rule
 from asgd.schedules import batch_schedule, learning_rate_schedule
 from asgd.streams import stream
-from asgd.trace import SHARED
 from cluster.checkpoint import Counts, OrderState, State
 from cluster.ledger import Ledger, Record
 from cluster.messages import Gradient, Reply, Snapshot, Stop
 from cluster.status import Status, WorkerStatus
+from cluster.update import Seat, Update, euclidean_norm, make_update
+from cluster.write_ahead import Entry, Incident, WriteAheadLog
 
 Array = npt.NDArray[np.float64]
 Replies = list[tuple[int, Reply]]
 
 FINISHED = "finished"  # why a server stops that made all its updates
 REMOVED = "removed"  # why it stops one worker and goes on
-
-
-@dataclass(slots=True)
-class _Seat:
-    """What the server knows of one worker.
-
-    `sequence` is the number of the gradient it computes, or of the one held for it, whose norm is
-    `norm`; `granted` is when it got the snapshot for that gradient, infinite while it owes none.
-    A worker that is `retired` gets no further snapshot.
-    """
-
-    sequence: int = 0
-    read_version: int = 0
-    batch_size: int = 0
-    present: bool = False
-    granted: float = math.inf
-    received: int = 0
-    norm: float = math.nan
-    retired: bool = False
-
-    @property
-    def owes(self) -> bool:
-        """Whether a snapshot is out and its gradient has not arrived."""
-        return self.granted < math.inf
 
 
 class ParameterServer:
@@ -86,6 +65,7 @@ class ParameterServer:
         self.version = 0
         self.epoch = epoch
         self.ledger = Ledger()
+        self.log: WriteAheadLog | None = None
         self._config = config
         self._rule = make_rule(config.optimizer)
         self._learning_rate = learning_rate_schedule(config.optimizer)
@@ -94,7 +74,7 @@ class ParameterServer:
         self._bound = modes[config.cluster.mode]
         self._rule_state = self._rule.init(self.parameters)
         self._step = np.empty_like(self.parameters)
-        self._seats = {worker: _Seat() for worker in range(config.cluster.workers)}
+        self._seats = {worker: Seat() for worker in range(config.cluster.workers)}
         self._missing = set(self._seats)
         self._held: dict[int, Gradient] = {}
         self._order = stream(config.run.seed, "schedule")
@@ -116,7 +96,7 @@ class ParameterServer:
         """
         if self._stop is not None:
             return [(worker, self._stop)]
-        seat = self._seats.setdefault(worker, _Seat())
+        seat = self._seats.setdefault(worker, Seat())
         if seat.retired:
             return [(worker, Stop(REMOVED)), *self.leave(worker, now)]
         if seat.owes:
@@ -153,7 +133,7 @@ class ParameterServer:
         """Part with a worker: the gradient it owes or that is held for it is its last."""
         if self._stop is not None:
             return []
-        seat = self._seats.setdefault(worker, _Seat())
+        seat = self._seats.setdefault(worker, Seat())
         seat.retired = True
         started = math.isfinite(self._started)
         if started and (seat.owes or worker in self._held):
@@ -218,7 +198,7 @@ class ParameterServer:
         self.version = counts.version
         self._seconds = counts.seconds
         for worker, sequence in counts.sequence.items():
-            seat = self._seats.setdefault(worker, _Seat())
+            seat = self._seats.setdefault(worker, Seat())
             seat.sequence = sequence
             seat.received = counts.received.get(worker, 0)
         counts.order.set(self._order)
@@ -226,6 +206,41 @@ class ParameterServer:
         self._staleness_sum = counts.staleness_sum
         self._shared_updates = counts.shared_updates
         self._rejected = counts.rejected
+
+    def replay(self, entries: Iterable[Entry], recorded: Container[tuple[float, int, int]]) -> None:
+        """Go on from the restored state to the end of a log, everything on record again.
+
+        Parameters
+        ----------
+        entries
+            What the log holds beyond that state.
+        recorded
+            (time, worker, sequence) of the incidents that are on record already.
+        """
+        for entry in entries:
+            if not self._restored:
+                self._record_start()
+            if isinstance(entry, Incident):
+                self._replay_incident(entry.event, recorded)
+                continue
+            for worker, _ in entry.numbers():
+                self._seats.setdefault(worker, Seat()).received += 1
+            self._commit(entry)
+            if entry.order is not None:
+                entry.order.set(self._order)
+                self._turn = entry.order.turn
+
+    def _replay_incident(
+        self, event: dict[str, Any], recorded: Container[tuple[float, int, int]]
+    ) -> None:
+        worker, sequence = event["worker"], event["sequence"]
+        seat = self._seats.setdefault(worker, Seat())
+        if sequence < seat.sequence:
+            return
+        seat.sequence = sequence + 1
+        self._rejected += event["event"] == "gradient_rejected"
+        if (event["time"], worker, sequence) not in recorded:
+            self.ledger.note(event)
 
     def drain(self) -> Record:
         """Return what happened since the last call, for the recorder."""
@@ -253,9 +268,13 @@ class ParameterServer:
         if self.version >= self._config.run.updates:
             return self.stop(FINISHED)
         if not self._restored:
-            self.ledger.evaluation(0, 0.0, self.parameters)
-            self.ledger.checkpoint = self.state()
+            self._record_start()
         return [self._grant(worker, seat, now) for worker, seat in present]
+
+    def _record_start(self) -> None:
+        self.ledger.evaluation(0, 0.0, self.parameters)
+        self.ledger.checkpoint = self.state()
+        self._restored = True
 
     def _advance(self, now: float) -> Replies:
         """Apply whatever may be applied now."""
@@ -264,7 +283,7 @@ class ParameterServer:
             if replies:  # the snapshots granted so far keep their array
                 self.parameters = self.parameters.copy()
             self._apply(group, now)
-            if self.version == self._config.run.updates:
+            if self._stop is not None or self.version == self._config.run.updates:
                 return [*replies, *self.stop(FINISHED)]
             for gradient in group:
                 seat = self._seats[gradient.worker]
@@ -283,7 +302,7 @@ class ParameterServer:
                 return [self._held.pop(worker) for worker in sorted(due)] if ready else []
         return [self._held.pop(next(iter(self._held)))] if self._held else []
 
-    def _is_due(self, worker: int, seat: _Seat, bound: int) -> bool:
+    def _is_due(self, worker: int, seat: Seat, bound: int) -> bool:
         awaited = seat.owes or worker in self._held
         return awaited and seat.read_version + bound <= self.version
 
@@ -304,78 +323,51 @@ class ParameterServer:
 
     def _apply(self, group: list[Gradient], now: float) -> None:
         """Make one update with the mean of a group of gradients, nearly always a single one."""
-        update = self.version
-        mean, read_version, batch_size, compute_seconds, norm = self._merge(group)
-        staleness = update - read_version
+        order = None
+        if self.log is not None and self._config.cluster.schedule == "uniform":
+            order = OrderState.of(self._order, None)
+        seconds = now - self._started
+        update = make_update(group, self._seats, self.version, self._shared_updates, seconds, order)
+        if self._write_ahead(update):
+            self._commit(update)
+
+    def _write_ahead(self, entry: Entry) -> bool:
+        """Log what is about to happen; return whether it may, for without its log a run ends."""
+        try:
+            if self.log is not None:
+                self.log.append(entry)
+        except OSError as error:
+            self.stop(f"the log cannot be written ({error.strerror or error})")
+            return False
+        return True
+
+    def _commit(self, update: Update) -> None:
+        number, worker, sequence, _, staleness, _, _, seconds, _ = update.row
         step, self._rule_state = self._rule.update(
-            mean,
+            update.gradient,
             self._rule_state,
-            learning_rate=self._learning_rate(update),
+            learning_rate=self._learning_rate(number),
             staleness=staleness,
             out=self._step,
         )
         np.subtract(self.parameters, step, out=self.parameters)
-        self.version = update + 1
+        self.version += 1
+        self._seconds = seconds
         self._staleness_sum += staleness
-        seconds = self._seconds = now - self._started
-        worker, sequence = self._credit(group, update)
-        self.ledger.row(
-            update,
-            worker,
-            sequence,
-            read_version,
-            staleness,
-            batch_size,
-            compute_seconds,
-            seconds,
-            norm,
-        )
-        for gradient in group:
-            self._seats[gradient.worker].sequence += 1
+        self.ledger.update(update)
+        if update.members:
+            self._shared_updates += 1
+            for _, worker, sequence, *_ in update.members:
+                self._seats[worker].sequence = sequence + 1
+        else:
+            self._seats[worker].sequence = sequence + 1
         run = self._config.run
         if self.version % run.eval_every == 0 or self.version == run.updates:
             self.ledger.evaluation(self.version, seconds, self.parameters)
         if self.version % run.checkpoint_every == 0:
             self.ledger.checkpoint = self.state()
 
-    def _merge(self, group: list[Gradient]) -> tuple[Array, int, int, float, float]:
-        """Return the mean gradient, its read version, samples, seconds and norm."""
-        if len(group) == 1:
-            only = group[0]
-            seat = self._seats[only.worker]
-            return (
-                only.gradient,
-                only.read_version,
-                seat.batch_size,
-                only.compute_seconds,
-                seat.norm,
-            )
-        mean = np.sum([gradient.gradient for gradient in group], axis=0) / len(group)
-        return (
-            mean,
-            min(gradient.read_version for gradient in group),
-            sum(self._seats[gradient.worker].batch_size for gradient in group),
-            max(gradient.compute_seconds for gradient in group),
-            _norm(mean),
-        )
-
-    def _credit(self, group: list[Gradient], update: int) -> tuple[int, int]:
-        """Return what stands for (worker, sequence) in the trace; note the members of a mean."""
-        if len(group) == 1:
-            return group[0].worker, group[0].sequence
-        for gradient in group:
-            self.ledger.member(
-                update,
-                gradient.worker,
-                gradient.sequence,
-                gradient.read_version,
-                self._seats[gradient.worker].batch_size,
-                gradient.compute_seconds,
-            )
-        self._shared_updates += 1
-        return SHARED, self._shared_updates - 1
-
-    def _grant(self, worker: int, seat: _Seat, now: float) -> tuple[int, Reply]:
+    def _grant(self, worker: int, seat: Seat, now: float) -> tuple[int, Reply]:
         if seat.retired:
             self._dismiss(worker, seat)
             return worker, Stop(REMOVED)
@@ -384,15 +376,15 @@ class ParameterServer:
         seat.granted = now
         return worker, self._snapshot(seat)
 
-    def _snapshot(self, seat: _Seat) -> Snapshot:
+    def _snapshot(self, seat: Seat) -> Snapshot:
         return Snapshot(self.parameters, self.version, self.epoch, seat.sequence, seat.batch_size)
 
-    def _defect(self, gradient: Gradient, seat: _Seat) -> str | None:
+    def _defect(self, gradient: Gradient, seat: Seat) -> str | None:
         """Return why a gradient cannot be applied."""
         value = gradient.gradient
         if value.shape != self.parameters.shape:
             return f"shape {value.shape}, expected {self.parameters.shape}"
-        seat.norm = _norm(value)
+        seat.norm = euclidean_norm(value)
         # The norm may overflow where every entry is finite; it costs less than to look at each.
         if not math.isfinite(seat.norm) and not np.isfinite(value).all():
             return "not finite"
@@ -400,15 +392,9 @@ class ParameterServer:
             return f"read version {gradient.read_version}, expected {seat.read_version}"
         return None
 
-    def _reject(self, gradient: Gradient, seat: _Seat, defect: str, now: float) -> Replies:
+    def _reject(self, gradient: Gradient, seat: Seat, defect: str, now: float) -> Replies:
         self._rejected += 1
-        self.ledger.event(
-            "gradient_rejected",
-            worker=gradient.worker,
-            sequence=gradient.sequence,
-            update=self.version,
-            reason=defect,
-        )
+        self._note("gradient_rejected", gradient.worker, seat, reason=defect)
         seat.sequence += 1
         if self._rejected > self._config.run.max_bad_gradients:
             return self.stop(
@@ -417,18 +403,19 @@ class ParameterServer:
             )
         return [self._grant(gradient.worker, seat, now)]
 
-    def _dismiss(self, worker: int, seat: _Seat) -> None:
+    def _dismiss(self, worker: int, seat: Seat) -> None:
         if seat.present:
             self.ledger.event("worker_removed", worker=worker, update=self.version)
         seat.present = False
 
-    def _lose(self, worker: int, seat: _Seat) -> None:
-        self.ledger.event(
-            "gradient_lost", worker=worker, sequence=seat.sequence, update=self.version
-        )
+    def _lose(self, worker: int, seat: Seat) -> None:
+        self._note("gradient_lost", worker, seat)
         seat.sequence += 1
         seat.granted = math.inf
 
-
-def _norm(vector: Array) -> float:
-    return math.sqrt(np.vdot(vector, vector))  # unlike dot, vdot overflows in silence
+    def _note(self, kind: str, worker: int, seat: Seat, **fields: str) -> None:
+        """Note that the gradient a worker is at will never be applied."""
+        event = self.ledger.event(
+            kind, worker=worker, sequence=seat.sequence, update=self.version, **fields
+        )
+        self._write_ahead(Incident(event))

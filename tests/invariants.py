@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 import numpy as np
 
-from asgd.trace import LOSS_COLUMNS, TRACE_COLUMNS, Run
+from asgd.trace import LOSS_COLUMNS, SHARED, TRACE_COLUMNS, Run
 
 
-def check_trace(run: Run, server: bool = True) -> None:
+def check_trace(
+    run: Run, server: bool = True, added: Mapping[int, int] = MappingProxyType({})
+) -> None:
     """Assert the invariants of a finished run in which no gradient was lost.
 
+    `added` gives the update at which each worker joined that the configuration does not know of.
     `server = False` leaves out those that independent staleness does not have: there, workers do
     not read the version that their own last gradient made.
     """
@@ -23,18 +29,18 @@ def check_trace(run: Run, server: bool = True) -> None:
     np.testing.assert_array_equal(trace["staleness"], trace["update"] - trace["read_version"])
     assert trace["staleness"].min() >= 0
     assert trace["read_version"].min() == 0
-    assert set(trace["worker"]) <= set(range(config.cluster.workers))
+    assert set(trace["worker"]) <= {*range(config.cluster.workers), *added}
     assert (trace["batch_size"] == config.optimizer.batch_size).all()
     assert (trace["compute_seconds"] >= 0).all()
     assert (trace["gradient_norm"] >= 0).all()
     assert trace["applied_seconds"].min() >= 0
     assert (trace["applied_seconds"].diff().dropna() >= 0).all()
 
-    for _, own in trace.groupby("worker"):
+    for worker, own in trace.groupby("worker"):
         np.testing.assert_array_equal(own["sequence"], np.arange(len(own)))
         if server:  # a push is answered with the version it made, and that is what is read next
             np.testing.assert_array_equal(
-                own["read_version"], [0, *(own["update"].to_numpy()[:-1] + 1)]
+                own["read_version"], [added.get(worker, 0), *(own["update"].to_numpy()[:-1] + 1)]
             )
 
     every = config.run.eval_every
@@ -43,3 +49,36 @@ def check_trace(run: Run, server: bool = True) -> None:
     assert np.isfinite(loss["loss"]).all()
     seconds = np.concatenate([[0.0], trace["applied_seconds"]])
     np.testing.assert_array_equal(loss["seconds"], seconds[due])
+
+
+def check_gradients(run: Run) -> None:
+    """Assert that every gradient was applied once or is reported, and staleness is what it is.
+
+    Of each worker, the numbers of the applied gradients and of those that events call lost or
+    refused are 0, 1, 2, ... up to its last. A restored server hands some numbers out again: from
+    these on, what older events say does not count.
+    """
+    trace, members = run.trace, run.members
+    np.testing.assert_array_equal(trace["update"], np.arange(len(trace)))
+    np.testing.assert_array_equal(trace["staleness"], trace["update"] - trace["read_version"])
+    assert (trace["staleness"] >= 0).all()
+    assert (trace["applied_seconds"].diff().dropna() >= 0).all()
+    single = trace[trace["worker"] != SHARED]
+    shared = trace[trace["worker"] == SHARED]
+    assert set(shared["update"]) == set(members["update"])
+    np.testing.assert_array_equal(shared["sequence"], np.arange(len(shared)))
+    unused: list[tuple[int, int]] = []
+    for event in run.events:
+        if event["event"] in ("gradient_lost", "gradient_rejected"):
+            unused.append((event["worker"], event["sequence"]))
+        elif event["event"] == "server_restored":
+            again = {int(worker): number for worker, number in event["sequences"].items()}
+            unused = [(w, s) for w, s in unused if s < again.get(w, 0)]
+    applied = [
+        pair
+        for table in (single, members)
+        for pair in zip(table["worker"].tolist(), table["sequence"].tolist(), strict=True)
+    ]
+    for worker in {worker for worker, _ in (*applied, *unused)}:
+        numbers = sorted(number for other, number in (*applied, *unused) if other == worker)
+        assert numbers == list(range(len(numbers))), f"gradients of worker {worker}: {numbers}"

@@ -11,9 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asgd.config import RunConfig, make_config
 from asgd.errors import InputError, RunFailedError
-from asgd.trace import RunWriter, read_run
+from asgd.trace import read_run
 from cluster.checkpoint import (
     CHECKPOINTS,
     DamagedCheckpointError,
@@ -26,59 +25,8 @@ from cluster.checkpoint import (
 )
 from cluster.lease import Lease, LeaseLostError, only_launcher
 from cluster.ledger import Record
-from cluster.recorder import Recorder
-from cluster.recovery import restore
-from cluster.server import ParameterServer
 from tests.faults import Crowd
-
-EXACT = ("update", "worker", "sequence", "read_version", "staleness", "gradient_norm")
-
-
-def configure(workers: int = 1, updates: int = 60, **tables: Any) -> RunConfig:
-    return make_config(
-        {
-            "problem": {"kind": "quadratic"},
-            "optimizer": {"rule": "momentum", "learning_rate": 0.05, "batch_size": 2},
-            "cluster": {"workers": workers, **tables},
-            "run": {"updates": updates, "eval_every": 10, "checkpoint_every": 20},
-        }
-    )
-
-
-def work(crowd: Crowd, updates: int, seed: int = 0) -> None:
-    """Let workers push in random order until so many updates are made or all are stopped."""
-    arrivals = np.random.default_rng(seed)
-    while crowd.at_hand and crowd.server.version < updates:
-        crowd.push(int(arrivals.choice(sorted(crowd.at_hand))))
-
-
-class Machine:
-    """A run directory, and crowds that work on it one after another without any process."""
-
-    def __init__(self, path: Path, config: RunConfig) -> None:
-        self.config = config
-        self.path = path
-        self.writer = RunWriter.create(path, config)
-        self.lease = Lease(path / CHECKPOINTS)
-        self.start(None, self.lease.take())
-
-    def start(self, state: State | None, epoch: int) -> None:
-        self.crowd = Crowd(self.config)
-        self.crowd.server = ParameterServer(self.config, self.crowd.initial, epoch, state)
-        self.recorder = Recorder(self.path, self.crowd.problem, epoch)
-        self.crowd.join_all()
-
-    def restart(self) -> None:
-        """Lose everything that is not on disk and go on from there."""
-        epoch = self.lease.take()
-        self.start(restore(self.writer, epoch, "test", self.crowd.server.version), epoch)
-
-    def work(self, updates: int, seed: int = 0) -> None:
-        work(self.crowd, updates, seed)
-        self.recorder.record(self.crowd.server.drain())
-
-    def events(self, kind: str) -> list[dict[str, Any]]:
-        return [event for event in read_run(self.path).events if event["event"] == kind]
+from tests.machine import EXACT, Machine, configure, work
 
 
 @pytest.fixture
@@ -193,8 +141,9 @@ def test_no_update_is_missing_or_made_twice(tmp_path: Path, cluster: dict[str, A
     np.testing.assert_array_equal(shared["sequence"], np.arange(len(shared)))
 
 
-def test_drawn_order_goes_on_where_it_was(tmp_path: Path) -> None:
-    config = configure(workers=4, updates=200, schedule="uniform")
+@pytest.mark.parametrize("durability", ["log", "checkpoint"])
+def test_drawn_order_goes_on_where_it_was(tmp_path: Path, durability: str) -> None:
+    config = configure(4, 200, durability, schedule="uniform")
     through, broken = Machine(tmp_path / "a", config), Machine(tmp_path / "b", config)
     through.work(200)
     broken.work(130)

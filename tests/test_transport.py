@@ -14,6 +14,7 @@ from asgd.simulation import simulate
 from asgd.trace import read_run
 from cluster import run
 from cluster.actors import ServerActor
+from cluster.checkpoint import CHECKPOINTS
 from cluster.messages import Snapshot, Stop
 from cluster.transport import Waiting, decode, encode
 from tests.invariants import check_trace
@@ -154,8 +155,10 @@ def test_worker_process_that_dies_again_and_again(tmp_path: Path, transport: str
 
 
 @pytest.mark.usefixtures("shared_ray")
-def test_data_plane_of_our_own_ray_listens_on_loopback() -> None:
-    server = ray.remote(ServerActor).options(num_cpus=0).remote(make_config(), np.zeros(2), None)
+def test_data_plane_of_our_own_ray_listens_on_loopback(tmp_path: Path) -> None:
+    (tmp_path / CHECKPOINTS).mkdir()
+    actor = ray.remote(ServerActor).options(num_cpus=0)
+    server = actor.remote(make_config(), np.zeros(2), None, str(tmp_path))
     try:
         endpoint, node = ray.get(server.endpoint.remote())
         assert endpoint.host == "127.0.0.1"

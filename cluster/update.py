@@ -1,0 +1,124 @@
+"""An update: the gradients of one worker or of several, as the server applies and records them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import msgspec
+import numpy as np
+
+from asgd.trace import SHARED
+from cluster.checkpoint import OrderState
+from cluster.messages import Array, Gradient
+
+
+@dataclass(slots=True)
+class Seat:
+    """What the server knows of one worker.
+
+    `sequence` is the number of the gradient it computes, or of the one held for it, whose norm is
+    `norm`; `granted` is when it got the snapshot for that gradient, infinite while it owes none.
+    A worker that is `retired` gets no further snapshot.
+    """
+
+    sequence: int = 0
+    read_version: int = 0
+    batch_size: int = 0
+    present: bool = False
+    granted: float = math.inf
+    received: int = 0
+    norm: float = math.nan
+    retired: bool = False
+
+    @property
+    def owes(self) -> bool:
+        """Whether a snapshot is out and its gradient has not arrived."""
+        return self.granted < math.inf
+
+
+Row = tuple[int, int, int, int, int, int, float, float, float]
+Member = tuple[int, int, int, int, int, float]
+
+
+class Update(msgspec.Struct, frozen=True, eq=False):
+    """Everything that makes an update the same when it is applied again.
+
+    Attributes
+    ----------
+    row
+        Its row of the trace, in the order of `TRACE_COLUMNS`.
+    members
+        In the order of `MEMBER_COLUMNS`, each gradient of a mean; empty for a single gradient.
+    gradient
+        What the update rule is given, shape (d,).
+    order
+        Where the stream that draws whose turn it is stood then, if it draws and a log asks.
+    """
+
+    row: Row
+    members: tuple[Member, ...]
+    gradient: Array
+    order: OrderState | None = None
+
+    def numbers(self) -> list[tuple[int, int]]:
+        """Return (worker, sequence) of each gradient in it."""
+        if not self.members:
+            return [(self.row[1], self.row[2])]
+        return [(worker, sequence) for _, worker, sequence, *_ in self.members]
+
+
+def make_update(
+    group: list[Gradient],
+    seats: Mapping[int, Seat],
+    number: int,
+    shared_updates: int,
+    seconds: float,
+    order: OrderState | None,
+) -> Update:
+    """Put together the update that applies the mean of a group of gradients, mostly a single one.
+
+    Parameters
+    ----------
+    group
+        Gradients of different workers.
+    seats
+        Of these workers, at least.
+    number
+        Of the update: 0, 1, ...
+    shared_updates
+        How many of the updates before it were means.
+    seconds
+        From the start of the run.
+    order
+        Kept with it.
+    """
+    if len(group) == 1:
+        one = group[0]
+        seat, staleness = seats[one.worker], number - one.read_version
+        head = (number, one.worker, one.sequence, one.read_version, staleness)
+        row = (*head, seat.batch_size, one.compute_seconds, seconds, seat.norm)
+        return Update(row, (), one.gradient, order)
+    mean = np.sum([gradient.gradient for gradient in group], axis=0) / len(group)
+    members = tuple(
+        (
+            number,
+            gradient.worker,
+            gradient.sequence,
+            gradient.read_version,
+            seats[gradient.worker].batch_size,
+            gradient.compute_seconds,
+        )
+        for gradient in group
+    )
+    _, _, _, read_versions, batch_sizes, compute_seconds = zip(*members, strict=True)
+    read_version = min(read_versions)
+    head = (number, SHARED, shared_updates, read_version, number - read_version)
+    row = (*head, sum(batch_sizes), max(compute_seconds), seconds, euclidean_norm(mean))
+    return Update(row, members, mean, order)
+
+
+def euclidean_norm(vector: Array) -> float:
+    """Return |vector|; infinite, without a warning, where its square is beyond a float."""
+    return math.sqrt(np.vdot(vector, vector))  # unlike dot, vdot overflows in silence

@@ -1,0 +1,279 @@
+"""The write-ahead log: every update, on file before its answer leaves the server.
+
+A killed process loses nothing it has written: what it wrote is in the system's memory. A machine
+that loses its power may lose what the system has not yet brought to the disk, seconds of updates;
+what is left of the log is then shorter, never wrong, and checkpoints are flushed.
+
+The log of a run is a few segments, each begun by one incarnation of the server at some version:
+
+    offset  bytes  field
+         0     11  magic "ASGD log 1\\n"
+        11     20  epoch, version, number of parameters d (u64, u64, u32)
+        31      4  CRC-32 of the bytes before it
+        35         records, then zeros
+
+    record  bytes  field
+         0      4  length of the content
+         4      4  CRC-32 of number and content
+         8      8  number of the record in its segment: 0, 1, ...
+        16         content: an update as `_ROW`, its members, the drawn order, the gradient of
+                   d float64; or an incident as JSON. The first byte tells which.
+
+All numbers are little-endian. The first record that is torn, damaged or out of place ends a
+segment. Segments are allocated ahead, which makes writing cheaper and finds a full disk early.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from asgd.config import RunConfig
+from cluster.checkpoint import OrderState
+from cluster.update import Update
+
+LARGEST_DIMENSION = 1000  # of a problem that durability = "auto" logs
+
+_MAGIC = b"ASGD log 1\n"
+_HEADER = struct.Struct("<QQI")
+_CRC = struct.Struct("<I")
+_HEADER_BYTES = len(_MAGIC) + _HEADER.size + _CRC.size
+_RECORD = struct.Struct("<IIQ")
+_NUMBER = struct.Struct("<Q")
+_INCIDENT, _UPDATE = 0, 1
+# An update: kind, whether the order was drawn, members, then the columns of the trace.
+_ROW = struct.Struct("<BBIqiqqqiddd")
+_MEMBER = struct.Struct("<qiqqid")
+_ORDER = struct.Struct("<6Q")
+_SEGMENT_BYTES = 1_000_000
+
+
+@dataclass(frozen=True, eq=False)
+class Incident:
+    """A gradient that was lost or refused.
+
+    Attributes
+    ----------
+    event
+        As in `events.jsonl`, with "worker" and "sequence".
+    """
+
+    event: dict[str, Any]
+
+    def numbers(self) -> list[tuple[int, int]]:
+        """Return its (worker, sequence)."""
+        return [(self.event["worker"], self.event["sequence"])]
+
+
+Entry = Update | Incident
+
+
+def is_logged(config: RunConfig, dimension: int) -> bool:
+    """Return whether a run of so many parameters keeps a log.
+
+    "auto" does up to 1000 parameters: of a log the cost grows with their number, and a log of
+    1000 updates is then no larger than 8 MB.
+    """
+    durability = config.run.durability
+    return durability == "log" or (durability == "auto" and dimension <= LARGEST_DIMENSION)
+
+
+class WriteAheadLog:
+    """Writes the segments of one incarnation of the server.
+
+    Parameters
+    ----------
+    directory
+        Where the segments go, which exists.
+    epoch
+        The incarnation.
+    version
+        Updates applied before the first one to be logged.
+    dimension
+        Number of parameters.
+    checkpoint_every
+        Updates between two checkpoints: segments begin at one of these.
+    segment_bytes
+        At least so long is a segment that another one follows.
+
+    Raises
+    ------
+    OSError
+        It cannot be written; so do the methods.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        epoch: int,
+        version: int,
+        dimension: int,
+        checkpoint_every: int,
+        segment_bytes: int = _SEGMENT_BYTES,
+    ) -> None:
+        self._directory = directory
+        self._epoch = epoch
+        self._dimension = dimension
+        self._checkpoint_every = checkpoint_every
+        self._segment_bytes = segment_bytes
+        self._file = -1
+        self._begin(version)
+
+    def append(self, entry: Entry) -> None:
+        """Write an update or an incident."""
+        if isinstance(entry, Incident):
+            self._append(bytes([_INCIDENT]), memoryview(msgspec.json.encode(entry.event)))
+            return
+        number, order = entry.row[0], entry.order
+        if self._end >= self._segment_bytes and number % self._checkpoint_every == 0:
+            self._begin(number)
+        fixed = _ROW.pack(_UPDATE, order is not None, len(entry.members), *entry.row)
+        if entry.members:
+            fixed += b"".join(_MEMBER.pack(*member) for member in entry.members)
+        if order is not None:
+            fixed += _ORDER.pack(*order.words, order.buffered, order.buffer)
+        self._append(fixed, np.ascontiguousarray(entry.gradient).data.cast("B"))
+
+    def close(self) -> None:
+        """Close the segment."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+    def _begin(self, version: int) -> None:
+        self.close()
+        head = _MAGIC + _HEADER.pack(self._epoch, version, self._dimension)
+        path = self._directory / f"log-{self._epoch:06d}-{version:012d}.bin"
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        self._end = self._allocated = self._number = 0
+        self._write(head + _CRC.pack(zlib.crc32(head)))
+
+    def _append(self, fixed: bytes, rest: memoryview) -> None:
+        crc = zlib.crc32(rest, zlib.crc32(fixed, zlib.crc32(_NUMBER.pack(self._number))))
+        length = len(fixed) + len(rest)
+        self._write(_RECORD.pack(length, crc, self._number) + fixed, rest)
+        self._number += 1
+
+    def _write(self, *parts: bytes | memoryview) -> None:
+        length = sum(map(len, parts))
+        if self._end + length > self._allocated:
+            size = max(length, self._segment_bytes)
+            os.posix_fallocate(self._file, self._end, size)
+            self._allocated = self._end + size
+        written = os.writev(self._file, parts)
+        if written < length:
+            raise OSError(f"only {written} of {length} bytes of the log could be written")
+        self._end += length
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A segment on file.
+
+    Attributes
+    ----------
+    path
+        The file.
+    epoch
+        Who wrote it.
+    version
+        Updates applied before its first one.
+    dimension
+        Number of parameters.
+    """
+
+    path: Path
+    epoch: int
+    version: int
+    dimension: int
+
+    def entries(self) -> Iterator[Entry]:
+        """Yield its entries in order, up to the first that is torn, damaged or out of place."""
+        with self.path.open("rb") as file:
+            file.seek(_HEADER_BYTES)
+            number = 0
+            while len(head := file.read(_RECORD.size)) == _RECORD.size:
+                length, crc, found = _RECORD.unpack(head)
+                if not length or found != number:
+                    return
+                content = file.read(length)
+                if crc != zlib.crc32(content, zlib.crc32(_NUMBER.pack(number))):
+                    return
+                yield self._entry(content)
+                number += 1
+
+    def _entry(self, content: bytes) -> Entry:
+        if content[0] == _INCIDENT:
+            return Incident(msgspec.json.decode(content[1:]))
+        _, drawn, count, *row = _ROW.unpack_from(content)
+        end = _ROW.size + count * _MEMBER.size
+        members = tuple(_MEMBER.iter_unpack(content[_ROW.size : end]))
+        order = None
+        if drawn:
+            *words, buffered, buffer = _ORDER.unpack_from(content, end)
+            order = OrderState(words, buffered, buffer, None)
+            end += _ORDER.size
+        gradient = np.frombuffer(content, "<f8", self.dimension, end)
+        return Update(tuple(row), members, gradient, order)
+
+
+def segments(directory: Path) -> list[Segment]:
+    """Return the segments in a directory, in order of their making; a damaged header is none."""
+    found = []
+    for path in sorted(directory.glob("log-*.bin")):
+        with path.open("rb") as file:
+            head = file.read(_HEADER_BYTES)
+        known = head[: -_CRC.size]
+        if head.startswith(_MAGIC) and head == known + _CRC.pack(zlib.crc32(known)):
+            found.append(Segment(path, *_HEADER.unpack_from(head, len(_MAGIC))))
+    return found
+
+
+def read_log(directory: Path, version: int, end: int | None = None) -> Iterator[Entry]:
+    """Yield what the log holds between two versions, up to the first gap.
+
+    An incarnation begins where its log tells it to: what an older one writes beyond that point,
+    because it does not know yet that it was replaced, does not count. Incidents count with the
+    update that follows them: after the last one, the numbers of their gradients are free again.
+    """
+    found = segments(directory)
+    for number, segment in enumerate(found):
+        ends = [later.version for later in found[number + 1 :]]
+        last = min(ends if end is None else [*ends, end], default=None)
+        here = segment.version
+        if not number or segment.epoch != found[number - 1].epoch:
+            incidents: list[Incident] = []
+        for entry in segment.entries():
+            if isinstance(entry, Incident):
+                incidents.append(entry)
+                continue
+            if last is not None and here >= last:
+                break
+            if here == version:
+                yield from incidents
+                yield entry
+                version += 1
+            incidents.clear()
+            here += 1
+
+
+def cut_log(directory: Path, version: int) -> None:
+    """Remove the segments that end before a version."""
+    found = segments(directory)
+    for number, segment in enumerate(found):
+        if any(later.version <= version for later in found[number + 1 :]):
+            segment.path.unlink()
+
+
+def remove_log(directory: Path) -> None:
+    """Remove every segment."""
+    for path in directory.glob("log-*.bin"):
+        path.unlink()

@@ -1,0 +1,208 @@
+"""The write-ahead log: every update survives, whatever is torn, flipped, repeated or late."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from asgd.config import make_config
+from asgd.trace import read_run
+from cluster.checkpoint import CHECKPOINTS, OrderState
+from cluster.update import Update
+from cluster.write_ahead import (
+    Entry,
+    Incident,
+    WriteAheadLog,
+    cut_log,
+    is_logged,
+    read_log,
+    segments,
+)
+from tests.faults import replay
+from tests.invariants import check_gradients
+from tests.machine import Machine, configure, work
+
+DIMENSION = 3
+
+
+def update(number: int) -> Update:
+    random = np.random.default_rng(number)
+    row = (number, number % 4, number // 4, number, 0, 8, 0.25, 0.5 * number, 1.5)
+    members = tuple((number, w, number, number, 2, 0.125) for w in range(number % 3))
+    order = OrderState([1, 2, 3, number], 1, 7, None) if number % 2 else None
+    return Update(row, members, random.normal(size=DIMENSION), order)
+
+
+def incident(sequence: int) -> Incident:
+    return Incident({"event": "gradient_lost", "time": 1.5, "worker": 1, "sequence": sequence})
+
+
+def same(one: Entry, other: Entry) -> bool:
+    if isinstance(one, Incident) or isinstance(other, Incident):
+        return (
+            isinstance(one, Incident) and isinstance(other, Incident) and one.event == other.event
+        )
+    fields = (one.row, one.members, one.order) == (other.row, other.members, other.order)
+    return fields and one.gradient.tobytes() == other.gradient.tobytes()
+
+
+def write(
+    directory: Path, start: int, end: int, epoch: int = 0, segment_bytes: int = 4000
+) -> list[Entry]:
+    """Log updates and, before every fifth, an incident; return what was logged."""
+    log = WriteAheadLog(directory, epoch, start, DIMENSION, 10, segment_bytes)
+    entries: list[Entry] = []
+    for number in range(start, end):
+        if number % 5 == 0:
+            entries.append(incident(number))
+        entries.append(update(number))
+    for entry in entries:
+        log.append(entry)
+    log.close()
+    return entries
+
+
+def check_read(found: list[Entry], expected: list[Entry]) -> None:
+    assert len(found) == len(expected)
+    assert all(same(*pair) for pair in zip(found, expected, strict=True))
+
+
+def test_entries_are_read_back_to_the_last_bit_across_segments(tmp_path: Path) -> None:
+    entries = write(tmp_path, 0, 200)
+    assert len(segments(tmp_path)) > 3
+    assert all(segment.version % 10 == 0 for segment in segments(tmp_path))
+    check_read(list(read_log(tmp_path, 0)), entries)
+    check_read(list(read_log(tmp_path, 0, 100)), entries[: entries.index(entries[120])])
+    (from_73,) = [
+        i
+        for i, entry in enumerate(entries)
+        if not isinstance(entry, Incident) and entry.row[0] == 73
+    ]
+    check_read(list(read_log(tmp_path, 73)), entries[from_73:])
+    assert not list(read_log(tmp_path, 200))
+
+
+def test_segments_before_a_version_go(tmp_path: Path) -> None:
+    entries = write(tmp_path, 0, 200)
+    before = segments(tmp_path)
+    cut_log(tmp_path, before[2].version)
+    assert [s.version for s in segments(tmp_path)] == [s.version for s in before[2:]]
+    cut_log(tmp_path, 10**6)
+    assert segments(tmp_path) == before[-1:]
+    assert entries
+
+
+def test_incident_after_the_last_update_does_not_count(tmp_path: Path) -> None:
+    log = WriteAheadLog(tmp_path, 0, 0, DIMENSION, 10)
+    for entry in (update(0), incident(3), update(1), incident(5)):
+        log.append(entry)
+    check_read(list(read_log(tmp_path, 0)), [update(0), incident(3), update(1)])
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_torn_or_flipped_log_is_a_shorter_one(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    directory = tmp_path_factory.mktemp("log")
+    entries = write(directory, 0, 20, segment_bytes=10**5)
+    (segment,) = segments(directory)
+    content = bytearray(segment.path.read_bytes().rstrip(b"\0"))
+    if data.draw(st.booleans()):
+        content = content[: data.draw(st.integers(0, len(content) - 1))]
+    else:
+        bit = data.draw(st.integers(0, 8 * len(content) - 1))
+        content[bit // 8] ^= 1 << bit % 8
+    segment.path.write_bytes(content)
+    found = list(read_log(directory, 0))
+    assert len(found) < len(entries)
+    check_read(found, entries[: len(found)])
+
+
+def test_repeated_tail_is_not_read_twice(tmp_path: Path) -> None:
+    entries = write(tmp_path, 0, 20, segment_bytes=10**5)
+    path = segments(tmp_path)[0].path
+    content = path.read_bytes().rstrip(b"\0")
+    for length in (1, 50, 300, 2000):
+        path.write_bytes(content + content[-length:])
+        check_read(list(read_log(tmp_path, 0)), entries)
+
+
+def test_what_a_replaced_server_goes_on_to_write_does_not_count(tmp_path: Path) -> None:
+    first = write(tmp_path, 0, 57)
+    second = write(tmp_path, 33, 90, epoch=1)
+    kept = [e for e in first if not isinstance(e, Incident) and e.row[0] < 33]
+    found = [e for e in read_log(tmp_path, 0) if not isinstance(e, Incident)]
+    check_read(found, [*kept, *(e for e in second if not isinstance(e, Incident))])
+
+
+def test_gap_ends_the_log(tmp_path: Path) -> None:
+    entries = write(tmp_path, 0, 200)
+    segments(tmp_path)[2].path.unlink()
+    end = segments(tmp_path)[1].version
+    found = list(read_log(tmp_path, 0))
+    assert 0 < len(found) < len(entries)
+    check_read(found, entries[: len(found)])
+    assert not list(read_log(tmp_path, end + 10**4))
+
+
+@pytest.mark.parametrize(
+    ("durability", "dimension", "logged"),
+    [
+        ("auto", 1000, True),
+        ("auto", 1001, False),
+        ("log", 10**6, True),
+        ("checkpoint", 1, False),
+    ],
+)
+def test_durability_chooses_by_dimension(durability: str, dimension: int, logged: bool) -> None:
+    config = make_config({"run": {"durability": durability}})
+    assert is_logged(config, dimension) == logged
+
+
+MODES: list[dict[str, Any]] = [{}, {"schedule": "uniform"}, {"mode": "sync"}, {"mode": "bounded"}]
+
+
+@pytest.mark.parametrize("cluster", MODES)
+@pytest.mark.parametrize("recorded", [True, False])
+def test_killed_server_loses_no_update(
+    tmp_path: Path, cluster: dict[str, Any], recorded: bool
+) -> None:
+    machine = Machine(tmp_path / "run", configure(3, 200, "log", **cluster))
+    for reached in (13, 31, 45, 97, 199):
+        work(machine.crowd, reached, seed=reached)
+        machine.crowd.die(reached % 3)
+        if recorded:
+            machine.record()
+        before = machine.crowd.server
+        version = before.version
+        machine.restart()
+        after = machine.crowd.server
+        assert after.version == version
+        np.testing.assert_array_equal(after.parameters, before.parameters)
+    machine.work(200)
+    assert set(machine.crowd.stopped.values()) == {"finished"}
+    assert not list((machine.path / CHECKPOINTS).glob("log-*"))
+    run = read_run(machine.path)
+    assert [e["updates_lost"] for e in machine.events("server_restored")] == [0] * 5
+    np.testing.assert_array_equal(run.trace["update"], np.arange(200))
+    np.testing.assert_array_equal(run.loss["update"], np.arange(0, 201, 10))
+    check_gradients(run)
+    record = machine.writer  # the trace on file alone gives the parameters again
+    assert record.recorded_updates() == 200
+    columns = {name: run.trace[name].to_numpy() for name in run.trace}
+    members = {name: run.members[name].to_numpy() for name in run.members}
+    points = replay(
+        machine.config,
+        machine.crowd.problem,
+        machine.crowd.initial,
+        before.drain().__class__(columns, members),
+    )
+    np.testing.assert_array_equal(points[-1], machine.crowd.server.parameters)
+    losses = [machine.crowd.problem.loss(points[update]) for update in run.loss["update"]]
+    np.testing.assert_array_equal(run.loss["loss"], losses)
