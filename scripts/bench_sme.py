@@ -1,34 +1,42 @@
-"""Speed of the SME simulators: python scripts/bench_sme.py [--updates N] [--repeats R].
+"""Speed of the SME simulators: python scripts/bench_sme.py [scalar] [closed] [prediction].
 
-One scalar SDE, f = x^2, 20 000 paths x 2 000 steps, statistics only, everything in one run. Peers
-are timed where they can be imported: diffrax, jax and sdeint by `pip install -e .[bench]`, torchsde
-if it is there. Then one line for the closed forms, and one for the prediction of a digits run, as
-a share of the machine's matrix-product rate.
+scalar: one SDE, f = x^2, 20 000 paths x 2 000 steps, statistics only, against diffrax, a loop by
+hand in JAX, torchsde, sdeint and the bare cost of the same normals; `pip install -e .[bench]` and
+`pip install torch torchsde` bring them, one that is missing is named. closed: exact moments against
+Monte Carlo of the same accuracy. prediction: the loss curve of a finished digits run, as a share
+of the machine's matrix-product rate. Everything by default, in less than four minutes.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from importlib.util import find_spec
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from analysis.ensemble import block_sizes
 from analysis.moments import asgd_moments
 from analysis.noise import standard_increments
+from analysis.prediction import Prediction, predict
 from analysis.sme import sme_asgd
-from analysis.sme_law import sme_law
-from asgd.problems.linear import digits
+from asgd.config import make_config
 from asgd.problems.scalar import Quadratic
-from asgd.staleness import Poisson
+from asgd.simulation import simulate
 from asgd.streams import stream
+from asgd.trace import Run, read_run
 
 PATHS, STEPS, ETA, MU = 20_000, 2_000, 0.02, 0.75
+DIGITS_DIM, DIGITS_SAMPLES = 650, 1_797
+LONGEST = 4.0  # seconds after which a row is not repeated once more
 
 
 class Seconds(NamedTuple):
@@ -42,7 +50,7 @@ def best_seconds(function: Callable[[], object], repeats: int) -> Seconds:
     """Return the shortest of several times; the first call is not counted."""
     function()
     wall, processor = [], []
-    for _ in range(repeats):
+    while len(wall) < repeats and sum(wall) < LONGEST:
         start = time.perf_counter(), time.process_time()
         function()
         wall.append(time.perf_counter() - start[0])
@@ -134,12 +142,13 @@ def jax_scan(dtype: np.dtype) -> Callable[[], object]:
     return lambda: solve(jax.random.PRNGKey(0)).block_until_ready()
 
 
-def sdeint_euler() -> None:
-    """Solve one path with sdeint's Euler, in float64: it has no batches."""
+def sdeint_euler(dtype: np.dtype) -> Callable[[], object]:
+    """Return sdeint's Euler on one path, in float64: it has no batches."""
     import sdeint
 
     times = np.arange(STEPS + 1) * ETA
-    sdeint.itoEuler(lambda y, t: -2 * y, lambda y, t: 2 * ETA**0.5, 1.0, times)
+    drift, amplitude = (lambda y, t: -2 * y), (lambda y, t: 2 * ETA**0.5)
+    return lambda: sdeint.itoEuler(drift, amplitude, 1.0, times)
 
 
 def torchsde_euler(dtype: np.dtype) -> Callable[[], object]:
@@ -168,111 +177,151 @@ def torchsde_euler(dtype: np.dtype) -> Callable[[], object]:
     return solve
 
 
-GAUSSIAN, TWO_POINT = "SME-ASGD, Gaussian", "SME-ASGD, two-point"
+# What has to be importable for a row, its builder, and how many paths it computes.
+PEERS: dict[str, tuple[str, Callable[[np.dtype], Callable[[], object]], int]] = {
+    "diffrax": ("diffrax", diffrax_euler, PATHS),
+    "jax, loop by hand": ("jax", jax_scan, PATHS),
+    "torchsde": ("torchsde", torchsde_euler, PATHS),
+    "sdeint (float64, one path)": ("sdeint", sdeint_euler, 1),
+}
 
 
 def scalar_table(repeats: int) -> None:
     print(
-        f"scalar SDE, {PATHS} paths x {STEPS} steps, best of {repeats}, in million path-steps "
-        "per second and per processor-second (which a busy machine disturbs less)"
+        f"scalar SDE, {PATHS} paths x {STEPS} steps: million path-steps per second and per "
+        "processor-second, which a busy machine disturbs less.\nLast two columns: our Gaussian "
+        "rate over that of the row. Moments at every update, except where it says every 20th."
     )
     for dtype in (np.dtype(np.float64), np.dtype(np.float32)):
-        rows: dict[str, Callable[[], object]] = {
-            "bare normals": lambda dtype=dtype: bare_normals(dtype),
-            f"{GAUSSIAN}, every update": lambda dtype=dtype: ours(dtype, "matrix", 1),
-            f"{GAUSSIAN}, every 20th": lambda dtype=dtype: ours(dtype, "matrix", 20),
-            f"{TWO_POINT}, every update": lambda dtype=dtype: ours(dtype, "two_point", 1),
-            f"{TWO_POINT}, every 20th": lambda dtype=dtype: ours(dtype, "two_point", 20),
-        }
-        if find_spec("diffrax"):
-            rows["diffrax"] = diffrax_euler(dtype)
-        if find_spec("jax"):
-            rows["jax scan"] = jax_scan(dtype)
-        if find_spec("torchsde"):
-            rows["torchsde"] = torchsde_euler(dtype)
-        work = dict.fromkeys(rows, PATHS * STEPS / 1e6)
-        if find_spec("sdeint"):
-            rows["sdeint"], work["sdeint"] = sdeint_euler, STEPS / 1e6
-        rates = {}
-        for name, run in rows.items():
-            wall, processor = best_seconds(run, repeats)
-            rates[name] = Seconds(work[name] / wall, work[name] / processor)
-        print_rates(dtype, rates)
+        print(f"{dtype.name:40s} {'per s':>9s} {'per cpu-s':>9s} {'ours/it':>8s} {'per cpu':>8s}")
+        for every in (1, 20):
+            label = "every update" if every == 1 else "every 20th"
+            gaussian = rate(partial(ours, dtype, "matrix", every), PATHS, repeats)
+            print_row(f"SME-ASGD, Gaussian, {label}", gaussian, gaussian)
+            signs = rate(partial(ours, dtype, "two_point", every), PATHS, repeats)
+            print_row(f"SME-ASGD, two-point, {label}", signs, gaussian)
+            print_ratio("  two-point / Gaussian", signs, gaussian)
+            if every == 1:
+                reference = gaussian
+        normals = rate(partial(bare_normals, dtype), PATHS, repeats)
+        print_row("the normals alone", normals, reference)
+        for name, (module, build, paths) in PEERS.items():
+            if find_spec(module):
+                print_row(name, rate(build(dtype), paths, repeats), reference)
+            else:
+                print(f"  {name:38s} not installed")
 
 
-def print_rates(dtype: np.dtype, rates: dict[str, Seconds]) -> None:
-    """Print the rates and the ratios between ours and the others; sdeint's is that of float64."""
-    print(f"{dtype.name:38s} {'per s':>9s} {'per cpu-s':>10s}")
-    for name, (wall, processor) in rates.items():
-        print(f"  {name:36s} {wall:9.3f} {processor:10.3f}")
-    for every in ("every update", "every 20th"):
-        ours = rates[f"{GAUSSIAN}, {every}"]
-        pairs = [
-            (f"ours / {peer}", ours, rates[peer])
-            for peer in ("bare normals", "diffrax", "jax scan", "torchsde", "sdeint")
-            if peer in rates
-        ]
-        pairs.append(("two-point / Gaussian", rates[f"{TWO_POINT}, {every}"], ours))
-        for label, one, other in pairs:
-            label = f"{label}, {every}"
-            print(f"  {label:36s} {one[0] / other[0]:9.2f} {one[1] / other[1]:10.2f}")
+def rate(function: Callable[[], object], paths: int, repeats: int) -> Seconds:
+    """Return million path-steps per second and per processor-second."""
+    wall, processor = best_seconds(function, repeats)
+    return Seconds(paths * STEPS / wall / 1e6, paths * STEPS / processor / 1e6)
 
 
-def matmul_rate(dtype: type) -> float:
-    """Return floating-point operations per second of the products of a digits prediction."""
-    a = np.ones((1_000, 65), dtype)
-    b, out = np.ones((65, 1_797), dtype), np.empty((1_000, 1_797), dtype)
-    seconds = best_seconds(lambda: [np.matmul(a, b, out=out) for _ in range(20)], 10).wall
-    return 20 * 2 * out.size * 65 / seconds
+def print_row(name: str, row: Seconds, ours: Seconds) -> None:
+    ratios = f"{ours.wall / row.wall:8.2f} {ours.processor / row.processor:8.2f}"
+    print(f"  {name:38s} {row.wall:9.2f} {row.processor:9.2f} {ratios}", flush=True)
 
 
-def digits_line(updates: int, repeats: int) -> None:
-    problem, paths, whole = digits(), 100, 5_000
-    for dtype in (np.float32, np.float64):
-        seconds = best_seconds(
-            lambda dtype=dtype: sme_law(
-                problem,
-                0.1,
-                Poisson(7.0),
-                updates,
-                paths,
-                0,
-                workers=8,
-                batch_size=16,
-                record=np.arange(0, updates + 1, 25),
-                dtype=dtype,
-            ),
-            repeats,
-        ).wall
-        operations = updates * paths * 3 * 2 * problem.dim * problem.n_samples
-        share = operations / seconds / matmul_rate(dtype)
-        print(
-            f"digits, pool, {paths} paths, {np.dtype(dtype).name}: {updates} updates "
-            f"in {seconds:.2f} s, {whole} in {seconds * whole / updates:.0f} s; "
-            f"{operations / seconds / 1e9:.0f} GFlop/s, {100 * share:.0f} % of the product rate"
-        )
+def print_ratio(name: str, row: Seconds, other: Seconds) -> None:
+    print(f"  {name:38s} {row.wall / other.wall:9.2f} {row.processor / other.processor:9.2f}")
 
 
 def closed_form_line(repeats: int) -> None:
     accuracy = 1e-3
-    exact = best_seconds(lambda: asgd_moments(Quadratic(), ETA, MU, STEPS), repeats).wall
-    sampled = best_seconds(lambda: ours(np.dtype(np.float64), "matrix", 1), repeats).wall
+    exact = best_seconds(lambda: asgd_moments(Quadratic(), ETA, MU, STEPS), repeats)
+    sampled = best_seconds(lambda: ours(np.dtype(np.float64), "matrix", 1), repeats)
     # the relative standard error of E x^2 over N normal paths is sqrt(2/N)
-    needed = sampled * (2 / accuracy**2) / PATHS
+    wall, processor = (2 / accuracy**2 / PATHS * seconds for seconds in sampled)
     print(
-        f"closed form of E x, E x^2 over {STEPS} updates: {1e3 * exact:.2f} ms; Monte Carlo to "
-        f"{accuracy:g}: {needed:.1f} s, {needed / exact:.0f} times as long"
+        f"closed form of E x, E x^2 over {STEPS} updates: {1e3 * exact.wall:.2f} ms; Monte Carlo "
+        f"to {accuracy:g}: {wall:.1f} s, {wall / exact.wall:.0f} times as long "
+        f"({processor / exact.processor:.0f} times the processor time)"
     )
 
 
+def finished_run(directory: Path, updates: int, kind: str, learning_rate: float) -> Run:
+    """Make a run of 8 workers with compute times of 0.3 times their mean, in virtual time."""
+    config = {
+        "problem": {"kind": kind},
+        "optimizer": {"learning_rate": learning_rate, "batch_size": 16},
+        "cluster": {
+            "workers": 8,
+            "compute_time": {"law": "lognormal", "mean": 1.0, "variation": 0.3},
+        },
+        "run": {"updates": updates, "eval_every": 25},
+    }
+    return read_run(simulate(make_config(config), directory / kind))
+
+
+def matmul_rate(dtype: type, rows: int, inner: int, columns: int) -> float:
+    """Return floating-point operations per processor-second of a matrix product on one core."""
+    a, b = np.ones((rows, inner), dtype), np.ones((inner, columns), dtype)
+    out = np.empty((rows, columns), dtype)
+    count = max(1, round(2e10 / (2 * rows * inner * columns)))
+    with threadpool_limits(1, user_api="blas"):
+        seconds = best_seconds(lambda: [np.matmul(a, b, out=out) for _ in range(count)], 5)
+    return count * 2 * out.size * inner / seconds.processor
+
+
+def prediction_lines(updates: int, paths: int) -> None:
+    print(f"prediction of finished runs of {updates} updates, 8 workers, batch 16, measured law")
+    with tempfile.TemporaryDirectory() as directory:
+        digits = finished_run(Path(directory), updates, "softmax", 0.1)
+        squares = finished_run(Path(directory), updates, "least_squares", 0.02)
+        options = {"models": ["sme_law"], "seed": 1}
+        simulation = partial(predict, digits, method="simulate", paths=paths, **options)
+        simulated, seconds = timed(simulation)
+        fast, fast_seconds = timed(partial(predict, digits, method="fast", **options))
+        _, closed_seconds = timed(partial(predict, squares, **options))
+    operations = updates * paths * 3 * 2 * DIGITS_DIM * DIGITS_SAMPLES
+    rate = operations / seconds.processor
+    print(
+        f"  digits, {DIGITS_DIM} parameters, {paths} paths: {seconds.wall:.1f} s "
+        f"({seconds.processor:.1f} cpu-s), {operations / seconds.wall / 1e9:.0f} GFlop/s, "
+        f"{rate / 1e9:.0f} per processor; of the rate of matrix products on one processor"
+    )
+    for dtype in (np.float32, np.float64):
+        large = matmul_rate(dtype, 2_000, 2_000, 2_000)
+        own = matmul_rate(dtype, 160, 65, DIGITS_SAMPLES)
+        print(
+            f"    {100 * rate / large:.0f} % of {dtype.__name__}, large ({large / 1e9:.0f} "
+            f"GFlop/s), {100 * rate / own:.0f} % of {dtype.__name__}, shapes of the prediction "
+            f"({own / 1e9:.0f} GFlop/s)"
+        )
+    mean, computed = (p.curve("sme_law")["loss_mean"] for p in (simulated, fast))
+    print(
+        f"  digits, fast mode: {fast_seconds.wall:.2f} s ({fast_seconds.processor:.2f} cpu-s), "
+        f"{100 * np.abs(computed - mean).mean() / mean.mean():.2f} % from the simulated mean loss"
+    )
+    print(
+        f"  diabetes, least squares, closed form: {closed_seconds.wall:.2f} s "
+        f"({closed_seconds.processor:.2f} cpu-s)"
+    )
+
+
+def timed(function: Callable[[], Prediction]) -> tuple[Prediction, Seconds]:
+    """Return what a function returns, and the time of its only call."""
+    start = time.perf_counter(), time.process_time()
+    result = function()
+    return result, Seconds(time.perf_counter() - start[0], time.process_time() - start[1])
+
+
 def main() -> None:
+    parts = ("scalar", "closed", "prediction")
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--updates", type=int, default=200, help="updates of the digits line")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("parts", nargs="*", choices=[*parts, []], help="default: all")
+    parser.add_argument("--repeats", type=int, default=5, help="at most, of each timing")
+    parser.add_argument("--updates", type=int, default=5_000, help="of the runs predicted")
+    parser.add_argument("--paths", type=int, default=100, help="of the prediction")
     arguments = parser.parse_args()
-    scalar_table(arguments.repeats)
-    closed_form_line(arguments.repeats)
-    digits_line(arguments.updates, min(arguments.repeats, 2))
+    chosen = arguments.parts or parts
+    if "scalar" in chosen:
+        scalar_table(arguments.repeats)
+    if "closed" in chosen:
+        closed_form_line(arguments.repeats)
+    if "prediction" in chosen:
+        prediction_lines(arguments.updates, arguments.paths)
 
 
 if __name__ == "__main__":
