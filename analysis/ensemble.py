@@ -51,7 +51,7 @@ BLOCK_STATE = 2**26
 STATISTICS_BYTES = 4 * 2**30
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Ensemble:
     """Statistics of simulated paths at the recorded updates.
 
@@ -87,6 +87,13 @@ class Ensemble:
     loss_quantiles: npt.NDArray[np.float64]
     paths: int
     final: Array
+
+    def __repr__(self) -> str:
+        return (
+            f"Ensemble({self.paths} paths, d = {self.mean.shape[1]}, {len(self.update)} records of "
+            f"updates {self.update[0]} to {self.update[-1]}; loss {self.loss_mean[0]:.4g} to "
+            f"{self.loss_mean[-1]:.4g}, standard deviation {self.loss_std[-1]:.2g})"
+        )
 
 
 class Block(Protocol):

@@ -11,6 +11,7 @@ The laws are marginal: they say how often each staleness occurs, not how one fol
 
 from __future__ import annotations
 
+import html
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -271,7 +272,8 @@ class StalenessFit:
 
     def _repr_html_(self) -> str:
         """Return the table and the verdict for a notebook."""
-        return f"<p>{self._summary()}</p>{self._shown().to_html()}<p>{self.verdict}</p>"
+        summary, sentence = html.escape(self._summary()), html.escape(self.verdict)
+        return f"<p>{summary}</p>{self._shown().to_html()}<p>{sentence}</p>"
 
     def _shown(self) -> pd.DataFrame:
         table = self.table().set_index("law")

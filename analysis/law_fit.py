@@ -5,7 +5,7 @@ Intervals and tests resample blocks of neighbouring updates, so they allow for s
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
@@ -100,7 +100,7 @@ class LawFit:
     aic: float
     bic: float
     tv: float
-    sample: Sample
+    sample: Sample = field(repr=False)
 
     @classmethod
     def of(cls, name: str, sample: Sample) -> LawFit:

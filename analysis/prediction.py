@@ -6,6 +6,7 @@ updates, and is recorded at the updates at which the run evaluated its loss.
 
 from __future__ import annotations
 
+import html
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -43,15 +44,16 @@ DEFAULT_MODELS = ("sme_sgd", "sme_asgd", "sme_law", "replay")
 Method = Literal["auto", "simulate", "fast"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Prediction:
     """Predicted loss curves of one run.
 
     Attributes
     ----------
     curves
-        One row per model and recorded update: `model`, `update`, `loss_mean`, `loss_std` and the
-        quantiles `q0.025` ... `q0.975` of the loss.
+        One row per model and recorded update: `model` (a name out of `MODELS`), `update` (applied
+        updates so far), and of the loss of a single run, in units of the loss: `loss_mean`,
+        `loss_std` and the quantiles `q0.025`, `q0.050`, ..., `q0.975`.
     settings
         What the models were given: seed, staleness law, mu, closure; whether the run is stable
         (`RunStability.to_dict`); and of each model its label and how many paths were simulated.
@@ -74,8 +76,34 @@ class Prediction:
         paths: int | None = self.settings["models"][model]["paths"]
         return paths
 
-    def save(self, directory: Path) -> None:
+    def table(self) -> pd.DataFrame:
+        """Return the loss after the last update, one row per model.
+
+        Columns: `loss_mean`, the ends `q0.050` and `q0.950` of its 90 % band, and `paths`, how
+        many were simulated (0 where the curve was computed).
+        """
+        last = self.curves.groupby("model", sort=False).tail(1).set_index("model")
+        table = last[["loss_mean", quantile_column(0.05), quantile_column(0.95)]]
+        paths = [self.paths(str(name)) or 0 for name in table.index]
+        return table.assign(paths=paths).rename(index=MODELS).rename_axis(None)
+
+    def __repr__(self) -> str:
+        return f"{self._title()}\n\n{self.table().to_string()}\n\n{self._stability()}"
+
+    def _repr_html_(self) -> str:
+        """Return the table for a notebook."""
+        title, stability = html.escape(self._title()), html.escape(self._stability())
+        return f"<p>{title}</p>{self.table().to_html()}<p>{stability}</p>"
+
+    def _title(self) -> str:
+        return f"Predicted loss after {self.curves['update'].max()} updates"
+
+    def _stability(self) -> str:
+        return str(self.settings["stability"]["sentence"])
+
+    def save(self, directory: str | Path) -> None:
         """Write `prediction.parquet` and `prediction.json` into a run directory."""
+        directory = Path(directory)
         replace_file(directory / "prediction.parquet", self.curves.to_parquet(index=False))
         text = json.dumps(self.settings, indent=2) + "\n"
         replace_file(directory / "prediction.json", text.encode())
@@ -220,12 +248,12 @@ def quantile_column(level: float) -> str:
     return f"q{level:.3f}"
 
 
-def has_prediction(directory: Path) -> bool:
+def has_prediction(directory: str | Path) -> bool:
     """Return whether a prediction is stored in the directory of a run or of its repeats."""
-    return all((directory / f"prediction.{kind}").is_file() for kind in ("parquet", "json"))
+    return all((Path(directory) / f"prediction.{kind}").is_file() for kind in ("parquet", "json"))
 
 
-def read_prediction(directory: Path) -> Prediction:
+def read_prediction(directory: str | Path) -> Prediction:
     """Read the prediction stored in the directory of a run or of its repeats.
 
     Raises
@@ -233,6 +261,7 @@ def read_prediction(directory: Path) -> Prediction:
     InputError
         There is none, or it cannot be read.
     """
+    directory = Path(directory)
     try:
         curves = pd.read_parquet(directory / "prediction.parquet")
         settings = json.loads((directory / "prediction.json").read_text(encoding="utf-8"))

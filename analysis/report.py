@@ -78,14 +78,16 @@ class Study:
 
 
 def write_report(
-    paths: Sequence[Path], output: Path | None = None, figures_directory: Path | None = None
+    paths: str | Path | Sequence[str | Path],
+    output: str | Path | None = None,
+    figures_directory: str | Path | None = None,
 ) -> Path:
     """Write the report on one or several runs and return its path.
 
     Parameters
     ----------
     paths
-        Directories of runs, or of repeats of one, with a stored prediction.
+        One or several directories of a run, or of repeats of one, with a stored prediction.
     output
         The file; `report.html` in the first directory by default.
     figures_directory
@@ -96,18 +98,19 @@ def write_report(
     InputError
         A run has no stored prediction, or a file cannot be written.
     """
-    output = output or paths[0] / "report.html"
-    studies = [Study.of(path) for path in paths]
+    places = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
+    output = Path(output) if output is not None else places[0] / "report.html"
+    studies = [Study.of(path) for path in places]
     sections, drawn = [], []
     for number, study in enumerate(studies, start=1):
-        section, own = _section(study, f"run{number}-" if len(paths) > 1 else "")
+        section, own = _section(study, f"run{number}-" if len(studies) > 1 else "")
         sections.append(section)
         drawn += own
     comparison = None
-    if len(paths) > 1:
+    if len(studies) > 1:
         comparison, own = _comparison(studies)
         drawn += own
-    title = sections[0]["title"] if comparison is None else f"{len(paths)} runs side by side"
+    title = sections[0]["title"] if comparison is None else f"{len(studies)} runs side by side"
     page = _template().render(
         title=title,
         version=version("asgd"),
@@ -120,9 +123,10 @@ def write_report(
         output.parent.mkdir(parents=True, exist_ok=True)
         replace_file(output, page.encode())
         if figures_directory is not None:
-            figures_directory.mkdir(parents=True, exist_ok=True)
+            folder = Path(figures_directory)
+            folder.mkdir(parents=True, exist_ok=True)
             for picture in drawn:
-                picture.save(figures_directory)
+                picture.save(folder)
     except OSError as error:
         where = error.filename or output
         raise InputError(f"{where}: cannot be written ({error.strerror or error})") from None

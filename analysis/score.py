@@ -86,12 +86,16 @@ class Score:
         return min(names, key=lambda name: self.models[name].relative_error)
 
     def table(self) -> pd.DataFrame:
-        """Return one row per model."""
+        """Return one row per model, columns as in `ModelScore`."""
         rows = {MODELS[name]: asdict(score) for name, score in self.models.items()}
         return pd.DataFrame.from_dict(rows, orient="index")
 
     def __repr__(self) -> str:
         return self.table().round(4).to_string()
+
+    def _repr_html_(self) -> str:
+        """Return the table for a notebook."""
+        return str(self.table().round(4).to_html())
 
 
 def compare(run: Run | Sequence[Run], prediction: Prediction) -> Score:

@@ -50,6 +50,22 @@ def summary(run: Run) -> dict[str, Any]:
     }
 
 
+def in_a_line(run: Run) -> str:
+    """Return the headline of a run in words; of one that cannot be read, why."""
+    try:
+        facts = summary(run)
+    except AsgdError as error:
+        return f"{run.path}: unreadable, {error}"
+    words = (
+        f"{facts['run']}: {facts['problem']}, {facts['workers']} workers, {facts['state']}, "
+        f"{facts['updates']} of {facts['of']} updates"
+    )
+    numbers = (("mean staleness", facts["mean_staleness"]), ("loss", facts["loss"]))
+    return ", ".join(
+        [words, *(f"{name} {value:.4g}" for name, value in numbers if value is not None)]
+    )
+
+
 def status(run: Run) -> dict[str, Any]:
     """Return `summary` and more of one run: recent staleness, workers, events.
 

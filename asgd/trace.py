@@ -204,9 +204,11 @@ class RunWriter:
         self._unsynced.add(self.path / name)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Run:
     """A run directory, read.
+
+    Tables are read when they are first asked for, and then kept.
 
     Attributes
     ----------
@@ -221,7 +223,14 @@ class Run:
 
     @cached_property
     def trace(self) -> pd.DataFrame:
-        """One row per applied update, columns `TRACE_COLUMNS`."""
+        """One row per applied update, in order.
+
+        Columns: `update`, its number 0, 1, ..., each once; `worker`, who computed the gradient, or
+        -1 for a mean of several; `sequence`, that worker's own number of the gradient;
+        `read_version`, updates applied before its snapshot was read; `staleness` = `update` -
+        `read_version`; `batch_size`, in samples; `compute_seconds`, from snapshot received to
+        gradient ready; `applied_seconds`, since the start of the run; `gradient_norm`, Euclidean.
+        """
         trace = self._parts("trace", TRACE_COLUMNS)
         wrong = np.flatnonzero(trace["update"].to_numpy() != np.arange(len(trace)))
         if len(wrong):
@@ -230,12 +239,16 @@ class Run:
 
     @cached_property
     def members(self) -> pd.DataFrame:
-        """One row per gradient of the updates that are means, columns `MEMBER_COLUMNS`."""
+        """One row per gradient of the updates that are means; columns as in the trace."""
         return self._parts("members", MEMBER_COLUMNS)
 
     @cached_property
     def loss(self) -> pd.DataFrame:
-        """One row per loss evaluation: update, seconds since the start, loss."""
+        """One row per loss evaluation.
+
+        Columns: `update`, how many were applied; `seconds` since the start of the run, when they
+        were; `loss`, f at the parameters of that moment.
+        """
         import pandas as pd
 
         if not (self.path / "loss.parquet").exists():
@@ -283,6 +296,19 @@ class Run:
             (ends[e["event"]] for e in reversed(self.events) if e.get("event") in ends),
             "unfinished",
         )
+
+    def __repr__(self) -> str:
+        from asgd.listing import in_a_line
+
+        return f"Run({in_a_line(self)})"
+
+    def _repr_html_(self) -> str:
+        """Return the headline numbers for a notebook."""
+        import pandas as pd
+
+        from asgd.listing import summary
+
+        return str(pd.Series(summary(self), dtype=object).to_frame().to_html(header=False))
 
     def _parts(self, name: str, types: Mapping[str, type]) -> pd.DataFrame:
         import pandas as pd
