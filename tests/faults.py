@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import msgspec
 import numpy as np
 
-from asgd.config import RunConfig
+from asgd.config import ComputeTimeConfig, RunConfig
 from asgd.problems import Problem, make_problem
 from asgd.rules import make_rule
 from asgd.schedules import learning_rate_schedule
 from asgd.streams import stream
-from asgd.trace import SHARED
+from asgd.trace import SHARED, Run
 from cluster.ledger import Record
 from cluster.messages import Array, Gradient, Snapshot, Stop
 from cluster.server import ParameterServer, Replies
@@ -121,3 +122,16 @@ def replay(config: RunConfig, problem: Problem, initial: Array, record: Record) 
         )
         points.append(points[-1] - step)
     return points
+
+
+def replay_run(run: Run) -> list[Array]:
+    """Return x_0, x_1, ... of a run, from its record alone; compute times are not waited for."""
+    config = msgspec.structs.replace(
+        run.config,
+        cluster=msgspec.structs.replace(run.config.cluster, compute_time=ComputeTimeConfig()),
+    )
+    problem = make_problem(config)
+    tables = (run.trace, run.members)
+    record = Record(*({name: table[name].to_numpy() for name in table} for table in tables))
+    initial = problem.initial_point(stream(config.run.seed, "initial"))
+    return replay(config, problem, initial, record)

@@ -23,6 +23,8 @@ from asgd.simulation import simulate
 from asgd.trace import Run, read_run
 from cluster import resume, run
 from cluster.checkpoint import CHECKPOINTS, load, paths
+from tests.faults import replay_run
+from tests.invariants import check_gradients
 
 pytestmark = pytest.mark.ray
 
@@ -30,14 +32,21 @@ ROOT = Path(__file__).parents[1]
 EXACT = ("update", "worker", "sequence", "read_version", "staleness", "gradient_norm")
 
 
-def configure(updates: int, every: int = 50, mean: float = 0.005, **cluster: Any) -> RunConfig:
+def configure(
+    updates: int,
+    every: int = 50,
+    mean: float = 0.005,
+    durability: str = "auto",
+    **cluster: Any,
+) -> RunConfig:
     compute_time = {"law": "constant", "mean": mean}
+    run = {"updates": updates, "eval_every": 25, "checkpoint_every": every}
     return make_config(
         {
             "problem": {"kind": "quadratic"},
             "optimizer": {"rule": "momentum", "learning_rate": 0.01, "batch_size": 4},
             "cluster": {"compute_time": compute_time, **cluster},
-            "run": {"updates": updates, "eval_every": 25, "checkpoint_every": every},
+            "run": {**run, "durability": durability},
         }
     )
 
@@ -107,9 +116,9 @@ def restored(result: Run) -> list[dict[str, Any]]:
 
 
 @pytest.mark.usefixtures("shared_ray")
-@pytest.mark.parametrize("transport", ["shm", "ray"])
-def test_server_killed_comes_back_from_its_checkpoint(tmp_path: Path, transport: str) -> None:
-    config = configure(900, mean=0.01, workers=3, transport=transport)
+@pytest.mark.parametrize(("transport", "durability"), [("shm", "log"), ("ray", "checkpoint")])
+def test_killed_server_comes_back(tmp_path: Path, transport: str, durability: str) -> None:
+    config = configure(900, mean=0.01, durability=durability, workers=3, transport=transport)
     killer = Killer("ServerActor", tmp_path / "run", 50, 350)
     result = read_run(run(config, tmp_path / "run", progress=killer))
     assert len(killer.killed) == 2
@@ -117,8 +126,12 @@ def test_server_killed_comes_back_from_its_checkpoint(tmp_path: Path, transport:
     events = restored(result)
     assert [event["epoch"] for event in events] == [1, 2]
     for event in events:
-        assert event["to_version"] % 50 == 0
-        assert event["updates_lost"] == event["from_version"] - event["to_version"] >= 0
+        lost = event["updates_lost"]
+        assert lost == event["from_version"] - event["to_version"] >= 0
+        assert lost == 0 if durability == "log" else event["to_version"] % 50 == 0
+    check_gradients(result)
+    final = load(paths(result.path / CHECKPOINTS)[0]).parameters
+    np.testing.assert_array_equal(final, replay_run(result)[-1])
     assert events[1]["to_version"] > events[0]["to_version"] > 0
     assert not [event for event in result.events if event["event"] == "worker_lost"]
 
@@ -239,7 +252,9 @@ def test_run_of_a_dead_machine_is_resumed_even_with_a_damaged_checkpoint(
     result = read_run(resume(tmp_path / "run"))
     check_continuous(result)
     assert sum(event["event"] == "checkpoint_damaged" for event in result.events) == 1
-    assert restored(result)[0]["to_version"] < reached
+    (event,) = restored(result)
+    assert event["updates_lost"] == 0
+    assert event["to_version"] >= reached
     check_same(read_run(run(config, tmp_path / "undisturbed")), result)
 
 

@@ -23,7 +23,7 @@ from cluster.write_ahead import (
     read_log,
     segments,
 )
-from tests.faults import replay
+from tests.faults import replay_run
 from tests.invariants import check_gradients
 from tests.machine import Machine, configure, work
 
@@ -193,16 +193,7 @@ def test_killed_server_loses_no_update(
     np.testing.assert_array_equal(run.trace["update"], np.arange(200))
     np.testing.assert_array_equal(run.loss["update"], np.arange(0, 201, 10))
     check_gradients(run)
-    record = machine.writer  # the trace on file alone gives the parameters again
-    assert record.recorded_updates() == 200
-    columns = {name: run.trace[name].to_numpy() for name in run.trace}
-    members = {name: run.members[name].to_numpy() for name in run.members}
-    points = replay(
-        machine.config,
-        machine.crowd.problem,
-        machine.crowd.initial,
-        before.drain().__class__(columns, members),
-    )
+    points = replay_run(run)
     np.testing.assert_array_equal(points[-1], machine.crowd.server.parameters)
     losses = [machine.crowd.problem.loss(points[update]) for update in run.loss["update"]]
     np.testing.assert_array_equal(run.loss["loss"], losses)
