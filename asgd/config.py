@@ -58,7 +58,8 @@ class ProblemConfig(_Table, frozen=True):
     @property
     def is_plugin(self) -> bool:
         """Whether `kind` names a user's own factory."""
-        return ":" in self.kind
+        module, colon, _ = self.kind.partition(":")
+        return bool(colon) and all(name.isidentifier() for name in module.split("."))
 
     def __post_init__(self) -> None:
         accepted = _PROBLEM_KEYS.get(self.kind, ("options",) if self.is_plugin else None)
@@ -289,7 +290,7 @@ def _override(data: dict[str, Any], entry: str) -> None:
     key, separator, text = entry.partition("=")
     names = [name.strip() for name in key.split(".")]
     if not separator or len(names) < 2 or not all(names):
-        raise InputError(f"--set {entry}: expected table.key=value")
+        raise InputError(f"--set {entry}: expected table.key=value{_meant(names[-1])}")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
@@ -300,6 +301,21 @@ def _override(data: dict[str, Any], entry: str) -> None:
         if not isinstance(table, dict):
             raise InputError(f"--set {entry}: {name} is a value, not a table")
     table[names[-1]] = value
+
+
+def _meant(name: str) -> str:
+    """Return a hint at the keys that somebody may have meant who gave no table."""
+    keys = {
+        f"{table.name}.{field.name}": field.name
+        for table in msgspec.structs.fields(RunConfig)
+        for field in msgspec.structs.fields(table.type)
+    }
+    inside = [key for key in keys if key.startswith(f"{name}.")]
+    if inside:
+        return f"; {name} is a table with the keys {', '.join(keys[key] for key in inside)}"
+    close = difflib.get_close_matches(name, keys.values(), n=1)
+    meant = [key for key, own in keys.items() if own in close]
+    return f"; did you mean {' or '.join(meant)}?" if meant else ""
 
 
 def _resolve_problem(problem: ProblemConfig) -> ProblemConfig:

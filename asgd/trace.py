@@ -332,10 +332,10 @@ class Run:
             raise InputError(f"{path}: cannot be read as part of a run ({reason})") from None
 
 
-def default_path(config: RunConfig) -> Path:
-    """Return a new directory under runs/, named after the problem and the time."""
-    kind = config.problem.kind.replace(":", "-")
-    return Path("runs") / f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}"
+def default_path(config: RunConfig, name: str | None = None) -> Path:
+    """Return a new directory under runs/, named after the problem, or as given, and the time."""
+    name = name or config.problem.kind.replace(":", "-")
+    return Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
 def read_run(path: str | Path) -> Run:
