@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
 import numpy as np
@@ -10,8 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asgd.config import RunConfig, make_config
+from asgd.events import team_sizes
+from asgd.progress import Progress
+from asgd.trace import read_run
+from cluster import run
 from cluster.server import REMOVED
+from cluster.team import Change, set_workers
 from tests.faults import Crowd, gradients_of, replay
+from tests.invariants import check_trace
 
 MODES = [
     {"mode": "async"},
@@ -25,7 +34,7 @@ def configure(updates: int, **cluster: Any) -> RunConfig:
     return make_config(
         {
             "problem": {"kind": "least_squares"},
-            "optimizer": {"rule": "momentum", "learning_rate": 0.02, "batch_size": 2},
+            "optimizer": {"rule": "momentum", "learning_rate": 0.002, "batch_size": 2},
             "cluster": {"workers": 3, **cluster},
             "run": {"updates": updates, "seed": 1},
         }
@@ -112,3 +121,59 @@ def test_removed_worker_is_not_waited_for_at_the_barrier() -> None:
     crowd.push(0)
     crowd.push(1)
     assert crowd.server.version == 2
+
+
+class Beside:
+    """Watches a run and acts once beside it, as soon as so many updates are made."""
+
+    def __init__(self, update: int, action: Callable[[], object]) -> None:
+        self._update = update
+        self._thread = Thread(target=action)
+
+    def __call__(self, progress: Progress) -> None:
+        if progress.update >= self._update and self._thread.ident is None:
+            self._thread.start()
+
+    def join(self) -> None:
+        self._thread.join(60)
+        assert not self._thread.is_alive()
+
+
+def joined(path: Path) -> dict[int, int]:
+    """Return the update at which each worker joined."""
+    events = read_run(path).events
+    return {e["worker"]: e["update"] for e in events if e["event"] == "worker_joined"}
+
+
+@pytest.mark.usefixtures("shared_ray")
+@pytest.mark.parametrize("transport", ["shm", "ray"])
+def test_workers_come_and_go_while_the_run_goes_on(tmp_path: Path, transport: str) -> None:
+    path = tmp_path / "run"
+    changes: list[Change] = []
+
+    def change() -> None:
+        for count, newest in ((4, 3), (1, 0), (2, 4)):
+            changes.append(set_workers(path, count))
+            while newest not in joined(path):
+                Event().wait(0.02)
+
+    compute_time = {"law": "constant", "mean": 0.01}
+    config = configure(800, transport=transport, compute_time=compute_time)
+    beside = Beside(30, change)
+    result = read_run(run(config, path, progress=beside))
+    beside.join()
+    assert changes == [Change(3, 4, [3], []), Change(4, 1, [], [1, 2, 3]), Change(1, 2, [4], [])]
+    kinds = [event["event"] for event in result.events]
+    assert kinds.count("workers_changed") == 3
+    assert kinds.count("worker_removed") == 3
+    assert "worker_lost" not in kinds
+    assert not list(path.glob("request-*"))
+    check_trace(result, added={worker: joined(path)[worker] for worker in (3, 4)})
+    used = set(result.trace["worker"][-100:])
+    assert used <= {0, 4}
+    # Every update ages the snapshots of all workers but one: those used, and those held last.
+    trace = result.trace
+    sizes = team_sizes(result.events, 3, 800)
+    assert set(sizes) == {1, 2, 3, 4}
+    held = 799 - trace[trace["worker"].isin([0, 4])].groupby("worker")["update"].max()
+    assert trace["staleness"].sum() + held.sum() == (sizes - 1).sum()
