@@ -38,6 +38,7 @@ Integers = npt.NDArray[np.int64]
 LEAST_UPDATES = 100
 LEAST_CYCLES = 10  # updates per worker
 LEAST_EFFECTIVE = 30.0  # independent updates
+_INVISIBLE = 1e-3  # share of updates below which the tail of the histogram is left out
 
 
 @dataclass(frozen=True, repr=False)
@@ -146,6 +147,24 @@ class StalenessFit:
     def counts(self) -> Integers:
         """Updates with staleness 0, 1, ... after the start-up, shape (L,)."""
         return self.sample.counts.values
+
+    def histogram(self) -> tuple[Array, dict[str, Array]]:
+        """Return what `figures.staleness_histogram` draws, the invisible tail left out.
+
+        Returns
+        -------
+        counts
+            Updates with staleness 0, 1, ..., shape (l,).
+        laws
+            The pmf, shape (l,), of the geometric law and of the best other parametric one, by
+            their names in words.
+        """
+        counts = self.counts.astype(float)
+        length = int(np.flatnonzero(counts > _INVISIBLE * counts.sum())[-1]) + 2
+        others = [n for n in self.table().index if n not in (Geometric.name, Empirical.name)]
+        laws = (self.geometric.law, self.laws[others[0]].law)
+        shown = np.pad(counts, (0, max(length - len(counts), 0)))[:length]
+        return shown, {in_words(law): law.pmf(np.arange(length)) for law in laws}
 
     @cached_property
     def effective_size(self) -> float:

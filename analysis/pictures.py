@@ -15,12 +15,8 @@ from analysis import figures
 from analysis.comparison import Comparison
 from analysis.fit import StalenessFit
 from analysis.prediction import MODELS, Prediction
-from analysis.verdict import in_words
-from asgd.staleness import Empirical, Geometric
 from asgd.trace import Run, replace_file
 
-# Tail of the staleness histogram that is not drawn.
-_INVISIBLE = 1e-3
 # Points of a curve that the page shows values of.
 _HOVER = 400
 
@@ -140,7 +136,7 @@ def staleness(
     prefix: str, run: Run, fit: StalenessFit, timeline: pd.DataFrame, workers: pd.DataFrame
 ) -> list[Picture]:
     """Histogram with laws, rootograms, staleness over time and by worker."""
-    counts, pmfs = _visible(fit)
+    counts, pmfs = fit.histogram()
     data = pd.DataFrame({"staleness": np.arange(len(counts)), "updates": counts, **pmfs})
     share = data.assign(updates=100 * counts / counts.sum())
     share[list(pmfs)] *= 100
@@ -275,19 +271,6 @@ def _schedule(run: Run) -> str:
             "this is not the order of natural arrival."
         )
     return "Natural order: the server applied gradients as they arrived."
-
-
-def _visible(fit: StalenessFit) -> tuple[np.ndarray[Any, Any], dict[str, np.ndarray[Any, Any]]]:
-    """Return counts and the pmf of the geometric and of the best other law, where visible."""
-    values = np.asarray(fit.counts, dtype=float)
-    visible = np.flatnonzero(values / values.sum() > _INVISIBLE)
-    length = int(visible[-1]) + 2
-    l = np.arange(length)
-    counts = np.pad(values, (0, max(length - len(values), 0)))[:length]
-    # the measured law is what is measured: nothing to see
-    others = [name for name in fit.table().index if name not in (Geometric.name, Empirical.name)]
-    laws = (fit.geometric.law, fit.laws[others[0]].law)
-    return counts, {in_words(law): law.pmf(l) for law in laws}
 
 
 def _by_model(table: pd.DataFrame, column: str) -> pd.DataFrame:

@@ -32,9 +32,10 @@ def band_over_time(
     Parameters
     ----------
     table
-        Columns `seconds`, `<quantity>_mean`, `<quantity>_q05`, `<quantity>_q95`.
+        Columns `seconds`, `<quantity>_mean`, `<quantity>_q05`, `<quantity>_q95`, as from
+        `analysis.timeline`.
     events
-        Columns `seconds` and `event`.
+        Columns `seconds` and `event`, as from `analysis.events_table`.
     """
     ax = ax or new_axes(height=2.8)
     low, high, mean = (table[f"{quantity}_{part}"] for part in ("q05", "q95", "mean"))
@@ -56,9 +57,9 @@ def throughput(
     Parameters
     ----------
     table
-        Columns `seconds`, `updates_per_second`.
+        Columns `seconds`, `updates_per_second`, as from `analysis.timeline`.
     events
-        Columns `seconds` and `event`.
+        Columns `seconds` and `event`, as from `analysis.events_table`.
     """
     ax = ax or new_axes(height=2.8)
     ax.step(
@@ -85,7 +86,8 @@ def by_worker(
     Parameters
     ----------
     table
-        Columns `worker`, and `<quantity>_` followed by `mean`, `q05`, `q25`, `q50`, `q75`, `q95`.
+        Columns `worker`, and `<quantity>_` followed by `mean`, `q05`, `q25`, `q50`, `q75`, `q95`,
+        as from `analysis.workers_table`.
     """
     ax = ax or new_axes(height=2.8)
     worker = table["worker"]
@@ -110,7 +112,7 @@ def worker_throughput(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     Parameters
     ----------
     table
-        Columns `worker` and `updates_per_second`.
+        Columns `worker` and `updates_per_second`, as from `analysis.workers_table`.
     """
     ax = ax or new_axes(height=2.8)
     ax.bar(table["worker"], table["updates_per_second"], width=0.7, color=BAR)

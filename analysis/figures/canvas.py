@@ -8,9 +8,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, cast
 
 import matplotlib
-
-matplotlib.use("agg", force=False)
-
 import numpy as np
 import numpy.typing as npt
 import pandas as pd

@@ -60,7 +60,15 @@ def loss_overlay(
 
 
 def error_over_time(errors: pd.DataFrame, ax: Axes | None = None, *, group: str = "") -> Axes:
-    """Draw (predicted mean - observed) over the mean observed loss, for each model."""
+    """Draw (predicted mean - observed) over the mean observed loss, for each model.
+
+    Parameters
+    ----------
+    errors
+        Columns `model`, `update` and `error`, as in `Score.errors`.
+    group
+        As in `loss_overlay`.
+    """
     ax = ax or new_axes(6.4, 2.8)
     for model, table in errors.groupby("model", sort=False):
         table = thin(table)
