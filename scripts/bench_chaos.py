@@ -1,0 +1,342 @@
+#!/usr/bin/env python3
+"""Runs that lose workers, servers, recorders, checkpoints and nodes, and what is left of them.
+
+.venv/bin/python scripts/bench_chaos.py [--runs 10] [--updates 3000] [--faults 6] [--no-nodes]
+
+Each run trains softmax regression on the digits data with four workers, under another transport,
+order and durability than the one before. Faults come at random updates: kill -9 of the process of
+a worker, of the server or of the recorder; one flipped bit in the newest checkpoint, and then kill
+-9 of the server; kill -9 of a whole Ray node with the workers on it, which another node replaces.
+Processes are found below this one by the name Ray gives them.
+
+Of every run it is checked: each update once and none missing, staleness as defined and never
+negative, each gradient of each worker applied once or reported, no update lost that is not
+reported and none at all with a log, every loss on record, and the final parameters equal, to the
+last bit, to a serial replay of the trace. Exit status 1 if a run did not finish or anything is
+violated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import secrets
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from asgd.config import RunConfig, make_config  # noqa: E402
+from asgd.errors import AsgdError  # noqa: E402
+from asgd.problems import make_problem  # noqa: E402
+from asgd.progress import Progress  # noqa: E402
+from asgd.trace import Run, read_run  # noqa: E402
+from cluster.checkpoint import CHECKPOINTS, load, paths  # noqa: E402
+from tests.faults import replay_run  # noqa: E402
+from tests.invariants import check_gradients  # noqa: E402
+
+WORKERS = 4
+VARIANTS: list[tuple[str, dict[str, Any]]] = [
+    ("log", {"transport": "auto"}),
+    ("checkpoint", {"transport": "tcp"}),
+    ("log", {"transport": "tcp", "schedule": "uniform"}),
+    ("checkpoint", {"transport": "ray"}),
+    ("log", {"transport": "shm", "mode": "sync"}),
+    ("checkpoint", {"transport": "auto", "mode": "bounded", "max_staleness": 3}),
+]
+KINDS = ("worker", "worker", "worker", "server", "recorder", "checkpoint", "node")
+PATIENCE = 20.0  # seconds for a process to come back before it is killed again
+
+
+def configure(number: int, updates: int) -> RunConfig:
+    durability, cluster = VARIANTS[number % len(VARIANTS)]
+    compute_time = {"law": "exponential", "mean": 0.01}
+    run = {"updates": updates, "checkpoint_every": 200, "seed": number}
+    return make_config(
+        {
+            "problem": {"kind": "softmax"},
+            "optimizer": {"learning_rate": 0.3},
+            "cluster": {"workers": WORKERS, "compute_time": compute_time, **cluster},
+            "run": {**run, "durability": durability},
+        }
+    )
+
+
+# --- faults -------------------------------------------------------------------------------------
+
+
+def actor_processes(kind: str) -> set[int]:
+    """Return the processes below this one that are Ray actors of a kind."""
+    parents, titles = {}, {}
+    for directory in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            pid = int(directory.name)
+            parents[pid] = int((directory / "stat").read_text().rpartition(")")[2].split()[1])
+            titles[pid] = (directory / "cmdline").read_bytes().decode(errors="replace")
+
+    def is_ours(pid: int) -> bool:
+        while pid > 1 and pid != os.getpid():
+            pid = parents.get(pid, 0)
+        return pid == os.getpid()
+
+    return {p for p, title in titles.items() if title.startswith(f"ray::{kind}") and is_ours(p)}
+
+
+def flip(path: Path, random: np.random.Generator) -> None:
+    data = bytearray(path.read_bytes())
+    data[int(random.integers(len(data)))] ^= 1 << int(random.integers(8))
+    path.write_bytes(data)
+
+
+class Injector:
+    """Injects the faults of one run from a thread of its own; `watch` is the run's progress."""
+
+    def __init__(
+        self, path: Path, updates: int, kinds: list[str], seed: int, kill_node: Callable[[], None]
+    ) -> None:
+        self.injected: Counter[str] = Counter()
+        self.falls: list[tuple[int, int]] = []
+        self._path = path
+        self._random = np.random.default_rng(seed)
+        at = np.sort(self._random.integers(updates // 20, updates * 17 // 20, len(kinds)))
+        self._plan = list(zip(at.tolist(), kinds, strict=True))
+        self._kill_node = kill_node
+        self._killed: set[int] = set()
+        self._version = 0
+        self._changed = threading.Condition()
+        self._over = False
+        self._thread = threading.Thread(target=self._inject)
+
+    def __enter__(self) -> Injector:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._changed:
+            self._over = True
+            self._changed.notify()
+        self._thread.join()
+
+    def watch(self, progress: Progress) -> None:
+        with self._changed:
+            if progress.update < self._version:
+                self.falls.append((self._version, progress.update))
+            self._version = progress.update
+            self._changed.notify()
+
+    def _inject(self) -> None:
+        for update, kind in self._plan:
+            with self._changed:
+                self._changed.wait_for(lambda at=update: self._over or self._version >= at)
+                if self._over:
+                    return
+            time.sleep(float(self._random.uniform(0.0, 0.25)))  # anywhere, not after a report
+            if self._fault(kind):
+                self.injected[kind] += 1
+
+    def _fault(self, kind: str) -> bool:
+        if kind == "node":
+            self._kill_node()
+            return True
+        if kind == "checkpoint":
+            for newest in paths(self._path / CHECKPOINTS)[:1]:
+                with contextlib.suppress(FileNotFoundError):  # replaced meanwhile
+                    flip(newest, self._random)
+            kind = "server"
+        return self._kill(f"{kind.capitalize()}Actor")
+
+    def _kill(self, kind: str) -> bool:
+        deadline = time.monotonic() + PATIENCE
+        while not self._over and time.monotonic() < deadline:
+            found = sorted(actor_processes(kind) - self._killed)
+            if found:
+                pid = int(self._random.choice(found))
+                self._killed.add(pid)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+                    return True
+            time.sleep(0.05)
+        return False
+
+
+# --- what must hold -----------------------------------------------------------------------------
+
+
+def violations(run: Run, falls: list[tuple[int, int]]) -> list[str]:
+    """Return in words what does not hold of a run that should be finished."""
+    found = []
+    checks: list[Callable[[], None]] = [
+        lambda: check_complete(run),
+        lambda: check_gradients(run),
+        lambda: check_lost(run, falls),
+        lambda: check_replay(run),
+    ]
+    for check in checks:
+        try:
+            check()
+        except (AssertionError, AsgdError) as error:
+            found.append(" ".join(str(error).split()) or "an invariant without words")
+    return found
+
+
+def check_complete(run: Run) -> None:
+    updates, every = run.config.run.updates, run.config.run.eval_every
+    assert run.state == "finished", f"the run is {run.state}"
+    assert len(run.trace) == updates, f"{len(run.trace)} of {updates} updates are on record"
+    assert run.loss["update"].tolist() == [*range(0, updates, every), updates], "losses are missing"
+
+
+def check_lost(run: Run, falls: list[tuple[int, int]]) -> None:
+    restored = [event for event in run.events if event["event"] == "server_restored"]
+    for event in restored:
+        lost = event["from_version"] - event["to_version"]
+        assert lost == event["updates_lost"] >= 0, f"{event}"
+        assert not (lost and run.config.run.durability == "log"), f"lost beside a log: {event}"
+    for high, low in falls:
+        told = any(e["from_version"] >= high and e["to_version"] <= low for e in restored)
+        assert told, f"the run fell from {high} to {low} and no event says so"
+
+
+def check_replay(run: Run) -> None:
+    final = load(paths(run.path / CHECKPOINTS)[0])
+    with threadpool_limits(1):
+        points = replay_run(run)
+        problem = make_problem(run.config)
+        losses = [problem.loss(points[update]) for update in run.loss["update"]]
+    same = np.array_equal(points[-1], final.parameters)
+    assert same, (
+        f"parameters differ from the replay by {np.abs(points[-1] - final.parameters).max()}"
+    )
+    np.testing.assert_array_equal(run.loss["loss"], losses, "losses differ from the replay")
+
+
+# --- runs ---------------------------------------------------------------------------------------
+
+
+@contextmanager
+def cluster_of_nodes() -> Iterator[Callable[[], None]]:
+    """Provide a Ray of two nodes on this machine; yields what kills one and adds another."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    health = {
+        "health_check_initial_delay_ms": 500,
+        "health_check_period_ms": 500,
+        "health_check_timeout_ms": 1000,
+        "health_check_failure_threshold": 3,
+    }
+    with tempfile.TemporaryDirectory(prefix="asgd-", dir="/tmp", ignore_cleanup_errors=True) as tmp:
+        nodes = {"num_cpus": 4, "object_store_memory": 100_000_000}
+        head = {**nodes, "include_dashboard": False, "_system_config": health, "temp_dir": tmp}
+        cluster = Cluster(initialize_head=True, head_node_args=head)
+        node = [cluster.add_node(**nodes)]
+
+        def kill_node() -> None:
+            cluster.remove_node(node[0], allow_graceful=False)
+            node[0] = cluster.add_node(**nodes)
+
+        try:
+            ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+            yield kill_node
+        finally:
+            ray.shutdown()
+            cluster.shutdown()
+
+
+@contextmanager
+def single_node() -> Iterator[Callable[[], None]]:
+    from cluster.session import ray_session
+
+    def kill_node() -> None:
+        raise RuntimeError("one node, which is this one")
+
+    with ray_session():
+        yield kill_node
+
+
+def main(arguments: Iterable[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--runs", type=int, default=10)
+    parser.add_argument("--updates", type=int, default=3000, help="of a run")
+    parser.add_argument("--faults", type=int, default=6, help="of a run")
+    parser.add_argument("--seed", type=int, default=0, help="of the faults")
+    parser.add_argument("--no-nodes", action="store_true", help="one node, which never dies")
+    options = parser.parse_args(arguments)
+    os.environ.update(
+        RAY_AUTH_MODE="token",
+        RAY_AUTH_TOKEN=secrets.token_hex(32),
+        RAY_USAGE_STATS_ENABLED="0",
+        RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0",
+        PYTHONPATH=str(ROOT),
+        OMP_NUM_THREADS="1",
+    )
+    from cluster import run
+
+    random = np.random.default_rng(options.seed)
+    kinds = [kind for kind in KINDS if not (options.no_nodes and kind == "node")]
+    totals: Counter[str] = Counter()
+    faults: Counter[str] = Counter()
+    nodes = single_node if options.no_nodes else cluster_of_nodes
+    with tempfile.TemporaryDirectory() as directory, nodes() as kill_node:
+        for number in range(options.runs):
+            config, path = configure(number, options.updates), Path(directory) / f"{number}"
+            # Every kind comes in turn, the others at random.
+            plan = [kinds[::-1][number % len(set(kinds))]]
+            plan += random.choice(kinds, options.faults - 1).tolist()
+            seed, start = int(random.integers(2**32)), time.monotonic()
+            with Injector(path, options.updates, plan, seed, kill_node) as injector:
+                try:
+                    run(config, path, progress=injector.watch)
+                except AsgdError as error:
+                    print(f"run {number}: {error}", flush=True)
+            result = read_run(path)
+            found = violations(result, injector.falls)
+            report(number, result, injector, found, time.monotonic() - start)
+            faults += injector.injected
+            events = Counter(event["event"] for event in result.events)
+            totals["finished"] += result.state == "finished"
+            totals["lost"] += sum(e.get("updates_lost", 0) for e in result.events)
+            totals["gradients"] += events["gradient_lost"]
+            totals["violated"] += len(found)
+    print(
+        f"{options.runs} runs of {options.updates} updates, {sum(faults.values())} faults "
+        f"({', '.join(f'{kind} {count}' for kind, count in sorted(faults.items()))})\n"
+        f"runs finished         {totals['finished']} of {options.runs}\n"
+        f"updates lost          {totals['lost']}, each reported\n"
+        f"gradients lost        {totals['gradients']}, each reported\n"
+        f"invariants violated   {totals['violated']}"
+    )
+    return int(totals["finished"] < options.runs or totals["violated"] > 0)
+
+
+def report(number: int, result: Run, injector: Injector, found: list[str], seconds: float) -> None:
+    config, events = result.config, Counter(event["event"] for event in result.events)
+    names = (config.run.durability, config.cluster.transport, config.cluster.mode)
+    faults = ", ".join(f"{kind} {count}" for kind, count in sorted(injector.injected.items()))
+    lost = sum(event.get("updates_lost", 0) for event in result.events)
+    print(
+        f"run {number} ({', '.join(names)}, {config.cluster.schedule}): {result.state} in "
+        f"{seconds:.0f} s; faults: {faults}; workers lost {events['worker_lost']}, server restored "
+        f"{events['server_restored']}, damaged checkpoints {events['checkpoint_damaged']}, updates "
+        f"lost {lost}, gradients lost {events['gradient_lost']}; violated: {len(found)}",
+        flush=True,
+    )
+    for words in found:
+        print(f"  violated: {words[:400]}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
