@@ -6,7 +6,7 @@
 Each run trains softmax regression on the digits data with four workers, under another transport,
 order and durability than the one before. Faults come at random updates: kill -9 of the process of
 a worker, of the server or of the recorder; one flipped bit in the newest checkpoint, and then kill
--9 of the server; kill -9 of a whole Ray node with the workers on it, which another node replaces.
+-9 of the server; kill -9 of a whole Ray node with the workers on it, at most once in a run.
 Processes are found below this one by the name Ray gives them.
 
 Of every run it is checked: each update once and none missing, staleness as defined and never
@@ -105,7 +105,7 @@ class Injector:
     """Injects the faults of one run from a thread of its own; `watch` is the run's progress."""
 
     def __init__(
-        self, path: Path, updates: int, kinds: list[str], seed: int, kill_node: Callable[[], None]
+        self, path: Path, updates: int, kinds: list[str], seed: int, nodes: Nodes | None
     ) -> None:
         self.injected: Counter[str] = Counter()
         self.falls: list[tuple[int, int]] = []
@@ -113,7 +113,7 @@ class Injector:
         self._random = np.random.default_rng(seed)
         at = np.sort(self._random.integers(updates // 20, updates * 17 // 20, len(kinds)))
         self._plan = list(zip(at.tolist(), kinds, strict=True))
-        self._kill_node = kill_node
+        self._nodes = nodes
         self._killed: set[int] = set()
         self._version = 0
         self._changed = threading.Condition()
@@ -149,8 +149,7 @@ class Injector:
 
     def _fault(self, kind: str) -> bool:
         if kind == "node":
-            self._kill_node()
-            return True
+            return self._nodes is not None and self._nodes.kill()
         if kind == "checkpoint":
             for newest in paths(self._path / CHECKPOINTS)[:1]:
                 with contextlib.suppress(FileNotFoundError):  # replaced meanwhile
@@ -226,45 +225,60 @@ def check_replay(run: Run) -> None:
 # --- runs ---------------------------------------------------------------------------------------
 
 
+class Nodes:
+    """A Ray of two nodes on this machine: that of the driver, and one that can be killed."""
+
+    def __init__(self) -> None:
+        import ray
+        from ray.cluster_utils import Cluster
+
+        health = {
+            "health_check_initial_delay_ms": 500,
+            "health_check_period_ms": 500,
+            "health_check_timeout_ms": 1000,
+            "health_check_failure_threshold": 5,
+        }
+        self._size = {"num_cpus": 4, "object_store_memory": 100_000_000}
+        head = {**self._size, "include_dashboard": False, "_system_config": health}
+        self._cluster = Cluster(initialize_head=True, head_node_args=head)
+        ray.init(address=self._cluster.address, log_to_driver=False, logging_level="ERROR")
+        self._node: Any = None
+
+    def complete(self) -> None:
+        """Start the second node where there is none. Ray wants that done in the main thread."""
+        if self._node is None:
+            self._node = self._cluster.add_node(**self._size)
+
+    def kill(self) -> bool:
+        """Kill the second node and all of its processes; return whether there was one."""
+        node, self._node = self._node, None
+        if node is not None:
+            self._cluster.remove_node(node, allow_graceful=False)
+        return node is not None
+
+    def close(self) -> None:
+        import ray
+
+        ray.shutdown()
+        self._cluster.shutdown()
+
+
 @contextmanager
-def cluster_of_nodes() -> Iterator[Callable[[], None]]:
-    """Provide a Ray of two nodes on this machine; yields what kills one and adds another."""
-    import ray
-    from ray.cluster_utils import Cluster
-
-    health = {
-        "health_check_initial_delay_ms": 500,
-        "health_check_period_ms": 500,
-        "health_check_timeout_ms": 1000,
-        "health_check_failure_threshold": 3,
-    }
-    with tempfile.TemporaryDirectory(prefix="asgd-", dir="/tmp", ignore_cleanup_errors=True) as tmp:
-        nodes = {"num_cpus": 4, "object_store_memory": 100_000_000}
-        head = {**nodes, "include_dashboard": False, "_system_config": health, "temp_dir": tmp}
-        cluster = Cluster(initialize_head=True, head_node_args=head)
-        node = [cluster.add_node(**nodes)]
-
-        def kill_node() -> None:
-            cluster.remove_node(node[0], allow_graceful=False)
-            node[0] = cluster.add_node(**nodes)
-
-        try:
-            ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
-            yield kill_node
-        finally:
-            ray.shutdown()
-            cluster.shutdown()
-
-
-@contextmanager
-def single_node() -> Iterator[Callable[[], None]]:
+def nodes_of(many: bool) -> Iterator[Nodes | None]:
+    """Provide a Ray: a cluster whose files are in a directory of its own, or one node."""
     from cluster.session import ray_session
 
-    def kill_node() -> None:
-        raise RuntimeError("one node, which is this one")
-
-    with ray_session():
-        yield kill_node
+    if not many:
+        with ray_session():
+            yield None
+        return
+    with tempfile.TemporaryDirectory(prefix="a-", dir="/tmp", ignore_cleanup_errors=True) as tmp:
+        os.environ["RAY_TMPDIR"] = tmp
+        nodes = Nodes()
+        try:
+            yield nodes
+        finally:
+            nodes.close()
 
 
 def main(arguments: Iterable[str] | None = None) -> int:
@@ -289,15 +303,16 @@ def main(arguments: Iterable[str] | None = None) -> int:
     kinds = [kind for kind in KINDS if not (options.no_nodes and kind == "node")]
     totals: Counter[str] = Counter()
     faults: Counter[str] = Counter()
-    nodes = single_node if options.no_nodes else cluster_of_nodes
-    with tempfile.TemporaryDirectory() as directory, nodes() as kill_node:
+    with tempfile.TemporaryDirectory() as directory, nodes_of(not options.no_nodes) as nodes:
         for number in range(options.runs):
             config, path = configure(number, options.updates), Path(directory) / f"{number}"
             # Every kind comes in turn, the others at random.
             plan = [kinds[::-1][number % len(set(kinds))]]
             plan += random.choice(kinds, options.faults - 1).tolist()
+            if nodes is not None:
+                nodes.complete()
             seed, start = int(random.integers(2**32)), time.monotonic()
-            with Injector(path, options.updates, plan, seed, kill_node) as injector:
+            with Injector(path, options.updates, plan, seed, nodes) as injector:
                 try:
                     run(config, path, progress=injector.watch)
                 except AsgdError as error:
