@@ -167,6 +167,13 @@ class Plan:
             f"{seconds:.3g} s."
         )
 
+    @property
+    def note(self) -> str:
+        """What the numbers rest on, in a sentence."""
+        batches = {row.choice.batch_size for row in self.rows}
+        free = "; a gradient takes as long whatever its batch size" if len(batches) > 1 else ""
+        return f"Times: {self.source}, every further worker with a core of its own{free}."
+
     def cells(self) -> list[tuple[str, ...]]:
         """Return the table for people: a row of heads, then one of texts for each choice."""
         rows = [
@@ -265,7 +272,7 @@ def _setting(problem: Problem, initial: Array, choice: Choice, pace: Pace, updat
         batch_size=choice.batch_size * pace.gradients,
         initial=initial,
         record=np.unique(np.linspace(0, updates, _POINTS + 1).round().astype(np.int64)),
-        staleness=np.zeros(0, dtype=np.int64),
+        staleness=(),
         mu=mean / (1.0 + mean),
         law=pace.law,
         closure=pace.closure,
@@ -365,7 +372,7 @@ def updates_to(update: npt.NDArray[np.int64], loss: Array, target: float) -> int
     if i == 0:
         return int(update[0])
     share = (loss[i - 1] - target) / (loss[i - 1] - loss[i])
-    return math.ceil(update[i - 1] + share * (update[i] - update[i - 1]))
+    return int(np.ceil(update[i - 1] + share * (update[i] - update[i - 1])))
 
 
 def _best(rows: list[PlanRow]) -> int | None:

@@ -7,18 +7,31 @@ imported inside the command that needs it, so that `asgd --help` answers at once
 from __future__ import annotations
 
 import difflib
-import json
-import math
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
+from asgd.commands import init, runs, simulate, status
 from asgd.errors import AsgdError, InputError, RunFailedError
+from asgd.options import (
+    PATH,
+    Numbers,
+    json_option,
+    lines_option,
+    out_option,
+    paths_option,
+    quiet_option,
+    run_argument,
+    runs_argument,
+    set_option,
+)
+from asgd.output import print_json, print_table
 
 if TYPE_CHECKING:
     from analysis.fit import StalenessFit
@@ -33,25 +46,6 @@ DEMO = {
     "cluster": {"workers": 4, "compute_time": {"law": "gamma", "mean": 0.01, "variation": 0.2}},
     "run": {"updates": 600, "eval_every": 4},
 }
-
-_PATH = click.Path(path_type=Path)
-config_argument = click.argument("config", type=_PATH)
-run_argument = click.argument("run", type=_PATH)
-runs_argument = click.argument("runs", type=_PATH, nargs=-1, required=True)
-set_option = click.option(
-    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key, repeatable."
-)
-out_option = click.option(
-    "--out", type=_PATH, help="Run directory to make.  [default: under runs/]"
-)
-paths_option = click.option(
-    "--paths", type=click.IntRange(min=2), default=64, show_default=True, help="Paths per ensemble."
-)
-json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-quiet_option = click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
-lines_option = click.option(
-    "--lines", is_flag=True, help="Without a terminal, say how it stands every 10 s."
-)
 
 
 class _Commands(click.Group):
@@ -85,32 +79,14 @@ def cli() -> None:
     """
 
 
-@cli.command()
-@click.argument("config", type=_PATH, default="asgd.toml")
-def init(config: Path) -> None:
-    """Write a commented starter configuration to CONFIG.
-
-    \b
-    asgd init                          writes asgd.toml
-    asgd init experiments/first.toml
-    """
-    from importlib.resources import files
-
-    if config.exists():
-        raise InputError(f"{config}: exists; choose another name")
-    try:
-        config.parent.mkdir(parents=True, exist_ok=True)
-        config.write_bytes(files("asgd").joinpath("starter.toml").read_bytes())
-    except OSError as error:
-        raise InputError(f"{config}: cannot be written ({error.strerror or error})") from None
-    click.echo(config)
+cli.add_command(init)
 
 
 @cli.command()
-@click.argument("config", type=_PATH, required=False)
+@click.argument("config", type=PATH, required=False)
 @set_option
 @out_option
-@click.option("--resume", type=_PATH, metavar="RUN", help="Go on with RUN, which was cut short.")
+@click.option("--resume", type=PATH, metavar="RUN", help="Go on with RUN, which was cut short.")
 @click.option("--address", help="Address of a running Ray cluster.  [default: start one here]")
 @quiet_option
 @lines_option
@@ -131,6 +107,7 @@ def run(
     asgd run --resume runs/digits
     """
     from asgd.config import load_config
+    from asgd.trace import default_path
 
     if resume is not None:
         if config or overrides or out:
@@ -142,110 +119,11 @@ def run(
     if config is None:
         raise click.UsageError("Missing argument 'CONFIG'.")
     settings = load_config(config, overrides)
-    click.echo(_train(settings, out or _default_out(config), address, quiet, lines))
+    click.echo(_train(settings, out or default_path(settings, config.stem), address, quiet, lines))
 
 
-@cli.command()
-@config_argument
-@set_option
-@out_option
-@quiet_option
-@lines_option
-def simulate(
-    config: Path, overrides: Sequence[str], out: Path | None, quiet: bool, lines: bool
-) -> None:
-    """Run CONFIG (TOML) in virtual time.
-
-    One process, reproducible to the last bit, no Ray.
-
-    \b
-    asgd simulate scripts/configs/digits.toml --out runs/sim
-    asgd simulate scripts/configs/digits.toml --set simulation.staleness=geometric
-    """
-    from asgd.config import load_config
-    from asgd.experiment import run_repeats
-    from asgd.live import LiveRun
-    from asgd.simulation import simulate as simulate_run
-
-    def one(settings: RunConfig, out: Path) -> None:
-        with LiveRun("simulate", quiet=quiet, lines=lines) as live:
-            simulate_run(settings, out, live)
-
-    click.echo(run_repeats(load_config(config, overrides), out or _default_out(config), one))
-
-
-@cli.command()
-@click.argument("directory", type=_PATH, default="runs")
-@json_option
-def runs(directory: Path, as_json: bool) -> None:
-    """List the runs in DIRECTORY and how they stand.
-
-    \b
-    asgd runs                          what is under runs/
-    asgd runs experiments --json
-    """
-    from asgd.listing import list_runs
-
-    rows = list_runs(directory)
-    if as_json:
-        _print_json({"runs": rows})
-        return
-    if not rows:
-        click.echo(f"{directory}: no run yet; `asgd run` makes one")
-        return
-    heads = ("run", "state", "problem", "workers", "updates", "updates/s", "staleness", "loss")
-    table = [heads]
-    for row in rows:
-        if row["state"] == "unreadable":
-            table.append((row["run"], "unreadable", *[""] * 6))
-            continue
-        updates = f"{row['updates']}/{row['of']}"
-        numbers = (row["updates_per_second"], row["mean_staleness"], row["loss"])
-        shown = tuple("" if number is None else f"{number:.4g}" for number in numbers)
-        table.append(
-            (row["run"], row["state"], row["problem"], str(row["workers"]), updates, *shown)
-        )
-    for line in _aligned(table):
-        click.echo(line)
-
-
-@cli.command()
-@run_argument
-@json_option
-def status(run: Path, as_json: bool) -> None:
-    """Tell how RUN stands, also while it runs.
-
-    \b
-    asgd status runs/digits
-    watch -n 2 asgd status runs/digits
-    """
-    from asgd.listing import status as status_of
-    from asgd.live import sparkline
-    from asgd.trace import read_run
-
-    found = status_of(read_run(run))
-    if as_json:
-        _print_json(found)
-        return
-    number = {
-        name: "none yet" if value is None else f"{value:.4g}"
-        for name, value in found.items()
-        if value is None or isinstance(value, (int, float))
-    }
-    rows = [
-        ("run", f"{found['run']}, {found['problem']}, {found['state']}"),
-        ("updates", f"{found['updates']} of {found['of']}"),
-        ("updates/s", number["updates_per_second"]),
-        (
-            "staleness",
-            f"{number['mean_staleness']} mean, {number['recent_staleness']} over the last tenth",
-        ),
-        ("loss", f"{number['loss']}  {sparkline(found['losses'])}"),
-        ("workers", f"{len(found['by_worker'])} of {found['workers']} have contributed"),
-        *(("event", text) for text in found["events"][-10:]),
-    ]
-    for line in _aligned(rows):
-        click.echo(line)
+for _command in (simulate, runs, status):
+    cli.add_command(_command)
 
 
 @cli.command()
@@ -257,14 +135,14 @@ def workers(run: Path, count: int, as_json: bool) -> None:
 
     Removed workers finish the gradient they are computing.
 
-    
+    \b
     asgd workers runs/digits 8
     """
     from cluster.team import set_workers
 
     change = set_workers(run, count)
     if as_json:
-        _print_json(asdict(change))
+        print_json(asdict(change))
     else:
         click.echo(change)
 
@@ -281,14 +159,12 @@ def profile(runs: Sequence[Path], as_json: bool) -> None:
     asgd profile runs/digits
     asgd profile runs/p4 runs/p8 --json
     """
-    from analysis.experiment import fit_runs
     from asgd.experiment import read_runs
 
     for path in runs:
-        fit = fit_runs(read_runs(path))
-        fit.save(path)
+        fit = _fit(path, read_runs(path))
         if as_json:
-            _print_json(fit.to_dict())
+            print_json(fit.to_dict())
         else:
             click.echo(f"{path}\n{fit}\n")
 
@@ -309,15 +185,15 @@ def predict(run: Path, paths: int, as_json: bool, quiet: bool) -> None:
     prediction, score = _predict(run, read_runs(run), paths, quiet)
     if as_json:
         scores = {name: asdict(model) for name, model in score.models.items()}
-        _print_json({**prediction.settings, "scores": scores})
+        print_json({**prediction.settings, "scores": scores})
     else:
         click.echo(f"{score}\n\n{prediction.settings['stability']['sentence']}")
 
 
 @cli.command()
 @runs_argument
-@click.option("-o", "--output", type=_PATH, help="HTML file.  [default: in the first run]")
-@click.option("--figures", type=_PATH, help="Directory for every figure as SVG and CSV.")
+@click.option("-o", "--output", type=PATH, help="HTML file.  [default: in the first run]")
+@click.option("--figures", type=PATH, help="Directory for every figure as SVG and CSV.")
 @paths_option
 @quiet_option
 def report(
@@ -337,6 +213,63 @@ def report(
 
 
 @cli.command()
+@click.argument("source", metavar="CONFIG|RUN", type=PATH)
+@set_option
+@click.option("--workers", type=Numbers(int), help="Such as 2,4,8.  [default: P/2,P,2P]")
+@click.option("--learning-rate", type=Numbers(float), help="[default: half, once, twice its own]")
+@click.option("--batch-size", type=Numbers(int), help="Samples a gradient.  [default: its own]")
+@click.option("--target", type=float, metavar="LOSS", help="[default: 95 % of the way down]")
+@click.option("--updates", type=int, help="How far to look ahead.  [default: its own]")
+@json_option
+@quiet_option
+def plan(
+    source: Path,
+    overrides: Sequence[str],
+    workers: list[int] | None,
+    learning_rate: list[float] | None,
+    batch_size: list[int] | None,
+    target: float | None,
+    updates: int | None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Predict what other workers, learning rates and batch sizes would do.
+
+    Nothing is run. From CONFIG, with the times it gives the workers, or from RUN, with the cycles
+    its workers took. For each combination: staleness, speed, learning rate over the largest stable
+    one, updates and seconds to the target loss. The fastest is marked.
+
+    \b
+    asgd plan run.toml --workers 2,4,8,16
+    asgd plan runs/digits --learning-rate 0.05,0.1,0.2 --target 0.4
+    asgd plan run.toml --set cluster.mode=sync --json
+    """
+    from analysis.plan import plan as plan_source
+    from asgd.config import load_config
+    from asgd.experiment import read_runs
+    from asgd.live import Bar
+
+    if source.is_dir() and overrides:
+        raise InputError(f"{source}: a run is taken as it was, --set is for configurations")
+    start = read_runs(source)[0] if source.is_dir() else load_config(source, overrides)
+    with Bar("plan", 1, quiet) as bar:
+        found = plan_source(
+            start,
+            workers=workers,
+            learning_rates=learning_rate,
+            batch_sizes=batch_size,
+            target=target,
+            updates=updates,
+            progress=bar.whole,
+        )
+    if as_json:
+        print_json(found.to_dict())
+    else:
+        print_table(found.cells())
+        click.echo(f"\n{found.sentence}\n{found.note}")
+
+
+@cli.command()
 @out_option
 @paths_option
 @quiet_option
@@ -350,8 +283,10 @@ def demo(out: Path | None, paths: int, quiet: bool) -> None:
     """
     from asgd.config import make_config
     from asgd.experiment import read_runs
+    from asgd.trace import default_path
 
-    path = _train(make_config(DEMO), out or _default_out(Path("demo")), None, quiet, False)
+    settings = make_config(DEMO)
+    path = _train(settings, out or default_path(settings, "demo"), None, quiet, False)
     click.echo(f"run      {path}")
     page = _report([path], None, None, paths, quiet)
     click.echo(f"{_fit(path, read_runs(path))}\n")
@@ -391,14 +326,24 @@ def _train(config: RunConfig, out: Path, address: str | None, quiet: bool, lines
 
 
 def _resume(path: Path, address: str | None, quiet: bool, lines: bool) -> Path:
+    from asgd.experiment import complete_repeats
     from asgd.live import LiveRun
     from cluster.launch import resume
+    from cluster.launch import run as run_cluster
 
-    with LiveRun("train", path, quiet=quiet, lines=lines) as live:
-        return resume(path, address, live)
+    def one(config: RunConfig, out: Path) -> None:
+        with LiveRun("train", out, quiet=quiet, lines=lines) as live:
+            run_cluster(config, out, address, live)
+
+    def again(out: Path) -> None:
+        with LiveRun("train", out, quiet=quiet, lines=lines) as live:
+            resume(out, address, live)
+
+    return complete_repeats(path, one, again)
 
 
 def _fit(path: Path, runs: Sequence[Run]) -> StalenessFit:
+    """Fit the staleness of a run, or of its repeats, and store the fit in their directory."""
     from analysis.experiment import fit_runs
 
     fit = fit_runs(runs)
@@ -410,8 +355,9 @@ def _predict(path: Path, runs: Sequence[Run], paths: int, quiet: bool) -> tuple[
     from analysis.prediction import DEFAULT_MODELS
     from analysis.prediction import predict as predict_run
     from analysis.score import compare
+    from asgd.live import Bar
 
-    with _Bar("predict", len(DEFAULT_MODELS), quiet) as bar:
+    with Bar("predict", len(DEFAULT_MODELS), quiet) as bar:
         fit = _fit(path, runs)
         prediction = predict_run(runs, paths=paths, fit=fit, progress=bar.part)
     prediction.save(path)
@@ -421,6 +367,7 @@ def _predict(path: Path, runs: Sequence[Run], paths: int, quiet: bool) -> tuple[
 def _report(
     paths: Sequence[Path], output: Path | None, figures: Path | None, ensemble: int, quiet: bool
 ) -> Path:
+    """Predict where no prediction is stored, write the report and return its path."""
     from analysis.prediction import has_prediction
     from analysis.report import write_report
     from asgd.experiment import read_runs
@@ -432,53 +379,11 @@ def _report(
     return write_report(paths, output, figures)
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return rows of text in columns."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
-
-
-def _default_out(config: Path) -> Path:
-    """Return a directory under runs/ named after the configuration file and the time."""
-    from datetime import datetime
-
-    return Path("runs") / f"{config.stem}-{datetime.now():%Y%m%d-%H%M%S}"
-
-
-class _Bar:
-    """A progress bar of several parts on a terminal, nothing elsewhere."""
-
-    def __init__(self, task: str, parts: int, quiet: bool) -> None:
-        from rich.console import Console
-        from rich.progress import Progress
-
-        console = Console(stderr=True)
-        hidden = quiet or not console.is_terminal
-        self._bar = Progress(console=console, transient=True, disable=hidden)
-        self._task, self._name = self._bar.add_task(task, total=parts), task
-        self._done: dict[str, float] = {}
-
-    def __enter__(self) -> _Bar:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def part(self, name: str, share: float) -> None:
-        """Show the share of a part that is done."""
-        self._done[name] = share
-        description = f"{self._name} {name}"
-        self._bar.update(self._task, completed=sum(self._done.values()), description=description)
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit: 0 success, 1 the run failed, 2 unusable input."""
     try:
         cli.main(arguments, prog_name="asgd", standalone_mode=False)
+        sys.stdout.flush()
     except click.exceptions.Exit as request:
         sys.exit(request.exit_code)
     except click.UsageError as error:
@@ -490,21 +395,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _fail(str(error), 1)
     except AsgdError as error:
         _fail(str(error), 2)
+    except BrokenPipeError:  # whoever read our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except OSError as error:
         _fail(f"{error.filename or 'file'}: {error.strerror or error}", 2)
-
-
-def _print_json(data: Any) -> None:
-    """Print one JSON object; what is not a finite number is null."""
-    click.echo(json.dumps(_finite(data), allow_nan=False))
-
-
-def _finite(data: Any) -> Any:
-    if isinstance(data, dict):
-        return {key: _finite(value) for key, value in data.items()}
-    if isinstance(data, list | tuple):
-        return [_finite(value) for value in data]
-    return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
 def _fail(message: str, status: int) -> None:

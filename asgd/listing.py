@@ -1,13 +1,16 @@
-"""Runs on disk at a glance: their state and headline numbers."""
+"""Runs on disk at a glance: their state, headline numbers, and tables of these."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from asgd.alive import look_for_life
 from asgd.errors import AsgdError, InputError
 from asgd.events import in_words, incidents
+from asgd.live import sparkline
 from asgd.trace import Run, read_run
 
 
@@ -26,19 +29,58 @@ def find_runs(directory: str | Path) -> list[Path]:
     return [path for path in found if (path / "events.jsonl").is_file()]
 
 
+def standing(run: Run) -> tuple[str, str]:
+    """Return the state of a run, and what is behind it in words.
+
+    "finished", "interrupted" and "failed" are what the run recorded of its end, "running" has
+    lately given a sign of life, "stopped" never said so but its process is gone, and "unknown"
+    has given none for long, from a host that cannot be looked into.
+    """
+    recorded, sign = run.state, look_for_life(run.path)
+    if recorded == "failed" and (sign is None or sign.presence == "gone"):
+        return recorded, _reason(run)
+    if recorded == "finished" or sign is None:
+        return recorded, "" if recorded != "unfinished" else "gives no sign of life"
+    heard = f"process {sign.pid} on {sign.host}, last sign of life {_ago(sign.age)} ago"
+    if sign.presence == "here":
+        return "running", heard
+    if sign.presence == "elsewhere":
+        return "running", f"{heard}; more cannot be known from this host"
+    if recorded != "unfinished":
+        return recorded, ""
+    if sign.presence == "gone":
+        return "stopped", f"without saying so, the process is gone: {heard}"
+    return "unknown", f"{heard}; more cannot be known from this host"
+
+
+def _reason(run: Run) -> str:
+    reasons = (event.get("reason") for event in reversed(run.events) if "reason" in event)
+    return str(next(reasons, ""))
+
+
+def _ago(seconds: float) -> str:
+    for unit, length in (("d", 86_400.0), ("h", 3600.0), ("min", 60.0)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
 def summary(run: Run) -> dict[str, Any]:
     """Return the state and the headline numbers of a run as JSON values.
 
-    Keys: `run`, `state`, `problem`, `workers`, `updates` (applied so far), `of` (updates asked
-    for), `updates_per_second`, `mean_staleness`, `loss` (evaluated last) and `grade`, how well the
-    geometric law holds according to the stored profile; None where unknown.
+    Keys: `run`, `state` and `detail` (see `standing`), `problem`, `workers`, `updates` (applied so
+    far), `of` (updates asked for), `updates_per_second`, `mean_staleness`, `loss` (evaluated last)
+    and `grade`, how well the geometric law holds according to the stored profile; None where
+    unknown.
     """
     config, trace, loss = run.config, run.trace, run.loss
     problem = config.problem
     seconds = 0.0 if trace.empty else float(trace["applied_seconds"].iloc[-1])
+    state, detail = standing(run)
     return {
         "run": str(run.path),
-        "state": run.state,
+        "state": state,
+        "detail": detail,
         "problem": problem.kind if problem.dataset is None else problem.dataset,
         "workers": config.cluster.workers,
         "updates": len(trace),
@@ -96,6 +138,43 @@ def list_runs(directory: str | Path) -> list[dict[str, Any]]:
         except AsgdError as error:
             rows.append({"run": str(path), "state": "unreadable", "reason": str(error)})
     return rows
+
+
+def runs_table(rows: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
+    """Return what `list_runs` found as a table of text, heads first."""
+    heads = ("run", "state", "problem", "workers", "updates", "updates/s", "staleness", "loss")
+    table: list[tuple[str, ...]] = [heads]
+    for row in rows:
+        if row["state"] == "unreadable":
+            table.append((row["run"], "unreadable", *[""] * 6))
+            continue
+        updates = f"{row['updates']}/{row['of']}"
+        numbers = (row["updates_per_second"], row["mean_staleness"], row["loss"])
+        shown = tuple("" if number is None else f"{number:.4g}" for number in numbers)
+        table.append(
+            (row["run"], row["state"], row["problem"], str(row["workers"]), updates, *shown)
+        )
+    return table
+
+
+def status_table(found: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return what `status` found as a table of text: names and values."""
+    number = {
+        name: "none yet" if value is None else f"{value:.4g}"
+        for name, value in found.items()
+        if value is None or isinstance(value, (int, float))
+    }
+    recent = f"{number['recent_staleness']} over the last tenth"
+    return [
+        ("run", f"{found['run']}, {found['problem']}"),
+        ("state", found["state"] + (f": {found['detail']}" if found["detail"] else "")),
+        ("updates", f"{found['updates']} of {found['of']}"),
+        ("updates/s", number["updates_per_second"]),
+        ("staleness", f"{number['mean_staleness']} mean, {recent}"),
+        ("loss", f"{number['loss']}  {sparkline(found['losses'])}"),
+        ("workers", f"{len(found['by_worker'])} of {found['workers']} have contributed"),
+        *(("event", text) for text in found["events"][-10:]),
+    ]
 
 
 def _stored(path: Path, key: str) -> Any:

@@ -67,6 +67,7 @@ class LiveRun:
         self._started = self._said = clock()
         self._past: deque[tuple[float, int, float]] = deque()
         self._losses: list[float] = []
+        self._alive: int | None = None
 
     def __enter__(self) -> LiveRun:
         if self._terminal:
@@ -97,8 +98,8 @@ class LiveRun:
             f"staleness {_number(progress.mean_staleness, '.2f')}",
             "loss " + ("none yet" if progress.loss is None else f"{progress.loss:.4g}"),
         ]
-        if progress.workers is not None:
-            parts.append(f"{progress.workers} workers")
+        if self._alive is not None:
+            parts.append(f"{self._alive} workers")
         parts.append(f"{_left(progress)} left")
         return ", ".join(parts)
 
@@ -112,6 +113,9 @@ class LiveRun:
         return (progress.update * progress.mean_staleness - before) / applied
 
     def _remember(self, progress: Progress, now: float) -> None:
+        # After the last update the workers go home: that says nothing about the run.
+        if progress.update < progress.updates or self._alive is None:
+            self._alive = progress.workers
         self._past.append((now, progress.update, progress.mean_staleness))
         while len(self._past) > 2 and self._past[1][0] < now - _RECENT_SECONDS:
             self._past.popleft()
@@ -143,12 +147,53 @@ class LiveRun:
             ),
             ("loss", f"{loss}  {sparkline(self._losses)}"),
         ]
-        if progress.workers is not None:
-            rows.append(("workers", f"{progress.workers} alive"))
+        if self._alive is not None:
+            rows.append(("workers", f"{self._alive} alive"))
         rows += [("event", text) for text in recent_events(self._path)]
         for name, text in rows:
             body.add_row(Text(name, style="dim"), Text(text))
         return Group(head, body)
+
+
+class Bar:
+    """A progress bar of several parts on a terminal, nothing elsewhere.
+
+    Parameters
+    ----------
+    task
+        What is going on, in a word.
+    parts
+        How many parts there are.
+    quiet
+        Show nothing.
+    """
+
+    def __init__(self, task: str, parts: int, quiet: bool) -> None:
+        from rich.console import Console
+        from rich.progress import Progress as Bars
+
+        console = Console(stderr=True)
+        hidden = quiet or not console.is_terminal
+        self._bar = Bars(console=console, transient=True, disable=hidden)
+        self._task, self._name = self._bar.add_task(task, total=parts), task
+        self._done: dict[str, float] = {}
+
+    def __enter__(self) -> Bar:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def part(self, name: str, share: float) -> None:
+        """Show the share of a part that is done."""
+        self._done[name] = share
+        self.whole(name, sum(self._done.values()))
+
+    def whole(self, name: str, done: float) -> None:
+        """Show the part at work, and how many are done."""
+        description = f"{self._name} {name}"
+        self._bar.update(self._task, completed=done, description=description)
 
 
 def sparkline(values: list[float], width: int = _WIDTH) -> str:

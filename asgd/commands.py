@@ -1,0 +1,124 @@
+"""The commands that need neither Ray nor the analysis: `asgd init`, `simulate`, `runs`, `status`.
+
+What is slow to import is imported inside the command that needs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from asgd.errors import InputError
+from asgd.options import (
+    PATH,
+    config_argument,
+    json_option,
+    lines_option,
+    out_option,
+    quiet_option,
+    run_argument,
+    set_option,
+)
+from asgd.output import print_json, print_table
+
+if TYPE_CHECKING:
+    from asgd.config import RunConfig
+
+
+@click.command()
+@click.argument("config", type=PATH, default="asgd.toml")
+def init(config: Path) -> None:
+    """Write a commented starter configuration to CONFIG.
+
+    \b
+    asgd init                          writes asgd.toml
+    asgd init experiments/first.toml
+    """
+    from importlib.resources import files
+
+    if config.exists():
+        raise InputError(f"{config}: exists; choose another name")
+    try:
+        config.parent.mkdir(parents=True, exist_ok=True)
+        config.write_bytes(files("asgd").joinpath("starter.toml").read_bytes())
+    except OSError as error:
+        raise InputError(f"{config}: cannot be written ({error.strerror or error})") from None
+    click.echo(config)
+
+
+@click.command()
+@config_argument
+@set_option
+@out_option
+@quiet_option
+@lines_option
+def simulate(
+    config: Path, overrides: Sequence[str], out: Path | None, quiet: bool, lines: bool
+) -> None:
+    """Run CONFIG (TOML) in virtual time.
+
+    One process, reproducible to the last bit, no Ray.
+
+    \b
+    asgd simulate scripts/configs/digits.toml --out runs/sim
+    asgd simulate scripts/configs/digits.toml --set simulation.staleness=geometric
+    """
+    from asgd.config import load_config
+    from asgd.experiment import run_repeats
+    from asgd.live import LiveRun
+    from asgd.simulation import simulate as simulate_run
+    from asgd.trace import default_path
+
+    def one(settings: RunConfig, out: Path) -> None:
+        with LiveRun("simulate", quiet=quiet, lines=lines) as live:
+            simulate_run(settings, out, live)
+
+    settings = load_config(config, overrides)
+    click.echo(run_repeats(settings, out or default_path(settings, config.stem), one))
+
+
+@click.command()
+@click.argument("directory", type=PATH, default="runs")
+@json_option
+def runs(directory: Path, as_json: bool) -> None:
+    """List the runs in DIRECTORY and how they stand.
+
+    \b
+    asgd runs                          what is under runs/
+    asgd runs experiments --json
+    """
+    from asgd.listing import list_runs, runs_table
+
+    rows = list_runs(directory)
+    if as_json:
+        print_json({"runs": rows})
+    elif rows:
+        print_table(runs_table(rows))
+    else:
+        click.echo(f"{directory}: no run yet; `asgd run` makes one")
+
+
+@click.command()
+@run_argument
+@json_option
+def status(run: Path, as_json: bool) -> None:
+    """Tell how RUN stands, also while it runs.
+
+    Of a run that did not say how it ended: whether its process is still there.
+
+    \b
+    asgd status runs/digits
+    watch -n 2 asgd status runs/digits
+    """
+    from asgd.listing import status as status_of
+    from asgd.listing import status_table
+    from asgd.trace import read_run
+
+    found = status_of(read_run(run))
+    if as_json:
+        print_json(found)
+    else:
+        print_table(status_table(found))
