@@ -1,5 +1,4 @@
-import subprocess
-import sys
+import runpy
 from pathlib import Path
 
 import numpy as np
@@ -10,20 +9,35 @@ from analysis.moments import MomentRecursion, stationary_variance
 from analysis.paper import CLAIMS
 from analysis.paper.claim import value
 from analysis.paper.fig1 import LONG_DELAY, MUS, fig1
-from analysis.paper.fig2 import STARTS, fig2
+from analysis.paper.fig2 import (
+    CONTINUOUS,
+    NATIVE,
+    STARTS,
+    WELL_MU,
+    WELL_NOISE,
+    WELL_RATE,
+    WELL_UPDATES,
+    fig2,
+)
+from analysis.paper.fig2 import _models as fig2_models
 from analysis.paper.fig3 import BEST, OTHERS, fig3, settings
 from analysis.paper.linear_nonlinear import linear_nonlinear
 from analysis.paper.proposition2 import LARGE, SMALL, proposition2
 from analysis.paper.temperature import temperature
 from analysis.paper.theorem3 import PROBLEMS, theorem3
 from analysis.quadratic import LinearGradients
-from asgd.problems.scalar import Quadratic
+from asgd.problems.scalar import DoubleWell, Quadratic
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "paper_figures.py"
 
 
-def test_fig1_sme_asgd_is_five_times_closer_than_sme_sgd():
-    claim = fig1()
+@pytest.fixture(scope="module")
+def moments_of_models():
+    return fig1()
+
+
+def test_fig1_sme_asgd_is_five_times_closer_than_sme_sgd(moments_of_models):
+    claim = moments_of_models
     assert max(MUS) >= LONG_DELAY
     assert claim.numbers["least_ratio"] >= 5
     assert claim.numbers["least_ratio_substeps"] >= 5
@@ -35,8 +49,8 @@ def test_fig1_sme_asgd_is_five_times_closer_than_sme_sgd():
     assert np.all(native["max_error_second_moment"] <= within)
 
 
-def test_fig1_sme_asgd_oscillates_with_asgd_and_sme_sgd_does_not():
-    curves = fig1(paths=5_000).tables["curves"]
+def test_fig1_sme_asgd_oscillates_with_asgd_and_sme_sgd_does_not(moments_of_models):
+    curves = moments_of_models.tables["curves"]
     lowest = curves[curves["mu"] == 0.9].groupby("model")["mean"].min()
     assert lowest["exact"] == pytest.approx(-0.275, abs=0.002)
     assert lowest["ASGD"] == pytest.approx(-0.275, abs=0.03)
@@ -46,8 +60,7 @@ def test_fig1_sme_asgd_oscillates_with_asgd_and_sme_sgd_does_not():
 
 def test_fig2_the_well_a_path_ends_in():
     """One step per update: shares of two samples of paths differ by sampling error alone."""
-    paths = 20_000
-    claim = fig2(paths, starts=(0.3, 8.0))
+    claim = fig2(paths=10_000, starts=(0.3, 8.0))
     assert claim.numbers["largest_z_sme_asgd"] < 4
     wells = claim.tables["wells"]
     for start in (0.3, 8.0):
@@ -59,19 +72,33 @@ def test_fig2_the_well_a_path_ends_in():
         assert claim.numbers[f"quartic_{moment}_sme_sgd"] > 20 * ours
 
 
+def shares_in_right_well(start, paths, models):
+    """Return the share of paths that end in the right well and its standard error, by model."""
+    problem, shares = DoubleWell(WELL_NOISE, start), {}
+    for model in models:
+        simulate = fig2_models(WELL_RATE, WELL_MU, WELL_UPDATES)[model]
+        seed = round(1000 * start)
+        x = simulate(problem, paths, seed, record=[WELL_UPDATES], quantile_levels=()).final
+        share = np.mean(x > 0)
+        shares[model] = share, np.sqrt(share * (1 - share) / paths)
+    return shares
+
+
 def test_fig2_the_continuous_equation_is_near_and_not_equal():
     """From x_0 = 8 its share is O(dt) off: more than sampling error, far less than SME-SGD."""
-    n = fig2(paths=60_000, starts=(8.0,)).numbers
-    assert n["largest_z_substeps"] > 4
-    assert n["largest_difference_substeps"] < 0.03
-    assert n["largest_difference_sme_sgd"] > 20 * n["largest_difference_substeps"]
+    shares = shares_in_right_well(8.0, 40_000, ["ASGD", CONTINUOUS])
+    (discrete, error), (continuous, other) = shares.values()
+    assert abs(continuous - discrete) > 4 * np.hypot(error, other)
+    # all paths of SME-SGD end there
+    assert abs(continuous - discrete) < 0.03 < (1 - discrete) / 20
 
 
-@pytest.mark.slow
-def test_fig2_sme_asgd_follows_every_starting_point():
-    claim = fig2(starts=STARTS)
-    assert claim.numbers["largest_z_sme_asgd"] < 4
-    assert claim.numbers["largest_difference_sme_sgd"] > 0.9
+@pytest.mark.parametrize("start", STARTS)
+def test_fig2_sme_asgd_follows_every_starting_point(start):
+    (discrete, error), (ours, other) = shares_in_right_well(
+        start, 10_000, ["ASGD", NATIVE]
+    ).values()
+    assert abs(ours - discrete) < 4 * np.hypot(error, other)
 
 
 def test_fig3_the_optimum_wins_at_equal_budget_and_asgd_agrees():
@@ -91,7 +118,7 @@ def test_fig3_the_optimum_wins_at_equal_budget_and_asgd_agrees():
 
 @pytest.fixture(scope="module")
 def strong_error():
-    return theorem3(paths=300)
+    return theorem3(paths=300, replicates=100)
 
 
 @pytest.mark.slow
@@ -220,20 +247,23 @@ def test_linear_and_nonlinear_forms_are_one_law_for_linear_gradients():
     assert n["pvalue_substeps_L3"] < 1e-6
 
 
-@pytest.mark.slow
-def test_the_script_writes_every_kind_of_file(tmp_path):
-    command = [sys.executable, str(SCRIPT), "fig1", "linear_nonlinear", "--out", str(tmp_path)]
-    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    for name in ("fig1", "linear_nonlinear"):
-        assert f"{name}: " in output
-        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
-        assert "<svg" in (tmp_path / f"{name}.svg").read_text()
-        assert "f = x^2" in (tmp_path / f"{name}.txt").read_text()
+def call_script(monkeypatch, *arguments):
+    monkeypatch.setattr("sys.argv", [str(SCRIPT), *arguments])
+    runpy.run_path(str(SCRIPT), run_name="__main__")
+
+
+def test_the_script_writes_every_kind_of_file(tmp_path, monkeypatch, capsys):
+    call_script(monkeypatch, "fig1", "--out", str(tmp_path))
+    assert "fig1: " in capsys.readouterr().out
+    assert (tmp_path / "fig1.png").read_bytes().startswith(b"\x89PNG")
+    assert "<svg" in (tmp_path / "fig1.svg").read_text()
+    assert "f = x^2" in (tmp_path / "fig1.txt").read_text()
     assert set(pd.read_csv(tmp_path / "fig1.errors.csv")["mu"]) == set(MUS)
 
 
-def test_the_script_names_what_it_can_draw():
-    command = [sys.executable, str(SCRIPT), "fig9"]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert result.returncode == 2
-    assert all(name in result.stderr for name in CLAIMS)
+def test_the_script_names_what_it_can_draw(monkeypatch, capsys):
+    with pytest.raises(SystemExit) as ended:
+        call_script(monkeypatch, "fig9")
+    assert ended.value.code == 2
+    message = capsys.readouterr().err
+    assert all(name in message for name in CLAIMS)

@@ -57,11 +57,11 @@ def theorem3(paths: int = 1_000, seed: int = 0, replicates: int = 400) -> Claim:
     errors, slopes = [], []
     for problem in PROBLEMS:
         for scaling in SCALINGS:
-            for coupling in get_args(Coupling):
-                squares = [
-                    _squared_errors(PROBLEMS[problem], scaling, dt, coupling, paths, seed)
-                    for dt in TIME_STEPS
-                ]
+            of_steps = [
+                _squared_errors(PROBLEMS[problem], scaling, dt, paths, seed) for dt in TIME_STEPS
+            ]
+            for number, coupling in enumerate(get_args(Coupling)):
+                squares = [of_step[:, number] for of_step in of_steps]
                 labels = {"problem": problem, "scaling": scaling.name, "coupling": coupling}
                 for dt, square in zip(TIME_STEPS, squares, strict=True):
                     eta, mu = scaling.step(dt)
@@ -87,33 +87,32 @@ def theorem3(paths: int = 1_000, seed: int = 0, replicates: int = 400) -> Claim:
 
 
 def _squared_errors(
-    problem: ScalarProblem, scaling: Scaling, dt: float, coupling: Coupling, paths: int, seed: int
+    problem: ScalarProblem, scaling: Scaling, dt: float, paths: int, seed: int
 ) -> Array:
-    """Return |x_k - X_{k dt}|^2 for k = 1..T/dt, shape (updates, paths)."""
-    rng = stream(seed, f"theorem3/{coupling}/{dt}")
+    """Return |x_k - X_{k dt}|^2 for k = 1..T/dt and each coupling, (updates, couplings, paths).
+
+    The couplings, in the order of `Coupling`, share the Brownian increments.
+    """
+    rng = stream(seed, f"theorem3/{dt}")
     eta, mu = scaling.step(dt)
-    updates = round(HORIZON / dt)
-    discrete = _Equation(problem, eta, mu, paths)
-    fine = _Equation(problem, eta / SUBSTEPS, 1.0 - (1.0 - mu) / SUBSTEPS, paths)
+    updates, couplings = round(HORIZON / dt), len(get_args(Coupling))
+    discrete = _Equation(problem, eta, mu, (couplings, paths))
+    fine = _Equation(problem, eta / SUBSTEPS, 1.0 - (1.0 - mu) / SUBSTEPS, (couplings, paths))
     length = min(Geometric(mu).support_length(1e-9), updates + 1)
-    past = History(Geometric(mu).weights(length), discrete.x)
-    squares = np.empty((updates, paths))
+    past = History(Geometric(mu).weights(length), discrete.x[1])
+    squares = np.empty((updates, couplings, paths))
+    noise = np.zeros((SUBSTEPS, couplings, paths))
     for k in range(updates):
-        increments = rng.standard_normal((SUBSTEPS, paths)) / np.sqrt(SUBSTEPS)
-        z = increments.sum(axis=0)
-        if coupling == "own lags and samples":
-            read = past.pick(np.minimum(rng.geometric(1.0 - mu, paths) - 1, length - 1))
-            signs = rng.choice([-1.0, 1.0], paths)
-            own = discrete.standardise(problem.derivative(read) + problem.noise * signs)
-            increments += (own - z) / SUBSTEPS
-            z = own
-        elif coupling == "signs":
-            z = np.sign(z)
-        elif coupling == "no noise":
-            increments, z = np.zeros_like(increments), np.zeros_like(z)
-        discrete.advance(z)
-        past.push(discrete.x)
-        for increment in increments:
+        brownian = rng.standard_normal((SUBSTEPS, paths)) / np.sqrt(SUBSTEPS)
+        z = brownian.sum(axis=0)
+        read = past.pick(np.minimum(rng.geometric(1.0 - mu, paths) - 1, length - 1))
+        signs = rng.choice([-1.0, 1.0], paths)
+        own = discrete.standardise(1, problem.derivative(read) + problem.noise * signs)
+        discrete.advance(np.stack([z, own, np.sign(z), np.zeros(paths)]))
+        past.push(discrete.x[1])
+        noise[:, [0, 2]] = brownian[:, None]
+        noise[:, 1] = brownian + (own - z) / SUBSTEPS
+        for increment in noise:
             fine.advance(increment * SUBSTEPS)
         squares[k] = (discrete.x - fine.x) ** 2
     return squares
@@ -127,19 +126,24 @@ class _Equation:
     """
 
     def __init__(
-        self, problem: ScalarProblem, learning_rate: float, retention: float, paths: int
+        self,
+        problem: ScalarProblem,
+        learning_rate: float,
+        retention: float,
+        shape: int | tuple[int, int],
     ) -> None:
         self.problem, self.learning_rate, self.retention = problem, learning_rate, retention
-        self.x = np.full(paths, problem.initial)
+        self.x = np.full(shape, problem.initial)
         self.g = problem.derivative(self.x)
         self.h = self.g**2
 
     def _deviation(self) -> Array:
         return np.sqrt(np.maximum(self.h - self.g**2, 0.0) + self.problem.noise**2)
 
-    def standardise(self, gradient: Array) -> Array:
-        """Return the z for which `advance` applies this gradient."""
-        return (self.g - gradient) / self._deviation()
+    def standardise(self, row: int, gradient: Array) -> Array:
+        """Return the z for which `advance` applies this gradient to one row of the paths."""
+        z: Array = (self.g[row] - gradient) / self._deviation()[row]
+        return z
 
     def advance(self, z: Array) -> None:
         self.x = self.x - self.learning_rate * (self.g - self._deviation() * z)
