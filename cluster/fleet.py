@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import ActorUnschedulableError, RayActorError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from asgd.config import RunConfig
@@ -19,12 +19,11 @@ from cluster.actors import Actor, RecorderActor, ServerActor, UserError, WorkerA
 from cluster.checkpoint import CHECKPOINTS
 from cluster.lease import Lease
 from cluster.messages import Array
+from cluster.nodes import alive_nodes, server_node, worker_node
 from cluster.recovery import restore
 from cluster.restarts import Restarts
 from cluster.status import Status, WorkerStatus
 from cluster.team import MOST_WORKERS, Request, Team
-
-SERVER_LABEL = {"asgd": "server"}  # of nodes that are to run the server
 
 _DRAIN_SECONDS = 10.0
 _SERVER_DEATHS = 5  # in a row without a checkpoint in between
@@ -65,6 +64,7 @@ class Fleet:
         self._start_server("resumed" if resumed else None)
         self.restarts = Restarts()
         self._workers: dict[int, Actor] = {}
+        self._places: dict[int, str] = {}
         self._started: dict[int, float] = {}
         self.running: dict[ray.ObjectRef[Any], int] = {}
         self._ended: list[int] = []  # told to stop
@@ -83,7 +83,8 @@ class Fleet:
             self.reached = restored.version
             self._deaths = self._deaths + 1 if restored.checkpoint == self._restored else 1
             self._restored = restored.checkpoint
-        node = NodeAffinitySchedulingStrategy(_server_node(), soft=True)
+        self._server_node = server_node()
+        node = NodeAffinitySchedulingStrategy(self._server_node, soft=False)
         umask = os.umask(0o077)
         os.umask(umask)
         path = str(self._writer.path.resolve())
@@ -124,16 +125,21 @@ class Fleet:
                 f"the parameter server died {self._deaths + 1} times without coming further than "
                 f"the checkpoint of update {self._restored}"
             )
+        # The processes of a node that is gone may be there for a while and keep their workers.
+        separated = self._server_node not in alive_nodes()
         self._start_server("the process of the server or of its recorder died")
         # A worker loses its connection, then goes on with this call.
         workers = [*self.running.values(), *self._ended]
         self.running.clear()
         self._ended.clear()
         for worker in workers:
-            if worker in self.team.members:
-                self._let_work(worker)
-            else:
+            if worker not in self.team.members:
                 ray.kill(self._workers.pop(worker))
+            elif separated:
+                ray.kill(self._workers.pop(worker))
+                self._start_worker(worker)
+            else:
+                self._let_work(worker)
         self._dismiss_others()
         for worker in set(self.team.members).difference(workers):
             self.server.leave.remote(worker)
@@ -169,7 +175,10 @@ class Fleet:
 
     def _start_worker(self, worker: int) -> None:
         """Start the process of a worker and its work."""
-        self._workers[worker] = _start(WorkerActor, scheduling_strategy="SPREAD")
+        places = [node for other, node in self._places.items() if other in self._workers]
+        node = self._places[worker] = worker_node(places, self._places.get(worker))
+        strategy = NodeAffinitySchedulingStrategy(node, soft=False)
+        self._workers[worker] = _start(WorkerActor, scheduling_strategy=strategy)
         self._let_work(worker)
 
     def _let_work(self, worker: int) -> None:
@@ -239,14 +248,8 @@ def _failure(task: ray.ObjectRef[Any]) -> str | None:
         error: UserError | None = ray.get(task)
     except RayActorError:
         return "its process died"
+    except ActorUnschedulableError:
+        return "its node is gone"
     except RayTaskError as wrapped:
         return " ".join(str(wrapped.cause).split())
     return None if error is None else error.message
-
-
-def _server_node() -> str:
-    """Return the node for the server: one with its label, else the one of this process."""
-    for node in ray.nodes():  # type: ignore[no-untyped-call]
-        if node["Alive"] and SERVER_LABEL.items() <= node["Labels"].items():
-            return str(node["NodeID"])
-    return str(ray.get_runtime_context().get_node_id())

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import ActorUnschedulableError, RayActorError, RayError
 
 from asgd.alive import sign_of_life
 from asgd.config import RunConfig
 from asgd.divergence import check_divergence
 from asgd.errors import InputError, RunFailedError
-from asgd.experiment import run_repeats
+from asgd.experiment import run_repeats, unfinished_repeats
 from asgd.problems import make_problem
 from asgd.progress import Progress
 from asgd.streams import stream
@@ -88,7 +88,8 @@ def resume(
     Parameters
     ----------
     path
-        The run directory; its configuration is used.
+        The run directory; its configuration is used. Of an experiment with repeats, the repeats
+        that are missing are made and those that were cut short gone on with.
     address, progress
         As for `run`.
 
@@ -99,6 +100,19 @@ def resume(
     RunFailedError, KeyboardInterrupt
         As for `run`.
     """
+    left = unfinished_repeats(path)
+    with ray_session(address) if len(left) > 1 else contextlib.nullcontext():
+        for directory, anew in left:
+            if anew is None:
+                _resume_one(directory, address, progress)
+            else:
+                run(anew, directory, address, progress)
+    return Path(path)
+
+
+def _resume_one(
+    path: Path, address: str | None, progress: Callable[[Progress], None] | None
+) -> Path:
     found = read_run(path)
     if not (found.path / CHECKPOINTS).is_dir():
         raise InputError(f"{path}: not a run of workers and a server; only these are resumed")
@@ -133,6 +147,7 @@ def _launch(
             _supervise(config, initial, writer, progress, resumed)
     except RunFailedError as error:
         _note_end(writer, "failed", reason=str(error))
+        error.run = writer.path
         raise
     except RayError as error:
         reason = " ".join(str(error).split())
@@ -178,7 +193,8 @@ def _supervise(
             try:
                 _watch(cluster, progress)
                 break
-            except RayActorError:  # those of workers are met where their work is looked at
+            # Those of workers are met where their work is looked at.
+            except (RayActorError, ActorUnschedulableError):
                 cluster.replace_server()
     except BaseException:
         with undisturbed(), contextlib.suppress(RayError):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
+import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,13 +19,15 @@ class Bowl:
 
     "loss" and "raise" raise once the parameters have come below 0.9; "exit" and "hang" happen at
     the `after`-th gradient of a process, "nan" from there on, "grow" turns every step around.
+    "slow" takes longer and longer until there is a file `until`.
     """
 
     dim = 2
     n_samples = 8
 
-    def __init__(self, fault: str = "none", after: int = 10) -> None:
+    def __init__(self, fault: str = "none", after: int = 10, until: str = "") -> None:
         self.fault = fault
+        self.until = Path(until)
         self.after = after
         self.calls = 0
 
@@ -39,6 +43,8 @@ class Bowl:
         self.calls += 1
         if self.fault == "raise" and np.abs(x).max() < 0.9:
             raise ZeroDivisionError("the user's\nown mistake")
+        if self.fault == "slow" and not self.until.exists():
+            time.sleep(0.03 * 1.03**self.calls)
         if self.fault == "grow":
             return -30.0 * x
         if self.calls >= self.after:

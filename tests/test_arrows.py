@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[1]
 RAY = {
     "cluster/actors.py",
     "cluster/fleet.py",
+    "cluster/nodes.py",
     "cluster/transport.py",
     "cluster/launch.py",
     "cluster/metrics.py",

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
 from pathlib import Path
-from threading import Event, Thread
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -12,13 +12,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from analysis.fit import fit_run
+from asgd.__main__ import main
 from asgd.config import RunConfig, make_config
+from asgd.errors import InputError
 from asgd.events import team_sizes
 from asgd.progress import Progress
+from asgd.simulation import simulate
 from asgd.trace import read_run
 from cluster import run
 from cluster.server import REMOVED
-from cluster.team import Change, set_workers
+from cluster.team import Change, Request, Team, set_workers, take_requests
 from tests.faults import Crowd, gradients_of, replay
 from tests.invariants import check_trace
 
@@ -30,10 +34,13 @@ MODES = [
 ]
 
 
-def configure(updates: int, **cluster: Any) -> RunConfig:
+LEAST_SQUARES = {"kind": "least_squares"}
+
+
+def configure(updates: int, problem: dict[str, Any] = LEAST_SQUARES, **cluster: Any) -> RunConfig:
     return make_config(
         {
-            "problem": {"kind": "least_squares"},
+            "problem": problem,
             "optimizer": {"rule": "momentum", "learning_rate": 0.002, "batch_size": 2},
             "cluster": {"workers": 3, **cluster},
             "run": {"updates": updates, "seed": 1},
@@ -123,22 +130,6 @@ def test_removed_worker_is_not_waited_for_at_the_barrier() -> None:
     assert crowd.server.version == 2
 
 
-class Beside:
-    """Watches a run and acts once beside it, as soon as so many updates are made."""
-
-    def __init__(self, update: int, action: Callable[[], object]) -> None:
-        self._update = update
-        self._thread = Thread(target=action)
-
-    def __call__(self, progress: Progress) -> None:
-        if progress.update >= self._update and self._thread.ident is None:
-            self._thread.start()
-
-    def join(self) -> None:
-        self._thread.join(60)
-        assert not self._thread.is_alive()
-
-
 def joined(path: Path) -> dict[int, int]:
     """Return the update at which each worker joined."""
     events = read_run(path).events
@@ -148,32 +139,83 @@ def joined(path: Path) -> dict[int, int]:
 @pytest.mark.usefixtures("shared_ray")
 @pytest.mark.parametrize("transport", ["shm", "ray"])
 def test_workers_come_and_go_while_the_run_goes_on(tmp_path: Path, transport: str) -> None:
-    path = tmp_path / "run"
+    path, changed = tmp_path / "run", tmp_path / "changed"
     changes: list[Change] = []
 
     def change() -> None:
         for count, newest in ((4, 3), (1, 0), (2, 4)):
             changes.append(set_workers(path, count))
             while newest not in joined(path):
-                Event().wait(0.02)
+                changing.join(0.02)
+        with pytest.raises(InputError, match=re.escape("workers = 0: expected 1 to 512")):
+            set_workers(path, 0)
+        changed.touch()
 
-    compute_time = {"law": "constant", "mean": 0.01}
-    config = configure(800, transport=transport, compute_time=compute_time)
-    beside = Beside(30, change)
-    result = read_run(run(config, path, progress=beside))
-    beside.join()
+    def watch(progress: Progress) -> None:
+        if progress.update > 20 and changing.ident is None:
+            changing.start()
+
+    changing = Thread(target=change)
+    slow = {"kind": "tests.plugins:bowl", "options": {"fault": "slow", "until": str(changed)}}
+    config = configure(1200, problem=slow, transport=transport)
+    result = read_run(run(config, path, progress=watch))
     assert changes == [Change(3, 4, [3], []), Change(4, 1, [], [1, 2, 3]), Change(1, 2, [4], [])]
     kinds = [event["event"] for event in result.events]
-    assert kinds.count("workers_changed") == 3
-    assert kinds.count("worker_removed") == 3
+    assert kinds.count("workers_changed") == kinds.count("worker_removed") == 3
     assert "worker_lost" not in kinds
     assert not list(path.glob("request-*"))
     check_trace(result, added={worker: joined(path)[worker] for worker in (3, 4)})
-    used = set(result.trace["worker"][-100:])
-    assert used <= {0, 4}
+
     # Every update ages the snapshots of all workers but one: those used, and those held last.
     trace = result.trace
-    sizes = team_sizes(result.events, 3, 800)
+    sizes = team_sizes(result.events, 3, 1200)
     assert set(sizes) == {1, 2, 3, 4}
-    held = 799 - trace[trace["worker"].isin([0, 4])].groupby("worker")["update"].max()
+    held = 1199 - trace[trace["worker"].isin([0, 4])].groupby("worker")["update"].max()
     assert trace["staleness"].sum() + held.sum() == (sizes - 1).sum()
+    fit = fit_run(result)
+    assert fit.conservation.holds
+    assert fit.workers == pytest.approx(sizes[fit.start_up :].mean())
+
+    with pytest.raises(InputError, match="no run is at work there; it is finished"):
+        set_workers(path, 2)
+
+
+def test_workers_of_a_resumed_run_are_those_of_the_last_change() -> None:
+    config = configure(10)
+    team = Team(config)
+    events: list[dict[str, Any]] = []
+    for workers in (4, 2, 3):
+        team.resize(workers)
+        events.append({"event": "workers_changed", "workers": list(team.members)})
+    assert team.members == [0, 1, 4]
+    resumed = Team(config, events)
+    assert resumed.members == [0, 1, 4]
+    assert resumed.resize(4).added == [5]
+
+
+def test_no_worker_is_added_whose_compute_time_is_unknown() -> None:
+    team = Team(configure(10, compute_time={"law": "constant", "mean": [0.1, 0.2, 0.3]}))
+    with pytest.raises(InputError, match="removed but not added; expected at most 3"):
+        team.resize(4)
+    assert team.resize(1).removed == [1, 2]
+
+
+@pytest.mark.parametrize("content", [b"", b"[4]", b'{"workers": 0}', b'{"workers": 4, "x": 1}'])
+def test_request_that_nobody_wrote_so_is_taken_away(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "request-0a.json").write_bytes(content)
+    assert take_requests(tmp_path) == [Request("0a", None)]
+    assert not list(tmp_path.iterdir())
+
+
+def test_command_line_refuses_what_is_no_run_at_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = simulate(configure(20), tmp_path / "simulated")
+    for run_, message in (
+        (tmp_path / "none", "not a run directory"),
+        (path, "not a run of workers"),
+    ):
+        with pytest.raises(SystemExit) as exit_:
+            main(["workers", str(run_), "3"])
+        assert exit_.value.code == 2
+        assert message in capsys.readouterr().err

@@ -1,0 +1,56 @@
+"""Which node of a Ray cluster gets which actor.
+
+Ray itself would put actors that reserve no core on any node it likes, and treats a wish for a node
+as a hint where the node is not known everywhere yet.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+import ray
+
+SERVER_LABEL = ("asgd", "server")  # of nodes that may have the server
+
+
+def alive_nodes() -> dict[str, dict[str, Any]]:
+    """Return Ray's description of each node that is alive by the node's id."""
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    return {str(node["NodeID"]): node for node in nodes if node["Alive"]}
+
+
+def server_node() -> str:
+    """Return the node for the server: one with its label, else the one of this process.
+
+    Only where the run directory can be written the server can be; a label is a promise of that.
+    """
+    key, value = SERVER_LABEL
+    here = str(ray.get_runtime_context().get_node_id())
+    labelled = [name for name, node in alive_nodes().items() if node["Labels"].get(key) == value]
+    return here if here in labelled or not labelled else labelled[0]
+
+
+def worker_node(places: Iterable[str], avoided: str | None = None) -> str:
+    """Return the node for one more worker: that with the fewest per core.
+
+    A node without cores gets none, unless there is no other.
+
+    Parameters
+    ----------
+    places
+        The nodes of the workers there are, a node as often as it has workers.
+    avoided
+        Where the worker was lost: Ray takes up to 15 s to notice that a whole node is.
+    """
+    workers = Counter(places)
+    nodes = alive_nodes()
+
+    def load(name: str) -> tuple[bool, float, int]:
+        cores = float(nodes[name]["Resources"].get("CPU", 0.0))
+        share = (workers[name] + 1) / cores if cores > 0.0 else math.inf
+        return name == avoided, share, workers[name]
+
+    return min(nodes, key=load)
