@@ -27,13 +27,14 @@ class Comparison:
     Attributes
     ----------
     table
-        One row per run. Columns: `run`, `workers`, `mean` (staleness), `mu`, `mu_low`, `mu_high`
-        (95 % interval), `mu_expected` = 1 - 1/P, `law`, `updates_per_second`, `updates_to_target`,
-        `seconds_to_target`, and the relative error of each model under its name.
+        One row per run. Columns: `run`, `workers`, `mean` (staleness), `staleness_q05`,
+        `staleness_q95`, `mu`, `mu_low`, `mu_high` (95 % interval), `mu_expected` = 1 - 1/P, `law`,
+        `updates_per_second`, `updates_to_target`, `seconds_to_target`, and the relative error of
+        each model under its name.
     target
         A loss that every run reached.
     models
-        Names of the models that every run was predicted with.
+        Names of the models that every run was predicted with; none where one was not predicted.
     """
 
     table: pd.DataFrame
@@ -45,21 +46,29 @@ def compare_runs(
     names: Sequence[str],
     runs: Sequence[Run],
     fits: Sequence[StalenessFit],
-    scores: Sequence[Score],
+    scores: Sequence[Score | None],
 ) -> Comparison:
-    """Put named runs side by side, each with its staleness fit and the score of its prediction."""
+    """Put named runs side by side, each with its staleness fit and the score of its prediction.
+
+    A run that was not predicted has None for a score.
+    """
     target = common_target([run.loss for run in runs])
     fitted = compare_fits(list(zip(names, fits, strict=True)))
-    models = [name for name in scores[0].models if all(name in score.models for score in scores)]
+    predicted = [score.models for score in scores if score is not None]
+    complete = len(predicted) == len(scores)
+    models = [n for n in predicted[0] if all(n in m for m in predicted)] if complete else []
     reached = [_first(run.loss, target) for run in runs]
-    table = fitted[["workers", "mean", "mu", "mu_low", "mu_high", "mu_expected", "law"]].copy()
+    table = fitted[["mean", "mu", "mu_low", "mu_high", "mu_expected", "law"]].copy()
+    table.insert(0, "workers", [run.config.cluster.workers for run in runs])
+    ends = [np.quantile(fit.sample.staleness, (0.05, 0.95)) for fit in fits]
+    table[["staleness_q05", "staleness_q95"]] = np.array(ends)
     table["updates_per_second"] = [
         len(run.trace) / max(float(run.trace["applied_seconds"].iloc[-1]), 1e-9) for run in runs
     ]
     table["updates_to_target"] = [update for update, _ in reached]
     table["seconds_to_target"] = [seconds for _, seconds in reached]
     for name in models:
-        table[name] = [score.models[name].relative_error for score in scores]
+        table[name] = [scored[name].relative_error for scored in predicted]
     return Comparison(table.reset_index(names="run"), target, models)
 
 
@@ -86,9 +95,15 @@ def _first(loss: pd.DataFrame, target: float) -> tuple[int, float]:
 
 
 def comparison_headline(
-    runs: Sequence[Run], fits: Sequence[StalenessFit], comparison: Comparison
+    runs: Sequence[Run],
+    fits: Sequence[StalenessFit],
+    comparison: Comparison,
+    rooms: Sequence[float],
 ) -> Facts:
-    """Return what a reader should know of several runs first, in named sentences."""
+    """Return what a reader should know of several runs first, in named sentences.
+
+    `rooms` are the largest stable learning rates over those of the runs, inf where unknown.
+    """
     table = comparison.table
     kinds = sorted({problem_name(run) for run in runs})
     workers = ", ".join(f"{count}" for count in sorted({int(p) for p in table["workers"]}))
@@ -97,38 +112,70 @@ def comparison_headline(
     holds = sum(fit.grade == "holds" for fit in fits)
     fastest = table.iloc[int(table["seconds_to_target"].argmin())]
     frugal = table.iloc[int(table["updates_to_target"].argmin())]
-    mean = table[comparison.models].mean()
     updates = sorted(set(table["updates_to_target"]))
     needed = (
         f"every run took {updates[0]} updates to it"
         if len(updates) == 1
         else f"it took the fewest updates, {updates[0]}, with {frugal['workers']} workers"
     )
-    competing = [name for name in comparison.models if name != "replay"]
     return [
         ("What was run", f"{'; '.join(kinds)}: {len(runs)} runs with {workers} workers."),
         (
             "How stale",
-            f"Mean staleness {table['mean'].min():.3g} to {table['mean'].max():.3g} updates; mu is "
-            f"within {off:.1g} of 1 - 1/P in every run.",
+            f"Mean staleness {table['mean'].min():.3g} to {table['mean'].max():.3g} updates"
+            + (f"; mu is within {off:.1g} of 1 - 1/P in every run." if off == off else "."),
         ),
         (
             "Which law",
             f"The geometric law holds in {holds} of {len(runs)} runs, is close in "
             f"{len(runs) - holds - rejected}, rejected in {rejected}.",
         ),
-        (
-            "How well predicted",
-            "Mean error over the runs: "
-            + "; ".join(f"{_model(name)} {100 * mean[name]:.2g} %" for name in comparison.models)
-            + (f". Closest: {_model(str(mean[competing].idxmin()))}." if competing else "."),
-        ),
+        ("How well predicted", _how_well(comparison)),
+        *([("Stable or not", _stability(table, rooms))] if np.isfinite(rooms).any() else []),
         (
             "How fast",
             f"Loss {comparison.target:.3g} was first reached by {fastest['run']} "
             f"({fastest['workers']} workers) in {fastest['seconds_to_target']:.3g} s; {needed}.",
         ),
+        ("What to try", _what_to_try(table, rooms)),
     ]
+
+
+def _how_well(comparison: Comparison) -> str:
+    if not comparison.models:
+        return "No model was computed for every run."
+    mean = comparison.table[comparison.models].mean()
+    errors = "; ".join(f"{_model(name)} {100 * mean[name]:.2g} %" for name in comparison.models)
+    competing = [name for name in comparison.models if name != "replay"]
+    closest = f" Closest: {_model(str(mean[competing].idxmin()))}." if competing else ""
+    return f"Mean error over the runs: {errors}.{closest}"
+
+
+def _stability(table: pd.DataFrame, rooms: Sequence[float]) -> str:
+    known = [
+        f"{run} {room:.2g}"
+        for run, room in zip(table["run"], rooms, strict=True)
+        if np.isfinite(room)
+    ]
+    return (
+        f"Largest stable learning rate over that of the run, below 1 unstable: {', '.join(known)}."
+    )
+
+
+def _what_to_try(table: pd.DataFrame, rooms: Sequence[float]) -> str:
+    """Return which run to take: the fastest to the target that is stable."""
+    ranked = table.assign(room=rooms).sort_values("seconds_to_target")
+    stable = ranked[ranked["room"] >= 1]
+    fastest = ranked["run"].iloc[0]
+    if stable.empty:
+        return "Lower the learning rate: every run is beyond the limit of stability."
+    if stable["run"].iloc[0] == fastest:
+        known = ", and is stable" if np.isfinite(stable["room"].iloc[0]) else ""
+        return f"Take {fastest}: it was the fastest to the target{known}."
+    return (
+        f"Take {stable['run'].iloc[0]}, the fastest of the stable runs; {fastest} was faster but "
+        "is beyond the limit of stability: it needs a smaller learning rate."
+    )
 
 
 def _model(name: str) -> str:

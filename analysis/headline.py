@@ -20,16 +20,20 @@ _SLIGHT = 0.03  # change of the predicted loss that calls for nothing
 _POOR = 0.15  # error above which a prediction should not be relied on
 _AMPLE = 2.0  # distance to the limit of stability, as a factor, that leaves room
 _COVERED = 0.7  # coverage of the 90 % band above which the error of one run is mostly scatter
+_ALIKE = 1.1  # ratio of two errors below which neither model is said to be closer
 _UNEVEN = 2.0  # updates of the busiest worker over those of the idlest
 
 
 def headline(
     runs: Sequence[Run],
     fit: StalenessFit,
-    prediction: Prediction,
-    score: Score,
+    prediction: Prediction | None,
+    score: Score | None,
     workers: pd.DataFrame,
     events: pd.DataFrame,
+    *,
+    doubt: str | None = None,
+    missing: str | None = None,
 ) -> Facts:
     """Return named sentences: what was run, how stale, which law, how well predicted, what to try.
 
@@ -37,20 +41,35 @@ def headline(
     ----------
     runs
         One run, or its repeats.
+    prediction, score
+        None where there is none.
     workers, events
         As `analysis.activity` makes them; of the events, those out of the ordinary.
+    doubt
+        Why the fit should not be relied on, if so.
+    missing
+        Why there is no prediction.
     """
     facts = [
         ("What was run", _what(runs)),
-        ("How stale", _how_stale(fit)),
-        ("Which law", fit.verdict),
-        ("How well predicted", _how_well(score)),
+        ("How stale", _how_stale(runs[0], fit)),
+        ("Which law", fit.verdict if doubt is None else f"Too short to tell: {doubt}."),
+        (
+            "How well predicted",
+            f"Not predicted: {missing}." if score is None else _how_well(score),
+        ),
     ]
     stability = _stability(prediction)
     if stability:
         facts.append(("Stable or not", stability))
-    facts.append(("What to try", " ".join(_what_to_try(fit, prediction, score, workers, events))))
+    advice = [*_about_loss(fit, prediction, score), *_about_workers(workers, events)]
+    facts.append(("What to try", " ".join(advice or ["Nothing stands out."])))
     return facts
+
+
+def count(number: int, noun: str) -> str:
+    """Return a number with its noun, in the plural where that is due."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def problem_name(run: Run) -> str:
@@ -67,62 +86,75 @@ def _what(runs: Sequence[Run]) -> str:
     return (
         f"{problem_name(run)} by {config.optimizer.rule}, learning rate "
         f"{config.optimizer.learning_rate:g}, batches of {config.optimizer.batch_size}: "
-        f"{repeats}{len(trace):,} updates by {config.cluster.workers} workers in {seconds:.3g} s "
-        f"({len(trace) / max(seconds, 1e-9):,.0f} updates/s), {run.state}. "
-        f"The loss went from {loss.iloc[0]:.4g} to {loss.iloc[-1]:.4g}."
+        f"{repeats}{count(len(trace), 'update')} by {count(config.cluster.workers, 'worker')} "
+        f"in {seconds:.3g} s ({len(trace) / max(seconds, 1e-9):,.0f} updates/s), {run.state}."
+        f"{'' if loss.empty else f' The loss went from {loss.iloc[0]:.4g} to {loss.iloc[-1]:.4g}.'}"
     )
 
 
-def _how_stale(fit: StalenessFit) -> str:
+def _how_stale(run: Run, fit: StalenessFit) -> str:
     staleness = fit.sample.staleness
+    if staleness.max() == 0:
+        return "Not at all: every gradient met the parameters it was computed from."
     middle, high = np.quantile(staleness, (0.5, 0.95))
     text = (
         f"A gradient met parameters {fit.geometric.law.mean():.2f} updates newer than its own on "
         f"average, {middle:.0f} at the median; one in twenty {high:.0f} or more, at most "
         f"{staleness.max()}."
     )
-    if fit.workers is not None:
-        text += f" With {fit.workers} workers the mean must be {fit.workers - 1}."
+    cluster = run.config.cluster
+    if cluster.mode == "async":
+        expected = cluster.workers - 1
+        text += f" With {count(cluster.workers, 'worker')} the mean must be {expected}."
     return text
 
 
 def _how_well(score: Score) -> str:
-    errors = "; ".join(
-        f"{_label(name)} {_percent(model.relative_error)}" for name, model in score.models.items()
-    )
     of = "the observed loss" if score.repeats == 1 else f"the mean of {score.repeats} runs"
-    return f"Mean error against {of}: {errors}. Closest: {_label(score.closest)}."
+    errors = [f"{_label(n)} {_percent(m.relative_error)}" for n, m in score.models.items()]
+    best = score.models[score.closest].relative_error
+    alike = [
+        name
+        for name, model in score.models.items()
+        if name == score.closest or (name != "replay" and model.relative_error <= _ALIKE * best)
+    ]
+    closest = " and ".join(_label(name) for name in alike)
+    covered = " and ".join(_percent(score.models[name].coverage) for name in alike)
+    bands = "its 90 % band holds" if len(alike) == 1 else "their 90 % bands hold"
+    note = "; the replay, which is given the run's own order, does not compete"
+    return (
+        f"Mean error against {of}: {'; '.join(errors)}. Closest: {closest}"
+        f"{note if 'replay' in score.models and len(score.models) > 1 else ''}; "
+        f"{bands} {covered} of the observed points."
+    )
 
 
-def _stability(prediction: Prediction) -> str | None:
+def _stability(prediction: Prediction | None) -> str | None:
     """Return the sentence on stability that goes with a prediction, if it has one."""
-    stability: Any = prediction.settings.get("stability")
+    stability: Any = prediction and prediction.settings.get("stability")
     return stability.get("sentence") if isinstance(stability, dict) else None
 
 
-def _room(prediction: Prediction) -> tuple[float, float]:
+def room(prediction: Prediction | None) -> tuple[float, float]:
     """Return the largest stable learning rate over the run's, and itself; inf where unknown."""
-    stability: Any = prediction.settings.get("stability") or {}
+    stability: Any = (prediction and prediction.settings.get("stability")) or {}
     values = (stability.get(key) for key in ("factor", "largest_stable_learning_rate"))
-    room, limit = (np.inf if value is None else float(value) for value in values)
-    return room, limit
+    factor, limit = (np.inf if value is None else float(value) for value in values)
+    return factor, limit
 
 
-def _what_to_try(
-    fit: StalenessFit,
-    prediction: Prediction,
-    score: Score,
-    workers: pd.DataFrame,
-    events: pd.DataFrame,
-) -> list[str]:
+def _about_loss(fit: StalenessFit, prediction: Prediction | None, score: Score | None) -> list[str]:
+    """Return what stability and the predictions advise."""
+    if prediction is None or score is None:
+        return []
     advice = []
-    room, limit = _room(prediction)
-    if room < 1:
+    factor, limit = room(prediction)
+    if factor < 1:
         advice.append(f"Lower the learning rate below {limit:.3g}, or take fewer workers.")
-    elif room < _AMPLE:
+    elif factor < _AMPLE:
         advice.append(
-            f"The learning rate is within a factor of {room:.2g} of the limit: no larger one, and "
-            "more workers only with a smaller one."
+            f"The learning rate is within a factor of {factor:.2g} of the limit: no larger one, "
+            "and more workers only with a smaller one."
         )
     best = score.models[score.closest]
     cost = staleness_cost(prediction)
@@ -138,7 +170,9 @@ def _what_to_try(
             "knowing why; look at the drift of staleness and at the events."
         )
     elif cost is not None and abs(cost) < _SLIGHT:
-        afford = "" if room < _AMPLE else ": more workers or a larger learning rate can be afforded"
+        afford = (
+            "" if factor < _AMPLE else ": more workers or a larger learning rate can be afforded"
+        )
         advice.append(f"Staleness changes the predicted loss by {_percent(abs(cost))}{afford}.")
     elif cost is not None and cost > 0:
         advice.append(
@@ -158,6 +192,12 @@ def _what_to_try(
             f"The {in_words(fit.recommended)} {verb}: error {_percent(law)} against "
             f"{_percent(geometric)} with the geometric one."
         )
+    return advice
+
+
+def _about_workers(workers: pd.DataFrame, events: pd.DataFrame) -> list[str]:
+    """Return what uneven workers and events advise."""
+    advice = []
     busy, idle = workers["share"].max(), workers["share"].min()
     if len(workers) > 1 and busy > _UNEVEN * idle:
         slow = workers["worker"].iloc[int(workers["share"].argmin())]
@@ -169,7 +209,7 @@ def _what_to_try(
         counts = events["event"].value_counts()
         listed = ", ".join(f"{str(kind).replace('_', ' ')} ({n})" for kind, n in counts.items())
         advice.append(f"Look at the events: {listed}.")
-    return advice or ["Nothing: no staleness-free prediction to compare with."]
+    return advice
 
 
 def staleness_cost(prediction: Prediction) -> float | None:

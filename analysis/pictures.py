@@ -19,6 +19,11 @@ from asgd.trace import Run, replace_file
 
 # Points of a curve that the page shows values of.
 _HOVER = 400
+_HANGING = (
+    " A bar that stays above zero marks a staleness seen less often than the law says, one that "
+    "reaches below it one seen more often. The strip is what independent scatter would do."
+)
+_NO_CURVES = pd.DataFrame(columns=["model", "update", "loss_mean"])
 
 
 @dataclass(frozen=True)
@@ -95,10 +100,20 @@ def _picture(
     return Picture(id, svg, file, caption, data, shown)
 
 
-def overlay(prefix: str, runs: Sequence[Run], prediction: Prediction) -> Picture:
+def overlay(prefix: str, runs: Sequence[Run], prediction: Prediction | None) -> Picture:
     """Observed loss of one run, or of repeats, over the predicted mean and band of each model."""
     losses = pd.concat([run.loss for run in runs])
     observed = losses.groupby("update", as_index=False)[["seconds", "loss"]].mean()
+    if prediction is None:
+        return _picture(
+            f"{prefix}loss",
+            figures.loss_overlay([run.loss for run in runs], _NO_CURVES),
+            "Observed loss over updates",
+            "Observed loss." if len(runs) == 1 else "Observed loss of each repeat.",
+            observed,
+            legend=False,
+            values=("update", observed[["update", "loss"]], {"loss": "loss"}),
+        )
     wide = _by_model(prediction.curves, "loss_mean").merge(observed, on="update", how="left")
     data = prediction.curves.merge(observed, on="update", how="left")
     name = "observed" if len(runs) == 1 else f"observed, mean of {len(runs)}"
@@ -121,11 +136,13 @@ def errors(prefix: str, table: pd.DataFrame) -> Picture:
     """Error of each model over updates."""
     wide = _by_model(table.assign(error=100 * table["error"]), "error")
     labels = {name: f"{MODELS[name]} (%)" for name in table["model"].unique()}
+    drawn = figures.largest_error(table)
+    cut = " Larger errors are cut off." if drawn < float(table["error"].abs().max()) else ""
     return _picture(
         f"{prefix}errors",
         figures.error_over_time(table, group=f"{prefix}errors"),
         "Error of each model's predicted mean over updates",
-        "Predicted mean minus observed loss, in per cent of the mean observed loss.",
+        f"Predicted mean minus observed loss, in per cent of the mean observed loss.{cut}",
         table,
         legend=False,
         values=("update", wide, labels),
@@ -133,7 +150,12 @@ def errors(prefix: str, table: pd.DataFrame) -> Picture:
 
 
 def staleness(
-    prefix: str, run: Run, fit: StalenessFit, timeline: pd.DataFrame, workers: pd.DataFrame
+    prefix: str,
+    run: Run,
+    fit: StalenessFit,
+    timeline: pd.DataFrame,
+    workers: pd.DataFrame,
+    events: pd.DataFrame,
 ) -> list[Picture]:
     """Histogram with laws, rootograms, staleness over time and by worker."""
     counts, pmfs = fit.histogram()
@@ -144,7 +166,7 @@ def staleness(
     pictures = [
         _picture(
             f"{prefix}staleness",
-            figures.staleness_histogram(counts, pmfs),
+            figures.staleness_histogram(counts, pmfs, figures.new_axes(5.6, 3.0)),
             "Histogram of staleness with fitted laws",
             _schedule(run),
             data,
@@ -157,9 +179,7 @@ def staleness(
                 f"{prefix}rootogram-{number}",
                 figures.staleness_rootogram(counts, pmf, name),
                 f"Hanging rootogram of staleness under the {name}",
-                f"Measured counts hung from the {name}: a bar that stays above zero marks a "
-                "staleness seen less often than the law says, one that reaches below it one seen "
-                "more often. The strip is what independent scatter would do.",
+                f"Measured counts hung from the {name}.{_HANGING if number == 1 else ''}",
                 data[["staleness", "updates", name]],
             )
         )
@@ -167,9 +187,9 @@ def staleness(
         *pictures,
         _picture(
             f"{prefix}staleness-time",
-            figures.band_over_time(timeline, "staleness"),
+            figures.band_over_time(timeline, "staleness", events),
             "Staleness over the time of the run",
-            "Staleness over time.",
+            f"Staleness over time.{_marked(events)}",
             timeline[_columns(timeline, "seconds", "update", "staleness")],
             values=("second", timeline[["seconds", "staleness_mean"]], {"staleness_mean": "mean"}),
         ),
@@ -187,7 +207,7 @@ def activity(
     prefix: str, timeline: pd.DataFrame, workers: pd.DataFrame, events: pd.DataFrame
 ) -> list[Picture]:
     """Throughput over time and compute time of each worker, events marked."""
-    marked = " Dashed: events." if len(events) else ""
+    marked = _marked(events)
     drawn = timeline.assign(compute_mean=1000 * timeline["compute_mean"])
     return [
         _picture(
@@ -237,8 +257,15 @@ def comparison(names: Sequence[str], runs: Sequence[Run], compared: Comparison) 
             "runs-loss",
             figures.loss_over_time(losses, compared.target),
             "Observed loss of each run over time",
-            "Observed loss over time, and the loss that every run reached.",
+            "Observed loss over time; target: a loss that every run reached.",
             data,
+        ),
+        _picture(
+            "runs-target",
+            figures.target_by_workers(table),
+            "Time of each run to the target loss against the number of workers",
+            f"Time to the target loss, {compared.target:.3g}.",
+            table[["run", "workers", "updates_to_target", "seconds_to_target"]],
         ),
         _picture(
             "runs-mu",
@@ -248,20 +275,39 @@ def comparison(names: Sequence[str], runs: Sequence[Run], compared: Comparison) 
             table[["run", "workers", "mu", "mu_low", "mu_high", "mu_expected"]],
         ),
         _picture(
-            "runs-errors",
-            figures.error_by_workers(table, compared.models),
-            "Error of each model against the number of workers",
-            "Mean error of each model.",
-            table[["run", "workers", *compared.models]],
+            "runs-staleness",
+            figures.staleness_by_workers(table),
+            "Staleness of each run against the number of workers",
+            "Staleness against P - 1, the mean of every server with one gradient per worker.",
+            table[["run", "workers", "mean", "staleness_q05", "staleness_q95"]],
         ),
+        *_errors_by_workers(table, compared.models),
         _picture(
             "runs-speed",
             figures.speed_by_workers(table),
             "Updates per second of each run against the number of workers",
             "Throughput against the number of workers; the line is proportional to it.",
-            table[["run", "workers", "updates_per_second", "seconds_to_target"]],
+            table[["run", "workers", "updates_per_second"]],
         ),
     ]
+
+
+def _errors_by_workers(table: pd.DataFrame, models: Sequence[str]) -> list[Picture]:
+    if not models:
+        return []
+    return [
+        _picture(
+            "runs-errors",
+            figures.error_by_workers(table, models),
+            "Error of each model against the number of workers",
+            "Mean error of each model's predicted loss.",
+            table[["run", "workers", *models]],
+        )
+    ]
+
+
+def _marked(events: pd.DataFrame) -> str:
+    return " Dashed: events." if len(events) else ""
 
 
 def _schedule(run: Run) -> str:

@@ -14,6 +14,7 @@ from importlib.metadata import version
 from importlib.resources import files
 from numbers import Real
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -25,12 +26,12 @@ from analysis.activity import events_table, timeline, workers_table
 from analysis.comparison import compare_runs, comparison_headline, labels
 from analysis.experiment import fit_runs
 from analysis.fit import StalenessFit
-from analysis.headline import headline, problem_name
+from analysis.headline import count, headline, problem_name, room
 from analysis.inline_svg import SvgInliner, page_colour
 from analysis.pictures import Picture
-from analysis.prediction import MODELS, Prediction, read_prediction
+from analysis.prediction import MODELS, Prediction, has_prediction, read_prediction
 from analysis.score import Score, compare
-from asgd.errors import InputError
+from asgd.errors import InputError, UnreliableEstimateError
 from asgd.experiment import read_runs
 from asgd.trace import Run, replace_file
 
@@ -41,7 +42,7 @@ _ERROR_NAMES = {
     "coverage": "coverage of the 90 % band",
     "crps": "CRPS",
 }
-_LAW_NAMES = {"llf": "log-likelihood", "aic": "AIC", "bic": "BIC", "tv": "distance", "pvalue": "p"}
+_LAW_NAMES = {"aic": "AIC", "bic": "BIC", "tv": "distance", "pvalue": "p"}
 _COMPARISON_NAMES = {
     "run": "run",
     "workers": "workers",
@@ -53,23 +54,43 @@ _COMPARISON_NAMES = {
     "updates_to_target": "updates to target",
     "seconds_to_target": "seconds to target",
 }
+_NOT_ASKED = "no prediction is stored; `asgd predict` makes one"
 
 
 @dataclass(frozen=True)
 class Study:
-    """One run, or repeats of one, and everything the report says of it."""
+    """One run, or repeats of one, and everything the report says of it.
+
+    Attributes
+    ----------
+    doubt
+        Why the fit should not be relied on, None if it may be.
+    prediction, score
+        None where no prediction is stored.
+    missing
+        Why there is no prediction, None where there is one.
+    """
 
     path: Path
     runs: Sequence[Run]
     fit: StalenessFit
-    prediction: Prediction
-    score: Score
+    doubt: str | None
+    prediction: Prediction | None
+    score: Score | None
+    missing: str | None
 
     @classmethod
-    def of(cls, path: Path) -> Study:
+    def of(cls, path: Path, missing: str | None = None) -> Study:
         """Fit, read the stored prediction, score it."""
-        runs, prediction = read_runs(path), read_prediction(path)
-        return cls(path, runs, fit_runs(runs), prediction, compare(runs, prediction))
+        runs, doubt = read_runs(path), None
+        try:
+            fit = fit_runs(runs)
+        except UnreliableEstimateError as error:
+            fit, doubt = error.estimate, str(error)
+        if not has_prediction(path):
+            return cls(path, runs, fit, doubt, None, None, missing or _NOT_ASKED)
+        prediction = read_prediction(path)
+        return cls(path, runs, fit, doubt, prediction, compare(runs, prediction), None)
 
     @property
     def run(self) -> Run:
@@ -81,26 +102,30 @@ def write_report(
     paths: str | Path | Sequence[str | Path],
     output: str | Path | None = None,
     figures_directory: str | Path | None = None,
+    missing: Mapping[Path, str] = MappingProxyType({}),
 ) -> Path:
     """Write the report on one or several runs and return its path.
 
     Parameters
     ----------
     paths
-        One or several directories of a run, or of repeats of one, with a stored prediction.
+        One or several directories of a run, or of repeats of one. Without a stored prediction the
+        report is one of what happened.
     output
         The file; `report.html` in the first directory by default.
     figures_directory
         Where to write every figure as SVG and its data as CSV; nowhere by default.
+    missing
+        Of directories without a prediction: why there is none, for the reader.
 
     Raises
     ------
     InputError
-        A run has no stored prediction, or a file cannot be written.
+        A run recorded no update or cannot be read, or a file cannot be written.
     """
     places = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
     output = Path(output) if output is not None else places[0] / "report.html"
-    studies = [Study.of(path) for path in places]
+    studies = [Study.of(path, missing.get(path)) for path in places]
     sections, drawn = [], []
     for number, study in enumerate(studies, start=1):
         section, own = _section(study, f"run{number}-" if len(studies) > 1 else "")
@@ -150,9 +175,9 @@ def _section(study: Study, prefix: str) -> tuple[dict[str, Any], list[Picture]]:
     run, fit, prediction, score = study.run, study.fit, study.prediction, study.score
     course, workers, events = timeline(run), workers_table(run), events_table(run)
     unusual = events[events["incident"].astype(bool)]
-    overlay = pictures.overlay(prefix, study.runs, prediction)
-    errors = pictures.errors(prefix, score.errors)
-    staleness = pictures.staleness(prefix, run, fit, course, workers)
+    loss = [pictures.overlay(prefix, study.runs, prediction)] if len(run.loss) else []
+    errors = [pictures.errors(prefix, score.errors)] if score else []
+    staleness = pictures.staleness(prefix, run, fit, course, workers, unusual)
     activity = pictures.activity(prefix, course, workers, unusual)
     section = {
         "id": prefix + "run",
@@ -162,12 +187,21 @@ def _section(study: Study, prefix: str) -> tuple[dict[str, Any], list[Picture]]:
             if len(study.runs) > 1
             else ""
         ),
-        "headline": headline(study.runs, fit, prediction, score, workers, unusual),
-        "models": [_key(name) for name in prediction.models],
-        "overlay": overlay,
-        "scores": _scores(score),
+        "headline": headline(
+            study.runs,
+            fit,
+            prediction,
+            score,
+            workers,
+            unusual,
+            doubt=study.doubt,
+            missing=study.missing,
+        ),
+        "models": [_key(name) for name in prediction.models] if prediction else [],
+        "loss": loss,
+        "scores": score and _scores(score),
         "errors": errors,
-        "parts": _parts(score),
+        "parts": score and _parts(score),
         "staleness": staleness,
         "laws": _laws(fit),
         "laws_note": (
@@ -186,7 +220,7 @@ def _section(study: Study, prefix: str) -> tuple[dict[str, Any], list[Picture]]:
         "environment": json.dumps(run.environment, indent=2),
         "reproduce": _reproduce(study),
     }
-    return section, [overlay, errors, *staleness, *activity]
+    return section, [*loss, *errors, *staleness, *activity]
 
 
 def _comparison(studies: Sequence[Study]) -> tuple[dict[str, Any], list[Picture]]:
@@ -196,23 +230,22 @@ def _comparison(studies: Sequence[Study]) -> tuple[dict[str, Any], list[Picture]
     names = labels([study.path for study in studies])
     compared = compare_runs(names, runs, fits, [study.score for study in studies])
     drawn = pictures.comparison(names, runs, compared)
-    heads = _COMPARISON_NAMES | {name: f"error: {MODELS[name]}" for name in compared.models}
-    table = compared.table[list(heads)].rename(columns=heads)
-    percent = [heads[name] for name in compared.models]
+    rooms = [room(study.prediction)[0] for study in studies]
+    table = compared.table.rename(columns=_COMPARISON_NAMES)
+    errors = compared.table[["run", "workers", *compared.models]].rename(columns=MODELS)
+    percent = [MODELS[name] for name in compared.models]
     section = {
-        "headline": comparison_headline(runs, fits, compared),
-        "table": _table("runs side by side", table, percent),
-        "note": (
-            f"Target: loss {compared.target:.4g}, which every run reached. Errors: mean distance "
-            "of the predicted mean from the observed loss, over the mean observed loss."
-        ),
+        "headline": comparison_headline(runs, fits, compared, rooms),
+        "table": _table("runs side by side", table[list(_COMPARISON_NAMES.values())]),
+        "note": f"Target: loss {compared.target:.4g}, which every run reached.",
+        "errors": _table("errors side by side", errors, percent) if percent else None,
         "figures": drawn,
     }
     return section, drawn
 
 
 def _title(study: Study) -> str:
-    title = f"{problem_name(study.run)}, {study.run.config.cluster.workers} workers"
+    title = f"{problem_name(study.run)}, {count(study.run.config.cluster.workers, 'worker')}"
     return title if len(study.runs) == 1 else f"{title}, {len(study.runs)} repeats"
 
 
@@ -243,7 +276,7 @@ def _parts(score: Score) -> dict[str, Any] | None:
 
 
 def _laws(fit: StalenessFit) -> dict[str, Any]:
-    table = fit.table().rename(columns=_LAW_NAMES)
+    table = fit.table().drop(columns="llf").rename(columns=_LAW_NAMES)
     return _table("staleness laws", table, ["zeros"])
 
 
@@ -270,12 +303,11 @@ def _workers(workers: pd.DataFrame) -> dict[str, Any]:
 def _reproduce(study: Study) -> str:
     """Return the commands that make such a run again and report on it."""
     config, prediction = shlex.quote(str(study.path / "config.json")), study.prediction
-    paths = max((prediction.paths(name) or 0 for name in prediction.models), default=0)
-    lines = [
-        f"asgd run {config} --out NEW_DIRECTORY",
-        f"asgd predict NEW_DIRECTORY{f' --paths {paths}' if paths else ''}",
-        "asgd report NEW_DIRECTORY",
-    ]
+    lines = [f"asgd run {config} --out NEW_DIRECTORY"]
+    if prediction is not None:
+        paths = max((prediction.paths(name) or 0 for name in prediction.models), default=0)
+        lines.append(f"asgd predict NEW_DIRECTORY{f' --paths {paths}' if paths else ''}")
+    lines.append("asgd report NEW_DIRECTORY")
     return "\n".join(lines)
 
 

@@ -16,6 +16,7 @@ from analysis.figures.activity import (
     band_over_time,
     by_worker,
     speed_by_workers,
+    target_by_workers,
     throughput,
     worker_throughput,
 )
@@ -23,10 +24,16 @@ from analysis.figures.canvas import STYLE, new_axes, plot_box, to_svg
 from analysis.figures.loss import (
     error_by_workers,
     error_over_time,
+    largest_error,
     loss_over_time,
     loss_overlay,
 )
-from analysis.figures.staleness import mu_by_workers, staleness_histogram, staleness_rootogram
+from analysis.figures.staleness import (
+    mu_by_workers,
+    staleness_by_workers,
+    staleness_histogram,
+    staleness_rootogram,
+)
 
 __all__ = [
     "STYLE",
@@ -35,14 +42,17 @@ __all__ = [
     "by_worker",
     "error_by_workers",
     "error_over_time",
+    "largest_error",
     "loss_over_time",
     "loss_overlay",
     "mu_by_workers",
     "new_axes",
     "plot_box",
     "speed_by_workers",
+    "staleness_by_workers",
     "staleness_histogram",
     "staleness_rootogram",
+    "target_by_workers",
     "throughput",
     "to_svg",
     "worker_throughput",

@@ -20,6 +20,9 @@ from analysis.figures.canvas import (
     new_axes,
 )
 
+# Name of the axis, and what a table's unit is worth in the axis's.
+_SCALES = {"staleness": (r"staleness $\tau$ (updates)", 1.0), "compute": ("compute time (ms)", 1e3)}
+
 
 def band_over_time(
     table: pd.DataFrame,
@@ -37,15 +40,15 @@ def band_over_time(
     events
         Columns `seconds` and `event`, as from `analysis.events_table`.
     """
-    ax = ax or new_axes(height=2.8)
-    low, high, mean = (table[f"{quantity}_{part}"] for part in ("q05", "q95", "mean"))
+    ax = ax or new_axes(height=2.5)
+    label, scale = _SCALES[quantity]
+    low, high, mean = (scale * table[f"{quantity}_{part}"] for part in ("q05", "q95", "mean"))
     ax.fill_between(table["seconds"], low, high, color=BLUE, alpha=0.18, lw=0, label="central 90 %")
     ax.plot(table["seconds"], mean, color=BLUE, lw=1.5, label="mean")
-    label = {"staleness": r"staleness $\tau$ (updates)", "compute": "compute time (s)"}[quantity]
     ax.set(xlabel="time (s)", ylabel=label)
     ax.set_ylim(bottom=0)
     _mark(ax, events)
-    key(ax, columns=2)
+    key(ax, columns=3, place="above")
     return finish(ax)
 
 
@@ -61,7 +64,7 @@ def throughput(
     events
         Columns `seconds` and `event`, as from `analysis.events_table`.
     """
-    ax = ax or new_axes(height=2.8)
+    ax = ax or new_axes(height=2.5)
     ax.step(
         table["seconds"],
         table["updates_per_second"],
@@ -74,7 +77,7 @@ def throughput(
     ax.set_ylim(bottom=0)
     _mark(ax, events)
     if events is not None and len(events):
-        key(ax, columns=2)
+        key(ax, columns=3, place="above")
     return finish(ax)
 
 
@@ -89,20 +92,21 @@ def by_worker(
         Columns `worker`, and `<quantity>_` followed by `mean`, `q05`, `q25`, `q50`, `q75`, `q95`,
         as from `analysis.workers_table`.
     """
-    ax = ax or new_axes(height=2.8)
+    ax = ax or new_axes(height=2.5)
     worker = table["worker"]
-    q = {part: table[f"{quantity}_{part}"] for part in ("mean", "q05", "q25", "q50", "q75", "q95")}
+    label, scale = _SCALES[quantity]
+    parts = ("mean", "q05", "q25", "q50", "q75", "q95")
+    q = {part: scale * table[f"{quantity}_{part}"] for part in parts}
     width = max(1.5, min(9.0, 120.0 / len(table)))
     ax.vlines(worker, q["q05"], q["q95"], color=BLUE, lw=1, label="central 90 %")
     ax.vlines(worker, q["q25"], q["q75"], color=BLUE, lw=width, alpha=0.5, label="middle half")
     ax.plot(worker, q["q50"], "_", color=INK, ms=width + 3, label="median")
     ax.plot(worker, q["mean"], "o", color=ORANGE, ms=3.5, label="mean")
-    label = {"staleness": r"staleness $\tau$ (updates)", "compute": "compute time (s)"}[quantity]
     ax.set(xlabel="worker", ylabel=label)
-    ax.set_ylim(0, 1.3 * float(q["q95"].max()) or 1.0)
+    ax.set_ylim(0, 1.05 * float(q["q95"].max()) or 1.0)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.margins(x=0.06)
-    key(ax, columns=4, place="upper right")
+    key(ax, columns=4, place="above")
     return finish(ax)
 
 
@@ -114,7 +118,7 @@ def worker_throughput(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     table
         Columns `worker` and `updates_per_second`, as from `analysis.workers_table`.
     """
-    ax = ax or new_axes(height=2.8)
+    ax = ax or new_axes(height=2.5)
     ax.bar(table["worker"], table["updates_per_second"], width=0.7, color=BAR)
     ax.set(xlabel="worker", ylabel="updates/s")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -141,6 +145,24 @@ def speed_by_workers(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     ax.set_ylim(0, 1.25 * float(speed.max()))
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     key(ax)
+    return finish(ax)
+
+
+def target_by_workers(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Draw the seconds that several runs took to one loss against their workers.
+
+    Parameters
+    ----------
+    table
+        Columns `workers` and `seconds_to_target`.
+    """
+    ax = ax or new_axes()
+    table = table.sort_values("workers")
+    ax.plot(table["workers"], table["seconds_to_target"], "o", color=BLUE, ms=5)
+    ax.set(xlabel="workers $P$", ylabel="time to the target loss (s)")
+    ax.set_xlim(left=0)
+    ax.set_ylim(0, 1.1 * float(table["seconds_to_target"].max()) or 1.0)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     return finish(ax)
 
 

@@ -36,7 +36,7 @@ LONGEST_CURVE = 2000
 _NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
 
 
-def new_axes(width: float = 5.6, height: float = 3.4) -> Axes:
+def new_axes(width: float = 4.6, height: float = 2.9) -> Axes:
     """Return the Axes of a new figure, sizes in inches."""
     look = matplotlib.rc_context(
         {
@@ -106,14 +106,19 @@ def thin(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def key(
-    ax: Axes, columns: int = 1, place: Literal["best", "upper right", "lower right"] = "best"
+    ax: Axes,
+    columns: int = 1,
+    place: Literal["best", "upper left", "upper right", "lower right", "above"] = "best",
 ) -> None:
     """Draw the legend."""
+    above = place == "above"
     ax.legend(
         frameon=False,
         fontsize="small",
         labelcolor=INK,
-        loc=place,
+        loc="lower right" if place == "above" else place,
+        bbox_to_anchor=(1.0, 1.0) if above else None,
+        borderaxespad=0.2 if above else None,
         ncols=columns,
         columnspacing=1.0,
         handletextpad=0.5,

@@ -31,7 +31,7 @@ def loss_overlay(
     group
         Prefix of the SVG ids of what belongs to a model: `<group>:<model>:<part>`.
     """
-    ax = ax or new_axes(6.4, 3.8)
+    ax = ax or new_axes(5.6, 3.4)
     for model, curve in curves.groupby("model", sort=False):
         curve = thin(curve)
         colour, dash = STYLE[str(model)]
@@ -69,7 +69,7 @@ def error_over_time(errors: pd.DataFrame, ax: Axes | None = None, *, group: str 
     group
         As in `loss_overlay`.
     """
-    ax = ax or new_axes(6.4, 2.8)
+    ax = ax or new_axes(5.6, 2.6)
     for model, table in errors.groupby("model", sort=False):
         table = thin(table)
         colour, dash = STYLE[str(model)]
@@ -83,12 +83,19 @@ def error_over_time(errors: pd.DataFrame, ax: Axes | None = None, *, group: str 
             gid=f"{group}:{model}:error",
         )
     ax.axhline(0, color=OBSERVED, lw=0.8)
-    limit = 100 * float(np.nanquantile(np.abs(errors["error"]), 0.98))
-    ax.set_ylim(-1.2 * max(limit, 5), 1.2 * max(limit, 5))
+    limit = max(5.0, 110 * float(largest_error(errors)))
+    ax.set_ylim(-limit, limit)
     ax.set(xlabel="applied updates $k$", ylabel="predicted - observed\n(% of mean loss)")
     ax.margins(x=0.01)
     key(ax)
     return finish(ax)
+
+
+def largest_error(errors: pd.DataFrame) -> float:
+    """Return the largest error that is drawn: a model that runs away must not hide the others."""
+    size = errors["error"].abs().replace(np.inf, np.nan)
+    of_models = size.groupby(errors["model"]).max()
+    return min(float(of_models.max()), 5.0 * float(of_models.min()))
 
 
 def loss_over_time(

@@ -80,6 +80,28 @@ def staleness_rootogram(
     return finish(ax)
 
 
+def staleness_by_workers(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Draw mean and central 90 % of the staleness of several runs against their workers.
+
+    Parameters
+    ----------
+    table
+        Columns `workers`, `mean`, `staleness_q05`, `staleness_q95`.
+    """
+    ax = ax or new_axes()
+    workers = table["workers"]
+    line = np.array([1.0, 1.05 * float(workers.max())])
+    ax.plot(line, line - 1, color=ORANGE, ls=(0, (5, 2)), lw=1.5, label="$P - 1$")
+    ends = table["staleness_q05"], table["staleness_q95"]
+    ax.vlines(workers, *ends, color=BLUE, lw=6, alpha=0.3, label="central 90 %")
+    ax.plot(workers, table["mean"], "o", color=BLUE, ms=5, label="mean")
+    ax.set(xlabel="workers $P$", ylabel=r"staleness $\tau$ (updates)")
+    ax.set_ylim(bottom=0)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    key(ax, place="upper left")
+    return finish(ax)
+
+
 def mu_by_workers(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """Draw the fitted geometric parameter of each run against 1 - 1/P.
 
