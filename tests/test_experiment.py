@@ -1,5 +1,6 @@
 """Repeats of one run: how they are stored, read, fitted, predicted and scored."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from analysis.prediction import predict
 from analysis.score import compare
 from asgd.config import RunConfig, make_config
 from asgd.errors import InputError
-from asgd.experiment import read_runs, run_repeats
+from asgd.experiment import read_runs, run_repeats, unfinished_repeats
 from asgd.simulation import simulate
 from asgd.trace import Run, read_run
 
@@ -107,3 +108,28 @@ def test_scores_of_repeats_have_intervals_that_hold_the_score(runs: list[Run]) -
     single = [compare(run, prediction).models["sme_law"].crps for run in runs]
     expected = 2 * 1.96 * np.std(single) / np.sqrt(REPEATS)
     assert 0.7 < (law["crps_high"] - law["crps_low"]) / expected < 1.3
+
+
+def test_repeats_that_are_missing_or_cut_short_are_found(tmp_path: Path) -> None:
+    config = make_config({**TABLES, "run": {**TABLES["run"], "updates": 40, "repeats": 4}})
+    out = run_repeats(config, tmp_path / "out", simulate)
+    repeats = [out / f"repeat-{number:03d}" for number in range(4)]
+    with pytest.raises(InputError, match="only these are resumed"):
+        unfinished_repeats(out)
+    for repeat in repeats:
+        (repeat / "checkpoints").mkdir()
+    with pytest.raises(InputError, match="every repeat is finished"):
+        unfinished_repeats(out)
+    shutil.rmtree(repeats[3])
+    for part in repeats[0].glob("trace/*"):  # cut short before its first update was on record
+        part.unlink()
+    events = repeats[1] / "events.jsonl"
+    events.write_text(events.read_text().replace('"finish"', '"interrupted"'))
+    found = unfinished_repeats(out)
+    assert [path for path, _ in found] == [repeats[0], repeats[1], repeats[3]]
+    assert [anew and anew.run.seed for _, anew in found] == [5, None, 8]
+    assert not repeats[0].exists()
+    shutil.copy(repeats[2] / "config.json", repeats[1] / "config.json")
+    with pytest.raises(InputError, match="is no repeat of"):
+        unfinished_repeats(out)
+    assert unfinished_repeats(repeats[2]) == [(repeats[2], None)]

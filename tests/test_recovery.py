@@ -12,12 +12,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
 from asgd.__main__ import main
 from asgd.config import RunConfig, make_config
 from asgd.errors import InputError, RunFailedError
+from asgd.experiment import read_runs
 from asgd.progress import Progress
 from asgd.simulation import simulate
 from asgd.trace import Run, read_run
@@ -158,28 +160,32 @@ def test_one_worker_with_a_killed_server_equals_the_undisturbed_run(tmp_path: Pa
 
 
 @pytest.mark.usefixtures("shared_ray")
-def test_interrupted_run_is_resumed_to_the_last_bit(tmp_path: Path) -> None:
-    config = configure(300, every=1000, workers=1)
+def test_interrupted_repeats_are_resumed_to_the_last_bit(tmp_path: Path) -> None:
+    config = configure(200, every=1000, workers=1)
     one = read_run(run(config, tmp_path / "one"))
 
     def interrupt(progress: Progress) -> None:
         if progress.update >= 100:
             raise KeyboardInterrupt
 
+    twice = msgspec.structs.replace(config, run=msgspec.structs.replace(config.run, repeats=2))
     with pytest.raises(KeyboardInterrupt):
-        run(config, tmp_path / "other", progress=interrupt)
-    interrupted = read_run(tmp_path / "other")
+        run(twice, tmp_path / "two", progress=interrupt)
+    (interrupted,) = read_runs(tmp_path / "two")
     assert interrupted.state == "interrupted"
     done = len(interrupted.trace)
-    assert 100 <= done < 300
-    main(["run", "--resume", str(tmp_path / "other"), "--quiet"])
-    other = read_run(tmp_path / "other")
+    assert 100 <= done < 200
+    main(["run", "--resume", str(tmp_path / "two"), "--quiet"])
+    other, anew = read_runs(tmp_path / "two")
     check_continuous(other)
     check_same(one, other)
     (event,) = restored(other)
     assert (event["from_version"], event["updates_lost"]) == (done, 0)
-    with pytest.raises(InputError, match="finished"):
-        resume(tmp_path / "other")
+    check_continuous(anew)
+    assert not restored(anew)
+    for path in (tmp_path / "two", other.path):
+        with pytest.raises(InputError, match="finished"):
+            resume(path)
 
 
 SCRIPT = """
