@@ -326,20 +326,21 @@ def _train(config: RunConfig, out: Path, address: str | None, quiet: bool, lines
 
 
 def _resume(path: Path, address: str | None, quiet: bool, lines: bool) -> Path:
-    from asgd.experiment import complete_repeats
+    from asgd.experiment import unfinished_repeats
     from asgd.live import LiveRun
     from cluster.launch import resume
     from cluster.launch import run as run_cluster
+    from cluster.session import ray_session
 
-    def one(config: RunConfig, out: Path) -> None:
-        with LiveRun("train", out, quiet=quiet, lines=lines) as live:
-            run_cluster(config, out, address, live)
-
-    def again(out: Path) -> None:
-        with LiveRun("train", out, quiet=quiet, lines=lines) as live:
-            resume(out, address, live)
-
-    return complete_repeats(path, one, again)
+    left = unfinished_repeats(path)
+    with ray_session(address) if len(left) > 1 else nullcontext():
+        for directory, config in left:
+            with LiveRun("train", directory, quiet=quiet, lines=lines) as live:
+                if config is None:
+                    resume(directory, address, live)
+                else:
+                    run_cluster(config, directory, address, live)
+    return path
 
 
 def _fit(path: Path, runs: Sequence[Run]) -> StalenessFit:
