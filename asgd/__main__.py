@@ -18,7 +18,12 @@ from typing import TYPE_CHECKING
 import click
 
 from asgd.commands import init, runs, simulate, status
-from asgd.errors import AsgdError, InputError, RunFailedError
+from asgd.errors import (
+    AsgdError,
+    DivergedError,
+    InputError,
+    RunFailedError,
+)
 from asgd.options import (
     PATH,
     Numbers,
@@ -34,11 +39,7 @@ from asgd.options import (
 from asgd.output import print_json, print_table
 
 if TYPE_CHECKING:
-    from analysis.fit import StalenessFit
-    from analysis.prediction import Prediction
-    from analysis.score import Score
     from asgd.config import RunConfig
-    from asgd.trace import Run
 
 # Four workers near the edge of stability, where the law of the staleness shows in the loss.
 DEMO = {
@@ -159,10 +160,11 @@ def profile(runs: Sequence[Path], as_json: bool) -> None:
     asgd profile runs/digits
     asgd profile runs/p4 runs/p8 --json
     """
+    from analysis.steps import store_fit
     from asgd.experiment import read_runs
 
     for path in runs:
-        fit = _fit(path, read_runs(path))
+        fit = store_fit(path, read_runs(path))
         if as_json:
             print_json(fit.to_dict())
         else:
@@ -180,9 +182,10 @@ def predict(run: Path, paths: int, as_json: bool, quiet: bool) -> None:
     \b
     asgd predict runs/digits --paths 200
     """
+    from analysis.steps import store_prediction
     from asgd.experiment import read_runs
 
-    prediction, score = _predict(run, read_runs(run), paths, quiet)
+    prediction, score = store_prediction(run, read_runs(run), paths, quiet)
     if as_json:
         scores = {name: asdict(model) for name, model in score.models.items()}
         print_json({**prediction.settings, "scores": scores})
@@ -209,7 +212,9 @@ def report(
     asgd report runs/digits -o digits.html
     asgd report runs/p2 runs/p4 runs/p8 -o workers.html --figures figures
     """
-    click.echo(_report(runs, output, figures, paths, quiet))
+    from analysis.steps import store_report
+
+    click.echo(store_report(runs, output, figures, paths, quiet))
 
 
 @cli.command()
@@ -281,6 +286,7 @@ def demo(out: Path | None, paths: int, quiet: bool) -> None:
     \b
     asgd demo --out runs/demo
     """
+    from analysis.steps import store_fit, store_report
     from asgd.config import make_config
     from asgd.experiment import read_runs
     from asgd.trace import default_path
@@ -288,8 +294,8 @@ def demo(out: Path | None, paths: int, quiet: bool) -> None:
     settings = make_config(DEMO)
     path = _train(settings, out or default_path(settings, "demo"), None, quiet, False)
     click.echo(f"run      {path}")
-    page = _report([path], None, None, paths, quiet)
-    click.echo(f"{_fit(path, read_runs(path))}\n")
+    page = store_report([path], None, None, paths, quiet)
+    click.echo(f"{store_fit(path, read_runs(path))}\n")
     click.echo(f"report   {page}")
 
 
@@ -343,43 +349,6 @@ def _resume(path: Path, address: str | None, quiet: bool, lines: bool) -> Path:
     return path
 
 
-def _fit(path: Path, runs: Sequence[Run]) -> StalenessFit:
-    """Fit the staleness of a run, or of its repeats, and store the fit in their directory."""
-    from analysis.experiment import fit_runs
-
-    fit = fit_runs(runs)
-    fit.save(path)
-    return fit
-
-
-def _predict(path: Path, runs: Sequence[Run], paths: int, quiet: bool) -> tuple[Prediction, Score]:
-    from analysis.prediction import DEFAULT_MODELS
-    from analysis.prediction import predict as predict_run
-    from analysis.score import compare
-    from asgd.live import Bar
-
-    with Bar("predict", len(DEFAULT_MODELS), quiet) as bar:
-        fit = _fit(path, runs)
-        prediction = predict_run(runs, paths=paths, fit=fit, progress=bar.part)
-    prediction.save(path)
-    return prediction, compare(runs, prediction)
-
-
-def _report(
-    paths: Sequence[Path], output: Path | None, figures: Path | None, ensemble: int, quiet: bool
-) -> Path:
-    """Predict where no prediction is stored, write the report and return its path."""
-    from analysis.prediction import has_prediction
-    from analysis.report import write_report
-    from asgd.experiment import read_runs
-
-    for path in paths:
-        runs = read_runs(path)
-        if not has_prediction(path):
-            _predict(path, runs, ensemble, quiet)
-    return write_report(paths, output, figures)
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit: 0 success, 1 the run failed, 2 unusable input."""
     try:
@@ -392,6 +361,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _fail(f"{error.format_message().rstrip('.')}; `{where} --help` shows its use", 2)
     except (KeyboardInterrupt, click.Abort):
         _fail("interrupted", 1)
+    except DivergedError as error:
+        from analysis.advice import advised
+
+        _fail(advised(error), 1)
     except RunFailedError as error:
         _fail(str(error), 1)
     except AsgdError as error:

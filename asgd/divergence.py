@@ -5,6 +5,8 @@ from __future__ import annotations
 from asgd.config import RunConfig
 from asgd.errors import DivergedError
 
+DIVERGED = "the run diverged"  # how every message begins
+
 
 def check_divergence(config: RunConfig, first: float, latest: float, update: int) -> None:
     """Refuse a loss that is not finite or far above the first one.
@@ -25,6 +27,6 @@ def check_divergence(config: RunConfig, first: float, latest: float, update: int
     limit = config.run.divergence_factor * max(1.0, abs(first))
     if not latest <= limit:
         raise DivergedError(
-            f"the run diverged: loss {latest:.3g} at update {update}, {first:.3g} at the start; "
+            f"{DIVERGED}: loss {latest:.3g} at update {update}, {first:.3g} at the start; "
             f"learning_rate = {config.optimizer.learning_rate} is too large for this staleness"
         )

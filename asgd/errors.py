@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 
@@ -14,7 +15,15 @@ class InputError(AsgdError, ValueError):
 
 
 class RunFailedError(AsgdError, RuntimeError):
-    """The run ended before its last update; what it wrote so far is readable."""
+    """The run ended before its last update; what it wrote so far is readable.
+
+    Attributes
+    ----------
+    run
+        Its directory, where that is known.
+    """
+
+    run: Path | None = None
 
 
 class DivergedError(RunFailedError):

@@ -95,6 +95,7 @@ def _make(descent: _Descent, record: _Record, writer: RunWriter, config: RunConf
     except RunFailedError as error:
         record.flush()
         writer.event("failed", reason=str(error))
+        error.run = writer.path
         raise
     except Exception as error:  # the user's own problem may raise anything
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
