@@ -84,7 +84,7 @@ class Drift:
     pvalue: float
 
 
-def shape(staleness: Integers, workers: int | None, block: int) -> Shape:
+def shape(staleness: Integers, workers: float | None, block: int) -> Shape:
     """Compare the series with the geometric law of the same mean."""
     x = staleness.astype(float)
     mean, variance = float(x.mean()), float(x.var())
@@ -108,8 +108,8 @@ def shape(staleness: Integers, workers: int | None, block: int) -> Shape:
     )
 
 
-def conservation(staleness: Integers, workers: int, block: int) -> Conservation:
-    """Check mean staleness = workers - 1.
+def conservation(staleness: Integers, workers: float, block: int) -> Conservation:
+    """Check mean staleness = workers - 1, whose mean it is where their number changed.
 
     Over m updates the two differ by the change of the summed age of the P snapshots in flight,
     divided by m; each age is at most the largest staleness.

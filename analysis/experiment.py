@@ -11,6 +11,7 @@ import numpy as np
 from analysis import dependence
 from analysis.fit import StalenessFit, fit_run, fit_staleness
 from asgd.errors import InputError
+from asgd.events import team_sizes
 from asgd.staleness import staleness_of
 from asgd.trace import Run
 
@@ -47,7 +48,7 @@ def fit_runs(runs: Sequence[Run]) -> StalenessFit:
     """
     if len(runs) == 1:
         return fit_run(runs[0])
-    values, workers, start_up = [], [], 0
+    values, workers, teams, start_up = [], [], [], 0
     for run in runs:
         if run.trace.empty:
             raise InputError(f"{run.path}: recorded no update to fit")
@@ -56,11 +57,12 @@ def fit_runs(runs: Sequence[Run]) -> StalenessFit:
         start = dependence.start_up(staleness)
         values.append(staleness[start:])
         workers.append(run.trace["worker"].to_numpy()[start:])
+        teams.append(team_sizes(run.events, run.config.cluster.workers, len(update))[start:])
         start_up += start
     config = runs[0].config
     fit = fit_staleness(
         np.concatenate(values),
-        workers=config.cluster.workers,
+        workers=np.concatenate(teams),
         worker_ids=np.concatenate(workers),
         start_up=0,
         seed=config.run.seed,

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import html
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -28,6 +29,7 @@ from analysis.law_fit import GOODNESS_RESAMPLES, ConfidenceInterval, LawFit, Sam
 from analysis.likelihood import ESTIMATORS
 from analysis.verdict import CLOSE, LEVEL, Grade, in_words, verdict
 from asgd.errors import InputError, UnreliableEstimateError
+from asgd.events import team_sizes
 from asgd.staleness import Empirical, Geometric, StalenessLaw, staleness_of
 from asgd.streams import stream
 from asgd.trace import Run, replace_file
@@ -50,7 +52,7 @@ class StalenessFit:
     laws
         Each fitted law by name.
     workers
-        Number of workers, or None.
+        Number of workers, the mean where it changed, or None.
     start_up
         Updates dropped at the start, by `dependence.START_UP_RULE` or as told.
     sample
@@ -60,7 +62,7 @@ class StalenessFit:
     """
 
     laws: Mapping[str, LawFit]
-    workers: int | None
+    workers: float | None
     start_up: int
     sample: Sample
     worker_names: npt.NDArray[Any] | None
@@ -307,7 +309,7 @@ class StalenessFit:
         )
         if self.conservation is not None:
             agrees = "as" if self.conservation.holds else "where"
-            text += f", {agrees} P - 1 = {self.conservation.expected:.0f} is expected"
+            text += f", {agrees} P - 1 = {self.conservation.expected:.3g} is expected"
         text += f"; mu {self.mu:.4f} (95 % {low:.4f} to {high:.4f})"
         if self.drift.pvalue < LEVEL:
             text += (
@@ -319,7 +321,7 @@ class StalenessFit:
 
 def fit_staleness(
     staleness: npt.ArrayLike,
-    workers: int | None = None,
+    workers: int | Integers | None = None,
     worker_ids: npt.ArrayLike | None = None,
     *,
     start_up: int | None = None,
@@ -332,8 +334,8 @@ def fit_staleness(
     staleness
         Of each update, shape (m,).
     workers
-        Number of workers P, to check the series against 1/P and P - 1. Default: as many as
-        `worker_ids` names.
+        Number of workers P, to check the series against 1/P and P - 1: one, or one for each
+        update, shape (m,), of which the mean counts. Default: as many as `worker_ids` names.
     worker_ids
         The worker of each update, shape (m,): makes the mixture one of workers.
     start_up
@@ -353,20 +355,19 @@ def fit_staleness(
     ids = None if worker_ids is None else np.asarray(worker_ids)
     if ids is not None and ids.shape != values.shape:
         raise InputError(f"worker_ids: expected shape {values.shape}, got {ids.shape}")
-    if workers is not None and workers < 1:
-        raise InputError(f"workers = {workers}: expected at least 1")
     if start_up is None:
         start_up = dependence.start_up(values)
     if not 0 <= start_up < len(values):
         raise InputError(f"start_up = {start_up}: expected 0 to {len(values) - 1}")
+    team = None if workers is None else _mean_team(workers, values, start_up)
     values, names, numbers = values[start_up:], None, None
     if ids is not None:
         names, numbers = np.unique(ids[start_up:], return_inverse=True)
-        workers = workers or len(names)
+        team = team or len(names)
     sample = Sample(values, numbers, dependence.block_length(values), seed)
     laws = {name: LawFit.of(name, sample) for name in ESTIMATORS}
-    fit = StalenessFit(laws, workers, start_up, sample, names)
-    least = max(LEAST_UPDATES, LEAST_CYCLES * (workers or 0))
+    fit = StalenessFit(laws, team, start_up, sample, names)
+    least = max(LEAST_UPDATES, math.ceil(LEAST_CYCLES * (team or 0)))
     effective = fit.effective_size
     if len(values) < least or effective < LEAST_EFFECTIVE:
         raise UnreliableEstimateError(
@@ -376,6 +377,17 @@ def fit_staleness(
             fit,
         )
     return fit
+
+
+def _mean_team(workers: int | Integers, values: Integers, start_up: int) -> float:
+    """Return the number of workers, a whole one where it never changed."""
+    sizes = np.asarray(workers)
+    if sizes.shape not in ((), values.shape):
+        raise InputError(f"workers: expected a number or shape {values.shape}, got {sizes.shape}")
+    if sizes.min() < 1:
+        raise InputError(f"workers = {sizes.min()}: expected at least 1")
+    mean = float(np.mean(sizes if sizes.ndim == 0 else sizes[start_up:]))
+    return int(mean) if mean.is_integer() else mean
 
 
 def _checked_staleness(staleness: npt.ArrayLike) -> Integers:
@@ -404,7 +416,7 @@ def fit_run(run: Run) -> StalenessFit:
         raise InputError(f"{run.path}: recorded no update to fit")
     return fit_staleness(
         staleness_of(trace["update"].to_numpy(), trace["read_version"].to_numpy()),
-        workers=run.config.cluster.workers,
+        workers=team_sizes(run.events, run.config.cluster.workers, len(trace)),
         worker_ids=trace["worker"].to_numpy(),
         seed=run.config.run.seed,
     )

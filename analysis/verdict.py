@@ -44,7 +44,7 @@ def verdict(
     selected: LawFit,
     shape: Shape,
     chi_square: ChiSquare,
-    workers: int | None,
+    workers: float | None,
 ) -> str:
     """Return one sentence: does the geometric law hold, which law should predict, and why."""
     one = "1/P" if workers else "the law's"

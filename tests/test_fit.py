@@ -532,3 +532,15 @@ def test_unknown_options_are_refused(fit: StalenessFit) -> None:
         fit.confidence_interval(95)
     with pytest.raises(InputError, match="cvm"):
         fit.goodness_of_fit("ad")
+
+
+def test_conservation_with_workers_that_come_and_go() -> None:
+    sizes = np.repeat([3, 6], 1500)
+    x = np.random.default_rng(5).geometric(1.0 / sizes) - 1
+    fit = fit_staleness(x, sizes, start_up=0)
+    assert fit.workers == 4.5
+    assert fit.conservation.expected == 3.5
+    assert fit.conservation.holds
+    assert not fit_staleness(x, 3, start_up=0).conservation.holds
+    with pytest.raises(InputError, match=r"workers: expected a number or shape \(3000,\)"):
+        fit_staleness(x, sizes[:5])
