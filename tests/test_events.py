@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from asgd.events import incidents, team_sizes
+from asgd.events import in_words, incidents, team_sizes
 
 
 def test_who_joins_again_came_back() -> None:
