@@ -8,6 +8,7 @@ import errno
 import os
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -240,18 +241,24 @@ class RecorderActor:
         self._epoch = epoch
         self._recorder: Recorder | None = None
         self._error: UserError | None = None
+        # Before the run starts: what is imported and read here would take a core from it.
+        self._attempt(self._open)
 
     def record(self, record: Record) -> None:
         """Write a record."""
-        if self._error is not None:
-            return
+        if self._recorder is not None and self._error is None:
+            recorder = self._recorder
+            self._attempt(lambda: recorder.record(record))
+
+    def _open(self) -> None:
+        problem, wanted = make_problem(self._config), self._config.metrics
+        known = RunWriter(self._path).recorded_updates()
+        metrics = Metrics.open(wanted, self._path, self._epoch, known)
+        self._recorder = Recorder(self._path, problem, self._epoch, metrics)
+
+    def _attempt(self, step: Callable[[], None]) -> None:
         try:
-            if self._recorder is None:
-                problem, wanted = make_problem(self._config), self._config.metrics
-                known = RunWriter(self._path).recorded_updates()
-                metrics = Metrics.open(wanted, self._path, self._epoch, known)
-                self._recorder = Recorder(self._path, problem, self._epoch, metrics)
-            self._recorder.record(record)
+            step()
         except LeaseLostError as error:
             self._error = UserError(str(error))
         except Exception as error:
