@@ -9,6 +9,7 @@ coefficients >= 0, so it is convex in log b and the optimum found is the global 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -237,7 +238,7 @@ def minimise_final_loss(final_loss: FinalLoss, updates: int, budget: int) -> Bat
         Total number of gradients, >= updates; met exactly.
     """
     _check_budget(budget, updates)
-    real, lower_bound = _minimise(final_loss, np.full(updates, budget / updates), budget)
+    real, lower_bound = minimise_real(final_loss, updates, budget)
     best = _round_to(real, budget)
     best_value = final_loss.value(best)
     for _ in range(20):
@@ -250,13 +251,24 @@ def minimise_final_loss(final_loss: FinalLoss, updates: int, budget: int) -> Bat
     return BatchPlan(best, best_value, lower_bound)
 
 
-def _minimise(final_loss: FinalLoss, batch: Array, budget: int) -> tuple[Array, float]:
+class DifferentiableLoss(Protocol):
+    """A loss of the batch sequence with its derivatives by 1/b_k, as `FinalLoss`."""
+
+    def value_and_weights(self, batch: Array) -> tuple[float, Array]:
+        """Return the loss and its derivatives."""
+
+
+def minimise_real(final_loss: DifferentiableLoss, updates: int, budget: int) -> tuple[Array, float]:
     """Minimise over real batches b >= 1 of the given sum; return them and a lower bound.
 
     Each step solves the problem with the adjoint weights held fixed, exact for additive noise,
     and is halved in log b while it does not help. log E f is convex in log b, so its tangent
     plane, minimised over the same batches, bounds every sequence from below.
+
+    General optimisers reach the same value (`scripts/bench_control.py`); this takes two
+    gradients where the noise is additive.
     """
+    batch = np.full(updates, budget / updates)
     value, weights = final_loss.value_and_weights(batch)
     if not weights.any():
         return batch, value

@@ -105,8 +105,8 @@ def _draw_wells(left: Axes, right: Axes, wells: pd.DataFrame) -> None:
     """Draw the shares, and on a scale of their own the differences of those near ASGD."""
     reference = wells[wells["model"] == "ASGD"]["share"].to_numpy()
     right.axhline(0, color=GREY, lw=0.8)
-    for offset, (model, rows) in zip(
-        (-0.2, 0.0, 0.2, 0.0), wells.groupby("model", sort=False), strict=True
+    for offset, marker, (model, rows) in zip(
+        (-0.2, 0.0, 0.2, 0.0), "os^o", wells.groupby("model", sort=False), strict=True
     ):
         style = MODEL[str(model)]
         left.plot(rows["initial"], rows["share"], **style)
@@ -118,8 +118,8 @@ def _draw_wells(left: Axes, right: Axes, wells: pd.DataFrame) -> None:
                 above,
                 bars,
                 color=style["color"],
-                fmt="o",
-                ms=4,
+                fmt=marker,
+                ms=5,
                 lw=1.6,
                 capsize=2,
             )
@@ -166,36 +166,38 @@ def draw_theorem3(claim: Claim) -> Figure:
         "no noise": ("no noise", GREY, "+", "-"),
     }
     problems, scalings = errors["problem"].unique(), errors["scaling"].unique()
-    figure, axes = plt.subplots(1, 4, figsize=(13, 4.6), sharey=True)
+    figure, axes = plt.subplots(2, 2, figsize=(11, 9), sharex=True, sharey=True)
     for ax, (scaling, problem) in zip(
-        axes, [(s, p) for s in scalings for p in problems], strict=True
+        axes.flat, [(s, p) for s in scalings for p in problems], strict=True
     ):
         for coupling, (label, color, marker, dash) in styles.items():
-            keys = (problem, scaling, coupling)
             here, fit = (
                 t[
-                    (t["problem"] == keys[0])
-                    & (t["scaling"] == keys[1])
-                    & (t["coupling"] == keys[2])
+                    (t["problem"] == problem)
+                    & (t["scaling"] == scaling)
+                    & (t["coupling"] == coupling)
                 ]
                 for t in (errors, slopes)
             )
-            name = f"{label}: {fit['slope'].iloc[0]:.2f}"
             ax.loglog(
                 here["dt"],
                 here["error"],
                 dash,
                 marker=marker,
                 color=color,
-                ms=6,
-                lw=1.4,
-                label=name,
+                ms=7,
+                lw=1.6,
+                label=f"{label}: slope {fit['slope'].iloc[0]:.2f}",
             )
         dt = np.array([here["dt"].min(), here["dt"].max()])
-        ax.loglog(dt, 0.9 * (dt / dt[1]) ** 2, color=BLACK, lw=0.9, label="slope 2, claimed")
-        ax.set(xlabel="$\\Delta t$", title=f"{problem}\n{scaling}".replace("x^2", "$x^2$"))
-        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), fontsize=10)
-    axes[0].set_ylabel("$\\max_k E|x_k - X_{k\\Delta t}|^2$")
+        ax.loglog(dt, 0.9 * (dt / dt[1]) ** 2, color=BLACK, lw=0.9, label="claimed: slope 2")
+        title = f"{problem}; {scaling}".replace("x^2", "$x^2$").replace(" mu", " $\\mu$")
+        ax.set(title=title, ylim=(1e-17, 10))
+        ax.legend(loc="lower right")
+    for ax in axes[1]:
+        ax.set_xlabel("$\\Delta t$")
+    for ax in axes[:, 0]:
+        ax.set_ylabel("$\\max_k E|x_k - X_{k\\Delta t}|^2$")
     figure.tight_layout()
     return figure
 
@@ -229,7 +231,8 @@ def draw_proposition2(claim: Claim) -> Figure:
 
 def draw_temperature(claim: Claim) -> Figure:
     table, theory = claim.tables["variance"], claim.tables["theory"]
-    colors = dict(zip(sorted(table["mu"].unique()), (BLACK, BLUE, GREEN, VERMILLION), strict=True))
+    mus = sorted(table["mu"].unique())
+    styles = dict(zip(mus, zip((BLACK, BLUE, GREEN, VERMILLION), "os^D", strict=True), strict=True))
     figure, axes = plt.subplots(1, 3, figsize=(13, 5.2))
     panels = (
         ("expected_read", "expected_read_L2", {"expected_read_L2": "--"}),
@@ -238,7 +241,7 @@ def draw_temperature(claim: Claim) -> Figure:
     )
     titles = ("expected read $M$ over $T/a$", "iterate $X$ over $T/a$", "iterate $X$ over (L3)")
     for ax, (name, base, dashes), title in zip(axes, panels, titles, strict=True):
-        for mu, color in colors.items():
+        for mu, (color, marker) in styles.items():
             lines, dots = theory[theory["mu"] == mu], table[table["mu"] == mu]
             ax.plot(
                 lines["eta"], lines[f"{name}_exact"] / lines[base], color=color, lw=3, alpha=0.45
@@ -251,8 +254,8 @@ def draw_temperature(claim: Claim) -> Figure:
                 dots[name] / dots[base],
                 bars,
                 color=color,
-                fmt="o",
-                ms=3,
+                fmt=marker,
+                ms=5,
                 mfc="white",
                 capsize=4,
                 zorder=5,
@@ -262,9 +265,12 @@ def draw_temperature(claim: Claim) -> Figure:
         ax.set_xticks(ticks, [f"{t:g}" for t in ticks])
         ax.minorticks_off()
     axes[0].set_ylabel("ratio of stationary variances")
-    handles = [Line2D([], [], color=c, lw=2, label=f"$\\mu$ = {mu}") for mu, c in colors.items()]
+    handles = [
+        Line2D([], [], color=c, marker=m, ms=6, mfc="white", lw=2, label=f"$\\mu$ = {mu:g}")
+        for mu, (c, m) in styles.items()
+    ]
     handles += [
-        Line2D([], [], color=GREY, marker="o", ms=4, mfc="white", ls="", label="ASGD, simulated"),
+        Line2D([], [], color=GREY, marker="o", ms=5, mfc="white", ls="", label="ASGD, simulated"),
         Line2D([], [], color=GREY, lw=3, alpha=0.45, label="exact"),
         Line2D([], [], color=GREY, ls="--", lw=1.5, label="(L2), (L3), first order"),
         Line2D([], [], color=GREY, ls=":", lw=1.5, label="(B3)"),
@@ -292,7 +298,8 @@ def draw_linear_nonlinear(claim: Claim) -> Figure:
             for form, style in styles.items():
                 line = here[here["form"] == form]
                 axes[row, column].plot(line["update"], line[moment], **style)
-        axes[0, column].set_title(name.replace("X = M + r P/kappa", "$X = M + r\\,P/\\kappa$"))
+        title = name.replace("X = M + r P/kappa", "$X = M + r\\,P/\\kappa$")
+        axes[0, column].set_title(title.replace("X by", "$X$ by"))
         axes[1, column].set_xlabel("update $k$")
     axes[0, 0].set_ylabel("$E\\,X$")
     axes[1, 0].set_ylabel("$E\\,X^2$")
