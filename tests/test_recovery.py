@@ -188,6 +188,41 @@ def test_interrupted_repeats_are_resumed_to_the_last_bit(tmp_path: Path) -> None
             resume(path)
 
 
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """Provide a file system of 16 MB of its own."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(disk)]
+    if os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("file systems cannot be mounted here")
+    yield disk
+    subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+@pytest.mark.usefixtures("shared_ray")
+def test_run_on_a_full_disk_is_readable_and_resumed(small_disk: Path) -> None:
+    ballast = small_disk / "ballast"
+
+    def fill(progress: Progress) -> None:
+        if progress.update >= 50 and not ballast.exists():
+            with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
+                while True:
+                    file.write(bytes(4096))
+
+    config = configure(300, workers=2)
+    with pytest.raises(RunFailedError, match="No space left on device"):
+        run(config, small_disk / "run", progress=fill)
+    failed = read_run(small_disk / "run")
+    assert failed.state != "finished"
+    assert len(failed.trace) < 300
+    ballast.unlink()
+    resume(small_disk / "run")
+    result = read_run(small_disk / "run")
+    check_continuous(result)
+    check_gradients(result)
+
+
 SCRIPT = """
 import json, sys
 from asgd.config import make_config

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -197,3 +198,24 @@ def test_killed_server_loses_no_update(
     np.testing.assert_array_equal(points[-1], machine.crowd.server.parameters)
     losses = [machine.crowd.problem.loss(points[update]) for update in run.loss["update"]]
     np.testing.assert_array_equal(run.loss["loss"], losses)
+
+
+def test_full_disk_stops_the_server_before_it_answers(tmp_path: Path) -> None:
+    machine = Machine(tmp_path / "run", configure(2, 60, "log"))
+    machine.work(25)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    directory = machine.path / CHECKPOINTS
+    machine.crowd.server.log = WriteAheadLog(directory, 0, 25, 1, 1000, segment_bytes=1000)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, limits[1]))
+    try:
+        work(machine.crowd, 60)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    version = machine.crowd.server.version
+    assert 25 < version < 60
+    assert "the log cannot be written (File too large)" in machine.crowd.stopped.values()
+    machine.record()
+    machine.restart()
+    assert machine.crowd.server.version == version
+    machine.work(60)
+    check_gradients(read_run(machine.path))

@@ -1,0 +1,178 @@
+#!/usr/bin/env python3
+"""What it costs a run to be recorded, to save checkpoints and to keep a log.
+
+.venv/bin/python scripts/bench_durability.py [--repeats 5] [--seconds 2] [--out figures]
+
+The same run, in turn, with the same server, workers and sockets:
+
+nothing      the server notes nothing: no trace, no loss, no checkpoint, no log
+trace        trace, and the loss at the start and at the end
+recorded     trace, loss every 25 updates, a checkpoint every 1000
+logged       the same and the write-ahead log
+
+for softmax regression on the digits data (d = 650) and for gradients that cost nothing, which is
+the worst case: then the server is all there is. Printed are updates/s and processor seconds of the
+server's process for an update, as medians over the repeats of the ratio to "nothing" of the same
+repeat. Where other work shares the machine, processor seconds are the better measure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import ray
+
+from asgd.config import RunConfig, make_config
+from asgd.problems import make_problem
+from asgd.streams import stream
+from asgd.trace import RunWriter
+from cluster.actors import RecorderActor, ServerActor, WorkerActor
+from cluster.checkpoint import CHECKPOINTS
+from cluster.lease import Lease
+from cluster.ledger import Ledger
+from cluster.session import ray_session
+
+NEVER = 10**9
+# Evaluations and checkpoints every so many updates, and the durability.
+VARIANTS: dict[str, tuple[int, int, str]] = {
+    "nothing": (NEVER, NEVER, "checkpoint"),
+    "trace": (NEVER, NEVER, "checkpoint"),
+    "recorded": (25, 1000, "checkpoint"),
+    "logged": (25, 1000, "log"),
+}
+# Name: problem, updates per second to be expected, which set how long a measurement takes.
+CASES: dict[str, tuple[dict[str, Any], int]] = {
+    "digits, d = 650": ({"kind": "softmax"}, 5000),
+    "free gradients, d = 10": ({"kind": "bench_server:constant", "options": {"dim": 10}}, 15_000),
+    "free gradients, d = 1000": (
+        {"kind": "bench_server:constant", "options": {"dim": 1000}},
+        12_000,
+    ),
+    "free gradients, d = 10000": (
+        {"kind": "bench_server:constant", "options": {"dim": 10_000}},
+        8000,
+    ),
+}
+LARGEST_LOGGED = 1000  # beyond, a log of these runs fills the disk rather than measuring anything
+
+
+class Silent(Ledger):
+    """Notes nothing."""
+
+    def update(self, update: Any) -> None:
+        pass
+
+    def evaluation(self, update: int, seconds: float, parameters: Any) -> None:
+        pass
+
+
+class TimedServer(ServerActor):
+    """Tells the seconds of the run and those of its processor."""
+
+    async def silence(self) -> None:
+        self._server.ledger = Silent()
+
+    async def cost(self) -> tuple[float, float]:
+        return self._server.state().counts.seconds, time.process_time()
+
+
+class TimedRecorder(RecorderActor):
+    """Tells its processor seconds."""
+
+    def cost(self) -> float:
+        return time.process_time()
+
+
+def configure(problem: dict[str, Any], updates: int, variant: str) -> RunConfig:
+    evaluate, checkpoint, durability = VARIANTS[variant]
+    run = {"eval_every": evaluate, "checkpoint_every": checkpoint, "durability": durability}
+    return make_config(
+        {
+            "problem": problem,
+            "optimizer": {"learning_rate": 1e-3},
+            "cluster": {"workers": 4},
+            "run": {"updates": updates, **run},
+        }
+    )
+
+
+def measure(config: RunConfig, path: Path, silent: bool) -> dict[str, float]:
+    """Make a run and return updates/s and microseconds of processor for each update."""
+    RunWriter.create(path, config)
+    epoch = Lease(path / CHECKPOINTS).take()
+    initial = make_problem(config).initial_point(stream(config.run.seed, "initial"))
+    recorder = actor(TimedRecorder, config, str(path), epoch, 0o077)
+    server = actor(TimedServer, config, initial, recorder, str(path), epoch)
+    if silent:
+        ray.get(server.silence.remote())
+    workers = [actor(WorkerActor) for _ in range(config.cluster.workers)]
+    ray.get(recorder.latest.remote())
+    (_, before), before_recorder = ray.get([server.cost.remote(), recorder.cost.remote()])
+    tasks = [w.run.remote(config, number, server) for number, w in enumerate(workers)]
+    ray.get(server.stopped.remote())
+    ray.get(server.flush.remote())
+    (seconds, after), after_recorder = ray.get([server.cost.remote(), recorder.cost.remote()])
+    assert ray.get(tasks) == [None] * len(tasks)
+    for one in (server, recorder, *workers):
+        ray.kill(one)
+    updates = config.run.updates
+    return {
+        "updates_per_second": updates / seconds,
+        "server_us": (after - before) / updates * 1e6,
+        "recorder_us": (after_recorder - before_recorder) / updates * 1e6,
+    }
+
+
+def actor(kind: type, *arguments: Any) -> Any:
+    return ray.remote(kind).options(num_cpus=0, max_concurrency=32).remote(*arguments)
+
+
+def main(arguments: Iterable[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=2.0, help="of one run, about")
+    parser.add_argument("--out", type=Path, default=Path("figures"))
+    options = parser.parse_args(arguments)
+    options.out.mkdir(parents=True, exist_ok=True)
+    rows: list[dict[str, Any]] = []
+    print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} before the start")
+    with ray_session(object_store_bytes=1_000_000_000):
+        for case, (problem, expected) in CASES.items():
+            dim = problem.get("options", {}).get("dim", 650)
+            names = [v for v in VARIANTS if v != "logged" or dim <= LARGEST_LOGGED]
+            updates = int(options.seconds * expected)
+            for repeat in range(options.repeats):
+                for name in names:
+                    with tempfile.TemporaryDirectory() as directory:
+                        config = configure(problem, updates, name)
+                        found = measure(config, Path(directory) / "run", name == "nothing")
+                    rows.append({"case": case, "variant": name, "repeat": repeat, **found})
+                pd.DataFrame(rows).to_csv(options.out / "bench_durability.csv", index=False)
+            show(case, names, pd.DataFrame(rows))
+    print(f"written to {options.out}/bench_durability.csv")
+
+
+def show(case: str, names: list[str], rows: pd.DataFrame) -> None:
+    table = rows[rows["case"] == case].pivot(index="repeat", columns="variant")
+    print(case)
+    for name in names:
+        rate, server = table["updates_per_second"], table["server_us"]
+        ratios = [np.median(column[name] / column["nothing"]) for column in (rate, server)]
+        print(
+            f"  {name:9} {rate[name].median():9,.0f} updates/s ({ratios[0]:.3f})   "
+            f"server {server[name].median():6.1f} us/update ({ratios[1]:.3f})   "
+            f"recorder {table['recorder_us'][name].median():6.1f} us/update",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
