@@ -41,18 +41,31 @@ class WorkerDraws:
         self._time_stream = KeyedStream(config.run.seed, "compute")
         self._batches: dict[int, tuple[int, npt.NDArray[np.int64]]] = {}
         self._times: dict[int, tuple[int, list[float]]] = {}
+        self._table = _BatchTable(config.cluster.workers, 1)
 
     def batch(self, worker: int, sequence: int, size: int) -> npt.NDArray[np.int64]:
         """Return the sample numbers of a gradient, drawn with replacement, shape (size,)."""
-        rows = max(1, min(_ROWS, _ENTRIES // size))
-        number, row = divmod(sequence, rows)
+        number, row = divmod(sequence, _rows(size))
         kept, batches = self._batches.get(worker, (-1, None))
         if batches is None or kept != number or batches.shape[1] != size:
-            generator = self._batch_stream.at(worker, number, size)
-            batches = generator.integers(self._n_samples, size=(rows, size))
+            batches = self._draw_batches(worker, number, size)
             self._batches[worker] = number, batches
         chosen: npt.NDArray[np.int64] = batches[row]
         return chosen
+
+    def batches(
+        self, worker: npt.NDArray[np.int64], sequence: npt.NDArray[np.int64], size: int
+    ) -> npt.NDArray[np.int64]:
+        """Return `batch` of gradients of as many different workers, shape (gradients, size)."""
+        number, row = np.divmod(sequence, _rows(size))
+        if self._table.batches.shape[2] != size:
+            self._table = _BatchTable(len(self._table.number), size)
+        table = self._table
+        for place in np.flatnonzero(table.number[worker] != number).tolist():
+            who, what = int(worker[place]), int(number[place])
+            table.batches[who] = self._draw_batches(who, what, size)
+            table.number[who] = what
+        return table.batches[worker, row]
 
     def compute_seconds(self, worker: int, sequence: int) -> float:
         """Return the time added to the computation of a gradient, in seconds."""
@@ -63,11 +76,35 @@ class WorkerDraws:
             self._times[worker] = number, times
         return times[row]
 
+    def compute_seconds_of(self, worker: int, first: int, blocks: int) -> npt.NDArray[np.float64]:
+        """Return `compute_seconds` of all gradients in so many blocks of 64 from `first` on."""
+        times = [
+            self._compute_time.draw_many(worker, _ROWS, self._time_stream.at(worker, number))
+            for number in range(first, first + blocks)
+        ]
+        return np.concatenate(times)
+
     def all_compute_seconds(self, worker: int) -> Iterator[float]:
         """Yield `compute_seconds` of gradients 0, 1, 2, ... of a worker, faster than one by one."""
         return chain.from_iterable(self._draw_times(worker, number) for number in count())
+
+    def _draw_batches(self, worker: int, number: int, size: int) -> npt.NDArray[np.int64]:
+        generator = self._batch_stream.at(worker, number, size)
+        return generator.integers(self._n_samples, size=(_rows(size), size))
 
     def _draw_times(self, worker: int, number: int) -> list[float]:
         generator = self._time_stream.at(worker, number)
         times: list[float] = self._compute_time.draw_many(worker, _ROWS, generator).tolist()
         return times
+
+
+class _BatchTable:
+    """The batches drawn last for every worker, shape (workers, rows, size), and their number."""
+
+    def __init__(self, workers: int, size: int) -> None:
+        self.batches = np.empty((workers, _rows(size), size), dtype=np.int64)
+        self.number = np.full(workers, -1)
+
+
+def _rows(size: int) -> int:
+    return max(1, min(_ROWS, _ENTRIES // size))

@@ -27,7 +27,7 @@ from asgd.progress import Progress
 from asgd.rules import make_rule
 from asgd.schedules import batch_schedule, learning_rate_schedule
 from asgd.server_paths import ServerPaths, server_ensemble
-from asgd.server_times import ServerOrder, server_order, simulate_staleness
+from asgd.server_times import ServerOrder, server_order, simulate_staleness, unhindered_order
 from asgd.staleness import named_law
 from asgd.streams import stream
 from asgd.trace import LOSS_COLUMNS, RunWriter, default_path
@@ -37,6 +37,8 @@ __all__ = ["ServerOrder", "ServerPaths", "server_ensemble", "simulate", "simulat
 _PART = 100_000  # updates in one part of the trace
 _BLOCK_NUMBERS = 1 << 20  # numbers in the gradients computed together
 _PROGRESS_SECONDS = 0.25
+_CONTINUOUS = ("exponential", "gamma", "lognormal")  # laws under which no two arrive together
+_FEW = 8  # gradients for whose batches one call each costs less than arrays do
 
 
 def simulate(
@@ -111,6 +113,15 @@ def _server_order(config: RunConfig, draws: WorkerDraws) -> ServerOrder:
     turns = None
     if config.cluster.schedule == "uniform":
         turns = stream(config.run.seed, "schedule").integers(workers, size=updates)
+    elif times.service_time == 0.0 and config.cluster.compute_time.law in _CONTINUOUS:
+        order = unhindered_order(
+            lambda *block: times.gradient_time + draws.compute_seconds_of(*block),
+            workers,
+            updates,
+            times.message_time,
+        )
+        if order is not None:
+            return order
     added = [draws.all_compute_seconds(worker) for worker in range(workers)]
     return server_order(
         lambda worker, _: times.gradient_time + next(added[worker]),
@@ -159,19 +170,22 @@ class _Descent:
         self.norms = np.empty(len(order.worker))
         self._order = order
         self._draws = draws
-        learning_rate = learning_rate_schedule(config.optimizer).array(len(order.worker))
-        self._learning_rate = learning_rate.tolist()
+        self._learning_rates = learning_rate_schedule(config.optimizer).array(len(order.worker))
+        self._learning_rate = self._learning_rates.tolist()
+        self._plain = config.optimizer.rule == "sgd" and config.optimizer.clip_norm is None
         self._rule = make_rule(config.optimizer)
         self._state = self._rule.init(self.x)
         self._step = np.empty_like(self.x)
         self._staleness = order.staleness.tolist()
-        if config.simulation.staleness == "server":
+        self._own_slots = config.simulation.staleness == "server"
+        if self._own_slots:
             self._read_slot = order.worker
-            self._write_slot = order.worker.tolist()
+            self._write_slots = order.worker
         else:
             ring = max(self._staleness) + 1
             self._read_slot = order.read_version % ring
-            self._write_slot = (np.arange(1, len(order.worker) + 1) % ring).tolist()
+            self._write_slots = np.arange(1, len(order.worker) + 1) % ring
+        self._write_slot = self._write_slots.tolist()
         self._snapshots = np.tile(self.x, (max(self._write_slot) + 1, 1))
 
     def blocks(self) -> Iterator[tuple[int, int]]:
@@ -188,19 +202,22 @@ class _Descent:
     def gradients(self, start: int, stop: int) -> Array:
         """Return the gradients of a block, shape (stop - start, d)."""
         size = int(self.batch_size[start])
-        addresses = zip(
-            self._order.worker[start:stop].tolist(),
-            self._order.sequence[start:stop].tolist(),
-            strict=True,
-        )
-        batches = [self._draws.batch(*address, size) for address in addresses]
+        worker, sequence = self._order.worker[start:stop], self._order.sequence[start:stop]
         points = self._snapshots[self._read_slot[start:stop]]
-        if len(batches) == 1:  # exactly the call a real worker makes
-            return np.asarray(self.problem.gradient(points[0], batches[0]), dtype=float)[None]
+        if stop - start == 1:  # exactly the call a real worker makes
+            batch = self._draws.batch(int(worker[0]), int(sequence[0]), size)
+            return np.asarray(self.problem.gradient(points[0], batch), dtype=float)[None]
+        if self._own_slots and stop - start >= _FEW:  # no worker delivers twice in a block
+            return self.problem.gradient(points, self._draws.batches(worker, sequence, size))
+        addresses = zip(worker.tolist(), sequence.tolist(), strict=True)
+        batches = [self._draws.batch(*address, size) for address in addresses]
         return self.problem.gradient(points, np.concatenate(batches).reshape(-1, size))
 
     def apply(self, gradients: Array) -> None:
         """Apply the next gradients one after another, shape (any number, d)."""
+        if self._plain and self.problem.dim == 1 and len(gradients) >= _FEW:
+            self._apply_scalars(gradients[:, 0])
+            return
         x, step, update = self.x, self._step, self._rule.update
         for number, gradient in enumerate(gradients, self.applied):
             square = float(np.dot(gradient, gradient))
@@ -217,6 +234,21 @@ class _Descent:
             self._snapshots[self._write_slot[number]] = x
             self.norms[number] = math.sqrt(square)
             self.applied = number + 1
+
+    def _apply_scalars(self, gradients: Array) -> None:
+        """Apply the steps of SGD in one dimension, where they are only added up."""
+        squares = gradients * gradients
+        finite = np.isfinite(squares)
+        good = len(gradients) if finite.all() else int(finite.argmin())
+        part = slice(self.applied, self.applied + good)
+        steps = gradients[:good] * self._learning_rates[part]
+        self.norms[part] = np.sqrt(squares[:good])
+        points = np.cumsum(np.concatenate([self.x, -steps]))
+        self._snapshots[self._write_slots[part], 0] = points[1:]
+        self.x[:] = points[-1]
+        self.applied = part.stop
+        if good < len(gradients):
+            raise RunFailedError(f"update {part.stop}: the gradient is not finite")
 
 
 class _Record:

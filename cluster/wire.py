@@ -34,6 +34,12 @@ knows the secret without sending it, and the dimension and the number format are
 it. Then the worker asks (JOIN, PUSH or MISFIT) and the server answers each question once
 (SNAPSHOT, STOP or ERROR), maybe much later; asking again before the answer is an error.
 
+The frames after the handshake carry no authentication code and nothing is encrypted. The secret
+keeps out everybody who can merely open a connection, and a TCP stream cannot be entered blindly;
+but who can read the network sees the vectors, and who can change packets on their way can change
+gradients and parameters unnoticed. So the sockets listen on loopback or on the address of the node
+alone, and between nodes they belong on a trusted network or inside a tunnel.
+
 Vectors are raw little-endian float64 or float32, d numbers. With `shared` they lie in the shared
 memory instead and the payload of PUSH and SNAPSHOT is empty. A length is compared with what the
 kind allows before anything is done with it; nothing is ever unpickled.

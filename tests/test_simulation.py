@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from asgd.draws import WorkerDraws
 from asgd.errors import DivergedError, InputError, RunFailedError
 from asgd.problems import Quadratic, make_problem
 from asgd.server_paths import ServerPaths, server_ensemble
-from asgd.server_times import server_order, simulate_staleness
+from asgd.server_times import server_order, simulate_staleness, unhindered_order
 from asgd.simulation import simulate
 from asgd.staleness import Geometric, Poisson
 from asgd.streams import stream
@@ -158,6 +158,26 @@ def test_order_by_hand():
     assert order.compute_seconds.tolist() == [1.0, 2.5, 1.0, 1.0, 2.0]
 
 
+@pytest.mark.parametrize("message_time", [0.0, 0.3])
+@pytest.mark.parametrize("mean", [np.ones(30), np.geomspace(0.02, 50.0, 5), np.ones(1)])
+def test_merged_arrivals_are_the_order_of_the_queue(mean, message_time):
+    times = np.random.default_rng(5).exponential(size=(len(mean), 64 * 64)) * mean[:, None]
+    fast = unhindered_order(
+        lambda worker, first, blocks: times[worker, 64 * first : 64 * (first + blocks)],
+        len(mean),
+        2000,
+        message_time,
+    )
+    slow = server_order(lambda w, s: float(times[w, s]), len(mean), 2000, message_time=message_time)
+    assert fast is not None
+    for field in fields(slow):
+        np.testing.assert_array_equal(getattr(fast, field.name), getattr(slow, field.name))
+
+
+def test_arrivals_at_the_same_instant_are_left_to_the_queue():
+    assert unhindered_order(lambda *block: np.ones(64), 2, 10) is None
+
+
 def test_unknown_schedule_is_refused():
     with pytest.raises(InputError, match="schedule = 'fixed': expected free or uniform"):
         simulate_staleness(MEMORYLESS, 10, np.random.default_rng(0), schedule="fixed")
@@ -198,9 +218,25 @@ def test_independent_staleness_has_its_law(tmp_path):
     np.testing.assert_array_equal(run.trace["staleness"], np.minimum(np.arange(400), 5))
 
 
-@pytest.mark.parametrize("staleness", ["server", "geometric", "constant"])
-def test_the_trace_replays_to_the_last_bit(tmp_path, staleness):
-    config = configure("softmax", updates=150, workers=5, simulation={"staleness": staleness})
+@pytest.mark.parametrize(
+    ("problem", "workers", "staleness"),
+    [
+        ("softmax", 5, "server"),
+        ("softmax", 5, "geometric"),
+        ("softmax", 5, "constant"),
+        ("softmax", 60, "server"),
+        ("quadratic", 60, "server"),
+        ("quadratic", 60, "constant"),
+    ],
+)
+def test_the_trace_replays_to_the_last_bit(tmp_path, problem, workers, staleness):
+    config = configure(
+        problem,
+        updates=150,
+        workers=workers,
+        simulation={"staleness": staleness},
+        cluster={"compute_time": {"law": "exponential", "mean": 1.0}},
+    )
     run = finished(config, tmp_path / "run")
     norms, versions = serial_replay(run)
     np.testing.assert_array_equal(run.trace["gradient_norm"], norms)

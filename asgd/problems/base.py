@@ -5,6 +5,10 @@ has a general form here, built on those alone; a subclass overrides what it can 
 
 Every method is vectorised over leading axes of `x`, written `...` below: a single point is
 `(d,)`, an ensemble of paths `(paths, d)`.
+
+The arrays handed in are lent: read-only where a worker lends them, for they lie in the memory that
+receives the next snapshot, and valid during the call alone. A problem that keeps one copies it. The
+gradient it returns is copied before the next call, so its memory may be used again.
 """
 
 from __future__ import annotations
