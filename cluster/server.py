@@ -23,7 +23,7 @@ from cluster.checkpoint import Counts, OrderState, State
 from cluster.ledger import Ledger, Record
 from cluster.messages import Gradient, Reply, Snapshot, Stop
 from cluster.status import Status, WorkerStatus
-from cluster.update import Seat, Update, euclidean_norm, make_update
+from cluster.update import Seat, Update, find_defect, make_update
 from cluster.write_ahead import Entry, Incident, WriteAheadLog
 
 Array = npt.NDArray[np.float64]
@@ -155,7 +155,7 @@ class ParameterServer:
             return [(worker, self._snapshot(seat))]
         seat.granted = math.inf
         seat.received += 1
-        defect = self._defect(gradient, seat)
+        defect = find_defect(gradient, seat, self.parameters.shape, self.version)
         if defect is not None:
             return self._reject(gradient, seat, defect, now)
         self._held[worker] = gradient
@@ -378,19 +378,6 @@ class ParameterServer:
 
     def _snapshot(self, seat: Seat) -> Snapshot:
         return Snapshot(self.parameters, self.version, self.epoch, seat.sequence, seat.batch_size)
-
-    def _defect(self, gradient: Gradient, seat: Seat) -> str | None:
-        """Return why a gradient cannot be applied."""
-        value = gradient.gradient
-        if value.shape != self.parameters.shape:
-            return f"shape {value.shape}, expected {self.parameters.shape}"
-        seat.norm = euclidean_norm(value)
-        # The norm may overflow where every entry is finite; it costs less than to look at each.
-        if not math.isfinite(seat.norm) and not np.isfinite(value).all():
-            return "not finite"
-        if not seat.read_version <= gradient.read_version <= self.version:
-            return f"read version {gradient.read_version}, expected {seat.read_version}"
-        return None
 
     def _reject(self, gradient: Gradient, seat: Seat, defect: str, now: float) -> Replies:
         self._rejected += 1

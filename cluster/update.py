@@ -119,6 +119,22 @@ def make_update(
     return Update(row, members, mean, order)
 
 
+def find_defect(
+    gradient: Gradient, seat: Seat, shape: tuple[int, ...], version: int
+) -> str | None:
+    """Return why a gradient cannot be applied at a version, None if it can; note its norm."""
+    value = gradient.gradient
+    if value.shape != shape:
+        return f"shape {value.shape}, expected {shape}"
+    seat.norm = euclidean_norm(value)
+    # The norm may overflow where every entry is finite; it costs less than to look at each.
+    if not math.isfinite(seat.norm) and not np.isfinite(value).all():
+        return "not finite"
+    if not seat.read_version <= gradient.read_version <= version:
+        return f"read version {gradient.read_version}, expected {seat.read_version}"
+    return None
+
+
 def euclidean_norm(vector: Array) -> float:
     """Return |vector|; infinite, without a warning, where its square is beyond a float."""
     return math.sqrt(np.vdot(vector, vector))  # unlike dot, vdot overflows in silence

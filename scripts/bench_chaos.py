@@ -287,6 +287,7 @@ def main(arguments: Iterable[str] | None = None) -> int:
     parser.add_argument("--updates", type=int, default=3000, help="of a run")
     parser.add_argument("--faults", type=int, default=6, help="of a run")
     parser.add_argument("--seed", type=int, default=0, help="of the faults")
+    parser.add_argument("--first", type=int, default=0, help="number of the first run")
     parser.add_argument("--no-nodes", action="store_true", help="one node, which never dies")
     options = parser.parse_args(arguments)
     os.environ.update(
@@ -304,7 +305,7 @@ def main(arguments: Iterable[str] | None = None) -> int:
     totals: Counter[str] = Counter()
     faults: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as directory, nodes_of(not options.no_nodes) as nodes:
-        for number in range(options.runs):
+        for number in range(options.first, options.first + options.runs):
             config, path = configure(number, options.updates), Path(directory) / f"{number}"
             # Every kind comes in turn, the others at random.
             plan = [kinds[::-1][number % len(set(kinds))]]
@@ -349,6 +350,8 @@ def report(number: int, result: Run, injector: Injector, found: list[str], secon
         f"lost {lost}, gradients lost {events['gradient_lost']}; violated: {len(found)}",
         flush=True,
     )
+    reasons = Counter(e["reason"] for e in result.events if e["event"] == "worker_lost")
+    print(f"  workers lost: {dict(reasons)}", flush=True)
     for words in found:
         print(f"  violated: {words[:400]}", flush=True)
 
