@@ -87,9 +87,15 @@ def _what(runs: Sequence[Run]) -> str:
         f"{problem_name(run)} by {config.optimizer.rule}, learning rate "
         f"{config.optimizer.learning_rate:g}, batches of {config.optimizer.batch_size}: "
         f"{repeats}{count(len(trace), 'update')} by {count(config.cluster.workers, 'worker')} "
-        f"in {seconds:.3g} s ({len(trace) / max(seconds, 1e-9):,.0f} updates/s), {run.state}."
+        f"in {seconds:.3g} s ({len(trace) / max(seconds, 1e-9):,.0f} updates/s), {_ended(run)}."
         f"{'' if loss.empty else f' The loss went from {loss.iloc[0]:.4g} to {loss.iloc[-1]:.4g}.'}"
     )
+
+
+def _ended(run: Run) -> str:
+    """Return how the run ended, and why if it failed."""
+    reasons = [event.get("reason") for event in run.events if event.get("event") == "failed"]
+    return f"failed: {reasons[-1]}" if run.state == "failed" and reasons else run.state
 
 
 def _how_stale(run: Run, fit: StalenessFit) -> str:
@@ -119,7 +125,10 @@ def _how_well(score: Score) -> str:
         if name == score.closest or (name != "replay" and model.relative_error <= _ALIKE * best)
     ]
     closest = " and ".join(_label(name) for name in alike)
-    covered = " and ".join(_percent(score.models[name].coverage) for name in alike)
+    shares = dict.fromkeys(_percent(score.models[name].coverage) for name in alike)
+    covered = " and ".join(shares)
+    if len(alike) == len(score.models) - ("replay" in score.models) > 1:
+        closest = "none, they are alike"
     bands = "its 90 % band holds" if len(alike) == 1 else "their 90 % bands hold"
     note = "; the replay, which is given the run's own order, does not compete"
     return (

@@ -54,6 +54,7 @@ _COMPARISON_NAMES = {
     "updates_to_target": "updates to target",
     "seconds_to_target": "seconds to target",
 }
+_NOTHING = 1e-9  # shown as 0
 _NOT_ASKED = "no prediction is stored; `asgd predict` makes one"
 
 
@@ -330,13 +331,17 @@ def _cell(value: object, percent: bool) -> Mapping[str, Any]:
         return {"text": "", "value": ""}
     if isinstance(value, Real):
         number = float(value)
-        text = f"{100 * number:.3g} %" if percent else _plain(number)
+        text = f"{_plain(100 * number, 3)} %" if percent else _plain(number)
         return {"text": text, "value": repr(number)}
     return {"text": str(value), "value": None}
 
 
-def _plain(number: float) -> str:
+def _plain(number: float, digits: int = 4) -> str:
     """Return a number as a reader writes it: no exponent where digits do."""
-    if number == int(number) and abs(number) < 1e9:
+    if not np.isfinite(number):
+        return str(number)
+    if abs(number) < _NOTHING or (number == int(number) and abs(number) < 1e9):
         return f"{int(number):,}"
-    return f"{number:,.4g}" if abs(number) < 1e4 else f"{number:,.0f}"
+    if abs(number) >= 1e9:
+        return f"{number:.{digits}g}"
+    return f"{number:,.{digits}g}" if abs(number) < 1e4 else f"{number:,.0f}"

@@ -46,7 +46,7 @@ def band_over_time(
     ax.fill_between(table["seconds"], low, high, color=BLUE, alpha=0.18, lw=0, label="central 90 %")
     ax.plot(table["seconds"], mean, color=BLUE, lw=1.5, label="mean")
     ax.set(xlabel="time (s)", ylabel=label)
-    ax.set_ylim(bottom=0)
+    ax.set_ylim(0, 1.1 * float(high.max()) or 1.0)
     _mark(ax, events)
     key(ax, columns=3, place="above")
     return finish(ax)
@@ -104,8 +104,7 @@ def by_worker(
     ax.plot(worker, q["mean"], "o", color=ORANGE, ms=3.5, label="mean")
     ax.set(xlabel="worker", ylabel=label)
     ax.set_ylim(0, 1.05 * float(q["q95"].max()) or 1.0)
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.margins(x=0.06)
+    _worker_axis(ax, worker)
     key(ax, columns=4, place="above")
     return finish(ax)
 
@@ -121,7 +120,7 @@ def worker_throughput(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     ax = ax or new_axes(height=2.5)
     ax.bar(table["worker"], table["updates_per_second"], width=0.7, color=BAR)
     ax.set(xlabel="worker", ylabel="updates/s")
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _worker_axis(ax, table["worker"])
     return finish(ax)
 
 
@@ -164,6 +163,11 @@ def target_by_workers(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     ax.set_ylim(0, 1.1 * float(table["seconds_to_target"].max()) or 1.0)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     return finish(ax)
+
+
+def _worker_axis(ax: Axes, worker: pd.Series[int]) -> None:
+    ax.set_xlim(float(worker.min()) - 0.6, float(worker.max()) + 0.6)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
 def _mark(ax: Axes, events: pd.DataFrame | None) -> None:

@@ -167,7 +167,7 @@ def _loss_scale(ax: Axes, losses: pd.Series[float]) -> None:
         if highest / lowest < 1000:
             ax.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
             ax.yaxis.set_minor_formatter("{x:g}")
-        ax.yaxis.set_major_formatter("{x:g}")
+            ax.yaxis.set_major_formatter("{x:g}")
         ax.set_ylim(lowest / 1.3, highest * 1.3)
     else:
         spread = (highest - lowest) or 1.0

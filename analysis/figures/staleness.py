@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,6 +22,8 @@ from analysis.figures.canvas import (
     key,
     new_axes,
 )
+
+_MARKS = 40  # points of a law that are marked
 
 
 def staleness_histogram(
@@ -41,11 +44,16 @@ def staleness_histogram(
     ax.bar(l, values / values.sum(), width=0.85, color=BAR, label="measured")
     marks = ((ORANGE, "o-"), (BLUE, "s--"), (GREEN, "^:"))
     for (label, pmf), (colour, mark) in zip(laws.items(), marks, strict=False):
-        ax.plot(l, pmf, mark, color=colour, ms=4, lw=1.2, label=label)
+        ax.plot(l, pmf, mark, color=colour, ms=_mark_size(l), lw=1.5, label=label)
     ax.set(xlabel=r"staleness $\tau$ (updates)", ylabel="share of updates")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     key(ax)
     return finish(ax)
+
+
+def _mark_size(l: np.ndarray[Any, Any]) -> float:
+    """Return 0 where marks would run into one another."""
+    return 4.0 if len(l) <= _MARKS else 0.0
 
 
 def staleness_rootogram(
@@ -70,7 +78,7 @@ def staleness_rootogram(
     l = np.arange(len(values))
     expected = np.sqrt(values.sum() * np.asarray(pmf))
     ax.bar(l, np.sqrt(values), bottom=expected - np.sqrt(values), width=0.85, color=BAR)
-    ax.plot(l, expected, "o-", color=BLUE, ms=4, lw=1.2, label=label)
+    ax.plot(l, expected, "o-", color=BLUE, ms=_mark_size(l), lw=1.5, label=label)
     # sqrt of a Poisson count has standard deviation 1/2
     ax.axhspan(-1, 1, color=AMBER, alpha=0.25, lw=0, label="two standard errors")
     ax.axhline(0, color=INK, lw=0.9)
