@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from pathlib import Path
 
 from asgd.problems.base import Problem
@@ -40,9 +41,7 @@ class Recorder:
         self._next = 0
         known = read_run(path)
         self._updates = known.config.run.updates
-        self._loss: dict[str, list[float]] = {
-            name: known.loss[name].tolist() for name in LOSS_COLUMNS
-        }
+        self._loss = {name: array("d", known.loss[name]) for name in LOSS_COLUMNS}
 
     def record(self, record: Record) -> None:
         """Write the trace and the events of a record, evaluate its losses, save its checkpoint.

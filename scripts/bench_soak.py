@@ -5,7 +5,8 @@
 
 A small problem (least squares on the diabetes data, d = 11) with the log and checkpoints, until so
 many updates are made. Four times a second, of the processes of server, recorder, driver and
-workers: resident memory, of that the private part (heap) and the shared part, and open files.
+workers, and of an actor that does nothing: resident memory, of that the private part (heap) and
+the shared part, and open files.
 Printed is the growth over the last four fifths of the run: the slope of a line through the means
 of ten equally long pieces, with its 95 % interval, in units of the whole stretch. Exit status 1
 where heap grows by more than 5 MB for 100 000 updates, with certainty, or open files or shared
@@ -23,10 +24,10 @@ import threading
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
+import ray
 from scipy import stats
 
 from asgd.config import make_config
@@ -35,7 +36,13 @@ from asgd.trace import read_run
 from cluster import run
 from cluster.session import ray_session
 
-ACTORS = {"ServerActor": "server", "RecorderActor": "recorder", "WorkerActor": "worker"}
+ACTORS = {
+    "ServerActor": "server",
+    "RecorderActor": "recorder",
+    "WorkerActor": "worker",
+    "Idle": "idle",
+}
+COLUMNS = ("process", "seconds", "updates", "rss", "heap", "shared", "files")
 SECONDS = 0.25
 PIECES = 10
 WARM_UP = 0.2  # of the updates: caches fill, buffers reach their size
@@ -75,11 +82,19 @@ def sample(pid: int) -> dict[str, float]:
     return {**megabytes, "files": float(len(list(Path(f"/proc/{pid}/fd").iterdir())))}
 
 
-class Sampler:
-    """Samples every process while the block runs."""
+class Idle:
+    """An actor that does nothing: what grows here is Ray's."""
 
-    def __init__(self) -> None:
-        self.rows: list[dict[str, Any]] = []
+    def ready(self) -> None:
+        pass
+
+
+class Sampler:
+    """Samples every process while the block runs, into a file: here it would grow."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("w")
+        self._file.write(",".join(COLUMNS) + "\n")
         self._updates = 0
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._sample)
@@ -91,6 +106,7 @@ class Sampler:
     def __exit__(self, *_: object) -> None:
         self._over.set()
         self._thread.join()
+        self._file.close()
 
     def watch(self, progress: Progress) -> None:
         self._updates = progress.update
@@ -102,8 +118,8 @@ class Sampler:
                 continue
             for name, pid in processes().items():
                 with contextlib.suppress(OSError):  # gone meanwhile
-                    now = {"seconds": time.monotonic() - start, "updates": self._updates}
-                    self.rows.append({"process": name, **now, **sample(pid)})
+                    row = (time.monotonic() - start, self._updates, *sample(pid).values())
+                    self._file.write(",".join([name, *(f"{value:.6g}" for value in row)]) + "\n")
 
 
 def growth(updates: np.ndarray, values: np.ndarray) -> tuple[float, float, float]:
@@ -144,12 +160,17 @@ def draw(samples: pd.DataFrame, path: Path) -> None:
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
-    for name, rows in samples.groupby("process", sort=False):
+    kinds = ("driver", *ACTORS.values())
+    colours = dict(zip(kinds, plt.get_cmap("tab10").colors[: len(kinds)], strict=True))
+    for name, rows in samples.groupby("process"):
+        kind, _, number = name.partition(" ")
+        label = f"_{name}" if number not in ("", "0") else {"worker": "workers"}.get(kind, kind)
         for one, column in zip(axes, ("rss", "files"), strict=True):
-            one.plot(rows["updates"] / 1000, rows[column], label=name, linewidth=1)
+            at = rows["updates"] / 1000
+            one.plot(at, rows[column], label=label, linewidth=1, color=colours[kind])
     axes[0].set(xlabel="thousand updates", ylabel="resident memory, MB", ylim=(0, None))
     axes[1].set(xlabel="thousand updates", ylabel="open files", ylim=(0, None))
-    axes[1].legend(fontsize="small", ncols=2)
+    axes[1].legend(fontsize="small")
     figure.savefig(path, dpi=150)
     plt.close(figure)
 
@@ -171,11 +192,12 @@ def main(arguments: Iterable[str] | None = None) -> int:
     )
     memory_before = {path.name for path in Path("/dev/shm").iterdir()}
     with tempfile.TemporaryDirectory() as directory:
-        with ray_session(), Sampler() as sampler:
+        with ray_session(), Sampler(options.out / "bench_soak.csv") as sampler:
+            idle = ray.remote(Idle).options(num_cpus=0).remote()
+            ray.get(idle.ready.remote())
             result = read_run(run(config, Path(directory) / "run", progress=sampler.watch))
         seconds = result.trace["applied_seconds"].iloc[-1]
-    samples = pd.DataFrame(sampler.rows)
-    samples.to_csv(options.out / "bench_soak.csv", index=False)
+    samples = pd.read_csv(options.out / "bench_soak.csv")
     draw(samples, options.out / "bench_soak.png")
     print(
         f"{options.updates} updates, {options.workers} workers, {seconds:.0f} s; last value, growth"
