@@ -20,8 +20,10 @@ from analysis.read_moments import (
     independent_reads,
     pool_reads,
     read_moments,
-    recorded_reads,
+    several_reads,
+    turn_reads,
 )
+from analysis.recorded_turns import ResampledTurns
 from analysis.setting import Setting
 from asgd.errors import InputError
 from asgd.problems import LeastSquares, Quadratic
@@ -55,7 +57,7 @@ def closed_curve(name: str, setting: Setting, seed: int) -> LossCurve:
 
     Independent geometric staleness, and the pool of memoryless workers, are solved exactly;
     any other law through the moments given the reads, averaged over a few drawn sequences of
-    reads; the replay given its own reads.
+    reads; the replay given the reads of each run.
 
     Parameters
     ----------
@@ -64,7 +66,7 @@ def closed_curve(name: str, setting: Setting, seed: int) -> LossCurve:
     """
     gradients = LinearGradients.of(setting.problem)
     if name == "replay":
-        reads = recorded_reads(setting.staleness[: setting.updates])
+        reads = several_reads([tau[: setting.updates] for tau in setting.staleness])
         return _of_moments(gradients, setting, _given(gradients, setting, reads), seed)
     if name in ("sme_sgd", "sme_asgd"):
         mu = setting.mu if name == "sme_asgd" else 0.0
@@ -79,7 +81,9 @@ def closed_curve(name: str, setting: Setting, seed: int) -> LossCurve:
     rng, pool = stream(seed, f"reads/{closure}"), closure == "pool"
     length = setting.workers if pool else setting.law.support_length()
     runs = int(np.clip(_STATE / ((length + 1) * gradients.dim) ** 2, _FEWEST, _MOST))
-    if pool:
+    if pool and name == "sme_law" and setting.turns is not None:
+        reads = turn_reads(ResampledTurns(setting.turns, runs, rng), setting.updates)
+    elif pool:
         reads = pool_reads(setting.law, setting.workers, setting.updates, runs, rng)
     else:
         reads = independent_reads(setting.law, setting.updates, runs, rng)

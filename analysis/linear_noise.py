@@ -16,8 +16,10 @@ them, the force is held. In small dimension the sums are formed; beyond, draws o
 pushed through functions of H by Lanczos iterations, Hessian-vector products only.
 
 What it leaves out: the noise of the random lag, and all that is beyond second order in the noise.
-It fails where these matter: near the edge of stability, where single modes swing widely, and
-where noise carries paths from one valley to another.
+It fails where these matter: where noise carries paths from one valley to another, unnoticed; and
+beyond the edge of stability, where small noise grows until it is not small. From the time on when
+it grows and has cost half of what the mean path had gained there is no value: the loss of a real
+run saturates there, the linear theory does not.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from analysis.closed import quadratic_cumulants
 from analysis.history import History
 from analysis.loss_curve import LossCurve
+from analysis.stability import spectral_radius
 from asgd.errors import InputError
 from asgd.problems.base import Array, Problem
 from asgd.staleness import Geometric, StalenessLaw
@@ -43,6 +46,7 @@ PROBES = 8  # draws of the noise at each of them
 FEW_PROBES, WIDE_DIM = 4, 10_000  # beyond this dimension a sum over modes averages by itself
 LANCZOS_STEPS = 12
 DENSE_DIM = 64  # up to here sums over all modes are formed
+LARGEST_COST = 0.5  # of growing noise, as a share of the mean path's gain
 
 
 class ExpectedRead:
@@ -168,6 +172,11 @@ def linear_noise(
     progress
         Called as progress(done, total) about a hundred times.
 
+    Returns
+    -------
+    LossCurve
+        Without values from `unstable_from` on, if noise outgrows the linear theory.
+
     Raises
     ------
     InputError
@@ -186,7 +195,9 @@ def linear_noise(
         noise = kind(problem, learning_rate, law, learning_rate**2 / batch_size, rng)
         cumulants = np.full((len(times), 3), np.nan)
         cumulants[0] = 0.0
-        recorded, wanted = np.empty((len(record), problem.dim)), set(record.tolist())
+        unstable_from = None
+        start = float(problem.loss(path.x))
+        recorded, wanted = np.full((len(record), problem.dim), np.nan), set(record.tolist())
         row = 0
         for k in range(last + 1):
             if k in wanted:
@@ -194,7 +205,13 @@ def linear_noise(
                 row += 1
             if k in times[1:] and np.all(np.isfinite(path.x)):
                 number = int(np.searchsorted(times, k))
-                cumulants[number], path.force = noise.spread(path.x, times[: number + 1])
+                cumulants[number], path.force, top = noise.spread(path.x, times[: number + 1])
+                gain = abs(start - float(problem.loss(path.x)))
+                if not cumulants[number, 0] <= LARGEST_COST * gain and _grows(
+                    law, learning_rate * top
+                ):
+                    unstable_from = int(times[number - 1]) + 1
+                    break
             if k in middle:
                 noise.add_source(path.x)
             if k < last:
@@ -204,7 +221,12 @@ def linear_noise(
         loss = np.asarray(problem.loss(recorded))
         axis = np.log1p(record)
         first, second, third = (np.interp(axis, np.log1p(times), c) for c in cumulants.T)
-    return LossCurve.of_cumulants(record, loss + first, second, third, path.x)
+    curve = LossCurve.of_cumulants(record, loss + first, second, third, path.x)
+    return curve if unstable_from is None else curve.cut(unstable_from)
+
+
+def _grows(law: StalenessLaw, step: float) -> bool:
+    return np.isfinite(step) and step > 0 and spectral_radius(law, step) > 1
 
 
 def _times(last: int) -> Integers:
@@ -232,8 +254,8 @@ class _AllModes:
         """Take the noise of the current interval of times from a point of it."""
         self._sources.append(self._problem.gradient_covariance(x))
 
-    def spread(self, x: Array, times: Integers) -> tuple[Array, Array]:
-        """Return three cumulants of the loss about f(x), and the force, at the last time."""
+    def spread(self, x: Array, times: Integers) -> tuple[Array, Array, float]:
+        """Return three cumulants of the loss about f(x), the force and the top curvature."""
         problem = self._problem
         curvature, basis = np.linalg.eigh(problem.hessian(x))
         lags = (times[-1] - times)[::-1]
@@ -246,11 +268,11 @@ class _AllModes:
         slope = (problem.gradient(x) @ basis)[None]
         first, second, third = quadratic_cumulants(slope, curvature, covariance[None])
         if not np.all(np.isfinite(covariance)):
-            return np.full(3, np.nan), np.zeros_like(x)
+            return np.full(3, np.nan), np.zeros_like(x), float(curvature[-1])
         sizes, axes = np.linalg.eigh(covariance)
         deviation = (basis @ (axes * np.sqrt(np.maximum(sizes, 0.0)))).T
         force = _bend(problem, x, deviation).sum(axis=0)
-        return np.concatenate([first, second, third]), force
+        return np.concatenate([first, second, third]), force, float(curvature[-1])
 
 
 class _SampledModes:
@@ -278,13 +300,14 @@ class _SampledModes:
         points = np.tile(x, (self._probes, 1))
         self._sources.append(self._problem.gradient_and_noise(points, self._rng)[1])
 
-    def spread(self, x: Array, times: Integers) -> tuple[Array, Array]:
-        """Return three cumulants of the loss about f(x), and the force, at the last time."""
+    def spread(self, x: Array, times: Integers) -> tuple[Array, Array, float]:
+        """Return three cumulants of the loss about f(x), the force and the top curvature."""
         problem, probes = self._problem, self._probes
-        deviation, first = np.zeros((probes, problem.dim)), 0.0
+        deviation, first, top = np.zeros((probes, problem.dim)), 0.0, 0.0
         # One source at a time: the Lanczos vectors of all would be the largest arrays here.
         for j, source in enumerate(self._sources):
             curvature, modes, basis = _lanczos(problem, x, source)
+            top = max(top, float(curvature.max()))
             lags = times[-1] - times[[j + 1, j]]
             power = _power(self._law, self._learning_rate, curvature, lags, np.square)
             kernel = self._scale * np.maximum(power[1] - power[0], 0.0)
@@ -296,7 +319,7 @@ class _SampledModes:
         # Third cumulant: as if all modes were alike, and the slope along one of them.
         typical = trace / (2 * first) if first > 0 else 0.0
         cumulants = np.array([first, trace / 2 + along, typical * (trace + 3 * along)])
-        return cumulants, _bend(problem, x, deviation).mean(axis=0)
+        return cumulants, _bend(problem, x, deviation).mean(axis=0), top
 
 
 def _bend(problem: Problem, x: Array, deviation: Array) -> Array:

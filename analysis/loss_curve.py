@@ -30,6 +30,8 @@ class LossCurve:
         Simulated paths behind the numbers; None where nothing was sampled.
     end
         Mean of x after the last update, shape (d,).
+    unstable_from
+        Update from which on there are no values, because the method does not hold there; or None.
     """
 
     update: npt.NDArray[np.int64]
@@ -38,6 +40,15 @@ class LossCurve:
     quantiles: Array
     paths: int | None
     end: Array
+    unstable_from: int | None = None
+
+    def cut(self, update: int) -> LossCurve:
+        """Return the curve without its values from an update on."""
+        lost = self.update >= update
+        mean, std, quantiles = self.mean.copy(), self.std.copy(), self.quantiles.copy()
+        mean[lost], std[lost], quantiles[lost] = np.nan, np.nan, np.nan
+        end = np.full_like(self.end, np.nan)
+        return LossCurve(self.update, mean, std, quantiles, self.paths, end, update)
 
     @classmethod
     def of_ensemble(cls, ensemble: Ensemble) -> LossCurve:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import numpy as np
 import pandas as pd
 
 from analysis.closed import closed_curve, has_closed_forms
@@ -26,7 +27,7 @@ from analysis.sme import sme_asgd
 from analysis.sme_law import sme_law
 from analysis.sme_replay import sme_replay
 from analysis.sme_sgd import sme_sgd
-from asgd.errors import InputError
+from asgd.errors import InputError, UnreliableEstimateError
 from asgd.staleness import Geometric
 from asgd.trace import Run, replace_file
 
@@ -42,6 +43,10 @@ MODELS = {
 DEFAULT_MODELS = ("sme_sgd", "sme_asgd", "sme_law", "replay")
 
 Method = Literal["auto", "simulate", "fast"]
+
+# Beyond this dimension paths are in single precision: its rounding moves a loss by some 1e-6 of
+# itself, the scatter of a hundred paths by 1e-3 and more.
+SINGLE_DIM = 256
 
 
 @dataclass(frozen=True, repr=False)
@@ -125,13 +130,15 @@ def predict(
     ----------
     run
         The run. Its trace gives the staleness, its configuration everything else. Or repeats
-        of one run under other seeds: the staleness of all is fitted, the first one replayed.
+        of one run under other seeds: the staleness of all is fitted, and each replayed by its
+        share of the paths.
     paths
         Paths of each ensemble.
     models
         Names out of `MODELS`; by default `DEFAULT_MODELS`, of which "fast" has no replay.
-        "sme_law" takes the closure that fits the run: "law_pool" where each snapshot was used
-        once, as on a server, else "law_iid".
+        "sme_law" takes the closure that fits the run: where each snapshot was used once, as on a
+        server, the pool, (P1) if the geometric law holds, else with the recorded turns resampled,
+        (P3); otherwise "law_iid".
     method
         "auto" computes the curves of quadratics and least squares from exact moments, without
         paths, and simulates all others; "simulate" simulates all; "fast" follows one mean path
@@ -149,7 +156,8 @@ def predict(
         The run evaluated no loss or did not follow (A1), or a model is unknown or not to be had
         by this method.
     UnreliableEstimateError
-        The trace is too short for a staleness fit.
+        The trace is too short for a staleness fit; or "fast" fails, because the run is so far
+        above its largest stable learning rate that noise does not stay small: carries the curve.
     """
     if method not in get_args(Method):
         raise InputError(f"method: {method!r}; accepted: {', '.join(get_args(Method))}")
@@ -161,7 +169,7 @@ def predict(
     runs = as_runs(run)
     if runs[0].loss.empty:
         raise InputError(f"{runs[0].path}: holds no loss evaluation to predict")
-    setting = Setting.of(runs[0], fit or fit_runs(runs))
+    setting = Setting.of(runs, fit or fit_runs(runs))
     seed = runs[0].config.run.seed if seed is None else seed
     curves = {}
     for name in models:
@@ -182,6 +190,7 @@ def predict(
         "mu": setting.mu,
         "law": setting.law.to_dict(),
         "closure": setting.closure,
+        "turns": "by hazard" if setting.turns is None else "recorded",
         "stability": run_stability(setting, ends[0]).to_dict(),
         "models": {
             name: {"label": MODELS[name], "paths": curve.paths} for name, curve in curves.items()
@@ -201,6 +210,7 @@ def _simulated(
     """Return the curve of one model from an ensemble of paths."""
     problem, eta, updates = setting.problem, setting.learning_rate, setting.updates
     options: Any = {
+        "dtype": np.float32 if problem.dim > SINGLE_DIM else np.float64,
         "batch_size": setting.batch_size,
         "initial": setting.initial,
         "record": setting.record,
@@ -217,7 +227,8 @@ def _simulated(
     else:
         closure = setting.closure if name == "sme_law" else name.removeprefix("law_")
         workers = setting.workers if closure == "pool" else None
-        options |= {"closure": closure, "workers": workers}
+        turns = setting.turns if name == "sme_law" else None
+        options |= {"closure": closure, "workers": workers, "turns": turns}
         ensemble = sme_law(problem, eta, setting.law, updates, paths, seed, **options)
     return LossCurve.of_ensemble(ensemble)
 
@@ -231,7 +242,7 @@ def _fast(
     if not setting.steady:
         raise InputError("method: 'fast' takes no schedules; accepted: 'auto', 'simulate'")
     mu = {"sme_sgd": 0.0, "sme_asgd": setting.mu}.get(name)
-    return linear_noise(
+    curve = linear_noise(
         setting.problem,
         float(setting.learning_rate),
         setting.law if mu is None else Geometric(mu),
@@ -241,6 +252,13 @@ def _fast(
         record=setting.record,
         progress=progress,
     )
+    if curve.unstable_from is not None:
+        raise UnreliableEstimateError(
+            f"method 'fast', {MODELS[name]}: unstable, noise outgrows its linear theory by update "
+            f"{curve.unstable_from}; accepted here: 'auto', 'simulate'",
+            curve,
+        )
+    return curve
 
 
 def quantile_column(level: float) -> str:

@@ -9,12 +9,14 @@ left to chance is the staleness alone, never the samples.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from analysis.quadratic import LinearGradients
+from analysis.sme_pool import PoolTurns
 from asgd.errors import InputError
 from asgd.problems.base import Array
 from asgd.staleness import Geometric, StalenessLaw
@@ -82,6 +84,18 @@ def recorded_reads(staleness: Integers) -> Reads:
                 slots += 1
             write[k] = slot_of[k + 1] = free.pop()
     return Reads(read[:, None], write[:, None])
+
+
+def several_reads(staleness: Sequence[Integers]) -> Reads:
+    """Return the reads of several recorded runs of one length, shape (updates, runs)."""
+    reads = [recorded_reads(tau) for tau in staleness]
+    return Reads(*(np.concatenate(parts, axis=1) for parts in zip(*reads, strict=True)))
+
+
+def turn_reads(turns: PoolTurns, updates: int) -> Reads:
+    """Return the reads of servers whose turns are given, shape (updates, paths)."""
+    slots = np.stack([turns.next() for _ in range(updates)])
+    return Reads(slots, slots)
 
 
 def pool_reads(

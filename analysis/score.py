@@ -69,8 +69,9 @@ class Score:
         The error of the geometric prediction, part by part; see `split_error`.
     intervals
         95 % intervals over repeats, a bootstrap of whole runs: by model, the columns
-        `relative_error_low`, `relative_error_high`, and so on for coverage and crps. None for a
-        single run. With few repeats they are too short.
+        `relative_error_low`, `relative_error_high`, and so on for coverage and crps; and
+        `coverage_error`, the standard error of the coverage over runs, since the points of one run
+        are inside or outside together. None for a single run. With few repeats they are too short.
     """
 
     models: dict[str, ModelScore]
@@ -161,11 +162,12 @@ def _intervals(observed: Array, curve: pd.DataFrame) -> dict[str, float]:
         "crps": scores[drawn].mean(axis=1),
     }
     ends = {name: np.quantile(values, _INTERVAL) for name, values in samples.items()}
-    return {
+    limits = {
         f"{name}_{end}": float(value)
-        for name, limits in ends.items()
-        for end, value in zip(("low", "high"), limits, strict=True)
+        for name, pair in ends.items()
+        for end, value in zip(("low", "high"), pair, strict=True)
     }
+    return {**limits, "coverage_error": float(inside.std(ddof=1) / np.sqrt(runs))}
 
 
 def split_error(run: Run | Sequence[Run], prediction: Prediction) -> pd.DataFrame:

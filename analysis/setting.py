@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from analysis.experiment import as_runs
 from analysis.fit import StalenessFit
+from analysis.recorded_turns import RecordedTurns
 from analysis.sme_law import Closure
 from asgd.errors import InputError
 from asgd.problems import make_problem
@@ -31,7 +34,7 @@ class Setting:
     record
         Updates to predict at, ascending, shape (m,).
     staleness
-        Measured tau_0, tau_1, ... of the run.
+        Measured tau_0, tau_1, ... of each run.
     mu
         Parameter of the geometric fit.
     law
@@ -40,6 +43,9 @@ class Setting:
         How the staleness of one update depends on that of the others; "pool" for a server.
     workers
         P.
+    turns
+        The measured turns of the workers; None if the geometric law holds, whose turns are known,
+        or snapshots were not used once each.
     """
 
     problem: Problem
@@ -47,15 +53,16 @@ class Setting:
     batch_size: int | npt.NDArray[np.int64]
     initial: Array
     record: npt.NDArray[np.int64]
-    staleness: npt.NDArray[np.int64]
+    staleness: tuple[npt.NDArray[np.int64], ...]
     mu: float
     law: StalenessLaw
     closure: Closure
     workers: int
+    turns: RecordedTurns | None = None
 
     @classmethod
-    def of(cls, run: Run, fit: StalenessFit) -> Setting:
-        """Read the setting off a run.
+    def of(cls, runs: Run | Sequence[Run], fit: StalenessFit) -> Setting:
+        """Read the setting off a run or its repeats; of what is no staleness, off the first.
 
         Raises
         ------
@@ -63,6 +70,8 @@ class Setting:
             The run did not follow (A1): another update rule, clipped gradients, or a server that
             waits.
         """
+        runs = as_runs(runs)
+        run, updates = runs[0], int(runs[0].loss["update"].iloc[-1])
         config, trace, optimizer = run.config, run.trace, run.config.optimizer
         for key, value, accepted in (
             ("optimizer.rule", optimizer.rule, "sgd"),
@@ -75,6 +84,9 @@ class Setting:
         problem = make_problem(config)
         learning_rate, batch_size = optimizer.learning_rate, optimizer.batch_size
         varying = learning_rate_schedule(optimizer).array(len(trace))
+        closure, turns = closure_of(run), None
+        if closure == "pool" and not isinstance(fit.recommended, Geometric):
+            turns = RecordedTurns.of([one.trace["worker"].to_numpy() for one in runs])
         return cls(
             problem=problem,
             learning_rate=varying if optimizer.learning_rate_schedule.at else learning_rate,
@@ -83,11 +95,16 @@ class Setting:
             else batch_size,
             initial=problem.initial_point(stream(config.run.seed, "initial")),
             record=run.loss["update"].to_numpy(),
-            staleness=staleness_of(trace["update"].to_numpy(), trace["read_version"].to_numpy()),
+            staleness=tuple(
+                staleness_of(one.trace["update"].to_numpy(), one.trace["read_version"].to_numpy())
+                for one in runs
+                if len(one.trace) >= updates
+            ),
             mu=fit.mu,
             law=fit.recommended,
-            closure=closure_of(run),
+            closure=closure,
             workers=config.cluster.workers,
+            turns=turns,
         )
 
     @property
@@ -109,8 +126,10 @@ class Setting:
 def closure_of(run: Run) -> Closure:
     """Return "pool" if the run used each snapshot once, as a server does, else "iid".
 
-    Every worker reads version 0; any later version then belongs to one worker. Independent
-    draws of staleness read some versions twice and others never.
+    Every worker reads version 0; any later version then belongs to one worker, but for the few
+    that a worker read which joined late or again. Independent draws of staleness read at least a
+    quarter of the versions twice or more.
     """
     read_version = run.trace["read_version"]
-    return "iid" if read_version[read_version > 0].duplicated().any() else "pool"
+    twice = int(read_version[read_version > 0].duplicated().sum())
+    return "iid" if twice > max(run.config.cluster.workers, len(read_version) // 20) else "pool"

@@ -19,9 +19,10 @@ from analysis.ensemble import (
 )
 from analysis.history import History, HistoryMatrixNoise, HistorySnapshotNoise, Weights
 from analysis.noise import MATRIX_DIM, SNAPSHOTS
+from analysis.recorded_turns import RecordedTurns, ResampledTurns
 from analysis.sme import SmeAsgd
-from analysis.sme_pool import Pool, PoolMoments
-from analysis.turns import pool_hazards
+from analysis.sme_pool import Pool, PoolMoments, TurnMaker
+from analysis.turns import Turns, pool_hazards
 from asgd.errors import InputError
 from asgd.problems.base import Array, Problem
 from asgd.staleness import Geometric, GeometricMixture, StalenessLaw
@@ -83,6 +84,7 @@ def sme_law(
     *,
     closure: Closure = "pool",
     workers: int | None = None,
+    turns: RecordedTurns | None = None,
     batch_size: PerUpdate = 1,
     **options: Unpack[PathOptions],
 ) -> Ensemble:
@@ -109,6 +111,8 @@ def sme_law(
     workers
         P, for "pool" alone: its mean staleness is P - 1 whatever the law says. Default: E tau + 1,
         rounded, or the number of laws.
+    turns
+        Recorded turns, for "pool" alone: resampled in place of the hazards of the law, (P3).
     batch_size
         Samples averaged at one stale point, a number or one for each update.
     options
@@ -122,7 +126,11 @@ def sme_law(
     eta = per_update(learning_rate, updates, "learning_rate")
     batch = per_update(batch_size, updates, "batch_size")
     routes: dict[str, Callable[[], tuple[BlockMaker, int]]] = {
-        "pool": lambda: _pool(problem, eta, _laws_of_workers(law, workers), batch, seed),
+        "pool": lambda: (
+            _pool(problem, eta, _laws_of_workers(law, workers), batch, seed)
+            if turns is None
+            else _recorded_pool(problem, eta, turns, batch)
+        ),
         "pool_moments": lambda: _pool_moments(problem, eta, _one_law(law), batch),
         "iid": lambda: _independent(problem, eta, _one_law(law), batch, lag_noise=True),
         "sampling": lambda: _independent(problem, eta, _one_law(law), batch, lag_noise=False),
@@ -164,8 +172,15 @@ def _laws_of_workers(
 def _pool(
     problem: Problem, eta: Schedule, laws: Sequence[StalenessLaw], batch: Schedule, seed: int
 ) -> tuple[BlockMaker, int]:
-    hazard = pool_hazards(laws, stream(seed, "sme_law/hazards"))
-    return partial(Pool, problem, eta, hazard, batch), len(laws) + 4
+    turns: TurnMaker = partial(Turns, pool_hazards(laws, stream(seed, "sme_law/hazards")))
+    return partial(Pool, problem, eta, turns, batch), len(laws) + 4
+
+
+def _recorded_pool(
+    problem: Problem, eta: Schedule, recorded: RecordedTurns, batch: Schedule
+) -> tuple[BlockMaker, int]:
+    turns: TurnMaker = partial(ResampledTurns, recorded)
+    return partial(Pool, problem, eta, turns, batch), recorded.workers + 4
 
 
 def _pool_moments(

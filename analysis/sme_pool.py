@@ -3,32 +3,49 @@
 from __future__ import annotations
 
 import math
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from analysis.noise import outer, psd_factor, standard_increments
-from analysis.turns import Hazards, Turns
 from asgd.problems.base import Array, Problem
 
 Schedule = npt.NDArray[np.float64]
+
+
+class PoolTurns(Protocol):
+    """Whose turn it is on many paths."""
+
+    workers: int
+
+    def next(self) -> npt.NDArray[np.int64]:
+        """Return the snapshot each path uses, shape (paths,), and make it the newest."""
+
+
+class TurnMaker(Protocol):
+    """Makes the turns of one block of paths."""
+
+    def __call__(self, paths: int, rng: np.random.Generator) -> PoolTurns:
+        """Return the turns, at update 0."""
 
 
 class Pool:
     """A block of paths of (P2): the P snapshots themselves, with their ages, for each path.
 
     An update uses one snapshot, x' = x - eta (grad f + xi)(snapshot) with xi ~ N(0, S/b), and puts
-    x' in its place with age 0; `Turns` says which. Constant equal hazards are the geometric law
-    with mu = 1 - 1/P: then this is the memoryless server with Gaussian sampling noise, exactly. At
-    the start all workers hold x_0. Points are kept, not gradients, so every use has noise of its
-    own. A recursion, one step per update, without an order.
+    x' in its place with age 0; the turns say which: `Turns` by hazards, (P2), `ResampledTurns` as
+    recorded, (P3). Constant equal hazards are the geometric law with mu = 1 - 1/P: then this is the
+    memoryless server with Gaussian sampling noise, exactly. At the start all workers hold x_0.
+    Points are kept, not gradients, so every use has noise of its own. A recursion, one step per
+    update, without an order.
     """
 
     def __init__(
         self,
         problem: Problem,
         learning_rate: Schedule,
-        hazard: Hazards,
+        turns: TurnMaker,
         batch_size: Schedule,
         x: Array,
         rng: np.random.Generator,
@@ -37,8 +54,8 @@ class Pool:
         self.learning_rate, self.batch_size = learning_rate.tolist(), batch_size.tolist()
         self.rng = rng
         self.x = x
-        self.turns = Turns(hazard, len(x), rng)
-        self.snapshots = np.repeat(x[:, None], len(hazard), axis=1)
+        self.turns = turns(len(x), rng)
+        self.snapshots = np.repeat(x[:, None], self.turns.workers, axis=1)
         self._path = np.arange(len(x))
 
     def step(self, k: int) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Unpack
+from typing import Any, Unpack, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -55,10 +56,37 @@ class Replay:
         return self.x
 
 
+class Replays:
+    """A block of paths shared out among several recorded runs, each path a `Replay` of one."""
+
+    def __init__(
+        self,
+        makers: Sequence[Callable[[Array, np.random.Generator], Replay]],
+        x: Array,
+        rng: np.random.Generator,
+    ) -> None:
+        self.x = x
+        # Which runs get one path more is left to chance: blocks are small.
+        chosen = rng.permutation(len(makers))
+        parts = np.array_split(x, len(makers))
+        self.replays = [
+            makers[i](part, rng) for i, part in zip(chosen, parts, strict=True) if len(part)
+        ]
+
+    def step(self, k: int) -> None:
+        """Apply update k at the versions the traces read."""
+        for replay in self.replays:
+            replay.step(k)
+
+    def position(self) -> Array:
+        """Return x, shape (paths, d)."""
+        return self.x
+
+
 def sme_replay(
     problem: Problem,
     learning_rate: PerUpdate,
-    staleness: npt.ArrayLike,
+    staleness: npt.ArrayLike | Sequence[npt.ArrayLike],
     paths: int,
     seed: int,
     *,
@@ -66,18 +94,19 @@ def sme_replay(
     batch_size: PerUpdate = 1,
     **options: Unpack[PathOptions],
 ) -> Ensemble:
-    """Simulate paths that read the same versions as a recorded run, with Gaussian noise.
+    """Simulate paths that read the same versions as recorded runs, with Gaussian noise.
 
     Parameters
     ----------
     learning_rate
         eta, a number or one for each update.
     staleness
-        tau_0, tau_1, ..., whole numbers with 0 <= tau_k <= k.
+        tau_0, tau_1, ..., whole numbers with 0 <= tau_k <= k; or such a sequence for each of
+        several runs, among which the paths are shared out.
     paths
         Number of paths.
     updates
-        Updates to replay. Default: all of them.
+        Updates to replay. Default: all of the shortest sequence.
     batch_size
         Samples averaged at one stale point, a number or one for each update.
     options
@@ -86,24 +115,24 @@ def sme_replay(
     Raises
     ------
     InputError
-        If the sequence is not one of staleness, or another argument cannot be used.
+        If a sequence is not one of staleness, or another argument cannot be used.
     """
-    tau = np.asarray(staleness)
-    updates = len(tau) if updates is None else updates
-    read_version = _read_versions(tau, updates)
-    last_read = np.full(updates + 1, -1)
-    last_read[read_version] = np.arange(updates)
-    held = np.cumsum(np.bincount(np.unique(read_version), minlength=updates + 1))[:-1]
-    held -= np.cumsum(np.bincount(last_read[last_read >= 0], minlength=updates))
-    block = partial(
-        Replay,
-        problem,
-        per_update(learning_rate, updates, "learning_rate"),
-        read_version,
-        last_read,
-        per_update(batch_size, updates, "batch_size"),
-    )
-    copies = int(held.max()) + 4
+    several = isinstance(staleness, Sequence) and len(staleness) > 0 and np.ndim(staleness[0]) > 0
+    given: Sequence[Any] = cast(Sequence[Any], staleness) if several else [staleness]
+    sequences = [np.asarray(tau) for tau in given]
+    updates = min(tau.size for tau in sequences) if updates is None else updates
+    eta = per_update(learning_rate, updates, "learning_rate")
+    batch = per_update(batch_size, updates, "batch_size")
+    makers, copies = [], 0
+    for tau in sequences:
+        read_version = _read_versions(tau, updates)
+        last_read = np.full(updates + 1, -1)
+        last_read[read_version] = np.arange(updates)
+        held = np.cumsum(np.bincount(np.unique(read_version), minlength=updates + 1))[:-1]
+        held -= np.cumsum(np.bincount(last_read[last_read >= 0], minlength=updates))
+        copies = max(copies, int(held.max()) + 4)
+        makers.append(partial(Replay, problem, eta, read_version, last_read, batch))
+    block = partial(Replays, makers) if several else makers[0]
     return run_ensemble(block, problem, updates, paths, seed, "sme_replay", copies, **options)
 
 

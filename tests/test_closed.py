@@ -37,7 +37,7 @@ def setting(**changes) -> Setting:
             batch_size=2,
             initial=np.zeros(10),
             record=RECORD,
-            staleness=staleness,
+            staleness=(staleness,),
             mu=0.75,
             law=Poisson(3.0),
             closure="pool",

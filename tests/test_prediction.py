@@ -69,6 +69,12 @@ def test_the_law_of_a_server_is_the_pool_closure_and_that_of_independent_lags_is
 ) -> None:
     assert closure_of(run) == "pool"
     curves = predict(run, paths=4, models=("sme_law", "law_pool"))
+    assert curves.settings["turns"] == "recorded"
+    law, pool = (curves.curve(name)["loss_mean"] for name in ("sme_law", "law_pool"))
+    assert np.abs(law / pool - 1).max() < 0.03
+    memoryless = simulated(tmp_path / "memoryless", cluster={"schedule": "uniform"})
+    curves = predict(memoryless, paths=4, models=("sme_law", "law_pool"))
+    assert curves.settings["turns"] == "by hazard"
     assert np.array_equal(
         curves.curve("sme_law")["loss_mean"], curves.curve("law_pool")["loss_mean"]
     )
@@ -108,6 +114,44 @@ def test_what_cannot_be_predicted_is_refused(run: Run, tmp_path: Path) -> None:
         predict(simulated(tmp_path, run={"updates": 40}))
     with pytest.raises(InputError, match="no readable prediction"):
         read_prediction(empty.path)
+
+
+def test_late_joiners_do_not_make_a_server_independent(run: Run, tmp_path: Path) -> None:
+    trace = {name: column.to_numpy().copy() for name, column in run.trace.items()}
+    trace["read_version"][2:4] = 1
+    trace["staleness"] = trace["update"] - trace["read_version"]
+    writer = RunWriter.create(tmp_path / "late", run.config)
+    writer.trace(trace)
+    assert closure_of(read_run(writer.path)) == "pool"
+
+
+def test_the_fast_mode_refuses_where_noise_outgrows_it(tmp_path: Path) -> None:
+    above = simulated(
+        tmp_path,
+        problem={"kind": "softmax"},
+        optimizer={"learning_rate": 0.4, "batch_size": 64},
+        cluster={"workers": 8, "compute_time": {"law": "none"}},
+        run={"updates": 120},
+    )
+    with pytest.raises(
+        UnreliableEstimateError, match=r"'fast', .*: unstable.*accepted here: 'auto'"
+    ):
+        predict(above, method="fast", models=("sme_law",))
+    curve = predict(above, method="fast", models=("sme_asgd",)).curve("sme_asgd")
+    assert np.isfinite(curve["loss_mean"]).all()
+
+
+def test_every_repeat_is_replayed(run: Run, tmp_path: Path) -> None:
+    runs = [run, simulated(tmp_path, run={"seed": 1})]
+    assert not runs[0].trace["worker"].equals(runs[1].trace["worker"])
+    fit, model = fit_run(run), ("replay",)
+    both = predict(runs, models=model, fit=fit).curve("replay")["loss_mean"]
+    alone = [predict(one, models=model, fit=fit).curve("replay")["loss_mean"] for one in runs]
+    assert np.allclose(both, (alone[0] + alone[1]) / 2, rtol=1e-12)
+    paths = 2000
+    drawn = predict(runs, models=model, fit=fit, method="simulate", paths=paths).curve("replay")
+    z = (drawn["loss_mean"] - both)[1:] / (drawn["loss_std"][1:] / np.sqrt(paths))
+    assert np.sqrt(np.mean(z**2)) < 2
 
 
 def test_progress_of_every_model_ends_at_one(run: Run) -> None:

@@ -27,7 +27,7 @@ def setting(problem: Problem, learning_rate: float, **changes) -> Setting:
         batch_size=1,
         initial=problem.initial_point(np.random.default_rng(0)),
         record=np.arange(2),
-        staleness=np.zeros(1, dtype=np.int64),
+        staleness=(),
         mu=0.75,
         law=Poisson(3.0),
         closure="pool",

@@ -1,0 +1,67 @@
+"""Recorded turns: replayed exactly, and resampled without losing what they hold."""
+
+import numpy as np
+
+from analysis.recorded_turns import RecordedTurns, ResampledTurns
+from asgd.streams import stream
+
+
+def staleness(slots: np.ndarray, workers: int) -> np.ndarray:
+    """Return tau of each update, shape (updates, paths), from the slots used."""
+    read = np.zeros((workers, slots.shape[1]), dtype=int)
+    path, tau = np.arange(slots.shape[1]), np.empty_like(slots)
+    for k, slot in enumerate(slots):
+        tau[k] = k - read[slot, path]
+        read[slot, path] = k + 1
+    return tau
+
+
+def resampled(recorded: RecordedTurns, paths: int, updates: int, seed: int = 0) -> np.ndarray:
+    turns = ResampledTurns(recorded, paths, stream(seed, "turns"))
+    return staleness(np.stack([turns.next() for _ in range(updates)]), recorded.workers)
+
+
+def test_every_path_begins_as_one_of_the_runs_did() -> None:
+    rng = np.random.default_rng(1)
+    runs = [rng.integers(5, size=200) for _ in range(3)]
+    own = [staleness(run[:, None], 5)[:, 0] for run in runs]
+    recorded = RecordedTurns.of(runs)
+    tau = resampled(recorded, 30, 200)
+    pairs = list(zip(own, recorded.start_up, strict=True))
+    begun = [[np.array_equal(path[:start], one[:start]) for one, start in pairs] for path in tau.T]
+    assert np.sum(begun, axis=0).tolist() == [10, 10, 10]
+
+
+def test_workers_in_a_fixed_order_have_no_chance() -> None:
+    recorded = RecordedTurns.of([np.arange(120) % 6])
+    assert all(np.all(rank == 5) for rank in recorded.ranks)
+    tau = resampled(recorded, 4, 120)
+    assert np.array_equal(tau, np.broadcast_to(np.minimum(np.arange(120), 5)[:, None], tau.shape))
+
+
+def test_resampled_turns_keep_the_law_and_its_dependence() -> None:
+    """Spells of a fixed order and spells of none: their staleness, its mean square, its echo."""
+    rng, workers, updates = np.random.default_rng(2), 4, 2000
+    spells = [
+        np.arange(100) % workers if number % 2 else rng.integers(workers, size=100)
+        for number in range(updates // 100)
+    ]
+    run = np.concatenate(spells)
+    own = staleness(run[:, None], workers)[100:, 0]
+    tau = resampled(RecordedTurns.of([run]), 200, updates)[100:]
+    assert abs(tau.mean() - (workers - 1)) < 0.05
+    blocks = tau.var(axis=0)
+    assert abs(blocks.mean() - own.var()) < 4 * blocks.std() / np.sqrt(10)
+    steady = np.convolve(own == workers - 1, np.ones(20), "valid") == 20
+    resteady = [np.mean(np.convolve(t == workers - 1, np.ones(20), "valid") == 20) for t in tau.T]
+    # A block ends within 20 updates about every other time and may cut a spell.
+    assert 0.4 * steady.mean() < np.mean(resteady) < 1.2 * steady.mean()
+    assert steady.mean() > 0.2
+
+
+def test_repeats_that_differ_are_all_there() -> None:
+    rng = np.random.default_rng(3)
+    runs = [np.arange(400) % 4, rng.integers(4, size=400)]
+    variance = resampled(RecordedTurns.of(runs), 400, 40).var(axis=0)
+    # Until the first jump a path is as its run was.
+    assert 0.3 < np.mean(variance < 1.5) < 0.7
