@@ -51,7 +51,8 @@ class _Peer:
         self.got = 0
         self.frame: Frame | None = None
         self.accepts = {wire.HELLO: range(_HELLO_BYTES, _HELLO_BYTES + 1)}
-        self.hello = self.nonce = b""
+        self.hello = self.nonce = self.push_start = b""
+        self.push_bytes = 0
         self.shared: SharedVectors | None = None
         self.unsent = memoryview(b"")
         self.asked = self.stopped = False
@@ -71,11 +72,18 @@ class _Peer:
         self.outgoing = shared.snapshot if shared else vectors.view(self.out)
         native = self.received.dtype == np.float64
         self.gradient: Array = self.received if native else np.empty(vectors.dimension)
+        self.push_start = wire.push_start(worker, inline)
+        self.push_bytes = HEADER.size + inline
         self.accepts = {
             wire.JOIN: range(1),
             wire.PUSH: range(inline, inline + 1),
             wire.MISFIT: range(0, 8 * wire.LONGEST_SHAPE + 1, 8),
         }
+
+    def hold(self) -> None:
+        """Wait for the answer: nothing may come on top of a gradient that the server holds."""
+        self.asked = True
+        self.window = self.header
 
 
 class SocketServer:
@@ -149,7 +157,8 @@ class SocketServer:
             peer = self._workers.get(worker)
             if peer is not None and peer.asked:
                 self._answer(peer, worker, reply)
-        self._settle()
+        if self._broken:
+            self._settle()
 
     def sweep(self, now: float) -> None:
         """Close connections that are overdue."""
@@ -211,6 +220,13 @@ class SocketServer:
         count = peer.socket.recv_into(peer.window[peer.got :] if peer.got else peer.window)
         if not count:
             raise ConnectionResetError("closed by the other side")
+        worker = peer.worker
+        if worker is not None and count == peer.push_bytes and not peer.got and not peer.asked:
+            # What nearly every event is: all of one gradient.
+            start, *fields = wire.PUSH_FIELDS.unpack_from(peer.buffer)
+            if start == peer.push_start:
+                self._gradient(peer, worker, *fields)
+                return
         peer.got += count
         frame = peer.frame
         if frame is None and peer.got >= HEADER.size:
@@ -280,24 +296,42 @@ class SocketServer:
         self._workers[worker] = peer
 
     def _question(self, peer: _Peer, frame: Frame) -> None:
-        now = time.monotonic()
-        peer.asked = True
-        # Nothing may come on top of a gradient that the server holds.
-        peer.window = peer.header
         if frame.kind == wire.JOIN:
-            how = "shm" if peer.shared else "tcp"
-            self._server.note_joined(frame.worker, how)
-            self.deliver(self._server.join(frame.worker, now))
+            peer.hold()
+            self._server.note_joined(frame.worker, "shm" if peer.shared else "tcp")
+            self.deliver(self._server.join(frame.worker, time.monotonic()))
             return
-        value = peer.gradient
+        misfit = None
         if frame.kind == wire.MISFIT:
-            value = wire.misfit(peer.buffer[HEADER.size :][: frame.length])
+            misfit = wire.misfit(peer.buffer[HEADER.size :][: frame.length])
+        self._gradient(
+            peer,
+            frame.worker,
+            frame.sequence,
+            frame.version,
+            frame.epoch,
+            frame.compute_seconds,
+            misfit,
+        )
+
+    def _gradient(
+        self,
+        peer: _Peer,
+        worker: int,
+        sequence: int,
+        version: int,
+        epoch: int,
+        compute_seconds: float,
+        misfit: Array | None = None,
+    ) -> None:
+        peer.hold()
+        value = peer.gradient
+        if misfit is not None:
+            value = misfit
         elif value is not peer.received:
             wire.copy_vector(value, peer.received)
-        gradient = Gradient(
-            frame.worker, frame.sequence, frame.version, frame.epoch, value, frame.compute_seconds
-        )
-        self.deliver(self._server.receive(gradient, now))
+        gradient = Gradient(worker, sequence, version, epoch, value, compute_seconds)
+        self.deliver(self._server.receive(gradient, time.monotonic()))
 
     def _answer(self, peer: _Peer, worker: int, reply: Reply) -> None:
         peer.asked = False

@@ -62,6 +62,9 @@ PROTOCOL = 1
 HELLO, CHALLENGE, PROOF, WELCOME, JOIN, PUSH, MISFIT, SNAPSHOT, STOP, ERROR = range(1, 11)
 
 HEADER = struct.Struct("<4sBBHIIQqqqdQ")
+# The fields that differ between the pushes of one worker, after START_BYTES that are all the same.
+PUSH_FIELDS = struct.Struct("<24sqqqd8x")
+START_BYTES = 24
 HELLO_PAYLOAD = struct.Struct("<32sQBB")
 NONCE_BYTES = 32
 PROOF_BYTES = 32
@@ -140,6 +143,11 @@ def parse(buffer: Buffer) -> Frame:
     if frame.protocol != PROTOCOL:
         raise WireError(f"protocol version {frame.protocol}, expected {PROTOCOL}")
     return frame
+
+
+def push_start(worker: int, length: int) -> bytes:
+    """Return the first `START_BYTES` of every PUSH of a worker."""
+    return HEADER.pack(MAGIC, PROTOCOL, PUSH, 0, worker, 0, length, 0, 0, 0, 0.0, 0)[:START_BYTES]
 
 
 def pack(kind: int, worker: int = 0, payload: bytes = b"") -> bytes:

@@ -32,6 +32,9 @@ def test_gradient_header_comes_back(
 ) -> None:
     buffer = bytearray(HEADER.size)
     wire.pack_push(buffer, Gradient(worker, sequence, version, epoch, np.zeros(3), seconds), 24)
+    start, *fields = wire.PUSH_FIELDS.unpack_from(buffer)
+    assert start == wire.push_start(worker, 24)
+    assert fields == [sequence, version, epoch, seconds]
     frame = wire.parse(buffer)
     assert (frame.kind, frame.length, frame.worker) == (wire.PUSH, 24, worker)
     assert (frame.sequence, frame.version, frame.epoch) == (sequence, version, epoch)
