@@ -348,7 +348,9 @@ def read_run(path: str | Path) -> Run:
     """
     path = Path(path)
     if not (path / "config.json").is_file():
-        raise InputError(f"{path}: not a run directory (no config.json); `asgd run` makes one")
+        inside = next(path.glob("*/config.json"), None)
+        hint = f"name one in it, such as {inside.parent}" if inside else "`asgd run` makes one"
+        raise InputError(f"{path}: not a run directory (no config.json); {hint}")
     config = load_config(path / "config.json")
     if config.run.repeats > 1:
         raise InputError(f"{path}: holds repeats of a run; name one, such as {path}/repeat-000")

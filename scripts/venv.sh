@@ -10,7 +10,7 @@ make_venv() {
     fi
     stamp=".venv/.installed-${1:-base}"
     if ! cmp -s pyproject.toml "$stamp"; then
-        echo "$0: installing into .venv" >&2
+        echo "$0: installing into .venv, which takes minutes once" >&2
         [ -x .venv/bin/python ] || "$python" -m venv .venv
         .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable ".${1:+[$1]}"
         cp pyproject.toml "$stamp"

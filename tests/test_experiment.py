@@ -62,7 +62,9 @@ def test_directories_that_cannot_be_used_are_refused(experiment: Path, tmp_path:
         run_repeats(make_config(TABLES), experiment, simulate)
     with pytest.raises(InputError, match="name one, such as"):
         read_run(experiment)
-    with pytest.raises(InputError, match="not a run directory"):
+    with pytest.raises(InputError, match=r"name one in it, such as .*out$"):
+        read_runs(experiment.parent)
+    with pytest.raises(InputError, match=r"not a run directory.*asgd run"):
         read_runs(tmp_path)
 
     def no_run(config: RunConfig, out: Path) -> None:

@@ -279,7 +279,7 @@ def test_a_factory_that_raises(plugin):
 
 
 def test_modules_that_do_not_import(plugin):
-    with pytest.raises(InputError, match="No module named 'nowhere_at_all'; modules are looked"):
+    with pytest.raises(InputError, match="No module named 'nowhere_at_all'; looked for in"):
         make_problem(make_config({"problem": {"kind": "nowhere_at_all:make"}}))
     with pytest.raises(InputError, match="No module named 'absent_dependency'"):
         plugin("import absent_dependency")
@@ -292,3 +292,16 @@ def test_modules_that_do_not_import(plugin):
 def test_nothing_is_imported_for_other_kinds(plugin):
     make_problem(make_config({"problem": {"kind": "quadratic"}}))
     assert "user_problem" not in sys.modules
+
+
+IN_PLACE = """
+    class InPlace(Regression):
+        def gradient(self, x, indices):
+            x -= 1.0
+            return x
+"""
+
+
+def test_a_gradient_that_writes_to_its_parameters_is_refused_at_once(plugin):
+    with pytest.raises(InputError, match=r"gradient\(x\) raised ValueError: output array is read-"):
+        plugin(IN_PLACE, "InPlace")

@@ -159,7 +159,9 @@ class _Trial:
         self.user = user
         self.dim, n = int(user.dim), int(user.n_samples)
         rng = stream(0, "plugin")
-        self.x = self._array("initial_point(rng)", lambda: user.initial_point(rng), (self.dim,))
+        start = self._array("initial_point(rng)", lambda: user.initial_point(rng), (self.dim,))
+        self.x = start.copy()
+        self.x.flags.writeable = False  # as a worker's snapshot is
         self.indices = rng.integers(n, size=_TRIAL_BATCH)
         self.points = self.x + 0.1 * rng.standard_normal((4, self.dim))
         self._array("loss(x)", lambda: user.loss(self.x), ())
@@ -250,7 +252,7 @@ def _import_factory(kind: str, where: str) -> Callable[..., Any]:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         raise InputError(
-            f"{where}: {error}; modules are looked for in {here} and among installed packages"
+            f"{where}: {error}; looked for in {here}, on PYTHONPATH and among installed packages"
         ) from error
     except Exception as error:
         raise InputError(
