@@ -310,12 +310,14 @@ def timed(function: Callable[[], Prediction]) -> tuple[Prediction, Seconds]:
 def main() -> None:
     parts = ("scalar", "closed", "prediction")
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("parts", nargs="*", choices=[*parts, []], help="default: all")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(parts)}; or all")
     parser.add_argument("--repeats", type=int, default=5, help="at most, of each timing")
     parser.add_argument("--updates", type=int, default=5_000, help="of the runs predicted")
     parser.add_argument("--paths", type=int, default=100, help="of the prediction")
     arguments = parser.parse_args()
     chosen = arguments.parts or parts
+    if unknown := set(chosen) - set(parts):
+        parser.error(f"{', '.join(unknown)}: expected some of {', '.join(parts)}")
     if "scalar" in chosen:
         scalar_table(arguments.repeats)
     if "closed" in chosen:
