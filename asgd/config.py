@@ -64,8 +64,10 @@ class ProblemConfig(_Table, frozen=True):
     def __post_init__(self) -> None:
         accepted = _PROBLEM_KEYS.get(self.kind, ("options",) if self.is_plugin else None)
         if accepted is None:
-            kinds = ", ".join(_PROBLEM_KEYS)
-            raise ValueError(f'kind = {self.kind!r}: expected {kinds} or "package.module:factory"')
+            kinds, hint = ", ".join(_PROBLEM_KEYS), _did_you_mean(self.kind, _PROBLEM_KEYS)
+            raise ValueError(
+                f'kind = {self.kind!r}: {hint}expected {kinds} or "package.module:factory"'
+            )
         for key in self.__struct_fields__[1:]:
             if key not in accepted and getattr(self, key) not in (None, {}):
                 takes = ", ".join(accepted)
@@ -303,6 +305,11 @@ def _override(data: dict[str, Any], entry: str) -> None:
     table[names[-1]] = value
 
 
+def _did_you_mean(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"did you mean {close[0]}? " if close else ""
+
+
 def _meant(name: str) -> str:
     """Return a hint at the keys that somebody may have meant who gave no table."""
     keys = {
@@ -339,8 +346,7 @@ def _refuse_unknown_keys(
     for key, value in data.items():
         where = ".".join((*path, key))
         if key not in known:
-            close = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean {close[0]}? " if close else ""
+            hint = _did_you_mean(key, known)
             kind = "table" if isinstance(value, dict) else "key"
             raise InputError(f"{where}: unknown {kind}; {hint}accepted: {', '.join(known)}")
         inner = known[key]

@@ -45,6 +45,7 @@ def test_overrides_are_read_as_toml_or_text(tmp_path: Path) -> None:
         ({"optimizer": {"learning_rate": float("inf")}}, ("learning_rate", "inf", "finite")),
         ({"optimizer": {"learning_rat": 1}}, ("learning_rat", "did you mean learning_rate")),
         ({"optimiser": {}}, ("optimiser", "did you mean optimizer")),
+        ({"problem": {"kind": "softmx"}}, ("kind = 'softmx'", "did you mean softmax", "quartic")),
         ({"cluster": {"workers": 0}}, ("cluster.workers", "0", ">= 1")),
         ({"cluster": {"workers": True}}, ("cluster.workers", "True", "int")),
         ({"cluster": {"schedule": "fair"}}, ("cluster.schedule", "'fair'", "free, uniform")),
