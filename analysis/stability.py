@@ -105,9 +105,10 @@ def spectral_radius(law: StalenessLaw, step: float) -> float:
     polynomial = np.append(step * weights[::-1], 0.0)
     polynomial[-2:] += -1.0, 1.0
     low, high = 0.0, 1.0 + step
-    while high - low > 1e-6:
+    while high - low > 1e-6 * max(1.0, low):
         middle = (low + high) / 2
         _, values = _on_circle(polynomial, middle)
+        values = np.where(values == 0, np.finfo(float).tiny, values)  # a root on the circle
         turns = np.angle(np.roll(values, -1) / values).sum() / (2.0 * np.pi)
         low, high = (low, middle) if round(float(turns)) == len(weights) else (middle, high)
     return _polish(polynomial, (low + high) / 2)

@@ -353,9 +353,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit: 0 success, 1 the run failed, 2 unusable input."""
     try:
         cli.main(arguments, prog_name="asgd", standalone_mode=False)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # as after `>&-`
+            sys.stdout.flush()
     except click.exceptions.Exit as request:
         sys.exit(request.exit_code)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        sys.exit(2)
     except click.UsageError as error:
         where = error.ctx.command_path if error.ctx else "asgd"
         _fail(f"{error.format_message().rstrip('.')}; `{where} --help` shows its use", 2)
@@ -369,6 +373,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _fail(str(error), 1)
     except AsgdError as error:
         _fail(str(error), 2)
+    except MemoryError as error:
+        _fail(f"not enough memory {error}".rstrip(), 2)
     except BrokenPipeError:  # whoever read our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

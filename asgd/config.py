@@ -153,7 +153,7 @@ class ClusterConfig(_Table, frozen=True):
     parameters are float64 under both.
     """
 
-    workers: Count = 4
+    workers: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 4
     mode: Literal["async", "bounded", "sync"] = "async"
     max_staleness: Annotated[int, msgspec.Meta(ge=0)] = 8
     schedule: Literal["free", "uniform"] = "free"

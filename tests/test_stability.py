@@ -19,6 +19,7 @@ from asgd.staleness import (
     GeometricMixture,
     NegativeBinomial,
     Poisson,
+    StalenessLaw,
 )
 
 LAWS = [
@@ -130,3 +131,10 @@ def test_a_measured_law_close_to_geometric_has_a_limit(seed: int) -> None:
     staleness = rng.geometric(1 / workers, size=int(rng.integers(200, 8000))) - 1
     limit = max_stable_learning_rate(Empirical.from_sample(staleness), 1.0)
     assert 0.5 < limit / (2 * (2 * workers - 1)) < 2.0
+
+
+@pytest.mark.parametrize("law", [ConstantPlusGeometric(0), ConstantPlusGeometric(7)])
+def test_spectral_radius_of_an_absurd_step_is_found_all_the_same(law: StalenessLaw) -> None:
+    # z^L (z - 1) = -h: for a large h the largest root is h^(1 / (L + 1)).
+    root = 1e300 ** (1 / (law.mean() + 1))
+    assert spectral_radius(law, 1e300) == pytest.approx(root, rel=1e-4)
