@@ -207,9 +207,10 @@ def linear_noise(
                 number = int(np.searchsorted(times, k))
                 cumulants[number], path.force, top = noise.spread(path.x, times[: number + 1])
                 gain = abs(start - float(problem.loss(path.x)))
-                if not cumulants[number, 0] <= LARGEST_COST * gain and _grows(
-                    law, learning_rate * top
-                ):
+                # Without a force gradients are linear, and so is the noise however large.
+                bent = np.linalg.norm(path.force) > 1e-9 * np.linalg.norm(path.x - initial)
+                costly = not cumulants[number, 0] <= LARGEST_COST * gain
+                if bent and costly and _grows(law, learning_rate * top):
                     unstable_from = int(times[number - 1]) + 1
                     break
             if k in middle:

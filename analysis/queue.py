@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from analysis.dependence import start_up
+from analysis.verdict import CLOSE
 from asgd.config import RunConfig
 from asgd.delays import ComputeTime
 from asgd.errors import InputError
@@ -186,6 +187,65 @@ def measured_cycles(run: Run) -> MeasuredTimes:
     """
     cycles, _ = _cycles(run)
     return MeasuredTimes(cycles)
+
+
+@dataclass(frozen=True)
+class QueueCheck:
+    """Whether a queue of independent workers explains the staleness of a run.
+
+    Attributes
+    ----------
+    law
+        The law of the queue with the run's own cycles.
+    distance
+        Its total variation distance to the measured staleness.
+    chance
+        What that distance would be if the queue were right, for so many independent updates.
+    """
+
+    law: StalenessLaw
+    distance: float
+    chance: float
+
+    @property
+    def holds(self) -> bool:
+        """Whether the distance is within `CLOSE` of what chance makes of it."""
+        return self.distance < CLOSE + 2.0 * self.chance
+
+    @property
+    def sentence(self) -> str:
+        """The answer in a sentence."""
+        if self.holds:
+            return f"Independent cycles explain the staleness: distance {self.distance:.2f}."
+        return (
+            f"Independent cycles do not explain the staleness: distance {self.distance:.2f}, "
+            f"{self.chance:.2f} by chance. Workers wait for one another, for a processor or in one "
+            "stall: such cycles move together and keep their order. Use the recorded turns."
+        )
+
+
+def check_queue(run: Run, updates: int = 20_000) -> QueueCheck:
+    """Compare the queue of a run's measured cycles, taken as independent, with its staleness.
+
+    Parameters
+    ----------
+    updates
+        Simulated updates behind the queue's law.
+
+    Raises
+    ------
+    InputError
+        A worker has fewer than two updates after the start-up.
+    """
+    staleness = run.trace["staleness"].to_numpy()
+    staleness = staleness[start_up(staleness) :]
+    law = queue_staleness(measured_cycles(run), updates=updates)
+    share = np.bincount(staleness) / len(staleness)
+    expected = law.pmf(np.arange(len(share)))
+    beyond = max(0.0, 1.0 - float(expected.sum()))
+    noise = np.sqrt(2.0 / np.pi * expected * (1.0 - expected) / len(staleness))
+    distance = float(np.abs(share - expected).sum() + beyond) / 2.0
+    return QueueCheck(law, distance, float(noise.sum()) / 2.0)
 
 
 def measured_overhead(run: Run) -> float:

@@ -14,6 +14,7 @@ from analysis.goodness import total_variation
 from analysis.likelihood import Counts
 from analysis.queue import (
     MeasuredTimes,
+    check_queue,
     config_staleness,
     measured_cycles,
     measured_overhead,
@@ -24,6 +25,7 @@ from analysis.queue import (
 from asgd.config import make_config
 from asgd.delays import ComputeTime
 from asgd.errors import InputError
+from asgd.simulation import simulate
 from asgd.staleness import ConstantPlusGeometric, Geometric, StalenessLaw
 from asgd.trace import TRACE_COLUMNS, RunWriter, read_run
 
@@ -203,6 +205,37 @@ def test_times_of_a_run(tmp_path: Path) -> None:
     assert [len(sample) for sample in cycles.samples] == [47, 47]
     assert measured_overhead(run) == pytest.approx(0.25)
     assert queue_staleness(cycles, updates=1000) == ConstantPlusGeometric(1)
+
+
+def test_stalls_common_to_all_workers_are_no_independent_cycles(tmp_path: Path) -> None:
+    """Four workers in a fixed order; now and then all of them stop for twenty cycles."""
+    config = make_config({"cluster": {"workers": 4}, "run": {"updates": 2000}})
+    writer = RunWriter.create(tmp_path / "run", config)
+    update = np.arange(2000)
+    columns = {key: np.zeros(2000) for key in TRACE_COLUMNS}
+    columns |= {"update": update, "worker": update % 4}
+    columns["read_version"] = np.maximum(update - 3, 0)
+    columns["staleness"] = np.minimum(update, 3)
+    stalls = 20.0 * (np.random.default_rng(0).random(2000) < 0.05)
+    columns["applied_seconds"] = np.cumsum(0.25 + stalls)
+    writer.trace(columns)
+    check = check_queue(read_run(tmp_path / "run"), updates=4000)
+    assert not check.holds
+    assert check.distance > 0.5
+    assert "move together" in check.sentence
+
+
+def test_independent_cycles_explain_a_simulated_run(tmp_path: Path) -> None:
+    times = {"law": "gamma", "variation": 0.5, "mean": 1.0}
+    tables = {
+        "problem": {"kind": "quadratic"},
+        "optimizer": {"learning_rate": 0.01},
+        "cluster": {"workers": 6, "compute_time": times},
+        "run": {"updates": 2000},
+    }
+    check = check_queue(read_run(simulate(make_config(tables), tmp_path / "run")))
+    assert check.holds
+    assert check.distance < 2 * check.chance
 
 
 @pytest.mark.slow
