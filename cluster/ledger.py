@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,6 +36,43 @@ class Evaluation:
     parameters: Array
 
 
+@dataclass(frozen=True, eq=False)
+class Evaluations:
+    """Several of them, with all parameters in one array: many arrays cost more to send than one.
+
+    Attributes
+    ----------
+    update, seconds
+        Of each, shape (m,).
+    parameters
+        Shape (m, d).
+    """
+
+    update: npt.NDArray[np.int64]
+    seconds: Array
+    parameters: Array
+
+    @classmethod
+    def of(cls, evaluations: list[Evaluation]) -> Evaluations:
+        """Put evaluations together."""
+        update = np.array([one.update for one in evaluations], np.int64)
+        seconds = np.array([one.seconds for one in evaluations])
+        if len(evaluations) == 1:
+            return cls(update, seconds, evaluations[0].parameters[np.newaxis])
+        parameters = [one.parameters for one in evaluations]
+        return cls(update, seconds, np.stack(parameters) if parameters else np.empty((0, 0)))
+
+    def __len__(self) -> int:
+        return len(self.update)
+
+    def __iter__(self) -> Iterator[Evaluation]:
+        columns = (self.update.tolist(), self.seconds.tolist(), self.parameters)
+        return (Evaluation(*one) for one in zip(*columns, strict=True))
+
+
+NO_EVALUATIONS = Evaluations.of([])
+
+
 @dataclass(frozen=True)
 class Record:
     """A stretch of a run: what happened since the record before it.
@@ -58,7 +95,7 @@ class Record:
 
     trace: dict[str, npt.NDArray[Any]]
     members: dict[str, npt.NDArray[Any]]
-    evaluations: list[Evaluation] = field(default_factory=list)
+    evaluations: Evaluations = NO_EVALUATIONS
     events: list[dict[str, Any]] = field(default_factory=list)
     checkpoint: State | None = None
     number: int = 0
@@ -66,7 +103,7 @@ class Record:
     @property
     def empty(self) -> bool:
         """Whether nothing happened."""
-        happened = len(self.trace["update"]) or self.evaluations or self.events
+        happened = len(self.trace["update"]) or len(self.evaluations) or self.events
         return not happened and self.checkpoint is None
 
 
@@ -119,7 +156,7 @@ class Ledger:
         record = Record(
             _columns(self._trace, TRACE_COLUMNS),
             _columns(self._members, MEMBER_COLUMNS),
-            self._evaluations,
+            Evaluations.of(self._evaluations) if self._evaluations else NO_EVALUATIONS,
             self._events,
             self.checkpoint,
             self._records,

@@ -71,7 +71,7 @@ class Recorder:
             for column, value in zip(self._loss.values(), row, strict=True):
                 column.append(value)
         with self._lease.held(self._epoch):
-            if record.evaluations:
+            if len(record.evaluations):
                 self._writer.loss(self._loss)
             if record.checkpoint is not None:
                 self._save(record.checkpoint)

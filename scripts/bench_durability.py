@@ -6,9 +6,9 @@
 The same run, in turn, with the same server, workers and sockets:
 
 nothing      the server notes nothing: no trace, no loss, no checkpoint, no log
-trace        trace, and the loss at the start and at the end
-recorded     trace, loss every 25 updates, a checkpoint every 1000
-logged       the same and the write-ahead log
+recorded     the trace, and a checkpoint every 1000 updates
+evaluated    the same, and the loss every 25 updates, which the recorder computes
+logged       the same, and the write-ahead log
 
 for softmax regression on the digits data (d = 650) and for gradients that cost nothing, which is
 the worst case: then the server is all there is. Printed are updates/s and processor seconds of the
@@ -44,8 +44,8 @@ NEVER = 10**9
 # Evaluations and checkpoints every so many updates, and the durability.
 VARIANTS: dict[str, tuple[int, int, str]] = {
     "nothing": (NEVER, NEVER, "checkpoint"),
-    "trace": (NEVER, NEVER, "checkpoint"),
-    "recorded": (25, 1000, "checkpoint"),
+    "recorded": (NEVER, 1000, "checkpoint"),
+    "evaluated": (25, 1000, "checkpoint"),
     "logged": (25, 1000, "log"),
 }
 # Name: problem, updates per second to be expected, which set how long a measurement takes.
