@@ -207,7 +207,11 @@ class Segment:
                 content = file.read(length)
                 if crc != zlib.crc32(content, zlib.crc32(_NUMBER.pack(number))):
                     return
-                yield self._entry(content)
+                try:
+                    entry = self._entry(content)
+                except (struct.error, ValueError):  # msgspec's errors are of the second kind
+                    return
+                yield entry
                 number += 1
 
     def _entry(self, content: bytes) -> Entry:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from asgd.config import make_config
 from asgd.trace import read_run
 from cluster.checkpoint import CHECKPOINTS, OrderState
+from cluster.messages import Gradient
 from cluster.update import Update
 from cluster.write_ahead import (
     Entry,
@@ -198,6 +199,49 @@ def test_killed_server_loses_no_update(
     np.testing.assert_array_equal(points[-1], machine.crowd.server.parameters)
     losses = [machine.crowd.problem.loss(points[update]) for update in run.loss["update"]]
     np.testing.assert_array_equal(run.loss["loss"], losses)
+
+
+ACTIONS = [*["push"] * 8, "die", "join", "repeat", "record", "restart"]
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    durability=st.sampled_from(["log", "checkpoint"]),
+    cluster=st.sampled_from(MODES),
+    actions=st.lists(st.tuples(st.sampled_from(ACTIONS), st.integers(0, 2)), max_size=60),
+)
+def test_whatever_happens_every_gradient_counts_once(
+    tmp_path_factory: pytest.TempPathFactory,
+    durability: str,
+    cluster: dict[str, Any],
+    actions: list[tuple[str, int]],
+) -> None:
+    path = tmp_path_factory.mktemp("machine") / "run"
+    machine = Machine(path, configure(3, 40, durability, **cluster))
+    sent: list[Gradient] = []
+    for action, worker in actions:
+        crowd = machine.crowd
+        if action == "push" and worker in crowd.at_hand:
+            crowd.push(worker)
+            sent.append(crowd.sent[worker][-1])
+        elif action == "die":
+            crowd.die(worker)
+        elif action == "join":
+            crowd.join(worker)
+        elif action == "repeat" and sent:
+            crowd.send(sent[-1 - worker % len(sent)])  # of this server or of one before it
+        elif action == "record":
+            machine.record()
+        elif action == "restart":
+            version = crowd.server.version
+            machine.restart()
+            assert durability == "checkpoint" or machine.crowd.server.version == version
+    machine.crowd.join_all()
+    machine.work(40)
+    run = read_run(path)
+    assert len(run.trace) == 40
+    check_gradients(run)
+    np.testing.assert_array_equal(replay_run(run)[-1], machine.crowd.server.parameters)
 
 
 def test_full_disk_stops_the_server_before_it_answers(tmp_path: Path) -> None:
