@@ -1,0 +1,200 @@
+"""What `bench_server.py` compares with: Ray's own loop, a bare echo, the memory, no recorder."""
+
+from __future__ import annotations
+
+import select
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+
+from cluster.actors import RecorderActor
+from cluster.ledger import Record
+from cluster.wire import HEADER
+
+
+class Constant:
+    """A problem whose gradient costs nothing."""
+
+    n_samples = 2
+
+    def __init__(self, dim: int, dtype: str = "float64") -> None:
+        self.dim = dim
+        self._gradient = np.full(dim, 1e-3, dtype)
+
+    def initial_point(self, rng: np.random.Generator) -> np.ndarray:
+        return np.zeros(self.dim)
+
+    def loss(self, x: np.ndarray) -> float:
+        return float(np.mean(x))
+
+    def gradient(self, x: np.ndarray, indices: np.ndarray) -> np.ndarray:
+        return self._gradient
+
+
+def constant(dim: int) -> Constant:
+    """Make the problem: a plug-in, `bench_peers:constant`."""
+    return Constant(dim)
+
+
+def start(kind: type, *arguments: Any) -> Any:
+    return ray.remote(kind).options(num_cpus=0).remote(*arguments)
+
+
+class LoopServer:
+    """Parameters behind actor calls."""
+
+    def __init__(self, dim: int, dtype: str) -> None:
+        self.parameters = np.zeros(dim, dtype)
+
+    def weights(self) -> np.ndarray:
+        return self.parameters
+
+    def apply(self, gradient: np.ndarray) -> np.ndarray:
+        self.parameters = self.parameters - 1e-6 * gradient
+        return self.parameters
+
+
+class LoopWorker:
+    """Computes one gradient per call."""
+
+    def __init__(self, dim: int, dtype: str) -> None:
+        self.problem = Constant(dim, dtype)
+
+    def gradient(self, weights: np.ndarray) -> np.ndarray:
+        return self.problem.gradient(weights, np.zeros(1, int))
+
+
+class RayLoop:
+    """The asynchronous parameter server of Ray's documentation, its actors kept between calls."""
+
+    def __init__(self, dim: int, workers: int, dtype: str) -> None:
+        self._server = start(LoopServer, dim, dtype)
+        self._workers = [start(LoopWorker, dim, dtype) for _ in range(workers)]
+
+    def rate(self, updates: int) -> float:
+        """Return updates/s: each gradient is applied as it comes; the first tenth warms up."""
+        weights = self._server.weights.remote()
+        pending = {worker.gradient.remote(weights): worker for worker in self._workers}
+        warm, begin = max(2 * len(pending), updates // 10), 0.0
+        for update in range(warm + updates):
+            if update == warm:
+                ray.get(weights)
+                begin = time.perf_counter()
+            (ready,), _ = ray.wait(list(pending), num_returns=1)
+            worker = pending.pop(ready)
+            weights = self._server.apply.remote(ready)
+            pending[worker.gradient.remote(weights)] = worker
+        ray.get(weights)
+        seconds = time.perf_counter() - begin
+        ray.get(list(pending))
+        return updates / seconds
+
+    def close(self) -> None:
+        for actor in (self._server, *self._workers):
+            ray.kill(actor)
+
+
+class EchoServer:
+    """Sends every frame back: what any server over these sockets does at the least."""
+
+    def __init__(self) -> None:
+        self.listener = socket.create_server(("127.0.0.1", 0))
+
+    def port(self) -> int:
+        return int(self.listener.getsockname()[1])
+
+    def serve(self, clients: int, size: int, frames: int) -> tuple[float, float]:
+        """Return frames/s after the first tenth, and processor seconds per frame."""
+        epoll, peers = select.epoll(), {}
+        for _ in range(clients):
+            peer, _ = self.listener.accept()
+            peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            peer.setblocking(False)
+            peers[peer.fileno()] = peer
+            epoll.register(peer, select.EPOLLIN)
+        data, done, begin, used = memoryview(bytearray(size)), 0, 0.0, 0.0
+        first = frames // 10
+        while done < frames:
+            for descriptor, _ in epoll.poll():
+                peer = peers[descriptor]
+                if peer.recv_into(data) == size:
+                    peer.send(data)
+                    done += 1
+                    if done == first:
+                        begin, used = time.perf_counter(), time.process_time()
+        seconds, used = time.perf_counter() - begin, time.process_time() - used
+        for peer in peers.values():
+            peer.close()
+        epoll.close()
+        return (done - first) / seconds, used / (done - first)
+
+
+class EchoClient:
+    """Sends a frame whenever the last one is back."""
+
+    def echo(self, port: int, size: int) -> None:
+        with socket.create_connection(("127.0.0.1", port)) as connection:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            data = memoryview(bytearray(size))
+            try:
+                while True:
+                    connection.sendall(data)
+                    if not connection.recv_into(data, size, socket.MSG_WAITALL):
+                        return
+            except ConnectionError:
+                return
+
+
+def echo_rate(dim: int, workers: int, frames: int) -> float:
+    """Return the frames of a vector that a bare echo sends back, per second."""
+    size = HEADER.size + 8 * dim
+    server, clients = start(EchoServer), [start(EchoClient) for _ in range(workers)]
+    port = ray.get(server.port.remote())
+    for client in clients:
+        client.echo.remote(port, size)
+    rate, _ = ray.get(server.serve.remote(workers, size, frames))
+    for actor in (server, *clients):
+        ray.kill(actor)
+    return float(rate)
+
+
+def memory_bytes_per_second(dim: int, seconds: float) -> float:
+    """Return what one core copies, read and written, between as many vectors as a run has."""
+    vectors = [np.ones(dim) for _ in range(10)]
+    begin, count = time.perf_counter(), 0
+    while time.perf_counter() < begin + seconds:
+        np.copyto(vectors[count % 10], vectors[(count + 5) % 10])
+        count += 1
+    return 2 * 8 * dim * count / (time.perf_counter() - begin)
+
+
+def server_bytes(dim: int, dtype: str) -> int:
+    """Return the bytes that the server reads and writes for one update over shared memory.
+
+    The norm reads g; the step reads g and is written; the parameters and the step are read and
+    the parameters written; the snapshot reads them and is written. A gradient in float32 is first
+    converted, and the snapshot is half as long.
+    """
+    wire = np.dtype(dtype).itemsize
+    convert = (wire + 8) if wire == 4 else 0
+    return dim * (convert + 8 + 16 + 24 + 8 + wire)
+
+
+class Discard(RecorderActor):
+    """A recorder that drops what it gets and remembers the pace alone."""
+
+    def _open(self) -> None:
+        self._paces: list[tuple[int, float]] = []
+
+    def record(self, record: Record) -> None:
+        if len(record.trace["update"]):
+            last = int(record.trace["update"][-1]), float(record.trace["applied_seconds"][-1])
+            self._paces.append(last)
+            (first, begin), (update, end) = self._paces[0], last
+            if end > begin:
+                rate = (update - first) / (end - begin)
+                (Path(self._path) / "rate").write_text(repr(rate))
