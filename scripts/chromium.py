@@ -95,10 +95,19 @@ class Page:
         for kind in ("mousePressed", "mouseReleased"):
             self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
-    def screenshot(self, path: Path) -> None:
-        """Write a PNG of the whole page."""
-        picture = self.call("Page.captureScreenshot", captureBeyondViewport=True)
+    def screenshot(self, path: Path, height: int | None = None) -> None:
+        """Write a PNG of the whole page, or of its first `height` pixels."""
+        options: dict[str, Any] = {"captureBeyondViewport": True}
+        if height is not None:
+            width = self.evaluate("innerWidth")
+            options["clip"] = {"x": 0, "y": 0, "width": width, "height": height, "scale": 1}
+        picture = self.call("Page.captureScreenshot", **options)
         path.write_bytes(base64.b64decode(picture["data"]))
+
+    def print(self, path: Path) -> None:
+        """Write a PDF of the page as it is printed."""
+        document = self.call("Page.printToPDF", printBackground=False, preferCSSPageSize=True)
+        path.write_bytes(base64.b64decode(document["data"]))
 
     def _send(self, method: str, session: str | None = None, **parameters: Any) -> dict[str, Any]:
         self._number += 1

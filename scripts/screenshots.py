@@ -1,6 +1,14 @@
-"""Screenshots of reports, desktop (1280 pixels) and phone (390), light and dark.
+"""Screenshots of reports: desktop (1280 pixels) and phone (390), light and dark, and print.
 
-.venv/bin/python scripts/screenshots.py REPORT.html ... --out DIRECTORY
+Those in scripts/screenshots:
+
+for p in 2 4 8 16; do
+  .venv/bin/asgd run scripts/configs/workers.toml --set cluster.workers=$p --out runs/p$p
+done
+.venv/bin/asgd report runs/p8 -o digits-8.html
+.venv/bin/asgd report runs/p2 runs/p4 runs/p8 runs/p16 -o workers.html
+.venv/bin/python scripts/screenshots.py digits-8.html workers.html --out scripts/screenshots \\
+    --views desktop phone --height 1250
 """
 
 from __future__ import annotations
@@ -9,22 +17,39 @@ import argparse
 from pathlib import Path
 
 from chromium import chromium_page
+from PIL import Image
 
-VIEWS = {"desktop": (1280, False), "desktop-dark": (1280, True), "phone": (390, False)}
+VIEWS = {
+    "desktop": (1280, False),
+    "desktop-dark": (1280, True),
+    "phone": (390, False),
+    "phone-dark": (390, True),
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("reports", nargs="+", type=Path)
     parser.add_argument("--out", type=Path, default=Path("screenshots"))
+    parser.add_argument("--views", nargs="+", choices=[*VIEWS, "print"], default=[*VIEWS, "print"])
+    parser.add_argument("--height", type=int, help="Only so much of the page, in its pixels.")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     with chromium_page() as page:
         for report in options.reports:
-            for view, (width, dark) in VIEWS.items():
-                page.open(report, width, dark=dark)
+            for view in options.views:
                 path = options.out / f"{report.stem}-{view}.png"
-                page.screenshot(path)
+                if view == "print":
+                    path = path.with_suffix(".pdf")
+                    page.open(report, 1280)
+                    page.print(path)
+                else:
+                    width, dark = VIEWS[view]
+                    page.open(report, width, dark=dark)
+                    page.screenshot(path, options.height)
+                    with Image.open(path) as picture:
+                        small = picture.convert("RGB").quantize(method=Image.Quantize.MAXCOVERAGE)
+                    small.save(path, optimize=True)
                 print(path)
 
 

@@ -31,6 +31,7 @@ STYLE: Mapping[str, tuple[str, Any]] = {
     "law_sampling": (GREY, (0, (4, 1.5, 1, 1.5, 1, 1.5))),
 }
 SERIES = (BLUE, ORANGE, GREEN, PINK, SKY, AMBER, GREY)
+DASHES = ("-", (0, (5, 2)), (0, (7, 1.5, 1, 1.5)), (0, (1, 1.2)))
 EVENT_COLOURS = (ORANGE, GREEN, PINK, SKY, AMBER)
 LONGEST_CURVE = 2000
 _NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))

@@ -9,7 +9,17 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, MaxNLocator
 
-from analysis.figures.canvas import INK, OBSERVED, STYLE, cycle, finish, key, new_axes, thin
+from analysis.figures.canvas import (
+    DASHES,
+    INK,
+    OBSERVED,
+    STYLE,
+    cycle,
+    finish,
+    key,
+    new_axes,
+    thin,
+)
 from analysis.prediction import MODELS, quantile_column
 
 
@@ -111,9 +121,11 @@ def loss_over_time(
         A loss to mark.
     """
     ax = ax or new_axes()
-    for (label, table), colour in zip(tables.items(), cycle(len(tables)), strict=True):
-        table = thin(table)
-        ax.plot(table["seconds"], table["loss"], color=colour, lw=1.4, label=label)
+    for number, ((label, table), colour) in enumerate(
+        zip(tables.items(), cycle(len(tables)), strict=True)
+    ):
+        table, dash = thin(table), DASHES[number % len(DASHES)]
+        ax.plot(table["seconds"], table["loss"], color=colour, ls=dash, lw=1.4, label=label)
     if target is not None:
         ax.axhline(target, color=INK, lw=0.9, ls=(0, (4, 3)), label=f"target {target:.3g}")
     _loss_scale(ax, pd.concat([table["loss"] for table in tables.values()]))
