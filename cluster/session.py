@@ -16,16 +16,16 @@ import socket
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray._private import ray_constants
+from ray._private import ray_constants, services
 
 from asgd.errors import InputError
+from cluster.guard import end_processes, guarded
 
 _log = logging.getLogger(__name__)
 
@@ -60,10 +60,11 @@ def ray_session(
 
 @contextmanager
 def _joined(address: str) -> Iterator[None]:
-    sigterm = signal.getsignal(signal.SIGTERM)
+    handlers = _handlers()
     environment = dict(os.environ)
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        _exit_on_signals(handlers)
     except (ConnectionError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"--address {address}: no Ray cluster answers there ({reason})") from None
@@ -76,13 +77,17 @@ def _joined(address: str) -> Iterator[None]:
     finally:
         with undisturbed():
             ray.shutdown()
-        _restore(environment, sigterm)
+        _restore(environment, handlers)
 
 
 @contextmanager
 def _own(object_store_bytes: int, metrics_port: int) -> Iterator[None]:
     token = secrets.token_hex(32)
-    with _restored_process_state(), _private_directory() as directory:
+    with (
+        _restored_process_state(),
+        _private_directory() as directory,
+        guarded(token, directory),
+    ):
         os.environ.update(
             RAY_AUTH_MODE="token",
             RAY_AUTH_TOKEN=token,
@@ -96,7 +101,9 @@ def _own(object_store_bytes: int, metrics_port: int) -> Iterator[None]:
         for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
             os.environ[name] = "1"
         _reload_ray_environment()
+        handlers = _handlers()
         try:
+            _exit_on_signals(handlers)
             umask = os.umask(0o077)
             ray.init(
                 address="local",
@@ -108,13 +115,14 @@ def _own(object_store_bytes: int, metrics_port: int) -> Iterator[None]:
                 _temp_dir=directory,
             )
             os.umask(umask)
+            _exit_on_signals(handlers)
             yield
         finally:
             with undisturbed():
                 # Ray does not take down what an interrupted start has left.
                 patience = _SECONDS_TO_EXIT if ray.is_initialized() else 0.0
                 ray.shutdown()
-                _end_processes(token, directory, patience)
+                end_processes(token, directory, patience, os.getpid())
     _reload_ray_environment()
 
 
@@ -123,16 +131,19 @@ def _restored_process_state() -> Iterator[None]:
     environment = dict(os.environ)
     umask = os.umask(0o077)
     os.umask(umask)
-    sigterm = signal.getsignal(signal.SIGTERM)
+    handlers = _handlers()
     loopback_off = ray_constants.ENABLE_RAY_CLUSTER
     # With clusters disabled, as Ray does on laptops, every listener binds to 127.0.0.1.
     ray_constants.ENABLE_RAY_CLUSTER = False
+    popen = services.ConsolePopen
+    services.ConsolePopen = _Popen  # type: ignore[misc]
     try:
         yield
     finally:
+        services.ConsolePopen = popen  # type: ignore[misc]
         ray_constants.ENABLE_RAY_CLUSTER = loopback_off
         os.umask(umask)
-        _restore(environment, sigterm)
+        _restore(environment, handlers)
 
 
 def check_address(address: str | None) -> None:
@@ -155,11 +166,32 @@ def check_address(address: str | None) -> None:
         raise InputError(f"--address {address}: nothing answers there ({reason})") from None
 
 
-def _restore(environment: dict[str, str], sigterm: Any) -> None:
+def _restore(environment: dict[str, str], handlers: dict[signal.Signals, Any]) -> None:
     os.environ.clear()
     os.environ.update(environment)
-    if signal.getsignal(signal.SIGTERM) is not sigterm:
-        signal.signal(signal.SIGTERM, sigterm)
+    for number, handler in handlers.items():
+        if signal.getsignal(number) is not handler:
+            signal.signal(number, handler)
+
+
+def _handlers() -> dict[signal.Signals, Any]:
+    return {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+
+
+def _exit_on_signals(before: dict[signal.Signals, Any]) -> None:
+    """End in order on SIGTERM and when the terminal is closed.
+
+    Ray's own handler would take Ray down first, with what has not been written yet. What the
+    program had set up before, as nohup does, stays.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return
+
+    def leave(*_: object) -> None:
+        sys.exit(1)  # the status of a run that was interrupted; Ray would make it so in its calls
+
+    for number, handler in before.items():
+        signal.signal(number, leave if handler is signal.SIG_DFL else handler)
 
 
 @contextmanager
@@ -184,6 +216,17 @@ def _remove_if_abandoned(directory: Path) -> None:
         shutil.rmtree(directory, ignore_errors=True)
 
 
+class _Popen(services.ConsolePopen):
+    """Starts a process of Ray in a group of its own.
+
+    A signal to the whole group, from a terminal or a supervisor, is for the driver, which ends
+    the run in order with Ray still alive.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, process_group=0, **options)
+
+
 @contextmanager
 def undisturbed() -> Iterator[None]:
     """Ignore Ctrl-C while things are put in order: a second one would leave them torn."""
@@ -202,45 +245,3 @@ def _reload_ray_environment() -> None:
     raylet: Any = ray._raylet
     raylet.Config.initialize("")
     raylet.AuthenticationTokenLoader.instance().reset_cache()
-
-
-def _end_processes(token: str, directory: str, patience: float) -> None:
-    """Wait up to `patience` seconds for the processes of our Ray to exit; kill what stays."""
-    deadline = time.monotonic() + patience
-    while (left := _our_processes(token, directory)) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    for pid in left:
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-
-
-def _our_processes(token: str, directory: str) -> list[int]:
-    """Return the processes with our token in their environment or files open in our directory.
-
-    A process that gives itself a title overwrites its environment, but keeps its log files.
-    """
-    return [
-        int(process.name)
-        for process in Path("/proc").glob("[0-9]*")
-        if int(process.name) != os.getpid()
-        and (_environment_has(process, token) or _has_open(process, directory))
-    ]
-
-
-def _environment_has(process: Path, token: str) -> bool:
-    try:
-        return token.encode() in (process / "environ").read_bytes()
-    except OSError:  # gone meanwhile, or somebody else's
-        return False
-
-
-def _has_open(process: Path, directory: str) -> bool:
-    try:
-        files = list((process / "fd").iterdir())
-    except OSError:
-        return False
-    for file in files:
-        with suppress(OSError):  # closed meanwhile
-            if os.readlink(file).startswith(directory):
-                return True
-    return False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 from typing import Any
 
 import numpy as np
@@ -146,7 +146,7 @@ def test_workers_come_and_go_while_the_run_goes_on(tmp_path: Path, transport: st
         for count, newest in ((4, 3), (1, 0), (2, 4)):
             changes.append(set_workers(path, count))
             while newest not in joined(path):
-                changing.join(0.02)
+                pause.wait(0.02)
         with pytest.raises(InputError, match=re.escape("workers = 0: expected 1 to 512")):
             set_workers(path, 0)
         changed.touch()
@@ -155,7 +155,7 @@ def test_workers_come_and_go_while_the_run_goes_on(tmp_path: Path, transport: st
         if progress.update > 20 and changing.ident is None:
             changing.start()
 
-    changing = Thread(target=change)
+    changing, pause = Thread(target=change, daemon=True), Event()
     slow = {"kind": "tests.plugins:bowl", "options": {"fault": "slow", "until": str(changed)}}
     config = configure(1200, problem=slow, transport=transport)
     result = read_run(run(config, path, progress=watch))

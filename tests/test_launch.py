@@ -6,6 +6,7 @@ import contextlib
 import ipaddress
 import os
 import re
+import select
 import shutil
 import signal
 import socket
@@ -393,24 +394,42 @@ def test_nothing_is_left_after_interruption(
     found = listeners(child.processes() | {child.process.pid})
     assert found
     assert all((getattr(a, "ipv4_mapped", None) or a).is_loopback for a in found), found
-    if which == signal.SIGINT:  # what a terminal does: the whole group gets it
-        os.killpg(child.process.pid, which)
-    else:
-        child.process.send_signal(which)
+    os.killpg(child.process.pid, which)  # as a terminal or a supervisor does
     child.finish()
-    assert child.process.returncode != 0
+    assert child.process.returncode == (1 if which == signal.SIGTERM else -signal.SIGINT)
     result = read_run(child.out)
     assert result.state == "interrupted"
     assert len(result.trace) > 0
     np.testing.assert_array_equal(result.trace["update"], np.arange(len(result.trace)))
 
 
+def test_nothing_is_left_of_a_killed_driver(launch: Callable[..., Subprocess]) -> None:
+    child = launch(updates=10**6, kind="quadratic")
+    child.wait_for(child.running.exists)
+    guard = os.pidfd_open(guard_of(child.process.pid))
+    os.killpg(child.process.pid, signal.SIGKILL)
+    assert select.select([guard], [], [], 60)[0]  # it has cleared up
+    os.close(guard)
+    child.finish()
+    assert child.process.returncode == -signal.SIGKILL
+    assert read_run(child.out).state == "unfinished"
+
+
+def guard_of(driver: int) -> int:
+    """Return the process that clears up behind a driver."""
+    children = Path(f"/proc/{driver}/task/{driver}/children").read_text().split()
+    lines = {int(pid): Path(f"/proc/{pid}/cmdline").read_bytes() for pid in children}
+    (found,) = [pid for pid, line in lines.items() if b"cluster/guard.py" in line]
+    return found
+
+
+@pytest.mark.parametrize("which", [signal.SIGINT, signal.SIGHUP])
 def test_nothing_is_left_after_interruption_of_the_start(
-    launch: Callable[..., Subprocess],
+    launch: Callable[..., Subprocess], which: signal.Signals
 ) -> None:
     child = launch(updates=10**6, kind="quadratic")
     child.wait_for(child.processes)
-    os.killpg(child.process.pid, signal.SIGINT)
+    os.killpg(child.process.pid, which)
     child.finish()
     assert child.process.returncode != 0
     assert read_run(child.out).state == "interrupted"
