@@ -34,6 +34,7 @@ class Reports:
                 [run.path for run in runs], base / "several.html", base / "figures"
             ),
             "hostile": write_report([hostile_run(base / "hostile")], base / "hostile.html"),
+            "unpredicted": unpredicted(base),
         }
         return cls(runs, pages, base / "figures")
 
@@ -41,14 +42,14 @@ class Reports:
         return self.pages[name].read_text(encoding="utf-8")
 
 
-def simulated_run(path: Path, workers: int = 4, **problem: Any) -> Run:
+def simulated_run(path: Path, workers: int = 4, updates: int = 300, **problem: Any) -> Run:
     """Simulate a run with exponential compute times."""
     config = make_config(
         {
             "problem": problem or {"kind": "quadratic"},
             "optimizer": {"learning_rate": 0.05},
             "cluster": {"workers": workers, "compute_time": {"law": "exponential"}},
-            "run": {"updates": 300, "eval_every": 10},
+            "run": {"updates": updates, "eval_every": 10},
         }
     )
     return read_run(simulate(config, path))
@@ -59,6 +60,15 @@ def predicted_run(path: Path, workers: int = 4, **problem: Any) -> Run:
     run = simulated_run(path, workers, **problem)
     predict(run, paths=8, models=("sme_sgd", "sme_asgd", "sme_law")).save(path)
     return run
+
+
+def unpredicted(base: Path) -> Path:
+    """Report on a run of one worker, too short to fit, that nobody predicted."""
+    path = base / "unpredicted"
+    run = simulated_run(path, workers=1, updates=40)
+    RunWriter(run.path).event("failed", reason=f"no reason {HOSTILE}")
+    missing = {path: "it is too short"}
+    return write_report([path], base / "unpredicted.html", missing=missing)
 
 
 def hostile_run(path: Path) -> Path:

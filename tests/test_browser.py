@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from reports import Reports
@@ -20,7 +21,7 @@ def browser() -> Iterator[Page]:
         yield page
 
 
-@pytest.mark.parametrize("name", ["one", "several", "hostile"])
+@pytest.mark.parametrize("name", ["one", "several", "hostile", "unpredicted"])
 @pytest.mark.parametrize("width", WIDTHS)
 def test_loads_without_errors_and_fits(
     browser: Page, reports: Reports, name: str, width: int
@@ -93,6 +94,19 @@ def test_pointer_shows_values(browser: Page, reports: Reports) -> None:
     assert "SME-ASGD" in shown
     browser.move(1, 1)
     assert browser.evaluate("document.querySelector('#loss .values')") is None
+
+
+def test_print_cuts_nothing_off(browser: Page, reports: Reports, tmp_path: Path) -> None:
+    browser.open(reports.pages["several"], 700)
+    browser.call("Emulation.setEmulatedMedia", media="print")
+    wide = browser.evaluate(
+        "[...document.querySelectorAll('table, figure, pre')].filter(e =>"
+        "  e.getBoundingClientRect().right > innerWidth + 1).map(e => e.outerHTML.slice(0, 80))"
+    )
+    browser.call("Emulation.setEmulatedMedia", media="")
+    assert wide == []
+    browser.print(tmp_path / "report.pdf")
+    assert (tmp_path / "report.pdf").read_bytes().startswith(b"%PDF")
 
 
 def test_dark_page_has_light_ink(browser: Page, reports: Reports) -> None:

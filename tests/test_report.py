@@ -15,11 +15,11 @@ import pytest
 from reports import HOSTILE, Reports, simulated_run
 
 from analysis.activity import events_table, timeline, workers_table
-from analysis.comparison import common_target, labels
+from analysis.comparison import common_target, compare_runs, comparison_headline, labels
 from analysis.fit import fit_run
 from analysis.headline import headline
 from analysis.prediction import read_prediction
-from analysis.report import write_report
+from analysis.report import _plain, write_report
 from analysis.score import compare
 from asgd.errors import InputError
 from asgd.trace import RunWriter, read_run
@@ -65,6 +65,103 @@ def test_report_of_one_run_answers_in_order(reports: Reports) -> None:
         "Reproduce",
     ]
     assert "300 updates by 4 workers" in text
+
+
+def test_report_without_a_prediction_says_why(reports: Reports) -> None:
+    text = reports.text("unpredicted")
+    facts = dict(re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", text))
+    assert facts["How well predicted"] == "Not predicted: it is too short."
+    assert facts["Which law"].startswith("Too short to tell: ")
+    assert facts["How stale"].startswith("Not at all: ")
+    assert "40 updates by 1 worker in" in facts["What was run"]
+    assert "failed: no reason &lt;script&gt;" in facts["What was run"]
+    heads = re.findall(r"<h2>(.*?)</h2>", text)
+    assert heads[:3] == ["Observed loss", "Staleness", "Workers"]
+    assert 'type="checkbox"' not in text
+    assert "asgd predict" not in text.split("<h2>Reproduce</h2>")[1]
+
+
+def test_several_runs_are_compared_in_words_tables_and_figures(reports: Reports) -> None:
+    text = reports.text("several").split('<section class="run"')[0]
+    questions = re.findall(r"<dt>(.*?)</dt>", text)
+    assert questions == [
+        "What was run",
+        "How stale",
+        "Which law",
+        "How well predicted",
+        "Stable or not",
+        "How fast",
+        "What to try",
+    ]
+    assert re.findall(r'<figure id="([^"]*)"', text) == [
+        "runs-loss",
+        "runs-target",
+        "runs-mu",
+        "runs-staleness",
+        "runs-errors",
+        "runs-speed",
+    ]
+    names = re.findall(r'aria-label="([^"]* side by side)"', text)
+    assert names == ["runs side by side", "errors side by side"]
+
+
+@pytest.mark.parametrize(
+    ("rooms", "advice"),
+    [
+        ((2.0, 1.5), "Take p4: it was the fastest to the target, and is stable."),
+        ((2.0, 0.5), "Take p2, the fastest of the stable runs; p4 was faster"),
+        ((0.9, 0.5), "Lower the learning rate"),
+        ((np.inf, np.inf), "Take p4: it was the fastest to the target."),
+    ],
+)
+def test_advice_on_several_runs_is_the_fastest_stable_one(
+    reports: Reports, rooms: tuple[float, float], advice: str
+) -> None:
+    fits = [fit_run(run) for run in reports.runs]
+    compared = compare_runs(["p2", "p4"], reports.runs, fits, [None, None])
+    assert compared.models == []
+    table = compared.table.assign(seconds_to_target=[2.0, 1.0])
+    facts = comparison_headline(reports.runs, fits, replace(compared, table=table), rooms)
+    assert dict(facts)["What to try"].startswith(advice)
+    assert dict(facts)["How well predicted"] == "No model was computed for every run."
+
+
+def test_models_that_are_alike_are_not_ranked(reports: Reports) -> None:
+    run = reports.runs[1]
+    prediction = read_prediction(run.path)
+    score = compare(run, prediction)
+
+    def said(*errors: float) -> str:
+        models = {
+            name: replace(model, relative_error=error)
+            for (name, model), error in zip(score.models.items(), errors, strict=True)
+        }
+        events = events_table(run).iloc[:0]
+        scored = replace(score, models=models)
+        facts = headline([run], fit_run(run), prediction, scored, workers_table(run), events)
+        return dict(facts)["How well predicted"]
+
+    assert "Closest: SME with the measured law; its" in said(0.3, 0.2, 0.1)
+    assert "Closest: SME-ASGD (geometric fit) and SME with the measured law; their" in said(
+        0.3, 0.105, 0.1
+    )
+    assert "Closest: none, they are alike" in said(0.1, 0.1, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        (0.0, "0"),
+        (4.93e-305, "0"),
+        (1500.0, "1,500"),
+        (0.123456, "0.1235"),
+        (54321.5, "54,322"),
+        (6.1234e12, "6.123e+12"),
+        (np.inf, "inf"),
+    ],
+)
+def test_numbers_read_as_people_write_them(number: float, text: str) -> None:
+    assert _plain(number) == text
 
 
 def test_page_is_whole_and_needs_no_network(reports: Reports) -> None:
