@@ -60,7 +60,7 @@ class PlanRow:
     largest_stable
         Largest stable learning rate where it is smallest: at the start or at the predicted end.
     remark
-        "" or why the row is to be read with care: "unstable", "diverges", "near the limit".
+        "" or why the row is to be read with care: "unstable", "near the limit", ...
     curve
         Predicted loss; None where unstable.
     updates_to_target, seconds_to_target
@@ -296,8 +296,8 @@ def _row(
         if end is not None:
             at_end = run_stability(replace(setting, initial=end)).start
             stability = RunStability(stability.start, at_end)
-        if not np.all(np.isfinite(curve.mean)):
-            curve, remark = None, "diverges"
+        if curve.unstable_from is not None or not np.all(np.isfinite(curve.mean)):
+            curve, remark = None, "noise outgrows the theory"
         elif stability.factor < 1.0:
             curve, remark = None, "unstable at the end"
         else:

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import numpy as np
 import pandas as pd
 
 from analysis.closed import closed_curve, has_closed_forms
@@ -43,10 +42,6 @@ MODELS = {
 DEFAULT_MODELS = ("sme_sgd", "sme_asgd", "sme_law", "replay")
 
 Method = Literal["auto", "simulate", "fast"]
-
-# Beyond this dimension paths are in single precision: its rounding moves a loss by some 1e-6 of
-# itself, the scatter of a hundred paths by 1e-3 and more.
-SINGLE_DIM = 256
 
 
 @dataclass(frozen=True, repr=False)
@@ -135,7 +130,8 @@ def predict(
     paths
         Paths of each ensemble.
     models
-        Names out of `MODELS`; by default `DEFAULT_MODELS`, of which "fast" has no replay.
+        Names out of `MODELS`; by default `DEFAULT_MODELS`, of which "fast" has no replay,
+        synchronous runs have those without staleness, and a rule other than sgd the replay alone.
         "sme_law" takes the closure that fits the run: where each snapshot was used once, as on a
         server, the pool, (P1) if the geometric law holds, else with the recorded turns resampled,
         (P3); otherwise "law_iid".
@@ -153,30 +149,29 @@ def predict(
     Raises
     ------
     InputError
-        The run evaluated no loss or did not follow (A1), or a model is unknown or not to be had
-        by this method.
+        The run evaluated no loss, or a model is unknown or not to be had by this method or for
+        this rule.
     UnreliableEstimateError
         The trace is too short for a staleness fit; or "fast" fails, because the run is so far
         above its largest stable learning rate that noise does not stay small: carries the curve.
     """
     if method not in get_args(Method):
         raise InputError(f"method: {method!r}; accepted: {', '.join(get_args(Method))}")
-    if models is None:
-        models = [name for name in DEFAULT_MODELS if method != "fast" or name != "replay"]
-    unknown = [name for name in models if name not in MODELS]
+    unknown = [name for name in models or () if name not in MODELS]
     if unknown:
         raise InputError(f"model {unknown[0]!r}: expected one of {', '.join(MODELS)}")
     runs = as_runs(run)
     if runs[0].loss.empty:
         raise InputError(f"{runs[0].path}: holds no loss evaluation to predict")
     setting = Setting.of(runs, fit or fit_runs(runs))
+    models = _models(setting, models, method)
     seed = runs[0].config.run.seed if seed is None else seed
     curves = {}
     for name in models:
         report = _named(progress, name)
         if method == "fast":
             curves[name] = _fast(name, setting, seed, report)
-        elif method == "auto" and has_closed_forms(setting, name):
+        elif method == "auto" and setting.rule is None and has_closed_forms(setting, name):
             curves[name] = closed_curve(name, setting, seed)
         else:
             curves[name] = _simulated(name, setting, paths, seed, report)
@@ -191,13 +186,24 @@ def predict(
         "law": setting.law.to_dict(),
         "closure": setting.closure,
         "turns": "by hazard" if setting.turns is None else "recorded",
-        "stability": run_stability(setting, ends[0]).to_dict(),
+        "stability": None if setting.rule else run_stability(setting, ends[0]).to_dict(),
         "models": {
             name: {"label": MODELS[name], "paths": curve.paths} for name, curve in curves.items()
         },
     }
     frames = [_frame(name, curve) for name, curve in curves.items()]
     return Prediction(pd.concat(frames, ignore_index=True), settings)
+
+
+def _models(setting: Setting, asked: Sequence[str] | None, method: Method) -> list[str]:
+    """Return the models to predict with, those of the setting if none are asked for."""
+    if asked is None:
+        asked = [name for name in setting.models if method != "fast" or name != "replay"]
+    elif setting.rule is not None and set(asked) != {"replay"}:
+        raise InputError(f"models = {list(asked)}: a rule other than sgd takes 'replay' alone")
+    if not asked:
+        raise InputError("method: 'fast' takes the rule sgd alone; accepted: 'auto', 'simulate'")
+    return list(asked)
 
 
 def _simulated(
@@ -210,7 +216,7 @@ def _simulated(
     """Return the curve of one model from an ensemble of paths."""
     problem, eta, updates = setting.problem, setting.learning_rate, setting.updates
     options: Any = {
-        "dtype": np.float32 if problem.dim > SINGLE_DIM else np.float64,
+        "dtype": setting.dtype,
         "batch_size": setting.batch_size,
         "initial": setting.initial,
         "record": setting.record,
@@ -223,7 +229,8 @@ def _simulated(
         ensemble = sme_asgd(problem, eta, setting.mu, updates, paths, seed, **options)
     elif name == "replay":
         staleness = setting.staleness
-        ensemble = sme_replay(problem, eta, staleness, paths, seed, updates=updates, **options)
+        options |= {"updates": updates, "rule": setting.rule}
+        ensemble = sme_replay(problem, eta, staleness, paths, seed, **options)
     else:
         closure = setting.closure if name == "sme_law" else name.removeprefix("law_")
         workers = setting.workers if closure == "pool" else None
@@ -250,6 +257,7 @@ def _fast(
         batch_size=int(setting.batch_size),
         initial=setting.initial,
         record=setting.record,
+        dtype=setting.dtype,
         progress=progress,
     )
     if curve.unstable_from is not None:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from analysis.ensemble import Ensemble, PathOptions, PerUpdate, per_update, run_ensemble
 from asgd.errors import InputError
 from asgd.problems.base import Array, Problem
+from asgd.rules import Rule, sgd
 
 Schedule = npt.NDArray[np.float64]
 
@@ -31,10 +32,12 @@ class Replay:
         read_version: npt.NDArray[np.int64],
         last_read: npt.NDArray[np.int64],
         batch_size: Schedule,
+        rule: Rule,
         x: Array,
         rng: np.random.Generator,
     ) -> None:
         self.problem = problem
+        self.update, self.state = rule.update, rule.init(x)
         self.learning_rate, self.batch_size = learning_rate.tolist(), batch_size.tolist()
         self.read_version, self.last_read, self.rng = read_version, last_read, rng
         self.x = x
@@ -46,8 +49,16 @@ class Replay:
         gradient, noise = self.problem.gradient_and_noise(self.snapshots[version], self.rng)
         if self.last_read[version] == k:
             del self.snapshots[version]
-        self.x -= self.learning_rate[k] * gradient
-        self.x += self.learning_rate[k] / math.sqrt(self.batch_size[k]) * noise
+        sample = noise / -math.sqrt(self.batch_size[k])
+        sample += gradient
+        step, self.state = self.update(
+            sample,
+            self.state,
+            learning_rate=self.learning_rate[k],
+            staleness=k - version,
+            out=sample,
+        )
+        self.x -= step
         if self.last_read[k + 1] >= 0:
             self.snapshots[k + 1] = self.x.copy()
 
@@ -92,6 +103,7 @@ def sme_replay(
     *,
     updates: int | None = None,
     batch_size: PerUpdate = 1,
+    rule: Rule | None = None,
     **options: Unpack[PathOptions],
 ) -> Ensemble:
     """Simulate paths that read the same versions as recorded runs, with Gaussian noise.
@@ -109,6 +121,8 @@ def sme_replay(
         Updates to replay. Default: all of the shortest sequence.
     batch_size
         Samples averaged at one stale point, a number or one for each update.
+    rule
+        Turns each gradient into a step; plain SGD if not given.
     options
         See `run_ensemble`.
 
@@ -130,8 +144,8 @@ def sme_replay(
         last_read[read_version] = np.arange(updates)
         held = np.cumsum(np.bincount(np.unique(read_version), minlength=updates + 1))[:-1]
         held -= np.cumsum(np.bincount(last_read[last_read >= 0], minlength=updates))
-        copies = max(copies, int(held.max()) + 4)
-        makers.append(partial(Replay, problem, eta, read_version, last_read, batch))
+        copies = max(copies, int(held.max()) + 5)
+        makers.append(partial(Replay, problem, eta, read_version, last_read, batch, rule or sgd()))
     block = partial(Replays, makers) if several else makers[0]
     return run_ensemble(block, problem, updates, paths, seed, "sme_replay", copies, **options)
 

@@ -190,7 +190,8 @@ def predict(run: Path, paths: int, as_json: bool, quiet: bool) -> None:
         scores = {name: asdict(model) for name, model in score.models.items()}
         print_json({**prediction.settings, "scores": scores})
     else:
-        click.echo(f"{score}\n\n{prediction.settings['stability']['sentence']}")
+        stability = prediction.settings["stability"]
+        click.echo(f"{score}\n\n{stability['sentence']}" if stability else score)
 
 
 @cli.command()

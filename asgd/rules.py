@@ -121,9 +121,9 @@ def clipped(rule: Rule, norm: float) -> Rule:
         staleness: int,
         out: Array | None = None,
     ) -> tuple[Array, State]:
-        length = float(np.linalg.norm(gradient))
-        if length > norm:
-            gradient = gradient * (norm / length)
+        length = np.linalg.norm(gradient, axis=-1, keepdims=True)
+        if np.any(length > norm):
+            gradient = gradient * (norm / np.maximum(length, norm))
         return rule.update(
             gradient, state, learning_rate=learning_rate, staleness=staleness, out=out
         )
