@@ -54,7 +54,7 @@ class Recorder:
             The record cannot be written.
         """
         # When a server dies, Ray may lose a large record and still deliver a small one after it.
-        if record.number != self._next:
+        if record.empty or record.number != self._next:
             return
         self._next += 1
         with self._lease.held(self._epoch):
