@@ -14,6 +14,9 @@ for softmax regression on the digits data (d = 650) and for gradients that cost 
 the worst case: then the server is all there is. Printed are updates/s and processor seconds of the
 server's process for an update, as medians over the repeats of the ratio to "nothing" of the same
 repeat. Where other work shares the machine, processor seconds are the better measure.
+
+First of all the log alone, by number of parameters: processor seconds of a server in this process
+that is given gradients, with the log and without in turn, and what the log of 1000 updates fills.
 """
 
 from __future__ import annotations
@@ -38,7 +41,10 @@ from cluster.actors import RecorderActor, ServerActor, WorkerActor
 from cluster.checkpoint import CHECKPOINTS
 from cluster.lease import Lease
 from cluster.ledger import Ledger
+from cluster.messages import Gradient
+from cluster.server import ParameterServer
 from cluster.session import ray_session
+from cluster.write_ahead import WriteAheadLog
 
 NEVER = 10**9
 # Evaluations and checkpoints every so many updates, and the durability.
@@ -131,6 +137,46 @@ def measure(config: RunConfig, path: Path, silent: bool) -> dict[str, float]:
     }
 
 
+def serve(dim: int, updates: int, directory: Path | None) -> float:
+    """Return microseconds of processor for each update of a server in this process."""
+    config = make_config(
+        {"cluster": {"workers": 1}, "run": {"updates": NEVER, "eval_every": NEVER}}
+    )
+    server = ParameterServer(config, np.zeros(dim))
+    if directory is not None:
+        server.log = WriteAheadLog(directory, 0, 0, dim, 1000)
+    gradient = np.full(dim, 1e-9)
+    ((_, snapshot),) = server.join(0, 0.0)
+    start = 0.0
+    for update in range(updates):
+        if update == updates // 5:
+            start = time.process_time()
+        number = (snapshot.sequence, snapshot.version, snapshot.epoch)
+        ((_, snapshot),) = server.receive(Gradient(0, *number, gradient, 0.0), 0.0)
+    cost = (time.process_time() - start) / (updates - updates // 5) * 1e6
+    if server.log is not None:
+        server.log.close()
+    return cost
+
+
+def log_alone(repeats: int) -> None:
+    print("the log alone: microseconds of processor for an update, medians")
+    for dim in (1, 10, 100, 650, 1000, 3000, 10_000, 100_000):
+        updates = min(20_000, 20_000_000 // dim)
+        found = []
+        for _ in range(repeats):
+            with tempfile.TemporaryDirectory(dir=".") as directory:
+                with_log = serve(dim, updates, Path(directory))
+            found.append((serve(dim, updates, None), with_log))
+        without, with_log = np.median(found, axis=0)
+        added = np.median([one - other for other, one in found])
+        print(
+            f"  d = {dim:<7} without {without:7.1f}   with {with_log:7.1f}   added {added:7.1f}   "
+            f"1000 updates fill {(8 * dim + 90) / 1000:.1f} MB",
+            flush=True,
+        )
+
+
 def actor(kind: type, *arguments: Any) -> Any:
     return ray.remote(kind).options(num_cpus=0, max_concurrency=32).remote(*arguments)
 
@@ -143,6 +189,7 @@ def main(arguments: Iterable[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
+    log_alone(options.repeats)
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} before the start")
     with ray_session(object_store_bytes=1_000_000_000):
         for case, (problem, expected) in CASES.items():
