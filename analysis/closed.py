@@ -34,8 +34,8 @@ from asgd.streams import stream
 # Numbers held for all sequences of reads together: as many sequences as one update has time for.
 _STATE = 2**17
 _FEWEST, _MOST = 16, 512
-# Draws of x behind the quantiles: the 5 % one is then at 5 +- 0.3 %.
-_DRAWS = 4096
+# Draws of x behind the quantiles: the 5 % one is then at 5 +- 0.5 %.
+_DRAWS = 2048
 
 
 def has_closed_forms(setting: Setting, name: str) -> bool:
@@ -138,8 +138,9 @@ def _of_moments(
     quantiles = np.full((len(value), len(QUANTILE_LEVELS)), np.nan)
     draws = stream(seed, "quantiles").standard_normal((-(-_DRAWS // value.shape[1]), dim))
     for row in np.flatnonzero(np.isfinite(std)):
-        z = np.einsum("sj,rij->rsi", draws, psd_factor(covariance[row]))
-        loss = value[row][:, None] + np.einsum("rsi,ri->rs", z, slope[row]) + z**2 @ curvature / 2
+        z = draws @ psd_factor(covariance[row]).swapaxes(-1, -2)
+        rise = (z @ slope[row][:, :, None])[..., 0] + z**2 @ curvature / 2
+        loss = value[row][:, None] + rise
         quantiles[row] = np.quantile(loss, QUANTILE_LEVELS)
     end = basis @ mean[-1].mean(axis=0)
     return LossCurve(setting.record, expected.mean(axis=1), std, quantiles, None, end)

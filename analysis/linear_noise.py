@@ -92,9 +92,14 @@ class MeanPath:
     """
 
     def __init__(
-        self, problem: Problem, learning_rate: float, law: StalenessLaw, initial: Array
+        self,
+        problem: Problem,
+        learning_rate: float,
+        law: StalenessLaw,
+        initial: Array,
+        dtype: npt.DTypeLike = np.float64,
     ) -> None:
-        self._problem, self._learning_rate = problem, learning_rate
+        self._problem, self._learning_rate, self._dtype = problem, learning_rate, dtype
         self.x = np.array(initial, dtype=float)
         self.force = np.zeros_like(self.x)
         gradient = problem.gradient(self.x)
@@ -103,7 +108,11 @@ class MeanPath:
     def step(self) -> None:
         """Advance one update."""
         self.x = self.x - self._learning_rate * self._read.value()
-        self._read.push(self._problem.gradient(self.x) + self.force)
+        self._read.push(self._problem.gradient(self.point()) + self.force)
+
+    def point(self) -> Array:
+        """Return x in the precision that gradients are taken in."""
+        return self.x.astype(self._dtype, copy=False)
 
 
 def response_power(
@@ -157,6 +166,7 @@ def linear_noise(
     batch_size: int,
     initial: Array,
     record: Integers,
+    dtype: npt.DTypeLike = np.float64,
     progress: Callable[[int, int], None] | None = None,
 ) -> LossCurve:
     """Predict the loss by one mean path and linear noise around it, (F1), (F2).
@@ -169,6 +179,8 @@ def linear_noise(
         x_0, shape (d,).
     record
         Updates to predict at, ascending, shape (m,).
+    dtype
+        float64 or float32, the precision of gradients and Hessian-vector products.
     progress
         Called as progress(done, total) about a hundred times.
 
@@ -191,7 +203,7 @@ def linear_noise(
     kind = _AllModes if problem.dim <= DENSE_DIM else _SampledModes
     # One BLAS thread: a single path has too little work to share.
     with np.errstate(over="ignore", invalid="ignore"), threadpool_limits(1, user_api="blas"):
-        path = MeanPath(problem, learning_rate, law, initial)
+        path = MeanPath(problem, learning_rate, law, initial, dtype)
         noise = kind(problem, learning_rate, law, learning_rate**2 / batch_size, rng)
         cumulants = np.full((len(times), 3), np.nan)
         cumulants[0] = 0.0
@@ -205,7 +217,7 @@ def linear_noise(
                 row += 1
             if k in times[1:] and np.all(np.isfinite(path.x)):
                 number = int(np.searchsorted(times, k))
-                cumulants[number], path.force, top = noise.spread(path.x, times[: number + 1])
+                cumulants[number], path.force, top = noise.spread(path.point(), times[: number + 1])
                 gain = abs(start - float(problem.loss(path.x)))
                 # Without a force gradients are linear, and so is the noise however large.
                 bent = np.linalg.norm(path.force) > 1e-9 * np.linalg.norm(path.x - initial)
@@ -214,7 +226,7 @@ def linear_noise(
                     unstable_from = int(times[number - 1]) + 1
                     break
             if k in middle:
-                noise.add_source(path.x)
+                noise.add_source(path.point())
             if k < last:
                 path.step()
             if progress is not None and k % max(last // 100, 1) == 0:
@@ -345,7 +357,8 @@ def _lanczos(problem: Problem, x: Array, start: Array) -> tuple[Array, Array, Ar
         Shapes (r, s), (r, s) and (r, s, d).
     """
     rows, steps = len(start), min(LANCZOS_STEPS, problem.dim)
-    basis = np.zeros((rows, steps, start.shape[1]))
+    basis = np.zeros((rows, steps, start.shape[1]), start.dtype)
+    least = max(1e-10, 100 * float(np.finfo(start.dtype).eps))
     diagonal, below = np.zeros((rows, steps)), np.zeros((rows, steps))
     norm = np.linalg.norm(start, axis=1)
     vector = start / np.where(norm > 0, norm, 1.0)[:, None]
@@ -357,7 +370,7 @@ def _lanczos(problem: Problem, x: Array, start: Array) -> tuple[Array, Array, Ar
         overlap = known @ product[:, :, None]
         product = product - (overlap.swapaxes(-1, -2) @ known)[:, 0]
         below[:, s] = np.linalg.norm(product, axis=1)
-        ended = below[:, s] < 1e-10 * np.abs(diagonal[:, 0])
+        ended = below[:, s] < least * np.abs(diagonal[:, 0])
         below[ended, s] = 0.0
         vector = product / np.where(below[:, s] > 0, below[:, s], 1.0)[:, None]
         vector[ended] = 0.0
