@@ -48,27 +48,27 @@ if TYPE_CHECKING:
     from analysis.score import compare as compare
     from analysis.sme import sme_asgd as sme_asgd
     from analysis.stability import max_stable_learning_rate as max_stable_learning_rate
-
-__getattr__, __dir__, __all__ = lazy(
-    __name__,
-    {
-        "analysis": ["figures"],
-        "analysis.activity": ["events_table", "timeline", "workers_table"],
-        "analysis.control": ["optimal_batch_schedule"],
-        "analysis.discrete": ["asgd_iid", "asgd_server", "momentum_sgd", "sgd"],
-        "analysis.ensemble": ["Ensemble"],
-        "analysis.experiment": ["fit_runs"],
-        "analysis.fit": ["StalenessFit", "compare_fits", "fit_run", "fit_staleness"],
-        "analysis.langevin": ["sme_langevin", "sme_msgd"],
-        "analysis.moments": ["asgd_moments", "stationary_variance"],
-        "analysis.prediction": ["Prediction", "predict", "read_prediction"],
-        "analysis.queue": ["config_staleness", "queue_staleness"],
-        "analysis.report": ["write_report"],
-        "analysis.score": ["Score", "compare"],
-        "analysis.sme": ["sme_asgd"],
-        "analysis.sme_law": ["sme_law"],
-        "analysis.sme_replay": ["sme_replay"],
-        "analysis.sme_sgd": ["sme_sgd"],
-        "analysis.stability": ["max_stable_learning_rate"],
-    },
-)
+else:
+    __getattr__, __dir__, __all__ = lazy(
+        __name__,
+        {
+            "analysis": ["figures"],
+            "analysis.activity": ["events_table", "timeline", "workers_table"],
+            "analysis.control": ["optimal_batch_schedule"],
+            "analysis.discrete": ["asgd_iid", "asgd_server", "momentum_sgd", "sgd"],
+            "analysis.ensemble": ["Ensemble"],
+            "analysis.experiment": ["fit_runs"],
+            "analysis.fit": ["StalenessFit", "compare_fits", "fit_run", "fit_staleness"],
+            "analysis.langevin": ["sme_langevin", "sme_msgd"],
+            "analysis.moments": ["asgd_moments", "stationary_variance"],
+            "analysis.prediction": ["Prediction", "predict", "read_prediction"],
+            "analysis.queue": ["config_staleness", "queue_staleness"],
+            "analysis.report": ["write_report"],
+            "analysis.score": ["Score", "compare"],
+            "analysis.sme": ["sme_asgd"],
+            "analysis.sme_law": ["sme_law"],
+            "analysis.sme_replay": ["sme_replay"],
+            "analysis.sme_sgd": ["sme_sgd"],
+            "analysis.stability": ["max_stable_learning_rate"],
+        },
+    )

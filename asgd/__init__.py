@@ -39,32 +39,32 @@ if TYPE_CHECKING:
     from asgd.staleness import StalenessLaw as StalenessLaw
     from asgd.trace import Run as Run
     from asgd.trace import read_run as read_run
-
-__getattr__, __dir__, __all__ = lazy(
-    __name__,
-    {
-        "asgd.config": ["RunConfig", "load_config", "make_config"],
-        "asgd.delays": ["ComputeTime"],
-        "asgd.errors": [
-            "AsgdError",
-            "DivergedError",
-            "InputError",
-            "RunFailedError",
-            "UnreliableEstimateError",
-        ],
-        "asgd.experiment": ["read_runs"],
-        "asgd.problems": ["Problem", "make_problem"],
-        "asgd.simulation": ["simulate", "simulate_staleness"],
-        "asgd.staleness": [
-            "ConstantPlusGeometric",
-            "ConwayMaxwellPoisson",
-            "Empirical",
-            "Geometric",
-            "GeometricMixture",
-            "NegativeBinomial",
-            "Poisson",
-            "StalenessLaw",
-        ],
-        "asgd.trace": ["Run", "read_run"],
-    },
-)
+else:
+    __getattr__, __dir__, __all__ = lazy(
+        __name__,
+        {
+            "asgd.config": ["RunConfig", "load_config", "make_config"],
+            "asgd.delays": ["ComputeTime"],
+            "asgd.errors": [
+                "AsgdError",
+                "DivergedError",
+                "InputError",
+                "RunFailedError",
+                "UnreliableEstimateError",
+            ],
+            "asgd.experiment": ["read_runs"],
+            "asgd.problems": ["Problem", "make_problem"],
+            "asgd.simulation": ["simulate", "simulate_staleness"],
+            "asgd.staleness": [
+                "ConstantPlusGeometric",
+                "ConwayMaxwellPoisson",
+                "Empirical",
+                "Geometric",
+                "GeometricMixture",
+                "NegativeBinomial",
+                "Poisson",
+                "StalenessLaw",
+            ],
+            "asgd.trace": ["Run", "read_run"],
+        },
+    )

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from cluster.launch import resume as resume
     from cluster.launch import run as run
     from cluster.team import set_workers as set_workers
-
-__getattr__, __dir__, __all__ = lazy(
-    __name__, {"cluster.launch": ["resume", "run"], "cluster.team": ["set_workers"]}
-)
+else:
+    __getattr__, __dir__, __all__ = lazy(
+        __name__, {"cluster.launch": ["resume", "run"], "cluster.team": ["set_workers"]}
+    )
