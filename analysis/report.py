@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from importlib.resources import files
@@ -126,6 +127,10 @@ def write_report(
     """
     places = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
     output = Path(output) if output is not None else places[0] / "report.html"
+    folders = [output.parent] if figures_directory is None else [output.parent, figures_directory]
+    with _written_or_said(output):
+        for folder in map(Path, folders):
+            folder.mkdir(parents=True, exist_ok=True)
     studies = [Study.of(path, missing.get(path)) for path in places]
     sections, drawn = [], []
     for number, study in enumerate(studies, start=1):
@@ -145,18 +150,22 @@ def write_report(
         style=_part("page.css"),
         script=_part("page.js"),
     )
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
+    with _written_or_said(output):
         replace_file(output, page.encode())
         if figures_directory is not None:
-            folder = Path(figures_directory)
-            folder.mkdir(parents=True, exist_ok=True)
             for picture in drawn:
-                picture.save(folder)
+                picture.save(Path(figures_directory))
+    return output
+
+
+@contextmanager
+def _written_or_said(output: Path) -> Iterator[None]:
+    """Turn the failure to write a file into an error for people."""
+    try:
+        yield
     except OSError as error:
         where = error.filename or output
         raise InputError(f"{where}: cannot be written ({error.strerror or error})") from None
-    return output
 
 
 def _part(name: str) -> str:
