@@ -89,7 +89,7 @@ def test_parts_without_their_models_are_left_out(tmp_path: Path) -> None:
 
 def test_the_noise_of_the_split_is_the_scatter_of_right_predictions(tmp_path: Path) -> None:
     rng = np.random.default_rng(3)
-    size = (200, len(UPDATE))
+    size = (100, len(UPDATE))
     errors, noises = [], []
     for i, mean in enumerate(5 + rng.standard_normal(size) / 2):
         run = run_with_loss(tmp_path / str(i), 5 + rng.standard_normal(len(UPDATE)))
