@@ -38,7 +38,7 @@ _BYTES_PER_RECORD = 64_000_000
 _SECONDS_PER_RECORD = 1.0
 _SECONDS_PER_CHECKPOINT = 0.25  # at least; the newest one of these is enough
 _RECORDS_IN_FLIGHT = 4
-_SECONDS_WITH_SOCKETS = 0.002  # at a stretch; calls wait meanwhile
+_SECONDS_WITH_SOCKETS = 0.01  # at a stretch; calls wait meanwhile
 _SECONDS_WITHOUT_SWEEP = 1.0
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
@@ -55,9 +55,18 @@ class Losses:
 
 @dataclass(frozen=True)
 class UserError:
-    """An exception in the problem's code, in words: what and where."""
+    """Why the work of an actor ended, in one line.
+
+    Attributes
+    ----------
+    message
+        Of an exception in the problem's code: what and where.
+    in_code
+        Whether it was one.
+    """
 
     message: str
+    in_code: bool = False
 
     @classmethod
     def describe(cls, error: BaseException) -> UserError:
@@ -73,7 +82,7 @@ class UserError:
         place = (users or frames)[-1]
         text = " ".join(str(error).split())
         where = f"{place.filename}:{place.lineno}, in {place.name}"
-        return cls(f"{type(error).__name__}: {text} ({where})")
+        return cls(f"{type(error).__name__}: {text} ({where})", in_code=True)
 
 
 class ServerActor:
@@ -171,7 +180,8 @@ class ServerActor:
         try:
             while True:
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(arrived.wait(), _SECONDS_WITHOUT_SWEEP)
+                    async with asyncio.timeout(_SECONDS_WITHOUT_SWEEP):
+                        await arrived.wait()
                 arrived.clear()
                 sockets.serve(_SECONDS_WITH_SOCKETS)
                 self._note_stop()

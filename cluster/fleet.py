@@ -27,6 +27,7 @@ from cluster.team import MOST_WORKERS, Request, Team
 
 _DRAIN_SECONDS = 10.0
 _SERVER_DEATHS = 5  # in a row without a checkpoint in between
+_SECONDS_TO_START = 60.0
 _LONG_COMPUTE_TIME = 20.0  # means: an exponential time is longer once in 5e8 gradients
 _UNKNOWN = WorkerStatus(present=False, received=0, computing=0.0)
 
@@ -207,8 +208,9 @@ class Fleet:
         for task, worker in list(self.running.items()):
             known = status.workers.get(worker, _UNKNOWN)
             silent = known.computing if known.present else now - self._started[worker]
-            if silent > self._timeout:
-                self._lose(task, f"silent for {silent:.0f} s", status, now)
+            # To start a process and to import the problem's code may take longer than a gradient.
+            if silent > self._timeout + (0.0 if known.present else _SECONDS_TO_START):
+                self._lose(task, UserError(f"silent for {silent:.0f} s"), status, now)
         for worker in self.restarts.due(now):
             if worker in self.team.members:
                 self._start_worker(worker)
@@ -218,20 +220,24 @@ class Fleet:
                 f"every worker failed again and again; {self.restarts.first_reason}"
             )
 
-    def _lose(self, task: ray.ObjectRef[Any], reason: str, status: Status, now: float) -> None:
+    def _lose(
+        self, task: ray.ObjectRef[Any], reason: UserError, status: Status, now: float
+    ) -> None:
         worker = self.running.pop(task)
         ray.kill(self._workers.pop(worker))
         delay = None
         if worker in self.team.members:
             received = status.workers.get(worker, _UNKNOWN).received
-            delay = self.restarts.failed(worker, reason, received, now)
+            delay = self.restarts.failed(
+                worker, reason.message, received, now, in_code=reason.in_code
+            )
             if delay is None:
                 self.team.members.remove(worker)
         self._writer.event(
             "worker_lost",
             worker=worker,
             update=status.version,
-            reason=reason,
+            reason=reason.message,
             restart_seconds=delay,
         )
         ray.get(self.server.leave.remote(worker))
@@ -242,14 +248,14 @@ class Fleet:
             ray.kill(actor)
 
 
-def _failure(task: ray.ObjectRef[Any]) -> str | None:
+def _failure(task: ray.ObjectRef[Any]) -> UserError | None:
     """Return why the work of a worker ended, None if it was told to stop."""
     try:
         error: UserError | None = ray.get(task)
     except RayActorError:
-        return "its process died"
+        return UserError("its process died")
     except ActorUnschedulableError:
-        return "its node is gone"
+        return UserError("its node is gone")
     except RayTaskError as wrapped:
-        return " ".join(str(wrapped.cause).split())
-    return None if error is None else error.message
+        return UserError(" ".join(str(wrapped.cause).split()))
+    return error

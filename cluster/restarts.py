@@ -22,8 +22,11 @@ class Restarts:
     _delivered: dict[int, int] = field(default_factory=dict)
     _waiting: list[tuple[float, int]] = field(default_factory=list)
     first_reason: str | None = None
+    _in_code: bool = False
 
-    def failed(self, worker: int, reason: str, delivered: int, now: float) -> float | None:
+    def failed(
+        self, worker: int, reason: str, delivered: int, now: float, *, in_code: bool = False
+    ) -> float | None:
         """Note a failure.
 
         Parameters
@@ -36,13 +39,17 @@ class Restarts:
             Gradients the server has received from this worker in the whole run.
         now
             Seconds on any steady clock.
+        in_code
+            Whether the problem's code raised; the first such reason is the one to be shown.
 
         Returns
         -------
         float or None
             Seconds until the worker is to be started again; None if it is given up.
         """
-        self.first_reason = self.first_reason or f"worker {worker}: {reason}"
+        if self.first_reason is None or (in_code and not self._in_code):
+            self.first_reason = f"worker {worker}: {reason}"
+            self._in_code = in_code
         if delivered > self._delivered.get(worker, 0):
             self._failures[worker] = 0
         self._delivered[worker] = delivered

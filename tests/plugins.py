@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import time
 from pathlib import Path
@@ -51,7 +52,7 @@ class Bowl:
             if self.fault == "nan":
                 return np.array([np.nan, 0.0])
             if self.fault == "exit":
-                os._exit(3)
+                os.kill(os.getpid(), signal.SIGKILL)
             if self.fault == "hang":
                 threading.Event().wait()
         shift = (np.asarray(indices) - 3.5) / 8

@@ -171,14 +171,24 @@ def test_run_that_cannot_go_on_ends_with_one_line(
 
 @pytest.mark.usefixtures("shared_ray")
 @pytest.mark.parametrize(
-    ("mode", "fault", "after", "timeout", "reason"),
-    [("async", "exit", 80, 60.0, "its process died"), ("sync", "hang", 160, 5.0, "silent for")],
+    ("mode", "transport", "fault", "after", "timeout", "reason"),
+    [
+        ("async", "ray", "exit", 80, 60.0, "its process died"),
+        ("sync", "tcp", "hang", 160, 5.0, "silent for"),
+    ],
 )
 def test_run_goes_on_without_a_lost_worker_which_comes_back(
-    tmp_path: Path, mode: str, fault: str, after: int, timeout: float, reason: str
+    tmp_path: Path,
+    mode: str,
+    transport: str,
+    fault: str,
+    after: int,
+    timeout: float,
+    reason: str,
 ) -> None:
     problem = {"kind": "tests.plugins:bowl", "options": {"fault": fault, "after": after}}
-    config = configure(problem, 300, workers=2, mode=mode, worker_timeout=timeout)
+    cluster = {"mode": mode, "transport": transport, "worker_timeout": timeout}
+    config = configure(problem, 300, workers=2, **cluster)
     result = read_run(run(config, tmp_path / "run"))
     assert result.state == "finished"
     trace = result.trace

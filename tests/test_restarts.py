@@ -12,6 +12,14 @@ def test_delay_doubles_and_the_worker_is_given_up() -> None:
     assert restarts.first_reason == "worker 3: broken"
 
 
+def test_error_in_the_code_is_shown_before_what_may_follow_from_it() -> None:
+    restarts = Restarts()
+    restarts.failed(0, "its process died", 0, now=0.0)
+    restarts.failed(1, "ZeroDivisionError", 0, now=0.0, in_code=True)
+    restarts.failed(2, "KeyError", 0, now=0.0, in_code=True)
+    assert restarts.first_reason == "worker 1: ZeroDivisionError"
+
+
 def test_worker_that_delivers_is_never_given_up() -> None:
     restarts = Restarts()
     for delivered in range(1, 50):
