@@ -12,6 +12,7 @@ from analysis.fit import StalenessFit
 from analysis.prediction import MODELS, Prediction
 from analysis.score import Score
 from analysis.verdict import in_words
+from asgd.events import team_sizes
 from asgd.trace import Run
 
 Facts = list[tuple[str, str]]
@@ -86,10 +87,16 @@ def _what(runs: Sequence[Run]) -> str:
     return (
         f"{problem_name(run)} by {config.optimizer.rule}, learning rate "
         f"{config.optimizer.learning_rate:g}, batches of {config.optimizer.batch_size}: "
-        f"{repeats}{count(len(trace), 'update')} by {count(config.cluster.workers, 'worker')} "
+        f"{repeats}{count(len(trace), 'update')} by {_team(run)} "
         f"in {seconds:.3g} s ({len(trace) / max(seconds, 1e-9):,.0f} updates/s), {_ended(run)}."
         f"{'' if loss.empty else f' The loss went from {loss.iloc[0]:.4g} to {loss.iloc[-1]:.4g}.'}"
     )
+
+
+def _team(run: Run) -> str:
+    sizes = team_sizes(run.events, run.config.cluster.workers, len(run.trace))
+    low, high = int(sizes.min()), int(sizes.max())
+    return count(high, "worker") if low == high else f"{low} to {high} workers"
 
 
 def _ended(run: Run) -> str:
@@ -108,10 +115,12 @@ def _how_stale(run: Run, fit: StalenessFit) -> str:
         f"average, {middle:.0f} at the median; one in twenty {high:.0f} or more, at most "
         f"{staleness.max()}."
     )
-    cluster = run.config.cluster
-    if cluster.mode == "async":
-        expected = cluster.workers - 1
-        text += f" With {count(cluster.workers, 'worker')} the mean must be {expected}."
+    team = fit.workers
+    if run.config.cluster.mode == "async" and team is not None:
+        on_average = (
+            count(team, "worker") if isinstance(team, int) else f"{team:.3g} workers on average"
+        )
+        text += f" With {on_average} the mean must be {team - 1:.3g}."
     return text
 
 
