@@ -74,14 +74,14 @@ def test_pool_closure_is_the_memoryless_server_exactly(workers, eta):
 
 def simulate_asgd(problem, eta, mu, updates, paths, batch, rng):
     """(A1) written out naively: one sample index and one lag for each path and update."""
-    history = [np.tile(problem.initial_point(rng), (paths, 1))]
+    history = np.empty((updates + 1, paths, problem.dim))
+    history[0] = problem.initial_point(rng)
     for k in range(updates):
         lag = np.minimum(rng.geometric(1 - mu, paths) - 1, k)
-        stacked = np.stack(history)
-        read = stacked[k - lag, np.arange(paths)]
+        read = history[k - lag, np.arange(paths)]
         indices = rng.integers(problem.n_samples, size=(paths, batch))
-        history.append(history[-1] - eta * problem.gradient(read, indices))
-    return np.stack(history)
+        history[k + 1] = history[k] - eta * problem.gradient(read, indices)
+    return history
 
 
 @pytest.mark.parametrize("batch", [1, 3])
@@ -174,8 +174,9 @@ def test_diabetes_loss_within_four_standard_errors_of_monte_carlo():
     eta, mu, updates, paths = 0.02, 0.75, 40, 3_000
     x = simulate_asgd(problem, eta, mu, updates, paths, 4, stream(4, "diabetes"))
     moments = asgd_moments(problem, eta, mu, updates, batch_size=4)
-    loss = np.stack([problem.loss(points) for points in x])
-    error = np.abs(loss.mean(axis=1) - expected_loss(problem, moments))
+    some = [1, 2, 5, 10, 20, 40]
+    loss = np.stack([problem.loss(x[k]) for k in some])
+    error = np.abs(loss.mean(axis=1) - expected_loss(problem, moments)[some])
     assert np.all(error <= 4 * loss.std(axis=1) / np.sqrt(paths) + 1e-9)
 
 
