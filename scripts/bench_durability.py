@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What it costs a run to be recorded, to save checkpoints and to keep a log.
 
-.venv/bin/python scripts/bench_durability.py [--repeats 5] [--seconds 2] [--out figures]
+.venv/bin/python scripts/bench_durability.py [CASE ...] [--repeats 5] [--seconds 2] [--out figures]
 
 The same run, in turn, with the same server, workers and sockets:
 
@@ -10,8 +10,9 @@ recorded     the trace, and a checkpoint every 1000 updates
 evaluated    the same, and the loss every 25 updates, which the recorder computes
 logged       the same, and the write-ahead log
 
-for softmax regression on the digits data (d = 650) and for gradients that cost nothing, which is
-the worst case: then the server is all there is. Printed are updates/s and processor seconds of the
+for softmax regression on the digits data (case "digits", d = 650) and for gradients of 10, 1000
+and 10000 numbers that cost nothing ("free-10", ...), which is the worst case: then the server is
+all there is. Printed are updates/s and processor seconds of the
 server's process for an update, as medians over the repeats of the ratio to "nothing" of the same
 repeat. Where other work shares the machine, processor seconds are the better measure.
 
@@ -55,17 +56,12 @@ VARIANTS: dict[str, tuple[int, int, str]] = {
     "logged": (25, 1000, "log"),
 }
 # Name: problem, updates per second to be expected, which set how long a measurement takes.
+FREE = "bench_server:constant"
 CASES: dict[str, tuple[dict[str, Any], int]] = {
-    "digits, d = 650": ({"kind": "softmax"}, 5000),
-    "free gradients, d = 10": ({"kind": "bench_server:constant", "options": {"dim": 10}}, 15_000),
-    "free gradients, d = 1000": (
-        {"kind": "bench_server:constant", "options": {"dim": 1000}},
-        12_000,
-    ),
-    "free gradients, d = 10000": (
-        {"kind": "bench_server:constant", "options": {"dim": 10_000}},
-        8000,
-    ),
+    "digits": ({"kind": "softmax"}, 5000),
+    "free-10": ({"kind": FREE, "options": {"dim": 10}}, 15_000),
+    "free-1000": ({"kind": FREE, "options": {"dim": 1000}}, 12_000),
+    "free-10000": ({"kind": FREE, "options": {"dim": 10_000}}, 8000),
 }
 LARGEST_LOGGED = 1000  # beyond, a log of these runs fills the disk rather than measuring anything
 
@@ -183,16 +179,21 @@ def actor(kind: type, *arguments: Any) -> Any:
 
 def main(arguments: Iterable[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("cases", nargs="*", metavar="CASE", help=", ".join(CASES))
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=2.0, help="of one run, about")
     parser.add_argument("--out", type=Path, default=Path("figures"))
     options = parser.parse_args(arguments)
+    for name in options.cases:
+        if name not in CASES:
+            parser.error(f"case {name}: expected one of {', '.join(CASES)}")
     options.out.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
     log_alone(options.repeats)
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} before the start")
     with ray_session(object_store_bytes=1_000_000_000):
-        for case, (problem, expected) in CASES.items():
+        for case in options.cases or CASES:
+            problem, expected = CASES[case]
             dim = problem.get("options", {}).get("dim", 650)
             names = [v for v in VARIANTS if v != "logged" or dim <= LARGEST_LOGGED]
             updates = int(options.seconds * expected)
