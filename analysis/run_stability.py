@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from analysis.setting import Setting
 from analysis.stability import (
@@ -167,9 +168,11 @@ def leading_curvatures(problem: Problem, x: Array, count: int = LEADING) -> Arra
     )
     start = stream(0, "lanczos").standard_normal(d)
     try:
-        values = eigsh(
-            operator, k=count, which="LA", v0=start, tol=_TOLERANCE, return_eigenvectors=False
-        )
+        # One BLAS thread: a product with one vector has too little work to share.
+        with threadpool_limits(1, user_api="blas"):
+            values = eigsh(
+                operator, k=count, which="LA", v0=start, tol=_TOLERANCE, return_eigenvectors=False
+            )
     except ArpackNoConvergence as error:
         values = np.real(error.eigenvalues)
         if not len(values):
