@@ -11,6 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -85,6 +86,22 @@ def test_float32_rounds_on_the_wire_only(transport: str) -> None:
         gradient = problem.gradient(read, draws.batch(0, update, 2))
         x = x - 0.05 * gradient.astype(np.float32).astype(float)
     np.testing.assert_array_equal(line.server.parameters, x)
+
+
+def test_float32_changes_the_loss_by_far_less_than_another_seed_does() -> None:
+    def final_loss(seed: int, dtype: str) -> float:
+        # Under the uniform schedule the seed alone decides the order of updates.
+        config = configure(3, updates=150, problem=SOFTMAX, schedule="uniform")
+        config = msgspec.structs.replace(config, run=msgspec.structs.replace(config.run, seed=seed))
+        with Line(config, "shm", dtype) as line:
+            for worker in range(3):
+                line.work(worker)
+            line.finish(3)
+        return float(line.problem.loss(line.server.parameters))
+
+    exact = [final_loss(seed, "float64") for seed in range(4)]
+    rounded = [final_loss(seed, "float32") for seed in range(2)]
+    assert 0.0 < np.abs(np.subtract(rounded, exact[:2])).max() < 1e-4 * np.std(exact, ddof=1)
 
 
 @transports
