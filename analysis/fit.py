@@ -371,9 +371,9 @@ def fit_staleness(
     effective = fit.effective_size
     if len(values) < least or effective < LEAST_EFFECTIVE:
         raise UnreliableEstimateError(
-            f"staleness fit: {len(values)} updates after a start-up of {start_up} "
-            f"({effective:.0f} effectively independent); expected at least {least} "
-            f"({LEAST_EFFECTIVE:.0f})",
+            f"staleness fit: {len(values)} updates after a start-up of {start_up}, "
+            f"{effective:.0f} of them effectively independent; expected at least {least} and "
+            f"{LEAST_EFFECTIVE:.0f}: a longer run (run.updates) has more",
             fit,
         )
     return fit
