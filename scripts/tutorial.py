@@ -65,6 +65,7 @@ class Huber:
         return np.clip(residual, -self.width, self.width) @ self.a[indices] / len(indices)
 '''
 )
+print(Path("robust.py").resolve())
 
 # %% [markdown]
 # ## The run
