@@ -1,15 +1,16 @@
 """A process that clears up behind a driver that could not: killed, crashed, its terminal closed.
 
-Run as a program, it waits until its standard input ends, which happens however the driver ends,
-then kills what is left of the driver's Ray and removes its directory. It has a session of its own
-and ignores signals that are meant for the driver. Nothing but the standard library is imported:
-it is there in 50 ms and takes 10 MB.
+Run as a program, it waits until its standard input ends or it has another parent, which happens
+however the driver ends, then kills what is left of the driver's Ray and removes its directory. It
+has a session of its own and ignores signals that are meant for the driver. Nothing but the
+standard library is imported: it is there in 50 ms and takes 10 MB.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -20,6 +21,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _SECONDS_TO_CLEAR = 10.0  # what is killed may have started something meanwhile
+_SECONDS_TO_LOOK = 1.0  # for the driver itself: forked, a child would keep the input open
 _POLL_SECONDS = 0.02
 
 
@@ -50,7 +52,11 @@ def guarded(token: str, directory: str) -> Iterator[None]:
     finally:
         with suppress(BrokenPipeError):
             guard.stdin.close()
-        guard.wait()
+        try:
+            guard.wait(_SECONDS_TO_CLEAR)
+        except subprocess.TimeoutExpired:  # a child of the program keeps its standard input open
+            guard.kill()
+            guard.wait()
 
 
 def end_processes(token: str, directory: str, patience: float, driver: int) -> None:
@@ -101,10 +107,11 @@ def _guard() -> None:
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     told = sys.stdin.readline()
-    sys.stdin.read()
     if not told:
         return
     token, directory, driver = json.loads(told)
+    while not select.select([sys.stdin], [], [], _SECONDS_TO_LOOK)[0] and os.getppid() == driver:
+        pass
     deadline = time.monotonic() + _SECONDS_TO_CLEAR
     while processes(token, directory, driver) and time.monotonic() < deadline:
         end_processes(token, directory, 0.0, driver)
