@@ -119,9 +119,7 @@ def make_update(
     return Update(row, members, mean, order)
 
 
-def find_defect(
-    gradient: Gradient, seat: Seat, shape: tuple[int, ...], version: int
-) -> str | None:
+def find_defect(gradient: Gradient, seat: Seat, shape: tuple[int, ...], version: int) -> str | None:
     """Return why a gradient cannot be applied at a version, None if it can; note its norm."""
     value = gradient.gradient
     if value.shape != shape:

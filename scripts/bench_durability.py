@@ -56,7 +56,7 @@ VARIANTS: dict[str, tuple[int, int, str]] = {
     "logged": (25, 1000, "log"),
 }
 # Name: problem, updates per second to be expected, which set how long a measurement takes.
-FREE = "bench_server:constant"
+FREE = "bench_durability:Free"
 CASES: dict[str, tuple[dict[str, Any], int]] = {
     "digits": ({"kind": "softmax"}, 5000),
     "free-10": ({"kind": FREE, "options": {"dim": 10}}, 15_000),
@@ -64,6 +64,25 @@ CASES: dict[str, tuple[dict[str, Any], int]] = {
     "free-10000": ({"kind": FREE, "options": {"dim": 10_000}}, 8000),
 }
 LARGEST_LOGGED = 1000  # beyond, a log of these runs fills the disk rather than measuring anything
+
+
+class Free:
+    """A problem whose gradient costs nothing."""
+
+    n_samples = 2
+
+    def __init__(self, dim: int) -> None:
+        self.dim = dim
+        self._gradient = np.full(dim, 1e-3)
+
+    def initial_point(self, rng: np.random.Generator) -> np.ndarray:
+        return np.zeros(self.dim)
+
+    def loss(self, x: np.ndarray) -> float:
+        return float(np.mean(x))
+
+    def gradient(self, x: np.ndarray, indices: np.ndarray) -> np.ndarray:
+        return self._gradient
 
 
 class Silent(Ledger):
@@ -189,8 +208,8 @@ def main(arguments: Iterable[str] | None = None) -> None:
             parser.error(f"case {name}: expected one of {', '.join(CASES)}")
     options.out.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
+    print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} before the start", flush=True)
     log_alone(options.repeats)
-    print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} before the start")
     with ray_session(object_store_bytes=1_000_000_000):
         for case in options.cases or CASES:
             problem, expected = CASES[case]
