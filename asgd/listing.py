@@ -37,20 +37,17 @@ def standing(run: Run) -> tuple[str, str]:
     has given none for long, from a host that cannot be looked into.
     """
     recorded, sign = run.state, look_for_life(run.path)
-    if recorded == "failed" and (sign is None or sign.presence == "gone"):
-        return recorded, _reason(run)
-    if recorded == "finished" or sign is None:
-        return recorded, "" if recorded != "unfinished" else "gives no sign of life"
+    alive = sign is not None and sign.presence in ("here", "elsewhere")
+    if recorded == "finished" or (recorded != "unfinished" and not alive):
+        return recorded, _reason(run) if recorded == "failed" else ""
+    if sign is None:
+        return recorded, "gives no sign of life"
     heard = f"process {sign.pid} on {sign.host}, last sign of life {_ago(sign.age)} ago"
-    if sign.presence == "here":
-        return "running", heard
-    if sign.presence == "elsewhere":
-        return "running", f"{heard}; more cannot be known from this host"
-    if recorded != "unfinished":
-        return recorded, ""
     if sign.presence == "gone":
         return "stopped", f"without saying so, the process is gone: {heard}"
-    return "unknown", f"{heard}; more cannot be known from this host"
+    if sign.presence != "here":
+        heard = f"{heard}; more cannot be known from this host"
+    return "running" if alive else "unknown", heard
 
 
 def _reason(run: Run) -> str:

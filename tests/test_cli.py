@@ -1,6 +1,8 @@
 """The command line, in process: what it prints, and the exit status of unusable input."""
 
 import json
+import os
+import platform
 import re
 import subprocess
 import sys
@@ -10,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from asgd.__main__ import cli, main
+from asgd.alive import sign_of_life
 from asgd.config import make_config
 from asgd.trace import RunWriter, read_run
 
@@ -317,3 +320,133 @@ def test_a_problem_that_raises_later_fails_the_simulation(
     assert "ZeroDivisionError" in errors
     assert errors.count("\n") == 1
     assert read_run(out).state == "failed"
+
+
+def test_plan_marks_the_fastest_choice(
+    capsys: pytest.CaptureFixture[str], config: Path, tmp_path: Path
+) -> None:
+    options = ("--workers", "1,2", "--learning-rate", "0.02,9", "--updates", 60)
+    status, printed, errors = asgd(capsys, "plan", config, *options)
+    assert (status, errors) == (0, "")
+    assert printed.count("\n*") == 1
+    assert printed.count("unstable") == 2
+    assert "Best: " in printed
+    status, printed, _ = asgd(capsys, "plan", config, *options, "--json")
+    found = json.loads(printed)
+    assert status == 0
+    assert found["rows"][found["best"]]["stable"] is True
+    assert [row["workers"] for row in found["rows"]] == [1, 1, 2, 2]
+
+    asgd(capsys, "simulate", config, "--out", tmp_path / "run")
+    free = ("--set", "cluster.schedule=free", "--set", "run.updates=100")
+    asgd(capsys, "simulate", config, "--out", tmp_path / "free", *free)
+    status, printed, _ = asgd(capsys, "plan", tmp_path / "free", "--workers", 2)
+    assert status == 0
+    assert f"the cycles measured in {tmp_path / 'free'}" in printed
+    for arguments, part in (
+        ((tmp_path / "run",), "wait for nobody"),
+        ((tmp_path / "free", "--set", "run.updates=1"), "--set is for configurations"),
+        ((config, "--workers", "1,,2"), "expected numbers such as 2,4,8"),
+        ((config, "--learning-rate", "-1"), "learning rate = -1.0: expected"),
+        ((tmp_path / "nowhere",), "cannot be read"),
+    ):
+        status, _, errors = asgd(capsys, "plan", *arguments)
+        assert status == 2
+        assert part in errors
+        assert errors.count("\n") == 1
+
+
+def test_status_tells_a_dead_run_from_one_at_work(
+    capsys: pytest.CaptureFixture[str], config: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "runs" / "one"
+    asgd(capsys, "simulate", config, "--out", out)
+    events = out / "events.jsonl"
+    events.write_text(events.read_text(encoding="utf-8").splitlines()[0] + "\n", encoding="utf-8")
+
+    def state() -> tuple[str, str]:
+        found = json.loads(asgd(capsys, "status", out, "--json")[1])
+        (row,) = json.loads(asgd(capsys, "runs", out.parent, "--json")[1])["runs"]
+        assert (row["state"], row["detail"][:20]) == (found["state"], found["detail"][:20])
+        return found["state"], found["detail"]
+
+    assert state() == ("unfinished", "gives no sign of life")
+    with sign_of_life(out):
+        name, detail = state()
+        assert name == "running"
+        assert f"process {os.getpid()} on " in detail
+    sign = {"host": platform.node(), "pid": 1}
+    (out / "alive").write_text(json.dumps(sign), encoding="utf-8")
+    name, detail = state()
+    assert name == "stopped"
+    assert "without saying so, the process is gone" in detail
+    (out / "alive").write_text(json.dumps({**sign, "host": "far-away"}), encoding="utf-8")
+    name, detail = state()
+    assert name == "running"
+    assert "more cannot be known from this host" in detail
+    os.utime(out / "alive", (0.0, 0.0))
+    assert state()[0] == "unknown"
+    RunWriter(out).event("failed", reason="no power")
+    assert state() == ("failed", "no power")
+
+
+def test_a_run_that_diverges_is_told_what_would_be_stable(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path, out = tmp_path / "wild.toml", tmp_path / "run"
+    path.write_text(
+        '[problem]\nkind = "least_squares"\n[optimizer]\nlearning_rate = 2.0\n'
+        "[run]\nupdates = 300\n",
+        encoding="utf-8",
+    )
+    status, _, errors = asgd(capsys, "simulate", path, "--out", out)
+    assert status == 1
+    assert errors.count("\n") == 1
+    assert errors.startswith("asgd: the run diverged: loss ")
+    limit = re.search(r"the largest stable learning rate .* is (0\.\d+)$", errors.strip())
+    assert limit is not None
+    stable = str(float(limit[1]) / 2)
+    halved = ("--set", f"optimizer.learning_rate={stable}")
+    assert asgd(capsys, "simulate", path, "--out", tmp_path / "calm", *halved)[0] == 0
+    status, printed, _ = asgd(capsys, "report", out)
+    assert status == 0
+    page = Path(printed.strip()).read_text(encoding="utf-8")
+    assert f"is {limit[1]}" in page
+
+
+def test_without_a_command_there_is_help(capsys: pytest.CaptureFixture[str]) -> None:
+    status, printed, errors = asgd(capsys)
+    assert (status, printed) == (2, "")
+    assert errors.startswith("Usage: asgd ")
+
+
+def test_a_reader_that_goes_away_ends_the_command_in_silence(tmp_path: Path) -> None:
+    code = "import sys; from asgd.__main__ import main; sys.stdin.read(); main(['--help'])"
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    with subprocess.Popen([sys.executable, "-c", code], **pipes) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        process.stdin.close()
+        assert process.stderr.read() == b""
+        assert process.wait() == 1
+
+
+@pytest.mark.parametrize(
+    ("override", "part"),
+    [
+        ("optimizer=3", "optimizer is a table with the keys rule, learning_rate"),
+        ("workers=3", "did you mean cluster.workers?"),
+        ("problem.kind=:x", '"package.module:factory"'),
+        ("cluster.workers=100000000", "<= 100000"),
+    ],
+)
+def test_what_was_meant_is_said(
+    capsys: pytest.CaptureFixture[str], config: Path, override: str, part: str
+) -> None:
+    status, _, errors = asgd(capsys, "simulate", config, "--set", override)
+    assert status == 2
+    assert part in errors
+    assert "frozen" not in errors
+    assert errors.count("\n") == 1

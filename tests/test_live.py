@@ -71,6 +71,13 @@ def test_a_terminal_gets_a_view(tmp_path: Path) -> None:
         assert part in shown
 
 
+def test_workers_that_went_home_after_the_last_update_are_still_counted() -> None:
+    live = LiveRun("train", console=Console(file=io.StringIO()), clock=Clock())
+    for update, alive in ((50, 4), (99, 3), (100, 0)):
+        live(Progress(update, 100, 2.5, 3.0, 0.1, alive))
+    assert "3 workers" in live.line(Progress(100, 100, 2.5, 3.0, 0.1, 0))
+
+
 def test_recent_staleness_is_that_of_the_last_updates() -> None:
     clock = Clock()
     live = LiveRun("train", console=Console(file=io.StringIO()), clock=clock)
