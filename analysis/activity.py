@@ -93,12 +93,12 @@ def events_table(run: Run) -> pd.DataFrame:
     ordinary) and `details`.
 
     The server's clock starts with its first snapshot. An event that names an update happened when
-    that was applied; any other is placed by the time of day, measured back from the end of the
-    run, where it has one.
+    that was applied; any other is placed by the time of day, measured from such events, or else
+    back from the end of the run, where it has one.
     """
     applied = run.trace["applied_seconds"].to_numpy(dtype=float)
     events = run.events
-    start, last = _anchor(events, float(applied[-1]) if len(applied) else 0.0)
+    start, last = _anchor(events, applied)
     rows, unusual = [], incidents(events)
     for event in events:
         update = event.get("update")
@@ -122,14 +122,25 @@ def events_table(run: Run) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(_EVENT_COLUMNS))
 
 
-def _anchor(events: list[dict[str, object]], last: float) -> tuple[float, float]:
+def _anchor(events: list[dict[str, object]], applied: Array) -> tuple[float, float]:
     """Return the time of day of second 0, and the last second of the run."""
+    last = float(applied[-1]) if len(applied) else 0.0
     times = [float(str(e["time"])) for e in events if "time" in e]
     if not times:
         return 0.0, last
     ended = any(e.get("event") in ("finish", "interrupted", "failed") for e in events)
     # virtual time has nothing to do with the time of day
     if ended and times[-1] - times[0] >= last:
+        # the run's clock starts with a snapshot, its last event comes some time after its end
+        starts = [
+            float(str(event["time"])) - float(applied[update])
+            for event in events
+            if "time" in event
+            and isinstance(update := event.get("update"), int)
+            and 0 < update < len(applied)
+        ]
+        if starts:
+            return float(np.median(starts)), last
         return times[-1] - last, last
     return times[0], max(last, times[-1] - times[0])
 

