@@ -121,9 +121,11 @@ def _resume_one(
     check_metrics(found.config.metrics)
     initial = _initial(found.config)
     check_address(address)
-    with only_launcher(found.path / CHECKPOINTS), sign_of_life(found.path):
-        writer = RunWriter(found.path)
-        return _launch(found.config, initial, writer, address, progress, resumed=True)
+    with only_launcher(found.path / CHECKPOINTS):
+        take_requests(found.path)  # those that the process before left; nobody asks yet
+        with sign_of_life(found.path):
+            writer = RunWriter(found.path)
+            return _launch(found.config, initial, writer, address, progress, resumed=True)
 
 
 def _initial(config: RunConfig) -> Array:
@@ -186,7 +188,6 @@ def _supervise(
     progress: Callable[[Progress], None] | None,
     resumed: bool,
 ) -> None:
-    take_requests(writer.path)  # those that an earlier process left
     cluster = Fleet(config, initial, writer, resumed)
     try:
         while True:
