@@ -31,6 +31,7 @@ PATHS, STEPS = 10_000, 500
 def one_server(service_time: float) -> None:
     config = make_config(
         {
+            "problem": {"kind": "quadratic"},
             "optimizer": {"learning_rate": 1e-5},
             "cluster": {
                 "workers": WORKERS,
