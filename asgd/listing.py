@@ -161,13 +161,13 @@ def status_table(found: dict[str, Any]) -> list[tuple[str, str]]:
         for name, value in found.items()
         if value is None or isinstance(value, (int, float))
     }
-    recent = f"{number['recent_staleness']} over the last tenth"
+    recent = f" mean, {number['recent_staleness']} over the last tenth"
     return [
         ("run", f"{found['run']}, {found['problem']}"),
         ("state", found["state"] + (f": {found['detail']}" if found["detail"] else "")),
         ("updates", f"{found['updates']} of {found['of']}"),
         ("updates/s", number["updates_per_second"]),
-        ("staleness", f"{number['mean_staleness']} mean, {recent}"),
+        ("staleness", number["mean_staleness"] + (recent if found["updates"] else "")),
         ("loss", f"{number['loss']}  {sparkline(found['losses'])}"),
         ("workers", f"{len(found['by_worker'])} of {found['workers']} have contributed"),
         *(("event", text) for text in found["events"][-10:]),
