@@ -8,20 +8,20 @@ the penalty in the loss, from zero, with the same batch and learning rate, one t
 process. Hogwild is the usual one: every process draws a batch, calls `backward` and lets
 `torch.optim.SGD` step on the shared parameters, without locks, in float32 as PyTorch does by
 default; nobody knows its staleness. Ours is all of `cluster.run` in float64: exact staleness, every
-gradient applied exactly once, a trace, checkpoints and the loss, which is evaluated while the run
+gradient applied exactly once, a trace, checkpoints (not every update logged) and the loss, which is evaluated while the run
 goes on; Hogwild's parameters are only copied by the clock and their loss is evaluated afterwards.
 
 The clock starts when every process is ready. The common loss is the one that serial SGD of the same
-step reaches, on average over its last tenth, after a half of the updates.
+step reaches, on average over its last tenth, after half of the updates.
 """
 
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import os
 import tempfile
 import time
+from multiprocessing import connection, resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +92,7 @@ def hogwild(workers: int, updates: int, seed: int, problem: Softmax) -> tuple[pd
     while running:
         seconds.append(time.perf_counter())
         points.append(torch.cat([shared[0], shared[1][:, None]], dim=1).flatten().numpy())
-        gone = multiprocessing.connection.wait(running, SAMPLE_SECONDS)
+        gone = connection.wait(running, SAMPLE_SECONDS)
         running = [sentinel for sentinel in running if sentinel not in gone]
     if any(process.exitcode for process in processes):
         raise RuntimeError("a process of Hogwild failed")
@@ -152,6 +152,8 @@ def main() -> None:
     target = common_loss(options.updates)
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; loss {target:.4f}, medians")
     rows: list[dict[str, Any]] = []
+    # Before the session, which at its end ends every process that was started in it.
+    resource_tracker.ensure_running()
     os.environ.update(RAY_worker_niceness="0")  # Ray's 15 would measure whatever else is running
     with ray_session():
         for workers in options.workers:
