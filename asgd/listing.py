@@ -79,7 +79,7 @@ def summary(run: Run) -> dict[str, Any]:
         "state": state,
         "detail": detail,
         "problem": problem.kind if problem.dataset is None else problem.dataset,
-        "workers": config.cluster.workers,
+        "workers": _workers(run),
         "updates": len(trace),
         "of": config.run.updates,
         "updates_per_second": len(trace) / seconds if seconds else None,
@@ -169,9 +169,15 @@ def status_table(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("updates/s", number["updates_per_second"]),
         ("staleness", number["mean_staleness"] + (recent if found["updates"] else "")),
         ("loss", f"{number['loss']}  {sparkline(found['losses'])}"),
-        ("workers", f"{len(found['by_worker'])} of {found['workers']} have contributed"),
+        ("workers", f"{found['workers']}, {len(found['by_worker'])} have contributed"),
         *(("event", text) for text in found["events"][-10:]),
     ]
+
+
+def _workers(run: Run) -> int:
+    """Return how many workers a run has since the last change of their number."""
+    changes = [event for event in run.events if event.get("event") == "workers_changed"]
+    return int(changes[-1]["after"]) if changes else run.config.cluster.workers
 
 
 def _stored(path: Path, key: str) -> Any:
