@@ -8,8 +8,9 @@ the penalty in the loss, from zero, with the same batch and learning rate, one t
 process. Hogwild is the usual one: every process draws a batch, calls `backward` and lets
 `torch.optim.SGD` step on the shared parameters, without locks, in float32 as PyTorch does by
 default; nobody knows its staleness. Ours is all of `cluster.run` in float64: exact staleness, every
-gradient applied exactly once, a trace, checkpoints (not every update logged) and the loss, which is evaluated while the run
-goes on; Hogwild's parameters are only copied by the clock and their loss is evaluated afterwards.
+gradient applied exactly once, a trace, checkpoints (updates are not logged one by one) and the
+loss, evaluated while the run goes on; Hogwild's parameters are only copied by the clock and their
+loss is evaluated afterwards.
 
 The clock starts when every process is ready. The common loss is the one that serial SGD of the same
 step reaches, on average over its last tenth, after half of the updates.
