@@ -87,9 +87,9 @@ class Recorder:
             return
         if state.version == self._updates:
             remove_log(self._checkpoints)
-        else:
-            oldest = paths(self._checkpoints)[-1]
-            cut_log(self._checkpoints, version_of(oldest))
+            return
+        for older in paths(self._checkpoints)[1:]:
+            cut_log(self._checkpoints, version_of(older))
 
     @property
     def first_loss(self) -> float | None:

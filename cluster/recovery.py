@@ -8,7 +8,7 @@ from pathlib import Path
 from asgd.config import RunConfig
 from asgd.errors import RunFailedError
 from asgd.trace import RunWriter, read_run
-from cluster.checkpoint import CHECKPOINTS, DamagedCheckpointError, State, load, paths
+from cluster.checkpoint import CHECKPOINTS, DamagedCheckpointError, State, load, paths, version_of
 from cluster.messages import Array
 from cluster.server import ParameterServer
 from cluster.write_ahead import Incident, WriteAheadLog, is_logged, read_log
@@ -97,7 +97,8 @@ def restore(writer: RunWriter, epoch: int, reason: str, reached: int = 0) -> Res
     Raises
     ------
     RunFailedError
-        There are checkpoints and none of them can be used; the record is left as it was.
+        There are checkpoints, not only the first one, and none of them can be used; the record is
+        left as it was.
     """
     recorded = writer.recorded_updates()
     state, rejected = _newest(writer, recorded)
@@ -139,6 +140,8 @@ def _newest(writer: RunWriter, recorded: int) -> tuple[State | None, list[Path]]
             writer.event("checkpoint_damaged", file=path.name, reason=str(error))
         else:
             return state, rejected
-    if rejected:
+    # A run that has just begun can begin again; a long one must not be thrown away.
+    every = read_run(writer.path).config.run.checkpoint_every
+    if any(version_of(path) > every for path in rejected):
         raise RunFailedError(f"{writer.path}: none of its {len(rejected)} checkpoints can be used")
     return None, rejected

@@ -222,6 +222,23 @@ def test_without_a_good_checkpoint_the_record_is_left_alone(tmp_path: Path) -> N
     assert len(paths(machine.path / CHECKPOINTS)) == 2
 
 
+@pytest.mark.parametrize(("durability", "reached"), [("log", 13), ("checkpoint", 0)])
+def test_damaged_first_checkpoint_begins_the_run_again(
+    tmp_path: Path, durability: str, reached: int
+) -> None:
+    machine = Machine(tmp_path / "run", configure(durability=durability))
+    machine.work(13)
+    flip(paths(machine.path / CHECKPOINTS)[0])
+    machine.restart()
+    assert machine.crowd.server.version == reached
+    machine.work(60)
+    run = read_run(machine.path)
+    check_gradients(run)
+    assert len(run.trace) == 60
+    assert run.loss["update"].tolist() == [0, 10, 20, 30, 40, 50, 60]
+    assert [e["updates_lost"] for e in machine.events("server_restored")] == [13 - reached]
+
+
 def test_checkpoint_beyond_the_trace_is_not_used(tmp_path: Path) -> None:
     machine = Machine(tmp_path / "run", configure())
     machine.work(25)
