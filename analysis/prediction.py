@@ -133,8 +133,8 @@ def predict(
         Names out of `MODELS`; by default `DEFAULT_MODELS`, of which "fast" has no replay,
         synchronous runs have those without staleness, and a rule other than sgd the replay alone.
         "sme_law" takes the closure that fits the run: where each snapshot was used once, as on a
-        server, the pool, (P1) if the geometric law holds, else with the recorded turns resampled,
-        (P3); otherwise "law_iid".
+        server, the pool by the hazards of the law, "law_pool", or, where turns come in spells,
+        with the recorded turns resampled, (P3); otherwise "law_iid".
     method
         "auto" computes the curves of quadratics and least squares from exact moments, without
         paths, and simulates all others; "simulate" simulates all; "fast" follows one mean path

@@ -17,9 +17,10 @@ import numpy.typing as npt
 
 from analysis.quadratic import LinearGradients
 from analysis.sme_pool import PoolTurns
+from analysis.turns import Turns, pool_hazards
 from asgd.errors import InputError
 from asgd.problems.base import Array
-from asgd.staleness import Geometric, StalenessLaw
+from asgd.staleness import StalenessLaw
 
 Integers = npt.NDArray[np.int64]
 
@@ -103,24 +104,11 @@ def pool_reads(
 ) -> Reads:
     """Draw the reads of servers with P workers, (P2): each snapshot is used exactly once.
 
-    The snapshot used is drawn with probability proportional to the hazard of its age; uniformly
-    for a geometric law.
+    The snapshot used is drawn with probability proportional to the hazard of its age, corrected
+    until the ages at use have the law; uniformly for a geometric law.
     """
-    if isinstance(law, Geometric):
-        turns = rng.integers(workers, size=(updates, runs))
-        return Reads(turns, turns)
-    hazard = law.hazard(law.support_length())
-    ages = np.zeros((runs, workers), dtype=np.int64)
-    turns, row = np.empty((updates, runs), dtype=np.int64), np.arange(runs)
-    for k in range(updates):
-        cumulative = np.cumsum(hazard[np.minimum(ages, len(hazard) - 1)], axis=1)
-        target = rng.random((runs, 1)) * cumulative[:, -1:]
-        drawn = np.count_nonzero(cumulative <= target, axis=1)
-        # A law with gaps can make every age impossible: then the oldest snapshot is due.
-        turns[k] = np.where(cumulative[:, -1] > 0, drawn, ages.argmax(axis=1))
-        ages += 1
-        ages[row, turns[k]] = 0
-    return Reads(turns, turns)
+    hazards = pool_hazards([law] * workers, rng)
+    return turn_reads(Turns(hazards, runs, rng), updates)
 
 
 def independent_reads(

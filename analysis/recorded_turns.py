@@ -16,12 +16,20 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
+from analysis.turns import Turns, pool_hazards
+from asgd.staleness import StalenessLaw
+
 Integers = npt.NDArray[np.int64]
 
 # A block ends at any update with probability one over this many turns of each worker; the next
 # begins in any run, at most this share of the run earlier or later: laws drift.
 BLOCK_TURNS = 8
 DRIFT_SHARE = 0.125
+
+# Spells: blocks of so many turns of each worker, in so many simulated records, of so many updates.
+_SPELL_TURNS = 4
+_RECORDS = 40
+_LONGEST = 1000
 
 
 @dataclass(frozen=True)
@@ -116,6 +124,47 @@ class ResampledTurns:
         near = np.clip(near, self._start_up[run], self._shortest - 1)
         self._at[jump] = self._begin[run] + near
         self._last[jump] = self._begin[run + 1] - 1
+
+
+def has_spells(
+    staleness: Sequence[Integers],
+    recorded: RecordedTurns,
+    law: StalenessLaw,
+    rng: np.random.Generator,
+) -> bool:
+    """Return whether the turns come in spells that hazards of their law do not make.
+
+    Compared is how much min(|tau - P + 1|, P), averaged over blocks of four turns of each worker,
+    varies over blocks and runs, with the largest of 40 records simulated by hazards, (P2).
+
+    Parameters
+    ----------
+    staleness
+        tau_0, tau_1, ... of each run.
+    law
+        The law of all of them.
+    """
+    workers, length = recorded.workers, min(_LONGEST, *(len(tau) for tau in staleness))
+    dropped = min(max(recorded.start_up), length // 2)
+    observed = _unevenness(np.stack([tau[dropped:length] for tau in staleness], axis=1), workers)
+    read = np.zeros((_RECORDS * len(staleness), workers), dtype=np.int64)
+    turns = Turns(pool_hazards([law] * workers, rng), len(read), rng)
+    path = np.arange(len(read))
+    simulated = np.empty((length, len(read)), dtype=np.int64)
+    for k in range(length):
+        slot = turns.next()
+        simulated[k] = k - read[path, slot]
+        read[path, slot] = k + 1
+    records = np.split(simulated[dropped:], _RECORDS, axis=1)
+    return observed > max(_unevenness(record, workers) for record in records)
+
+
+def _unevenness(staleness: Integers, workers: int) -> float:
+    """Return the variance of the block means of min(|tau - P + 1|, P), of shape (updates, runs)."""
+    size = _SPELL_TURNS * workers
+    blocks = len(staleness) // size
+    off = np.minimum(np.abs(staleness[: blocks * size] - (workers - 1.0)), workers)
+    return float(off.reshape(blocks, size, -1).mean(axis=1).var()) if blocks else 0.0
 
 
 def _ranks(turns: list[int], workers: int) -> tuple[Integers, int]:

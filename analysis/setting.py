@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from analysis.experiment import as_runs
 from analysis.fit import StalenessFit
-from analysis.recorded_turns import RecordedTurns
+from analysis.recorded_turns import RecordedTurns, has_spells
 from analysis.sme_law import Closure
 from asgd.config import OptimizerConfig
 from asgd.problems import make_problem
@@ -50,8 +50,8 @@ class Setting:
     workers
         P.
     turns
-        The measured turns of the workers; None if the geometric law holds, whose turns are known,
-        or snapshots were not used once each.
+        The measured turns of the workers, where these come in spells; None if the law says enough
+        about them, (P2), or snapshots were not used once each.
     rule
         The update rule, None for plain SGD.
     synchronous
@@ -85,7 +85,7 @@ class Setting:
         waits = config.cluster.mode != "async"
         closure, turns = "iid" if waits else closure_of(run), None
         if closure == "pool" and not isinstance(fit.recommended, Geometric):
-            turns = RecordedTurns.of([one.trace["worker"].to_numpy() for one in runs])
+            turns = _turns(runs, fit.recommended)
         return cls(
             problem=problem,
             learning_rate=varying if optimizer.learning_rate_schedule.at else learning_rate,
@@ -145,6 +145,13 @@ def _batch_sizes(run: Run) -> int | npt.NDArray[np.int64]:
     """Return the samples behind each update, or their number if it never changes."""
     sizes = run.trace["batch_size"].to_numpy().astype(np.int64)
     return int(sizes[0]) if np.all(sizes == sizes[0]) else sizes
+
+
+def _turns(runs: Sequence[Run], law: StalenessLaw) -> RecordedTurns | None:
+    recorded = RecordedTurns.of([one.trace["worker"].to_numpy() for one in runs])
+    staleness = [one.trace["staleness"].to_numpy() for one in runs]
+    rng = stream(runs[0].config.run.seed, "spells")
+    return recorded if has_spells(staleness, recorded, law, rng) else None
 
 
 def closure_of(run: Run) -> Closure:

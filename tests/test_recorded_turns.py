@@ -2,7 +2,10 @@
 
 import numpy as np
 
-from analysis.recorded_turns import RecordedTurns, ResampledTurns
+from analysis.recorded_turns import RecordedTurns, ResampledTurns, has_spells
+from asgd.delays import ComputeTime
+from asgd.server_times import simulate_staleness
+from asgd.staleness import Empirical
 from asgd.streams import stream
 
 
@@ -65,3 +68,17 @@ def test_repeats_that_differ_are_all_there() -> None:
     variance = resampled(RecordedTurns.of(runs), 400, 40).var(axis=0)
     # Until the first jump a path is as its run was.
     assert 0.3 < np.mean(variance < 1.5) < 0.7
+
+
+def test_spells_are_told_from_turns_by_age() -> None:
+    """A record in a fixed order beside one without, against two of one gamma law."""
+    rng, workers = np.random.default_rng(4), 4
+    times = ComputeTime("gamma", np.ones(workers), 0.5)
+    uneven = [np.arange(400) % workers, rng.integers(workers, size=400)]
+    aged = [simulate_staleness(times, 400, rng).worker for _ in range(2)]
+    found = []
+    for turns in (uneven, aged):
+        tau = [staleness(one[:, None], workers)[:, 0] for one in turns]
+        law = Empirical.from_sample(np.concatenate([one[50:] for one in tau]))
+        found.append(has_spells(tau, RecordedTurns.of(turns), law, stream(5, "spells")))
+    assert found == [True, False]
