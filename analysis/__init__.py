@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from analysis.langevin import sme_msgd as sme_msgd
     from analysis.moments import asgd_moments as asgd_moments
     from analysis.moments import stationary_variance as stationary_variance
+    from analysis.planning import Plan as Plan
+    from analysis.planning import plan as plan
     from analysis.prediction import Prediction as Prediction
     from analysis.prediction import predict as predict
     from analysis.prediction import read_prediction as read_prediction
@@ -61,6 +63,7 @@ else:
             "analysis.fit": ["StalenessFit", "compare_fits", "fit_run", "fit_staleness"],
             "analysis.langevin": ["sme_langevin", "sme_msgd"],
             "analysis.moments": ["asgd_moments", "stationary_variance"],
+            "analysis.planning": ["Plan", "plan"],
             "analysis.prediction": ["Prediction", "predict", "read_prediction"],
             "analysis.queue": ["config_staleness", "queue_staleness"],
             "analysis.report": ["write_report"],

@@ -250,7 +250,7 @@ def plan(
     asgd plan runs/digits --learning-rate 0.05,0.1,0.2 --target 0.4
     asgd plan run.toml --set cluster.mode=sync --json
     """
-    from analysis.plan import plan as plan_source
+    from analysis.planning import plan as plan_source
     from asgd.config import load_config
     from asgd.experiment import read_runs
     from asgd.live import Bar

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from analysis.pace import ConfiguredPace, MeasuredPace
-from analysis.plan import plan, updates_to
+from analysis.planning import plan, updates_to
 from asgd.config import RunConfig, make_config
 from asgd.errors import DivergedError, InputError
 from asgd.experiment import read_runs, run_repeats
