@@ -56,7 +56,8 @@ class Prediction:
         `loss_std` and the quantiles `q0.025`, `q0.050`, ..., `q0.975`.
     settings
         What the models were given: seed, staleness law, mu, closure; whether the run is stable
-        (`RunStability.to_dict`); and of each model its label and how many paths were simulated.
+        (`RunStability.to_dict`), None for a rule other than sgd; and of each model its label and
+        how many paths were simulated.
     """
 
     curves: pd.DataFrame
@@ -88,18 +89,21 @@ class Prediction:
         return table.assign(paths=paths).rename(index=MODELS).rename_axis(None)
 
     def __repr__(self) -> str:
-        return f"{self._title()}\n\n{self.table().to_string()}\n\n{self._stability()}"
+        stability = self._stability()
+        return f"{self._title()}\n\n{self.table().to_string()}" + (stability and f"\n\n{stability}")
 
     def _repr_html_(self) -> str:
         """Return the table for a notebook."""
         title, stability = html.escape(self._title()), html.escape(self._stability())
-        return f"<p>{title}</p>{self.table().to_html()}<p>{stability}</p>"
+        return f"<p>{title}</p>{self.table().to_html()}" + (stability and f"<p>{stability}</p>")
 
     def _title(self) -> str:
         return f"Predicted loss after {self.curves['update'].max()} updates"
 
     def _stability(self) -> str:
-        return str(self.settings["stability"]["sentence"])
+        """Return the sentence on stability; none where it is not known, under another rule."""
+        stability = self.settings["stability"]
+        return str(stability["sentence"]) if stability else ""
 
     def save(self, directory: str | Path) -> None:
         """Write `prediction.parquet` and `prediction.json` into a run directory."""

@@ -114,6 +114,16 @@ def test_a_prediction_is_read_back_as_it_was_stored(run: Run) -> None:
     assert stored.settings == prediction.settings
 
 
+@pytest.mark.parametrize("optimizer", [{}, {"rule": "momentum"}, {"clip_norm": 1.0}], ids=str)
+def test_a_prediction_is_shown_under_every_rule(tmp_path: Path, optimizer: dict[str, Any]) -> None:
+    optimizer = {"learning_rate": 0.01, "batch_size": 1} | optimizer
+    prediction = predict(simulated(tmp_path, optimizer=optimizer), paths=2, models=("replay",))
+    for text in (repr(prediction), prediction._repr_html_()):
+        assert text.startswith(("Predicted loss after 400", "<p>Predicted loss after 400"))
+        assert MODELS["replay"] in text
+        assert ("stable" in text) == (prediction.settings["stability"] is not None)
+
+
 def test_the_seed_decides_the_prediction(run: Run) -> None:
     first, same, other = (
         predict(run, paths=4, models=("replay",), method="simulate", seed=seed).curves["loss_mean"]
