@@ -36,6 +36,7 @@ EDITS = {
 NOT_RUN = {
     "demo": "a minute; its parts run here",
     "completion": "writes for a shell",
+    "workers": "needs a run at work, which tests/test_elastic.py has",
 }
 
 
