@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import html
 import heapq
+import html
 import json
 
 import numpy as np
