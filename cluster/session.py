@@ -95,6 +95,8 @@ def _own(object_store_bytes: int, metrics_port: int) -> Iterator[None]:
             RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0",
             # Ray prints a warning on our standard output beyond three times this many processes.
             RAY_worker_maximum_startup_concurrency="64",
+            # With Ray's 15 workers wait for whatever else runs, which shows as staleness.
+            RAY_worker_niceness="0",
             PYTHONPATH=os.pathsep.join(dict.fromkeys(os.path.abspath(p) for p in sys.path)),
         )
         # Workers share the cores: BLAS threads of their own would only fight for them.
