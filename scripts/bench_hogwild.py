@@ -155,7 +155,6 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     # Before the session, which at its end ends every process that was started in it.
     resource_tracker.ensure_running()
-    os.environ.update(RAY_worker_niceness="0")  # Ray's 15 would measure whatever else is running
     with ray_session():
         for workers in options.workers:
             for repeat in range(options.repeats):

@@ -367,7 +367,6 @@ def main(arguments: Iterable[str] | None = None) -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     rows: Rows = []
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} before the start")
-    os.environ.update(RAY_worker_niceness="0")  # Ray's 15 would measure whatever else is running
     with ray_session(object_store_bytes=2_000_000_000):
         for name in options.sections:
             SECTIONS[name](rows, options)
