@@ -7,7 +7,24 @@ from pathlib import Path
 
 import pytest
 
+from asgd.progress import Progress
+from cluster.checkpoint import CHECKPOINTS
+from scripts.bench_chaos import Injector
+
 ROOT = Path(__file__).parents[1]
+
+
+def test_checkpoint_of_the_end_is_left_alone(tmp_path: Path) -> None:
+    directory = tmp_path / CHECKPOINTS
+    directory.mkdir()
+    (directory / "checkpoint-000000000200.bin").write_bytes(bytes(100))
+    final = directory / "checkpoint-000000000300.bin"
+    final.write_bytes(bytes(100))
+    with Injector(tmp_path, 300, ["checkpoint"], 0, None) as injector:
+        injector.watch(Progress(300, 300, 1.0, 0.0, None, 4))
+        injector._thread.join()
+    assert not injector.injected
+    assert all(path.read_bytes() == bytes(100) for path in directory.iterdir())
 
 
 @pytest.mark.ray
@@ -21,4 +38,4 @@ def test_runs_survive_the_death_of_workers_servers_and_a_node() -> None:
     assert "invariants violated   0" in done.stdout
     injected = re.search(r"(\d+) faults \(.*node \d", done.stdout)
     assert injected is not None
-    assert int(injected[1]) >= 5
+    assert int(injected[1]) >= 4  # a run may end before its last fault is due
