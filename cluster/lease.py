@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import fcntl
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
 from asgd.errors import InputError, RunFailedError
+from cluster.checkpoint import sync_directory
 
 
 class LeaseLostError(RunFailedError):
@@ -32,13 +34,16 @@ class Lease:
         self._path = directory / "lease"
 
     def take(self) -> int:
-        """Return the number of a new incarnation: 0, 1, ..."""
+        """Return the number of a new incarnation: 0, 1, ...; on disk, it is never given again."""
         self._path.parent.mkdir(exist_ok=True)
         self._path.touch()
-        with self._locked("r+") as file:
+        with self._locked() as file:
             epoch = _number(file) + 1
             file.seek(0)
             file.write(f"{epoch:012d}\n")  # always as long: never empty in between
+            file.flush()
+            os.fsync(file.fileno())
+            sync_directory(self._path.parent)
         return epoch
 
     @contextmanager
@@ -50,14 +55,14 @@ class Lease:
         LeaseLostError
             There is a newer one.
         """
-        with self._locked("r") as file:
+        with self._locked() as file:
             if _number(file) != epoch:
                 raise LeaseLostError(f"{self._path.parents[1]}: another server has taken over")
             yield
 
     @contextmanager
-    def _locked(self, mode: str) -> Iterator[IO[str]]:
-        with self._path.open(mode) as file:
+    def _locked(self) -> Iterator[IO[str]]:
+        with self._path.open("r+") as file:  # over NFS, the lock is for those who may write
             fcntl.flock(file, fcntl.LOCK_EX)
             yield file  # closing the file writes it, then lets go of the lock
 

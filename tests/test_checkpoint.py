@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
+import os
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pytest
@@ -298,6 +301,28 @@ def test_epochs_grow(tmp_path: Path) -> None:
         pass
     with pytest.raises(LeaseLostError), lease.held(10):
         pass
+
+
+def test_lease_works_over_nfs_and_is_on_disk_once_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock, synced = fcntl.flock, []
+
+    def flock(file: IO[str], operation: int) -> None:
+        mode = fcntl.fcntl(file, fcntl.F_GETFL) & os.O_ACCMODE
+        if operation & fcntl.LOCK_EX and mode == os.O_RDONLY:  # as NFS clients do
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        lock(file, operation)
+
+    def fsync(descriptor: int) -> None:
+        path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        synced.append(path.name if path.is_dir() else path.read_text())
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    monkeypatch.setattr(os, "fsync", fsync)
+    lease = Lease(tmp_path / "run")
+    with lease.held(lease.take()):
+        assert synced == ["000000000000\n", "run"]
 
 
 def test_one_launcher_at_a_time(tmp_path: Path) -> None:
