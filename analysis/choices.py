@@ -70,7 +70,9 @@ def choices_of(
         A value cannot be used.
     """
     own, rate = config.cluster.workers, config.optimizer.learning_rate
-    workers = sorted({max(1, own // 2), own, 2 * own}) if workers is None else workers
+    if workers is None:
+        around = {max(1, own // 2), own, 2 * own}
+        workers = sorted({min(count, MOST_WORKERS) for count in around})
     learning_rates = [rate / 2, rate, 2 * rate] if learning_rates is None else learning_rates
     batch_sizes = [config.optimizer.batch_size] if batch_sizes is None else batch_sizes
     for name, counts, most in (

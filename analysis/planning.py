@@ -23,7 +23,7 @@ from analysis.closed import closed_curve, has_closed_forms
 from analysis.linear_noise import linear_noise
 from analysis.loss_curve import LossCurve
 from analysis.pace import ConfiguredPace, MeasuredPace, Pace, PaceOf
-from analysis.run_stability import RunStability, run_stability
+from analysis.run_stability import RunStability, leading_curvatures, run_stability
 from analysis.setting import Setting
 from analysis.verdict import in_words
 from asgd.config import RunConfig
@@ -41,6 +41,8 @@ _HEADS = (
     *("of limit", "updates", "seconds", "final loss", ""),
 )
 _NEAR = 1.3  # below this distance to the limit linear noise is rough
+_OUTGROWN = 2.0  # times as far above the lowest loss as the start is
+_RISEN = 0.05  # of the way down: less is scatter of the prediction
 
 Progress = Callable[[str, float], None]
 
@@ -58,7 +60,8 @@ class PlanRow:
     updates_per_second
         In the long run.
     largest_stable
-        Largest stable learning rate where it is smallest: at the start or at the predicted end.
+        Largest stable learning rate where it is smallest: at the start or at the predicted end;
+        see `analysis.run_stability` for what it counts.
     remark
         "" or why the row is to be read with care: "unstable", "near the limit", ...
     curve
@@ -78,7 +81,7 @@ class PlanRow:
 
     @property
     def stable(self) -> bool:
-        """Whether the learning rate is below the largest stable one all along."""
+        """Whether mean and noise stay bounded, as far as the row looks ahead."""
         return self.curve is not None
 
     @property
@@ -172,7 +175,10 @@ class Plan:
         """What the numbers rest on, in a sentence."""
         batches = {row.choice.batch_size for row in self.rows}
         free = "; a gradient takes as long whatever its batch size" if len(batches) > 1 else ""
-        return f"Times: {self.source}, every further worker with a core of its own{free}."
+        return (
+            f"Times: {self.source}, every further worker with a core of its own{free}. "
+            "The limit is that of the mean; noise is judged by the predicted curve."
+        )
 
     def cells(self) -> list[tuple[str, ...]]:
         """Return the table for people: a row of heads, then one of texts for each choice."""
@@ -235,8 +241,8 @@ def plan(
     Raises
     ------
     InputError
-        A value cannot be used, or the source has what no plan is made for: a rule other than
-        sgd, clipping, schedules, mode bounded, or a run that waits for workers.
+        A value cannot be used, the start is flat, or the source has what no plan is made for: a
+        rule other than sgd, clipping, schedules, mode bounded, or a run that waits for workers.
     """
     config = source.config if isinstance(source, Run) else source
     check_plannable(config)
@@ -249,6 +255,7 @@ def plan(
         raise InputError(f"target = {target}: expected a finite loss")
     problem = make_problem(config)
     initial = problem.initial_point(stream(config.run.seed, "initial"))
+    _check_start(problem, initial)
     paces: dict[int, Pace] = {}
     rows = []
     for number, choice in enumerate(choices):
@@ -262,6 +269,15 @@ def plan(
         target = _default_target(rows, config)
     rows = [_timed(row, target) for row in rows]
     return Plan(rows, target, updates, pace_of.source, _best(rows))
+
+
+def _check_start(problem: Problem, initial: Array) -> None:
+    """Refuse a start around which the linear theory sees nothing, whatever the learning rate."""
+    if not problem.gradient(initial).any() and not leading_curvatures(problem, initial).any():
+        raise InputError(
+            "problem.initial: slope and curvature are 0 there, so nothing can be told of any "
+            "learning rate; accepted: another starting point"
+        )
 
 
 def _setting(problem: Problem, initial: Array, choice: Choice, pace: Pace, updates: int) -> Setting:
@@ -298,11 +314,14 @@ def _row(
             stability = RunStability(stability.start, at_end)
         if curve.unstable_from is not None or not np.all(np.isfinite(curve.mean)):
             curve, remark = None, "noise outgrows the theory"
+        elif outgrows(curve.mean):
+            curve, remark = None, "unstable: noise outgrows"
         elif stability.factor < 1.0:
             curve, remark = None, "unstable at the end"
         else:
             exact = has_closed_forms(setting, "sme_law")
             remark = "near the limit" if stability.factor < _NEAR and not exact else ""
+            remark = "growing at the end" if _grows(curve.mean) else remark
     return PlanRow(choice, pace.law, pace.updates_per_second, stability.limit, remark, curve)
 
 
@@ -319,6 +338,30 @@ def _curve(setting: Setting, seed: int, share: Callable[[int, int], None]) -> Lo
         record=setting.record,
         progress=share,
     )
+
+
+def outgrows(loss: Array) -> bool:
+    """Return whether a predicted loss leaves its start behind ever faster.
+
+    It ends more than twice as far above its lowest value as it began, and rose by more in its last
+    quarter than in the one before, peak to peak: what settles above its start does not.
+
+    Parameters
+    ----------
+    loss
+        Shape (m,), at evenly spaced updates.
+    """
+    first, lowest = float(loss[0]), float(loss.min())
+    return _grows(loss) and float(loss[-1]) - lowest > _OUTGROWN * (first - lowest)
+
+
+def _grows(loss: Array) -> bool:
+    """Return whether a loss rises at its end by ever more and by more than scatter."""
+    if len(loss) < 4:
+        return False
+    second, third, last = (float(part.max()) for part in np.array_split(loss, 4)[1:])
+    rise = last - third
+    return rise > max(third - second, 0.0) and rise > _RISEN * float(loss[0] - loss.min())
 
 
 def _shares(

@@ -3,7 +3,8 @@
 On each leading mode of the Hessian the mean follows the recursion of `analysis.stability` under
 the run's staleness law. Curvature changes along a run, so it is looked at where the run starts and
 where its prediction ends; for a memoryless server the second moment has a limit of its own, which
-is lower. Noise that grows with the distance from the minimum lowers both; that is not counted.
+is lower. Noise that grows with the distance from the minimum lowers both; that is not counted, and
+what then is known to be stable is the mean. Under a schedule its largest learning rate counts.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class PointStability:
     Attributes
     ----------
     learning_rate
-        Of the run at this point.
+        Of the run, the largest under a schedule.
     curvature
         Leading eigenvalues of the Hessian, largest first.
     spectral_radius
@@ -46,6 +47,9 @@ class PointStability:
         Largest learning rate at which the mean decays on all modes; inf without curvature.
     mean_square_limit
         The same for the second moment, known for memoryless servers; else None.
+    mean_alone
+        Whether the limit is that of the mean alone: that of the second moment is not known, or
+        noise that depends on x lowers it.
     """
 
     learning_rate: float
@@ -53,6 +57,7 @@ class PointStability:
     spectral_radius: list[float]
     mean_limit: float
     mean_square_limit: float | None
+    mean_alone: bool
 
     @property
     def limit(self) -> float:
@@ -98,10 +103,15 @@ class RunStability:
     def sentence(self) -> str:
         """The answer in a sentence."""
         rate, start, end = self.tightest.learning_rate, self.start, self.end
+        if np.isinf(self.limit):
+            return (
+                "Cannot tell whether it is stable: no curvature is positive where it was looked at."
+            )
         if self.factor >= 1:
+            what = " in the mean" if self.tightest.mean_alone else ""
             where = "" if end is not None else " at the start"
             return (
-                f"Stable{where}: the largest stable learning rate is {self.limit:.3g}, "
+                f"Stable{what}{where}: the largest stable learning rate is {self.limit:.3g}, "
                 f"{self.factor:.3g} times the {rate:g} of this run."
             )
         if end is not None and end.factor >= 1:
@@ -144,8 +154,8 @@ def run_stability(setting: Setting, end: Array | None = None) -> RunStability:
     """
     at_end = None
     if end is not None and np.all(np.isfinite(end)):
-        at_end = _point(setting, end, -1)
-    return RunStability(_point(setting, setting.initial, 0), at_end)
+        at_end = _point(setting, end)
+    return RunStability(_point(setting, setting.initial), at_end)
 
 
 def leading_curvatures(problem: Problem, x: Array, count: int = LEADING) -> Array:
@@ -182,22 +192,24 @@ def leading_curvatures(problem: Problem, x: Array, count: int = LEADING) -> Arra
     return np.asarray(np.sort(values)[::-1])
 
 
-def _point(setting: Setting, x: Array, update: int) -> PointStability:
-    learning_rate = float(np.atleast_1d(setting.learning_rate)[update])
+def _point(setting: Setting, x: Array) -> PointStability:
+    learning_rate = float(np.max(setting.learning_rate))
     law = setting.pool_law if setting.closure == "pool" else setting.law
     curvature = leading_curvatures(setting.problem, x)
     rising = curvature[curvature > 0]
     radius = [spectral_radius(law, learning_rate * float(a)) for a in rising]
-    if not len(rising):
-        return PointStability(learning_rate, curvature.tolist(), radius, np.inf, None)
-    top = float(rising[0])
     memoryless = setting.closure == "pool" and isinstance(law, Geometric)
+    mean_alone = not (memoryless and setting.problem.additive_noise)
+    if not len(rising):
+        return PointStability(learning_rate, curvature.tolist(), radius, np.inf, None, mean_alone)
+    top = float(rising[0])
     return PointStability(
         learning_rate,
         curvature.tolist(),
         radius,
         max_stable_learning_rate(law, top),
         server_max_stable_learning_rate(setting.workers, top) if memoryless else None,
+        mean_alone,
     )
 
 

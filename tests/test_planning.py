@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from analysis.choices import MOST_WORKERS, choices_of
 from analysis.pace import ConfiguredPace, MeasuredPace
-from analysis.planning import plan, updates_to
+from analysis.planning import outgrows, plan, updates_to
 from asgd.config import RunConfig, make_config
 from asgd.errors import DivergedError, InputError
 from asgd.experiment import read_runs, run_repeats
@@ -83,6 +84,40 @@ def test_what_is_unstable_is_said_to_be_and_diverges(tmp_path: Path) -> None:
     assert nothing.best is None
     assert math.isnan(nothing.target)
     assert "No choice is stable" in nothing.sentence
+
+
+def test_noise_that_grows_with_the_distance_is_unstable(tmp_path: Path) -> None:
+    """Below the limit of the mean: the exact second moment explodes, and so does a run."""
+    config = configure(0.3, 1, problem={"kind": "least_squares"}, run={"updates": 60})
+    single = {"workers": [1], "batch_sizes": [1]}
+    calm, wild = plan(config, learning_rates=[0.05, 0.3], **single).rows
+    assert (calm.stable, calm.remark) == (True, "")
+    assert (wild.stable, wild.remark) == (False, "unstable: noise outgrows")
+    assert wild.of_limit < 1
+    assert plan(config, learning_rates=[0.3], **single).best is None
+    single_sample = {"learning_rate": 0.3, "batch_size": 1}
+    diverging = configure(0.3, 1, problem={"kind": "least_squares"}, optimizer=single_sample)
+    with pytest.raises(DivergedError):
+        simulate(diverging, tmp_path / "run")
+
+
+def test_a_loss_that_settles_above_its_start_does_not_outgrow() -> None:
+    time = np.linspace(0.0, 1.0, 101)
+    assert outgrows(np.exp(3 * time))
+    assert not outgrows(1.0 - np.exp(-3 * time))
+    assert not outgrows(np.exp(-3 * time))
+    assert not outgrows(np.exp(-3 * time) + 0.1 * np.exp(time))
+
+
+def test_a_flat_start_tells_nothing() -> None:
+    config = configure(problem={"kind": "quartic", "initial": 0.0})
+    with pytest.raises(InputError, match=r"problem.initial: slope and curvature are 0"):
+        plan(config)
+
+
+def test_default_workers_stay_among_the_accepted_ones() -> None:
+    choices = choices_of(configure(workers=6000), None, [0.1], None)
+    assert [choice.workers for choice in choices] == [3000, 6000, MOST_WORKERS]
 
 
 def test_the_fastest_stable_choice_is_marked() -> None:

@@ -103,15 +103,31 @@ def test_sentences_say_which_side_and_how_far() -> None:
     limit = max_stable_learning_rate(Poisson(3.0), 2.0)
     below = run_stability(setting(Quadratic(), limit / 2), np.zeros(1))
     assert "2 times" in below.sentence
-    assert below.sentence.startswith("Stable: ")
+    assert below.sentence.startswith("Stable in the mean: ")
     above = run_stability(setting(Quadratic(), 3 * limit), np.zeros(1))
     assert above.sentence.startswith("Unstable: ")
     assert "is 3 times" in above.sentence
     diverged = run_stability(setting(Quadratic(), limit / 2), np.full(1, np.nan))
     assert diverged.end is None
-    assert diverged.sentence.startswith("Stable at the start: ")
+    assert diverged.sentence.startswith("Stable in the mean at the start: ")
     flat = run_stability(setting(Quadratic(curvature=-1.0), 0.1))
     assert flat.to_dict()["largest_stable_learning_rate"] is None
+    assert flat.sentence.startswith("Cannot tell")
+    memoryless = Geometric(0.75)
+    counted = run_stability(setting(Quadratic(), 0.05, law=memoryless), np.zeros(1))
+    assert counted.sentence.startswith("Stable: ")
+    growing = breast_cancer()
+    uncounted = run_stability(setting(growing, 0.01, law=memoryless), np.zeros(growing.dim))
+    assert uncounted.sentence.startswith("Stable in the mean: ")
+
+
+def test_the_largest_rate_of_a_schedule_counts() -> None:
+    limit = max_stable_learning_rate(Poisson(3.0), 2.0)
+    burst = np.full(300, limit / 2)
+    burst[100:200] = 3 * limit
+    stability = run_stability(setting(Quadratic(), burst), np.zeros(1))
+    assert stability.sentence.startswith("Unstable: ")
+    assert stability.factor == pytest.approx(1 / 3)
 
 
 @pytest.mark.parametrize("kind", ["quadratic", "least_squares"])
