@@ -11,7 +11,6 @@ import pandas as pd
 
 from analysis.fit import StalenessFit, compare_fits
 from analysis.headline import Facts, problem_name
-from analysis.prediction import MODELS
 from analysis.score import Score
 from asgd.trace import Run
 
@@ -35,11 +34,14 @@ class Comparison:
         A loss that every run reached.
     models
         Names of the models that every run was predicted with; none where one was not predicted.
+    labels
+        What to call each of them.
     """
 
     table: pd.DataFrame
     target: float
     models: list[str]
+    labels: dict[str, str]
 
 
 def compare_runs(
@@ -69,7 +71,11 @@ def compare_runs(
     table["seconds_to_target"] = [seconds for _, seconds in reached]
     for name in models:
         table[name] = [scored[name].relative_error for scored in predicted]
-    return Comparison(table.reset_index(names="run"), target, models)
+    called = {
+        name: " or ".join(dict.fromkeys(score.labels[name] for score in scores if score))
+        for name in models
+    }
+    return Comparison(table.reset_index(names="run"), target, models, called)
 
 
 def labels(paths: Sequence[Path]) -> list[str]:
@@ -145,9 +151,11 @@ def _how_well(comparison: Comparison) -> str:
     if not comparison.models:
         return "No model was computed for every run."
     mean = comparison.table[comparison.models].mean()
-    errors = "; ".join(f"{_model(name)} {100 * mean[name]:.2g} %" for name in comparison.models)
+    errors = "; ".join(
+        f"{comparison.labels[name]} {100 * mean[name]:.2g} %" for name in comparison.models
+    )
     competing = [name for name in comparison.models if name != "replay"]
-    closest = f" Closest: {_model(str(mean[competing].idxmin()))}." if competing else ""
+    closest = f" Closest: {comparison.labels[str(mean[competing].idxmin())]}." if competing else ""
     return f"Mean error over the runs: {errors}.{closest}"
 
 
@@ -176,7 +184,3 @@ def _what_to_try(table: pd.DataFrame, rooms: Sequence[float]) -> str:
         f"Take {stable['run'].iloc[0]}, the fastest of the stable runs; {fastest} was faster but "
         "is beyond the limit of stability: it needs a smaller learning rate."
     )
-
-
-def _model(name: str) -> str:
-    return MODELS.get(name, name)

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.fit import StalenessFit
-from analysis.prediction import MODELS, Prediction
+from analysis.prediction import Prediction
 from analysis.score import Score
 from analysis.verdict import in_words
 from asgd.events import team_sizes
@@ -57,7 +57,9 @@ def headline(
         ("Which law", fit.verdict if doubt is None else f"Too short to tell: {doubt}."),
         (
             "How well predicted",
-            f"Not predicted: {missing}." if score is None else _how_well(score),
+            f"Not predicted: {missing}."
+            if score is None or prediction is None
+            else _how_well(prediction, score),
         ),
     ]
     stability = _stability(prediction)
@@ -124,16 +126,16 @@ def _how_stale(run: Run, fit: StalenessFit) -> str:
     return text
 
 
-def _how_well(score: Score) -> str:
+def _how_well(prediction: Prediction, score: Score) -> str:
     of = "the observed loss" if score.repeats == 1 else f"the mean of {score.repeats} runs"
-    errors = [f"{_label(n)} {_percent(m.relative_error)}" for n, m in score.models.items()]
+    errors = [f"{score.labels[n]} {_percent(m.relative_error)}" for n, m in score.models.items()]
     best = score.models[score.closest].relative_error
     alike = [
         name
         for name, model in score.models.items()
         if name == score.closest or (name != "replay" and model.relative_error <= _ALIKE * best)
     ]
-    closest = " and ".join(_label(name) for name in alike)
+    closest = " and ".join(score.labels[name] for name in alike)
     shares = dict.fromkeys(_percent(score.models[name].coverage) for name in alike)
     covered = " and ".join(shares)
     if len(alike) == len(score.models) - ("replay" in score.models) > 1:
@@ -144,6 +146,18 @@ def _how_well(score: Score) -> str:
         f"Mean error against {of}: {'; '.join(errors)}. Closest: {closest}"
         f"{note if 'replay' in score.models and len(score.models) > 1 else ''}; "
         f"{bands} {covered} of the observed points."
+        f"{_recorded(prediction)}"
+    )
+
+
+def _recorded(prediction: Prediction) -> str:
+    """Return the sentence on what "sme_law" took from the run, where that is more than its law."""
+    if not prediction.recorded_turns:
+        return ""
+    return (
+        f" {prediction.label('sme_law')} does not use the law: the workers' turns came in spells, "
+        "so blocks of the turns recorded in this very run are put together anew; its staleness, "
+        "not its loss, is taken from the run itself."
     )
 
 
@@ -205,10 +219,17 @@ def _about_loss(fit: StalenessFit, prediction: Prediction | None, score: Score |
     if fit.grade == "rejected" and {"sme_asgd", "sme_law"} <= score.models.keys():
         geometric = score.models["sme_asgd"].relative_error
         law = score.models["sme_law"].relative_error
-        verb = "is needed" if geometric > 1.5 * law else "makes little difference here"
+        recorded = prediction.recorded_turns
+        what = "recorded turns of the workers" if recorded else in_words(fit.recommended)
+        verbs = ("are", "make") if recorded else ("is", "makes")
+        verb = (
+            f"{verbs[0]} needed" if geometric > 1.5 * law else f"{verbs[1]} little difference here"
+        )
+        pool = score.models.get("law_pool") if recorded else None
+        beside = f", {_percent(pool.relative_error)} with the measured law" if pool else ""
         advice.append(
-            f"The {in_words(fit.recommended)} {verb}: error {_percent(law)} against "
-            f"{_percent(geometric)} with the geometric one."
+            f"The {what} {verb}: error {_percent(law)} against {_percent(geometric)} with the "
+            f"geometric law{beside}."
         )
     return advice
 
@@ -231,7 +252,7 @@ def _about_workers(workers: pd.DataFrame, events: pd.DataFrame) -> list[str]:
 
 
 def staleness_cost(prediction: Prediction) -> float | None:
-    """Return by how much the measured law raises the mean loss predicted without staleness.
+    """Return by how much the measured staleness raises the mean loss predicted without staleness.
 
     The mean over the recorded updates of the difference, over the mean staleness-free loss; None
     where either was not predicted, or is not finite.
@@ -242,10 +263,6 @@ def staleness_cost(prediction: Prediction) -> float | None:
     scale = float(free.abs().mean())
     cost = float((stale - free).mean()) / scale if scale else np.nan
     return cost if np.isfinite(cost) else None
-
-
-def _label(name: str) -> str:
-    return MODELS.get(name, name)
 
 
 def _percent(share: float) -> str:

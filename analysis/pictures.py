@@ -15,6 +15,7 @@ from analysis import figures
 from analysis.comparison import Comparison
 from analysis.fit import StalenessFit
 from analysis.prediction import MODELS, Prediction
+from analysis.score import Score
 from asgd.trace import Run, replace_file
 
 # Points of a curve that the page shows values of.
@@ -117,12 +118,14 @@ def overlay(prefix: str, runs: Sequence[Run], prediction: Prediction | None) -> 
     wide = _by_model(prediction.curves, "loss_mean").merge(observed, on="update", how="left")
     data = prediction.curves.merge(observed, on="update", how="left")
     name = "observed" if len(runs) == 1 else f"observed, mean of {len(runs)}"
-    labels = {"loss": name} | {name: MODELS[name] for name in prediction.models}
+    labels = {"loss": name} | {name: prediction.label(name) for name in prediction.models}
     paths = sorted({count for name in prediction.models if (count := prediction.paths(name))})
     number = f" over {paths[0]:,} paths" if len(paths) == 1 else ""
     return _picture(
         f"{prefix}loss",
-        figures.loss_overlay([run.loss for run in runs], prediction.curves, group=f"{prefix}loss"),
+        figures.loss_overlay(
+            [run.loss for run in runs], prediction.curves, group=f"{prefix}loss", labels=labels
+        ),
         f"Observed loss and the loss predicted by {len(prediction.models)} models over updates",
         f"Lines: observed loss, and each model's mean{number}. Bands: central 90 % of a single "
         "run, as each model predicts it.",
@@ -132,15 +135,16 @@ def overlay(prefix: str, runs: Sequence[Run], prediction: Prediction | None) -> 
     )
 
 
-def errors(prefix: str, table: pd.DataFrame) -> Picture:
+def errors(prefix: str, score: Score) -> Picture:
     """Error of each model over updates."""
+    table = score.errors
     wide = _by_model(table.assign(error=100 * table["error"]), "error")
-    labels = {name: f"{MODELS[name]} (%)" for name in table["model"].unique()}
+    labels = {name: f"{score.labels[name]} (%)" for name in table["model"].unique()}
     drawn = figures.largest_error(table)
     cut = " Larger errors are cut off." if drawn < float(table["error"].abs().max()) else ""
     return _picture(
         f"{prefix}errors",
-        figures.error_over_time(table, group=f"{prefix}errors"),
+        figures.error_over_time(table, group=f"{prefix}errors", labels=score.labels),
         "Error of each model's predicted mean over updates",
         f"Predicted mean minus observed loss, in per cent of the mean observed loss.{cut}",
         table,
@@ -281,7 +285,7 @@ def comparison(names: Sequence[str], runs: Sequence[Run], compared: Comparison) 
             "Staleness against P - 1, the mean of every server with one gradient per worker.",
             table[["run", "workers", "mean", "staleness_q05", "staleness_q95"]],
         ),
-        *_errors_by_workers(table, compared.models),
+        *_errors_by_workers(compared),
         _picture(
             "runs-speed",
             figures.speed_by_workers(table),
@@ -292,13 +296,14 @@ def comparison(names: Sequence[str], runs: Sequence[Run], compared: Comparison) 
     ]
 
 
-def _errors_by_workers(table: pd.DataFrame, models: Sequence[str]) -> list[Picture]:
+def _errors_by_workers(compared: Comparison) -> list[Picture]:
+    table, models = compared.table, compared.models
     if not models:
         return []
     return [
         _picture(
             "runs-errors",
-            figures.error_by_workers(table, models),
+            figures.error_by_workers(table, models, labels=compared.labels),
             "Error of each model against the number of workers",
             "Mean error of each model's predicted loss.",
             table[["run", "workers", *models]],

@@ -39,6 +39,7 @@ MODELS = {
     "law_iid": "measured law, independent lags",
     "law_sampling": "measured law, no lag noise",
 }
+RECORDED_TURNS = "SME with recorded turns"  # what "sme_law" is where it does not use the law
 DEFAULT_MODELS = ("sme_sgd", "sme_asgd", "sme_law", "replay")
 
 Method = Literal["auto", "simulate", "fast"]
@@ -72,6 +73,16 @@ class Prediction:
         """Return the rows of one model."""
         return self.curves[self.curves["model"] == model].reset_index(drop=True)
 
+    @property
+    def recorded_turns(self) -> bool:
+        """Whether "sme_law" resamples the turns recorded in the run and does not use the law."""
+        return self.settings.get("turns") == "recorded" and "sme_law" in self.models
+
+    def label(self, model: str) -> str:
+        """Return what to call a model."""
+        recorded = model == "sme_law" and self.recorded_turns
+        return RECORDED_TURNS if recorded else MODELS.get(model, model)
+
     def paths(self, model: str) -> int | None:
         """Return how many paths were simulated; None where the curve was computed."""
         paths: int | None = self.settings["models"][model]["paths"]
@@ -86,7 +97,7 @@ class Prediction:
         last = self.curves.groupby("model", sort=False).tail(1).set_index("model")
         table = last[["loss_mean", quantile_column(0.05), quantile_column(0.95)]]
         paths = [self.paths(str(name)) or 0 for name in table.index]
-        return table.assign(paths=paths).rename(index=MODELS).rename_axis(None)
+        return table.assign(paths=paths).rename(index=self.label).rename_axis(None)
 
     def __repr__(self) -> str:
         stability = self._stability()
@@ -189,14 +200,16 @@ def predict(
         "mu": setting.mu,
         "law": setting.law.to_dict(),
         "closure": setting.closure,
-        "turns": "by hazard" if setting.turns is None else "recorded",
+        "turns": "by hazard" if setting.turns is None or method == "fast" else "recorded",
         "stability": None if setting.rule else run_stability(setting, ends[0]).to_dict(),
-        "models": {
-            name: {"label": MODELS[name], "paths": curve.paths} for name, curve in curves.items()
-        },
     }
     frames = [_frame(name, curve) for name, curve in curves.items()]
-    return Prediction(pd.concat(frames, ignore_index=True), settings)
+    prediction = Prediction(pd.concat(frames, ignore_index=True), settings)
+    settings["models"] = {
+        name: {"label": prediction.label(name), "paths": curve.paths}
+        for name, curve in curves.items()
+    }
+    return prediction
 
 
 def _models(setting: Setting, asked: Sequence[str] | None, method: Method) -> list[str]:

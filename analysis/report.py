@@ -30,7 +30,7 @@ from analysis.fit import StalenessFit
 from analysis.headline import count, headline, problem_name, room
 from analysis.inline_svg import SvgInliner, page_colour
 from analysis.pictures import Picture
-from analysis.prediction import MODELS, Prediction, has_prediction, read_prediction
+from analysis.prediction import Prediction, has_prediction, read_prediction
 from analysis.score import Score, compare
 from asgd.errors import InputError, UnreliableEstimateError
 from asgd.experiment import read_runs
@@ -186,7 +186,7 @@ def _section(study: Study, prefix: str) -> tuple[dict[str, Any], list[Picture]]:
     course, workers, events = timeline(run), workers_table(run), events_table(run)
     unusual = events[events["incident"].astype(bool)]
     loss = [pictures.overlay(prefix, study.runs, prediction)] if len(run.loss) else []
-    errors = [pictures.errors(prefix, score.errors)] if score else []
+    errors = [pictures.errors(prefix, score)] if score else []
     staleness = pictures.staleness(prefix, run, fit, course, workers, unusual)
     activity = pictures.activity(prefix, course, workers, unusual)
     section = {
@@ -207,7 +207,7 @@ def _section(study: Study, prefix: str) -> tuple[dict[str, Any], list[Picture]]:
             doubt=study.doubt,
             missing=study.missing,
         ),
-        "models": [_key(name) for name in prediction.models] if prediction else [],
+        "models": [_key(prediction, name) for name in prediction.models] if prediction else [],
         "loss": loss,
         "scores": score and _scores(score),
         "errors": errors,
@@ -242,8 +242,8 @@ def _comparison(studies: Sequence[Study]) -> tuple[dict[str, Any], list[Picture]
     drawn = pictures.comparison(names, runs, compared)
     rooms = [room(study.prediction)[0] for study in studies]
     table = compared.table.rename(columns=_COMPARISON_NAMES)
-    errors = compared.table[["run", "workers", *compared.models]].rename(columns=MODELS)
-    percent = [MODELS[name] for name in compared.models]
+    errors = compared.table[["run", "workers", *compared.models]].rename(columns=compared.labels)
+    percent = [compared.labels[name] for name in compared.models]
     section = {
         "headline": comparison_headline(runs, fits, compared, rooms),
         "table": _table("runs side by side", table[list(_COMPARISON_NAMES.values())]),
@@ -259,20 +259,20 @@ def _title(study: Study) -> str:
     return title if len(study.runs) == 1 else f"{title}, {len(study.runs)} repeats"
 
 
-def _key(name: str) -> dict[str, str]:
+def _key(prediction: Prediction, name: str) -> dict[str, str]:
     """Return the legend entry of a model."""
     colour, dash = figures.STYLE[name]
     pattern = "" if dash == "-" else " ".join(f"{2 * length:g}" for length in dash[1])
     return {
         "name": name,
-        "label": MODELS[name],
+        "label": prediction.label(name),
         "colour": page_colour(colour),
         "dash": pattern,
     }
 
 
 def _scores(score: Score) -> dict[str, Any]:
-    rows = [{"model": MODELS[name], **asdict(model)} for name, model in score.models.items()]
+    rows = [{"model": score.labels[name], **asdict(model)} for name, model in score.models.items()]
     table = pd.DataFrame(rows).rename(columns=_ERROR_NAMES)
     percent = [_ERROR_NAMES[key] for key in ("relative_error", "worst_error", "coverage")]
     return _table("errors of each model", table, percent)

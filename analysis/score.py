@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -72,6 +72,8 @@ class Score:
         `relative_error_low`, `relative_error_high`, and so on for coverage and crps; and
         `coverage_error`, the standard error of the coverage over runs, since the points of one run
         are inside or outside together. None for a single run. With few repeats they are too short.
+    labels
+        What to call each model.
     """
 
     models: dict[str, ModelScore]
@@ -79,6 +81,7 @@ class Score:
     repeats: int
     parts: pd.DataFrame
     intervals: pd.DataFrame | None
+    labels: dict[str, str] = field(default_factory=lambda: dict(MODELS))
 
     @property
     def closest(self) -> str:
@@ -88,7 +91,7 @@ class Score:
 
     def table(self) -> pd.DataFrame:
         """Return one row per model, columns as in `ModelScore`."""
-        rows = {MODELS[name]: asdict(score) for name, score in self.models.items()}
+        rows = {self.labels[name]: asdict(score) for name, score in self.models.items()}
         return pd.DataFrame.from_dict(rows, orient="index")
 
     def __repr__(self) -> str:
@@ -127,6 +130,7 @@ def compare(run: Run | Sequence[Run], prediction: Prediction) -> Score:
         repeats=len(runs),
         parts=split_error(runs, prediction),
         intervals=pd.DataFrame.from_dict(intervals, orient="index") if intervals else None,
+        labels={name: prediction.label(name) for name in prediction.models},
     )
 
 

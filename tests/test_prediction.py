@@ -103,6 +103,13 @@ def test_turns_that_come_in_spells_are_resampled(run: Run, tmp_path: Path) -> No
     assert curves.settings["turns"] == "recorded"
     law, pool = (curves.curve(name)["loss_mean"] for name in ("sme_law", "law_pool"))
     assert 0 < np.abs(law / pool - 1)[1:].max() < 0.05
+    called = ["SME with recorded turns", MODELS["law_pool"]]
+    assert [curves.settings["models"][name]["label"] for name in curves.models] == called
+    assert curves.table().index.tolist() == called
+    assert compare(runs, curves).table().index.tolist() == called
+    law_itself = predict(runs, models=("sme_law",), method="fast")
+    assert law_itself.settings["turns"] == "by hazard"
+    assert law_itself.label("sme_law") == MODELS["sme_law"]
 
 
 def test_a_prediction_is_read_back_as_it_was_stored(run: Run) -> None:

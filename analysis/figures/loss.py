@@ -29,6 +29,7 @@ def loss_overlay(
     ax: Axes | None = None,
     *,
     group: str = "",
+    labels: Mapping[str, str] = MODELS,
 ) -> Axes:
     """Draw observed loss over the predicted mean and central 90 % band of each model.
 
@@ -40,6 +41,8 @@ def loss_overlay(
         Columns `model`, `update`, `loss_mean` and the quantiles, as in `Prediction.curves`.
     group
         Prefix of the SVG ids of what belongs to a model: `<group>:<model>:<part>`.
+    labels
+        What to call each model.
     """
     ax = ax or new_axes(5.6, 3.4)
     for model, curve in curves.groupby("model", sort=False):
@@ -55,7 +58,7 @@ def loss_overlay(
             color=colour,
             ls=dash,
             lw=2,
-            label=MODELS[str(model)],
+            label=labels[str(model)],
             gid=f"{group}:{model}:mean",
         )
     for number, table in enumerate(observed):
@@ -69,14 +72,20 @@ def loss_overlay(
     return finish(ax)
 
 
-def error_over_time(errors: pd.DataFrame, ax: Axes | None = None, *, group: str = "") -> Axes:
+def error_over_time(
+    errors: pd.DataFrame,
+    ax: Axes | None = None,
+    *,
+    group: str = "",
+    labels: Mapping[str, str] = MODELS,
+) -> Axes:
     """Draw (predicted mean - observed) over the mean observed loss, for each model.
 
     Parameters
     ----------
     errors
         Columns `model`, `update` and `error`, as in `Score.errors`.
-    group
+    group, labels
         As in `loss_overlay`.
     """
     ax = ax or new_axes(5.6, 2.6)
@@ -89,7 +98,7 @@ def error_over_time(errors: pd.DataFrame, ax: Axes | None = None, *, group: str 
             color=colour,
             ls=dash,
             lw=1.6,
-            label=MODELS[str(model)],
+            label=labels[str(model)],
             gid=f"{group}:{model}:error",
         )
     ax.axhline(0, color=OBSERVED, lw=0.8)
@@ -135,13 +144,21 @@ def loss_over_time(
     return finish(ax)
 
 
-def error_by_workers(table: pd.DataFrame, models: Sequence[str], ax: Axes | None = None) -> Axes:
+def error_by_workers(
+    table: pd.DataFrame,
+    models: Sequence[str],
+    ax: Axes | None = None,
+    *,
+    labels: Mapping[str, str] = MODELS,
+) -> Axes:
     """Draw the relative error of each model against the number of workers.
 
     Parameters
     ----------
     table
         Columns `workers` and the models.
+    labels
+        As in `loss_overlay`.
     """
     ax = ax or new_axes()
     table = table.sort_values("workers")
@@ -155,7 +172,7 @@ def error_by_workers(table: pd.DataFrame, models: Sequence[str], ax: Axes | None
             color=colour,
             ls=dash,
             lw=1.5,
-            label=MODELS[model],
+            label=labels[model],
         )
     ax.set(xlabel="workers $P$", ylabel="mean error (% of mean loss)")
     low, high = 100 * table[list(models)].min().min(), 100 * table[list(models)].max().max()
