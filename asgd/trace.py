@@ -10,7 +10,7 @@
     checkpoints/           of real runs: what a run that was cut short goes on from
 
 Files are written under a temporary name and renamed, so a torn write never hides what was already
-there; events are appended line by line and a torn last line is ignored.
+there; events are appended line by line and a torn line is ignored.
 """
 
 from __future__ import annotations
@@ -56,6 +56,7 @@ MEMBER_COLUMNS = {
     "compute_seconds": np.float64,
 }
 LOSS_COLUMNS = {"update": np.int64, "seconds": np.float64, "loss": np.float64}
+_TORN = (b"{", b"\0")  # how a line of the events begins that did not get to the disk as a whole
 
 
 def replace_file(path: Path, content: bytes) -> None:
@@ -124,15 +125,19 @@ class RunWriter:
 
     def event(self, kind: str, **fields: Any) -> None:
         """Append one event; `fields` must be JSON values."""
-        line = json.dumps({"event": kind, "time": time.time(), **fields})
-        with (self.path / "events.jsonl").open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        line = json.dumps({"event": kind, "time": time.time(), **fields}) + "\n"
+        with (self.path / "events.jsonl").open("ab+") as file:
+            if file.seek(0, os.SEEK_END):
+                file.seek(-1, os.SEEK_END)
+                if file.read(1) != b"\n":  # torn: it must not take this one with it
+                    line = "\n" + line
+            file.write(line.encode())
 
     def sync(self) -> None:
         """Flush what was written since the last call to the disk."""
-        files = {path for path in self._unsynced if path.exists()}
-        events = {self.path / "events.jsonl"}
-        for path in files | events | {path.parent for path in files | events}:
+        changed = self._unsynced | {self.path / "events.jsonl"}
+        files = {path for path in changed if path.exists()}
+        for path in files | {path.parent for path in changed}:
             descriptor = os.open(path, os.O_RDONLY)
             try:
                 os.fsync(descriptor)
@@ -141,41 +146,60 @@ class RunWriter:
         self._unsynced.clear()
 
     def recorded_updates(self) -> int:
-        """Return how many updates the trace holds, from the first one on without a gap."""
+        """Return how many updates are on record, members included, without a gap from the first."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         count = 0
         for part in sorted(self.path.glob("trace/part-*.parquet")):
             try:
-                update = pq.read_table(part, columns=["update"])["update"].to_numpy()
+                update = pq.read_table(part)["update"].to_numpy()
             except (pa.ArrowException, OSError):
                 break
             if not np.array_equal(update, np.arange(count, count + len(update))):
                 break
             count += len(update)
+        for part in sorted(self.path.glob("members/part-*.parquet")):
+            try:
+                pq.read_table(part)
+            except (pa.ArrowException, OSError):
+                return min(count, _first_update(part))
         return count
 
     def cut(self, updates: int) -> None:
         """Cut trace, members and loss back to what they were after so many updates.
 
-        -1 leaves nothing, not even the loss of x_0. The trace must hold these updates. A cut that
-        was interrupted is completed by repeating it. A torn last event is removed.
+        -1 leaves nothing, not even the loss of x_0. These updates must be on record, see
+        `recorded_updates`. A cut that was interrupted is completed by repeating it. Losses that
+        cannot be read are put aside, which the event `loss_damaged` tells.
         """
-        for torn in self.path.rglob("*.tmp"):
-            torn.unlink()
+        # Other temporary files may be of somebody who is at work on them.
+        for pattern in ("trace/*.tmp", "members/*.tmp", "checkpoints/*.tmp", "loss.parquet.tmp"):
+            for torn in self.path.glob(pattern):
+                torn.unlink(missing_ok=True)
         for name, types in (("trace", TRACE_COLUMNS), ("members", MEMBER_COLUMNS)):
             parts = sorted(self.path.glob(f"{name}/part-*.parquet"))
-            kept = [part for part in parts if int(part.stem.removeprefix("part-")) < updates]
+            kept = [part for part in parts if _first_update(part) < updates]
             for part in parts[len(kept) :]:
                 part.unlink()
+                self._unsynced.add(part)
             if kept:
                 self._cut_table(f"{name}/{kept[-1].name}", updates, types)
         if (self.path / "loss.parquet").exists():
+            self._cut_loss(updates)
+
+    def _cut_loss(self, updates: int) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            pq.read_table(self.path / "loss.parquet")
+        except (pa.ArrowException, OSError) as error:
+            aside = "loss-damaged.parquet"
+            os.replace(self.path / "loss.parquet", self.path / aside)
+            self.event("loss_damaged", file=aside, reason=str(error).splitlines()[0])
+        else:
             self._cut_table("loss.parquet", updates + 1, LOSS_COLUMNS)
-        events = (self.path / "events.jsonl").read_bytes()
-        if not events.endswith(b"\n"):
-            replace_file(self.path / "events.jsonl", events[: events.rfind(b"\n") + 1])
 
     def _cut_table(self, name: str, end: int, types: Mapping[str, type]) -> None:
         """Keep the rows before update `end`."""
@@ -257,7 +281,7 @@ class Run:
 
     @cached_property
     def events(self) -> list[dict[str, Any]]:
-        """The events in order; a torn last line is left out."""
+        """The events in order; torn lines are left out."""
         path = self.path / "events.jsonl"
         lines = path.read_bytes().splitlines() if path.exists() else []
         events = []
@@ -265,8 +289,8 @@ class Run:
             try:
                 event = json.loads(line)
             except ValueError:
-                if number == len(lines):
-                    break
+                if line.startswith(_TORN) or not line:
+                    continue
                 event = None
             if not isinstance(event, dict):
                 raise InputError(f"{path}: line {number} is not an event")
@@ -355,6 +379,10 @@ def read_run(path: str | Path) -> Run:
     if config.run.repeats > 1:
         raise InputError(f"{path}: holds repeats of a run; name one, such as {path}/repeat-000")
     return Run(path, config)
+
+
+def _first_update(part: Path) -> int:
+    return int(part.stem.removeprefix("part-"))
 
 
 def _environment() -> dict[str, Any]:

@@ -87,7 +87,8 @@ def restore(writer: RunWriter, epoch: int, reason: str, reached: int = 0) -> Res
     reason
         Why, for the event.
     reached
-        Updates the run is known to have made.
+        Updates the run is known to have made: it may have made more that nobody saw, so
+        `updates_lost` is a lower bound.
 
     Returns
     -------
@@ -108,10 +109,8 @@ def restore(writer: RunWriter, epoch: int, reason: str, reached: int = 0) -> Res
         version += not isinstance(entry, Incident)
         for worker, sequence in entry.numbers():
             sequences[worker] = max(sequences.get(worker, 0), sequence + 1)
-    writer.cut(checkpoint if state is not None else -1)
-    for path in rejected:
-        path.unlink()
     reached = max(reached, recorded, version)
+    # Before anything is cut: else nobody would know of it if this were interrupted.
     writer.event(
         "server_restored",
         reason=reason,
@@ -122,6 +121,10 @@ def restore(writer: RunWriter, epoch: int, reason: str, reached: int = 0) -> Res
         updates_from_log=version - checkpoint,
         sequences=sequences,
     )
+    writer.cut(checkpoint if state is not None else -1)
+    for path in rejected:
+        path.unlink(missing_ok=True)
+    writer.sync()
     return Restored(state, version)
 
 
@@ -133,7 +136,7 @@ def _newest(writer: RunWriter, recorded: int) -> tuple[State | None, list[Path]]
             state = load(path)
             if state.version > recorded:
                 raise DamagedCheckpointError(
-                    f"is of update {state.version}, the trace ends at update {recorded}"
+                    f"is of update {state.version}, the record ends at update {recorded}"
                 )
         except DamagedCheckpointError as error:
             rejected.append(path)
@@ -143,5 +146,8 @@ def _newest(writer: RunWriter, recorded: int) -> tuple[State | None, list[Path]]
     # A run that has just begun can begin again; a long one must not be thrown away.
     every = read_run(writer.path).config.run.checkpoint_every
     if any(version_of(path) > every for path in rejected):
-        raise RunFailedError(f"{writer.path}: none of its {len(rejected)} checkpoints can be used")
+        raise RunFailedError(
+            f"{writer.path}: none of its {len(rejected)} checkpoints can be used; its trace and "
+            f"members are whole up to update {recorded}"
+        )
     return None, rejected

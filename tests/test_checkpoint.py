@@ -254,6 +254,41 @@ def test_checkpoint_beyond_the_trace_is_not_used(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_run(machine.path).trace["update"], np.arange(60))
 
 
+def test_losses_that_were_damaged_do_not_end_the_run(tmp_path: Path) -> None:
+    machine = Machine(tmp_path / "run", configure())
+    machine.work(25)
+    (machine.path / "loss.parquet").write_bytes(b"PAR1 torn")
+    machine.restart()
+    machine.work(60)
+    run = read_run(machine.path)
+    assert run.loss["update"].tolist() == [30, 40, 50, 60]
+    assert len(machine.events("loss_damaged")) == 1
+    np.testing.assert_array_equal(run.trace["update"], np.arange(60))
+
+
+def test_checkpoint_beyond_damaged_members_is_not_used(tmp_path: Path) -> None:
+    machine = Machine(tmp_path / "run", configure(workers=2, mode="sync"))
+    machine.work(25)
+    machine.work(45)
+    (machine.path / "members" / "part-000000000025.parquet").write_bytes(b"PAR1 torn")
+    machine.restart()
+    assert machine.crowd.server.version == 20
+    machine.work(60)
+    run = read_run(machine.path)
+    check_gradients(run)
+    assert run.members["update"].nunique() == 60
+
+
+def test_interrupted_way_back_has_told_what_is_lost(tmp_path: Path) -> None:
+    machine = Machine(tmp_path / "run", configure())
+    machine.work(25)
+    (machine.path / "trace" / "part-000000000000.parquet.tmp").mkdir()  # the cut cannot write
+    with pytest.raises(OSError, match="directory"):
+        machine.restart()
+    (event,) = machine.events("server_restored")
+    assert (event["from_version"], event["to_version"], event["updates_lost"]) == (25, 20, 5)
+
+
 def test_torn_event_does_not_spoil_the_next_one(tmp_path: Path) -> None:
     machine = Machine(tmp_path / "run", configure())
     machine.work(25)

@@ -7,7 +7,7 @@ import pytest
 
 from asgd.config import make_config
 from asgd.errors import InputError
-from asgd.trace import LOSS_COLUMNS, TRACE_COLUMNS, RunWriter, read_run
+from asgd.trace import LOSS_COLUMNS, MEMBER_COLUMNS, TRACE_COLUMNS, RunWriter, read_run
 
 
 def rows(first: int, count: int) -> dict[str, np.ndarray]:
@@ -49,6 +49,61 @@ def test_a_torn_last_event_is_left_out(writer: RunWriter) -> None:
     with (writer.path / "events.jsonl").open("a") as file:
         file.write('{"event": "fin')
     assert [event["event"] for event in read_run(writer.path).events] == ["start"]
+
+
+def test_event_after_a_torn_one_is_kept(writer: RunWriter) -> None:
+    for torn in (b'{"event": "fin', bytes(10)):
+        with (writer.path / "events.jsonl").open("ab") as file:
+            file.write(torn)
+        writer.event("checkpoint_damaged")
+        writer.cut(0)
+        writer.event("server_restored")
+    kinds = [event["event"] for event in read_run(writer.path).events]
+    assert kinds == ["start", *["checkpoint_damaged", "server_restored"] * 2]
+    RunWriter(writer.path).sync()
+
+
+def test_torn_events_of_a_run_made_before_are_left_out(writer: RunWriter) -> None:
+    with (writer.path / "events.jsonl").open("ab") as file:
+        file.write(b'{"event": "fin{"event": "failed"}\n')
+    writer.event("interrupted")
+    assert read_run(writer.path).state == "interrupted"
+
+
+def test_cut_leaves_the_temporary_files_of_others(writer: RunWriter) -> None:
+    writer.trace(rows(0, 10))
+    others = [writer.path / name for name in ("profile.json.tmp", "request-0a.json.tmp")]
+    torn = [writer.path / name for name in ("loss.parquet.tmp", "trace/part-1.parquet.tmp")]
+    for path in (*others, *torn):
+        path.write_bytes(b"torn")
+    writer.cut(5)
+    assert sorted(writer.path.rglob("*.tmp")) == sorted(others)
+
+
+def test_losses_that_cannot_be_read_are_put_aside(writer: RunWriter) -> None:
+    writer.trace(rows(0, 10))
+    writer.loss({"update": [0, 5], "seconds": [0.0, 0.1], "loss": [2.3, 1.9]})
+    path = writer.path / "loss.parquet"
+    damaged = path.read_bytes()[:-20]
+    path.write_bytes(damaged)
+    writer.cut(5)
+    run = read_run(writer.path)
+    assert (len(run.trace), len(run.loss)) == (5, 0)
+    event = run.events[-1]
+    assert (event["event"], event["file"]) == ("loss_damaged", "loss-damaged.parquet")
+    assert (writer.path / event["file"]).read_bytes() == damaged
+
+
+def test_record_ends_where_members_are_damaged(writer: RunWriter) -> None:
+    writer.trace(rows(0, 30))
+    for first in (3, 20):
+        writer.members({name: [first] for name in MEMBER_COLUMNS})
+    assert writer.recorded_updates() == 30
+    part = writer.path / "members" / "part-000000000020.parquet"
+    part.write_bytes(part.read_bytes()[:-20])
+    assert writer.recorded_updates() == 20
+    writer.cut(20)
+    assert read_run(writer.path).members["update"].tolist() == [3]
 
 
 def test_temporary_files_of_a_torn_write_are_ignored(writer: RunWriter) -> None:
