@@ -7,20 +7,23 @@ its 5 % end at the 10 % one where curvatures differ much, as in the diabetes dat
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from analysis.loss_curve import QUANTILE_LEVELS, LossCurve
-from analysis.moments import Closure, asgd_moments
+from analysis.moments import Closure, MomentRecursion
 from analysis.noise import psd_factor
 from analysis.quadratic import LARGEST_DIM, LinearGradients
 from analysis.read_moments import (
-    LARGEST_STATE,
     PointMoments,
     Reads,
+    fits,
     independent_reads,
+    live_snapshots,
     pool_reads,
     read_moments,
-    several_reads,
+    recorded_reads,
     turn_reads,
 )
 from analysis.recorded_turns import ResampledTurns
@@ -34,22 +37,31 @@ from asgd.streams import stream
 # Numbers held for all sequences of reads together: as many sequences as one update has time for.
 _STATE = 2**17
 _FEWEST, _MOST = 16, 512
-# Draws of x behind the quantiles: the 5 % one is then at 5 +- 0.5 %.
-_DRAWS = 2048
+# Draws of x behind the quantiles: the 5 % one is then at 5 +- 0.35 %, or better.
+_DRAWS = 4096
 
 
 def has_closed_forms(setting: Setting, name: str) -> bool:
     """Return whether `closed_curve` can compute a model.
 
     Its gradients are linear, d <= 20, learning rate and batch size do not change, and the
-    snapshots of one server fit. Closure "sampling" is closed for the geometric law alone.
+    snapshots that are live at once fit into memory. Closure "sampling" is closed for the
+    geometric law alone.
     """
     if not setting.steady or not isinstance(setting.problem, Quadratic | LeastSquares):
         return False
-    d, slots = setting.problem.dim, setting.workers + 2
-    if d > LARGEST_DIM or _FEWEST * (slots * d) ** 2 > LARGEST_STATE:
+    dim, closure = setting.problem.dim, _closure(setting, name)
+    if dim > LARGEST_DIM:
         return False
-    return name != "law_sampling" or isinstance(setting.law, Geometric)
+    if name == "replay":
+        live = [live_snapshots(tau[: setting.updates]) for tau in setting.staleness]
+        return fits(max(live) + 1, len(live), dim)
+    if name in ("sme_sgd", "sme_asgd") or isinstance(setting.law, Geometric):
+        return True
+    if closure not in ("pool", "iid"):
+        return False
+    slots = _slots(setting, name)
+    return fits(slots, _sequences(slots, dim), dim)
 
 
 def closed_curve(name: str, setting: Setting, seed: int) -> LossCurve:
@@ -64,33 +76,48 @@ def closed_curve(name: str, setting: Setting, seed: int) -> LossCurve:
     seed
         Seed of the drawn reads and of the draws behind the quantiles.
     """
-    gradients = LinearGradients.of(setting.problem)
+    gradients, closure = LinearGradients.of(setting.problem), _closure(setting, name)
     if name == "replay":
-        reads = several_reads([tau[: setting.updates] for tau in setting.staleness])
+        reads = recorded_reads([tau[: setting.updates] for tau in setting.staleness])
         return _of_moments(gradients, setting, _given(gradients, setting, reads), seed)
     if name in ("sme_sgd", "sme_asgd"):
         mu = setting.mu if name == "sme_asgd" else 0.0
         return _of_moments(gradients, setting, _geometric(gradients, setting, mu, "iid"), seed)
-    closure = setting.closure if name == "sme_law" else name.removeprefix("law_")
     if isinstance(setting.law, Geometric):
         mu = 1 - 1 / setting.workers if closure == "pool" else setting.law.mu
-        moments = _geometric(gradients, setting, mu, closure)  # type: ignore[arg-type]
-        return _of_moments(gradients, setting, moments, seed)
+        return _of_moments(gradients, setting, _geometric(gradients, setting, mu, closure), seed)
     if closure not in ("pool", "iid"):
         raise InputError(f"closure: {closure!r} of {setting.law}; accepted: pool, iid")
-    rng, pool = stream(seed, f"reads/{closure}"), closure == "pool"
-    length = setting.workers if pool else setting.law.support_length()
-    runs = int(np.clip(_STATE / ((length + 1) * gradients.dim) ** 2, _FEWEST, _MOST))
-    if pool and name == "sme_law" and setting.turns is not None:
-        reads = turn_reads(ResampledTurns(setting.turns, runs, rng), setting.updates)
-    elif pool:
-        reads = pool_reads(setting.law, setting.workers, setting.updates, runs, rng)
-    else:
+    rng, runs = stream(seed, f"reads/{closure}"), _sequences(_slots(setting, name), gradients.dim)
+    if closure == "iid":
         reads = independent_reads(setting.law, setting.updates, runs, rng)
-    return _of_moments(gradients, setting, _given(gradients, setting, reads), seed)
+    elif name == "sme_law" and setting.turns is not None:
+        reads = turn_reads(ResampledTurns(setting.turns, runs, rng), runs)
+    else:
+        reads = pool_reads(setting.law, setting.workers, runs, rng)
+    moments = _given(gradients, setting, reads)
+    return _of_moments(gradients, setting, moments, seed, drawn_reads=True)
 
 
-def _given(gradients: LinearGradients, setting: Setting, reads: Reads) -> PointMoments:
+def _closure(setting: Setting, name: str) -> Closure:
+    closure = name.removeprefix("law_") if name.startswith("law_") else setting.closure
+    return closure  # type: ignore[return-value]
+
+
+def _slots(setting: Setting, name: str) -> int:
+    """Return how many snapshots a sequence of drawn reads keeps."""
+    if _closure(setting, name) == "iid":
+        return min(setting.law.support_length(), setting.updates + 1)
+    recorded = setting.turns if name == "sme_law" else None
+    return setting.workers if recorded is None else recorded.workers
+
+
+def _sequences(slots: int, dim: int) -> int:
+    """Return how many sequences of reads to draw."""
+    return int(np.clip(_STATE / ((slots + 1) * dim) ** 2, _FEWEST, _MOST))
+
+
+def _given(gradients: LinearGradients, setting: Setting, reads: Reads) -> Iterator[PointMoments]:
     return read_moments(
         gradients,
         float(setting.learning_rate),
@@ -103,47 +130,68 @@ def _given(gradients: LinearGradients, setting: Setting, reads: Reads) -> PointM
 
 def _geometric(
     gradients: LinearGradients, setting: Setting, mu: float, closure: Closure
-) -> PointMoments:
-    with np.errstate(over="ignore", invalid="ignore"):
-        moments = asgd_moments(
-            setting.problem,
-            setting.learning_rate,
-            mu,
-            setting.updates,
-            batch_size=setting.batch_size,
-            initial=setting.initial,
-            closure=closure,
-        )
-        _, basis = np.linalg.eigh(gradients.curvature)
-        mean = moments.mean[setting.record]
-        second = moments.second_moment[setting.record]
-        covariance = second - mean[:, :, None] * mean[:, None, :]
-    return PointMoments((mean @ basis)[:, None], (basis.T @ covariance @ basis)[:, None])
+) -> Iterator[PointMoments]:
+    recursion = MomentRecursion(gradients, mu, closure)
+    fixed, noise = recursion.transition(float(setting.learning_rate))
+    step = fixed + noise / float(setting.batch_size)
+    state, wanted = recursion.initial_state(setting.initial), set(setting.record.tolist())
+    _, basis = np.linalg.eigh(gradients.curvature)
+    for k in range(setting.updates + 1):
+        with np.errstate(over="ignore", invalid="ignore"):
+            state = step @ state if k > 0 else state
+            if k not in wanted:
+                continue
+            _, mean, _, second, *_ = recursion.split(state)
+            covariance = basis.T @ (second - np.outer(mean, mean)) @ basis
+        yield PointMoments((mean @ basis)[None], covariance[None])
 
 
 def _of_moments(
-    gradients: LinearGradients, setting: Setting, moments: PointMoments, seed: int
+    gradients: LinearGradients,
+    setting: Setting,
+    moments: Iterator[PointMoments],
+    seed: int,
+    drawn_reads: bool = False,
 ) -> LossCurve:
     """Return the curve of x normal given the reads, all sequences of reads alike."""
     curvature, basis = np.linalg.eigh(gradients.curvature)
-    offset, dim = basis.T @ gradients.offset, gradients.dim
-    with np.errstate(over="ignore", invalid="ignore"):
-        mean, covariance = moments
-        slope = mean * curvature - offset
-        value = gradients.loss_at_zero + mean**2 @ curvature / 2 - mean @ offset
-        flat = slope.reshape(-1, dim), curvature, covariance.reshape(-1, dim, dim)
-        first, second, _ = (c.reshape(value.shape) for c in quadratic_cumulants(*flat))
-        expected = value + first
-        std = np.sqrt(np.maximum(second.mean(axis=1) + expected.var(axis=1), 0.0))
-    quantiles = np.full((len(value), len(QUANTILE_LEVELS)), np.nan)
-    draws = stream(seed, "quantiles").standard_normal((-(-_DRAWS // value.shape[1]), dim))
-    for row in np.flatnonzero(np.isfinite(std)):
-        z = draws @ psd_factor(covariance[row]).swapaxes(-1, -2)
-        rise = (z @ slope[row][:, :, None])[..., 0] + z**2 @ curvature / 2
-        loss = value[row][:, None] + rise
-        quantiles[row] = np.quantile(loss, QUANTILE_LEVELS)
-    end = basis @ mean[-1].mean(axis=0)
-    return LossCurve(setting.record, expected.mean(axis=1), std, quantiles, None, end)
+    offset, size = basis.T @ gradients.offset, len(setting.record)
+    loss_mean, std, mean_error = np.empty(size), np.empty(size), np.zeros(size)
+    quantiles = np.full((size, len(QUANTILE_LEVELS)), np.nan)
+    draws = np.empty(0)
+    for row, (mean, covariance) in enumerate(moments):
+        if row == 0:
+            draws = _standard_draws(len(mean), gradients.dim, stream(seed, "quantiles"))
+        with np.errstate(over="ignore", invalid="ignore"):
+            slope = mean * curvature - offset
+            value = gradients.loss_at_zero + mean**2 @ curvature / 2 - mean @ offset
+            first, second, _ = quadratic_cumulants(slope, curvature, covariance)
+            expected = value + first
+            between = expected.var()
+            loss_mean[row] = expected.mean()
+            std[row] = np.sqrt(np.maximum(second.mean() + between, 0.0))
+            if drawn_reads:
+                mean_error[row] = np.sqrt(between / (len(mean) - 1))
+        if np.isfinite(std[row]):
+            z = draws @ psd_factor(covariance).swapaxes(-1, -2)
+            rise = (z @ slope[:, :, None])[..., 0] + z**2 @ curvature / 2
+            quantiles[row] = np.quantile(value[:, None] + rise, QUANTILE_LEVELS)
+    end = basis @ mean.mean(axis=0)
+    return LossCurve(setting.record, loss_mean, std, quantiles, None, end, mean_error)
+
+
+def _standard_draws(runs: int, dim: int, rng: np.random.Generator) -> Array:
+    """Return standard normal draws of their own for each run, shape (runs, m, d).
+
+    Each coordinate takes every quantile of the normal law once, in an order of its own, which
+    scatters less than independent draws.
+    """
+    from scipy.special import ndtri
+
+    count = -(-_DRAWS // runs) * runs
+    levels = (np.arange(count) + 0.5) / count
+    columns = [rng.permutation(ndtri(levels)) for _ in range(dim)]
+    return np.stack(columns, axis=-1).reshape(runs, -1, dim)
 
 
 def quadratic_cumulants(

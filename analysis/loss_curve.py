@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,9 +28,12 @@ class LossCurve:
     quantiles
         At `QUANTILE_LEVELS`, shape (m, q).
     paths
-        Simulated paths behind the numbers; None where nothing was sampled.
+        Simulated paths behind the numbers; None where none were.
     end
         Mean of x after the last update, shape (d,).
+    mean_error
+        Standard error of the mean by what was drawn, paths or reads, shape (m,); zero where nothing
+        was.
     unstable_from
         Update from which on there are no values, because the method does not hold there; or None.
     """
@@ -40,15 +44,18 @@ class LossCurve:
     quantiles: Array
     paths: int | None
     end: Array
+    mean_error: Array
     unstable_from: int | None = None
 
     def cut(self, update: int) -> LossCurve:
         """Return the curve without its values from an update on."""
         lost = self.update >= update
-        mean, std, quantiles = self.mean.copy(), self.std.copy(), self.quantiles.copy()
-        mean[lost], std[lost], quantiles[lost] = np.nan, np.nan, np.nan
+        columns = [a.copy() for a in (self.mean, self.std, self.quantiles, self.mean_error)]
+        for column in columns:
+            column[lost] = np.nan
+        mean, std, quantiles, error = columns
         end = np.full_like(self.end, np.nan)
-        return LossCurve(self.update, mean, std, quantiles, self.paths, end, update)
+        return LossCurve(self.update, mean, std, quantiles, self.paths, end, error, update)
 
     @classmethod
     def of_ensemble(cls, ensemble: Ensemble) -> LossCurve:
@@ -60,6 +67,7 @@ class LossCurve:
             ensemble.loss_quantiles,
             ensemble.paths,
             ensemble.final.mean(axis=0, dtype=float),
+            ensemble.loss_std / math.sqrt(ensemble.paths),
         )
 
     @classmethod
@@ -94,4 +102,4 @@ class LossCurve:
         # A gamma law of large shape is normal; its inverse is then inexact.
         standard = np.where(np.abs(skew) > 1e-2, gamma, ndtri(QUANTILE_LEVELS))
         quantiles = first[:, None] + std[:, None] * standard
-        return cls(update, first, std, quantiles, None, end)
+        return cls(update, first, std, quantiles, None, end, np.zeros_like(std))

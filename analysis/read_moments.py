@@ -9,7 +9,8 @@ left to chance is the staleness alone, never the samples.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -26,6 +27,8 @@ Integers = npt.NDArray[np.int64]
 
 # Covariances of all live snapshots that may be held: 2**26 doubles are 512 MB.
 LARGEST_STATE = 2**26
+# Updates whose independent lags are drawn together.
+_DRAWN_AT_ONCE = 256
 
 
 class Reads(NamedTuple):
@@ -33,23 +36,22 @@ class Reads(NamedTuple):
 
     Attributes
     ----------
-    read
-        Slot that update k reads, shape (updates, runs). All slots hold x_0 at first.
-    write
-        Slot that the new point x_{k+1} goes to, shape (updates, runs).
+    turns
+        Of each update k in order, to be gone through once: the slot that it reads and the slot
+        that the new point x_{k+1} goes to, shape (runs,) each. All slots hold x_0 at first.
+    slots
+        Number of slots.
+    runs
+        Number of runs.
     """
 
-    read: Integers
-    write: Integers
-
-    @property
-    def slots(self) -> int:
-        """Number of slots."""
-        return int(max(self.read.max(), self.write.max())) + 1
+    turns: Iterator[tuple[Integers, Integers]]
+    slots: int
+    runs: int
 
 
 class PointMoments(NamedTuple):
-    """Mean (m, runs, d) and covariance (m, runs, d, d) of x at the recorded updates.
+    """Mean (runs, d) and covariance (runs, d, d) of x at one update.
 
     Both in the eigenbasis of the Hessian.
     """
@@ -58,14 +60,38 @@ class PointMoments(NamedTuple):
     covariance: Array
 
 
-def recorded_reads(staleness: Integers) -> Reads:
-    """Return the reads of a recorded run, shape (updates, 1): as few slots as it needs.
+def live_snapshots(staleness: Integers) -> int:
+    """Return the largest number of snapshots still to be read, or read, at one update of a run.
 
     Parameters
     ----------
     staleness
         tau_0, tau_1, ..., with 0 <= tau_k <= k.
     """
+    updates = len(staleness)
+    last_read = np.full(updates, -1)
+    last_read[np.arange(updates) - staleness] = np.arange(updates)
+    (read,) = np.nonzero(last_read >= 0)
+    ended = np.bincount(last_read[read] + 1, minlength=updates + 1)[:updates]
+    return int(np.cumsum((last_read >= 0) - ended).max())
+
+
+def recorded_reads(staleness: Sequence[Integers]) -> Reads:
+    """Return the reads of recorded runs of one length, in as few slots as they need.
+
+    Parameters
+    ----------
+    staleness
+        tau_0, tau_1, ... of each run, with 0 <= tau_k <= k.
+    """
+    pairs = [_recorded_slots(tau) for tau in staleness]
+    read, write = (np.stack(parts, axis=1) for parts in zip(*pairs, strict=True))
+    slots = int(max(read.max(), write.max())) + 1
+    return Reads(zip(read, write, strict=True), slots, len(staleness))
+
+
+def _recorded_slots(staleness: Integers) -> tuple[Integers, Integers]:
+    """Return the slot that each update of one run reads, and the one it fills."""
     updates = len(staleness)
     version = np.arange(updates) - staleness
     last_read = np.full(updates + 1, -1)
@@ -84,31 +110,28 @@ def recorded_reads(staleness: Integers) -> Reads:
                 free.append(slots)
                 slots += 1
             write[k] = slot_of[k + 1] = free.pop()
-    return Reads(read[:, None], write[:, None])
+    return read, write
 
 
-def several_reads(staleness: Sequence[Integers]) -> Reads:
-    """Return the reads of several recorded runs of one length, shape (updates, runs)."""
-    reads = [recorded_reads(tau) for tau in staleness]
-    return Reads(*(np.concatenate(parts, axis=1) for parts in zip(*reads, strict=True)))
+def turn_reads(turns: PoolTurns, runs: int) -> Reads:
+    """Return the reads of servers whose turns are given, without end."""
+
+    def slots() -> Iterator[tuple[Integers, Integers]]:
+        while True:
+            slot = turns.next()
+            yield slot, slot
+
+    return Reads(slots(), turns.workers, runs)
 
 
-def turn_reads(turns: PoolTurns, updates: int) -> Reads:
-    """Return the reads of servers whose turns are given, shape (updates, paths)."""
-    slots = np.stack([turns.next() for _ in range(updates)])
-    return Reads(slots, slots)
-
-
-def pool_reads(
-    law: StalenessLaw, workers: int, updates: int, runs: int, rng: np.random.Generator
-) -> Reads:
+def pool_reads(law: StalenessLaw, workers: int, runs: int, rng: np.random.Generator) -> Reads:
     """Draw the reads of servers with P workers, (P2): each snapshot is used exactly once.
 
     The snapshot used is drawn with probability proportional to the hazard of its age, corrected
-    until the ages at use have the law; uniformly for a geometric law.
+    until the ages at use have the law; uniformly for a geometric law. Without end.
     """
     hazards = pool_hazards([law] * workers, rng)
-    return turn_reads(Turns(hazards, runs, rng), updates)
+    return turn_reads(Turns(hazards, runs, rng), runs)
 
 
 def independent_reads(
@@ -116,9 +139,16 @@ def independent_reads(
 ) -> Reads:
     """Draw the reads of (A1): independent lags, versions before 0 being x_0."""
     length = min(law.support_length(), updates + 1)
-    update = np.arange(updates)[:, None]
-    lag = np.minimum(law.rvs((updates, runs), rng), np.minimum(update, length - 1))
-    return Reads((update - lag) % length, np.broadcast_to((update + 1) % length, lag.shape))
+
+    def slots() -> Iterator[tuple[Integers, Integers]]:
+        for start in range(0, updates, _DRAWN_AT_ONCE):
+            update = np.arange(start, min(start + _DRAWN_AT_ONCE, updates))[:, None]
+            drawn = law.rvs((len(update), runs), rng)
+            lag = np.minimum(drawn, np.minimum(update, length - 1))
+            write = np.broadcast_to((update + 1) % length, lag.shape)
+            yield from zip((update - lag) % length, write, strict=True)
+
+    return Reads(slots(), length, runs)
 
 
 def read_moments(
@@ -129,8 +159,8 @@ def read_moments(
     batch_size: int,
     initial: Array,
     record: Integers,
-) -> PointMoments:
-    """Return mean and covariance of x_k given the reads.
+) -> Iterator[PointMoments]:
+    """Return mean and covariance of x_k given the reads, one recorded update after the other.
 
     Parameters
     ----------
@@ -146,27 +176,41 @@ def read_moments(
     InputError
         The covariances of the live snapshots do not fit into 512 MB.
     """
-    d, runs, slots = gradients.dim, reads.read.shape[1], reads.slots
-    if runs * ((slots + 1) * d) ** 2 > LARGEST_STATE:
+    if not fits(reads.slots, reads.runs, gradients.dim):
         raise InputError(
-            f"closed moments of {slots} live snapshots of dim {d}: expected fewer; simulate instead"
+            f"closed moments of {reads.slots} live snapshots of dim {gradients.dim}: expected "
+            "fewer; simulate instead"
         )
+    return _moments(gradients, learning_rate, reads, batch_size, initial, record)
+
+
+def fits(slots: int, runs: int, dim: int) -> bool:
+    """Return whether the covariances of all snapshots fit into 512 MB."""
+    return runs * ((slots + 1) * dim) ** 2 <= LARGEST_STATE
+
+
+def _moments(
+    gradients: LinearGradients,
+    learning_rate: float,
+    reads: Reads,
+    batch_size: int,
+    initial: Array,
+    record: Integers,
+) -> Iterator[PointMoments]:
+    d, runs, slots = gradients.dim, reads.runs, reads.slots
     curvature, basis = np.linalg.eigh(gradients.curvature)
     noise = _noise_covariance(gradients, basis)
     pull = learning_rate * curvature
     mean = np.tile(basis.T @ initial, (runs, slots + 1, 1))
     cov = np.zeros((runs, slots + 1, slots + 1, d, d))
     run = np.arange(runs)
-    out = PointMoments(np.empty((len(record), runs, d)), np.empty((len(record), runs, d, d)))
     kick = learning_rate * basis.T @ gradients.offset
-    rows = {int(k): i for i, k in enumerate(record)}
-    with np.errstate(over="ignore", invalid="ignore"):
-        for k in range(int(record[-1]) + 1):
-            if k in rows:
-                out.mean[rows[k]], out.covariance[rows[k]] = mean[:, 0], cov[:, 0, 0]
-            if k == record[-1]:
-                break
-            s, w = reads.read[k] + 1, reads.write[k] + 1
+    wanted, last = set(record.tolist()), int(record[-1])
+    if 0 in wanted:
+        yield PointMoments(mean[:, 0].copy(), cov[:, 0, 0].copy())
+    for k, (read, write) in enumerate(islice(reads.turns, last), start=1):
+        with np.errstate(over="ignore", invalid="ignore"):
+            s, w = read + 1, write + 1
             point = mean[run, s]
             row = cov[:, 0] - pull[:, None] * cov[run, s]
             own = row[:, 0] - row[run, s] * pull
@@ -180,7 +224,8 @@ def read_moments(
                 cov[run, :, slot] = row.swapaxes(-1, -2)
             for slot, other in ((0, 0), (0, w), (w, 0), (w, w)):
                 cov[run, slot, other] = own
-    return out
+        if k in wanted:
+            yield PointMoments(mean[:, 0].copy(), own)
 
 
 class _noise_covariance:
