@@ -122,7 +122,8 @@ def _resume_one(
     initial = _initial(found.config)
     check_address(address)
     with only_launcher(found.path / CHECKPOINTS):
-        take_requests(found.path)  # those that the process before left; nobody asks yet
+        for _ in take_requests(found.path):  # those that the process before left
+            pass  # nobody asks yet
         with sign_of_life(found.path):
             writer = RunWriter(found.path)
             return _launch(found.config, initial, writer, address, progress, resumed=True)
@@ -147,19 +148,27 @@ def _launch(
             if config.metrics.prometheus:
                 writer.event("metrics", url=_metrics_page())
             _supervise(config, initial, writer, progress, resumed)
+        writer.event("finish")
     except RunFailedError as error:
         _note_end(writer, "failed", reason=str(error))
         error.run = writer.path
         raise
     except RayError as error:
-        reason = " ".join(str(error).split())
-        _note_end(writer, "failed", reason=reason)
-        raise RunFailedError(reason) from error
-    except (KeyboardInterrupt, SystemExit):
+        raise _failure(writer, " ".join(str(error).split())) from error
+    except (KeyboardInterrupt, SystemExit, BrokenPipeError):  # nobody reads our output any more
         _note_end(writer, "interrupted")
         raise
-    writer.event("finish")
+    except OSError as error:
+        where = error.filename or writer.path
+        raise _failure(writer, f"{where}: cannot be used ({error.strerror or error})") from error
     return writer.path
+
+
+def _failure(writer: RunWriter, reason: str) -> RunFailedError:
+    _note_end(writer, "failed", reason=reason)
+    error = RunFailedError(reason)
+    error.run = writer.path
+    return error
 
 
 def _note_end(writer: RunWriter, kind: str, **fields: str) -> None:

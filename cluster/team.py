@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -181,9 +181,8 @@ def _answer(path: Path, name: str, deadline: float) -> Change:
         time.sleep(_POLL_SECONDS)
 
 
-def take_requests(path: Path) -> list[Request]:
-    """Take the requests that wait in a run directory, in order of their names."""
-    found = []
+def take_requests(path: Path) -> Iterator[Request]:
+    """Take the requests that wait in a run directory one by one, in order of their names."""
     for file in sorted(path.glob(f"{_PREFIX}*.json")):
         try:
             with file.open("rb") as opened:
@@ -195,5 +194,4 @@ def take_requests(path: Path) -> list[Request]:
             workers = msgspec.json.decode(content, type=_Content).workers
         except msgspec.DecodeError:
             workers = None
-        found.append(Request(file.stem.removeprefix(_PREFIX), workers))
-    return found
+        yield Request(file.stem.removeprefix(_PREFIX), workers)

@@ -203,8 +203,15 @@ def test_no_worker_is_added_whose_compute_time_is_unknown() -> None:
 @pytest.mark.parametrize("content", [b"", b"[4]", b'{"workers": 0}', b'{"workers": 4, "x": 1}'])
 def test_request_that_nobody_wrote_so_is_taken_away(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "request-0a.json").write_bytes(content)
-    assert take_requests(tmp_path) == [Request("0a", None)]
+    assert list(take_requests(tmp_path)) == [Request("0a", None)]
     assert not list(tmp_path.iterdir())
+
+
+def test_requests_are_taken_one_by_one(tmp_path: Path) -> None:
+    for name in ("0a", "0b"):
+        (tmp_path / f"request-{name}.json").write_bytes(b'{"workers": 2}')
+    assert next(take_requests(tmp_path)) == Request("0a", 2)
+    assert list(take_requests(tmp_path)) == [Request("0b", 2)]
 
 
 def test_command_line_refuses_what_is_no_run_at_work(

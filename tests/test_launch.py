@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import ipaddress
 import os
 import re
@@ -167,6 +168,22 @@ def test_run_that_cannot_go_on_ends_with_one_line(
     assert result.events[-1]["reason"] == str(raised.value)
     assert len(result.trace) > 0
     np.testing.assert_array_equal(result.trace["update"], np.arange(len(result.trace)))
+
+
+@pytest.mark.usefixtures("shared_ray")
+def test_full_disk_met_by_the_launcher_is_noted(tmp_path: Path) -> None:
+    events = tmp_path / "run" / "events.jsonl"
+
+    def fill(progress: Progress) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(events))
+
+    config = configure({"kind": "softmax"}, updates=10**6, workers=1)
+    with pytest.raises(RunFailedError, match="No space left on device") as raised:
+        run(config, events.parent, progress=fill)
+    assert raised.value.run == events.parent
+    result = read_run(events.parent)
+    assert result.state == "failed"
+    assert str(events) in result.events[-1]["reason"]
 
 
 @pytest.mark.usefixtures("shared_ray")
