@@ -339,8 +339,10 @@ def _resume(path: Path, address: str | None, quiet: bool, lines: bool) -> Path:
     from cluster.launch import run as run_cluster
     from cluster.session import ray_session
 
-    left = unfinished_repeats(path)
-    with ray_session(address) if len(left) > 1 else nullcontext():
+    with (
+        unfinished_repeats(path) as left,
+        ray_session(address) if len(left) > 1 else nullcontext(),
+    ):
         for directory, config in left:
             with LiveRun("train", directory, quiet=quiet, lines=lines) as live:
                 if config is None:

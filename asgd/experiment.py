@@ -2,16 +2,21 @@
 
 config.json                   the configuration of all, `run.repeats` included
 repeat-000, repeat-001, ...   a complete run directory each, of seed, seed + 1, ...
+lock                          held by the process that makes them, which it names
 """
 
 from __future__ import annotations
 
+import fcntl
+import os
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
 
+from asgd.alive import look_for_life
 from asgd.config import RunConfig, load_config
 from asgd.errors import InputError
 from asgd.trace import Run, default_path, make_directory, read_run, replace_file
@@ -44,22 +49,28 @@ def run_repeats(
         run_one(config, out)
         return out
     make_directory(out)
-    replace_file(out / "config.json", config.to_json().encode())
-    for one, path in _repeats(config, out):
-        run_one(one, path)
+    with _only_maker(out):
+        if (out / "config.json").exists():
+            raise InputError(f"{out}: exists and is not empty; choose another --out")
+        replace_file(out / "config.json", config.to_json().encode())
+        for one, path in _repeats(config, out):
+            run_one(one, path)
     return out
 
 
-def unfinished_repeats(path: str | Path) -> list[tuple[Path, RunConfig | None]]:
-    """Return the repeats of an experiment of real runs that are missing or were cut short.
+@contextmanager
+def unfinished_repeats(path: str | Path) -> Iterator[list[tuple[Path, RunConfig | None]]]:
+    """Provide the repeats of an experiment of real runs that are missing or were cut short.
+
+    In the block, no other process makes or completes them.
 
     Parameters
     ----------
     path
         The experiment; of a single run, it is the run itself that is returned.
 
-    Returns
-    -------
+    Yields
+    ------
     list
         The directory of each and, where it is to be made anew, its configuration. What a repeat
         left that was cut short before its first update on record is removed.
@@ -67,30 +78,90 @@ def unfinished_repeats(path: str | Path) -> list[tuple[Path, RunConfig | None]]:
     Raises
     ------
     InputError
-        There is nothing to complete at `path`, or something else is in a repeat's place.
+        There is nothing to complete at `path`, another process is making it, or something else
+        is in a repeat's place.
     """
     path = Path(path)
     config = _experiment(path)
     if config is None:
-        return [(path, None)]
+        yield [(path, None)]
+        return
+    with _only_maker(path):
+        found = _unfinished(config, path)
+        for directory, anew in found:
+            if anew is not None and directory.exists():
+                shutil.rmtree(directory)
+        yield found
+
+
+def _unfinished(config: RunConfig, path: Path) -> list[tuple[Path, RunConfig | None]]:
     found: list[tuple[Path, RunConfig | None]] = []
     for one, directory in _repeats(config, path):
         if not any(directory.glob("trace/part-*")):
+            _check_no_loss(one, directory)
             found.append((directory, one))
             continue
         run = read_run(directory)
         if run.config != one:
-            raise InputError(f"{directory}: is no repeat of {path}/config.json")
+            raise _is_no_repeat(directory)
         if not (directory / "checkpoints").is_dir():
             raise InputError(f"{path}: not runs of workers and a server; only these are resumed")
         if run.state != "finished":
             found.append((directory, None))
     if not found:
         raise InputError(f"{path}: every repeat is finished")
-    for directory, anew in found:
-        if anew is not None:
-            shutil.rmtree(directory, ignore_errors=True)
     return found
+
+
+def _check_no_loss(config: RunConfig, directory: Path) -> None:
+    """Check that a directory, if there is one, may be removed for a repeat to be made there.
+
+    Raises
+    ------
+    InputError
+        It is no such repeat, or one that is being made.
+    """
+    if not os.path.lexists(directory):
+        return
+    if directory.is_symlink() or not directory.is_dir():
+        raise _is_no_repeat(directory)
+    life = look_for_life(directory)
+    if life is not None and life.presence in ("here", "elsewhere"):
+        raise InputError(f"{directory}: is being made by process {life.pid} of {life.host}")
+    if (directory / "config.json").is_file():
+        ours = load_config(directory / "config.json") == config
+    else:  # what is made before the configuration
+        ours = {file.name for file in directory.iterdir()} <= {"trace", "config.json.tmp"}
+    if not ours:
+        raise _is_no_repeat(directory)
+
+
+def _is_no_repeat(directory: Path) -> InputError:
+    return InputError(f"{directory}: is no repeat of {directory.parent}/config.json")
+
+
+@contextmanager
+def _only_maker(path: Path) -> Iterator[None]:
+    """Keep every other process from making or completing an experiment.
+
+    The file stays: another process may have it open already to lock it next.
+
+    Raises
+    ------
+    InputError
+        One is at work there.
+    """
+    with (path / "lock").open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            maker = file.read().strip()
+            raise InputError(f"{path}: is being made by process {maker}".rstrip()) from None
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        yield
 
 
 def read_runs(path: str | Path) -> list[Run]:

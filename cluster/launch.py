@@ -100,8 +100,10 @@ def resume(
     RunFailedError, KeyboardInterrupt
         As for `run`.
     """
-    left = unfinished_repeats(path)
-    with ray_session(address) if len(left) > 1 else contextlib.nullcontext():
+    with (
+        unfinished_repeats(path) as left,
+        ray_session(address) if len(left) > 1 else contextlib.nullcontext(),
+    ):
         for directory, anew in left:
             if anew is None:
                 _resume_one(directory, address, progress)

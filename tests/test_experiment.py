@@ -1,5 +1,6 @@
 """Repeats of one run: how they are stored, read, fitted, predicted and scored."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from analysis.experiment import as_runs, fit_runs
 from analysis.fit import fit_run
 from analysis.prediction import predict
 from analysis.score import compare
+from asgd.alive import sign_of_life
 from asgd.config import RunConfig, make_config
 from asgd.errors import InputError
 from asgd.experiment import read_runs, run_repeats, unfinished_repeats
@@ -39,6 +41,7 @@ def runs(experiment: Path) -> list[Run]:
 def test_each_repeat_is_the_run_of_its_own_seed(experiment: Path, tmp_path: Path) -> None:
     assert sorted(path.name for path in experiment.iterdir()) == [
         "config.json",
+        "lock",
         *(f"repeat-{i:03d}" for i in range(REPEATS)),
     ]
     alone = {**TABLES, "run": {**TABLES["run"], "seed": 7, "repeats": 1}}
@@ -112,26 +115,83 @@ def test_scores_of_repeats_have_intervals_that_hold_the_score(runs: list[Run]) -
     assert 0.7 < (law["crps_high"] - law["crps_low"]) / expected < 1.3
 
 
-def test_repeats_that_are_missing_or_cut_short_are_found(tmp_path: Path) -> None:
+def unfinished(path: Path) -> list[tuple[Path, RunConfig | None]]:
+    with unfinished_repeats(path) as found:
+        return found
+
+
+def cut_short(repeat: Path) -> None:
+    """Leave what a repeat has before its first update is on record."""
+    for part in repeat.glob("trace/*"):
+        part.unlink()
+
+
+@pytest.fixture
+def four(tmp_path: Path) -> list[Path]:
+    """Four finished repeats that look like those of workers and a server."""
     config = make_config({**TABLES, "run": {**TABLES["run"], "updates": 40, "repeats": 4}})
     out = run_repeats(config, tmp_path / "out", simulate)
-    repeats = [out / f"repeat-{number:03d}" for number in range(4)]
     with pytest.raises(InputError, match="only these are resumed"):
-        unfinished_repeats(out)
+        unfinished(out)
+    repeats = [out / f"repeat-{number:03d}" for number in range(4)]
     for repeat in repeats:
         (repeat / "checkpoints").mkdir()
+    return repeats
+
+
+def test_repeats_that_are_missing_or_cut_short_are_found(four: list[Path]) -> None:
+    out = four[0].parent
     with pytest.raises(InputError, match="every repeat is finished"):
-        unfinished_repeats(out)
-    shutil.rmtree(repeats[3])
-    for part in repeats[0].glob("trace/*"):  # cut short before its first update was on record
-        part.unlink()
-    events = repeats[1] / "events.jsonl"
+        unfinished(out)
+    shutil.rmtree(four[3])
+    cut_short(four[0])
+    events = four[1] / "events.jsonl"
     events.write_text(events.read_text().replace('"finish"', '"interrupted"'))
-    found = unfinished_repeats(out)
-    assert [path for path, _ in found] == [repeats[0], repeats[1], repeats[3]]
+    found = unfinished(out)
+    assert [path for path, _ in found] == [four[0], four[1], four[3]]
     assert [anew and anew.run.seed for _, anew in found] == [5, None, 8]
-    assert not repeats[0].exists()
-    shutil.copy(repeats[2] / "config.json", repeats[1] / "config.json")
+    assert not four[0].exists()
+    shutil.copy(four[2] / "config.json", four[1] / "config.json")
     with pytest.raises(InputError, match="is no repeat of"):
-        unfinished_repeats(out)
-    assert unfinished_repeats(repeats[2]) == [(repeats[2], None)]
+        unfinished(out)
+    assert unfinished(four[2]) == [(four[2], None)]
+
+
+def test_what_is_no_repeat_of_ours_is_not_removed(four: list[Path]) -> None:
+    out = four[0].parent
+    cut_short(four[0])
+    shutil.rmtree(four[1])
+    four[1].mkdir()
+    (four[1] / "thesis.tex").touch()
+    cut_short(four[2])
+    shutil.copy(four[3] / "config.json", four[2])  # of another seed
+    away = four[3].rename(out.parent / "away")
+    cut_short(away)
+    four[3].symlink_to(away)
+    while len(strangers := [path for path in four[1:] if os.path.lexists(path)]):
+        before = sorted(out.parent.rglob("*"))
+        with pytest.raises(InputError, match=rf"{strangers[0].name}: is no repeat of"):
+            unfinished(out)
+        assert sorted(out.parent.rglob("*")) == before
+        strangers[0].rename(out.parent / f"was-{strangers[0].name}")
+    (four[1] / "trace").mkdir(parents=True)  # as far as a run comes before its configuration
+    assert [path for path, _ in unfinished(out)] == four
+    assert not any(path.exists() for path in four)
+
+
+def test_what_another_process_makes_is_left_to_it(four: list[Path], tmp_path: Path) -> None:
+    out = four[0].parent
+    cut_short(four[0])
+    with sign_of_life(four[0]), pytest.raises(InputError, match=rf"000: .* process {os.getpid()}"):
+        unfinished(out)
+    message = rf"out: is being made by process {os.getpid()}$"
+    with unfinished_repeats(out), pytest.raises(InputError, match=message):
+        unfinished(out)
+
+    def one(config: RunConfig, path: Path) -> None:
+        with pytest.raises(InputError, match="new: is being made by process"):
+            unfinished(path.parent)
+
+    config = make_config({**TABLES, "run": {**TABLES["run"], "repeats": 2}})
+    run_repeats(config, tmp_path / "new", one)
+    assert len(unfinished(tmp_path / "new")) == 2
