@@ -8,6 +8,7 @@ its 5 % end at the 10 % one where curvatures differ much, as in the diabetes dat
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import cast
 
 import numpy as np
 
@@ -100,8 +101,9 @@ def closed_curve(name: str, setting: Setting, seed: int) -> LossCurve:
 
 
 def _closure(setting: Setting, name: str) -> Closure:
-    closure = name.removeprefix("law_") if name.startswith("law_") else setting.closure
-    return closure  # type: ignore[return-value]
+    if name.startswith("law_"):
+        return cast(Closure, name.removeprefix("law_"))
+    return cast(Closure, setting.closure)
 
 
 def _slots(setting: Setting, name: str) -> int:

@@ -199,7 +199,7 @@ def largest_miss(curve: LossCurve, loss: np.ndarray, weight: float) -> float:
         quantile = curve.quantiles[-1, np.searchsorted(QUANTILE_LEVELS, level - 1e-9)]
         error = np.sqrt(level * (1 - level) * weight)
         misses.append(abs(np.mean(loss < quantile) - level) / error)
-    return max(misses)
+    return float(max(misses))
 
 
 def test_the_pool_of_a_law_is_that_of_simulated_paths() -> None:
