@@ -22,7 +22,8 @@ class Lease:
 
     Every incarnation of the server takes the next number. Whoever writes for it holds the file's
     lock and looks at the number first, so an older one that is still alive somewhere writes
-    nothing from the moment on at which the newer one was given its number.
+    nothing from the moment on at which the newer one was given its number. The log of updates is
+    the exception: what an older server still appends to its own segment is ignored.
 
     Parameters
     ----------
@@ -45,6 +46,14 @@ class Lease:
             os.fsync(file.fileno())
             sync_directory(self._path.parent)
         return epoch
+
+    def newest(self) -> int:
+        """Return the number given last, -1 before the first, without waiting for the lock."""
+        try:
+            with self._path.open(encoding="utf-8") as file:
+                return _number(file)
+        except FileNotFoundError:
+            return -1
 
     @contextmanager
     def held(self, epoch: int) -> Iterator[None]:

@@ -38,6 +38,7 @@ import numpy as np
 
 from asgd.config import RunConfig
 from cluster.checkpoint import OrderState
+from cluster.lease import Lease
 from cluster.update import Update
 
 LARGEST_DIMENSION = 1000  # of a problem that durability = "auto" logs
@@ -108,7 +109,8 @@ class WriteAheadLog:
     Raises
     ------
     OSError
-        It cannot be written; so do the methods.
+        It cannot be written, or a newer incarnation has taken over and another segment is due;
+        so do the methods.
     """
 
     def __init__(
@@ -126,6 +128,7 @@ class WriteAheadLog:
         self._checkpoint_every = checkpoint_every
         self._segment_bytes = segment_bytes
         self._file = -1
+        self._lease = Lease(directory)
         self._begin(version)
 
     def append(self, entry: Entry) -> None:
@@ -150,6 +153,9 @@ class WriteAheadLog:
             self._file = -1
 
     def _begin(self, version: int) -> None:
+        # What it writes to a segment it has goes with that segment; a new one might stay for good.
+        if self._lease.newest() > self._epoch:
+            raise PermissionError("another server has taken over")
         self.close()
         head = _MAGIC + _HEADER.pack(self._epoch, version, self._dimension)
         path = self._directory / f"log-{self._epoch:06d}-{version:012d}.bin"

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from asgd.config import make_config
 from asgd.trace import read_run
 from cluster.checkpoint import CHECKPOINTS, OrderState
+from cluster.lease import Lease
 from cluster.messages import Gradient
 from cluster.update import Update
 from cluster.write_ahead import (
@@ -74,29 +75,32 @@ def check_read(found: list[Entry], expected: list[Entry]) -> None:
     assert all(same(*pair) for pair in zip(found, expected, strict=True))
 
 
+def index_of(entries: list[Entry], number: int) -> int:
+    """Return where the update of a number is."""
+    return [isinstance(e, Update) and e.row[0] == number for e in entries].index(True)
+
+
 def test_entries_are_read_back_to_the_last_bit_across_segments(tmp_path: Path) -> None:
     entries = write(tmp_path, 0, 200)
     assert len(segments(tmp_path)) > 3
     assert all(segment.version % 10 == 0 for segment in segments(tmp_path))
     check_read(list(read_log(tmp_path, 0)), entries)
     check_read(list(read_log(tmp_path, 0, 100)), entries[: entries.index(entries[120])])
-    (from_73,) = [
-        i
-        for i, entry in enumerate(entries)
-        if not isinstance(entry, Incident) and entry.row[0] == 73
-    ]
-    check_read(list(read_log(tmp_path, 73)), entries[from_73:])
+    check_read(list(read_log(tmp_path, 73)), entries[index_of(entries, 73) :])
     assert not list(read_log(tmp_path, 200))
 
 
 def test_segments_before_a_version_go(tmp_path: Path) -> None:
     entries = write(tmp_path, 0, 200)
     before = segments(tmp_path)
-    cut_log(tmp_path, before[2].version)
-    assert [s.version for s in segments(tmp_path)] == [s.version for s in before[2:]]
+    start = before[2].version
+    cut_log(tmp_path, start - 1)
+    assert segments(tmp_path) == before[1:]
+    cut_log(tmp_path, start)
+    assert segments(tmp_path) == before[2:]
+    check_read(list(read_log(tmp_path, start)), entries[index_of(entries, start) :])
     cut_log(tmp_path, 10**6)
     assert segments(tmp_path) == before[-1:]
-    assert entries
 
 
 def test_incident_after_the_last_update_does_not_count(tmp_path: Path) -> None:
@@ -143,14 +147,29 @@ def test_what_a_replaced_server_goes_on_to_write_does_not_count(tmp_path: Path) 
     check_read(found, [*kept, *(e for e in second if not isinstance(e, Incident))])
 
 
+def test_replaced_server_begins_no_segment(tmp_path: Path) -> None:
+    lease = Lease(tmp_path)
+    log = WriteAheadLog(tmp_path, lease.take(), 0, DIMENSION, 10, segment_bytes=4000)
+    lease.take()
+    for number in range(30):
+        log.append(update(number))
+    with pytest.raises(OSError, match="another server has taken over"):
+        log.append(update(30))
+    (own,) = segments(tmp_path)
+    own.path.unlink()
+    log.append(update(1))  # its own segment may be gone already
+    log.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["lease"]
+
+
 def test_gap_ends_the_log(tmp_path: Path) -> None:
     entries = write(tmp_path, 0, 200)
-    segments(tmp_path)[2].path.unlink()
-    end = segments(tmp_path)[1].version
-    found = list(read_log(tmp_path, 0))
-    assert 0 < len(found) < len(entries)
-    check_read(found, entries[: len(found)])
-    assert not list(read_log(tmp_path, end + 10**4))
+    before = segments(tmp_path)
+    before[2].path.unlink()
+    gap = before[2].version
+    check_read(list(read_log(tmp_path, 0)), entries[: index_of(entries, gap - 1) + 1])
+    assert not list(read_log(tmp_path, gap))
+    assert list(read_log(tmp_path, before[3].version))
 
 
 @pytest.mark.parametrize(
