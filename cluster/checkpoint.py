@@ -227,7 +227,7 @@ def save(directory: Path, state: State) -> Path:
 
 def paths(directory: Path) -> list[Path]:
     """Return the checkpoints in a directory, the newest first."""
-    return sorted(directory.glob("checkpoint-*.bin"), reverse=True)
+    return sorted(directory.glob(f"checkpoint-{'[0-9]' * 12}.bin"), reverse=True)
 
 
 def version_of(path: Path) -> int:

@@ -84,6 +84,12 @@ def test_the_one_before_is_kept_and_the_older_ones_go(tmp_path: Path) -> None:
     assert [load(path).version for path in paths(tmp_path)] == [60, 40]
 
 
+def test_a_copy_by_hand_is_no_checkpoint(tmp_path: Path, state: State) -> None:
+    path = save(tmp_path, state)
+    (tmp_path / "checkpoint-backup.bin").write_bytes(path.read_bytes())
+    assert paths(tmp_path) == [path]
+
+
 def test_disk_that_fills_up_leaves_the_older_ones(tmp_path: Path, state: State) -> None:
     resource = pytest.importorskip("resource")
     kept = save(tmp_path, state)
