@@ -13,6 +13,7 @@ from analysis.setting import Setting, closure_of
 from asgd.divergence import DIVERGED
 from asgd.errors import AsgdError, DivergedError
 from asgd.problems import make_problem
+from asgd.schedules import learning_rate_schedule
 from asgd.staleness import Empirical, staleness_of
 from asgd.streams import stream
 from asgd.trace import Run, read_run
@@ -20,8 +21,7 @@ from asgd.trace import Run, read_run
 
 def diverged(run: Run) -> bool:
     """Return whether a run ended because its loss left every bound."""
-    ends = (str(event.get("reason")) for event in run.events if event.get("event") == "failed")
-    return any(reason.startswith(DIVERGED) for reason in ends)
+    return (run.failure or "").startswith(DIVERGED)
 
 
 def advice_on_divergence(run: Run) -> str | None:
@@ -38,7 +38,7 @@ def advice_on_divergence(run: Run) -> str | None:
     law = Empirical.from_sample(staleness[start_up(staleness) :])
     setting = Setting(
         problem=problem,
-        learning_rate=optimizer.learning_rate,
+        learning_rate=learning_rate_schedule(optimizer).array(len(trace)),
         batch_size=optimizer.batch_size,
         initial=problem.initial_point(stream(run.config.run.seed, "initial")),
         record=np.zeros(1, dtype=np.int64),

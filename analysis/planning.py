@@ -23,7 +23,13 @@ from analysis.closed import closed_curve, has_closed_forms
 from analysis.linear_noise import linear_noise
 from analysis.loss_curve import LossCurve
 from analysis.pace import ConfiguredPace, MeasuredPace, Pace, PaceOf
-from analysis.run_stability import RunStability, leading_curvatures, run_stability
+from analysis.run_stability import (
+    RunStability,
+    grows,
+    leading_curvatures,
+    outgrows,
+    run_stability,
+)
 from analysis.setting import Setting
 from analysis.verdict import in_words
 from asgd.config import RunConfig
@@ -41,8 +47,6 @@ _HEADS = (
     *("of limit", "updates", "seconds", "final loss", ""),
 )
 _NEAR = 1.3  # below this distance to the limit linear noise is rough
-_OUTGROWN = 2.0  # times as far above the lowest loss as the start is
-_RISEN = 0.05  # of the way down: less is scatter of the prediction
 
 Progress = Callable[[str, float], None]
 
@@ -321,7 +325,7 @@ def _row(
         else:
             exact = has_closed_forms(setting, "sme_law")
             remark = "near the limit" if stability.factor < _NEAR and not exact else ""
-            remark = "growing at the end" if _grows(curve.mean) else remark
+            remark = "growing at the end" if grows(curve.mean) else remark
     return PlanRow(choice, pace.law, pace.updates_per_second, stability.limit, remark, curve)
 
 
@@ -338,30 +342,6 @@ def _curve(setting: Setting, seed: int, share: Callable[[int, int], None]) -> Lo
         record=setting.record,
         progress=share,
     )
-
-
-def outgrows(loss: Array) -> bool:
-    """Return whether a predicted loss leaves its start behind ever faster.
-
-    It ends more than twice as far above its lowest value as it began, and rose by more in its last
-    quarter than in the one before, peak to peak: what settles above its start does not.
-
-    Parameters
-    ----------
-    loss
-        Shape (m,), at evenly spaced updates.
-    """
-    first, lowest = float(loss[0]), float(loss.min())
-    return _grows(loss) and float(loss[-1]) - lowest > _OUTGROWN * (first - lowest)
-
-
-def _grows(loss: Array) -> bool:
-    """Return whether a loss rises at its end by ever more and by more than scatter."""
-    if len(loss) < 4:
-        return False
-    second, third, last = (float(part.max()) for part in np.array_split(loss, 4)[1:])
-    rise = last - third
-    return rise > max(third - second, 0.0) and rise > _RISEN * float(loss[0] - loss.min())
 
 
 def _shares(

@@ -9,6 +9,7 @@ by event, in time only, without any gradient.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -246,6 +247,16 @@ def check_queue(run: Run, updates: int = 20_000) -> QueueCheck:
     noise = np.sqrt(2.0 / np.pi * expected * (1.0 - expected) / len(staleness))
     distance = float(np.abs(share - expected).sum() + beyond) / 2.0
     return QueueCheck(law, distance, float(noise.sum()) / 2.0)
+
+
+def explains_staleness(run: Run) -> QueueCheck | None:
+    """Return `check_queue` of a run; None where its workers wait by design, or for want of data."""
+    cluster = run.config.cluster
+    if (cluster.mode, cluster.schedule) != ("async", "free"):
+        return None
+    with suppress(InputError):
+        return check_queue(run)
+    return None
 
 
 def measured_overhead(run: Run) -> float:

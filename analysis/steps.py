@@ -8,7 +8,7 @@ from pathlib import Path
 from analysis.advice import why_not_predicted
 from analysis.experiment import fit_runs
 from analysis.fit import StalenessFit
-from analysis.prediction import DEFAULT_MODELS, Prediction, has_prediction, predict
+from analysis.prediction import DEFAULT_MODELS, Method, Prediction, has_prediction, predict
 from analysis.score import Score, compare
 from asgd.errors import InputError, UnreliableEstimateError
 from asgd.experiment import read_runs
@@ -24,11 +24,20 @@ def store_fit(path: Path, runs: Sequence[Run]) -> StalenessFit:
 
 
 def store_prediction(
-    path: Path, runs: Sequence[Run], paths: int, quiet: bool
+    path: Path,
+    runs: Sequence[Run],
+    paths: int,
+    quiet: bool,
+    *,
+    method: Method = "auto",
+    seed: int | None = None,
 ) -> tuple[Prediction, Score]:
     """Predict a run, or its repeats, store the prediction in their directory and score it."""
+    fit = store_fit(path, runs)
     with Bar("predict", len(DEFAULT_MODELS), quiet) as bar:
-        prediction = predict(runs, paths=paths, fit=store_fit(path, runs), progress=bar.part)
+        prediction = predict(
+            runs, paths=paths, method=method, seed=seed, fit=fit, progress=bar.part
+        )
     prediction.save(path)
     return prediction, compare(runs, prediction)
 

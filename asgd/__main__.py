@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 
-from asgd.commands import init, runs, simulate, status
+from asgd.commands import completion, init, runs, simulate, status
 from asgd.errors import (
     AsgdError,
     DivergedError,
@@ -37,6 +37,7 @@ from asgd.options import (
     set_option,
 )
 from asgd.output import print_json, print_table
+from asgd.printable import printable
 
 if TYPE_CHECKING:
     from asgd.config import RunConfig
@@ -154,38 +155,64 @@ def workers(run: Path, count: int, as_json: bool) -> None:
 def profile(runs: Sequence[Path], as_json: bool) -> None:
     """Fit staleness laws to RUNS and say which one holds.
 
-    With --json: one object per run and line.
+    And whether workers that do not wait for one another explain the staleness.
+
+    With --json: of several runs an object with the list `runs`.
 
     \b
     asgd profile runs/digits
     asgd profile runs/p4 runs/p8 --json
     """
+    from analysis.queue import explains_staleness
     from analysis.steps import store_fit
     from asgd.experiment import read_runs
 
+    found = []
     for path in runs:
-        fit = store_fit(path, read_runs(path))
+        repeats = read_runs(path)
+        fit, check = store_fit(path, repeats), explains_staleness(repeats[0])
         if as_json:
-            print_json(fit.to_dict())
+            queue = check and {**asdict(check), "law": check.law.to_dict(), "holds": check.holds}
+            found.append({"run": str(path), **fit.to_dict(), "queue": queue})
         else:
-            click.echo(f"{path}\n{fit}\n")
+            click.echo(f"{printable(str(path))}\n{fit}")
+            click.echo(f"{check.sentence}\n" if check else "")
+    if as_json:
+        print_json(found[0] if len(found) == 1 else {"runs": found})
 
 
 @cli.command()
 @run_argument
 @paths_option
+@click.option(
+    "--method",
+    type=click.Choice(["auto", "simulate", "fast"]),
+    default="auto",
+    show_default=True,
+    help="auto: exact moments where known, else paths; simulate: paths; fast: one mean path.",
+)
+@click.option("--seed", type=click.IntRange(min=0), help="Of the paths.  [default: the run's]")
 @json_option
 @quiet_option
-def predict(run: Path, paths: int, as_json: bool, quiet: bool) -> None:
+def predict(
+    run: Path,
+    paths: int,
+    method: Literal["auto", "simulate", "fast"],
+    seed: int | None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
     """Predict the loss curve of RUN and score it.
 
     \b
     asgd predict runs/digits --paths 200
+    asgd predict runs/digits --method fast
     """
     from analysis.steps import store_prediction
     from asgd.experiment import read_runs
 
-    prediction, score = store_prediction(run, read_runs(run), paths, quiet)
+    runs = read_runs(run)
+    prediction, score = store_prediction(run, runs, paths, quiet, method=method, seed=seed)
     if as_json:
         scores = {name: asdict(model) for name, model in score.models.items()}
         print_json({**prediction.settings, "scores": scores})
@@ -257,7 +284,8 @@ def plan(
 
     if source.is_dir() and overrides:
         raise InputError(f"{source}: a run is taken as it was, --set is for configurations")
-    start = read_runs(source)[0] if source.is_dir() else load_config(source, overrides)
+    repeats = read_runs(source) if source.is_dir() else []
+    start = repeats[0] if repeats else load_config(source, overrides)
     with Bar("plan", 1, quiet) as bar:
         found = plan_source(
             start,
@@ -272,7 +300,9 @@ def plan(
         print_json(found.to_dict())
     else:
         print_table(found.cells())
-        click.echo(f"\n{found.sentence}\n{found.note}")
+        click.echo(f"\n{found.sentence}\n{printable(found.note)}")
+        if len(repeats) > 1:
+            click.echo(f"Of {len(repeats)} repeats the first alone was taken.")
 
 
 @cli.command()
@@ -300,20 +330,7 @@ def demo(out: Path | None, paths: int, quiet: bool) -> None:
     click.echo(f"report   {page}")
 
 
-@cli.command()
-@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
-def completion(shell: str) -> None:
-    """Print a script for completion in SHELL.
-
-    \b
-    eval "$(asgd completion bash)"     for this session, or in ~/.bashrc
-    asgd completion fish > ~/.config/fish/completions/asgd.fish
-    """
-    from click.shell_completion import get_completion_class
-
-    kind = get_completion_class(shell)
-    assert kind is not None  # click has all three
-    click.echo(kind(cli, {}, "asgd", "_ASGD_COMPLETE").source())
+cli.add_command(completion)
 
 
 def _train(config: RunConfig, out: Path, address: str | None, quiet: bool, lines: bool) -> Path:
@@ -386,7 +403,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _fail(message: str, status: int) -> None:
-    click.echo(f"asgd: {message}", err=True)
+    click.echo(f"asgd: {printable(message)}", err=True)
     sys.exit(status)
 
 

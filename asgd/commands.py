@@ -1,4 +1,4 @@
-"""The commands that need neither Ray nor the analysis: `asgd init`, `simulate`, `runs`, `status`.
+"""The commands that need neither Ray nor the analysis: `asgd init`, `simulate`, `runs`, ...
 
 What is slow to import is imported inside the command that needs it.
 """
@@ -23,6 +23,7 @@ from asgd.options import (
     set_option,
 )
 from asgd.output import print_json, print_table
+from asgd.printable import printable
 
 if TYPE_CHECKING:
     from asgd.config import RunConfig
@@ -98,7 +99,7 @@ def runs(directory: Path, as_json: bool) -> None:
     elif rows:
         print_table(runs_table(rows))
     else:
-        click.echo(f"{directory}: no run yet; `asgd run` makes one")
+        click.echo(f"{printable(str(directory))}: no run yet; `asgd run` makes one")
 
 
 @click.command()
@@ -122,3 +123,20 @@ def status(run: Path, as_json: bool) -> None:
         print_json(found)
     else:
         print_table(status_table(found))
+
+
+@click.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print a script for completion in SHELL.
+
+    \b
+    eval "$(asgd completion bash)"     for this session, or in ~/.bashrc
+    asgd completion fish > ~/.config/fish/completions/asgd.fish
+    """
+    from click.shell_completion import get_completion_class
+
+    kind = get_completion_class(shell)
+    assert kind is not None  # click has all three
+    root = click.get_current_context().find_root().command
+    click.echo(kind(root, {}, "asgd", "_ASGD_COMPLETE").source())

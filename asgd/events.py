@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from asgd.printable import printable
+
 _ORDINARY = {"start", "metrics", "finish"}
 
 
@@ -61,9 +63,10 @@ def team_sizes(
 
 
 def in_words(event: dict[str, Any]) -> str:
-    """Return an event as a line of text."""
+    """Return an event as a line of printable text."""
     known = {
         key: value for key, value in event.items() if key not in ("event", "time", "sequences")
     }
     details = ", ".join(f"{key} {value}" for key, value in known.items())
-    return f"{str(event.get('event')).replace('_', ' ')}{': ' if details else ''}{details}"
+    kind = str(event.get("event")).replace("_", " ")
+    return printable(f"{kind}{': ' if details else ''}{details}")

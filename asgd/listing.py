@@ -39,7 +39,7 @@ def standing(run: Run) -> tuple[str, str]:
     recorded, sign = run.state, look_for_life(run.path)
     alive = sign is not None and sign.presence in ("here", "elsewhere")
     if recorded == "finished" or (recorded != "unfinished" and not alive):
-        return recorded, _reason(run) if recorded == "failed" else ""
+        return recorded, run.failure or ""
     if sign is None:
         return recorded, "gives no sign of life"
     heard = f"process {sign.pid} on {sign.host}, last sign of life {_ago(sign.age)} ago"
@@ -48,11 +48,6 @@ def standing(run: Run) -> tuple[str, str]:
     if sign.presence != "here":
         heard = f"{heard}; more cannot be known from this host"
     return "running" if alive else "unknown", heard
-
-
-def _reason(run: Run) -> str:
-    reasons = (event.get("reason") for event in reversed(run.events) if "reason" in event)
-    return str(next(reasons, ""))
 
 
 def _ago(seconds: float) -> str:
@@ -182,6 +177,7 @@ def _workers(run: Run) -> int:
 
 def _stored(path: Path, key: str) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8")).get(key)
+        stored = json.loads(path.read_bytes())
     except (OSError, ValueError):
         return None
+    return stored.get(key) if isinstance(stored, dict) else None

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from asgd.events import in_words, incidents
+from asgd.printable import printable
 from asgd.progress import Progress
 
 if TYPE_CHECKING:
@@ -151,7 +152,7 @@ class LiveRun:
             rows.append(("workers", f"{self._alive} alive"))
         rows += [("event", text) for text in recent_events(self._path)]
         for name, text in rows:
-            body.add_row(Text(name, style="dim"), Text(text))
+            body.add_row(Text(name, style="dim"), Text(printable(text)))
         return Group(head, body)
 
 
@@ -214,9 +215,10 @@ def recent_events(path: Path | None, count: int = 3) -> list[str]:
     if path is None or not (path / "events.jsonl").is_file():
         return []
     events = []
-    for line in (path / "events.jsonl").read_text(encoding="utf-8").splitlines():
+    for line in (path / "events.jsonl").read_bytes().splitlines():
         with suppress(ValueError):  # a line that is being written
             events.append(json.loads(line))
+    events = [event for event in events if isinstance(event, dict)]
     return [in_words(event) for event in incidents(events)][-count:]
 
 

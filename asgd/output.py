@@ -9,13 +9,16 @@ from typing import Any
 
 import click
 
+from asgd.printable import printable
+
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return rows of text in columns."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    """Return rows of text in columns, each row in a line of printable characters."""
+    shown = [[printable(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
     return [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
+        for row in shown
     ]
 
 

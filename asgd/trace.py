@@ -15,6 +15,7 @@ there; events are appended line by line and a torn line is ignored.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import platform
@@ -57,6 +58,13 @@ MEMBER_COLUMNS = {
 }
 LOSS_COLUMNS = {"update": np.int64, "seconds": np.float64, "loss": np.float64}
 _TORN = (b"{", b"\0")  # how a line of the events begins that did not get to the disk as a whole
+# The state after each event that changes it.
+_ENDS = {
+    "finish": "finished",
+    "interrupted": "interrupted",
+    "failed": "failed",
+    "server_restored": "unfinished",
+}
 
 
 def replace_file(path: Path, content: bytes) -> None:
@@ -310,16 +318,19 @@ class Run:
     @property
     def state(self) -> str:
         """Return "finished", "interrupted", "failed" or, when none was recorded, "unfinished"."""
-        ends = {
-            "finish": "finished",
-            "interrupted": "interrupted",
-            "failed": "failed",
-            "server_restored": "unfinished",
-        }
-        return next(
-            (ends[e["event"]] for e in reversed(self.events) if e.get("event") in ends),
-            "unfinished",
-        )
+        return _ENDS.get(str(self._end.get("event")), "unfinished")
+
+    @property
+    def failure(self) -> str | None:
+        """Return why the run failed; None where it did not, or did not say why."""
+        reason = self._end.get("reason") if self.state == "failed" else None
+        return None if reason is None else str(reason)
+
+    @property
+    def _end(self) -> dict[str, Any]:
+        """The latest event that says how the run stands."""
+        ends = (event for event in reversed(self.events) if event.get("event") in _ENDS)
+        return next(ends, {})
 
     def __repr__(self) -> str:
         from asgd.listing import in_a_line
@@ -350,7 +361,8 @@ class Run:
         import pyarrow as pa
 
         try:
-            return pd.read_parquet(path, columns=columns)
+            # From memory: pyarrow opens no path that is not UTF-8.
+            return pd.read_parquet(io.BytesIO(path.read_bytes()), columns=columns)
         except (pa.ArrowException, OSError) as error:
             reason = str(error).splitlines()[0]
             raise InputError(f"{path}: cannot be read as part of a run ({reason})") from None

@@ -79,6 +79,58 @@ def test_profile_prints_one_json_object(
     status, printed, _ = asgd(capsys, "profile", tmp_path / "run", "--json")
     assert status == 0
     assert json.loads(printed)["workers"] == 4
+    assert json.loads(printed)["queue"] is None
+    both = (tmp_path / "run", tmp_path / "run")
+    status, printed, _ = asgd(capsys, "profile", *both, "--json")
+    assert status == 0
+    assert [found["run"] for found in json.loads(printed)["runs"]] == [str(path) for path in both]
+
+
+def test_profile_says_whether_workers_wait_for_one_another(
+    capsys: pytest.CaptureFixture[str], config: Path, tmp_path: Path
+) -> None:
+    free = ("--set", "cluster.schedule=free", "--set", "run.updates=400")
+    asgd(capsys, "simulate", config, "--out", tmp_path / "run", *free)
+    status, printed, _ = asgd(capsys, "profile", tmp_path / "run")
+    assert status == 0
+    assert "Independent cycles explain the staleness: distance 0.0" in printed
+    status, printed, _ = asgd(capsys, "profile", tmp_path / "run", "--json")
+    assert json.loads(printed)["queue"]["holds"] is True
+
+
+def test_predict_by_the_fast_method(
+    capsys: pytest.CaptureFixture[str], config: Path, tmp_path: Path
+) -> None:
+    asgd(capsys, "simulate", config, "--out", tmp_path / "run")
+    options = ("--method", "fast", "--seed", 5, "--json")
+    status, printed, _ = asgd(capsys, "predict", tmp_path / "run", *options)
+    found = json.loads(printed)
+    assert (status, found["method"], found["seed"]) == (0, "fast", 5)
+    assert "replay" not in found["models"]
+    status, _, errors = asgd(capsys, "predict", tmp_path / "run", "--method", "slow")
+    assert status == 2
+    assert "'auto', 'simulate', 'fast'" in errors
+
+
+def test_hostile_names_and_reasons_are_shown_escaped(
+    capsys: pytest.CaptureFixture[str], config: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / os.fsdecode(b"a\x1b[2J\xe9\nb")
+    asgd(capsys, "simulate", config, "--out", tmp_path / "plain")
+    (tmp_path / "plain").rename(out)
+    RunWriter(out).event("failed", reason="no \x1b[31mreason\nat all")
+    RunWriter(out).event("worker_lost", worker=1, reason="later")
+    (out / "profile.json").write_text("[]", encoding="utf-8")
+    status, printed, _ = asgd(capsys, "runs", tmp_path)
+    assert status == 0
+    assert r"a\x1b[2J\xe9\x0ab" in printed
+    assert printed.count("\n") == 2
+    status, printed, _ = asgd(capsys, "status", out)
+    assert status == 0
+    assert r"failed: no \x1b[31mreason\x0aat all" in printed
+    status, _, errors = asgd(capsys, "profile", tmp_path / "no\x1b[2Jrun\n")
+    assert (status, errors.count("\n")) == (2, 1)
+    assert "\x1b" not in errors
 
 
 def test_resolved_configuration_of_a_run_reruns_it(
@@ -343,6 +395,12 @@ def test_plan_marks_the_fastest_choice(
     status, printed, _ = asgd(capsys, "plan", tmp_path / "free", "--workers", 2)
     assert status == 0
     assert f"the cycles measured in {tmp_path / 'free'}" in printed
+    assert "repeats" not in printed
+    twice = ("--set", "run.repeats=2")
+    asgd(capsys, "simulate", config, "--out", tmp_path / "twice", *free, *twice)
+    status, printed, _ = asgd(capsys, "plan", tmp_path / "twice", "--workers", 2)
+    assert status == 0
+    assert "Of 2 repeats the first alone was taken." in printed
     for arguments, part in (
         ((tmp_path / "run",), "wait for nobody"),
         ((tmp_path / "free", "--set", "run.updates=1"), "--set is for configurations"),

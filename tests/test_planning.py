@@ -11,7 +11,7 @@ import pytest
 
 from analysis.choices import MOST_WORKERS, choices_of
 from analysis.pace import ConfiguredPace, MeasuredPace
-from analysis.planning import outgrows, plan, updates_to
+from analysis.planning import plan, updates_to
 from asgd.config import RunConfig, make_config
 from asgd.errors import DivergedError, InputError
 from asgd.experiment import read_runs, run_repeats
@@ -99,14 +99,6 @@ def test_noise_that_grows_with_the_distance_is_unstable(tmp_path: Path) -> None:
     diverging = configure(0.3, 1, problem={"kind": "least_squares"}, optimizer=single_sample)
     with pytest.raises(DivergedError):
         simulate(diverging, tmp_path / "run")
-
-
-def test_a_loss_that_settles_above_its_start_does_not_outgrow() -> None:
-    time = np.linspace(0.0, 1.0, 101)
-    assert outgrows(np.exp(3 * time))
-    assert not outgrows(1.0 - np.exp(-3 * time))
-    assert not outgrows(np.exp(-3 * time))
-    assert not outgrows(np.exp(-3 * time) + 0.1 * np.exp(time))
 
 
 def test_a_flat_start_tells_nothing() -> None:

@@ -1,0 +1,38 @@
+"""Advice on runs that diverged."""
+
+from pathlib import Path
+
+import pytest
+
+from analysis.advice import advice_on_divergence, diverged
+from asgd.config import make_config
+from asgd.errors import DivergedError
+from asgd.simulation import simulate
+from asgd.trace import RunWriter, read_run
+
+
+def test_the_rate_that_a_schedule_reached_is_judged(tmp_path: Path) -> None:
+    schedule = {"at": [10, 200], "values": [10.0, 0.01]}
+    tables = {
+        "problem": {"kind": "quadratic"},
+        "optimizer": {"learning_rate": 0.01, "learning_rate_schedule": schedule},
+        "run": {"updates": 300, "eval_every": 5},
+    }
+    with pytest.raises(DivergedError):
+        simulate(make_config(tables), tmp_path / "run")
+    run = read_run(tmp_path / "run")
+    assert 10 < len(run.trace) < 200
+    advice = advice_on_divergence(run)
+    assert advice is not None
+    assert advice.startswith("the largest stable learning rate for the staleness it measured is")
+
+
+def test_what_happened_later_does_not_hide_why_a_run_failed(tmp_path: Path) -> None:
+    wild = {"problem": {"kind": "quadratic"}, "optimizer": {"learning_rate": 10.0}}
+    with pytest.raises(DivergedError):
+        simulate(make_config(wild), tmp_path / "run")
+    RunWriter(tmp_path / "run").event("worker_lost", worker=1, reason="killed")
+    run = read_run(tmp_path / "run")
+    assert run.failure is not None
+    assert run.failure.startswith("the run diverged: loss ")
+    assert diverged(run)
