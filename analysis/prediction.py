@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import numpy as np
 import pandas as pd
 
 from analysis.closed import closed_curve, has_closed_forms
@@ -54,7 +55,8 @@ class Prediction:
     curves
         One row per model and recorded update: `model` (a name out of `MODELS`), `update` (applied
         updates so far), and of the loss of a single run, in units of the loss: `loss_mean`,
-        `loss_std` and the quantiles `q0.025`, `q0.050`, ..., `q0.975`.
+        `loss_std`, `loss_mean_error`, the standard error of the mean by the paths or reads that
+        were drawn, and the quantiles `q0.025`, `q0.050`, ..., `q0.975`.
     settings
         What the models were given: seed, staleness law, mu, closure; whether the run is stable
         (`RunStability.to_dict`), None for a rule other than sgd; and of each model its label and
@@ -310,6 +312,9 @@ def read_prediction(directory: str | Path) -> Prediction:
         settings = json.loads((directory / "prediction.json").read_text(encoding="utf-8"))
         if set(curves["model"]) != set(settings["models"]):
             raise ValueError("its two files are not of one prediction")
+        if "loss_mean_error" not in curves:  # stored by an earlier version
+            paths = {name: model["paths"] or np.inf for name, model in settings["models"].items()}
+            curves["loss_mean_error"] = curves["loss_std"] / np.sqrt(curves["model"].map(paths))
     except (OSError, ValueError, LookupError, TypeError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(
@@ -330,6 +335,7 @@ def _frame(name: str, curve: LossCurve) -> pd.DataFrame:
         "update": curve.update,
         "loss_mean": curve.mean,
         "loss_std": curve.std,
+        "loss_mean_error": curve.mean_error,
     }
     quantiles = {
         quantile_column(level): curve.quantiles[:, i] for i, level in enumerate(QUANTILE_LEVELS)

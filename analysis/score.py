@@ -69,9 +69,11 @@ class Score:
         The error of the geometric prediction, part by part; see `split_error`.
     intervals
         95 % intervals over repeats, a bootstrap of whole runs: by model, the columns
-        `relative_error_low`, `relative_error_high`, and so on for coverage and crps; and
-        `coverage_error`, the standard error of the coverage over runs, since the points of one run
-        are inside or outside together. None for a single run. With few repeats they are too short.
+        `coverage_low`, `coverage_high`, `crps_low` and `crps_high`; and `coverage_error`, the
+        standard error of the coverage over runs, since the points of one run are inside or outside
+        together. None for a single run. With few repeats they are too short. The relative error
+        has none: it is a mean of absolute values, to which a bootstrap would add the scatter of
+        the runs once more; `parts` says how much of it is scatter.
     labels
         What to call each model.
     """
@@ -157,11 +159,8 @@ def _intervals(observed: Array, curve: pd.DataFrame) -> dict[str, float]:
     """Resample whole runs, since the points of one run depend on each other."""
     runs = len(observed)
     drawn = stream(0, "repeats").integers(runs, size=(_RESAMPLES, runs))
-    mean = np.stack([observed[rows].mean(axis=0) for rows in drawn])
-    scale = np.abs(mean).mean(axis=1)
     inside, scores = (values.mean(axis=1) for values in _by_point(observed, curve))
     samples = {
-        "relative_error": np.abs(curve["loss_mean"].to_numpy() - mean).mean(axis=1) / scale,
         "coverage": inside[drawn].mean(axis=1),
         "crps": scores[drawn].mean(axis=1),
     }
@@ -185,8 +184,8 @@ def split_error(run: Run | Sequence[Run], prediction: Prediction) -> pd.DataFram
     DataFrame
         One row for each part whose models were predicted. Columns: `error`, the mean over the
         evaluations of |difference of the two mean curves| over the mean of |observed mean|; and
-        `noise`, what it would be if the two curves differed by the scatter of the predicted paths
-        and of the observed runs alone.
+        `noise`, what it would be if the two curves differed by the scatter of the observed runs and
+        of the paths, or reads, behind the predictions alone.
     """
     runs = as_runs(run)
     rows = {}
@@ -196,27 +195,19 @@ def split_error(run: Run | Sequence[Run], prediction: Prediction) -> pd.DataFram
         curve = _after_start(prediction, name)
         update = curve["update"].to_numpy()
         observed = np.stack([_observed(one, update) for one in runs])
-        variance = curve["loss_std"].to_numpy() ** 2
         if against is None:
-            other, scatter = observed.mean(axis=0), variance / len(runs)
+            other, scatter = observed.mean(axis=0), curve["loss_std"].to_numpy() ** 2 / len(runs)
         else:
             reference = _after_start(prediction, against)
             other = reference["loss_mean"].to_numpy()
-            scatter = _monte_carlo_variance(prediction, against, reference)
-        scatter = scatter + _monte_carlo_variance(prediction, name, curve)
+            scatter = reference["loss_mean_error"].to_numpy() ** 2
+        scatter = scatter + curve["loss_mean_error"].to_numpy() ** 2
         scale = float(np.abs(observed.mean(axis=0)).mean())
         error = np.abs(curve["loss_mean"].to_numpy() - other).mean() / scale
         # E |z| = sqrt(2 / pi) for a standard normal z
         noise = np.sqrt(2.0 / np.pi * scatter).mean() / scale
         rows[part] = {"error": float(error), "noise": float(noise)}
     return pd.DataFrame.from_dict(rows, orient="index", columns=["error", "noise"])
-
-
-def _monte_carlo_variance(prediction: Prediction, name: str, curve: pd.DataFrame) -> Array:
-    """Return the variance of a predicted mean, zero where no paths were drawn."""
-    paths = prediction.paths(name)
-    variance = curve["loss_std"].to_numpy() ** 2
-    return np.asarray(variance / paths if paths else 0.0 * variance)
 
 
 def _after_start(prediction: Prediction, name: str) -> pd.DataFrame:

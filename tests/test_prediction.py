@@ -1,5 +1,6 @@
 """Predictions of runs made in virtual time: which models, what they are given, how right."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,10 @@ def test_a_prediction_is_read_back_as_it_was_stored(run: Run) -> None:
     stored = read_prediction(run.path)
     assert stored.curves.equals(prediction.curves)
     assert stored.settings == prediction.settings
+    earlier = predict(run, paths=4, models=("sme_law", "replay"), method="simulate")
+    replace(earlier, curves=earlier.curves.drop(columns="loss_mean_error")).save(run.path)
+    known = read_prediction(run.path).curves["loss_mean_error"]
+    assert np.allclose(known, earlier.curves["loss_mean_error"])
 
 
 @pytest.mark.parametrize("optimizer", [{}, {"rule": "momentum"}, {"clip_norm": 1.0}], ids=str)
@@ -138,6 +143,19 @@ def test_the_seed_decides_the_prediction(run: Run) -> None:
     )
     assert first.equals(same)
     assert not first.equals(other)
+
+
+def test_what_is_too_wide_to_compute_is_simulated(tmp_path: Path) -> None:
+    run = simulated(
+        tmp_path,
+        problem={"kind": "least_squares"},
+        simulation={"staleness": "constant", "mean_staleness": 250},
+        optimizer={"learning_rate": 1e-4},
+        run={"updates": 600},
+    )
+    prediction = predict(run, models=("sme_asgd", "law_iid"), paths=2)
+    assert prediction.paths("sme_asgd") is None
+    assert prediction.paths("law_iid") == 2
 
 
 def test_what_cannot_be_predicted_is_refused(run: Run, tmp_path: Path) -> None:
@@ -228,9 +246,17 @@ def test_quadratics_are_computed_and_agree_with_their_simulation(run: Run) -> No
     for name in DEFAULT_MODELS:
         assert computed.paths(name) is None
         assert drawn.paths(name) == paths
+        assert np.allclose(
+            drawn.curve(name)["loss_mean_error"], drawn.curve(name)["loss_std"] / np.sqrt(paths)
+        )
+        # of what is computed, the reads of the law are drawn, and nothing else
+        assert (computed.curve(name)["loss_mean_error"].max() > 0) == (name == "sme_law")
         curve, sampled = computed.curve(name)[1:], drawn.curve(name)[1:]
         z = (curve["loss_mean"] - sampled["loss_mean"]) / (sampled["loss_std"] / np.sqrt(paths))
         assert np.sqrt(np.mean(z**2)) < 2
+    shape = "shape and dependence of staleness"
+    noise = compare(run, computed).parts.loc[shape, "noise"]
+    assert 0 < noise < 0.5 * compare(run, drawn).parts.loc[shape, "noise"]
     with pytest.raises(InputError, match="method: 'exact'"):
         predict(run, method="exact")  # type: ignore[arg-type]
 

@@ -30,6 +30,7 @@ def normal_prediction(
 
     quantiles = {quantile_column(level): mean + std * norm.ppf(level) for level in QUANTILE_LEVELS}
     curve = {"model": model, "update": UPDATE, "loss_mean": mean, "loss_std": std}
+    curve["loss_mean_error"] = std / np.sqrt(paths) if paths else 0.0
     settings = {"models": {model: {"label": model, "paths": paths}}}
     return Prediction(pd.DataFrame({**curve, **quantiles}), settings)
 
@@ -60,9 +61,14 @@ def test_coverage_of_a_right_prediction_is_the_level_of_the_band(tmp_path: Path)
         run_with_loss(tmp_path / str(i), 5.0 + rng.standard_normal(len(UPDATE))) for i in range(60)
     ]
     prediction = normal_prediction(np.full(len(UPDATE), 5.0), 1.0)
-    coverage = compare(runs, prediction).models["sme_law"].coverage
+    score = compare(runs, prediction)
+    coverage = score.models["sme_law"].coverage
     standard_error = np.sqrt(0.9 * 0.1 / (60 * (len(UPDATE) - 1)))
     assert abs(coverage - 0.9) < 4 * standard_error
+    # A mean of absolute values has no honest bootstrap: it would add the scatter of the runs again.
+    assert score.intervals is not None
+    ends = {f"{name}_{end}" for name in ("coverage", "crps") for end in ("low", "high")}
+    assert set(score.intervals) == ends | {"coverage_error"}
     narrow = normal_prediction(np.full(len(UPDATE), 5.0), 0.5)
     assert compare(runs, narrow).models["sme_law"].coverage < 0.7
 
