@@ -11,6 +11,7 @@ import pandas as pd
 from analysis.fit import StalenessFit
 from analysis.prediction import Prediction
 from analysis.score import Score
+from analysis.setting import last_update, whole
 from analysis.verdict import in_words
 from asgd.events import team_sizes
 from asgd.trace import Run
@@ -59,7 +60,7 @@ def headline(
             "How well predicted",
             f"Not predicted: {missing}."
             if score is None or prediction is None
-            else _how_well(prediction, score),
+            else _how_well(prediction, score) + left_out(runs),
         ),
     ]
     stability = _stability(prediction)
@@ -158,6 +159,18 @@ def _recorded(prediction: Prediction) -> str:
         f" {prediction.label('sme_law')} does not use the law: the workers' turns came in spells, "
         "so blocks of the turns recorded in this very run are put together anew; its staleness, "
         "not its loss, is taken from the run itself."
+    )
+
+
+def left_out(runs: Sequence[Run]) -> str:
+    """Return the sentence on repeats that are not predicted because they were cut short."""
+    kept = whole(runs)
+    short = len(runs) - len(kept)
+    if not short:
+        return ""
+    return (
+        f" {count(short, 'repeat')} ended before update {last_update(kept[0]):,} and "
+        f"{'is' if short == 1 else 'are'} left out of prediction and score."
     )
 
 

@@ -22,7 +22,7 @@ from analysis.fit import StalenessFit
 from analysis.linear_noise import linear_noise
 from analysis.loss_curve import QUANTILE_LEVELS, LossCurve
 from analysis.run_stability import run_stability
-from analysis.setting import Setting
+from analysis.setting import Setting, whole
 from analysis.sme import sme_asgd
 from analysis.sme_law import sme_law
 from analysis.sme_replay import sme_replay
@@ -143,7 +143,7 @@ def predict(
     run
         The run. Its trace gives the staleness, its configuration everything else. Or repeats
         of one run under other seeds: the staleness of all is fitted, and each replayed by its
-        share of the paths.
+        share of the paths. Repeats cut short of the furthest are left out.
     paths
         Paths of each ensemble.
     models
@@ -177,7 +177,7 @@ def predict(
     unknown = [name for name in models or () if name not in MODELS]
     if unknown:
         raise InputError(f"model {unknown[0]!r}: expected one of {', '.join(MODELS)}")
-    runs = as_runs(run)
+    runs = whole(as_runs(run))
     if runs[0].loss.empty:
         raise InputError(f"{runs[0].path}: holds no loss evaluation to predict")
     setting = Setting.of(runs, fit or fit_runs(runs))

@@ -32,6 +32,7 @@ from analysis.inline_svg import SvgInliner, page_colour
 from analysis.pictures import Picture
 from analysis.prediction import Prediction, has_prediction, read_prediction
 from analysis.score import Score, compare
+from analysis.setting import last_update, whole
 from asgd.errors import InputError, UnreliableEstimateError
 from asgd.experiment import read_runs
 from asgd.trace import Run, replace_file
@@ -68,7 +69,7 @@ class Study:
     doubt
         Why the fit should not be relied on, None if it may be.
     prediction, score
-        None where no prediction is stored.
+        None where no prediction of the runs as they are is stored.
     missing
         Why there is no prediction, None where there is one.
     """
@@ -89,15 +90,36 @@ class Study:
             fit = fit_runs(runs)
         except UnreliableEstimateError as error:
             fit, doubt = error.estimate, str(error)
-        if not has_prediction(path):
-            return cls(path, runs, fit, doubt, None, None, missing or _NOT_ASKED)
-        prediction = read_prediction(path)
-        return cls(path, runs, fit, doubt, prediction, compare(runs, prediction), None)
+        try:
+            prediction, score = scored_prediction(path, runs)
+        except InputError as error:
+            return cls(path, runs, fit, doubt, None, None, missing or str(error))
+        return cls(path, runs, fit, doubt, prediction, score, None)
 
     @property
     def run(self) -> Run:
         """The run whose workers are shown, the first repeat."""
         return self.runs[0]
+
+
+def scored_prediction(path: Path, runs: Sequence[Run]) -> tuple[Prediction, Score]:
+    """Read the prediction stored with runs and score it, repeats cut short left out.
+
+    Raises
+    ------
+    InputError
+        None is stored, it cannot be read, or the runs have gone on or been made anew since.
+    """
+    if not has_prediction(path):
+        raise InputError(_NOT_ASKED)
+    prediction, kept = read_prediction(path), whole(runs)
+    predicted, ended = int(prediction.curves["update"].max()), last_update(kept[0])
+    if predicted != ended:
+        raise InputError(
+            f"the stored prediction ends at update {predicted:,}, the run at {ended:,}; "
+            "`asgd predict` makes a new one"
+        )
+    return prediction, compare(kept, prediction)
 
 
 def write_report(
@@ -185,7 +207,7 @@ def _section(study: Study, prefix: str) -> tuple[dict[str, Any], list[Picture]]:
     run, fit, prediction, score = study.run, study.fit, study.prediction, study.score
     course, workers, events = timeline(run), workers_table(run), events_table(run)
     unusual = events[events["incident"].astype(bool)]
-    loss = [pictures.overlay(prefix, study.runs, prediction)] if len(run.loss) else []
+    loss = [pictures.overlay(prefix, whole(study.runs), prediction)] if len(run.loss) else []
     errors = [pictures.errors(prefix, score)] if score else []
     staleness = pictures.staleness(prefix, run, fit, course, workers, unusual)
     activity = pictures.activity(prefix, course, workers, unusual)

@@ -13,6 +13,7 @@ from analysis.fit import StalenessFit
 from analysis.recorded_turns import RecordedTurns, has_spells
 from analysis.sme_law import Closure
 from asgd.config import OptimizerConfig
+from asgd.events import team_sizes
 from asgd.problems import make_problem
 from asgd.problems.base import Array, Problem
 from asgd.problems.linear import LinearModel
@@ -25,6 +26,11 @@ from asgd.trace import Run
 # Beyond this dimension linear models are served in single precision: its rounding moves a loss by
 # some 1e-7 of itself, the scatter of a hundred paths by 1e-3 and more.
 _SINGLE_DIM = 256
+
+# A pool may have another size at this share of the updates, and miss the mean staleness of a
+# server by this share of P: workers are lost and come back.
+_CHANGED_SHARE = 0.1
+_OFF_SHARE = 0.05
 
 
 @dataclass(frozen=True)
@@ -48,7 +54,7 @@ class Setting:
     closure
         How the staleness of one update depends on that of the others; "pool" for a server.
     workers
-        P.
+        P, the number there at most updates.
     turns
         The measured turns of the workers, where these come in spells; None if the law says enough
         about them, (P2), or snapshots were not used once each.
@@ -76,8 +82,8 @@ class Setting:
     @classmethod
     def of(cls, runs: Run | Sequence[Run], fit: StalenessFit) -> Setting:
         """Read the setting off a run or its repeats; of what is no staleness, off the first."""
-        runs = as_runs(runs)
-        run, updates = runs[0], int(runs[0].loss["update"].iloc[-1])
+        runs = whole(as_runs(runs))
+        run, updates = runs[0], last_update(runs[0])
         config, trace, optimizer = run.config, run.trace, run.config.optimizer
         problem = make_problem(config)
         learning_rate, batch_size = optimizer.learning_rate, optimizer.batch_size
@@ -100,7 +106,7 @@ class Setting:
             mu=fit.mu,
             law=fit.recommended,
             closure=closure,
-            workers=config.cluster.workers,
+            workers=team_of(run),
             turns=turns,
             rule=None if _plain(optimizer) else make_rule(optimizer),
             synchronous=config.cluster.mode == "sync",
@@ -137,6 +143,17 @@ class Setting:
         return Geometric(1 - 1 / self.workers) if isinstance(self.law, Geometric) else self.law
 
 
+def whole(runs: Sequence[Run]) -> list[Run]:
+    """Return the runs evaluated as far as the furthest: a repeat cut short has no later loss."""
+    ends = [last_update(run) for run in runs]
+    return [run for run, end in zip(runs, ends, strict=True) if end == max(ends)]
+
+
+def last_update(run: Run) -> int:
+    """Return the update of the last evaluation of the loss, -1 if there was none."""
+    return -1 if run.loss.empty else int(run.loss["update"].iloc[-1])
+
+
 def _plain(optimizer: OptimizerConfig) -> bool:
     return optimizer.rule == "sgd" and optimizer.clip_norm is None
 
@@ -151,16 +168,44 @@ def _turns(runs: Sequence[Run], law: StalenessLaw) -> RecordedTurns | None:
     recorded = RecordedTurns.of([one.trace["worker"].to_numpy() for one in runs])
     staleness = [one.trace["staleness"].to_numpy() for one in runs]
     rng = stream(runs[0].config.run.seed, "spells")
+    if recorded.workers != team_of(runs[0]):  # others came in the place of those that left
+        return None
     return recorded if has_spells(staleness, recorded, law, rng) else None
 
 
-def closure_of(run: Run) -> Closure:
-    """Return "pool" if the run used each snapshot once, as a server does, else "iid".
+def team_of(run: Run) -> int:
+    """Return how many workers there were at most updates."""
+    return int(np.bincount(_team_sizes(run)).argmax())
 
-    Every worker reads version 0; any later version then belongs to one worker, but for the few
-    that a worker read which joined late or again. Independent draws of staleness read at least a
-    quarter of the versions twice or more.
+
+def _team_sizes(run: Run) -> npt.NDArray[np.int64]:
+    return team_sizes(run.events, run.config.cluster.workers, max(len(run.trace), 1))
+
+
+def closure_of(run: Run) -> Closure:
+    """Return "pool" if the run used each snapshot of one team once, as a server does, else "iid".
+
+    Three things make a pool. Its size hardly changes. Every worker reads version 0; any later
+    version then belongs to one worker, but for the few that a worker read which joined late or
+    again; independent draws of staleness that vary read at least a quarter of the versions twice
+    or more. And an update makes P - 1 snapshots one older and one new, so the staleness of N
+    updates and the ages of the snapshots held at the end are (P - 1) N together; independent
+    constant staleness reads no version twice but has any mean.
     """
-    read_version = run.trace["read_version"]
+    trace, updates = run.trace, len(run.trace)
+    sizes, workers = _team_sizes(run), team_of(run)
+    if np.mean(sizes != workers) > _CHANGED_SHARE:
+        return "iid"
+    read_version = trace["read_version"]
     twice = int(read_version[read_version > 0].duplicated().sum())
-    return "iid" if twice > max(run.config.cluster.workers, len(read_version) // 20) else "pool"
+    if twice > max(workers, updates // 20):
+        return "iid"
+    if not updates:
+        return "pool"
+    staleness = trace["update"].to_numpy() - read_version.to_numpy()
+    # who left holds nothing
+    last = trace.groupby("worker")["update"].max().nlargest(workers).to_numpy()
+    held = int(np.sum(updates - 1 - last)) + updates * max(workers - len(last), 0)
+    off = abs((staleness.sum() + held) / updates - (sizes.mean() - 1.0))
+    allowed = max(4.0 * staleness.std() / np.sqrt(updates), _OFF_SHARE * workers)
+    return "iid" if off > allowed else "pool"

@@ -8,8 +8,9 @@ from pathlib import Path
 from analysis.advice import why_not_predicted
 from analysis.experiment import fit_runs
 from analysis.fit import StalenessFit
-from analysis.prediction import DEFAULT_MODELS, Method, Prediction, has_prediction, predict
+from analysis.prediction import DEFAULT_MODELS, Method, Prediction, predict
 from analysis.score import Score, compare
+from analysis.setting import whole
 from asgd.errors import InputError, UnreliableEstimateError
 from asgd.experiment import read_runs
 from asgd.live import Bar
@@ -32,14 +33,18 @@ def store_prediction(
     method: Method = "auto",
     seed: int | None = None,
 ) -> tuple[Prediction, Score]:
-    """Predict a run, or its repeats, store the prediction in their directory and score it."""
+    """Predict a run, or its repeats, score the prediction and store it in their directory.
+
+    Repeats cut short of the furthest are neither predicted nor scored.
+    """
     fit = store_fit(path, runs)
     with Bar("predict", len(DEFAULT_MODELS), quiet) as bar:
         prediction = predict(
             runs, paths=paths, method=method, seed=seed, fit=fit, progress=bar.part
         )
+    score = compare(whole(runs), prediction)
     prediction.save(path)
-    return prediction, compare(runs, prediction)
+    return prediction, score
 
 
 def store_report(
@@ -49,13 +54,18 @@ def store_report(
     paths: int,
     quiet: bool,
 ) -> Path:
-    """Predict where no prediction is stored and can be had, write the report, return its path."""
-    from analysis.report import write_report
+    """Predict where no prediction of the run as it is now is stored, write the report.
+
+    Returns the path of the report; where no prediction can be had, it says why.
+    """
+    from analysis.report import scored_prediction, write_report
 
     missing = {}
     for directory in directories:
         runs = read_runs(directory)
-        if not has_prediction(directory):
+        try:
+            scored_prediction(directory, runs)
+        except InputError:
             try:
                 store_prediction(directory, runs, paths, quiet)
             except (InputError, UnreliableEstimateError) as error:

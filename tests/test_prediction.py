@@ -18,7 +18,7 @@ from analysis.prediction import (
     read_prediction,
 )
 from analysis.score import compare
-from analysis.setting import closure_of
+from analysis.setting import Setting, closure_of
 from asgd.config import make_config
 from asgd.errors import InputError, UnreliableEstimateError
 from asgd.experiment import read_runs, run_repeats
@@ -80,6 +80,31 @@ def test_the_law_of_a_server_is_the_pool_closure_and_that_of_independent_lags_is
     assert np.array_equal(
         curves.curve("sme_law")["loss_mean"], curves.curve("law_iid")["loss_mean"]
     )
+
+
+def test_independent_constant_staleness_is_no_pool(run: Run, tmp_path: Path) -> None:
+    """It reads no version twice, but a pool of 4 would have mean staleness 3."""
+    table = {"staleness": "constant", "mean_staleness": 10}
+    independent = simulated(tmp_path, simulation=table)
+    assert closure_of(independent) == "iid"
+    curves = predict(independent, models=("sme_law", "law_iid"))
+    assert np.array_equal(*(curves.curve(name)["loss_mean"] for name in curves.models))
+    queue = with_turns(tmp_path / "queue", run, np.arange(400) % 4)
+    assert closure_of(queue) == "pool"
+
+
+def test_a_team_that_changes_is_a_pool_of_the_workers_it_had(run: Run, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    three = with_turns(tmp_path / "three", run, rng.integers(3, size=400))
+    RunWriter(three.path).event("worker_removed", worker=3, update=0)
+    three = read_run(three.path)
+    assert closure_of(three) == "pool"
+    assert Setting.of(three, fit_run(three)).workers == 3
+    turns = np.concatenate([rng.integers(4, size=200), rng.integers(2, size=200)])
+    halved = with_turns(tmp_path / "halved", run, turns)
+    for worker in (2, 3):
+        RunWriter(halved.path).event("worker_removed", worker=worker, update=200)
+    assert closure_of(read_run(halved.path)) == "iid"
 
 
 def with_turns(path: Path, run: Run, turns: np.ndarray) -> Run:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -18,10 +19,14 @@ from analysis.activity import events_table, timeline, workers_table
 from analysis.comparison import common_target, compare_runs, comparison_headline, labels
 from analysis.fit import fit_run, fit_staleness
 from analysis.headline import headline
-from analysis.prediction import MODELS, read_prediction
+from analysis.prediction import MODELS, has_prediction, read_prediction
 from analysis.report import _plain, write_report
 from analysis.score import compare
+from analysis.steps import store_prediction, store_report
+from asgd.config import make_config
 from asgd.errors import InputError
+from asgd.experiment import read_runs, run_repeats
+from asgd.simulation import simulate
 from asgd.trace import RunWriter, read_run
 
 
@@ -174,6 +179,54 @@ def test_recorded_turns_are_not_called_the_law(tmp_path: Path) -> None:
         "The recorded turns of the workers are needed: error 1 % against 10 % with the geometric "
         "law, 2 % with the measured law." in said["What to try"]
     )
+
+
+def test_repeats_cut_short_are_left_out_and_said(tmp_path: Path) -> None:
+    tables = {
+        "problem": {"kind": "quadratic"},
+        "run": {"updates": 300, "eval_every": 20, "repeats": 3},
+    }
+    place = run_repeats(make_config(tables), tmp_path / "repeats", simulate)
+    whole, short = read_runs(place)[1:], read_runs(place)[0]
+    RunWriter(short.path).cut(150)
+    store_report([place], None, None, 8, quiet=True)
+    prediction = read_prediction(place)
+    assert prediction.curves["update"].max() == 300
+    assert compare(whole, prediction).repeats == 2
+    page = (place / "report.html").read_text("utf-8")
+    assert "1 repeat ended before update 300 and is left out of prediction and score." in page
+    assert "the mean of 2 runs" in page
+
+
+def test_a_prediction_of_a_run_that_has_gone_on_is_made_again(tmp_path: Path) -> None:
+    run = simulated_run(tmp_path / "run")
+    shutil.copytree(run.path, tmp_path / "cut")
+    RunWriter(tmp_path / "cut").cut(150)
+    store_prediction(tmp_path / "cut", [read_run(tmp_path / "cut")], 8, quiet=True)
+    for kind in ("json", "parquet"):
+        shutil.copy(tmp_path / "cut" / f"prediction.{kind}", run.path)
+    page = write_report(run.path).read_text("utf-8")
+    assert "Not predicted: the stored prediction ends at update 150, the run at 300" in page
+    page = store_report([run.path], None, None, 8, quiet=True).read_text("utf-8")
+    assert "Not predicted" not in page
+    assert read_prediction(run.path).curves["update"].max() == 300
+
+
+def test_a_prediction_that_cannot_be_scored_is_not_stored(tmp_path: Path) -> None:
+    """Repeats evaluated at other updates: the report is made all the same, with the reason."""
+    tables = {
+        "problem": {"kind": "quadratic"},
+        "run": {"updates": 300, "eval_every": 20, "repeats": 2},
+    }
+    place = run_repeats(make_config(tables), tmp_path / "repeats", simulate)
+    runs = read_runs(place)
+    loss = runs[1].loss.drop(index=3)
+    RunWriter(runs[1].path).loss({name: column.to_numpy() for name, column in loss.items()})
+    with pytest.raises(InputError, match="has no loss at update 60"):
+        store_prediction(place, read_runs(place), 8, quiet=True)
+    assert not has_prediction(place)
+    page = store_report([place], None, None, 8, quiet=True).read_text("utf-8")
+    assert "has no loss at update 60" in page
 
 
 @pytest.mark.parametrize(
