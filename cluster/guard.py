@@ -20,22 +20,29 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+_MARK = "ASGD_RAY_DIRECTORY"
+_TITLE = b"ray::"  # what Ray's Python processes call themselves
 _SECONDS_TO_CLEAR = 10.0  # what is killed may have started something meanwhile
 _SECONDS_TO_LOOK = 1.0  # for the driver itself: forked, a child would keep the input open
 _POLL_SECONDS = 0.02
 
 
-@contextmanager
-def guarded(token: str, directory: str) -> Iterator[None]:
-    """Have the processes of a Ray and its directory removed should this process die in the block.
+def mark(directory: str) -> dict[str, str]:
+    """Return what is to be in the environment of the processes that make up a Ray, and in no other.
+
+    The driver's own environment is no place for it: its other children would inherit it.
 
     Parameters
     ----------
-    token
-        In the environment of each of its processes; not yet in this one's.
     directory
-        Where they have their files.
+        Where this Ray has its files.
     """
+    return {_MARK: directory}
+
+
+@contextmanager
+def guarded(directory: str) -> Iterator[None]:
+    """Have a directory and the processes of the Ray there removed should this process die here."""
     guard = subprocess.Popen(
         [sys.executable, "-I", "-S", __file__],
         stdin=subprocess.PIPE,
@@ -45,7 +52,7 @@ def guarded(token: str, directory: str) -> Iterator[None]:
         start_new_session=True,
     )
     assert guard.stdin is not None
-    guard.stdin.write(json.dumps([token, directory, os.getpid()]).encode() + b"\n")
+    guard.stdin.write(json.dumps([directory, os.getpid()]).encode() + b"\n")
     guard.stdin.flush()
     try:
         yield
@@ -59,35 +66,42 @@ def guarded(token: str, directory: str) -> Iterator[None]:
             guard.wait()
 
 
-def end_processes(token: str, directory: str, patience: float, driver: int) -> None:
+def end_processes(directory: str, patience: float) -> None:
     """Wait up to `patience` seconds for the processes of a Ray to exit; kill what stays."""
     deadline = time.monotonic() + patience
-    while (left := processes(token, directory, driver)) and time.monotonic() < deadline:
+    while (left := processes(directory)) and time.monotonic() < deadline:
         time.sleep(_POLL_SECONDS)
     for pid in left:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
 
 
-def processes(token: str, directory: str, driver: int) -> list[int]:
-    """Return the processes with a token in their environment or files open in a directory.
+def processes(directory: str) -> list[int]:
+    """Return the processes of the Ray that has its files in a directory, and theirs.
 
-    Without the driver, which has such files, too.
-
-    A process that gives itself a title overwrites its environment, but keeps its log files.
+    Each has the mark in its environment but for those that give themselves a title, which
+    overwrites the environment; they keep their log files. Others that look into the directory, as
+    `tail` on a log does, and the children of the driver are not among them.
     """
     return [
         int(process.name)
         for process in Path("/proc").glob("[0-9]*")
-        if int(process.name) != driver
-        and (_environment_has(process, token) or _has_open(process, directory))
+        if _is_marked(process, directory) or (_is_titled(process) and _has_open(process, directory))
     ]
 
 
-def _environment_has(process: Path, token: str) -> bool:
+def _is_marked(process: Path, directory: str) -> bool:
     try:
-        return token.encode() in (process / "environ").read_bytes()
+        variables = (process / "environ").read_bytes().split(b"\0")
     except OSError:  # gone meanwhile, or somebody else's
+        return False
+    return f"{_MARK}={directory}".encode() in variables
+
+
+def _is_titled(process: Path) -> bool:
+    try:
+        return (process / "cmdline").read_bytes().startswith(_TITLE)
+    except OSError:
         return False
 
 
@@ -98,7 +112,7 @@ def _has_open(process: Path, directory: str) -> bool:
         return False
     for file in files:
         with suppress(OSError):  # closed meanwhile
-            if os.readlink(file).startswith(directory):
+            if os.readlink(file).startswith(f"{directory}/"):
                 return True
     return False
 
@@ -109,12 +123,12 @@ def _guard() -> None:
     told = sys.stdin.readline()
     if not told:
         return
-    token, directory, driver = json.loads(told)
+    directory, driver = json.loads(told)
     while not select.select([sys.stdin], [], [], _SECONDS_TO_LOOK)[0] and os.getppid() == driver:
         pass
     deadline = time.monotonic() + _SECONDS_TO_CLEAR
-    while processes(token, directory, driver) and time.monotonic() < deadline:
-        end_processes(token, directory, 0.0, driver)
+    while processes(directory) and time.monotonic() < deadline:
+        end_processes(directory, 0.0)
         time.sleep(_POLL_SECONDS)
     shutil.rmtree(directory, ignore_errors=True)
 

@@ -7,10 +7,10 @@ ends. The environment, the signal handlers and the umask of this process are put
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import secrets
-import shutil
 import signal
 import socket
 import sys
@@ -18,14 +18,14 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import ray
 from ray._private import ray_constants, services
 
 from asgd.errors import InputError
-from cluster.guard import end_processes, guarded
+from cluster.guard import end_processes, guarded, mark
+from cluster.temporary import private_directory
 
 _log = logging.getLogger(__name__)
 
@@ -85,8 +85,9 @@ def _own(object_store_bytes: int, metrics_port: int) -> Iterator[None]:
     token = secrets.token_hex(32)
     with (
         _restored_process_state(),
-        _private_directory() as directory,
-        guarded(token, directory),
+        private_directory(_parent_directory()) as directory,
+        guarded(directory),
+        _marked_processes(directory),
     ):
         os.environ.update(
             RAY_AUTH_MODE="token",
@@ -105,7 +106,6 @@ def _own(object_store_bytes: int, metrics_port: int) -> Iterator[None]:
         _reload_ray_environment()
         handlers = _handlers()
         try:
-            _exit_on_signals(handlers)
             umask = os.umask(0o077)
             ray.init(
                 address="local",
@@ -124,7 +124,7 @@ def _own(object_store_bytes: int, metrics_port: int) -> Iterator[None]:
                 # Ray does not take down what an interrupted start has left.
                 patience = _SECONDS_TO_EXIT if ray.is_initialized() else 0.0
                 ray.shutdown()
-                end_processes(token, directory, patience, os.getpid())
+                end_processes(directory, patience)
     _reload_ray_environment()
 
 
@@ -137,12 +137,10 @@ def _restored_process_state() -> Iterator[None]:
     loopback_off = ray_constants.ENABLE_RAY_CLUSTER
     # With clusters disabled, as Ray does on laptops, every listener binds to 127.0.0.1.
     ray_constants.ENABLE_RAY_CLUSTER = False
-    popen = services.ConsolePopen
-    services.ConsolePopen = _Popen  # type: ignore[misc]
     try:
+        _exit_on_signals(handlers)
         yield
     finally:
-        services.ConsolePopen = popen  # type: ignore[misc]
         ray_constants.ENABLE_RAY_CLUSTER = loopback_off
         os.umask(umask)
         _restore(environment, handlers)
@@ -196,36 +194,30 @@ def _exit_on_signals(before: dict[signal.Signals, Any]) -> None:
         signal.signal(number, leave if handler is signal.SIG_DFL else handler)
 
 
-@contextmanager
-def _private_directory() -> Iterator[str]:
+def _parent_directory() -> str:
     parent = tempfile.gettempdir()
-    if len(parent) > _LONGEST_DIRECTORY and os.access("/tmp", os.W_OK):
-        parent = "/tmp"
-    for old in Path(parent).glob("asgd-*-*"):
-        _remove_if_abandoned(old)
-    directory = tempfile.mkdtemp(prefix=f"asgd-{os.getpid()}-", dir=parent)
+    return "/tmp" if len(parent) > _LONGEST_DIRECTORY and os.access("/tmp", os.W_OK) else parent
+
+
+@contextmanager
+def _marked_processes(directory: str) -> Iterator[None]:
+    popen = services.ConsolePopen
+    services.ConsolePopen = functools.partial(_Popen, directory)  # type: ignore[assignment, misc]
     try:
-        yield directory
+        yield
     finally:
-        shutil.rmtree(directory, ignore_errors=True)
-
-
-def _remove_if_abandoned(directory: Path) -> None:
-    """Remove the directory of a driver that was killed before it could."""
-    pid = directory.name.split("-")[1]
-    ours = directory.stat().st_uid == os.getuid()
-    if ours and pid.isdigit() and not Path(f"/proc/{pid}").exists():
-        shutil.rmtree(directory, ignore_errors=True)
+        services.ConsolePopen = popen  # type: ignore[misc]
 
 
 class _Popen(services.ConsolePopen):
-    """Starts a process of Ray in a group of its own.
+    """Starts a process of Ray with the mark of its directory and in a group of its own.
 
     A signal to the whole group, from a terminal or a supervisor, is for the driver, which ends
     the run in order with Ray still alive.
     """
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
+    def __init__(self, directory: str, *arguments: Any, **options: Any) -> None:
+        options["env"] = {**(options.get("env") or os.environ), **mark(directory)}
         super().__init__(*arguments, process_group=0, **options)
 
 

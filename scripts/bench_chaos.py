@@ -48,6 +48,7 @@ from asgd.trace import Run, read_run  # noqa: E402
 from cluster.checkpoint import CHECKPOINTS, load, paths, version_of  # noqa: E402
 from tests.faults import replay_run  # noqa: E402
 from tests.invariants import check_gradients  # noqa: E402
+from tests.processes import actor_processes  # noqa: E402
 
 WORKERS = 4
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
@@ -77,23 +78,6 @@ def configure(number: int, updates: int) -> RunConfig:
 
 
 # --- faults -------------------------------------------------------------------------------------
-
-
-def actor_processes(kind: str) -> set[int]:
-    """Return the processes below this one that are Ray actors of a kind."""
-    parents, titles = {}, {}
-    for directory in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            pid = int(directory.name)
-            parents[pid] = int((directory / "stat").read_text().rpartition(")")[2].split()[1])
-            titles[pid] = (directory / "cmdline").read_bytes().decode(errors="replace")
-
-    def is_ours(pid: int) -> bool:
-        while pid > 1 and pid != os.getpid():
-            pid = parents.get(pid, 0)
-        return pid == os.getpid()
-
-    return {p for p, title in titles.items() if title.startswith(f"ray::{kind}") and is_ours(p)}
 
 
 def flip(path: Path, random: np.random.Generator) -> None:

@@ -15,13 +15,13 @@ from cluster.guard import guarded, processes
 
 DRIVER = """
 import os, subprocess, sys, time
-from cluster.guard import guarded
+from cluster.guard import guarded, mark
 
-token, directory, forked = sys.argv[1:]
-with guarded(token, directory):
+directory, forked = sys.argv[1:]
+with guarded(directory):
     if forked and not os.fork():
         time.sleep(60)
-    child = subprocess.Popen(["sleep", "60"], env={"TOKEN": token}, stdout=subprocess.DEVNULL)
+    child = subprocess.Popen(["sleep", "60"], env=mark(directory), stdout=subprocess.DEVNULL)
     print(child.pid, flush=True)
     time.sleep(60)
 """
@@ -29,10 +29,10 @@ with guarded(token, directory):
 
 @pytest.mark.parametrize("forked", ["", "forked"])
 def test_what_a_killed_driver_leaves_is_cleared_up(tmp_path: Path, forked: str) -> None:
-    token, directory = os.urandom(16).hex(), tmp_path / "files"
+    directory = tmp_path / "files"
     directory.mkdir()
     driver = subprocess.Popen(
-        [sys.executable, "-c", DRIVER, token, str(directory), forked],
+        [sys.executable, "-c", DRIVER, str(directory), forked],
         cwd=Path(__file__).parents[1],
         stdout=subprocess.PIPE,
         start_new_session=True,
@@ -50,9 +50,38 @@ def test_what_a_killed_driver_leaves_is_cleared_up(tmp_path: Path, forked: str) 
         os.sched_yield()
 
 
-def test_driver_that_goes_on_is_spared(tmp_path: Path) -> None:
-    token, directory = os.urandom(16).hex(), tmp_path / "files"
+TITLED = "import sys, time; file = open(sys.argv[1], 'a'); print(flush=True); time.sleep(60)"
+
+
+def test_driver_and_others_that_look_into_the_directory_are_spared(tmp_path: Path) -> None:
+    directory, beside = tmp_path / "files", tmp_path / "files-of-another"
     directory.mkdir()
-    with (directory / "log").open("w"), guarded(token, str(directory)):
-        assert processes(token, str(directory), driver=0) == [os.getpid()]
+    log = directory / "log"
+    log.touch()
+    children = []
+
+    def start(name: str, file: Path) -> int:
+        child = subprocess.Popen(
+            [name, "-c", TITLED, str(file)], executable=sys.executable, stdout=subprocess.PIPE
+        )
+        children.append(child)
+        assert child.stdout is not None
+        child.stdout.readline()  # the file is open
+        return child.pid
+
+    with log.open("a"), guarded(str(directory)):
+        start("tail", log)
+        start("ray::WorkerActor", beside)
+        assert processes(str(directory)) == []
+        worker = start("ray::WorkerActor", log)
+        assert processes(str(directory)) == [worker]
     assert not directory.exists()
+    killed = children.pop()
+    assert killed.wait() == -signal.SIGKILL
+    assert [child.poll() for child in children] == [None, None]
+    for child in children:
+        child.kill()
+        child.wait()
+    for child in [*children, killed]:
+        assert child.stdout is not None
+        child.stdout.close()

@@ -32,6 +32,7 @@ from asgd.streams import stream
 from asgd.trace import SHARED, Run, read_run
 from cluster import run
 from tests.invariants import check_trace
+from tests.processes import processes_in
 
 pytestmark = pytest.mark.ray
 
@@ -356,15 +357,7 @@ class Subprocess:
 
     def processes(self) -> set[int]:
         """Return the processes that have files of this run open."""
-        found = set()
-        for directory in Path("/proc").glob("[0-9]*"):
-            try:
-                files = [os.readlink(file) for file in (directory / "fd").iterdir()]
-            except OSError:
-                continue
-            if any(file.startswith(str(self.tmp)) for file in files):
-                found.add(int(directory.name))
-        return found
+        return processes_in(self.tmp)
 
     def finish(self) -> str:
         """Wait for the end; nothing may be left. Returns what was printed as an error."""
@@ -455,7 +448,7 @@ def test_nothing_is_left_after_interruption_of_the_start(
     launch: Callable[..., Subprocess], which: signal.Signals
 ) -> None:
     child = launch(updates=10**6, kind="quadratic")
-    child.wait_for(child.processes)
+    child.wait_for(lambda: child.processes() - {child.process.pid})
     os.killpg(child.process.pid, which)
     child.finish()
     assert child.process.returncode != 0

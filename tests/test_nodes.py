@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from asgd.trace import read_run
+from tests.processes import processes_in
 
 ROOT = Path(__file__).parents[1]
 
@@ -71,13 +72,8 @@ def directory() -> Iterator[Path]:
     path = Path(tempfile.mkdtemp(prefix="a-", dir="/tmp"))
     (path / "ray").mkdir()
     yield path
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            files = [os.readlink(file) for file in (process / "fd").iterdir()]
-        except OSError:
-            continue
-        if any(file.startswith(str(path)) for file in files):
-            os.kill(int(process.name), signal.SIGKILL)
+    for pid in processes_in(path):
+        os.kill(pid, signal.SIGKILL)
     shutil.rmtree(path, ignore_errors=True)
 
 

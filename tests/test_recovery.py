@@ -27,6 +27,7 @@ from cluster import resume, run
 from cluster.checkpoint import CHECKPOINTS, load, paths
 from tests.faults import replay_run
 from tests.invariants import check_gradients
+from tests.processes import actor_processes, processes_in
 
 pytestmark = pytest.mark.ray
 
@@ -51,25 +52,6 @@ def configure(
             "run": {**run, "durability": durability},
         }
     )
-
-
-def actor_processes(kind: str) -> set[int]:
-    """Return the processes below this one that are Ray actors of a kind."""
-    parents, titles = {}, {}
-    for directory in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            pid = int(directory.name)
-            parents[pid] = int((directory / "stat").read_text().rpartition(")")[2].split()[1])
-            titles[pid] = (directory / "cmdline").read_bytes().decode(errors="replace")
-
-    def is_ours(pid: int) -> bool:
-        while pid > 1 and pid != os.getpid():
-            pid = parents.get(pid, 0)
-        return pid == os.getpid()
-
-    return {
-        pid for pid, title in titles.items() if title.startswith(f"ray::{kind}") and is_ours(pid)
-    }
 
 
 class Killer:
@@ -266,17 +248,6 @@ def machine() -> Iterator[Callable[[Path, RunConfig], int]]:
 
     yield crash
     tmp.cleanup()
-
-
-def processes_in(directory: str) -> set[int]:
-    """Return the processes that have files of a directory open."""
-    found = set()
-    for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            files = [os.readlink(file) for file in (process / "fd").iterdir()]
-            if any(file.startswith(directory) for file in files):
-                found.add(int(process.name))
-    return found
 
 
 @pytest.mark.usefixtures("shared_ray")
