@@ -104,8 +104,7 @@ def _team(run: Run) -> str:
 
 def _ended(run: Run) -> str:
     """Return how the run ended, and why if it failed."""
-    reasons = [event.get("reason") for event in run.events if event.get("event") == "failed"]
-    return f"failed: {reasons[-1]}" if run.state == "failed" and reasons else run.state
+    return f"failed: {run.failure}" if run.failure else run.state
 
 
 def _how_stale(run: Run, fit: StalenessFit) -> str:
