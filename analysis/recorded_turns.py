@@ -135,7 +135,8 @@ def has_spells(
     """Return whether the turns come in spells that hazards of their law do not make.
 
     Compared is how much min(|tau - P + 1|, P), averaged over blocks of four turns of each worker,
-    varies over blocks and runs, with the largest of 40 records simulated by hazards, (P2).
+    varies over blocks and runs, with the largest of 40 records simulated by hazards, (P2). Only
+    the first 1000 updates of each run are looked at: later spells are not seen.
 
     Parameters
     ----------

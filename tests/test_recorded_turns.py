@@ -1,9 +1,15 @@
 """Recorded turns: replayed exactly, and resampled without losing what they hold."""
 
+from collections.abc import Callable
+
 import numpy as np
+import pytest
+from test_turns import server
 
 from analysis.recorded_turns import RecordedTurns, ResampledTurns, has_spells
+from analysis.sme_law import sme_law
 from asgd.delays import ComputeTime
+from asgd.problems import Quadratic
 from asgd.server_times import simulate_staleness
 from asgd.staleness import Empirical
 from asgd.streams import stream
@@ -82,3 +88,37 @@ def test_spells_are_told_from_turns_by_age() -> None:
         law = Empirical.from_sample(np.concatenate([one[50:] for one in tau]))
         found.append(has_spells(tau, RecordedTurns.of(turns), law, stream(5, "spells")))
     assert found == [True, False]
+
+
+def times_in_spells(paths: int, rng: np.random.Generator) -> Callable[..., np.ndarray]:
+    """Draw compute times of 4 workers: nearly constant for 100 updates, memoryless for 100."""
+    updates = rng.integers(200, size=paths)
+
+    def draw(worker: np.ndarray | None, size: int) -> np.ndarray:
+        if worker is None:
+            return rng.gamma(100.0, 0.01, (size, 4))
+        updates[:] += 1
+        shape = np.where(updates // 100 % 2, 1.0, 400.0)
+        return rng.gamma(shape, 1.0 / shape)
+
+    return draw
+
+
+def test_recorded_turns_follow_an_event_driven_server_with_spells() -> None:
+    """E x^2 at 0.85 of the limit of a fixed order, which hazards of the same law understate."""
+    rng, eta, updates, records, paths = np.random.default_rng(5), 0.19, 300, 1500, 4000
+    _, who, tau = server(eta, times_in_spells(records, rng), updates, records, rng)
+    exact, _, _ = server(eta, times_in_spells(paths, rng), updates, paths, rng)
+    law, recorded = Empirical.from_sample(tau[50:].ravel()), RecordedTurns.of(list(who.T))
+    resampled, by_hazard = (
+        sme_law(
+            Quadratic(), eta, law, updates, paths, 3, workers=4, turns=turns, quantile_levels=()
+        ).second_moment[1:, 0]
+        for turns in (recorded, None)
+    )
+    for window in (slice(30, 100), slice(100, 300)):
+        # paths are independent, updates are not; both samples err, and the records
+        observed = exact[window].mean(axis=0)
+        error = observed.std() * np.sqrt(2 / paths + 1 / records)
+        assert resampled[window].mean() == pytest.approx(observed.mean(), abs=4 * error)
+        assert by_hazard[window].mean() < observed.mean() - 4 * error
