@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from asgd.config import RunConfig
 from asgd.errors import DivergedError
+from asgd.schedules import learning_rate_schedule
 
 DIVERGED = "the run diverged"  # how every message begins
 
@@ -26,7 +27,8 @@ def check_divergence(config: RunConfig, first: float, latest: float, update: int
     """
     limit = config.run.divergence_factor * max(1.0, abs(first))
     if not latest <= limit:
+        largest = learning_rate_schedule(config.optimizer).array(max(1, update)).max()
         raise DivergedError(
             f"{DIVERGED}: loss {latest:.3g} at update {update}, {first:.3g} at the start; "
-            f"learning_rate = {config.optimizer.learning_rate} is too large for this staleness"
+            f"learning_rate = {largest} is too large for this staleness"
         )

@@ -18,7 +18,7 @@ def test_the_rate_that_a_schedule_reached_is_judged(tmp_path: Path) -> None:
         "optimizer": {"learning_rate": 0.01, "learning_rate_schedule": schedule},
         "run": {"updates": 300, "eval_every": 5},
     }
-    with pytest.raises(DivergedError):
+    with pytest.raises(DivergedError, match=r"learning_rate = 10\.0 is too large"):
         simulate(make_config(tables), tmp_path / "run")
     run = read_run(tmp_path / "run")
     assert 10 < len(run.trace) < 200
