@@ -208,6 +208,7 @@ def predict(
     asgd predict runs/digits --paths 200
     asgd predict runs/digits --method fast
     """
+    from analysis.headline import left_out
     from analysis.steps import store_prediction
     from asgd.experiment import read_runs
 
@@ -218,7 +219,8 @@ def predict(
         print_json({**prediction.settings, "scores": scores})
     else:
         stability = prediction.settings["stability"]
-        click.echo(f"{score}\n\n{stability['sentence']}" if stability else score)
+        sentences = [stability["sentence"] if stability else "", left_out(runs).strip()]
+        click.echo("\n\n".join([str(score), *filter(None, sentences)]))
 
 
 @cli.command()
