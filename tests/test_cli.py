@@ -313,8 +313,6 @@ def test_completion_prints_a_script(capsys: pytest.CaptureFixture[str], shell: s
         ("environment.json", b""),
         ("events.jsonl", b'\xff\n{"event": "finish"}\n'),
         ("events.jsonl", b'3\n{"event": "finish"}\n'),
-        ("prediction.json", b"[]"),
-        ("prediction.json", b"{}"),
         ("trace/part-000000000000.parquet", None),
     ],
 )
@@ -335,6 +333,19 @@ def test_damaged_runs_are_refused_in_one_line(
     status, _, errors = asgd(capsys, "report", out)
     assert status == 2
     assert errors.count("\n") == 1
+
+
+@pytest.mark.parametrize("damage", [b"[]", b"{}"])
+def test_a_report_predicts_anew_what_it_cannot_read(
+    capsys: pytest.CaptureFixture[str], config: Path, tmp_path: Path, damage: bytes
+) -> None:
+    out = tmp_path / "run"
+    asgd(capsys, "simulate", config, "--out", out)
+    asgd(capsys, "predict", out, "--paths", 4)
+    stored = json.loads((out / "prediction.json").read_bytes())
+    (out / "prediction.json").write_bytes(damage)
+    assert asgd(capsys, "report", out, "--paths", 4)[0] == 0
+    assert json.loads((out / "prediction.json").read_bytes()) == stored
 
 
 def test_a_part_lost_from_the_middle_is_named(
