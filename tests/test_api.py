@@ -80,7 +80,7 @@ def test_results_print_their_headline(run: asgd.Run) -> None:
     assert "quadratic, 4 workers, finished, 300 of 300 updates, mean staleness" in repr(run)
     assert "Ensemble(4 paths, d = 1, 21 records of updates 0 to 20" in repr(ensemble)
     assert "geometric law" in repr(fit)
-    assert "SME with the measured law" in repr(prediction)
+    assert prediction.label("sme_law") in repr(prediction)
     assert "relative_error" in repr(score)
     for thing in (run, fit, fit.geometric, prediction, score, ensemble):
         assert len(repr(thing)) < 2500
