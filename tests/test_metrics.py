@@ -18,6 +18,7 @@ from asgd.trace import read_run
 from cluster.launch import run
 from cluster.metrics import TENSORBOARD, Metrics, Readings, TensorBoard, check_metrics
 
+SHOWN = ("loss", "gradient_norm", "staleness_recent", "staleness_count", "updates_total")
 SCALARS = ["gradient_norm", "loss", "staleness/mean", "staleness/recent", "updates_per_second"]
 
 
@@ -94,12 +95,13 @@ def test_readers_see_a_real_run(shared_ray: None, tmp_path: Path) -> None:
     pages: list[str] = []
 
     def scrape(_: Progress) -> None:
-        """Read the page as Prometheus does; end the run when it is on it."""
+        """Read the page as Prometheus does; end the run when all of it is there."""
         (url,) = [e["url"] for e in read_run(tmp_path / "run").events if e["event"] == "metrics"]
         assert url.startswith("http://127.0.0.1:")
         with urllib.request.urlopen(url, timeout=30) as answer:
             page = answer.read().decode()
-        if "ray_asgd_loss" in page:
+        # Ray hands readings over one by one.
+        if all(f"ray_asgd_{name}" in page for name in (*SHOWN, "updates_per_second")):
             pages.append(page)
             raise _Scraped
 
