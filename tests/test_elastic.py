@@ -172,7 +172,7 @@ def test_workers_come_and_go_while_the_run_goes_on(tmp_path: Path, transport: st
     assert set(sizes) == {1, 2, 3, 4}
     held = 1199 - trace[trace["worker"].isin([0, 4])].groupby("worker")["update"].max()
     assert trace["staleness"].sum() + held.sum() == (sizes - 1).sum()
-    # The fit cannot check it here: it does not know what is held, and a worker may sleep to the end.
+    # The fit cannot check it: it does not know what is held, and a worker may sleep to the end.
     fit = fit_run(result)
     assert fit.workers == pytest.approx(sizes[fit.start_up :].mean())
 
