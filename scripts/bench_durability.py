@@ -56,7 +56,7 @@ VARIANTS: dict[str, tuple[int, int, str]] = {
     "logged": (25, 1000, "log"),
 }
 # Name: problem, updates per second to be expected, which set how long a measurement takes.
-FREE = "bench_durability:Free"
+FREE = "bench_peers:constant"
 CASES: dict[str, tuple[dict[str, Any], int]] = {
     "digits": ({"kind": "softmax"}, 5000),
     "free-10": ({"kind": FREE, "options": {"dim": 10}}, 15_000),
@@ -64,25 +64,6 @@ CASES: dict[str, tuple[dict[str, Any], int]] = {
     "free-10000": ({"kind": FREE, "options": {"dim": 10_000}}, 8000),
 }
 LARGEST_LOGGED = 1000  # beyond, a log of these runs fills the disk rather than measuring anything
-
-
-class Free:
-    """A problem whose gradient costs nothing."""
-
-    n_samples = 2
-
-    def __init__(self, dim: int) -> None:
-        self.dim = dim
-        self._gradient = np.full(dim, 1e-3)
-
-    def initial_point(self, rng: np.random.Generator) -> np.ndarray:
-        return np.zeros(self.dim)
-
-    def loss(self, x: np.ndarray) -> float:
-        return float(np.mean(x))
-
-    def gradient(self, x: np.ndarray, indices: np.ndarray) -> np.ndarray:
-        return self._gradient
 
 
 class Silent(Ledger):

@@ -36,6 +36,11 @@ from asgd.trace import read_run
 from cluster import run
 from cluster.session import ray_session
 
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from tests.processes import actor_processes  # noqa: E402
+
 ACTORS = {
     "ServerActor": "server",
     "RecorderActor": "recorder",
@@ -51,21 +56,9 @@ MOST_HEAP = 5.0  # MB for 100 000 updates
 
 def processes() -> dict[str, int]:
     """Return our processes by what they are: this one, and the actors below it."""
-    parents, titles = {}, {}
-    for directory in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            pid = int(directory.name)
-            parents[pid] = int((directory / "stat").read_text().rpartition(")")[2].split()[1])
-            titles[pid] = (directory / "cmdline").read_bytes().decode(errors="replace")
     found = {"driver": os.getpid()}
-    for pid, title in sorted(titles.items()):
-        above = pid
-        while above > 1 and above != os.getpid():
-            above = parents.get(above, 0)
-        actor = title.removeprefix("ray::").partition(".")[0].partition("\0")[0].strip()
-        if above == os.getpid() and title.startswith("ray::") and actor in ACTORS:
-            name = ACTORS[actor]
-            number = sum(known.startswith(name) for known in found)
+    for actor, name in ACTORS.items():
+        for number, pid in enumerate(sorted(actor_processes(actor))):
             found[f"{name} {number}" if name == "worker" else name] = pid
     return found
 
@@ -181,6 +174,8 @@ def main(arguments: Iterable[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=8)
     parser.add_argument("--out", type=Path, default=Path("figures"))
     options = parser.parse_args(arguments)
+    if options.updates < 50_000:
+        parser.error(f"--updates {options.updates}: at least 50000, to see a slope")
     options.out.mkdir(parents=True, exist_ok=True)
     config = make_config(
         {
