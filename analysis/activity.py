@@ -49,16 +49,20 @@ def workers_table(run: Run) -> pd.DataFrame:
     """Return one row per worker: what it did, how stale, how fast.
 
     Columns: `worker`, `updates` (its gradients went into), `share` (of all gradients),
-    `updates_per_second`, and of staleness and compute time those of `timeline`.
+    `updates_per_second`, `transport` (how it joined last; "" in virtual time), and of staleness
+    and compute time those of `timeline`.
     """
     trace = _gradients(run)
     seconds = max(float(run.trace["applied_seconds"].max()), 1e-9)
     updates = trace.groupby("worker").size()
+    joined = [event for event in run.events if event.get("event") == "worker_joined"]
+    transports = {event.get("worker"): str(event.get("transport", "")) for event in joined}
     table = pd.DataFrame(
         {
             "updates": updates,
             "share": updates / len(trace),
             "updates_per_second": updates / seconds,
+            "transport": [transports.get(worker, "") for worker in updates.index],
         }
     )
     return table.join(_summary(trace, trace["worker"])).reset_index()

@@ -329,6 +329,8 @@ def _workers(workers: pd.DataFrame) -> dict[str, Any]:
             **milliseconds,
         }
     )
+    if workers["transport"].any():
+        table.insert(1, "transport", workers["transport"])
     return _table("workers", table, ["share"])
 
 

@@ -349,6 +349,15 @@ def test_activity_adds_up(reports: Reports) -> None:
     assert mean == pytest.approx(run.trace["staleness"].mean())
 
 
+def test_workers_table_says_how_each_worker_joined_last(tmp_path: Path) -> None:
+    run = simulated_run(tmp_path / "run")
+    assert set(workers_table(run)["transport"]) == {""}
+    writer = RunWriter(run.path)
+    for worker, transport in ((0, "tcp"), (1, "shm"), (0, "shm"), (2, "tcp")):
+        writer.event("worker_joined", worker=worker, transport=transport, update=0)
+    assert workers_table(read_run(run.path))["transport"].tolist()[:3] == ["shm", "shm", "tcp"]
+
+
 def test_events_are_placed_by_their_update(tmp_path: Path) -> None:
     run = simulated_run(tmp_path / "run")
     writer = RunWriter(run.path)
