@@ -111,15 +111,14 @@ class SmeLangevin:
     def step(self, k: int) -> None:
         """Advance one update: m steps of length dt/m."""
         eta = (1 - self.mu) * self.learning_rate[k] / self.substeps
+        amplitude = eta * math.sqrt(self.substeps)
         for _ in range(self.substeps):
-            kick = self.noise.draw(self.g, self.batch_size[k])
-            kick *= math.sqrt(self.substeps)
-            kick -= self.g
             self.v *= self.retention
-            self.v += eta * kick
+            self.noise.kick(self.v, self.g, self.batch_size[k], eta, amplitude)
             self.m += self.v / self.substeps
             self.noise.absorb(self._iterate(), self.g)
-            self.g = self.problem.gradient(self.m)
+            # that moved g towards the gradient at the iterate; in (L1) it is the one at M
+            self.g[:] = self.problem.gradient(self.m)
 
     def position(self) -> Array:
         """Return X, or M if the expected read was asked for, shape (paths, d)."""

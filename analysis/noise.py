@@ -2,8 +2,8 @@
 
 Sigma_k = sum_l w_l [grad f grad f^T + S/b](x_{k-l}) - g_k g_k^T with w_l = (1-mu) mu^l: the first
 part is the random choice of a lag, the second the random choice of b samples at one stale point.
-Four ways to have it, all with `draw` (noise of the next update) and `absorb` (a new point, which
-also tells how the expected read g moves).
+Four ways to have it, all with `kick` (the move of the next update) and `absorb` (a new point,
+which moves the expected read g).
 """
 
 from __future__ import annotations
@@ -34,39 +34,10 @@ def standard_increments(out: Array, rng: np.random.Generator, two_point: bool) -
         if out.dtype == np.float32:
             return _box_muller(out, rng)
         return rng.standard_normal(out=out)
-    words = rng.bit_generator.random_raw(-(-out.size // 64))
-    signs = np.unpackbits(words.view(np.uint8), count=out.size).reshape(out.shape)
-    np.multiply(signs, out.dtype.type(2), out=out)
-    out -= 1
+    from analysis.compiled import signs
+
+    signs(out.reshape(-1), rng.bit_generator.random_raw(-(-out.size // 64)))
     return out
-
-
-class Signs:
-    """Independent signs for the same array again and again: one bit of a drawn word each.
-
-    A word for each number serves as many steps as it has bits, and a sign is flipped in place.
-    """
-
-    def __init__(self, like: Array, rng: np.random.Generator) -> None:
-        self._rng = rng
-        unsigned = np.dtype(f"u{like.itemsize}")
-        self._bits, self._top = np.empty(like.shape, unsigned), np.empty(like.shape, unsigned)
-        self._width = 8 * like.itemsize
-        self._mask = unsigned.type(1 << (self._width - 1))
-        self._left = 0
-
-    def flip(self, values: Array) -> None:
-        """Multiply each value by +-1 with equal chance, in place."""
-        if self._left == 0:
-            words = -(-self._bits.nbytes // 8)
-            drawn = self._rng.bit_generator.random_raw(words).view(self._bits.dtype)
-            self._bits[...] = drawn[: self._bits.size].reshape(self._bits.shape)
-            self._left = self._width
-        np.bitwise_and(self._bits, self._mask, out=self._top)
-        self._bits <<= 1
-        self._left -= 1
-        pattern = values.view(self._bits.dtype)
-        pattern ^= self._top
 
 
 def _box_muller(out: Array, rng: np.random.Generator) -> Array:
@@ -117,14 +88,14 @@ def psd_factor(matrices: Array) -> Array:
 class StalenessNoise(Protocol):
     """Noise of covariance Sigma under geometric staleness, for one block of paths."""
 
-    def draw(self, g: Array, batch: float) -> Array:
-        """Return Sigma^{1/2} z, shape (paths, d), to be overwritten; g is the expected read."""
+    def kick(self, x: Array, g: Array, batch: float, eta: float, amplitude: float) -> None:
+        """Add -eta g + amplitude Sigma^{1/2} z to x, shape (paths, d), in place.
 
-    def absorb(self, x: Array, g: Array) -> Array:
-        """Take in a new point, shape (paths, d), and return (1 - r) (grad f(x) - g).
-
-        That is the change of the expected read under the retention r, to be overwritten.
+        g, of the same shape, is the expected read; each path is contiguous with the next.
         """
+
+    def absorb(self, x: Array, g: Array) -> None:
+        """Take in a new point, shape (paths, d); g' = r g + (1 - r) grad f(x), in place."""
 
 
 def staleness_noise(
@@ -169,7 +140,7 @@ class ScalarNoise:
     """Sigma for d = 1 by (S4), in place: Gamma, from the choice of the lag, and s = E_l S.
 
     Gamma is the h - g^2 of (S3) without the difference, so it is never negative. Additive noise
-    leaves s the number it is at the start.
+    leaves s what it is at the start. Compiled: an update is two loops around the gradient.
     """
 
     def __init__(
@@ -181,43 +152,28 @@ class ScalarNoise:
         lag_noise: bool,
         two_point: bool,
     ) -> None:
+        from analysis import compiled
+
+        self._compiled = compiled
         self.problem, self.rng, self.retention = problem, rng, retention
-        self.lag_noise = lag_noise
-        self.signs = Signs(x, rng) if two_point else None
-        self.gamma = np.zeros_like(x)
-        self.s: Array | float
-        if problem.additive_noise:
-            self.s = float(self._sampling(x[:1])[0, 0])
-        else:
-            self.s = self._sampling(x).astype(x.dtype)
-        self._kick, self._change = np.empty_like(x), np.empty_like(x)
+        self.lag_noise, self.two_point = lag_noise, two_point
+        self.gamma, self._z = np.zeros(len(x), x.dtype), np.empty(len(x), x.dtype)
+        self.s = self._sampling(x)
 
-    def draw(self, g: Array, batch: float) -> Array:
-        """Return Sigma^{1/2} z with the square root of a variance."""
-        kick = self._kick
-        np.add(self.gamma, self.s * (1 / batch), out=kick)
-        np.sqrt(kick, out=kick)
-        if self.signs is not None:
-            self.signs.flip(kick)
-        else:
-            kick *= standard_increments(self._change, self.rng, two_point=False)
-        return kick
+    def kick(self, x: Array, g: Array, batch: float, eta: float, amplitude: float) -> None:
+        """Move x with the square root of a variance."""
+        z = standard_increments(self._z, self.rng, self.two_point)
+        self._compiled.kick(x[:, 0], g[:, 0], self.gamma, self.s, z, batch, eta, amplitude)
 
-    def absorb(self, x: Array, g: Array) -> Array:
-        """Relax Gamma and s towards their values at x and return the change of g."""
-        distance, change = self._kick, self._change
-        np.subtract(self.problem.gradient(x), g, out=distance)
-        np.multiply(distance, 1 - self.retention, out=change)
-        if self.lag_noise:
-            distance *= change
-            self.gamma += distance
-            self.gamma *= self.retention
-        if not isinstance(self.s, float):
-            _relax(self.s, self._sampling(x).astype(x.dtype), self.retention)
-        return change
+    def absorb(self, x: Array, g: Array) -> None:
+        """Relax g, Gamma and s towards their values at x."""
+        gradient = self.problem.gradient(x).astype(x.dtype, copy=False).reshape(-1)
+        self._compiled.relax(g[:, 0], self.gamma, gradient, self.retention, self.lag_noise)
+        if not self.problem.additive_noise:
+            _relax(self.s, self._sampling(x), self.retention)
 
     def _sampling(self, x: Array) -> Array:
-        return self.problem.gradient_covariance(x)[..., 0]
+        return self.problem.gradient_covariance(x).astype(x.dtype).reshape(-1)
 
 
 class MatrixNoise:
@@ -238,22 +194,23 @@ class MatrixNoise:
         self.s = problem.gradient_covariance(x).astype(x.dtype)
         self._z = np.empty_like(x)
 
-    def draw(self, g: Array, batch: float) -> Array:
-        """Return Sigma^{1/2} z with a Cholesky factor."""
+    def kick(self, x: Array, g: Array, batch: float, eta: float, amplitude: float) -> None:
+        """Move x with a Cholesky factor."""
         covariance = self.s / batch
         if self.lag_noise:
             covariance += self.h
             covariance -= outer(g)
         z = standard_increments(self._z, self.rng, self.two_point)
-        return np.asarray(np.einsum("pij,pj->pi", psd_factor(covariance), z))
+        noise = np.einsum("pij,pj->pi", psd_factor(covariance), z)
+        _move(x, g, eta, amplitude, noise)
 
-    def absorb(self, x: Array, g: Array) -> Array:
-        """Relax h and s towards their values at x and return the change of g."""
+    def absorb(self, x: Array, g: Array) -> None:
+        """Relax g, h and s towards their values at x."""
         gradient = self.problem.gradient(x)
         if self.lag_noise:
             _relax(self.h, outer(gradient), self.retention)
         _relax(self.s, self.problem.gradient_covariance(x).astype(x.dtype), self.retention)
-        return _change(gradient, g, self.retention)
+        _approach(g, gradient, self.retention)
 
 
 class ExplicitNoise:
@@ -278,20 +235,20 @@ class ExplicitNoise:
         self.gamma = np.zeros_like(self.s)
         self._z = np.empty_like(x)
 
-    def draw(self, g: Array, batch: float) -> Array:
-        """Return Sigma^{1/2} z with a Cholesky factor."""
+    def kick(self, x: Array, g: Array, batch: float, eta: float, amplitude: float) -> None:
+        """Move x with a Cholesky factor."""
         z = standard_increments(self._z, self.rng, two_point=False)
         factor = psd_factor(self.gamma + self.s / batch)
-        return np.asarray(np.einsum("pij,pj->pi", factor, z))
+        _move(x, g, eta, amplitude, np.einsum("pij,pj->pi", factor, z))
 
-    def absorb(self, x: Array, g: Array) -> Array:
-        """Relax Gamma and s towards their values at x and return the change of g."""
+    def absorb(self, x: Array, g: Array) -> None:
+        """Relax g, Gamma and s towards their values at x."""
         gradient = self.problem.gradient(x)
         if self.lag_noise:
             self.gamma += (1 - self.retention) * outer(gradient - g)
             self.gamma *= self.retention
         _relax(self.s, self.problem.gradient_covariance(x).astype(x.dtype), self.retention)
-        return _change(gradient, g, self.retention)
+        _approach(g, gradient, self.retention)
 
 
 class SnapshotNoise:
@@ -324,8 +281,8 @@ class SnapshotNoise:
         if lag_noise:
             self.gradients[:] = self.newest[:, None, :]
 
-    def draw(self, g: Array, batch: float) -> Array:
-        """Return the signed sum over the slots."""
+    def kick(self, x: Array, g: Array, batch: float, eta: float, amplitude: float) -> None:
+        """Move x with the signed sum over the slots."""
         signs = np.empty((len(g), 1, SNAPSHOTS), g.dtype)
         standard_increments(signs, self.rng, two_point=True)
         signs /= math.sqrt(SNAPSHOTS)
@@ -334,22 +291,30 @@ class SnapshotNoise:
         if self.lag_noise:
             noise += np.matmul(signs, self.gradients)[:, 0]
             noise -= signs.sum(axis=2) * g
-        return noise
+        _move(x, g, eta, amplitude, noise)
 
-    def absorb(self, x: Array, g: Array) -> Array:
-        """Put x into the slots whose coin says so and return the change of g."""
+    def absorb(self, x: Array, g: Array) -> None:
+        """Put x into the slots whose coin says so and relax g."""
         self.newest, noise = self.problem.gradient_and_noise(x, self.rng)
         path, slot = np.nonzero(self.rng.random((len(x), SNAPSHOTS)) >= self.retention)
         self.noises[path, slot] = noise[path]
         if self.lag_noise:
             self.gradients[path, slot] = self.newest[path]
-        return _change(self.newest, g, self.retention)
+        _approach(g, self.newest, self.retention)
 
 
-def _change(gradient: Array, g: Array, retention: float) -> Array:
+def _move(x: Array, g: Array, eta: float, amplitude: float, noise: Array) -> None:
+    """Add -eta g + amplitude noise to x; overwrites `noise`."""
+    noise *= amplitude
+    noise -= eta * g
+    x += noise
+
+
+def _approach(g: Array, gradient: Array, retention: float) -> None:
+    """Replace g by retention * g + (1 - retention) * gradient, exactly so where both agree."""
     change = gradient - g
     change *= 1 - retention
-    return change
+    g += change
 
 
 def _relax(average: Array, new: Array, retention: float) -> None:

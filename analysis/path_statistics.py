@@ -40,16 +40,18 @@ class PathStatistics:
 
     def record(self, row: int, x: Array) -> None:
         """Take in the points at one recorded update, shape (paths, d)."""
-        if x.shape[1] == 1:
-            flat = x.reshape(-1)
-            self.mean[row] = flat.sum() / self.paths
-            self.second_moment[row] = np.dot(flat, flat) / self.paths
-        else:
-            self.mean[row] = x.mean(axis=0)
-            self.second_moment[row] = np.einsum("ij,ij->j", x, x) / self.paths
         loss = np.asarray(self.problem.loss(x))
         if self.losses is not None:
             self.losses[row] = loss[self._chosen]
+        if x.shape[1] == 1:
+            from analysis.compiled import moments
+
+            loss = np.ascontiguousarray(loss, x.dtype)
+            self.mean[row], self.second_moment[row], _ = moments(x[:, 0])
+            self.loss_mean[row], _, self.loss_variance[row] = moments(loss)
+            return
+        self.mean[row] = x.mean(axis=0)
+        self.second_moment[row] = np.einsum("ij,ij->j", x, x) / self.paths
         mean = float(loss.sum()) / self.paths
         deviation = loss - mean
         self.loss_mean[row] = mean

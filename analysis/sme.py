@@ -60,14 +60,10 @@ class SmeAsgd:
     def step(self, k: int) -> None:
         """Advance one update: m steps of length dt/m."""
         eta = self.learning_rate[k] / self.substeps
+        amplitude = eta * math.sqrt(self.substeps)
         for _ in range(self.substeps):
-            kick = self.noise.draw(self.g, self.batch_size[k])
-            if self.substeps > 1:
-                kick *= math.sqrt(self.substeps)
-            kick -= self.g
-            kick *= eta
-            self.x += kick
-            self.g += self.noise.absorb(self.x, self.g)
+            self.noise.kick(self.x, self.g, self.batch_size[k], eta, amplitude)
+            self.noise.absorb(self.x, self.g)
 
     def position(self) -> Array:
         """Return X, shape (paths, d)."""

@@ -48,6 +48,7 @@ def test_arrows(file: str) -> None:
     used, own = packages(file), file.split("/")[0]
     assert "ray" not in used or file in RAY
     assert "matplotlib" not in used or file.startswith("analysis/figures/")
+    assert "numba" not in used or file == "analysis/compiled.py"
     assert "asgd.__main__" not in imports(file)
     if own == "asgd" and file != DOOR:
         assert not used & {"cluster", "analysis"}
@@ -71,4 +72,4 @@ def test_imports_are_light(package: str) -> None:
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
     loaded = set(listing.stdout.split())
-    assert not loaded & {"ray", "matplotlib", "sklearn"}
+    assert not loaded & {"ray", "matplotlib", "sklearn", "numba"}

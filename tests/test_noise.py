@@ -6,15 +6,15 @@ from analysis.noise import (
     ExplicitNoise,
     MatrixNoise,
     ScalarNoise,
-    Signs,
     SnapshotNoise,
     psd_factor,
     staleness_noise,
     standard_increments,
 )
+from analysis.sme import SmeAsgd, sme_asgd
 from asgd.errors import InputError
 from asgd.problems.linear import LeastSquares
-from asgd.problems.scalar import DoubleWell, Quadratic
+from asgd.problems.scalar import DoubleWell, Quadratic, Quartic
 from asgd.staleness import Geometric, Poisson
 from asgd.streams import stream
 
@@ -51,6 +51,15 @@ def standard_scores(samples, expected):
     return (samples.mean(axis=0) - expected) / error
 
 
+def draw(noise, g, batch):
+    """Return Sigma^{1/2} z, which is how a noise moves zeros where the learning rate is zero."""
+    if hasattr(noise, "draw"):
+        return noise.draw(g, batch).copy()
+    z = np.zeros_like(g)
+    noise.kick(z, g, batch, 0.0, 1.0)
+    return z
+
+
 def build(name, law, problem, x, lag_noise):
     """Return one of the carriers of Sigma, at its start."""
     rng = stream(7, name)
@@ -85,7 +94,7 @@ def test_covariance_is_sigma(name, law, dim, lag_noise):
     for point in points[1:]:
         x = np.tile(point, (PATHS, 1))
         if "history" not in name:
-            g += noise.absorb(x, g)
+            noise.absorb(x, g)
             continue
         gradient = noise.absorb(x)
         np.testing.assert_allclose(gradient, problem.gradient(x))
@@ -96,7 +105,7 @@ def test_covariance_is_sigma(name, law, dim, lag_noise):
         g = np.tile(expected, (PATHS, 1))
     # the weights leave out 1e-6 of the law
     np.testing.assert_allclose(g, np.tile(expected, (PATHS, 1)), atol=1e-5)
-    first, second = noise.draw(g, batch).copy(), noise.draw(g, batch)
+    first, second = draw(noise, g, batch), draw(noise, g, batch)
     assert np.abs(standard_scores(first, np.zeros(dim))).max() < 4
     products = first[:, :, None] * first[:, None, :]
     assert np.abs(standard_scores(products, sigma)[np.triu_indices(dim)]).max() < 4
@@ -121,8 +130,8 @@ def test_explicit_sigma_is_the_closed_one(problem, retention, lag_noise):
     g = {name: problem.gradient(x) for name in carriers}
     for point in path[1:]:
         for name, carrier in carriers.items():
-            carrier.draw(g[name], 1.0)
-            g[name] += carrier.absorb(point[None], g[name])
+            draw(carrier, g[name], 1.0)
+            carrier.absorb(point[None], g[name])
     closed = carriers.pop("closed")
     expected = closed.s + (closed.h - g["closed"].T @ g["closed"] if lag_noise else 0)
     assert lag_noise == bool(np.abs(expected - closed.s).max() > 0.001)
@@ -152,31 +161,116 @@ def test_factor_takes_small_negative_variances_as_zero():
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
-def test_two_point_increments(dtype):
-    z = standard_increments(np.empty((1001, 7), dtype), stream(2, "signs"), two_point=True)
+@pytest.mark.parametrize("size", [1001, 64])
+def test_two_point_increments(dtype, size):
+    """Fair, and independent between the numbers of one draw and between draws."""
+    draws, rng = 300, stream(2, "signs")
+    z = np.stack(
+        [standard_increments(np.empty((size, 1), dtype), rng, True)[:, 0] for _ in range(draws)]
+    )
+    assert z.dtype == dtype
     assert set(np.unique(z)) == {-1.0, 1.0}
-    flat = z.reshape(-1)
-    assert abs(flat.mean()) < 4 / np.sqrt(flat.size)
-    for lag in (1, 7, 8, 64):
-        assert abs((flat[lag:] * flat[:-lag]).mean()) < 4 / np.sqrt(flat.size - lag)
+    z = z.astype(float)
+    assert abs(z.mean()) < 4 / np.sqrt(z.size)
+    assert abs(z[:, -1].mean()) < 4 / np.sqrt(draws)  # the last bits of the last word
+    for lag in (1, 2, 8, 31, 32, 63):
+        assert abs((z[lag:] * z[:-lag]).mean()) < 4 / np.sqrt((draws - lag) * size)
+        assert abs((z[:, lag:] * z[:, :-lag]).mean()) < 4 / np.sqrt(draws * (size - lag))
+
+
+def transcribed(problem, x, z, eta, batch, mu, substeps, lag_noise):
+    """Return the path of (S5), with Sigma by (S4), as the equations say it, in NumPy; d = 1."""
+    r = 1 - (1 - mu) / substeps
+    g = problem.gradient(x)
+    gamma, s = np.zeros_like(x), problem.gradient_covariance(x)[..., 0]
+    for k in range(len(z)):
+        sigma = gamma + s / batch
+        x = x - eta / substeps * g + eta / np.sqrt(substeps) * np.sqrt(sigma) * z[k]
+        gradient = problem.gradient(x)
+        if lag_noise:
+            gamma = r * gamma + r * (1 - r) * (gradient - g) ** 2
+        g = r * g + (1 - r) * gradient
+        s = r * s + (1 - r) * problem.gradient_covariance(x)[..., 0]
+    return x
+
+
+@pytest.mark.parametrize("lag_noise", [True, False])
+@pytest.mark.parametrize("substeps", [1, 3])
+@pytest.mark.parametrize("noise", ["matrix", "two_point"])
+@pytest.mark.parametrize("problem", [DoubleWell(), least_squares(1)])
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_compiled_step_is_the_equation(problem, noise, substeps, lag_noise, dtype):
+    paths, updates, mu, eta, batch = 131, 20, 0.8, 0.2, 3.0
+    start = np.linspace(-2, 2, paths)[:, None]
+    block = SmeAsgd(
+        problem,
+        np.full(updates, eta),
+        mu,
+        np.full(updates, batch),
+        noise,
+        substeps,
+        lag_noise,
+        start.astype(dtype),
+        stream(9, "z"),
+    )
+    for k in range(updates):
+        block.step(k)
+    rng = stream(9, "z")
+    z = [
+        standard_increments(np.empty((paths, 1), dtype), rng, noise == "two_point").astype(float)
+        for _ in range(updates * substeps)
+    ]
+    expected = transcribed(problem, start, z, eta, batch, mu, substeps, lag_noise)
+    other = transcribed(problem, start, z, eta, batch, mu, substeps, not lag_noise)
+    assert block.x.dtype == dtype
+    # every update rounds a few times, and nothing here grows
+    tolerance = 10 * updates * substeps * np.finfo(dtype).eps * np.abs(expected).max()
+    np.testing.assert_allclose(block.x, expected, rtol=0, atol=tolerance)
+    assert np.abs(other - expected).max() > 100 * tolerance
+
+
+class OtherTypes(DoubleWell):
+    """Gives a gradient in float64 that may not be written to and losses out of a table."""
+
+    def gradient(self, x, indices=None):
+        gradient = super().gradient(x.astype(float), indices)
+        gradient.flags.writeable = False
+        return gradient
+
+    def loss(self, x):
+        return np.stack([super().loss(x.astype(float))] * 2, axis=-1)[..., 0]
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
-def test_signs_flipped_in_place(dtype):
-    """Fair, and independent between numbers and between steps, also where new bits are drawn."""
-    size, steps = 1001, 70
-    signs = Signs(np.empty((size, 1), dtype), stream(2, "signs"))
-    seen = np.full((steps, size, 1), 3, dtype)
-    for values in seen:
-        signs.flip(values)
-    assert set(np.unique(seen)) == {-3.0, 3.0}
-    z = seen[..., 0].astype(float) / 3
-    error = 1 / np.sqrt(z.size)
-    assert abs(z.mean()) < 4 * error
-    assert np.abs(z.mean(axis=1)).max() < 5 / np.sqrt(size)
-    for lag in (1, 2, 31, 32, 63, 64):
-        assert abs((z[lag:] * z[:-lag]).mean()) < 4 / np.sqrt((steps - lag) * size)
-        assert abs((z[:, lag:] * z[:, :-lag]).mean()) < 4 / np.sqrt(steps * (size - lag))
+def test_a_problem_may_return_any_kind_of_array(dtype):
+    ours, plain = (
+        sme_asgd(problem, 0.1, 0.7, 30, 50, 3, dtype=dtype)
+        for problem in (OtherTypes(), DoubleWell())
+    )
+    tolerance = 1000 * np.finfo(dtype).eps
+    np.testing.assert_allclose(ours.final, plain.final, rtol=tolerance, atol=tolerance)
+    np.testing.assert_allclose(ours.loss_mean, plain.loss_mean, rtol=tolerance, atol=tolerance)
+    np.testing.assert_allclose(ours.loss_std, plain.loss_std, rtol=tolerance, atol=tolerance)
+
+
+def test_a_variance_below_zero_by_rounding_is_zero():
+    """Equal samples: S is zero, but V - grad f grad f^T comes out as +-1e-17."""
+    problem = LeastSquares(np.full((3, 1), 0.1), np.full(3, 0.7), 0.0)
+    points = np.linspace(-1, 1, 101)[:, None]
+    assert problem.gradient_covariance(points).min() < 0
+    final = sme_asgd(problem, 0.5, 0.5, 20, 100, 0, noise="matrix").final
+    assert np.all(np.isfinite(final))
+
+
+def test_a_diverging_path_stays_inf_or_nan():
+    x, g = np.array([[1e200], [np.inf], [1.0]]), np.ones((3, 1))
+    noise = ScalarNoise(Quartic(), x, stream(0, "diverging"), 0.5, True, False)
+    with np.errstate(over="ignore", invalid="ignore"):
+        for _ in range(3):
+            noise.kick(x, g, 1.0, 0.1, 0.1)
+            noise.absorb(x, g)
+    assert not np.isfinite(x[:2]).any()
+    assert np.isfinite(x[2])
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])

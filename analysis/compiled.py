@@ -1,0 +1,103 @@
+"""The inner loops of paths in one dimension, compiled: each is one pass over memory.
+
+Between threads the many short NumPy calls of an update spend their time on handing over the
+interpreter; these loops run without it. Importing this module brings numba, so it is imported
+where paths are made, not at the top of a module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit
+
+from asgd.problems.base import Array
+
+Loop = TypeVar("Loop", bound=Callable[..., Any])
+
+WRITTEN, READ = "{0}[::1]", "Array({0}, 1, 'C', readonly=True)"
+
+
+def compiled(*parameters: str, any_order: bool = False) -> Callable[[Loop], Loop]:
+    """Compile a loop for float64 and for float32, which stand in place of {0} in `parameters`.
+
+    The code is kept beside this file or in the user's cache. It is for both types at once, in this
+    order, so that processes that start together write the same files, whoever comes first.
+    `any_order` lets sums be taken in any order, hence several terms at a time; inf and nan stay.
+    """
+    signatures = [f"({', '.join(parameters)},)".format(kind) for kind in ("float64", "float32")]
+    options: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
+    if any_order:
+        options["fastmath"] = {"reassoc", "nsz"}
+
+    def decorate(loop: Loop) -> Loop:
+        try:
+            return cast(Loop, njit(signatures, cache=True, **options)(loop))
+        except Exception:
+            # No directory to write to, a full disk, a torn file: this process compiles for itself.
+            # An error of the loop is raised again.
+            return cast(Loop, njit(signatures, **options)(loop))
+
+    return decorate
+
+
+@compiled(WRITTEN, *[READ] * 4, *["float64"] * 3)
+def kick(
+    x: Array,
+    g: Array,
+    gamma: Array,
+    s: Array,
+    z: Array,
+    batch: float,
+    eta: float,
+    amplitude: float,
+) -> None:
+    """Move x to x - eta g + amplitude (Gamma + s/b)^{1/2} z."""
+    kind = x.dtype.type
+    step, size, share = kind(eta), kind(amplitude), kind(1 / batch)
+    for i in range(x.size):
+        variance = gamma[i] + share * s[i]
+        if variance < 0:  # an s that is zero but for rounding
+            variance = kind(0)
+        x[i] += size * np.sqrt(variance) * z[i] - step * g[i]
+
+
+@compiled(*[WRITTEN] * 2, READ, "float64", "boolean")
+def relax(g: Array, gamma: Array, gradient: Array, retention: float, lag_noise: bool) -> None:
+    """Move g to r g + (1-r) grad f and Gamma to r Gamma + r (1-r) (grad f - g)^2, by (S4)."""
+    kind = g.dtype.type
+    r, rest = kind(retention), kind(1 - retention)
+    for i in range(g.size):
+        distance = gradient[i] - g[i]
+        change = rest * distance
+        g[i] += change
+        if lag_noise:
+            gamma[i] = r * (gamma[i] + distance * change)
+
+
+@compiled(WRITTEN, "Array(uint64, 1, 'C', readonly=True)")
+def signs(out: Array, words: npt.NDArray[np.uint64]) -> None:
+    """Fill `out` with +-1, one bit of the words each."""
+    one = out.dtype.type(1)
+    for j in range(words.size):
+        word, start = words[j], 64 * j
+        for i in range(min(64, out.size - start)):
+            out[start + i] = one if (word >> np.uint64(i)) & np.uint64(1) else -one
+
+
+@compiled(READ, any_order=True)
+def moments(values: Array) -> tuple[float, float, float]:
+    """Return mean, mean of the squares and variance of a float array, in float64."""
+    total, squares, deviations = 0.0, 0.0, 0.0
+    for i in range(values.size):
+        value = np.float64(values[i])
+        total += value
+        squares += value * value
+    mean = total / values.size
+    for i in range(values.size):
+        deviation = np.float64(values[i]) - mean
+        deviations += deviation * deviation
+    return mean, squares / values.size, deviations / values.size
