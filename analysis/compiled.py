@@ -1,8 +1,8 @@
-"""The inner loops of paths in one dimension, compiled: each is one pass over memory.
+"""Inner loops, compiled: of paths in one dimension, of turns, of moments given the reads.
 
 Between threads the many short NumPy calls of an update spend their time on handing over the
 interpreter; these loops run without it. Importing this module brings numba, so it is imported
-where paths are made, not at the top of a module.
+where the loops are needed, not at the top of a module.
 """
 
 from __future__ import annotations
@@ -16,19 +16,21 @@ from numba import njit
 
 from asgd.problems.base import Array
 
+Integers = npt.NDArray[np.int64]
 Loop = TypeVar("Loop", bound=Callable[..., Any])
 
 WRITTEN, READ = "{0}[::1]", "Array({0}, 1, 'C', readonly=True)"
 
 
 def compiled(*parameters: str, any_order: bool = False) -> Callable[[Loop], Loop]:
-    """Compile a loop for float64 and for float32, which stand in place of {0} in `parameters`.
+    """Compile a loop for float64 and for float32, if {0} stands for them in `parameters`.
 
     The code is kept beside this file or in the user's cache. It is for both types at once, in this
     order, so that processes that start together write the same files, whoever comes first.
     `any_order` lets sums be taken in any order, hence several terms at a time; inf and nan stay.
     """
-    signatures = [f"({', '.join(parameters)},)".format(kind) for kind in ("float64", "float32")]
+    pattern = f"({', '.join(parameters)},)"
+    signatures = list(dict.fromkeys(pattern.format(kind) for kind in ("float64", "float32")))
     options: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
     if any_order:
         options["fastmath"] = {"reassoc", "nsz"}
@@ -101,3 +103,74 @@ def moments(values: Array) -> tuple[float, float, float]:
         deviation = np.float64(values[i]) - mean
         deviations += deviation * deviation
     return mean, squares / values.size, deviations / values.size
+
+
+@compiled("int64[:, ::1]", "float64[:, ::1]", "float64[::1]", "int64[::1]")
+def choose(ages: Integers, hazard: Array, uniform: Array, slot: Integers) -> None:
+    """Choose a snapshot of each path with chance proportional to the hazard of its age.
+
+    ages (paths, P), hazard (P, L), numbers in [0, 1) and the choice (paths,). Where no age is
+    possible the oldest is chosen.
+    """
+    workers, last = hazard.shape[0], hazard.shape[1] - 1
+    for path in range(len(ages)):
+        total, oldest = 0.0, 0
+        for i in range(workers):
+            total += hazard[i, min(ages[path, i], last)]
+            if ages[path, i] > ages[path, oldest]:
+                oldest = i
+        below, passed = 0.0, 0
+        for i in range(workers):
+            below += hazard[i, min(ages[path, i], last)]
+            passed += below <= uniform[path] * total
+        slot[path] = min(passed, workers - 1) if total > 0 else oldest
+
+
+@compiled("int64[:, ::1]", "int64[::1]", "float64[:, ::1]", "float64[:, ::1]")
+def tally(ages: Integers, slot: Integers, used: Array, visited: Array) -> None:
+    """Count the snapshots by worker and age, (P, L), those that are used and all of them."""
+    last = used.shape[1] - 1
+    for path in range(len(ages)):
+        used[slot[path], min(ages[path, slot[path]], last)] += 1
+        for i in range(used.shape[0]):
+            visited[i, min(ages[path, i], last)] += 1
+
+
+@compiled(
+    "float64[:, :, ::1]",
+    "float64[:, :, :, :, ::1]",
+    *["int64[::1]"] * 2,
+    *["float64[::1]"] * 2,
+    "float64[:, :, ::1]",
+)
+def read_update(
+    mean: Array, cov: Array, read: Integers, write: Integers, pull: Array, kick: Array, own: Array
+) -> None:
+    """Apply one update to the moments of x, slot 0, and of the snapshots, in place.
+
+    mean (runs, slots, d), cov (runs, slots, slots, d, d); read and write, the slots (runs,); pull
+    and kick, eta times curvature and offset (d,). `own`, (runs, d, d), holds the covariance of the
+    noise of the update and receives that of the new x.
+    """
+    runs, slots, d = mean.shape
+    row = np.empty((slots, d, d))
+    for r in range(runs):
+        s, w = read[r], write[r]
+        for j in range(slots):
+            for a in range(d):
+                for b in range(d):
+                    row[j, a, b] = cov[r, 0, j, a, b] - pull[a] * cov[r, s, j, a, b]
+        for a in range(d):
+            mean[r, 0, a] += kick[a] - pull[a] * mean[r, s, a]
+            for b in range(d):
+                own[r, a, b] += row[0, a, b] - row[s, a, b] * pull[b]
+        # Rounding leaves an antisymmetric part, which can grow where the covariance does not.
+        for a in range(d):
+            for b in range(a):
+                own[r, a, b] = own[r, b, a] = (own[r, a, b] + own[r, b, a]) / 2
+        row[0] = row[w] = own[r]
+        mean[r, w] = mean[r, 0]
+        for slot in (0, w):
+            for j in range(slots):
+                cov[r, slot, j] = row[j]
+                cov[r, j, slot] = row[j].T

@@ -157,12 +157,12 @@ class ScalarNoise:
         self._compiled = compiled
         self.problem, self.rng, self.retention = problem, rng, retention
         self.lag_noise, self.two_point = lag_noise, two_point
-        self.gamma, self._z = np.zeros(len(x), x.dtype), np.empty(len(x), x.dtype)
+        self.gamma, self._z = np.zeros(len(x), x.dtype), np.empty_like(x)
         self.s = self._sampling(x)
 
     def kick(self, x: Array, g: Array, batch: float, eta: float, amplitude: float) -> None:
         """Move x with the square root of a variance."""
-        z = standard_increments(self._z, self.rng, self.two_point)
+        z = standard_increments(self._z, self.rng, self.two_point)[:, 0]
         self._compiled.kick(x[:, 0], g[:, 0], self.gamma, self.s, z, batch, eta, amplitude)
 
     def absorb(self, x: Array, g: Array) -> None:

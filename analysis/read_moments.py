@@ -197,6 +197,8 @@ def _moments(
     initial: Array,
     record: Integers,
 ) -> Iterator[PointMoments]:
+    from analysis.compiled import read_update
+
     d, runs, slots = gradients.dim, reads.runs, reads.slots
     curvature, basis = np.linalg.eigh(gradients.curvature)
     noise = _noise_covariance(gradients, basis)
@@ -211,19 +213,8 @@ def _moments(
     for k, (read, write) in enumerate(islice(reads.turns, last), start=1):
         with np.errstate(over="ignore", invalid="ignore"):
             s, w = read + 1, write + 1
-            point = mean[run, s]
-            row = cov[:, 0] - pull[:, None] * cov[run, s]
-            own = row[:, 0] - row[run, s] * pull
-            own += learning_rate**2 / batch_size * noise(point, cov[run, s, s])
-            # Rounding leaves an antisymmetric part, which can grow where the covariance does not.
-            own = (own + own.swapaxes(-1, -2)) / 2
-            mean[:, 0] += kick - pull * point
-            mean[run, w] = mean[:, 0]
-            for slot in (0, w):
-                cov[run, slot] = row
-                cov[run, :, slot] = row.swapaxes(-1, -2)
-            for slot, other in ((0, 0), (0, w), (w, 0), (w, w)):
-                cov[run, slot, other] = own
+            own = learning_rate**2 / batch_size * noise(mean[run, s], cov[run, s, s])
+            read_update(mean, cov, s, w, pull, kick, own)
         if k in wanted:
             yield PointMoments(mean[:, 0].copy(), own)
 

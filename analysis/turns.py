@@ -43,8 +43,7 @@ class Turns:
         self.rng = rng
         self.workers, self.length = hazard.shape
         self.uniform = self.length == 1 and bool(np.all(hazard == hazard[0]))
-        self._hazard = hazard.ravel()
-        self._row = np.arange(self.workers) * self.length
+        self._hazard = np.array(hazard, order="C")
         self._path = np.arange(paths)
         # All workers start at once, and nothing is pushed until a push is due: the first age at
         # which the pool as a whole uses one snapshot for each update.
@@ -52,26 +51,28 @@ class Turns:
         start = int(np.argmax(due)) if due.any() else self.length - 1
         self.ages = np.full((paths, self.workers), start, dtype=np.int64)
 
-    def cell(self) -> Integers:
-        """Return where each snapshot stands in the table of hazards, shape (paths, P)."""
-        return np.asarray(self._row + np.minimum(self.ages, self.length - 1))
-
     def next(self) -> Integers:
         """Return the snapshot each path uses, shape (paths,), and let the others age."""
-        slot = self._draw()
-        self.ages += 1
-        self.ages[self._path, slot] = 0
+        slot = self.draw()
+        self.use(slot)
         return slot
 
-    def _draw(self) -> Integers:
+    def draw(self) -> Integers:
+        """Return the snapshot that each path is to use, shape (paths,)."""
         paths = len(self._path)
         if self.uniform:
             return self.rng.integers(self.workers, size=paths, dtype=np.int64)
-        cumulative = np.cumsum(self._hazard[self.cell()], axis=1)
-        total = cumulative[:, -1:]
-        slot: Integers = np.count_nonzero(cumulative <= self.rng.random((paths, 1)) * total, axis=1)
+        from analysis.compiled import choose
+
+        slot = np.empty(paths, dtype=np.int64)
         # Laws with gaps can make every age impossible: then the oldest snapshot is due.
-        return np.where(total[:, 0] > 0, slot, np.argmax(self.ages, axis=1))
+        choose(self.ages, self._hazard, self.rng.random(paths), slot)
+        return slot
+
+    def use(self, slot: Integers) -> None:
+        """Make the snapshots that are used new and let the others age."""
+        self.ages += 1
+        self.ages[self._path, slot] = 0
 
 
 def pool_hazards(laws: Sequence[StalenessLaw], rng: np.random.Generator) -> Hazards:
@@ -98,16 +99,16 @@ def pool_hazards(laws: Sequence[StalenessLaw], rng: np.random.Generator) -> Haza
 
 def _count(hazard: Hazards, rng: np.random.Generator) -> tuple[Hazards, Hazards]:
     """Return how often each worker's snapshot was used at each age, and how often it had it."""
+    from analysis.compiled import tally
+
     workers, length = hazard.shape
     start_up = START_UP * workers
     steps = max(2 * start_up, 200)
     turns = Turns(hazard, -(-TURNS // steps), rng)
-    used, visited = np.zeros(hazard.size), np.zeros(hazard.size)
-    path = np.arange(len(turns.ages))
+    used, visited = np.zeros((workers, length)), np.zeros((workers, length))
     for step in range(start_up + steps):
-        cell = turns.cell()
-        slot = turns.next()
+        slot = turns.draw()
         if step >= start_up:
-            used += np.bincount(cell[path, slot], minlength=hazard.size)
-            visited += np.bincount(cell.ravel(), minlength=hazard.size)
-    return used.reshape(workers, length), visited.reshape(workers, length)
+            tally(turns.ages, slot, used, visited)
+        turns.use(slot)
+    return used, visited
