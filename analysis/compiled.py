@@ -166,11 +166,13 @@ def read_update(
                 own[r, a, b] += row[0, a, b] - row[s, a, b] * pull[b]
         # Rounding leaves an antisymmetric part, which can grow where the covariance does not.
         for a in range(d):
-            for b in range(a):
-                own[r, a, b] = own[r, b, a] = (own[r, a, b] + own[r, b, a]) / 2
-        row[0] = row[w] = own[r]
-        mean[r, w] = mean[r, 0]
-        for slot in (0, w):
-            for j in range(slots):
-                cov[r, slot, j] = row[j]
-                cov[r, j, slot] = row[j].T
+            mean[r, w, a] = mean[r, 0, a]
+            for b in range(a + 1):
+                even = (own[r, a, b] + own[r, b, a]) / 2
+                own[r, a, b] = own[r, b, a] = even
+                row[0, a, b] = row[0, b, a] = row[w, a, b] = row[w, b, a] = even
+        for j in range(slots):
+            for a in range(d):
+                for b in range(d):
+                    cov[r, 0, j, a, b] = cov[r, w, j, a, b] = row[j, a, b]
+                    cov[r, j, 0, b, a] = cov[r, j, w, b, a] = row[j, a, b]
