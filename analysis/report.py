@@ -44,6 +44,7 @@ _ERROR_NAMES = {
     "coverage": "coverage of the 90 % band",
     "crps": "CRPS",
 }
+_SHARES = ("relative_error", "worst_error", "coverage")  # shown in %
 _LAW_NAMES = {"aic": "AIC", "bic": "BIC", "tv": "distance", "pvalue": "p"}
 _COMPARISON_NAMES = {
     "run": "run",
@@ -57,6 +58,10 @@ _COMPARISON_NAMES = {
     "seconds_to_target": "seconds to target",
 }
 _NOTHING = 1e-9  # shown as 0
+_INTERVALS = (
+    "Intervals: over the repeats; that of the relative error comes from the triangle inequality "
+    "and is longer than it need be."
+)
 _NOT_ASKED = "no prediction is stored; `asgd predict` makes one"
 
 
@@ -232,6 +237,7 @@ def _section(study: Study, prefix: str) -> tuple[dict[str, Any], list[Picture]]:
         "models": [_key(prediction, name) for name in prediction.models] if prediction else [],
         "loss": loss,
         "scores": score and _scores(score),
+        "scores_note": _INTERVALS if score and score.intervals is not None else "",
         "errors": errors,
         "parts": score and _parts(score),
         "staleness": staleness,
@@ -294,10 +300,17 @@ def _key(prediction: Prediction, name: str) -> dict[str, str]:
 
 
 def _scores(score: Score) -> dict[str, Any]:
-    rows = [{"model": score.labels[name], **asdict(model)} for name, model in score.models.items()]
-    table = pd.DataFrame(rows).rename(columns=_ERROR_NAMES)
-    percent = [_ERROR_NAMES[key] for key in ("relative_error", "worst_error", "coverage")]
-    return _table("errors of each model", table, percent)
+    """Return the errors of each model, each with its interval beside it, if it has one."""
+    rows = []
+    for model in score.models:
+        row: dict[str, Any] = {"model": score.labels[model]}
+        for error, value in asdict(score.models[model]).items():
+            name, ends = _ERROR_NAMES[error], score.interval(model, error)
+            row[name] = value
+            if ends is not None:
+                row[f"{name}, 95 %"] = " to ".join(_cell(e, error in _SHARES)["text"] for e in ends)
+        rows.append(row)
+    return _table("errors of each model", pd.DataFrame(rows), [_ERROR_NAMES[e] for e in _SHARES])
 
 
 def _parts(score: Score) -> dict[str, Any] | None:

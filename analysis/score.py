@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
@@ -18,8 +19,9 @@ from asgd.trace import Run
 
 Array = npt.NDArray[np.float64]
 
-_RESAMPLES = 1000
-_INTERVAL = (0.025, 0.975)
+_DRAWS = 2000
+_LEVEL = 0.95  # of every interval
+_UPPER = (1.0 + _LEVEL) / 2.0
 
 # The error of the geometric prediction, part by part: what it is, predicted by, against.
 PARTS = (
@@ -68,12 +70,12 @@ class Score:
     parts
         The error of the geometric prediction, part by part; see `split_error`.
     intervals
-        95 % intervals over repeats, a bootstrap of whole runs: by model, the columns
-        `coverage_low`, `coverage_high`, `crps_low` and `crps_high`; and `coverage_error`, the
-        standard error of the coverage over runs, since the points of one run are inside or outside
-        together. None for a single run. With few repeats they are too short. The relative error
-        has none: it is a mean of absolute values, to which a bootstrap would add the scatter of
-        the runs once more; `parts` says how much of it is scatter.
+        95 % intervals over repeats: by model, the columns `relative_error_low`,
+        `relative_error_high`, `coverage_low`, `coverage_high`, `crps_low` and `crps_high`; and
+        `coverage_error`, the standard error of the coverage over runs, since the points of one run
+        are inside or outside together. None for a single run. Coverage and CRPS have Student's
+        interval of a mean over runs; that of the relative error is longer than it need be, see
+        `relative_error_interval`, and its upper end is infinite where the runs tell nothing.
     labels
         What to call each model.
     """
@@ -91,17 +93,50 @@ class Score:
         names = [name for name in self.models if name != "replay"] or list(self.models)
         return min(names, key=lambda name: self.models[name].relative_error)
 
+    def numbers(self, model: str) -> dict[str, float]:
+        """Return the errors of one model and, of repeats, the ends of their intervals."""
+        found: dict[str, float] = asdict(self.models[model])
+        if self.intervals is not None:
+            ends = self.intervals.loc[model]
+            found |= dict(zip(self.intervals.columns, ends.to_numpy(dtype=float), strict=True))
+        return found
+
+    def interval(self, model: str, error: str) -> tuple[float, float] | None:
+        """Return the ends of the 95 % interval of an error, None where it has none."""
+        numbers = self.numbers(model)
+        ends = numbers.get(f"{error}_low"), numbers.get(f"{error}_high")
+        return None if ends[0] is None or ends[1] is None else (ends[0], ends[1])
+
     def table(self) -> pd.DataFrame:
-        """Return one row per model, columns as in `ModelScore`."""
-        rows = {self.labels[name]: asdict(score) for name, score in self.models.items()}
+        """Return one row per model, columns as in `ModelScore`, then those of `intervals`."""
+        rows = {self.labels[name]: self.numbers(name) for name in self.models}
         return pd.DataFrame.from_dict(rows, orient="index")
 
     def __repr__(self) -> str:
-        return self.table().round(4).to_string()
+        return "\n".join(filter(None, (self._cells().to_string(), self._note())))
 
     def _repr_html_(self) -> str:
         """Return the table for a notebook."""
-        return str(self.table().round(4).to_html())
+        note = self._note()
+        return self._cells().to_html() + (note and f"<p>{note}</p>")
+
+    def _cells(self) -> pd.DataFrame:
+        """Return the table for people: each error with its interval, if it has one."""
+        rows: dict[str, dict[str, str]] = {}
+        for name, score in self.models.items():
+            rows[self.labels[name]] = {
+                error: _in_brackets(value, self.interval(name, error))
+                for error, value in asdict(score).items()
+            }
+        return pd.DataFrame.from_dict(rows, orient="index")
+
+    def _note(self) -> str:
+        return f"In brackets: 95 % intervals over {self.repeats} repeats" * (self.repeats > 1)
+
+
+def _in_brackets(value: float, ends: tuple[float, float] | None) -> str:
+    """Return a value with its interval, as a reader sees it."""
+    return f"{value:.4f}" + (f" ({ends[0]:.4f} to {ends[1]:.4f})" if ends else "")
 
 
 def compare(run: Run | Sequence[Run], prediction: Prediction) -> Score:
@@ -156,21 +191,79 @@ def _by_point(observed: Array, curve: pd.DataFrame) -> tuple[npt.NDArray[np.bool
 
 
 def _intervals(observed: Array, curve: pd.DataFrame) -> dict[str, float]:
-    """Resample whole runs, since the points of one run depend on each other."""
-    runs = len(observed)
-    drawn = stream(0, "repeats").integers(runs, size=(_RESAMPLES, runs))
+    """Take whole runs as units, since the points of one run depend on each other."""
     inside, scores = (values.mean(axis=1) for values in _by_point(observed, curve))
-    samples = {
-        "coverage": inside[drawn].mean(axis=1),
-        "crps": scores[drawn].mean(axis=1),
+    predicted, mean_error = (curve[name].to_numpy() for name in ("loss_mean", "loss_mean_error"))
+    share = _mean_interval(inside)
+    ends: dict[str, tuple[float, float]] = {
+        "relative_error": relative_error_interval(observed, predicted, mean_error),
+        "coverage": (max(0.0, share[0]), min(1.0, share[1])),
+        "crps": _mean_interval(scores),
     }
-    ends = {name: np.quantile(values, _INTERVAL) for name, values in samples.items()}
     limits = {
         f"{name}_{end}": float(value)
         for name, pair in ends.items()
         for end, value in zip(("low", "high"), pair, strict=True)
     }
-    return {**limits, "coverage_error": float(inside.std(ddof=1) / np.sqrt(runs))}
+    return {**limits, "coverage_error": float(inside.std(ddof=1) / np.sqrt(len(observed)))}
+
+
+def relative_error_interval(
+    observed: Array, predicted: Array, mean_error: Array
+) -> tuple[float, float]:
+    """Return a 95 % interval of the relative error against the mean over endless repeats.
+
+    Ours. An error is a mean of absolute values, so it holds the scatter of the observed mean, and
+    resampling runs would add that scatter once more: the interval of a right prediction would not
+    reach 0. But with the true mean curve m, the observed one o and D the mean over the evaluations
+    of |o - m|, the triangle inequality bounds numerator and denominator of the relative error (I1):
+
+        (mean |p - o| - D) / (mean |o| + D) <= mean |p - m| / mean |m|
+                                            <= (mean |p - o| + D) / (mean |o| - D)
+
+    D is not known, but what it stays below in 95 % of all experiments is: o - m is taken for
+    Gaussian with the covariance of the runs, itself estimated from R - 1 degrees of freedom, hence
+    Student's factor. That is exact where the points of a run move together, and too long where
+    they do not; the triangle inequality makes it longer still. To D is added |z| mean(`mean_error`)
+    with a standard normal z, as if the paths behind p put it off at all points together. The
+    prediction is taken as it is: that it may have been fitted to these runs is not counted.
+
+    Parameters
+    ----------
+    observed
+        Of R >= 2 runs, shape (R, m).
+    predicted, mean_error
+        Predicted mean p and its standard error by the paths that were drawn, shape (m,).
+
+    Returns
+    -------
+    tuple
+        The ends; the upper one is infinite where D is beyond the mean of |o|.
+    """
+    from scipy.special import ndtri
+
+    mean = observed.mean(axis=0)
+    scale, error = float(np.abs(mean).mean()), float(np.abs(predicted - mean).mean())
+    runs, rng = len(observed), stream(0, "repeats")
+    student = _student(runs) / ndtri(_UPPER)
+    draws = rng.standard_normal((_DRAWS, runs)) @ (observed - mean) / math.sqrt(runs * (runs - 1))
+    of_paths = np.abs(rng.standard_normal(_DRAWS)) * mean_error.mean()
+    off = float(np.quantile(student * np.abs(draws).mean(axis=1) + of_paths, _LEVEL))
+    high = (error + off) / (scale - off) if off < scale else math.inf
+    return max(0.0, (error - off) / (scale + off)), high
+
+
+def _student(runs: int) -> float:
+    """Return how many standard errors Student's interval reaches with so many runs."""
+    from scipy.special import stdtrit
+
+    return float(stdtrit(runs - 1, _UPPER))
+
+
+def _mean_interval(values: Array) -> tuple[float, float]:
+    """Return Student's interval of the mean of independent values, shape (R,)."""
+    reach = _student(len(values)) * values.std(ddof=1) / math.sqrt(len(values))
+    return float(values.mean() - reach), float(values.mean() + reach)
 
 
 def split_error(run: Run | Sequence[Run], prediction: Prediction) -> pd.DataFrame:

@@ -215,7 +215,7 @@ def predict(
     runs = read_runs(run)
     prediction, score = store_prediction(run, runs, paths, quiet, method=method, seed=seed)
     if as_json:
-        scores = {name: asdict(model) for name, model in score.models.items()}
+        scores = {name: score.numbers(name) for name in score.models}
         print_json({**prediction.settings, "scores": scores})
     else:
         stability = prediction.settings["stability"]

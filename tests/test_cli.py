@@ -72,6 +72,23 @@ def test_simulate_profile_predict_report(
     assert page.count("<figure") == len(list(figures.glob("*.svg"))) > 5
 
 
+def test_predict_gives_repeats_their_intervals(
+    capsys: pytest.CaptureFixture[str], config: Path, tmp_path: Path
+) -> None:
+    short = ("--set", "run.repeats=8", "--set", "run.updates=100")
+    asgd(capsys, "simulate", config, "--out", tmp_path / "eight", *short)
+    asgd(capsys, "simulate", config, "--out", tmp_path / "one", *short[2:])
+    status, printed, _ = asgd(capsys, "predict", tmp_path / "eight", "--json")
+    assert status == 0
+    scores = json.loads(printed)["scores"]["sme_law"]
+    for error in ("relative_error", "coverage", "crps"):
+        assert scores[f"{error}_low"] <= scores[error] <= scores[f"{error}_high"]
+    _, printed, _ = asgd(capsys, "predict", tmp_path / "eight")
+    assert "95 % intervals over 8 repeats" in printed
+    _, printed, _ = asgd(capsys, "predict", tmp_path / "one")
+    assert "interval" not in printed
+
+
 def test_profile_prints_one_json_object(
     capsys: pytest.CaptureFixture[str], config: Path, tmp_path: Path
 ) -> None:

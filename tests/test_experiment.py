@@ -105,6 +105,8 @@ def test_scores_of_repeats_have_intervals_that_hold_the_score(runs: list[Run]) -
     assert score.intervals is not None
     for name, model in score.models.items():
         limits = score.intervals.loc[name]
+        assert limits["relative_error_low"] <= model.relative_error
+        assert model.relative_error <= limits["relative_error_high"]
         assert limits["coverage_low"] <= model.coverage <= limits["coverage_high"]
         assert limits["crps_low"] <= model.crps <= limits["crps_high"]
     assert compare(runs[0], prediction).intervals is None

@@ -196,6 +196,8 @@ def test_repeats_cut_short_are_left_out_and_said(tmp_path: Path) -> None:
     page = (place / "report.html").read_text("utf-8")
     assert "1 repeat ended before update 300 and is left out of prediction and score." in page
     assert "the mean of 2 runs" in page
+    assert "relative error, 95 %" in page
+    assert "Intervals: over the repeats" in page
 
 
 def test_a_prediction_of_a_run_that_has_gone_on_is_made_again(tmp_path: Path) -> None:
