@@ -99,7 +99,9 @@ def optimal_batch_schedule(
     """Return the closed optimal schedule: batch one, then exponential growth (B4).
 
     An, Lu, Ying, section 4. In d dimensions the slowest mode gives rho and the sum over the modes
-    gives c.
+    gives c. `asgd.with_batch_sizes` puts the schedule into the configuration of a run;
+    `analysis.quadratic.LinearGradients.of(problem).modes()` has the first two arguments where
+    gradients are linear.
 
     Parameters
     ----------

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from asgd.experiment import read_runs as read_runs
     from asgd.problems import Problem as Problem
     from asgd.problems import make_problem as make_problem
+    from asgd.schedules import with_batch_sizes as with_batch_sizes
     from asgd.simulation import simulate as simulate
     from asgd.simulation import simulate_staleness as simulate_staleness
     from asgd.staleness import ConstantPlusGeometric as ConstantPlusGeometric
@@ -54,6 +55,7 @@ else:
             ],
             "asgd.experiment": ["read_runs"],
             "asgd.problems": ["Problem", "make_problem"],
+            "asgd.schedules": ["with_batch_sizes"],
             "asgd.simulation": ["simulate", "simulate_staleness"],
             "asgd.staleness": [
                 "ConstantPlusGeometric",

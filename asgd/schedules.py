@@ -6,10 +6,12 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from asgd.config import OptimizerConfig
+from asgd.config import OptimizerConfig, RunConfig, make_config
+from asgd.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -51,3 +53,38 @@ def batch_schedule(optimizer: OptimizerConfig) -> Schedule:
     """Return the batch size of snapshots by their version, in samples."""
     changes = optimizer.batch_schedule
     return Schedule(optimizer.batch_size, changes.at, changes.values)
+
+
+def with_batch_sizes(config: RunConfig, batch_sizes: npt.ArrayLike) -> RunConfig:
+    """Return a configuration whose batch size follows a sequence, such as an optimal one.
+
+        batches = analysis.optimal_batch_schedule(curvature, noise, eta, mu, 400, budget=1600)
+        cluster.run(asgd.with_batch_sizes(config, batches))
+
+    `config.json` of the run holds it as `batch_size` and `batch_schedule`.
+
+    Parameters
+    ----------
+    config
+        Everything else.
+    batch_sizes
+        Integers, shape (updates,): `batch_sizes[v]` is for snapshots of version v, so it is applied
+        as many updates later as the gradient is stale. The last one holds from there on.
+
+    Raises
+    ------
+    InputError
+        There is none, or one is not a whole number of samples.
+    """
+    sizes = np.asarray(batch_sizes)
+    if sizes.ndim != 1 or not len(sizes) or not np.issubdtype(sizes.dtype, np.integer):
+        raise InputError(
+            f"batch_sizes: {sizes.dtype} of shape {sizes.shape}; expected integers, one per update"
+        )
+    at = np.flatnonzero(np.diff(sizes)) + 1
+    data = msgspec.to_builtins(config)
+    data["optimizer"] |= {
+        "batch_size": int(sizes[0]),
+        "batch_schedule": {"at": at.tolist(), "values": sizes[at].tolist()},
+    }
+    return make_config(data)

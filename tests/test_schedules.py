@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from asgd.config import make_config
+from analysis import optimal_batch_schedule
+from asgd.config import load_config, make_config
 from asgd.errors import InputError
-from asgd.schedules import Schedule, batch_schedule, learning_rate_schedule
+from asgd.schedules import (
+    Schedule,
+    batch_schedule,
+    learning_rate_schedule,
+    with_batch_sizes,
+)
+from asgd.simulation import simulate
+from asgd.trace import read_run
 
 
 def test_value_holds_from_its_update_on() -> None:
@@ -55,3 +64,26 @@ def test_impossible_schedules_are_refused(schedule: dict[str, Any], message: str
     with pytest.raises(InputError, match=message) as error:
         make_config({"optimizer": {"learning_rate_schedule": schedule}})
     assert "optimizer.learning_rate_schedule" in str(error.value)
+
+
+def test_the_optimal_schedule_is_what_a_run_follows(tmp_path: Path) -> None:
+    batches = optimal_batch_schedule(2.0, 4.0, 0.01, 0.75, 400, budget=1600)
+    assert batches[0] == 1 < batches[-1]
+    tables = {
+        "problem": {"kind": "quadratic"},
+        "optimizer": {"learning_rate": 0.01, "batch_size": 7},
+        "run": {"updates": 400},
+    }
+    config = with_batch_sizes(make_config(tables), batches)
+    np.testing.assert_array_equal(batch_schedule(config.optimizer).array(400), batches)
+    run = read_run(simulate(config, tmp_path / "run"))
+    np.testing.assert_array_equal(run.trace["batch_size"], batches[run.trace["read_version"]])
+    assert run.trace["staleness"].max() > 0
+    assert load_config(run.path / "config.json") == config
+    assert with_batch_sizes(config, [3, 3]).optimizer.batch_schedule.at == []
+
+
+@pytest.mark.parametrize("sizes", [[], [1.5], [[1, 2]], [0, 1], [2, 0]])
+def test_sequences_that_are_no_batch_sizes_are_refused(sizes: Any) -> None:
+    with pytest.raises(InputError, match=r"batch_size|batch_schedule"):
+        with_batch_sizes(make_config(), sizes)
