@@ -294,6 +294,45 @@ def test_nothing_is_imported_for_other_kinds(plugin):
     assert "user_problem" not in sys.modules
 
 
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("os:system", {"command": "touch harm"}),
+        ("subprocess:Popen", {"args": ["touch", "harm"]}),
+        ("pathlib:Path.touch", {}),
+        ("pandas:read_pickle", {"filepath_or_buffer": "harm.pickle"}),
+        ("joblib:load", {"filename": "harm.pickle"}),
+        ("asgd.trace:replace_file", {"path": "harm", "content": ""}),
+        ("cluster.guard:subprocess", {}),
+        ("user_problem:run", {"args": ["touch", "harm"]}),
+    ],
+)
+def test_a_stranger_s_configuration_calls_no_function_it_likes(plugin, tmp_path, kind, options):
+    """It may be that of a run directory somebody sent."""
+    plugin("from subprocess import run")
+    (tmp_path / "harm.pickle").write_bytes(
+        b"cposix\nsystem\n(S'touch harm'\ntR."  # what pickle makes of os.system("touch harm")
+    )
+    with pytest.raises(InputError, match=r"nothing else is called|has no factory"):
+        make_problem(make_config({"problem": {"kind": kind, "options": options}}))
+    assert not (tmp_path / "harm").exists()
+
+
+def test_of_an_installed_package_classes_are_called_and_functions_are_not(
+    plugin, tmp_path, monkeypatch
+):
+    make = "def make(**options):\n        return Regression(**options)"
+    assert plugin(make, "make").dim == 3
+    packages = tmp_path / "site-packages"
+    packages.mkdir()
+    (tmp_path / "user_problem.py").rename(packages / "installed_problem.py")
+    monkeypatch.syspath_prepend(packages)
+    assert make_problem(make_config({"problem": {"kind": "installed_problem:Regression"}})).dim == 3
+    with pytest.raises(InputError, match="make is no class with initial_point, loss, gradient"):
+        make_problem(make_config({"problem": {"kind": "installed_problem:make"}}))
+    sys.modules.pop("installed_problem")
+
+
 IN_PLACE = """
     class InPlace(Regression):
         def gradient(self, x, indices):

@@ -16,7 +16,10 @@ array of points (k, d) row by row, they are given whole ensembles instead. An ob
 from `asgd.problems.Problem` is used as it is, and so has to keep that class's contract, which the
 same trial checks.
 
-Nothing is imported unless the configuration names it.
+Nothing is imported unless the configuration names it. The configuration may be that of a stranger's
+run directory, and almost any function can be made to do harm by its arguments (`os:system`,
+`pandas:read_pickle`). So a function is called only where it is defined in a module of the user's
+own; of Python itself, of installed packages and of this one, only classes of problems are.
 """
 
 from __future__ import annotations
@@ -25,7 +28,10 @@ import importlib
 import inspect
 import os
 import sys
+import sysconfig
 from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import ModuleType
 from typing import Any, cast
 
 import numpy as np
@@ -34,6 +40,8 @@ from asgd.errors import InputError
 from asgd.problems.base import Array, Indices, Problem
 from asgd.streams import stream
 
+_METHODS = ("initial_point", "loss", "gradient")
+_OURS = ("asgd", "analysis", "cluster")
 _REQUIRED = ("dim", "n_samples", "initial_point", "loss", "gradient")
 _TRIAL_BATCH = 3
 _LARGEST_HESSIAN = 1000  # rows of a Hessian small enough to be formed only to look at it
@@ -265,7 +273,24 @@ def _import_factory(kind: str, where: str) -> Callable[..., Any]:
             f"{where}: module {module_name} has no factory {name!r}; "
             f"it has {', '.join(found) or 'none'}"
         )
+    is_problem = isinstance(factory, type) and all(hasattr(factory, m) for m in _METHODS)
+    if not is_problem and any(map(_is_installed, {module, inspect.getmodule(factory) or module})):
+        raise InputError(
+            f"{where}: {name} is no class with {', '.join(_METHODS)}; from anywhere else than a "
+            "module of your own, nothing else is called"
+        )
     return cast(Callable[..., Any], factory)
+
+
+def _is_installed(module: ModuleType) -> bool:
+    """Return whether a module is of Python, of an installed package or of this one."""
+    if module.__name__.partition(".")[0] in (*_OURS, *sys.stdlib_module_names):
+        return True
+    path = Path(getattr(module, "__file__", None) or "")
+    standard = map(Path, (sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")))
+    return bool({"site-packages", "dist-packages"}.intersection(path.parts)) or any(
+        path.is_relative_to(place) for place in standard
+    )
 
 
 def _call(where: str, name: str, call: Callable[[], Any]) -> Any:
