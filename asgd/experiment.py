@@ -19,7 +19,14 @@ import msgspec
 from asgd.alive import look_for_life
 from asgd.config import RunConfig, load_config
 from asgd.errors import InputError
-from asgd.trace import Run, default_path, make_directory, read_run, replace_file
+from asgd.trace import (
+    Run,
+    check_no_links,
+    default_path,
+    make_directory,
+    read_run,
+    replace_file,
+)
 
 
 def run_repeats(
@@ -174,6 +181,7 @@ def read_runs(path: str | Path) -> list[Run]:
     """
     path = Path(path)
     if _experiment(path) is not None:
+        check_no_links(path)
         runs = [read_run(one.parent) for one in sorted(path.glob("repeat-*/config.json"))]
         if not runs:
             raise InputError(f"{path}: an experiment without a repeat")

@@ -15,6 +15,7 @@ there; events are appended line by line and a torn line is ignored.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -70,8 +71,36 @@ _ENDS = {
 def replace_file(path: Path, content: bytes) -> None:
     """Write a file under a temporary name and rename it: readers see the old one or the new."""
     temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_bytes(content)
+    temporary.unlink(missing_ok=True)  # it might be a link, which writing would follow
+    with open(temporary, "wb", opener=_without_links) as file:
+        file.write(content)
     os.replace(temporary, path)
+
+
+def _without_links(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+
+
+def check_no_links(directory: Path) -> None:
+    """Refuse a run directory, or one of repeats, that leads out of itself.
+
+    A stranger's might, to have files elsewhere read into a report, written to or removed.
+
+    Raises
+    ------
+    InputError
+        Something in it, or in a directory in it, is a link, a pipe or the like.
+    """
+    inside = [one for one in directory.iterdir() if one.is_dir() and not one.is_symlink()]
+    for place in (directory, *inside):
+        with contextlib.suppress(FileNotFoundError), os.scandir(place) as entries:
+            for entry in entries:
+                kinds = entry.is_file(follow_symlinks=False), entry.is_dir(follow_symlinks=False)
+                if not any(kinds):
+                    raise InputError(
+                        f"{entry.path}: is neither a file nor a directory, which is all that a "
+                        "run directory holds"
+                    )
 
 
 def make_directory(path: Path) -> None:
@@ -380,13 +409,15 @@ def read_run(path: str | Path) -> Run:
     Raises
     ------
     InputError
-        There is no run at `path`, or several: repeats of one, see `asgd.experiment`.
+        There is no run at `path`, or several: repeats of one, see `asgd.experiment`; or it leads
+        out of its directory.
     """
     path = Path(path)
     if not (path / "config.json").is_file():
         inside = next(path.glob("*/config.json"), None)
         hint = f"name one in it, such as {inside.parent}" if inside else "`asgd run` makes one"
         raise InputError(f"{path}: not a run directory (no config.json); {hint}")
+    check_no_links(path)
     config = load_config(path / "config.json")
     if config.run.repeats > 1:
         raise InputError(f"{path}: holds repeats of a run; name one, such as {path}/repeat-000")

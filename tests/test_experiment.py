@@ -181,6 +181,12 @@ def test_what_is_no_repeat_of_ours_is_not_removed(four: list[Path]) -> None:
     assert not any(path.exists() for path in four)
 
 
+def test_a_repeat_that_is_elsewhere_is_not_read(four: list[Path], tmp_path: Path) -> None:
+    four[1].symlink_to(four[1].rename(tmp_path / "elsewhere"))
+    with pytest.raises(InputError, match="001: is neither a file nor a directory"):
+        read_runs(tmp_path / "out")
+
+
 def test_what_another_process_makes_is_left_to_it(four: list[Path], tmp_path: Path) -> None:
     out = four[0].parent
     cut_short(four[0])

@@ -1,5 +1,6 @@
 """The run directory: what is written is read back, and torn files do not make it unreadable."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,14 @@ import pytest
 
 from asgd.config import make_config
 from asgd.errors import InputError
-from asgd.trace import LOSS_COLUMNS, MEMBER_COLUMNS, TRACE_COLUMNS, RunWriter, read_run
+from asgd.trace import (
+    LOSS_COLUMNS,
+    MEMBER_COLUMNS,
+    TRACE_COLUMNS,
+    RunWriter,
+    read_run,
+    replace_file,
+)
 
 
 def rows(first: int, count: int) -> dict[str, np.ndarray]:
@@ -43,6 +51,40 @@ def test_state_follows_the_last_event_that_ends_a_run(writer: RunWriter) -> None
     assert read_run(writer.path).state == "interrupted"
     writer.event("finish", update=5)
     assert read_run(writer.path).state == "finished"
+
+
+@pytest.mark.parametrize(
+    "name", ["trace", "checkpoints", "environment.json", "trace/part-000000000000.parquet"]
+)
+def test_a_directory_that_leads_elsewhere_is_refused(
+    writer: RunWriter, tmp_path: Path, name: str
+) -> None:
+    place = writer.path / name
+    if place.exists():
+        place.rename(tmp_path / "was")
+    place.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match=f"{name}: is neither a file nor a directory"):
+        read_run(writer.path)
+    place.unlink()
+    os.mkfifo(place)
+    with pytest.raises(InputError, match=f"{name}: is neither a file nor a directory"):
+        read_run(writer.path)
+
+
+def test_a_link_to_a_run_is_followed(writer: RunWriter, tmp_path: Path) -> None:
+    (tmp_path / "latest").symlink_to(writer.path)
+    assert read_run(tmp_path / "latest").config == make_config()
+
+
+def test_a_file_is_not_written_through_a_link_in_the_way(tmp_path: Path) -> None:
+    precious = tmp_path / "precious"
+    precious.write_text("kept")
+    for link in (tmp_path / "profile.json", tmp_path / "profile.json.tmp"):
+        link.symlink_to(precious)
+    replace_file(tmp_path / "profile.json", b"new")
+    assert precious.read_text() == "kept"
+    assert (tmp_path / "profile.json").read_bytes() == b"new"
+    assert not (tmp_path / "profile.json").is_symlink()
 
 
 def test_a_torn_last_event_is_left_out(writer: RunWriter) -> None:
