@@ -16,11 +16,14 @@ own random stream, so no result depends on the number of threads.
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Protocol, TypedDict, Unpack
 
 import numpy as np
@@ -47,8 +50,12 @@ LARGE_BLOCK_SCALARS = 40_000
 BLOCK_PATHS = 16
 # Numbers held by the state of one block: 2**26 doubles are 512 MB.
 BLOCK_STATE = 2**26
-# Bytes of statistics an ensemble may hold.
+# Bytes of statistics an ensemble may hold; fewer threads keep fewer at a time.
 STATISTICS_BYTES = 4 * 2**30
+# From here on an ensemble says how much memory it takes.
+ANNOUNCED_BYTES = 2**27
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, repr=False)
@@ -176,7 +183,9 @@ def run_ensemble(
 
     Memory, for m records: 2 m d moments per block at work or waiting to be merged, the state of
     one block per thread, m min(paths, `QUANTILE_PATHS`) losses if quantiles are asked for, and the
-    final points. Only these last grow with the number of paths.
+    final points. Only these last grow with the number of paths. Where it is more than
+    `ANNOUNCED_BYTES` altogether, it is logged as a warning beforehand. What the problem's own
+    methods take comes on top.
 
     Parameters
     ----------
@@ -206,12 +215,21 @@ def run_ensemble(
         raise InputError(f"updates, paths: {updates}, {paths}; accepted: at least 1 each")
     at = _recorded_updates(options.get("record"), updates)
     levels = np.asarray(options.get("quantile_levels", QUANTILE_LEVELS), dtype=float)
-    _check_memory(len(at), problem.dim, paths, len(levels) > 0)
     start = _initial_point(problem, options.get("initial"), seed)
     dtype = np.dtype(options.get("dtype", np.float64))
     sizes = block_sizes(paths, problem.dim, state_copies)
     offsets = np.cumsum([0, *sizes])
     kept = _quantile_paths(paths)
+    threads = _plan_memory(
+        name,
+        problem.dim,
+        dtype.itemsize,
+        len(at),
+        sizes,
+        state_copies,
+        len(kept) if len(levels) else 0,
+        options.get("threads"),
+    )
     losses = np.empty((len(at), len(kept))) if len(levels) else None
     final = np.empty((paths, problem.dim), dtype)
     watch = _Watch(len(sizes) * updates, options.get("progress"))
@@ -230,7 +248,7 @@ def run_ensemble(
         final[rows] = block.position()
         return statistics
 
-    merged = _over_blocks(run, len(sizes), problem.dim, options.get("threads"), watch)
+    merged = _over_blocks(run, len(sizes), problem.dim, threads, watch)
     return Ensemble(
         update=at,
         mean=merged.mean,
@@ -283,23 +301,29 @@ def _run_block(
 
 
 def _over_blocks(
-    run: Callable[[int], PathStatistics], blocks: int, dim: int, threads: int | None, watch: _Watch
+    run: Callable[[int], PathStatistics], blocks: int, dim: int, threads: int, watch: _Watch
 ) -> PathStatistics:
-    threads = threads or len(os.sched_getaffinity(0))
     # One BLAS thread for each block: with more, blocks compete, and rounding would depend on them.
     # Only a single block of matrix products gains from more; sums over paths lose.
     limit = None if blocks == 1 and dim >= BLOCK_PATHS else 1
     with (
         threadpool_limits(limit, user_api="blas"),
-        ThreadPoolExecutor(min(threads, blocks)) as pool,
+        ThreadPoolExecutor(threads) as pool,
     ):
         try:
             # In the order of the blocks, whichever ends first: sums then round the same way.
-            results = pool.map(run, range(blocks))
-            merged = next(results)
-            with np.errstate(over="ignore", invalid="ignore"):
-                for statistics in results:
-                    merged.merge(statistics)
+            left = iter(range(blocks))
+            waiting = deque(pool.submit(run, i) for i in islice(left, _ahead(threads)))
+            merged = None
+            while waiting:
+                statistics = waiting.popleft().result()
+                if merged is None:
+                    merged = statistics
+                else:
+                    with np.errstate(over="ignore", invalid="ignore"):
+                        merged.merge(statistics)
+                waiting.extend(pool.submit(run, i) for i in islice(left, 1))
+            assert merged is not None  # there is a block
             return merged
         except BaseException:
             watch.stopped = True
@@ -340,12 +364,38 @@ def _recorded_updates(record: npt.ArrayLike | None, updates: int) -> npt.NDArray
     return at
 
 
-def _check_memory(records: int, dim: int, paths: int, quantiles: bool) -> None:
-    kept = min(paths, QUANTILE_PATHS) if quantiles else 0
-    needed = 8 * (records * (2 * dim + kept) + paths * dim)
-    if needed > STATISTICS_BYTES:
+def _ahead(threads: int) -> int:
+    """Return how many blocks are at work or wait to be merged, so that no thread has to wait."""
+    return threads + (threads > 1)
+
+
+def _plan_memory(
+    name: str,
+    dim: int,
+    itemsize: int,
+    records: int,
+    sizes: list[int],
+    state_copies: int,
+    kept: int,
+    threads: int | None,
+) -> int:
+    """Return how many threads fit into memory; say how much that is where it is much."""
+    blocks, paths = len(sizes), sum(sizes)
+    moments, once = 16 * records * dim, 8 * records * kept + itemsize * paths * dim
+
+    def statistics(threads: int) -> int:
+        return moments * (min(blocks, _ahead(threads)) + (blocks > 1)) + once
+
+    if statistics(1) > STATISTICS_BYTES:
         raise InputError(
             f"record: {records} records of {dim} parameters, and {paths} paths, need "
-            f"{needed / 2**30:.1f} GB; accepted: at most {STATISTICS_BYTES / 2**30:.0f} GB, "
+            f"{statistics(1) / 2**30:.1f} GB; accepted: at most {STATISTICS_BYTES / 2**30:.0f} GB, "
             "so record fewer updates or simulate fewer paths"
         )
+    threads = min(threads or len(os.sched_getaffinity(0)), blocks)
+    while statistics(threads) > STATISTICS_BYTES:
+        threads -= 1
+    needed = statistics(threads) + threads * itemsize * max(sizes) * dim * state_copies
+    if needed > ANNOUNCED_BYTES:
+        _log.warning("%s: takes up to %.2g GB of memory", name, needed / 2**30)
+    return threads

@@ -1,9 +1,11 @@
+import re
 import tracemalloc
 from functools import partial
 
 import numpy as np
 import pytest
 
+from analysis import ensemble
 from analysis.ensemble import (
     BLOCK_SCALARS,
     QUANTILE_PATHS,
@@ -242,3 +244,28 @@ def test_models_take_their_arguments_by_partial():
     seen = []
     run_ensemble(partial(Walk, seen=seen), Quadratic(), 2, 5, 0, "walk")
     assert [x.shape for x in seen] == [(5, 1)] * 3
+
+
+class Wide(Bowl):
+    """Many parameters."""
+
+    dim = 20_000
+
+
+def test_memory_is_announced_and_kept_to(caplog, monkeypatch):
+    """What is said beforehand is what is taken, whatever the number of threads asked for."""
+    options = {"initial": np.zeros(Wide.dim), "record": [0, 2], "quantile_levels": ()}
+    small = run_ensemble(Walk, Wide(), 2, 64, 3, "walk", threads=2, **options)
+    assert not caplog.messages
+    monkeypatch.setattr(ensemble, "ANNOUNCED_BYTES", 10**6)
+    # 10.2 MB for all final points, 0.6 MB for the statistics of each of two threads and two more
+    monkeypatch.setattr(ensemble, "STATISTICS_BYTES", 13 * 10**6)
+    tracemalloc.start()
+    again = run_ensemble(Walk, Wide(), 2, 64, 3, "walk", threads=64, **options)
+    used = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    (said,) = caplog.messages
+    announced = float(re.fullmatch(r"walk: takes up to (\S+) GB of memory", said)[1]) * 2**30
+    assert 0.4 * announced < used < 1.1 * announced
+    assert announced < 13 * 10**6 + 2 * 4 * 16 * 8 * Wide.dim  # the state of two blocks
+    np.testing.assert_array_equal(small.mean, again.mean)
