@@ -2,10 +2,12 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from analysis.advice import advice_on_divergence, diverged
 from asgd.config import make_config
+from asgd.divergence import check_divergence
 from asgd.errors import DivergedError
 from asgd.simulation import simulate
 from asgd.trace import RunWriter, read_run
@@ -36,3 +38,10 @@ def test_what_happened_later_does_not_hide_why_a_run_failed(tmp_path: Path) -> N
     assert run.failure is not None
     assert run.failure.startswith("the run diverged: loss ")
     assert diverged(run)
+
+
+@pytest.mark.parametrize("latest", [np.nan, np.inf, 1e7])
+def test_a_loss_that_is_no_number_or_far_above_the_first_is_divergence(latest: float) -> None:
+    check_divergence(make_config(), 0.5, 9e5, 100)
+    with pytest.raises(DivergedError, match=r"the run diverged: loss \S+ at update 100, 0.5 at"):
+        check_divergence(make_config(), 0.5, latest, 100)

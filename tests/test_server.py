@@ -276,6 +276,21 @@ def test_bound_that_is_never_reached_changes_nothing() -> None:
     np.testing.assert_array_equal(free.trace["worker"], bounded.trace["worker"])
 
 
+def test_repeat_of_a_gradient_that_waits_is_neither_counted_nor_answered() -> None:
+    """An answer would let the worker run ahead of the barrier."""
+    crowd = Crowd(configure(workers=2, mode="sync"))
+    crowd.join_all()
+    crowd.push(0)
+    crowd.push(1)
+    crowd.push(0)
+    for waiting in (crowd.sent[0][-1], crowd.sent[0][0]):
+        crowd.send(waiting)
+        assert 0 not in crowd.at_hand
+    assert crowd.server.status(crowd.now).workers[0].received == 2
+    crowd.push(1)
+    assert crowd.at_hand[0].version == crowd.server.version == 2
+
+
 def test_barrier_does_not_wait_for_the_dead() -> None:
     crowd = Crowd(configure(workers=3, mode="sync"))
     crowd.join_all()
