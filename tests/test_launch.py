@@ -333,17 +333,19 @@ finally:
 
 
 class Subprocess:
-    """A run in a process of its own, whose temporary files are all under `tmp`."""
+    """A run in a process of its own, whose home and temporary files are all under `tmp`."""
 
     def __init__(self, tmp: Path, updates: int, **problem: Any) -> None:
         self.out, self.tmp, self.running = tmp / "out", tmp / "t", tmp / "running"
         self.tmp.mkdir()
+        self.home = tmp / "home"
+        self.home.mkdir()
         config = configure(problem, updates, workers=2)
         arguments = [str(self.out), str(self.running), config.to_json()]
         self.process = subprocess.Popen(
             [sys.executable, "-W", "error", "-c", SCRIPT, *arguments],
             cwd=ROOT,
-            env={**os.environ, "TMPDIR": str(self.tmp)},
+            env={**os.environ, "TMPDIR": str(self.tmp), "HOME": str(self.home)},
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
@@ -364,6 +366,7 @@ class Subprocess:
         _, errors = self.process.communicate(timeout=120)
         assert not self.processes()
         assert not list(self.tmp.iterdir())
+        assert not list(self.home.iterdir())  # such as Ray's file with a token
         return errors
 
 
