@@ -155,7 +155,8 @@ def workers(run: Path, count: int, as_json: bool) -> None:
 def profile(runs: Sequence[Path], as_json: bool) -> None:
     """Fit staleness laws to RUNS and say which one holds.
 
-    And whether workers that do not wait for one another explain the staleness.
+    And whether workers that do not wait for one another explain the staleness. Of several runs, a
+    table at the end: mu beside 1 - 1/P.
 
     With --json: of several runs an object with the list `runs`.
 
@@ -163,14 +164,16 @@ def profile(runs: Sequence[Path], as_json: bool) -> None:
     asgd profile runs/digits
     asgd profile runs/p4 runs/p8 --json
     """
+    from analysis.fit import compare_fits
     from analysis.queue import explains_staleness
     from analysis.steps import store_fit
     from asgd.experiment import read_runs
 
-    found = []
+    found, fits = [], []
     for path in runs:
         repeats = read_runs(path)
         fit, check = store_fit(path, repeats), explains_staleness(repeats[0])
+        fits.append((printable(str(path)), fit))
         if as_json:
             queue = check and {**asdict(check), "law": check.law.to_dict(), "holds": check.holds}
             found.append({"run": str(path), **fit.to_dict(), "queue": queue})
@@ -179,6 +182,9 @@ def profile(runs: Sequence[Path], as_json: bool) -> None:
             click.echo(f"{check.sentence}\n" if check else "")
     if as_json:
         print_json(found[0] if len(found) == 1 else {"runs": found})
+    elif len(fits) > 1:
+        table = compare_fits(fits).drop(columns="verdict")
+        click.echo(table.to_string(float_format="{:.4g}".format))
 
 
 @cli.command()

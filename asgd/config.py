@@ -147,7 +147,8 @@ class ClusterConfig(_Table, frozen=True):
     is ahead waits, and gradients that fall due at the same update are applied as their mean.
     `schedule = "free"` applies gradients as they arrive; `"uniform"` draws the next worker
     uniformly and waits for its gradient, which makes staleness exactly geometric.
-    A worker that owes a gradient for longer than `worker_timeout` seconds is taken for dead.
+    A worker that owes a gradient for longer than `worker_timeout` seconds and 20 times its mean
+    compute time is taken for dead.
     `transport` is "ray" (a call per gradient), "tcp", "shm" (shared memory for workers on the
     server's node, tcp for the others) or "auto". Vectors travel in `wire_dtype`; the server's
     parameters are float64 under both.

@@ -89,6 +89,20 @@ def test_predict_gives_repeats_their_intervals(
     assert "interval" not in printed
 
 
+def test_profile_puts_several_runs_side_by_side(
+    capsys: pytest.CaptureFixture[str], config: Path, tmp_path: Path
+) -> None:
+    places = [tmp_path / f"p{workers}" for workers in (2, 4)]
+    for workers, place in zip((2, 4), places, strict=True):
+        asgd(capsys, "simulate", config, "--out", place, "--set", f"cluster.workers={workers}")
+    status, printed, _ = asgd(capsys, "profile", *places)
+    assert status == 0
+    heads, _, *rows = printed.splitlines()[-4:]
+    at = heads.split().index("mu_expected") + 1  # the name of a run has no head in this line
+    assert [row.split()[0] for row in rows] == [str(place) for place in places]
+    assert [row.split()[at] for row in rows] == ["0.5", "0.75"]
+
+
 def test_profile_prints_one_json_object(
     capsys: pytest.CaptureFixture[str], config: Path, tmp_path: Path
 ) -> None:
