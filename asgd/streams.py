@@ -9,6 +9,7 @@ from __future__ import annotations
 import zlib
 
 import numpy as np
+import numpy.typing as npt
 
 
 def _seed_sequence(seed: int, name: str) -> np.random.SeedSequence:
@@ -18,6 +19,37 @@ def _seed_sequence(seed: int, name: str) -> np.random.SeedSequence:
 def stream(seed: int, name: str) -> np.random.Generator:
     """Return the generator called `name`, independent of every other name under the same seed."""
     return np.random.Generator(np.random.SFC64(_seed_sequence(seed, name)))
+
+
+def standard_normals(
+    out: npt.NDArray[np.float64], rng: np.random.Generator
+) -> npt.NDArray[np.float64]:
+    """Fill a C-contiguous array with standard normals and return it.
+
+    In float32 by Box and Muller, three times as fast as the generator's own method: NumPy's
+    float32 logarithm, sine and cosine are vectorised, its rejection method is not. Uniform numbers
+    of 24 bits reach |z| = 5.8.
+    """
+    bits = rng.bit_generator if out.dtype == np.float32 else None
+    if bits is None or isinstance(bits, np.random.MT19937):  # whose words have 32 bits
+        return rng.standard_normal(out=out, dtype=out.dtype.type)
+    flat = out.reshape(-1)
+    pairs = (flat.size + 1) // 2
+    words = bits.random_raw(pairs).view(np.uint32)
+    words >>= 8
+    uniform = words.view(np.int32).astype(np.float32)
+    radius, angle = uniform[:pairs], uniform[pairs:]
+    radius += 1
+    radius *= 2.0**-24
+    np.log(radius, out=radius)
+    radius *= -2
+    np.sqrt(radius, out=radius)
+    angle *= 2 * np.pi / 2**24
+    np.multiply(radius, np.cos(angle), out=flat[:pairs])
+    np.sin(angle, out=angle)
+    angle *= radius
+    flat[pairs:] = angle[: flat.size - pairs]
+    return out
 
 
 class KeyedStream:

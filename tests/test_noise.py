@@ -273,24 +273,6 @@ def test_a_diverging_path_stays_inf_or_nan():
     assert np.isfinite(x[2])
 
 
-@pytest.mark.parametrize("dtype", [np.float64, np.float32])
-@pytest.mark.parametrize("size", [400_001, 1])
-def test_normal_increments(dtype, size):
-    """Moments and tail of both generators; float32 has one of its own."""
-    z = standard_increments(np.empty((size, 1), dtype), stream(3, "normals"), two_point=False)
-    assert z.dtype == dtype
-    assert np.all(np.isfinite(z))
-    z = z[:, 0].astype(float)
-    if size > 1:
-        for power, moment, variance in ((1, 0, 1), (2, 1, 2), (3, 0, 15), (4, 3, 96)):
-            assert abs(np.mean(z**power) - moment) < 4 * np.sqrt(variance / size)
-        tail = 0.0026998
-        assert abs(np.mean(np.abs(z) > 3) - tail) < 4 * np.sqrt(tail / size)
-        half = size // 2  # the two numbers of a pair lie half an array apart
-        for lag in (1, half, half + 1):
-            assert abs(np.mean(z[lag:] * z[:-lag])) < 4 / np.sqrt(size - lag)
-
-
 def test_kinds():
     x, rng = np.ones((5, 1)), stream(0, "kinds")
     made = {

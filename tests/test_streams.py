@@ -5,7 +5,7 @@ import pytest
 
 from asgd.config import make_config
 from asgd.draws import WorkerDraws
-from asgd.streams import KeyedStream, stream
+from asgd.streams import KeyedStream, standard_normals, stream
 
 
 def test_streams_repeat_and_differ_by_name_and_seed():
@@ -16,6 +16,26 @@ def test_streams_repeat_and_differ_by_name_and_seed():
     }
     assert draws[0, "initial"] == tuple(stream(0, "initial").random(4))
     assert len(set(draws.values())) == 4
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("bits", [np.random.SFC64, np.random.PCG64, np.random.MT19937])
+@pytest.mark.parametrize("shape", [(400_001, 1), (1,)])
+def test_standard_normals(dtype, bits, shape):
+    """Moments and tail in both precisions; float32 has a method of its own."""
+    out, size = np.empty(shape, dtype), shape[0]
+    z = standard_normals(out, np.random.Generator(bits(3)))
+    assert z is out
+    assert np.all(np.isfinite(z))
+    z = z.reshape(-1).astype(float)
+    if size > 1:
+        for power, moment, variance in ((1, 0, 1), (2, 1, 2), (3, 0, 15), (4, 3, 96)):
+            assert abs(np.mean(z**power) - moment) < 4 * np.sqrt(variance / size)
+        tail = 0.0026998
+        assert abs(np.mean(np.abs(z) > 3) - tail) < 4 * np.sqrt(tail / size)
+        half = size // 2  # the two numbers of a pair lie half an array apart
+        for lag in (1, half, half + 1):
+            assert abs(np.mean(z[lag:] * z[:-lag])) < 4 / np.sqrt(size - lag)
 
 
 def test_keyed_draws_depend_on_the_address_alone():

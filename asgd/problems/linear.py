@@ -24,6 +24,7 @@ import numpy.typing as npt
 
 from asgd.errors import InputError
 from asgd.problems.base import Array, Indices, Problem
+from asgd.streams import standard_normals
 
 _BLOCK_OUTPUTS = 1 << 17  # scores of one block of points: what stays in the second-level cache
 
@@ -143,7 +144,7 @@ class LinearModel(Problem):
         total, noise = np.empty_like(points), np.empty_like(points)
         for block, residual in self._residuals(points, features, targets):
             _sum_outer(residual, features, total[block])
-            z = rng.standard_normal((len(residual), self.n_samples), dtype=points.dtype.type)
+            z = standard_normals(np.empty((len(residual), self.n_samples), points.dtype), rng)
             # sum_i z_i (g_i - g) = sum_i (z_i - mean z) g_i, and the penalty drops out
             z -= z.mean(axis=-1, keepdims=True)
             residual *= z[:, None, :]
