@@ -397,5 +397,5 @@ def _plan_memory(
         threads -= 1
     needed = statistics(threads) + threads * itemsize * max(sizes) * dim * state_copies
     if needed > ANNOUNCED_BYTES:
-        _log.warning("%s: takes up to %.2g GB of memory", name, needed / 2**30)
+        _log.warning("%s: its paths take up to %.2g GB of memory", name, needed / 2**30)
     return threads

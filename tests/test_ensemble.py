@@ -265,7 +265,9 @@ def test_memory_is_announced_and_kept_to(caplog, monkeypatch):
     used = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     (said,) = caplog.messages
-    announced = float(re.fullmatch(r"walk: takes up to (\S+) GB of memory", said)[1]) * 2**30
+    announced = (
+        float(re.fullmatch(r"walk: its paths take up to (\S+) GB of memory", said)[1]) * 2**30
+    )
     assert 0.4 * announced < used < 1.1 * announced
     assert announced < 13 * 10**6 + 2 * 4 * 16 * 8 * Wide.dim  # the state of two blocks
     np.testing.assert_array_equal(small.mean, again.mean)
