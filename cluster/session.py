@@ -22,6 +22,7 @@ from typing import Any
 
 import ray
 from ray._private import ray_constants, services
+from ray._private import worker as ray_worker
 
 from asgd.errors import InputError
 from cluster.guard import end_processes, guarded, mark
@@ -50,12 +51,28 @@ def ray_session(
     """
     if ray.is_initialized():
         yield
-    elif address is not None:
-        with _joined(address):
-            yield
-    else:
-        with _own(object_store_bytes, metrics_port):
-            yield
+        return
+    session = _own(object_store_bytes, metrics_port) if address is None else _joined(address)
+    with _ray_off_standard_output(), session:
+        yield
+
+
+@contextmanager
+def _ray_off_standard_output() -> Iterator[None]:
+    """Log what Ray has to say of lost processes; it would print it where our results go.
+
+    The events of a run tell who was lost, and why.
+    """
+
+    def log(data: dict[str, Any], ignore_prefix: bool) -> None:
+        _log.info("%s", "\n".join(data["lines"]))
+
+    prints = ray_worker.print_to_stdstream
+    ray_worker.print_to_stdstream = log
+    try:
+        yield
+    finally:
+        ray_worker.print_to_stdstream = prints
 
 
 @contextmanager

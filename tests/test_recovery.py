@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import subprocess
@@ -283,6 +284,26 @@ def test_run_at_work_is_not_resumed_beside_it(tmp_path: Path) -> None:
     run(configure(60, workers=1), tmp_path / "run", progress=also_resume)
     assert "at work" in refused[0]
     assert not restored(read_run(tmp_path / "run"))
+
+
+@pytest.mark.usefixtures("shared_ray")
+def test_what_ray_says_of_a_lost_worker_is_not_printed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    caplog.set_level(logging.INFO, "cluster.session")
+    killed: list[int] = []
+
+    def kill(progress: Progress) -> None:
+        if "died or was killed" in caplog.text:
+            raise KeyboardInterrupt
+        if progress.update and not killed:
+            killed.append(min(actor_processes("WorkerActor")))
+            os.kill(killed[0], signal.SIGKILL)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(configure(10**6, workers=2), tmp_path / "run", progress=kill)
+    assert f"Worker PID: {killed[0]} " in caplog.text
+    assert capsys.readouterr() == ("", "")
 
 
 @pytest.mark.usefixtures("shared_ray")
