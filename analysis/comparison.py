@@ -114,8 +114,6 @@ def comparison_headline(
     kinds = sorted({problem_name(run) for run in runs})
     workers = ", ".join(f"{count}" for count in sorted({int(p) for p in table["workers"]}))
     off = float((table["mu"] - table["mu_expected"]).abs().max())
-    rejected = sum(fit.grade == "rejected" for fit in fits)
-    holds = sum(fit.grade == "holds" for fit in fits)
     fastest = table.iloc[int(table["seconds_to_target"].argmin())]
     frugal = table.iloc[int(table["updates_to_target"].argmin())]
     updates = sorted(set(table["updates_to_target"]))
@@ -125,17 +123,16 @@ def comparison_headline(
         else f"it took the fewest updates, {updates[0]}, with {frugal['workers']} workers"
     )
     return [
-        ("What was run", f"{'; '.join(kinds)}: {len(runs)} runs with {workers} workers."),
+        (
+            "What was run",
+            f"{'; '.join(kinds)}: {len(runs)} runs with {workers} workers{_shared(runs)}.",
+        ),
         (
             "How stale",
             f"Mean staleness {table['mean'].min():.3g} to {table['mean'].max():.3g} updates"
-            + (f"; mu is within {off:.1g} of 1 - 1/P in every run." if off == off else "."),
+            + (f"; mu is within {_digit(off)} of 1 - 1/P in every run." if off == off else "."),
         ),
-        (
-            "Which law",
-            f"The geometric law holds in {holds} of {len(runs)} runs, is close in "
-            f"{len(runs) - holds - rejected}, rejected in {rejected}.",
-        ),
+        ("Which law", _which_law(fits)),
         ("How well predicted", _how_well(comparison)),
         *([("Stable or not", _stability(table, rooms))] if np.isfinite(rooms).any() else []),
         (
@@ -145,6 +142,33 @@ def comparison_headline(
         ),
         ("What to try", _what_to_try(table, rooms)),
     ]
+
+
+def _shared(runs: Sequence[Run]) -> str:
+    """Return the learning rate and the batch size that all runs have, if so."""
+    optimizers = [run.config.optimizer for run in runs]
+    rates = {optimizer.learning_rate for optimizer in optimizers}
+    sizes = {optimizer.batch_size for optimizer in optimizers}
+    return "".join(
+        f", {name} {min(values):g}"
+        for name, values in (("learning rate", rates), ("batches of", sizes))
+        if len(values) == 1
+    )
+
+
+def _digit(number: float) -> str:
+    """Return a small number with one digit, without an exponent."""
+    return "0.0001" if number < 1e-4 else np.format_float_positional(float(f"{number:.1g}"))
+
+
+def _which_law(fits: Sequence[StalenessFit]) -> str:
+    """Return in how many runs the geometric law holds, is close, is rejected."""
+    grades = [fit.grade for fit in fits]
+    words = {"holds": "holds", "close": "is close", "rejected": "is rejected"}
+    if len(set(grades)) == 1:
+        return f"The geometric law {words[grades[0]]} in every run."
+    found = [f"{word} in {grades.count(grade)}" for grade, word in words.items() if grade in grades]
+    return f"The geometric law {', '.join(found)} of {len(fits)} runs."
 
 
 def _how_well(comparison: Comparison) -> str:
@@ -161,12 +185,13 @@ def _how_well(comparison: Comparison) -> str:
 
 def _stability(table: pd.DataFrame, rooms: Sequence[float]) -> str:
     known = [
-        f"{run} {room:.2g}"
-        for run, room in zip(table["run"], rooms, strict=True)
-        if np.isfinite(room)
+        (str(run), room) for run, room in zip(table["run"], rooms, strict=True) if np.isfinite(room)
     ]
+    beyond = ", ".join(run for run, room in known if room < 1)
+    listed = ", ".join(f"{room:.2g} in {run}" for run, room in known)
     return (
-        f"Largest stable learning rate over that of the run, below 1 unstable: {', '.join(known)}."
+        f"{'Beyond' if beyond else 'No run is beyond'} the limit{beyond and f': {beyond}'}. "
+        f"Largest stable learning rate over that of the run: {listed}."
     )
 
 

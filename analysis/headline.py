@@ -23,6 +23,11 @@ _POOR = 0.15  # error above which a prediction should not be relied on
 _AMPLE = 2.0  # distance to the limit of stability, as a factor, that leaves room
 _COVERED = 0.7  # coverage of the 90 % band above which the error of one run is mostly scatter
 _ALIKE = 1.1  # ratio of two errors below which neither model is said to be closer
+_RULES = {
+    "sgd": "SGD",
+    "momentum": "SGD with momentum",
+    "staleness_aware": "staleness-aware SGD",
+}
 _UNEVEN = 2.0  # updates of the busiest worker over those of the idlest
 
 
@@ -79,7 +84,9 @@ def count(number: int, noun: str) -> str:
 def problem_name(run: Run) -> str:
     """Return what to call the problem of a run."""
     problem = run.config.problem
-    return f"{problem.kind} on {problem.dataset}" if problem.dataset else problem.kind
+    own = ":" in problem.kind  # a name of the user's
+    kind = problem.kind if own else problem.kind.replace("_", " ").capitalize()
+    return f"{kind} on {problem.dataset}" if problem.dataset else kind
 
 
 def _what(runs: Sequence[Run]) -> str:
@@ -88,7 +95,7 @@ def _what(runs: Sequence[Run]) -> str:
     repeats = f"{len(runs)} repeats; the first: " if len(runs) > 1 else ""
     seconds = float(trace["applied_seconds"].iloc[-1])
     return (
-        f"{problem_name(run)} by {config.optimizer.rule}, learning rate "
+        f"{problem_name(run)} by {_RULES[config.optimizer.rule]}, learning rate "
         f"{config.optimizer.learning_rate:g}, batches of {config.optimizer.batch_size}: "
         f"{repeats}{count(len(trace), 'update')} by {_team(run)} "
         f"in {seconds:.3g} s ({len(trace) / max(seconds, 1e-9):,.0f} updates/s), {_ended(run)}."
@@ -143,11 +150,20 @@ def _how_well(prediction: Prediction, score: Score) -> str:
     bands = "its 90 % band holds" if len(alike) == 1 else "their 90 % bands hold"
     note = "; the replay, which is given the run's own order, does not compete"
     return (
-        f"Mean error against {of}: {'; '.join(errors)}. Closest: {closest}"
+        f"Mean error against {of}: {'; '.join(errors)}. {_scatter(score)}Closest: {closest}"
         f"{note if 'replay' in score.models and len(score.models) > 1 else ''}; "
         f"{bands} {covered} of the observed points."
         f"{_recorded(prediction)}"
     )
+
+
+def _scatter(score: Score) -> str:
+    """Return the sentence on the error that a perfect prediction would have, where it is known."""
+    if "sampling noise" not in score.parts.index:
+        return ""
+    of = "a single run" if score.repeats == 1 else f"{score.repeats} runs"
+    noise = float(score.parts["noise"]["sampling noise"])
+    return f"The scatter of {of} alone makes about {_percent(noise)}. "
 
 
 def _recorded(prediction: Prediction) -> str:

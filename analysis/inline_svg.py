@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from analysis.figures.canvas import BAND
+
 # What the page calls a colour, so that it can be another one on a dark ground.
 _COLOURS = {
     "#1b1b1f": "currentColor",
@@ -16,6 +18,7 @@ _COLOURS = {
     "#bbbbbb": "var(--bar)",
     "#999999": "var(--soft)",
 }
+_BAND = f"opacity: {BAND}"  # a dark ground wants more of the colour
 _GLYPH = re.compile(r'<path id="([^"]*)"(?: d="[^"]*")? transform="scale\(0\.015625\)"/>')
 _ID = re.compile(r' id="([^":]*)"')
 _REFERENCE = re.compile(r'(?:href="#|url\(#)([^")]*)')
@@ -40,6 +43,7 @@ class SvgInliner:
         """Return the SVG element of one figure as it goes into the page."""
         for colour, name in _COLOURS.items():
             svg = svg.replace(colour, name)
+        svg = svg.replace(_BAND, "opacity: var(--band)")
         svg = _GLYPH.sub(self._once, svg)
         used = set(_REFERENCE.findall(svg)) | self._glyphs
         svg = _ID.sub(lambda match: match[0] if match[1] in used else "", svg)

@@ -172,18 +172,18 @@ def staleness(
             f"{prefix}staleness",
             figures.staleness_histogram(counts, pmfs, figures.new_axes(5.6, 3.0)),
             "Histogram of staleness with fitted laws",
-            _schedule(run),
+            f"Share of updates at each staleness, and the fitted laws. {_schedule(run)}",
             data,
             values=("staleness", share, labels),
         )
     ]
-    for number, (name, pmf) in enumerate(pmfs.items(), start=1):
+    for number, (name, pmf) in enumerate(pmfs.items()):
         pictures.append(
             _picture(
-                f"{prefix}rootogram-{number}",
-                figures.staleness_rootogram(counts, pmf, name),
+                f"{prefix}rootogram-{number + 1}",
+                figures.staleness_rootogram(counts, pmf, name, number=number),
                 f"Hanging rootogram of staleness under the {name}",
-                f"Measured counts hung from the {name}.{_HANGING if number == 1 else ''}",
+                f"Measured counts hung from the {name}.{'' if number else _HANGING}",
                 data[["staleness", "updates", name]],
             )
         )

@@ -13,12 +13,10 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from importlib.resources import files
-from numbers import Real
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 
@@ -29,6 +27,7 @@ from analysis.experiment import fit_runs
 from analysis.fit import StalenessFit
 from analysis.headline import count, headline, problem_name, room
 from analysis.inline_svg import SvgInliner, page_colour
+from analysis.page_table import page_table
 from analysis.pictures import Picture
 from analysis.prediction import Prediction, has_prediction, read_prediction
 from analysis.score import Score, compare
@@ -51,13 +50,12 @@ _COMPARISON_NAMES = {
     "workers": "workers",
     "mean": "mean staleness",
     "mu": "mu",
-    "mu_expected": "1 - 1/P",
+    "mu_expected": "1\N{NO-BREAK SPACE}-\N{NO-BREAK SPACE}1/P",
     "law": "law",
     "updates_per_second": "updates/s",
     "updates_to_target": "updates to target",
     "seconds_to_target": "seconds to target",
 }
-_NOTHING = 1e-9  # shown as 0
 _INTERVALS = (
     "Intervals: over the repeats; that of the relative error comes from the triangle inequality "
     "and is longer than it need be."
@@ -204,6 +202,7 @@ def _template() -> Any:
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, loader=FunctionLoader(_part)
     )
     environment.filters["inline"] = SvgInliner()
+    environment.filters["unbroken"] = lambda text: text.replace(" %", "\N{NO-BREAK SPACE}%")
     return environment.get_template("report.html.j2")
 
 
@@ -250,7 +249,7 @@ def _section(study: Study, prefix: str) -> tuple[dict[str, Any], list[Picture]]:
         ),
         "activity": activity,
         "workers": _workers(workers),
-        "events": _table("events", events.drop(columns="incident").head(_LONGEST_TABLE)),
+        "events": _events(events),
         "events_note": (
             f"The first {_LONGEST_TABLE} of {len(events)}." if len(events) > _LONGEST_TABLE else ""
         ),
@@ -274,9 +273,9 @@ def _comparison(studies: Sequence[Study]) -> tuple[dict[str, Any], list[Picture]
     percent = [compared.labels[name] for name in compared.models]
     section = {
         "headline": comparison_headline(runs, fits, compared, rooms),
-        "table": _table("runs side by side", table[list(_COMPARISON_NAMES.values())]),
+        "table": page_table("runs side by side", table[list(_COMPARISON_NAMES.values())]),
         "note": f"Target: loss {compared.target:.4g}, which every run reached.",
-        "errors": _table("errors side by side", errors, percent) if percent else None,
+        "errors": page_table("errors side by side", errors, percent) if percent else None,
         "figures": drawn,
     }
     return section, drawn
@@ -308,21 +307,33 @@ def _scores(score: Score) -> dict[str, Any]:
             name, ends = _ERROR_NAMES[error], score.interval(model, error)
             row[name] = value
             if ends is not None:
-                row[f"{name}, 95 %"] = " to ".join(_cell(e, error in _SHARES)["text"] for e in ends)
+                row[f"{name}, 95 %"] = _ends(ends, error in _SHARES)
         rows.append(row)
-    return _table("errors of each model", pd.DataFrame(rows), [_ERROR_NAMES[e] for e in _SHARES])
+    return page_table(
+        "errors of each model", pd.DataFrame(rows), [_ERROR_NAMES[e] for e in _SHARES]
+    )
+
+
+def _ends(ends: tuple[float, float], share: bool) -> str:
+    scale, unit = (100.0, " %") if share else (1.0, "")
+    return " to ".join(f"{scale * end:.2g}" for end in ends) + unit
 
 
 def _parts(score: Score) -> dict[str, Any] | None:
     if score.parts.empty:
         return None
     table = score.parts.reset_index(names="part").rename(columns={"noise": "scatter"})
-    return _table("parts of the error", table, ["error", "scatter"])
+    return page_table("parts of the error", table, ["error", "scatter"])
 
 
 def _laws(fit: StalenessFit) -> dict[str, Any]:
     table = fit.table().drop(columns="llf").rename(columns=_LAW_NAMES)
-    return _table("staleness laws", table, ["zeros"])
+    return page_table("staleness laws", table, ["zeros"])
+
+
+def _events(events: pd.DataFrame) -> dict[str, Any]:
+    table = events.drop(columns="incident").head(_LONGEST_TABLE)
+    return page_table("events", table.assign(event=table["event"].str.replace("_", " ")))
 
 
 def _workers(workers: pd.DataFrame) -> dict[str, Any]:
@@ -344,50 +355,16 @@ def _workers(workers: pd.DataFrame) -> dict[str, Any]:
     )
     if workers["transport"].any():
         table.insert(1, "transport", workers["transport"])
-    return _table("workers", table, ["share"])
+    return page_table("workers", table, ["share"])
 
 
 def _reproduce(study: Study) -> str:
     """Return the commands that make such a run again and report on it."""
     config, prediction = shlex.quote(str(study.path / "config.json")), study.prediction
-    lines = [f"asgd run {config} --out NEW_DIRECTORY"]
+    real = (study.run.path / "checkpoints").is_dir()
+    lines = [f"asgd {'run' if real else 'simulate'} {config} --out NEW_DIRECTORY"]
     if prediction is not None:
         paths = max((prediction.paths(name) or 0 for name in prediction.models), default=0)
         lines.append(f"asgd predict NEW_DIRECTORY{f' --paths {paths}' if paths else ''}")
     lines.append("asgd report NEW_DIRECTORY")
     return "\n".join(lines)
-
-
-def _table(name: str, table: pd.DataFrame, percent: Sequence[str] = ()) -> dict[str, Any]:
-    """Return columns and rows of cells, text beside the value to sort by, for the template."""
-    columns = list(table.columns)
-    rows = [
-        [_cell(value, column in percent) for column, value in zip(columns, row, strict=True)]
-        for row in table.itertuples(index=False)
-    ]
-    heads = [
-        {"name": column, "text": bool(rows) and rows[0][i]["value"] is None}
-        for i, column in enumerate(columns)
-    ]
-    return {"name": name, "columns": heads, "rows": rows}
-
-
-def _cell(value: object, percent: bool) -> Mapping[str, Any]:
-    if value is None or (isinstance(value, float) and np.isnan(value)):
-        return {"text": "", "value": ""}
-    if isinstance(value, Real):
-        number = float(value)
-        text = f"{_plain(100 * number, 3)} %" if percent else _plain(number)
-        return {"text": text, "value": repr(number)}
-    return {"text": str(value), "value": None}
-
-
-def _plain(number: float, digits: int = 4) -> str:
-    """Return a number as a reader writes it: no exponent where digits do."""
-    if not np.isfinite(number):
-        return str(number)
-    if abs(number) < _NOTHING or (number == int(number) and abs(number) < 1e9):
-        return f"{int(number):,}"
-    if abs(number) >= 1e9:
-        return f"{number:.{digits}g}"
-    return f"{number:,.{digits}g}" if abs(number) < 10**digits else f"{number:,.0f}"

@@ -325,6 +325,7 @@ def demo(out: Path | None, paths: int, quiet: bool) -> None:
     \b
     asgd demo --out runs/demo
     """
+    from analysis.report import scored_prediction
     from analysis.steps import store_fit, store_report
     from asgd.config import make_config
     from asgd.experiment import read_runs
@@ -334,7 +335,9 @@ def demo(out: Path | None, paths: int, quiet: bool) -> None:
     path = _train(settings, out or default_path(settings, "demo"), None, quiet, False)
     click.echo(f"run      {path}")
     page = store_report([path], None, None, paths, quiet)
-    click.echo(f"{store_fit(path, read_runs(path))}\n")
+    repeats = read_runs(path)
+    _, score = scored_prediction(path, repeats)
+    click.echo(f"{store_fit(path, repeats)}\n\n{score}\n")
     click.echo(f"report   {page}")
 
 

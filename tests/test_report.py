@@ -19,8 +19,9 @@ from analysis.activity import events_table, timeline, workers_table
 from analysis.comparison import common_target, compare_runs, comparison_headline, labels
 from analysis.fit import fit_run, fit_staleness
 from analysis.headline import headline
+from analysis.page_table import aligned_numbers, plain_number
 from analysis.prediction import MODELS, has_prediction, read_prediction
-from analysis.report import _plain, write_report
+from analysis.report import write_report
 from analysis.score import compare
 from analysis.steps import store_prediction, store_report
 from asgd.config import make_config
@@ -244,7 +245,26 @@ def test_a_prediction_that_cannot_be_scored_is_not_stored(tmp_path: Path) -> Non
     ],
 )
 def test_numbers_read_as_people_write_them(number: float, text: str) -> None:
-    assert _plain(number) == text
+    assert plain_number(number) == text
+
+
+@pytest.mark.parametrize(
+    ("numbers", "texts"),
+    [
+        ([], []),
+        ([3.0, 12.0, 5.0], ["3", "12", "5"]),
+        ([6.7361, 7.08, 10.0], ["6.74", "7.08", "10.00"]),
+        ([0.175, 0.005], ["0.175", "0.005"]),
+        ([56.0, 0.0912], ["56.000", "0.091"]),
+        ([1.0, 5432.16], ["1.0", "5,432.2"]),
+        ([0.0, -1e-300, 4.769], ["0.000", "0.000", "4.769"]),
+        ([1e-5, 123.4], ["1e-05", "123.4"]),
+        ([np.inf, 0.5, 3.0], ["inf", "0.5", "3"]),
+        ([1.5, 2e12], ["1.5", "2e+12"]),
+    ],
+)
+def test_numbers_of_a_column_have_the_same_decimals(numbers: list[float], texts: list[str]) -> None:
+    assert aligned_numbers(numbers) == texts
 
 
 def test_page_is_whole_and_needs_no_network(reports: Reports) -> None:

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from analysis.figures.canvas import (
+    BAND,
     BAR,
     BLUE,
     EVENT_COLOURS,
@@ -43,7 +44,7 @@ def band_over_time(
     ax = ax or new_axes(height=2.5)
     label, scale = _SCALES[quantity]
     low, high, mean = (scale * table[f"{quantity}_{part}"] for part in ("q05", "q95", "mean"))
-    ax.fill_between(table["seconds"], low, high, color=BLUE, alpha=0.18, lw=0, label="central 90 %")
+    ax.fill_between(table["seconds"], low, high, color=BLUE, alpha=BAND, lw=0, label="central 90 %")
     ax.plot(table["seconds"], mean, color=BLUE, lw=1.5, label="mean")
     ax.set(xlabel="time (s)", ylabel=label)
     ax.set_ylim(0, 1.1 * float(high.max()) or 1.0)

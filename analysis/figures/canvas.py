@@ -21,6 +21,7 @@ OBSERVED = INK
 BLUE, ORANGE, GREEN = "#0072b2", "#d55e00", "#009e73"
 PINK, SKY, AMBER, GREY = "#cc79a7", "#56b4e9", "#e69f00", "#999999"
 BAR = "#bbbbbb"  # of a histogram
+BAND = 0.18  # opacity of a band
 STYLE: Mapping[str, tuple[str, Any]] = {
     "sme_law": (BLUE, "-"),
     "sme_asgd": (ORANGE, (0, (5, 2))),
@@ -110,10 +111,15 @@ def key(
     ax: Axes,
     columns: int = 1,
     place: Literal["best", "upper left", "upper right", "lower right", "above"] = "best",
+    first: str = "",
 ) -> None:
-    """Draw the legend."""
+    """Draw the legend, the label `first` at its head."""
     above = place == "above"
+    handles, labels = ax.get_legend_handles_labels()
+    order = sorted(range(len(labels)), key=lambda i: labels[i] != first)
     ax.legend(
+        [handles[i] for i in order],
+        [labels[i] for i in order],
         frameon=False,
         fontsize="small",
         labelcolor=INK,

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, MaxNLocator
 
 from analysis.figures.canvas import (
+    BAND,
     DASHES,
     INK,
     OBSERVED,
@@ -50,7 +51,7 @@ def loss_overlay(
         colour, dash = STYLE[str(model)]
         low, high = curve[quantile_column(0.05)], curve[quantile_column(0.95)]
         ax.fill_between(
-            curve["update"], low, high, color=colour, alpha=0.18, lw=0, gid=f"{group}:{model}:band"
+            curve["update"], low, high, color=colour, alpha=BAND, lw=0, gid=f"{group}:{model}:band"
         )
         ax.plot(
             curve["update"],
@@ -68,7 +69,7 @@ def loss_overlay(
     _loss_scale(ax, pd.concat([table["loss"] for table in observed]))
     ax.set(xlabel="applied updates $k$", ylabel="loss $f(x_k)$")
     ax.margins(x=0.01)
-    key(ax)
+    key(ax, first="observed")
     return finish(ax)
 
 

@@ -11,12 +11,12 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from analysis.figures.canvas import (
-    AMBER,
     BAR,
     BLUE,
     GREEN,
     INK,
     ORANGE,
+    PINK,
     Array,
     finish,
     key,
@@ -24,6 +24,7 @@ from analysis.figures.canvas import (
 )
 
 _MARKS = 40  # points of a law that are marked
+_LAWS = ((ORANGE, "o-"), (BLUE, "s--"), (GREEN, "^:"))  # colour and mark of each, in order
 
 
 def staleness_histogram(
@@ -42,12 +43,11 @@ def staleness_histogram(
     values = np.asarray(counts, dtype=float)
     l = np.arange(len(values))
     ax.bar(l, values / values.sum(), width=0.85, color=BAR, label="measured")
-    marks = ((ORANGE, "o-"), (BLUE, "s--"), (GREEN, "^:"))
-    for (label, pmf), (colour, mark) in zip(laws.items(), marks, strict=False):
+    for (label, pmf), (colour, mark) in zip(laws.items(), _LAWS, strict=False):
         ax.plot(l, pmf, mark, color=colour, ms=_mark_size(l), lw=1.5, label=label)
     ax.set(xlabel=r"staleness $\tau$ (updates)", ylabel="share of updates")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    key(ax)
+    key(ax, first="measured")
     return finish(ax)
 
 
@@ -57,7 +57,12 @@ def _mark_size(l: np.ndarray[Any, Any]) -> float:
 
 
 def staleness_rootogram(
-    counts: Sequence[int] | Array, pmf: Array, label: str, ax: Axes | None = None
+    counts: Sequence[int] | Array,
+    pmf: Array,
+    label: str,
+    ax: Axes | None = None,
+    *,
+    number: int = 0,
 ) -> Axes:
     """Draw a hanging rootogram: measured counts hang from a law, on a square-root scale.
 
@@ -72,15 +77,18 @@ def staleness_rootogram(
         Of the law at 0, 1, ..., shape (L,).
     label
         Name of the law.
+    number
+        Which of the laws of a histogram it is, 0, 1, ...: it is drawn as there.
     """
     ax = ax or new_axes()
     values = np.asarray(counts, dtype=float)
     l = np.arange(len(values))
     expected = np.sqrt(values.sum() * np.asarray(pmf))
     ax.bar(l, np.sqrt(values), bottom=expected - np.sqrt(values), width=0.85, color=BAR)
-    ax.plot(l, expected, "o-", color=BLUE, ms=_mark_size(l), lw=1.5, label=label)
+    colour, mark = _LAWS[number % len(_LAWS)]
+    ax.plot(l, expected, mark, color=colour, ms=_mark_size(l), lw=1.5, label=label)
     # sqrt of a Poisson count has standard deviation 1/2
-    ax.axhspan(-1, 1, color=AMBER, alpha=0.25, lw=0, label="two standard errors")
+    ax.axhspan(-1, 1, color=PINK, alpha=0.25, lw=0, label="two standard errors")
     ax.axhline(0, color=INK, lw=0.9)
     ax.set(xlabel=r"staleness $\tau$ (updates)", ylabel=r"$\sqrt{\mathrm{updates}}$")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))

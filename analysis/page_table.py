@@ -1,0 +1,93 @@
+"""Tables of a page: text to read beside the value to sort by, one precision for each column."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from numbers import Real
+from typing import Any, TypeGuard
+
+import numpy as np
+import pandas as pd
+
+_NOTHING = 1e-9  # shown as 0
+_DIGITS, _DIGITS_OF_PERCENT = 4, 3  # of the largest number of a column
+
+
+def page_table(name: str, table: pd.DataFrame, percent: Sequence[str] = ()) -> dict[str, Any]:
+    """Return columns and rows of cells for the template.
+
+    Parameters
+    ----------
+    name
+        What the table is called for readers who do not see it.
+    percent
+        Columns of shares to be shown in per cent.
+    """
+    columns = [_cells(list(table[column]), column in percent) for column in table.columns]
+    heads = [
+        {"name": column, "text": bool(cells) and cells[0]["value"] is None}
+        for column, cells in zip(table.columns, columns, strict=True)
+    ]
+    return {
+        "name": name,
+        "columns": heads,
+        "rows": [list(row) for row in zip(*columns, strict=True)],
+    }
+
+
+def _cells(values: Sequence[object], percent: bool) -> list[dict[str, Any]]:
+    """Return the cells of one column."""
+    scale, unit = (100.0, " %") if percent else (1.0, "")
+    numbers = [scale * float(value) for value in values if _is_number(value)]
+    texts = iter(aligned_numbers(numbers, _DIGITS_OF_PERCENT if percent else _DIGITS))
+    cells: list[dict[str, Any]] = []
+    for value in values:
+        if _is_number(value):
+            cells.append({"text": next(texts) + unit, "value": repr(float(value))})
+        elif value is None or isinstance(value, float):
+            cells.append({"text": "", "value": ""})
+        else:
+            cells.append({"text": str(value), "value": None})
+    return cells
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, Real) and not math.isnan(value)
+
+
+def aligned_numbers(numbers: Sequence[float], digits: int = _DIGITS) -> list[str]:
+    """Return numbers with the same decimals, so that they can be read down a column.
+
+    The largest has so many significant digits, the smallest two if one decimal more makes that
+    possible; zeros at the end of all of them are left out. Numbers too far apart for that, very
+    large ones and those that are not finite are each written by themselves.
+    """
+    numbers = [0.0 if abs(number) < _NOTHING else number for number in numbers]
+    sizes = [abs(number) for number in numbers if number]
+    if not sizes or not max(sizes) < 1e9:
+        return [plain_number(number, digits) for number in numbers]
+    decimals = max(0, digits - _leading(max(sizes)))
+    if decimals + _leading(min(sizes)) < 2 and min(sizes) < 10:
+        decimals += 1
+    if min(sizes) < 0.5 * 10.0**-decimals:
+        return [plain_number(number, digits) for number in numbers]
+    while decimals and all(f"{number:.{decimals}f}".endswith("0") for number in numbers):
+        decimals -= 1
+    return [f"{number:,.{decimals}f}" for number in numbers]
+
+
+def _leading(size: float) -> int:
+    """Return how many digits a number has before the point; 0 and less below 0.1."""
+    return int(np.floor(np.log10(size))) + 1
+
+
+def plain_number(number: float, digits: int = _DIGITS) -> str:
+    """Return a number as a reader writes it: no exponent where digits do."""
+    if not np.isfinite(number):
+        return str(number)
+    if abs(number) < _NOTHING or (number == int(number) and abs(number) < 1e9):
+        return f"{int(number):,}"
+    if abs(number) >= 1e9:
+        return f"{number:.{digits}g}"
+    return f"{number:,.{digits}g}" if abs(number) < 10**digits else f"{number:,.0f}"
