@@ -189,7 +189,7 @@ def _written_or_said(output: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        where = error.filename or output
+        where = str(error.filename or output).removesuffix(".tmp")  # see replace_file
         raise InputError(f"{where}: cannot be written ({error.strerror or error})") from None
 
 

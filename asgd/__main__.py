@@ -36,7 +36,7 @@ from asgd.options import (
     runs_argument,
     set_option,
 )
-from asgd.output import print_json, print_table
+from asgd.output import Command, print_json, print_table, say
 from asgd.printable import printable
 
 if TYPE_CHECKING:
@@ -52,6 +52,8 @@ DEMO = {
 
 class _Commands(click.Group):
     """Commands that are suggested when one is misspelt."""
+
+    command_class = Command
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -116,12 +118,12 @@ def run(
             raise InputError(
                 f"--resume {resume}: goes on as it began, without CONFIG, --set, --out"
             )
-        click.echo(_resume(resume, address, quiet, lines))
+        say(_resume(resume, address, quiet, lines))
         return
     if config is None:
         raise click.UsageError("Missing argument 'CONFIG'.")
     settings = load_config(config, overrides)
-    click.echo(_train(settings, out or default_path(settings, config.stem), address, quiet, lines))
+    say(_train(settings, out or default_path(settings, config.stem), address, quiet, lines))
 
 
 for _command in (simulate, runs, status):
@@ -146,7 +148,7 @@ def workers(run: Path, count: int, as_json: bool) -> None:
     if as_json:
         print_json(asdict(change))
     else:
-        click.echo(change)
+        say(change)
 
 
 @cli.command()
@@ -178,8 +180,8 @@ def profile(runs: Sequence[Path], as_json: bool) -> None:
             queue = check and {**asdict(check), "law": check.law.to_dict(), "holds": check.holds}
             found.append({"run": str(path), **fit.to_dict(), "queue": queue})
         else:
-            click.echo(f"{printable(str(path))}\n{fit}")
-            click.echo(f"{check.sentence}\n" if check else "")
+            say(f"{printable(str(path))}\n{fit}")
+            say(f"{check.sentence}\n" if check else "")
     if as_json:
         print_json(found[0] if len(found) == 1 else {"runs": found})
     elif len(fits) > 1:
@@ -226,7 +228,7 @@ def predict(
     else:
         stability = prediction.settings["stability"]
         sentences = [stability["sentence"] if stability else "", left_out(runs).strip()]
-        click.echo("\n\n".join([str(score), *filter(None, sentences)]))
+        say("\n\n".join([str(score), *filter(None, sentences)]))
 
 
 @cli.command()
@@ -250,7 +252,7 @@ def report(
     """
     from analysis.steps import store_report
 
-    click.echo(store_report(runs, output, figures, paths, quiet))
+    say(store_report(runs, output, figures, paths, quiet))
 
 
 @cli.command()
@@ -308,9 +310,9 @@ def plan(
         print_json(found.to_dict())
     else:
         print_table(found.cells())
-        click.echo(f"\n{found.sentence}\n{printable(found.note)}")
+        say(f"\n{found.sentence}\n{printable(found.note)}")
         if len(repeats) > 1:
-            click.echo(f"Of {len(repeats)} repeats the first alone was taken.")
+            say(f"Of {len(repeats)} repeats the first alone was taken.")
 
 
 @cli.command()
@@ -333,12 +335,12 @@ def demo(out: Path | None, paths: int, quiet: bool) -> None:
 
     settings = make_config(DEMO)
     path = _train(settings, out or default_path(settings, "demo"), None, quiet, False)
-    click.echo(f"run      {path}")
+    say(f"run      {path}")
     page = store_report([path], None, None, paths, quiet)
     repeats = read_runs(path)
     _, score = scored_prediction(path, repeats)
-    click.echo(f"{store_fit(path, repeats)}\n\n{score}\n")
-    click.echo(f"report   {page}")
+    say(f"{store_fit(path, repeats)}\n\n{score}\n")
+    say(f"report   {page}")
 
 
 cli.add_command(completion)
@@ -393,7 +395,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(2)
     except click.UsageError as error:
         where = error.ctx.command_path if error.ctx else "asgd"
-        _fail(f"{error.format_message().rstrip('.')}; `{where} --help` shows its use", 2)
+        message = error.format_message().rstrip(".")
+        joint = "" if message.endswith("?") else ";"
+        _fail(f"{message}{joint} `{where} --help` shows its use", 2)
     except (KeyboardInterrupt, click.Abort):
         _fail("interrupted", 1)
     except DivergedError as error:

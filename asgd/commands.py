@@ -22,14 +22,14 @@ from asgd.options import (
     run_argument,
     set_option,
 )
-from asgd.output import print_json, print_table
+from asgd.output import Command, print_json, print_table, say
 from asgd.printable import printable
 
 if TYPE_CHECKING:
     from asgd.config import RunConfig
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("config", type=PATH, default="asgd.toml")
 def init(config: Path) -> None:
     """Write a commented starter configuration to CONFIG.
@@ -47,10 +47,10 @@ def init(config: Path) -> None:
         config.write_bytes(files("asgd").joinpath("starter.toml").read_bytes())
     except OSError as error:
         raise InputError(f"{config}: cannot be written ({error.strerror or error})") from None
-    click.echo(config)
+    say(config)
 
 
-@click.command()
+@click.command(cls=Command)
 @config_argument
 @set_option
 @out_option
@@ -78,10 +78,10 @@ def simulate(
             simulate_run(settings, out, live)
 
     settings = load_config(config, overrides)
-    click.echo(run_repeats(settings, out or default_path(settings, config.stem), one))
+    say(run_repeats(settings, out or default_path(settings, config.stem), one))
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("directory", type=PATH, default="runs")
 @json_option
 def runs(directory: Path, as_json: bool) -> None:
@@ -99,10 +99,10 @@ def runs(directory: Path, as_json: bool) -> None:
     elif rows:
         print_table(runs_table(rows))
     else:
-        click.echo(f"{printable(str(directory))}: no run yet; `asgd run` makes one")
+        say(f"{printable(str(directory))}: no run yet; `asgd run` makes one")
 
 
-@click.command()
+@click.command(cls=Command)
 @run_argument
 @json_option
 def status(run: Path, as_json: bool) -> None:
@@ -125,7 +125,7 @@ def status(run: Path, as_json: bool) -> None:
         print_table(status_table(found))
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
     """Print a script for completion in SHELL.
@@ -139,4 +139,4 @@ def completion(shell: str) -> None:
     kind = get_completion_class(shell)
     assert kind is not None  # click has all three
     root = click.get_current_context().find_root().command
-    click.echo(kind(root, {}, "asgd", "_ASGD_COMPLETE").source())
+    say(kind(root, {}, "asgd", "_ASGD_COMPLETE").source())

@@ -27,6 +27,15 @@ Count = Annotated[int, msgspec.Meta(ge=1)]
 
 SCALAR_KINDS = ("quadratic", "quartic", "double_well")
 LINEAR_KINDS = {"least_squares": "diabetes", "logistic": "breast_cancer", "softmax": "digits"}
+_TYPES = {
+    "float": "a number",
+    "int": "a whole number",
+    "str": "text",
+    "bool": "true or false",
+    "array": "a list",
+    "object": "a table",
+    "null": "nothing",
+}
 _PROBLEM_KEYS = {
     "quadratic": ("curvature", "noise", "initial"),
     "quartic": ("noise", "initial"),
@@ -260,6 +269,10 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
     try:
         text = path.read_text(encoding="utf-8")
         data = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+    except FileNotFoundError:
+        raise InputError(
+            f"{path}: no such file; `asgd init` writes a configuration to start from"
+        ) from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
     except ValueError as error:  # JSON, TOML and UTF-8 errors all derive from it
@@ -293,7 +306,8 @@ def _override(data: dict[str, Any], entry: str) -> None:
     key, separator, text = entry.partition("=")
     names = [name.strip() for name in key.split(".")]
     if not separator or len(names) < 2 or not all(names):
-        raise InputError(f"--set {entry}: expected table.key=value{_meant(names[-1])}")
+        hint = _meant(names[-1]) if len(names) < 2 else ""
+        raise InputError(f"--set {entry}: expected table.key=value{hint}")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
@@ -380,7 +394,13 @@ def _explain(message: str, data: Mapping[str, Any]) -> str:
     enum = re.match(r"Invalid enum value", reason)
     if enum:
         reason = f"expected one of {', '.join(_choices(location))}"
-    return f"{location} = {value!r}: {reason[:1].lower() + reason[1:].replace('`', '')}"
+    expected = reason.partition(", got ")[0]  # the value says what it is
+    reason = re.sub(
+        "`([^`]*)`",
+        lambda types: " or ".join(_TYPES.get(name, name) for name in types[1].split(" | ")),
+        expected,
+    )
+    return f"{location} = {value!r}: {reason[:1].lower() + reason[1:]}"
 
 
 def _choices(location: str) -> tuple[str, ...]:

@@ -8,6 +8,9 @@ from asgd.schedules import learning_rate_schedule
 
 DIVERGED = "the run diverged"  # how every message begins
 
+NOT_FINITE = "not finite"  # what is wrong with such a gradient
+REMEDY = "lower optimizer.learning_rate, or look for a mistake in the problem's gradient"
+
 
 def check_divergence(config: RunConfig, first: float, latest: float, update: int) -> None:
     """Refuse a loss that is not finite or far above the first one.

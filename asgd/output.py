@@ -1,15 +1,36 @@
-"""What commands print: columns of text, and JSON."""
+"""What commands print: results, in columns of text or as JSON."""
 
 from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from typing import Any
 
 import click
 
 from asgd.printable import printable
+
+_RESULTS = "asgd.results"
+
+
+class Command(click.Command):
+    """Keeps standard output for results: what a user's problem prints goes to standard error."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Do what the command does."""
+        ctx.meta[_RESULTS] = sys.stdout
+        with redirect_stdout(sys.stderr):
+            return super().invoke(ctx)
+
+
+def say(text: object) -> None:
+    """Print a result, within a command."""
+    results = click.get_current_context().meta[_RESULTS]
+    if results is not None:  # as after `>&-`
+        click.echo(text, file=results)
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -24,13 +45,13 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 
 def print_json(data: Any) -> None:
     """Print data as JSON in one line; what is not a finite number is null."""
-    click.echo(json.dumps(_finite(data), allow_nan=False))
+    say(json.dumps(_finite(data), allow_nan=False))
 
 
 def print_table(rows: Sequence[Sequence[str]]) -> None:
     """Print rows of text in columns."""
     for line in aligned(rows):
-        click.echo(line)
+        say(line)
 
 
 def _finite(data: Any) -> Any:

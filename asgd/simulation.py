@@ -17,7 +17,7 @@ import numpy as np
 from asgd.alive import sign_of_life
 from asgd.config import RunConfig
 from asgd.delays import ComputeTime
-from asgd.divergence import check_divergence
+from asgd.divergence import NOT_FINITE, REMEDY, check_divergence
 from asgd.draws import WorkerDraws
 from asgd.errors import InputError, RunFailedError
 from asgd.experiment import run_repeats
@@ -106,6 +106,10 @@ def _make(descent: _Descent, record: _Record, writer: RunWriter, config: RunConf
         raise RunFailedError(f"update {descent.applied}: {reason}") from error
     record.flush()
     writer.event("finish")
+
+
+def _not_finite(update: int) -> str:
+    return f"update {update}: the gradient is {NOT_FINITE}; {REMEDY}"
 
 
 def _server_order(config: RunConfig, draws: WorkerDraws) -> ServerOrder:
@@ -222,7 +226,7 @@ class _Descent:
         for number, gradient in enumerate(gradients, self.applied):
             square = float(np.dot(gradient, gradient))
             if not math.isfinite(square):
-                raise RunFailedError(f"update {number}: the gradient is not finite")
+                raise RunFailedError(_not_finite(number))
             applied, self._state = update(
                 gradient,
                 self._state,
@@ -248,7 +252,7 @@ class _Descent:
         self.x[:] = points[-1]
         self.applied = part.stop
         if good < len(gradients):
-            raise RunFailedError(f"update {part.stop}: the gradient is not finite")
+            raise RunFailedError(_not_finite(part.stop))
 
 
 class _Record:

@@ -23,6 +23,7 @@ from cluster.lease import LeaseLostError
 from cluster.ledger import Record
 from cluster.messages import Array, Gradient
 from cluster.metrics import Metrics
+from cluster.nodes import metrics_page
 from cluster.recorder import Recorder
 from cluster.recovery import Restored, start_server
 from cluster.server import Replies
@@ -265,6 +266,8 @@ class RecorderActor:
         known = RunWriter(self._path).recorded_updates()
         metrics = Metrics.open(wanted, self._path, self._epoch, known)
         self._recorder = Recorder(self._path, problem, self._epoch, metrics)
+        if wanted.prometheus:
+            RunWriter(self._path).event("metrics", url=metrics_page())
 
     def _attempt(self, step: Callable[[], None]) -> None:
         try:

@@ -7,7 +7,6 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import ray
 from ray.exceptions import ActorUnschedulableError, RayActorError, RayError
@@ -147,8 +146,6 @@ def _launch(
 ) -> Path:
     try:
         with ray_session(address, _object_store_bytes(config, initial), config.metrics.port):
-            if config.metrics.prometheus:
-                writer.event("metrics", url=_metrics_page())
             _supervise(config, initial, writer, progress, resumed)
         writer.event("finish")
     except RunFailedError as error:
@@ -177,14 +174,6 @@ def _note_end(writer: RunWriter, kind: str, **fields: str) -> None:
     # Where the disk is full, that is the error to be shown, not this one.
     with contextlib.suppress(OSError):
         writer.event(kind, **fields)
-
-
-def _metrics_page() -> str:
-    """Return where Prometheus finds the metrics of this node."""
-    here = ray.get_runtime_context().get_node_id()
-    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-    node = next(node for node in nodes if node["NodeID"] == here)
-    return f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
 
 
 def _object_store_bytes(config: RunConfig, initial: Array) -> int:

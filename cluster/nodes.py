@@ -1,4 +1,4 @@
-"""Which node of a Ray cluster gets which actor.
+"""Which node of a Ray cluster gets which actor, and where its metrics are.
 
 Ray itself would put actors that reserve no core on any node it likes, and treats a wish for a node
 as a hint where the node is not known everywhere yet.
@@ -54,3 +54,9 @@ def worker_node(places: Iterable[str], avoided: str | None = None) -> str:
         return name == avoided, share, workers[name]
 
     return min(nodes, key=load)
+
+
+def metrics_page() -> str:
+    """Return where Prometheus finds the metrics of the processes on this node."""
+    node = alive_nodes()[str(ray.get_runtime_context().get_node_id())]
+    return f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import msgspec
 import numpy as np
 
+from asgd.divergence import NOT_FINITE
 from asgd.trace import SHARED
 from cluster.checkpoint import OrderState
 from cluster.messages import Array, Gradient
@@ -127,7 +128,7 @@ def find_defect(gradient: Gradient, seat: Seat, shape: tuple[int, ...], version:
     seat.norm = euclidean_norm(value)
     # The norm may overflow where every entry is finite; it costs less than to look at each.
     if not math.isfinite(seat.norm) and not np.isfinite(value).all():
-        return "not finite"
+        return NOT_FINITE
     if not seat.read_version <= gradient.read_version <= version:
         return f"read version {gradient.read_version}, expected {seat.read_version}"
     return None

@@ -20,7 +20,7 @@ class Bowl:
 
     "loss" and "raise" raise once the parameters have come below 0.9; "exit" and "hang" happen at
     the `after`-th gradient of a process, "nan" from there on, "grow" turns every step around.
-    "slow" takes longer and longer until there is a file `until`.
+    "slow" takes longer and longer until there is a file `until`; "print" prints at every gradient.
     """
 
     dim = 2
@@ -46,6 +46,8 @@ class Bowl:
             raise ZeroDivisionError("the user's\nown mistake")
         if self.fault == "slow" and not self.until.exists():
             time.sleep(0.03 * 1.03**self.calls)
+        if self.fault == "print":
+            print("printed by the problem")  # noqa: T201
         if self.fault == "grow":
             return -30.0 * x
         if self.calls >= self.after:

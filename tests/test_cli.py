@@ -103,6 +103,21 @@ def test_profile_puts_several_runs_side_by_side(
     assert [row.split()[at] for row in rows] == ["0.5", "0.75"]
 
 
+def test_what_a_problem_prints_is_no_result(
+    capsys: pytest.CaptureFixture[str], config: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    problem = ("--set", "problem.kind=tests.plugins:bowl", "--set", "problem.options.fault=print")
+    status, printed, errors = asgd(capsys, "simulate", config, *problem, "--out", out)
+    assert (status, printed) == (0, f"{out}\n")
+    assert "printed by the problem" in errors
+    for command in (("predict", out, "--paths", 4), ("plan", out / "config.json")):
+        status, printed, errors = asgd(capsys, *command, "--json")
+        assert (status, printed.count("\n")) == (0, 1)
+        assert isinstance(json.loads(printed), dict)
+        assert "printed by the problem" in errors
+
+
 def test_profile_prints_one_json_object(
     capsys: pytest.CaptureFixture[str], config: Path, tmp_path: Path
 ) -> None:
@@ -256,6 +271,9 @@ def test_help_imports_nothing_heavy() -> None:
         (("predict", "x", "--path", "3"), "--paths"),
         (("predict", "x", "--paths", "1"), "x>=2"),
         (("completion", "csh"), "'bash', 'zsh', 'fish'"),
+        (("--versoin",), "Did you mean '--version'? `asgd --help`"),
+        (("simulate", "nowhere.toml"), "nowhere.toml: no such file; `asgd init` writes"),
+        (("plan", "nowhere"), "nowhere: no such file; `asgd init` writes"),
     ],
 )
 def test_usage_errors_exit_with_2_and_name_the_remedy(
@@ -448,7 +466,7 @@ def test_plan_marks_the_fastest_choice(
         ((tmp_path / "free", "--set", "run.updates=1"), "--set is for configurations"),
         ((config, "--workers", "1,,2"), "expected numbers such as 2,4,8"),
         ((config, "--learning-rate", "-1"), "learning rate = -1.0: expected"),
-        ((tmp_path / "nowhere",), "cannot be read"),
+        ((tmp_path / "nowhere",), "no such file"),
     ):
         status, _, errors = asgd(capsys, "plan", *arguments)
         assert status == 2
@@ -538,6 +556,7 @@ def test_a_reader_that_goes_away_ends_the_command_in_silence(tmp_path: Path) -> 
     [
         ("optimizer=3", "optimizer is a table with the keys rule, learning_rate"),
         ("workers=3", "did you mean cluster.workers?"),
+        ("run.updates", "--set run.updates: expected table.key=value\n"),
         ("problem.kind=:x", '"package.module:factory"'),
         ("cluster.workers=100000000", "<= 100000"),
     ],

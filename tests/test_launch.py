@@ -152,7 +152,7 @@ def total_variation(staleness: np.ndarray[Any, Any], law: Geometric) -> float:
             "worker 0: ZeroDivisionError: the user's own mistake (.*gins.py:",
         ),
         ("loss", RunFailedError, "of the loss: ArithmeticError: no loss below 0.9 (.*plugins.py:"),
-        ("nan", RunFailedError, "11 gradients were refused; .* worker 0 .*: not finite"),
+        ("nan", RunFailedError, "11 gradients were refused; .* worker 0 .*: not finite; lower"),
         ("grow", DivergedError, "the run diverged: loss .*, 1 at the start; learning_rate = 0.05"),
     ],
 )

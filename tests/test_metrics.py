@@ -96,7 +96,10 @@ def test_readers_see_a_real_run(shared_ray: None, tmp_path: Path) -> None:
 
     def scrape(_: Progress) -> None:
         """Read the page as Prometheus does; end the run when all of it is there."""
-        (url,) = [e["url"] for e in read_run(tmp_path / "run").events if e["event"] == "metrics"]
+        events = [e for e in read_run(tmp_path / "run").events if e["event"] == "metrics"]
+        if not events:  # the recorder is on its way
+            return
+        (url,) = [event["url"] for event in events]
         assert url.startswith("http://127.0.0.1:")
         with urllib.request.urlopen(url, timeout=30) as answer:
             page = answer.read().decode()

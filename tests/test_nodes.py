@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 # Three nodes that listen on loopback: the driver's, one for the server and one more. The last one
 # dies as a whole; of the server's, only the agent, so that the processes there live on for a while.
 SCRIPT = """
-import os, signal, sys
+import os, signal, sys, urllib.request
 from ray.cluster_utils import Cluster
 from asgd.config import make_config
 from asgd.trace import read_run
@@ -37,10 +37,13 @@ doomed = [
     lambda: os.kill(server.all_processes["raylet"][0].process.pid, signal.SIGKILL),
 ]
 events = lambda: [e["event"] for e in read_run(sys.argv[1]).events]
+pages = lambda: [e["url"] for e in read_run(sys.argv[1]).events if e["event"] == "metrics"]
+read = lambda page: urllib.request.urlopen(page, timeout=30).read()
+shown = lambda number: len(pages()) == number and b"ray_asgd_updates_total" in read(pages()[-1])
 conditions = [
-    lambda update: update > 40,
+    lambda update: update > 40 and shown(1),
     lambda update: "worker_lost" in events() and events().count("worker_joined") > 3,
-    lambda update: "server_restored" in events() and events()[-1] == "worker_joined",
+    lambda update: "server_restored" in events() and events()[-1] == "worker_joined" and shown(2),
 ]
 
 def watch(progress):
@@ -58,6 +61,7 @@ config = {
     "optimizer": {"learning_rate": 0.01},
     "cluster": {"workers": 3},
     "run": {"updates": 3000, "eval_every": 100},
+    "metrics": {"prometheus": True},
 }
 try:
     run(make_config(config), sys.argv[1], cluster.address, watch)
@@ -92,6 +96,7 @@ def test_run_survives_the_death_of_its_nodes(tmp_path: Path, directory: Path) ->
             "RAY_TMPDIR": str(directory),
             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
             "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_metrics_report_interval_ms": "500",
             "PYTHONPATH": str(ROOT),
         },
         capture_output=True,
@@ -110,6 +115,9 @@ def test_run_survives_the_death_of_its_nodes(tmp_path: Path, directory: Path) ->
     assert sorted(event["transport"] for event in joined[:3]) == ["shm", "tcp", "tcp"]
     lost, restored = kinds.index("worker_lost"), kinds.index("server_restored")
     assert lost < restored
+    # Metrics were read on the page of each server's own node.
+    pages = {event["url"] for event in result.events if event["event"] == "metrics"}
+    assert len(pages) == 2
     assert kinds.count("server_restored") == 1
     assert len({event["worker"] for event in joined[-3:]}) == 3
     # The others did not wait for the node that was lost, and nothing was made twice.

@@ -319,7 +319,7 @@ def test_long_runs_are_written_in_parts(tmp_path):
     ("every", "error", "message"),
     [
         (1, DivergedError, r"the run diverged: loss \S+ at update \d+, 156 at the start; learning"),
-        (1000, RunFailedError, r"update \d+: the gradient is not finite"),
+        (1000, RunFailedError, r"update \d+: the gradient is not finite; lower optimizer"),
     ],
 )
 def test_divergence_ends_the_run_and_leaves_it_readable(tmp_path, every, error, message):
