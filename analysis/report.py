@@ -189,7 +189,7 @@ def _written_or_said(output: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        where = str(error.filename or output).removesuffix(".tmp")  # see replace_file
+        where = error.filename or output
         raise InputError(f"{where}: cannot be written ({error.strerror or error})") from None
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from analysis.advice import why_not_predicted
@@ -20,7 +21,8 @@ from asgd.trace import Run
 def store_fit(path: Path, runs: Sequence[Run]) -> StalenessFit:
     """Fit the staleness of a run, or of its repeats, and store the fit in their directory."""
     fit = fit_runs(runs)
-    fit.save(path)
+    with _stored():
+        fit.save(path)
     return fit
 
 
@@ -43,8 +45,21 @@ def store_prediction(
             runs, paths=paths, method=method, seed=seed, fit=fit, progress=bar.part
         )
     score = compare(whole(runs), prediction)
-    prediction.save(path)
+    with _stored():
+        prediction.save(path)
     return prediction, score
+
+
+@contextmanager
+def _stored() -> Iterator[None]:
+    """Say what to do about a run of somebody else's."""
+    try:
+        yield
+    except PermissionError as error:
+        raise InputError(
+            f"{error.filename}: cannot be written ({error.strerror}): results are stored with "
+            "their run; copy it to where you may write"
+        ) from None
 
 
 def store_report(

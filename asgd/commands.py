@@ -98,6 +98,9 @@ def runs(directory: Path, as_json: bool) -> None:
         print_json({"runs": rows})
     elif rows:
         print_table(runs_table(rows))
+        for row in rows:
+            if row["state"] == "unreadable":
+                say(f"{printable(row['run'])}: {printable(row['reason'])}")
     else:
         say(f"{printable(str(directory))}: no run yet; `asgd run` makes one")
 

@@ -142,10 +142,7 @@ class LiveRun:
         loss = "none yet" if progress.loss is None else f"{progress.loss:.4g}"
         rows = [
             ("updates/s", _number(progress.updates_per_second, ",.0f")),
-            (
-                "staleness",
-                f"{_number(progress.mean_staleness, '.2f')} mean, {_number(recent, '.2f')} recent",
-            ),
+            ("staleness", _both(progress.mean_staleness, recent)),
             ("loss", f"{loss}  {sparkline(self._losses)}"),
         ]
         if self._alive is not None:
@@ -230,6 +227,12 @@ def _left(progress: Progress) -> str:
     minutes, seconds = divmod(seconds, 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+def _both(mean: float, recent: float) -> str:
+    shown = ((mean, "mean"), (recent, "recent"))
+    known = [f"{value:.2f} {name}" for value, name in shown if not math.isnan(value)]
+    return ", ".join(known) or "none yet"
 
 
 def _number(value: float, form: str) -> str:

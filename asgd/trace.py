@@ -20,6 +20,7 @@ import io
 import json
 import os
 import platform
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -58,6 +59,7 @@ MEMBER_COLUMNS = {
     "compute_seconds": np.float64,
 }
 LOSS_COLUMNS = {"update": np.int64, "seconds": np.float64, "loss": np.float64}
+_PART = re.compile(r"part-.*\.parquet")
 _TORN = (b"{", b"\0")  # how a line of the events begins that did not get to the disk as a whole
 # The state after each event that changes it.
 _ENDS = {
@@ -71,10 +73,14 @@ _ENDS = {
 def replace_file(path: Path, content: bytes) -> None:
     """Write a file under a temporary name and rename it: readers see the old one or the new."""
     temporary = path.with_name(f"{path.name}.tmp")
-    temporary.unlink(missing_ok=True)  # it might be a link, which writing would follow
-    with open(temporary, "wb", opener=_without_links) as file:
-        file.write(content)
-    os.replace(temporary, path)
+    try:
+        temporary.unlink(missing_ok=True)  # it might be a link, which writing would follow
+        with open(temporary, "wb", opener=_without_links) as file:
+            file.write(content)
+        os.replace(temporary, path)
+    except OSError as error:
+        error.filename = os.fspath(path)  # the name that a reader knows
+        raise
 
 
 def _without_links(path: str, flags: int) -> int:
@@ -377,10 +383,14 @@ class Run:
     def _parts(self, name: str, types: Mapping[str, type]) -> pd.DataFrame:
         import pandas as pd
 
-        frames = [
-            self._read(part, list(types))
-            for part in sorted(self.path.glob(f"{name}/part-*.parquet"))
-        ]
+        directory = self.path / name
+        try:
+            parts = sorted(part for part in os.listdir(directory) if _PART.fullmatch(part))
+        except FileNotFoundError:
+            parts = []
+        except OSError as error:  # a glob would find nothing there
+            raise InputError(f"{directory}: cannot be read ({error.strerror})") from None
+        frames = [self._read(directory / part, list(types)) for part in parts]
         if not frames:
             return pd.DataFrame({key: np.empty(0, dtype) for key, dtype in types.items()})
         return pd.concat(frames, ignore_index=True)

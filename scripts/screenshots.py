@@ -48,7 +48,7 @@ def main() -> None:
                     page.open(report, width, dark=dark)
                     page.screenshot(path, options.height)
                     with Image.open(path) as picture:
-                        small = picture.convert("RGB").quantize(method=Image.Quantize.MAXCOVERAGE)
+                        small = picture.convert("RGB").quantize(kmeans=3)
                     small.save(path, optimize=True)
                 print(path)
 

@@ -6,7 +6,10 @@ import platform
 import re
 import subprocess
 import sys
+import tempfile
 import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -337,7 +340,8 @@ def test_runs_and_status(capsys: pytest.CaptureFixture[str], config: Path, tmp_p
 
     status, printed, _ = asgd(capsys, "runs", tmp_path / "runs")
     assert status == 0
-    assert len(printed.splitlines()) == 5
+    assert len(printed.splitlines()) == 6
+    assert f"{broken}/config.json: not a valid configuration file" in printed.splitlines()[-1]
 
     RunWriter(tmp_path / "runs" / "one").event("worker_lost", worker=2)
     status, printed, _ = asgd(capsys, "status", tmp_path / "runs" / "one")
@@ -569,3 +573,45 @@ def test_what_was_meant_is_said(
     assert part in errors
     assert "frozen" not in errors
     assert errors.count("\n") == 1
+
+
+@contextmanager
+def no_rights() -> Iterator[None]:
+    """Be a user who may read what everyone may read, and write nothing."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+def test_the_run_of_somebody_else_is_reported_on_elsewhere(
+    capsys: pytest.CaptureFixture[str], config: Path, tmp_path: Path
+) -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as shared:  # pytest's are for one user alone
+        out = Path(shared, "run")
+        asgd(capsys, "simulate", config, "--out", out, "--set", "run.updates=300")
+        asgd(capsys, "report", out, "--paths", 4, "-o", tmp_path / "all-is-imported.html")
+        for stored in ("profile.json", "prediction.json", "prediction.parquet"):
+            (out / stored).unlink()
+        own = Path(shared, "own")
+        own.mkdir()
+        for path, mode in ((Path(shared), 0o755), (own, 0o777), (out, 0o555)):
+            path.chmod(mode)
+        with no_rights():
+            status, printed, errors = asgd(capsys, "profile", out)
+            assert (status, printed, errors.count("\n")) == (2, "", 1)
+            assert f"{out}/profile.json: cannot be written" in errors
+            assert "copy it to where you may write" in errors
+            status, printed, errors = asgd(capsys, "report", out, "-o", own / "page.html")
+            assert (status, printed, errors) == (0, f"{own}/page.html\n", "")
+        assert "copy it to where you may write" in (own / "page.html").read_text("utf-8")
+        (out / "trace").chmod(0)
+        with no_rights():
+            status, _, errors = asgd(capsys, "profile", out)
+        assert (status, errors) == (2, f"asgd: {out}/trace: cannot be read (Permission denied)\n")
+        for path in (out, out / "trace"):
+            path.chmod(0o755)

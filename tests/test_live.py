@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,15 @@ def test_a_pipe_gets_a_line_every_ten_seconds_if_asked_for() -> None:
     assert len(lines) == 3
     assert lines[0] == (
         "train 30/100, 2 updates/s, staleness 3.00, loss 0.03226, 4 workers, 0:28 left"
+    )
+
+
+def test_a_run_that_has_not_begun_has_no_staleness() -> None:
+    text = io.StringIO()
+    with LiveRun("train", console=Console(file=text, force_terminal=True, width=120)) as live:
+        live(Progress(0, 100, 0.0, math.nan, None, 4))
+    assert re.search(
+        r"staleness +\S* *none yet\s*\n", re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text.getvalue())
     )
 
 
