@@ -1,15 +1,19 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from sklearn import datasets
 from threadpoolctl import threadpool_limits
 
 from asgd.config import LINEAR_KINDS, SCALAR_KINDS, make_config
 from asgd.errors import InputError
 from asgd.problems import LeastSquares, Logistic, Problem, Softmax, make_problem
 from asgd.problems.base import Array, Indices
+from asgd.problems.linear import DATASETS
 from asgd.problems.scalar import ScalarProblem
 from asgd.streams import stream
 from tests.exact import small_least_squares
@@ -324,6 +328,32 @@ def test_the_best_intercept_of_the_diabetes_data_is_zero(problems):
     residual_mean = np.linalg.solve(problem.hessian(np.zeros(10)), -problem.gradient(np.zeros(10)))
     features, targets = problem._data[0]
     assert (features @ residual_mean - targets[0]).mean() == pytest.approx(0.0, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("kind", "load"),
+    [
+        ("least_squares", datasets.load_diabetes),
+        ("logistic", datasets.load_breast_cancer),
+        ("softmax", datasets.load_digits),
+    ],
+)
+def test_data_are_those_of_scikit_learn(problems, kind, load):
+    features, targets = problems[kind]._data[0]
+    raw, target = load(return_X_y=True)
+    spread = raw.std(axis=0)
+    expected = raw / 16 if kind == "softmax" else (raw - raw.mean(axis=0)) / spread
+    np.testing.assert_allclose(features[:, : raw.shape[1]], expected, rtol=1e-12, atol=1e-12)
+    if kind == "least_squares":
+        target = (target - target.mean()) / target.std()
+    shown = targets.argmax(axis=0) if kind == "softmax" else targets[0]
+    np.testing.assert_allclose(shown, target, rtol=1e-12)
+
+
+def test_workers_need_not_import_scikit_learn():
+    code = "import sys; from asgd.problems.linear import *; {}; assert 'sklearn' not in sys.modules"
+    loads = "; ".join(f"{name}()" for name in DATASETS)
+    subprocess.run([sys.executable, "-c", code.format(loads)], check=True)
 
 
 def test_arrays_that_do_not_fit_are_refused():
