@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray
-from ray._private import ray_constants, services
+from ray._private import parameter, ray_constants, services
 from ray._private import worker as ray_worker
 
 from asgd.errors import InputError
@@ -124,15 +124,16 @@ def _own(object_store_bytes: int, metrics_port: int) -> Iterator[None]:
         handlers = _handlers()
         try:
             umask = os.umask(0o077)
-            ray.init(
-                address="local",
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                object_store_memory=object_store_bytes,
-                _metrics_export_port=metrics_port or None,
-                _temp_dir=directory,
-            )
+            with _needed_processes_only():
+                ray.init(
+                    address="local",
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    object_store_memory=object_store_bytes,
+                    _metrics_export_port=metrics_port or None,
+                    _temp_dir=directory,
+                )
             os.umask(umask)
             _exit_on_signals(handlers)
             yield
@@ -224,6 +225,25 @@ def _marked_processes(directory: str) -> Iterator[None]:
         yield
     finally:
         services.ConsolePopen = popen  # type: ignore[misc]
+
+
+@contextmanager
+def _needed_processes_only() -> Iterator[None]:
+    """Leave out three processes of Ray, which take half of its start and a second of its end.
+
+    One machine has nothing to scale up, nobody reads what the workers print, and of the dashboard,
+    which is off, only the report of usage statistics would be left, which is off as well.
+    """
+    parameters, start_dashboard = parameter.RayParams, services.start_api_server
+    parameter.RayParams = functools.partial(  # type: ignore[assignment, misc]
+        parameters, no_monitor=True, include_log_monitor=False
+    )
+    services.start_api_server = lambda *_, **__: ("", None)
+    try:
+        yield
+    finally:
+        parameter.RayParams = parameters  # type: ignore[misc]
+        services.start_api_server = start_dashboard
 
 
 class _Popen(services.ConsolePopen):
