@@ -6,6 +6,10 @@ import contextlib
 import os
 from pathlib import Path
 
+# Starts a program with the default answer to signals. A background job of a script is started with
+# Ctrl-C ignored, and hands that down: to this suite, say, and to what it starts.
+DEFAULT_SIGNALS = ("env", "--default-signal=HUP,INT,TERM")
+
 
 def actor_processes(kind: str) -> set[int]:
     """Return the processes below this one that are Ray actors of a kind."""

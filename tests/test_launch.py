@@ -32,7 +32,7 @@ from asgd.streams import stream
 from asgd.trace import SHARED, Run, read_run
 from cluster import run
 from tests.invariants import check_trace
-from tests.processes import processes_in
+from tests.processes import DEFAULT_SIGNALS, processes_in
 
 pytestmark = pytest.mark.ray
 
@@ -343,7 +343,7 @@ class Subprocess:
         config = configure(problem, updates, workers=2)
         arguments = [str(self.out), str(self.running), config.to_json()]
         self.process = subprocess.Popen(
-            [sys.executable, "-W", "error", "-c", SCRIPT, *arguments],
+            [*DEFAULT_SIGNALS, sys.executable, "-W", "error", "-c", SCRIPT, *arguments],
             cwd=ROOT,
             env={**os.environ, "TMPDIR": str(self.tmp), "HOME": str(self.home)},
             stderr=subprocess.PIPE,
