@@ -236,7 +236,9 @@ def _needed_processes_only() -> Iterator[None]:
     """
     parameters, start_dashboard = parameter.RayParams, services.start_api_server
     parameter.RayParams = functools.partial(  # type: ignore[assignment, misc]
-        parameters, no_monitor=True, include_log_monitor=False
+        parameters,
+        no_monitor=True,
+        include_log_monitor=False,  # type: ignore[arg-type]  # Ray's own hint is wrong
     )
     services.start_api_server = lambda *_, **__: ("", None)
     try:
