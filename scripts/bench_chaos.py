@@ -229,7 +229,8 @@ class Nodes:
             "health_check_timeout_ms": 1000,
             "health_check_failure_threshold": 5,
         }
-        self._size = {"num_cpus": 4, "object_store_memory": 100_000_000}
+        # Ray starts an idle process for each core, which no actor reserves.
+        self._size = {"num_cpus": 1, "object_store_memory": 100_000_000}
         head = {**self._size, "include_dashboard": False, "_system_config": health}
         self._cluster = Cluster(initialize_head=True, head_node_args=head)
         ray.init(address=self._cluster.address, log_to_driver=False, logging_level="ERROR")
@@ -285,6 +286,7 @@ def main(arguments: Iterable[str] | None = None) -> int:
         RAY_AUTH_MODE="token",
         RAY_AUTH_TOKEN=secrets.token_hex(32),
         RAY_USAGE_STATS_ENABLED="0",
+        RAY_worker_maximum_startup_concurrency="64",  # otherwise one for each core
         RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0",
         PYTHONPATH=str(ROOT),
         OMP_NUM_THREADS="1",

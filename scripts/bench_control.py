@@ -9,6 +9,7 @@ as a constraint, but its cost grows with the cube of the number of updates.)
 
 from __future__ import annotations
 
+import argparse
 import os
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # matrices of ten rows: threads only wait
@@ -106,6 +107,7 @@ def by_scipy(final_loss: Counted, updates: int, budget: int) -> Array:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     print(f"{'final loss over its lower bound':34s} {'optimum':>10s} {'(B4)':>8s} {'uniform':>8s}")
     for name, (problem, eta, mu, updates, budget) in SETTINGS.items():
         final_loss = FinalLoss(problem, eta, mu)

@@ -11,19 +11,24 @@ if TYPE_CHECKING:
     from reports import Reports
 
 
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Say what two processes may run at the same time: files, but Ray and the reports only once."""
+    """Say what is to run in one process, one after the other, and what starts first.
 
-    def group(item: pytest.Item) -> str:
-        fixtures = set(getattr(item, "fixturenames", ()))
-        if "shared_ray" in fixtures or item.get_closest_marker("ray"):
-            return "ray"
-        return "reports" if "reports" in fixtures else item.path.stem
+    Files do, and whatever reads the reports. Tests with real processes wait more than they compute:
+    each goes where there is room, beside others, and to the Ray that is there. They start first,
+    the longest ones at the head, so that at the end there is nothing left to wait for.
+    """
+
+    def is_ray(item: pytest.Item) -> bool:
+        return "shared_ray" in item.fixturenames or item.get_closest_marker("ray") is not None
 
     for item in items:
-        item.add_marker(pytest.mark.xdist_group(group(item)))
-    # Ray's tests wait rather than compute, and are one group: they start first.
-    items.sort(key=lambda item: group(item) != "ray")
+        if "reports" in item.fixturenames:
+            item.add_marker(pytest.mark.xdist_group("reports"))
+        elif not is_ray(item):
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+    items.sort(key=lambda item: (not is_ray(item), item.get_closest_marker("slow") is None))
 
 
 @pytest.fixture(scope="session")

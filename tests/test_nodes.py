@@ -81,6 +81,7 @@ def directory() -> Iterator[Path]:
     shutil.rmtree(path, ignore_errors=True)
 
 
+@pytest.mark.ray
 @pytest.mark.slow
 def test_run_survives_the_death_of_its_nodes(tmp_path: Path, directory: Path) -> None:
     out = tmp_path / "run"
@@ -97,6 +98,7 @@ def test_run_survives_the_death_of_its_nodes(tmp_path: Path, directory: Path) ->
             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_metrics_report_interval_ms": "500",
+            "RAY_worker_maximum_startup_concurrency": "64",  # otherwise one for each core
             "PYTHONPATH": str(ROOT),
         },
         capture_output=True,

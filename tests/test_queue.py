@@ -239,6 +239,7 @@ def test_independent_cycles_explain_a_simulated_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("shared_ray")
 def test_queue_law_is_what_a_real_run_shows(tmp_path: Path) -> None:
     from cluster import run as run_cluster
 

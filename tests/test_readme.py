@@ -30,7 +30,7 @@ SAVED = re.compile(r"\n+Saved as `(\w+\.py)`")
 EDITS = {
     'kind = "softmax"': 'kind = "least_squares"',
     "learning_rate = 0.3": "learning_rate = 0.05",
-    "updates = 2000": "updates = 400",
+    "updates = 2000": "updates = 200",
 }
 # Commands of asgd that are parsed only, and why.
 NOT_RUN = {
