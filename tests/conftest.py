@@ -3,32 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 if TYPE_CHECKING:
     from reports import Reports
 
 
-@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in the same hook
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Say what is to run in one process, one after the other, and what starts first.
+class Scheduling(LoadScopeScheduling):
+    """Each test goes where there is room, but those that read the reports to one process.
 
-    Files do, and whatever reads the reports. Tests with real processes wait more than they compute:
-    each goes where there is room, beside others, and to the Ray that is there. They start first,
-    the longest ones at the head, so that at the end there is nothing left to wait for.
+    The groups of pytest-xdist 3.8 would say so too, if pytest 9.2 still let it name a test anew.
     """
 
-    def is_ray(item: pytest.Item) -> bool:
-        return "shared_ray" in item.fixturenames or item.get_closest_marker("ray") is not None
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return "reports" if file.endswith(("test_report.py", "test_browser.py")) else nodeid
 
-    for item in items:
-        if "reports" in item.fixturenames:
-            item.add_marker(pytest.mark.xdist_group("reports"))
-        elif not is_ray(item):
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
-    items.sort(key=lambda item: (not is_ray(item), item.get_closest_marker("slow") is None))
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduling:
+    """Say which process of several runs which test."""
+    return Scheduling(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with real processes, which wait more than they compute, and with the longest ones.
+
+    At the end there is nothing left to wait for.
+    """
+
+    def rank(item: pytest.Item) -> tuple[bool, bool, bool]:
+        fixtures = getattr(item, "fixturenames", ())
+        real = "shared_ray" in fixtures or item.get_closest_marker("ray") is not None
+        slow = item.get_closest_marker("slow") is not None
+        return not real, not slow, "reports" not in fixtures
+
+    items.sort(key=rank)
 
 
 @pytest.fixture(scope="session")
