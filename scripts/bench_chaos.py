@@ -287,6 +287,7 @@ def main(arguments: Iterable[str] | None = None) -> int:
         RAY_AUTH_TOKEN=secrets.token_hex(32),
         RAY_USAGE_STATS_ENABLED="0",
         RAY_worker_maximum_startup_concurrency="64",  # otherwise one for each core
+        RAY_worker_niceness="0",  # otherwise 15: workers wait for whatever else runs
         RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0",
         PYTHONPATH=str(ROOT),
         OMP_NUM_THREADS="1",

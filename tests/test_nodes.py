@@ -99,6 +99,7 @@ def test_run_survives_the_death_of_its_nodes(tmp_path: Path, directory: Path) ->
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_metrics_report_interval_ms": "500",
             "RAY_worker_maximum_startup_concurrency": "64",  # otherwise one for each core
+            "RAY_worker_niceness": "0",  # otherwise 15: workers wait for whatever else runs
             "PYTHONPATH": str(ROOT),
         },
         capture_output=True,
