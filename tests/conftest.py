@@ -23,6 +23,7 @@ class Scheduling(LoadScopeScheduling):
         return "reports" if file.endswith(("test_report.py", "test_browser.py")) else nodeid
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduling:
     """Say which process of several runs which test."""
     return Scheduling(config, log)
