@@ -47,10 +47,16 @@ def main() -> None:
                     width, dark = VIEWS[view]
                     page.open(report, width, dark=dark)
                     page.screenshot(path, options.height)
-                    with Image.open(path) as picture:
-                        small = picture.convert("RGB").quantize(kmeans=3)
-                    small.save(path, optimize=True)
+                    if options.height:
+                        _shrink(path)
                 print(path)
+
+
+def _shrink(path: Path) -> None:
+    """Keep 256 colours of a picture, those of pale bands among them."""
+    with Image.open(path) as picture:
+        small = picture.convert("RGB").quantize(kmeans=3)
+    small.save(path, optimize=True)
 
 
 if __name__ == "__main__":
