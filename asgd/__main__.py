@@ -186,7 +186,7 @@ def profile(runs: Sequence[Path], as_json: bool) -> None:
         print_json(found[0] if len(found) == 1 else {"runs": found})
     elif len(fits) > 1:
         table = compare_fits(fits).drop(columns="verdict")
-        click.echo(table.to_string(float_format="{:.4g}".format))
+        say(table.to_string(float_format="{:.4g}".format))
 
 
 @cli.command()

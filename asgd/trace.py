@@ -79,7 +79,8 @@ def replace_file(path: Path, content: bytes) -> None:
             file.write(content)
         os.replace(temporary, path)
     except OSError as error:
-        error.filename = os.fspath(path)  # the name that a reader knows
+        # The name that a reader knows, unless the other one is what is in the way.
+        error.filename = os.fspath(temporary if temporary.is_dir() else path)
         raise
 
 
@@ -95,18 +96,26 @@ def check_no_links(directory: Path) -> None:
     Raises
     ------
     InputError
-        Something in it, or in a directory in it, is a link, a pipe or the like.
+        Something in it, or in a directory in it, is a link, a pipe or the like, or cannot be read.
     """
-    inside = [one for one in directory.iterdir() if one.is_dir() and not one.is_symlink()]
-    for place in (directory, *inside):
-        with contextlib.suppress(FileNotFoundError), os.scandir(place) as entries:
-            for entry in entries:
-                own = entry.is_file(follow_symlinks=False) or entry.is_dir(follow_symlinks=False)
-                if not own and os.path.lexists(entry):  # a run at work removes files meanwhile
-                    raise InputError(
-                        f"{entry.path}: is neither a file nor a directory, which is all that a "
-                        "run directory holds"
-                    )
+    try:
+        inside = [one for one in directory.iterdir() if one.is_dir() and not one.is_symlink()]
+        for place in (directory, *inside):
+            with contextlib.suppress(FileNotFoundError), os.scandir(place) as entries:
+                for entry in entries:
+                    _check_own(entry)
+    except OSError as error:
+        where = error.filename or directory
+        raise InputError(f"{where}: cannot be read ({error.strerror or error})") from None
+
+
+def _check_own(entry: os.DirEntry[str]) -> None:
+    own = entry.is_file(follow_symlinks=False) or entry.is_dir(follow_symlinks=False)
+    if not own and os.path.lexists(entry):  # a run at work removes files meanwhile
+        raise InputError(
+            f"{entry.path}: is neither a file nor a directory, which is all that a run directory "
+            "holds"
+        )
 
 
 def make_directory(path: Path) -> None:
