@@ -90,19 +90,20 @@ def signs(out: Array, words: npt.NDArray[np.uint64]) -> None:
             out[start + i] = one if (word >> np.uint64(i)) & np.uint64(1) else -one
 
 
-@compiled(READ, any_order=True)
-def moments(values: Array) -> tuple[float, float, float]:
-    """Return mean, mean of the squares and variance of a float array, in float64."""
-    total, squares, deviations = 0.0, 0.0, 0.0
-    for i in range(values.size):
-        value = np.float64(values[i])
+@compiled(READ, READ, any_order=True)
+def moments(x: Array, loss: Array) -> tuple[float, float, float, float]:
+    """Return means of x, x^2 and the loss, and the variance of the loss, in float64."""
+    total, squares, losses, deviations = 0.0, 0.0, 0.0, 0.0
+    for i in range(x.size):
+        value = np.float64(x[i])
         total += value
         squares += value * value
-    mean = total / values.size
-    for i in range(values.size):
-        deviation = np.float64(values[i]) - mean
+        losses += np.float64(loss[i])
+    mean = losses / x.size
+    for i in range(x.size):
+        deviation = np.float64(loss[i]) - mean
         deviations += deviation * deviation
-    return mean, squares / values.size, deviations / values.size
+    return total / x.size, squares / x.size, mean, deviations / x.size
 
 
 @compiled("int64[:, ::1]", "float64[:, ::1]", "float64[::1]", "int64[::1]")

@@ -21,6 +21,9 @@ NoiseKind = Literal["auto", "matrix", "samples", "two_point", "explicit"]
 
 # Up to this dimension (d, d) matrices are cheaper than draws over all samples.
 MATRIX_DIM = 4
+# In one dimension increments are drawn for up to so many updates at once, and up to so many
+# numbers: fewer calls, each long enough for other threads, within the second-level cache.
+DRAWN_UPDATES, DRAWN_NUMBERS = 16, 2**15
 # Snapshots kept for each path by `SnapshotNoise`: enough for nearly Gaussian sums.
 SNAPSHOTS = 8
 
@@ -131,12 +134,17 @@ class ScalarNoise:
         self._compiled = compiled
         self.problem, self.rng, self.retention = problem, rng, retention
         self.lag_noise, self.two_point = lag_noise, two_point
-        self.gamma, self._z = np.zeros(len(x), x.dtype), np.empty_like(x)
-        self.s = self._sampling(x)
+        self.gamma, self.s = np.zeros(len(x), x.dtype), self._sampling(x)
+        rows = min(DRAWN_UPDATES, max(1, DRAWN_NUMBERS // len(x)))
+        self._drawn, self._used = np.empty((rows, len(x)), x.dtype), rows
 
     def kick(self, x: Array, g: Array, batch: float, eta: float, amplitude: float) -> None:
         """Move x with the square root of a variance."""
-        z = standard_increments(self._z, self.rng, self.two_point)[:, 0]
+        if self._used == len(self._drawn):
+            standard_increments(self._drawn, self.rng, self.two_point)
+            self._used = 0
+        z = self._drawn[self._used]
+        self._used += 1
         self._compiled.kick(x[:, 0], g[:, 0], self.gamma, self.s, z, batch, eta, amplitude)
 
     def absorb(self, x: Array, g: Array) -> None:

@@ -47,8 +47,9 @@ class PathStatistics:
             from analysis.compiled import moments
 
             loss = np.ascontiguousarray(loss, x.dtype)
-            self.mean[row], self.second_moment[row], _ = moments(x[:, 0])
-            self.loss_mean[row], _, self.loss_variance[row] = moments(loss)
+            values = moments(x[:, 0], loss)
+            self.mean[row], self.second_moment[row] = values[:2]
+            self.loss_mean[row], self.loss_variance[row] = values[2:]
             return
         self.mean[row] = x.mean(axis=0)
         self.second_moment[row] = np.einsum("ij,ij->j", x, x) / self.paths

@@ -99,11 +99,13 @@ def test_an_error_of_a_loop_is_told() -> None:
 def test_moments(dtype: type, size: int) -> None:
     """In float64 whatever the precision of the numbers, also where the mean is large."""
     values = (1e3 + np.random.default_rng(size).standard_normal(size)).astype(dtype)
-    exact = values.astype(np.longdouble)
-    mean, squares, variance = moments(values)
+    loss = values[::-1] ** 2
+    exact, exact_loss = values.astype(np.longdouble), loss.astype(np.longdouble)
+    mean, squares, loss_mean, loss_variance = moments(values, loss)
     np.testing.assert_allclose(mean, float(exact.mean()), rtol=1e-14)
     np.testing.assert_allclose(squares, float((exact**2).mean()), rtol=1e-14)
-    np.testing.assert_allclose(variance, float(exact.var()), rtol=1e-9)
+    np.testing.assert_allclose(loss_mean, float(exact_loss.mean()), rtol=1e-14)
+    np.testing.assert_allclose(loss_variance, float(exact_loss.var()), rtol=1e-9)
 
 
 @pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
@@ -111,10 +113,10 @@ def test_moments(dtype: type, size: int) -> None:
 def test_moments_of_a_diverged_path(value: float, place: int) -> None:
     values = np.ones(100)
     values[place] = value
-    mean, squares, variance = moments(values)
-    np.testing.assert_equal(mean, value)
+    mean, squares, loss_mean, loss_variance = moments(values, values)
+    np.testing.assert_equal([mean, loss_mean], [value, value])
     np.testing.assert_equal(squares, abs(value))
-    assert np.isnan(variance)
+    assert np.isnan(loss_variance)
 
 
 @pytest.mark.parametrize("workers", [1, 5])

@@ -3,6 +3,7 @@ import pytest
 
 from analysis.history import History, HistoryMatrixNoise, HistorySnapshotNoise
 from analysis.noise import (
+    DRAWN_UPDATES,
     ExplicitNoise,
     MatrixNoise,
     ScalarNoise,
@@ -216,10 +217,12 @@ def test_compiled_step_is_the_equation(problem, noise, substeps, lag_noise, dtyp
     for k in range(updates):
         block.step(k)
     rng = stream(9, "z")
+    draws = -(-updates * substeps // DRAWN_UPDATES)
     z = [
-        standard_increments(np.empty((paths, 1), dtype), rng, noise == "two_point").astype(float)
-        for _ in range(updates * substeps)
+        standard_increments(np.empty((DRAWN_UPDATES, paths), dtype), rng, noise == "two_point")
+        for _ in range(draws)
     ]
+    z = np.concatenate(z).astype(float)[: updates * substeps, :, None]
     expected = transcribed(problem, start, z, eta, batch, mu, substeps, lag_noise)
     other = transcribed(problem, start, z, eta, batch, mu, substeps, not lag_noise)
     assert block.x.dtype == dtype
