@@ -166,7 +166,8 @@ def block_sizes(paths: int, dim: int, state_copies: int = 4) -> list[int]:
     size = min(max(smallest, paths // 2), max(smallest, LARGE_BLOCK_SCALARS // dim**2))
     size = min(size, max(BLOCK_STATE // (dim * state_copies), 1))
     blocks = max(paths // size, 1)
-    return [len(part) for part in np.array_split(np.arange(paths), blocks)]
+    least, more = divmod(paths, blocks)
+    return [least + (i < more) for i in range(blocks)]
 
 
 def run_ensemble(
