@@ -96,6 +96,15 @@ def check_substeps(substeps: int) -> int:
     return substeps
 
 
+def _short_calls(problem: Problem, noise: NoiseKind, dtype: npt.DTypeLike | None) -> bool:
+    """Return whether an update is over in calls so short that threads wait for each other.
+
+    So it is in one dimension with additive noise, but for the normals of float64.
+    """
+    quick = noise == "two_point" or (noise != "samples" and np.dtype(dtype) == np.float32)
+    return quick and problem.dim == 1 and problem.additive_noise
+
+
 def sme_asgd(
     problem: Problem,
     learning_rate: PerUpdate,
@@ -130,13 +139,15 @@ def sme_asgd(
     substeps
         1 is the native scheme (S5); m approaches the continuous SME with steps dt/m.
     options
-        See `run_ensemble`.
+        See `run_ensemble`; `threads` is 1 by default where one is as fast as several.
 
     Raises
     ------
     InputError
         If an argument cannot be used.
     """
+    if options.get("threads") is None and _short_calls(problem, noise, options.get("dtype")):
+        options["threads"] = 1
     block = partial(
         SmeAsgd,
         problem,

@@ -1,3 +1,6 @@
+import os
+import threading
+
 import numpy as np
 import pytest
 from scipy.integrate import solve_ivp
@@ -260,6 +263,34 @@ def test_float32_changes_less_than_the_standard_error():
     assert single.final.dtype == np.float32
     error = np.hypot(single.loss_std, double.loss_std) / np.sqrt(PATHS)
     assert np.all(np.abs(single.loss_mean - double.loss_mean) < 4 * error)
+
+
+class Watched(Quadratic):
+    """Remembers which threads asked for gradients."""
+
+    def __init__(self):
+        super().__init__()
+        self.threads = set()
+
+    def gradient(self, x, indices=None):
+        self.threads.add(threading.get_ident())
+        return super().gradient(x, indices)
+
+
+@pytest.mark.parametrize(
+    ("options", "used"),
+    [
+        ({"noise": "two_point"}, 1),
+        ({"dtype": np.float32}, 1),
+        ({"noise": "two_point", "threads": 2}, 2),
+        ({"dtype": np.float32, "threads": 2}, 2),
+        ({}, min(2, len(os.sched_getaffinity(0)))),
+    ],
+)
+def test_short_updates_stay_on_one_thread(options, used):
+    problem = Watched()
+    sme_asgd(problem, 0.05, 0.8, 100, 20_000, 0, quantile_levels=(), **options)
+    assert len(problem.threads) == used
 
 
 def test_threads_and_seed():
