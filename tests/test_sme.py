@@ -266,14 +266,18 @@ def test_float32_changes_less_than_the_standard_error():
 
 
 class Watched(Quadratic):
-    """Remembers which threads asked for gradients."""
+    """Remembers which threads ask for gradients, and lets none begin before so many have."""
 
-    def __init__(self):
+    def __init__(self, expected):
         super().__init__()
         self.threads = set()
+        self.begin = threading.Barrier(expected, timeout=60)
 
     def gradient(self, x, indices=None):
-        self.threads.add(threading.get_ident())
+        thread = threading.get_ident()
+        if thread not in self.threads:
+            self.threads.add(thread)
+            self.begin.wait()
         return super().gradient(x, indices)
 
 
@@ -288,7 +292,7 @@ class Watched(Quadratic):
     ],
 )
 def test_short_updates_stay_on_one_thread(options, used):
-    problem = Watched()
+    problem = Watched(used)
     sme_asgd(problem, 0.05, 0.8, 100, 20_000, 0, quantile_levels=(), **options)
     assert len(problem.threads) == used
 
