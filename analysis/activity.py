@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+from bisect import bisect_right
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -96,22 +99,23 @@ def events_table(run: Run) -> pd.DataFrame:
     Columns: `seconds` since the start, `event`, `worker`, `update`, `incident` (out of the
     ordinary) and `details`.
 
-    The server's clock starts with its first snapshot. An event that names an update happened when
-    that was applied; any other is placed by the time of day, measured from such events, or else
-    back from the end of the run, where it has one.
+    The server's clock starts with its first snapshot, and stands still while there is no server.
+    An event that names an update happened when that was applied; any other is placed by the time
+    of day since the latest such event, or until the first, or else back from the end of the run,
+    where it has one.
     """
     applied = run.trace["applied_seconds"].to_numpy(dtype=float)
     events = run.events
-    start, last = _anchor(events, applied)
+    seconds_of, last = _clock(events, applied)
     rows, unusual = [], incidents(events)
     for event in events:
-        update = event.get("update")
+        update, at = event.get("update"), _update_of(event)
         if isinstance(event.get("seconds"), (int, float)):
             seconds = float(event["seconds"])
-        elif isinstance(update, int) and len(applied):
-            seconds = float(applied[min(max(update, 0), len(applied) - 1)])
+        elif at is not None and len(applied):
+            seconds = float(applied[min(max(at, 0), len(applied) - 1)])
         else:
-            seconds = min(max(float(event.get("time", np.nan)) - start, 0.0), last)
+            seconds = min(max(seconds_of(float(event.get("time", np.nan))), 0.0), last)
         details = {key: value for key, value in event.items() if key not in _OUTSIDE}
         rows.append(
             {
@@ -126,27 +130,39 @@ def events_table(run: Run) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(_EVENT_COLUMNS))
 
 
-def _anchor(events: list[dict[str, object]], applied: Array) -> tuple[float, float]:
-    """Return the time of day of second 0, and the last second of the run."""
+def _update_of(event: dict[str, Any]) -> int | None:
+    """Return the update an event names: that it is about, or that a restored server is at."""
+    update = event.get("update", event.get("to_version"))
+    return update if isinstance(update, int) else None
+
+
+def _clock(events: list[dict[str, Any]], applied: Array) -> tuple[Callable[[float], float], float]:
+    """Return what makes a time of day the second of the run, and the last second of the run."""
     last = float(applied[-1]) if len(applied) else 0.0
-    times = [float(str(e["time"])) for e in events if "time" in e]
+    times = [float(event["time"]) for event in events if "time" in event]
     if not times:
-        return 0.0, last
-    ended = any(e.get("event") in ("finish", "interrupted", "failed") for e in events)
+        return lambda time: time, last
+    ended = any(event.get("event") in ("finish", "interrupted", "failed") for event in events)
     # virtual time has nothing to do with the time of day
-    if ended and times[-1] - times[0] >= last:
-        # the run's clock starts with a snapshot, its last event comes some time after its end
-        starts = [
-            float(str(event["time"])) - float(applied[update])
-            for event in events
-            if "time" in event
-            and isinstance(update := event.get("update"), int)
-            and 0 < update < len(applied)
-        ]
-        if starts:
-            return float(np.median(starts)), last
-        return times[-1] - last, last
-    return times[0], max(last, times[-1] - times[0])
+    if not ended or times[-1] - times[0] < last:
+        return lambda time: time - times[0], max(last, times[-1] - times[0])
+    known = sorted(
+        (float(event["time"]), float(applied[update]))
+        for event in events
+        if "time" in event
+        and (update := _update_of(event)) is not None
+        and 0 < update < len(applied)
+    )
+    if not known:  # the last event comes some time after the end
+        return lambda time: time - times[-1] + last, last
+
+    def seconds(time: float) -> float:
+        number = bisect_right(known, (time, np.inf))
+        moment, second = known[max(number - 1, 0)]
+        following = known[number][1] if 0 < number < len(known) else last
+        return min(second + time - moment, max(second, following))
+
+    return seconds, last
 
 
 def _text(value: object) -> str:

@@ -129,7 +129,7 @@ def comparison_headline(
         ),
         (
             "How stale",
-            f"Mean staleness {table['mean'].min():.3g} to {table['mean'].max():.3g} updates"
+            f"Mean staleness {table['mean'].min():.2f} to {table['mean'].max():.2f} updates"
             + (f"; mu is within {_digit(off)} of 1 - 1/P in every run." if off == off else "."),
         ),
         ("Which law", _which_law(fits)),

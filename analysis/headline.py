@@ -136,17 +136,18 @@ def _how_stale(run: Run, fit: StalenessFit) -> str:
 def _how_well(prediction: Prediction, score: Score) -> str:
     of = "the observed loss" if score.repeats == 1 else f"the mean of {score.repeats} runs"
     errors = [f"{score.labels[n]} {_percent(m.relative_error)}" for n, m in score.models.items()]
-    best = score.models[score.closest].relative_error
+    best, scatter = score.models[score.closest].relative_error, score.scatter
+    # As much as scatter makes of an error, it may have turned the order of two round.
+    limit = max(_ALIKE * best, best + (scatter or 0.0))
     alike = [
         name
         for name, model in score.models.items()
-        if name == score.closest or (name != "replay" and model.relative_error <= _ALIKE * best)
+        if name == score.closest or (name != "replay" and model.relative_error <= limit)
     ]
-    closest = " and ".join(score.labels[name] for name in alike)
-    shares = dict.fromkeys(_percent(score.models[name].coverage) for name in alike)
-    covered = " and ".join(shares)
+    closest = _listed([score.labels[name] for name in alike])
+    covered = _listed(list(dict.fromkeys(_percent(score.models[n].coverage) for n in alike)))
     if len(alike) == len(score.models) - ("replay" in score.models) > 1:
-        closest = "none, they are alike"
+        closest = f"none, they {'differ by less than that scatter' if scatter else 'are alike'}"
     bands = "its 90 % band holds" if len(alike) == 1 else "their 90 % bands hold"
     note = "; the replay, which is given the run's own order, does not compete"
     return (
@@ -159,11 +160,15 @@ def _how_well(prediction: Prediction, score: Score) -> str:
 
 def _scatter(score: Score) -> str:
     """Return the sentence on the error that a perfect prediction would have, where it is known."""
-    if "sampling noise" not in score.parts.index:
+    if score.scatter is None:
         return ""
     of = "a single run" if score.repeats == 1 else f"{score.repeats} runs"
-    noise = float(score.parts["noise"]["sampling noise"])
-    return f"The scatter of {of} alone makes about {_percent(noise)}. "
+    return f"The scatter of {of} alone makes about {_percent(score.scatter)}. "
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Return names with commas, and "and" before the last."""
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
 def _recorded(prediction: Prediction) -> str:

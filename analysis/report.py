@@ -50,7 +50,7 @@ _COMPARISON_NAMES = {
     "workers": "workers",
     "mean": "mean staleness",
     "mu": "mu",
-    "mu_expected": "1\N{NO-BREAK SPACE}-\N{NO-BREAK SPACE}1/P",
+    "mu_expected": "1\N{NO-BREAK SPACE}\N{MINUS SIGN}\N{NO-BREAK SPACE}1/P",
     "law": "law",
     "updates_per_second": "updates/s",
     "updates_to_target": "updates to target",

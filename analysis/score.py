@@ -107,6 +107,12 @@ class Score:
         ends = numbers.get(f"{error}_low"), numbers.get(f"{error}_high")
         return None if ends[0] is None or ends[1] is None else (ends[0], ends[1])
 
+    @property
+    def scatter(self) -> float | None:
+        """Relative error that chance alone would make of a perfect prediction, where known."""
+        noise = self.parts["noise"]
+        return float(noise["sampling noise"]) if "sampling noise" in noise.index else None
+
     def table(self) -> pd.DataFrame:
         """Return one row per model, columns as in `ModelScore`, then those of `intervals`."""
         rows = {self.labels[name]: self.numbers(name) for name in self.models}

@@ -12,6 +12,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
+import pandas as pd
 import pytest
 from reports import HOSTILE, Reports, predicted_run, simulated_run
 
@@ -153,6 +154,14 @@ def test_models_that_are_alike_are_not_ranked(reports: Reports) -> None:
         0.3, 0.105, 0.1
     )
     assert "Closest: none, they are alike" in said(0.1, 0.1, 0.1)
+    noise = pd.DataFrame({"error": 0.1, "noise": 0.05}, index=["sampling noise"])
+    score = replace(score, parts=noise)
+    text = said(0.14, 0.12, 0.1)
+    assert "The scatter of a single run alone makes about 5 %. " in text
+    assert "Closest: none, they differ by less than that scatter; their 90 % bands hold" in text
+    assert "Closest: SME-ASGD (geometric fit) and SME with the measured law;" in said(
+        0.2, 0.14, 0.1
+    )
 
 
 def test_recorded_turns_are_not_called_the_law(tmp_path: Path) -> None:
@@ -406,6 +415,28 @@ def test_events_without_an_update_are_placed_among_those_with_one(tmp_path: Path
     seconds = events_table(read_run(run.path))["seconds"]
     assert seconds[1] == pytest.approx(seconds[2] - 0.1, abs=1e-6)
     assert seconds[3] == applied.iloc[-1]
+
+
+def test_events_around_a_pause_are_placed_where_the_run_stood_still(tmp_path: Path) -> None:
+    run = simulated_run(tmp_path / "run")
+    applied = run.trace["applied_seconds"].to_numpy()
+    lost, cut, end = (float(applied[update]) for update in (100, 150, -1))
+    interrupted = 1000.0 + cut - 0.01
+    events = [
+        {"event": "start", "time": 999.0},
+        {"event": "worker_lost", "time": 1000.0 + lost, "update": 100},
+        {"event": "interrupted", "time": interrupted},
+        {"event": "connection_refused", "time": interrupted + 50.0},  # nothing was applied then
+        {"event": "server_restored", "time": interrupted + 90.0, "to_version": 150},
+        {"event": "worker_joined", "time": interrupted + 95.0, "update": 150},
+        {"event": "connection_lost", "time": interrupted + 95.1},
+        {"event": "finish", "time": interrupted + 99.0 + end},
+    ]
+    lines = "".join(f"{json.dumps(event)}\n" for event in events)
+    (run.path / "events.jsonl").write_text(lines, encoding="utf-8")
+    seconds = events_table(read_run(run.path))["seconds"]
+    expected = [0.0, lost, cut - 0.01, cut, cut, cut, cut + 0.1, end]
+    np.testing.assert_allclose(seconds, expected, atol=1e-6)
 
 
 def test_common_target_is_reached_by_all(reports: Reports) -> None:
