@@ -86,9 +86,9 @@ class Study:
     missing: str | None
 
     @classmethod
-    def of(cls, path: Path, missing: str | None = None) -> Study:
+    def of(cls, path: Path, missing: str | None = None, runs: Sequence[Run] | None = None) -> Study:
         """Fit, read the stored prediction, score it."""
-        runs, doubt = read_runs(path), None
+        runs, doubt = runs or read_runs(path), None
         try:
             fit = fit_runs(runs)
         except UnreliableEstimateError as error:
@@ -130,6 +130,7 @@ def write_report(
     output: str | Path | None = None,
     figures_directory: str | Path | None = None,
     missing: Mapping[Path, str] = MappingProxyType({}),
+    read: Mapping[Path, Sequence[Run]] = MappingProxyType({}),
 ) -> Path:
     """Write the report on one or several runs and return its path.
 
@@ -144,6 +145,8 @@ def write_report(
         Where to write every figure as SVG and its data as CSV; nowhere by default.
     missing
         Of directories without a prediction: why there is none, for the reader.
+    read
+        Runs of directories that have been read: those at work may have gone on since.
 
     Raises
     ------
@@ -156,7 +159,7 @@ def write_report(
     with _written_or_said(output):
         for folder in map(Path, folders):
             folder.mkdir(parents=True, exist_ok=True)
-    studies = [Study.of(path, missing.get(path)) for path in places]
+    studies = [Study.of(path, missing.get(path), read.get(path)) for path in places]
     sections, drawn = [], []
     for number, study in enumerate(studies, start=1):
         section, own = _section(study, f"run{number}-" if len(studies) > 1 else "")

@@ -39,6 +39,7 @@ def store_prediction(
 
     Repeats cut short of the furthest are neither predicted nor scored.
     """
+    read_whole(runs)
     fit = store_fit(path, runs)
     with Bar("predict", len(DEFAULT_MODELS), quiet) as bar:
         prediction = predict(
@@ -48,6 +49,15 @@ def store_prediction(
     with _stored():
         prediction.save(path)
     return prediction, score
+
+
+def read_whole(runs: Sequence[Run]) -> None:
+    """Read all tables now: those of a run at work, read one by one, would not fit together.
+
+    What is read later reaches further: the trace must cover every loss.
+    """
+    for run in runs:
+        _ = run.loss, run.trace, run.members, run.events
 
 
 @contextmanager
@@ -75,9 +85,10 @@ def store_report(
     """
     from analysis.report import scored_prediction, write_report
 
-    missing = {}
+    missing, read = {}, {}
     for directory in directories:
-        runs = read_runs(directory)
+        runs = read[directory] = read_runs(directory)
+        read_whole(runs)
         try:
             scored_prediction(directory, runs)
         except InputError:
@@ -85,4 +96,4 @@ def store_report(
                 store_prediction(directory, runs, paths, quiet)
             except (InputError, UnreliableEstimateError) as error:
                 missing[directory] = why_not_predicted(error, runs)
-    return write_report(directories, output, figures, missing)
+    return write_report(directories, output, figures, missing, read)

@@ -24,7 +24,7 @@ from analysis.page_table import aligned_numbers, plain_number
 from analysis.prediction import MODELS, has_prediction, read_prediction
 from analysis.report import write_report
 from analysis.score import compare
-from analysis.steps import store_prediction, store_report
+from analysis.steps import read_whole, store_prediction, store_report
 from asgd.config import make_config
 from asgd.errors import InputError
 from asgd.experiment import read_runs, run_repeats
@@ -208,6 +208,25 @@ def test_repeats_cut_short_are_left_out_and_said(tmp_path: Path) -> None:
     assert "the mean of 2 runs" in page
     assert "relative error, 95 %" in page
     assert "Intervals: over the repeats" in page
+
+
+def test_a_run_at_work_is_reported_on_as_it_was_read(tmp_path: Path) -> None:
+    run = simulated_run(tmp_path / "run")
+    work = tmp_path / "work"
+    shutil.copytree(run.path, work)
+    RunWriter(work).cut(150)
+    runs = read_runs(work)
+    read_whole(runs)
+    shutil.rmtree(work)
+    shutil.copytree(run.path, work)  # it has gone on
+    prediction, _ = store_prediction(work, runs, 8, quiet=True)
+    assert prediction.curves["update"].max() == 150
+    page = write_report([work], read={work: runs}).read_text("utf-8")
+    assert "150 updates by 4 workers" in page
+    assert "Mean error against the observed loss" in page
+    assert "300 updates by 4 workers" in store_report([work], None, None, 8, True).read_text(
+        "utf-8"
+    )
 
 
 def test_a_prediction_of_a_run_that_has_gone_on_is_made_again(tmp_path: Path) -> None:
