@@ -350,6 +350,15 @@ def test_data_are_those_of_scikit_learn(problems, kind, load):
     np.testing.assert_allclose(shown, target, rtol=1e-12)
 
 
+def test_a_scikit_learn_without_its_tables_is_named(tmp_path, monkeypatch):
+    (tmp_path / "sklearn").mkdir()
+    (tmp_path / "sklearn" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "sklearn")
+    with pytest.raises(InputError, match=r"digits\.csv\.gz.*: not found; scikit-learn from 1\.5"):
+        DATASETS["digits"]()
+
+
 def test_workers_need_not_import_scikit_learn():
     code = "import sys; from asgd.problems.linear import *; {}; assert 'sklearn' not in sys.modules"
     loads = "; ".join(f"{name}()" for name in DATASETS)

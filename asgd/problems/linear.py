@@ -368,10 +368,14 @@ DATASETS: dict[str, Callable[..., LinearModel]] = {
 def _read(file: str, **options: Any) -> Array:
     """Read a table that scikit-learn comes with; to import it takes each worker a second."""
     package = find_spec("sklearn")
-    assert package is not None
-    assert package.submodule_search_locations is not None
-    folder = Path(package.submodule_search_locations[0], "datasets", "data")
-    return np.loadtxt(folder / file, **options)
+    places = (package and package.submodule_search_locations) or ["scikit-learn"]
+    try:
+        return np.loadtxt(Path(places[0], "datasets", "data", file), **options)
+    except OSError as error:
+        raise InputError(
+            f"problem.dataset: {error.filename or error}: not found; scikit-learn from 1.5 on, "
+            "below 2, comes with it"
+        ) from None
 
 
 def _standardise(values: Array) -> Array:

@@ -40,9 +40,9 @@ from asgd.errors import InputError
 from asgd.problems.base import Array, Indices, Problem
 from asgd.streams import stream
 
-_METHODS = ("initial_point", "loss", "gradient")
 _OURS = ("asgd", "analysis", "cluster")
-_REQUIRED = ("dim", "n_samples", "initial_point", "loss", "gradient")
+_METHODS = ("initial_point", "loss", "gradient")
+_REQUIRED = ("dim", "n_samples", *_METHODS)
 _TRIAL_BATCH = 3
 _LARGEST_HESSIAN = 1000  # rows of a Hessian small enough to be formed only to look at it
 
