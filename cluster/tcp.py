@@ -181,13 +181,15 @@ class SocketServer:
         """Return what arrives within `seconds`.
 
         A processor that fell asleep takes longer to wake than the next gradient of a brisk run
-        takes to come. So while the last wait was short, look for a moment before sleeping.
+        takes to come. So while the last wait was short, look for a moment before sleeping, and let
+        any worker that waits for this processor have it between two looks.
         """
         began = time.monotonic()
         if self._brisk:
             while time.monotonic() - began < _BRISK_SECONDS:
                 if events := self._epoll.poll(0):
                     return events
+                os.sched_yield()
         events = self._epoll.poll(seconds)
         self._brisk = bool(events) and time.monotonic() - began < _BRISK_SECONDS
         return events
