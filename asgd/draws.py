@@ -7,6 +7,7 @@ alone, so a restarted worker, a resumed run, a simulation and a serial replay al
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from itertools import chain, count
 
 import numpy as np
@@ -106,5 +107,6 @@ class _BatchTable:
         self.number = np.full(workers, -1)
 
 
+@cache
 def _rows(size: int) -> int:
     return max(1, min(_ROWS, _ENTRIES // size))

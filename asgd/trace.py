@@ -59,6 +59,7 @@ MEMBER_COLUMNS = {
     "compute_seconds": np.float64,
 }
 LOSS_COLUMNS = {"update": np.int64, "seconds": np.float64, "loss": np.float64}
+_REPETITIVE = ["worker", "staleness", "batch_size"]  # for other columns a dictionary costs time
 _PART = re.compile(r"part-.*\.parquet")
 _TORN = (b"{", b"\0")  # how a line of the events begins that did not get to the disk as a whole
 # The state after each event that changes it.
@@ -275,7 +276,7 @@ class RunWriter:
 
         table = pa.table({key: np.asarray(columns[key], dtype) for key, dtype in types.items()})
         content = pa.BufferOutputStream()
-        pq.write_table(table, content)
+        pq.write_table(table, content, use_dictionary=_REPETITIVE)
         replace_file(self.path / name, content.getvalue().to_pybytes())
         self._unsynced.add(self.path / name)
 

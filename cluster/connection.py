@@ -73,6 +73,9 @@ class SocketConnection:
         self._in = np.empty(room, np.uint8).data
         self._out = np.empty(room, np.uint8).data
         self._push = self._out[: HEADER.size + inline]
+        self._push_start = wire.push_start(worker, inline)
+        self._inline = inline
+        self._snapshot_start = wire.snapshot_start(worker)
         self._socket = _dial(endpoint, shared)
         try:
             memory = self._greet(endpoint, shared)
@@ -95,7 +98,7 @@ class SocketConnection:
         if gradient.gradient.shape != self._outgoing.shape:
             return self._ask(wire.pack_misfit(gradient))
         wire.copy_vector(self._outgoing, gradient.gradient)
-        wire.pack_push(self._push, gradient, len(self._push) - HEADER.size)
+        wire.pack_push(self._push, self._push_start, gradient)
         return self._ask(self._push)
 
     def close(self) -> None:
@@ -105,18 +108,25 @@ class SocketConnection:
     def _ask(self, question: bytes | memoryview) -> Reply:
         try:
             self._socket.sendall(question)
-            frame = self._receive()
+            got = self._socket.recv_into(self._in)
+            if got == len(self._push):
+                # What nearly every answer is: all of one snapshot.
+                start, size, length, *fields = wire.SNAPSHOT_FIELDS.unpack_from(self._in)
+                if start == self._snapshot_start and length == self._inline:
+                    return self._read(size, *fields)
+            frame = self._receive(got)
         except OSError as error:
             raise _connection_error(error) from error
         if frame.kind == wire.SNAPSHOT:
-            if not self._native:
-                np.copyto(self._parameters, self._received)
-            return Snapshot(
-                self._read_only, frame.version, frame.epoch, frame.sequence, frame.batch_size
-            )
+            return self._read(frame.batch_size, frame.sequence, frame.version, frame.epoch)
         if frame.kind == wire.STOP:
             return Stop(wire.text(self._payload(frame)))
         raise WireError(f"the server sent a frame of kind {frame.kind} for an answer")
+
+    def _read(self, batch_size: int, sequence: int, version: int, epoch: int) -> Snapshot:
+        if not self._native:
+            np.copyto(self._parameters, self._received)
+        return Snapshot(self._read_only, version, epoch, sequence, batch_size)
 
     def _greet(self, endpoint: Endpoint, shared: bool) -> SharedVectors | None:
         """Prove to each other the knowledge of the secret; return the memory shared then."""

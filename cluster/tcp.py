@@ -52,7 +52,7 @@ class _Peer:
         self.got = 0
         self.frame: Frame | None = None
         self.accepts = {wire.HELLO: range(_HELLO_BYTES, _HELLO_BYTES + 1)}
-        self.hello = self.nonce = self.push_start = b""
+        self.hello = self.nonce = self.push_start = self.snapshot_start = b""
         self.push_bytes = 0
         self.shared: SharedVectors | None = None
         self.unsent = memoryview(b"")
@@ -74,6 +74,8 @@ class _Peer:
         native = self.received.dtype == np.float64
         self.gradient: Array = self.received if native else np.empty(vectors.dimension)
         self.push_start = wire.push_start(worker, inline)
+        self.snapshot_start = wire.snapshot_start(worker)
+        self.inline = inline
         self.push_bytes = HEADER.size + inline
         self.accepts = {
             wire.JOIN: range(1),
@@ -358,7 +360,7 @@ class SocketServer:
         if isinstance(reply, Snapshot):
             wire.copy_vector(peer.outgoing, reply.parameters)
             data = peer.snapshot
-            wire.pack_snapshot(data, worker, reply, len(data) - HEADER.size)
+            wire.pack_snapshot(data, peer.snapshot_start, peer.inline, reply)
         else:
             peer.stopped = True
             data = memoryview(wire.pack_text(wire.STOP, reply.reason))

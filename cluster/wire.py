@@ -62,9 +62,10 @@ PROTOCOL = 1
 HELLO, CHALLENGE, PROOF, WELCOME, JOIN, PUSH, MISFIT, SNAPSHOT, STOP, ERROR = range(1, 11)
 
 HEADER = struct.Struct("<4sBBHIIQqqqdQ")
-# The fields that differ between the pushes of one worker, after START_BYTES that are all the same.
-PUSH_FIELDS = struct.Struct("<24sqqqd8x")
-START_BYTES = 24
+# Fewer fields cost less: what is before them is the same in all pushes of a worker, and in all
+# snapshots for it.
+PUSH_FIELDS = struct.Struct("<24sqqqd8x")  # sequence, version, epoch, compute_seconds
+SNAPSHOT_FIELDS = struct.Struct("<12sIQqqq16x")  # batch_size, length, sequence, version, epoch
 HELLO_PAYLOAD = struct.Struct("<32sQBB")
 NONCE_BYTES = 32
 PROOF_BYTES = 32
@@ -145,15 +146,23 @@ def parse(buffer: Buffer) -> Frame:
     return frame
 
 
-def push_start(worker: int, length: int) -> bytes:
-    """Return the first `START_BYTES` of every PUSH of a worker."""
-    return HEADER.pack(MAGIC, PROTOCOL, PUSH, 0, worker, 0, length, 0, 0, 0, 0.0, 0)[:START_BYTES]
+def push_start(worker: int, length: int, kind: int = PUSH) -> bytes:
+    """Return what every PUSH of a worker begins with, up to `PUSH_FIELDS`."""
+    return _start(kind, worker, length)[:24]
+
+
+def snapshot_start(worker: int) -> bytes:
+    """Return what every SNAPSHOT for a worker begins with, up to `SNAPSHOT_FIELDS`."""
+    return _start(SNAPSHOT, worker, 0)[:12]
+
+
+def _start(kind: int, worker: int, length: int) -> bytes:
+    return HEADER.pack(MAGIC, PROTOCOL, kind, 0, worker, 0, length, 0, 0, 0, 0.0, 0)
 
 
 def pack(kind: int, worker: int = 0, payload: bytes = b"") -> bytes:
     """Return a frame that is neither a gradient nor a snapshot."""
-    header = HEADER.pack(MAGIC, PROTOCOL, kind, 0, worker, 0, len(payload), 0, 0, 0, 0.0, 0)
-    return header + payload
+    return _start(kind, worker, len(payload)) + payload
 
 
 def pack_text(kind: int, text: str) -> bytes:
@@ -166,23 +175,16 @@ def text(payload: bytes | memoryview) -> str:
     return bytes(payload).decode(errors="replace")
 
 
-def pack_push(buffer: Buffer, gradient: Gradient, length: int, kind: int = PUSH) -> None:
+def pack_push(buffer: Buffer, start: bytes, gradient: Gradient) -> None:
     """Write the header of a gradient at the start of a buffer."""
-    HEADER.pack_into(
+    PUSH_FIELDS.pack_into(
         buffer,
         0,
-        MAGIC,
-        PROTOCOL,
-        kind,
-        0,
-        gradient.worker,
-        0,
-        length,
+        start,
         gradient.sequence,
         gradient.read_version,
         gradient.epoch,
         gradient.compute_seconds,
-        0,
     )
 
 
@@ -190,7 +192,7 @@ def pack_misfit(gradient: Gradient) -> bytes:
     """Return the frame of a gradient whose shape is not that of the parameters."""
     shape = gradient.gradient.shape
     header = bytearray(HEADER.size)
-    pack_push(header, gradient, 8 * len(shape), MISFIT)
+    pack_push(header, push_start(gradient.worker, 8 * len(shape), MISFIT), gradient)
     return bytes(header) + struct.pack(f"<{len(shape)}Q", *shape)
 
 
@@ -209,23 +211,17 @@ def misfit(payload: memoryview) -> Array:
         raise WireError(f"impossible shape {shape}") from None
 
 
-def pack_snapshot(buffer: Buffer, worker: int, snapshot: Snapshot, length: int) -> None:
+def pack_snapshot(buffer: Buffer, start: bytes, length: int, snapshot: Snapshot) -> None:
     """Write the header of a snapshot at the start of a buffer."""
-    HEADER.pack_into(
+    SNAPSHOT_FIELDS.pack_into(
         buffer,
         0,
-        MAGIC,
-        PROTOCOL,
-        SNAPSHOT,
-        0,
-        worker,
+        start,
         snapshot.batch_size,
         length,
         snapshot.sequence,
         snapshot.version,
         snapshot.epoch,
-        0.0,
-        0,
     )
 
 

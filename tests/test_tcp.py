@@ -339,7 +339,8 @@ def test_worker_with_another_dimension_is_refused() -> None:
 def test_worker_out_of_protocol_is_closed_and_the_run_goes_on(transport: str) -> None:
     size = 0 if transport == "shm" else 8
     push = bytearray(64 + size)
-    wire.pack_push(push, answer(Snapshot(np.zeros(1), 0, 0, 0, 2), 0, np.ones(1)), size)
+    gradient = answer(Snapshot(np.zeros(1), 0, 0, 0, 2), 0, np.ones(1))
+    wire.pack_push(push, wire.push_start(0, size), gradient)
     long, foreign = bytearray(push), bytearray(push)
     long[16:24] = (2**40).to_bytes(8, "little")
     foreign[8] = 9
@@ -375,7 +376,7 @@ def test_gradient_that_is_held_cannot_be_overwritten() -> None:
         line.serve_until(lambda: len(line.replies) == 2)
         snapshots = {worker: line.replies.pop(worker) for worker in range(2)}
         data = bytearray(72)
-        wire.pack_push(data, answer(snapshots[early], early, np.ones(1)), 8)
+        wire.pack_push(data, wire.push_start(early, 8), answer(snapshots[early], early, np.ones(1)))
         data[64:] = np.array([2.0]).tobytes()
         connections[early]._socket.sendall(data)
         line.sockets.serve(0.05)
@@ -396,7 +397,7 @@ def test_torn_frames_are_put_together(cuts: list[int]) -> None:
     with Line(configure(1, updates=100), "tcp") as line:
         connection, snapshot = line.joined(0)
         data = bytearray(72)
-        wire.pack_push(data, answer(snapshot, 0, np.ones(1)), 8)
+        wire.pack_push(data, wire.push_start(0, 8), answer(snapshot, 0, np.ones(1)))
         data[64:] = np.array([2.0]).tobytes()
         edges = [0, *sorted(cuts), 72]
         for start, stop in pairwise(edges):

@@ -19,7 +19,7 @@ uint32 = st.integers(0, 2**32 - 1)
 
 def test_layout_is_the_documented_one() -> None:
     buffer = bytearray(HEADER.size)
-    wire.pack_push(buffer, Gradient(7, 11, 13, 17, np.zeros(2), 0.25), 16)
+    wire.pack_push(buffer, wire.push_start(7, 16), Gradient(7, 11, 13, 17, np.zeros(2), 0.25))
     expected = b"ASGD" + bytes([1, 6, 0, 0]) + struct.pack("<II", 7, 0)
     expected += struct.pack("<Qqqqd", 16, 11, 13, 17, 0.25) + bytes(8)
     assert bytes(buffer) == expected
@@ -31,7 +31,8 @@ def test_gradient_header_comes_back(
     worker: int, sequence: int, version: int, epoch: int, seconds: float
 ) -> None:
     buffer = bytearray(HEADER.size)
-    wire.pack_push(buffer, Gradient(worker, sequence, version, epoch, np.zeros(3), seconds), 24)
+    gradient = Gradient(worker, sequence, version, epoch, np.zeros(3), seconds)
+    wire.pack_push(buffer, wire.push_start(worker, 24), gradient)
     start, *fields = wire.PUSH_FIELDS.unpack_from(buffer)
     assert start == wire.push_start(worker, 24)
     assert fields == [sequence, version, epoch, seconds]
@@ -46,11 +47,13 @@ def test_snapshot_header_comes_back(
     worker: int, batch_size: int, sequence: int, version: int, epoch: int
 ) -> None:
     buffer = bytearray(HEADER.size)
-    wire.pack_snapshot(
-        buffer, worker, Snapshot(np.zeros(3), version, epoch, sequence, batch_size), 0
-    )
+    snapshot = Snapshot(np.zeros(3), version, epoch, sequence, batch_size)
+    wire.pack_snapshot(buffer, wire.snapshot_start(worker), 24, snapshot)
+    start, *fields = wire.SNAPSHOT_FIELDS.unpack_from(buffer)
+    assert start == wire.snapshot_start(worker)
+    assert fields == [batch_size, 24, sequence, version, epoch]
     frame = wire.parse(buffer)
-    assert (frame.kind, frame.length, frame.worker) == (wire.SNAPSHOT, 0, worker)
+    assert (frame.kind, frame.length, frame.worker) == (wire.SNAPSHOT, 24, worker)
     assert (frame.sequence, frame.version, frame.epoch) == (sequence, version, epoch)
     assert frame.batch_size == batch_size
 
