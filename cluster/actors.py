@@ -18,8 +18,9 @@ import ray
 from asgd.config import RunConfig
 from asgd.problems import make_problem
 from asgd.trace import RunWriter
+from cluster.checkpoint import CHECKPOINTS
 from cluster.connection import Endpoint
-from cluster.lease import LeaseLostError
+from cluster.lease import Lease, LeaseLostError
 from cluster.ledger import Record
 from cluster.messages import Array, Gradient
 from cluster.metrics import Metrics
@@ -264,10 +265,11 @@ class RecorderActor:
     def _open(self) -> None:
         problem, wanted = make_problem(self._config), self._config.metrics
         known = RunWriter(self._path).recorded_updates()
-        metrics = Metrics.open(wanted, self._path, self._epoch, known)
+        with Lease(self._path / CHECKPOINTS).held(self._epoch):
+            metrics = Metrics.open(wanted, self._path, self._epoch, known)
+            if wanted.prometheus:
+                RunWriter(self._path).event("metrics", url=metrics_page())
         self._recorder = Recorder(self._path, problem, self._epoch, metrics)
-        if wanted.prometheus:
-            RunWriter(self._path).event("metrics", url=metrics_page())
 
     def _attempt(self, step: Callable[[], None]) -> None:
         try:

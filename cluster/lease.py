@@ -1,9 +1,10 @@
-"""Who may write a run directory: one launcher at a time, and the newest server's recorder alone."""
+"""Who may write a run directory: one launcher at a time, and its newest server alone."""
 
 from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import IO
 
 from asgd.errors import InputError, RunFailedError
 from cluster.checkpoint import sync_directory
+
+LOG_FILES = "log-*.bin"  # segments of the write-ahead log: log-<epoch>-<version>.bin
 
 
 class LeaseLostError(RunFailedError):
@@ -20,10 +23,13 @@ class LeaseLostError(RunFailedError):
 class Lease:
     """The number of the incarnation that may write a run directory, in a file there.
 
-    Every incarnation of the server takes the next number. Whoever writes for it holds the file's
-    lock and looks at the number first, so an older one that is still alive somewhere writes
-    nothing from the moment on at which the newer one was given its number. The log of updates is
-    the exception: what an older server still appends to its own segment is ignored.
+    Every incarnation of the server takes the next number. Whoever writes for it shares the file's
+    lock and looks at the number first; a number is given under the lock alone. So an older one
+    that is still alive somewhere writes nothing from the moment on at which the newer one was
+    given its number. To look at each update would cost as much as to write it: of the log, only
+    the making of a segment is under the lock. The segment that an older server appends to is taken
+    from under it: before the lock is let go of, a copy takes its name, and what the server has
+    open is a file without a name, gone with its process.
 
     Parameters
     ----------
@@ -38,41 +44,45 @@ class Lease:
         """Return the number of a new incarnation: 0, 1, ...; on disk, it is never given again."""
         self._path.parent.mkdir(exist_ok=True)
         self._path.touch()
-        with self._locked() as file:
+        with self._locked(fcntl.LOCK_EX) as file:
             epoch = _number(file) + 1
             file.seek(0)
             file.write(f"{epoch:012d}\n")  # always as long: never empty in between
             file.flush()
             os.fsync(file.fileno())
+            self._take_segments()
             sync_directory(self._path.parent)
         return epoch
 
-    def newest(self) -> int:
-        """Return the number given last, -1 before the first, without waiting for the lock."""
-        try:
-            with self._path.open(encoding="utf-8") as file:
-                return _number(file)
-        except FileNotFoundError:
-            return -1
+    def _take_segments(self) -> None:
+        paths = sorted(self._path.parent.glob(LOG_FILES))
+        newest = {path.name.split("-")[1]: path for path in paths}  # the one open, by epoch
+        for path in newest.values():
+            copy = path.with_name(f"{path.name}.tmp")
+            with path.open("rb") as source, copy.open("wb") as target:
+                shutil.copyfileobj(source, target)
+                target.flush()
+                os.fsync(target.fileno())  # the original, which goes, may be on the disk already
+            os.replace(copy, path)
 
     @contextmanager
     def held(self, epoch: int) -> Iterator[None]:
-        """Write in the block what belongs to an incarnation.
+        """Write in the block what belongs to an incarnation; others of it may do so meanwhile.
 
         Raises
         ------
         LeaseLostError
             There is a newer one.
         """
-        with self._locked() as file:
+        with self._locked(fcntl.LOCK_SH) as file:
             if _number(file) != epoch:
                 raise LeaseLostError(f"{self._path.parents[1]}: another server has taken over")
             yield
 
     @contextmanager
-    def _locked(self) -> Iterator[IO[str]]:
+    def _locked(self, lock: int) -> Iterator[IO[str]]:
         with self._path.open("r+") as file:  # over NFS, the lock is for those who may write
-            fcntl.flock(file, fcntl.LOCK_EX)
+            fcntl.flock(file, lock)
             yield file  # closing the file writes it, then lets go of the lock
 
 

@@ -138,7 +138,7 @@ class TensorBoard:
         if known:
             begin = SessionLog(status=SessionLog.START)
             self._file.write_event(Event(step=known + 1, wall_time=time.time(), session_log=begin))
-            self._file.flush()
+        self._file.flush()  # nothing is left to be written when the lease may be lost
 
     def show(self, readings: Sequence[Reading], staleness: npt.NDArray[Any]) -> None:
         """Add a point of each quantity per reading, and a histogram of the staleness."""

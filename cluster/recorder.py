@@ -75,7 +75,7 @@ class Recorder:
                 self._writer.loss(self._loss)
             if record.checkpoint is not None:
                 self._save(record.checkpoint)
-        self._metrics.show(record.trace, losses)
+            self._metrics.show(record.trace, losses)
 
     def _save(self, state: State) -> None:
         # A checkpoint must never know of more than the record: that goes to the disk first.

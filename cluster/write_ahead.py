@@ -38,7 +38,7 @@ import numpy as np
 
 from asgd.config import RunConfig
 from cluster.checkpoint import OrderState
-from cluster.lease import Lease
+from cluster.lease import LOG_FILES, Lease, LeaseLostError
 from cluster.update import Update
 
 LARGEST_DIMENSION = 1000  # of a problem that durability = "auto" logs
@@ -110,7 +110,7 @@ class WriteAheadLog:
     ------
     OSError
         It cannot be written, or a newer incarnation has taken over and another segment is due;
-        so do the methods.
+        so do the methods. What is appended to a segment that was taken away is nowhere.
     """
 
     def __init__(
@@ -153,13 +153,14 @@ class WriteAheadLog:
             self._file = -1
 
     def _begin(self, version: int) -> None:
-        # What it writes to a segment it has goes with that segment; a new one might stay for good.
-        if self._lease.newest() > self._epoch:
-            raise PermissionError("another server has taken over")
         self.close()
         head = _MAGIC + _HEADER.pack(self._epoch, version, self._dimension)
         path = self._directory / f"log-{self._epoch:06d}-{version:012d}.bin"
-        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        try:
+            with self._lease.held(self._epoch):
+                self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        except LeaseLostError:
+            raise PermissionError("another server has taken over") from None
         self._end = self._allocated = self._number = 0
         self._write(head + _CRC.pack(zlib.crc32(head)))
 
@@ -239,7 +240,7 @@ class Segment:
 def segments(directory: Path) -> list[Segment]:
     """Return the segments in a directory, in order of their making; a damaged header is none."""
     found = []
-    for path in sorted(directory.glob("log-*.bin")):
+    for path in sorted(directory.glob(LOG_FILES)):
         with path.open("rb") as file:
             head = file.read(_HEADER_BYTES)
         known = head[: -_CRC.size]
@@ -251,9 +252,9 @@ def segments(directory: Path) -> list[Segment]:
 def read_log(directory: Path, version: int, end: int | None = None) -> Iterator[Entry]:
     """Yield what the log holds between two versions, up to the first gap.
 
-    An incarnation begins where its log tells it to: what an older one writes beyond that point,
-    because it does not know yet that it was replaced, does not count. Incidents count with the
-    update that follows them: after the last one, the numbers of their gradients are free again.
+    An incarnation begins where the log before it ends: what an older one wrote beyond that point,
+    behind a gap, does not count. Incidents count with the update that follows them: after the last
+    one, the numbers of their gradients are free again.
     """
     found = segments(directory)
     for number, segment in enumerate(found):
@@ -286,5 +287,5 @@ def cut_log(directory: Path, version: int) -> None:
 
 def remove_log(directory: Path) -> None:
     """Remove every segment."""
-    for path in directory.glob("log-*.bin"):
+    for path in directory.glob(LOG_FILES):
         path.unlink()

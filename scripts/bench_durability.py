@@ -140,7 +140,7 @@ def serve(dim: int, updates: int, directory: Path | None) -> float:
     )
     server = ParameterServer(config, np.zeros(dim))
     if directory is not None:
-        server.log = WriteAheadLog(directory, 0, 0, dim, 1000)
+        server.log = WriteAheadLog(directory, Lease(directory).take(), 0, dim, 1000)
     gradient = np.full(dim, 1e-9)
     ((_, snapshot),) = server.join(0, 0.0)
     start = 0.0

@@ -39,6 +39,14 @@ def work(crowd: Crowd, updates: int, seed: int = 0) -> None:
         crowd.push(int(arrivals.choice(sorted(crowd.at_hand))))
 
 
+def contents(directory: Path) -> dict[Path, tuple[int, bytes]]:
+    """Return what is in a directory: when each file and directory was changed, and its bytes."""
+    return {
+        path: (path.stat().st_mtime_ns, path.read_bytes() if path.is_file() else b"")
+        for path in [directory, *directory.rglob("*")]
+    }
+
+
 class Machine:
     """A run directory, and crowds that work on it one after another."""
 

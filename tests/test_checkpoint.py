@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import gc
 import json
 import os
+import re
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -13,9 +17,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
+from asgd.config import MetricsConfig
 from asgd.errors import InputError, RunFailedError
 from asgd.trace import read_run
+from cluster.actors import RecorderActor
 from cluster.checkpoint import (
     CHECKPOINTS,
     DamagedCheckpointError,
@@ -27,10 +34,13 @@ from cluster.checkpoint import (
     unpack,
 )
 from cluster.lease import Lease, LeaseLostError, only_launcher
-from cluster.ledger import Record
+from cluster.metrics import Metrics
+from cluster.recorder import Recorder
+from cluster.recovery import start_server
+from cluster.write_ahead import WriteAheadLog, remove_log
 from tests.faults import Crowd, replay_run
 from tests.invariants import check_gradients
-from tests.machine import EXACT, Machine, configure, work
+from tests.machine import EXACT, Machine, configure, contents, work
 
 
 @pytest.fixture
@@ -320,18 +330,106 @@ def test_record_after_a_lost_one_is_not_written(tmp_path: Path) -> None:
     assert [load(path).version for path in paths(machine.path / CHECKPOINTS)] == [0]
 
 
-def test_recorder_of_an_older_server_writes_nothing(tmp_path: Path) -> None:
-    machine = Machine(tmp_path / "run", configure())
-    machine.work(25)
-    zombie, of_the_zombie = machine.recorder, machine.crowd
-    work(of_the_zombie, 45)
-    late: Record = of_the_zombie.server.drain()
+@pytest.mark.filterwarnings("ignore:unclosed file")
+def test_server_that_lost_its_lease_writes_nothing(tmp_path: Path) -> None:
+    """Nor do its recorders, whatever they are told, nor what is started late under its number."""
+    path, directory = tmp_path / "run", tmp_path / "run" / CHECKPOINTS
+    boards = MetricsConfig(tensorboard=True)
+    config = structs.replace(configure(3, 400, "log"), metrics=boards)
+    machine = Machine(path, config)
+    crowd = machine.crowd
+    umask = os.umask(0)
+    os.umask(umask)
+    recorder, idle = machine.recorder, RecorderActor(config, str(path), 0, umask)
+    remove_log(directory)
+    crowd.server.log = WriteAheadLog(directory, 0, 0, 1, 20, segment_bytes=4000)
+    work(crowd, 45)
+    machine.record()
+    work(crowd, 65)
     machine.restart()
-    files = {path: path.stat().st_mtime_ns for path in machine.path.rglob("*") if path.is_file()}
+    before = contents(path)
+
+    crowd.die(0)
+    work(crowd, 400)
+    assert crowd.server.version > 80
+    assert "another server has taken over" in str(crowd.stopped)
+    record = crowd.server.drain()
+    assert all(map(len, (record.trace["update"], record.evaluations, record.events)))
+    assert record.checkpoint is not None
+    assert start_server(config, crowd.initial, path, 0, None).stopping
     with pytest.raises(LeaseLostError, match="another server has taken over"):
-        zombie.record(late)
-    assert files == {
-        path: path.stat().st_mtime_ns for path in machine.path.rglob("*") if path.is_file()
+        recorder.record(record)
+    for actor in (idle, RecorderActor(config, str(path), 0, umask)):
+        actor.record(replace(record, number=0))
+        assert "another server has taken over" in str(actor.latest().error)
+    crowd.server.log.close()
+    del idle, actor
+    gc.collect()  # what is left in a file's buffer is written
+    assert contents(path) == before
+
+    machine.work(400)
+    check_gradients(read_run(path))
+    np.testing.assert_array_equal(replay_run(read_run(path))[-1], machine.crowd.server.parameters)
+
+
+CHANGES = ("open", "os.rename", "os.remove", "os.mkdir", "os.truncate", "os.link", "os.symlink")
+
+
+class Watch:
+    """Notes what is changed in a run directory while nobody holds the lock of its lease."""
+
+    def __init__(self, path: Path) -> None:
+        self.seen: list[str] = []
+        self.unlocked: list[str] = []
+        self.on = True
+        self._path = path
+        self._lease = path / CHECKPOINTS / "lease"
+        sys.addaudithook(self._hear)
+
+    def note(self, what: str) -> None:
+        self.seen.append(what)
+        with self._lease.open("r+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return
+        self.unlocked.append(what)
+
+    def _hear(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if not self.on or event not in CHANGES or isinstance(arguments[0], int):
+            return
+        file = Path(os.fsdecode(arguments[0]))
+        writes = event != "open" or arguments[2] & (os.O_WRONLY | os.O_RDWR)
+        if writes and file.is_relative_to(self._path) and file != self._lease:
+            self.note(f"{event} {file.relative_to(self._path)}")
+
+    def show(self, *_: object) -> None:
+        """A board: it writes now."""
+        self.note("board")
+
+
+def test_everything_is_written_under_the_lock(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    machine = Machine(path, configure(3, 200, "log", mode="bounded", max_staleness=1))
+    machine.restart()
+    watch = Watch(path)
+    machine.recorder = Recorder(path, machine.crowd.problem, 1, Metrics([watch]))
+    for reached in range(20, 201, 20):
+        log = WriteAheadLog(path / CHECKPOINTS, 1, reached, 1, 20)
+        log.close()
+        machine.crowd.die(0)
+        machine.crowd.join(0)
+        machine.work(reached)
+    watch.on = False
+    assert not watch.unlocked
+    assert {re.sub("[0-9]+", "N", what) for what in watch.seen if "os." not in what} == {
+        "board",
+        "open checkpoints/checkpoint-N.bin.tmp",
+        "open checkpoints/log-N-N.bin",
+        "open events.jsonl",
+        "open loss.parquet.tmp",
+        "open members/part-N.parquet.tmp",
+        "open trace/part-N.parquet.tmp",
     }
 
 

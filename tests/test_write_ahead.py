@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import resource
+import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,7 @@ from cluster.write_ahead import (
 )
 from tests.faults import replay_run
 from tests.invariants import check_gradients
-from tests.machine import Machine, configure, work
+from tests.machine import Machine, configure, contents, work
 
 DIMENSION = 3
 
@@ -54,11 +56,15 @@ def same(one: Entry, other: Entry) -> bool:
     return fields and one.gradient.tobytes() == other.gradient.tobytes()
 
 
-def write(
-    directory: Path, start: int, end: int, epoch: int = 0, segment_bytes: int = 4000
-) -> list[Entry]:
+def begin(directory: Path, version: int = 0, segment_bytes: int = 4000) -> WriteAheadLog:
+    """Return the log of a new incarnation."""
+    epoch = Lease(directory).take()
+    return WriteAheadLog(directory, epoch, version, DIMENSION, 10, segment_bytes)
+
+
+def write(directory: Path, start: int, end: int, segment_bytes: int = 4000) -> list[Entry]:
     """Log updates and, before every fifth, an incident; return what was logged."""
-    log = WriteAheadLog(directory, epoch, start, DIMENSION, 10, segment_bytes)
+    log = begin(directory, start, segment_bytes)
     entries: list[Entry] = []
     for number in range(start, end):
         if number % 5 == 0:
@@ -104,7 +110,7 @@ def test_segments_before_a_version_go(tmp_path: Path) -> None:
 
 
 def test_incident_after_the_last_update_does_not_count(tmp_path: Path) -> None:
-    log = WriteAheadLog(tmp_path, 0, 0, DIMENSION, 10)
+    log = begin(tmp_path)
     for entry in (update(0), incident(3), update(1), incident(5)):
         log.append(entry)
     check_read(list(read_log(tmp_path, 0)), [update(0), incident(3), update(1)])
@@ -141,25 +147,41 @@ def test_repeated_tail_is_not_read_twice(tmp_path: Path) -> None:
 
 def test_what_a_replaced_server_goes_on_to_write_does_not_count(tmp_path: Path) -> None:
     first = write(tmp_path, 0, 57)
-    second = write(tmp_path, 33, 90, epoch=1)
+    second = write(tmp_path, 33, 90)
     kept = [e for e in first if not isinstance(e, Incident) and e.row[0] < 33]
     found = [e for e in read_log(tmp_path, 0) if not isinstance(e, Incident)]
     check_read(found, [*kept, *(e for e in second if not isinstance(e, Incident))])
 
 
 def test_replaced_server_begins_no_segment(tmp_path: Path) -> None:
-    lease = Lease(tmp_path)
-    log = WriteAheadLog(tmp_path, lease.take(), 0, DIMENSION, 10, segment_bytes=4000)
-    lease.take()
+    log = begin(tmp_path)
+    Lease(tmp_path).take()
+    before = contents(tmp_path)
     for number in range(30):
         log.append(update(number))
-    with pytest.raises(OSError, match="another server has taken over"):
-        log.append(update(30))
-    (own,) = segments(tmp_path)
-    own.path.unlink()
-    log.append(update(1))  # its own segment may be gone already
+    for _ in range(2):
+        with pytest.raises(OSError, match="another server has taken over"):
+            log.append(update(30))
     log.close()
-    assert [path.name for path in tmp_path.iterdir()] == ["lease"]
+    assert contents(tmp_path) == before
+
+
+def test_replaced_server_that_is_writing_writes_no_more(tmp_path: Path) -> None:
+    """At whatever point it is replaced: between updates, in one, in the making of a segment."""
+
+    def write_on(log: WriteAheadLog) -> None:
+        with suppress(PermissionError):
+            for number in range(10**5):
+                log.append(update(number))
+
+    log = begin(tmp_path)
+    for _ in range(10):
+        server = threading.Thread(target=write_on, args=[log])
+        server.start()
+        log = begin(tmp_path)
+        before = contents(tmp_path)
+        server.join()
+        assert contents(tmp_path) == before
 
 
 def test_gap_ends_the_log(tmp_path: Path) -> None:
