@@ -110,7 +110,8 @@ def optimal_batch_schedule(
     sample_cost
         c_u, loss worth paying for one extra sample per unit of SME time. Either this or budget.
     budget
-        Total number of gradients, >= updates; met exactly.
+        Total number of gradients, >= updates; met exactly by the schedule, and by a run of several
+        workers nearly, see `asgd.with_batch_sizes`.
 
     Returns
     -------
@@ -237,7 +238,7 @@ def minimise_final_loss(final_loss: FinalLoss, updates: int, budget: int) -> Bat
     updates
         Number of updates K.
     budget
-        Total number of gradients, >= updates; met exactly.
+        Total number of gradients, >= updates; met exactly by the schedule.
     """
     _check_budget(budget, updates)
     real, lower_bound = minimise_real(final_loss, updates, budget)

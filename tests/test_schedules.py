@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,7 @@ def test_the_optimal_schedule_is_what_a_run_follows(tmp_path: Path) -> None:
     tables = {
         "problem": {"kind": "quadratic"},
         "optimizer": {"learning_rate": 0.01, "batch_size": 7},
+        "cluster": {"workers": 4},
         "run": {"updates": 400},
     }
     config = with_batch_sizes(make_config(tables), batches)
@@ -80,6 +82,10 @@ def test_the_optimal_schedule_is_what_a_run_follows(tmp_path: Path) -> None:
     np.testing.assert_array_equal(run.trace["batch_size"], batches[run.trace["read_version"]])
     assert run.trace["staleness"].max() > 0
     assert load_config(run.path / "config.json") == config
+    read = Counter({0: 4} | dict.fromkeys(range(1, 400), 1))
+    under_way = [*(read - Counter(run.trace["read_version"].tolist())).elements()]
+    assert len(under_way) == 3
+    assert run.trace["batch_size"].sum() == 1600 - (batches[under_way] - batches[0]).sum() == 1514
     assert with_batch_sizes(config, [3, 3]).optimizer.batch_schedule.at == []
 
 
