@@ -272,7 +272,7 @@ class _Record:
         self._staleness = order.staleness
         self._writer = writer
         self._progress = progress
-        self._written = 0
+        self._written = self._evaluated = 0
         self._loss: dict[str, list[float]] = {name: [] for name in LOSS_COLUMNS}
         self._started = self._shown = time.perf_counter()
 
@@ -313,8 +313,8 @@ class _Record:
                 "gradient_norm": self._descent.norms[part],
             }
         )
-        self._writer.loss(self._loss)
-        self._written = part.stop
+        self._writer.loss({name: column[self._evaluated :] for name, column in self._loss.items()})
+        self._written, self._evaluated = part.stop, len(self._loss["loss"])
 
 
 def _follow(descent: _Descent, record: _Record, config: RunConfig) -> None:

@@ -5,7 +5,7 @@
     trace/part-*.parquet   a row per applied update, columns `TRACE_COLUMNS`
     members/part-*.parquet a row per gradient of each update that is a mean of several workers',
                            columns `MEMBER_COLUMNS`; only where there are such updates
-    loss.parquet           a row per evaluation, columns `LOSS_COLUMNS`
+    loss/part-*.parquet    a row per evaluation, columns `LOSS_COLUMNS`
     events.jsonl           start, worker_lost, finish, ...: one JSON object per line
     checkpoints/           of real runs: what a run that was cut short goes on from
 
@@ -60,6 +60,7 @@ MEMBER_COLUMNS = {
 }
 LOSS_COLUMNS = {"update": np.int64, "seconds": np.float64, "loss": np.float64}
 _REPETITIVE = ["worker", "staleness", "batch_size"]  # for other columns a dictionary costs time
+_WHOLE_LOSS = "loss.parquet"  # of runs made before losses came in parts
 _PART = re.compile(r"part-.*\.parquet")
 _TORN = (b"{", b"\0")  # how a line of the events begins that did not get to the disk as a whole
 # The state after each event that changes it.
@@ -173,8 +174,8 @@ class RunWriter:
         self._part("members", columns, MEMBER_COLUMNS)
 
     def loss(self, columns: Mapping[str, Sequence[Any] | np.ndarray[Any, Any]]) -> None:
-        """Write all loss evaluations so far: equally long `LOSS_COLUMNS`."""
-        self._parquet("loss.parquet", columns, LOSS_COLUMNS)
+        """Write one part of the losses: equally long `LOSS_COLUMNS`, in order of `update`."""
+        self._part("loss", columns, LOSS_COLUMNS)
 
     def event(self, kind: str, **fields: Any) -> None:
         """Append one event; `fields` must be JSON values."""
@@ -227,32 +228,38 @@ class RunWriter:
         cannot be read are put aside, which the event `loss_damaged` tells.
         """
         # Other temporary files may be of somebody who is at work on them.
-        for pattern in ("trace/*.tmp", "members/*.tmp", "checkpoints/*.tmp", "loss.parquet.tmp"):
+        for pattern in ("trace/*.tmp", "members/*.tmp", "loss/*.tmp", "checkpoints/*.tmp"):
             for torn in self.path.glob(pattern):
                 torn.unlink(missing_ok=True)
-        for name, types in (("trace", TRACE_COLUMNS), ("members", MEMBER_COLUMNS)):
+        self._set_damaged_losses_aside()
+        for name, types, end in (
+            ("trace", TRACE_COLUMNS, updates),
+            ("members", MEMBER_COLUMNS, updates),
+            ("loss", LOSS_COLUMNS, updates + 1),
+        ):
             parts = sorted(self.path.glob(f"{name}/part-*.parquet"))
-            kept = [part for part in parts if _first_update(part) < updates]
+            kept = [part for part in parts if _first_update(part) < end]
             for part in parts[len(kept) :]:
                 part.unlink()
                 self._unsynced.add(part)
             if kept:
-                self._cut_table(f"{name}/{kept[-1].name}", updates, types)
-        if (self.path / "loss.parquet").exists():
-            self._cut_loss(updates)
+                self._cut_table(f"{name}/{kept[-1].name}", end, types)
 
-    def _cut_loss(self, updates: int) -> None:
+    def _set_damaged_losses_aside(self) -> None:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        try:
-            pq.read_table(self.path / "loss.parquet")
-        except (pa.ArrowException, OSError) as error:
-            aside = "loss-damaged.parquet"
-            os.replace(self.path / "loss.parquet", self.path / aside)
-            self.event("loss_damaged", file=aside, reason=str(error).splitlines()[0])
-        else:
-            self._cut_table("loss.parquet", updates + 1, LOSS_COLUMNS)
+        if (self.path / _WHOLE_LOSS).exists():
+            (self.path / "loss").mkdir(exist_ok=True)
+            os.replace(self.path / _WHOLE_LOSS, self.path / "loss" / "part-000000000000.parquet")
+        for part in sorted(self.path.glob("loss/part-*.parquet")):
+            try:
+                pq.read_table(part)
+            except (pa.ArrowException, OSError) as error:
+                aside = part.with_name(part.name.replace("part", "damaged"))
+                os.replace(part, aside)
+                reason = str(error).splitlines()[0]
+                self.event("loss_damaged", file=f"loss/{aside.name}", reason=reason)
 
     def _cut_table(self, name: str, end: int, types: Mapping[str, type]) -> None:
         """Keep the rows before update `end`."""
@@ -326,11 +333,9 @@ class Run:
         Columns: `update`, how many were applied; `seconds` since the start of the run, when they
         were; `loss`, f at the parameters of that moment.
         """
-        import pandas as pd
-
-        if not (self.path / "loss.parquet").exists():
-            return pd.DataFrame({key: np.empty(0, dtype) for key, dtype in LOSS_COLUMNS.items()})
-        return self._read(self.path / "loss.parquet", list(LOSS_COLUMNS))
+        if (self.path / _WHOLE_LOSS).exists():
+            return self._read(self.path / _WHOLE_LOSS, list(LOSS_COLUMNS))
+        return self._parts("loss", LOSS_COLUMNS)
 
     @cached_property
     def events(self) -> list[dict[str, Any]]:

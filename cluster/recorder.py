@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from array import array
+from collections.abc import Iterable
 from pathlib import Path
 
 from asgd.problems.base import Problem
@@ -27,6 +27,13 @@ class Recorder:
         Incarnation of the server; when there is a newer one, nothing is written any more.
     metrics
         Where else to show how the run stands.
+
+    Attributes
+    ----------
+    first_loss
+        The loss before the first update, None until it is known.
+    latest_loss
+        The update evaluated last and its loss.
     """
 
     def __init__(
@@ -41,7 +48,10 @@ class Recorder:
         self._next = 0
         known = read_run(path)
         self._updates = known.config.run.updates
-        self._loss = {name: array("d", known.loss[name]) for name in LOSS_COLUMNS}
+        # The rows are not kept: to write them all each time would take more and more memory.
+        self.first_loss: float | None = None
+        self.latest_loss: tuple[int | None, float | None] = (None, None)
+        self._note(known.loss.itertuples(index=False, name=None))
 
     def record(self, record: Record) -> None:
         """Write the trace and the events of a record, evaluate its losses, save its checkpoint.
@@ -67,15 +77,18 @@ class Recorder:
             (each.update, each.seconds, float(self._problem.loss(each.parameters)))
             for each in record.evaluations
         ]
-        for row in losses:
-            for column, value in zip(self._loss.values(), row, strict=True):
-                column.append(value)
         with self._lease.held(self._epoch):
-            if len(record.evaluations):
-                self._writer.loss(self._loss)
+            if losses:
+                self._writer.loss(dict(zip(LOSS_COLUMNS, zip(*losses, strict=True), strict=True)))
+                self._note(losses)
             if record.checkpoint is not None:
                 self._save(record.checkpoint)
             self._metrics.show(record.trace, losses)
+
+    def _note(self, losses: Iterable[tuple[int, float, float]]) -> None:
+        for update, _, loss in losses:
+            self.first_loss = loss if self.first_loss is None else self.first_loss
+            self.latest_loss = update, loss
 
     def _save(self, state: State) -> None:
         # A checkpoint must never know of more than the record: that goes to the disk first.
@@ -90,15 +103,3 @@ class Recorder:
             return
         for older in paths(self._checkpoints)[1:]:
             cut_log(self._checkpoints, version_of(older))
-
-    @property
-    def first_loss(self) -> float | None:
-        """The loss before the first update."""
-        return next(iter(self._loss["loss"]), None)
-
-    @property
-    def latest_loss(self) -> tuple[int | None, float | None]:
-        """The update evaluated last and its loss."""
-        if not self._loss["loss"]:
-            return None, None
-        return int(self._loss["update"][-1]), self._loss["loss"][-1]

@@ -1,16 +1,18 @@
 #!/usr/bin/env python3
 """A long run, and whether anything in its processes grows with it.
 
-.venv/bin/python scripts/bench_soak.py [--updates 200000] [--workers 8] [--out figures]
+.venv/bin/python scripts/bench_soak.py [--seconds 90] [--workers 8] [--out figures]
 
-A small problem (least squares on the diabetes data, d = 11) with the log and checkpoints, until so
-many updates are made. Four times a second, of the processes of server, recorder, driver and
-workers, and of an actor that does nothing: resident memory, of that the private part (heap) and
-the shared part, and open files.
-Printed is the growth over the last four fifths of the run: the slope of a line through the means
-of ten equally long pieces, with its 95 % interval, in units of the whole stretch. Exit status 1
-where heap grows by more than 5 MB for 100 000 updates, with certainty, or open files or shared
-memory grow at all. Drawn into bench_soak.png, every sample in bench_soak.csv.
+A small problem (least squares on the diabetes data, d = 10) with the log and checkpoints,
+interrupted after so many seconds. Four times a second, of the processes of server, recorder, driver
+and workers, and of an actor that does nothing: resident memory, of that the private part (heap)
+and the shared part, and open files.
+Printed is the growth after the first 20 s, in which Ray itself still opens files, in the actor that
+does nothing as well, and caches fill: the slope of a line through the means of ten equally long
+pieces, with its 95 % interval, in units of the whole stretch. Exit status 1 where heap grows by
+more than 2 MB for 100 000 updates, with certainty, or open files or shared memory grow at all, the
+actor that does nothing included: if it does, Ray has not settled. Drawn into bench_soak.png, every
+sample in bench_soak.csv.
 """
 
 from __future__ import annotations
@@ -50,8 +52,10 @@ ACTORS = {
 COLUMNS = ("process", "seconds", "updates", "rss", "heap", "shared", "files")
 SECONDS = 0.25
 PIECES = 10
-WARM_UP = 0.2  # of the updates: caches fill, buffers reach their size
-MOST_HEAP = 5.0  # MB for 100 000 updates
+WARM_UP = 20.0  # seconds
+SHORTEST = 20.0  # seconds after it
+NEVER = 10**9
+MOST_HEAP = 2.0  # MB for 100 000 updates
 
 
 def processes() -> dict[str, int]:
@@ -89,6 +93,7 @@ class Sampler:
         self._file = path.open("w")
         self._file.write(",".join(COLUMNS) + "\n")
         self._updates = 0
+        self.seconds = 0.0  # since the first update
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._sample)
 
@@ -108,10 +113,12 @@ class Sampler:
         start = time.monotonic()
         while not self._over.wait(SECONDS):
             if not self._updates:
+                start = time.monotonic()
                 continue
             for name, pid in processes().items():
-                with contextlib.suppress(OSError):  # gone meanwhile
-                    row = (time.monotonic() - start, self._updates, *sample(pid).values())
+                with contextlib.suppress(OSError, KeyError):  # gone meanwhile
+                    self.seconds = time.monotonic() - start
+                    row = (self.seconds, self._updates, *sample(pid).values())
                     self._file.write(",".join([name, *(f"{value:.6g}" for value in row)]) + "\n")
 
 
@@ -127,13 +134,11 @@ def growth(updates: np.ndarray, values: np.ndarray) -> tuple[float, float, float
     return span * slope, span * (slope - half), span * (slope + half)
 
 
-def judge(samples: pd.DataFrame, updates: int) -> bool:
+def judge(samples: pd.DataFrame) -> bool:
     """Print how each process grows; return whether none does."""
     flat = True
-    late = samples[samples["updates"] >= WARM_UP * updates]
+    late = samples[samples["seconds"] >= WARM_UP]
     for name, rows in late.groupby("process", sort=False):
-        if len(rows) < 2 * PIECES:
-            continue
         at = rows["updates"].to_numpy(float)
         line = f"{name:10}"
         for column, unit in (("rss", "MB"), ("heap", "MB"), ("shared", "MB"), ("files", "")):
@@ -159,10 +164,10 @@ def draw(samples: pd.DataFrame, path: Path) -> None:
         kind, _, number = name.partition(" ")
         label = f"_{name}" if number not in ("", "0") else {"worker": "workers"}.get(kind, kind)
         for one, column in zip(axes, ("rss", "files"), strict=True):
-            at = rows["updates"] / 1000
-            one.plot(at, rows[column], label=label, linewidth=1, color=colours[kind])
-    axes[0].set(xlabel="thousand updates", ylabel="resident memory, MB", ylim=(0, None))
-    axes[1].set(xlabel="thousand updates", ylabel="open files", ylim=(0, None))
+            one.plot(rows["seconds"], rows[column], label=label, linewidth=1, color=colours[kind])
+    for one, label in zip(axes, ("resident memory, MB", "open files"), strict=True):
+        one.set(xlabel="seconds", ylabel=label, xlim=(0, None), ylim=(0, None))
+        one.axvspan(0, WARM_UP, color="0.93", linewidth=0)
     axes[1].legend(fontsize="small")
     figure.savefig(path, dpi=150)
     plt.close(figure)
@@ -170,19 +175,19 @@ def draw(samples: pd.DataFrame, path: Path) -> None:
 
 def main(arguments: Iterable[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--updates", type=int, default=200_000)
+    parser.add_argument("--seconds", type=float, default=90.0)
     parser.add_argument("--workers", type=int, default=8)
     parser.add_argument("--out", type=Path, default=Path("figures"))
     options = parser.parse_args(arguments)
-    if options.updates < 50_000:
-        parser.error(f"--updates {options.updates}: at least 50000, to see a slope")
+    if options.seconds < WARM_UP + SHORTEST:
+        parser.error(f"--seconds {options.seconds:g}: at least {WARM_UP + SHORTEST:g}")
     options.out.mkdir(parents=True, exist_ok=True)
     config = make_config(
         {
             "problem": {"kind": "least_squares"},
             "optimizer": {"learning_rate": 0.01},
             "cluster": {"workers": options.workers},
-            "run": {"updates": options.updates},
+            "run": {"updates": NEVER},
         }
     )
     memory_before = {path.name for path in Path("/dev/shm").iterdir()}
@@ -190,14 +195,22 @@ def main(arguments: Iterable[str] | None = None) -> int:
         with ray_session(), Sampler(options.out / "bench_soak.csv") as sampler:
             idle = ray.remote(Idle).options(num_cpus=0).remote()
             ray.get(idle.ready.remote())
-            result = read_run(run(config, Path(directory) / "run", progress=sampler.watch))
-        seconds = result.trace["applied_seconds"].iloc[-1]
+
+            def watch(progress: Progress) -> None:
+                sampler.watch(progress)
+                if sampler.seconds > options.seconds:
+                    raise KeyboardInterrupt
+
+            with contextlib.suppress(KeyboardInterrupt):
+                run(config, Path(directory) / "run", progress=watch)
+        trace = read_run(Path(directory) / "run").trace
     samples = pd.read_csv(options.out / "bench_soak.csv")
     draw(samples, options.out / "bench_soak.png")
     print(
-        f"{options.updates} updates, {options.workers} workers, {seconds:.0f} s; last value, growth"
+        f"{len(trace)} updates, {options.workers} workers, "
+        f"{trace['applied_seconds'].iloc[-1]:.0f} s; last value, growth"
     )
-    flat = judge(samples, options.updates)
+    flat = judge(samples)
     left = {path.name for path in Path("/dev/shm").iterdir()} - memory_before
     print(f"left in /dev/shm: {', '.join(sorted(left)) or 'nothing'}; flat: {flat}")
     return int(not flat)

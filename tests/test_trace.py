@@ -9,7 +9,6 @@ import pytest
 from asgd.config import make_config
 from asgd.errors import InputError
 from asgd.trace import (
-    LOSS_COLUMNS,
     MEMBER_COLUMNS,
     TRACE_COLUMNS,
     RunWriter,
@@ -115,8 +114,9 @@ def test_torn_events_of_a_run_made_before_are_left_out(writer: RunWriter) -> Non
 def test_cut_leaves_the_temporary_files_of_others(writer: RunWriter) -> None:
     writer.trace(rows(0, 10))
     others = [writer.path / name for name in ("profile.json.tmp", "request-0a.json.tmp")]
-    torn = [writer.path / name for name in ("loss.parquet.tmp", "trace/part-1.parquet.tmp")]
+    torn = [writer.path / name for name in ("loss/part-1.parquet.tmp", "trace/part-1.parquet.tmp")]
     for path in (*others, *torn):
+        path.parent.mkdir(exist_ok=True)
         path.write_bytes(b"torn")
     writer.cut(5)
     assert sorted(writer.path.rglob("*.tmp")) == sorted(others)
@@ -124,15 +124,17 @@ def test_cut_leaves_the_temporary_files_of_others(writer: RunWriter) -> None:
 
 def test_losses_that_cannot_be_read_are_put_aside(writer: RunWriter) -> None:
     writer.trace(rows(0, 10))
-    writer.loss({"update": [0, 5], "seconds": [0.0, 0.1], "loss": [2.3, 1.9]})
-    path = writer.path / "loss.parquet"
+    for update in (0, 3, 5, 8):
+        writer.loss({"update": [update], "seconds": [0.1 * update], "loss": [2.3]})
+    path = writer.path / "loss" / "part-000000000003.parquet"
     damaged = path.read_bytes()[:-20]
     path.write_bytes(damaged)
     writer.cut(5)
     run = read_run(writer.path)
-    assert (len(run.trace), len(run.loss)) == (5, 0)
+    assert len(run.trace) == 5
+    assert run.loss["update"].tolist() == [0, 5]
     event = run.events[-1]
-    assert (event["event"], event["file"]) == ("loss_damaged", "loss-damaged.parquet")
+    assert (event["event"], event["file"]) == ("loss_damaged", "loss/damaged-000000000003.parquet")
     assert (writer.path / event["file"]).read_bytes() == damaged
 
 
@@ -160,10 +162,16 @@ def test_a_damaged_part_is_named(writer: RunWriter) -> None:
         _ = read_run(writer.path).trace
 
 
-def test_loss_is_replaced_as_a_whole(writer: RunWriter) -> None:
-    writer.loss({name: [0] for name in LOSS_COLUMNS})
-    writer.loss({"update": [0, 25], "seconds": [0.0, 0.1], "loss": [2.3, 1.9]})
-    assert read_run(writer.path).loss["loss"].tolist() == [2.3, 1.9]
+def test_losses_of_a_run_made_before_they_came_in_parts_are_read_and_gone_on_with(
+    writer: RunWriter,
+) -> None:
+    writer.loss({"update": [0, 25, 50], "seconds": [0.0, 0.1, 0.2], "loss": [2.3, 1.9, 1.8]})
+    (part,) = (writer.path / "loss").iterdir()
+    part.rename(writer.path / "loss.parquet")
+    assert read_run(writer.path).loss["loss"].tolist() == [2.3, 1.9, 1.8]
+    writer.cut(25)
+    writer.loss({"update": [50], "seconds": [0.3], "loss": [1.7]})
+    assert read_run(writer.path).loss["loss"].tolist() == [2.3, 1.9, 1.7]
 
 
 def test_a_directory_in_use_is_refused(writer: RunWriter) -> None:
