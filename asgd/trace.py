@@ -5,7 +5,8 @@
     trace/part-*.parquet   a row per applied update, columns `TRACE_COLUMNS`
     members/part-*.parquet a row per gradient of each update that is a mean of several workers',
                            columns `MEMBER_COLUMNS`; only where there are such updates
-    loss/part-*.parquet    a row per evaluation, columns `LOSS_COLUMNS`
+    loss.parquet/part-*.parquet
+                           a row per evaluation, columns `LOSS_COLUMNS`
     events.jsonl           start, worker_lost, finish, ...: one JSON object per line
     checkpoints/           of real runs: what a run that was cut short goes on from
 
@@ -60,7 +61,7 @@ MEMBER_COLUMNS = {
 }
 LOSS_COLUMNS = {"update": np.int64, "seconds": np.float64, "loss": np.float64}
 _REPETITIVE = ["worker", "staleness", "batch_size"]  # for other columns a dictionary costs time
-_WHOLE_LOSS = "loss.parquet"  # of runs made before losses came in parts
+_LOSS = "loss.parquet"  # a single file in runs made before losses came in parts
 _PART = re.compile(r"part-.*\.parquet")
 _TORN = (b"{", b"\0")  # how a line of the events begins that did not get to the disk as a whole
 # The state after each event that changes it.
@@ -175,7 +176,7 @@ class RunWriter:
 
     def loss(self, columns: Mapping[str, Sequence[Any] | np.ndarray[Any, Any]]) -> None:
         """Write one part of the losses: equally long `LOSS_COLUMNS`, in order of `update`."""
-        self._part("loss", columns, LOSS_COLUMNS)
+        self._part(_LOSS, columns, LOSS_COLUMNS)
 
     def event(self, kind: str, **fields: Any) -> None:
         """Append one event; `fields` must be JSON values."""
@@ -228,14 +229,14 @@ class RunWriter:
         cannot be read are put aside, which the event `loss_damaged` tells.
         """
         # Other temporary files may be of somebody who is at work on them.
-        for pattern in ("trace/*.tmp", "members/*.tmp", "loss/*.tmp", "checkpoints/*.tmp"):
+        for pattern in ("trace/*.tmp", "members/*.tmp", f"{_LOSS}/*.tmp", "checkpoints/*.tmp"):
             for torn in self.path.glob(pattern):
                 torn.unlink(missing_ok=True)
         self._set_damaged_losses_aside()
         for name, types, end in (
             ("trace", TRACE_COLUMNS, updates),
             ("members", MEMBER_COLUMNS, updates),
-            ("loss", LOSS_COLUMNS, updates + 1),
+            (_LOSS, LOSS_COLUMNS, updates + 1),
         ):
             parts = sorted(self.path.glob(f"{name}/part-*.parquet"))
             kept = [part for part in parts if _first_update(part) < end]
@@ -249,17 +250,20 @@ class RunWriter:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        if (self.path / _WHOLE_LOSS).exists():
-            (self.path / "loss").mkdir(exist_ok=True)
-            os.replace(self.path / _WHOLE_LOSS, self.path / "loss" / "part-000000000000.parquet")
-        for part in sorted(self.path.glob("loss/part-*.parquet")):
+        losses, single = self.path / _LOSS, self.path / "loss-single.parquet"
+        if losses.is_file():
+            os.replace(losses, single)
+        if single.exists():
+            losses.mkdir(exist_ok=True)
+            os.replace(single, losses / "part-000000000000.parquet")
+        for part in sorted(losses.glob("part-*.parquet")):
             try:
                 pq.read_table(part)
             except (pa.ArrowException, OSError) as error:
-                aside = part.with_name(part.name.replace("part", "damaged"))
+                aside = part.with_name(part.name.replace("part", "_damaged"))
                 os.replace(part, aside)
                 reason = str(error).splitlines()[0]
-                self.event("loss_damaged", file=f"loss/{aside.name}", reason=reason)
+                self.event("loss_damaged", file=f"{_LOSS}/{aside.name}", reason=reason)
 
     def _cut_table(self, name: str, end: int, types: Mapping[str, type]) -> None:
         """Keep the rows before update `end`."""
@@ -333,9 +337,9 @@ class Run:
         Columns: `update`, how many were applied; `seconds` since the start of the run, when they
         were; `loss`, f at the parameters of that moment.
         """
-        if (self.path / _WHOLE_LOSS).exists():
-            return self._read(self.path / _WHOLE_LOSS, list(LOSS_COLUMNS))
-        return self._parts("loss", LOSS_COLUMNS)
+        if (self.path / _LOSS).is_file():
+            return self._read(self.path / _LOSS, list(LOSS_COLUMNS))
+        return self._parts(_LOSS, LOSS_COLUMNS)
 
     @cached_property
     def events(self) -> list[dict[str, Any]]:

@@ -231,6 +231,8 @@ class WorkerActor:
 
     def run(self, config: RunConfig, worker: int, server: Actor) -> UserError | None:
         """Work until the server says stop; returns what went wrong, if anything did."""
+        # A snapshot that comes then waits for who computes already, rather than push it aside.
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
         try:
             Worker(config, worker, make_problem(config)).run(connect(server, config, worker))
         except ConnectionError as error:

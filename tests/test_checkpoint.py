@@ -274,7 +274,7 @@ def test_checkpoint_beyond_the_trace_is_not_used(tmp_path: Path) -> None:
 def test_losses_that_were_damaged_do_not_end_the_run(tmp_path: Path) -> None:
     machine = Machine(tmp_path / "run", configure())
     machine.work(25)
-    (machine.path / "loss" / "part-000000000000.parquet").write_bytes(b"PAR1 torn")
+    (machine.path / "loss.parquet" / "part-000000000000.parquet").write_bytes(b"PAR1 torn")
     machine.restart()
     machine.work(60)
     run = read_run(machine.path)
@@ -335,11 +335,11 @@ def test_each_loss_is_written_once_and_not_kept(tmp_path: Path) -> None:
     """Else a record would take longer and more memory the longer the run is."""
     machine = Machine(tmp_path / "run", configure(updates=10_000))
     machine.work(2000)
-    before = contents(machine.path / "loss")
+    before = contents(machine.path / "loss.parquet")
     size = len(pickle.dumps(vars(machine.recorder)))
     machine.work(6000)
-    after = contents(machine.path / "loss")
-    del before[machine.path / "loss"]
+    after = contents(machine.path / "loss.parquet")
+    del before[machine.path / "loss.parquet"]
     assert before.items() <= after.items()
     assert len(pickle.dumps(vars(machine.recorder))) == pytest.approx(size, abs=200)
     assert machine.recorder.latest_loss[0] == 6000
@@ -443,7 +443,7 @@ def test_everything_is_written_under_the_lock(tmp_path: Path) -> None:
         "open checkpoints/checkpoint-N.bin.tmp",
         "open checkpoints/log-N-N.bin",
         "open events.jsonl",
-        "open loss/part-N.parquet.tmp",
+        "open loss.parquet/part-N.parquet.tmp",
         "open members/part-N.parquet.tmp",
         "open trace/part-N.parquet.tmp",
     }

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from asgd.config import make_config
@@ -114,7 +115,7 @@ def test_torn_events_of_a_run_made_before_are_left_out(writer: RunWriter) -> Non
 def test_cut_leaves_the_temporary_files_of_others(writer: RunWriter) -> None:
     writer.trace(rows(0, 10))
     others = [writer.path / name for name in ("profile.json.tmp", "request-0a.json.tmp")]
-    torn = [writer.path / name for name in ("loss/part-1.parquet.tmp", "trace/part-1.parquet.tmp")]
+    torn = [writer.path / name / "part-1.parquet.tmp" for name in ("loss.parquet", "trace")]
     for path in (*others, *torn):
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(b"torn")
@@ -126,7 +127,7 @@ def test_losses_that_cannot_be_read_are_put_aside(writer: RunWriter) -> None:
     writer.trace(rows(0, 10))
     for update in (0, 3, 5, 8):
         writer.loss({"update": [update], "seconds": [0.1 * update], "loss": [2.3]})
-    path = writer.path / "loss" / "part-000000000003.parquet"
+    path = writer.path / "loss.parquet" / "part-000000000003.parquet"
     damaged = path.read_bytes()[:-20]
     path.write_bytes(damaged)
     writer.cut(5)
@@ -134,8 +135,10 @@ def test_losses_that_cannot_be_read_are_put_aside(writer: RunWriter) -> None:
     assert len(run.trace) == 5
     assert run.loss["update"].tolist() == [0, 5]
     event = run.events[-1]
-    assert (event["event"], event["file"]) == ("loss_damaged", "loss/damaged-000000000003.parquet")
+    assert event["event"] == "loss_damaged"
+    assert event["file"] == "loss.parquet/_damaged-000000000003.parquet"
     assert (writer.path / event["file"]).read_bytes() == damaged
+    pd.testing.assert_frame_equal(pd.read_parquet(writer.path / "loss.parquet"), run.loss)
 
 
 def test_record_ends_where_members_are_damaged(writer: RunWriter) -> None:
@@ -166,8 +169,11 @@ def test_losses_of_a_run_made_before_they_came_in_parts_are_read_and_gone_on_wit
     writer: RunWriter,
 ) -> None:
     writer.loss({"update": [0, 25, 50], "seconds": [0.0, 0.1, 0.2], "loss": [2.3, 1.9, 1.8]})
-    (part,) = (writer.path / "loss").iterdir()
-    part.rename(writer.path / "loss.parquet")
+    losses = writer.path / "loss.parquet"
+    (part,) = losses.iterdir()
+    single = part.rename(writer.path / "single")
+    losses.rmdir()
+    single.rename(losses)
     assert read_run(writer.path).loss["loss"].tolist() == [2.3, 1.9, 1.8]
     writer.cut(25)
     writer.loss({"update": [50], "seconds": [0.3], "loss": [1.7]})
