@@ -58,10 +58,10 @@ VARIANTS: dict[str, tuple[int, int, str]] = {
 # Name: problem, updates per second to be expected, which set how long a measurement takes.
 FREE = "bench_peers:constant"
 CASES: dict[str, tuple[dict[str, Any], int]] = {
-    "digits": ({"kind": "softmax"}, 5000),
-    "free-10": ({"kind": FREE, "options": {"dim": 10}}, 15_000),
-    "free-1000": ({"kind": FREE, "options": {"dim": 1000}}, 12_000),
-    "free-10000": ({"kind": FREE, "options": {"dim": 10_000}}, 8000),
+    "digits": ({"kind": "softmax"}, 25_000),
+    "free-10": ({"kind": FREE, "options": {"dim": 10}}, 40_000),
+    "free-1000": ({"kind": FREE, "options": {"dim": 1000}}, 30_000),
+    "free-10000": ({"kind": FREE, "options": {"dim": 10_000}}, 12_000),
 }
 LARGEST_LOGGED = 1000  # beyond, a log of these runs fills the disk rather than measuring anything
 
