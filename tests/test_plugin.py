@@ -77,6 +77,20 @@ def test_a_plain_class_becomes_a_problem(plugin):
     assert problem.initial_point(np.random.default_rng(5)).shape == (3,)
 
 
+@pytest.mark.parametrize("given", ["np.float32(mean)", "mean.tolist()"])
+def test_a_gradient_of_any_floats_is_taken_as_float64(plugin, given):
+    source = f"""
+    class Other(Regression):
+        def gradient(self, x, indices):
+            mean = super().gradient(x, indices)
+            return {given}
+    """
+    x, batch = np.array([1.0, -2.0, 0.5]), np.array([3, 3, 17])
+    value = plugin(source, "Other").gradient(x, batch)
+    assert value.dtype == np.float64
+    np.testing.assert_allclose(value, same_regression().gradient(x, batch), rtol=1e-6)
+
+
 def test_options_are_the_arguments_of_the_factory(plugin):
     assert plugin("", options={"n": 7, "l2": 2.0}).n_samples == 7
 
@@ -255,7 +269,7 @@ BROKEN = """
         ("WrongStart", r"initial_point\(rng\) has shape \(4,\): expected shape \(3,\)"),
         ("VectorLoss", r"loss\(x\) has shape \(3,\): expected a number"),
         ("WrongShape", r"gradient\(x\) has shape \(2,\): expected shape \(3,\)"),
-        ("WholeNumbers", r"gradient\(x\) is of type int64: expected float64"),
+        ("WholeNumbers", r"gradient\(x\) is of type int64: expected floats"),
         ("Infinite", r"loss\(x\) is not finite"),
         ("Raising", r"gradient\(x\) raised RuntimeError: no data \(.*user_problem.py:\d+\)"),
         ("WrongSamples", r"mean of sample_gradients\(x\) over the samples is not gradient\(x\)"),

@@ -8,8 +8,9 @@ The factory is called with the entries of `problem.options` and returns an objec
     gradient(x, indices)      mean gradient over the samples `indices`, shape (d,)
 
 and, where it has them, `sample_gradients(x)` of shape (n, d), `gradient_noise(x, rng)` of shape
-(d,) with covariance S(x), and `hessian(x)` of shape (d, d). If `indices` has a default, the full
-gradient is asked for as `gradient(x)`, else with all sample numbers.
+(d,) with covariance S(x), and `hessian(x)` of shape (d, d). Floats of any size, in arrays or
+lists, are taken as float64. If `indices` has a default, the full gradient is asked for as
+`gradient(x)`, else with all sample numbers.
 
 Methods are called point by point. Where `loss` and `gradient` turn out on a trial to treat an
 array of points (k, d) row by row, they are given whole ensembles instead. An object that inherits
@@ -226,7 +227,7 @@ class _Trial:
             expected = "a number" if shape == () else f"shape {shape}"
             raise InputError(f"{self.where}: {name} has shape {value.shape}: expected {expected}")
         if not np.issubdtype(value.dtype, np.floating):
-            raise InputError(f"{self.where}: {name} is of type {value.dtype}: expected float64")
+            raise InputError(f"{self.where}: {name} is of type {value.dtype}: expected floats")
         if not np.all(np.isfinite(value)):
             raise InputError(f"{self.where}: {name} is not finite at the initial point")
         return value
