@@ -7,6 +7,7 @@ imported inside the command that needs it, so that `asgd --help` answers at once
 from __future__ import annotations
 
 import difflib
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -384,6 +385,8 @@ def _resume(path: Path, address: str | None, quiet: bool, lines: bool) -> Path:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit: 0 success, 1 the run failed, 2 unusable input."""
+    # without a home to write to, matplotlib caches in a temporary directory, at length
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
     try:
         cli.main(arguments, prog_name="asgd", standalone_mode=False)
         if sys.stdout is not None:  # as after `>&-`

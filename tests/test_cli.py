@@ -265,6 +265,22 @@ def test_help_imports_nothing_heavy() -> None:
     assert "simulate" in done.stdout
 
 
+def test_a_report_needs_no_home_and_says_nothing_of_it(
+    capsys: pytest.CaptureFixture[str], config: Path, tmp_path: Path
+) -> None:
+    run = asgd(capsys, "simulate", config, "--out", tmp_path / "run")[1].strip()
+    done = subprocess.run(
+        [sys.executable, "-m", "asgd", "report", run, "--paths", "8"],
+        env={**os.environ, "HOME": "/dev/null", "TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    assert done.stderr == ""
+    assert not list(tmp_path.glob("matplotlib*"))
+
+
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
