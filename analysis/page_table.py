@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Real
+from types import MappingProxyType
 from typing import Any, TypeGuard
 
 import numpy as np
 import pandas as pd
 
+Range = tuple[float, float] | tuple[()]
+
 _NOTHING = 1e-9  # shown as 0
 _DIGITS, _DIGITS_OF_PERCENT = 4, 3  # of the largest number of a column
 
 
-def page_table(name: str, table: pd.DataFrame, percent: Sequence[str] = ()) -> dict[str, Any]:
+def page_table(
+    name: str,
+    table: pd.DataFrame,
+    percent: Sequence[str] = (),
+    ranges: Mapping[str, Sequence[Range]] = MappingProxyType({}),
+) -> dict[str, Any]:
     """Return columns and rows of cells for the template.
 
     Parameters
@@ -23,8 +32,13 @@ def page_table(name: str, table: pd.DataFrame, percent: Sequence[str] = ()) -> d
         What the table is called for readers who do not see it.
     percent
         Columns of shares to be shown in per cent.
+    ranges
+        Of a column of numbers: the two ends to show in brackets after each, () for none.
     """
-    columns = [_cells(list(table[column]), column in percent) for column in table.columns]
+    columns = [
+        _cells(list(table[column]), column in percent, ranges.get(column, ()))
+        for column in table.columns
+    ]
     heads = [
         {"name": column, "text": bool(cells) and cells[0]["value"] is None}
         for column, cells in zip(table.columns, columns, strict=True)
@@ -36,10 +50,14 @@ def page_table(name: str, table: pd.DataFrame, percent: Sequence[str] = ()) -> d
     }
 
 
-def _cells(values: Sequence[object], percent: bool) -> list[dict[str, Any]]:
+def _cells(
+    values: Sequence[object], percent: bool, ranges: Sequence[Range]
+) -> list[dict[str, Any]]:
     """Return the cells of one column."""
-    scale, unit = (100.0, " %") if percent else (1.0, "")
-    numbers = [scale * float(value) for value in values if _is_number(value)]
+    scale, unit = (100.0, "\N{NO-BREAK SPACE}%") if percent else (1.0, "")
+    ranges = [pair if all(map(_is_number, pair)) else () for pair in ranges]
+    ends = itertools.chain.from_iterable(ranges)
+    numbers = [scale * float(value) for value in (*values, *ends) if _is_number(value)]
     texts = iter(aligned_numbers(numbers, _DIGITS_OF_PERCENT if percent else _DIGITS))
     cells: list[dict[str, Any]] = []
     for value in values:
@@ -49,6 +67,9 @@ def _cells(values: Sequence[object], percent: bool) -> list[dict[str, Any]]:
             cells.append({"text": "", "value": ""})
         else:
             cells.append({"text": str(value), "value": None})
+    for cell, pair in zip(cells, ranges, strict=False):
+        if pair:
+            cell["range"] = f"({next(texts)} to {next(texts)}{unit})"
     return cells
 
 

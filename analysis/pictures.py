@@ -170,7 +170,7 @@ def staleness(
     pictures = [
         _picture(
             f"{prefix}staleness",
-            figures.staleness_histogram(counts, pmfs, figures.new_axes(5.6, 3.0)),
+            figures.staleness_histogram(counts, pmfs),
             "Histogram of staleness with fitted laws",
             f"Share of updates at each staleness, and the fitted laws. {_schedule(run)}",
             data,

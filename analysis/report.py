@@ -10,7 +10,7 @@ import json
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
@@ -40,7 +40,7 @@ _LONGEST_TABLE = 200  # events listed
 _ERROR_NAMES = {
     "relative_error": "relative error",
     "worst_error": "worst point",
-    "coverage": "coverage of the 90 % band",
+    "coverage": "coverage",
     "crps": "CRPS",
 }
 _SHARES = ("relative_error", "worst_error", "coverage")  # shown in %
@@ -57,8 +57,8 @@ _COMPARISON_NAMES = {
     "seconds_to_target": "seconds to target",
 }
 _INTERVALS = (
-    "Intervals: over the repeats; that of the relative error comes from the triangle inequality "
-    "and is longer than it need be."
+    "In brackets: 95 % intervals over the repeats; that of the relative error comes from the "
+    "triangle inequality and is longer than it need be."
 )
 _NOT_ASKED = "no prediction is stored; `asgd predict` makes one"
 
@@ -302,24 +302,14 @@ def _key(prediction: Prediction, name: str) -> dict[str, str]:
 
 
 def _scores(score: Score) -> dict[str, Any]:
-    """Return the errors of each model, each with its interval beside it, if it has one."""
-    rows = []
-    for model in score.models:
-        row: dict[str, Any] = {"model": score.labels[model]}
-        for error, value in asdict(score.models[model]).items():
-            name, ends = _ERROR_NAMES[error], score.interval(model, error)
-            row[name] = value
-            if ends is not None:
-                row[f"{name}, 95 %"] = _ends(ends, error in _SHARES)
-        rows.append(row)
-    return page_table(
-        "errors of each model", pd.DataFrame(rows), [_ERROR_NAMES[e] for e in _SHARES]
-    )
-
-
-def _ends(ends: tuple[float, float], share: bool) -> str:
-    scale, unit = (100.0, " %") if share else (1.0, "")
-    return " to ".join(f"{scale * end:.2g}" for end in ends) + unit
+    """Return the errors of each model, each with its interval in brackets, if it has one."""
+    table = score.table()[list(_ERROR_NAMES)].rename(columns=_ERROR_NAMES)
+    ranges = {
+        name: [score.interval(model, error) or () for model in score.models]
+        for error, name in _ERROR_NAMES.items()
+    }
+    shares = [_ERROR_NAMES[error] for error in _SHARES]
+    return page_table("errors of each model", table.reset_index(names="model"), shares, ranges)
 
 
 def _parts(score: Score) -> dict[str, Any] | None:
@@ -340,25 +330,26 @@ def _events(events: pd.DataFrame) -> dict[str, Any]:
 
 
 def _workers(workers: pd.DataFrame) -> dict[str, Any]:
-    milliseconds = {
-        f"compute ms, {name}": 1000 * workers[f"compute_{key}"]
-        for key, name in (("q05", "5 %"), ("q50", "median"), ("q95", "95 %"))
-    }
     table = pd.DataFrame(
         {
             "worker": workers["worker"],
             "updates": workers["updates"],
             "share": workers["share"],
             "updates/s": workers["updates_per_second"],
-            "staleness, mean": workers["staleness_mean"],
-            "staleness, median": workers["staleness_q50"],
-            "staleness, 95 %": workers["staleness_q95"],
-            **milliseconds,
+            "mean staleness": workers["staleness_mean"],
+            "median compute time (ms)": 1000 * workers["compute_q50"],
         }
     )
     if workers["transport"].any():
         table.insert(1, "transport", workers["transport"])
-    return page_table("workers", table, ["share"])
+    ranges = {
+        name: [(scale * low, scale * high) for low, high in zip(*ends, strict=True)]
+        for name, scale, ends in (
+            ("mean staleness", 1, (workers["staleness_q05"], workers["staleness_q95"])),
+            ("median compute time (ms)", 1000, (workers["compute_q05"], workers["compute_q95"])),
+        )
+    }
+    return page_table("workers", table, ["share"], ranges)
 
 
 def _reproduce(study: Study) -> str:

@@ -9,7 +9,9 @@ from typing import Any
 
 from analysis.prediction import predict
 from analysis.report import write_report
+from analysis.steps import store_report
 from asgd.config import make_config
+from asgd.experiment import run_repeats
 from asgd.simulation import simulate
 from asgd.trace import Run, RunWriter, read_run
 
@@ -35,6 +37,7 @@ class Reports:
             ),
             "hostile": write_report([hostile_run(base / "hostile")], base / "hostile.html"),
             "unpredicted": unpredicted(base),
+            "repeats": repeats(base / "repeats"),
         }
         return cls(runs, pages, base / "figures")
 
@@ -60,6 +63,13 @@ def predicted_run(path: Path, workers: int = 4, **problem: Any) -> Run:
     run = simulated_run(path, workers, **problem)
     predict(run, paths=8, models=("sme_sgd", "sme_asgd", "sme_law")).save(path)
     return run
+
+
+def repeats(path: Path) -> Path:
+    """Report on three repeats of a run, with intervals."""
+    tables = {"problem": {"kind": "quadratic"}, "run": {"updates": 300, "repeats": 3}}
+    place = run_repeats(make_config(tables), path, simulate)
+    return store_report([place], None, None, 8, quiet=True)
 
 
 def unpredicted(base: Path) -> Path:

@@ -13,6 +13,7 @@ from scripts.chromium import Page, chromium_page, find_chromium
 pytestmark = pytest.mark.skipif(find_chromium() is None, reason="no Chromium is installed")
 
 WIDTHS = (1280, 390)
+SMALLEST_TYPE = 10.5  # of a figure on a phone, in CSS pixels
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +44,54 @@ def test_loads_without_errors_and_fits(
         "[...document.querySelectorAll('svg.plot')].filter(e => e.clientHeight < 50).length"
     )
     assert flat == 0
+
+
+@pytest.mark.parametrize("name", ["one", "several", "hostile", "repeats"])
+def test_tables_need_no_scrolling_on_a_phone(browser: Page, reports: Reports, name: str) -> None:
+    browser.open(reports.pages[name], 390)
+    wide = browser.evaluate(
+        "[...document.querySelectorAll('.scroll, .scroll td')].filter(e =>"
+        "  e.scrollWidth > e.clientWidth + 1).map(e => e.outerHTML.slice(0, 120))"
+    )
+    assert wide == []
+    labels = browser.evaluate(
+        "[...document.querySelectorAll('td:nth-child(2)')].map(e => ["
+        "  getComputedStyle(e, '::before').content, e.closest('table').rows[0].cells[1].innerText])"
+    )
+    assert labels
+    assert all(head.strip() and head.strip() in shown for shown, head in labels)
+
+
+@pytest.mark.parametrize("name", ["one", "several", "hostile", "repeats"])
+def test_type_of_figures_is_readable_on_a_phone(browser: Page, reports: Reports, name: str) -> None:
+    browser.open(reports.pages[name], 390)
+    sizes = browser.evaluate(  # a glyph is drawn on a grid of 100 to its size
+        "[...document.querySelectorAll('svg.plot g[transform*=scale] use')].map(e => {"
+        "  const m = e.getScreenCTM();"
+        "  return [100 * Math.hypot(m.c, m.d), e.closest('figure').id]; })"
+    )
+    assert len(sizes) > 100
+    assert min(sizes) >= [SMALLEST_TYPE]
+    cut = browser.evaluate(
+        "[...document.querySelectorAll('svg.plot g[transform*=scale] use')].filter(e => {"
+        "  const [inner, outer] = [e, e.closest('svg')].map(e => e.getBoundingClientRect());"
+        "  return inner.left < outer.left - 1 || inner.right > outer.right + 1"
+        "    || inner.top < outer.top - 1 || inner.bottom > outer.bottom + 1;"
+        "}).map(e => e.closest('figure').id)"
+    )
+    assert cut == []
+
+
+def test_a_table_is_sorted_on_a_phone(browser: Page, reports: Reports) -> None:
+    browser.open(reports.pages["one"], 390)
+    browser.click("[aria-label=workers] th:nth-child(2) button")
+    counts = browser.evaluate(
+        "[...document.querySelectorAll('[aria-label=workers] tbody tr')]"
+        ".sort((a, b) => a.getBoundingClientRect().top - b.getBoundingClientRect().top)"
+        ".map(r => Number(r.cells[1].dataset.value))"
+    )
+    assert counts == sorted(counts)
+    assert len(set(counts)) > 1
 
 
 def test_user_text_runs_nothing(browser: Page, reports: Reports) -> None:

@@ -20,7 +20,7 @@ from analysis.activity import events_table, timeline, workers_table
 from analysis.comparison import common_target, compare_runs, comparison_headline, labels
 from analysis.fit import fit_run, fit_staleness
 from analysis.headline import headline
-from analysis.page_table import aligned_numbers, plain_number
+from analysis.page_table import aligned_numbers, page_table, plain_number
 from analysis.prediction import MODELS, has_prediction, read_prediction
 from analysis.report import write_report
 from analysis.score import compare
@@ -206,8 +206,10 @@ def test_repeats_cut_short_are_left_out_and_said(tmp_path: Path) -> None:
     page = (place / "report.html").read_text("utf-8")
     assert "1 repeat ended before update 300 and is left out of prediction and score." in page
     assert "the mean of 2 runs" in page
-    assert "relative error, 95 %" in page
-    assert "Intervals: over the repeats" in page
+    assert re.search(
+        r'relative error" data-value="[\d.e-]+">[\d.]+\xa0% <span class="range">\(', page
+    )
+    assert "In brackets: 95\xa0% intervals over the repeats" in page
 
 
 def test_a_run_at_work_is_reported_on_as_it_was_read(tmp_path: Path) -> None:
@@ -293,6 +295,17 @@ def test_numbers_read_as_people_write_them(number: float, text: str) -> None:
 )
 def test_numbers_of_a_column_have_the_same_decimals(numbers: list[float], texts: list[str]) -> None:
     assert aligned_numbers(numbers) == texts
+
+
+def test_ranges_stand_beside_the_number_that_sorts() -> None:
+    table = pd.DataFrame({"error": [0.125, 0.5, np.nan]})
+    ranges = [(0.0, 0.25), (np.nan, 1.0), ()]
+    cells = [row[0] for row in page_table("t", table, ["error"], {"error": ranges})["rows"]]
+    assert cells == [
+        {"text": "12.5\xa0%", "value": "0.125", "range": "(0.0 to 25.0\xa0%)"},
+        {"text": "50.0\xa0%", "value": "0.5"},
+        {"text": "", "value": ""},
+    ]
 
 
 def test_page_is_whole_and_needs_no_network(reports: Reports) -> None:

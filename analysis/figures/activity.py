@@ -21,6 +21,8 @@ from analysis.figures.canvas import (
     new_axes,
 )
 
+_LONGEST_LABEL = 20  # letters, so that two labels stand side by side
+
 # Name of the axis, and what a table's unit is worth in the axis's.
 _SCALES = {"staleness": (r"staleness $\tau$ (updates)", 1.0), "compute": ("compute time (ms)", 1e3)}
 
@@ -41,7 +43,7 @@ def band_over_time(
     events
         Columns `seconds` and `event`, as from `analysis.events_table`.
     """
-    ax = ax or new_axes(height=2.5)
+    ax = ax or new_axes(height=_height(events))
     label, scale = _SCALES[quantity]
     low, high, mean = (scale * table[f"{quantity}_{part}"] for part in ("q05", "q95", "mean"))
     ax.fill_between(table["seconds"], low, high, color=BLUE, alpha=BAND, lw=0, label="central 90 %")
@@ -49,7 +51,7 @@ def band_over_time(
     ax.set(xlabel="time (s)", ylabel=label)
     ax.set_ylim(0, 1.1 * float(high.max()) or 1.0)
     _mark(ax, events)
-    key(ax, columns=3, place="above")
+    key(ax, columns=2, place="above")
     return finish(ax)
 
 
@@ -65,7 +67,7 @@ def throughput(
     events
         Columns `seconds` and `event`, as from `analysis.events_table`.
     """
-    ax = ax or new_axes(height=2.5)
+    ax = ax or new_axes(height=_height(events))
     ax.step(
         table["seconds"],
         table["updates_per_second"],
@@ -78,7 +80,7 @@ def throughput(
     ax.set_ylim(bottom=0)
     _mark(ax, events)
     if events is not None and len(events):
-        key(ax, columns=3, place="above")
+        key(ax, columns=2, place="above")
     return finish(ax)
 
 
@@ -171,6 +173,11 @@ def _worker_axis(ax: Axes, worker: pd.Series[int]) -> None:
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
+def _height(events: pd.DataFrame | None) -> float:
+    """Return the height in inches that leaves the events room in the legend."""
+    return 2.5 + 0.1 * (0 if events is None else events["event"].nunique())
+
+
 def _mark(ax: Axes, events: pd.DataFrame | None) -> None:
     """Draw a line at each event; many of one kind share a legend entry."""
     if events is None:
@@ -179,5 +186,5 @@ def _mark(ax: Axes, events: pd.DataFrame | None) -> None:
     for (kind, table), colour in zip(kinds, cycle(kinds.ngroups, EVENT_COLOURS), strict=True):
         top = float(ax.get_ylim()[1])
         seconds = table["seconds"].dropna()
-        label = str(kind)[:24].replace("_", " ").replace("$", r"\$")
+        label = str(kind)[:_LONGEST_LABEL].replace("_", " ").replace("$", r"\$")
         ax.vlines(seconds, 0, top, color=colour, lw=1.1, ls=(0, (4, 2)), label=label)

@@ -121,7 +121,6 @@ def key(
         [handles[i] for i in order],
         [labels[i] for i in order],
         frameon=False,
-        fontsize="small",
         labelcolor=INK,
         loc="lower right" if place == "above" else place,
         bbox_to_anchor=(1.0, 1.0) if above else None,

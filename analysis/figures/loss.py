@@ -45,7 +45,7 @@ def loss_overlay(
     labels
         What to call each model.
     """
-    ax = ax or new_axes(5.6, 3.4)
+    ax = ax or new_axes(height=3.1)
     for model, curve in curves.groupby("model", sort=False):
         curve = thin(curve)
         colour, dash = STYLE[str(model)]
@@ -67,7 +67,7 @@ def loss_overlay(
         label = "observed" if number == 0 else None
         ax.plot(table["update"], table["loss"], color=OBSERVED, lw=1.1, label=label)
     _loss_scale(ax, pd.concat([table["loss"] for table in observed]))
-    ax.set(xlabel="applied updates $k$", ylabel="loss $f(x_k)$")
+    ax.set(xlabel="applied updates $k$", ylabel="loss")
     ax.margins(x=0.01)
     key(ax, first="observed")
     return finish(ax)
@@ -89,7 +89,7 @@ def error_over_time(
     group, labels
         As in `loss_overlay`.
     """
-    ax = ax or new_axes(5.6, 2.6)
+    ax = ax or new_axes(height=2.5)
     for model, table in errors.groupby("model", sort=False):
         table = thin(table)
         colour, dash = STYLE[str(model)]
@@ -139,7 +139,7 @@ def loss_over_time(
     if target is not None:
         ax.axhline(target, color=INK, lw=0.9, ls=(0, (4, 3)), label=f"target {target:.3g}")
     _loss_scale(ax, pd.concat([table["loss"] for table in tables.values()]))
-    ax.set(xlabel="time (s)", ylabel="loss $f(x_k)$")
+    ax.set(xlabel="time (s)", ylabel="loss")
     ax.margins(x=0.01)
     key(ax)
     return finish(ax)
@@ -194,10 +194,10 @@ def _loss_scale(ax: Axes, losses: pd.Series[float]) -> None:
     lowest, highest = float(losses.quantile(0.02)), float(losses.max())
     if lowest > 0 and highest / lowest > 5:
         ax.set_yscale("log")
+        ax.yaxis.set_major_formatter("{x:g}")  # exponents would be small type
         if highest / lowest < 1000:
             ax.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
             ax.yaxis.set_minor_formatter("{x:g}")
-            ax.yaxis.set_major_formatter("{x:g}")
         ax.set_ylim(lowest / 1.3, highest * 1.3)
     else:
         spread = (highest - lowest) or 1.0

@@ -47,7 +47,7 @@ def staleness_histogram(
         ax.plot(l, pmf, mark, color=colour, ms=_mark_size(l), lw=1.5, label=label)
     ax.set(xlabel=r"staleness $\tau$ (updates)", ylabel="share of updates")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    key(ax, first="measured")
+    key(ax, columns=2, place="above", first="measured")
     return finish(ax)
 
 
@@ -90,9 +90,9 @@ def staleness_rootogram(
     # sqrt of a Poisson count has standard deviation 1/2
     ax.axhspan(-1, 1, color=PINK, alpha=0.25, lw=0, label="two standard errors")
     ax.axhline(0, color=INK, lw=0.9)
-    ax.set(xlabel=r"staleness $\tau$ (updates)", ylabel=r"$\sqrt{\mathrm{updates}}$")
+    ax.set(xlabel=r"staleness $\tau$ (updates)", ylabel="square root of updates")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    key(ax)
+    key(ax, place="above")
     return finish(ax)
 
 
