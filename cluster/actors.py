@@ -35,7 +35,7 @@ from cluster.worker import Worker
 
 Actor = Any  # a Ray handle; Ray's own type does not know that its methods have `.remote`
 
-_ROWS_PER_RECORD = 4096
+_ROWS_PER_RECORD = 16_384
 _BYTES_PER_RECORD = 64_000_000
 _SECONDS_PER_RECORD = 1.0
 _SECONDS_PER_CHECKPOINT = 0.25  # at least; the newest one of these is enough

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -118,8 +119,8 @@ class Ledger:
         self._clear()
 
     def _clear(self) -> None:
-        self._trace: list[tuple[float, ...]] = []
-        self._members: list[tuple[float, ...]] = []
+        self._trace = _Rows(TRACE_COLUMNS)
+        self._members = _Rows(MEMBER_COLUMNS)
         self._evaluations: list[Evaluation] = []
         self._events: list[dict[str, Any]] = []
         self.evaluation_bytes = 0
@@ -132,9 +133,9 @@ class Ledger:
 
     def update(self, update: Update) -> None:
         """Add the row of an update and those of its members."""
-        self._trace.append(update.row)
-        if update.members:
-            self._members.extend(update.members)
+        self._trace.add(update.row)
+        for member in update.members:
+            self._members.add(member)
 
     def evaluation(self, update: int, seconds: float, parameters: Array) -> None:
         """Keep a copy of parameters whose loss is to be evaluated."""
@@ -154,8 +155,8 @@ class Ledger:
     def drain(self) -> Record:
         """Return everything collected since the last call."""
         record = Record(
-            _columns(self._trace, TRACE_COLUMNS),
-            _columns(self._members, MEMBER_COLUMNS),
+            self._trace.columns(),
+            self._members.columns(),
             Evaluations.of(self._evaluations) if self._evaluations else NO_EVALUATIONS,
             self._events,
             self.checkpoint,
@@ -166,12 +167,27 @@ class Ledger:
         return record
 
 
-def _columns(
-    rows: list[tuple[float, ...]], types: Mapping[str, type]
-) -> dict[str, npt.NDArray[Any]]:
-    # All at once: a row written into arrays costs the server four times as much.
-    values = zip(*rows, strict=True) if rows else ((),) * len(types)
-    return {
-        name: np.array(column, dtype)
-        for (name, dtype), column in zip(types.items(), values, strict=True)
-    }
+class _Rows:
+    """A growing table, whose numbers are packed as they come.
+
+    Kept as Python objects until the end they would cost a server that makes thousands of updates
+    between two records its cache, and then a pause to put them into arrays.
+    """
+
+    def __init__(self, types: Mapping[str, type]) -> None:
+        self._types = types
+        kinds = ["d" if issubclass(dtype, np.floating) else "q" for dtype in types.values()]
+        self._row = struct.Struct("<" + "".join(kinds))
+        fields = zip(types, kinds, strict=True)
+        self._layout = np.dtype([(name, f"<{kind}") for name, kind in fields])
+        self._data = bytearray()
+
+    def __len__(self) -> int:
+        return len(self._data) // self._row.size
+
+    def add(self, row: tuple[float, ...]) -> None:
+        self._data += self._row.pack(*row)
+
+    def columns(self) -> dict[str, npt.NDArray[Any]]:
+        table = np.frombuffer(self._data, self._layout)
+        return {name: table[name].astype(dtype) for name, dtype in self._types.items()}
