@@ -34,8 +34,9 @@ class Schedule:
 
     def __call__(self, update: int) -> float:
         """Return the value at an update."""
-        number = bisect_right(self.at, update)
-        return self.values[number - 1] if number else self.first
+        if not self.at or update < self.at[0]:
+            return self.first
+        return self.values[bisect_right(self.at, update) - 1]
 
     def array(self, updates: int) -> npt.NDArray[np.float64]:
         """Return the values at the updates 0, 1, ..., shape (updates,)."""

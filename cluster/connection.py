@@ -6,6 +6,7 @@ import hmac
 import os
 import secrets
 import socket
+import time
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,6 +16,7 @@ from cluster.messages import Array, Gradient, Reply, Snapshot, Stop
 from cluster.shm import SharedVectors
 from cluster.wire import HEADER, Frame, VectorFormat, WireError
 
+BRISK_SECONDS = 100e-6  # of waiting, up to which waking up is what takes time
 _HANDSHAKE_SECONDS = 10.0
 # A peer whose machine is gone says nothing: after these seconds of silence it is asked, so often.
 _KEEPALIVE_IDLE, _KEEPALIVE_INTERVAL, _KEEPALIVE_PROBES = 10, 5, 3
@@ -75,6 +77,8 @@ class SocketConnection:
         self._push = self._out[: HEADER.size + inline]
         self._push_start = wire.push_start(worker, inline)
         self._inline = inline
+        self._brisk = False
+        self._may_look = len(os.sched_getaffinity(0)) > 1  # else it keeps the server from its work
         self._snapshot_start = wire.snapshot_start(worker)
         self._socket = _dial(endpoint, shared)
         try:
@@ -84,6 +88,7 @@ class SocketConnection:
             raise _connection_error(error) from error
         self._received = memory.snapshot if memory else vectors.view(self._in)
         self._outgoing = memory.gradient if memory else vectors.view(self._out)
+        self._shape = self._outgoing.shape
         self._native = self._received.dtype == np.float64
         self._parameters: Array = self._received if self._native else np.empty(vectors.dimension)
         self._read_only = self._parameters.view()
@@ -95,7 +100,7 @@ class SocketConnection:
 
     def push(self, gradient: Gradient) -> Reply:
         """Deliver a gradient and ask for the next snapshot."""
-        if gradient.gradient.shape != self._outgoing.shape:
+        if gradient.gradient.shape != self._shape:
             return self._ask(wire.pack_misfit(gradient))
         wire.copy_vector(self._outgoing, gradient.gradient)
         wire.pack_push(self._push, self._push_start, gradient)
@@ -108,7 +113,7 @@ class SocketConnection:
     def _ask(self, question: bytes | memoryview) -> Reply:
         try:
             self._socket.sendall(question)
-            got = self._socket.recv_into(self._in)
+            got = self._wait()
             if got == len(self._push):
                 # What nearly every answer is: all of one snapshot.
                 start, size, length, *fields = wire.SNAPSHOT_FIELDS.unpack_from(self._in)
@@ -122,6 +127,22 @@ class SocketConnection:
         if frame.kind == wire.STOP:
             return Stop(wire.text(self._payload(frame)))
         raise WireError(f"the server sent a frame of kind {frame.kind} for an answer")
+
+    def _wait(self) -> int:
+        """Return how much of the answer is there.
+
+        Like the server in `SocketServer._wait`: to be awake saves the kernel of both sides more
+        than looking takes.
+        """
+        began = time.monotonic()
+        while self._brisk and time.monotonic() - began < BRISK_SECONDS:
+            try:
+                return self._socket.recv_into(self._in, 0, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                os.sched_yield()
+        got = self._socket.recv_into(self._in)
+        self._brisk = self._may_look and time.monotonic() - began < BRISK_SECONDS
+        return got
 
     def _read(self, batch_size: int, sequence: int, version: int, epoch: int) -> Snapshot:
         if not self._native:

@@ -73,6 +73,7 @@ class ParameterServer:
         self._batch_size = batch_schedule(config.optimizer)
         modes = {"async": None, "bounded": config.cluster.max_staleness, "sync": 0}
         self._bound = modes[config.cluster.mode]
+        self._drawn = config.cluster.schedule == "uniform"
         self._rule_state = self._rule.init(self.parameters)
         self._step = np.empty_like(self.parameters)
         self._seats = {worker: Seat() for worker in range(config.cluster.workers)}
@@ -294,14 +295,16 @@ class ParameterServer:
 
     def _next(self) -> list[Gradient]:
         """Take the gradients of the next update, none while one of them is being computed."""
-        if self._config.cluster.schedule == "uniform":
+        if self._drawn:
             return self._next_drawn()
+        if not self._held:
+            return []
         if self._bound is not None:
             due = [w for w, s in self._seats.items() if self._is_due(w, s, self._bound)]
             if due:
                 ready = all(worker in self._held for worker in due)
                 return [self._held.pop(worker) for worker in sorted(due)] if ready else []
-        return [self._held.pop(next(iter(self._held)))] if self._held else []
+        return [self._held.pop(next(iter(self._held)))]
 
     def _is_due(self, worker: int, seat: Seat, bound: int) -> bool:
         awaited = seat.owes or worker in self._held
@@ -325,7 +328,7 @@ class ParameterServer:
     def _apply(self, group: list[Gradient], now: float) -> None:
         """Make one update with the mean of a group of gradients, nearly always a single one."""
         order = None
-        if self.log is not None and self._config.cluster.schedule == "uniform":
+        if self.log is not None and self._drawn:
             order = OrderState.of(self._order, None)
         seconds = now - self._started
         update = make_update(group, self._seats, self.version, self._shared_updates, seconds, order)

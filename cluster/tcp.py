@@ -21,7 +21,7 @@ from contextlib import suppress
 import numpy as np
 
 from cluster import wire
-from cluster.connection import Endpoint, tune
+from cluster.connection import BRISK_SECONDS, Endpoint, tune
 from cluster.messages import Array, Gradient, Reply, Snapshot
 from cluster.server import ParameterServer, Replies
 from cluster.shm import SharedVectors, create_memory
@@ -30,10 +30,10 @@ from cluster.wire import HEADER, Frame, VectorFormat, WireError
 _HANDSHAKE_SECONDS = 10.0
 _SILENCE_SECONDS = 30.0  # in the middle of a frame
 _SWEEP_SECONDS = 1.0
-_BRISK_SECONDS = 100e-6  # between gradients, up to which waking up is what takes time
 _STRANGERS = 256  # connections that have not proved anything yet
 _REFUSALS_REPORTED = 100
 _HELLO_BYTES = wire.HELLO_PAYLOAD.size
+_OUT = select.EPOLLOUT
 
 
 class _Peer:
@@ -188,12 +188,12 @@ class SocketServer:
         """
         began = time.monotonic()
         if self._brisk:
-            while time.monotonic() - began < _BRISK_SECONDS:
+            while time.monotonic() - began < BRISK_SECONDS:
                 if events := self._epoll.poll(0):
                     return events
                 os.sched_yield()
         events = self._epoll.poll(seconds)
-        self._brisk = bool(events) and time.monotonic() - began < _BRISK_SECONDS
+        self._brisk = bool(events) and time.monotonic() - began < BRISK_SECONDS
         return events
 
     def _handle(self, descriptor: int, event: int) -> None:
@@ -203,9 +203,9 @@ class SocketServer:
                 self._accept(self._listeners[descriptor])
             return
         try:
-            if event & select.EPOLLOUT:
+            if event & _OUT:
                 self._flush(peer)
-            if event & ~select.EPOLLOUT:
+            if event != _OUT:
                 self._read(peer)
         except BlockingIOError:
             pass
@@ -244,9 +244,9 @@ class SocketServer:
         worker = peer.worker
         if worker is not None and count == peer.push_bytes and not peer.got and not peer.asked:
             # What nearly every event is: all of one gradient.
-            start, *fields = wire.PUSH_FIELDS.unpack_from(peer.buffer)
+            start, sequence, version, epoch, seconds = wire.PUSH_FIELDS.unpack_from(peer.buffer)
             if start == peer.push_start:
-                self._gradient(peer, worker, *fields)
+                self._gradient(peer, worker, sequence, version, epoch, seconds)
                 return
         peer.got += count
         frame = peer.frame

@@ -227,7 +227,7 @@ def pack_snapshot(buffer: Buffer, start: bytes, length: int, snapshot: Snapshot)
 
 def copy_vector(destination: npt.NDArray[Any], source: npt.NDArray[Any]) -> None:
     """Copy between float64 and the type on the wire; what does not fit becomes infinite."""
-    if destination.dtype == source.dtype:
+    if destination.itemsize == source.itemsize:
         destination[:] = source
         return
     with np.errstate(over="ignore"):

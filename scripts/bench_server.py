@@ -50,8 +50,8 @@ LOOP, TRANSPORTS = "Ray loop", ("ray", "tcp", "shm")
 EXPECTED = {
     LOOP: {10: 900, 1000: 800, 100_000: 130, 1_000_000: 60},
     "ray": {10: 900, 1000: 800, 100_000: 130, 1_000_000: 60},
-    "tcp": {10: 20_000, 1000: 12_000, 100_000: 1500, 1_000_000: 80},
-    "shm": {10: 20_000, 1000: 15_000, 100_000: 3000, 1_000_000: 250},
+    "tcp": {10: 50_000, 1000: 40_000, 100_000: 4000, 1_000_000: 150},
+    "shm": {10: 60_000, 1000: 50_000, 100_000: 9000, 1_000_000: 600},
 }
 Rows = list[dict[str, Any]]
 
@@ -143,7 +143,7 @@ def loop_cell(rows: Rows, options: argparse.Namespace, dim: int, workers: int, d
 def section_limits(rows: Rows, options: argparse.Namespace) -> None:
     seconds, repeats = 2 * options.seconds, options.repeats
     jobs = {
-        "echo": lambda: echo_rate(10, 4, int(seconds * 30_000)),
+        "echo": lambda: echo_rate(10, 4, int(seconds * 80_000)),
         "tcp": lambda: our_rate("tcp", 10, 4, "float64", seconds, "checkpoint"),
         "tcp, logged": lambda: our_rate("tcp", 10, 4, "float64", seconds, "log"),
     }

@@ -148,16 +148,12 @@ class PluginProblem(Problem):
 
     def _map(self, function: Callable[[Array], Any], x: Array, rowwise: bool = False) -> Array:
         """Apply a function of single points to all points of x; results have the type of x."""
-        points = x.reshape(-1, self.dim)
         if x.ndim == 1:
-            values = function(x)
-        elif rowwise:
-            values = function(points)
-        else:
-            values = [function(point) for point in points]
+            return np.asarray(function(x), dtype=x.dtype)[()]
+        points = x.reshape(-1, self.dim)
+        values = function(points) if rowwise else [function(point) for point in points]
         result = np.asarray(values, dtype=x.dtype)
-        shape = result.shape if x.ndim == 1 else result.shape[1:]
-        return result.reshape((*x.shape[:-1], *shape))[()]
+        return result.reshape((*x.shape[:-1], *result.shape[1:]))[()]
 
 
 class _Trial:
