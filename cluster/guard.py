@@ -86,7 +86,8 @@ def processes(directory: str) -> list[int]:
     return [
         int(process.name)
         for process in Path("/proc").glob("[0-9]*")
-        if _is_marked(process, directory) or (_is_titled(process) and _has_open(process, directory))
+        if _is_marked(process, directory)
+        or (_has_no_environment(process) and _has_open(process, directory))
     ]
 
 
@@ -98,11 +99,13 @@ def _is_marked(process: Path, directory: str) -> bool:
     return f"{_MARK}={directory}".encode() in variables
 
 
-def _is_titled(process: Path) -> bool:
+def _has_no_environment(process: Path) -> bool:
     try:
-        return (process / "cmdline").read_bytes().startswith(_TITLE)
+        line = (process / "cmdline").read_bytes()
     except OSError:
         return False
+    # A process that exits loses its command line with its memory, and its files after that.
+    return not line or line.startswith(_TITLE)
 
 
 def _has_open(process: Path, directory: str) -> bool:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from cluster.guard import guarded, processes
+from tests.processes import processes_in
 
 DRIVER = """
 import os, subprocess, sys, time
@@ -85,3 +86,24 @@ def test_driver_and_others_that_look_into_the_directory_are_spared(tmp_path: Pat
     for child in [*children, killed]:
         assert child.stdout is not None
         child.stdout.close()
+
+
+LARGE = "memory = b'x' * 400_000_000; " + TITLED
+
+
+def test_processes_that_still_exit_are_not_gone(tmp_path: Path) -> None:
+    """Until its memory is free, a killed process has files but no name."""
+    (tmp_path / "log").touch()
+    child = subprocess.Popen(
+        ["ray::WorkerActor", "-c", LARGE, str(tmp_path / "log")],
+        executable=sys.executable,
+        stdout=subprocess.PIPE,
+    )
+    assert child.stdout is not None
+    child.stdout.readline()
+    child.kill()
+    while processes_in(tmp_path):
+        found = processes(str(tmp_path))
+        assert found == [child.pid] or not processes_in(tmp_path)
+    assert child.wait() == -signal.SIGKILL
+    child.stdout.close()
