@@ -138,7 +138,7 @@ def _check_no_loss(config: RunConfig, directory: Path) -> None:
     if (directory / "config.json").is_file():
         ours = load_config(directory / "config.json") == config
     else:  # what is made before the configuration
-        ours = {file.name for file in directory.iterdir()} <= {"trace", "config.json.tmp"}
+        ours = {file.name for file in directory.iterdir()} <= {"trace", ".config.json.tmp"}
     if not ours:
         raise _is_no_repeat(directory)
 

@@ -62,6 +62,7 @@ MEMBER_COLUMNS = {
 LOSS_COLUMNS = {"update": np.int64, "seconds": np.float64, "loss": np.float64}
 _REPETITIVE = ["worker", "staleness", "batch_size"]  # for other columns a dictionary costs time
 _LOSS = "loss.parquet"  # a single file in runs made before losses came in parts
+_SINGLE_LOSS, _FIRST_LOSS = "loss-single.parquet", f"{_LOSS}/part-000000000000.parquet"
 _PART = re.compile(r"part-.*\.parquet")
 _TORN = (b"{", b"\0")  # how a line of the events begins that did not get to the disk as a whole
 # The state after each event that changes it.
@@ -75,7 +76,7 @@ _ENDS = {
 
 def replace_file(path: Path, content: bytes) -> None:
     """Write a file under a temporary name and rename it: readers see the old one or the new."""
-    temporary = path.with_name(f"{path.name}.tmp")
+    temporary = path.with_name(f".{path.name}.tmp")  # hidden: pandas reads whole directories
     try:
         temporary.unlink(missing_ok=True)  # it might be a link, which writing would follow
         with open(temporary, "wb", opener=_without_links) as file:
@@ -221,6 +222,20 @@ class RunWriter:
                 return min(count, _first_update(part))
         return count
 
+    def recorded_losses(self) -> list[tuple[int, float, float]]:
+        """Return the first and the last loss on record, none if there is none: `LOSS_COLUMNS`.
+
+        A long run has too many to read them all for that. Its losses must be in parts, see `cut`.
+        """
+        import pyarrow.parquet as pq
+
+        parts = sorted(self.path.glob(f"{_LOSS}/part-*.parquet"))
+        if not parts:
+            return []
+        ends = zip((parts[0], parts[-1]), (0, -1), strict=True)
+        rows = [pq.read_table(part).to_pandas().iloc[row] for part, row in ends]
+        return [(int(row["update"]), row["seconds"], row["loss"]) for row in rows]
+
     def cut(self, updates: int) -> None:
         """Cut trace, members and loss back to what they were after so many updates.
 
@@ -232,6 +247,7 @@ class RunWriter:
         for pattern in ("trace/*.tmp", "members/*.tmp", f"{_LOSS}/*.tmp", "checkpoints/*.tmp"):
             for torn in self.path.glob(pattern):
                 torn.unlink(missing_ok=True)
+        self._split_losses()
         self._set_damaged_losses_aside()
         for name, types, end in (
             ("trace", TRACE_COLUMNS, updates),
@@ -246,22 +262,27 @@ class RunWriter:
             if kept:
                 self._cut_table(f"{name}/{kept[-1].name}", end, types)
 
-    def _set_damaged_losses_aside(self) -> None:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        losses, single = self.path / _LOSS, self.path / "loss-single.parquet"
+    def _split_losses(self) -> None:
+        """Make the single file of an old run the first of the parts to come."""
+        losses, single, part = (self.path / name for name in (_LOSS, _SINGLE_LOSS, _FIRST_LOSS))
         if losses.is_file():
             os.replace(losses, single)
         if single.exists():
             losses.mkdir(exist_ok=True)
-            os.replace(single, losses / "part-000000000000.parquet")
-        for part in sorted(losses.glob("part-*.parquet")):
+            os.replace(single, part)
+            self._unsynced |= {losses, part}
+
+    def _set_damaged_losses_aside(self) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        for part in sorted(self.path.glob(f"{_LOSS}/part-*.parquet")):
             try:
                 pq.read_table(part)
             except (pa.ArrowException, OSError) as error:
                 aside = part.with_name(part.name.replace("part", "_damaged"))
                 os.replace(part, aside)
+                self._unsynced.add(aside)
                 reason = str(error).splitlines()[0]
                 self.event("loss_damaged", file=f"{_LOSS}/{aside.name}", reason=reason)
 
@@ -337,8 +358,9 @@ class Run:
         Columns: `update`, how many were applied; `seconds` since the start of the run, when they
         were; `loss`, f at the parameters of that moment.
         """
-        if (self.path / _LOSS).is_file():
-            return self._read(self.path / _LOSS, list(LOSS_COLUMNS))
+        for name in (_LOSS, _SINGLE_LOSS):
+            if (self.path / name).is_file():
+                return self._read(self.path / name, list(LOSS_COLUMNS))
         return self._parts(_LOSS, LOSS_COLUMNS)
 
     @cached_property

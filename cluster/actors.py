@@ -232,7 +232,8 @@ class WorkerActor:
     def run(self, config: RunConfig, worker: int, server: Actor) -> UserError | None:
         """Work until the server says stop; returns what went wrong, if anything did."""
         # A snapshot that comes then waits for who computes already, rather than push it aside.
-        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+        with contextlib.suppress(OSError):  # not everywhere may a process choose
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
         try:
             Worker(config, worker, make_problem(config)).run(connect(server, config, worker))
         except ConnectionError as error:
@@ -267,10 +268,11 @@ class RecorderActor:
     def _open(self) -> None:
         problem, wanted = make_problem(self._config), self._config.metrics
         known = RunWriter(self._path).recorded_updates()
+        page = metrics_page() if wanted.prometheus else None
         with Lease(self._path / CHECKPOINTS).held(self._epoch):
             metrics = Metrics.open(wanted, self._path, self._epoch, known)
-            if wanted.prometheus:
-                RunWriter(self._path).event("metrics", url=metrics_page())
+            if page is not None:
+                RunWriter(self._path).event("metrics", url=page)
         self._recorder = Recorder(self._path, problem, self._epoch, metrics)
 
     def _attempt(self, step: Callable[[], None]) -> None:

@@ -59,11 +59,14 @@ class Lease:
         newest = {path.name.split("-")[1]: path for path in paths}  # the one open, by epoch
         for path in newest.values():
             copy = path.with_name(f"{path.name}.tmp")
-            with path.open("rb") as source, copy.open("wb") as target:
-                shutil.copyfileobj(source, target)
-                target.flush()
-                os.fsync(target.fileno())  # the original, which goes, may be on the disk already
-            os.replace(copy, path)
+            try:
+                with path.open("rb") as source, copy.open("wb") as target:
+                    shutil.copyfileobj(source, target)
+                    target.flush()
+                    os.fsync(target.fileno())  # the original may be on the disk already
+                os.replace(copy, path)
+            finally:
+                copy.unlink(missing_ok=True)  # a disk that is full needs the space
 
     @contextmanager
     def held(self, epoch: int) -> Iterator[None]:

@@ -46,12 +46,10 @@ class Recorder:
         self._checkpoints = path / CHECKPOINTS
         self._lease = Lease(self._checkpoints)
         self._next = 0
-        known = read_run(path)
-        self._updates = known.config.run.updates
-        # The rows are not kept: to write them all each time would take more and more memory.
+        self._updates = read_run(path).config.run.updates
         self.first_loss: float | None = None
         self.latest_loss: tuple[int | None, float | None] = (None, None)
-        self._note(known.loss.itertuples(index=False, name=None))
+        self._note(self._writer.recorded_losses())
 
     def record(self, record: Record) -> None:
         """Write the trace and the events of a record, evaluate its losses, save its checkpoint.

@@ -21,7 +21,7 @@ from contextlib import suppress
 import numpy as np
 
 from cluster import wire
-from cluster.connection import BRISK_SECONDS, Endpoint, tune
+from cluster.connection import BRISK_SECONDS, Endpoint, may_look, tune
 from cluster.messages import Array, Gradient, Reply, Snapshot
 from cluster.server import ParameterServer, Replies
 from cluster.shm import SharedVectors, create_memory
@@ -74,9 +74,8 @@ class _Peer:
         native = self.received.dtype == np.float64
         self.gradient: Array = self.received if native else np.empty(vectors.dimension)
         self.push_start = wire.push_start(worker, inline)
-        self.snapshot_start = wire.snapshot_start(worker)
-        self.inline = inline
         self.push_bytes = HEADER.size + inline
+        self.snapshot_start = wire.snapshot_start(worker)
         self.accepts = {
             wire.JOIN: range(1),
             wire.PUSH: range(inline, inline + 1),
@@ -114,6 +113,7 @@ class SocketServer:
         self._broken: list[tuple[_Peer, str]] = []
         self._refusals = 0
         self._brisk = False
+        self._may_look = may_look()
         self._next_sweep = time.monotonic() + _SWEEP_SECONDS
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         tcp = socket.create_server((host, 0), family=family, backlog=_STRANGERS)
@@ -193,7 +193,7 @@ class SocketServer:
                     return events
                 os.sched_yield()
         events = self._epoll.poll(seconds)
-        self._brisk = bool(events) and time.monotonic() - began < BRISK_SECONDS
+        self._brisk = self._may_look and bool(events) and time.monotonic() - began < BRISK_SECONDS
         return events
 
     def _handle(self, descriptor: int, event: int) -> None:
@@ -360,7 +360,7 @@ class SocketServer:
         if isinstance(reply, Snapshot):
             wire.copy_vector(peer.outgoing, reply.parameters)
             data = peer.snapshot
-            wire.pack_snapshot(data, peer.snapshot_start, peer.inline, reply)
+            wire.pack_snapshot(data, peer.snapshot_start, len(data) - HEADER.size, reply)
         else:
             peer.stopped = True
             data = memoryview(wire.pack_text(wire.STOP, reply.reason))

@@ -64,8 +64,10 @@ HELLO, CHALLENGE, PROOF, WELCOME, JOIN, PUSH, MISFIT, SNAPSHOT, STOP, ERROR = ra
 HEADER = struct.Struct("<4sBBHIIQqqqdQ")
 # Fewer fields cost less: what is before them is the same in all pushes of a worker, and in all
 # snapshots for it.
-PUSH_FIELDS = struct.Struct("<24sqqqd8x")  # sequence, version, epoch, compute_seconds
-SNAPSHOT_FIELDS = struct.Struct("<12sIQqqq16x")  # batch_size, length, sequence, version, epoch
+_PUSH_START, _SNAPSHOT_START = 24, 12  # bytes
+PUSH_FIELDS = struct.Struct(f"<{_PUSH_START}sqqqd8x")  # sequence, version, epoch, compute_seconds
+# batch_size, length, sequence, version, epoch
+SNAPSHOT_FIELDS = struct.Struct(f"<{_SNAPSHOT_START}sIQqqq16x")
 HELLO_PAYLOAD = struct.Struct("<32sQBB")
 NONCE_BYTES = 32
 PROOF_BYTES = 32
@@ -147,13 +149,13 @@ def parse(buffer: Buffer) -> Frame:
 
 
 def push_start(worker: int, length: int, kind: int = PUSH) -> bytes:
-    """Return what every PUSH of a worker begins with, up to `PUSH_FIELDS`."""
-    return _start(kind, worker, length)[:24]
+    """Return what every PUSH (or MISFIT) of a worker and a length begins with."""
+    return _start(kind, worker, length)[:_PUSH_START]
 
 
 def snapshot_start(worker: int) -> bytes:
-    """Return what every SNAPSHOT for a worker begins with, up to `SNAPSHOT_FIELDS`."""
-    return _start(SNAPSHOT, worker, 0)[:12]
+    """Return what every SNAPSHOT for a worker begins with."""
+    return _start(SNAPSHOT, worker, 0)[:_SNAPSHOT_START]
 
 
 def _start(kind: int, worker: int, length: int) -> bytes:

@@ -299,7 +299,7 @@ def test_checkpoint_beyond_damaged_members_is_not_used(tmp_path: Path) -> None:
 def test_interrupted_way_back_has_told_what_is_lost(tmp_path: Path) -> None:
     machine = Machine(tmp_path / "run", configure())
     machine.work(25)
-    (machine.path / "trace" / "part-000000000000.parquet.tmp").mkdir()  # the cut cannot write
+    (machine.path / "trace" / ".part-000000000000.parquet.tmp").mkdir()  # the cut cannot write
     with pytest.raises(OSError, match="directory"):
         machine.restart()
     (event,) = machine.events("server_restored")
@@ -311,7 +311,7 @@ def test_torn_event_does_not_spoil_the_next_one(tmp_path: Path) -> None:
     machine.work(25)
     with (machine.path / "events.jsonl").open("a") as file:
         file.write(json.dumps({"event": "worker_lost"})[:9])
-    (machine.path / "trace" / "part-000000000025.parquet.tmp").write_bytes(b"torn")
+    (machine.path / "trace" / ".part-000000000025.parquet.tmp").write_bytes(b"torn")
     machine.restart()
     assert [event["event"] for event in read_run(machine.path).events] == [
         "start",
@@ -443,9 +443,9 @@ def test_everything_is_written_under_the_lock(tmp_path: Path) -> None:
         "open checkpoints/checkpoint-N.bin.tmp",
         "open checkpoints/log-N-N.bin",
         "open events.jsonl",
-        "open loss.parquet/part-N.parquet.tmp",
-        "open members/part-N.parquet.tmp",
-        "open trace/part-N.parquet.tmp",
+        "open loss.parquet/.part-N.parquet.tmp",
+        "open members/.part-N.parquet.tmp",
+        "open trace/.part-N.parquet.tmp",
     }
 
 

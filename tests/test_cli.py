@@ -435,10 +435,10 @@ def test_a_directory_in_the_way_of_a_result_is_named(
 ) -> None:
     out = tmp_path / "run"
     asgd(capsys, "simulate", config, "--out", out)
-    (out / "profile.json.tmp").mkdir()
+    (out / ".profile.json.tmp").mkdir()
     status, _, errors = asgd(capsys, "profile", out)
     assert status == 2
-    assert "profile.json.tmp" in errors
+    assert ".profile.json.tmp" in errors
 
 
 def test_a_problem_that_raises_later_fails_the_simulation(

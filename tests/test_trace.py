@@ -79,7 +79,7 @@ def test_a_link_to_a_run_is_followed(writer: RunWriter, tmp_path: Path) -> None:
 def test_a_file_is_not_written_through_a_link_in_the_way(tmp_path: Path) -> None:
     precious = tmp_path / "precious"
     precious.write_text("kept")
-    for link in (tmp_path / "profile.json", tmp_path / "profile.json.tmp"):
+    for link in (tmp_path / "profile.json", tmp_path / ".profile.json.tmp"):
         link.symlink_to(precious)
     replace_file(tmp_path / "profile.json", b"new")
     assert precious.read_text() == "kept"
@@ -115,7 +115,7 @@ def test_torn_events_of_a_run_made_before_are_left_out(writer: RunWriter) -> Non
 def test_cut_leaves_the_temporary_files_of_others(writer: RunWriter) -> None:
     writer.trace(rows(0, 10))
     others = [writer.path / name for name in ("profile.json.tmp", "request-0a.json.tmp")]
-    torn = [writer.path / name / "part-1.parquet.tmp" for name in ("loss.parquet", "trace")]
+    torn = [writer.path / name / ".part-1.parquet.tmp" for name in ("loss.parquet", "trace")]
     for path in (*others, *torn):
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(b"torn")
@@ -155,8 +155,9 @@ def test_record_ends_where_members_are_damaged(writer: RunWriter) -> None:
 
 def test_temporary_files_of_a_torn_write_are_ignored(writer: RunWriter) -> None:
     writer.trace(rows(0, 10))
-    (writer.path / "trace" / "part-000000000010.parquet.tmp").write_bytes(b"PAR1 torn")
+    (writer.path / "trace" / ".part-000000000010.parquet.tmp").write_bytes(b"PAR1 torn")
     assert len(read_run(writer.path).trace) == 10
+    assert len(pd.read_parquet(writer.path / "trace")) == 10
 
 
 def test_a_damaged_part_is_named(writer: RunWriter) -> None:
@@ -173,9 +174,11 @@ def test_losses_of_a_run_made_before_they_came_in_parts_are_read_and_gone_on_wit
     (part,) = losses.iterdir()
     single = part.rename(writer.path / "single")
     losses.rmdir()
-    single.rename(losses)
-    assert read_run(writer.path).loss["loss"].tolist() == [2.3, 1.9, 1.8]
+    for name in ("loss.parquet", "loss-single.parquet"):  # the second: a cut that was interrupted
+        single = single.rename(writer.path / name)
+        assert read_run(writer.path).loss["loss"].tolist() == [2.3, 1.9, 1.8]
     writer.cut(25)
+    assert writer.recorded_losses() == [(0, 0.0, 2.3), (25, 0.1, 1.9)]
     writer.loss({"update": [50], "seconds": [0.3], "loss": [1.7]})
     assert read_run(writer.path).loss["loss"].tolist() == [2.3, 1.9, 1.7]
 
