@@ -385,8 +385,8 @@ def _resume(path: Path, address: str | None, quiet: bool, lines: bool) -> Path:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit: 0 success, 1 the run failed, 2 unusable input."""
-    # without a home to write to, matplotlib caches in a temporary directory, at length
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)
+    for name in ("matplotlib", "matplotlib.font_manager"):
+        logging.getLogger(name).addFilter(_tells_more_than_of_its_caches)
     try:
         cli.main(arguments, prog_name="asgd", standalone_mode=False)
         if sys.stdout is not None:  # as after `>&-`
@@ -418,6 +418,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(1)
     except OSError as error:
         _fail(f"{error.filename or 'file'}: {error.strerror or error}", 2)
+
+
+def _tells_more_than_of_its_caches(record: logging.LogRecord) -> bool:
+    """Leave out what matplotlib says, at length, where it has no home to keep its caches in."""
+    of_caches = (
+        "mkdir -p failed",
+        "%s is not a writable directory",
+        "Matplotlib created a temporary cache",
+        "Matplotlib is building the font cache",
+    )
+    return not str(record.msg).startswith(of_caches)
 
 
 def _fail(message: str, status: int) -> None:

@@ -1,6 +1,7 @@
 """The command line, in process: what it prints, and the exit status of unusable input."""
 
 import json
+import logging
 import os
 import platform
 import re
@@ -269,16 +270,28 @@ def test_a_report_needs_no_home_and_says_nothing_of_it(
     capsys: pytest.CaptureFixture[str], config: Path, tmp_path: Path
 ) -> None:
     run = asgd(capsys, "simulate", config, "--out", tmp_path / "run")[1].strip()
+    environment = {**os.environ, "HOME": "/dev/null", "TMPDIR": str(tmp_path)}
+    for place in ("MPLCONFIGDIR", "XDG_CACHE_HOME", "XDG_CONFIG_HOME"):
+        environment.pop(place, None)
     done = subprocess.run(
         [sys.executable, "-m", "asgd", "report", run, "--paths", "8"],
-        env={**os.environ, "HOME": "/dev/null", "TMPDIR": str(tmp_path)},
+        env=environment,
         capture_output=True,
         text=True,
         check=True,
         timeout=120,
     )
     assert done.stderr == ""
-    assert not list(tmp_path.glob("matplotlib*"))
+
+
+def test_other_warnings_of_matplotlib_are_shown(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    asgd(capsys, "--help")
+    logger = logging.getLogger("matplotlib")
+    logger.warning("mkdir -p failed for path %s: %s", "/dev/null", "no directory")
+    logger.warning("Bad value in file %r", "matplotlibrc")
+    assert caplog.messages == ["Bad value in file 'matplotlibrc'"]
 
 
 @pytest.mark.parametrize(
