@@ -15,6 +15,7 @@ import pandas as pd
 Range = tuple[float, float] | tuple[()]
 
 _NOTHING = 1e-9  # shown as 0
+_LARGE_END = 100.0  # of a range: written by itself
 _DIGITS, _DIGITS_OF_PERCENT = 4, 3  # of the largest number of a column
 
 
@@ -56,9 +57,9 @@ def _cells(
     """Return the cells of one column."""
     scale, unit = (100.0, "\N{NO-BREAK SPACE}%") if percent else (1.0, "")
     ranges = [pair if all(map(_is_number, pair)) else () for pair in ranges]
-    ends = itertools.chain.from_iterable(ranges)
-    numbers = [scale * float(value) for value in (*values, *ends) if _is_number(value)]
-    texts = iter(aligned_numbers(numbers, _DIGITS_OF_PERCENT if percent else _DIGITS))
+    numbers = [scale * float(value) for value in values if _is_number(value)]
+    ends = [scale * float(end) for end in itertools.chain.from_iterable(ranges)]
+    texts = iter(aligned_numbers(numbers, _DIGITS_OF_PERCENT if percent else _DIGITS, ends))
     cells: list[dict[str, Any]] = []
     for value in values:
         if _is_number(value):
@@ -77,25 +78,34 @@ def _is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, Real) and not math.isnan(value)
 
 
-def aligned_numbers(numbers: Sequence[float], digits: int = _DIGITS) -> list[str]:
+def aligned_numbers(
+    numbers: Sequence[float], digits: int = _DIGITS, ends: Sequence[float] = ()
+) -> list[str]:
     """Return numbers with the same decimals, so that they can be read down a column.
 
     The largest has so many significant digits, the smallest two if one decimal more makes that
     possible; zeros at the end of all of them are left out. Numbers too far apart for that, very
-    large ones and those that are not finite are each written by themselves.
+    large ones and those that are not finite are each written by themselves. So are the ends of
+    ranges from 100 on, which follow the numbers; smaller ends have the decimals of the numbers.
     """
-    numbers = [0.0 if abs(number) < _NOTHING else number for number in numbers]
+    numbers, ends = (
+        [0.0 if abs(number) < _NOTHING else number for number in part] for part in (numbers, ends)
+    )
+    alone = [plain_number(number, digits) for number in (*numbers, *ends)]
     sizes = [abs(number) for number in numbers if number]
     if not sizes or not max(sizes) < 1e9:
-        return [plain_number(number, digits) for number in numbers]
+        return alone
     decimals = max(0, digits - _leading(max(sizes)))
     if decimals + _leading(min(sizes)) < 2 and min(sizes) < 10:
         decimals += 1
     if min(sizes) < 0.5 * 10.0**-decimals:
-        return [plain_number(number, digits) for number in numbers]
-    while decimals and all(f"{number:.{decimals}f}".endswith("0") for number in numbers):
+        return alone
+    small = [end for end in ends if abs(end) < _LARGE_END]
+    while decimals and all(f"{one:.{decimals}f}".endswith("0") for one in (*numbers, *small)):
         decimals -= 1
-    return [f"{number:,.{decimals}f}" for number in numbers]
+    text = f"{{:,.{decimals}f}}".format
+    shown = [text(end) if abs(end) < _LARGE_END else plain_number(end, digits) for end in ends]
+    return [*map(text, numbers), *shown]
 
 
 def _leading(size: float) -> int:

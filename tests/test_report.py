@@ -308,6 +308,32 @@ def test_ranges_stand_beside_the_number_that_sorts() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("values", "ranges", "shown"),
+    [
+        (
+            [0.0012, 0.0040],
+            [(0.0008, 0.0016), (0.0010, 1.5)],
+            ["0.12 (0.08 to 0.16)", "0.40 (0.10 to 150)"],
+        ),
+        ([0.12], [(0.114, 0.126)], ["12.0 (11.4 to 12.6)"]),
+        ([0.12], [(0.11, 0.13)], ["12 (11 to 13)"]),
+        (
+            [1e-7, 1.234],
+            [(0.5e-7, 2e-7), (1.0, np.inf)],
+            ["1e-05 (5e-06 to 2e-05)", "123 (100 to inf)"],
+        ),
+    ],
+)
+def test_a_wide_range_takes_no_digits_from_the_numbers(
+    values: list[float], ranges: list[tuple[float, float]], shown: list[str]
+) -> None:
+    table = pd.DataFrame({"error": values})
+    rows = page_table("t", table, ["error"], {"error": ranges})["rows"]
+    texts = [f"{cell['text']} {cell['range']}" for (cell,) in rows]
+    assert [text.replace("\xa0%", "") for text in texts] == shown
+
+
 def test_page_is_whole_and_needs_no_network(reports: Reports) -> None:
     text = reports.text("several")
     page = Page(text)
