@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import socket
 import subprocess
 import sys
@@ -240,6 +241,19 @@ def test_idle_server_sleeps() -> None:
         assert time.process_time() - before < 0.1
 
 
+@pytest.mark.parametrize("brisk", [False, True])
+def test_waiting_worker_sleeps(brisk: bool) -> None:
+    with Line(configure(1, updates=100), "tcp") as line:
+        connection, snapshot = line.joined(0)
+        connection._brisk = brisk
+        before = time.process_time()
+        line.spawn(0, lambda: connection.push(answer(snapshot, 0, np.ones(1))))
+        time.sleep(0.5)
+        assert time.process_time() - before < 0.1
+        line.serve_until(lambda: 0 in line.replies)
+        assert line.replies[0].version == 1
+
+
 def stranger(line: Line, local: bool = False) -> socket.socket:
     end = line.sockets.endpoint
     if local:
@@ -407,6 +421,44 @@ def test_torn_frames_are_put_together(cuts: list[int]) -> None:
         line.serve_until(lambda: line.server.version == 1)
         np.testing.assert_array_equal(line.server.parameters, line.initial - 0.05 * 2.0)
         connection.close()
+
+
+def torn_answer(line: Line, brisk: bool, first: bytes, rest: bytes) -> Any:
+    """Return what a worker makes of an answer in two parts, the second, if any, after a while."""
+    connection, snapshot = line.joined(0)
+    line.opened.append(connection._socket)
+    ours, theirs = socket.socketpair()
+    connection._socket, connection._brisk = theirs, brisk
+    with ours:
+        ours.sendall(first)  # is there when the worker looks, or waits, for the first time
+        line.spawn(0, lambda: connection.push(answer(snapshot, 0, np.ones(1))))
+        ours.recv(72, socket.MSG_WAITALL)
+        line.serve_until(lambda: not select.select([theirs], [], [], 0)[0])
+        ours.sendall(rest)
+    line.serve_until(lambda: 0 in line.replies)
+    return line.replies[0]
+
+
+WHOLE = bytearray(72)
+wire.pack_snapshot(WHOLE, wire.snapshot_start(0), 8, Snapshot(np.zeros(1), 7, 1, 5, 3))
+WHOLE[64:] = np.array([2.5]).tobytes()
+
+
+@pytest.mark.parametrize("brisk", [False, True])
+@pytest.mark.parametrize("cut", [1, 63, 64, 65, 71])
+def test_torn_answers_are_put_together(cut: int, brisk: bool) -> None:
+    with Line(configure(1, updates=100), "tcp") as line:
+        got = torn_answer(line, brisk, WHOLE[:cut], WHOLE[cut:])
+        assert (got.version, got.epoch, got.sequence, got.batch_size) == (7, 1, 5, 3)
+        np.testing.assert_array_equal(got.parameters, [2.5])
+
+
+@pytest.mark.parametrize("brisk", [False, True])
+@pytest.mark.parametrize("cut", [0, 1, 63, 64, 71])
+def test_server_that_goes_in_mid_answer_is_a_connection_error(cut: int, brisk: bool) -> None:
+    with Line(configure(1, updates=100), "tcp") as line:
+        got = torn_answer(line, brisk, WHOLE[:cut], b"")
+        assert isinstance(got, ConnectionError)
 
 
 def test_worker_that_stops_in_mid_frame_is_closed_in_time() -> None:
