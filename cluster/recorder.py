@@ -39,6 +39,8 @@ class Recorder:
     def __init__(
         self, path: Path, problem: Problem, epoch: int, metrics: Metrics | None = None
     ) -> None:
+        import pandas  # noqa: F401  # else pyarrow does at the first table, with the run at work
+
         self._writer = RunWriter(path)
         self._problem = problem
         self._epoch = epoch

@@ -9,6 +9,7 @@ import json
 import os
 import pickle
 import re
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -490,3 +491,39 @@ def test_one_launcher_at_a_time(tmp_path: Path) -> None:
         pass
     with only_launcher(directory):
         pass
+
+
+FIRST_RECORD = """
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from asgd.config import make_config
+from asgd.problems import make_problem
+from asgd.trace import RunWriter
+from cluster.checkpoint import CHECKPOINTS
+from cluster.lease import Lease
+from cluster.messages import Gradient
+from cluster.recorder import Recorder
+from cluster.server import ParameterServer
+
+path, config = Path(sys.argv[1]), make_config({"cluster": {"workers": 1}})
+RunWriter.create(path, config)
+problem = make_problem(config)
+recorder = Recorder(path, problem, Lease(path / CHECKPOINTS).take())
+server = ParameterServer(config, np.ones(problem.dim))
+server.join(0, 0.0)
+server.receive(Gradient(0, 0, 0, 0, np.ones(problem.dim), 0.0), 1.0)
+before = set(sys.modules)
+recorder.record(server.drain())
+print(*{name.split(".")[0] for name in set(sys.modules) - before})
+"""
+
+
+def test_first_record_does_not_import_half_a_second_of_modules(tmp_path: Path) -> None:
+    """A run of a second would otherwise have one core for a third of it."""
+    command = [sys.executable, "-c", FIRST_RECORD, str(tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "pandas" not in done.stdout
+    assert "pyarrow" not in done.stdout
