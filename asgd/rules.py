@@ -43,10 +43,14 @@ class Rule(NamedTuple):
         The state before the first update, from x_0 of shape (d,).
     update
         The step and the next state, from a gradient of shape (d,).
+    blockwise
+        Whether each number of the step depends on the same one of the gradient alone, and there is
+        no state: then `update` may be given one block of the vectors after another.
     """
 
     init: Callable[[Array], State]
     update: Update
+    blockwise: bool = False
 
 
 def sgd() -> Rule:
@@ -65,7 +69,7 @@ def sgd() -> Rule:
     ) -> tuple[Array, State]:
         return np.multiply(gradient, learning_rate, out=out), state
 
-    return Rule(init, update)
+    return Rule(init, update, blockwise=True)
 
 
 def momentum(zeta: float) -> Rule:
@@ -107,7 +111,7 @@ def staleness_aware() -> Rule:
         reduced = learning_rate / (1 + staleness)
         return plain.update(gradient, state, learning_rate=reduced, staleness=staleness, out=out)
 
-    return Rule(plain.init, update)
+    return Rule(plain.init, update, blockwise=True)
 
 
 def clipped(rule: Rule, norm: float) -> Rule:

@@ -32,6 +32,7 @@ Replies = list[tuple[int, Reply]]
 
 FINISHED = "finished"  # why a server stops that made all its updates
 REMOVED = "removed"  # why it stops one worker and goes on
+_BLOCK = 1 << 15  # numbers of a step made at once: it then never leaves the cache
 
 
 class ParameterServer:
@@ -75,7 +76,8 @@ class ParameterServer:
         self._bound = modes[config.cluster.mode]
         self._drawn = config.cluster.schedule == "uniform"
         self._rule_state = self._rule.init(self.parameters)
-        self._step = np.empty_like(self.parameters)
+        size = min(len(self.parameters), _BLOCK) if self._rule.blockwise else len(self.parameters)
+        self._step = np.empty(size)
         self._seats = {worker: Seat() for worker in range(config.cluster.workers)}
         self._missing = set(self._seats)
         self._held: dict[int, Gradient] = {}
@@ -347,14 +349,14 @@ class ParameterServer:
 
     def _commit(self, update: Update) -> None:
         number, worker, sequence, _, staleness, _, _, seconds, _ = update.row
-        step, self._rule_state = self._rule.update(
-            update.gradient,
-            self._rule_state,
-            learning_rate=self._learning_rate(number),
-            staleness=staleness,
-            out=self._step,
-        )
-        np.subtract(self.parameters, step, out=self.parameters)
+        x, g, out = self.parameters, update.gradient, self._step
+        rates = self._learning_rate(number), staleness
+        if len(out) == len(x):
+            self._make_step(x, g, out, *rates)
+        else:
+            for start in range(0, len(x), len(out)):
+                block = slice(start, start + len(out))
+                self._make_step(x[block], g[block], out[: len(x) - start], *rates)
         self.version += 1
         self._seconds = seconds
         self._staleness_sum += staleness
@@ -370,6 +372,14 @@ class ParameterServer:
             self.ledger.evaluation(self.version, seconds, self.parameters)
         if self.version % run.checkpoint_every == 0:
             self.ledger.checkpoint = self.state()
+
+    def _make_step(
+        self, x: Array, gradient: Array, out: Array, learning_rate: float, staleness: int
+    ) -> None:
+        step, self._rule_state = self._rule.update(
+            gradient, self._rule_state, learning_rate=learning_rate, staleness=staleness, out=out
+        )
+        np.subtract(x, step, out=x)
 
     def _grant(self, worker: int, seat: Seat, now: float) -> tuple[int, Reply]:
         if seat.retired:

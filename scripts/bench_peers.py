@@ -175,13 +175,13 @@ def memory_bytes_per_second(dim: int, seconds: float) -> float:
 def server_bytes(dim: int, dtype: str) -> int:
     """Return the bytes that the server reads and writes for one update over shared memory.
 
-    The norm reads g; the step reads g and is written; the parameters and the step are read and
-    the parameters written; the snapshot reads them and is written. A gradient in float32 is first
-    converted, and the snapshot is half as long.
+    The norm reads g; the step, which stays in the cache, reads g; the parameters are read and
+    written; the snapshot reads them and is written. A gradient in float32 is first converted, and
+    the snapshot is half as long.
     """
     wire = np.dtype(dtype).itemsize
     convert = (wire + 8) if wire == 4 else 0
-    return dim * (convert + 8 + 16 + 24 + 8 + wire)
+    return dim * (convert + 8 + 8 + 16 + 8 + wire)
 
 
 class Discard(RecorderActor):

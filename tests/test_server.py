@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 
 from asgd.config import RunConfig, make_config
 from asgd.draws import WorkerDraws
+from asgd.rules import make_rule
 from asgd.streams import stream
 from asgd.trace import SHARED
 from cluster.ledger import Record
 from cluster.messages import Gradient
+from cluster.server import ParameterServer
 from tests.faults import Crowd, gradients_of, replay
 
 QUADRATIC = {"kind": "quadratic"}
@@ -388,3 +390,26 @@ def check_exactly_once(crowd: Crowd, record: Record) -> None:
     for worker in crowd.workers:
         known = sorted(sequence for w, sequence in applied + lost if w == worker)
         assert known == list(range(len(known)))
+
+
+@pytest.mark.parametrize("size", [1, 2**15, 100_003])
+@pytest.mark.parametrize(
+    "optimizer",
+    [{}, {"rule": "momentum"}, {"rule": "staleness_aware"}, {"clip_norm": 1e-3}],
+    ids=["sgd", "momentum", "staleness_aware", "clipped"],
+)
+def test_steps_of_long_vectors_are_those_of_the_rule(optimizer: dict[str, Any], size: int) -> None:
+    config = make_config({"optimizer": optimizer, "cluster": {"workers": 2}})
+    rng = np.random.default_rng(8)
+    server = ParameterServer(config, rng.normal(size=size))
+    rule = make_rule(config.optimizer)
+    x, state = server.parameters.copy(), rule.init(server.parameters)
+    ((_, first), (_, second)) = [*server.join(0, 0.0), *server.join(1, 0.0)]
+    for staleness, snapshot in enumerate((first, second)):
+        gradient = rng.normal(size=size)
+        message = Gradient(staleness, snapshot.sequence, snapshot.version, 0, gradient, 0.0)
+        server.receive(message, 1.0)
+        rate = config.optimizer.learning_rate
+        step, state = rule.update(gradient, state, learning_rate=rate, staleness=staleness)
+        x -= step
+        np.testing.assert_array_equal(server.parameters, x)
