@@ -81,7 +81,7 @@ def is_logged(config: RunConfig, dimension: int) -> bool:
     """Return whether a run of so many parameters keeps a log.
 
     "auto" does up to 1000 parameters: for each update the log takes the server 3 us with one of
-    them, 10 us with 1000 and 40 us with 10 000, and 1000 updates fill 8 MB, then 80 MB.
+    them, 8 us with 1000 and 31 us with 10 000, and 1000 updates fill 8 MB, then 80 MB.
     `scripts/bench_durability.py` measures this.
     """
     durability = config.run.durability
