@@ -30,9 +30,10 @@ from analysis.likelihood import ESTIMATORS
 from analysis.verdict import CLOSE, LEVEL, Grade, in_words, verdict
 from asgd.errors import InputError, UnreliableEstimateError
 from asgd.events import team_sizes
+from asgd.files import replace_file
 from asgd.staleness import Empirical, Geometric, StalenessLaw, staleness_of
 from asgd.streams import stream
-from asgd.trace import Run, replace_file
+from asgd.trace import Run
 
 Array = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]

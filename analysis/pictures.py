@@ -16,7 +16,8 @@ from analysis.comparison import Comparison
 from analysis.fit import StalenessFit
 from analysis.prediction import MODELS, Prediction
 from analysis.score import Score
-from asgd.trace import Run, replace_file
+from asgd.files import replace_file
+from asgd.trace import Run
 
 # Points of a curve that the page shows values of.
 _HOVER = 400

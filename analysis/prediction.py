@@ -28,8 +28,9 @@ from analysis.sme_law import sme_law
 from analysis.sme_replay import sme_replay
 from analysis.sme_sgd import sme_sgd
 from asgd.errors import InputError, UnreliableEstimateError
+from asgd.files import replace_file
 from asgd.staleness import Geometric
-from asgd.trace import Run, replace_file
+from asgd.trace import Run
 
 MODELS = {
     "sme_sgd": "SME-SGD (no staleness)",

@@ -34,7 +34,8 @@ from analysis.score import Score, compare
 from analysis.setting import last_update, whole
 from asgd.errors import InputError, UnreliableEstimateError
 from asgd.experiment import read_runs
-from asgd.trace import Run, replace_file
+from asgd.files import replace_file
+from asgd.trace import Run
 
 _LONGEST_TABLE = 200  # events listed
 _ERROR_NAMES = {

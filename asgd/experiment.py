@@ -19,14 +19,8 @@ import msgspec
 from asgd.alive import look_for_life
 from asgd.config import RunConfig, load_config
 from asgd.errors import InputError
-from asgd.trace import (
-    Run,
-    check_no_links,
-    default_path,
-    make_directory,
-    read_run,
-    replace_file,
-)
+from asgd.files import check_no_links, make_directory, replace_file
+from asgd.trace import Run, default_path, read_run
 
 
 def run_repeats(

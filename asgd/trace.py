@@ -16,7 +16,6 @@ there; events are appended line by line and a torn line is ignored.
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 import os
@@ -34,6 +33,7 @@ import numpy as np
 
 from asgd.config import RunConfig, load_config
 from asgd.errors import InputError
+from asgd.files import check_no_links, make_directory, replace_file
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -72,70 +72,6 @@ _ENDS = {
     "failed": "failed",
     "server_restored": "unfinished",
 }
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Write a file under a temporary name and rename it: readers see the old one or the new."""
-    temporary = path.with_name(f".{path.name}.tmp")  # hidden: pandas reads whole directories
-    try:
-        temporary.unlink(missing_ok=True)  # it might be a link, which writing would follow
-        with open(temporary, "wb", opener=_without_links) as file:
-            file.write(content)
-        os.replace(temporary, path)
-    except OSError as error:
-        # The name that a reader knows, unless the other one is what is in the way.
-        error.filename = os.fspath(temporary if temporary.is_dir() else path)
-        raise
-
-
-def _without_links(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
-
-
-def check_no_links(directory: Path) -> None:
-    """Refuse a run directory, or one of repeats, that leads out of itself.
-
-    A stranger's might, to have files elsewhere read into a report, written to or removed.
-
-    Raises
-    ------
-    InputError
-        Something in it, or in a directory in it, is a link, a pipe or the like, or cannot be read.
-    """
-    try:
-        inside = [one for one in directory.iterdir() if one.is_dir() and not one.is_symlink()]
-        for place in (directory, *inside):
-            with contextlib.suppress(FileNotFoundError), os.scandir(place) as entries:
-                for entry in entries:
-                    _check_own(entry)
-    except OSError as error:
-        where = error.filename or directory
-        raise InputError(f"{where}: cannot be read ({error.strerror or error})") from None
-
-
-def _check_own(entry: os.DirEntry[str]) -> None:
-    own = entry.is_file(follow_symlinks=False) or entry.is_dir(follow_symlinks=False)
-    if not own and os.path.lexists(entry):  # a run at work removes files meanwhile
-        raise InputError(
-            f"{entry.path}: is neither a file nor a directory, which is all that a run directory "
-            "holds"
-        )
-
-
-def make_directory(path: Path) -> None:
-    """Make a directory for new results.
-
-    Raises
-    ------
-    InputError
-        It cannot be made, or holds something already.
-    """
-    try:
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise InputError(f"{path}: exists and is not empty; choose another --out")
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
 
 
 class RunWriter:

@@ -89,7 +89,6 @@ class SocketConnection:
             raise _connection_error(error) from error
         self._received = memory.snapshot if memory else vectors.view(self._in)
         self._outgoing = memory.gradient if memory else vectors.view(self._out)
-        self._shape = self._outgoing.shape
         self._native = self._received.dtype == np.float64
         self._parameters: Array = self._received if self._native else np.empty(vectors.dimension)
         self._read_only = self._parameters.view()
@@ -101,7 +100,7 @@ class SocketConnection:
 
     def push(self, gradient: Gradient) -> Reply:
         """Deliver a gradient and ask for the next snapshot."""
-        if gradient.gradient.shape != self._shape:
+        if gradient.gradient.shape != self._outgoing.shape:
             return self._ask(wire.pack_misfit(gradient))
         wire.copy_vector(self._outgoing, gradient.gradient)
         wire.pack_push(self._push, self._push_start, gradient)

@@ -80,8 +80,8 @@ def processes(directory: str) -> list[int]:
     """Return the processes of the Ray that has its files in a directory, and theirs.
 
     Each has the mark in its environment but for those that give themselves a title, which
-    overwrites the environment; they keep their log files. Others that look into the directory, as
-    `tail` on a log does, and the children of the driver are not among them.
+    overwrites the environment, and those that exit; they keep their log files. Others that look
+    into the directory, as `tail` on a log does, and the children of the driver are not among them.
     """
     return [
         int(process.name)

@@ -20,7 +20,8 @@ import msgspec
 from asgd.alive import look_for_life
 from asgd.config import RunConfig
 from asgd.errors import InputError
-from asgd.trace import read_run, replace_file
+from asgd.files import replace_file
+from asgd.trace import read_run
 from cluster.checkpoint import CHECKPOINTS
 
 MOST_WORKERS = 512  # far more would not be started on purpose

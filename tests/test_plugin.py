@@ -316,7 +316,7 @@ def test_nothing_is_imported_for_other_kinds(plugin):
         ("pathlib:Path.touch", {}),
         ("pandas:read_pickle", {"filepath_or_buffer": "harm.pickle"}),
         ("joblib:load", {"filename": "harm.pickle"}),
-        ("asgd.trace:replace_file", {"path": "harm", "content": ""}),
+        ("asgd.files:replace_file", {"path": "harm", "content": ""}),
         ("cluster.guard:subprocess", {}),
         ("user_problem:run", {"args": ["touch", "harm"]}),
     ],

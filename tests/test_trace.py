@@ -9,13 +9,8 @@ import pytest
 
 from asgd.config import make_config
 from asgd.errors import InputError
-from asgd.trace import (
-    MEMBER_COLUMNS,
-    TRACE_COLUMNS,
-    RunWriter,
-    read_run,
-    replace_file,
-)
+from asgd.files import replace_file
+from asgd.trace import MEMBER_COLUMNS, TRACE_COLUMNS, RunWriter, read_run
 
 
 def rows(first: int, count: int) -> dict[str, np.ndarray]:
