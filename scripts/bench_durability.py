@@ -174,7 +174,9 @@ def log_alone(repeats: int) -> None:
 
 
 def actor(kind: type, *arguments: Any) -> Any:
-    return ray.remote(kind).options(num_cpus=0, max_concurrency=32).remote(*arguments)
+    """Start an actor as `cluster.fleet` does: the server alone takes several calls at once."""
+    options = {"max_concurrency": 32} if issubclass(kind, ServerActor) else {}
+    return ray.remote(kind).options(num_cpus=0, **options).remote(*arguments)
 
 
 def main(arguments: Iterable[str] | None = None) -> None:
