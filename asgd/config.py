@@ -7,6 +7,7 @@ refused with the key, the value and what would be accepted.
 
 from __future__ import annotations
 
+import codecs
 import difflib
 import itertools
 import json
@@ -267,7 +268,7 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
     """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = _read_text(path)
         data = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
     except FileNotFoundError:
         raise InputError(
@@ -282,6 +283,24 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
     for entry in overrides:
         _override(data, entry)
     return make_config(data)
+
+
+def _read_text(path: Path) -> str:
+    """Read a file of UTF-8, with or without the mark in front that editors of Windows write.
+
+    Raises
+    ------
+    OSError, ValueError
+        It cannot be read, or is not of UTF-8.
+    """
+    content = path.read_bytes()
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in content[:2]:
+        raise ValueError("its encoding is UTF-16; save it as UTF-8")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"line {line} is not UTF-8; save it as UTF-8") from None
 
 
 def make_config(data: Mapping[str, Any] | None = None) -> RunConfig:

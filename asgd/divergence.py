@@ -9,7 +9,13 @@ from asgd.schedules import learning_rate_schedule
 DIVERGED = "the run diverged"  # how every message begins
 
 NOT_FINITE = "not finite"  # what is wrong with such a gradient
-REMEDY = "lower optimizer.learning_rate, or look for a mistake in the problem's gradient"
+
+
+def remedy(update: int) -> str:
+    """Return what to do about a gradient that is not finite, before so many updates."""
+    if update == 0:  # no learning rate has made a difference yet
+        return "it is that of the initial point: look for NaN in the data"
+    return "lower optimizer.learning_rate, or look for a mistake in the problem's gradient"
 
 
 def check_divergence(config: RunConfig, first: float, latest: float, update: int) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 from asgd.alive import sign_of_life
 from asgd.config import RunConfig
 from asgd.delays import ComputeTime
-from asgd.divergence import NOT_FINITE, REMEDY, check_divergence
+from asgd.divergence import NOT_FINITE, check_divergence, remedy
 from asgd.draws import WorkerDraws
 from asgd.errors import InputError, RunFailedError
 from asgd.experiment import run_repeats
@@ -100,7 +100,8 @@ def _make(descent: _Descent, record: _Record, writer: RunWriter, config: RunConf
         error.run = writer.path
         raise
     except Exception as error:  # the user's own problem may raise anything
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
+        reason = f"{kind}{' '.join(str(error).split())}"
         record.flush()
         writer.event("failed", reason=reason)
         raise RunFailedError(f"update {descent.applied}: {reason}") from error
@@ -109,7 +110,7 @@ def _make(descent: _Descent, record: _Record, writer: RunWriter, config: RunConf
 
 
 def _not_finite(update: int) -> str:
-    return f"update {update}: the gradient is {NOT_FINITE}; {REMEDY}"
+    return f"update {update}: the gradient is {NOT_FINITE}; {remedy(update)}"
 
 
 def _server_order(config: RunConfig, draws: WorkerDraws) -> ServerOrder:

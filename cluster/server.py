@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from asgd.config import RunConfig
-from asgd.divergence import NOT_FINITE, REMEDY
+from asgd.divergence import NOT_FINITE, remedy
 from asgd.rules import make_rule
 from asgd.schedules import batch_schedule, learning_rate_schedule
 from asgd.streams import stream
@@ -398,10 +398,10 @@ class ParameterServer:
         self._note("gradient_rejected", gradient.worker, seat, reason=defect)
         seat.sequence += 1
         if self._rejected > self._config.run.max_bad_gradients:
-            remedy = f"; {REMEDY}" if defect == NOT_FINITE else ""
+            advice = f"; {remedy(self.version)}" if defect == NOT_FINITE else ""
             return self.stop(
                 f"{self._rejected} gradients were refused; the last one, of worker "
-                f"{gradient.worker} before update {self.version}: {defect}{remedy}"
+                f"{gradient.worker} before update {self.version}: {defect}{advice}"
             )
         return [self._grant(gradient.worker, seat, now)]
 

@@ -92,3 +92,35 @@ def test_files_that_are_no_configuration_are_refused(tmp_path: Path, content: by
 def test_missing_file_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"nowhere\.toml"):
         load_config(tmp_path / "nowhere.toml")
+
+
+TEXT = '[problem]\nkind = "quadratic"\n# Läufe\n[run]\nseed = 3\n'
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_what_an_editor_of_windows_writes_is_read(
+    tmp_path: Path, encoding: str, newline: str
+) -> None:
+    path = tmp_path / "run.toml"
+    path.write_bytes(TEXT.replace("\n", newline).encode(encoding))
+    assert load_config(path).run.seed == 3
+    path = tmp_path / "config.json"
+    path.write_bytes(make_config().to_json().replace("\n", newline).encode(encoding))
+    assert load_config(path) == make_config()
+
+
+@pytest.mark.parametrize(
+    ("encoding", "message"),
+    [
+        ("utf-16", "its encoding is UTF-16; save it as UTF-8"),
+        ("utf-16-le", "its encoding is UTF-16; save it as UTF-8"),
+        ("utf-16-be", "its encoding is UTF-16; save it as UTF-8"),
+        ("cp1252", "line 3 is not UTF-8; save it as UTF-8"),
+    ],
+)
+def test_another_encoding_is_named(tmp_path: Path, encoding: str, message: str) -> None:
+    path = tmp_path / "run.toml"
+    path.write_bytes(TEXT.encode(encoding))
+    with pytest.raises(InputError, match=f"not a valid configuration file: {message}$"):
+        load_config(path)

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from asgd.config import make_config
-from asgd.errors import InputError
+from asgd.errors import InputError, RunFailedError
 from asgd.problems import LeastSquares, make_problem
+from asgd.simulation import simulate
 
 PLAIN = """
     import numpy as np
@@ -288,8 +289,168 @@ def test_what_cannot_be_used_is_refused_in_one_line(plugin, factory, message):
 
 
 def test_a_factory_that_raises(plugin):
-    with pytest.raises(InputError, match=r"factory raised TypeError: .*'absent'"):
-        plugin("", options={"absent": 1})
+    raising = """
+        def make(n):
+            raise LookupError("no data")
+    """
+    with pytest.raises(
+        InputError, match=r"factory raised LookupError: no data \(.*user_problem.py"
+    ):
+        plugin(raising, "make", {"n": 3})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"n": 5, "absent": 1}, "got an unexpected keyword argument 'absent'; Ridge takes n, l2"),
+        ({"l2": 1.0}, "missing a required argument: 'n'; Ridge takes n, l2"),
+    ],
+)
+def test_an_unknown_option_names_the_class_and_what_it_takes(plugin, options, message):
+    source = """
+        class Ridge(Regression):
+            def __init__(self, n, l2=0.1):
+                super().__init__(n, l2)
+    """
+    with pytest.raises(InputError, match=message) as caught:
+        plugin(source, "Ridge", options)
+    assert "plugin.py" not in str(caught.value)
+
+
+def test_a_method_of_other_arguments_is_not_said_to_be_ours(plugin):
+    source = """
+        class NoIndices(Regression):
+            def gradient(self, x):
+                return x
+    """
+    with pytest.raises(InputError, match=r"NoIndices.gradient\(\) takes 2 positional") as caught:
+        plugin(source, "NoIndices")
+    assert "plugin.py" not in str(caught.value)
+
+
+FOREIGN = """
+    class Tensor:
+        def __init__(self, values, dtype="float32", why=None):
+            self.values, self.dtype, self.why = values, dtype, why
+
+        def __array__(self, dtype=None, copy=None):
+            if self.why is not None:
+                raise RuntimeError(self.why)
+            if self.dtype == "bfloat16" and dtype != np.float32:
+                raise TypeError("NumPy has no bfloat16")
+            return np.asarray(self.values, dtype=dtype)
+
+    class Layers(Regression):
+        def gradient(self, x, indices):
+            whole = super().gradient(x, indices)
+            return [whole[:2], whole[2:]]
+
+    class Graph(Regression):
+        def gradient(self, x, indices):
+            return Tensor(x, why="Can't call numpy() on Tensor that\\nrequires grad")
+
+    class Device(Regression):
+        def loss(self, x):
+            return Tensor(0.0, why="can't convert cuda:0 device type tensor to numpy")
+
+    class Start(Regression):
+        def initial_point(self, rng):
+            return [np.zeros(2), np.zeros(1)]
+
+    class Samples(Regression):
+        def sample_gradients(self, x):
+            return Tensor(x, why="on a device")
+
+    class Nothing(Regression):
+        def loss(self, x):
+            pass
+
+    class MissingData(Regression):
+        def __init__(self):
+            super().__init__()
+            self.target[7] = np.nan
+
+    class Half(Regression):
+        def loss(self, x):
+            with np.errstate(over="ignore"):
+                return np.float16(1e6 * super().loss(x))
+
+    class Brain(Regression):
+        def gradient(self, x, indices):
+            return Tensor(super().gradient(x, indices), "bfloat16")
+
+        def sample_gradients(self, x):
+            rows = (self.features @ x - self.target)[:, None] * self.features + self.l2 * x
+            cut = rows.astype(np.float32).view(np.int32) & ~0xFFFF  # 8 bits are left
+            return Tensor(cut.view(np.float32), "bfloat16")
+"""
+
+
+@pytest.mark.parametrize(
+    ("factory", "message"),
+    [
+        (
+            "Layers",
+            r"gradient\(x\) returned an object of type list, which does not become an array",
+        ),
+        ("Layers", r"shape \(3,\); np.concatenate\(\[np.ravel\(layer\) for layer in layers\]\)"),
+        ("Graph", r"gradient\(x\) returned an object of type Tensor, .*that requires grad\): exp"),
+        ("Graph", r"expected shape \(3,\); tensor.detach\(\).cpu\(\).numpy\(\) makes an array"),
+        ("Device", r"loss\(x\) returned .*cuda:0 device.*: expected a number; tensor.detach"),
+        ("Start", r"initial_point\(rng\) returned an object of type list"),
+        ("Samples", r"sample_gradients\(x\) returned .* on a device\): expected shape \(50, 3\)"),
+        ("Nothing", r"loss\(x\) returned an object of type NoneType: expected a number"),
+        ("MissingData", r"loss\(x\) is NaN at the initial point: look for NaN in the data"),
+        (
+            "Half",
+            r"loss\(x\) is not finite in float16, which ends at 65504: return float32 or float64",
+        ),
+    ],
+)
+def test_what_does_not_become_an_array_is_refused_in_one_line(plugin, factory, message):
+    with pytest.raises(InputError, match=message) as caught:
+        plugin(FOREIGN, factory)
+    assert "\n" not in str(caught.value)
+
+
+def test_bfloat16_is_taken_as_float16_is(plugin):
+    """Of a type that NumPy knows by its name only: no library here brings it."""
+    x, batch = np.array([1.0, -2.0, 0.5]), np.array([3, 3, 17])
+    problem = plugin(FOREIGN, "Brain")
+    expected = same_regression().gradient(x, batch)
+    for points in (x, np.array([x, x])):
+        value = problem.gradient(points, batch)
+        assert value.dtype == np.float64
+        np.testing.assert_allclose(value, np.broadcast_to(expected, points.shape), rtol=1e-6)
+
+
+def test_where_float16_overflows_it_is_named_and_not_the_learning_rate(plugin, tmp_path):
+    steep = """
+        class Steep(Regression):
+            def gradient(self, x, indices):
+                with np.errstate(over="ignore"):
+                    return (-5.0 * super().gradient(x, indices)).astype(np.float16)
+    """
+    plugin(steep, "Steep")
+    run = {"divergence_factor": 1e300}
+    config = make_config({"problem": {"kind": "user_problem:Steep"}, "run": run})
+    with pytest.raises(
+        RunFailedError, match=r"update \d+: Steep.gradient is not finite in float16"
+    ):
+        simulate(config, tmp_path / "run")
+
+
+def test_a_first_gradient_that_is_not_finite_hints_at_the_data(plugin, tmp_path):
+    """One that no trial met."""
+    later = """
+        class Later(Regression):
+            def gradient(self, x, indices):
+                return (np.nan if len(indices) == 16 else 1.0) * super().gradient(x, indices)
+    """
+    plugin(later, "Later")
+    config = make_config({"problem": {"kind": "user_problem:Later"}})
+    with pytest.raises(RunFailedError, match=r"update 0: .* not finite; .*: look for NaN in the d"):
+        simulate(config, tmp_path / "run")
 
 
 def test_modules_that_do_not_import(plugin):

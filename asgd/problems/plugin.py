@@ -9,8 +9,8 @@ The factory is called with the entries of `problem.options` and returns an objec
 
 and, where it has them, `sample_gradients(x)` of shape (n, d), `gradient_noise(x, rng)` of shape
 (d,) with covariance S(x), and `hessian(x)` of shape (d, d). Floats of any size, in arrays or
-lists, are taken as float64. If `indices` has a default, the full gradient is asked for as
-`gradient(x)`, else with all sample numbers.
+lists, are taken as float64, bfloat16 too; where float16 overflows, it is named. If `indices` has a
+default, the full gradient is asked for as `gradient(x)`, else with all sample numbers.
 
 Methods are called point by point. Where `loss` and `gradient` turn out on a trial to treat an
 array of points (k, d) row by row, they are given whole ensembles instead. An object that inherits
@@ -31,6 +31,7 @@ import os
 import sys
 import sysconfig
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
@@ -46,6 +47,7 @@ _METHODS = ("initial_point", "loss", "gradient")
 _REQUIRED = ("dim", "n_samples", *_METHODS)
 _TRIAL_BATCH = 3
 _LARGEST_HESSIAN = 1000  # rows of a Hessian small enough to be formed only to look at it
+_SPACING = {"bfloat16": 2.0**-7, "float16": 2.0**-10}  # relative, of the numbers of a short type
 
 
 def load_plugin(kind: str, options: Mapping[str, Any]) -> Problem:
@@ -66,6 +68,7 @@ def load_plugin(kind: str, options: Mapping[str, Any]) -> Problem:
     """
     where = f"problem.kind = {kind!r}"
     factory = _import_factory(kind, where)
+    _check_options(where, factory, options)
     user = _call(where, "factory", lambda: factory(**options))
     missing = [name for name in _REQUIRED if not hasattr(user, name)]
     if missing:
@@ -104,22 +107,26 @@ class PluginProblem(Problem):
 
     def initial_point(self, rng: np.random.Generator) -> Array:
         """Return x_0, shape (d,)."""
-        return np.array(self._user.initial_point(rng), dtype=float)
+        return np.array(self._array("initial_point", self._user.initial_point(rng)), dtype=float)
 
     def loss(self, x: Array) -> Array:
         """Return f(x), shape (...)."""
-        return self._map(self._user.loss, x, self._rowwise)
+        return self._map("loss", self._user.loss, x, self._rowwise)
 
     def gradient(self, x: Array, indices: Indices | None = None) -> Array:
         """Return the mean gradient over a mini-batch, or grad f(x), shape (..., d)."""
         if indices is None:
-            return self._map(_full_gradient(self._user), x, self._rowwise)
+            return self._map("gradient", _full_gradient(self._user), x, self._rowwise)
         if indices.ndim == 1:
-            return self._map(lambda p: self._user.gradient(p, indices), x, self._rowwise)
+            of_batch = lambda p: self._user.gradient(p, indices)  # noqa: E731
+            return self._map("gradient", of_batch, x, self._rowwise)
         lead = np.broadcast_shapes(x.shape[:-1], indices.shape[:-1])
         points = np.broadcast_to(x, (*lead, self.dim)).reshape(-1, self.dim)
         batches = np.broadcast_to(indices, (*lead, indices.shape[-1])).reshape(len(points), -1)
-        rows = [self._user.gradient(p, i) for p, i in zip(points, batches, strict=True)]
+        rows = [
+            self._array("gradient", self._user.gradient(p, i))
+            for p, i in zip(points, batches, strict=True)
+        ]
         return np.array(rows, dtype=x.dtype).reshape(*lead, self.dim)
 
     @property
@@ -131,29 +138,37 @@ class PluginProblem(Problem):
         """Return grad f_i(x) for every sample, shape (..., n, d)."""
         if not self.gives_sample_gradients:
             return super().sample_gradients(x)
-        return self._map(self._user.sample_gradients, x)
+        return self._map("sample_gradients", self._user.sample_gradients, x)
 
     def gradient_and_noise(self, x: Array, rng: np.random.Generator) -> tuple[Array, Array]:
         """Return grad f(x) and noise of covariance S(x): the user's own draws where given."""
         if hasattr(self._user, "gradient_noise"):
-            noise = self._map(lambda p: self._user.gradient_noise(p, rng), x)
-            return self.gradient(x), noise
+            draw = lambda p: self._user.gradient_noise(p, rng)  # noqa: E731
+            return self.gradient(x), self._map("gradient_noise", draw, x)
         return super().gradient_and_noise(x, rng)
 
     def hessian(self, x: Array) -> Array:
         """Return the Hessian of f at x, shape (..., d, d): the user's own where given."""
         if not hasattr(self._user, "hessian"):
             return super().hessian(x)
-        return self._map(self._user.hessian, x)
+        return self._map("hessian", self._user.hessian, x)
 
-    def _map(self, function: Callable[[Array], Any], x: Array, rowwise: bool = False) -> Array:
-        """Apply a function of single points to all points of x; results have the type of x."""
+    def _map(
+        self, name: str, function: Callable[[Array], Any], x: Array, rowwise: bool = False
+    ) -> Array:
+        """Apply a method of single points to all points of x; results have the type of x."""
         if x.ndim == 1:
-            return np.asarray(function(x), dtype=x.dtype)[()]
+            return np.asarray(self._array(name, function(x)), dtype=x.dtype)[()]
         points = x.reshape(-1, self.dim)
-        values = function(points) if rowwise else [function(point) for point in points]
-        result = np.asarray(values, dtype=x.dtype)
+        if rowwise:
+            result = np.asarray(self._array(name, function(points)), dtype=x.dtype)
+        else:
+            rows = [self._array(name, function(point)) for point in points]
+            result = np.asarray(rows, dtype=x.dtype)
         return result.reshape((*x.shape[:-1], *result.shape[1:]))[()]
+
+    def _array(self, method: str, returned: Any) -> Array:
+        return _as_array(f"{type(self._user).__name__}.{method}", returned)
 
 
 class _Trial:
@@ -162,6 +177,7 @@ class _Trial:
     def __init__(self, where: str, user: Any) -> None:
         self.where = where
         self.user = user
+        self.spacing = 0.0  # of the numbers it returns, where their type is short
         self.dim, n = int(user.dim), int(user.n_samples)
         rng = stream(0, "plugin")
         start = self._array("initial_point(rng)", lambda: user.initial_point(rng), (self.dim,))
@@ -184,7 +200,9 @@ class _Trial:
         if hasattr(user, "sample_gradients"):
             shape = (int(user.n_samples), d)
             rows = self._array("sample_gradients(x)", lambda: user.sample_gradients(self.x), shape)
-            if not np.allclose(rows.mean(axis=0), self.full, rtol=1e-5, atol=1e-7):
+            off = np.abs(rows.mean(axis=0, dtype=float) - self.full)
+            near = 1e-5 * np.abs(self.full) + self.spacing * np.abs(rows).max(axis=0) + 1e-7
+            if np.any(off > near):
                 raise InputError(
                     f"{self.where}: the mean of sample_gradients(x) over the samples is not "
                     "gradient(x)"
@@ -213,27 +231,77 @@ class _Trial:
             )
 
     def _same_by_row(self, function: Callable[[Array], Any]) -> bool:
-        return _agree(
-            lambda: function(self.points), np.array([function(point) for point in self.points])
-        )
+        name = "loss or gradient near the initial point"
+        where = f"{self.where}: {name}"
+        calls = [partial(function, point) for point in self.points]
+        rows = [_as_array(where, _call(self.where, name, call)) for call in calls]
+        return _agree(lambda: function(self.points), np.array(rows))
 
     def _array(self, name: str, call: Callable[[], Any], shape: tuple[int, ...]) -> Array:
-        value = np.asarray(_call(self.where, name, call))
+        where = f"{self.where}: {name}"
+        expected = "a number" if shape == () else f"shape {shape}"
+        returned = _call(self.where, name, call)
+        value = _as_array(where, returned, expected)
+        spacings = [gap for short, gap in _SPACING.items() if _type_name(returned).endswith(short)]
+        self.spacing = max(self.spacing, *spacings[:1], 0.0)
         if value.shape != shape:
-            expected = "a number" if shape == () else f"shape {shape}"
-            raise InputError(f"{self.where}: {name} has shape {value.shape}: expected {expected}")
+            raise InputError(f"{where} has shape {value.shape}: expected {expected}")
         if not np.issubdtype(value.dtype, np.floating):
-            raise InputError(f"{self.where}: {name} is of type {value.dtype}: expected floats")
+            raise InputError(f"{where} is of type {value.dtype}: expected floats")
+        if np.any(np.isnan(value)):
+            raise InputError(f"{where} is NaN at the initial point: look for NaN in the data")
         if not np.all(np.isfinite(value)):
-            raise InputError(f"{self.where}: {name} is not finite at the initial point")
+            raise InputError(f"{where} is not finite at the initial point")
         return value
+
+
+def _as_array(where: str, returned: Any, expected: str = "floats") -> Array:
+    """Return what a method returned as an array.
+
+    Raises
+    ------
+    InputError
+        NumPy makes no array of numbers of it, or it overflowed in float16.
+    """
+    try:
+        if _type_name(returned).endswith("bfloat16"):  # which NumPy does not have
+            # A tensor of PyTorch converts itself, an array of JAX is converted.
+            returned = returned.float() if hasattr(returned, "float") else np.float32(returned)
+        value = np.asarray(returned)
+    except Exception as error:  # a tensor's own code may raise anything
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        remedy = (
+            "np.concatenate([np.ravel(layer) for layer in layers]) makes one vector of layers"
+            if isinstance(returned, list | tuple)
+            else "tensor.detach().cpu().numpy() makes an array of a tensor"
+        )
+        raise InputError(
+            f"{where} returned {_kind(returned)}, which does not become an array ({reason}): "
+            f"expected {expected}; {remedy}"
+        ) from error
+    if value.dtype == object:
+        raise InputError(f"{where} returned {_kind(returned)}: expected {expected}")
+    if value.dtype == np.float16 and not np.all(np.isfinite(value)):
+        raise InputError(
+            f"{where} is not finite in float16, which ends at 65504: return float32 or float64"
+        )
+    return value
+
+
+def _type_name(returned: Any) -> str:
+    """Return what a library calls the type of the numbers, "" where they are not its own."""
+    return str(getattr(returned, "dtype", ""))
+
+
+def _kind(value: Any) -> str:
+    return f"an object of type {type(value).__name__}"
 
 
 def _agree(call: Callable[[], Any], expected: Array) -> bool:
     """Whether a trial call succeeds, quietly, with the expected result."""
     try:
         with np.errstate(all="ignore"):
-            value = np.asarray(call())
+            value = _as_array("", call())
     except Exception:  # user code may raise anything when it is not made for this
         return False
     return value.shape == expected.shape and np.allclose(value, expected, rtol=1e-9, atol=1e-12)
@@ -279,6 +347,21 @@ def _import_factory(kind: str, where: str) -> Callable[..., Any]:
     return cast(Callable[..., Any], factory)
 
 
+def _check_options(where: str, factory: Callable[..., Any], options: Mapping[str, Any]) -> None:
+    """Refuse options that are no arguments of the factory, by its own name."""
+    try:
+        signature = inspect.signature(factory)
+    except (TypeError, ValueError):  # some classes written in C have none
+        return
+    try:
+        signature.bind(**options)
+    except TypeError as error:
+        accepted = ", ".join(signature.parameters) or "none"
+        raise InputError(
+            f"{where}: problem.options: {error}; {factory.__name__} takes {accepted}"
+        ) from error
+
+
 def _is_installed(module: ModuleType) -> bool:
     """Return whether a module is of Python, of an installed package or of this one."""
     if module.__name__.partition(".")[0] in (*_OURS, *sys.stdlib_module_names):
@@ -298,9 +381,10 @@ def _call(where: str, name: str, call: Callable[[], Any]) -> Any:
 
 
 def _line(error: BaseException) -> str:
-    """Return an exception as one line: its type, its message, where it was raised."""
+    """Return an exception as one line: its type, its message, where the user's code raised it."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
-    place = f" ({trace.tb_frame.f_code.co_filename}:{trace.tb_lineno})" if trace else ""
+    file = trace.tb_frame.f_code.co_filename if trace else __file__
+    place = f" ({file}:{trace.tb_lineno})" if trace and file != __file__ else ""
     return f"{type(error).__name__}: {' '.join(str(error).split())}{place}"
