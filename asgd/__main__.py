@@ -11,7 +11,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -358,22 +358,23 @@ def _train(config: RunConfig, out: Path, address: str | None, quiet: bool, lines
             run_cluster(config, out, address, live)
 
     # Repeats share one Ray.
-    port = config.metrics.port
-    with ray_session(address, metrics_port=port) if config.run.repeats > 1 else nullcontext():
+    page = config.metrics.page
+    with ray_session(address, metrics_port=page) if config.run.repeats > 1 else nullcontext():
         return run_repeats(config, out, one)
 
 
 def _resume(path: Path, address: str | None, quiet: bool, lines: bool) -> Path:
+    from asgd.config import load_config
     from asgd.experiment import unfinished_repeats
     from asgd.live import LiveRun
     from cluster.launch import resume
     from cluster.launch import run as run_cluster
     from cluster.session import ray_session
 
-    with (
-        unfinished_repeats(path) as left,
-        ray_session(address) if len(left) > 1 else nullcontext(),
-    ):
+    with unfinished_repeats(path) as left, ExitStack() as shared:
+        if len(left) > 1:
+            page = load_config(path / "config.json").metrics.page
+            shared.enter_context(ray_session(address, metrics_port=page))
         for directory, config in left:
             with LiveRun("train", directory, quiet=quiet, lines=lines) as live:
                 if config is None:

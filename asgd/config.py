@@ -235,6 +235,11 @@ class MetricsConfig(_Table, frozen=True):
     prometheus: bool = False
     port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 0
 
+    @property
+    def page(self) -> int | None:
+        """Port of the page, None without one: whoever reaches it can read it."""
+        return self.port if self.prometheus else None
+
 
 class RunConfig(_Table, frozen=True):
     """A whole run."""

@@ -268,11 +268,10 @@ class RecorderActor:
     def _open(self) -> None:
         problem, wanted = make_problem(self._config), self._config.metrics
         known = RunWriter(self._path).recorded_updates()
-        page = metrics_page() if wanted.prometheus else None
         with Lease(self._path / CHECKPOINTS).held(self._epoch):
             metrics = Metrics.open(wanted, self._path, self._epoch, known)
-            if page is not None:
-                RunWriter(self._path).event("metrics", url=page)
+            if wanted.prometheus:  # null: this Ray, which is not ours, shows no page
+                RunWriter(self._path).event("metrics", url=metrics_page())
         self._recorder = Recorder(self._path, problem, self._epoch, metrics)
 
     def _attempt(self, step: Callable[[], None]) -> None:

@@ -12,7 +12,7 @@ import ray
 from ray.exceptions import ActorUnschedulableError, RayActorError, RayError
 
 from asgd.alive import sign_of_life
-from asgd.config import RunConfig
+from asgd.config import RunConfig, load_config
 from asgd.divergence import check_divergence
 from asgd.errors import InputError, RunFailedError
 from asgd.experiment import run_repeats, unfinished_repeats
@@ -70,7 +70,7 @@ def run(
     initial = _initial(config)
     check_address(address)
     if config.run.repeats > 1:
-        with ray_session(address, _object_store_bytes(config, initial)):
+        with ray_session(address, _object_store_bytes(config, initial), config.metrics.page):
             return run_repeats(config, out, lambda one, path: run(one, path, address, progress))
     writer = RunWriter.create(out if out is not None else default_path(config), config)
     with only_launcher(writer.path / CHECKPOINTS), sign_of_life(writer.path):
@@ -99,10 +99,10 @@ def resume(
     RunFailedError, KeyboardInterrupt
         As for `run`.
     """
-    with (
-        unfinished_repeats(path) as left,
-        ray_session(address) if len(left) > 1 else contextlib.nullcontext(),
-    ):
+    with unfinished_repeats(path) as left, contextlib.ExitStack() as shared:
+        if len(left) > 1:
+            page = load_config(Path(path) / "config.json").metrics.page
+            shared.enter_context(ray_session(address, metrics_port=page))
         for directory, anew in left:
             if anew is None:
                 _resume_one(directory, address, progress)
@@ -145,7 +145,7 @@ def _launch(
     resumed: bool,
 ) -> Path:
     try:
-        with ray_session(address, _object_store_bytes(config, initial), config.metrics.port):
+        with ray_session(address, _object_store_bytes(config, initial), config.metrics.page):
             _supervise(config, initial, writer, progress, resumed)
         writer.event("finish")
     except RunFailedError as error:

@@ -56,7 +56,9 @@ def worker_node(places: Iterable[str], avoided: str | None = None) -> str:
     return min(nodes, key=load)
 
 
-def metrics_page() -> str:
-    """Return where Prometheus finds the metrics of the processes on this node."""
+def metrics_page() -> str | None:
+    """Return where Prometheus finds the metrics of this node's processes; None: nowhere."""
     node = alive_nodes()[str(ray.get_runtime_context().get_node_id())]
+    if node["MetricsExportPort"] <= 0:
+        return None
     return f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"

@@ -32,17 +32,21 @@ _log = logging.getLogger(__name__)
 
 _SECONDS_TO_EXIT = 5.0
 _SECONDS_TO_ANSWER = 5.0
-# The longest path of a Unix socket is 107 bytes, of which Ray's part and our name take about 85.
+_INNER = "r"  # Ray's directory in our private one
+# The longest path of a Unix socket is 107 bytes, of which Ray's part and our names take up to 87.
 _LONGEST_DIRECTORY = 20
 
 
 @contextmanager
 def ray_session(
-    address: str | None = None, object_store_bytes: int = 100_000_000, metrics_port: int = 0
+    address: str | None = None,
+    object_store_bytes: int = 100_000_000,
+    metrics_port: int | None = None,
 ) -> Iterator[None]:
     """Provide a Ray for the block: one that is running in this process, `address`, or our own.
 
-    Our own opens its page of metrics at `metrics_port`, 0 for any free one.
+    Our own shows its page of metrics, which asks for no token, only where `metrics_port` says at
+    which port, 0 for any free one.
 
     Raises
     ------
@@ -98,7 +102,7 @@ def _joined(address: str) -> Iterator[None]:
 
 
 @contextmanager
-def _own(object_store_bytes: int, metrics_port: int) -> Iterator[None]:
+def _own(object_store_bytes: int, metrics_port: int | None) -> Iterator[None]:
     token = secrets.token_hex(32)
     with (
         _restored_process_state(),
@@ -115,12 +119,16 @@ def _own(object_store_bytes: int, metrics_port: int) -> Iterator[None]:
             RAY_worker_maximum_startup_concurrency="64",
             # With Ray's 15 workers wait for whatever else runs, which shows as staleness.
             RAY_worker_niceness="0",
+            RAY_enable_metrics_collection=str(int(metrics_port is not None)),
             PYTHONPATH=os.pathsep.join(dict.fromkeys(os.path.abspath(p) for p in sys.path)),
         )
         # Workers share the cores: BLAS threads of their own would only fight for them.
         for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
             os.environ[name] = "1"
         _reload_ray_environment()
+        # Ray opens what it is given, and all below, to everybody: nobody gets through ours to it.
+        inner = os.path.join(directory, _INNER)
+        os.mkdir(inner)
         handlers = _handlers()
         try:
             umask = os.umask(0o077)
@@ -132,7 +140,7 @@ def _own(object_store_bytes: int, metrics_port: int) -> Iterator[None]:
                     logging_level=logging.ERROR,
                     object_store_memory=object_store_bytes,
                     _metrics_export_port=metrics_port or None,
-                    _temp_dir=directory,
+                    _temp_dir=inner,
                 )
             os.umask(umask)
             _exit_on_signals(handlers)
@@ -239,6 +247,7 @@ def _needed_processes_only() -> Iterator[None]:
         parameters,
         no_monitor=True,
         include_log_monitor=False,  # type: ignore[arg-type]  # Ray's own hint is wrong
+        dashboard_agent_listen_port=0,  # for its fixed one, a second run here would wait seconds
     )
     services.start_api_server = lambda *_, **__: ("", None)
     try:

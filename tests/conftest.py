@@ -49,7 +49,7 @@ def shared_ray() -> Iterator[None]:
     """One Ray of our own for every test that may share it: starting one takes seconds."""
     from cluster.session import ray_session
 
-    with ray_session():
+    with ray_session(metrics_port=0):
         yield
 
 

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from ray._private import worker as ray_worker
 
 from asgd.config import RunConfig, make_config
 from asgd.draws import WorkerDraws
@@ -416,7 +417,9 @@ def test_nothing_is_left_after_interruption(
     child.wait_for(child.running.exists)
     found = listeners(child.processes() | {child.process.pid})
     assert found
-    assert all((getattr(a, "ipv4_mapped", None) or a).is_loopback for a in found), found
+    for address, port in found:
+        assert (getattr(address, "ipv4_mapped", None) or address).is_loopback, found
+        assert not shows_a_page(port)
     os.killpg(child.process.pid, which)  # as a terminal or a supervisor does
     child.finish()
     assert child.process.returncode == (1 if which == signal.SIGTERM else -signal.SIGINT)
@@ -424,6 +427,48 @@ def test_nothing_is_left_after_interruption(
     assert result.state == "interrupted"
     assert len(result.trace) > 0
     np.testing.assert_array_equal(result.trace["update"], np.arange(len(result.trace)))
+
+
+BREAK_IN = """
+import contextlib, os, socket, sys
+
+os.setgroups([])
+os.setgid(65534)
+os.setuid(65534)
+ray, sockets = sys.argv[1:3]
+for attempt in (
+    lambda: os.listdir(ray),
+    lambda: os.rename(sockets, sockets + "-of-mine"),
+    lambda: open(f"{ray}/planted", "w"),
+    lambda: socket.socket(socket.AF_UNIX).connect(f"{sockets}/raylet"),
+):
+    with contextlib.suppress(PermissionError):
+        print("got in:", attempt())
+"""
+
+
+@pytest.mark.usefixtures("shared_ray")
+def test_nobody_else_gets_into_the_directory_of_a_run_at_work(tmp_path: Path) -> None:
+    """The directory of the sockets, replaced, would have a worker connect to another's socket."""
+    tried: list[str] = []
+
+    def break_in(progress: Progress) -> None:
+        if tried:
+            return
+        ray = Path(ray_worker._global_node.get_temp_dir_path())
+        sockets = Path(ray_worker._global_node.get_sockets_dir_path())
+        assert (sockets / "raylet").is_socket()
+        assert len(str(sockets / "plasma_store")) <= 107
+        assert ray.parent.stat().st_mode & 0o777 == 0o700
+        if os.getuid() != 0:
+            pytest.skip("only root can try as another user")
+        command = [sys.executable, "-I", "-c", BREAK_IN, ray, sockets]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, cwd="/")
+        tried.append(done.stdout)
+
+    config = configure({"kind": "quadratic"}, updates=60, workers=2)
+    run(config, tmp_path / "run", progress=break_in)
+    assert tried == [""]
 
 
 def test_nothing_is_left_of_a_killed_driver(launch: Callable[..., Subprocess]) -> None:
@@ -458,8 +503,21 @@ def test_nothing_is_left_after_interruption_of_the_start(
     assert read_run(child.out).state == "interrupted"
 
 
-def listeners(processes: set[int]) -> set[Address]:
-    """Return the addresses on which processes accept connections."""
+def shows_a_page(port: int) -> bool:
+    """Return whether who asks there, without a token, is shown how Ray or the run stand."""
+    # Long enough for a frame of the data plane, which would wait for the rest of it.
+    request = b"GET /metrics HTTP/1.0\r\nHost: 127.0.0.1\r\nUser-Agent: a stranger's\r\n\r\n"
+    with (
+        contextlib.suppress(ConnectionError),
+        socket.create_connection(("127.0.0.1", port), 10) as asked,
+    ):
+        asked.sendall(request)
+        return asked.recv(64).split(b"\r\n")[0].endswith(b" 200 OK")
+    return False
+
+
+def listeners(processes: set[int]) -> set[tuple[Address, int]]:
+    """Return the addresses and ports on which processes accept connections."""
     sockets = set()
     for pid in processes:
         for file in Path(f"/proc/{pid}/fd").iterdir():
@@ -467,12 +525,13 @@ def listeners(processes: set[int]) -> set[Address]:
                 sockets.add(os.readlink(file))
             except OSError:
                 continue
-    addresses: set[Address] = set()
+    addresses: set[tuple[Address, int]] = set()
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
         for line in Path(table).read_text().splitlines()[1:]:
             _, local, _, state, *_, inode = line.split()[:10]
             if state == "0A" and f"socket:[{inode}]" in sockets:
-                words = re.findall("." * 8, local.split(":")[0])  # each in the byte order of x86
+                address, port = local.split(":")
+                words = re.findall("." * 8, address)  # each in the byte order of x86
                 packed = b"".join(bytes.fromhex(word)[::-1] for word in words)
-                addresses.add(ipaddress.ip_address(packed))
+                addresses.add((ipaddress.ip_address(packed), int(port, 16)))
     return addresses
