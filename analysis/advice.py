@@ -42,8 +42,6 @@ def advice_on_divergence(run: Run) -> str | None:
         batch_size=optimizer.batch_size,
         initial=problem.initial_point(stream(run.config.run.seed, "initial")),
         record=np.zeros(1, dtype=np.int64),
-        staleness=(),
-        mu=law.mean() / (1.0 + law.mean()),
         law=law,
         closure=closure_of(run),
         workers=run.config.cluster.workers,

@@ -8,7 +8,6 @@ its 5 % end at the 10 % one where curvatures differ much, as in the diabetes dat
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import cast
 
 import numpy as np
 
@@ -16,23 +15,10 @@ from analysis.loss_curve import QUANTILE_LEVELS, LossCurve
 from analysis.moments import Closure, MomentRecursion
 from analysis.noise import psd_factor
 from analysis.quadratic import LARGEST_DIM, LinearGradients
-from analysis.read_moments import (
-    PointMoments,
-    Reads,
-    fits,
-    independent_reads,
-    live_snapshots,
-    pool_reads,
-    read_moments,
-    recorded_reads,
-    turn_reads,
-)
-from analysis.recorded_turns import ResampledTurns
+from analysis.read_moments import PointMoments, Reads, read_moments
 from analysis.setting import Setting
-from asgd.errors import InputError
 from asgd.problems import LeastSquares, Quadratic
 from asgd.problems.base import Array
-from asgd.staleness import Geometric
 from asgd.streams import stream
 
 # Numbers held for all sequences of reads together: as many sequences as one update has time for.
@@ -42,85 +28,43 @@ _FEWEST, _MOST = 16, 512
 _DRAWS = 4096
 
 
-def has_closed_forms(setting: Setting, name: str) -> bool:
-    """Return whether `closed_curve` can compute a model.
-
-    Its gradients are linear, d <= 20, learning rate and batch size do not change, and the
-    snapshots that are live at once fit into memory. Closure "sampling" is closed for the
-    geometric law alone.
-    """
-    if not setting.steady or not isinstance(setting.problem, Quadratic | LeastSquares):
-        return False
-    dim, closure = setting.problem.dim, _closure(setting, name)
-    if dim > LARGEST_DIM:
-        return False
-    if name == "replay":
-        live = [live_snapshots(tau[: setting.updates]) for tau in setting.staleness]
-        return fits(max(live) + 1, len(live), dim)
-    if name in ("sme_sgd", "sme_asgd") or isinstance(setting.law, Geometric):
-        return True
-    if closure not in ("pool", "iid"):
-        return False
-    slots = _slots(setting, name)
-    return fits(slots, _sequences(slots, dim), dim)
+def is_linear(setting: Setting) -> bool:
+    """Return whether moments close: linear gradients, d <= 20, no schedules."""
+    known = isinstance(setting.problem, Quadratic | LeastSquares)
+    return setting.steady and known and setting.problem.dim <= LARGEST_DIM
 
 
-def closed_curve(name: str, setting: Setting, seed: int) -> LossCurve:
-    """Return the curve of one model of `analysis.prediction.MODELS`.
+def drawn_sequences(slots: int, dim: int) -> int:
+    """Return how many sequences of reads to draw, each of which keeps `slots` snapshots."""
+    return int(np.clip(_STATE / ((slots + 1) * dim) ** 2, _FEWEST, _MOST))
 
-    Independent geometric staleness, and the pool of memoryless workers, are solved exactly;
-    any other law through the moments given the reads, averaged over a few drawn sequences of
-    reads; the replay given the reads of each run.
+
+def geometric_curve(setting: Setting, mu: float, closure: Closure, seed: int) -> LossCurve:
+    """Return the curve of geometric staleness under a closure, exact moments at every update.
 
     Parameters
     ----------
     seed
-        Seed of the drawn reads and of the draws behind the quantiles.
+        Seed of the draws behind the quantiles.
     """
-    gradients, closure = LinearGradients.of(setting.problem), _closure(setting, name)
-    if name == "replay":
-        reads = recorded_reads([tau[: setting.updates] for tau in setting.staleness])
-        return _of_moments(gradients, setting, _given(gradients, setting, reads), seed)
-    if name in ("sme_sgd", "sme_asgd"):
-        mu = setting.mu if name == "sme_asgd" else 0.0
-        return _of_moments(gradients, setting, _geometric(gradients, setting, mu, "iid"), seed)
-    if isinstance(setting.law, Geometric):
-        mu = 1 - 1 / setting.workers if closure == "pool" else setting.law.mu
-        return _of_moments(gradients, setting, _geometric(gradients, setting, mu, closure), seed)
-    if closure not in ("pool", "iid"):
-        raise InputError(f"closure: {closure!r} of {setting.law}; accepted: pool, iid")
-    rng, runs = stream(seed, f"reads/{closure}"), _sequences(_slots(setting, name), gradients.dim)
-    if closure == "iid":
-        reads = independent_reads(setting.law, setting.updates, runs, rng)
-    elif name == "sme_law" and setting.turns is not None:
-        reads = turn_reads(ResampledTurns(setting.turns, runs, rng), runs)
-    else:
-        reads = pool_reads(setting.law, setting.workers, runs, rng)
-    moments = _given(gradients, setting, reads)
-    return _of_moments(gradients, setting, moments, seed, drawn_reads=True)
+    gradients = LinearGradients.of(setting.problem)
+    return _of_moments(gradients, setting, _geometric(gradients, setting, mu, closure), seed)
 
 
-def _closure(setting: Setting, name: str) -> Closure:
-    if name.startswith("law_"):
-        return cast(Closure, name.removeprefix("law_"))
-    return cast(Closure, setting.closure)
+def given_reads(setting: Setting, reads: Reads, seed: int, *, drawn: bool = False) -> LossCurve:
+    """Return the curve from the moments given which version every update reads.
 
-
-def _slots(setting: Setting, name: str) -> int:
-    """Return how many snapshots a sequence of drawn reads keeps."""
-    if _closure(setting, name) == "iid":
-        return min(setting.law.support_length(), setting.updates + 1)
-    recorded = setting.turns if name == "sme_law" else None
-    return setting.workers if recorded is None else recorded.workers
-
-
-def _sequences(slots: int, dim: int) -> int:
-    """Return how many sequences of reads to draw."""
-    return int(np.clip(_STATE / ((slots + 1) * dim) ** 2, _FEWEST, _MOST))
-
-
-def _given(gradients: LinearGradients, setting: Setting, reads: Reads) -> Iterator[PointMoments]:
-    return read_moments(
+    Parameters
+    ----------
+    reads
+        Of one or several runs, all of the same weight.
+    seed
+        Seed of the draws behind the quantiles.
+    drawn
+        Whether the reads are a sample, whose scatter is an error of the mean.
+    """
+    gradients = LinearGradients.of(setting.problem)
+    moments = read_moments(
         gradients,
         float(setting.learning_rate),
         reads,
@@ -128,6 +72,7 @@ def _given(gradients: LinearGradients, setting: Setting, reads: Reads) -> Iterat
         initial=setting.initial,
         record=setting.record,
     )
+    return _of_moments(gradients, setting, moments, seed, drawn)
 
 
 def _geometric(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -196,13 +195,13 @@ def left_out(runs: Sequence[Run]) -> str:
 
 def _stability(prediction: Prediction | None) -> str | None:
     """Return the sentence on stability that goes with a prediction, if it has one."""
-    stability: Any = prediction and prediction.settings.get("stability")
-    return stability.get("sentence") if isinstance(stability, dict) else None
+    stability = prediction.settings.stability if prediction else None
+    return stability["sentence"] if stability else None
 
 
 def room(prediction: Prediction | None) -> tuple[float, float]:
     """Return the largest stable learning rate over the run's, and itself; inf where unknown."""
-    stability: Any = (prediction and prediction.settings.get("stability")) or {}
+    stability = (prediction.settings.stability if prediction else None) or {}
     values = (stability.get(key) for key in ("factor", "largest_stable_learning_rate"))
     factor, limit = (np.inf if value is None else float(value) for value in values)
     return factor, limit

@@ -14,9 +14,9 @@ from typing import Protocol
 import msgspec
 import numpy as np
 
+from analysis.moments import Closure
 from analysis.queue import MeasuredTimes, Times, config_staleness, measured_cycles, queue_staleness
 from analysis.setting import closure_of
-from analysis.sme_law import Closure
 from asgd.config import RunConfig
 from asgd.delays import ComputeTime
 from asgd.errors import InputError

@@ -14,7 +14,8 @@ import pandas as pd
 from analysis import figures
 from analysis.comparison import Comparison
 from analysis.fit import StalenessFit
-from analysis.prediction import MODELS, Prediction
+from analysis.model import LABELS
+from analysis.prediction import Prediction
 from analysis.score import Score
 from asgd.files import replace_file
 from asgd.trace import Run
@@ -93,7 +94,7 @@ def _picture(
             "series": [
                 {
                     "label": text,
-                    "model": column if column in MODELS else None,
+                    "model": column if column in LABELS else None,
                     "y": [_number(value) for value in table[column]],
                 }
                 for column, text in labels.items()

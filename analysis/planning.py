@@ -19,9 +19,9 @@ import numpy.typing as npt
 import pandas as pd
 
 from analysis.choices import Choice, check_plannable, choices_of
-from analysis.closed import closed_curve, has_closed_forms
 from analysis.linear_noise import linear_noise
 from analysis.loss_curve import LossCurve
+from analysis.model import LAW
 from analysis.pace import ConfiguredPace, MeasuredPace, Pace, PaceOf
 from analysis.run_stability import (
     RunStability,
@@ -285,15 +285,12 @@ def _check_start(problem: Problem, initial: Array) -> None:
 
 
 def _setting(problem: Problem, initial: Array, choice: Choice, pace: Pace, updates: int) -> Setting:
-    mean = pace.law.mean()
     return Setting(
         problem=problem,
         learning_rate=choice.learning_rate,
         batch_size=choice.batch_size * pace.gradients,
         initial=initial,
         record=np.unique(np.linspace(0, updates, _POINTS + 1).round().astype(np.int64)),
-        staleness=(),
-        mu=mean / (1.0 + mean),
         law=pace.law,
         closure=pace.closure,
         workers=choice.workers,
@@ -323,15 +320,15 @@ def _row(
         elif stability.factor < 1.0:
             curve, remark = None, "unstable at the end"
         else:
-            exact = has_closed_forms(setting, "sme_law")
+            exact = LAW.has_exact(setting)
             remark = "near the limit" if stability.factor < _NEAR and not exact else ""
             remark = "growing at the end" if grows(curve.mean) else remark
     return PlanRow(choice, pace.law, pace.updates_per_second, stability.limit, remark, curve)
 
 
 def _curve(setting: Setting, seed: int, share: Callable[[int, int], None]) -> LossCurve:
-    if has_closed_forms(setting, "sme_law"):
-        return closed_curve("sme_law", setting, seed)
+    if LAW.has_exact(setting):
+        return LAW.exact(setting, seed)
     return linear_noise(
         setting.problem,
         float(setting.learning_rate),

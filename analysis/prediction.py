@@ -7,44 +7,71 @@ updates, and is recorded at the updates at which the run evaluated its loss.
 from __future__ import annotations
 
 import html
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import numpy as np
+import msgspec
 import pandas as pd
 
-from analysis.closed import closed_curve, has_closed_forms
 from analysis.experiment import as_runs, fit_runs
 from analysis.fit import StalenessFit
-from analysis.linear_noise import linear_noise
 from analysis.loss_curve import QUANTILE_LEVELS, LossCurve
+from analysis.model import MODELS, Model, Progress
+from analysis.moments import Closure
 from analysis.run_stability import run_stability
-from analysis.setting import Setting, whole
-from analysis.sme import sme_asgd
-from analysis.sme_law import sme_law
-from analysis.sme_replay import sme_replay
-from analysis.sme_sgd import sme_sgd
+from analysis.setting import RunSetting, whole
 from asgd.errors import InputError, UnreliableEstimateError
 from asgd.files import replace_file
-from asgd.staleness import Geometric
 from asgd.trace import Run
 
-MODELS = {
-    "sme_sgd": "SME-SGD (no staleness)",
-    "sme_asgd": "SME-ASGD (geometric fit)",
-    "sme_law": "SME with the measured law",
-    "replay": "replay of the measured staleness",
-    "law_pool": "measured law, each snapshot used once",
-    "law_iid": "measured law, independent lags",
-    "law_sampling": "measured law, no lag noise",
-}
-RECORDED_TURNS = "SME with recorded turns"  # what "sme_law" is where it does not use the law
-DEFAULT_MODELS = ("sme_sgd", "sme_asgd", "sme_law", "replay")
-
 Method = Literal["auto", "simulate", "fast"]
+
+
+class PredictedWith(msgspec.Struct, frozen=True):
+    """How one curve was made.
+
+    Attributes
+    ----------
+    label
+        What to call the model.
+    paths
+        How many paths were simulated; None where the curve was computed.
+    """
+
+    label: str
+    paths: int | None
+
+
+class PredictionSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What the models of a prediction were given.
+
+    Attributes
+    ----------
+    paths, method, seed
+        As asked of `predict`.
+    mu
+        Parameter of the geometric fit.
+    law, closure
+        The staleness law and how the staleness of one update depends on that of the others.
+    turns
+        Whether "sme_law" drew the workers' turns by the hazards of the law or from the record.
+    stability
+        Whether the run is stable (`RunStability.to_dict`), None for a rule other than sgd.
+    models
+        By name, in the order of the curves.
+    """
+
+    paths: int
+    method: Method
+    seed: int
+    mu: float
+    law: dict[str, Any]
+    closure: Closure
+    turns: Literal["by hazard", "recorded"]
+    stability: dict[str, Any] | None
+    models: dict[str, PredictedWith]
 
 
 @dataclass(frozen=True, repr=False)
@@ -59,13 +86,11 @@ class Prediction:
         `loss_std`, `loss_mean_error`, the standard error of the mean by the paths or reads that
         were drawn, and the quantiles `q0.025`, `q0.050`, ..., `q0.975`.
     settings
-        What the models were given: seed, staleness law, mu, closure; whether the run is stable
-        (`RunStability.to_dict`), None for a rule other than sgd; and of each model its label and
-        how many paths were simulated.
+        What the models were given.
     """
 
     curves: pd.DataFrame
-    settings: dict[str, Any]
+    settings: PredictionSettings
 
     @property
     def models(self) -> list[str]:
@@ -79,17 +104,15 @@ class Prediction:
     @property
     def recorded_turns(self) -> bool:
         """Whether "sme_law" resamples the turns recorded in the run and does not use the law."""
-        return self.settings.get("turns") == "recorded" and "sme_law" in self.models
+        return self.settings.turns == "recorded" and "sme_law" in self.models
 
     def label(self, model: str) -> str:
         """Return what to call a model."""
-        recorded = model == "sme_law" and self.recorded_turns
-        return RECORDED_TURNS if recorded else MODELS.get(model, model)
+        return self.settings.models[model].label
 
     def paths(self, model: str) -> int | None:
         """Return how many paths were simulated; None where the curve was computed."""
-        paths: int | None = self.settings["models"][model]["paths"]
-        return paths
+        return self.settings.models[model].paths
 
     def table(self) -> pd.DataFrame:
         """Return the loss after the last update, one row per model.
@@ -116,15 +139,15 @@ class Prediction:
 
     def _stability(self) -> str:
         """Return the sentence on stability; none where it is not known, under another rule."""
-        stability = self.settings["stability"]
+        stability = self.settings.stability
         return str(stability["sentence"]) if stability else ""
 
     def save(self, directory: str | Path) -> None:
         """Write `prediction.parquet` and `prediction.json` into a run directory."""
         directory = Path(directory)
         replace_file(directory / "prediction.parquet", self.curves.to_parquet(index=False))
-        text = json.dumps(self.settings, indent=2) + "\n"
-        replace_file(directory / "prediction.json", text.encode())
+        text = msgspec.json.format(msgspec.json.encode(self.settings), indent=2)
+        replace_file(directory / "prediction.json", text + b"\n")
 
 
 def predict(
@@ -148,8 +171,9 @@ def predict(
     paths
         Paths of each ensemble.
     models
-        Names out of `MODELS`; by default `DEFAULT_MODELS`, of which "fast" has no replay,
-        synchronous runs have those without staleness, and a rule other than sgd the replay alone.
+        Names out of `MODELS`; by default "sme_sgd", "sme_asgd", "sme_law" and "replay", of which
+        "fast" has no replay, synchronous runs have those without staleness, and a rule other than
+        sgd the replay alone.
         "sme_law" takes the closure that fits the run: where each snapshot was used once, as on a
         server, the pool by the hazards of the law, "law_pool", or, where turns come in spells,
         with the recorded turns resampled, (P3); otherwise "law_iid".
@@ -162,7 +186,7 @@ def predict(
     fit
         The staleness fit, computed from the trace when not given.
     progress
-        Called with the model's name and the share of its work done.
+        Called with the name of the model at work and the share of all models' work that is done.
 
     Raises
     ------
@@ -181,112 +205,71 @@ def predict(
     runs = whole(as_runs(run))
     if runs[0].loss.empty:
         raise InputError(f"{runs[0].path}: holds no loss evaluation to predict")
-    setting = Setting.of(runs, fit or fit_runs(runs))
-    models = _models(setting, models, method)
+    setting = RunSetting.of(runs, fit or fit_runs(runs))
     seed = runs[0].config.run.seed if seed is None else seed
-    curves = {}
-    for name in models:
-        report = _named(progress, name)
-        if method == "fast":
-            curves[name] = _fast(name, setting, seed, report)
-        elif method == "auto" and setting.rule is None and has_closed_forms(setting, name):
-            curves[name] = closed_curve(name, setting, seed)
-        else:
-            curves[name] = _simulated(name, setting, paths, seed, report)
-        if report:
-            report(1, 1)
+    chosen, curves = _models(setting, models, method), {}
+    for number, model in enumerate(chosen):
+        share = _share(progress, model.name, number, len(chosen))
+        curves[model.name] = _curve(model, setting, method, paths, seed, share)
     ends = [curves[name].end for name in ("sme_law", "replay", *curves) if name in curves]
-    settings = {
-        "paths": paths,
-        "method": method,
-        "seed": seed,
-        "mu": setting.mu,
-        "law": setting.law.to_dict(),
-        "closure": setting.closure,
-        "turns": "by hazard" if setting.turns is None or method == "fast" else "recorded",
-        "stability": None if setting.rule else run_stability(setting, ends[0]).to_dict(),
-    }
+    settings = PredictionSettings(
+        paths=paths,
+        method=method,
+        seed=seed,
+        mu=setting.mu,
+        law=setting.law.to_dict(),
+        closure=setting.closure,
+        turns="by hazard" if setting.turns is None or method == "fast" else "recorded",
+        stability=None if setting.rule else run_stability(setting, ends[0]).to_dict(),
+        models={
+            name: PredictedWith(_label(MODELS[name], setting, method), curve.paths)
+            for name, curve in curves.items()
+        },
+    )
     frames = [_frame(name, curve) for name, curve in curves.items()]
-    prediction = Prediction(pd.concat(frames, ignore_index=True), settings)
-    settings["models"] = {
-        name: {"label": prediction.label(name), "paths": curve.paths}
-        for name, curve in curves.items()
-    }
-    return prediction
+    return Prediction(pd.concat(frames, ignore_index=True), settings)
 
 
-def _models(setting: Setting, asked: Sequence[str] | None, method: Method) -> list[str]:
+def _models(setting: RunSetting, asked: Sequence[str] | None, method: Method) -> list[Model]:
     """Return the models to predict with, those of the setting if none are asked for."""
     if asked is None:
-        asked = [name for name in setting.models if method != "fast" or name != "replay"]
-    elif setting.rule is not None and set(asked) != {"replay"}:
-        raise InputError(f"models = {list(asked)}: a rule other than sgd takes 'replay' alone")
-    if not asked:
+        chosen = [model for model in MODELS.values() if model.is_default(setting)]
+        if method == "fast":
+            chosen = [model for model in chosen if model.has_fast]
+    else:
+        chosen = [MODELS[name] for name in asked]
+        if setting.rule is not None and not all(model.takes_rule for model in chosen):
+            raise InputError(f"models = {list(asked)}: a rule other than sgd takes 'replay' alone")
+    if not chosen:
         raise InputError("method: 'fast' takes the rule sgd alone; accepted: 'auto', 'simulate'")
-    return list(asked)
+    return chosen
 
 
-def _simulated(
-    name: str,
-    setting: Setting,
+def _curve(
+    model: Model,
+    setting: RunSetting,
+    method: Method,
     paths: int,
     seed: int,
-    progress: Callable[[int, int], None] | None,
+    progress: Progress | None,
 ) -> LossCurve:
-    """Return the curve of one model from an ensemble of paths."""
-    problem, eta, updates = setting.problem, setting.learning_rate, setting.updates
-    options: Any = {
-        "dtype": setting.dtype,
-        "batch_size": setting.batch_size,
-        "initial": setting.initial,
-        "record": setting.record,
-        "quantile_levels": QUANTILE_LEVELS,
-        "progress": progress,
-    }
-    if name == "sme_sgd":
-        ensemble = sme_sgd(problem, eta, updates, paths, seed, native=True, **options)
-    elif name == "sme_asgd":
-        ensemble = sme_asgd(problem, eta, setting.mu, updates, paths, seed, **options)
-    elif name == "replay":
-        staleness = setting.staleness
-        options |= {"updates": updates, "rule": setting.rule}
-        ensemble = sme_replay(problem, eta, staleness, paths, seed, **options)
-    else:
-        closure = setting.closure if name == "sme_law" else name.removeprefix("law_")
-        workers = setting.workers if closure == "pool" else None
-        turns = setting.turns if name == "sme_law" else None
-        options |= {"closure": closure, "workers": workers, "turns": turns}
-        ensemble = sme_law(problem, eta, setting.law, updates, paths, seed, **options)
-    return LossCurve.of_ensemble(ensemble)
-
-
-def _fast(
-    name: str, setting: Setting, seed: int, progress: Callable[[int, int], None] | None
-) -> LossCurve:
-    """Return the curve of one model from its mean path and linear noise."""
-    if name == "replay":
-        raise InputError("method: 'fast' has no replay; accepted: 'auto', 'simulate'")
-    if not setting.steady:
-        raise InputError("method: 'fast' takes no schedules; accepted: 'auto', 'simulate'")
-    mu = {"sme_sgd": 0.0, "sme_asgd": setting.mu}.get(name)
-    curve = linear_noise(
-        setting.problem,
-        float(setting.learning_rate),
-        setting.law if mu is None else Geometric(mu),
-        seed,
-        batch_size=int(setting.batch_size),
-        initial=setting.initial,
-        record=setting.record,
-        dtype=setting.dtype,
-        progress=progress,
-    )
+    """Return the curve of one model by the method asked for."""
+    if method == "auto" and model.has_exact(setting):
+        return model.exact(setting, seed)
+    if method != "fast":
+        return LossCurve.of_ensemble(model.simulate(setting, paths, seed, progress))
+    curve = model.fast(setting, seed, progress)
     if curve.unstable_from is not None:
         raise UnreliableEstimateError(
-            f"method 'fast', {MODELS[name]}: unstable, noise outgrows its linear theory by update "
+            f"method 'fast', {model.label}: unstable, noise outgrows its linear theory by update "
             f"{curve.unstable_from}; accepted here: 'auto', 'simulate'",
             curve,
         )
     return curve
+
+
+def _label(model: Model, setting: RunSetting, method: Method) -> str:
+    return model.label if method == "fast" else model.label_for(setting)
 
 
 def quantile_column(level: float) -> str:
@@ -310,12 +293,10 @@ def read_prediction(directory: str | Path) -> Prediction:
     directory = Path(directory)
     try:
         curves = pd.read_parquet(directory / "prediction.parquet")
-        settings = json.loads((directory / "prediction.json").read_text(encoding="utf-8"))
-        if set(curves["model"]) != set(settings["models"]):
+        text = (directory / "prediction.json").read_bytes()
+        settings = msgspec.json.decode(text, type=PredictionSettings)
+        if set(curves["model"]) != set(settings.models):
             raise ValueError("its two files are not of one prediction")
-        if "loss_mean_error" not in curves:  # stored by an earlier version
-            paths = {name: model["paths"] or np.inf for name, model in settings["models"].items()}
-            curves["loss_mean_error"] = curves["loss_std"] / np.sqrt(curves["model"].map(paths))
     except (OSError, ValueError, LookupError, TypeError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(
@@ -324,10 +305,14 @@ def read_prediction(directory: str | Path) -> Prediction:
     return Prediction(curves, settings)
 
 
-def _named(
-    progress: Callable[[str, float], None] | None, name: str
-) -> Callable[[int, int], None] | None:
-    return progress and (lambda done, total: progress(name, done / total))
+def _share(
+    progress: Callable[[str, float], None] | None, name: str, number: int, models: int
+) -> Progress | None:
+    """Return what turns the progress of one model into that of all, and report its start."""
+    if progress is None:
+        return None
+    progress(name, number / models)
+    return lambda done, total: progress(name, (number + done / total) / models)
 
 
 def _frame(name: str, curve: LossCurve) -> pd.DataFrame:

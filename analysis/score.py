@@ -12,7 +12,8 @@ import pandas as pd
 
 from analysis.experiment import as_runs
 from analysis.loss_curve import QUANTILE_LEVELS
-from analysis.prediction import MODELS, Prediction, quantile_column
+from analysis.model import LABELS
+from analysis.prediction import Prediction, quantile_column
 from asgd.errors import InputError
 from asgd.streams import stream
 from asgd.trace import Run
@@ -85,7 +86,7 @@ class Score:
     repeats: int
     parts: pd.DataFrame
     intervals: pd.DataFrame | None
-    labels: dict[str, str] = field(default_factory=lambda: dict(MODELS))
+    labels: dict[str, str] = field(default_factory=lambda: dict(LABELS))
 
     @property
     def closest(self) -> str:

@@ -1,4 +1,4 @@
-"""What a model is given of a run: everything but its observed losses."""
+"""What a model is given: a `Setting`, and what was measured of a run in a `RunSetting`."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import numpy.typing as npt
 
 from analysis.experiment import as_runs
 from analysis.fit import StalenessFit
+from analysis.moments import Closure
 from analysis.recorded_turns import RecordedTurns, has_spells
-from analysis.sme_law import Closure
 from asgd.config import OptimizerConfig
 from asgd.events import team_sizes
 from asgd.problems import make_problem
@@ -33,54 +33,85 @@ _CHANGED_SHARE = 0.1
 _OFF_SHARE = 0.05
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What a model is given.
+    """What a model needs to know of what it predicts.
 
     Attributes
     ----------
     problem, initial
-        As in the run; initial is x_0, shape (d,).
+        The problem and x_0, shape (d,).
     learning_rate, batch_size
         A number, or under a schedule one for each update, shape (updates,).
     record
         Updates to predict at, ascending, shape (m,).
-    staleness
-        Measured tau_0, tau_1, ... of each run.
-    mu
-        Parameter of the geometric fit.
     law
-        The staleness law to predict with.
+        The staleness law.
     closure
         How the staleness of one update depends on that of the others; "pool" for a server.
     workers
         P, the number there at most updates.
     turns
-        The measured turns of the workers, where these come in spells; None if the law says enough
-        about them, (P2), or snapshots were not used once each.
+        Recorded turns of the workers, to be resampled in place of the law, (P3); None if the law
+        says enough about them, (P2), or snapshots are not used once each.
     rule
         The update rule, None for plain SGD.
-    synchronous
-        Whether every update is the mean of all workers' gradients: batch_size is that of them
-        together.
     """
 
     problem: Problem
+    initial: Array
     learning_rate: float | npt.NDArray[np.float64]
     batch_size: int | npt.NDArray[np.int64]
-    initial: Array
     record: npt.NDArray[np.int64]
-    staleness: tuple[npt.NDArray[np.int64], ...]
-    mu: float
     law: StalenessLaw
     closure: Closure
     workers: int
     turns: RecordedTurns | None = None
     rule: Rule | None = None
+
+    @property
+    def steady(self) -> bool:
+        """Whether learning rate and batch size are the same at every update."""
+        return np.ndim(self.learning_rate) == 0 and np.ndim(self.batch_size) == 0
+
+    @property
+    def dtype(self) -> npt.DTypeLike:
+        """The precision of paths, float32 for a linear model of many parameters."""
+        wide = isinstance(self.problem, LinearModel) and self.problem.dim > _SINGLE_DIM
+        return np.float32 if wide else np.float64
+
+    @property
+    def updates(self) -> int:
+        """The last update to predict."""
+        return int(self.record[-1])
+
+    @property
+    def pool_law(self) -> StalenessLaw:
+        """The law under the pool closure: a geometric one has mu = 1 - 1/P there."""
+        return Geometric(1 - 1 / self.workers) if isinstance(self.law, Geometric) else self.law
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSetting(Setting):
+    """The setting of a run or its repeats, with what was measured of them but the losses.
+
+    Attributes
+    ----------
+    staleness
+        Measured tau_0, tau_1, ... of each run.
+    mu
+        Parameter of the geometric fit.
+    synchronous
+        Whether every update is the mean of all workers' gradients: batch_size is that of them
+        together.
+    """
+
+    staleness: tuple[npt.NDArray[np.int64], ...]
+    mu: float
     synchronous: bool = False
 
     @classmethod
-    def of(cls, runs: Run | Sequence[Run], fit: StalenessFit) -> Setting:
+    def of(cls, runs: Run | Sequence[Run], fit: StalenessFit) -> RunSetting:
         """Read the setting off a run or its repeats; of what is no staleness, off the first."""
         runs = whole(as_runs(runs))
         run, updates = runs[0], last_update(runs[0])
@@ -111,36 +142,6 @@ class Setting:
             rule=None if _plain(optimizer) else make_rule(optimizer),
             synchronous=config.cluster.mode == "sync",
         )
-
-    @property
-    def models(self) -> tuple[str, ...]:
-        """Models to predict with: another rule than SGD can only be replayed."""
-        if self.rule is not None:
-            return ("replay",)
-        if self.synchronous:  # no staleness: the models with staleness are the one without
-            return ("sme_sgd", "replay")
-        return ("sme_sgd", "sme_asgd", "sme_law", "replay")
-
-    @property
-    def steady(self) -> bool:
-        """Whether learning rate and batch size are the same at every update."""
-        return np.ndim(self.learning_rate) == 0 and np.ndim(self.batch_size) == 0
-
-    @property
-    def dtype(self) -> npt.DTypeLike:
-        """The precision of paths, float32 for a linear model of many parameters."""
-        wide = isinstance(self.problem, LinearModel) and self.problem.dim > _SINGLE_DIM
-        return np.float32 if wide else np.float64
-
-    @property
-    def updates(self) -> int:
-        """The last update to predict."""
-        return int(self.record[-1])
-
-    @property
-    def pool_law(self) -> StalenessLaw:
-        """The law under the pool closure: a geometric one has mu = 1 - 1/P there."""
-        return Geometric(1 - 1 / self.workers) if isinstance(self.law, Geometric) else self.law
 
 
 def whole(runs: Sequence[Run]) -> list[Run]:

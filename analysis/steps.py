@@ -9,7 +9,7 @@ from pathlib import Path
 from analysis.advice import why_not_predicted
 from analysis.experiment import fit_runs
 from analysis.fit import StalenessFit
-from analysis.prediction import DEFAULT_MODELS, Method, Prediction, predict
+from analysis.prediction import Method, Prediction, predict
 from analysis.score import Score, compare
 from analysis.setting import whole
 from asgd.errors import InputError, UnreliableEstimateError
@@ -41,9 +41,9 @@ def store_prediction(
     """
     read_whole(runs)
     fit = store_fit(path, runs)
-    with Bar("predict", len(DEFAULT_MODELS), quiet) as bar:
+    with Bar("predict", 1, quiet) as bar:
         prediction = predict(
-            runs, paths=paths, method=method, seed=seed, fit=fit, progress=bar.part
+            runs, paths=paths, method=method, seed=seed, fit=fit, progress=bar.whole
         )
     score = compare(whole(runs), prediction)
     with _stored():

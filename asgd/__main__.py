@@ -217,6 +217,8 @@ def predict(
     asgd predict runs/digits --paths 200
     asgd predict runs/digits --method fast
     """
+    import msgspec
+
     from analysis.headline import left_out
     from analysis.steps import store_prediction
     from asgd.experiment import read_runs
@@ -225,9 +227,9 @@ def predict(
     prediction, score = store_prediction(run, runs, paths, quiet, method=method, seed=seed)
     if as_json:
         scores = {name: score.numbers(name) for name in score.models}
-        print_json({**prediction.settings, "scores": scores})
+        print_json({**msgspec.to_builtins(prediction.settings), "scores": scores})
     else:
-        stability = prediction.settings["stability"]
+        stability = prediction.settings.stability
         sentences = [stability["sentence"] if stability else "", left_out(runs).strip()]
         say("\n\n".join([str(score), *filter(None, sentences)]))
 

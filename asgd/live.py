@@ -174,7 +174,6 @@ class Bar:
         hidden = quiet or not console.is_terminal
         self._bar = Bars(console=console, transient=True, disable=hidden)
         self._task, self._name = self._bar.add_task(task, total=parts), task
-        self._done: dict[str, float] = {}
 
     def __enter__(self) -> Bar:
         self._bar.start()
@@ -182,11 +181,6 @@ class Bar:
 
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
-
-    def part(self, name: str, share: float) -> None:
-        """Show the share of a part that is done."""
-        self._done[name] = share
-        self.whole(name, sum(self._done.values()))
 
     def whole(self, name: str, done: float) -> None:
         """Show the part at work, and how many are done."""

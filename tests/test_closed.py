@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from analysis.closed import closed_curve, has_closed_forms, quadratic_cumulants
+from analysis.closed import quadratic_cumulants
 from analysis.discrete import asgd_server
 from analysis.loss_curve import QUANTILE_LEVELS, LossCurve
+from analysis.model import MODELS
 from analysis.moments import server_moments
 from analysis.quadratic import LinearGradients
 from analysis.read_moments import (
@@ -23,7 +24,7 @@ from analysis.read_moments import (
     read_moments,
     recorded_reads,
 )
-from analysis.setting import Setting
+from analysis.setting import RunSetting
 from analysis.sme_law import sme_law
 from analysis.sme_replay import sme_replay
 from asgd.errors import InputError
@@ -34,10 +35,10 @@ from asgd.staleness import ConstantPlusGeometric, Geometric, Poisson
 RECORD = np.arange(0, 301, 20)
 
 
-def setting(**changes) -> Setting:
+def setting(**changes) -> RunSetting:
     staleness = np.minimum(np.arange(300), np.random.default_rng(0).integers(0, 7, size=300))
     return replace(
-        Setting(
+        RunSetting(
             problem=diabetes(),
             learning_rate=0.02,
             batch_size=2,
@@ -151,7 +152,7 @@ def test_moments_given_the_reads_are_those_of_simulated_paths() -> None:
         initial=given.initial,
         record=RECORD,
     )
-    curve = closed_curve("replay", given, seed=0)
+    curve = MODELS["replay"].exact(given, seed=0)
     assert curve.paths is None
     z = (curve.mean - ensemble.loss_mean)[1:] / (ensemble.loss_std[1:] / np.sqrt(paths))
     assert np.abs(z).max() < 4
@@ -163,7 +164,7 @@ def test_the_band_holds_its_share_of_the_discrete_algorithm() -> None:
     """Curvatures from 0.01 to 4: three cumulants alone put 10 % below the lower end."""
     paths, record = 3000, np.array([0, 150])
     given = setting(law=Geometric(0.75), batch_size=16, record=record)
-    curve = closed_curve("sme_law", given, seed=0)
+    curve = MODELS["sme_law"].exact(given, seed=0)
     server = asgd_server(diabetes(), 0.02, 4, 150, paths, 3, batch_size=16, record=record)
     loss = np.asarray(diabetes().loss(server.final))
     # of the server's paths and of the draws behind the quantiles
@@ -174,7 +175,7 @@ def test_the_band_holds_its_share_under_drawn_reads() -> None:
     """Staleness that is not geometric: draws of the point differ between sequences of reads."""
     paths, record = 1000, np.array([0, 60])
     given = setting(batch_size=16, record=record)
-    curve = closed_curve("sme_law", given, seed=0)
+    curve = MODELS["sme_law"].exact(given, seed=0)
     ensemble = sme_law(
         given.problem,
         given.learning_rate,
@@ -217,7 +218,7 @@ def test_the_pool_of_a_law_is_that_of_simulated_paths() -> None:
         initial=given.initial,
         record=RECORD,
     )
-    drawn = [closed_curve("sme_law", given, seed) for seed in range(10)]
+    drawn = [MODELS["sme_law"].exact(given, seed) for seed in range(10)]
     loss = np.asarray(given.problem.loss(ensemble.final))
     assert max(largest_miss(curve, loss, 1 / paths + 1 / 2048) for curve in drawn) < 4
     curves = np.stack([curve.mean for curve in drawn])
@@ -232,28 +233,28 @@ def test_the_pool_of_a_law_is_that_of_simulated_paths() -> None:
 
 def test_which_models_are_closed() -> None:
     given = setting()
-    assert has_closed_forms(given, "sme_law")
-    assert not has_closed_forms(given, "law_sampling")
-    assert has_closed_forms(setting(law=Geometric(0.75)), "law_sampling")
-    assert not has_closed_forms(setting(problem=DoubleWell()), "sme_law")
-    assert not has_closed_forms(setting(workers=1000), "sme_law")
+    assert MODELS["sme_law"].has_exact(given)
+    assert not MODELS["law_sampling"].has_exact(given)
+    assert MODELS["law_sampling"].has_exact(setting(law=Geometric(0.75)))
+    assert not MODELS["sme_law"].has_exact(setting(problem=DoubleWell()))
+    assert not MODELS["sme_law"].has_exact(setting(workers=1000))
     with pytest.raises(InputError, match="closure"):
-        closed_curve("law_sampling", given, 0)
+        MODELS["law_sampling"].exact(given, 0)
 
 
 def test_closed_forms_are_offered_only_where_they_fit() -> None:
     """By what a closure itself keeps: predictions fall back to simulation instead of failing."""
     wide = ConstantPlusGeometric(2, 0.995)
-    assert has_closed_forms(setting(law=wide), "law_pool")
-    assert has_closed_forms(setting(law=wide, record=np.array([0, 90])), "law_iid")
+    assert MODELS["law_pool"].has_exact(setting(law=wide))
+    assert MODELS["law_iid"].has_exact(setting(law=wide, record=np.array([0, 90])))
     given = setting(law=wide, record=np.array([0, 5000]))
-    assert not has_closed_forms(given, "law_iid")
+    assert not MODELS["law_iid"].has_exact(given)
     with pytest.raises(InputError, match="simulate instead"):
-        closed_curve("law_iid", given, 0)
-    assert has_closed_forms(setting(law=Geometric(0.999), workers=1000), "sme_law")
+        MODELS["law_iid"].exact(given, 0)
+    assert MODELS["sme_law"].has_exact(setting(law=Geometric(0.999), workers=1000))
     constant = np.minimum(np.arange(300), 200)
-    assert has_closed_forms(setting(staleness=(constant,) * 10), "replay")
-    assert not has_closed_forms(setting(staleness=(constant,) * 100), "replay")
+    assert MODELS["replay"].has_exact(setting(staleness=(constant,) * 10))
+    assert not MODELS["replay"].has_exact(setting(staleness=(constant,) * 100))
 
 
 @pytest.mark.parametrize("closure", ["pool", "iid"])

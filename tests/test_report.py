@@ -9,8 +9,10 @@ import shutil
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Literal
 from xml.etree import ElementTree
 
+import msgspec
 import numpy as np
 import pandas as pd
 import pytest
@@ -20,8 +22,9 @@ from analysis.activity import events_table, timeline, workers_table
 from analysis.comparison import common_target, compare_runs, comparison_headline, labels
 from analysis.fit import fit_run, fit_staleness
 from analysis.headline import headline
+from analysis.model import LABELS
 from analysis.page_table import aligned_numbers, page_table, plain_number
-from analysis.prediction import MODELS, has_prediction, read_prediction
+from analysis.prediction import Prediction, has_prediction, read_prediction
 from analysis.report import write_report
 from analysis.score import compare
 from analysis.steps import read_whole, store_prediction, store_report
@@ -133,10 +136,20 @@ def test_advice_on_several_runs_is_the_fastest_stable_one(
     assert dict(facts)["How well predicted"] == "No model was computed for every run."
 
 
+def with_turns(stored: Prediction, turns: Literal["by hazard", "recorded"]) -> Prediction:
+    """Return a prediction as if the turns of its "sme_law" had been drawn in this way."""
+    label = "SME with recorded turns" if turns == "recorded" else LABELS["sme_law"]
+    law = msgspec.structs.replace(stored.settings.models["sme_law"], label=label)
+    models = {**stored.settings.models, "sme_law": law}
+    return replace(
+        stored, settings=msgspec.structs.replace(stored.settings, turns=turns, models=models)
+    )
+
+
 def test_models_that_are_alike_are_not_ranked(reports: Reports) -> None:
     run = reports.runs[1]
     stored = read_prediction(run.path)
-    prediction = replace(stored, settings={**stored.settings, "turns": "by hazard"})
+    prediction = with_turns(stored, "by hazard")
     score = compare(run, prediction)
 
     def said(*errors: float) -> str:
@@ -169,7 +182,7 @@ def test_recorded_turns_are_not_called_the_law(tmp_path: Path) -> None:
     paths = [predicted_run(tmp_path / name).path for name in ("a", "b")]
     for path in paths:
         stored = read_prediction(path)
-        replace(stored, settings={**stored.settings, "turns": "recorded"}).save(path)
+        with_turns(stored, "recorded").save(path)
     page = write_report(paths, tmp_path / "both.html", tmp_path / "figures")
     texts = [page, *(tmp_path / "figures").glob("*.svg")]
     assert not [path for path in texts if "SME with the measured law" in path.read_text("utf-8")]
@@ -180,7 +193,7 @@ def test_recorded_turns_are_not_called_the_law(tmp_path: Path) -> None:
         name: replace(score.models["sme_law"], relative_error=error)
         for name, error in (("sme_asgd", 0.1), ("sme_law", 0.01), ("law_pool", 0.02))
     }
-    score = replace(score, models=models, labels={**MODELS, **score.labels})
+    score = replace(score, models=models, labels={**LABELS, **score.labels})
     events = events_table(run).iloc[:0]
     said = dict(headline([run], fit, prediction, score, workers_table(run), events))
     assert "Closest: SME with recorded turns; its" in said["How well predicted"]
@@ -382,7 +395,8 @@ def test_advice_minds_the_limit_of_stability(
     stored = read_prediction(run.path)
     limit = None if factor is None else 0.05 * factor
     stability = {"sentence": "", "factor": factor, "largest_stable_learning_rate": limit}
-    prediction = replace(stored, settings={**stored.settings, "stability": stability})
+    settings = msgspec.structs.replace(stored.settings, stability=stability)
+    prediction = replace(stored, settings=settings)
     score = compare(run, prediction)
     events = events_table(run).iloc[:0]
     facts = headline([run], fit_run(run), prediction, score, workers_table(run), events)

@@ -8,7 +8,7 @@ import pytest
 
 from analysis.fit import fit_run
 from analysis.run_stability import leading_curvatures, outgrows, run_stability
-from analysis.setting import Setting
+from analysis.setting import RunSetting, Setting
 from analysis.stability import max_stable_learning_rate
 from asgd.config import make_config
 from asgd.errors import DivergedError
@@ -27,8 +27,6 @@ def setting(problem: Problem, learning_rate: float, **changes) -> Setting:
         batch_size=1,
         initial=problem.initial_point(np.random.default_rng(0)),
         record=np.arange(2),
-        staleness=(),
-        mu=0.75,
         law=Poisson(3.0),
         closure="pool",
         workers=4,
@@ -152,7 +150,7 @@ def test_runs_below_the_limit_settle_and_runs_above_it_do_not(tmp_path: Path, ki
         return read_run(simulate(make_config(tables), tmp_path / name))
 
     probe = run(0.01, "probe")
-    limit = run_stability(Setting.of(probe, fit_run(probe))).limit
+    limit = run_stability(RunSetting.of(probe, fit_run(probe))).limit
     below = run(0.9 * limit, "below").loss["loss"].to_numpy()
     assert below[-10:].max() < below[0]
     with pytest.raises(DivergedError, match="too large"):

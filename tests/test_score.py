@@ -8,7 +8,12 @@ import pytest
 import scoringrules
 
 from analysis.loss_curve import QUANTILE_LEVELS
-from analysis.prediction import Prediction, quantile_column
+from analysis.prediction import (
+    PredictedWith,
+    Prediction,
+    PredictionSettings,
+    quantile_column,
+)
 from analysis.score import compare, crps_from_quantiles, relative_error_interval
 from asgd.config import make_config
 from asgd.errors import InputError
@@ -31,13 +36,26 @@ def normal_prediction(
     quantiles = {quantile_column(level): mean + std * norm.ppf(level) for level in QUANTILE_LEVELS}
     curve = {"model": model, "update": UPDATE, "loss_mean": mean, "loss_std": std}
     curve["loss_mean_error"] = std / np.sqrt(paths) if paths else 0.0
-    settings = {"models": {model: {"label": model, "paths": paths}}}
-    return Prediction(pd.DataFrame({**curve, **quantiles}), settings)
+    return Prediction(pd.DataFrame({**curve, **quantiles}), settings({model: paths}))
+
+
+def settings(paths: dict[str, int | None]) -> PredictionSettings:
+    return PredictionSettings(
+        paths=1,
+        method="auto",
+        seed=0,
+        mu=0.0,
+        law={},
+        closure="pool",
+        turns="by hazard",
+        stability=None,
+        models={model: PredictedWith(model, count) for model, count in paths.items()},
+    )
 
 
 def together(*predictions: Prediction) -> Prediction:
-    models = {name: m for p in predictions for name, m in p.settings["models"].items()}
-    return Prediction(pd.concat([p.curves for p in predictions]), {"models": models})
+    paths = {name: p.paths(name) for p in predictions for name in p.models}
+    return Prediction(pd.concat([p.curves for p in predictions]), settings(paths))
 
 
 def test_a_known_offset_is_the_relative_error(tmp_path: Path) -> None:

@@ -21,7 +21,8 @@ from analysis.figures.canvas import (
     new_axes,
     thin,
 )
-from analysis.prediction import MODELS, quantile_column
+from analysis.model import LABELS
+from analysis.prediction import quantile_column
 
 
 def loss_overlay(
@@ -30,7 +31,7 @@ def loss_overlay(
     ax: Axes | None = None,
     *,
     group: str = "",
-    labels: Mapping[str, str] = MODELS,
+    labels: Mapping[str, str] = LABELS,
 ) -> Axes:
     """Draw observed loss over the predicted mean and central 90 % band of each model.
 
@@ -78,7 +79,7 @@ def error_over_time(
     ax: Axes | None = None,
     *,
     group: str = "",
-    labels: Mapping[str, str] = MODELS,
+    labels: Mapping[str, str] = LABELS,
 ) -> Axes:
     """Draw (predicted mean - observed) over the mean observed loss, for each model.
 
@@ -150,7 +151,7 @@ def error_by_workers(
     models: Sequence[str],
     ax: Axes | None = None,
     *,
-    labels: Mapping[str, str] = MODELS,
+    labels: Mapping[str, str] = LABELS,
 ) -> Axes:
     """Draw the relative error of each model against the number of workers.
 
