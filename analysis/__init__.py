@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     from analysis.fit import fit_staleness as fit_staleness
     from analysis.langevin import sme_langevin as sme_langevin
     from analysis.langevin import sme_msgd as sme_msgd
+    from analysis.limits import Limit as Limit
+    from analysis.limits import StabilityLimits as StabilityLimits
+    from analysis.limits import stability_limits as stability_limits
     from analysis.moments import asgd_moments as asgd_moments
     from analysis.moments import stationary_variance as stationary_variance
     from analysis.planning import Plan as Plan
@@ -43,6 +46,7 @@ if TYPE_CHECKING:
     from analysis.prediction import Prediction as Prediction
     from analysis.prediction import predict as predict
     from analysis.prediction import read_prediction as read_prediction
+    from analysis.queue import ServerTimes as ServerTimes
     from analysis.queue import config_staleness as config_staleness
     from analysis.queue import queue_staleness as queue_staleness
     from analysis.report import write_report as write_report
@@ -62,10 +66,11 @@ else:
             "analysis.experiment": ["fit_runs"],
             "analysis.fit": ["StalenessFit", "compare_fits", "fit_run", "fit_staleness"],
             "analysis.langevin": ["sme_langevin", "sme_msgd"],
+            "analysis.limits": ["Limit", "StabilityLimits", "stability_limits"],
             "analysis.moments": ["asgd_moments", "stationary_variance"],
             "analysis.planning": ["Plan", "plan"],
             "analysis.prediction": ["Prediction", "predict", "read_prediction"],
-            "analysis.queue": ["config_staleness", "queue_staleness"],
+            "analysis.queue": ["ServerTimes", "config_staleness", "queue_staleness"],
             "analysis.report": ["write_report"],
             "analysis.score": ["Score", "compare"],
             "analysis.sme": ["sme_asgd"],

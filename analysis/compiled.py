@@ -177,3 +177,85 @@ def read_update(
                 for b in range(d):
                     cov[r, 0, j, a, b] = cov[r, w, j, a, b] = row[j, a, b]
                     cov[r, j, 0, b, a] = cov[r, j, w, b, a] = row[j, a, b]
+
+
+@compiled("float64[:, ::1]", "int64[:, ::1]", "int64[::1]")
+def first_come(arrival: Array, since: Integers, slot: Integers) -> None:
+    """Choose the snapshot of each path whose gradient arrives first; of several, the oldest.
+
+    arrival and since, the update after which each snapshot was read, (paths, P); choice (paths,).
+    """
+    for path in range(len(arrival)):
+        first = 0
+        for i in range(1, arrival.shape[1]):
+            if arrival[path, i] < arrival[path, first] or (
+                arrival[path, i] == arrival[path, first] and since[path, i] < since[path, first]
+            ):
+                first = i
+        slot[path] = first
+
+
+@compiled(
+    *["Array(int64, 2, 'C', readonly=True)"] * 2,
+    *["float64"] * 2,
+    "boolean",
+    "int64",
+    *["float64[::1]"] * 2,
+    "float64[:, ::1]",
+    "int64[:, ::1]",
+    "float64[::1]",
+)
+def grow(
+    read: Integers,
+    write: Integers,
+    step: float,
+    momentum: float,
+    aware: bool,
+    first: int,
+    x: Array,
+    v: Array,
+    s: Array,
+    version: Integers,
+    growth: Array,
+) -> None:
+    """Follow x' = x + v', v' = momentum v - step s_j on paths; add the logarithm of their growth.
+
+    Update k of a path reads slot read[path, k] and writes its new point to slot write[path, k],
+    (paths, updates); x and v (paths,), s and the versions held (paths, slots), in place. `aware`
+    divides the step by one plus the staleness. All paths end with x^2 + v^2 + mean s^2 = 1.
+    """
+    slots, last = s.shape[1], read.shape[1] - 1
+    for path in range(len(read)):
+        point, speed = x[path], v[path]
+        for k in range(last + 1):
+            j = read[path, k]
+            pull = step * s[path, j]
+            if aware:
+                pull /= 1.0 + first + k - version[path, j]
+            speed = momentum * speed - pull
+            point += speed
+            j = write[path, k]
+            s[path, j] = point
+            version[path, j] = first + k + 1
+            if k == last or k % 32 == 31:
+                squares = 0.0
+                for i in range(slots):
+                    squares += s[path, i] * s[path, i]
+                norm = np.sqrt(point * point + speed * speed + squares / slots)
+                if k == last or not 1e-100 < norm < 1e100:
+                    growth[path] += np.log(norm)
+                    point /= norm
+                    speed /= norm
+                    for i in range(slots):
+                        s[path, i] /= norm
+        x[path], v[path] = point, speed
+
+
+@compiled("Array(int64, 2, 'C', readonly=True)", "int64[:, ::1]", "int64[:, ::1]")
+def ages_at_use(read: Integers, version: Integers, age: Integers) -> None:
+    """Write the staleness of each update of each path, (paths, updates), versions (paths, P)."""
+    for path in range(len(read)):
+        for k in range(read.shape[1]):
+            j = read[path, k]
+            age[path, k] = k - version[path, j]
+            version[path, j] = k + 1

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -54,6 +55,9 @@ class Times(Protocol):
     def draw_many(self, worker: int, size: int, rng: np.random.Generator) -> Array:
         """Return independent times of a worker in seconds, shape (size,)."""
 
+    def draw_each(self, workers: Integers, rng: np.random.Generator) -> Array:
+        """Return an independent time of each worker named in seconds, same shape (m,)."""
+
 
 @dataclass(frozen=True)
 class MeasuredTimes:
@@ -80,6 +84,59 @@ class MeasuredTimes:
     def draw_many(self, worker: int, size: int, rng: np.random.Generator) -> Array:
         """Return independent times of a worker in seconds, shape (size,)."""
         return rng.choice(self.samples[worker], size)
+
+    def draw_each(self, workers: Integers, rng: np.random.Generator) -> Array:
+        """Return an independent time of each worker named in seconds, same shape (m,)."""
+        chosen = rng.random(len(workers)) * self._sizes[workers]
+        return self._flat[self._begin[workers] + chosen.astype(np.int64)]
+
+    @cached_property
+    def _flat(self) -> Array:
+        return np.concatenate(self.samples)
+
+    @cached_property
+    def _sizes(self) -> Integers:
+        return np.array([len(sample) for sample in self.samples])
+
+    @cached_property
+    def _begin(self) -> Integers:
+        return np.cumsum(self._sizes) - self._sizes
+
+
+@dataclass(frozen=True)
+class ServerTimes:
+    """What decides the turns of a server: its workers' compute times and the times beside them.
+
+    Attributes
+    ----------
+    times
+        Compute times of the workers.
+    dead_time
+        Fixed part of every cycle outside the server, in seconds: the gradient, two messages.
+    service_time
+        What the server spends on one push, in seconds; pushes wait for each other.
+    """
+
+    times: Times
+    dead_time: float = 0.0
+    service_time: float = 0.0
+
+    @classmethod
+    def from_config(cls, config: RunConfig) -> ServerTimes:
+        """Return the times of a configured run, its `[simulation]` times given."""
+        given = config.simulation
+        dead_time = given.gradient_time + 2.0 * given.message_time
+        return cls(ComputeTime.from_config(config.cluster), dead_time, given.service_time)
+
+    @property
+    def workers(self) -> int:
+        """P."""
+        return len(self.times.mean)
+
+    @property
+    def memoryless(self) -> bool:
+        """Whether whose turn is next does not depend on the past."""
+        return self.times.memoryless and not self.dead_time and not self.service_time
 
 
 def memoryless_law(rates: npt.ArrayLike) -> StalenessLaw:

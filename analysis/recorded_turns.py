@@ -112,6 +112,11 @@ class ResampledTurns:
         self._move()
         return slot
 
+    def keep(self, index: Integers) -> None:
+        """Take the pools named in place of the present ones, shape (paths,)."""
+        self._at, self._last, self._free = self._at[index], self._last[index], self._free[index]
+        self._order = self._order[index]
+
     def _move(self) -> None:
         ended = self.rng.random(len(self._at)) < self._stop
         jump = (ended & (self._k >= self._free)) | (self._at == self._last)

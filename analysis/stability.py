@@ -8,6 +8,8 @@ here works on circles by FFT, never on the L x L companion matrix. Ours.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -24,12 +26,19 @@ _POINTS_PER_TURN = 16
 _FEWEST_POINTS = 2**14
 
 
-def max_stable_learning_rate(law: StalenessLaw, curvature: float) -> float:
+def max_stable_learning_rate(
+    law: StalenessLaw,
+    curvature: float,
+    *,
+    momentum: float = 0.0,
+    staleness_aware: bool = False,
+) -> float:
     """Return the smallest learning rate at which the mean of a mode no longer decays.
 
-    Boundary locus: on the unit circle h = (1 - z) / W(1/z) must be real and positive; the
-    smallest such h is where the first root leaves the disc. Closed forms: geometric
-    2 (1 + mu) / (1 - mu), constant delay D 2 sin(pi / (2 (2 D + 1))), over the curvature.
+    No single run need decay up to there: see `analysis.stability_limits`. Boundary locus: on the
+    unit circle h = (1 - z)(1 - beta/z) / W(1/z) must be real and positive; the smallest such h is
+    where the first root leaves the disc. Closed forms: geometric 2 (1 + mu) / (1 - mu), constant
+    delay D 2 sin(pi / (2 (2 D + 1))), over the curvature; for the heavy ball `_geometric`.
 
     Parameters
     ----------
@@ -37,38 +46,65 @@ def max_stable_learning_rate(law: StalenessLaw, curvature: float) -> float:
         Staleness law.
     curvature
         Largest eigenvalue of the Hessian, > 0.
+    momentum
+        beta of the heavy ball, in [0, 1).
+    staleness_aware
+        Whether the step is eta / (1 + tau): then w_l / (1 + l) stands for w_l.
 
     Raises
     ------
     InputError
-        The curvature is not positive.
+        The curvature is not positive, or the momentum is outside [0, 1).
     """
     if not curvature > 0:
         raise InputError(f"curvature = {curvature}: expected a positive number")
-    if isinstance(law, Geometric):
-        return 2.0 * (1.0 + law.mu) / (1.0 - law.mu) / curvature
-    if isinstance(law, ConstantPlusGeometric) and law.mu == 0.0:
-        return float(2.0 * np.sin(np.pi / (2.0 * (2.0 * law.offset + 1.0)))) / curvature
-    return _boundary_locus(law.weights(law.support_length())) / curvature
+    if not 0.0 <= momentum < 1.0:
+        raise InputError(f"momentum = {momentum}: expected a number in [0, 1)")
+    if isinstance(law, Geometric) and not (staleness_aware and momentum):
+        return _geometric(law.mu, momentum, staleness_aware) / curvature
+    if isinstance(law, ConstantPlusGeometric) and law.mu == momentum == 0.0:
+        divided = 1.0 + law.offset * staleness_aware
+        return float(divided * 2.0 * np.sin(np.pi / (2.0 * (2.0 * law.offset + 1.0)))) / curvature
+    weights = law.weights(law.support_length())
+    if staleness_aware:
+        weights = weights / np.arange(1, len(weights) + 1)
+    return _boundary_locus(weights, momentum) / curvature
 
 
-def _boundary_locus(weights: Array) -> float:
-    """Return the smallest h > 0 with a root of z - 1 + h W(1/z) on the unit circle."""
+def _geometric(mu: float, momentum: float, staleness_aware: bool) -> float:
+    """Return the limit of geometric staleness: min over where the root leaves, z = -1 or not.
+
+    Heavy ball min{(1 - beta)(1 - beta mu) / (beta mu), 2 (1 + beta)(1 + mu) / (1 - mu)}; step
+    eta / (1 + tau) without momentum 2 mu / ((1 - mu) log(1 + mu)). Ours.
+    """
+    if staleness_aware:
+        return float(2.0 * mu / ((1.0 - mu) * np.log1p(mu))) if mu else 2.0
+    alternating = 2.0 * (1.0 + momentum) * (1.0 + mu) / (1.0 - mu)
+    if not momentum * mu:
+        return alternating
+    return min((1.0 - momentum) * (1.0 - momentum * mu) / (momentum * mu), alternating)
+
+
+def _boundary_locus(weights: Array, momentum: float = 0.0) -> float:
+    """Return the smallest h > 0 with a root of (z - 1)(1 - beta/z) + h W(1/z) on the circle."""
     from scipy.optimize import brentq
 
     lags = np.arange(len(weights))
 
+    def own(theta: Any) -> Any:
+        return (1.0 - np.exp(1j * theta)) * (1.0 - momentum * np.exp(-1j * theta))
+
     def product(theta: float) -> complex:
-        return complex((1.0 - np.exp(1j * theta)) * (np.exp(1j * theta * lags) @ weights))
+        return complex(own(theta) * (np.exp(1j * theta * lags) @ weights))
 
     def step(theta: float) -> float:
         read = np.exp(-1j * theta * lags) @ weights
-        return float(np.real((1.0 - np.exp(1j * theta)) / read))
+        return float(np.real(own(theta) / read))
 
     points = _points(len(weights))
     angle = np.linspace(0.0, np.pi, points // 2 + 1)
     read = np.fft.rfft(weights, points)
-    locus = (1.0 - np.exp(1j * angle)) * np.conj(read)
+    locus = own(angle) * np.conj(read)
     locus[-1] = locus[-1].real  # z = -1 lies on the real axis, whatever rounding says
     crossing = np.flatnonzero(locus.imag[:-1] * locus.imag[1:] < 0)
     crossing = crossing[(locus.real[crossing] > 0) | (locus.real[crossing + 1] > 0)]

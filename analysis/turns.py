@@ -74,6 +74,10 @@ class Turns:
         self.ages += 1
         self.ages[self._path, slot] = 0
 
+    def keep(self, index: Integers) -> None:
+        """Take the pools named in place of the present ones, shape (paths,)."""
+        self.ages = self.ages[index]
+
 
 def pool_hazards(laws: Sequence[StalenessLaw], rng: np.random.Generator) -> Hazards:
     """Return hazards with which the age at use of each worker's snapshot has its law, (P, L).

@@ -54,6 +54,12 @@ class ComputeTime:
         times *= self.mean[min(worker, len(self.mean) - 1)]
         return times
 
+    def draw_each(
+        self, workers: npt.NDArray[np.int64], rng: np.random.Generator
+    ) -> npt.NDArray[np.float64]:
+        """Return an independent compute time of each worker named, in seconds, same shape."""
+        return self.draw_relative(len(workers), rng) * self.mean[workers]
+
     def draw_relative(self, size: int, rng: np.random.Generator) -> npt.NDArray[np.float64]:
         """Return `size` independent compute times over their mean, shape (size,).
 

@@ -1,0 +1,123 @@
+"""When E x^2 decays on a server of memoryless workers, exactly (ours).
+
+Whose turn is next does not depend on the past, so the second moments of the point x, the velocity
+v of the heavy ball and the snapshots s_i that the workers hold follow a linear recursion of their
+own. Workers of one rate are alike: a state holds E x^2, E x v, E v^2 and, of each group of them,
+E x s, E v s, E s^2, and of each pair of groups E s s' of two workers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from asgd.problems.base import Array
+
+_SCAN = 400  # steps looked at for the first that does not decay
+_DENSE = 300  # moments up to which the whole matrix is formed
+
+
+@dataclass(frozen=True)
+class MemorylessServer:
+    """Workers that come in groups of equal rate.
+
+    Attributes
+    ----------
+    sizes
+        Workers of each group, shape (groups,).
+    chance
+        Probability that a given worker of the group is next, shape (groups,).
+    momentum
+        beta of the heavy ball.
+    """
+
+    sizes: Array
+    chance: Array
+    momentum: float = 0.0
+
+    @classmethod
+    def of_rates(cls, rates: Array, momentum: float = 0.0) -> MemorylessServer:
+        """Group workers by the rates at which they push, shape (workers,)."""
+        different, sizes = np.unique(rates, return_counts=True)
+        return cls(sizes.astype(float), different / np.sum(rates), momentum)
+
+    @property
+    def moments(self) -> int:
+        """Length of a state."""
+        groups = len(self.sizes)
+        return 3 + 3 * groups + len(self._pairs[0])
+
+    @cached_property
+    def _pairs(self) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+        return np.triu_indices(len(self.sizes))
+
+    def advance(self, state: Array, step: float) -> Array:
+        """Return the moments one update later, shape (..., moments), linear in the state.
+
+        Parameters
+        ----------
+        step
+            Learning rate times curvature.
+        """
+        beta, h, p, n = self.momentum, step, self.chance, self.sizes
+        groups, (one, other) = len(n), self._pairs
+        xx, xv, vv = (state[..., i, None] for i in range(3))
+        xs, vs, own, pair = np.split(state[..., 3:], np.arange(1, 4) * groups, axis=-1)
+        both = np.zeros((*state.shape[:-1], groups, groups))
+        both[..., one, other] = both[..., other, one] = pair
+        # the new velocity and point, by the group whose snapshot is used
+        velocity2 = beta**2 * vv - 2.0 * beta * h * vs + h**2 * own
+        moved = beta * xv - h * xs + velocity2  # of the new point and the new velocity
+        point2 = xx + 2.0 * (beta * xv - h * xs) + velocity2
+        # another worker's snapshot stays: summed over all whose turn it may have been
+        used = both @ (n * p) - p * np.diagonal(both, axis1=-2, axis2=-1)
+        stays = beta * vs * (1.0 - p) - h * used
+        new_pair = both * (1.0 - p[:, None] - p[None, :])
+        carried = (xs + beta * vs)[..., None, :] - h * both  # of the new point by group used
+        new_pair = new_pair + p[:, None] * carried + p[None, :] * np.swapaxes(carried, -1, -2)
+        alone = np.flatnonzero(n == 1)  # has no other worker in its group
+        new_pair[..., alone, alone] = 0.0
+        return np.concatenate(
+            [
+                (point2 @ (n * p))[..., None],
+                (moved @ (n * p))[..., None],
+                (velocity2 @ (n * p))[..., None],
+                xs * (1.0 - p) + stays + p * point2,
+                stays + p * moved,
+                own * (1.0 - p) + p * point2,
+                new_pair[..., one, other],
+            ],
+            axis=-1,
+        )
+
+    def factor(self, step: float) -> float:
+        """Return by how much E x^2 grows in one update in the end: the spectral radius."""
+        if self.moments <= _DENSE:
+            matrix = self.advance(np.eye(self.moments), step)
+            return float(np.abs(np.linalg.eigvals(matrix)).max())
+        from scipy.sparse.linalg import LinearOperator, eigs
+
+        shape = (self.moments, self.moments)
+        operator = LinearOperator(
+            shape, matvec=lambda s: self.advance(s.ravel(), step), dtype=float
+        )
+        # The moments of points that are all one: not orthogonal to what dominates.
+        start = np.ones(self.moments)
+        largest = eigs(operator, k=1, v0=start, tol=1e-9, return_eigenvectors=False)
+        return float(np.abs(largest[0]))
+
+    def limit(self) -> float:
+        """Return the smallest step, over the curvature, at which E x^2 no longer decays."""
+        from scipy.optimize import brentq
+
+        def excess(step: float) -> float:
+            return self.factor(step) - 1.0
+
+        workers = float(self.sizes.sum())
+        low = 0.1 * (1.0 - self.momentum) / workers
+        grid = np.geomspace(low, 4.0, _SCAN if self.moments <= _DENSE else _SCAN // 10)
+        first = next(i for i, step in enumerate(grid) if excess(step) > 0)
+        return float(brentq(excess, grid[first - 1], grid[first], xtol=1e-14))

@@ -1,0 +1,219 @@
+"""The three limits of stability against exact values and against independent simulations."""
+
+import numpy as np
+import pytest
+
+import analysis
+from analysis.limits import Limit, StabilityLimits
+from analysis.mean_square import MemorylessServer
+from analysis.moments import server_transition
+from analysis.stability import max_stable_learning_rate
+from asgd.delays import ComputeTime
+from asgd.errors import InputError
+from asgd.staleness import ConstantPlusGeometric, Geometric, GeometricMixture, Poisson
+
+MOMENTA = (0.0, 0.5, 0.9)
+
+
+def times(law: str, workers: int, variation: float = 0.5, slow: float = 1.0) -> ComputeTime:
+    mean = np.ones(workers)
+    mean[0] = slow
+    return ComputeTime(law, mean, variation)
+
+
+# Almost-sure limits of another simulation (400 000 turns, three seeds), whose standard deviation
+# was at most 0.003; far less for the small ones.
+ALMOST_SURE = [
+    (times("exponential", 2), (1.522, 1.112, 0.1233)),
+    (times("exponential", 4), (1.098, 0.516, 0.0487)),
+    (times("exponential", 8), (0.691, 0.319, 0.0275)),
+    (times("exponential", 16), (0.474, 0.218, 0.0188)),
+    (times("exponential", 32), (0.330, 0.151, 0.0148)),
+    (times("gamma", 8, 0.5), (0.318, 0.132, 0.0175)),
+    (times("gamma", 8, 0.7), (0.472, 0.191, 0.0197)),
+    (times("lognormal", 8, 1.0), (0.549, 0.236, 0.0242)),
+    (times("lognormal", 8, 2.0), (0.807, 0.393, 0.0443)),
+    (times("exponential", 8, slow=4.0), (0.703, 0.333, 0.0294)),
+]
+
+
+@pytest.mark.parametrize(("server", "expected"), ALMOST_SURE)
+def test_almost_sure_limits_are_those_of_another_simulation(
+    server: ComputeTime, expected: tuple[float, ...]
+) -> None:
+    for momentum, value in zip(MOMENTA, expected, strict=True):
+        limit = analysis.stability_limits(server, momentum=momentum).almost_sure
+        other = min(0.003, 0.006 * value)
+        assert 0 < limit.error < 0.01 * value
+        assert abs(limit.value - value) < 4 * np.hypot(limit.error, other)
+
+
+@pytest.mark.parametrize("momentum", MOMENTA)
+def test_one_worker_has_one_limit(momentum: float) -> None:
+    limits = analysis.stability_limits(times("exponential", 1), momentum=momentum)
+    assert limits.almost_sure == limits.mean_square == limits.mean
+    assert limits.mean.value == pytest.approx(2 * (1 + momentum))
+
+
+@pytest.mark.parametrize(
+    ("momentum", "expected"),
+    [
+        (0.0, [2, 1, 0.6180, 0.3473, 0.2091, 0.1012]),
+        (0.5, [3, 0.5, 0.28078, 0.15585, 0.09575, 0.04804]),
+        (0.9, [3.8, 0.1, 0.05125, 0.02650, 0.01575, 0.00793]),
+    ],
+)
+def test_a_fixed_order_has_one_limit(momentum: float, expected: list[float]) -> None:
+    for delay, value in zip((0, 1, 2, 4, 7, 15), expected, strict=True):
+        server = times("constant", delay + 1)
+        limits = analysis.stability_limits(server, momentum=momentum)
+        assert limits.almost_sure == limits.mean_square == limits.mean
+        assert limits.mean.error == 0.0
+        assert limits.mean.value == pytest.approx(value, rel=1e-3)
+        law = analysis.stability_limits(ConstantPlusGeometric(delay), momentum=momentum)
+        assert law == limits
+
+
+def test_memoryless_mean_square_is_exact() -> None:
+    expected = {1: 2.0, 2: 1.28078, 4: 0.84307, 8: 0.56639, 16: 0.38618, 32: 0.26611}
+    for workers, value in expected.items():
+        limit = analysis.stability_limits(times("exponential", workers)).mean_square
+        assert limit is not None
+        assert limit.error == 0.0
+        assert limit.value == pytest.approx(value, abs=1e-5)
+    law = analysis.stability_limits(Geometric(0.875)).mean_square
+    assert law == analysis.stability_limits(times("exponential", 8)).mean_square
+
+
+def test_second_moments_are_those_of_the_four_term_recursion() -> None:
+    for workers in (2, 3, 8):
+        server = MemorylessServer.of_rates(np.ones(workers))
+        for step in (0.1, 0.5, 1.0):
+            exact = np.abs(np.linalg.eigvals(server_transition(step, workers))).max()
+            assert server.factor(step) == pytest.approx(exact, rel=1e-12)
+
+
+def brute_force_factor(rates: np.ndarray, momentum: float, step: float) -> float:
+    """Return the spectral radius of E A (x) A over the state x, v, s_1, ..., s_P."""
+    workers = len(rates)
+    total = 0.0
+    for i, chance in enumerate(rates / rates.sum()):
+        one = np.eye(workers + 2)
+        one[1] = 0.0
+        one[1, 1], one[1, 2 + i] = momentum, -step
+        one[0, 1], one[0, 2 + i] = momentum, -step
+        one[2 + i] = one[0]
+        total = total + chance * np.kron(one, one)
+    return float(np.abs(np.linalg.eigvals(total)).max())
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("rates", [[1.0] * 4, [0.25, 1.0, 1.0], [1.0, 2.0, 3.0, 3.0]])
+def test_second_moments_of_groups_equal_the_whole_matrix(
+    rates: list[float], momentum: float
+) -> None:
+    server = MemorylessServer.of_rates(np.array(rates), momentum)
+    for step in (0.03, 0.3, 1.1):
+        whole = brute_force_factor(np.array(rates), momentum, step)
+        assert server.factor(step) == pytest.approx(whole, rel=1e-7)
+
+
+@pytest.mark.parametrize("momentum", MOMENTA)
+def test_populations_find_the_exact_mean_square(momentum: float) -> None:
+    # a mixture of equal components is the geometric law under another name: no closed form
+    law = GeometricMixture((0.875, 0.875), (0.5, 0.5))
+    limit = analysis.stability_limits(law, momentum=momentum).mean_square
+    exact = analysis.stability_limits(Geometric(0.875), momentum=momentum).mean_square
+    assert limit is not None
+    assert exact is not None
+    assert exact.error == 0.0 < limit.error < 0.01 * exact.value
+    assert abs(limit.value - exact.value) < 4 * limit.error
+
+
+def test_independent_lags_have_a_mean_square_limit_of_their_own() -> None:
+    """The second moments of independent geometric lags close; `asgd_moments` has them."""
+
+    def factor(h: float, mu: float) -> float:
+        # E x^2, E x m, E m^2 and E n, m the expected read and n its square
+        xx = np.array([1.0, -2 * h, 0.0, h * h])
+        xm = np.array([0.0, 1.0, -h, 0.0])
+        matrix = [
+            xx,
+            mu * xm + (1 - mu) * xx,
+            mu**2 * np.eye(4)[2] + 2 * mu * (1 - mu) * xm + (1 - mu) ** 2 * xx,
+            mu * np.eye(4)[3] + (1 - mu) * xx,
+        ]
+        return float(np.abs(np.linalg.eigvals(np.array(matrix))).max())
+
+    limit = analysis.stability_limits(Geometric(0.875), independent=True).mean_square
+    assert limit is not None
+    low = limit.value - 4 * limit.error
+    assert factor(low, 0.875) < 1 < factor(limit.value + 4 * limit.error, 0.875)
+    assert limit.error < 0.01 * limit.value
+
+
+def test_limits_of_the_mean() -> None:
+    for law, momentum, aware, value in [
+        (Geometric(0.875), 0.0, False, 30.0),
+        (Geometric(0.875), 0.5, False, 0.5 * (1 - 0.4375) / 0.4375),
+        (Geometric(0.01), 0.9, False, 2 * 1.9 * 1.01 / 0.99),
+        (Geometric(0.875), 0.0, True, 2 * 0.875 / (0.125 * np.log(1.875))),
+        (ConstantPlusGeometric(7), 0.0, True, 8 * 0.20906),
+        (Poisson(7.0), 0.0, False, 0.246),
+    ]:
+        rule = {"momentum": momentum, "staleness_aware": aware}
+        assert max_stable_learning_rate(law, 1.0, **rule) == pytest.approx(value, rel=2e-3)
+
+
+@pytest.mark.parametrize("aware", [False, True])
+@pytest.mark.parametrize("momentum", MOMENTA)
+def test_closed_forms_of_the_mean_equal_the_locus(momentum: float, aware: bool) -> None:
+    geometric = GeometricMixture((0.875, 0.875), (0.5, 0.5))
+    rule = {"momentum": momentum, "staleness_aware": aware}
+    closed = max_stable_learning_rate(Geometric(0.875), 1.0, **rule)
+    assert max_stable_learning_rate(geometric, 1.0, **rule) == pytest.approx(closed, rel=1e-4)
+
+
+def test_the_mean_of_unequal_memoryless_workers() -> None:
+    """E x and the E s_i follow a linear recursion of P + 1 terms."""
+    chance = np.array([0.25] + [1.0] * 7) / 7.25
+
+    def factor(step: float) -> float:
+        point = np.concatenate([[1.0], -step * chance])
+        matrix = np.diag(np.concatenate([[0.0], 1.0 - chance]))
+        matrix[0] = point
+        matrix[1:] += chance[:, None] * point
+        return float(np.abs(np.linalg.eigvals(matrix)).max())
+
+    limit = analysis.stability_limits(times("exponential", 8, slow=4.0)).mean
+    assert limit.error == 0.0
+    assert factor(0.9999 * limit.value) < 1 < factor(1.0001 * limit.value)
+    assert limit.value == pytest.approx(27.73, abs=0.01)
+
+
+def test_limits_scale_with_curvature_and_classify() -> None:
+    one = analysis.stability_limits(times("exponential", 8))
+    four = analysis.stability_limits(times("exponential", 8), curvature=4.0)
+    assert four.almost_sure.value == pytest.approx(one.almost_sure.value / 4)
+    assert one.classify(0.5) == "stable"
+    assert one.classify(0.62) == "heavy tail"
+    assert one.classify(0.75) == "diverges"
+    unsure = StabilityLimits(Limit(2.0), Limit(1.0, 0.1), Limit(1.5, 0.1))
+    assert unsure.classify(0.9) == unsure.classify(1.6) == "heavy tail"
+    assert StabilityLimits(Limit(2.0), None, Limit(1.5)).classify(0.1) == "heavy tail"
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: analysis.stability_limits(Geometric(0.6)), "not that of a whole number"),
+        (lambda: analysis.stability_limits(Geometric(0.5), workers=0), "workers = 0"),
+        (lambda: analysis.stability_limits(Geometric(0.5), curvature=0.0), "curvature = 0"),
+        (lambda: analysis.stability_limits(Geometric(0.5), momentum=1.0), "momentum = 1"),
+        (lambda: analysis.stability_limits(times("gamma", 4), workers=3), "workers = 3"),
+        (lambda: analysis.stability_limits(times("gamma", 4), independent=True), "independent"),
+    ],
+)
+def test_unusable_input_is_named(call, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        call()
