@@ -8,7 +8,7 @@ import errno
 import os
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,8 +102,11 @@ class ServerActor:
         path: str,
         epoch: int = 0,
         restored: Restored | None = None,
+        members: Iterable[int] = (),
     ) -> None:
         self._server = start_server(config, parameters, Path(path), epoch, restored)
+        for worker in members:
+            self._server.admit(worker)
         self._recorder = recorder
         self._dtype = config.cluster.wire_dtype
         self._waiting = Waiting(self._dtype)
@@ -145,6 +148,10 @@ class ServerActor:
         self._send(self._server.receive(gradient, time.monotonic()))
         await self._hand_over_if_full()
         return await answer
+
+    async def admit(self, worker: int) -> None:
+        """Let a worker join that has been added."""
+        self._server.admit(worker)
 
     async def leave(self, worker: int) -> None:
         """Go on without a worker."""

@@ -103,6 +103,7 @@ class Fleet:
             path,
             epoch,
             restored,
+            list(self.team.members),
             scheduling_strategy=node,
             # With Ray's calls as transport, each worker has one that waits for its answer.
             max_concurrency=max(self.config.cluster.workers, MOST_WORKERS) + 16,
@@ -165,6 +166,7 @@ class Fleet:
             workers=self.team.members,
         )
         for worker in change.added:
+            ray.get(self.server.admit.remote(worker))
             self._start_worker(worker)
         for worker in change.removed:
             ray.get(self.server.retire.remote(worker))
@@ -225,19 +227,18 @@ class Fleet:
     ) -> None:
         worker = self.running.pop(task)
         ray.kill(self._workers.pop(worker))
-        delay = None
+        why, delay = reason.message, None
         if worker in self.team.members:
             received = status.workers.get(worker, _UNKNOWN).received
-            delay = self.restarts.failed(
-                worker, reason.message, received, now, in_code=reason.in_code
-            )
+            delay = self.restarts.failed(worker, why, received, now, in_code=reason.in_code)
             if delay is None:
                 self.team.members.remove(worker)
+                why = f"{why}; given up after {self.restarts.streak(worker, now)}"
         self._writer.event(
             "worker_lost",
             worker=worker,
             update=status.version,
-            reason=reason.message,
+            reason=why,
             restart_seconds=delay,
         )
         ray.get(self.server.leave.remote(worker))

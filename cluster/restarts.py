@@ -8,6 +8,17 @@ from dataclasses import dataclass, field
 _FIRST_DELAY = 0.1  # seconds; doubles with each failure in a row
 _LONGEST_DELAY = 30.0
 _FAILURES = 5  # in a row, without a gradient delivered in between
+_PATIENCE = 180.0  # seconds for what may pass: processes killed, connections refused
+
+
+@dataclass
+class _Streak:
+    """The failures of a worker in a row, `raised` of them in the problem's code at the end."""
+
+    since: float
+    delivered: int
+    failures: int = 0
+    raised: int = 0
 
 
 @dataclass
@@ -15,11 +26,11 @@ class Restarts:
     """The failures of the workers of one run.
 
     A worker that delivered gradients since it was last started begins anew with the shortest
-    delay. One that failed five times in a row without delivering any is given up.
+    delay. One that delivers none is given up when the problem's code has raised five times in a
+    row, as it would again; of failures of any other kind, when they have gone on for three minutes.
     """
 
-    _failures: dict[int, int] = field(default_factory=dict)
-    _delivered: dict[int, int] = field(default_factory=dict)
+    _streaks: dict[int, _Streak] = field(default_factory=dict)
     _waiting: list[tuple[float, int]] = field(default_factory=list)
     first_reason: str | None = None
     _in_code: bool = False
@@ -50,15 +61,22 @@ class Restarts:
         if self.first_reason is None or (in_code and not self._in_code):
             self.first_reason = f"worker {worker}: {reason}"
             self._in_code = in_code
-        if delivered > self._delivered.get(worker, 0):
-            self._failures[worker] = 0
-        self._delivered[worker] = delivered
-        failures = self._failures[worker] = self._failures.get(worker, 0) + 1
-        if failures >= _FAILURES:
+        streak = self._streaks.get(worker)
+        if streak is None or delivered > streak.delivered:
+            streak = self._streaks[worker] = _Streak(now, delivered)
+        streak.failures += 1
+        streak.raised = streak.raised + 1 if in_code else 0
+        lasting = streak.failures >= _FAILURES and now - streak.since >= _PATIENCE
+        if streak.raised >= _FAILURES or lasting:
             return None
-        delay = min(_LONGEST_DELAY, _FIRST_DELAY * 2.0 ** (failures - 1))
+        delay = min(_LONGEST_DELAY, _FIRST_DELAY * 2.0 ** (streak.failures - 1))
         heapq.heappush(self._waiting, (now + delay, worker))
         return delay
+
+    def streak(self, worker: int, now: float) -> str:
+        """Return in words how often a worker has failed in a row, and for how long."""
+        streak = self._streaks[worker]
+        return f"{streak.failures} failures in a row, {now - streak.since:.0f} s"
 
     def due(self, now: float) -> list[int]:
         """Take the workers that are to be started now."""

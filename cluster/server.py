@@ -93,14 +93,25 @@ class ParameterServer:
         if state is not None:
             self._restore(state)
 
+    def admit(self, worker: int) -> None:
+        """Let a worker join that the configuration does not know of."""
+        self._seats.setdefault(worker, Seat())
+
+    def knows(self, worker: int) -> bool:
+        """Return whether a worker is one of this run's."""
+        return worker in self._seats
+
     def join(self, worker: int, now: float) -> Replies:
         """Take in a worker that has no snapshot: a new one, or one that came back.
 
-        A gradient it still owed is lost. `now` is in seconds on any steady clock.
+        A gradient it still owed is lost. `now` is in seconds on any steady clock. Who is none of
+        this run's is told to stop.
         """
         if self._stop is not None:
             return [(worker, self._stop)]
-        seat = self._seats.setdefault(worker, Seat())
+        seat = self._seats.get(worker)
+        if seat is None:
+            return [(worker, Stop(f"worker {worker} is none of this run's"))]
         if seat.retired:
             return [(worker, Stop(REMOVED)), *self.leave(worker, now)]
         if seat.owes:
@@ -112,8 +123,10 @@ class ParameterServer:
         return [] if worker in self._held else [self._grant(worker, seat, now)]
 
     def note_joined(self, worker: int, transport: str) -> None:
-        """Note who joins, through what, and after how many updates."""
-        self.ledger.event("worker_joined", worker=worker, transport=transport, update=self.version)
+        """Note who of this run's joins, through what, and after how many updates."""
+        if self.knows(worker):
+            update = self.version
+            self.ledger.event("worker_joined", worker=worker, transport=transport, update=update)
 
     def leave(self, worker: int, now: float) -> Replies:
         """Forget a worker that died or was removed: nobody waits for it any more.

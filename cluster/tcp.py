@@ -5,6 +5,9 @@ come over TCP or, on the server's node, over a local socket with the vectors in 
 connection that breaks, keeps silent in the middle of a frame or does not keep to the protocol is
 closed and reported, and the server goes on without its worker until that worker is back. The
 protocol is that of `cluster.wire`.
+
+Who has not shown that it knows the secret is a stranger, unless it comes over the local socket as
+this very user. There is room for so many strangers only: one more takes the place of the first.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import os
 import secrets
 import select
 import socket
+import struct
 import time
 from contextlib import suppress
 
@@ -33,6 +37,7 @@ _SWEEP_SECONDS = 1.0
 _STRANGERS = 256  # connections that have not proved anything yet
 _REFUSALS_REPORTED = 100
 _HELLO_BYTES = wire.HELLO_PAYLOAD.size
+_CREDENTIALS = struct.Struct("3i")  # process, user, group
 _OUT = select.EPOLLOUT
 
 
@@ -110,6 +115,7 @@ class SocketServer:
         self._vectors = VectorFormat(len(server.parameters), dtype)
         self._peers: dict[int, _Peer] = {}
         self._workers: dict[int, _Peer] = {}
+        self._strangers: dict[int, _Peer] = {}  # the one that came first is the first
         self._broken: list[tuple[_Peer, str]] = []
         self._refusals = 0
         self._brisk = False
@@ -227,15 +233,17 @@ class SocketServer:
             self._epoll.modify(listener, 0)
             return
         name = "local" if listener.family == socket.AF_UNIX else f"{address[0]}:{address[1]}"
-        if len(self._peers) - len(self._workers) >= _STRANGERS:
-            connection.close()
-            self._refused(name, "too many connections at once")
-            return
         connection.setblocking(False)
         tune(connection)
         peer = _Peer(connection, name, time.monotonic() + _HANDSHAKE_SECONDS)
         self._peers[connection.fileno()] = peer
         self._epoll.register(connection, select.EPOLLIN)
+        if not _is_own(connection):
+            if len(self._strangers) >= _STRANGERS:
+                oldest = next(iter(self._strangers.values()))
+                self._broken.append((oldest, "proved nothing before too many others came"))
+                self._settle()
+            self._strangers[connection.fileno()] = peer
 
     def _read(self, peer: _Peer) -> None:
         count = peer.socket.recv_into(peer.window[peer.got :] if peer.got else peer.window)
@@ -294,7 +302,10 @@ class SocketServer:
         _, dimension, itemsize, shared = wire.HELLO_PAYLOAD.unpack_from(peer.hello, HEADER.size)
         if (dimension, itemsize) != (self._vectors.dimension, self._vectors.numbers.itemsize):
             raise WireError(f"{dimension} numbers of {itemsize} bytes do not fit this run")
-        self._welcome(peer, wire.parse(memoryview(peer.hello)).worker, bool(shared))
+        worker = wire.parse(memoryview(peer.hello)).worker
+        if not self._server.knows(worker):
+            raise WireError(f"worker {worker} is none of this run's")
+        self._welcome(peer, worker, bool(shared))
 
     def _welcome(self, peer: _Peer, worker: int, shared: bool) -> None:
         welcome = wire.pack(wire.WELCOME)
@@ -314,6 +325,7 @@ class SocketServer:
             # Whatever the worker asked there, it will not read the answer.
             self._broken.append((older, "replaced by a newer connection"))
         peer.open(worker, self._vectors)
+        self._strangers.pop(peer.socket.fileno(), None)
         self._workers[worker] = peer
 
     def _question(self, peer: _Peer, frame: Frame) -> None:
@@ -387,8 +399,10 @@ class SocketServer:
         """Let go of broken connections, outside any loop over replies: this makes new ones."""
         while self._broken:
             peer, reason = self._broken.pop()
-            if self._peers.pop(peer.socket.fileno(), None) is None:
+            descriptor = peer.socket.fileno()
+            if self._peers.pop(descriptor, None) is None:
                 continue
+            self._strangers.pop(descriptor, None)
             peer.socket.close()
             worker = peer.worker
             if worker is None:
@@ -406,6 +420,15 @@ class SocketServer:
         self._refusals += 1
         if self._refusals <= _REFUSALS_REPORTED:
             self._server.ledger.event("connection_refused", peer=name, reason=reason)
+
+
+def _is_own(connection: socket.socket) -> bool:
+    """Return whether the kernel says that a process of this user is at the other end."""
+    if connection.family != socket.AF_UNIX:
+        return False
+    shown = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    _, user, _ = _CREDENTIALS.unpack(shown)
+    return bool(user == os.getuid())
 
 
 def _reason(error: OSError) -> str:

@@ -9,6 +9,8 @@ which may be long after. Parameters and gradients cross as raw little-endian num
 from __future__ import annotations
 
 import asyncio
+import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,12 @@ from cluster.wire import VectorFormat
 from cluster.worker import Connection
 
 EncodedReply = tuple[Any, ...]
+
+_SECONDS_BETWEEN_DIALS = (0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4)
+
+
+class ServerGoneError(ConnectionError):
+    """The server's process is dead: no dial will reach it."""
 
 
 def encode(array: Array, dtype: str = "float64") -> bytes:
@@ -47,15 +55,37 @@ def connect(server: Any, config: RunConfig, worker: int) -> Connection:
     Raises
     ------
     ConnectionError
-        The server is gone.
+        The server is gone, or could not be reached at any of several dials over 13 s.
     """
     transport = config.cluster.transport
     if transport == "ray":
         return RayConnection(server, config.cluster.wire_dtype)
+    return persist(lambda: _dial(server, transport, worker))
+
+
+def persist(
+    dial: Callable[[], Connection], delays: Sequence[float] = _SECONDS_BETWEEN_DIALS
+) -> Connection:
+    """Dial until there is a connection, a last time after the last delay.
+
+    A server that is there may be out of reach for a while: strangers flood it, or the machine is
+    busy. To start the worker's process anew takes longer than to dial again.
+    """
+    for delay in delays:
+        try:
+            return dial()
+        except ServerGoneError:
+            raise
+        except ConnectionError:
+            time.sleep(delay)
+    return dial()
+
+
+def _dial(server: Any, transport: str, worker: int) -> Connection:
     try:
         endpoint, node = ray.get(server.endpoint.remote())
     except RayActorError as error:
-        raise ConnectionError("the parameter server is gone") from error
+        raise ServerGoneError("the parameter server is gone") from error
     if transport == "tcp" or node != ray.get_runtime_context().get_node_id():
         return SocketConnection(endpoint, worker)
     try:
@@ -95,7 +125,7 @@ class RayConnection:
         try:
             reply: EncodedReply = ray.get(answer)
         except RayActorError as error:
-            raise ConnectionError("the parameter server is gone") from error
+            raise ServerGoneError("the parameter server is gone") from error
         if len(reply) == 1:
             return Stop(*reply)
         parameters, version, epoch, sequence, batch_size = reply

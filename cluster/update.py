@@ -131,6 +131,8 @@ def find_defect(gradient: Gradient, seat: Seat, shape: tuple[int, ...], version:
         return NOT_FINITE
     if not seat.read_version <= gradient.read_version <= version:
         return f"read version {gradient.read_version}, expected {seat.read_version}"
+    if not 0.0 <= gradient.compute_seconds < math.inf:
+        return f"compute_seconds {gradient.compute_seconds}, expected a time"
     return None
 
 

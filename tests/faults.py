@@ -48,6 +48,7 @@ class Crowd:
         """Let a worker join that the configuration does not know of."""
         self.workers[worker] = Worker(self.config, worker, self.problem)
         self.sent[worker] = []
+        self.server.admit(worker)
         self.join(worker)
 
     def retire(self, worker: int) -> None:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import os
+import re
 from pathlib import Path
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 # Starts a program with the default answer to signals. A background job of a script is started with
 # Ctrl-C ignored, and hands that down: to this suite, say, and to what it starts.
@@ -37,3 +41,24 @@ def processes_in(directory: Path | str) -> set[int]:
             if any(file.startswith(str(directory)) for file in files):
                 found.add(int(process.name))
     return found
+
+
+def listeners(processes: set[int]) -> set[tuple[Address, int]]:
+    """Return the addresses and ports on which processes accept connections."""
+    sockets = set()
+    for pid in processes:
+        for file in Path(f"/proc/{pid}/fd").iterdir():
+            try:
+                sockets.add(os.readlink(file))
+            except OSError:
+                continue
+    addresses: set[tuple[Address, int]] = set()
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        for line in Path(table).read_text().splitlines()[1:]:
+            _, local, _, state, *_, inode = line.split()[:10]
+            if state == "0A" and f"socket:[{inode}]" in sockets:
+                address, port = local.split(":")
+                words = re.findall("." * 8, address)  # each in the byte order of x86
+                packed = b"".join(bytes.fromhex(word)[::-1] for word in words)
+                addresses.add((ipaddress.ip_address(packed), int(port, 16)))
+    return addresses

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import ipaddress
 import os
-import re
 import select
 import shutil
 import signal
@@ -33,12 +31,11 @@ from asgd.streams import stream
 from asgd.trace import SHARED, Run, read_run
 from cluster import run
 from tests.invariants import check_trace
-from tests.processes import DEFAULT_SIGNALS, processes_in
+from tests.processes import DEFAULT_SIGNALS, listeners, processes_in
 
 pytestmark = pytest.mark.ray
 
 ROOT = Path(__file__).parents[1]
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 def configure(problem: dict[str, Any], updates: int, seed: int = 0, **cluster: Any) -> RunConfig:
@@ -514,24 +511,3 @@ def shows_a_page(port: int) -> bool:
         asked.sendall(request)
         return asked.recv(64).split(b"\r\n")[0].endswith(b" 200 OK")
     return False
-
-
-def listeners(processes: set[int]) -> set[tuple[Address, int]]:
-    """Return the addresses and ports on which processes accept connections."""
-    sockets = set()
-    for pid in processes:
-        for file in Path(f"/proc/{pid}/fd").iterdir():
-            try:
-                sockets.add(os.readlink(file))
-            except OSError:
-                continue
-    addresses: set[tuple[Address, int]] = set()
-    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
-        for line in Path(table).read_text().splitlines()[1:]:
-            _, local, _, state, *_, inode = line.split()[:10]
-            if state == "0A" and f"socket:[{inode}]" in sockets:
-                address, port = local.split(":")
-                words = re.findall("." * 8, address)  # each in the byte order of x86
-                packed = b"".join(bytes.fromhex(word)[::-1] for word in words)
-                addresses.add((ipaddress.ip_address(packed), int(port, 16)))
-    return addresses

@@ -5,11 +5,30 @@ from __future__ import annotations
 from cluster.restarts import Restarts
 
 
-def test_delay_doubles_and_the_worker_is_given_up() -> None:
+def test_delay_doubles_and_a_worker_whose_code_raises_is_given_up() -> None:
     restarts = Restarts()
-    delays = [restarts.failed(3, "broken", 0, now=0.0) for _ in range(5)]
+    delays = [restarts.failed(3, "broken", 0, now=0.0, in_code=True) for _ in range(5)]
     assert delays == [0.1, 0.2, 0.4, 0.8, None]
     assert restarts.first_reason == "worker 3: broken"
+
+
+def test_what_may_pass_is_given_minutes() -> None:
+    """A flood of connections, say, that lasts for seconds must not cost a run its worker."""
+    restarts, now, delays = Restarts(), 100.0, []
+    while (delay := restarts.failed(3, "refused", 7, now)) is not None:
+        delays.append(delay)
+        assert restarts.due(now + delay) == [3]
+        now += delay
+    assert delays[:9] == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 25.6]
+    assert set(delays[9:]) == {30.0}
+    assert 180.0 <= now - 100.0 <= 210.0
+    assert restarts.streak(3, now) == "15 failures in a row, 201 s"
+
+
+def test_slow_failures_get_as_many_attempts() -> None:
+    restarts = Restarts()
+    ends = [restarts.failed(3, "silent", 0, now=200.0 * number) for number in range(5)]
+    assert [end is None for end in ends] == [False] * 4 + [True]
 
 
 def test_error_in_the_code_is_shown_before_what_may_follow_from_it() -> None:

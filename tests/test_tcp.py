@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import select
 import socket
 import subprocess
 import sys
 import time
 from contextlib import suppress
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -22,8 +24,9 @@ from asgd.draws import WorkerDraws
 from asgd.problems import make_problem
 from asgd.streams import stream
 from cluster import wire
-from cluster.connection import SocketConnection
+from cluster.connection import Endpoint, SocketConnection
 from cluster.messages import Snapshot, Stop
+from cluster.transport import ServerGoneError, persist
 from cluster.wire import HEADER, WireError
 from tests.faults import replay
 from tests.lines import Line, answer, configure
@@ -309,12 +312,99 @@ def test_stranger_cannot_guess_or_replay_a_proof() -> None:
         assert not line.server.status(0.0).workers[0].present
 
 
+def test_recorded_handshake_of_a_worker_is_worth_nothing_again() -> None:
+    """To who has read along all that a worker has ever sent."""
+    with Line(configure(1, updates=100), "tcp") as line:
+        question, secret = hello(line), line.sockets.endpoint.secret
+        worker = stranger(line)
+        worker.sendall(question)
+        line.sockets.serve(0.05)
+        challenge = worker.recv(4096)
+        nonce = challenge[HEADER.size :][: wire.NONCE_BYTES]
+        answer = wire.pack(wire.PROOF, 0, wire.proof(secret, b"worker", question, nonce))
+        worker.sendall(answer)
+        line.sockets.serve(0.05)
+        assert wire.parse(bytearray(worker.recv(4096))).kind == wire.WELCOME
+
+        replaying = stranger(line)
+        replaying.sendall(question)
+        line.sockets.serve(0.05)
+        assert replaying.recv(4096) != challenge
+        replaying.sendall(answer)
+        assert refused(line, replaying) == "does not know the secret of this run"
+
+
+class Impostor:
+    """Sits where workers look for the server, and reads along or answers in its place."""
+
+    def __init__(self, end: Endpoint) -> None:
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener.settimeout(10)
+        self.endpoint = replace(end, port=self._listener.getsockname()[1])
+        self._server = end
+
+    def __enter__(self) -> Impostor:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._listener.close()
+
+    def read_along(self) -> list[bytes]:
+        """Pass the frames of one handshake to the server and back; return the server's."""
+        frames = []
+        address = (self._server.host, self._server.port)
+        with self._listener.accept()[0] as worker, socket.create_connection(address) as server:
+            for question, answer in [(HELLO, CHALLENGE), (PROOF, HEADER.size)]:
+                server.sendall(worker.recv(question, socket.MSG_WAITALL))
+                frames.append(server.recv(answer, socket.MSG_WAITALL))
+                worker.sendall(frames[-1])
+        return frames
+
+    def answer(self, frames: list[bytes]) -> bytes:
+        """Answer whatever comes with these frames; return what comes after the first."""
+        with self._listener.accept()[0] as worker:
+            worker.settimeout(10)
+            worker.recv(HELLO, socket.MSG_WAITALL)
+            worker.sendall(frames[0])
+            more = worker.recv(PROOF, socket.MSG_WAITALL)
+            with suppress(OSError):
+                worker.sendall(frames[1])
+        return more
+
+
+HELLO = HEADER.size + wire.HELLO_PAYLOAD.size
+CHALLENGE = HEADER.size + wire.NONCE_BYTES + wire.PROOF_BYTES
+PROOF = HEADER.size + wire.PROOF_BYTES
+
+
+def check_is_refused_by_a_worker(line: Line, impostor: Impostor, frames: list[bytes]) -> None:
+    """Assert that a worker turns away from who shows these frames, and shows it nothing."""
+    line.spawn(0, lambda: impostor.answer(frames))
+    reason = "^the server does not know the secret of this run$"
+    with pytest.raises(WireError, match=reason):
+        line.opened.append(SocketConnection(impostor.endpoint, 0))
+    line.serve_until(lambda: 0 in line.replies)
+    assert line.replies.pop(0) == b""
+
+
 def test_worker_refuses_a_server_without_the_secret() -> None:
-    with Line(configure(1, updates=100), "tcp") as line, Line(line.config, "tcp") as other:
-        end = other.sockets.endpoint
-        mixed = type(end)(end.host, end.port, end.local, end.vectors, line.sockets.endpoint.secret)
-        with pytest.raises(WireError, match="does not know the secret"):
-            other.meanwhile(lambda: SocketConnection(mixed, 0))
+    with (
+        Line(configure(1, updates=100), "tcp") as line,
+        Impostor(line.sockets.endpoint) as impostor,
+    ):
+        guessed = wire.pack(wire.CHALLENGE, payload=bytes(wire.NONCE_BYTES + wire.PROOF_BYTES))
+        check_is_refused_by_a_worker(line, impostor, [guessed, wire.pack(wire.WELCOME)])
+
+
+def test_recorded_handshake_of_the_server_is_worth_nothing_again() -> None:
+    with (
+        Line(configure(1, updates=100), "tcp") as line,
+        Impostor(line.sockets.endpoint) as impostor,
+    ):
+        line.spawn(1, impostor.read_along)
+        line.opened.append(line.meanwhile(lambda: SocketConnection(impostor.endpoint, 0)))
+        line.serve_until(lambda: 1 in line.replies)
+        check_is_refused_by_a_worker(line, impostor, line.replies[1])
 
 
 def test_silent_stranger_is_closed_in_time() -> None:
@@ -337,6 +427,111 @@ def test_many_strangers_neither_exhaust_the_server_nor_fill_the_ledger() -> None
             connection.close()
         assert len(line.events("connection_refused")) == 100
         line.joined(0)
+
+
+@transports
+def test_flood_of_idle_strangers_keeps_no_worker_out(transport: str) -> None:
+    """The strangers that came first go, and no more stay than there were room for."""
+    with Line(configure(1, updates=100), transport) as line:
+        strangers = [stranger(line) for _ in range(300)]
+        connection, snapshot = line.joined(0)
+        closed = [bool(select.select([one], [], [], 0)[0]) for one in strangers]
+        dropped = 300 - 256 + (transport == "tcp")  # the worker was one itself
+        assert closed == [True] * dropped + [False] * (300 - dropped)
+        line.meanwhile(lambda: connection.push(answer(snapshot, 0, np.ones(1))))
+        assert line.server.version == 1
+        (*_, last) = line.events("connection_refused")
+        assert last["reason"] == "proved nothing before too many others came"
+
+
+FLOOD = """
+import os, socket, sys
+
+os.setgroups([])
+os.setgid(65534)
+os.setuid(65534)
+opened = []
+for _ in range(400):
+    opened.append(socket.socket(socket.AF_UNIX))
+    opened[-1].connect("\\0" + sys.argv[1])
+print(flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can connect as another user")
+def test_other_users_do_not_crowd_out_our_own_on_the_local_socket() -> None:
+    with Line(configure(1, updates=100), "shm") as line:
+        early = stranger(line, local=True)
+        process = subprocess.Popen(
+            [sys.executable, "-I", "-c", FLOOD, line.sockets.endpoint.local],
+            cwd="/",
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        assert process.stdout is not None
+        with process:
+            line.serve_until(lambda: select.select([process.stdout], [], [], 0)[0])
+            line.sockets.serve(0.1)
+            refusals = line.events("connection_refused")
+            assert refusals
+            early.sendall(hello(line, shared=True))
+            line.sockets.serve(0.05)
+            assert wire.parse(bytearray(early.recv(CHALLENGE))).kind == wire.CHALLENGE
+            line.joined(0)
+
+
+def test_dial_is_repeated_until_the_server_can_be_reached() -> None:
+    with Line(configure(1, updates=100), "tcp") as line:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            nowhere = replace(line.sockets.endpoint, port=free.getsockname()[1])
+        ends = [nowhere] * 3 + [line.sockets.endpoint]
+        connection = line.meanwhile(
+            lambda: persist(lambda: SocketConnection(ends.pop(0), 0), [0.0] * 3)
+        )
+        line.opened.append(connection)
+        assert isinstance(line.meanwhile(lambda: connection.join(0)), Snapshot)
+
+        ends = [nowhere] * 5
+        with pytest.raises(ConnectionRefusedError):
+            persist(lambda: SocketConnection(ends.pop(), 0), [0.0] * 3)
+        assert len(ends) == 1
+
+
+def test_server_that_is_dead_is_not_dialled_again() -> None:
+    dials = []
+
+    def dial() -> SocketConnection:
+        dials.append(1)
+        raise ServerGoneError("the parameter server is gone")
+
+    with pytest.raises(ServerGoneError):
+        persist(dial, [0.0] * 3)
+    assert len(dials) == 1
+
+
+def test_workers_that_are_none_of_the_run_are_refused() -> None:
+    """Though they know the secret: the trace has no place for what they send."""
+    with Line(configure(2, updates=100), "tcp") as line:
+        for worker in (2, 7, 2**32 - 1):
+            with pytest.raises(WireError, match=f"worker {worker} is none of this run's"):
+                line.connect(worker)
+        line.server.admit(2)
+        line.connect(2)
+
+
+@transports
+@pytest.mark.parametrize("seconds", [np.nan, np.inf, -np.inf, -1e-9])
+def test_impossible_compute_time_is_refused(transport: str, seconds: float) -> None:
+    """It would go into the trace, and from there into every mean of compute times."""
+    with Line(configure(1, updates=100), transport) as line:
+        connection, snapshot = line.joined(0)
+        sent = answer(snapshot, 0, np.ones(1))
+        gradient = msgspec.structs.replace(sent, compute_seconds=seconds)
+        after = line.meanwhile(lambda: connection.push(gradient))
+        assert (after.version, after.sequence) == (0, 1)
+        (event,) = line.events("gradient_rejected")
+        assert event["reason"] == f"compute_seconds {seconds}, expected a time"
 
 
 def test_worker_with_another_dimension_is_refused() -> None:
@@ -403,6 +598,31 @@ def test_gradient_that_is_held_cannot_be_overwritten() -> None:
             gradient = answer(snapshot, first_turn, np.zeros(1))
             snapshot = line.meanwhile(lambda g=gradient: connections[first_turn].push(g))
         np.testing.assert_array_equal(line.server.parameters, line.initial - 0.05 * 2.0)
+
+
+@transports
+def test_no_answer_comes_before_the_question(transport: str) -> None:
+    """A worker that is back and has not asked yet would take it for the answer to its question."""
+    config = configure(2, updates=100, schedule="uniform")
+    first_turn = int(stream(4, "schedule").integers(2))
+    early = 1 - first_turn
+    with Line(config, transport) as line:
+        connections = {worker: line.connect(worker) for worker in range(2)}
+        for worker in range(2):
+            line.spawn(worker, lambda w=worker: connections[w].join(w))
+        line.serve_until(lambda: len(line.replies) == 2)
+        snapshots = {worker: line.replies.pop(worker) for worker in range(2)}
+        held = answer(snapshots[early], early, np.ones(1))
+        line.spawn(early, lambda: connections[early].push(held))
+        line.sockets.serve(0.05)
+        again = line.connect(early)  # over a new connection: its process was started anew
+        snapshot = snapshots[first_turn]
+        while early not in line.server.drain().trace["worker"]:
+            gradient = answer(snapshot, first_turn, np.zeros(1))
+            snapshot = line.meanwhile(lambda g=gradient: connections[first_turn].push(g))
+        assert not select.select([again._socket], [], [], 0)[0]
+        asked = line.meanwhile(lambda: again.join(early))
+        assert (asked.version, asked.sequence) == (line.server.version, 2)  # nobody got number 1
 
 
 @settings(max_examples=30, deadline=None)

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
+import signal
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -10,14 +14,16 @@ import pytest
 import ray
 
 from asgd.config import make_config
+from asgd.progress import Progress
 from asgd.simulation import simulate
 from asgd.trace import read_run
 from cluster import run
 from cluster.actors import ServerActor
 from cluster.checkpoint import CHECKPOINTS
 from cluster.messages import Snapshot, Stop
-from cluster.transport import Waiting, decode, encode
+from cluster.transport import ServerGoneError, Waiting, connect, decode, encode
 from tests.invariants import check_trace
+from tests.processes import actor_processes, listeners
 
 pytestmark = pytest.mark.ray
 
@@ -155,6 +161,41 @@ def test_worker_process_that_dies_again_and_again(tmp_path: Path, transport: str
 
 
 @pytest.mark.usefixtures("shared_ray")
+def test_killed_worker_comes_back_through_a_flood_of_strangers(tmp_path: Path) -> None:
+    config = make_config(
+        {
+            "problem": {"kind": "quadratic"},
+            "cluster": {"workers": 2, "transport": "tcp", "compute_time": {"mean": 0.002}},
+            "run": {"updates": 10**6, "eval_every": 1000},
+        }
+    )
+    killed: list[int] = []
+    with contextlib.ExitStack() as strangers:
+
+        def flood_and_kill(progress: Progress) -> None:
+            events = [event["event"] for event in read_run(tmp_path / "run").events]
+            if events.count("worker_joined") == 3:
+                raise KeyboardInterrupt
+            if progress.update and not killed:
+                ((_, port),) = [
+                    (address, port)
+                    for address, port in listeners(actor_processes("ServerActor"))
+                    if address.version == 4  # Ray's own are of version 6
+                ]
+                for _ in range(400):
+                    strangers.enter_context(socket.create_connection(("127.0.0.1", port)))
+                killed.append(min(actor_processes("WorkerActor")))
+                os.kill(killed[0], signal.SIGKILL)
+
+        with pytest.raises(KeyboardInterrupt):
+            run(config, tmp_path / "run", progress=flood_and_kill)
+    events = read_run(tmp_path / "run").events
+    (lost,) = [event for event in events if event["event"] == "worker_lost"]
+    assert lost["reason"] == "its process died"
+    assert any(event["event"] == "connection_refused" for event in events)
+
+
+@pytest.mark.usefixtures("shared_ray")
 def test_data_plane_of_our_own_ray_listens_on_loopback(tmp_path: Path) -> None:
     (tmp_path / CHECKPOINTS).mkdir()
     actor = ray.remote(ServerActor).options(num_cpus=0)
@@ -166,3 +207,5 @@ def test_data_plane_of_our_own_ray_listens_on_loopback(tmp_path: Path) -> None:
         assert ray.get(server.endpoint.remote())[0] == endpoint
     finally:
         ray.kill(server)
+    with pytest.raises(ServerGoneError):
+        connect(server, make_config(), 0)
