@@ -1,8 +1,9 @@
 """Staleness profiles and loss predictions: reads runs, simulates models, never starts workers.
 
-    fit = analysis.fit_run(run)            # staleness laws and a verdict
-    prediction = analysis.predict(run)     # the loss curve of each model
-    analysis.compare(run, prediction)      # how far off each of them is
+    study = analysis.Study.open("runs/digits")
+    study.fit                              # staleness laws and a verdict
+    study.predict()                        # the loss curve of each model, and how far off it is
+    analysis.write_report(study)
     analysis.figures.loss_overlay([run.loss], prediction.curves)
 
 Public names are imported when they are first used.
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from analysis.score import compare as compare
     from analysis.sme import sme_asgd as sme_asgd
     from analysis.stability import max_stable_learning_rate as max_stable_learning_rate
+    from analysis.study import Study as Study
 else:
     __getattr__, __dir__, __all__ = lazy(
         __name__,
@@ -78,5 +80,6 @@ else:
             "analysis.sme_replay": ["sme_replay"],
             "analysis.sme_sgd": ["sme_sgd"],
             "analysis.stability": ["max_stable_learning_rate"],
+            "analysis.study": ["Study"],
         },
     )

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import pandas as pd
@@ -23,19 +21,16 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from analysis import figures, pictures
 from analysis.activity import events_table, timeline, workers_table
 from analysis.comparison import compare_runs, comparison_headline, labels
-from analysis.experiment import fit_runs
 from analysis.fit import StalenessFit
 from analysis.headline import count, headline, problem_name, room
 from analysis.inline_svg import SvgInliner, page_colour
 from analysis.page_table import page_table
 from analysis.pictures import Picture
-from analysis.prediction import Prediction, has_prediction, read_prediction
-from analysis.score import Score, compare
-from analysis.setting import last_update, whole
-from asgd.errors import InputError, UnreliableEstimateError
-from asgd.experiment import read_runs
+from analysis.prediction import Prediction
+from analysis.score import Score
+from analysis.study import Study
+from asgd.errors import InputError
 from asgd.files import replace_file
-from asgd.trace import Run
 
 _LONGEST_TABLE = 200  # events listed
 _ERROR_NAMES = {
@@ -61,116 +56,47 @@ _INTERVALS = (
     "In brackets: 95 % intervals over the repeats; that of the relative error comes from the "
     "triangle inequality and is longer than it need be."
 )
-_NOT_ASKED = "no prediction is stored; `asgd predict` makes one"
-
-
-@dataclass(frozen=True)
-class Study:
-    """One run, or repeats of one, and everything the report says of it.
-
-    Attributes
-    ----------
-    doubt
-        Why the fit should not be relied on, None if it may be.
-    prediction, score
-        None where no prediction of the runs as they are is stored.
-    missing
-        Why there is no prediction, None where there is one.
-    """
-
-    path: Path
-    runs: Sequence[Run]
-    fit: StalenessFit
-    doubt: str | None
-    prediction: Prediction | None
-    score: Score | None
-    missing: str | None
-
-    @classmethod
-    def of(cls, path: Path, missing: str | None = None, runs: Sequence[Run] | None = None) -> Study:
-        """Fit, read the stored prediction, score it."""
-        runs, doubt = runs or read_runs(path), None
-        try:
-            fit = fit_runs(runs)
-        except UnreliableEstimateError as error:
-            fit, doubt = error.estimate, str(error)
-        try:
-            prediction, score = scored_prediction(path, runs)
-        except InputError as error:
-            return cls(path, runs, fit, doubt, None, None, missing or str(error))
-        return cls(path, runs, fit, doubt, prediction, score, None)
-
-    @property
-    def run(self) -> Run:
-        """The run whose workers are shown, the first repeat."""
-        return self.runs[0]
-
-
-def scored_prediction(path: Path, runs: Sequence[Run]) -> tuple[Prediction, Score]:
-    """Read the prediction stored with runs and score it, repeats cut short left out.
-
-    Raises
-    ------
-    InputError
-        None is stored, it cannot be read, or the runs have gone on or been made anew since.
-    """
-    if not has_prediction(path):
-        raise InputError(_NOT_ASKED)
-    prediction, kept = read_prediction(path), whole(runs)
-    predicted, ended = int(prediction.curves["update"].max()), last_update(kept[0])
-    if predicted != ended:
-        raise InputError(
-            f"the stored prediction ends at update {predicted:,}, the run at {ended:,}; "
-            "`asgd predict` makes a new one"
-        )
-    return prediction, compare(kept, prediction)
 
 
 def write_report(
-    paths: str | Path | Sequence[str | Path],
+    studies: str | Path | Study | Sequence[str | Path | Study],
     output: str | Path | None = None,
     figures_directory: str | Path | None = None,
-    missing: Mapping[Path, str] = MappingProxyType({}),
-    read: Mapping[Path, Sequence[Run]] = MappingProxyType({}),
 ) -> Path:
     """Write the report on one or several runs and return its path.
 
     Parameters
     ----------
-    paths
-        One or several directories of a run, or of repeats of one. Without a stored prediction the
-        report is one of what happened.
+    studies
+        One or several studies, or directories of a run or of repeats of one. Without a prediction
+        the report is one of what happened.
     output
         The file; `report.html` in the first directory by default.
     figures_directory
         Where to write every figure as SVG and its data as CSV; nowhere by default.
-    missing
-        Of directories without a prediction: why there is none, for the reader.
-    read
-        Runs of directories that have been read: those at work may have gone on since.
 
     Raises
     ------
     InputError
         A run recorded no update or cannot be read, or a file cannot be written.
     """
-    places = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
-    output = Path(output) if output is not None else places[0] / "report.html"
+    given = [studies] if isinstance(studies, str | Path | Study) else studies
+    read = [one if isinstance(one, Study) else Study.open(one) for one in given]
+    output = Path(output) if output is not None else read[0].path / "report.html"
     folders = [output.parent] if figures_directory is None else [output.parent, figures_directory]
     with _written_or_said(output):
         for folder in map(Path, folders):
             folder.mkdir(parents=True, exist_ok=True)
-    studies = [Study.of(path, missing.get(path), read.get(path)) for path in places]
     sections, drawn = [], []
-    for number, study in enumerate(studies, start=1):
-        section, own = _section(study, f"run{number}-" if len(studies) > 1 else "")
+    for number, study in enumerate(read, start=1):
+        section, own = _section(study, f"run{number}-" if len(read) > 1 else "")
         sections.append(section)
         drawn += own
     comparison = None
-    if len(studies) > 1:
-        comparison, own = _comparison(studies)
+    if len(read) > 1:
+        comparison, own = _comparison(read)
         drawn += own
-    title = sections[0]["title"] if comparison is None else f"{len(studies)} runs side by side"
+    title = sections[0]["title"] if comparison is None else f"{len(read)} runs side by side"
     page = _template().render(
         title=title,
         version=version("asgd"),
@@ -212,10 +138,10 @@ def _template() -> Any:
 
 def _section(study: Study, prefix: str) -> tuple[dict[str, Any], list[Picture]]:
     """Return what the template needs of one run, and its pictures."""
-    run, fit, prediction, score = study.run, study.fit, study.prediction, study.score
+    run, fit, prediction, score = study.run, study.estimate, study.prediction, study.score
     course, workers, events = timeline(run), workers_table(run), events_table(run)
     unusual = events[events["incident"].astype(bool)]
-    loss = [pictures.overlay(prefix, whole(study.runs), prediction)] if len(run.loss) else []
+    loss = [pictures.overlay(prefix, study.whole, prediction)] if len(run.loss) else []
     errors = [pictures.errors(prefix, score)] if score else []
     staleness = pictures.staleness(prefix, run, fit, course, workers, unusual)
     activity = pictures.activity(prefix, course, workers, unusual)
@@ -267,7 +193,7 @@ def _section(study: Study, prefix: str) -> tuple[dict[str, Any], list[Picture]]:
 def _comparison(studies: Sequence[Study]) -> tuple[dict[str, Any], list[Picture]]:
     """Return what the template needs of several runs, and the pictures."""
     runs = [study.run for study in studies]
-    fits = [study.fit for study in studies]
+    fits = [study.estimate for study in studies]
     names = labels([study.path for study in studies])
     compared = compare_runs(names, runs, fits, [study.score for study in studies])
     drawn = pictures.comparison(names, runs, compared)

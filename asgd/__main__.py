@@ -41,6 +41,7 @@ from asgd.output import Command, print_json, print_table, say
 from asgd.printable import printable
 
 if TYPE_CHECKING:
+    from analysis.study import Study
     from asgd.config import RunConfig
 
 # Four workers near the edge of stability, where the law of the staleness shows in the loss.
@@ -169,13 +170,13 @@ def profile(runs: Sequence[Path], as_json: bool) -> None:
     """
     from analysis.fit import compare_fits
     from analysis.queue import explains_staleness
-    from analysis.steps import store_fit
-    from asgd.experiment import read_runs
+    from analysis.study import Study
 
     found, fits = [], []
     for path in runs:
-        repeats = read_runs(path)
-        fit, check = store_fit(path, repeats), explains_staleness(repeats[0])
+        study = Study.open(path)
+        study.save()
+        fit, check = study.fit, explains_staleness(study.run)
         fits.append((printable(str(path)), fit))
         if as_json:
             queue = check and {**asdict(check), "law": check.law.to_dict(), "holds": check.holds}
@@ -220,17 +221,20 @@ def predict(
     import msgspec
 
     from analysis.headline import left_out
-    from analysis.steps import store_prediction
-    from asgd.experiment import read_runs
+    from analysis.study import Study
+    from asgd.live import Bar
 
-    runs = read_runs(run)
-    prediction, score = store_prediction(run, runs, paths, quiet, method=method, seed=seed)
+    study = Study.open(run)
+    study.save()
+    with Bar("predict", 1, quiet) as bar:
+        prediction, score = study.predict(paths=paths, method=method, seed=seed, progress=bar.whole)
+    study.save()
     if as_json:
         scores = {name: score.numbers(name) for name in score.models}
         print_json({**msgspec.to_builtins(prediction.settings), "scores": scores})
     else:
         stability = prediction.settings.stability
-        sentences = [stability["sentence"] if stability else "", left_out(runs).strip()]
+        sentences = [stability["sentence"] if stability else "", left_out(study.runs).strip()]
         say("\n\n".join([str(score), *filter(None, sentences)]))
 
 
@@ -253,9 +257,13 @@ def report(
     asgd report runs/digits -o digits.html
     asgd report runs/p2 runs/p4 runs/p8 -o workers.html --figures figures
     """
-    from analysis.steps import store_report
+    from analysis.report import write_report
+    from analysis.study import Study
 
-    say(store_report(runs, output, figures, paths, quiet))
+    studies = [Study.open(path) for path in runs]
+    for study in studies:
+        _predict_if_missing(study, paths, quiet)
+    say(write_report(studies, output, figures))
 
 
 @cli.command()
@@ -330,23 +338,29 @@ def demo(out: Path | None, paths: int, quiet: bool) -> None:
     \b
     asgd demo --out runs/demo
     """
-    from analysis.report import scored_prediction
-    from analysis.steps import store_fit, store_report
+    from analysis.report import write_report
+    from analysis.study import Study
     from asgd.config import make_config
-    from asgd.experiment import read_runs
     from asgd.trace import default_path
 
     settings = make_config(DEMO)
     path = _train(settings, out or default_path(settings, "demo"), None, quiet, False)
     say(f"run      {path}")
-    page = store_report([path], None, None, paths, quiet)
-    repeats = read_runs(path)
-    _, score = scored_prediction(path, repeats)
-    say(f"{store_fit(path, repeats)}\n\n{score}\n")
+    study = Study.open(path)
+    _predict_if_missing(study, paths, quiet)
+    page = write_report(study)
+    say(f"{study.fit}\n\n{study.score}\n")
     say(f"report   {page}")
 
 
 cli.add_command(completion)
+
+
+def _predict_if_missing(study: Study, paths: int, quiet: bool) -> None:
+    from asgd.live import Bar
+
+    with Bar("predict", 1, quiet) as bar:
+        study.predict_if_missing(paths=paths, progress=bar.whole)
 
 
 def _train(config: RunConfig, out: Path, address: str | None, quiet: bool, lines: bool) -> Path:

@@ -9,7 +9,7 @@ from typing import Any
 
 from analysis.prediction import predict
 from analysis.report import write_report
-from analysis.steps import store_report
+from analysis.study import Study
 from asgd.config import make_config
 from asgd.experiment import run_repeats
 from asgd.simulation import simulate
@@ -69,7 +69,14 @@ def repeats(path: Path) -> Path:
     """Report on three repeats of a run, with intervals."""
     tables = {"problem": {"kind": "quadratic"}, "run": {"updates": 300, "repeats": 3}}
     place = run_repeats(make_config(tables), path, simulate)
-    return store_report([place], None, None, 8, quiet=True)
+    return write_report(predicted(place))
+
+
+def predicted(path: Path) -> Study:
+    """Return the study of a directory, predicted and stored where that can be had."""
+    study = Study.open(path)
+    study.predict_if_missing(paths=8)
+    return study
 
 
 def unpredicted(base: Path) -> Path:
@@ -77,8 +84,7 @@ def unpredicted(base: Path) -> Path:
     path = base / "unpredicted"
     run = simulated_run(path, workers=1, updates=40)
     RunWriter(run.path).event("failed", reason=f"no reason {HOSTILE}")
-    missing = {path: "it is too short"}
-    return write_report([path], base / "unpredicted.html", missing=missing)
+    return write_report(predicted(path), base / "unpredicted.html")
 
 
 def hostile_run(path: Path) -> Path:

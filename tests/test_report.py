@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 import pandas as pd
 import pytest
-from reports import HOSTILE, Reports, predicted_run, simulated_run
+from reports import HOSTILE, Reports, predicted, predicted_run, simulated_run
 
 from analysis.activity import events_table, timeline, workers_table
 from analysis.comparison import common_target, compare_runs, comparison_headline, labels
@@ -27,7 +27,7 @@ from analysis.page_table import aligned_numbers, page_table, plain_number
 from analysis.prediction import Prediction, has_prediction, read_prediction
 from analysis.report import write_report
 from analysis.score import compare
-from analysis.steps import read_whole, store_prediction, store_report
+from analysis.study import Study
 from asgd.config import make_config
 from asgd.errors import InputError
 from asgd.experiment import read_runs, run_repeats
@@ -80,7 +80,7 @@ def test_report_of_one_run_answers_in_order(reports: Reports) -> None:
 def test_report_without_a_prediction_says_why(reports: Reports) -> None:
     text = reports.text("unpredicted")
     facts = dict(re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", text))
-    assert facts["How well predicted"] == "Not predicted: it is too short."
+    assert facts["How well predicted"].startswith("Not predicted: staleness fit: 38 updates after")
     assert facts["Which law"].startswith("Too short to tell: ")
     assert facts["How stale"].startswith("Not at all: ")
     assert "40 updates by 1 worker in" in facts["What was run"]
@@ -212,7 +212,7 @@ def test_repeats_cut_short_are_left_out_and_said(tmp_path: Path) -> None:
     place = run_repeats(make_config(tables), tmp_path / "repeats", simulate)
     whole, short = read_runs(place)[1:], read_runs(place)[0]
     RunWriter(short.path).cut(150)
-    store_report([place], None, None, 8, quiet=True)
+    write_report(predicted(place))
     prediction = read_prediction(place)
     assert prediction.curves["update"].max() == 300
     assert compare(whole, prediction).repeats == 2
@@ -230,30 +230,28 @@ def test_a_run_at_work_is_reported_on_as_it_was_read(tmp_path: Path) -> None:
     work = tmp_path / "work"
     shutil.copytree(run.path, work)
     RunWriter(work).cut(150)
-    runs = read_runs(work)
-    read_whole(runs)
+    study = Study.open(work)
     shutil.rmtree(work)
     shutil.copytree(run.path, work)  # it has gone on
-    prediction, _ = store_prediction(work, runs, 8, quiet=True)
+    prediction, _ = study.predict(paths=8)
+    study.save()
     assert prediction.curves["update"].max() == 150
-    page = write_report([work], read={work: runs}).read_text("utf-8")
+    page = write_report(study).read_text("utf-8")
     assert "150 updates by 4 workers" in page
     assert "Mean error against the observed loss" in page
-    assert "300 updates by 4 workers" in store_report([work], None, None, 8, True).read_text(
-        "utf-8"
-    )
+    assert "300 updates by 4 workers" in write_report(predicted(work)).read_text("utf-8")
 
 
 def test_a_prediction_of_a_run_that_has_gone_on_is_made_again(tmp_path: Path) -> None:
     run = simulated_run(tmp_path / "run")
     shutil.copytree(run.path, tmp_path / "cut")
     RunWriter(tmp_path / "cut").cut(150)
-    store_prediction(tmp_path / "cut", [read_run(tmp_path / "cut")], 8, quiet=True)
+    predicted(tmp_path / "cut")
     for kind in ("json", "parquet"):
         shutil.copy(tmp_path / "cut" / f"prediction.{kind}", run.path)
     page = write_report(run.path).read_text("utf-8")
     assert "Not predicted: the stored prediction ends at update 150, the run at 300" in page
-    page = store_report([run.path], None, None, 8, quiet=True).read_text("utf-8")
+    page = write_report(predicted(run.path)).read_text("utf-8")
     assert "Not predicted" not in page
     assert read_prediction(run.path).curves["update"].max() == 300
 
@@ -269,9 +267,9 @@ def test_a_prediction_that_cannot_be_scored_is_not_stored(tmp_path: Path) -> Non
     loss = runs[1].loss.drop(index=3)
     RunWriter(runs[1].path).loss({name: column.to_numpy() for name, column in loss.items()})
     with pytest.raises(InputError, match="has no loss at update 60"):
-        store_prediction(place, read_runs(place), 8, quiet=True)
+        Study.open(place).predict(paths=8)
+    page = write_report(predicted(place)).read_text("utf-8")
     assert not has_prediction(place)
-    page = store_report([place], None, None, 8, quiet=True).read_text("utf-8")
     assert "has no loss at update 60" in page
 
 
