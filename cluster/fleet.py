@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 import ray
-from ray.exceptions import ActorUnschedulableError, RayActorError, RayError, RayTaskError
+from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from asgd.config import RunConfig
@@ -16,6 +16,7 @@ from asgd.delays import ComputeTime
 from asgd.errors import InputError, RunFailedError
 from asgd.trace import RunWriter, read_run
 from cluster.actors import Actor, RecorderActor, ServerActor, UserError, WorkerActor
+from cluster.causes import cause_of
 from cluster.checkpoint import CHECKPOINTS
 from cluster.lease import Lease
 from cluster.messages import Array
@@ -24,6 +25,7 @@ from cluster.recovery import restore
 from cluster.restarts import Restarts
 from cluster.status import Status, WorkerStatus
 from cluster.team import MOST_WORKERS, Request, Team
+from cluster.vitals import answer, check_ray
 
 _DRAIN_SECONDS = 10.0
 _SERVER_DEATHS = 5  # in a row without a checkpoint in between
@@ -110,14 +112,20 @@ class Fleet:
         )
         self.stopped = self.server.stopped.remote()
 
-    def replace_server(self) -> None:
+    def replace_server(self, cause: str) -> None:
         """Start a new server where the one that died, or its recorder, had been.
+
+        Parameters
+        ----------
+        cause
+            Why it is lost, in one line.
 
         Raises
         ------
         RunFailedError
-            That has happened too often, or what is recorded cannot be used.
+            That has happened too often, what is recorded cannot be used, or Ray is dead.
         """
+        check_ray()
         with contextlib.suppress(RayError):  # let the recorder write what it has got
             ray.get(self.recorder.latest.remote(), timeout=_DRAIN_SECONDS)
         ray.kill(self.server)
@@ -125,11 +133,11 @@ class Fleet:
         if self._deaths >= _SERVER_DEATHS:
             raise RunFailedError(
                 f"the parameter server died {self._deaths + 1} times without coming further than "
-                f"the checkpoint of update {self._restored}"
+                f"the checkpoint of update {self._restored}; the last time: {cause}"
             )
         # The processes of a node that is gone may be there for a while and keep their workers.
         separated = self._server_node not in alive_nodes()
-        self._start_server("the process of the server or of its recorder died")
+        self._start_server(f"the server or its recorder is lost: {cause}")
         # A worker loses its connection, then goes on with this call.
         workers = [*self.running.values(), *self._ended]
         self.running.clear()
@@ -166,10 +174,10 @@ class Fleet:
             workers=self.team.members,
         )
         for worker in change.added:
-            ray.get(self.server.admit.remote(worker))
+            answer(self.server.admit.remote(worker))
             self._start_worker(worker)
         for worker in change.removed:
-            ray.get(self.server.retire.remote(worker))
+            answer(self.server.retire.remote(worker))
 
     def _dismiss_others(self) -> None:
         """Tell a new server of workers of the configuration that the run no longer has."""
@@ -241,7 +249,7 @@ class Fleet:
             reason=why,
             restart_seconds=delay,
         )
-        ray.get(self.server.leave.remote(worker))
+        answer(self.server.leave.remote(worker))
 
     def kill(self) -> None:
         """End every actor of the run at once."""
@@ -253,10 +261,6 @@ def _failure(task: ray.ObjectRef[Any]) -> UserError | None:
     """Return why the work of a worker ended, None if it was told to stop."""
     try:
         error: UserError | None = ray.get(task)
-    except RayActorError:
-        return UserError("its process died")
-    except ActorUnschedulableError:
-        return UserError("its node is gone")
-    except RayTaskError as wrapped:
-        return UserError(" ".join(str(wrapped.cause).split()))
+    except RayError as lost:
+        return UserError(cause_of(lost))
     return error

@@ -1,13 +1,15 @@
 """A process that clears up behind a driver that could not: killed, crashed, its terminal closed.
 
 Run as a program, it waits until its standard input ends or it has another parent, which happens
-however the driver ends, then kills what is left of the driver's Ray and removes its directory. It
+however the driver ends, then kills what is left of the driver's Ray and removes its directory. Of
+a run that the driver was at, it says that it failed, in the run's events and on standard error. It
 has a session of its own and ignores signals that are meant for the driver. Nothing but the
 standard library is imported: it is there in 50 ms and takes 10 MB.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import select
@@ -18,7 +20,9 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO, Any
 
 _MARK = "ASGD_RAY_DIRECTORY"
 _TITLE = b"ray::"  # what Ray's Python processes call themselves
@@ -40,30 +44,48 @@ def mark(directory: str) -> dict[str, str]:
     return {_MARK: directory}
 
 
+@dataclass(frozen=True)
+class Guard:
+    """The driver's end of the line to its guard.
+
+    Attributes
+    ----------
+    line
+        The guard's standard input.
+    """
+
+    line: IO[bytes]
+
+    def tell(self, **facts: Any) -> None:
+        """Tell the guard a fact: of `run`, what the driver is at, of `part`, a process of Ray."""
+        with suppress(BrokenPipeError):  # it was killed: then there is nobody to tell
+            self.line.write(json.dumps(facts).encode() + b"\n")
+            self.line.flush()
+
+
 @contextmanager
-def guarded(directory: str) -> Iterator[None]:
+def guarded(directory: str | None = None) -> Iterator[Guard]:
     """Have a directory and the processes of the Ray there removed should this process die here."""
-    guard = subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, "-I", "-S", __file__],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
         cwd="/",
         start_new_session=True,
     )
-    assert guard.stdin is not None
-    guard.stdin.write(json.dumps([directory, os.getpid()]).encode() + b"\n")
-    guard.stdin.flush()
+    assert process.stdin is not None
+    guard = Guard(process.stdin)
+    guard.tell(directory=directory, driver=os.getpid())
     try:
-        yield
+        yield guard
     finally:
         with suppress(BrokenPipeError):
-            guard.stdin.close()
+            process.stdin.close()
         try:
-            guard.wait(_SECONDS_TO_CLEAR)
+            process.wait(_SECONDS_TO_CLEAR)
         except subprocess.TimeoutExpired:  # a child of the program keeps its standard input open
-            guard.kill()
-            guard.wait()
+            process.kill()
+            process.wait()
 
 
 def end_processes(directory: str, patience: float) -> None:
@@ -120,20 +142,86 @@ def _has_open(process: Path, directory: str) -> bool:
     return False
 
 
+@dataclass
+class _Told:
+    """What the driver has told its guard."""
+
+    driver: int = 0
+    directory: str | None = None
+    run: str | None = None
+    parts: dict[str, int] = field(default_factory=dict)
+
+    def hear(self, line: bytes) -> None:
+        facts = json.loads(line)
+        if "part" in facts:
+            self.parts[facts["part"]] = facts["pid"]
+            return
+        for name, value in facts.items():
+            setattr(self, name, value)
+
+    def listen(self) -> None:
+        """Return when the driver is gone."""
+        heard = b""
+        while True:
+            if select.select([0], [], [], _SECONDS_TO_LOOK)[0]:
+                received = os.read(0, 65536)
+                if not received:
+                    return
+                *lines, heard = (heard + received).split(b"\n")
+                for line in lines:
+                    self.hear(line)
+            elif self.driver and os.getppid() != self.driver:
+                return
+
+    def epitaph(self) -> str:
+        """Return in words how the driver ended; to be asked for before anything is killed."""
+        dead = [name for name, pid in self.parts.items() if not _is_alive(pid)]
+        after = f" after Ray's {' and '.join(dead)} had died" if dead else ""
+        return f"the launcher, process {self.driver}, was killed or crashed{after}"
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        return bool(Path(f"/proc/{pid}/cmdline").read_bytes())
+    except OSError:
+        return False
+
+
+def _note_failure(run: Path, reason: str) -> None:
+    """Say in the events of a run that it failed, unless it ended or somebody else is at it."""
+    with suppress(OSError), (run / "checkpoints" / "lock").open("r+") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with (run / "events.jsonl").open("rb+") as file:
+            content = file.read()
+            if not content.rstrip().endswith(b"}") or not _is_end(content.splitlines()[-1]):
+                torn = b"" if content.endswith(b"\n") or not content else b"\n"
+                event = {"event": "failed", "time": time.time(), "reason": reason}
+                file.write(torn + json.dumps(event).encode() + b"\n")
+                print(f"asgd: {reason}", file=sys.stderr)  # noqa: T201
+        (run / "alive").unlink(missing_ok=True)
+
+
+def _is_end(line: bytes) -> bool:
+    try:
+        return json.loads(line)["event"] in ("finish", "failed", "interrupted")
+    except (ValueError, LookupError, TypeError):
+        return False
+
+
 def _guard() -> None:
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    told = sys.stdin.readline()
-    if not told:
-        return
-    directory, driver = json.loads(told)
-    while not select.select([sys.stdin], [], [], _SECONDS_TO_LOOK)[0] and os.getppid() == driver:
-        pass
-    deadline = time.monotonic() + _SECONDS_TO_CLEAR
-    while processes(directory) and time.monotonic() < deadline:
-        end_processes(directory, 0.0)
-        time.sleep(_POLL_SECONDS)
-    shutil.rmtree(directory, ignore_errors=True)
+    told = _Told()
+    told.listen()
+    reason = told.epitaph()
+    if told.directory is not None:
+        deadline = time.monotonic() + _SECONDS_TO_CLEAR
+        while processes(told.directory) and time.monotonic() < deadline:
+            end_processes(told.directory, 0.0)
+            time.sleep(_POLL_SECONDS)
+        shutil.rmtree(told.directory, ignore_errors=True)
+    if told.run is not None:
+        _note_failure(Path(told.run), reason)
 
 
 if __name__ == "__main__":

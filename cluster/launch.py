@@ -5,22 +5,24 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import ray
-from ray.exceptions import ActorUnschedulableError, RayActorError, RayError
+from ray.exceptions import RayError, RayTaskError
 
 from asgd.alive import sign_of_life
 from asgd.config import RunConfig, load_config
 from asgd.divergence import check_divergence
-from asgd.errors import InputError, RunFailedError
+from asgd.errors import AsgdError, InputError, RunFailedError
 from asgd.experiment import run_repeats, unfinished_repeats
 from asgd.problems import make_problem
 from asgd.progress import Progress
 from asgd.streams import stream
 from asgd.trace import RunWriter, default_path, read_run
-from cluster.actors import Losses
+from cluster.actors import Losses, UserError
+from cluster.causes import cause_of
 from cluster.checkpoint import CHECKPOINTS
 from cluster.fleet import Fleet
 from cluster.lease import only_launcher
@@ -30,9 +32,11 @@ from cluster.server import FINISHED
 from cluster.session import check_address, ray_session, undisturbed
 from cluster.status import Status
 from cluster.team import take_requests
+from cluster.vitals import answer, ray_death, witnessed
 
 _POLL_SECONDS = 0.25
 _FLUSH_SECONDS = 60.0
+_FLUSH_SECONDS_WITHOUT_RAY = 5.0  # its store of state dead, actors answer for a while
 _RATE_WINDOW_SECONDS = 2.0
 
 
@@ -144,36 +148,71 @@ def _launch(
     *,
     resumed: bool,
 ) -> Path:
-    try:
-        with ray_session(address, _object_store_bytes(config, initial), config.metrics.page):
-            _supervise(config, initial, writer, progress, resumed)
+    end = _End(writer)
+    session = ray_session(address, _object_store_bytes(config, initial), config.metrics.page)
+    # What cannot start is noted, too, and what fails before Ray, which may not end in order, does.
+    with witnessed(writer.path), end.noted(), session, end.noted():
+        _supervise(config, initial, writer, progress, resumed)
         writer.event("finish")
-    except RunFailedError as error:
-        _note_end(writer, "failed", reason=str(error))
-        error.run = writer.path
-        raise
-    except RayError as error:
-        raise _failure(writer, " ".join(str(error).split())) from error
-    except (KeyboardInterrupt, SystemExit, BrokenPipeError):  # nobody reads our output any more
-        _note_end(writer, "interrupted")
-        raise
-    except OSError as error:
-        where = error.filename or writer.path
-        raise _failure(writer, f"{where}: cannot be used ({error.strerror or error})") from error
     return writer.path
 
 
-def _failure(writer: RunWriter, reason: str) -> RunFailedError:
-    _note_end(writer, "failed", reason=reason)
-    error = RunFailedError(reason)
-    error.run = writer.path
-    return error
+class _End:
+    """Notes in the events how a run ends, once."""
+
+    def __init__(self, writer: RunWriter) -> None:
+        self._writer = writer
+        self._noted = False
+
+    @contextmanager
+    def noted(self) -> Iterator[None]:
+        """Note what ends the block.
+
+        Raises
+        ------
+        RunFailedError
+            What the block raised means that the run failed.
+        """
+        try:
+            yield
+        except (KeyboardInterrupt, SystemExit, BrokenPipeError):  # nobody reads our output any more
+            self._note("interrupted")
+            raise
+        except Exception as error:
+            failure = _failure(self._writer.path, error)
+            self._note("failed", reason=str(failure))
+            raise failure from error
+
+    def _note(self, kind: str, **fields: str) -> None:
+        if not self._noted:
+            self._noted = True
+            # Where the disk is full, that is the error to be shown, not this one.
+            with contextlib.suppress(OSError):
+                self._writer.event(kind, **fields)
 
 
-def _note_end(writer: RunWriter, kind: str, **fields: str) -> None:
-    # Where the disk is full, that is the error to be shown, not this one.
-    with contextlib.suppress(OSError):
-        writer.event(kind, **fields)
+def _failure(path: Path, error: Exception) -> RunFailedError:
+    if isinstance(error, RunFailedError) and error.run is not None:
+        return error
+    if not path.is_dir():
+        failure = RunFailedError(f"{path}: was removed or moved while the run was at work")
+    elif isinstance(error, RunFailedError):
+        failure = error
+    else:
+        failure = RunFailedError(_reason(path, error))
+    failure.run = path
+    return failure
+
+
+def _reason(path: Path, error: Exception) -> str:
+    """Return in one line why something ended a run that is not meant to."""
+    if isinstance(error, RayError):
+        return ray_death() or cause_of(error)
+    if isinstance(error, OSError):
+        return f"{error.filename or path}: cannot be used ({error.strerror or error})"
+    if isinstance(error, AsgdError):
+        return str(error)
+    return UserError.describe(error).message
 
 
 def _object_store_bytes(config: RunConfig, initial: Array) -> int:
@@ -194,18 +233,22 @@ def _supervise(
             try:
                 _watch(cluster, progress)
                 break
+            except RayTaskError:  # a mistake in what we call, which another server would make too
+                raise
             # Those of workers are met where their work is looked at.
-            except (RayActorError, ActorUnschedulableError):
-                cluster.replace_server()
+            except RayError as error:
+                cluster.replace_server(cause_of(error))
     except BaseException:
+        patience = _FLUSH_SECONDS_WITHOUT_RAY if ray_death() else _FLUSH_SECONDS
         with undisturbed(), contextlib.suppress(RayError):
             # An asynchronous actor takes calls in any order.
-            ray.get(cluster.server.stop.remote("ended early"), timeout=_FLUSH_SECONDS)
-            ray.get(cluster.server.flush.remote(), timeout=_FLUSH_SECONDS)
+            ray.get(cluster.server.stop.remote("ended early"), timeout=patience)
+            ray.get(cluster.server.flush.remote(), timeout=patience)
         raise
     finally:
-        with undisturbed():
-            cluster.kill()
+        if ray_death() is None:
+            with undisturbed():
+                cluster.kill()
 
 
 def _watch(cluster: Fleet, progress: Callable[[Progress], None] | None) -> None:
@@ -213,8 +256,10 @@ def _watch(cluster: Fleet, progress: Callable[[Progress], None] | None) -> None:
 
     Raises
     ------
-    RayActorError
+    RayError
         The server or its recorder is dead.
+    RunFailedError
+        The run cannot go on.
     """
     rate = _Rate()
     latest = cluster.recorder.latest.remote()
@@ -225,13 +270,13 @@ def _watch(cluster: Fleet, progress: Callable[[Progress], None] | None) -> None:
         ready, _ = ray.wait(tasks, num_returns=len(tasks), timeout=0)
         finished = cluster.stopped in ready
         if finished:
-            ray.get(cluster.server.flush.remote())
+            answer(cluster.server.flush.remote())
             latest = cluster.recorder.latest.remote()
-        status: Status = ray.get(cluster.server.status.remote())
+        status: Status = answer(cluster.server.status.remote())
         cluster.reached = status.version
         # A recorder busy with a long evaluation must not keep the watch waiting.
-        if ray.wait([latest], timeout=None if finished else 0)[0]:
-            losses = ray.get(latest)
+        if finished or ray.wait([latest], timeout=0)[0]:
+            losses = answer(latest)
             _check_losses(losses, cluster.config)
             latest = cluster.recorder.latest.remote()
         if progress is not None:

@@ -13,6 +13,9 @@ from typing import Any
 
 import ray
 
+from asgd.errors import RunFailedError
+from cluster.vitals import SECONDS_TO_DIE, check_ray
+
 SERVER_LABEL = ("asgd", "server")  # of nodes that may have the server
 
 
@@ -44,9 +47,17 @@ def worker_node(places: Iterable[str], avoided: str | None = None) -> str:
         The nodes of the workers there are, a node as often as it has workers.
     avoided
         Where the worker was lost: Ray takes up to 15 s to notice that a whole node is.
+
+    Raises
+    ------
+    RunFailedError
+        No node is alive.
     """
     workers = Counter(places)
     nodes = alive_nodes()
+    if not nodes:
+        check_ray(SECONDS_TO_DIE)
+        raise RunFailedError("no node of the Ray cluster is alive")
 
     def load(name: str) -> tuple[bool, float, int]:
         cores = float(nodes[name]["Resources"].get("CPU", 0.0))

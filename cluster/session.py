@@ -24,9 +24,10 @@ import ray
 from ray._private import parameter, ray_constants, services
 from ray._private import worker as ray_worker
 
-from asgd.errors import InputError
+from asgd.errors import InputError, RunFailedError
 from cluster.guard import end_processes, guarded, mark
 from cluster.temporary import private_directory
+from cluster.vitals import Vitals, ray_death, vitals_of
 
 _log = logging.getLogger(__name__)
 
@@ -52,6 +53,8 @@ def ray_session(
     ------
     InputError
         There is no cluster at `address`.
+    RunFailedError
+        Our own could not be started.
     """
     if ray.is_initialized():
         yield
@@ -94,7 +97,8 @@ def _joined(address: str) -> Iterator[None]:
             "the Ray cluster at %s asks for no token: anyone who reaches it can use it", address
         )
     try:
-        yield
+        with guarded() as guard, vitals_of(guard):
+            yield
     finally:
         with undisturbed():
             ray.shutdown()
@@ -107,8 +111,9 @@ def _own(object_store_bytes: int, metrics_port: int | None) -> Iterator[None]:
     with (
         _restored_process_state(),
         private_directory(_parent_directory()) as directory,
-        guarded(directory),
-        _marked_processes(directory),
+        guarded(directory) as guard,
+        vitals_of(guard, directory) as vitals,
+        _marked_processes(directory, vitals),
     ):
         os.environ.update(
             RAY_AUTH_MODE="token",
@@ -131,27 +136,37 @@ def _own(object_store_bytes: int, metrics_port: int | None) -> Iterator[None]:
         os.mkdir(inner)
         handlers = _handlers()
         try:
-            umask = os.umask(0o077)
-            with _needed_processes_only():
-                ray.init(
-                    address="local",
-                    include_dashboard=False,
-                    log_to_driver=False,
-                    logging_level=logging.ERROR,
-                    object_store_memory=object_store_bytes,
-                    _metrics_export_port=metrics_port or None,
-                    _temp_dir=inner,
-                )
-            os.umask(umask)
+            _start_ray(inner, object_store_bytes, metrics_port)
             _exit_on_signals(handlers)
             yield
         finally:
             with undisturbed():
                 # Ray does not take down what an interrupted start has left.
-                patience = _SECONDS_TO_EXIT if ray.is_initialized() else 0.0
+                whole = ray.is_initialized() and ray_death() is None
+                patience = _SECONDS_TO_EXIT if whole else 0.0
                 ray.shutdown()
                 end_processes(directory, patience)
     _reload_ray_environment()
+
+
+def _start_ray(directory: str, object_store_bytes: int, metrics_port: int | None) -> None:
+    umask = os.umask(0o077)
+    try:
+        with _needed_processes_only():
+            ray.init(
+                address="local",
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                object_store_memory=object_store_bytes,
+                _metrics_export_port=metrics_port or None,
+                _temp_dir=directory,
+            )
+    except Exception as error:  # of any kind: Ray tells little of what its processes met
+        reason = ray_death() or " ".join(str(error).split())
+        raise RunFailedError(f"Ray could not be started: {reason}") from error
+    finally:
+        os.umask(umask)
 
 
 @contextmanager
@@ -226,9 +241,9 @@ def _parent_directory() -> str:
 
 
 @contextmanager
-def _marked_processes(directory: str) -> Iterator[None]:
+def _marked_processes(directory: str, vitals: Vitals) -> Iterator[None]:
     popen = services.ConsolePopen
-    services.ConsolePopen = functools.partial(_Popen, directory)  # type: ignore[assignment, misc]
+    services.ConsolePopen = functools.partial(_Popen, directory, vitals)  # type: ignore[assignment, misc]
     try:
         yield
     finally:
@@ -264,9 +279,10 @@ class _Popen(services.ConsolePopen):
     the run in order with Ray still alive.
     """
 
-    def __init__(self, directory: str, *arguments: Any, **options: Any) -> None:
+    def __init__(self, directory: str, vitals: Vitals, *arguments: Any, **options: Any) -> None:
         options["env"] = {**(options.get("env") or os.environ), **mark(directory)}
         super().__init__(*arguments, process_group=0, **options)
+        vitals.add(self)
 
 
 @contextmanager

@@ -15,21 +15,26 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 DEFAULT_SIGNALS = ("env", "--default-signal=HUP,INT,TERM")
 
 
-def actor_processes(kind: str) -> set[int]:
-    """Return the processes below this one that are Ray actors of a kind."""
-    parents, titles = {}, {}
+def below(ancestor: int) -> dict[int, str]:
+    """Return the command lines of the processes below one."""
+    parents, lines = {}, {}
     for directory in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             pid = int(directory.name)
             parents[pid] = int((directory / "stat").read_text().rpartition(")")[2].split()[1])
-            titles[pid] = (directory / "cmdline").read_bytes().decode(errors="replace")
+            lines[pid] = (directory / "cmdline").read_bytes().decode(errors="replace")
 
-    def is_ours(pid: int) -> bool:
-        while pid > 1 and pid != os.getpid():
+    def is_below(pid: int) -> bool:
+        while pid > 1 and pid != ancestor:
             pid = parents.get(pid, 0)
-        return pid == os.getpid()
+        return pid == ancestor
 
-    return {p for p, title in titles.items() if title.startswith(f"ray::{kind}") and is_ours(p)}
+    return {pid: line for pid, line in lines.items() if pid != ancestor and is_below(pid)}
+
+
+def actor_processes(kind: str) -> set[int]:
+    """Return the processes below this one that are Ray actors of a kind."""
+    return {pid for pid, line in below(os.getpid()).items() if line.startswith(f"ray::{kind}")}
 
 
 def processes_in(directory: Path | str) -> set[int]:

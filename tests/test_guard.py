@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import json
 import os
 import select
 import signal
@@ -49,6 +51,63 @@ def test_what_a_killed_driver_leaves_is_cleared_up(tmp_path: Path, forked: str) 
     driver.stdout.close()
     while directory.exists():  # the last thing that the guard does
         os.sched_yield()
+
+
+AT_A_RUN = """
+import fcntl, os, sys, time
+from cluster.guard import guarded
+
+run, locked = sys.argv[1:]
+lock = open(run + "/checkpoints/lock", "w")
+if not locked:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+with guarded() as guard:
+    guard.tell(part="raylet", pid=2**22 + 1)  # larger than any process
+    guard.tell(run=run)
+    print(flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize(
+    ("events", "locked", "noted"),
+    [
+        ('{"event": "start"}\n', False, True),
+        ('{"event": "start"}\n{"torn', False, True),
+        ('{"event": "start"}\n{"event": "finish"}\n', False, False),
+        ('{"event": "start"}\n', True, False),
+    ],
+)
+def test_run_of_a_killed_driver_says_that_it_failed(
+    tmp_path: Path, events: str, locked: bool, noted: bool
+) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "events.jsonl").write_text(events)
+    driver = subprocess.Popen(
+        [sys.executable, "-c", AT_A_RUN, str(tmp_path), "other" if locked else ""],
+        cwd=Path(__file__).parents[1],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert driver.stdout is not None
+    driver.stdout.readline()
+    with (tmp_path / "checkpoints" / "lock").open("r+") as another:
+        if locked:  # another launcher goes on with the run
+            fcntl.flock(another, fcntl.LOCK_EX)
+        driver.kill()
+        _, errors = driver.communicate(timeout=30)  # the guard has this end, too
+    reason = (
+        f"the launcher, process {driver.pid}, was killed or crashed after Ray's raylet had died"
+    )
+    content = (tmp_path / "events.jsonl").read_text()
+    assert errors == (f"asgd: {reason}\n" if noted else "")
+    assert content.startswith(events)
+    if noted:
+        event = json.loads(content.removeprefix(events))
+        assert (event["event"], event["reason"]) == ("failed", reason)
+    else:
+        assert content == events
 
 
 TITLED = "import sys, time; file = open(sys.argv[1], 'a'); print(flush=True); time.sleep(60)"

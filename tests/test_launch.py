@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from ray._private import worker as ray_worker
 from asgd.config import RunConfig, make_config
 from asgd.draws import WorkerDraws
 from asgd.errors import DivergedError, InputError, RunFailedError
+from asgd.listing import standing
 from asgd.problems import make_problem
 from asgd.progress import Progress
 from asgd.simulation import simulate
@@ -31,7 +32,7 @@ from asgd.streams import stream
 from asgd.trace import SHARED, Run, read_run
 from cluster import run
 from tests.invariants import check_trace
-from tests.processes import DEFAULT_SIGNALS, listeners, processes_in
+from tests.processes import DEFAULT_SIGNALS, below, listeners, processes_in
 
 pytestmark = pytest.mark.ray
 
@@ -333,7 +334,7 @@ finally:
 class Subprocess:
     """A run in a process of its own, whose home and temporary files are all under `tmp`."""
 
-    def __init__(self, tmp: Path, updates: int, **problem: Any) -> None:
+    def __init__(self, tmp: Path, updates: int, before: Sequence[str] = (), **problem: Any) -> None:
         self.out, self.tmp, self.running = tmp / "out", tmp / "t", tmp / "running"
         self.tmp.mkdir()
         self.home = tmp / "home"
@@ -341,7 +342,7 @@ class Subprocess:
         config = configure(problem, updates, workers=2)
         arguments = [str(self.out), str(self.running), config.to_json()]
         self.process = subprocess.Popen(
-            [*DEFAULT_SIGNALS, sys.executable, "-W", "error", "-c", SCRIPT, *arguments],
+            [*DEFAULT_SIGNALS, *before, sys.executable, "-W", "error", "-c", SCRIPT, *arguments],
             cwd=ROOT,
             env={**os.environ, "TMPDIR": str(self.tmp), "HOME": str(self.home)},
             stderr=subprocess.PIPE,
@@ -376,8 +377,8 @@ def launch() -> Iterator[Callable[..., Subprocess]]:
     tmp = Path(tempfile.mkdtemp(prefix="a-", dir="/tmp"))
     children: list[Subprocess] = []
 
-    def start(updates: int, **problem: Any) -> Subprocess:
-        children.append(Subprocess(tmp, updates, **problem))
+    def start(updates: int, before: Sequence[str] = (), **problem: Any) -> Subprocess:
+        children.append(Subprocess(tmp, updates, before, **problem))
         return children[-1]
 
     yield start
@@ -477,7 +478,33 @@ def test_nothing_is_left_of_a_killed_driver(launch: Callable[..., Subprocess]) -
     os.close(guard)
     child.finish()
     assert child.process.returncode == -signal.SIGKILL
-    assert read_run(child.out).state == "unfinished"
+    result = read_run(child.out)
+    assert result.state == "failed"
+    assert result.failure == f"the launcher, process {child.process.pid}, was killed or crashed"
+    assert standing(result) == ("failed", result.failure)
+
+
+def test_run_whose_ray_dies_says_so(launch: Callable[..., Subprocess]) -> None:
+    child = launch(updates=10**6, kind="quadratic")
+    child.wait_for(child.running.exists)
+    (raylet,) = [pid for pid, line in below(child.process.pid).items() if "/raylet/raylet" in line]
+    os.kill(raylet, signal.SIGKILL)
+    assert child.finish().endswith("RunFailedError: Ray's raylet was killed (Killed)\n")
+    assert child.process.returncode == 1
+    result = read_run(child.out)
+    assert (result.state, result.failure) == ("failed", "Ray's raylet was killed (Killed)")
+    np.testing.assert_array_equal(result.trace["update"], np.arange(len(result.trace)))
+    events = [event["event"] for event in result.events]
+    assert events.count("failed") == 1
+
+
+def test_run_whose_ray_cannot_start_says_so(launch: Callable[..., Subprocess]) -> None:
+    child = launch(updates=10**6, before=["prlimit", "--fsize=50000000"], kind="quadratic")
+    assert "Ray could not be started: Ray's raylet was killed (File size limit" in child.finish()
+    assert child.process.returncode == 1
+    result = read_run(child.out)
+    assert result.state == "failed"
+    assert str(result.failure).endswith("exceeded; see `ulimit -f`)")
 
 
 def guard_of(driver: int) -> int:

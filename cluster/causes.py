@@ -1,0 +1,53 @@
+"""Why an actor's call failed, in one line, from what Ray raises."""
+
+from __future__ import annotations
+
+import re
+
+from ray.exceptions import (
+    ActorUnschedulableError,
+    NodeDiedError,
+    OutOfMemoryError,
+    RayActorError,
+    RayTaskError,
+)
+
+_MEMORY = re.compile(r"was (\S+ used / \S+ limit)")
+_IN_CONSTRUCTOR = "because of an error raised in its creation task"
+_TRACEBACK = re.compile(r"\n(?=\S)")  # what is not indented begins another part
+
+
+def cause_of(error: BaseException) -> str:
+    """Return in one line why an actor, or the answer to a call of it, was lost.
+
+    Parameters
+    ----------
+    error
+        That `ray.get` raised.
+    """
+    text = str(error)
+    if isinstance(error, OutOfMemoryError):
+        found = _MEMORY.search(text)
+        much = f": {found[1]} on its node" if found else ""
+        return f"out of memory, so that Ray's memory monitor killed its process{much}"
+    if isinstance(error, RayTaskError):
+        cause = error.cause
+        return _in_a_line(f"{type(cause).__name__}: {cause}") if cause else _last_part(text)
+    if _IN_CONSTRUCTOR in text:
+        return _last_part(text)
+    if isinstance(error, ActorUnschedulableError | NodeDiedError) or "its node has died" in text:
+        return "its node is gone"
+    if isinstance(error, RayActorError):
+        return "its process died"
+    return _in_a_line(text)
+
+
+def _last_part(text: str) -> str:
+    """Return the exception at the end of a traceback, which names its type."""
+    parts = [part for part in _TRACEBACK.split(text.strip()) if part]
+    named = [number for number, part in enumerate(parts) if re.match(r"[\w.]+(:|$)", part)]
+    return _in_a_line(" ".join(parts[named[-1] :] if named else parts[-1:]))
+
+
+def _in_a_line(text: str) -> str:
+    return " ".join(text.split())

@@ -1,0 +1,192 @@
+#!/usr/bin/env python3
+"""Kills each process of a run once at each second of its life, and looks at what the run says.
+
+.venv/bin/python scripts/bench_deaths.py [--seconds 0.5 1 2 ...] [--victims raylet gcs_server ...]
+
+Each run is `asgd run` in a process of its own, of two workers on a problem of one dimension, with
+the log; it lasts about four seconds after a start of three. At one of the `--seconds` after its
+process began, one of the `--victims` gets kill -9: Ray's store of its state (gcs_server), its
+node manager (raylet), the agents that the raylet starts, the server, the recorder, a worker, the
+guard that clears up behind a launcher, or the launcher itself. Where there is no such process yet
+it is killed as soon as there is.
+
+A run must either finish, with every update once and every gradient accounted for, or end with exit
+status 1, one line on standard error, at most after what Ray itself has to say, and the same words
+as the reason in its last event, `failed`. A killed launcher cannot speak: there its guard must have
+said it. In no case may anything be left: processes, temporary files, shared memory. Exit status 1
+where any of this does not hold.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from asgd.errors import AsgdError  # noqa: E402
+from asgd.trace import read_run  # noqa: E402
+from tests.invariants import check_gradients  # noqa: E402
+from tests.processes import DEFAULT_SIGNALS, below, processes_in  # noqa: E402
+
+# How the command line of each begins, or what is in it.
+VICTIMS = {
+    "gcs_server": "/gcs_server",
+    "raylet": "/raylet/raylet",
+    "dashboard_agent": "ray::DashboardAgent",
+    "runtime_env_agent": "ray::RuntimeEnvAgent",
+    "server": "ray::ServerActor",
+    "recorder": "ray::RecorderActor",
+    "worker": "ray::WorkerActor",
+    "guard": "/cluster/guard.py",
+    "launcher": "",
+}
+SECONDS = (0.5, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0)
+UPDATES = 800
+PATIENCE = 90.0  # seconds for a run to end, however it ends
+CONFIG = f"""
+problem.kind = "quadratic"
+optimizer.learning_rate = 0.05
+cluster = {{workers = 2, compute_time = {{law = "exponential", mean = 0.01}}}}
+run = {{updates = {UPDATES}, checkpoint_every = 200}}
+"""
+
+
+@dataclass(frozen=True)
+class Death:
+    """What became of a run one of whose processes was killed.
+
+    Attributes
+    ----------
+    killed
+        Seconds after the start; None if the run ended first.
+    seconds
+        The run took in all.
+    end
+        How it ended, in words.
+    wrong
+        What should not be, in words.
+    """
+
+    killed: float | None
+    seconds: float
+    end: str
+    wrong: list[str]
+
+
+def kill(launcher: int, victim: str, deadline: float) -> bool:
+    """Kill a process of a run, when there is one; return whether there was."""
+    pattern = VICTIMS[victim]
+    while time.monotonic() < deadline:
+        found = (
+            [launcher]
+            if not pattern
+            else [pid for pid, line in below(launcher).items() if pattern in line]
+        )
+        if found:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(found[0], signal.SIGKILL)
+                return True
+        with contextlib.suppress(ChildProcessError):
+            if os.waitid(os.P_PID, launcher, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+                return False
+        time.sleep(0.01)
+    return False
+
+
+def die(directory: Path, victim: str, after: float) -> Death:
+    """Make a run, kill one of its processes, and look at what is left."""
+    config, out, tmp = directory / "c.toml", directory / "run", directory / "t"
+    tmp.mkdir()
+    config.write_text(CONFIG)
+    shm = set(os.listdir("/dev/shm"))
+    start = time.monotonic()
+    launcher = subprocess.Popen(
+        [*DEFAULT_SIGNALS, sys.executable, "-m", "asgd", "run", config, "--out", out],
+        cwd=ROOT,
+        env={**os.environ, "TMPDIR": str(tmp), "HOME": str(tmp)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    time.sleep(after)
+    killed = kill(launcher.pid, victim, start + PATIENCE)
+    at = time.monotonic() - start
+    try:
+        _, errors = launcher.communicate(timeout=PATIENCE)
+        wrong = []
+    except subprocess.TimeoutExpired:
+        launcher.kill()
+        _, errors = launcher.communicate()
+        wrong = [f"no end within {PATIENCE:.0f} s"]
+    seconds = time.monotonic() - start
+    deadline = time.monotonic() + 15.0  # of the guard
+    while (processes_in(tmp) or any(tmp.iterdir())) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    wrong += [f"process {pid} is left" for pid in processes_in(tmp)]
+    wrong += [f"{file} is left" for file in [*tmp.iterdir()]]
+    # Of other Rays beside this one there may be some; ours bear the names of its files.
+    wrong += [
+        f"/dev/shm/{file} is left" for file in set(os.listdir("/dev/shm")) - shm if "asgd" in file
+    ]
+    end, found = judge(out, launcher.returncode, errors, victim)
+    return Death(at if killed else None, seconds, end, wrong + found)
+
+
+def judge(out: Path, status: int, errors: str, victim: str) -> tuple[str, list[str]]:
+    """Return how a run ended, and what should not be."""
+    wrong = []
+    try:
+        run = read_run(out)
+    except AsgdError as error:
+        # Killed before it had a directory
+        return f"no run (status {status}): {error}", [] if victim == "launcher" else [errors]
+    reason = run.events[-1].get("reason") if run.events else None
+    if status == 0:
+        if run.state != "finished" or len(run.trace) != UPDATES or errors:
+            wrong.append(f"status 0, but {run.state}, {len(run.trace)} updates, {errors!r}")
+        with contextlib.suppress(StopIteration):
+            check_gradients(run)
+    elif victim != "launcher" and (status, errors.splitlines()[-1:]) != (1, [f"asgd: {reason}"]):
+        wrong.append(f"status {status}, reason {reason!r}, standard error {errors[-2000:]!r}")
+    elif run.state != "failed" or not reason:
+        wrong.append(f"the run is {run.state}, reason {reason!r}")
+    return f"{run.state}, {reason or 'no reason'}", wrong
+
+
+def main(arguments: Iterable[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seconds", type=float, nargs="+", default=SECONDS)
+    parser.add_argument("--victims", nargs="+", choices=VICTIMS, default=list(VICTIMS))
+    options = parser.parse_args(arguments)
+    wrong = 0
+    for victim in options.victims:
+        for after in options.seconds:
+            directory = Path(tempfile.mkdtemp(prefix="a-", dir="/tmp"))
+            try:
+                death = die(directory, victim, after)
+            finally:
+                shutil.rmtree(directory, ignore_errors=True)
+            wrong += bool(death.wrong)
+            killed = "never" if death.killed is None else f"at {death.killed:.1f} s"
+            print(f"{victim} killed {killed}: {death.end} ({death.seconds:.1f} s)", flush=True)
+            for words in death.wrong:
+                print(f"  wrong: {words}", flush=True)
+    print(f"{len(options.victims) * len(options.seconds)} runs, {wrong} of them wrong")
+    return int(wrong > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
