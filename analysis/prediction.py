@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import msgspec
+import numpy as np
 import pandas as pd
 
 from analysis.experiment import as_runs, fit_runs
@@ -22,11 +23,27 @@ from analysis.model import MODELS, Model, Progress
 from analysis.moments import Closure
 from analysis.run_stability import run_stability
 from analysis.setting import RunSetting, whole
+from asgd.config import load_config
 from asgd.errors import InputError, UnreliableEstimateError
 from asgd.files import replace_file
+from asgd.parts import LOSS, most_rows
+from asgd.tables import Types, read_table, write_table
 from asgd.trace import Run
 
 Method = Literal["auto", "simulate", "fast"]
+
+
+def quantile_column(level: float) -> str:
+    """Return the name of the column of `Prediction.curves` that holds a quantile."""
+    return f"q{level:.3f}"
+
+
+_COLUMNS: Types = {
+    "model": str,
+    "update": np.int64,
+    **dict.fromkeys(("loss_mean", "loss_std", "loss_mean_error"), np.float64),
+    **dict.fromkeys(map(quantile_column, QUANTILE_LEVELS), np.float64),
+}
 
 
 class PredictedWith(msgspec.Struct, frozen=True):
@@ -145,7 +162,8 @@ class Prediction:
     def save(self, directory: str | Path) -> None:
         """Write `prediction.parquet` and `prediction.json` into a run directory."""
         directory = Path(directory)
-        replace_file(directory / "prediction.parquet", self.curves.to_parquet(index=False))
+        columns = {name: self.curves[name].to_numpy() for name in _COLUMNS}
+        write_table(directory / "prediction.parquet", columns, _COLUMNS, ("model",))
         text = msgspec.json.format(msgspec.json.encode(self.settings), indent=2)
         replace_file(directory / "prediction.json", text + b"\n")
 
@@ -272,11 +290,6 @@ def _label(model: Model, setting: RunSetting, method: Method) -> str:
     return model.label if method == "fast" else model.label_for(setting)
 
 
-def quantile_column(level: float) -> str:
-    """Return the name of the column of `Prediction.curves` that holds a quantile."""
-    return f"q{level:.3f}"
-
-
 def has_prediction(directory: str | Path) -> bool:
     """Return whether a prediction is stored in the directory of a run or of its repeats."""
     return all((Path(directory) / f"prediction.{kind}").is_file() for kind in ("parquet", "json"))
@@ -292,12 +305,14 @@ def read_prediction(directory: str | Path) -> Prediction:
     """
     directory = Path(directory)
     try:
-        curves = pd.read_parquet(directory / "prediction.parquet")
         text = (directory / "prediction.json").read_bytes()
         settings = msgspec.json.decode(text, type=PredictionSettings)
+        most = most_rows(load_config(directory / "config.json"), LOSS) * len(settings.models)
+        columns = read_table(directory / "prediction.parquet", _COLUMNS, most)
+        curves = pd.DataFrame(columns)
         if set(curves["model"]) != set(settings.models):
             raise ValueError("its two files are not of one prediction")
-    except (OSError, ValueError, LookupError, TypeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(
             f"{directory}: no readable prediction ({reason}); `asgd predict`"

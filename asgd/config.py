@@ -28,6 +28,7 @@ Count = Annotated[int, msgspec.Meta(ge=1)]
 
 SCALAR_KINDS = ("quadratic", "quartic", "double_well")
 LINEAR_KINDS = {"least_squares": "diabetes", "logistic": "breast_cancer", "softmax": "digits"}
+MOST_WORKERS = 512  # that a run is given while it goes on: far more nobody would on purpose
 _TYPES = {
     "float": "a number",
     "int": "a whole number",

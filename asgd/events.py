@@ -2,15 +2,92 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from asgd.errors import InputError
 from asgd.printable import printable
+from asgd.stored_json import parse_json
 
 _ORDINARY = {"start", "metrics", "finish"}
+_TORN = (b"{", b"\0")  # how a line begins that did not get to the disk as a whole
+_NUMBERS = {"time", "seconds", "restart_seconds"}
+_INTEGERS = {
+    "worker",
+    "update",
+    "sequence",
+    "epoch",
+    "from_version",
+    "to_version",
+    "updates_lost",
+    "updates_from_log",
+    "before",
+    "after",
+}
+_NEEDED = {"server_restored": ("to_version",), "workers_changed": ("after",)}
+
+
+def read_events(path: Path) -> list[dict[str, Any]]:
+    """Return the events in a file, in order; none if there is no file. Torn lines are left out.
+
+    Raises
+    ------
+    InputError
+        A line is not an event.
+    """
+    try:
+        lines = path.read_bytes().splitlines()
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
+    events = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            event = parse_json(line)
+        except ValueError as error:
+            if not line or _is_torn(line, error):
+                continue
+            raise InputError(f"{path}: line {number} is not an event ({error})") from None
+        defect = _defect(event)
+        if defect:
+            raise InputError(f"{path}: line {number} is not an event ({defect})")
+        events.append(event)
+    return events
+
+
+def _is_torn(line: bytes, error: ValueError) -> bool:
+    """Return whether a line is the beginning of one: the rest did not get to the disk."""
+    if isinstance(error, json.JSONDecodeError):
+        ends_within = not line.endswith(b"}") or error.pos >= len(line)
+    else:
+        ends_within = isinstance(error, UnicodeDecodeError) and not line.endswith(b"}")
+    return line.startswith(_TORN) and ends_within
+
+
+def _defect(event: Any) -> str | None:
+    """Return what is wrong with the fields of an event that somebody reads."""
+    if not isinstance(event, dict) or not isinstance(event.get("event"), str):
+        return "expected an object that names its event"
+    for name in _NEEDED.get(event["event"], ()):
+        if name not in event:
+            return f"{name} is missing"
+    for name, value in event.items():
+        if name in _INTEGERS and type(value) is not int:
+            return f"{name} = {value!r:.40}: expected an integer"
+        if name in _NUMBERS and (type(value) not in (int, float) or not np.isfinite(value)):
+            return f"{name} = {value!r:.40}: expected a number"
+    sequences = event.get("sequences", {})
+    if not isinstance(sequences, dict) or not all(
+        worker.isdecimal() and isinstance(sequence, int) for worker, sequence in sequences.items()
+    ):
+        return "sequences: expected a number for each worker"
+    return None
 
 
 def incidents(events: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

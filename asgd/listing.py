@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,9 @@ from asgd.alive import look_for_life
 from asgd.errors import AsgdError, InputError
 from asgd.events import in_words, incidents
 from asgd.live import sparkline
+from asgd.outline import Outline, outline
+from asgd.parts import LOSS
+from asgd.stored_json import read_json
 from asgd.trace import Run, read_run
 
 
@@ -65,9 +67,12 @@ def summary(run: Run) -> dict[str, Any]:
     and `grade`, how well the geometric law holds according to the stored profile; None where
     unknown.
     """
-    config, trace, loss = run.config, run.trace, run.loss
+    return _summary(run, outline(run))
+
+
+def _summary(run: Run, found: Outline) -> dict[str, Any]:
+    config, loss = run.config, run.last_row(LOSS)
     problem = config.problem
-    seconds = 0.0 if trace.empty else float(trace["applied_seconds"].iloc[-1])
     state, detail = standing(run)
     return {
         "run": str(run.path),
@@ -75,12 +80,12 @@ def summary(run: Run) -> dict[str, Any]:
         "detail": detail,
         "problem": problem.kind if problem.dataset is None else problem.dataset,
         "workers": _workers(run),
-        "updates": len(trace),
+        "updates": found.updates,
         "of": config.run.updates,
-        "updates_per_second": len(trace) / seconds if seconds else None,
-        "mean_staleness": None if trace.empty else float(trace["staleness"].mean()),
-        "loss": None if loss.empty else float(loss["loss"].iloc[-1]),
-        "grade": _stored(run.path / "profile.json", "grade"),
+        "updates_per_second": found.updates / found.seconds if found.seconds else None,
+        "mean_staleness": found.mean_staleness,
+        "loss": None if loss is None else float(loss["loss"]),
+        "grade": _grade(run),
     }
 
 
@@ -107,15 +112,12 @@ def status(run: Run) -> dict[str, Any]:
     `seconds`, `by_worker` (updates of each worker), `losses`, and `events` out of
     the ordinary, in words.
     """
-    trace = run.trace
-    last = trace.iloc[-max(1, len(trace) // 10) :]
+    found = outline(run)
     return {
-        **summary(run),
-        "recent_staleness": None if trace.empty else float(last["staleness"].mean()),
-        "seconds": None if trace.empty else float(trace["applied_seconds"].iloc[-1]),
-        "by_worker": {
-            str(worker): int(count) for worker, count in trace.groupby("worker").size().items()
-        },
+        **_summary(run, found),
+        "recent_staleness": found.recent_staleness,
+        "seconds": found.seconds,
+        "by_worker": {str(worker): count for worker, count in found.by_worker.items()},
         "losses": run.loss["loss"].tolist(),
         "events": [in_words(event) for event in incidents(run.events)],
     }
@@ -175,9 +177,10 @@ def _workers(run: Run) -> int:
     return int(changes[-1]["after"]) if changes else run.config.cluster.workers
 
 
-def _stored(path: Path, key: str) -> Any:
+def _grade(run: Run) -> str | None:
+    """Return the grade in the stored profile, None where there is none that can be read."""
     try:
-        stored = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+        grade = read_json(run.path / "profile.json").get("grade")
+    except InputError:
         return None
-    return stored.get(key) if isinstance(stored, dict) else None
+    return grade if isinstance(grade, str) else None

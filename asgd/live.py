@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 import time
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from asgd.events import in_words, incidents
+from asgd.errors import InputError
+from asgd.events import in_words, incidents, read_events
 from asgd.printable import printable
 from asgd.progress import Progress
 
@@ -203,13 +202,12 @@ def sparkline(values: list[float], width: int = _WIDTH) -> str:
 
 def recent_events(path: Path | None, count: int = 3) -> list[str]:
     """Return the latest events of a run that are out of the ordinary, in words."""
-    if path is None or not (path / "events.jsonl").is_file():
+    if path is None:
         return []
-    events = []
-    for line in (path / "events.jsonl").read_bytes().splitlines():
-        with suppress(ValueError):  # a line that is being written
-            events.append(json.loads(line))
-    events = [event for event in events if isinstance(event, dict)]
+    try:
+        events = read_events(path / "events.jsonl")
+    except InputError as error:  # no reason to end the run
+        return [str(error)]
     return [in_words(event) for event in incidents(events)][-count:]
 
 

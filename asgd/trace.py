@@ -16,13 +16,11 @@ there; events are appended line by line and a torn line is ignored.
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import platform
-import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -30,10 +28,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from asgd.config import RunConfig, load_config
+from asgd.defects import loss_defect, member_defect, trace_defect
 from asgd.errors import InputError
+from asgd.events import read_events
 from asgd.files import check_no_links, make_directory, replace_file
+from asgd.parts import (
+    LOSS,
+    MEMBERS,
+    TRACE,
+    damaged_name,
+    first_update,
+    missing_losses,
+    most_rows,
+    part_name,
+    parts_of,
+    told_losses,
+)
+from asgd.stored_json import read_json
+from asgd.tables import Columns, DamagedTableError, Table, Types, read_table, write_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -60,11 +75,8 @@ MEMBER_COLUMNS = {
     "compute_seconds": np.float64,
 }
 LOSS_COLUMNS = {"update": np.int64, "seconds": np.float64, "loss": np.float64}
-_REPETITIVE = ["worker", "staleness", "batch_size"]  # for other columns a dictionary costs time
-_LOSS = "loss.parquet"  # a single file in runs made before losses came in parts
-_SINGLE_LOSS, _FIRST_LOSS = "loss-single.parquet", f"{_LOSS}/part-000000000000.parquet"
-_PART = re.compile(r"part-.*\.parquet")
-_TORN = (b"{", b"\0")  # how a line of the events begins that did not get to the disk as a whole
+TABLES: dict[str, Types] = {TRACE: TRACE_COLUMNS, MEMBERS: MEMBER_COLUMNS, LOSS: LOSS_COLUMNS}
+_REPETITIVE = ("worker", "staleness", "batch_size")
 # The state after each event that changes it.
 _ENDS = {
     "finish": "finished",
@@ -105,15 +117,15 @@ class RunWriter:
 
     def trace(self, columns: Mapping[str, Sequence[Any] | np.ndarray[Any, Any]]) -> None:
         """Write one part of the trace: equally long `TRACE_COLUMNS`, in order of `update`."""
-        self._part("trace", columns, TRACE_COLUMNS)
+        self._part(TRACE, columns)
 
     def members(self, columns: Mapping[str, Sequence[Any] | np.ndarray[Any, Any]]) -> None:
         """Write one part of the members: equally long `MEMBER_COLUMNS`, in order of `update`."""
-        self._part("members", columns, MEMBER_COLUMNS)
+        self._part(MEMBERS, columns)
 
     def loss(self, columns: Mapping[str, Sequence[Any] | np.ndarray[Any, Any]]) -> None:
         """Write one part of the losses: equally long `LOSS_COLUMNS`, in order of `update`."""
-        self._part(_LOSS, columns, LOSS_COLUMNS)
+        self._part(LOSS, columns)
 
     def event(self, kind: str, **fields: Any) -> None:
         """Append one event; `fields` must be JSON values."""
@@ -139,114 +151,108 @@ class RunWriter:
 
     def recorded_updates(self) -> int:
         """Return how many updates are on record, members included, without a gap from the first."""
-        import pyarrow as pa
-        import pyarrow.parquet as pq
+        count, shared = 0, [np.empty(0, np.int64)]
+        for part in parts_of(self.path / TRACE):
+            try:
+                trace = self._read(part, TRACE)
+            except DamagedTableError:
+                break
+            if trace_defect(trace, count) is not None:
+                break
+            shared.append(trace["update"][trace["worker"] == SHARED])
+            count += len(trace["update"])
+        return min(count, self._first_without_members(np.concatenate(shared), count))
 
-        count = 0
-        for part in sorted(self.path.glob("trace/part-*.parquet")):
+    def _first_without_members(self, shared: npt.NDArray[np.int64], count: int) -> int:
+        """Return the first of the updates that are means whose members are not on record."""
+        known = [np.empty(0, np.int64)]
+        for part in parts_of(self.path / MEMBERS):
             try:
-                update = pq.read_table(part)["update"].to_numpy()
-            except (pa.ArrowException, OSError):
-                break
-            if not np.array_equal(update, np.arange(count, count + len(update))):
-                break
-            count += len(update)
-        for part in sorted(self.path.glob("members/part-*.parquet")):
-            try:
-                pq.read_table(part)
-            except (pa.ArrowException, OSError):
-                return min(count, _first_update(part))
-        return count
+                members = self._read(part, MEMBERS)
+            except DamagedTableError:
+                continue
+            if member_defect(members) is None:
+                known.append(members["update"])
+        missing = np.setdiff1d(shared, np.concatenate(known))
+        return int(missing[0]) if len(missing) else count
 
     def recorded_losses(self) -> list[tuple[int, float, float]]:
         """Return the first and the last loss on record, none if there is none: `LOSS_COLUMNS`.
 
-        A long run has too many to read them all for that. Its losses must be in parts, see `cut`.
+        A long run has too many to read them all for that.
         """
-        import pyarrow.parquet as pq
-
-        parts = sorted(self.path.glob(f"{_LOSS}/part-*.parquet"))
-        if not parts:
-            return []
-        ends = zip((parts[0], parts[-1]), (0, -1), strict=True)
-        rows = [pq.read_table(part).to_pandas().iloc[row] for part, row in ends]
-        return [(int(row["update"]), row["seconds"], row["loss"]) for row in rows]
+        parts = parts_of(self.path / LOSS)
+        ends = [(parts[0], 0), (parts[-1], -1)] if parts else []
+        found = []
+        for part, row in ends:
+            loss = self._read(part, LOSS)
+            seconds, value = float(loss["seconds"][row]), float(loss["loss"][row])
+            found.append((int(loss["update"][row]), seconds, value))
+        return found
 
     def cut(self, updates: int) -> None:
         """Cut trace, members and loss back to what they were after so many updates.
 
         -1 leaves nothing, not even the loss of x_0. These updates must be on record, see
         `recorded_updates`. A cut that was interrupted is completed by repeating it. Losses that
-        cannot be read are put aside, which the event `loss_damaged` tells.
+        cannot be read are put aside, which the event `loss_damaged` tells, as it tells which are
+        missing.
         """
         # Other temporary files may be of somebody who is at work on them.
-        for pattern in ("trace/*.tmp", "members/*.tmp", f"{_LOSS}/*.tmp", "checkpoints/*.tmp"):
+        for pattern in ("trace/*.tmp", "members/*.tmp", f"{LOSS}/*.tmp", "checkpoints/*.tmp"):
             for torn in self.path.glob(pattern):
                 torn.unlink(missing_ok=True)
-        self._split_losses()
         self._set_damaged_losses_aside()
-        for name, types, end in (
-            ("trace", TRACE_COLUMNS, updates),
-            ("members", MEMBER_COLUMNS, updates),
-            (_LOSS, LOSS_COLUMNS, updates + 1),
-        ):
-            parts = sorted(self.path.glob(f"{name}/part-*.parquet"))
-            kept = [part for part in parts if _first_update(part) < end]
+        for name, end in ((TRACE, updates), (MEMBERS, updates), (LOSS, updates + 1)):
+            parts = parts_of(self.path / name)
+            kept = [part for part in parts if first_update(part) < end]
             for part in parts[len(kept) :]:
                 part.unlink()
                 self._unsynced.add(part)
             if kept:
-                self._cut_table(f"{name}/{kept[-1].name}", end, types)
-
-    def _split_losses(self) -> None:
-        """Make the single file of an old run the first of the parts to come."""
-        losses, single, part = (self.path / name for name in (_LOSS, _SINGLE_LOSS, _FIRST_LOSS))
-        if losses.is_file():
-            os.replace(losses, single)
-        if single.exists():
-            losses.mkdir(exist_ok=True)
-            os.replace(single, part)
-            self._unsynced |= {losses, part}
+                self._cut_table(kept[-1], end, name)
 
     def _set_damaged_losses_aside(self) -> None:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        for part in sorted(self.path.glob(f"{_LOSS}/part-*.parquet")):
+        known = [np.empty(0, np.int64)]
+        for part in parts_of(self.path / LOSS):
             try:
-                pq.read_table(part)
-            except (pa.ArrowException, OSError) as error:
-                aside = part.with_name(part.name.replace("part", "_damaged"))
+                loss = self._read(part, LOSS)
+            except DamagedTableError as error:
+                aside = part.with_name(damaged_name(first_update(part)))
                 os.replace(part, aside)
                 self._unsynced.add(aside)
-                reason = str(error).splitlines()[0]
-                self.event("loss_damaged", file=f"{_LOSS}/{aside.name}", reason=reason)
+                self.event("loss_damaged", file=f"{LOSS}/{aside.name}", reason=str(error))
+            else:
+                known.append(loss["update"])
+        told = told_losses(read_events(self.path / "events.jsonl"))
+        for missing in missing_losses(np.concatenate(known), self._config):
+            if missing not in told:
+                name = f"{LOSS}/{damaged_name(missing)}"
+                self.event("loss_damaged", file=name, reason="it is missing")
 
-    def _cut_table(self, name: str, end: int, types: Mapping[str, type]) -> None:
+    def _cut_table(self, path: Path, end: int, table: str) -> None:
         """Keep the rows before update `end`."""
-        import pyarrow.parquet as pq
+        columns = self._read(path, table)
+        rows = int(np.searchsorted(columns["update"], end))
+        if rows < len(columns["update"]):
+            self._write(path, {name: column[:rows] for name, column in columns.items()}, table)
 
-        table = pq.read_table(self.path / name)
-        rows = int(np.searchsorted(table["update"].to_numpy(), end))
-        if rows < table.num_rows:
-            kept = table.slice(0, rows)
-            self._parquet(name, {key: kept[key].to_numpy() for key in types}, types)
-
-    def _part(self, name: str, columns: Mapping[str, Any], types: Mapping[str, type]) -> None:
+    def _part(self, name: str, columns: Mapping[str, Any]) -> None:
         if len(columns["update"]):
-            (self.path / name).mkdir(exist_ok=True)
-            first = int(columns["update"][0])
-            self._parquet(f"{name}/part-{first:012d}.parquet", columns, types)
+            directory = self.path / name
+            directory.mkdir(exist_ok=True)
+            self._write(directory / part_name(int(columns["update"][0])), columns, name)
 
-    def _parquet(self, name: str, columns: Mapping[str, Any], types: Mapping[str, type]) -> None:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
+    def _write(self, path: Path, columns: Mapping[str, Any], table: str) -> None:
+        write_table(path, columns, TABLES[table], _REPETITIVE)
+        self._unsynced.add(path)
 
-        table = pa.table({key: np.asarray(columns[key], dtype) for key, dtype in types.items()})
-        content = pa.BufferOutputStream()
-        pq.write_table(table, content, use_dictionary=_REPETITIVE)
-        replace_file(self.path / name, content.getvalue().to_pybytes())
-        self._unsynced.add(self.path / name)
+    def _read(self, part: Path, table: str) -> Columns:
+        return read_table(part, TABLES[table], most_rows(self._config, table))
+
+    @cached_property
+    def _config(self) -> RunConfig:
+        return load_config(self.path / "config.json")
 
 
 @dataclass(frozen=True, repr=False)
@@ -276,56 +282,65 @@ class Run:
         `read_version`; `batch_size`, in samples; `compute_seconds`, from snapshot received to
         gradient ready; `applied_seconds`, since the start of the run; `gradient_norm`, Euclidean.
         """
-        trace = self._parts("trace", TRACE_COLUMNS)
-        wrong = np.flatnonzero(trace["update"].to_numpy() != np.arange(len(trace)))
-        if len(wrong):
-            raise InputError(f"{self.path}/trace: update {wrong[0]} is missing; a part was lost")
-        return trace
+        return self._table(TRACE)
 
     @cached_property
     def members(self) -> pd.DataFrame:
         """One row per gradient of the updates that are means; columns as in the trace."""
-        return self._parts("members", MEMBER_COLUMNS)
+        members = self._table(MEMBERS)
+        self._refuse(MEMBERS, member_defect(_columns_of(members)))
+        return members
 
     @cached_property
     def loss(self) -> pd.DataFrame:
         """One row per loss evaluation.
 
         Columns: `update`, how many were applied; `seconds` since the start of the run, when they
-        were; `loss`, f at the parameters of that moment.
+        were; `loss`, f at the parameters of that moment. Losses may be missing that the event
+        `loss_damaged` tells of; others are an error.
         """
-        for name in (_LOSS, _SINGLE_LOSS):
-            if (self.path / name).is_file():
-                return self._read(self.path / name, list(LOSS_COLUMNS))
-        return self._parts(_LOSS, LOSS_COLUMNS)
+        # First: of a run that finishes meanwhile, the losses would seem to end too early.
+        reached = self.recorded_updates if self.state == "finished" else None
+        loss = self._table(LOSS)
+        self._refuse(LOSS, loss_defect(_columns_of(loss)))
+        missing = missing_losses(loss["update"].to_numpy(), self.config, reached)
+        for update in set(missing) - told_losses(self.events):
+            self._refuse(LOSS, f"the loss after update {update} is missing; a part was lost")
+        return loss
+
+    @cached_property
+    def recorded_updates(self) -> int:
+        """How many updates are in the trace, which is not read for it."""
+        count = 0
+        for part in self.parts(TRACE):
+            if first_update(part.path) != count:
+                self._refuse(TRACE, f"update {count} is missing; a part was lost")
+            count += part.rows
+        return count
+
+    def parts(self, table: str) -> Iterator[Table]:
+        """Open the parts of a table one after another, for whoever needs few of its columns."""
+        for path in parts_of(self.path / table):
+            with Table(path, TABLES[table], most_rows(self.config, table)) as part:
+                yield part
+
+    def last_row(self, table: str) -> dict[str, Any] | None:
+        """Return the last row of a table, None if there is none; no more is read for it."""
+        paths = parts_of(self.path / table)
+        if not paths:
+            return None
+        with Table(paths[-1], TABLES[table], most_rows(self.config, table)) as part:
+            return {name: column[-1] for name, column in part.columns(*TABLES[table]).items()}
 
     @cached_property
     def events(self) -> list[dict[str, Any]]:
         """The events in order; torn lines are left out."""
-        path = self.path / "events.jsonl"
-        lines = path.read_bytes().splitlines() if path.exists() else []
-        events = []
-        for number, line in enumerate(lines, start=1):
-            try:
-                event = json.loads(line)
-            except ValueError:
-                if line.startswith(_TORN) or not line:
-                    continue
-                event = None
-            if not isinstance(event, dict):
-                raise InputError(f"{path}: line {number} is not an event")
-            events.append(event)
-        return events
+        return read_events(self.path / "events.jsonl")
 
     @cached_property
     def environment(self) -> dict[str, Any]:
         """Versions, host, cores and start time of the run."""
-        path = self.path / "environment.json"
-        try:
-            environment: dict[str, Any] = json.loads(path.read_bytes())
-        except (OSError, ValueError) as error:
-            raise InputError(f"{path}: cannot be read ({error})") from None
-        return environment
+        return read_json(self.path / "environment.json")
 
     @property
     def state(self) -> str:
@@ -357,31 +372,24 @@ class Run:
 
         return str(pd.Series(summary(self), dtype=object).to_frame().to_html(header=False))
 
-    def _parts(self, name: str, types: Mapping[str, type]) -> pd.DataFrame:
+    def _table(self, table: str) -> pd.DataFrame:
         import pandas as pd
 
-        directory = self.path / name
-        try:
-            parts = sorted(part for part in os.listdir(directory) if _PART.fullmatch(part))
-        except FileNotFoundError:
-            parts = []
-        except OSError as error:  # a glob would find nothing there
-            raise InputError(f"{directory}: cannot be read ({error.strerror})") from None
-        frames = [self._read(directory / part, list(types)) for part in parts]
-        if not frames:
-            return pd.DataFrame({key: np.empty(0, dtype) for key, dtype in types.items()})
-        return pd.concat(frames, ignore_index=True)
+        types, most, count = TABLES[table], most_rows(self.config, table), 0
+        parts: list[Columns] = [{name: np.empty(0, kind) for name, kind in types.items()}]
+        for path in parts_of(self.path / table):
+            part = read_table(path, types, most - count)
+            if table == TRACE:  # of members and losses all together: there are fewer
+                self._refuse(TRACE, trace_defect(part, count))
+            count += len(part["update"])
+            parts.append(part)
+        # Column by column, so that what is joined need not be kept twice.
+        columns = {name: np.concatenate([part.pop(name) for part in parts]) for name in types}
+        return pd.DataFrame(columns, copy=False)
 
-    def _read(self, path: Path, columns: list[str]) -> pd.DataFrame:
-        import pandas as pd
-        import pyarrow as pa
-
-        try:
-            # From memory: pyarrow opens no path that is not UTF-8.
-            return pd.read_parquet(io.BytesIO(path.read_bytes()), columns=columns)
-        except (pa.ArrowException, OSError) as error:
-            reason = str(error).splitlines()[0]
-            raise InputError(f"{path}: cannot be read as part of a run ({reason})") from None
+    def _refuse(self, table: str, defect: str | None) -> None:
+        if defect is not None:
+            raise InputError(f"{self.path / table}: {defect}")
 
 
 def default_path(config: RunConfig, name: str | None = None) -> Path:
@@ -411,8 +419,8 @@ def read_run(path: str | Path) -> Run:
     return Run(path, config)
 
 
-def _first_update(part: Path) -> int:
-    return int(part.stem.removeprefix("part-"))
+def _columns_of(table: pd.DataFrame) -> Columns:
+    return {str(name): column.to_numpy() for name, column in table.items()}
 
 
 def _environment() -> dict[str, Any]:

@@ -11,7 +11,7 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from asgd.config import RunConfig
+from asgd.config import MOST_WORKERS, RunConfig
 from asgd.delays import ComputeTime
 from asgd.errors import InputError, RunFailedError
 from asgd.trace import RunWriter, read_run
@@ -24,7 +24,7 @@ from cluster.nodes import alive_nodes, server_node, worker_node
 from cluster.recovery import restore
 from cluster.restarts import Restarts
 from cluster.status import Status, WorkerStatus
-from cluster.team import MOST_WORKERS, Request, Team
+from cluster.team import Request, Team
 from cluster.vitals import answer, check_ray
 
 _DRAIN_SECONDS = 10.0

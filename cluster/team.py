@@ -18,13 +18,11 @@ from typing import Annotated, Any
 import msgspec
 
 from asgd.alive import look_for_life
-from asgd.config import RunConfig
+from asgd.config import MOST_WORKERS, RunConfig
 from asgd.errors import InputError
 from asgd.files import replace_file
 from asgd.trace import read_run
 from cluster.checkpoint import CHECKPOINTS
-
-MOST_WORKERS = 512  # far more would not be started on purpose
 
 _PREFIX = "request-"
 _LONGEST_REQUEST = 1000  # bytes

@@ -265,7 +265,9 @@ def test_a_prediction_that_cannot_be_scored_is_not_stored(tmp_path: Path) -> Non
     place = run_repeats(make_config(tables), tmp_path / "repeats", simulate)
     runs = read_runs(place)
     loss = runs[1].loss.drop(index=3)
-    RunWriter(runs[1].path).loss({name: column.to_numpy() for name, column in loss.items()})
+    writer = RunWriter(runs[1].path)
+    writer.loss({name: column.to_numpy() for name, column in loss.items()})
+    writer.event("loss_damaged", file="loss.parquet/_damaged-000000000060.parquet")
     with pytest.raises(InputError, match="has no loss at update 60"):
         Study.open(place).predict(paths=8)
     page = write_report(predicted(place)).read_text("utf-8")

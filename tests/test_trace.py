@@ -10,17 +10,18 @@ import pytest
 from asgd.config import make_config
 from asgd.errors import InputError
 from asgd.files import replace_file
-from asgd.trace import MEMBER_COLUMNS, TRACE_COLUMNS, RunWriter, read_run
+from asgd.trace import MEMBER_COLUMNS, SHARED, TRACE_COLUMNS, RunWriter, read_run
 
 
 def rows(first: int, count: int) -> dict[str, np.ndarray]:
     update = np.arange(first, first + count)
-    return {**{name: np.zeros(count) for name in TRACE_COLUMNS}, "update": update}
+    ones, zeros = np.ones(count), {name: np.zeros(count) for name in TRACE_COLUMNS}
+    return {**zeros, "update": update, "read_version": update, "batch_size": ones}
 
 
 @pytest.fixture
 def writer(tmp_path: Path) -> RunWriter:
-    return RunWriter.create(tmp_path / "run", make_config())
+    return RunWriter.create(tmp_path / "run", make_config({"run": {"eval_every": 5}}))
 
 
 def test_parts_are_joined_in_order_of_update(writer: RunWriter) -> None:
@@ -37,7 +38,7 @@ def test_a_new_run_is_readable_before_its_first_update(writer: RunWriter) -> Non
     assert run.trace.empty
     assert run.loss.empty
     assert run.state == "unfinished"
-    assert run.config == make_config()
+    assert run.config == make_config({"run": {"eval_every": 5}})
     assert run.environment["cores"] >= 1
 
 
@@ -68,7 +69,7 @@ def test_a_directory_that_leads_elsewhere_is_refused(
 
 def test_a_link_to_a_run_is_followed(writer: RunWriter, tmp_path: Path) -> None:
     (tmp_path / "latest").symlink_to(writer.path)
-    assert read_run(tmp_path / "latest").config == make_config()
+    assert read_run(tmp_path / "latest").path == tmp_path / "latest"
 
 
 def test_a_file_is_not_written_through_a_link_in_the_way(tmp_path: Path) -> None:
@@ -94,17 +95,18 @@ def test_event_after_a_torn_one_is_kept(writer: RunWriter) -> None:
             file.write(torn)
         writer.event("checkpoint_damaged")
         writer.cut(0)
-        writer.event("server_restored")
+        writer.event("server_restored", to_version=0)
     kinds = [event["event"] for event in read_run(writer.path).events]
     assert kinds == ["start", *["checkpoint_damaged", "server_restored"] * 2]
     RunWriter(writer.path).sync()
 
 
-def test_torn_events_of_a_run_made_before_are_left_out(writer: RunWriter) -> None:
+def test_an_event_that_is_whole_but_damaged_is_named(writer: RunWriter) -> None:
     with (writer.path / "events.jsonl").open("ab") as file:
         file.write(b'{"event": "fin{"event": "failed"}\n')
     writer.event("interrupted")
-    assert read_run(writer.path).state == "interrupted"
+    with pytest.raises(InputError, match=r"events\.jsonl: line 2 is not an event"):
+        _ = read_run(writer.path).state
 
 
 def test_cut_leaves_the_temporary_files_of_others(writer: RunWriter) -> None:
@@ -120,26 +122,69 @@ def test_cut_leaves_the_temporary_files_of_others(writer: RunWriter) -> None:
 
 def test_losses_that_cannot_be_read_are_put_aside(writer: RunWriter) -> None:
     writer.trace(rows(0, 10))
-    for update in (0, 3, 5, 8):
+    for update in (0, 5, 10, 15):
         writer.loss({"update": [update], "seconds": [0.1 * update], "loss": [2.3]})
-    path = writer.path / "loss.parquet" / "part-000000000003.parquet"
+    path = writer.path / "loss.parquet" / "part-000000000005.parquet"
     damaged = path.read_bytes()[:-20]
     path.write_bytes(damaged)
-    writer.cut(5)
+    writer.cut(10)
     run = read_run(writer.path)
-    assert len(run.trace) == 5
-    assert run.loss["update"].tolist() == [0, 5]
+    assert len(run.trace) == 10
+    assert run.loss["update"].tolist() == [0, 10]
     event = run.events[-1]
     assert event["event"] == "loss_damaged"
-    assert event["file"] == "loss.parquet/_damaged-000000000003.parquet"
+    assert event["file"] == "loss.parquet/_damaged-000000000005.parquet"
     assert (writer.path / event["file"]).read_bytes() == damaged
     pd.testing.assert_frame_equal(pd.read_parquet(writer.path / "loss.parquet"), run.loss)
 
 
-def test_record_ends_where_members_are_damaged(writer: RunWriter) -> None:
+def test_losses_that_are_missing_are_told(writer: RunWriter) -> None:
     writer.trace(rows(0, 30))
+    for update in (0, 5, 10, 15, 20):
+        writer.loss({"update": [update], "seconds": [0.1 * update], "loss": [2.3]})
+    (writer.path / "loss.parquet" / "part-000000000010.parquet").unlink()
+    with pytest.raises(InputError, match="the loss after update 10 is missing"):
+        _ = read_run(writer.path).loss
+    writer.cut(30)
+    run = read_run(writer.path)
+    assert run.loss["update"].tolist() == [0, 5, 15, 20]
+    assert run.events[-1]["file"] == "loss.parquet/_damaged-000000000010.parquet"
+    writer.event("finish")
+    with pytest.raises(InputError, match="the loss after update 25 is missing"):
+        _ = read_run(writer.path).loss
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("staleness", 2, "update 13: staleness 2 is not update - read_version"),
+        ("sequence", -1, "update 13: sequence -1 is negative"),
+        ("worker", -2, "update 13: worker -2 is none"),
+        ("batch_size", 0, "update 13: batch_size 0 is no size"),
+        ("compute_seconds", np.nan, "update 13: compute_seconds nan is no time"),
+        ("applied_seconds", -1.0, "update 13: applied_seconds -1 is no time"),
+        ("gradient_norm", -1.0, "update 13: gradient_norm -1 is none"),
+    ],
+)
+def test_rows_that_cannot_be_are_named(
+    writer: RunWriter, name: str, value: float, reason: str
+) -> None:
+    writer.trace(rows(0, 10))
+    trace = rows(10, 10)
+    trace[name] = np.where(trace["update"] == 13, value, trace[name])
+    writer.trace(trace)
+    with pytest.raises(InputError, match=f"trace: {reason}"):
+        _ = read_run(writer.path).trace
+
+
+def test_record_ends_where_members_are_damaged(writer: RunWriter) -> None:
+    trace = rows(0, 30)
+    trace["worker"] = np.where(np.isin(trace["update"], (3, 20)), SHARED, 0)
+    writer.trace(trace)
+    assert writer.recorded_updates() == 3
     for first in (3, 20):
-        writer.members({name: [first] for name in MEMBER_COLUMNS})
+        members = {name: [0] for name in MEMBER_COLUMNS}
+        writer.members(members | {"update": [first], "batch_size": [1]})
     assert writer.recorded_updates() == 30
     part = writer.path / "members" / "part-000000000020.parquet"
     part.write_bytes(part.read_bytes()[:-20])
@@ -159,23 +204,6 @@ def test_a_damaged_part_is_named(writer: RunWriter) -> None:
     (writer.path / "trace" / "part-000000000000.parquet").write_bytes(b"not parquet")
     with pytest.raises(InputError, match=r"part-000000000000\.parquet"):
         _ = read_run(writer.path).trace
-
-
-def test_losses_of_a_run_made_before_they_came_in_parts_are_read_and_gone_on_with(
-    writer: RunWriter,
-) -> None:
-    writer.loss({"update": [0, 25, 50], "seconds": [0.0, 0.1, 0.2], "loss": [2.3, 1.9, 1.8]})
-    losses = writer.path / "loss.parquet"
-    (part,) = losses.iterdir()
-    single = part.rename(writer.path / "single")
-    losses.rmdir()
-    for name in ("loss.parquet", "loss-single.parquet"):  # the second: a cut that was interrupted
-        single = single.rename(writer.path / name)
-        assert read_run(writer.path).loss["loss"].tolist() == [2.3, 1.9, 1.8]
-    writer.cut(25)
-    assert writer.recorded_losses() == [(0, 0.0, 2.3), (25, 0.1, 1.9)]
-    writer.loss({"update": [50], "seconds": [0.3], "loss": [1.7]})
-    assert read_run(writer.path).loss["loss"].tolist() == [2.3, 1.9, 1.7]
 
 
 def test_a_directory_in_use_is_refused(writer: RunWriter) -> None:

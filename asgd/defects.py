@@ -1,0 +1,82 @@
+"""What cannot be in the tables of a run: the first thing found, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+from asgd.tables import Columns
+
+Rows = npt.NDArray[np.bool_]
+
+
+def trace_defect(trace: Columns, first: int = 0) -> str | None:
+    """Return what is wrong with rows of a trace, the first of which is of update `first`."""
+    update = np.arange(first, first + len(trace["update"]))
+    wrong = np.flatnonzero(trace["update"] != update)
+    if len(wrong):
+        return f"update {update[wrong[0]]} is missing"
+    staleness = trace["staleness"] != update - trace["read_version"]
+    checks = (
+        ("staleness", "is not update - read_version", staleness),
+        ("worker", "is none", trace["worker"] < -1),
+        *_of_a_gradient(trace, update),
+        *_of_a_clock(trace["applied_seconds"], "applied_seconds"),
+        ("gradient_norm", "is none", ~(trace["gradient_norm"] >= 0)),
+    )
+    return _first(trace, update, checks)
+
+
+def member_defect(members: Columns) -> str | None:
+    """Return what is wrong with rows of the gradients that went into means."""
+    update = members["update"]
+    checks = (
+        ("update", "is negative or after the next one", _unordered(update, 0)),
+        ("worker", "is none", members["worker"] < 0),
+        *_of_a_gradient(members, update),
+    )
+    return _first(members, update, checks)
+
+
+def loss_defect(loss: Columns) -> str | None:
+    """Return what is wrong with rows of losses."""
+    update = loss["update"]
+    checks = (
+        ("update", "is negative or not before the next one", _unordered(update, 1)),
+        *_of_a_clock(loss["seconds"], "seconds"),
+    )
+    return _first(loss, update, checks)
+
+
+Check = tuple[str, str, Rows]
+
+
+def _of_a_gradient(table: Columns, update: npt.NDArray[np.int64]) -> Iterator[Check]:
+    read_version, seconds = table["read_version"], table["compute_seconds"]
+    yield "read_version", "was not there", (read_version < 0) | (read_version > update)
+    yield "sequence", "is negative", table["sequence"] < 0
+    yield "batch_size", "is no size", table["batch_size"] < 1
+    yield "compute_seconds", "is no time", ~((seconds >= 0) & np.isfinite(seconds))
+
+
+def _of_a_clock(seconds: npt.NDArray[np.float64], name: str) -> Iterator[Check]:
+    yield name, "is no time", ~((seconds >= 0) & np.isfinite(seconds))
+    backwards = np.zeros(len(seconds), bool)
+    backwards[1:] = np.diff(seconds) < 0
+    yield name, "runs backwards", backwards
+
+
+def _unordered(update: npt.NDArray[np.int64], least_step: int) -> Rows:
+    wrong: Rows = update < 0
+    wrong[:-1] |= np.diff(update) < least_step
+    return wrong
+
+
+def _first(table: Columns, update: npt.NDArray[np.int64], checks: Iterable[Check]) -> str | None:
+    for name, what, wrong in checks:
+        if wrong.any():
+            row = int(wrong.argmax())
+            return f"update {update[row]}: {name} {table[name][row]:.6g} {what}"
+    return None

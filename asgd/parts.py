@@ -1,0 +1,91 @@
+"""The parts in which a run directory holds its tables: their names, and what may be in them."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from asgd.config import MOST_WORKERS, RunConfig
+from asgd.errors import InputError
+
+TRACE, MEMBERS, LOSS = "trace", "members", "loss.parquet"
+
+_PART = re.compile(r"part-(\d{12})\.parquet")
+_DAMAGED = re.compile(r".*/_damaged-(\d{12})\.parquet")
+
+
+def part_name(first: int) -> str:
+    """Return the name of the part that begins with an update."""
+    return f"part-{first:012d}.parquet"
+
+
+def damaged_name(first: int) -> str:
+    """Return the name under which it is put aside where it cannot be read."""
+    return f"_damaged-{first:012d}.parquet"
+
+
+def first_update(part: Path) -> int:
+    """Return the update that a part begins with, from its name."""
+    return int(part.stem.removeprefix("part-"))
+
+
+def parts_of(directory: Path) -> list[Path]:
+    """Return the parts of a table in order, none if there is no directory.
+
+    Raises
+    ------
+    InputError
+        The directory cannot be read.
+    """
+    try:
+        names = sorted(name for name in os.listdir(directory) if _PART.fullmatch(name))
+    except FileNotFoundError:
+        return []
+    except OSError as error:  # a glob would find nothing there
+        raise InputError(f"{directory}: cannot be read ({error.strerror})") from None
+    return [directory / name for name in names]
+
+
+def most_rows(config: RunConfig, table: str) -> int:
+    """Return how many rows a table of a run can have: a few bytes of Parquet can claim millions."""
+    updates = config.run.updates
+    if table == LOSS:
+        return updates // config.run.eval_every + 2
+    return updates * (max(MOST_WORKERS, config.cluster.workers) if table == MEMBERS else 1)
+
+
+def missing_losses(
+    update: npt.NDArray[np.int64], config: RunConfig, reached: int | None = None
+) -> list[int]:
+    """Return the update at which each gap in the losses begins.
+
+    Parameters
+    ----------
+    update
+        Of the losses there are, in order.
+    config
+        The run, which says when losses are due.
+    reached
+        Updates by which all that were due are on record; default: the last loss there is.
+    """
+    every, updates = config.run.eval_every, config.run.updates
+    end = reached if reached is not None else int(update[-1]) if len(update) else -1
+    before = np.concatenate([[-every], update])
+    due = before + every - before % every
+    following = np.concatenate([update, [end + 1]])
+    found: list[int] = due[(due < following) & (due <= end)].tolist()
+    if reached == updates and updates not in update[-1:] and updates % every:
+        found.append(updates)
+    return found
+
+
+def told_losses(events: Iterable[dict[str, Any]]) -> set[int]:
+    """Return the updates at which a gap in the losses begins of which the events tell."""
+    named = (str(event.get("file")) for event in events if event["event"] == "loss_damaged")
+    return {int(match[1]) for match in map(_DAMAGED.fullmatch, named) if match}

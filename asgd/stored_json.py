@@ -1,0 +1,66 @@
+"""JSON on file, which somebody else may have written: nothing in it surprises whoever reads it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from asgd.errors import InputError
+
+_DEEPEST = 64  # tables and lists in one another: far below where Python gives up
+_LARGEST = 2**63  # integers, in amount
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Return the value of a JSON text.
+
+    Raises
+    ------
+    ValueError
+        It is none, or one that no run writes: too deep, an integer beyond 64 bits, half a
+        character.
+    """
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise ValueError("tables or lists nested too deeply") from None
+    _check(value)
+    return value
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file.
+
+    Raises
+    ------
+    InputError
+        There is none that can be read.
+    """
+    try:
+        value = parse_json(path.read_bytes())
+        if not isinstance(value, dict):
+            raise ValueError(f"expected an object, got {type(value).__name__}")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{path}: cannot be read ({reason})") from None
+    return value
+
+
+def _check(value: Any) -> None:
+    level = [value]
+    for _ in range(_DEEPEST):
+        if not level:
+            return
+        inner: list[Any] = []
+        for one in level:
+            if isinstance(one, dict):
+                inner += [*one.keys(), *one.values()]
+            elif isinstance(one, list):
+                inner += one
+            elif isinstance(one, str):
+                one.encode()  # UnicodeEncodeError is a ValueError
+            elif isinstance(one, int) and abs(one) > _LARGEST:
+                raise ValueError("an integer beyond 64 bits")
+        level = inner
+    raise ValueError("tables or lists nested too deeply")

@@ -1,0 +1,230 @@
+"""Tables on file: Parquet with digests, so that damage to any byte is noticed.
+
+The footer of a file holds two digests, SHA-256 in hexadecimal: `asgd.pages` is that of everything
+before the footer, `asgd.footer` that of the footer and what follows it, with zeros in the digest's
+own place. A file and its digests are so one file, under one name: there is no moment at which the
+one is on the disk and the other is not. Any reader of Parquet reads it.
+
+Who reads all of a file compares both digests. Who reads a few columns compares that of the footer;
+each page of the columns has a checksum of its own.
+
+Arrow's threads may outlive a call and let go of memory while the interpreter ends. If that memory
+belonged to Python they would abort the process; so what they read is Arrow's own.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from asgd.errors import InputError
+from asgd.files import replace_file
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+Types = Mapping[str, type]  # of columns: numbers of NumPy, or str
+Columns = dict[str, npt.NDArray[Any]]
+
+_NO_DIGEST = b"0" * 64
+_PAGES, _FOOTER = "asgd.pages", "asgd.footer"
+_END = b"PAR1"
+_LENGTH_BYTES = 4  # of the length of the footer, before the end
+_LONGEST_FOOTER = 1_000_000
+
+
+class DamagedTableError(InputError):
+    """A file is not the table that was written, or one that does not belong there."""
+
+
+def write_table(
+    path: Path, columns: Mapping[str, Any], types: Types, repetitive: tuple[str, ...] = ()
+) -> None:
+    """Write equally long columns; for those that are not `repetitive` a dictionary costs time."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = _schema(types)
+    arrays = [
+        pa.array(columns[field.name], field.type)
+        if types[field.name] is str
+        else pa.array(np.asarray(columns[field.name], types[field.name]))
+        for field in schema
+    ]
+    content = pa.BufferOutputStream()
+    with pq.ParquetWriter(
+        content,
+        schema,
+        use_dictionary=list(repetitive),
+        write_page_checksum=True,
+        store_schema=False,
+    ) as writer:
+        writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
+        writer.add_key_value_metadata(dict.fromkeys((_PAGES, _FOOTER), _NO_DIGEST.decode()))
+    replace_file(path, _sealed(bytearray(content.getvalue())))
+
+
+def read_table(path: Path, types: Types, most_rows: int) -> Columns:
+    """Read all of a table.
+
+    Parameters
+    ----------
+    path
+        The file.
+    types
+        Of its columns, in order.
+    most_rows
+        How many rows it may have.
+
+    Returns
+    -------
+    dict
+        Each column by name, shape (rows,).
+
+    Raises
+    ------
+    DamagedTableError
+        It cannot be read, is not what was written, or not such a table.
+    """
+    import pyarrow as pa
+
+    with _explained(path):
+        with path.open("rb", buffering=0) as file:
+            content = pa.allocate_buffer(os.fstat(file.fileno()).st_size)
+            if file.readinto(content) != content.size:
+                raise ValueError("it changed meanwhile")
+        source = pa.BufferReader(content)
+        start, pages = _checked_footer(source)
+        if sha256(memoryview(content)[:start]).hexdigest().encode() != pages:
+            raise ValueError("its digest does not fit its content")
+        return _columns(_opened(source, types, most_rows), list(types), types)
+
+
+class Table:
+    """A table of which a few columns are read, and nothing else.
+
+    Parameters
+    ----------
+    path, types, most_rows
+        As for `read_table`.
+
+    Attributes
+    ----------
+    path
+        The file.
+    rows
+        How many there are.
+
+    Raises
+    ------
+    DamagedTableError
+        As for `read_table`.
+    """
+
+    def __init__(self, path: Path, types: Types, most_rows: int) -> None:
+        import pyarrow as pa
+
+        self.path, self._types = path, types
+        with _explained(path):
+            source = pa.OSFile(os.fsencode(path))  # a name of text would have to be UTF-8
+            _checked_footer(source)
+            self._file = _opened(source, types, most_rows)
+        self.rows: int = self._file.metadata.num_rows
+
+    def columns(self, *names: str) -> Columns:
+        """Return columns by name, each of shape (rows,)."""
+        with _explained(self.path):
+            return _columns(self._file, list(names), self._types)
+
+    def __enter__(self) -> Table:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close(force=True)
+
+
+def _schema(types: Types) -> pa.Schema:
+    import pyarrow as pa
+
+    kinds = {
+        name: pa.string() if kind is str else pa.from_numpy_dtype(kind)
+        for name, kind in types.items()
+    }
+    return pa.schema([pa.field(name, kind, nullable=False) for name, kind in kinds.items()])
+
+
+def _sealed(content: bytearray) -> bytes:
+    """Fill in the digests."""
+    length = int.from_bytes(content[-_LENGTH_BYTES - len(_END) : -len(_END)], "little")
+    start = len(content) - len(_END) - _LENGTH_BYTES - length
+    for name, covered in ((_PAGES, slice(0, start)), (_FOOTER, slice(start, None))):
+        digest = sha256(memoryview(content)[covered]).hexdigest().encode()
+        place = start + _place(bytes(content[start:]), name)
+        content[place : place + len(digest)] = digest
+    return bytes(content)
+
+
+def _place(footer: bytes, name: str) -> int:
+    """Return where in a footer a digest is: after its name, two bytes that say text, 64 long."""
+    key = name.encode() + b"\x18\x40"
+    place = footer.find(key)
+    if place < 0:
+        raise ValueError("it has no digest: damaged, or made by an earlier version")
+    return place + len(key)
+
+
+def _checked_footer(source: pa.NativeFile) -> tuple[int, bytes]:
+    """Return where the footer begins and the digest of the pages before it."""
+    size, tail = source.size(), len(_END) + _LENGTH_BYTES
+    end = source.read_at(tail, size - tail) if size > tail else b""
+    length = int.from_bytes(end[:_LENGTH_BYTES], "little")
+    start = size - tail - length
+    if not end.endswith(_END) or length > _LONGEST_FOOTER or start < len(_END):
+        raise ValueError("it does not end like a table")
+    footer = source.read_at(size - start, start)
+    place = _place(footer, _FOOTER)
+    stored = footer[place : place + len(_NO_DIGEST)]
+    covered = footer[:place] + _NO_DIGEST + footer[place + len(_NO_DIGEST) :]
+    if sha256(covered).hexdigest().encode() != stored:
+        raise ValueError("its digest does not fit its footer")
+    place = _place(footer, _PAGES)
+    return start, footer[place : place + len(_NO_DIGEST)]
+
+
+def _opened(source: pa.NativeFile, types: Types, most_rows: int) -> pq.ParquetFile:
+    import pyarrow.parquet as pq
+
+    file = pq.ParquetFile(source, page_checksum_verification=True, pre_buffer=False)
+    if not file.schema_arrow.equals(_schema(types)):
+        raise ValueError(f"its columns are not {', '.join(types)}, or of other types")
+    if file.metadata.num_rows > most_rows:
+        raise ValueError(f"{file.metadata.num_rows} rows, where there can be {most_rows}")
+    return file
+
+
+def _columns(file: pq.ParquetFile, names: list[str], types: Types) -> Columns:
+    table = file.read(columns=names, use_threads=False, use_pandas_metadata=False)
+    return {
+        name: table[name].combine_chunks().to_numpy(zero_copy_only=types[name] is not str)
+        for name in names
+    }
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Say of a file that cannot be read which one it is, and why."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except (OSError, ValueError, pa.ArrowException) as error:  # UnicodeDecodeError is a ValueError
+        reason = getattr(error, "strerror", None) or (str(error).splitlines() or ["?"])[0]
+        raise DamagedTableError(f"{path}: cannot be read as part of a run ({reason})") from None

@@ -1,0 +1,78 @@
+#!/usr/bin/env python3
+"""How many flipped bits in the tables of a run go unnoticed.
+
+.venv/bin/python scripts/bench_flips.py [--flips 600]
+
+A run of 20 000 updates is simulated. In copies of a part of its trace and of its losses one random
+bit each is flipped, and the part is read in three ways: as any reader of Parquet does, with the
+checksums of pages, and as a run is read, with digests. Printed is of how many flips each said
+nothing and gave other values than were written ("silent"), and nothing but gave the same
+("harmless"). Exit status 1 where a flip is silent with digests.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from asgd.config import make_config
+from asgd.errors import InputError
+from asgd.simulation import simulate
+from asgd.tables import read_table
+from asgd.trace import LOSS_COLUMNS, TRACE_COLUMNS
+
+UPDATES = 20_000
+Frame = Callable[[], pd.DataFrame]
+
+
+def outcome(read: Frame, known: pd.DataFrame) -> str:
+    try:
+        found = read()
+    except (InputError, OSError, ValueError, MemoryError, pa.ArrowException):
+        return "noticed"
+    return "harmless" if found.equals(known) else "silent"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--flips", type=int, default=600)
+    flips = parser.parse_args().flips
+    rng, silent = np.random.default_rng(0), 0
+    with tempfile.TemporaryDirectory() as place:
+        tables = {"problem": {"kind": "quadratic"}, "run": {"updates": UPDATES, "eval_every": 4}}
+        run = simulate(make_config(tables), Path(place) / "run")
+        for name, types in (("trace", TRACE_COLUMNS), ("loss.parquet", LOSS_COLUMNS)):
+            path = next((run / name).glob("part-*"))
+            good, known = path.read_bytes(), pd.DataFrame(read_table(path, types, UPDATES))
+            ways: dict[str, Frame] = {
+                "any reader": lambda path=path: pd.read_parquet(path),
+                "checksums": lambda path=path: pd.read_parquet(
+                    path, page_checksum_verification=True
+                ),
+                "digests": lambda path=path, types=types: pd.DataFrame(
+                    read_table(path, types, UPDATES)
+                ),
+            }
+            found: dict[str, Counter[str]] = {way: Counter() for way in ways}
+            for bit in rng.choice(8 * len(good), flips, replace=False).tolist():
+                data = bytearray(good)
+                data[bit // 8] ^= 1 << bit % 8
+                path.write_bytes(data)
+                for way, read in ways.items():
+                    found[way][outcome(read, known)] += 1
+            for way, counts in found.items():
+                print(f"{name}, {flips} flips, {way}: {dict(counts)}")
+            silent += found["digests"]["silent"]
+    sys.exit(silent > 0)
+
+
+if __name__ == "__main__":
+    main()
