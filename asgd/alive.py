@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from asgd.files import lock
+
 _NAME = "alive"
 _BEAT_SECONDS = 2.0
 _SILENT_SECONDS = 30.0  # without a beat, a run of another host is no longer taken to be at work
@@ -51,7 +53,7 @@ def sign_of_life(directory: Path) -> Iterator[None]:
     """Give signs of life in a run directory during the block."""
     path, ended = directory / _NAME, threading.Event()
     with path.open("a+", encoding="utf-8") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        lock(file, fcntl.LOCK_EX)
         file.truncate(0)
         file.write(json.dumps({"host": platform.node(), "pid": os.getpid()}) + "\n")
         file.flush()
@@ -62,7 +64,8 @@ def sign_of_life(directory: Path) -> Iterator[None]:
         finally:
             ended.set()
             beats.join()
-            path.unlink(missing_ok=True)
+            with suppress(OSError):  # read-only by now, or moved: how the run ended matters more
+                path.unlink(missing_ok=True)
 
 
 def _beat(path: Path, ended: threading.Event) -> None:

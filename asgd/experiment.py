@@ -19,7 +19,7 @@ import msgspec
 from asgd.alive import look_for_life
 from asgd.config import RunConfig, load_config
 from asgd.errors import InputError
-from asgd.files import check_no_links, make_directory, replace_file
+from asgd.files import check_no_links, lock, make_directory, replace_file
 from asgd.trace import Run, default_path, read_run
 
 
@@ -154,7 +154,7 @@ def _only_maker(path: Path) -> Iterator[None]:
     """
     with (path / "lock").open("a+", encoding="utf-8") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
             maker = file.read().strip()

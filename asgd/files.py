@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 from pathlib import Path
+from typing import IO, Any
 
 from asgd.errors import InputError
 
@@ -57,17 +59,51 @@ def _check_own(entry: os.DirEntry[str]) -> None:
         )
 
 
+def lock(file: IO[Any], how: int) -> None:
+    """Take the lock of an open file, `fcntl.LOCK_EX` or the like.
+
+    Raises
+    ------
+    BlockingIOError
+        Another process has it, and `how` says not to wait.
+    InputError
+        The file system has no locks.
+    """
+    try:
+        fcntl.flock(file, how)
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        raise InputError(
+            f"{file.name}: the file system gives no lock ({error.strerror or error}); put the run "
+            "on a local disk, or on NFS version 4"
+        ) from None
+
+
+def what_is_wrong(directory: Path, error: OSError) -> str:
+    """Return in one line what a run in a directory met that was at work."""
+    if not directory.is_dir():
+        return f"{directory}: was removed or moved while the run was at work"
+    return f"{error.filename or directory}: cannot be used ({error.strerror or error})"
+
+
 def make_directory(path: Path) -> None:
     """Make a directory for new results.
 
     Raises
     ------
     InputError
-        It cannot be made, or holds something already.
+        It cannot be made, holds something already, or its file system has no locks.
     """
     try:
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise InputError(f"{path}: exists and is not empty; choose another --out")
         path.mkdir(parents=True, exist_ok=True)
+        probe = path / ".lock.tmp"  # before there is anything that would be in the way next time
+        try:
+            with probe.open("x") as file:
+                lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        finally:
+            probe.unlink(missing_ok=True)
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None

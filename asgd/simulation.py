@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from asgd.divergence import NOT_FINITE, check_divergence, remedy
 from asgd.draws import WorkerDraws
 from asgd.errors import InputError, RunFailedError
 from asgd.experiment import run_repeats
+from asgd.files import what_is_wrong
 from asgd.problems import make_problem
 from asgd.problems.base import Array, Problem
 from asgd.progress import Progress
@@ -90,23 +92,35 @@ def _make(descent: _Descent, record: _Record, writer: RunWriter, config: RunConf
     try:
         with np.errstate(over="ignore", invalid="ignore"):  # not finite: refused by the descent
             _follow(descent, record, config)
-    except KeyboardInterrupt:
         record.flush()
-        writer.event("interrupted")
+        writer.event("finish")
+    except KeyboardInterrupt:
+        _note_end(record, writer, "interrupted")
         raise
     except RunFailedError as error:
-        record.flush()
-        writer.event("failed", reason=str(error))
-        error.run = writer.path
+        _fail(record, writer, error)
         raise
+    except OSError as error:
+        failure = RunFailedError(what_is_wrong(writer.path, error))
+        raise _fail(record, writer, failure) from error
     except Exception as error:  # the user's own problem may raise anything
         kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
-        reason = f"{kind}{' '.join(str(error).split())}"
+        reason = f"update {descent.applied}: {kind}{' '.join(str(error).split())}"
+        raise _fail(record, writer, RunFailedError(reason)) from error
+
+
+def _fail(record: _Record, writer: RunWriter, failure: RunFailedError) -> RunFailedError:
+    _note_end(record, writer, "failed", reason=str(failure))
+    failure.run = writer.path
+    return failure
+
+
+def _note_end(record: _Record, writer: RunWriter, kind: str, **fields: str) -> None:
+    # Where the disk is full, that is the error to be shown, not this one.
+    with suppress(OSError):
         record.flush()
-        writer.event("failed", reason=reason)
-        raise RunFailedError(f"update {descent.applied}: {reason}") from error
-    record.flush()
-    writer.event("finish")
+    with suppress(OSError):
+        writer.event(kind, **fields)
 
 
 def _not_finite(update: int) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import os
 import time
 import traceback
@@ -16,16 +15,18 @@ from typing import Any
 import ray
 
 from asgd.config import RunConfig
+from asgd.errors import AsgdError
+from asgd.files import what_is_wrong
 from asgd.problems import make_problem
 from asgd.trace import RunWriter
 from cluster.checkpoint import CHECKPOINTS
 from cluster.connection import Endpoint
-from cluster.lease import Lease, LeaseLostError
+from cluster.lease import Lease
 from cluster.ledger import Record
 from cluster.messages import Array, Gradient
 from cluster.metrics import Metrics
 from cluster.nodes import metrics_page
-from cluster.recorder import Recorder
+from cluster.recorder import EvaluationError, Recorder
 from cluster.recovery import Restored, start_server
 from cluster.server import Replies
 from cluster.status import Status
@@ -42,7 +43,6 @@ _SECONDS_PER_CHECKPOINT = 0.25  # at least; the newest one of these is enough
 _RECORDS_IN_FLIGHT = 4
 _SECONDS_WITH_SOCKETS = 0.01  # at a stretch; calls wait meanwhile
 _SECONDS_WITHOUT_SWEEP = 1.0
-_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
 @dataclass(frozen=True)
@@ -284,14 +284,15 @@ class RecorderActor:
     def _attempt(self, step: Callable[[], None]) -> None:
         try:
             step()
-        except LeaseLostError as error:
+        except AsgdError as error:
             self._error = UserError(str(error))
+        except OSError as error:
+            self._error = UserError(what_is_wrong(self._path, error))
+        except EvaluationError as error:
+            reason = UserError.describe(error.__cause__ or error).message
+            self._error = UserError(f"evaluation of the loss: {reason}")
         except Exception as error:
-            if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
-                self._error = UserError(f"{self._path}: cannot be written ({error.strerror})")
-            else:
-                message = UserError.describe(error).message
-                self._error = UserError(f"evaluation of the loss: {message}")
+            self._error = UserError(f"the record: {UserError.describe(error).message}")
 
     def latest(self) -> Losses:
         """Return what is known of the loss, and the first error."""

@@ -17,6 +17,7 @@ from asgd.config import RunConfig, load_config
 from asgd.divergence import check_divergence
 from asgd.errors import AsgdError, InputError, RunFailedError
 from asgd.experiment import run_repeats, unfinished_repeats
+from asgd.files import what_is_wrong
 from asgd.problems import make_problem
 from asgd.progress import Progress
 from asgd.streams import stream
@@ -181,6 +182,8 @@ class _End:
         except Exception as error:
             failure = _failure(self._writer.path, error)
             self._note("failed", reason=str(failure))
+            if failure is error:
+                raise
             raise failure from error
 
     def _note(self, kind: str, **fields: str) -> None:
@@ -194,8 +197,8 @@ class _End:
 def _failure(path: Path, error: Exception) -> RunFailedError:
     if isinstance(error, RunFailedError) and error.run is not None:
         return error
-    if not path.is_dir():
-        failure = RunFailedError(f"{path}: was removed or moved while the run was at work")
+    if not path.is_dir():  # whatever came of it
+        failure = RunFailedError(what_is_wrong(path, OSError()))
     elif isinstance(error, RunFailedError):
         failure = error
     else:
@@ -209,7 +212,7 @@ def _reason(path: Path, error: Exception) -> str:
     if isinstance(error, RayError):
         return ray_death() or cause_of(error)
     if isinstance(error, OSError):
-        return f"{error.filename or path}: cannot be used ({error.strerror or error})"
+        return what_is_wrong(path, error)
     if isinstance(error, AsgdError):
         return str(error)
     return UserError.describe(error).message

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO
 
 from asgd.errors import InputError, RunFailedError
+from asgd.files import lock as locked
 from cluster.checkpoint import sync_directory
 
 LOG_FILES = "log-*.bin"  # segments of the write-ahead log: log-<epoch>-<version>.bin
@@ -107,7 +108,7 @@ def only_launcher(directory: Path) -> Iterator[None]:
     directory.mkdir(exist_ok=True)
     with (directory / "lock").open("w") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            locked(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise InputError(f"{directory.parent}: a run is at work there") from None
         yield

@@ -10,8 +10,13 @@ from asgd.trace import LOSS_COLUMNS, RunWriter, read_run
 from cluster.checkpoint import CHECKPOINTS, DamagedCheckpointError, State, paths, save, version_of
 from cluster.lease import Lease
 from cluster.ledger import Record
+from cluster.messages import Array
 from cluster.metrics import Metrics
 from cluster.write_ahead import cut_log, remove_log
+
+
+class EvaluationError(Exception):
+    """The problem's own code raised when its loss was evaluated; the cause is what it raised."""
 
 
 class Recorder:
@@ -62,6 +67,8 @@ class Recorder:
             There is a newer incarnation of the server.
         OSError
             The record cannot be written.
+        EvaluationError
+            A loss cannot be evaluated.
         """
         # When a server dies, Ray may lose a large record and still deliver a small one after it.
         if record.empty or record.number != self._next:
@@ -74,8 +81,7 @@ class Recorder:
                 fields = dict(event)
                 self._writer.event(fields.pop("event"), **fields)
         losses = [
-            (each.update, each.seconds, float(self._problem.loss(each.parameters)))
-            for each in record.evaluations
+            (each.update, each.seconds, self._loss(each.parameters)) for each in record.evaluations
         ]
         with self._lease.held(self._epoch):
             if losses:
@@ -84,6 +90,12 @@ class Recorder:
             if record.checkpoint is not None:
                 self._save(record.checkpoint)
             self._metrics.show(record.trace, losses)
+
+    def _loss(self, parameters: Array) -> float:
+        try:
+            return float(self._problem.loss(parameters))
+        except Exception as error:
+            raise EvaluationError from error
 
     def _note(self, losses: Iterable[tuple[int, float, float]]) -> None:
         for update, _, loss in losses:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import OutOfMemoryError, RayActorError
 
 from asgd.config import RunConfig
 from cluster.connection import SocketConnection
@@ -84,7 +84,7 @@ def persist(
 def _dial(server: Any, transport: str, worker: int) -> Connection:
     try:
         endpoint, node = ray.get(server.endpoint.remote())
-    except RayActorError as error:
+    except (RayActorError, OutOfMemoryError) as error:
         raise ServerGoneError("the parameter server is gone") from error
     if transport == "tcp" or node != ray.get_runtime_context().get_node_id():
         return SocketConnection(endpoint, worker)
@@ -124,7 +124,7 @@ class RayConnection:
     def _wait(self, answer: ray.ObjectRef[Any]) -> Reply:
         try:
             reply: EncodedReply = ray.get(answer)
-        except RayActorError as error:
+        except (RayActorError, OutOfMemoryError) as error:
             raise ServerGoneError("the parameter server is gone") from error
         if len(reply) == 1:
             return Stop(*reply)

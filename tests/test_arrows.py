@@ -15,6 +15,8 @@ RAY = {
     "cluster/fleet.py",
     "cluster/nodes.py",
     "cluster/transport.py",
+    "cluster/causes.py",
+    "cluster/vitals.py",
     "cluster/launch.py",
     "cluster/metrics.py",
     "cluster/session.py",
