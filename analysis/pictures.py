@@ -26,6 +26,7 @@ _HANGING = (
     " A bar that stays above zero marks a staleness seen less often than the law says, one that "
     "reaches below it one seen more often. The strip is what independent scatter would do."
 )
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 _NO_CURVES = pd.DataFrame(columns=["model", "update", "loss_mean"])
 
 
@@ -59,7 +60,13 @@ class Picture:
     def save(self, directory: Path) -> None:
         """Write `<id>.svg` and `<id>.csv`."""
         replace_file(directory / f"{self.id}.svg", self.file.encode())
-        replace_file(directory / f"{self.id}.csv", self.data.to_csv(index=False).encode())
+        table = self.data.rename(columns=_defused).map(_defused)
+        replace_file(directory / f"{self.id}.csv", table.to_csv(index=False).encode())
+
+
+def _defused(cell: Any) -> Any:
+    """Return what a spreadsheet takes for text where it would take a name for a formula."""
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA) else cell
 
 
 def _picture(

@@ -37,14 +37,16 @@ def check_no_links(directory: Path) -> None:
     Raises
     ------
     InputError
-        Something in it, or in a directory in it, is a link, a pipe or the like, or cannot be read.
+        Something in it, however deep, is a link, a pipe or the like, or cannot be read.
     """
+    places = [os.fspath(directory)]
     try:
-        inside = [one for one in directory.iterdir() if one.is_dir() and not one.is_symlink()]
-        for place in (directory, *inside):
-            with contextlib.suppress(FileNotFoundError), os.scandir(place) as entries:
+        while places:
+            with contextlib.suppress(FileNotFoundError), os.scandir(places.pop()) as entries:
                 for entry in entries:
                     _check_own(entry)
+                    if entry.is_dir(follow_symlinks=False):
+                        places.append(entry.path)
     except OSError as error:
         where = error.filename or directory
         raise InputError(f"{where}: cannot be read ({error.strerror or error})") from None

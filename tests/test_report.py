@@ -24,6 +24,7 @@ from analysis.fit import fit_run, fit_staleness
 from analysis.headline import headline
 from analysis.model import LABELS
 from analysis.page_table import aligned_numbers, page_table, plain_number
+from analysis.pictures import Picture
 from analysis.prediction import Prediction, has_prediction, read_prediction
 from analysis.report import write_report
 from analysis.score import compare
@@ -422,6 +423,18 @@ def test_every_figure_as_svg_and_csv(reports: Reports) -> None:
         assert len(rows) > 1
         assert all(len(row) == len(rows[0]) for row in rows)
     assert "var(--" not in (directory / "run1-loss.svg").read_text(encoding="utf-8")
+
+
+def test_names_are_no_formulas_in_a_spreadsheet(tmp_path: Path) -> None:
+    """A run directory may be called what a spreadsheet would carry out when it opens the file."""
+    names = ["=HYPERLINK(1)", "+1+1", "-2+3", "@SUM(1)", "\t=1", "runs/p4"]
+    table = pd.DataFrame({"=run": names, "loss": [-1.5, np.nan, 2.0, 0.0, -3.0, 1e-9]})
+    Picture("figure", "", "", "", table, None).save(tmp_path)
+    with (tmp_path / "figure.csv").open(encoding="utf-8", newline="") as file:
+        head, *rows = csv.reader(file)
+    assert head == ["'=run", "loss"]
+    assert [row[0] for row in rows] == [*(f"'{name}" for name in names[:-1]), "runs/p4"]
+    assert [float(row[1] or "nan") for row in rows] == pytest.approx(table["loss"], nan_ok=True)
 
 
 def test_values_under_the_pointer_are_those_of_the_run(reports: Reports) -> None:

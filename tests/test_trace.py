@@ -50,12 +50,20 @@ def test_state_follows_the_last_event_that_ends_a_run(writer: RunWriter) -> None
 
 
 @pytest.mark.parametrize(
-    "name", ["trace", "checkpoints", "environment.json", "trace/part-000000000000.parquet"]
+    "name",
+    [
+        "trace",
+        "checkpoints",
+        "environment.json",
+        "trace/part-000000000000.parquet",
+        "loss.parquet/deeper/still/elsewhere.parquet",
+    ],
 )
 def test_a_directory_that_leads_elsewhere_is_refused(
     writer: RunWriter, tmp_path: Path, name: str
 ) -> None:
     place = writer.path / name
+    place.parent.mkdir(parents=True, exist_ok=True)
     if place.exists():
         place.rename(tmp_path / "was")
     place.symlink_to(tmp_path / "elsewhere")
