@@ -11,13 +11,20 @@ from typing import IO, Any
 from asgd.errors import InputError
 
 
-def replace_file(path: Path, content: bytes) -> None:
-    """Write a file under a temporary name and rename it: readers see the old one or the new."""
+def replace_file(path: Path, content: bytes, *, flush: bool = False) -> None:
+    """Write a file under a temporary name and rename it: readers see the old one or the new.
+
+    With `flush` the new one is on the disk before it takes the name, so that a machine that loses
+    its power is not left with the name of the old one and the content of neither.
+    """
     temporary = path.with_name(f".{path.name}.tmp")  # hidden: pandas reads whole directories
     try:
         temporary.unlink(missing_ok=True)  # it might be a link, which writing would follow
         with open(temporary, "wb", opener=_without_links) as file:
             file.write(content)
+            if flush:
+                file.flush()
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
         # The name that a reader knows, unless the other one is what is in the way.

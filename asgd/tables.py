@@ -46,9 +46,17 @@ class DamagedTableError(InputError):
 
 
 def write_table(
-    path: Path, columns: Mapping[str, Any], types: Types, repetitive: tuple[str, ...] = ()
+    path: Path,
+    columns: Mapping[str, Any],
+    types: Types,
+    repetitive: tuple[str, ...] = (),
+    *,
+    flush: bool = False,
 ) -> None:
-    """Write equally long columns; for those that are not `repetitive` a dictionary costs time."""
+    """Write equally long columns; for those that are not `repetitive` a dictionary costs time.
+
+    `flush` is as in `replace_file`.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -69,7 +77,7 @@ def write_table(
     ) as writer:
         writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
         writer.add_key_value_metadata(dict.fromkeys((_PAGES, _FOOTER), _NO_DIGEST.decode()))
-    replace_file(path, _sealed(bytearray(content.getvalue())))
+    replace_file(path, _sealed(bytearray(content.getvalue())), flush=flush)
 
 
 def read_table(path: Path, types: Types, most_rows: int) -> Columns:

@@ -107,10 +107,12 @@ class RunWriter:
         try:
             (path / "trace").mkdir()
             writer = cls(path)
-            replace_file(path / "config.json", config.to_json().encode())
+            # On the disk: a checkpoint is worth nothing without them.
+            replace_file(path / "config.json", config.to_json().encode(), flush=True)
             environment = json.dumps(_environment(), indent=2) + "\n"
-            replace_file(path / "environment.json", environment.encode())
+            replace_file(path / "environment.json", environment.encode(), flush=True)
             writer.event("start")
+            writer.sync()
         except OSError as error:
             raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
         return writer
@@ -235,7 +237,8 @@ class RunWriter:
         columns = self._read(path, table)
         rows = int(np.searchsorted(columns["update"], end))
         if rows < len(columns["update"]):
-            self._write(path, {name: column[:rows] for name, column in columns.items()}, table)
+            kept = {name: column[:rows] for name, column in columns.items()}
+            self._write(path, kept, table, flush=True)  # on the disk, as they were under this name
 
     def _part(self, name: str, columns: Mapping[str, Any]) -> None:
         if len(columns["update"]):
@@ -243,8 +246,10 @@ class RunWriter:
             directory.mkdir(exist_ok=True)
             self._write(directory / part_name(int(columns["update"][0])), columns, name)
 
-    def _write(self, path: Path, columns: Mapping[str, Any], table: str) -> None:
-        write_table(path, columns, TABLES[table], _REPETITIVE)
+    def _write(
+        self, path: Path, columns: Mapping[str, Any], table: str, *, flush: bool = False
+    ) -> None:
+        write_table(path, columns, TABLES[table], _REPETITIVE, flush=flush)
         self._unsynced.add(path)
 
     def _read(self, part: Path, table: str) -> Columns:

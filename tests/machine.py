@@ -50,12 +50,14 @@ def contents(directory: Path) -> dict[Path, tuple[int, bytes]]:
 class Machine:
     """A run directory, and crowds that work on it one after another."""
 
-    def __init__(self, path: Path, config: RunConfig) -> None:
+    def __init__(self, path: Path, config: RunConfig, *, left: bool = False) -> None:
+        """Begin a run, or go on from what is left of one in the directory."""
         self.config = config
         self.path = path
-        self.writer = RunWriter.create(path, config)
+        self.writer = RunWriter(path) if left else RunWriter.create(path, config)
         self.lease = Lease(path / CHECKPOINTS)
-        self.start(None, self.lease.take())
+        epoch = self.lease.take()
+        self.start(restore(self.writer, epoch, "test") if left else None, epoch)
 
     def start(self, restored: Restored | None, epoch: int) -> None:
         self.crowd = Crowd(self.config)

@@ -117,6 +117,28 @@ def test_disk_that_fills_up_leaves_the_older_ones(tmp_path: Path, state: State) 
     assert kept.read_bytes() == before
 
 
+def test_disk_that_keeps_something_else_is_noticed_before_the_older_ones_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = Machine(tmp_path / "run", configure(updates=100))
+    machine.work(25)
+    machine.work(45)
+    kept = paths(machine.path / CHECKPOINTS)
+
+    def fsync(descriptor: int) -> None:
+        """Bring a file to the disk with one bit of it turned over."""
+        path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        if path.name.startswith("checkpoint-"):
+            flip(path)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    machine.work(65)
+    (event,) = machine.events("checkpoint_damaged")
+    assert "reads differently from what was written" in event["reason"]
+    assert paths(machine.path / CHECKPOINTS) == kept
+    assert [load(path).version for path in kept] == [40, 20]
+
+
 def test_one_worker_resumed_equals_the_uninterrupted_run(tmp_path: Path) -> None:
     through = Machine(tmp_path / "through", configure())
     through.work(60)

@@ -30,6 +30,7 @@ from cluster.write_ahead import (
 )
 from tests.faults import replay_run
 from tests.invariants import check_gradients
+from tests.lines import answer
 from tests.machine import Machine, configure, contents, work
 
 DIMENSION = 3
@@ -304,3 +305,49 @@ def test_full_disk_stops_the_server_before_it_answers(tmp_path: Path) -> None:
     assert machine.crowd.server.version == version
     machine.work(60)
     check_gradients(read_run(machine.path))
+
+
+def test_disk_that_takes_half_a_record_stops_the_server(tmp_path: Path) -> None:
+    """The room for the segment is there, yet the write ends early: the update is not made."""
+    machine = Machine(tmp_path / "run", configure(2, 60, "log"))
+    work(machine.crowd, 25)
+    (segment,) = segments(machine.path / CHECKPOINTS)
+    used = len(segment.path.read_bytes().rstrip(b"\0"))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (used + 40, limits[1]))
+    try:
+        work(machine.crowd, 60)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert machine.crowd.server.version == 25
+    (reason,) = set(machine.crowd.stopped.values())
+    assert "bytes of the log could be written" in reason
+    machine.record()
+    machine.restart()
+    assert machine.crowd.server.version == 25
+    machine.work(60)
+    check_gradients(read_run(machine.path))
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+@pytest.mark.parametrize("durability", ["log", "checkpoint"])
+def test_refused_gradients_are_counted_over_restarts(
+    tmp_path: Path, durability: str, recorded: bool
+) -> None:
+    """Else a run that cannot go on would go on for ever: the server ends it at the eleventh."""
+    machine = Machine(tmp_path / "run", configure(1, 400, durability))
+    for refused in range(1, 11):
+        crowd = machine.crowd
+        snapshot = crowd.at_hand.pop(0)
+        crowd.send(answer(snapshot, 0, np.full_like(crowd.initial, np.nan)))
+        work(crowd, 20 * refused - 1)
+        if durability == "checkpoint":
+            work(crowd, 20 * refused)
+        if recorded or durability == "checkpoint":
+            machine.record()
+        assert crowd.server.status(0.0).rejected == refused
+        machine.restart()
+        assert machine.crowd.server.status(0.0).rejected == refused
+    snapshot = machine.crowd.at_hand.pop(0)
+    machine.crowd.send(answer(snapshot, 0, np.full_like(machine.crowd.initial, np.nan)))
+    assert "11 gradients were refused" in machine.crowd.stopped[0]

@@ -1,0 +1,180 @@
+"""A disk that forgets: what may be left of a directory were the power lost at any moment.
+
+A file's bytes are safe once it was flushed, a name once its directory was. Of everything else any
+part may be there, in any order: a new name before the bytes it stands for, bytes before their name,
+half of what was appended, zeros for the rest of what was allocated.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+_CHANGES = ("open", "os.rename", "os.remove", "os.mkdir", "os.truncate")
+_WRITES = os.O_WRONLY | os.O_RDWR
+VARIANTS = ("flushed", "names", "mixed", "kept")
+
+
+@dataclass(eq=False)
+class _File:
+    """The bytes that a name stands for, those on the disk and those that a reader sees."""
+
+    flushed: bytes = b""
+    current: bytes = b""
+
+    def some(self, random: np.random.Generator) -> bytes:
+        """Return what may be left of them."""
+        known, seen = self.flushed, self.current
+        if len(seen) <= len(known) or not seen.startswith(known) or random.random() < 0.3:
+            return known if random.random() < 0.5 else seen
+        torn = seen[: random.integers(len(known), len(seen), endpoint=True)]
+        return torn if random.random() < 0.5 else torn + bytes(len(seen) - len(torn))
+
+
+Names = dict[str, "_File | Names"]
+
+
+@dataclass
+class Disk:
+    """Watches a directory in this process; calls `before` ahead of each step that changes it.
+
+    Attributes
+    ----------
+    root
+        The directory, which need not exist yet.
+    before
+        Is given the disk and what is about to happen.
+    steps
+        What has happened.
+    """
+
+    root: Path
+    before: Callable[[Disk, str], None]
+    steps: list[str] = field(default_factory=list)
+    _files: dict[int, _File] = field(default_factory=dict)
+    _flushed: dict[Path, dict[str, _File | None]] = field(default_factory=dict)
+    _on: bool = False
+
+    @contextmanager
+    def watched(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+        """Watch in the block."""
+        writev = os.writev
+
+        def flush(descriptor: int) -> None:
+            """Note it only: the real disk may take its time, and the power will not really go."""
+            path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+            self._step(f"flush {self._name(path)}", path)
+            self._note_flushed(descriptor, path)
+
+        def write(descriptor: int, parts: Any) -> int:
+            path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+            self._step(f"write {self._name(path)}", path)
+            return writev(descriptor, parts)
+
+        monkeypatch.setattr(os, "fsync", flush)
+        monkeypatch.setattr(os, "writev", write)
+        sys.addaudithook(self._hear)
+        self._on = True
+        try:
+            yield
+        finally:
+            self._on = False
+            monkeypatch.undo()
+
+    def image(self, variant: str, random: np.random.Generator) -> dict[Path, bytes | None]:
+        """Return what may be left, by relative path; None is a directory.
+
+        "flushed" is what was flushed and no more, "names" has every name there is and of the bytes
+        those that were flushed, "mixed" any part of both, "kept" all of it, as if this process
+        were killed instead.
+        """
+        left: dict[Path, bytes | None] = {}
+        self._add_directory(self.root, variant, random, left)
+        return left
+
+    def _add_directory(
+        self,
+        directory: Path,
+        variant: str,
+        random: np.random.Generator,
+        left: dict[Path, bytes | None],
+    ) -> None:
+        safe, seen = self._flushed.get(directory, {}), self._seen(directory)
+        left[directory.relative_to(self.root)] = None
+        for name in sorted({*safe, *seen}):
+            names = {"flushed": safe, "mixed": (safe, seen)[random.integers(2)]}.get(variant, seen)
+            if name not in names:
+                continue
+            file, path = names[name], directory / name
+            if file is None:
+                self._add_directory(path, variant, random, left)
+            else:
+                some = {"kept": file.current, "mixed": file.some(random)}.get(variant, file.flushed)
+                left[path.relative_to(self.root)] = some
+
+    def _seen(self, directory: Path) -> dict[str, _File | None]:
+        if not directory.is_dir():
+            return {}
+        with os.scandir(directory) as entries:
+            return {
+                entry.name: None if entry.is_dir() else self._files[entry.inode()]
+                for entry in entries
+            }
+
+    def _hear(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if not self._on or event not in _CHANGES or isinstance(arguments[0], int):
+            return
+        path = Path(os.path.abspath(os.fsdecode(arguments[0])))
+        if event != "open" or arguments[2] & _WRITES:
+            self._step(f"{event.removeprefix('os.')} {self._name(path)}", path)
+
+    def _step(self, what: str, path: Path) -> None:
+        if not path.is_relative_to(self.root):
+            return
+        self._on = False  # what the test does meanwhile is its own
+        self._look()
+        self.before(self, what)
+        self.steps.append(what)
+        self._on = True
+
+    def _look(self) -> None:
+        """Note what a reader sees; a file that has no name any more makes way for another one."""
+        seen: dict[int, _File] = {}
+        for path in self.root.rglob("*"):
+            if path.is_file():
+                inode = path.stat().st_ino
+                file = seen[inode] = self._files.get(inode) or _File()
+                file.current = path.read_bytes()
+        self._files = seen
+
+    def _note_flushed(self, descriptor: int, path: Path) -> None:
+        if not path.is_relative_to(self.root):
+            return
+        self._look()
+        if path.is_dir():
+            self._flushed[path] = self._seen(path)
+        else:
+            file = self._files.get(os.fstat(descriptor).st_ino)
+            if file is not None:
+                file.flushed = file.current
+
+    def _name(self, path: Path) -> str:
+        return str(path.relative_to(self.root)) if path.is_relative_to(self.root) else str(path)
+
+
+def lay_out(image: dict[Path, bytes | None], directory: Path) -> Path:
+    """Write what is left into a new directory."""
+    for path, content in image.items():
+        if content is None:
+            (directory / path).mkdir(parents=True)
+        else:
+            (directory / path).write_bytes(content)
+    return directory
