@@ -1,0 +1,341 @@
+"""Faults put into the code one by one: each must make a test fail.
+
+.venv/bin/python tests/mutations.py              all of them, several minutes
+.venv/bin/python tests/mutations.py flush proof  those with one of these words in their name
+
+Each is made in a copy of the tree, where the tests that belong to it are run up to the first that
+fails. Exit status 1 if one survives, or does not fit the code any more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+TREE = ("asgd", "cluster", "analysis", "tests", "pyproject.toml")
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """A fault.
+
+    Attributes
+    ----------
+    name
+        What is wrong then.
+    file
+        Where, from the root of the tree.
+    before, after
+        A text that is there once, and what stands in its place.
+    tests
+        Those that belong to it, as pytest is told.
+    """
+
+    name: str
+    file: str
+    before: str
+    after: str
+    tests: tuple[str, ...]
+
+
+HANDSHAKE = ("tests/test_tcp.py", "-k", "secret or proof or handshake")
+STRANGERS = ("tests/test_tcp.py", "-k", "stranger or flood or crowd")
+QUESTIONS = ("tests/test_tcp.py", "-k", "question or overwritten or refused or none_of or dial")
+RESTARTS = ("tests/test_restarts.py",)
+DIRECTORY = ("tests/test_launch.py", "-k", "nobody_else")
+PAGE = ("tests/test_launch.py", "-k", "interruption[2]")
+LINKS = ("tests/test_trace.py", "-k", "link or elsewhere")
+CELLS = ("tests/test_report.py", "-k", "spreadsheet")
+POWER = ("tests/test_power.py",)
+CHECKPOINT = ("tests/test_checkpoint.py", "-k", "checkpoint or disk")
+LOG = ("tests/test_write_ahead.py", "-k", "killed_server or disk or counted")
+
+MUTATIONS = [
+    Mutation(
+        "worker does not verify the server's proof",
+        "cluster/connection.py",
+        'if not hmac.compare_digest(shown, wire.proof(endpoint.secret, b"server", hello, nonce)):',
+        "if not shown:",
+        HANDSHAKE,
+    ),
+    Mutation(
+        "server does not verify the worker's proof",
+        "cluster/tcp.py",
+        'if not hmac.compare_digest(shown, wire.proof(secret, b"worker", peer.hello, peer.nonce)):',
+        "if not shown:",
+        HANDSHAKE,
+    ),
+    Mutation(
+        "the server's nonce is constant: a worker's handshake can be replayed",
+        "cluster/tcp.py",
+        "peer.nonce = secrets.token_bytes(wire.NONCE_BYTES)",
+        "peer.nonce = bytes(wire.NONCE_BYTES)",
+        HANDSHAKE,
+    ),
+    Mutation(
+        "the worker's nonce is constant: the server's handshake can be replayed",
+        "cluster/connection.py",
+        "nonce = secrets.token_bytes(wire.NONCE_BYTES)",
+        "nonce = bytes(wire.NONCE_BYTES)",
+        HANDSHAKE,
+    ),
+    Mutation(
+        "both sides show the same proof: a stranger sends it back",
+        "cluster/wire.py",
+        "hmac.digest(secret, side + hello + nonce,",
+        "hmac.digest(secret, hello + nonce,",
+        HANDSHAKE,
+    ),
+    Mutation(
+        "no limit on strangers",
+        "cluster/tcp.py",
+        "if len(self._strangers) >= _STRANGERS:",
+        "if False:",
+        STRANGERS,
+    ),
+    Mutation(
+        "the newcomer goes instead of the oldest stranger",
+        "cluster/tcp.py",
+        "oldest = next(iter(self._strangers.values()))",
+        "oldest = peer",
+        STRANGERS,
+    ),
+    Mutation(
+        "who has proved itself still counts as a stranger",
+        "cluster/tcp.py",
+        "        self._strangers.pop(peer.socket.fileno(), None)\n        self._workers",
+        "        self._workers",
+        STRANGERS,
+    ),
+    Mutation(
+        "our own on the local socket are strangers among strangers",
+        "cluster/tcp.py",
+        "return bool(user == os.getuid())",
+        "return False",
+        STRANGERS,
+    ),
+    Mutation(
+        "whoever comes over the local socket is one of ours",
+        "cluster/tcp.py",
+        "return bool(user == os.getuid())",
+        "return True",
+        STRANGERS,
+    ),
+    Mutation(
+        "an answer is sent before the question",
+        "cluster/tcp.py",
+        "if peer is not None and peer.asked:",
+        "if peer is not None:",
+        QUESTIONS,
+    ),
+    Mutation(
+        "a question is taken before the answer to the last one",
+        "cluster/tcp.py",
+        "        if peer.asked:\n            raise",
+        "        if False:\n            raise",
+        QUESTIONS,
+    ),
+    Mutation(
+        "workers that are none of the run's are taken in",
+        "cluster/server.py",
+        "return worker in self._seats",
+        "return self._seats.setdefault(worker, Seat()) is not None",
+        QUESTIONS,
+    ),
+    Mutation(
+        "impossible compute times are recorded",
+        "cluster/update.py",
+        "if not 0.0 <= gradient.compute_seconds < math.inf:",
+        "if False:",
+        QUESTIONS,
+    ),
+    Mutation(
+        "a dial is not repeated",
+        "cluster/transport.py",
+        "            time.sleep(delay)\n",
+        "            raise\n",
+        QUESTIONS,
+    ),
+    Mutation(
+        "a worker whose process is killed is given up within seconds",
+        "cluster/restarts.py",
+        "lasting = streak.failures >= _FAILURES and now - streak.since >= _PATIENCE",
+        "lasting = streak.failures >= _FAILURES",
+        RESTARTS,
+    ),
+    Mutation(
+        "the directory of an embedded Ray is open to everybody",
+        "cluster/session.py",
+        "os.mkdir(inner)",
+        "os.mkdir(inner), os.chmod(directory, 0o777)",
+        DIRECTORY,
+    ),
+    Mutation(
+        "Ray's page of metrics is open where nobody asked for it",
+        "cluster/session.py",
+        "RAY_enable_metrics_collection=str(int(metrics_port is not None)),",
+        "",
+        PAGE,
+    ),
+    Mutation(
+        "a link deep in a run directory is followed",
+        "asgd/files.py",
+        "places.append(entry.path)",
+        "pass",
+        LINKS,
+    ),
+    Mutation(
+        "names are formulas in CSV files",
+        "analysis/pictures.py",
+        'return f"\'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA) else cell',
+        "return cell",
+        CELLS,
+    ),
+    Mutation(
+        "the configuration is not flushed",
+        "asgd/trace.py",
+        "            writer.sync()  # a checkpoint is worth nothing without them\n",
+        "",
+        POWER,
+    ),
+    Mutation(
+        "a checkpoint is not flushed",
+        "cluster/checkpoint.py",
+        "            os.fsync(file.fileno())\n            # What",
+        "            # What",
+        POWER,
+    ),
+    Mutation(
+        "the name of a checkpoint is not flushed",
+        "cluster/checkpoint.py",
+        "    sync_directory(directory)\n    for older",
+        "    for older",
+        POWER,
+    ),
+    Mutation(
+        "the trace is not flushed before the checkpoint",
+        "cluster/recorder.py",
+        "        self._writer.sync()\n",
+        "",
+        POWER,
+    ),
+    Mutation(
+        "the trace is flushed after the checkpoint",
+        "cluster/recorder.py",
+        "        self._writer.sync()\n        try:\n            save(self._checkpoints, state)\n",
+        "        try:\n            save(self._checkpoints, state), self._writer.sync()\n",
+        POWER,
+    ),
+    Mutation(
+        "a table that is cut is not flushed before it takes the old one's name",
+        "asgd/trace.py",
+        "flush=True)",
+        "flush=False)",
+        POWER,
+    ),
+    Mutation(
+        "a checkpoint is not read back",
+        "cluster/checkpoint.py",
+        "if temporary.read_bytes() != data:",
+        "if False:",
+        CHECKPOINT,
+    ),
+    Mutation(
+        "a checkpoint beyond the trace is believed",
+        "cluster/recovery.py",
+        "if state.version > recorded:",
+        "if False:",
+        CHECKPOINT,
+    ),
+    Mutation(
+        "a short write of the log goes unnoticed",
+        "cluster/write_ahead.py",
+        "if written < length:",
+        "if False:",
+        LOG,
+    ),
+    Mutation(
+        "an update is made before it is logged",
+        "cluster/server.py",
+        "        if self._write_ahead(update):\n            self._commit(update)\n",
+        "        self._commit(update)\n        self._write_ahead(update)\n",
+        LOG,
+    ),
+    Mutation(
+        "the count of refused gradients is not restored from the log",
+        "cluster/server.py",
+        '        self._rejected += event["event"] == "gradient_rejected"\n',
+        "",
+        LOG,
+    ),
+    Mutation(
+        "the count of refused gradients is not restored from the checkpoint",
+        "cluster/server.py",
+        "        self._rejected = counts.rejected\n",
+        "",
+        LOG,
+    ),
+]
+
+
+def outcome(mutation: Mutation | None, tests: tuple[str, ...]) -> str | None:
+    """Return the first of the tests that fails in a copy of the tree with a fault, None if none."""
+    with tempfile.TemporaryDirectory(prefix="m-") as directory:
+        tree = Path(directory)
+        for name in TREE:
+            source, ignore = ROOT / name, shutil.ignore_patterns("__pycache__")
+            if source.is_dir():
+                shutil.copytree(source, tree / name, ignore=ignore)
+            else:
+                shutil.copy(source, tree)
+        if mutation is not None:
+            file = tree / mutation.file
+            text = file.read_text()
+            if text.count(mutation.before) != 1:
+                raise LookupError(f"{mutation.file}: {mutation.before!r} is not there once")
+            file.write_text(text.replace(mutation.before, mutation.after))
+        options = ("-q", "-x", "-n", "0", "-p", "no:cacheprovider", "--no-header")
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", *options, *tests],
+            cwd=tree,
+            env={**os.environ, "PYTHONPATH": directory, "PYTHONDONTWRITEBYTECODE": "1"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    if done.returncode == 0:
+        return None
+    failed = re.search(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.MULTILINE)
+    return failed[1] if failed else f"pytest ended with {done.returncode}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Put faults into the code and run its tests.")
+    parser.add_argument("words", nargs="*", help="only faults with one of these in their name")
+    words = parser.parse_args().words
+    chosen = [m for m in MUTATIONS if not words or any(word in m.name for word in words)]
+    good = True
+    for tests in dict.fromkeys(mutation.tests for mutation in chosen):
+        if (failed := outcome(None, tests)) is not None:
+            sys.exit(f"{failed} fails without any fault")
+    print("| fault | test that failed |\n| --- | --- |")
+    for mutation in chosen:
+        try:
+            failed = outcome(mutation, mutation.tests)
+        except LookupError as error:
+            failed, good = f"none: {error}", False
+        good = good and failed is not None
+        print(f"| {mutation.name} | {failed or 'NONE: it survives'} |", flush=True)
+    sys.exit(not good)
+
+
+if __name__ == "__main__":
+    main()
