@@ -54,7 +54,7 @@ DIRECTORY = ("tests/test_launch.py", "-k", "nobody_else")
 PAGE = ("tests/test_launch.py", "-k", "interruption[2]")
 LINKS = ("tests/test_trace.py", "-k", "link or elsewhere")
 CELLS = ("tests/test_report.py", "-k", "spreadsheet")
-POWER = ("tests/test_power.py",)
+POWER = ("tests/test_power.py", "-k", "checkpoint")
 CHECKPOINT = ("tests/test_checkpoint.py", "-k", "checkpoint or disk")
 LOG = ("tests/test_write_ahead.py", "-k", "killed_server or disk or counted")
 
@@ -202,8 +202,8 @@ MUTATIONS = [
     Mutation(
         "the configuration is not flushed",
         "asgd/trace.py",
-        "            writer.sync()  # a checkpoint is worth nothing without them\n",
-        "",
+        "config.to_json().encode(), flush=True)",
+        "config.to_json().encode())",
         POWER,
     ),
     Mutation(
@@ -237,8 +237,8 @@ MUTATIONS = [
     Mutation(
         "a table that is cut is not flushed before it takes the old one's name",
         "asgd/trace.py",
-        "flush=True)",
-        "flush=False)",
+        "self._write(path, kept, table, flush=True)",
+        "self._write(path, kept, table)",
         POWER,
     ),
     Mutation(
