@@ -18,7 +18,7 @@ Array = npt.NDArray[np.float64]
 
 _PARTS = {"q05": 0.05, "q25": 0.25, "q50": 0.5, "q75": 0.75, "q95": 0.95}
 _EVENT_COLUMNS = ("seconds", "event", "worker", "update", "incident", "details")
-_OUTSIDE = {"event", "time", "worker", "update", "seconds"}
+_OUTSIDE = {"event", "time", "worker", "update", "seconds", "sha256"}
 
 
 def timeline(run: Run, bins: int = 100) -> pd.DataFrame:

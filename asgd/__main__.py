@@ -154,6 +154,40 @@ def workers(run: Path, count: int, as_json: bool) -> None:
 
 
 @cli.command()
+@run_argument
+@click.option("--replay/--no-replay", "replayed", default=True, help="Make each update again.")
+@json_option
+@quiet_option
+def verify(run: Path, replayed: bool, as_json: bool, quiet: bool) -> None:
+    """Check that RUN is what was written and can be what happened.
+
+    Digests of its files, what must hold between its tables, and whether a replay of the updates
+    comes to the same gradients, losses and parameters. One line per fault, and exit status 1.
+
+    \b
+    asgd verify runs/digits
+    asgd verify runs/digits --no-replay     in seconds, also of millions of updates
+    """
+    from asgd.experiment import read_runs
+    from asgd.live import Bar
+    from cluster.verify import verify as verify_run
+
+    verdicts = []
+    for one in read_runs(run):
+        with Bar("verify", 1, quiet) as bar:
+            verdicts.append(verify_run(one, replayed, lambda done: bar.whole("replay", done)))
+    if as_json:
+        print_json({"runs": [asdict(verdict) for verdict in verdicts]})
+    for verdict in () if as_json else verdicts:
+        for finding in verdict.findings:
+            say(printable(finding))
+        if not verdict.findings:
+            say(printable(f"{verdict.run}: all is right: {verdict.checked}"))
+    if any(verdict.findings for verdict in verdicts):
+        raise click.exceptions.Exit(1)
+
+
+@cli.command()
 @runs_argument
 @json_option
 def profile(runs: Sequence[Path], as_json: bool) -> None:
@@ -405,11 +439,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name in ("matplotlib", "matplotlib.font_manager"):
         logging.getLogger(name).addFilter(_tells_more_than_of_its_caches)
     try:
-        cli.main(arguments, prog_name="asgd", standalone_mode=False)
+        status = cli.main(arguments, prog_name="asgd", standalone_mode=False)
         if sys.stdout is not None:  # as after `>&-`
             sys.stdout.flush()
-    except click.exceptions.Exit as request:
-        sys.exit(request.exit_code)
+        if isinstance(status, int):  # of a command that ended with it, see click
+            sys.exit(status)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message(), err=True)
         sys.exit(2)

@@ -102,18 +102,20 @@ def read_table(path: Path, types: Types, most_rows: int) -> Columns:
     DamagedTableError
         It cannot be read, is not what was written, or not such a table.
     """
-    import pyarrow as pa
-
     with _explained(path):
-        with path.open("rb", buffering=0) as file:
-            content = pa.allocate_buffer(os.fstat(file.fileno()).st_size)
-            if file.readinto(content) != content.size:
-                raise ValueError("it changed meanwhile")
-        source = pa.BufferReader(content)
-        start, pages = _checked_footer(source)
-        if sha256(memoryview(content)[:start]).hexdigest().encode() != pages:
-            raise ValueError("its digest does not fit its content")
-        return _columns(_opened(source, types, most_rows), list(types), types)
+        return _columns(_opened(_whole(path), types, most_rows), list(types), types)
+
+
+def check_digests(path: Path) -> None:
+    """Check that a table is what was written, whatever its columns.
+
+    Raises
+    ------
+    DamagedTableError
+        It cannot be read, or is something else.
+    """
+    with _explained(path):
+        _whole(path)
 
 
 class Table:
@@ -157,6 +159,21 @@ class Table:
 
     def __exit__(self, *_: object) -> None:
         self._file.close(force=True)
+
+
+def _whole(path: Path) -> pa.NativeFile:
+    """Return the content of a file, whose digests fit it."""
+    import pyarrow as pa
+
+    with path.open("rb", buffering=0) as file:
+        content = pa.allocate_buffer(os.fstat(file.fileno()).st_size)
+        if file.readinto(content) != content.size:
+            raise ValueError("it changed meanwhile")
+    source = pa.BufferReader(content)
+    start, pages = _checked_footer(source)
+    if sha256(memoryview(content)[:start]).hexdigest().encode() != pages:
+        raise ValueError("its digest does not fit its content")
+    return source
 
 
 def _schema(types: Types) -> pa.Schema:

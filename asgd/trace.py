@@ -23,6 +23,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -107,11 +108,15 @@ class RunWriter:
         try:
             (path / "trace").mkdir()
             writer = cls(path)
-            # On the disk: a checkpoint is worth nothing without them.
-            replace_file(path / "config.json", config.to_json().encode(), flush=True)
-            environment = json.dumps(_environment(), indent=2) + "\n"
-            replace_file(path / "environment.json", environment.encode(), flush=True)
-            writer.event("start")
+            files = {
+                "config.json": config.to_json().encode(),
+                "environment.json": f"{json.dumps(_environment(), indent=2)}\n".encode(),
+            }
+            for name, content in files.items():
+                # On the disk: a checkpoint is worth nothing without them.
+                replace_file(path / name, content, flush=True)
+            digests = {name: sha256(content).hexdigest() for name, content in files.items()}
+            writer.event("start", sha256=digests)
             writer.sync()
         except OSError as error:
             raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from asgd.files import lock as locked
 from cluster.checkpoint import sync_directory
 
 LOG_FILES = "log-*.bin"  # segments of the write-ahead log: log-<epoch>-<version>.bin
+_NUMBER, _LONGEST = re.compile(r"[0-9]{12}\n"), 32
 
 
 class LeaseLostError(RunFailedError):
@@ -42,7 +44,13 @@ class Lease:
         self._path = directory / "lease"
 
     def take(self) -> int:
-        """Return the number of a new incarnation: 0, 1, ...; on disk, it is never given again."""
+        """Return the number of a new incarnation: 0, 1, ...; on disk, it is never given again.
+
+        Raises
+        ------
+        InputError
+            The file is damaged.
+        """
         self._path.parent.mkdir(exist_ok=True)
         self._path.touch()
         with self._locked(fcntl.LOCK_EX) as file:
@@ -85,15 +93,43 @@ class Lease:
 
     @contextmanager
     def _locked(self, lock: int) -> Iterator[IO[str]]:
-        with self._path.open("r+") as file:  # over NFS, the lock is for those who may write
+        # Over NFS, the lock is for those who may write.
+        with self._path.open("r+", encoding="ascii", errors="replace") as file:
             fcntl.flock(file, lock)
             yield file  # closing the file writes it, then lets go of the lock
 
 
+def check_lease(directory: Path) -> None:
+    """Check that the file of a lease, if there is one, can be used.
+
+    Raises
+    ------
+    InputError
+        It cannot.
+    """
+    path = directory / "lease"
+    try:
+        with path.open(encoding="ascii", errors="replace") as file:
+            _number(file)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
+
+
 def _number(file: IO[str]) -> int:
+    """Return the number in the file of a lease, -1 where none was given yet.
+
+    Raises
+    ------
+    InputError
+        It is damaged. To begin again would give numbers that older servers have.
+    """
     file.seek(0)
-    text = file.read().strip()
-    return int(text) if text.isdigit() else -1
+    text = file.read(_LONGEST)
+    if text and not _NUMBER.fullmatch(text):
+        raise InputError(f"{file.name}: is damaged: not the number of a server, but {text!r}")
+    return int(text) if text else -1
 
 
 @contextmanager
