@@ -94,7 +94,7 @@ class LiveRun:
         """Return how the run stands in one line."""
         parts = [
             f"{self._task} {progress.update}/{progress.updates}",
-            f"{_number(progress.updates_per_second, ',.0f')} updates/s",
+            f"{_rate(progress)} updates/s{_wait(progress)}",
             f"staleness {_number(progress.mean_staleness, '.2f')}",
             "loss " + ("none yet" if progress.loss is None else f"{progress.loss:.4g}"),
         ]
@@ -140,7 +140,7 @@ class LiveRun:
         recent = self.recent_staleness(progress)
         loss = "none yet" if progress.loss is None else f"{progress.loss:.4g}"
         rows = [
-            ("updates/s", _number(progress.updates_per_second, ",.0f")),
+            ("updates/s", _rate(progress) + _wait(progress)),
             ("staleness", _both(progress.mean_staleness, recent)),
             ("loss", f"{loss}  {sparkline(self._losses)}"),
         ]
@@ -219,6 +219,15 @@ def _left(progress: Progress) -> str:
     minutes, seconds = divmod(seconds, 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+def _rate(progress: Progress) -> str:
+    speed = progress.updates_per_second
+    return _number(speed, ",.0f" if speed >= 10 or speed == 0 else ".2g")
+
+
+def _wait(progress: Progress) -> str:
+    return " (waiting for the evaluation of losses)" if progress.evaluating else ""
 
 
 def _both(mean: float, recent: float) -> str:

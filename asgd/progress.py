@@ -14,13 +14,15 @@ class Progress:
     update
         Updates applied so far, of `updates`.
     updates_per_second
-        Over the last two seconds.
+        Over the last two seconds, and longer where none was made in them.
     mean_staleness
         Over the run so far, in updates; nan before the first.
     loss
         Evaluated last; None before the first.
     workers
         Worker processes alive; None in virtual time.
+    evaluating
+        Whether updates wait for losses to be evaluated.
     """
 
     update: int
@@ -29,3 +31,4 @@ class Progress:
     mean_staleness: float
     loss: float | None
     workers: int | None = None
+    evaluating: bool = False

@@ -19,6 +19,7 @@ from asgd.errors import AsgdError
 from asgd.files import what_is_wrong
 from asgd.problems import make_problem
 from asgd.trace import RunWriter
+from cluster.backlog import Backlog
 from cluster.checkpoint import CHECKPOINTS
 from cluster.connection import Endpoint
 from cluster.lease import Lease
@@ -36,11 +37,8 @@ from cluster.worker import Worker
 
 Actor = Any  # a Ray handle; Ray's own type does not know that its methods have `.remote`
 
-_ROWS_PER_RECORD = 16_384
-_BYTES_PER_RECORD = 64_000_000
 _SECONDS_PER_RECORD = 1.0
 _SECONDS_PER_CHECKPOINT = 0.25  # at least; the newest one of these is enough
-_RECORDS_IN_FLIGHT = 4
 _SECONDS_WITH_SOCKETS = 0.01  # at a stretch; calls wait meanwhile
 _SECONDS_WITHOUT_SWEEP = 1.0
 
@@ -113,7 +111,9 @@ class ServerActor:
         self._sockets: SocketServer | None = None
         self._serving: asyncio.Task[None] | None = None
         self._stopped = asyncio.Event()
-        self._recorded: list[ray.ObjectRef[Any]] = []
+        self._backlog = Backlog()
+        self._server.ledger.most_evaluations = self._backlog.most_evaluations
+        self._written: set[asyncio.Task[None]] = set()
         self._last_record = time.monotonic()
 
     async def endpoint(self) -> tuple[Endpoint, str]:
@@ -146,7 +146,7 @@ class ServerActor:
         value = decode(data, self._dtype).reshape(shape)
         gradient = Gradient(worker, sequence, read_version, epoch, value, compute_seconds)
         self._send(self._server.receive(gradient, time.monotonic()))
-        await self._hand_over_if_full()
+        self._hand_over_if_ripe()
         return await answer
 
     async def admit(self, worker: int) -> None:
@@ -170,7 +170,7 @@ class ServerActor:
         """Return how the run stands; hand over what waits for the recorder."""
         now = time.monotonic()
         if now - self._last_record >= _SECONDS_PER_RECORD:
-            await self._hand_over()
+            self._hand_over_if_room()
         return self._server.status(now)
 
     async def stopped(self) -> None:
@@ -179,8 +179,8 @@ class ServerActor:
 
     async def flush(self) -> None:
         """Return when everything that happened so far is on disk."""
-        await self._hand_over()
-        await asyncio.gather(*self._recorded)
+        self._hand_over()
+        await asyncio.gather(*self._written)
 
     async def _serve(self, sockets: SocketServer) -> None:
         """Serve the data plane whenever something arrives there; sleep meanwhile."""
@@ -194,7 +194,7 @@ class ServerActor:
                 arrived.clear()
                 sockets.serve(_SECONDS_WITH_SOCKETS)
                 self._note_stop()
-                await self._hand_over_if_full()
+                self._hand_over_if_ripe()
                 await asyncio.sleep(0)
         except Exception as error:
             self._send(self._server.stop(f"the data plane failed: {error!r}"))
@@ -210,27 +210,36 @@ class ServerActor:
         if self._server.stopping and not self._stopped.is_set():
             self._stopped.set()
 
-    async def _hand_over_if_full(self) -> None:
+    def _hand_over_if_ripe(self) -> None:
         ledger = self._server.ledger
-        full = ledger.rows >= _ROWS_PER_RECORD or ledger.evaluation_bytes >= _BYTES_PER_RECORD
-        if full or (
-            ledger.checkpoint is not None
-            and time.monotonic() - self._last_record >= _SECONDS_PER_CHECKPOINT
-        ):
-            await self._hand_over()
+        since = time.monotonic() - self._last_record
+        if ledger.ripe or (ledger.checkpoint is not None and since >= _SECONDS_PER_CHECKPOINT):
+            self._hand_over_if_room()
 
-    async def _hand_over(self) -> None:
+    def _hand_over_if_room(self) -> None:
+        # A recorder that cannot keep up slows the run down rather than filling the memory.
+        if self._backlog.has_room:
+            self._hand_over()
+            self._send(self._server.go_on(time.monotonic()))
+
+    def _hand_over(self) -> None:
         self._last_record = time.monotonic()
         record = self._server.drain()
         if record.empty:
             return
-        self._recorded.append(self._recorder.record.remote(record))
-        # A recorder that cannot keep up slows the run down rather than filling the memory.
-        if len(self._recorded) > _RECORDS_IN_FLIGHT:
-            oldest = self._recorded[0]
-            await oldest
-            if oldest in self._recorded:
-                self._recorded.remove(oldest)
+        self._backlog.add(len(record.evaluations))
+        written = asyncio.create_task(self._follow(self._recorder.record.remote(record), record))
+        self._written.add(written)
+
+    async def _follow(self, call: ray.ObjectRef[float], record: Record) -> None:
+        """Wait for a record to be written, then hand over what had to wait for it."""
+        seconds = await call  # the launcher hears of a recorder that is dead, too
+        self._backlog.remove(len(record.evaluations), seconds)
+        self._server.ledger.most_evaluations = self._backlog.most_evaluations
+        task = asyncio.current_task()
+        assert task is not None
+        self._written.discard(task)
+        self._hand_over_if_ripe()
 
 
 class WorkerActor:
@@ -266,11 +275,12 @@ class RecorderActor:
         # Before the run starts: what is imported and read here would take a core from it.
         self._attempt(self._open)
 
-    def record(self, record: Record) -> None:
-        """Write a record."""
-        if self._recorder is not None and self._error is None:
-            recorder = self._recorder
-            self._attempt(lambda: recorder.record(record))
+    def record(self, record: Record) -> float:
+        """Write a record and return how many seconds its losses took."""
+        if self._recorder is None or self._error is not None:
+            return 0.0
+        recorder = self._recorder
+        return self._attempt(lambda: recorder.record(record)) or 0.0
 
     def _open(self) -> None:
         problem, wanted = make_problem(self._config), self._config.metrics
@@ -281,9 +291,9 @@ class RecorderActor:
                 RunWriter(self._path).event("metrics", url=metrics_page())
         self._recorder = Recorder(self._path, problem, self._epoch, metrics)
 
-    def _attempt(self, step: Callable[[], None]) -> None:
+    def _attempt(self, step: Callable[[], float | None]) -> float | None:
         try:
-            step()
+            return step()
         except AsgdError as error:
             self._error = UserError(str(error))
         except OSError as error:
@@ -293,6 +303,7 @@ class RecorderActor:
             self._error = UserError(f"evaluation of the loss: {reason}")
         except Exception as error:
             self._error = UserError(f"the record: {UserError.describe(error).message}")
+        return None
 
     def latest(self) -> Losses:
         """Return what is known of the loss, and the first error."""

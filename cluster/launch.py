@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import ray
 from ray.exceptions import RayError, RayTaskError
@@ -236,10 +237,11 @@ def _supervise(
             try:
                 _watch(cluster, progress)
                 break
-            except RayTaskError:  # a mistake in what we call, which another server would make too
-                raise
             # Those of workers are met where their work is looked at.
             except RayError as error:
+                # A mistake in what we call another server would make, too.
+                if isinstance(error, RayTaskError) and not isinstance(error.cause, RayError):
+                    raise
                 cluster.replace_server(cause_of(error))
     except BaseException:
         patience = _FLUSH_SECONDS_WITHOUT_RAY if ray_death() else _FLUSH_SECONDS
@@ -267,13 +269,14 @@ def _watch(cluster: Fleet, progress: Callable[[Progress], None] | None) -> None:
     rate = _Rate()
     latest = cluster.recorder.latest.remote()
     losses = Losses()
+    flushed = None
     while True:
-        tasks = [cluster.stopped, *cluster.running]
-        ray.wait(tasks, num_returns=1, timeout=_POLL_SECONDS)
-        ready, _ = ray.wait(tasks, num_returns=len(tasks), timeout=0)
-        finished = cluster.stopped in ready
-        if finished:
-            answer(cluster.server.flush.remote())
+        ready = _ready([flushed] if flushed else [cluster.stopped, *cluster.running])
+        if flushed is None and cluster.stopped in ready:
+            flushed = cluster.server.flush.remote()
+        finished = flushed is not None and flushed in ready
+        if flushed is not None and finished:
+            answer(flushed)
             latest = cluster.recorder.latest.remote()
         status: Status = answer(cluster.server.status.remote())
         cluster.reached = status.version
@@ -285,15 +288,26 @@ def _watch(cluster: Fleet, progress: Callable[[Progress], None] | None) -> None:
         if progress is not None:
             speed = rate(status.version, time.monotonic())
             updates, alive = cluster.config.run.updates, len(cluster.running)
-            mean = status.mean_staleness
-            progress(Progress(status.version, updates, speed, mean, losses.latest, alive))
+            mean, waiting = (
+                status.mean_staleness,
+                status.waiting or (flushed is not None and not finished),
+            )
+            progress(Progress(status.version, updates, speed, mean, losses.latest, alive, waiting))
         if finished:
             if status.stopped != FINISHED:
                 raise RunFailedError(str(status.stopped))
             return
+        if flushed is not None:
+            continue
         cluster.replace_failed(ready, status)
         for request in take_requests(cluster.path):
             cluster.resize(request)
+
+
+def _ready(tasks: list[ray.ObjectRef[Any]]) -> list[ray.ObjectRef[Any]]:
+    """Wait a moment for a task to end, and return those that have."""
+    ray.wait(tasks, num_returns=1, timeout=_POLL_SECONDS)
+    return ray.wait(tasks, num_returns=len(tasks), timeout=0)[0]
 
 
 def _check_losses(losses: Losses, config: RunConfig) -> None:
@@ -305,14 +319,18 @@ def _check_losses(losses: Losses, config: RunConfig) -> None:
 
 
 class _Rate:
-    """Updates per second over a sliding window."""
+    """Updates per second over a sliding window, which is as long as it takes to see one."""
 
     def __init__(self) -> None:
         self._points: list[tuple[float, int]] = []
 
     def __call__(self, version: int, now: float) -> float:
         self._points.append((now, version))
-        while len(self._points) > 2 and self._points[1][0] < now - _RATE_WINDOW_SECONDS:
+        while (
+            len(self._points) > 2
+            and self._points[1][0] < now - _RATE_WINDOW_SECONDS
+            and self._points[1][1] < version
+        ):
             self._points.pop(0)
         start, first = self._points[0]
         return (version - first) / (now - start) if now > start else math.nan

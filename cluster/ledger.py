@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 import time
 from collections.abc import Iterator, Mapping
@@ -16,6 +17,9 @@ from cluster.checkpoint import State
 from cluster.update import Update
 
 Array = npt.NDArray[np.float64]
+
+_ROWS_PER_RECORD = 16_384
+_BYTES_PER_RECORD = 64_000_000  # of parameters to be evaluated
 
 
 @dataclass(frozen=True)
@@ -112,9 +116,15 @@ class Ledger:
     """Collects what happens and hands it over as a `Record`.
 
     Of the states put into `checkpoint` only the last one before a hand-over is kept.
+
+    Attributes
+    ----------
+    most_evaluations
+        With so many losses to be evaluated it is full.
     """
 
     def __init__(self) -> None:
+        self.most_evaluations: float = math.inf
         self._records = 0
         self._clear()
 
@@ -123,13 +133,25 @@ class Ledger:
         self._members = _Rows(MEMBER_COLUMNS)
         self._evaluations: list[Evaluation] = []
         self._events: list[dict[str, Any]] = []
-        self.evaluation_bytes = 0
+        self._evaluation_bytes = 0
         self.checkpoint: State | None = None
 
     @property
-    def rows(self) -> int:
-        """Updates since the last `drain`."""
-        return len(self._trace)
+    def ripe(self) -> bool:
+        """Whether there is enough for a record."""
+        return self._fills(1)
+
+    @property
+    def full(self) -> bool:
+        """Whether nothing more should happen until this is handed over."""
+        return self._fills(2)
+
+    def _fills(self, records: int) -> bool:
+        return (
+            len(self._evaluations) >= self.most_evaluations
+            or len(self._trace) >= records * _ROWS_PER_RECORD
+            or self._evaluation_bytes >= records * _BYTES_PER_RECORD
+        )
 
     def update(self, update: Update) -> None:
         """Add the row of an update and those of its members."""
@@ -140,7 +162,7 @@ class Ledger:
     def evaluation(self, update: int, seconds: float, parameters: Array) -> None:
         """Keep a copy of parameters whose loss is to be evaluated."""
         self._evaluations.append(Evaluation(update, seconds, parameters.copy()))
-        self.evaluation_bytes += parameters.nbytes
+        self._evaluation_bytes += parameters.nbytes
 
     def event(self, kind: str, **fields: Any) -> dict[str, Any]:
         """Keep an event with the time of day and return it; `fields` are JSON values."""

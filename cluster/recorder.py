@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -58,8 +59,13 @@ class Recorder:
         self.latest_loss: tuple[int | None, float | None] = (None, None)
         self._note(self._writer.recorded_losses())
 
-    def record(self, record: Record) -> None:
+    def record(self, record: Record) -> float:
         """Write the trace and the events of a record, evaluate its losses, save its checkpoint.
+
+        Returns
+        -------
+        float
+            Seconds that the evaluation took.
 
         Raises
         ------
@@ -72,7 +78,7 @@ class Recorder:
         """
         # When a server dies, Ray may lose a large record and still deliver a small one after it.
         if record.empty or record.number != self._next:
-            return
+            return 0.0
         self._next += 1
         with self._lease.held(self._epoch):
             self._writer.members(record.members)
@@ -80,9 +86,11 @@ class Recorder:
             for event in record.events:
                 fields = dict(event)
                 self._writer.event(fields.pop("event"), **fields)
+        start = time.perf_counter()
         losses = [
             (each.update, each.seconds, self._loss(each.parameters)) for each in record.evaluations
         ]
+        seconds = time.perf_counter() - start
         with self._lease.held(self._epoch):
             if losses:
                 self._writer.loss(dict(zip(LOSS_COLUMNS, zip(*losses, strict=True), strict=True)))
@@ -90,6 +98,7 @@ class Recorder:
             if record.checkpoint is not None:
                 self._save(record.checkpoint)
             self._metrics.show(record.trace, losses)
+        return seconds
 
     def _loss(self, parameters: Array) -> float:
         try:

@@ -263,6 +263,10 @@ class ParameterServer:
         """Return what happened since the last call, for the recorder."""
         return self.ledger.drain()
 
+    def go_on(self, now: float) -> Replies:
+        """Apply what had to wait for room in the ledger."""
+        return [] if math.isnan(self._started) else self._advance(now)
+
     def status(self, now: float) -> Status:
         """Return how the run stands."""
         return Status(
@@ -275,6 +279,7 @@ class ParameterServer:
             },
             self._rejected,
             self._stop.reason if self._stop else None,
+            self._stop is None and self.ledger.full,
         )
 
     def _start(self, now: float) -> Replies:
@@ -296,7 +301,7 @@ class ParameterServer:
     def _advance(self, now: float) -> Replies:
         """Apply whatever may be applied now."""
         replies: Replies = []
-        while self._stop is None and (group := self._next()):
+        while self._stop is None and not self.ledger.full and (group := self._next()):
             if replies:  # the snapshots granted so far keep their array
                 self.parameters = self.parameters.copy()
             self._apply(group, now)

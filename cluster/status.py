@@ -42,6 +42,8 @@ class Status:
         Gradients refused because they cannot be applied.
     stopped
         Why the server wants no more gradients, None while it does.
+    waiting
+        Whether updates wait for the recorder, in general for losses to be evaluated.
     """
 
     version: int
@@ -50,3 +52,4 @@ class Status:
     workers: dict[int, WorkerStatus]
     rejected: int
     stopped: str | None
+    waiting: bool = False

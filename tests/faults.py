@@ -70,6 +70,10 @@ class Crowd:
         self.at_hand.pop(worker, None)
         self._deliver(self.server.leave(worker, self._tick()))
 
+    def go_on(self) -> None:
+        """Let the server go on once there is room in its ledger."""
+        self._deliver(self.server.go_on(self._tick()))
+
     def _tick(self) -> float:
         self.now += 1.0
         return self.now

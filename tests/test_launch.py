@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from ray._private import worker as ray_worker
@@ -168,6 +169,30 @@ def test_run_that_cannot_go_on_ends_with_one_line(
     assert result.events[-1]["reason"] == str(raised.value)
     assert len(result.trace) > 0
     np.testing.assert_array_equal(result.trace["update"], np.arange(len(result.trace)))
+
+
+@pytest.mark.usefixtures("shared_ray")
+@pytest.mark.parametrize("transport", ["shm", "ray"])
+def test_slow_loss_slows_the_run_down_and_freezes_nothing(tmp_path: Path, transport: str) -> None:
+    problem = {"kind": "tests.plugins:bowl", "options": {"fault": "slow loss"}}
+    config = configure(problem, updates=10**6, workers=2, transport=transport)
+    config = msgspec.structs.replace(config, run=msgspec.structs.replace(config.run, eval_every=1))
+    shown: list[Progress] = []
+
+    def interrupt(progress: Progress) -> None:
+        shown.append(progress)
+        if progress.update > 300:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(config, tmp_path / "run", progress=interrupt)
+    result = read_run(tmp_path / "run")
+    assert result.state == "interrupted"
+    assert any(progress.evaluating for progress in shown)
+    # A second's worth of losses, and what is made while the launcher waits to look again.
+    assert len(result.trace) - shown[-1].update < 150
+    np.testing.assert_array_equal(result.loss["update"], np.arange(len(result.trace) + 1))
+    check_every_gradient_is_accounted_for(result)
 
 
 @pytest.mark.usefixtures("shared_ray")

@@ -1,0 +1,55 @@
+"""How far the recorder may be behind the server: at most a second or so of its work.
+
+A loss that takes longer to evaluate than the updates between two of them slows the run down to its
+own pace. So the memory is not filled, whoever asks how the run stands is answered, and a run that
+is interrupted has little left to write.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+_RECORDS = 4  # on their way beside the one at hand
+_SECONDS = 0.3  # of evaluating, in a record and in those on their way
+_AT_FIRST = 0.012  # seconds that an evaluation is taken to last before one is known
+
+
+@dataclass
+class Backlog:
+    """The records that were handed over and are not written yet.
+
+    Attributes
+    ----------
+    records
+        How many there are.
+    evaluations
+        Of losses, in all of them.
+    seconds_each
+        That the latest evaluations took.
+    """
+
+    records: int = 0
+    evaluations: int = 0
+    seconds_each: float = _AT_FIRST
+
+    @property
+    def most_evaluations(self) -> int:
+        """How many losses to be evaluated make a record."""
+        return max(1, round(_SECONDS / self.seconds_each))
+
+    @property
+    def has_room(self) -> bool:
+        """Whether another record may be handed over now."""
+        return self.records <= _RECORDS and self.evaluations <= self.most_evaluations
+
+    def add(self, evaluations: int) -> None:
+        """Take note of a record that is handed over."""
+        self.records += 1
+        self.evaluations += evaluations
+
+    def remove(self, evaluations: int, seconds: float) -> None:
+        """Take note of a record that is written, and how long its evaluations took."""
+        self.records -= 1
+        self.evaluations -= evaluations
+        if evaluations:
+            self.seconds_each = max(seconds / evaluations, 1e-9)
