@@ -27,7 +27,7 @@ from typing import IO, Any
 _MARK = "ASGD_RAY_DIRECTORY"
 _TITLE = b"ray::"  # what Ray's Python processes call themselves
 _SECONDS_TO_CLEAR = 10.0  # what is killed may have started something meanwhile
-_SECONDS_TO_LOOK = 1.0  # for the driver itself: forked, a child would keep the input open
+_SECONDS_TO_LOOK = 0.2  # for the driver itself: forked, a child would keep the input open
 _POLL_SECONDS = 0.02
 
 
@@ -150,6 +150,7 @@ class _Told:
     directory: str | None = None
     run: str | None = None
     parts: dict[str, int] = field(default_factory=dict)
+    dead: list[str] = field(default_factory=list)
 
     def hear(self, line: bytes) -> None:
         facts = json.loads(line)
@@ -170,13 +171,20 @@ class _Told:
                 *lines, heard = (heard + received).split(b"\n")
                 for line in lines:
                     self.hear(line)
-            elif self.driver and os.getppid() != self.driver:
+            elif self.driver and not self.look():
                 return
 
-    def epitaph(self) -> str:
-        """Return in words how the driver ended; to be asked for before anything is killed."""
+    def look(self) -> bool:
+        """Return whether the driver is there, having looked for parts of Ray that died before."""
         dead = [name for name, pid in self.parts.items() if not _is_alive(pid)]
-        after = f" after Ray's {' and '.join(dead)} had died" if dead else ""
+        if os.getppid() != self.driver:  # with it, the kernel ends them
+            return False
+        self.dead = dead
+        return True
+
+    def epitaph(self) -> str:
+        """Return in words how the driver ended."""
+        after = f" after Ray's {' and '.join(self.dead)} had died" if self.dead else ""
         return f"the launcher, process {self.driver}, was killed or crashed{after}"
 
 

@@ -2,6 +2,7 @@
 """Runs that lose workers, servers, recorders, checkpoints and nodes, and what is left of them.
 
 .venv/bin/python scripts/bench_chaos.py [--runs 10] [--updates 3000] [--faults 6] [--no-nodes]
+.venv/bin/python scripts/bench_chaos.py --launched 20 [--faults 2] [--seed 0]
 
 Each run trains softmax regression on the digits data with four workers, under another transport,
 order and durability than the one before. Faults come at random updates: kill -9 of the process of
@@ -15,6 +16,15 @@ negative, each gradient of each worker applied once or reported, no update lost 
 made and is not reported and none at all with a log, every loss on record, and the final parameters
 equal, to the last bit, to a serial replay of the trace. Exit status 1 if a run did not finish or
 anything is violated.
+
+With `--launched`, each run is `asgd run` in a process of its own, and the faults are drawn from
+those that end it or damage what it wrote: kill -9 of Ray's gcs_server, its raylet, an agent, the
+guard, the launcher, the server, the recorder or a worker; a flipped bit in a part of the trace or
+of the losses; a flood of connections by strangers; a run directory that becomes read-only; a full
+disk (these two as root alone, where `unshare -m` works). A run that ended is gone on with by
+`--resume`. Each end must say why, in one line and in the events, and leave nothing behind; a run
+that finishes must hold what is checked above, unless a flipped bit is still there: then reading it
+must say so.
 """
 
 from __future__ import annotations
@@ -273,6 +283,50 @@ def nodes_of(many: bool) -> Iterator[Nodes | None]:
             nodes.close()
 
 
+def launched(runs: int, faults: int, seed: int) -> int:
+    """Take runs in processes of their own through faults that end them."""
+    from scripts.launched_chaos import Launched, chaos, own_mounts, plan
+
+    mounts = own_mounts()
+    if mounts and "ASGD_OWN_MOUNTS" not in os.environ:
+        os.environ["ASGD_OWN_MOUNTS"] = "1"
+        os.execvp("unshare", ["unshare", "-m", sys.executable, *sys.argv])
+    if not mounts:
+        print("no read-only directory and no full disk: not root, or no mounts of one's own")
+    wrong, faulty, totals = 0, 0, Counter[str]()
+    for number in range(runs):
+        random = np.random.default_rng([seed, number])
+        kinds = plan(random, faults, mounts)
+        with tempfile.TemporaryDirectory(prefix="a-", dir="/tmp") as directory:
+            run = Launched(Path(directory), random, mounts)
+            try:
+                hit = chaos(run, kinds)
+                found = run.wrong + still_wrong(run.out, run.ends[-1] == "finished", run.damaged)
+            finally:
+                run.close()
+        totals += Counter(hit)
+        faulty += bool(found)
+        wrong += len(found)
+        print(
+            f"run {number}: faults {', '.join(hit) or 'none'}; {' | '.join(run.ends)}", flush=True
+        )
+        for words in found:
+            print(f"  wrong: {words[:1000]}", flush=True)
+    kinds_hit = ", ".join(f"{kind} {count}" for kind, count in sorted(totals.items()))
+    print(f"{runs} runs, {sum(totals.values())} faults ({kinds_hit}); {faulty} runs wrong")
+    return int(wrong > 0)
+
+
+def still_wrong(path: Path, finished: bool, damaged: list[Path]) -> list[str]:
+    """Return what does not hold of a run that says it is finished."""
+    if not finished:
+        return []
+    found = violations(read_run(path), [])
+    if any(part.exists() for part in damaged) and found:
+        return [words for words in found if "digest" not in words]
+    return found
+
+
 def main(arguments: Iterable[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=10)
@@ -281,7 +335,10 @@ def main(arguments: Iterable[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the faults")
     parser.add_argument("--first", type=int, default=0, help="number of the first run")
     parser.add_argument("--no-nodes", action="store_true", help="one node, which never dies")
+    parser.add_argument("--launched", type=int, metavar="RUNS", help="in processes of their own")
     options = parser.parse_args(arguments)
+    if options.launched:
+        return launched(options.launched, options.faults, options.seed)
     os.environ.update(
         RAY_AUTH_MODE="token",
         RAY_AUTH_TOKEN=secrets.token_hex(32),

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.guard import guarded, processes
+from cluster.guard import _Told, guarded, processes
 from tests.processes import processes_in
 
 DRIVER = """
@@ -62,7 +62,7 @@ lock = open(run + "/checkpoints/lock", "w")
 if not locked:
     fcntl.flock(lock, fcntl.LOCK_EX)
 with guarded() as guard:
-    guard.tell(part="raylet", pid=2**22 + 1)  # larger than any process
+    guard.tell(part="raylet", pid=os.getpid())  # as if the kernel ended it with the driver
     guard.tell(run=run)
     print(flush=True)
     time.sleep(60)
@@ -97,9 +97,7 @@ def test_run_of_a_killed_driver_says_that_it_failed(
             fcntl.flock(another, fcntl.LOCK_EX)
         driver.kill()
         _, errors = driver.communicate(timeout=30)  # the guard has this end, too
-    reason = (
-        f"the launcher, process {driver.pid}, was killed or crashed after Ray's raylet had died"
-    )
+    reason = f"the launcher, process {driver.pid}, was killed or crashed"
     content = (tmp_path / "events.jsonl").read_text()
     assert errors == (f"asgd: {reason}\n" if noted else "")
     assert content.startswith(events)
@@ -108,6 +106,20 @@ def test_run_of_a_killed_driver_says_that_it_failed(
         assert (event["event"], event["reason"]) == ("failed", reason)
     else:
         assert content == events
+
+
+def test_what_died_before_the_driver_is_named() -> None:
+    never = 2**22 + 1  # larger than any process
+    told = _Told()
+    told.hear(json.dumps({"directory": None, "driver": os.getppid()}).encode())
+    told.hear(json.dumps({"part": "gcs_server", "pid": os.getpid()}).encode())
+    told.hear(json.dumps({"part": "raylet", "pid": never}).encode())
+    assert told.look()
+    assert told.epitaph().endswith("was killed or crashed after Ray's raylet had died")
+    told.driver = never
+    told.dead.clear()
+    assert not told.look()
+    assert told.epitaph().endswith(f"process {never}, was killed or crashed")
 
 
 TITLED = "import sys, time; file = open(sys.argv[1], 'a'); print(flush=True); time.sleep(60)"

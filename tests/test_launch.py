@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import select
 import shutil
 import signal
@@ -209,6 +210,55 @@ def test_full_disk_met_by_the_launcher_is_noted(tmp_path: Path) -> None:
     result = read_run(events.parent)
     assert result.state == "failed"
     assert str(events) in result.events[-1]["reason"]
+
+
+@pytest.mark.usefixtures("shared_ray")
+def test_directory_that_is_moved_in_mid_run_is_said_to_be(tmp_path: Path) -> None:
+    out, moved = tmp_path / "run", tmp_path / "moved"
+
+    def move(progress: Progress) -> None:
+        if progress.loss is not None and out.exists():
+            out.rename(moved)
+
+    with pytest.raises(RunFailedError, match="was removed or moved while the run was at work"):
+        run(configure({"kind": "softmax"}, updates=10**6, workers=1), out, progress=move)
+    assert not out.exists()
+    assert len(read_run(moved).trace) > 0
+
+
+BECOMES_READ_ONLY = """
+import os, subprocess, sys
+from asgd.__main__ import main
+from asgd.live import LiveRun
+
+out = sys.argv[-1]
+
+def shut(live, progress):
+    if progress.update and not os.path.ismount(out):
+        subprocess.run(["mount", "--bind", out, out], check=True)
+        subprocess.run(["mount", "-o", "remount,ro,bind", out], check=True)
+
+LiveRun.__call__ = shut
+main(sys.argv[1:])
+"""
+
+
+def test_directory_that_becomes_read_only_is_named(tmp_path: Path) -> None:
+    unshare = ["unshare", "-m"]
+    if os.geteuid() or subprocess.run([*unshare, "true"], check=False).returncode:
+        pytest.skip("needs a mount of its own: root, and unshare -m")
+    (tmp_path / "c.toml").write_text("problem.kind = 'quadratic'\nrun.updates = 1000000000\n")
+    arguments = ["run", tmp_path / "c.toml", "--out", tmp_path / "run"]
+    child = subprocess.run(
+        [*unshare, sys.executable, "-c", BECOMES_READ_ONLY, *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=280,
+    )
+    assert child.returncode == 1
+    assert re.fullmatch(r"asgd: \S+/run/\S+: cannot be used \(Read-only .*\)\n", child.stderr)
 
 
 @pytest.mark.usefixtures("shared_ray")

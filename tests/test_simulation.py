@@ -1,5 +1,10 @@
 from __future__ import annotations
 
+import errno
+import os
+import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import fields, replace
 from pathlib import Path
@@ -472,3 +477,37 @@ def test_many_servers_on_vectors():
     }
     assert final[1].shape == final[12].shape == (50, 10)
     assert problem.loss(final[12]).mean() > problem.loss(final[1]).mean()
+
+
+def test_full_disk_ends_a_simulation_with_status_1(tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_text("problem.kind = 'quadratic'\nrun.updates = 200000\n")
+    command = ["prlimit", "--fsize=20000", sys.executable, "-m", "asgd", "simulate"]
+    child = subprocess.run(
+        [*command, tmp_path / "c.toml", "--out", tmp_path / "run"],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert child.returncode == 1
+    assert re.fullmatch(
+        r"asgd: \S+/run/trace/\S+: cannot be used \(File too large\)\n", child.stderr
+    )
+    found = read_run(tmp_path / "run")
+    assert (found.state, child.stderr) == ("failed", f"asgd: {found.failure}\n")
+
+
+@pytest.mark.parametrize("repeats", [1, 2])
+def test_file_system_without_locks_is_refused_before_anything_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, repeats: int
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    run = {"updates": 10, "repeats": repeats}
+    config = make_config({"problem": {"kind": "quadratic"}, "run": run})
+    with monkeypatch.context() as patch:
+        patch.setattr("fcntl.flock", refuse)
+        with pytest.raises(InputError, match=r"gives no lock \(No locks available\); put the run"):
+            simulate(config, tmp_path / "run")
+    simulate(config, tmp_path / "run")
