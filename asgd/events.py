@@ -80,6 +80,8 @@ def _defect(event: Any) -> str | None:
     for name, value in event.items():
         if name in _INTEGERS and type(value) is not int:
             return f"{name} = {value!r:.40}: expected an integer"
+        if value is None and name == "restart_seconds":  # the worker is given up
+            continue
         if name in _NUMBERS and (type(value) not in (int, float) or not np.isfinite(value)):
             return f"{name} = {value!r:.40}: expected a number"
     sequences = event.get("sequences", {})

@@ -10,7 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 _RECORDS = 4  # on their way beside the one at hand
-_SECONDS = 0.3  # of evaluating, in a record and in those on their way
+_SECONDS = 0.3  # of evaluating, in a record
+_SECONDS_ON_THEIR_WAY = 0.45  # of evaluating, when another one may follow
 _AT_FIRST = 0.012  # seconds that an evaluation is taken to last before one is known
 
 
@@ -40,7 +41,11 @@ class Backlog:
     @property
     def has_room(self) -> bool:
         """Whether another record may be handed over now."""
-        return self.records <= _RECORDS and self.evaluations <= self.most_evaluations
+        return self.records <= _RECORDS and self._seconds < _SECONDS_ON_THEIR_WAY
+
+    @property
+    def _seconds(self) -> float:
+        return self.evaluations * self.seconds_each
 
     def add(self, evaluations: int) -> None:
         """Take note of a record that is handed over."""

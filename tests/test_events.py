@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from asgd.events import in_words, incidents, team_sizes
+import json
+from pathlib import Path
+
+from asgd.events import in_words, incidents, read_events, team_sizes
 
 
 def test_who_joins_again_came_back() -> None:
@@ -32,3 +35,10 @@ def test_team_sizes_follow_the_updates_not_the_order_of_the_file() -> None:
     cut = {"event": "server_restored", "time": 7.0, "to_version": 3}
     assert team_sizes([*events, cut], 2, 5).tolist() == [2, 2, 3, 2, 2]
     assert team_sizes([], 4, 3).tolist() == [4, 4, 4]
+
+
+def test_worker_that_is_given_up_has_no_delay(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    event = {"event": "worker_lost", "worker": 0, "update": 3, "restart_seconds": None}
+    path.write_text(json.dumps(event) + "\n")
+    assert read_events(path) == [event]
