@@ -223,7 +223,7 @@ def _left(progress: Progress) -> str:
 
 def _rate(progress: Progress) -> str:
     speed = progress.updates_per_second
-    return _number(speed, ",.0f" if speed >= 10 or speed == 0 else ".2g")
+    return _number(speed, ",.0f" if speed >= 1 or speed == 0 else ".2g")
 
 
 def _wait(progress: Progress) -> str:

@@ -56,6 +56,14 @@ def test_a_pipe_gets_a_line_every_ten_seconds_if_asked_for() -> None:
     )
 
 
+def test_a_run_that_waits_for_losses_says_so_and_how_slow_it_is() -> None:
+    state = Progress(30, 100, 0.25, 3.0, 0.5, 4, evaluating=True)
+    assert LiveRun("train").line(state) == (
+        "train 30/100, 0.25 updates/s (waiting for the evaluation of losses), staleness 3.00, "
+        "loss 0.5, 4:40 left"
+    )
+
+
 def test_a_run_that_has_not_begun_has_no_staleness() -> None:
     text = io.StringIO()
     with LiveRun("train", console=Console(file=text, force_terminal=True, width=120)) as live:
