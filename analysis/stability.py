@@ -24,6 +24,12 @@ Complex = npt.NDArray[np.complex128]
 # follow its argument, and this many at least place a root of a short law.
 _POINTS_PER_TURN = 16
 _FEWEST_POINTS = 2**14
+# Mass of the law left out where roots are counted, and where the largest is refined: where two
+# roots meet they move by the square root of what is missing, and a factor r has it over r^L.
+_TAIL, _FINE_TAIL = 1e-9, 1e-24
+# What counting can be off by, as a share of the radius; first step of the refinement beyond which
+# it leads to another root; and its steps.
+_NEAR, _FAR, _STEPS = 0.02, 0.1, 6
 
 
 def max_stable_learning_rate(
@@ -120,7 +126,7 @@ def spectral_radius(law: StalenessLaw, step: float) -> float:
     """Return the mean's slowest factor per update: the largest modulus among the roots.
 
     Bisection on the radius, the argument principle (one FFT of the law) counting the roots
-    inside; then Newton's method.
+    inside; then a refinement that also takes two roots that meet.
 
     Parameters
     ----------
@@ -132,43 +138,70 @@ def spectral_radius(law: StalenessLaw, step: float) -> float:
     Returns
     -------
     float
-        Below one: stable. That of the companion matrix to 1e-6.
+        Below one: stable. To 1e-6, where it exceeds the rate at which the tail of the law
+        decays; a faster decay of the mean is returned as about that rate.
     """
     if not step >= 0:
         raise InputError(f"step = {step}: expected learning rate times curvature >= 0")
-    weights = law.weights(law.support_length())
-    # z^{L-1} (z - 1 + h W(1/z)), lowest power first
-    polynomial = np.append(step * weights[::-1], 0.0)
-    polynomial[-2:] += -1.0, 1.0
+    polynomial = _polynomial(law, step, _TAIL)
     low, high = 0.0, 1.0 + step
     while high - low > 1e-6 * max(1.0, low):
         middle = (low + high) / 2
-        _, values = _on_circle(polynomial, middle)
+        values = _on_circle(_scaled(polynomial, middle))
         values = np.where(values == 0, np.finfo(float).tiny, values)  # a root on the circle
         turns = np.angle(np.roll(values, -1) / values).sum() / (2.0 * np.pi)
-        low, high = (low, middle) if round(float(turns)) == len(weights) else (middle, high)
-    return _polish(polynomial, (low + high) / 2)
+        inside = round(float(turns)) == len(polynomial) - 1
+        low, high = (low, middle) if inside else (middle, high)
+    radius = (low + high) / 2
+    values = _on_circle(_scaled(polynomial, radius))
+    z = complex(np.exp(2j * np.pi * np.argmin(np.abs(values)) / len(values)))
+    return radius * _polish(_scaled(_polynomial(law, step, _FINE_TAIL), radius), z)
 
 
-def _on_circle(polynomial: Array, radius: float) -> tuple[Array, Complex]:
-    """Return p_i radius^i, scaled to a largest value of one, and its values on the unit circle."""
+def _polynomial(law: StalenessLaw, step: float, tail: float) -> Array:
+    """Return z^{L-1} (z - 1 + h W(1/z)), lowest power first, L where the tail is below `tail`."""
+    weights = law.weights(law.support_length(tail))
+    polynomial = np.append(step * weights[::-1], 0.0)
+    polynomial[-2:] += -1.0, 1.0
+    return polynomial
+
+
+def _scaled(polynomial: Array, radius: float) -> Array:
+    """Return p_i radius^i, scaled to a largest value of one: its roots are divided by radius."""
     with np.errstate(divide="ignore"):
         logs = np.log(np.abs(polynomial)) + np.arange(len(polynomial)) * np.log(radius)
-    scaled = np.sign(polynomial) * np.exp(logs - logs.max())
-    points = _points(len(polynomial))
-    return scaled, np.fft.ifft(scaled, points, norm="forward")
+    return np.asarray(np.sign(polynomial) * np.exp(logs - logs.max()))
 
 
-def _polish(polynomial: Array, radius: float) -> float:
-    """Return the modulus of the root next to the circle by Newton's method, or the radius."""
-    scaled, values = _on_circle(polynomial, radius)
-    powers = np.arange(len(scaled))
-    z = np.exp(2j * np.pi * np.argmin(np.abs(values)) / len(values))
-    for _ in range(5):
-        terms = scaled * z**powers
-        slope = (powers * terms).sum()
-        z = z - z * terms.sum() / slope if slope else z
-    return float(abs(z)) * radius if abs(abs(z) - 1.0) < 1e-4 else radius
+def _on_circle(polynomial: Array) -> Complex:
+    return np.fft.ifft(polynomial, _points(len(polynomial)), norm="forward")
+
+
+def _polish(polynomial: Array, z: complex) -> float:
+    """Return the largest modulus, near one, of the two roots next to z; one if there is none.
+
+    Each step goes to a root of the parabola with the polynomial's value, slope and bend: where two
+    roots are about to meet, where Newton's method fails, it has both.
+    """
+    powers = np.arange(len(polynomial))
+
+    def moves(root: complex) -> list[complex]:
+        terms = polynomial * root**powers
+        value, slope, bend = terms.sum(), powers @ terms, (powers * (powers - 1)) @ terms
+        fork = np.sqrt(slope**2 - 2.0 * value * bend + 0j)
+        below = sorted((slope - fork, slope + fork), key=abs)
+        return [complex(-2.0 * value / one) if one else 0j for one in below]
+
+    found = []
+    for first in moves(z):
+        if abs(first) > _FAR:
+            continue
+        root = z * (1.0 + first)
+        for _ in range(_STEPS):
+            root *= 1.0 + moves(root)[1]  # the nearer one
+        if abs(abs(root) - 1.0) < _NEAR:
+            found.append(abs(root))
+    return max(found, default=1.0)
 
 
 def _points(degree: int) -> int:

