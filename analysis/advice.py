@@ -8,11 +8,12 @@ from contextlib import suppress
 import numpy as np
 
 from analysis.dependence import start_up
-from analysis.run_stability import run_stability
+from analysis.run_stability import limits_of, run_stability
 from analysis.setting import Setting, closure_of
 from asgd.divergence import DIVERGED
 from asgd.errors import AsgdError, DivergedError
 from asgd.problems import make_problem
+from asgd.rules import make_rule
 from asgd.schedules import learning_rate_schedule
 from asgd.staleness import Empirical, staleness_of
 from asgd.streams import stream
@@ -25,34 +26,56 @@ def diverged(run: Run) -> bool:
 
 
 def advice_on_divergence(run: Run) -> str | None:
-    """Return the largest stable learning rate for the measured staleness of a run, in words.
+    """Return up to which learning rate a run would have been stable and what to change, in words.
 
-    The curvature is that of the starting point. None where the theory says nothing: no update was
-    recorded, or the rule is not plain SGD.
+    The limits are those of its rule along its own turns; the curvature is that of the starting
+    point. None where no update was recorded, or no curvature is positive there.
     """
-    trace, optimizer = run.trace, run.config.optimizer
-    if trace.empty or optimizer.rule != "sgd" or optimizer.clip_norm is not None:
+    if run.trace.empty:
         return None
+    setting = _setting(run)
+    stability = run_stability(setting).start
+    if stability.limits is None:
+        return None
+    momentum = stability.momentum
+    rule = f" and its momentum of {momentum:g}" if momentum else ""
+    limit, sure = f"{stability.limit:.2g}", f"{stability.almost_sure:.2g}"
+    if stability.verdict == "stable":
+        return (
+            f"where it started, learning rates up to {limit} are stable with the staleness it "
+            f"measured{rule}: what grew is the curvature or the noise; take a smaller learning "
+            "rate or larger batches"
+        )
+    less = f"{_without_momentum(setting, stability.curvature[0])}, " if momentum else ""
+    noise = "" if stability.additive_noise else "; small batches lower it further"
+    return (
+        f"with the staleness it measured{rule}, the largest stable learning rate is {limit}, and "
+        f"single runs diverge from {sure} on: take a smaller one, {less}or fewer workers{noise}"
+    )
+
+
+def _without_momentum(setting: Setting, curvature: float) -> str:
+    limits = limits_of(setting, momentum=0.0).at_curvature(curvature)
+    plain = limits.mean_square or limits.almost_sure
+    return f"less momentum (without any, the largest is {plain.value:.2g})"
+
+
+def _setting(run: Run) -> Setting:
+    """Return the setting of a run that may have been too short to fit a law to."""
+    trace, optimizer = run.trace, run.config.optimizer
     staleness = staleness_of(trace["update"].to_numpy(), trace["read_version"].to_numpy())
     problem = make_problem(run.config)
-    law = Empirical.from_sample(staleness[start_up(staleness) :])
-    setting = Setting(
+    plain = optimizer.rule == "sgd" and optimizer.clip_norm is None
+    return Setting(
         problem=problem,
         learning_rate=learning_rate_schedule(optimizer).array(len(trace)),
         batch_size=optimizer.batch_size,
         initial=problem.initial_point(stream(run.config.run.seed, "initial")),
         record=np.zeros(1, dtype=np.int64),
-        law=law,
+        law=Empirical.from_sample(staleness[start_up(staleness) :]),
         closure=closure_of(run),
         workers=run.config.cluster.workers,
-    )
-    stability = run_stability(setting)
-    limit = f"{stability.limit:.2g}"
-    if stability.factor < 1.0:
-        return f"the largest stable learning rate for the staleness it measured is {limit}"
-    return (
-        f"where it started, learning rates up to {limit} are stable: what grew is the curvature "
-        "or the noise; take a smaller learning rate or larger batches"
+        rule=None if plain else make_rule(optimizer),
     )
 
 

@@ -207,19 +207,32 @@ def room(prediction: Prediction | None) -> tuple[float, float]:
     return factor, limit
 
 
+def _about_stability(prediction: Prediction) -> list[str]:
+    """Return what to change where the learning rate is beyond or near its limit."""
+    factor, limit = room(prediction)
+    if factor >= _AMPLE:
+        return []
+    if factor >= 1:
+        return [
+            f"The learning rate is within a factor of {factor:.2g} of the limit: no larger one, "
+            "and more workers only with a smaller one."
+        ]
+    stability = prediction.settings.stability or {}
+    less = "lower the momentum, " if stability.get("start", {}).get("momentum") else ""
+    tail = "; until then rare excursions dominate every average over repeats"
+    return [
+        f"Lower the learning rate below {limit:.3g}, {less}or take fewer workers"
+        f"{tail if stability.get('verdict') == 'heavy tail' else ''}."
+    ]
+
+
 def _about_loss(fit: StalenessFit, prediction: Prediction | None, score: Score | None) -> list[str]:
     """Return what stability and the predictions advise."""
     if prediction is None or score is None:
         return []
     advice = []
-    factor, limit = room(prediction)
-    if factor < 1:
-        advice.append(f"Lower the learning rate below {limit:.3g}, or take fewer workers.")
-    elif factor < _AMPLE:
-        advice.append(
-            f"The learning rate is within a factor of {factor:.2g} of the limit: no larger one, "
-            "and more workers only with a smaller one."
-        )
+    factor, _ = room(prediction)
+    advice.extend(_about_stability(prediction))
     best = score.models[score.closest]
     cost = staleness_cost(prediction)
     if best.relative_error > _POOR and best.coverage >= _COVERED:

@@ -274,7 +274,7 @@ class _Mode:
         parts = np.array_split(staleness, 8)
         values = [self._mean_limit(Empirical.from_sample(part.ravel())) for part in parts]
         value = self._mean_limit(Empirical.from_sample(staleness.ravel()))
-        return Limit(value, float(np.std(values, ddof=1)) / np.sqrt(len(values)))
+        return Limit(value, float(np.std(values, ddof=1) / np.sqrt(len(values))))
 
     def _exact_mean_square(self) -> float | None:
         """Return the limit of the mean square where workers are memoryless and steps alike."""
@@ -332,8 +332,8 @@ def _almost_sure_limit(growth: TypicalGrowth) -> Limit:
         low /= 1.05
     step = float(brentq(growth, low, high, rtol=1e-5))
     slope = (growth(1.02 * step) - growth(0.98 * step)) / (0.04 * step)
-    scatter = float(growth.of_paths(step).std(ddof=1)) / np.sqrt(len(growth.read))
-    return Limit(step, abs(scatter / slope))
+    scatter = growth.of_paths(step).std(ddof=1) / np.sqrt(len(growth.read))
+    return Limit(step, float(abs(scatter / slope)))
 
 
 def _zero(steps: Array, values: Array) -> Limit:

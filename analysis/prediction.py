@@ -75,7 +75,7 @@ class PredictionSettings(msgspec.Struct, frozen=True, kw_only=True):
     turns
         Whether "sme_law" drew the workers' turns by the hazards of the law or from the record.
     stability
-        Whether the run is stable (`RunStability.to_dict`), None for a rule other than sgd.
+        Whether the run is stable (`RunStability.to_dict`), None where it was not looked at.
     models
         By name, in the order of the curves.
     """
@@ -155,7 +155,7 @@ class Prediction:
         return f"Predicted loss after {self.curves['update'].max()} updates"
 
     def _stability(self) -> str:
-        """Return the sentence on stability; none where it is not known, under another rule."""
+        """Return the sentence on stability; none where it was not looked at."""
         stability = self.settings.stability
         return str(stability["sentence"]) if stability else ""
 
@@ -238,7 +238,7 @@ def predict(
         law=setting.law.to_dict(),
         closure=setting.closure,
         turns="by hazard" if setting.turns is None or method == "fast" else "recorded",
-        stability=None if setting.rule else run_stability(setting, ends[0]).to_dict(),
+        stability=run_stability(setting, ends[0]).to_dict(),
         models={
             name: PredictedWith(_label(MODELS[name], setting, method), curve.paths)
             for name, curve in curves.items()

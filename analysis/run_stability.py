@@ -1,10 +1,10 @@
 """Is a run stable, what is the largest stable learning rate, how far is the run from it? (ours).
 
-On each leading mode of the Hessian the mean follows the recursion of `analysis.stability` under
-the run's staleness law. Curvature changes along a run, so it is looked at where the run starts and
-where its prediction ends; for a memoryless server the second moment has a limit of its own, which
-is lower. Noise that grows with the distance from the minimum lowers both; that is not counted, and
-what then is known to be stable is the mean. Under a schedule its largest learning rate counts.
+The three limits of `analysis.limits` for the run's turns and rule, over the leading curvature of
+the Hessian. Curvature changes along a run, so it is looked at where the run starts and where its
+prediction ends. Gradient noise that grows with the distance from the minimum lowers the limits,
+and so do other modes through it; that is not counted. Clipped gradients count as unclipped: a
+clipped run above its limit swings. Under a schedule its largest learning rate counts.
 """
 
 from __future__ import annotations
@@ -15,15 +15,11 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
+from analysis.limits import StabilityLimits, Verdict, stability_limits
 from analysis.setting import Setting
-from analysis.stability import (
-    max_stable_learning_rate,
-    server_max_stable_learning_rate,
-    spectral_radius,
-)
+from analysis.stability import spectral_radius
 from asgd.errors import UnreliableEstimateError
 from asgd.problems.base import Array, Problem
-from asgd.staleness import Geometric
 from asgd.streams import stream
 
 LEADING = 6  # modes looked at
@@ -31,6 +27,7 @@ _DENSE_DIM = 64  # up to here a full eigendecomposition is cheaper than Lanczos 
 _TOLERANCE = 1e-4  # relative, of the eigenvalues
 _OUTGROWN = 2.0  # times as far above the lowest loss as the start is
 _RISEN = 0.05  # of the way down: less is scatter of the prediction
+_WORST_FIRST: tuple[Verdict, ...] = ("diverges", "heavy tail", "stable")
 
 
 @dataclass(frozen=True)
@@ -45,32 +42,42 @@ class PointStability:
         Leading eigenvalues of the Hessian, largest first.
     spectral_radius
         Slowest factor per update of each of these modes; the mean decays below one.
-    mean_limit
-        Largest learning rate at which the mean decays on all modes; inf without curvature.
-    mean_square_limit
-        The same for the second moment, known for memoryless servers; else None.
-    mean_alone
-        Whether the limit is that of the mean alone: that of the second moment is not known, or
-        noise that depends on x lowers it.
+    limits
+        On the leading mode; None where no curvature is positive.
+    momentum
+        beta of the run's rule.
+    additive_noise
+        Whether the gradient noise is the same everywhere; other noise lowers the limits.
     """
 
     learning_rate: float
     curvature: list[float]
     spectral_radius: list[float]
-    mean_limit: float
-    mean_square_limit: float | None
-    mean_alone: bool
+    limits: StabilityLimits | None
+    momentum: float
+    additive_noise: bool
 
     @property
     def limit(self) -> float:
-        """The lower of the two limits."""
-        second = self.mean_square_limit
-        return self.mean_limit if second is None else min(self.mean_limit, second)
+        """The largest stable learning rate, that of the mean square; inf without curvature."""
+        if self.limits is None:
+            return np.inf
+        return (self.limits.mean_square or self.limits.almost_sure).value
+
+    @property
+    def almost_sure(self) -> float:
+        """The learning rate above which almost every run grows; inf without curvature."""
+        return np.inf if self.limits is None else self.limits.almost_sure.value
 
     @property
     def factor(self) -> float:
         """The limit over the learning rate: above one is stable."""
         return self.limit / self.learning_rate
+
+    @property
+    def verdict(self) -> Verdict:
+        """On which side of the limits the learning rate is."""
+        return "stable" if self.limits is None else self.limits.classify(self.learning_rate)
 
 
 @dataclass(frozen=True)
@@ -102,40 +109,68 @@ class RunStability:
         return self.tightest.factor
 
     @property
+    def verdict(self) -> Verdict:
+        """On which side of its limits the learning rate is at the tightest point."""
+        return self.tightest.verdict
+
+    @property
     def sentence(self) -> str:
-        """The answer in a sentence."""
-        rate, start, end = self.tightest.learning_rate, self.start, self.end
+        """The answer in a sentence or two."""
         if np.isinf(self.limit):
             return (
                 "Cannot tell whether it is stable: no curvature is positive where it was looked at."
             )
-        if self.factor >= 1:
-            what = " in the mean" if self.tightest.mean_alone else ""
+        if self.tightest.additive_noise:
+            return self._verdict_in_words
+        return (
+            f"{self._verdict_in_words} Not counted is gradient noise that grows with the distance "
+            "from the minimum: it lowers both."
+        )
+
+    @property
+    def _verdict_in_words(self) -> str:
+        point, start, end = self.tightest, self.start, self.end
+        rate, limit, sure = point.learning_rate, point.limit, point.almost_sure
+        rule = f" with momentum {point.momentum:g}" if point.momentum else ""
+        if end is not None and end.verdict == "stable" != start.verdict:
+            what = {"heavy tail": "Near the limit", "diverges": "Unstable"}[start.verdict]
+            return (
+                f"{what} at the start, stable at the end: the largest stable learning rate{rule} "
+                f"goes from {start.limit:.3g} to {end.limit:.3g} (mean square), the one from which "
+                f"on single runs diverge from {start.almost_sure:.3g} to {end.almost_sure:.3g}, as "
+                f"the leading curvature goes from {start.curvature[0]:.3g} to "
+                f"{end.curvature[0]:.3g}; this run has {rate:g}."
+            )
+        if point.verdict == "stable":
             where = "" if end is not None else " at the start"
             return (
-                f"Stable{what}{where}: the largest stable learning rate is {self.limit:.3g}, "
-                f"{self.factor:.3g} times the {rate:g} of this run."
+                f"Stable{where}: the largest stable learning rate{rule} is {limit:.3g} (mean "
+                f"square), {self.factor:.3g} times the {rate:g} of this run; single runs diverge "
+                f"from {sure:.3g} on."
             )
-        if end is not None and end.factor >= 1:
+        if point.verdict == "heavy tail":
             return (
-                f"Unstable at the start, stable at the end: the largest stable learning rate goes "
-                f"from {start.limit:.3g} to {end.limit:.3g} as the leading curvature goes from "
-                f"{start.curvature[0]:.3g} to {end.curvature[0]:.3g}; this run has {rate:g}."
+                f"Near the limit: at the learning rate {rate:g} of this run{rule}, runs converge, "
+                "with rare large excursions: a heavy tail. Their mean square is bounded up to "
+                f"{limit:.3g}; single runs diverge from {sure:.3g} on."
             )
         return (
-            f"Unstable: the learning rate {rate:g} of this run is {1 / self.factor:.3g} times "
-            f"the largest stable one, {self.limit:.3g}."
+            f"Unstable: the learning rate {rate:g} of this run is {rate / sure:.3g} times "
+            f"{sure:.3g}, from which on single runs diverge{rule}, or swing where the loss "
+            f"saturates. The largest stable one (mean square) is {limit:.3g}."
         )
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as JSON values."""
         return {
             "sentence": self.sentence,
+            "verdict": None if np.isinf(self.limit) else self.verdict,
             "learning_rate": self.tightest.learning_rate,
             "largest_stable_learning_rate": _finite(self.limit),
+            "diverges_from": _finite(self.tightest.almost_sure),
             "factor": _finite(self.factor),
-            "start": _json(self.start),
-            "end": None if self.end is None else _json(self.end),
+            "start": asdict(self.start),
+            "end": None if self.end is None else asdict(self.end),
         }
 
 
@@ -145,7 +180,7 @@ def run_stability(setting: Setting, end: Array | None = None) -> RunStability:
     Parameters
     ----------
     setting
-        The run's problem, learning rate and staleness law.
+        The run's problem, learning rate, rule and staleness: recorded turns where it has them.
     end
         The mean of its predicted final points, shape (d,).
 
@@ -154,10 +189,32 @@ def run_stability(setting: Setting, end: Array | None = None) -> RunStability:
     UnreliableEstimateError
         The Lanczos iterations found no eigenvalue.
     """
+    limits = limits_of(setting)
     at_end = None
     if end is not None and np.all(np.isfinite(end)):
-        at_end = _point(setting, end)
-    return RunStability(_point(setting, setting.initial), at_end)
+        at_end = _point(setting, limits, end)
+    return RunStability(_point(setting, limits, setting.initial), at_end)
+
+
+def limits_of(setting: Setting, momentum: float | None = None) -> StabilityLimits:
+    """Return the limits on a mode of curvature one.
+
+    Parameters
+    ----------
+    momentum
+        In place of that of the setting's rule.
+    """
+    rule = setting.rule
+    own = rule.momentum if rule else 0.0
+    options: Any = {
+        "momentum": own if momentum is None else momentum,
+        "staleness_aware": bool(rule and rule.staleness_aware),
+    }
+    if setting.closure != "pool":
+        return stability_limits(setting.law, independent=True, **options)
+    if setting.turns is not None:
+        return stability_limits(setting.turns, **options)
+    return stability_limits(setting.pool_law, workers=setting.workers, **options)
 
 
 def leading_curvatures(problem: Problem, x: Array, count: int = LEADING) -> Array:
@@ -218,29 +275,23 @@ def grows(loss: Array) -> bool:
     return rise > max(third - second, 0.0) and rise > _RISEN * float(loss[0] - loss.min())
 
 
-def _point(setting: Setting, x: Array) -> PointStability:
-    learning_rate = float(np.max(setting.learning_rate))
+def _point(setting: Setting, limits: StabilityLimits, x: Array) -> PointStability:
+    learning_rate, rule = float(np.max(setting.learning_rate)), setting.rule
     law = setting.pool_law if setting.closure == "pool" else setting.law
     curvature = leading_curvatures(setting.problem, x)
     rising = curvature[curvature > 0]
-    radius = [spectral_radius(law, learning_rate * float(a)) for a in rising]
-    memoryless = setting.closure == "pool" and isinstance(law, Geometric)
-    mean_alone = not (memoryless and setting.problem.additive_noise)
-    if not len(rising):
-        return PointStability(learning_rate, curvature.tolist(), radius, np.inf, None, mean_alone)
-    top = float(rising[0])
+    momentum, aware = (rule.momentum, rule.staleness_aware) if rule else (0.0, False)
     return PointStability(
         learning_rate,
         curvature.tolist(),
-        radius,
-        max_stable_learning_rate(law, top),
-        server_max_stable_learning_rate(setting.workers, top) if memoryless else None,
-        mean_alone,
+        [
+            spectral_radius(law, learning_rate * float(a), momentum=momentum, staleness_aware=aware)
+            for a in rising
+        ],
+        limits.at_curvature(float(rising[0])) if len(rising) else None,
+        momentum,
+        setting.problem.additive_noise,
     )
-
-
-def _json(point: PointStability) -> dict[str, Any]:
-    return {**asdict(point), "mean_limit": _finite(point.mean_limit)}
 
 
 def _finite(value: float) -> float | None:

@@ -122,7 +122,9 @@ def _boundary_locus(weights: Array, momentum: float = 0.0) -> float:
     return min(h for h in found if h > 0)
 
 
-def spectral_radius(law: StalenessLaw, step: float) -> float:
+def spectral_radius(
+    law: StalenessLaw, step: float, *, momentum: float = 0.0, staleness_aware: bool = False
+) -> float:
     """Return the mean's slowest factor per update: the largest modulus among the roots.
 
     Bisection on the radius, the argument principle (one FFT of the law) counting the roots
@@ -134,6 +136,8 @@ def spectral_radius(law: StalenessLaw, step: float) -> float:
         Staleness law.
     step
         h, learning rate times curvature, >= 0.
+    momentum, staleness_aware
+        As in `max_stable_learning_rate`.
 
     Returns
     -------
@@ -143,8 +147,9 @@ def spectral_radius(law: StalenessLaw, step: float) -> float:
     """
     if not step >= 0:
         raise InputError(f"step = {step}: expected learning rate times curvature >= 0")
-    polynomial = _polynomial(law, step, _TAIL)
-    low, high = 0.0, 1.0 + step
+    rule = momentum, staleness_aware
+    polynomial = _polynomial(law, step, *rule, _TAIL)
+    low, high = 0.0, 1.0 + momentum + step
     while high - low > 1e-6 * max(1.0, low):
         middle = (low + high) / 2
         values = _on_circle(_scaled(polynomial, middle))
@@ -155,14 +160,18 @@ def spectral_radius(law: StalenessLaw, step: float) -> float:
     radius = (low + high) / 2
     values = _on_circle(_scaled(polynomial, radius))
     z = complex(np.exp(2j * np.pi * np.argmin(np.abs(values)) / len(values)))
-    return radius * _polish(_scaled(_polynomial(law, step, _FINE_TAIL), radius), z)
+    return radius * _polish(_scaled(_polynomial(law, step, *rule, _FINE_TAIL), radius), z)
 
 
-def _polynomial(law: StalenessLaw, step: float, tail: float) -> Array:
-    """Return z^{L-1} (z - 1 + h W(1/z)), lowest power first, L where the tail is below `tail`."""
-    weights = law.weights(law.support_length(tail))
+def _polynomial(
+    law: StalenessLaw, step: float, momentum: float, staleness_aware: bool, tail: float
+) -> Array:
+    """Return z^{L-2} ((z - 1)(z - beta) + h z W(1/z)), lowest power first; the law is cut off."""
+    weights = law.weights(max(2, law.support_length(tail)))
+    if staleness_aware:
+        weights = weights / np.arange(1, len(weights) + 1)
     polynomial = np.append(step * weights[::-1], 0.0)
-    polynomial[-2:] += -1.0, 1.0
+    polynomial[-3:] += momentum, -1.0 - momentum, 1.0
     return polynomial
 
 
@@ -200,7 +209,7 @@ def _polish(polynomial: Array, z: complex) -> float:
         for _ in range(_STEPS):
             root *= 1.0 + moves(root)[1]  # the nearer one
         if abs(abs(root) - 1.0) < _NEAR:
-            found.append(abs(root))
+            found.append(float(abs(root)))
     return max(found, default=1.0)
 
 

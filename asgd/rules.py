@@ -46,11 +46,16 @@ class Rule(NamedTuple):
     blockwise
         Whether each number of the step depends on the same one of the gradient alone, and there is
         no state: then `update` may be given one block of the vectors after another.
+    momentum, staleness_aware
+        What a linear theory must know of it: beta of the heavy ball, and whether the step is
+        divided by one plus the staleness.
     """
 
     init: Callable[[Array], State]
     update: Update
     blockwise: bool = False
+    momentum: float = 0.0
+    staleness_aware: bool = False
 
 
 def sgd() -> Rule:
@@ -93,7 +98,7 @@ def momentum(zeta: float) -> Rule:
         velocity += np.multiply(gradient, learning_rate, out=out)
         return velocity, (velocity,)
 
-    return Rule(init, update)
+    return Rule(init, update, momentum=zeta)
 
 
 def staleness_aware() -> Rule:
@@ -111,7 +116,7 @@ def staleness_aware() -> Rule:
         reduced = learning_rate / (1 + staleness)
         return plain.update(gradient, state, learning_rate=reduced, staleness=staleness, out=out)
 
-    return Rule(plain.init, update, blockwise=True)
+    return Rule(plain.init, update, blockwise=True, staleness_aware=True)
 
 
 def clipped(rule: Rule, norm: float) -> Rule:
@@ -132,7 +137,7 @@ def clipped(rule: Rule, norm: float) -> Rule:
             gradient, state, learning_rate=learning_rate, staleness=staleness, out=out
         )
 
-    return Rule(rule.init, update)
+    return rule._replace(update=update, blockwise=False)
 
 
 def make_rule(optimizer: OptimizerConfig) -> Rule:

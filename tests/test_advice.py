@@ -26,7 +26,7 @@ def test_the_rate_that_a_schedule_reached_is_judged(tmp_path: Path) -> None:
     assert 10 < len(run.trace) < 200
     advice = advice_on_divergence(run)
     assert advice is not None
-    assert advice.startswith("the largest stable learning rate for the staleness it measured is")
+    assert advice.startswith("with the staleness it measured, the largest stable learning rate is ")
 
 
 def test_what_happened_later_does_not_hide_why_a_run_failed(tmp_path: Path) -> None:

@@ -554,7 +554,7 @@ def test_a_run_that_diverges_is_told_what_would_be_stable(
     assert status == 1
     assert errors.count("\n") == 1
     assert errors.startswith("asgd: the run diverged: loss ")
-    limit = re.search(r"the largest stable learning rate .* is (0\.\d+)$", errors.strip())
+    limit = re.search(r"the largest stable learning rate is (0\.\d+), and single runs", errors)
     assert limit is not None
     stable = str(float(limit[1]) / 2)
     halved = ("--set", f"optimizer.learning_rate={stable}")

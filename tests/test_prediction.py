@@ -154,7 +154,8 @@ def test_a_prediction_is_shown_under_every_rule(tmp_path: Path, optimizer: dict[
     for text in (repr(prediction), prediction._repr_html_()):
         assert text.startswith(("Predicted loss after 400", "<p>Predicted loss after 400"))
         assert LABELS["replay"] in text
-        assert ("stable" in text) == (prediction.settings.stability is not None)
+        assert "the largest stable learning rate" in text
+        assert ("with momentum 0.9 is" in text) == ("rule" in optimizer)
 
 
 def test_the_seed_decides_the_prediction(run: Run) -> None:

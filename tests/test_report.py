@@ -381,21 +381,34 @@ def test_what_comes_from_a_run_stays_text(reports: Reports) -> None:
 
 
 @pytest.mark.parametrize(
-    ("factor", "said", "unsaid"),
+    ("factor", "verdict", "momentum", "said", "unsaid"),
     [
-        (0.5, "Lower the learning rate below 0.025", "afforded"),
-        (1.4, "no larger one", "afforded"),
-        (9.0, "", "no larger one"),
-        (None, "", "no larger one"),
+        (0.5, "diverges", 0.0, "below 0.025, or take fewer workers.", "afforded"),
+        (0.5, "diverges", 0.9, "below 0.025, lower the momentum, or take fewer", "excursions"),
+        (0.9, "heavy tail", 0.0, "until then rare excursions dominate every", "momentum"),
+        (1.4, "stable", 0.0, "no larger one", "afforded"),
+        (9.0, "stable", 0.0, "", "no larger one"),
+        (None, None, 0.0, "", "no larger one"),
     ],
 )
 def test_advice_minds_the_limit_of_stability(
-    reports: Reports, factor: float | None, said: str, unsaid: str
+    reports: Reports,
+    factor: float | None,
+    verdict: str | None,
+    momentum: float,
+    said: str,
+    unsaid: str,
 ) -> None:
     run = reports.runs[1]
     stored = read_prediction(run.path)
     limit = None if factor is None else 0.05 * factor
-    stability = {"sentence": "", "factor": factor, "largest_stable_learning_rate": limit}
+    stability = {
+        "sentence": "",
+        "factor": factor,
+        "verdict": verdict,
+        "largest_stable_learning_rate": limit,
+        "start": {"momentum": momentum},
+    }
     settings = msgspec.structs.replace(stored.settings, stability=stability)
     prediction = replace(stored, settings=settings)
     score = compare(run, prediction)

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from analysis.fit import fit_run
+from analysis.limits import stability_limits
+from analysis.recorded_turns import RecordedTurns
 from analysis.run_stability import leading_curvatures, outgrows, run_stability
 from analysis.setting import RunSetting, Setting
 from analysis.stability import max_stable_learning_rate
@@ -15,6 +17,8 @@ from asgd.errors import DivergedError
 from asgd.problems import Quadratic
 from asgd.problems.base import Array, Indices, Problem
 from asgd.problems.linear import breast_cancer, digits
+from asgd.rules import clipped, staleness_aware
+from asgd.rules import momentum as momentum_rule
 from asgd.simulation import simulate
 from asgd.staleness import ConstantPlusGeometric, Geometric, Poisson
 from asgd.trace import Run, read_run
@@ -80,47 +84,70 @@ def test_curvature_falls_along_a_run_and_the_limit_rises() -> None:
     assert stability.start.curvature[0] > 1.5 * stability.end.curvature[0]
     assert stability.start.limit < stability.end.limit
     assert stability.limit == stability.start.limit
-    between = (stability.start.limit + stability.end.limit) / 2
+    between = (stability.start.almost_sure + stability.end.limit) / 2
     changed = run_stability(setting(problem, between), end)
     assert changed.sentence.startswith("Unstable at the start, stable at the end")
     assert changed.start.spectral_radius[0] > 1
+    assert changed.verdict == "diverges"
 
 
 def test_limits_of_known_laws() -> None:
     constant = setting(Quadratic(), 0.05, law=ConstantPlusGeometric(7, 0.0), workers=8)
     assert run_stability(constant).limit == pytest.approx(0.209 / 2, rel=1e-3)
-    memoryless = run_stability(setting(Quadratic(), 0.05, law=Geometric(0.7), workers=4))
-    assert memoryless.start.mean_limit == pytest.approx(2 * 7 / 2)
-    # The second moment diverges first.
-    assert memoryless.limit == memoryless.start.mean_square_limit < memoryless.start.mean_limit
-    independent = run_stability(setting(Quadratic(), 0.05, law=Geometric(0.7), closure="iid"))
-    assert independent.start.mean_square_limit is None
+    memoryless = run_stability(setting(Quadratic(), 0.05, law=Geometric(0.7), workers=4)).start
+    assert memoryless.limits is not None
+    assert memoryless.limits.mean.value == pytest.approx(2 * 7 / 2)
+    # Single runs diverge long before their average does, and their mean square before them.
+    assert memoryless.limit == pytest.approx(0.84307 / 2, rel=1e-4)
+    assert memoryless.almost_sure == pytest.approx(1.098 / 2, rel=0.01)
+
+
+def test_turns_and_rule_of_the_setting_are_those_of_the_limits() -> None:
+    ranks = (np.full(500, 3),)
+    fixed_order = RecordedTurns(ranks, start_up=(8,), workers=4)
+    recorded = run_stability(setting(Quadratic(), 0.05, turns=fixed_order))
+    assert recorded.limit == pytest.approx(2 * np.sin(np.pi / 14) / 2)
+    momentum = setting(Quadratic(), 0.005, turns=fixed_order, rule=clipped(momentum_rule(0.9), 1.0))
+    known = run_stability(momentum)
+    assert known.limit == max_stable_learning_rate(ConstantPlusGeometric(3), 2.0, momentum=0.9)
+    assert "with momentum 0.9" in known.sentence
+    divided = run_stability(setting(Quadratic(), 0.05, turns=fixed_order, rule=staleness_aware()))
+    assert divided.limit == pytest.approx(4 * recorded.limit)
+    independent = run_stability(setting(Quadratic(), 0.05, law=Geometric(0.75), closure="iid"))
+    pool = run_stability(setting(Quadratic(), 0.05, law=Geometric(0.75)))
+    assert independent.limit < pool.limit  # what lag noise does where it does not cancel
 
 
 def test_sentences_say_which_side_and_how_far() -> None:
-    limit = max_stable_learning_rate(Poisson(3.0), 2.0)
+    limits = stability_limits(Poisson(3.0), curvature=2.0)
+    assert limits.mean_square is not None
+    limit, sure = limits.mean_square.value, limits.almost_sure.value
     below = run_stability(setting(Quadratic(), limit / 2), np.zeros(1))
-    assert "2 times" in below.sentence
-    assert below.sentence.startswith("Stable in the mean: ")
-    above = run_stability(setting(Quadratic(), 3 * limit), np.zeros(1))
+    assert below.sentence == (
+        f"Stable: the largest stable learning rate is {limit:.3g} (mean square), 2 times the "
+        f"{limit / 2:g} of this run; single runs diverge from {sure:.3g} on."
+    )
+    above = run_stability(setting(Quadratic(), 3 * sure), np.zeros(1))
     assert above.sentence.startswith("Unstable: ")
-    assert "is 3 times" in above.sentence
+    assert f"is 3 times {sure:.3g}, from which on single runs diverge" in above.sentence
     diverged = run_stability(setting(Quadratic(), limit / 2), np.full(1, np.nan))
     assert diverged.end is None
-    assert diverged.sentence.startswith("Stable in the mean at the start: ")
+    assert diverged.sentence.startswith("Stable at the start: ")
     flat = run_stability(setting(Quadratic(curvature=-1.0), 0.1))
     assert flat.to_dict()["largest_stable_learning_rate"] is None
     assert flat.sentence.startswith("Cannot tell")
     memoryless = Geometric(0.75)
-    counted = run_stability(setting(Quadratic(), 0.05, law=memoryless), np.zeros(1))
-    assert counted.sentence.startswith("Stable: ")
+    between = run_stability(setting(Quadratic(), 0.48, law=memoryless), np.zeros(1))
+    assert between.sentence.startswith("Near the limit: at the learning rate 0.48 of this run")
+    assert "a heavy tail" in between.sentence
     growing = breast_cancer()
     uncounted = run_stability(setting(growing, 0.01, law=memoryless), np.zeros(growing.dim))
-    assert uncounted.sentence.startswith("Stable in the mean: ")
+    assert uncounted.sentence.startswith("Stable: ")
+    assert uncounted.sentence.endswith("from the minimum: it lowers both.")
 
 
 def test_the_largest_rate_of_a_schedule_counts() -> None:
-    limit = max_stable_learning_rate(Poisson(3.0), 2.0)
+    limit = run_stability(setting(Quadratic(), 0.1)).limit
     burst = np.full(300, limit / 2)
     burst[100:200] = 3 * limit
     stability = run_stability(setting(Quadratic(), burst), np.zeros(1))
