@@ -25,37 +25,6 @@ class Choice:
         return f"{self.workers} workers, rate {self.learning_rate:g}, batch {self.batch_size}"
 
 
-def check_plannable(config: RunConfig) -> None:
-    """Refuse what no plan is made for.
-
-    Raises
-    ------
-    InputError
-        A rule other than sgd, clipping, schedules, mode bounded.
-    """
-    optimizer = config.optimizer
-    mode = config.cluster.mode
-    for key, value, fits, accepted in (
-        ("optimizer.rule", optimizer.rule, optimizer.rule == "sgd", "'sgd'"),
-        ("optimizer.clip_norm", optimizer.clip_norm, optimizer.clip_norm is None, "none"),
-        (
-            "optimizer.learning_rate_schedule.at",
-            optimizer.learning_rate_schedule.at,
-            not optimizer.learning_rate_schedule.at,
-            "none",
-        ),
-        (
-            "optimizer.batch_schedule.at",
-            optimizer.batch_schedule.at,
-            not optimizer.batch_schedule.at,
-            "none",
-        ),
-        ("cluster.mode", mode, mode != "bounded", "'async' and 'sync'"),
-    ):
-        if not fits:
-            raise InputError(f"{key} = {value!r}: plans are made for {accepted} alone")
-
-
 def choices_of(
     config: RunConfig,
     workers: Sequence[int] | None,

@@ -119,6 +119,7 @@ def stability_limits(
     momentum: float = 0.0,
     staleness_aware: bool = False,
     independent: bool = False,
+    mean_square: bool = True,
     seed: int = 0,
 ) -> StabilityLimits:
     """Return the limits of the mean, of the mean square and of almost every run.
@@ -139,6 +140,9 @@ def stability_limits(
     independent
         Whether every update draws its lag from the law by itself, as in the model of An, Lu, Ying,
         and not a server.
+    mean_square
+        Whether to simulate populations for the limit of the mean square, most of the work, where
+        there is no exact form.
     seed
         Seed of what is simulated.
 
@@ -160,19 +164,25 @@ def stability_limits(
         raise InputError(f"workers = {workers}: expected an integer >= 1")
     if isinstance(staleness, StalenessLaw):
         team = 0 if independent else workers or _workers_of(staleness)
-        limits = _of_law(staleness, team, momentum, staleness_aware, seed)
+        limits = _of_law(staleness, team, momentum, staleness_aware, mean_square, seed)
     elif workers not in (None, staleness.workers):
         raise InputError(f"workers = {workers}: the turns are those of {staleness.workers}")
     else:
-        limits = _Mode(staleness, staleness.workers, momentum, staleness_aware, seed).limits()
+        mode = _Mode(staleness, staleness.workers, momentum, staleness_aware, seed)
+        limits = mode.limits(mean_square)
     return limits.at_curvature(curvature)
 
 
 @lru_cache(maxsize=256)
 def _of_law(
-    law: StalenessLaw, workers: int, momentum: float, staleness_aware: bool, seed: int
+    law: StalenessLaw,
+    workers: int,
+    momentum: float,
+    staleness_aware: bool,
+    mean_square: bool,
+    seed: int,
 ) -> StabilityLimits:
-    return _Mode(law, workers, momentum, staleness_aware, seed).limits()
+    return _Mode(law, workers, momentum, staleness_aware, seed).limits(mean_square)
 
 
 def _workers_of(law: StalenessLaw) -> int:
@@ -197,8 +207,8 @@ class _Mode:
     staleness_aware: bool
     seed: int
 
-    def limits(self) -> StabilityLimits:
-        """Return its limits."""
+    def limits(self, mean_square: bool) -> StabilityLimits:
+        """Return its limits, that of the mean square if it is asked for or costs nothing."""
         delay = self._constant_delay()
         if delay is not None:
             same = Limit(self._mean_limit(ConstantPlusGeometric(delay)))
@@ -206,7 +216,9 @@ class _Mode:
         typical = self._typical
         sure = _almost_sure_limit(typical)
         exact = self._exact_mean_square()
-        second = self._mean_square(sure.value) if exact is None else Limit(exact)
+        second = None if exact is None else Limit(exact)
+        if exact is None and mean_square:
+            second = self._mean_square(sure.value)
         return StabilityLimits(self._mean(), second, sure)
 
     def _constant_delay(self) -> int | None:

@@ -1,10 +1,10 @@
 """What if: more workers, another learning rate, another batch size? (ours).
 
 For every combination the staleness law and the speed follow from the times of the workers
-(`analysis.pace`), the largest stable learning rate from that law (`analysis.run_stability`), and
-the loss curve from exact moments where the gradients are linear, otherwise from one mean path
-with linear noise around it, (F1). Nothing is run. The time of a gradient is taken not to depend
-on its batch size.
+(`analysis.pace`), the limits of the learning rate from whose turn it is (`analysis.limits`), and
+the loss from paths of the choice in virtual time under the run's own rule (`analysis.plan_paths`).
+A few paths of every choice are simulated; whichever would then be called best gets many, until one
+is left that they confirm. No worker is started.
 """
 
 from __future__ import annotations
@@ -14,106 +14,39 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from analysis.choices import Choice, check_plannable, choices_of
-from analysis.linear_noise import linear_noise
-from analysis.loss_curve import LossCurve
-from analysis.model import LAW
+from analysis.choices import Choice, choices_of
+from analysis.gradient_cost import GradientCost
+from analysis.limits import StabilityLimits
 from analysis.pace import ConfiguredPace, MeasuredPace, Pace, PaceOf
-from analysis.run_stability import (
-    RunStability,
-    grows,
-    leading_curvatures,
-    outgrows,
-    run_stability,
-)
-from analysis.setting import Setting
-from analysis.verdict import in_words
-from asgd.config import RunConfig
+from analysis.plan_paths import PathSetting, PlannedPaths, path_count, planned_paths
+from analysis.plan_row import FAR, HEADS, PlanRow, PointLimits
+from analysis.run_stability import leading_curvatures
+from asgd.config import OptimizerConfig, RunConfig
 from asgd.errors import InputError
 from asgd.problems import make_problem
 from asgd.problems.base import Array, Problem
-from asgd.staleness import StalenessLaw
+from asgd.problems.linear import LinearModel
+from asgd.rules import make_rule
+from asgd.schedules import batch_schedule, learning_rate_schedule
 from asgd.streams import stream
 from asgd.trace import Run
 
-_POINTS = 400  # of a predicted curve
+_POINTS = 40  # of a predicted curve, evenly in updates and as many in their logarithm
 _TARGET = 0.95  # of the way down: what is left at the end is slow, and hidden in scatter
-_HEADS = (
-    *("", "workers", "rate", "batch", "staleness", "law", "updates/s"),
-    *("of limit", "updates", "seconds", "final loss", ""),
-)
-_NEAR = 1.3  # below this distance to the limit linear noise is rough
+_SINGLE_DIM = 256  # from here on linear models are served in single precision
+
+# Paths of every choice, and more of one that would be called best; fewer where they cost more.
+_FIRST = {"numbers": 3e8, "fewest": 16, "most": 64}
+_MORE = {"numbers": 2e9, "fewest": 64, "most": 448}
+_FIRST_SHARE = 0.8  # of the progress
 
 Progress = Callable[[str, float], None]
-
-
-@dataclass(frozen=True)
-class PlanRow:
-    """What is expected of one choice.
-
-    Attributes
-    ----------
-    choice
-        Workers, learning rate, batch size.
-    law
-        Staleness of an update.
-    updates_per_second
-        In the long run.
-    largest_stable
-        Largest stable learning rate where it is smallest: at the start or at the predicted end;
-        see `analysis.run_stability` for what it counts.
-    remark
-        "" or why the row is to be read with care: "unstable", "near the limit", ...
-    curve
-        Predicted loss; None where unstable.
-    updates_to_target, seconds_to_target
-        Until the predicted mean loss is at the target; None where it does not get there.
-    """
-
-    choice: Choice
-    law: StalenessLaw
-    updates_per_second: float
-    largest_stable: float
-    remark: str
-    curve: LossCurve | None
-    updates_to_target: int | None = None
-    seconds_to_target: float | None = None
-
-    @property
-    def stable(self) -> bool:
-        """Whether mean and noise stay bounded, as far as the row looks ahead."""
-        return self.curve is not None
-
-    @property
-    def of_limit(self) -> float:
-        """The learning rate over the largest stable one."""
-        return self.choice.learning_rate / self.largest_stable
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return everything as JSON values; numbers may be infinite."""
-        curve = self.curve
-        return {
-            "workers": self.choice.workers,
-            "learning_rate": self.choice.learning_rate,
-            "batch_size": self.choice.batch_size,
-            "mean_staleness": self.law.mean(),
-            "law": self.law.to_dict(),
-            "updates_per_second": self.updates_per_second,
-            "largest_stable_learning_rate": self.largest_stable,
-            "of_limit": self.of_limit,
-            "stable": self.stable,
-            "remark": self.remark,
-            "updates_to_target": self.updates_to_target,
-            "seconds_to_target": self.seconds_to_target,
-            "final_loss": None if curve is None else float(curve.mean[-1]),
-            "update": [] if curve is None else curve.update.tolist(),
-            "loss_mean": [] if curve is None else curve.mean.tolist(),
-            "loss_std": [] if curve is None else curve.std.tolist(),
-        }
+Share = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, repr=False)
@@ -130,29 +63,34 @@ class Plan:
         Updates looked ahead.
     source
         Where the times of the workers are from.
+    cost
+        What a gradient takes by its batch size; None where that is not known.
     best
-        Position of the stable row that is at the target first; None if none gets there.
+        Position of the recommendable row that is at the target first; None if none gets there.
     """
 
     rows: list[PlanRow]
     target: float
     updates: int
     source: str
+    cost: GradientCost | None
     best: int | None
 
     def table(self) -> pd.DataFrame:
         """Return one row per choice with the columns of `PlanRow.to_dict` that are one number."""
         rows = [row.to_dict() for row in self.rows]
-        left_out = ("law", "update", "loss_mean", "loss_std")
+        left_out = ("law", "update", "loss_mean", "loss_median", "loss_std")
         table = pd.DataFrame(rows).drop(columns=list(left_out))
         return table.assign(best=[number == self.best for number in range(len(rows))])
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as JSON values; numbers may be infinite or not a number."""
+        cost = self.cost
         return {
             "target": self.target,
             "updates": self.updates,
             "times_from": self.source,
+            "gradient_seconds": cost and {"fixed": cost.fixed, "per_sample": cost.per_sample},
             "best": self.best,
             "rows": [row.to_dict() for row in self.rows],
         }
@@ -160,58 +98,42 @@ class Plan:
     @property
     def sentence(self) -> str:
         """The answer in a sentence."""
-        if self.best is None:
-            stable = any(row.stable for row in self.rows)
+        if self.best is not None:
+            row = self.rows[self.best]
+            seconds = row.seconds_to_target or 0.0
             return (
-                f"No choice reaches loss {self.target:.4g} within {self.updates:,} updates."
-                if stable
-                else "No choice is stable: take smaller learning rates or fewer workers."
+                f"Best: {row.choice}: loss {self.target:.4g} after {row.updates_to_target:,} "
+                f"updates, {seconds:.3g} s."
             )
-        row = self.rows[self.best]
-        seconds = row.seconds_to_target or 0.0
-        return (
-            f"Best: {row.choice}: loss {self.target:.4g} after {row.updates_to_target:,} updates, "
-            f"{seconds:.3g} s."
-        )
+        if not any(row.stable for row in self.rows):
+            return "No choice is stable: take smaller learning rates or fewer workers."
+        if not any(row.recommendable for row in self.rows):
+            return (
+                "No choice can be recommended: all are too near their limit; take smaller learning "
+                "rates or fewer workers."
+            )
+        return f"No choice reaches loss {self.target:.4g} within {self.updates:,} updates."
 
     @property
     def note(self) -> str:
-        """What the numbers rest on, in a sentence."""
+        """What the numbers rest on, in a sentence or two."""
         batches = {row.choice.batch_size for row in self.rows}
-        free = "; a gradient takes as long whatever its batch size" if len(batches) > 1 else ""
+        cost = "; a gradient takes as long whatever its batch size" if len(batches) > 1 else ""
+        cost = f"; {self.cost}" if self.cost else cost
         return (
-            f"Times: {self.source}, every further worker with a core of its own{free}. "
-            "The limit is that of the mean; noise is judged by the predicted curve."
+            f"Times: {self.source}, every further worker with a core of its own{cost}. "
+            "Losses: means over simulated paths, medians where the tail is heavy. The limit is the "
+            "learning rate from which on every run diverges on a quadratic; heavy tail: between "
+            "the limit of the mean square and that one, runs converge with rare large excursions."
         )
 
     def cells(self) -> list[tuple[str, ...]]:
         """Return the table for people: a row of heads, then one of texts for each choice."""
-        rows = [
-            _cells(row, "*" if number == self.best else "") for number, row in enumerate(self.rows)
-        ]
-        return [_HEADS, *rows]
+        rows = [row.cells("*" if i == self.best else "") for i, row in enumerate(self.rows)]
+        return [HEADS, *rows]
 
     def __repr__(self) -> str:
         return f"{self.table().to_string(index=False)}\n{self.sentence}"
-
-
-def _cells(row: PlanRow, mark: str) -> tuple[str, ...]:
-    missing = "" if row.curve is None else "not reached"
-    updates, seconds = row.updates_to_target, row.seconds_to_target
-    return (
-        mark,
-        str(row.choice.workers),
-        f"{row.choice.learning_rate:g}",
-        str(row.choice.batch_size),
-        f"{row.law.mean():.2f}",
-        "queue" if row.law.name == "empirical" else in_words(row.law).removesuffix(" law"),
-        f"{row.updates_per_second:,.4g}",
-        f"{100 * row.of_limit:.3g} %",
-        missing if updates is None else f"{updates:,}",
-        "" if seconds is None else f"{seconds:.3g}",
-        "" if row.curve is None else f"{row.curve.mean[-1]:.4g}",
-        row.remark,
-    )
 
 
 def plan(
@@ -222,9 +144,12 @@ def plan(
     batch_sizes: Sequence[int] | None = None,
     target: float | None = None,
     updates: int | None = None,
+    probe: bool = False,
     progress: Progress | None = None,
 ) -> Plan:
     """Predict every combination of workers, learning rates and batch sizes.
+
+    Any mode, rule and schedule is planned; a schedule is scaled with its first value.
 
     Parameters
     ----------
@@ -239,18 +164,18 @@ def plan(
         source's own choice or, where that is not among the stable ones, for any.
     updates
         How far to look ahead; by default as far as the source goes.
+    probe
+        Whether to time the gradient in this process, at two batch sizes; otherwise a gradient takes
+        as long whatever its batch size, unless the run had several.
     progress
         Called with the choice at work and the share of the whole that is done.
 
     Raises
     ------
     InputError
-        A value cannot be used, the start is flat, or the source has what no plan is made for: a
-        rule other than sgd, clipping, schedules, mode bounded, or a run that waits for workers.
+        A value cannot be used, the start is flat, or the source is a run that waits for workers.
     """
     config = source.config if isinstance(source, Run) else source
-    check_plannable(config)
-    pace_of: PaceOf = MeasuredPace.of(source) if isinstance(source, Run) else ConfiguredPace(config)
     choices = choices_of(config, workers, learning_rates, batch_sizes)
     updates = config.run.updates if updates is None else updates
     if not 1 <= updates <= 10**9:
@@ -259,96 +184,145 @@ def plan(
         raise InputError(f"target = {target}: expected a finite loss")
     problem = make_problem(config)
     initial = problem.initial_point(stream(config.run.seed, "initial"))
-    _check_start(problem, initial)
-    paces: dict[int, Pace] = {}
+    sizes = [choice.batch_size for choice in choices]
+    cost = GradientCost.probe(problem, initial, sizes) if probe else None
+    pace_of: PaceOf = (
+        MeasuredPace.of(source, cost) if isinstance(source, Run) else ConfiguredPace(config, cost)
+    )
+    planner = _Planner(config, problem, initial, updates, pace_of)
     rows = []
     for number, choice in enumerate(choices):
-        share = _shares(progress, str(choice), number, len(choices))
+        part = _FIRST_SHARE / len(choices)
+        share = _shares(progress, str(choice), number * part, part)
         share(0, 1)
-        pace = paces.get(choice.workers) or pace_of(choice.workers)
-        paces[choice.workers] = pace
-        setting = _setting(problem, initial, choice, pace, updates)
-        rows.append(_row(choice, pace, setting, config.run.seed, share))
+        rows.append(planner.row(choice, share))
     if target is None:
         target = _default_target(rows, config)
     rows = [_timed(row, target) for row in rows]
-    return Plan(rows, target, updates, pace_of.source, _best(rows))
+    best = _confirmed(planner, rows, target, progress)
+    if progress is not None:
+        progress("", 1.0)
+    return Plan(rows, target, updates, pace_of.source, pace_of.cost, best)
 
 
-def _check_start(problem: Problem, initial: Array) -> None:
-    """Refuse a start around which the linear theory sees nothing, whatever the learning rate."""
-    if not problem.gradient(initial).any() and not leading_curvatures(problem, initial).any():
-        raise InputError(
-            "problem.initial: slope and curvature are 0 there, so nothing can be told of any "
-            "learning rate; accepted: another starting point"
+class _Planner:
+    """Makes the row of a choice, and simulates more paths of it."""
+
+    def __init__(
+        self, config: RunConfig, problem: Problem, initial: Array, updates: int, pace_of: PaceOf
+    ) -> None:
+        self._config, self._problem, self._initial = config, problem, initial
+        self._updates, self._pace_of = updates, pace_of
+        self._paces: dict[tuple[int, int], Pace] = {}
+        self._known: dict[tuple[int, bool], StabilityLimits | None] = {}
+        self._first_loss = float(problem.loss(initial))
+        self._curvature = float(leading_curvatures(problem, initial)[0])
+        if not problem.gradient(initial).any() and not self._curvature:
+            raise InputError(
+                "problem.initial: slope and curvature are 0 there, so nothing can be told of any "
+                "learning rate; accepted: another starting point"
+            )
+
+    def row(self, choice: Choice, progress: Share) -> PlanRow:
+        """Return the row of a choice from its first paths."""
+        pace = self._pace(choice)
+        paths = self._paths(choice, pace, _FIRST, "first", progress)
+        return self._judged(choice, pace, paths)
+
+    def more(self, row: PlanRow, progress: Share) -> PlanRow:
+        """Return a row from many more paths."""
+        paths = self._paths(row.choice, row.pace, _MORE, "more", progress)
+        return self._judged(row.choice, row.pace, row.paths.joined(paths))
+
+    def _pace(self, choice: Choice) -> Pace:
+        # without a cost by batch size, all batches go at one pace
+        key = choice.workers, choice.batch_size if self._pace_of.cost else 0
+        if key not in self._paces:
+            pace = self._pace_of(choice.workers, choice.batch_size)
+            self._paces[key] = pace
+        return self._paces[key]
+
+    def _paths(
+        self, choice: Choice, pace: Pace, size: dict[str, Any], name: str, progress: Share
+    ) -> PlannedPaths:
+        optimizer = scaled(self._config.optimizer, choice)
+        batch = batch_schedule(optimizer).array(self._updates).astype(np.int64) * pace.gradients
+        linear = isinstance(self._problem, LinearModel) and self._problem.dim > _SINGLE_DIM
+        setting = PathSetting(
+            problem=self._problem,
+            initial=self._initial,
+            rule=make_rule(optimizer),
+            learning_rate=learning_rate_schedule(optimizer).array(self._updates),
+            batch_size=batch,
+            turns=pace.turns,
+            record=_record(self._updates),
+            largest_loss=self._config.run.divergence_factor * max(1.0, abs(self._first_loss)),
+            dtype=np.float32 if linear else np.float64,
         )
+        paths = path_count(setting, choice.workers, **size)
+        rng = stream(self._config.run.seed, f"plan/{name}/{choice}")
+        return planned_paths(setting, paths, rng, progress)
+
+    def _judged(self, choice: Choice, pace: Pace, paths: PlannedPaths) -> PlanRow:
+        rates = learning_rate_schedule(scaled(self._config.optimizer, choice))
+        begin = end = self._curvature, rates(0)
+        kept = np.flatnonzero(~paths.diverged)
+        if len(kept) and np.isfinite(paths.loss[-1, kept]).all():
+            # the mean of points in different valleys would be in none
+            typical = kept[np.argsort(paths.loss[-1, kept])[len(kept) // 2]]
+            point = paths.final[typical].astype(float)
+            curvature = float(leading_curvatures(self._problem, point)[0])
+            end = curvature, rates(self._updates - 1)
+        limits = self._limits(choice, pace, mean_square=False)
+        row = PlanRow(choice, pace, paths, _at(limits, *begin), _at(limits, *end))
+        if row.of_limit < FAR:
+            return row
+        limits = self._limits(choice, pace, mean_square=True)
+        return replace(row, start=_at(limits, *begin), end=_at(limits, *end))
+
+    def _limits(self, choice: Choice, pace: Pace, *, mean_square: bool) -> StabilityLimits | None:
+        key = id(pace), mean_square
+        if key not in self._known:
+            limits = pace.limits(self._config.optimizer, choice.workers, mean_square)
+            self._known[key] = limits
+        return self._known[key]
 
 
-def _setting(problem: Problem, initial: Array, choice: Choice, pace: Pace, updates: int) -> Setting:
-    return Setting(
-        problem=problem,
+def _at(limits: StabilityLimits | None, curvature: float, learning_rate: float) -> PointLimits:
+    """Return where a learning rate stands at a point, from the limits for curvature one."""
+    there = limits.at_curvature(curvature) if limits and curvature > 0 else None
+    return PointLimits(learning_rate, there)
+
+
+def scaled(optimizer: OptimizerConfig, choice: Choice) -> OptimizerConfig:
+    """Return the optimizer of a choice; schedules keep their ratios to the first value."""
+    rates, batches = optimizer.learning_rate_schedule, optimizer.batch_schedule
+    rate = choice.learning_rate / optimizer.learning_rate
+    batch = choice.batch_size / optimizer.batch_size
+    sizes = [max(1, round(batch * size)) for size in batches.values]
+    return msgspec.structs.replace(
+        optimizer,
         learning_rate=choice.learning_rate,
-        batch_size=choice.batch_size * pace.gradients,
-        initial=initial,
-        record=np.unique(np.linspace(0, updates, _POINTS + 1).round().astype(np.int64)),
-        law=pace.law,
-        closure=pace.closure,
-        workers=choice.workers,
+        batch_size=choice.batch_size,
+        learning_rate_schedule=msgspec.structs.replace(
+            rates, values=[rate * value for value in rates.values]
+        ),
+        batch_schedule=msgspec.structs.replace(batches, values=sizes),
     )
 
 
-def _row(
-    choice: Choice,
-    pace: Pace,
-    setting: Setting,
-    seed: int,
-    share: Callable[[int, int], None],
-) -> PlanRow:
-    stability = run_stability(setting)
-    curve, remark = None, "unstable"
-    if stability.factor >= 1.0:
-        curve = _curve(setting, seed, share)
-        # The curvature where the path ends may be larger than where it began.
-        end = curve.end if np.all(np.isfinite(curve.end)) else None
-        if end is not None:
-            at_end = run_stability(replace(setting, initial=end)).start
-            stability = RunStability(stability.start, at_end)
-        if curve.unstable_from is not None or not np.all(np.isfinite(curve.mean)):
-            curve, remark = None, "noise outgrows the theory"
-        elif outgrows(curve.mean):
-            curve, remark = None, "unstable: noise outgrows"
-        elif stability.factor < 1.0:
-            curve, remark = None, "unstable at the end"
-        else:
-            exact = LAW.has_exact(setting)
-            remark = "near the limit" if stability.factor < _NEAR and not exact else ""
-            remark = "growing at the end" if grows(curve.mean) else remark
-    return PlanRow(choice, pace.law, pace.updates_per_second, stability.limit, remark, curve)
+def _record(updates: int) -> npt.NDArray[np.int64]:
+    even = np.linspace(0, updates, _POINTS + 1)
+    early = np.geomspace(1, updates, _POINTS)
+    return np.unique(np.concatenate([even, early]).round().astype(np.int64))
 
 
-def _curve(setting: Setting, seed: int, share: Callable[[int, int], None]) -> LossCurve:
-    if LAW.has_exact(setting):
-        return LAW.exact(setting, seed)
-    return linear_noise(
-        setting.problem,
-        float(setting.learning_rate),
-        setting.law,
-        seed,
-        batch_size=int(setting.batch_size),
-        initial=setting.initial,
-        record=setting.record,
-        progress=share,
-    )
-
-
-def _shares(
-    progress: Progress | None, name: str, number: int, choices: int
-) -> Callable[[int, int], None]:
-    """Return what turns the share of one choice into that of the whole."""
+def _shares(progress: Progress | None, name: str, begun: float, part: float) -> Share:
+    """Return what turns the share of one choice's work into that of the whole."""
 
     def report(done: int, total: int) -> None:
         if progress is not None:
-            progress(name, (number + done / total) / choices)
+            progress(name, begun + part * done / total)
 
     return report
 
@@ -360,42 +334,40 @@ def _default_target(rows: list[PlanRow], config: RunConfig) -> float:
     curves = curves or [row.curve for row in rows if row.curve is not None]
     if not curves:
         return math.nan
-    start = float(curves[0].mean[0])
-    lowest = min(float(curve.mean.min()) for curve in curves)
+    start = float(curves[0][0])
+    lowest = min(float(curve.min()) for curve in curves)
     return lowest + (1.0 - _TARGET) * (start - lowest)
 
 
 def _timed(row: PlanRow, target: float) -> PlanRow:
-    if row.curve is None:
-        return row
-    updates = updates_to(row.curve.update, row.curve.mean, target)
-    if updates is None:
-        return row
-    seconds = updates / row.updates_per_second
+    updates, seconds = row.at_target(target)
     return replace(row, updates_to_target=updates, seconds_to_target=seconds)
 
 
-def updates_to(update: npt.NDArray[np.int64], loss: Array, target: float) -> int | None:
-    """Return the first update at which a curve is at or below the target, None if it never is.
-
-    Between two recorded updates the curve is taken to be straight.
-
-    Parameters
-    ----------
-    update, loss
-        Shape (m,), ascending in `update`.
-    """
-    below = np.flatnonzero(loss <= target)
-    if not len(below):
+def _confirmed(
+    planner: _Planner, rows: list[PlanRow], target: float, progress: Progress | None
+) -> int | None:
+    """Give the rows that lead many paths, in place, until the leading one has them; return it."""
+    seen: set[int] = set()
+    while (leading := _leading(rows)) is not None and leading not in seen:
+        left = (1.0 - _FIRST_SHARE) * 0.5 ** len(seen)  # nobody knows how many there will be
+        share = _shares(progress, str(rows[leading].choice), 1.0 - left, 0.5 * left)
+        seen.add(leading)
+        rows[leading] = _timed(planner.more(rows[leading], share), target)
+    if leading is None or rows[leading].seconds_to_target is None:
         return None
-    i = int(below[0])
-    if i == 0:
-        return int(update[0])
-    share = (loss[i - 1] - target) / (loss[i - 1] - loss[i])
-    return int(np.ceil(update[i - 1] + share * (update[i] - update[i - 1])))
+    return leading
 
 
-def _best(rows: list[PlanRow]) -> int | None:
-    times = [math.inf if row.seconds_to_target is None else row.seconds_to_target for row in rows]
-    first = times.index(min(times))
-    return first if math.isfinite(times[first]) else None
+def _leading(rows: list[PlanRow]) -> int | None:
+    """Return which row is at the target first, or ends lowest if none is; None if none can be."""
+    able = [number for number, row in enumerate(rows) if row.recommendable]
+    if not able:
+        return None
+
+    def order(number: int) -> tuple[float, float]:
+        row = rows[number]
+        seconds = math.inf if row.seconds_to_target is None else row.seconds_to_target
+        return seconds, float(row.mean[-1])
+
+    return min(able, key=order)

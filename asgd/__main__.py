@@ -308,6 +308,7 @@ def report(
 @click.option("--batch-size", type=Numbers(int), help="Samples a gradient.  [default: its own]")
 @click.option("--target", type=float, metavar="LOSS", help="[default: 95 % of the way down]")
 @click.option("--updates", type=int, help="How far to look ahead.  [default: its own]")
+@click.option("--probe", is_flag=True, help="Time the gradient here, at two batch sizes.")
 @json_option
 @quiet_option
 def plan(
@@ -318,18 +319,21 @@ def plan(
     batch_size: list[int] | None,
     target: float | None,
     updates: int | None,
+    probe: bool,
     as_json: bool,
     quiet: bool,
 ) -> None:
     """Predict what other workers, learning rates and batch sizes would do.
 
-    Nothing is run. From CONFIG, with the times it gives the workers, or from RUN, with the cycles
-    its workers took. For each combination: staleness, speed, learning rate over the largest stable
-    one, updates and seconds to the target loss. The fastest is marked.
+    No worker is started. From CONFIG, with the times it gives the workers, or from RUN, with the
+    cycles its workers took; any mode, rule and schedule. For each combination: staleness, speed,
+    learning rate over the one from which on runs diverge, updates and seconds to the target loss,
+    by simulated paths. The fastest that stays bounded is marked.
 
     \b
     asgd plan run.toml --workers 2,4,8,16
     asgd plan runs/digits --learning-rate 0.05,0.1,0.2 --target 0.4
+    asgd plan run.toml --batch-size 8,64 --probe
     asgd plan run.toml --set cluster.mode=sync --json
     """
     from analysis.planning import plan as plan_source
@@ -349,6 +353,7 @@ def plan(
             batch_sizes=batch_size,
             target=target,
             updates=updates,
+            probe=probe,
             progress=bar.whole,
         )
     if as_json:
