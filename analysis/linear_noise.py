@@ -16,10 +16,11 @@ them, the force is held. In small dimension the sums are formed; beyond, draws o
 pushed through functions of H by Lanczos iterations, Hessian-vector products only.
 
 What it leaves out: the noise of the random lag, and all that is beyond second order in the noise.
-It fails where these matter: where noise carries paths from one valley to another, unnoticed; and
-beyond the edge of stability, where small noise grows until it is not small. From the time on when
-it grows and has cost half of what the mean path had gained there is no value: the loss of a real
-run saturates there, the linear theory does not.
+It fails where these matter: near the limits of stability, where random lags make of a push more
+than its mean says (`lag_amplification` tells); where noise carries paths from one valley to
+another, unnoticed; and beyond the edge of stability, where small noise grows until it is not
+small. From the time on when it grows and has cost half of what the mean path had gained there is no
+value: the loss of a real run saturates there, the linear theory does not.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from analysis.closed import quadratic_cumulants
 from analysis.history import History
 from analysis.loss_curve import LossCurve
 from analysis.stability import spectral_radius
+from analysis.turns import START_UP, Turns, pool_hazards
 from asgd.errors import InputError
 from asgd.problems.base import Array, Problem
 from asgd.staleness import Geometric, StalenessLaw
@@ -47,6 +49,11 @@ FEW_PROBES, WIDE_DIM = 4, 10_000  # beyond this dimension a sum over modes avera
 LANCZOS_STEPS = 12
 DENSE_DIM = 64  # up to here sums over all modes are formed
 LARGEST_COST = 0.5  # of growing noise, as a share of the mean path's gain
+
+# Pools behind the worth of a push, and how long it is followed: so many times 1/step and so many
+# turns of each worker.
+_PUSHED_PATHS = 1000
+_LIVES, _LONGEST_PUSH = 10.0, 4000
 
 
 class ExpectedRead:
@@ -217,7 +224,12 @@ def linear_noise(
                 row += 1
             if k in times[1:] and np.all(np.isfinite(path.x)):
                 number = int(np.searchsorted(times, k))
-                cumulants[number], path.force, top = noise.spread(path.point(), times[: number + 1])
+                try:
+                    spread = noise.spread(path.point(), times[: number + 1])
+                except np.linalg.LinAlgError:  # a path on its way to infinity
+                    unstable_from = int(times[number - 1]) + 1
+                    break
+                cumulants[number], path.force, top = spread
                 gain = abs(start - float(problem.loss(path.x)))
                 # Without a force gradients are linear, and so is the noise however large.
                 bent = np.linalg.norm(path.force) > 1e-9 * np.linalg.norm(path.x - initial)
@@ -236,6 +248,39 @@ def linear_noise(
         first, second, third = (np.interp(axis, np.log1p(times), c) for c in cumulants.T)
     curve = LossCurve.of_cumulants(record, loss + first, second, third, path.x)
     return curve if unstable_from is None else curve.cut(unstable_from)
+
+
+def lag_amplification(
+    law: StalenessLaw, workers: int, step: float, rng: np.random.Generator
+) -> float:
+    """Return what random lags make of a push: sum_k E h_k^2 over sum_k (E h_k)^2, under (P2).
+
+    One where lags do not vary, infinite from the limit of the mean square on. The second sum is all
+    that (F1) knows, so its cost of noise is too small by this factor on a mode of this step.
+
+    Parameters
+    ----------
+    workers
+        P.
+    step
+        Learning rate times curvature, > 0.
+    """
+    turns = Turns(pool_hazards([law] * workers, rng), _PUSHED_PATHS, rng)
+    path = np.arange(_PUSHED_PATHS)
+    for _ in range(START_UP * workers):
+        slot = turns.next()
+    x, held = np.ones(_PUSHED_PATHS), np.zeros((_PUSHED_PATHS, workers))
+    held[path, slot] = 1.0
+    squares = np.zeros(_PUSHED_PATHS)
+    of_mean = 0.0
+    with np.errstate(over="ignore"):
+        for _ in range(int(min(_LIVES / step + _LIVES * workers, _LONGEST_PUSH))):
+            squares += x**2
+            of_mean += float(x.mean()) ** 2
+            slot = turns.next()
+            x = x - step * held[path, slot]
+            held[path, slot] = x
+    return float(squares.mean() / of_mean)
 
 
 def _grows(law: StalenessLaw, step: float) -> bool:

@@ -10,9 +10,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import cast
 
+import numpy as np
+
 from analysis.closed import drawn_sequences, geometric_curve, given_reads, is_linear
 from analysis.ensemble import Ensemble, PathOptions
-from analysis.linear_noise import linear_noise
+from analysis.linear_noise import lag_amplification, linear_noise
 from analysis.loss_curve import QUANTILE_LEVELS, LossCurve
 from analysis.moments import Closure
 from analysis.read_moments import (
@@ -24,16 +26,19 @@ from analysis.read_moments import (
     turn_reads,
 )
 from analysis.recorded_turns import RecordedTurns, ResampledTurns
+from analysis.run_stability import leading_curvatures
 from analysis.setting import RunSetting, Setting
 from analysis.sme import sme_asgd
 from analysis.sme_law import sme_law
 from analysis.sme_replay import sme_replay
 from analysis.sme_sgd import sme_sgd
-from asgd.errors import InputError
+from asgd.errors import InputError, UnreliableEstimateError
 from asgd.staleness import Geometric, StalenessLaw
 from asgd.streams import stream
 
 Progress = Callable[[int, int], None]
+
+LARGEST_AMPLIFICATION = 1.1  # of noise by random lags that the fast mode may leave out
 
 
 class Model(ABC):
@@ -278,6 +283,33 @@ class MeasuredLaw(Model):
     def fast_law(self, setting: Setting) -> StalenessLaw:
         """Return the measured law."""
         return setting.law
+
+    def fast(self, setting: RunSetting, seed: int, progress: Progress | None = None) -> LossCurve:
+        """Return the curve of one mean path and linear noise around it, (F1).
+
+        Raises
+        ------
+        UnreliableEstimateError
+            Each snapshot is used once and random lags matter, of which (F1) knows nothing: carries
+            the curve.
+        """
+        curve = super().fast(setting, seed, progress)
+        if (self._closure or setting.closure) != "pool" or curve.unstable_from is not None:
+            return curve
+        points = [setting.initial, *([curve.end] if np.isfinite(curve.end).all() else [])]
+        top = max(float(leading_curvatures(setting.problem, point)[0]) for point in points)
+        if top <= 0:
+            return curve
+        step, rng = float(setting.learning_rate) * top, stream(seed, "lag amplification")
+        amplified = lag_amplification(setting.pool_law, setting.workers, step, rng)
+        if not amplified <= LARGEST_AMPLIFICATION:
+            raise UnreliableEstimateError(
+                f"method 'fast', {self.label}: random lags make noise {amplified:.3g} times what "
+                "its linear theory says, which knows nothing of them; accepted here: 'auto', "
+                "'simulate'",
+                curve,
+            )
+        return curve
 
     def _turns(self, setting: Setting) -> RecordedTurns | None:
         return setting.turns if self._closure is None else None

@@ -3,15 +3,20 @@
 import numpy as np
 import pytest
 
-from analysis.linear_noise import MeanPath, linear_noise, response_power
+from analysis.limits import stability_limits
+from analysis.linear_noise import MeanPath, lag_amplification, linear_noise, response_power
 from analysis.loss_curve import QUANTILE_LEVELS
-from analysis.moments import impulse_response, mode_moments
+from analysis.model import LAW
+from analysis.moments import impulse_response, mode_moments, server_moments
+from analysis.setting import Setting
 from analysis.sme_law import sme_law
-from asgd.errors import InputError
+from asgd.errors import InputError, UnreliableEstimateError
 from asgd.problems import DoubleWell, Quadratic
 from asgd.problems.base import Array, Indices, Problem
 from asgd.problems.linear import breast_cancer, digits
-from asgd.staleness import Geometric, Poisson
+from asgd.staleness import ConstantPlusGeometric, Geometric, NegativeBinomial, Poisson
+from asgd.streams import stream
+from scripts.bench_plan import PhaseRetrieval, TanhNetwork, curvature
 
 LAWS = [Poisson(3.0), Geometric(0.75)]
 
@@ -175,3 +180,53 @@ def test_there_must_be_an_update_to_predict() -> None:
             initial=np.ones(1),
             record=np.array([0]),
         )
+
+
+def test_random_lags_amplify_noise_as_the_recursion_of_the_server_says() -> None:
+    """Memoryless workers: stationary E x^2 of the server over that without lag noise, exactly."""
+    workers, step = 8, 0.2
+    law = Geometric(1 - 1 / workers)
+    server = server_moments(1.0, 1.0, step, workers, 2000).variance[-1]
+    without = mode_moments(law, step, 1.0, 1.0, 2000).variance[-1]
+    amplified = [lag_amplification(law, workers, step, stream(seed, "")) for seed in range(8)]
+    error = np.std(amplified) / np.sqrt(8)
+    assert abs(np.mean(amplified) - server / without) < 4 * error
+    assert error < 0.01
+    assert lag_amplification(ConstantPlusGeometric(7), 8, 0.15, stream(0, "")) == pytest.approx(1.0)
+    assert lag_amplification(law, workers, 0.6, stream(0, "")) > 3
+
+
+def test_a_mean_path_on_its_way_to_infinity_is_no_traceback() -> None:
+    """Its Hessian, no longer finite, once ended in `Eigenvalues did not converge`."""
+    record = np.array([0, 20, 100])
+    problem = PhaseRetrieval()
+    initial = problem.initial_point(stream(0, ""))
+    law = NegativeBinomial(0.5, 0.5 / 7.5)
+    curve = linear_noise(problem, 3.0, law, 0, batch_size=4, initial=initial, record=record)
+    assert not np.isfinite(curve.mean[-1])
+
+
+@pytest.mark.parametrize(("share", "refused"), [(0.15, False), (0.65, True)])
+def test_fast_is_right_or_refuses_where_lags_are_random(share: float, refused: bool) -> None:
+    """A tanh network, eight memoryless workers; at 0.65 of the limit it once said nothing."""
+    problem, workers = TanhNetwork(), 8
+    limit = stability_limits(Geometric(1 - 1 / workers)).almost_sure.value
+    setting = Setting(
+        problem=problem,
+        initial=problem.initial_point(stream(0, "")),
+        learning_rate=share * limit / curvature("tanh network"),
+        batch_size=20,
+        record=np.array([0, 50, 100, 200, 300]),
+        law=Geometric(1 - 1 / workers),
+        closure="pool",
+        workers=workers,
+    )
+    if refused:
+        with pytest.raises(UnreliableEstimateError, match="random lags") as error:
+            LAW.fast(setting, 0)
+        assert np.isfinite(error.value.estimate.mean).all()
+        return
+    drawn, curve = LAW.simulate(setting, 64, 0), LAW.fast(setting, 0)
+    error_of_mean = drawn.loss_std[1:] / 8
+    off = np.abs(curve.mean - drawn.loss_mean)[1:]
+    assert np.all(off < 4 * error_of_mean + 0.03 * drawn.loss_mean[1:])
