@@ -34,7 +34,7 @@ from cluster.server import FINISHED
 from cluster.session import check_address, ray_session, undisturbed
 from cluster.status import Status
 from cluster.team import take_requests
-from cluster.vitals import answer, ray_death, witnessed
+from cluster.vitals import answer, check_ray, ray_death, witnessed
 
 _POLL_SECONDS = 0.25
 _FLUSH_SECONDS = 60.0
@@ -272,6 +272,8 @@ def _watch(cluster: Fleet, progress: Callable[[Progress], None] | None) -> None:
     flushed = None
     while True:
         ready = _ready([flushed] if flushed else [cluster.stopped, *cluster.running])
+        if flushed is None:
+            check_ray()  # actors may go on for a minute, until Ray ends this process
         if flushed is None and cluster.stopped in ready:
             flushed = cluster.server.flush.remote()
         finished = flushed is not None and flushed in ready
@@ -288,11 +290,9 @@ def _watch(cluster: Fleet, progress: Callable[[Progress], None] | None) -> None:
         if progress is not None:
             speed = rate(status.version, time.monotonic())
             updates, alive = cluster.config.run.updates, len(cluster.running)
-            mean, waiting = (
-                status.mean_staleness,
-                status.waiting or (flushed is not None and not finished),
-            )
-            progress(Progress(status.version, updates, speed, mean, losses.latest, alive, waiting))
+            mean, last = status.mean_staleness, losses.latest
+            waiting = status.waiting or (flushed is not None and not finished)
+            progress(Progress(status.version, updates, speed, mean, last, alive, waiting))
         if finished:
             if status.stopped != FINISHED:
                 raise RunFailedError(str(status.stopped))

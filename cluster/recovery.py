@@ -148,6 +148,6 @@ def _newest(writer: RunWriter, recorded: int) -> tuple[State | None, list[Path]]
     if any(version_of(path) > every for path in rejected):
         raise RunFailedError(
             f"{writer.path}: none of its {len(rejected)} checkpoints can be used; its trace and "
-            f"members are whole up to update {recorded}"
+            f"members are whole up to update {recorded}; see `asgd verify {writer.path}`"
         )
     return None, rejected

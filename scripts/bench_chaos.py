@@ -34,6 +34,7 @@ import contextlib
 import os
 import secrets
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
@@ -321,9 +322,22 @@ def still_wrong(path: Path, finished: bool, damaged: list[Path]) -> list[str]:
     """Return what does not hold of a run that says it is finished."""
     if not finished:
         return []
-    found = violations(read_run(path), [])
-    if any(part.exists() for part in damaged) and found:
-        return [words for words in found if "digest" not in words]
+    run = read_run(path)
+    found = violations(run, [])
+    verify = subprocess.run(
+        [sys.executable, "-m", "asgd", "verify", path],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    told = any(event["event"] == "loss_damaged" for event in run.events)
+    if verify.returncode != int(told or any(part.exists() for part in damaged)):
+        found.append(f"asgd verify: status {verify.returncode}: {verify.stdout}{verify.stderr}")
+    if any(part.exists() for part in damaged):  # nobody has read it since: then reading says so
+        found = [words for words in found if "digest" not in words]
+    if told:  # that a part cannot be read any more
+        found = [words for words in found if words != "losses are missing"]
     return found
 
 
