@@ -39,3 +39,14 @@ def test_runs_survive_the_death_of_workers_servers_and_a_node() -> None:
     injected = re.search(r"(\d+) faults \(.*node \d", done.stdout)
     assert injected is not None
     assert int(injected[1]) >= 4  # a run may end before its last fault is due
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_what_ends_a_launcher_is_said_and_leaves_nothing() -> None:
+    command = [sys.executable, "scripts/bench_chaos.py", "--launched", "2", "--seed", "1"]
+    done = subprocess.run(
+        [*command, "--faults", "2"], cwd=ROOT, capture_output=True, text=True, timeout=280
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"2 runs, [1-4] faults \(.*\); 0 runs wrong", done.stdout)
