@@ -28,6 +28,7 @@ from analysis.plan_row import FAR, HEADS, PlanRow, PointLimits
 from analysis.run_stability import leading_curvatures
 from asgd.config import OptimizerConfig, RunConfig
 from asgd.errors import InputError
+from asgd.problem_record import check_problem
 from asgd.problems import make_problem
 from asgd.problems.base import Array, Problem
 from asgd.problems.linear import LinearModel
@@ -145,6 +146,7 @@ def plan(
     target: float | None = None,
     updates: int | None = None,
     probe: bool = False,
+    force: bool = False,
     progress: Progress | None = None,
 ) -> Plan:
     """Predict every combination of workers, learning rates and batch sizes.
@@ -167,6 +169,8 @@ def plan(
     probe
         Whether to time the gradient in this process, at two batch sizes; otherwise a gradient takes
         as long whatever its batch size, unless the run had several.
+    force
+        Plan also where the problem of a run has changed, see `asgd.problem_record`.
     progress
         Called with the choice at work and the share of the whole that is done.
 
@@ -183,6 +187,8 @@ def plan(
     if target is not None and not math.isfinite(target):
         raise InputError(f"target = {target}: expected a finite loss")
     problem = make_problem(config)
+    if isinstance(source, Run):
+        check_problem(source, problem, "plan", force=force)
     initial = problem.initial_point(stream(config.run.seed, "initial"))
     sizes = [choice.batch_size for choice in choices]
     cost = GradientCost.probe(problem, initial, sizes) if probe else None

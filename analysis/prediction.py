@@ -27,6 +27,7 @@ from asgd.config import load_config
 from asgd.errors import InputError, UnreliableEstimateError
 from asgd.files import replace_file
 from asgd.parts import LOSS, most_rows
+from asgd.problem_record import check_problem
 from asgd.tables import Types, read_table, write_table
 from asgd.trace import Run
 
@@ -176,6 +177,7 @@ def predict(
     method: Method = "auto",
     seed: int | None = None,
     fit: StalenessFit | None = None,
+    force: bool = False,
     progress: Callable[[str, float], None] | None = None,
 ) -> Prediction:
     """Predict the loss curve of a run with each model.
@@ -203,14 +205,16 @@ def predict(
         Seed of the ensembles; the run's own seed by default.
     fit
         The staleness fit, computed from the trace when not given.
+    force
+        Predict also where the problem has changed, see `asgd.problem_record`.
     progress
         Called with the name of the model at work and the share of all models' work that is done.
 
     Raises
     ------
     InputError
-        The run evaluated no loss, or a model is unknown or not to be had by this method or for
-        this rule.
+        The run evaluated no loss, its problem has changed, or a model is unknown or not to be had
+        by this method or for this rule.
     UnreliableEstimateError
         The trace is too short for a staleness fit; or "fast" fails, because the run is so far
         above its largest stable learning rate that noise does not stay small: carries the curve.
@@ -224,6 +228,8 @@ def predict(
     if runs[0].loss.empty:
         raise InputError(f"{runs[0].path}: holds no loss evaluation to predict")
     setting = RunSetting.of(runs, fit or fit_runs(runs))
+    for one in runs:
+        check_problem(one, setting.problem, "predict", force=force)
     seed = runs[0].config.run.seed if seed is None else seed
     chosen, curves = _models(setting, models, method), {}
     for number, model in enumerate(chosen):

@@ -16,6 +16,8 @@ from analysis.score import Score, compare
 from analysis.setting import last_update, whole
 from asgd.errors import InputError, UnreliableEstimateError
 from asgd.experiment import read_runs
+from asgd.problem_record import check_problem
+from asgd.problems import make_problem
 from asgd.trace import Run
 
 
@@ -139,6 +141,24 @@ class Study:
         except InputError as error:  # damaged, or of other runs
             return None, str(error)
 
+    def check_problem(self, task: str, *, force: bool = False) -> None:
+        """Refuse runs whose problem has changed, see `asgd.problem_record`.
+
+        Where the problem is not to be had, as a plug-in of somebody else's, nothing is said: what
+        is stored can be reported on.
+
+        Raises
+        ------
+        ProblemChangedError
+            It has changed, and it is not `force` to go on all the same.
+        """
+        try:
+            problem = make_problem(self.run.config)
+        except InputError:
+            return
+        for run in self.runs:
+            check_problem(run, problem, task, force=force)
+
     def predict(
         self,
         *,
@@ -146,13 +166,14 @@ class Study:
         models: Sequence[str] | None = None,
         method: Method = "auto",
         seed: int | None = None,
+        force: bool = False,
         progress: Callable[[str, float], None] | None = None,
     ) -> tuple[Prediction, Score]:
         """Predict the loss curve with each model and score it; keep and return both.
 
         Parameters
         ----------
-        paths, models, method, seed, progress
+        paths, models, method, seed, force, progress
             As for `analysis.predict`.
 
         Raises
@@ -167,20 +188,25 @@ class Study:
             method=method,
             seed=seed,
             fit=self.fit,
+            force=force,
             progress=progress,
         )
         self._made = prediction, compare(self.whole, prediction)
         return self._made
 
     def predict_if_missing(
-        self, *, paths: int = 64, progress: Callable[[str, float], None] | None = None
+        self,
+        *,
+        paths: int = 64,
+        force: bool = False,
+        progress: Callable[[str, float], None] | None = None,
     ) -> None:
         """Predict and store where no prediction is; where none can be had, `missing` says why."""
         if self.prediction is not None:
             return
         try:
             self.save()  # what cannot be stored is not worth the paths
-            self.predict(paths=paths, progress=progress)
+            self.predict(paths=paths, force=force, progress=progress)
             self.save()
         except (InputError, UnreliableEstimateError) as error:
             self._refusal = why_not_predicted(error, self.runs)

@@ -28,6 +28,7 @@ from asgd.errors import (
 from asgd.options import (
     PATH,
     Numbers,
+    force_option,
     json_option,
     lines_option,
     out_option,
@@ -93,6 +94,7 @@ cli.add_command(init)
 @set_option
 @out_option
 @click.option("--resume", type=PATH, metavar="RUN", help="Go on with RUN, which was cut short.")
+@force_option
 @click.option("--address", help="Address of a running Ray cluster.  [default: start one here]")
 @quiet_option
 @lines_option
@@ -101,6 +103,7 @@ def run(
     overrides: Sequence[str],
     out: Path | None,
     resume: Path | None,
+    force: bool,
     address: str | None,
     quiet: bool,
     lines: bool,
@@ -120,8 +123,10 @@ def run(
             raise InputError(
                 f"--resume {resume}: goes on as it began, without CONFIG, --set, --out"
             )
-        say(_resume(resume, address, quiet, lines))
+        say(_resume(resume, address, quiet, lines, force))
         return
+    if force:
+        raise InputError("--force: is for --resume RUN, whose problem has changed")
     if config is None:
         raise click.UsageError("Missing argument 'CONFIG'.")
     settings = load_config(config, overrides)
@@ -236,6 +241,7 @@ def profile(runs: Sequence[Path], as_json: bool) -> None:
     help="auto: exact moments where known, else paths; simulate: paths; fast: one mean path.",
 )
 @click.option("--seed", type=click.IntRange(min=0), help="Of the paths.  [default: the run's]")
+@force_option
 @json_option
 @quiet_option
 def predict(
@@ -243,6 +249,7 @@ def predict(
     paths: int,
     method: Literal["auto", "simulate", "fast"],
     seed: int | None,
+    force: bool,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -259,9 +266,12 @@ def predict(
     from asgd.live import Bar
 
     study = Study.open(run)
+    study.check_problem("predict", force=force)
     study.save()
     with Bar("predict", 1, quiet) as bar:
-        prediction, score = study.predict(paths=paths, method=method, seed=seed, progress=bar.whole)
+        prediction, score = study.predict(
+            paths=paths, method=method, seed=seed, force=force, progress=bar.whole
+        )
     study.save()
     if as_json:
         scores = {name: score.numbers(name) for name in score.models}
@@ -277,9 +287,15 @@ def predict(
 @click.option("-o", "--output", type=PATH, help="HTML file.  [default: in the first run]")
 @click.option("--figures", type=PATH, help="Directory for every figure as SVG and CSV.")
 @paths_option
+@force_option
 @quiet_option
 def report(
-    runs: Sequence[Path], output: Path | None, figures: Path | None, paths: int, quiet: bool
+    runs: Sequence[Path],
+    output: Path | None,
+    figures: Path | None,
+    paths: int,
+    force: bool,
+    quiet: bool,
 ) -> None:
     """Write one HTML report on RUNS.
 
@@ -296,7 +312,9 @@ def report(
 
     studies = [Study.open(path) for path in runs]
     for study in studies:
-        _predict_if_missing(study, paths, quiet)
+        study.check_problem("report", force=force)
+    for study in studies:
+        _predict_if_missing(study, paths, quiet, force)
     say(write_report(studies, output, figures))
 
 
@@ -309,6 +327,7 @@ def report(
 @click.option("--target", type=float, metavar="LOSS", help="[default: 95 % of the way down]")
 @click.option("--updates", type=int, help="How far to look ahead.  [default: its own]")
 @click.option("--probe", is_flag=True, help="Time the gradient here, at two batch sizes.")
+@force_option
 @json_option
 @quiet_option
 def plan(
@@ -320,6 +339,7 @@ def plan(
     target: float | None,
     updates: int | None,
     probe: bool,
+    force: bool,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -354,6 +374,7 @@ def plan(
             target=target,
             updates=updates,
             probe=probe,
+            force=force,
             progress=bar.whole,
         )
     if as_json:
@@ -395,11 +416,11 @@ def demo(out: Path | None, paths: int, quiet: bool) -> None:
 cli.add_command(completion)
 
 
-def _predict_if_missing(study: Study, paths: int, quiet: bool) -> None:
+def _predict_if_missing(study: Study, paths: int, quiet: bool, force: bool = False) -> None:
     from asgd.live import Bar
 
     with Bar("predict", 1, quiet) as bar:
-        study.predict_if_missing(paths=paths, progress=bar.whole)
+        study.predict_if_missing(paths=paths, force=force, progress=bar.whole)
 
 
 def _train(config: RunConfig, out: Path, address: str | None, quiet: bool, lines: bool) -> Path:
@@ -418,7 +439,7 @@ def _train(config: RunConfig, out: Path, address: str | None, quiet: bool, lines
         return run_repeats(config, out, one)
 
 
-def _resume(path: Path, address: str | None, quiet: bool, lines: bool) -> Path:
+def _resume(path: Path, address: str | None, quiet: bool, lines: bool, force: bool) -> Path:
     from asgd.config import load_config
     from asgd.experiment import unfinished_repeats
     from asgd.live import LiveRun
@@ -426,14 +447,14 @@ def _resume(path: Path, address: str | None, quiet: bool, lines: bool) -> Path:
     from cluster.launch import run as run_cluster
     from cluster.session import ray_session
 
-    with unfinished_repeats(path) as left, ExitStack() as shared:
+    with unfinished_repeats(path, force=force) as left, ExitStack() as shared:
         if len(left) > 1:
             page = load_config(path / "config.json").metrics.page
             shared.enter_context(ray_session(address, metrics_port=page))
         for directory, config in left:
             with LiveRun("train", directory, quiet=quiet, lines=lines) as live:
                 if config is None:
-                    resume(directory, address, live)
+                    resume(directory, address, live, force=force)
                 else:
                     run_cluster(config, directory, address, live)
     return path

@@ -14,6 +14,10 @@ class InputError(AsgdError, ValueError):
     """The input cannot be used: the message names the key, the value and what would be accepted."""
 
 
+class ProblemChangedError(InputError):
+    """The problem is not the one that the run began with."""
+
+
 class RunFailedError(AsgdError, RuntimeError):
     """The run ended before its last update; what it wrote so far is readable.
 

@@ -14,7 +14,7 @@ from asgd.errors import InputError
 from asgd.printable import printable
 from asgd.stored_json import parse_json
 
-_ORDINARY = {"start", "metrics", "finish"}
+_ORDINARY = {"start", "problem", "metrics", "finish"}
 _TORN = (b"{", b"\0")  # how a line begins that did not get to the disk as a whole
 _NUMBERS = {"time", "seconds", "restart_seconds"}
 _INTEGERS = {

@@ -20,6 +20,8 @@ from asgd.alive import look_for_life
 from asgd.config import RunConfig, load_config
 from asgd.errors import InputError
 from asgd.files import check_no_links, lock, make_directory, replace_file
+from asgd.problem_record import check_problem
+from asgd.problems import make_problem
 from asgd.trace import Run, default_path, read_run
 
 
@@ -60,7 +62,9 @@ def run_repeats(
 
 
 @contextmanager
-def unfinished_repeats(path: str | Path) -> Iterator[list[tuple[Path, RunConfig | None]]]:
+def unfinished_repeats(
+    path: str | Path, *, force: bool = False
+) -> Iterator[list[tuple[Path, RunConfig | None]]]:
     """Provide the repeats of an experiment of real runs that are missing or were cut short.
 
     In the block, no other process makes or completes them.
@@ -69,6 +73,8 @@ def unfinished_repeats(path: str | Path) -> Iterator[list[tuple[Path, RunConfig 
     ----------
     path
         The experiment; of a single run, it is the run itself that is returned.
+    force
+        Make repeats also where the problem is not that of those there are.
 
     Yields
     ------
@@ -79,8 +85,8 @@ def unfinished_repeats(path: str | Path) -> Iterator[list[tuple[Path, RunConfig 
     Raises
     ------
     InputError
-        There is nothing to complete at `path`, another process is making it, or something else
-        is in a repeat's place.
+        There is nothing to complete at `path`, another process is making it, something else is in
+        a repeat's place, or the problem has changed.
     """
     path = Path(path)
     config = _experiment(path)
@@ -89,6 +95,7 @@ def unfinished_repeats(path: str | Path) -> Iterator[list[tuple[Path, RunConfig 
         return
     with _only_maker(path):
         found = _unfinished(config, path)
+        _check_problem(config, path, found, force)
         for directory, anew in found:
             if anew is not None and directory.exists():
                 shutil.rmtree(directory)
@@ -112,6 +119,18 @@ def _unfinished(config: RunConfig, path: Path) -> list[tuple[Path, RunConfig | N
     if not found:
         raise InputError(f"{path}: every repeat is finished")
     return found
+
+
+def _check_problem(
+    config: RunConfig, path: Path, found: list[tuple[Path, RunConfig | None]], force: bool
+) -> None:
+    """Check that repeats to be made anew will be of the same problem as those that are there."""
+    new = {directory for directory, anew in found if anew is not None}
+    there = [directory for _, directory in _repeats(config, path) if directory not in new]
+    if new and there:
+        problem = make_problem(config)
+        for directory in there:
+            check_problem(read_run(directory), problem, "resume", force=force)
 
 
 def _check_no_loss(config: RunConfig, directory: Path) -> None:

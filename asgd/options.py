@@ -19,6 +19,9 @@ paths_option = click.option(
     "--paths", type=click.IntRange(min=2), default=64, show_default=True, help="Paths per ensemble."
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+force_option = click.option(
+    "--force", is_flag=True, help="Go on though the problem is not as it was when the run began."
+)
 quiet_option = click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
 lines_option = click.option(
     "--lines", is_flag=True, help="Without a terminal, say how it stands every 10 s."

@@ -23,6 +23,7 @@ from asgd.draws import WorkerDraws
 from asgd.errors import InputError, RunFailedError
 from asgd.experiment import run_repeats
 from asgd.files import what_is_wrong
+from asgd.problem_record import ProblemRecord
 from asgd.problems import make_problem
 from asgd.problems.base import Array, Problem
 from asgd.progress import Progress
@@ -76,12 +77,14 @@ def simulate(
     if config.cluster.mode != "async":
         raise InputError(f"cluster.mode = {config.cluster.mode!r}: a simulation takes async only")
     problem = make_problem(config)
+    start = ProblemRecord.of(problem, config.run.seed)
     draws = WorkerDraws(config, problem.n_samples)
     independent = config.simulation.staleness != "server"
     order = (_independent_order if independent else _server_order)(config, draws)
     descent = _Descent(problem, config, order, draws)
     writer = RunWriter.create(out if out is not None else default_path(config), config)
     record = _Record(config, descent, order, writer, progress)
+    start.note(writer)
     with sign_of_life(writer.path):
         _make(descent, record, writer, config)
     return writer.path

@@ -19,7 +19,9 @@ from asgd.divergence import check_divergence
 from asgd.errors import AsgdError, InputError, RunFailedError
 from asgd.experiment import run_repeats, unfinished_repeats
 from asgd.files import what_is_wrong
+from asgd.problem_record import ProblemRecord, check_problem
 from asgd.problems import make_problem
+from asgd.problems.base import Problem
 from asgd.progress import Progress
 from asgd.streams import stream
 from asgd.trace import RunWriter, default_path, read_run
@@ -73,12 +75,15 @@ def run(
         Ctrl-C; the directory is readable and says so.
     """
     check_metrics(config.metrics)
-    initial = _initial(config)
+    problem = make_problem(config)
+    start = ProblemRecord.of(problem, config.run.seed)
+    initial = _initial(config, problem)
     check_address(address)
     if config.run.repeats > 1:
         with ray_session(address, _object_store_bytes(config, initial), config.metrics.page):
             return run_repeats(config, out, lambda one, path: run(one, path, address, progress))
     writer = RunWriter.create(out if out is not None else default_path(config), config)
+    start.note(writer)
     with only_launcher(writer.path / CHECKPOINTS), sign_of_life(writer.path):
         return _launch(config, initial, writer, address, progress, resumed=False)
 
@@ -87,6 +92,8 @@ def resume(
     path: str | Path,
     address: str | None = None,
     progress: Callable[[Progress], None] | None = None,
+    *,
+    force: bool = False,
 ) -> Path:
     """Go on with a run that was cut short, from its newest good checkpoint.
 
@@ -97,28 +104,33 @@ def resume(
         that are missing are made and those that were cut short gone on with.
     address, progress
         As for `run`.
+    force
+        Go on also where the problem has changed, see `asgd.problem_record`.
 
     Raises
     ------
     InputError
-        There is no such run, it is finished, or it is still at work.
+        There is no such run, it is finished, it is still at work, or its problem has changed.
     RunFailedError, KeyboardInterrupt
         As for `run`.
     """
-    with unfinished_repeats(path) as left, contextlib.ExitStack() as shared:
+    with unfinished_repeats(path, force=force) as left, contextlib.ExitStack() as shared:
         if len(left) > 1:
             page = load_config(Path(path) / "config.json").metrics.page
             shared.enter_context(ray_session(address, metrics_port=page))
         for directory, anew in left:
             if anew is None:
-                _resume_one(directory, address, progress)
+                _resume_one(directory, address, progress, force)
             else:
                 run(anew, directory, address, progress)
     return Path(path)
 
 
 def _resume_one(
-    path: Path, address: str | None, progress: Callable[[Progress], None] | None
+    path: Path,
+    address: str | None,
+    progress: Callable[[Progress], None] | None,
+    force: bool,
 ) -> Path:
     found = read_run(path)
     if not (found.path / CHECKPOINTS).is_dir():
@@ -126,7 +138,9 @@ def _resume_one(
     if found.state == "finished":
         raise InputError(f"{path}: the run is finished")
     check_metrics(found.config.metrics)
-    initial = _initial(found.config)
+    problem = make_problem(found.config)
+    check_problem(found, problem, "resume", force=force)
+    initial = _initial(found.config, problem)
     check_address(address)
     with only_launcher(found.path / CHECKPOINTS):
         for _ in take_requests(found.path):  # those that the process before left
@@ -136,9 +150,9 @@ def _resume_one(
             return _launch(found.config, initial, writer, address, progress, resumed=True)
 
 
-def _initial(config: RunConfig) -> Array:
+def _initial(config: RunConfig, problem: Problem) -> Array:
     """Return x_0, shape (d,)."""
-    return make_problem(config).initial_point(stream(config.run.seed, "initial"))
+    return problem.initial_point(stream(config.run.seed, "initial"))
 
 
 def _launch(

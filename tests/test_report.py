@@ -492,10 +492,10 @@ def test_events_are_placed_by_their_update(tmp_path: Path) -> None:
     writer = RunWriter(run.path)
     writer.event("worker_lost", worker=2, update=100, reason="gone")
     table = events_table(read_run(run.path))
-    assert table["event"].tolist() == ["start", "finish", "worker_lost"]
-    assert table["seconds"].iloc[2] == run.trace["applied_seconds"].iloc[100]
-    assert table["details"].iloc[2] == "reason gone"
-    assert table["incident"].tolist() == [False, False, True]
+    assert table["event"].tolist() == ["start", "problem", "finish", "worker_lost"]
+    assert table["seconds"].iloc[3] == run.trace["applied_seconds"].iloc[100]
+    assert table["details"].iloc[3] == "reason gone"
+    assert table["incident"].tolist() == [False, False, False, True]
 
 
 def test_events_without_an_update_are_placed_among_those_with_one(tmp_path: Path) -> None:

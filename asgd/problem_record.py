@@ -1,0 +1,134 @@
+"""Whether the problem is still the one that a run began with.
+
+A run directory does not hold the user's own problem, whose code or data may have changed since. So
+a run notes what its problem is like where it begins, as the event `problem`; whoever goes on with
+the run or predicts it compares.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from asgd.errors import InputError, ProblemChangedError
+from asgd.problems.base import Problem
+from asgd.streams import stream
+from asgd.trace import Run, RunWriter
+
+# Relative: single precision on another machine makes less, other data more.
+_TOLERANCE = 1e-5
+_NAMES = {
+    "dim": "dim",
+    "n_samples": "n_samples",
+    "loss": "f(x_0)",
+    "gradient_norm": "|grad f(x_0)|",
+}
+
+
+@dataclass(frozen=True)
+class ProblemRecord:
+    """What a problem is like where a run begins.
+
+    Attributes
+    ----------
+    dim, n_samples
+        Of the problem.
+    loss, gradient_norm
+        f(x_0) and the Euclidean norm of grad f(x_0); None where they are not finite. Of a
+        classifier that starts at 0 the loss says nothing about the data, the gradient does.
+    """
+
+    dim: int
+    n_samples: int
+    loss: float | None
+    gradient_norm: float | None
+
+    @classmethod
+    def of(cls, problem: Problem, seed: int) -> ProblemRecord:
+        """Evaluate a problem at the x_0 of a run's seed.
+
+        Raises
+        ------
+        InputError
+            The user's code raises.
+        """
+        try:
+            with np.errstate(all="ignore"):
+                x = problem.initial_point(stream(seed, "initial"))
+                loss = float(problem.loss(x))
+                gradient_norm = float(np.linalg.norm(problem.gradient(x)))
+        except InputError:
+            raise
+        except Exception as error:  # the user's own problem may raise anything
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            raise InputError(f"the problem raised at the initial point: {reason}") from error
+        return cls(problem.dim, problem.n_samples, _finite(loss), _finite(gradient_norm))
+
+    def note(self, writer: RunWriter) -> None:
+        """Write the event that later commands compare with."""
+        writer.event("problem", **asdict(self))
+
+
+def check_problem(run: Run, problem: Problem, task: str, *, force: bool = False) -> None:
+    """Refuse to take a run on with another problem than it began with.
+
+    Of a run without a record, made by an earlier version, the loss of x_0 is compared.
+
+    Parameters
+    ----------
+    task
+        What is about to be done, for the event.
+    force
+        Go on all the same and leave the event `problem_changed`.
+
+    Raises
+    ------
+    ProblemChangedError
+        The problem has changed.
+    """
+    before = _recorded(run)
+    if not before:
+        return
+    changes = _changes(before, asdict(ProblemRecord.of(problem, run.config.run.seed)))
+    if not changes:
+        return
+    if not force:
+        raise ProblemChangedError(
+            f"{run.path}: the problem has changed since the run began: {changes}; "
+            "--force goes on all the same"
+        )
+    event = {"task": task, "changes": changes}
+    if not any(event.items() <= known.items() for known in run.events):
+        RunWriter(run.path).event("problem_changed", **event)
+
+
+def _recorded(run: Run) -> dict[str, Any]:
+    """Return what is on record of the problem as it was."""
+    for event in run.events:
+        if event.get("event") == "problem":
+            return {name: event.get(name) for name in _NAMES}
+    at_start = run.loss.loc[run.loss["update"] == 0, "loss"]
+    return {} if at_start.empty else {"loss": float(at_start.iloc[0])}
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Return what differs, with both values; numbers that are not known do not."""
+    scale = abs(now["loss"] or 0.0)
+    known = [key for key in _NAMES if _is_number(before.get(key)) and _is_number(now[key])]
+    return ", ".join(
+        f"{_NAMES[key]} is {now[key]:.8g}, was {before[key]:.8g}"
+        for key in known
+        if not math.isclose(before[key], now[key], rel_tol=_TOLERANCE, abs_tol=1e-9 * scale)
+    )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
