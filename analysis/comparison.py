@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from analysis.clock import Clock, clock_of, common_clock
 from analysis.fit import StalenessFit, compare_fits
 from analysis.headline import Facts, problem_name
 from analysis.score import Score
@@ -17,6 +18,7 @@ from asgd.trace import Run
 # Share of the way down to a loss that every run reached, at which the clock is stopped: the last
 # bit would be decided by scatter.
 _TARGET = 0.95
+_ALIKE = 1.25  # ratio of two numbers of updates that is mostly scatter
 
 
 @dataclass(frozen=True)
@@ -26,12 +28,14 @@ class Comparison:
     Attributes
     ----------
     table
-        One row per run. Columns: `run`, `workers`, `mean` (staleness), `staleness_q05`,
-        `staleness_q95`, `mu`, `mu_low`, `mu_high` (95 % interval), `mu_expected` = 1 - 1/P, `law`,
-        `updates_per_second`, `updates_to_target`, `seconds_to_target`, and the relative error of
-        each model under its name.
+        One row per run. Columns: `run`, `clock` (real or simulated), `workers`, `mean` (staleness),
+        `staleness_q05`, `staleness_q95`, `mu`, `mu_low`, `mu_high` (95 % interval), `mu_expected` =
+        1 - 1/P, `law`, `updates_per_second`, `updates_to_target`, `seconds_to_target`, and the
+        relative error of each model under its name.
     target
         A loss that every run reached.
+    clock
+        Of the runs; where it is mixed, their seconds must not be compared.
     models
         Names of the models that every run was predicted with; none where one was not predicted.
     labels
@@ -40,6 +44,7 @@ class Comparison:
 
     table: pd.DataFrame
     target: float
+    clock: Clock
     models: list[str]
     labels: dict[str, str]
 
@@ -61,7 +66,8 @@ def compare_runs(
     models = [n for n in predicted[0] if all(n in m for m in predicted)] if complete else []
     reached = [_first(run.loss, target) for run in runs]
     table = fitted[["mean", "mu", "mu_low", "mu_high", "mu_expected", "law"]].copy()
-    table.insert(0, "workers", [run.config.cluster.workers for run in runs])
+    table.insert(0, "clock", [clock_of(run) for run in runs])
+    table.insert(1, "workers", [run.config.cluster.workers for run in runs])
     ends = [np.quantile(fit.sample.staleness, (0.05, 0.95)) for fit in fits]
     table[["staleness_q05", "staleness_q95"]] = np.array(ends)
     table["updates_per_second"] = [
@@ -75,7 +81,8 @@ def compare_runs(
         name: " or ".join(dict.fromkeys(score.labels[name] for score in scores if score))
         for name in models
     }
-    return Comparison(table.reset_index(names="run"), target, models, called)
+    table = table.reset_index(names="run")
+    return Comparison(table, target, common_clock(runs), models, called)
 
 
 def labels(paths: Sequence[Path]) -> list[str]:
@@ -114,34 +121,60 @@ def comparison_headline(
     kinds = sorted({problem_name(run) for run in runs})
     workers = ", ".join(f"{count}" for count in sorted({int(p) for p in table["workers"]}))
     off = float((table["mu"] - table["mu_expected"]).abs().max())
-    fastest = table.iloc[int(table["seconds_to_target"].argmin())]
-    frugal = table.iloc[int(table["updates_to_target"].argmin())]
-    updates = sorted(set(table["updates_to_target"]))
-    needed = (
-        f"every run took {updates[0]} updates to it"
-        if len(updates) == 1
-        else f"it took the fewest updates, {updates[0]}, with {frugal['workers']} workers"
-    )
     return [
         (
             "What was run",
-            f"{'; '.join(kinds)}: {len(runs)} runs with {workers} workers{_shared(runs)}.",
+            f"{'; '.join(kinds)}: {_counted(table)} with {workers} workers{_shared(runs)}.",
         ),
         (
             "How stale",
             f"Mean staleness {table['mean'].min():.2f} to {table['mean'].max():.2f} updates"
-            + (f"; mu is within {_digit(off)} of 1 - 1/P in every run." if off == off else "."),
+            + (
+                f"; mu (each staleness is mu times as likely as the one below it) is within "
+                f"{_digit(off)} of 1 - 1/P in every run."
+                if off == off
+                else "."
+            ),
         ),
         ("Which law", _which_law(fits)),
         ("How well predicted", _how_well(comparison)),
         *([("Stable or not", _stability(table, rooms))] if np.isfinite(rooms).any() else []),
-        (
-            "How fast",
-            f"Loss {comparison.target:.3g} was first reached by {fastest['run']} "
-            f"({fastest['workers']} workers) in {fastest['seconds_to_target']:.3g} s; {needed}.",
-        ),
-        ("What to try", _what_to_try(table, rooms)),
+        ("How fast", _how_fast(comparison)),
+        ("What to try", _what_to_try(comparison, rooms)),
     ]
+
+
+def _counted(table: pd.DataFrame) -> str:
+    """Return how many runs of which kind there are."""
+    counts = table["clock"].value_counts()
+    kinds = " and ".join(
+        f"{counts[kind]} {kind}" for kind in ("real", "simulated") if kind in counts
+    )
+    return f"{kinds} runs"
+
+
+def _how_fast(comparison: Comparison) -> str:
+    """Return who was first at the target, by the clock if all runs have the same."""
+    table = comparison.table
+    frugal = table.iloc[int(table["updates_to_target"].argmin())]
+    updates = sorted(set(table["updates_to_target"]))
+    needed = (
+        f"every run took {updates[0]:,} updates to it"
+        if len(updates) == 1
+        else f"it took the fewest updates, {updates[0]:,}, with {frugal['workers']} workers"
+    )
+    if comparison.clock == "mixed":
+        return (
+            f"To loss {comparison.target:.3g}: {needed}. Simulated seconds are virtual and real "
+            "ones are not, so these runs are compared in updates."
+        )
+    fastest = table.iloc[int(table["seconds_to_target"].argmin())]
+    virtual = " of virtual time" if comparison.clock == "simulated" else ""
+    seconds = f"{fastest['seconds_to_target']:.3g} s{virtual}"
+    return (
+        f"Loss {comparison.target:.3g} was first reached by {fastest['run']} "
+        f"({fastest['workers']} workers) in {seconds}; {needed}."
+    )
 
 
 def _shared(runs: Sequence[Run]) -> str:
@@ -195,17 +228,29 @@ def _stability(table: pd.DataFrame, rooms: Sequence[float]) -> str:
     )
 
 
-def _what_to_try(table: pd.DataFrame, rooms: Sequence[float]) -> str:
-    """Return which run to take: the fastest to the target that is stable."""
-    ranked = table.assign(room=rooms).sort_values("seconds_to_target")
+def _what_to_try(comparison: Comparison, rooms: Sequence[float]) -> str:
+    """Return which run to take: of the stable ones, the first at the target."""
+    order, best, better = "seconds_to_target", "was the fastest to the target", "was faster"
+    if comparison.clock == "mixed":
+        order, best = "updates_to_target", "took the fewest updates to the target"
+        better = "took fewer"
+    elif comparison.clock == "simulated":
+        best += " in virtual time"
+    needed = comparison.table["updates_to_target"]
+    if comparison.clock == "mixed" and needed.max() <= _ALIKE * needed.min():
+        return (
+            "All runs took about as many updates to the target: take the real one that was there "
+            "first by its own clock."
+        )
+    ranked = comparison.table.assign(room=rooms).sort_values(order, kind="stable")
     stable = ranked[ranked["room"] >= 1]
-    fastest = ranked["run"].iloc[0]
+    first = ranked["run"].iloc[0]
     if stable.empty:
         return "Lower the learning rate: every run is beyond the limit of stability."
-    if stable["run"].iloc[0] == fastest:
+    if stable["run"].iloc[0] == first:
         known = ", and is stable" if np.isfinite(stable["room"].iloc[0]) else ""
-        return f"Take {fastest}: it was the fastest to the target{known}."
+        return f"Take the settings of {first}: it {best}{known}."
     return (
-        f"Take {stable['run'].iloc[0]}, the fastest of the stable runs; {fastest} was faster but "
-        "is beyond the limit of stability: it needs a smaller learning rate."
+        f"Take the settings of {stable['run'].iloc[0]}: of the stable runs it {best}; {first} "
+        f"{better} but is beyond the limit of stability: it needs a smaller learning rate."
     )

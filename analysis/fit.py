@@ -27,7 +27,7 @@ import pandas as pd
 from analysis import dependence, diagnostics, goodness
 from analysis.law_fit import GOODNESS_RESAMPLES, ConfidenceInterval, LawFit, Sample
 from analysis.likelihood import ESTIMATORS
-from analysis.verdict import CLOSE, LEVEL, Grade, in_words, verdict
+from analysis.verdict import CLOSE, LEVEL, Grade, finding, in_words, recommendation
 from asgd.errors import InputError, UnreliableEstimateError
 from asgd.events import team_sizes
 from asgd.files import replace_file
@@ -206,9 +206,12 @@ class StalenessFit:
     @cached_property
     def verdict(self) -> str:
         """One sentence: does the geometric law hold, which law should predict, and why."""
-        return verdict(
-            self.grade, self.geometric, self.selected, self.shape, self.chi_square, self.workers
-        )
+        return f"{self.finding}; {recommendation(self.grade, self.geometric, self.selected)}"
+
+    @property
+    def finding(self) -> str:
+        """The first half of the verdict: does the geometric law hold, and why."""
+        return finding(self.grade, self.geometric, self.shape, self.chi_square, self.workers)
 
     def table(self) -> pd.DataFrame:
         """Return the laws side by side, best AIC first.

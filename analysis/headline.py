@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from analysis.clock import clock_of, seconds_waited
 from analysis.fit import StalenessFit
 from analysis.prediction import Prediction
 from analysis.score import Score
@@ -27,7 +28,16 @@ _RULES = {
     "momentum": "SGD with momentum",
     "staleness_aware": "staleness-aware SGD",
 }
+_LISTED = 5  # workers named in a sentence
 _UNEVEN = 2.0  # updates of the busiest worker over those of the idlest
+_CLOSELY = 0.05  # error up to which a prediction counts as close though it is not chance
+# Of a right prediction whose points are off together, the error over its mean by chance is below
+# 1.96 sqrt(pi / 2) in 95 % of all runs.
+_CHANCE = 2.46
+_MU = (
+    " Here mu is the parameter of the geometric law: each staleness is mu times as likely as the "
+    "one below it."
+)
 
 
 def headline(
@@ -58,8 +68,9 @@ def headline(
     """
     facts = [
         ("What was run", _what(runs)),
+        ("Who contributed", _who(runs[0], workers)),
         ("How stale", _how_stale(runs[0], fit)),
-        ("Which law", fit.verdict if doubt is None else f"Too short to tell: {doubt}."),
+        ("Which law", _which_law(fit, prediction, doubt)),
         (
             "How well predicted",
             f"Not predicted: {missing}."
@@ -73,6 +84,34 @@ def headline(
     advice = [*_about_loss(fit, prediction, score), *_about_workers(workers, events)]
     facts.append(("What to try", " ".join(advice or ["Nothing stands out."])))
     return facts
+
+
+def verdict(prediction: Prediction | None, score: Score | None, missing: str | None = None) -> str:
+    """Return in one sentence how well a run was predicted.
+
+    Judged is the model that is told the most of the staleness and nothing of its order, since the
+    closest of several is partly so by chance.
+    """
+    if prediction is None or score is None:
+        return f"Not predicted: {missing}."
+    name = next((name for name in ("sme_law", "sme_asgd") if name in score.models), score.closest)
+    error, scatter = score.models[name].relative_error, score.scatter
+    by = f"by the {score.labels[name]}"
+    if scatter is None:
+        return f"Predicted {_how_closely(error)} {by}: error {_percent(error)}."
+    numbers = f"error {_percent(error)}, scatter {_percent(scatter)}"
+    free = score.models.get("sme_sgd")
+    without = ""
+    if free is not None and name != "sme_sgd" and free.relative_error > 2.0 * error:
+        without = f" Without staleness the error would be {_percent(free.relative_error)}."
+    if error <= _CHANCE * scatter:
+        wide = " That much scatter hides much: repeat the run." if scatter > _POOR else ""
+        return f"Predicted within chance {by}: {numbers}.{without}{wide}"
+    return f"Predicted {_how_closely(error)}, but not within chance, {by}: {numbers}.{without}"
+
+
+def _how_closely(error: float) -> str:
+    return "closely" if error <= _CLOSELY else "roughly" if error <= _POOR else "badly"
 
 
 def count(number: int, noun: str) -> str:
@@ -93,13 +132,57 @@ def _what(runs: Sequence[Run]) -> str:
     config, trace, loss = run.config, run.trace, run.loss["loss"]
     repeats = f"{len(runs)} repeats; the first: " if len(runs) > 1 else ""
     seconds = float(trace["applied_seconds"].iloc[-1])
+    clock = "" if clock_of(run) == "real" else " of virtual time"
     return (
         f"{problem_name(run)} by {_RULES[config.optimizer.rule]}, learning rate "
         f"{config.optimizer.learning_rate:g}, batches of {config.optimizer.batch_size}: "
         f"{repeats}{count(len(trace), 'update')} by {_team(run)} "
-        f"in {seconds:.3g} s ({len(trace) / max(seconds, 1e-9):,.0f} updates/s), {_ended(run)}."
+        f"in {seconds:.3g} s{clock} ({len(trace) / max(seconds, 1e-9):,.0f} updates/s), "
+        f"{_ended(run)}.{_waited(run, seconds)}"
         f"{'' if loss.empty else f' The loss went from {loss.iloc[0]:.4g} to {loss.iloc[-1]:.4g}.'}"
     )
+
+
+def _waited(run: Run, seconds: float) -> str:
+    """Return the sentence on what the seconds of a run leave out."""
+    waited = seconds_waited(run)
+    if waited is None:
+        return ""
+    if clock_of(run) == "simulated":
+        return f" It was simulated in {waited:.2g} s."
+    return (
+        f" From command to end it took {waited:.3g} s: starting the processes and evaluating the "
+        "loss are not in the time of the updates."
+    )
+
+
+def _who(run: Run, workers: pd.DataFrame) -> str:
+    """Return the sentence on the share of each worker."""
+    if run.config.cluster.workers == len(workers) == 1:
+        return "One worker alone."
+    busy, idle = workers["share"].max(), workers["share"].min()
+    each = (
+        f"{_percent(idle)} of the gradients each"
+        if _percent(idle) == _percent(busy)
+        else f"{_percent(idle)} to {_percent(busy)} of the gradients each"
+    )
+    names = sorted(set(range(run.config.cluster.workers)) - set(workers["worker"]))
+    more = ", ..." if len(names) > _LISTED else ""
+    never = f"; none by worker {', '.join(map(str, names[:_LISTED]))}{more}" if names else ""
+    return f"{count(len(workers), 'worker')}, {each}{never}."
+
+
+def _which_law(fit: StalenessFit, prediction: Prediction | None, doubt: str | None) -> str:
+    """Return the verdict on the law, without its advice where the prediction went another way."""
+    if doubt is not None:
+        return f"Too short to tell: {doubt}."
+    text = fit.verdict
+    if prediction is not None and prediction.recorded_turns:
+        text = (
+            f"{fit.finding}; no law alone predicts this run, whose workers' turns came in spells, "
+            "so the recorded turns are used."
+        )
+    return text + (_MU if "mu = " in text else "")
 
 
 def _team(run: Run) -> str:
@@ -148,7 +231,7 @@ def _how_well(prediction: Prediction, score: Score) -> str:
     if len(alike) == len(score.models) - ("replay" in score.models) > 1:
         closest = f"none, they {'differ by less than that scatter' if scatter else 'are alike'}"
     bands = "its 90 % band holds" if len(alike) == 1 else "their 90 % bands hold"
-    note = "; the replay, which is given the run's own order, does not compete"
+    note = "; the replay, which is given every staleness of this very run, does not compete"
     return (
         f"Mean error against {of}: {'; '.join(errors)}. {_scatter(score)}Closest: {closest}"
         f"{note if 'replay' in score.models and len(score.models) > 1 else ''}; "

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from analysis import figures
+from analysis.clock import AXIS, clock_of
 from analysis.comparison import Comparison
 from analysis.fit import StalenessFit
 from analysis.model import LABELS
@@ -23,10 +24,15 @@ from asgd.trace import Run
 # Points of a curve that the page shows values of.
 _HOVER = 400
 _HANGING = (
-    " A bar that stays above zero marks a staleness seen less often than the law says, one that "
-    "reaches below it one seen more often. The strip is what independent scatter would do."
+    " The top of each bar is put where the law says; its length is the count that was measured, "
+    "both as square roots. A bar that stays above zero marks a staleness seen less often than the "
+    "law says, one that reaches below it one seen more often. The strip is what independent "
+    "scatter would do."
 )
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
+_CUT = " What is larger is cut off."
+_FALLEN = 0.95  # of the way down, until which a loss counts as falling
+_SHORT = 0.4  # share of a run that is looked at separately if the loss falls within it
 _NO_CURVES = pd.DataFrame(columns=["model", "update", "loss_mean"])
 
 
@@ -110,8 +116,16 @@ def _picture(
     return Picture(id, svg, file, caption, data, shown)
 
 
-def overlay(prefix: str, runs: Sequence[Run], prediction: Prediction | None) -> Picture:
-    """Observed loss of one run, or of repeats, over the predicted mean and band of each model."""
+def overlay(
+    prefix: str, runs: Sequence[Run], prediction: Prediction | None, until: int | None = None
+) -> Picture:
+    """Observed loss of one run, or of repeats, over the predicted mean and band of each model.
+
+    Parameters
+    ----------
+    until
+        The last update to show, for a picture of the beginning.
+    """
     losses = pd.concat([run.loss for run in runs])
     observed = losses.groupby("update", as_index=False)[["seconds", "loss"]].mean()
     if prediction is None:
@@ -124,24 +138,47 @@ def overlay(prefix: str, runs: Sequence[Run], prediction: Prediction | None) -> 
             legend=False,
             values=("update", observed[["update", "loss"]], {"loss": "loss"}),
         )
-    wide = _by_model(prediction.curves, "loss_mean").merge(observed, on="update", how="left")
-    data = prediction.curves.merge(observed, on="update", how="left")
+    shown = prediction.curves
+    if until is not None:
+        shown, observed = (table[table["update"] <= until] for table in (shown, observed))
+    wide = _by_model(shown, "loss_mean").merge(observed, on="update", how="left")
+    data = shown.merge(observed, on="update", how="left")
     name = "observed" if len(runs) == 1 else f"observed, mean of {len(runs)}"
     labels = {"loss": name} | {name: prediction.label(name) for name in prediction.models}
     paths = sorted({count for name in prediction.models if (count := prediction.paths(name))})
     number = f" over {paths[0]:,} paths" if len(paths) == 1 else ""
-    return _picture(
-        f"{prefix}loss",
-        figures.loss_overlay(
-            [run.loss for run in runs], prediction.curves, group=f"{prefix}loss", labels=labels
-        ),
-        f"Observed loss and the loss predicted by {len(prediction.models)} models over updates",
+    id = f"{prefix}loss" if until is None else f"{prefix}loss-start"
+    axes = figures.loss_overlay(
+        [run.loss for run in runs], shown, until=until, group=id, labels=labels
+    )
+    caption = (
         f"Lines: observed loss, and each model's mean{number}. Bands: central 90 % of a single "
-        "run, as each model predicts it.",
+        "run, as each model predicts it."
+        if until is None
+        else f"The first {until:,} updates of it, in which the loss falls."
+    )
+    return _picture(
+        id,
+        axes,
+        f"Observed loss and the loss predicted by {len(prediction.models)} models over updates",
+        caption + (_CUT if figures.is_cut(axes) else ""),
         data,
         legend=False,
         values=("update", wide, labels),
     )
+
+
+def transient(runs: Sequence[Run]) -> int | None:
+    """Return the update by which the loss is down and twice that long; None if that is not short.
+
+    There the models differ, and are told apart on an axis of its own.
+    """
+    observed = pd.concat([run.loss for run in runs]).groupby("update")["loss"].mean()
+    lowest = float(observed.min())
+    limit = lowest + (1.0 - _FALLEN) * (float(observed.iloc[0]) - lowest)
+    until = 2 * int(observed.index[int(np.argmax(observed.to_numpy() <= limit))])
+    seen = int((observed.index <= until).sum())
+    return until if seen > 4 and until <= _SHORT * int(observed.index[-1]) else None
 
 
 def errors(prefix: str, score: Score) -> Picture:
@@ -149,11 +186,11 @@ def errors(prefix: str, score: Score) -> Picture:
     table = score.errors
     wide = _by_model(table.assign(error=100 * table["error"]), "error")
     labels = {name: f"{score.labels[name]} (%)" for name in table["model"].unique()}
-    drawn = figures.largest_error(table)
-    cut = " Larger errors are cut off." if drawn < float(table["error"].abs().max()) else ""
+    axes = figures.error_over_time(table, group=f"{prefix}errors", labels=score.labels)
+    cut = _CUT if figures.is_cut(axes) else ""
     return _picture(
         f"{prefix}errors",
-        figures.error_over_time(table, group=f"{prefix}errors", labels=score.labels),
+        axes,
         "Error of each model's predicted mean over updates",
         f"Predicted mean minus observed loss, in per cent of the mean observed loss.{cut}",
         table,
@@ -200,7 +237,7 @@ def staleness(
         *pictures,
         _picture(
             f"{prefix}staleness-time",
-            figures.band_over_time(timeline, "staleness", events),
+            figures.band_over_time(timeline, "staleness", events, clock=AXIS[clock_of(run)]),
             "Staleness over the time of the run",
             f"Staleness over time.{_marked(events)}",
             timeline[_columns(timeline, "seconds", "update", "staleness")],
@@ -217,15 +254,15 @@ def staleness(
 
 
 def activity(
-    prefix: str, timeline: pd.DataFrame, workers: pd.DataFrame, events: pd.DataFrame
+    prefix: str, run: Run, timeline: pd.DataFrame, workers: pd.DataFrame, events: pd.DataFrame
 ) -> list[Picture]:
     """Throughput over time and compute time of each worker, events marked."""
-    marked = _marked(events)
+    marked, clock = _marked(events), AXIS[clock_of(run)]
     drawn = timeline.assign(compute_mean=1000 * timeline["compute_mean"])
     return [
         _picture(
             f"{prefix}throughput",
-            figures.throughput(timeline, events),
+            figures.throughput(timeline, events, clock=clock),
             "Updates per second over the time of the run",
             f"Throughput over time.{marked}",
             timeline[["seconds", "update", "updates_per_second"]],
@@ -236,15 +273,15 @@ def activity(
             ),
         ),
         _picture(
-            f"{prefix}throughput-workers",
-            figures.worker_throughput(workers),
-            "Updates per second of each worker",
-            "Throughput by worker.",
+            f"{prefix}contributions",
+            figures.contributions(workers),
+            "Gradients of each worker that were applied",
+            "What each worker contributed.",
             workers[["worker", "updates", "share", "updates_per_second"]],
         ),
         _picture(
             f"{prefix}compute-time",
-            figures.band_over_time(timeline, "compute", events),
+            figures.band_over_time(timeline, "compute", events, clock=clock),
             "Compute time of a gradient over the time of the run",
             f"Compute time of a gradient over time.{marked}",
             timeline[_columns(timeline, "seconds", "update", "compute")],
@@ -261,30 +298,41 @@ def activity(
 
 
 def comparison(names: Sequence[str], runs: Sequence[Run], compared: Comparison) -> list[Picture]:
-    """Several runs: mu, loss over time, errors of the models."""
-    losses = dict(zip(names, (run.loss for run in runs), strict=True))
+    """Several runs: loss, mu, errors of the models; over time if they have the same clock."""
+    named = [f"{name} ({clock_of(run)})" for name, run in zip(names, runs, strict=True)]
+    losses = dict(zip(named, (run.loss for run in runs), strict=True))
     data = pd.concat([table.assign(run=name) for name, table in losses.items()])
     table = compared.table
+    if compared.clock == "mixed":
+        over, unit = "updates", "updates"
+        of_loss = figures.loss_over_time(losses, compared.target, column="update")
+        of_target = figures.target_by_workers(table, column="updates_to_target", unit=unit)
+    else:
+        unit = AXIS[compared.clock]
+        over = unit.removesuffix(" (s)")
+        of_loss = figures.loss_over_time(losses, compared.target, clock=unit)
+        of_target = figures.target_by_workers(table, unit=unit)
     return [
         _picture(
             "runs-loss",
-            figures.loss_over_time(losses, compared.target),
-            "Observed loss of each run over time",
-            "Observed loss over time; target: a loss that every run reached.",
+            of_loss,
+            f"Observed loss of each run over {over}",
+            f"Observed loss over {over}; target: a loss that every run reached.",
             data,
         ),
         _picture(
             "runs-target",
-            figures.target_by_workers(table),
-            "Time of each run to the target loss against the number of workers",
-            f"Time to the target loss, {compared.target:.3g}.",
-            table[["run", "workers", "updates_to_target", "seconds_to_target"]],
+            of_target,
+            f"{unit} of each run to the target loss against the number of workers",
+            f"{over.capitalize()} to the target loss, {compared.target:.3g}.",
+            table[["run", "clock", "workers", "updates_to_target", "seconds_to_target"]],
         ),
         _picture(
             "runs-mu",
             figures.mu_by_workers(table),
             "Fitted geometric parameter of each run against the number of workers",
-            "mu of the geometric fit against 1 - 1/P.",
+            "mu of the geometric fit against 1 - 1/P; each staleness is mu times as likely as the "
+            "one below it.",
             table[["run", "workers", "mu", "mu_low", "mu_high", "mu_expected"]],
         ),
         _picture(
@@ -295,13 +343,21 @@ def comparison(names: Sequence[str], runs: Sequence[Run], compared: Comparison) 
             table[["run", "workers", "mean", "staleness_q05", "staleness_q95"]],
         ),
         *_errors_by_workers(compared),
+        *_speed_by_workers(compared),
+    ]
+
+
+def _speed_by_workers(compared: Comparison) -> list[Picture]:
+    if compared.clock == "mixed":
+        return []
+    return [
         _picture(
             "runs-speed",
-            figures.speed_by_workers(table),
+            figures.speed_by_workers(compared.table),
             "Updates per second of each run against the number of workers",
             "Throughput against the number of workers; the line is proportional to it.",
-            table[["run", "workers", "updates_per_second"]],
-        ),
+            compared.table[["run", "workers", "updates_per_second"]],
+        )
     ]
 
 

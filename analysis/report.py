@@ -20,9 +20,11 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 
 from analysis import figures, pictures
 from analysis.activity import events_table, timeline, workers_table
+from analysis.clock import clock_of
 from analysis.comparison import compare_runs, comparison_headline, labels
+from analysis.dependence import START_UP_RULE
 from analysis.fit import StalenessFit
-from analysis.headline import count, headline, problem_name, room
+from analysis.headline import count, headline, problem_name, room, verdict
 from analysis.inline_svg import SvgInliner, page_colour
 from analysis.page_table import page_table
 from analysis.pictures import Picture
@@ -43,6 +45,7 @@ _SHARES = ("relative_error", "worst_error", "coverage")  # shown in %
 _LAW_NAMES = {"aic": "AIC", "bic": "BIC", "tv": "distance", "pvalue": "p"}
 _COMPARISON_NAMES = {
     "run": "run",
+    "clock": "kind",
     "workers": "workers",
     "mean": "mean staleness",
     "mu": "mu",
@@ -52,6 +55,7 @@ _COMPARISON_NAMES = {
     "updates_to_target": "updates to target",
     "seconds_to_target": "seconds to target",
 }
+_OF_SECONDS = ("updates/s", "seconds to target")  # columns that mixed clocks do not have
 _INTERVALS = (
     "In brackets: 95 % intervals over the repeats; that of the relative error comes from the "
     "triangle inequality and is longer than it need be."
@@ -141,13 +145,14 @@ def _section(study: Study, prefix: str) -> tuple[dict[str, Any], list[Picture]]:
     run, fit, prediction, score = study.run, study.estimate, study.prediction, study.score
     course, workers, events = timeline(run), workers_table(run), events_table(run)
     unusual = events[events["incident"].astype(bool)]
-    loss = [pictures.overlay(prefix, study.whole, prediction)] if len(run.loss) else []
-    errors = [pictures.errors(prefix, score)] if score else []
+    loss = _loss_pictures(prefix, study) if len(run.loss) else []
     staleness = pictures.staleness(prefix, run, fit, course, workers, unusual)
-    activity = pictures.activity(prefix, course, workers, unusual)
+    activity = pictures.activity(prefix, run, course, workers, unusual)
     section = {
         "id": prefix + "run",
         "title": _title(study),
+        "kind": clock_of(run),
+        "verdict": verdict(prediction, score, study.missing),
         "workers_note": (
             f"Of {run.path.name}, the first of {len(study.runs)} repeats."
             if len(study.runs) > 1
@@ -165,17 +170,17 @@ def _section(study: Study, prefix: str) -> tuple[dict[str, Any], list[Picture]]:
         ),
         "models": [_key(prediction, name) for name in prediction.models] if prediction else [],
         "loss": loss,
+        "replayed": prediction is not None and "replay" in prediction.models,
         "scores": score and _scores(score),
         "scores_note": _INTERVALS if score and score.intervals is not None else "",
-        "errors": errors,
         "parts": score and _parts(score),
         "staleness": staleness,
         "laws": _laws(fit),
         "laws_note": (
-            f"Fitted to the {len(fit.sample.staleness):,} updates after a start-up of "
-            f"{fit.start_up}. Zeros: share of updates with staleness 0. Distance: total variation "
-            "distance between law and data. p: parametric bootstrap with the serial dependence of "
-            "the data."
+            f"Fitted to the {len(fit.sample.staleness):,} updates after the start-up. "
+            f"{_start_up(study)} Zeros: share of updates with staleness 0. Distance: total "
+            "variation distance between law and data. p: parametric bootstrap with the serial "
+            "dependence of the data."
         ),
         "activity": activity,
         "workers": _workers(workers),
@@ -187,7 +192,41 @@ def _section(study: Study, prefix: str) -> tuple[dict[str, Any], list[Picture]]:
         "environment": json.dumps(run.environment, indent=2),
         "reproduce": _reproduce(study),
     }
-    return section, [*loss, *errors, *staleness, *activity]
+    return section, [*loss, *staleness, *activity]
+
+
+def _loss_pictures(prefix: str, study: Study) -> list[Picture]:
+    """Return the loss; with a prediction, how it begins, if that is short, and the errors too."""
+    runs, prediction = study.whole, study.prediction
+    drawn = [pictures.overlay(prefix, runs, prediction)]
+    if prediction is None or study.score is None:
+        return drawn
+    until = pictures.transient(runs)
+    if until is not None:
+        drawn.append(pictures.overlay(prefix, runs, prediction, until))
+    return [*drawn, pictures.errors(prefix, study.score)]
+
+
+def _start_up(study: Study) -> str:
+    """Return the sentences on how long the start-up of a run was, and why."""
+    fit, trace = study.estimate, study.run.trace
+    if len(study.runs) > 1:
+        return f"Start-up: {fit.start_up:,} updates of all repeats, {START_UP_RULE}."
+    first = trace[trace["read_version"] == 0]
+    text = f"Start-up: {fit.start_up:,} of {len(trace):,} updates, {START_UP_RULE}."
+    if first.empty:
+        return text
+    last = first.iloc[-1]
+    life = fit.start_up - int(last["update"])
+    reason = (
+        "the rest is one life of a snapshot"
+        if life <= 2 * (2 + fit.geometric.law.mean())
+        else f"with the {life:,} updates after it the mean staleness is less certain than without"
+    )
+    return (
+        f"{text} Here the last gradient computed on version 0 was update {int(last['update']):,}, "
+        f"by worker {int(last['worker'])}; {reason}."
+    )
 
 
 def _comparison(studies: Sequence[Study]) -> tuple[dict[str, Any], list[Picture]]:
@@ -199,11 +238,13 @@ def _comparison(studies: Sequence[Study]) -> tuple[dict[str, Any], list[Picture]
     drawn = pictures.comparison(names, runs, compared)
     rooms = [room(study.prediction)[0] for study in studies]
     table = compared.table.rename(columns=_COMPARISON_NAMES)
+    mixed = compared.clock == "mixed"
+    columns = [name for name in _COMPARISON_NAMES.values() if not (mixed and name in _OF_SECONDS)]
     errors = compared.table[["run", "workers", *compared.models]].rename(columns=compared.labels)
     percent = [compared.labels[name] for name in compared.models]
     section = {
         "headline": comparison_headline(runs, fits, compared, rooms),
-        "table": page_table("runs side by side", table[list(_COMPARISON_NAMES.values())]),
+        "table": page_table("runs side by side", table[columns]),
         "note": f"Target: loss {compared.target:.4g}, which every run reached.",
         "errors": page_table("errors side by side", errors, percent) if percent else None,
         "figures": drawn,
@@ -282,7 +323,7 @@ def _workers(workers: pd.DataFrame) -> dict[str, Any]:
 def _reproduce(study: Study) -> str:
     """Return the commands that make such a run again and report on it."""
     config, prediction = shlex.quote(str(study.path / "config.json")), study.prediction
-    real = (study.run.path / "checkpoints").is_dir()
+    real = clock_of(study.run) == "real"
     lines = [f"asgd {'run' if real else 'simulate'} {config} --out NEW_DIRECTORY"]
     if prediction is not None:
         paths = max((prediction.paths(name) or 0 for name in prediction.models), default=0)

@@ -38,15 +38,10 @@ def in_words(law: StalenessLaw) -> str:
     return _WORDS[law.name]
 
 
-def verdict(
-    grade: Grade,
-    geometric: LawFit,
-    selected: LawFit,
-    shape: Shape,
-    chi_square: ChiSquare,
-    workers: float | None,
+def finding(
+    grade: Grade, geometric: LawFit, shape: Shape, chi_square: ChiSquare, workers: float | None
 ) -> str:
-    """Return one sentence: does the geometric law hold, which law should predict, and why."""
+    """Return whether the geometric law holds, and the evidence, as the beginning of a sentence."""
     one = "1/P" if workers else "the law's"
     evidence = (
         f"{100 * shape.zeros:.1f} % of updates have staleness 0 against {one} = "
@@ -54,7 +49,12 @@ def verdict(
         f"{shape.variance_geometric:.3g}, total variation distance {geometric.tv:.3f}, "
         f"chi-square {_probability(chi_square.pvalue)}"
     )
-    return f"{_OPENING[grade]} ({evidence}); predict with {_advice(grade, geometric, selected)}."
+    return f"{_OPENING[grade]} ({evidence})"
+
+
+def recommendation(grade: Grade, geometric: LawFit, selected: LawFit) -> str:
+    """Return which law should predict, and why, as the end of a sentence."""
+    return f"predict with {_advice(grade, geometric, selected)}."
 
 
 def _advice(grade: Grade, geometric: LawFit, selected: LawFit) -> str:

@@ -19,12 +19,13 @@ import pytest
 from reports import HOSTILE, Reports, predicted, predicted_run, simulated_run
 
 from analysis.activity import events_table, timeline, workers_table
+from analysis.clock import clock_of, seconds_waited
 from analysis.comparison import common_target, compare_runs, comparison_headline, labels
 from analysis.fit import fit_run, fit_staleness
-from analysis.headline import headline
+from analysis.headline import headline, verdict
 from analysis.model import LABELS
 from analysis.page_table import aligned_numbers, page_table, plain_number
-from analysis.pictures import Picture
+from analysis.pictures import Picture, transient
 from analysis.prediction import Prediction, has_prediction, read_prediction
 from analysis.report import write_report
 from analysis.score import compare
@@ -33,7 +34,7 @@ from asgd.config import make_config
 from asgd.errors import InputError
 from asgd.experiment import read_runs, run_repeats
 from asgd.simulation import simulate
-from asgd.trace import RunWriter, read_run
+from asgd.trace import Run, RunWriter, read_run
 
 
 class Page(HTMLParser):
@@ -62,7 +63,13 @@ class Page(HTMLParser):
 def test_report_of_one_run_answers_in_order(reports: Reports) -> None:
     text = reports.text("one")
     questions = re.findall(r"<dt>(.*?)</dt>", text)
-    assert questions[:4] == ["What was run", "How stale", "Which law", "How well predicted"]
+    assert questions[:5] == [
+        "What was run",
+        "Who contributed",
+        "How stale",
+        "Which law",
+        "How well predicted",
+    ]
     assert questions[-1] == "What to try"
     heads = re.findall(r"<h2>(.*?)</h2>", text)
     assert heads == [
@@ -119,10 +126,14 @@ def test_several_runs_are_compared_in_words_tables_and_figures(reports: Reports)
 @pytest.mark.parametrize(
     ("rooms", "advice"),
     [
-        ((2.0, 1.5), "Take p4: it was the fastest to the target, and is stable."),
-        ((2.0, 0.5), "Take p2, the fastest of the stable runs; p4 was faster"),
+        ((2.0, 1.5), "Take the settings of p4: it was the fastest to the target, and is stable."),
+        (
+            (2.0, 0.5),
+            "Take the settings of p2: of the stable runs it was the fastest to the target; p4 was "
+            "faster but is beyond",
+        ),
         ((0.9, 0.5), "Lower the learning rate"),
-        ((np.inf, np.inf), "Take p4: it was the fastest to the target."),
+        ((np.inf, np.inf), "Take the settings of p4: it was the fastest to the target."),
     ],
 )
 def test_advice_on_several_runs_is_the_fastest_stable_one(
@@ -132,9 +143,147 @@ def test_advice_on_several_runs_is_the_fastest_stable_one(
     compared = compare_runs(["p2", "p4"], reports.runs, fits, [None, None])
     assert compared.models == []
     table = compared.table.assign(seconds_to_target=[2.0, 1.0])
-    facts = comparison_headline(reports.runs, fits, replace(compared, table=table), rooms)
-    assert dict(facts)["What to try"].startswith(advice)
-    assert dict(facts)["How well predicted"] == "No model was computed for every run."
+    compared = replace(compared, table=table, clock="real")
+    facts = dict(comparison_headline(reports.runs, fits, compared, rooms))
+    assert facts["What to try"].startswith(advice)
+    assert facts["How well predicted"] == "No model was computed for every run."
+    virtual = replace(compared, clock="simulated")
+    said = dict(comparison_headline(reports.runs, fits, virtual, rooms))["What to try"]
+    assert ("in virtual time" in said) == ("fastest" in said)
+
+
+@pytest.mark.parametrize(
+    ("updates", "advice"),
+    [
+        ([90, 40], "Take the settings of p4: it took the fewest updates to the target, and is"),
+        ([45, 40], "All runs took about as many updates to the target: take the real one that"),
+    ],
+)
+def test_runs_on_different_clocks_are_never_ranked_in_seconds(
+    reports: Reports, updates: list[int], advice: str
+) -> None:
+    fits = [fit_run(run) for run in reports.runs]
+    compared = compare_runs(["p2", "p4"], reports.runs, fits, [None, None])
+    table = compared.table.assign(seconds_to_target=[1e-9, 9.0], updates_to_target=updates)
+    mixed = replace(compared, table=table, clock="mixed")
+    facts = dict(comparison_headline(reports.runs, fits, mixed, (2.0, 2.0)))
+    assert facts["What to try"].startswith(advice)
+    assert "are compared in updates." in facts["How fast"]
+    assert " s;" not in facts["How fast"]
+
+
+def as_real(run: Run, path: Path) -> Run:
+    """Return a copy of a simulated run with what real workers leave, 20 s from start to end."""
+    shutil.copytree(run.path, path)
+    lines = [
+        {"event": "start", "time": 1000.0},
+        {"event": "worker_joined", "time": 1014.0, "worker": 0, "update": 0},
+        {"event": "finish", "time": 1020.0},
+    ]
+    text = "".join(f"{json.dumps(line)}\n" for line in lines)
+    (path / "events.jsonl").write_text(text, encoding="utf-8")
+    return read_run(path)
+
+
+def test_a_real_and_a_simulated_run_side_by_side(reports: Reports, tmp_path: Path) -> None:
+    real = as_real(reports.runs[0], tmp_path / "real")
+    assert [clock_of(run) for run in (real, reports.runs[1])] == ["real", "simulated"]
+    page = write_report([real.path, reports.runs[1].path], tmp_path / "mixed.html")
+    text = page.read_text("utf-8")
+    compared = text.split('<section class="run"')[0]
+    assert "1 real and 1 simulated runs" in compared
+    assert "updates to target" in compared
+    for absent in ("seconds to target", "updates/s", "runs-speed", "time (s)"):
+        assert absent not in compared
+    for badge in ("real", "simulated"):
+        assert text.count(f'<span class="badge {badge}">{badge}</span>') == 2  # list and section
+    assert "From command to end it took 20 s: starting the processes" in text
+    assert "s of virtual time" in text
+
+
+def test_a_run_that_was_cut_short_says_nothing_of_the_wait(
+    reports: Reports, tmp_path: Path
+) -> None:
+    run = as_real(reports.runs[0], tmp_path / "real")
+    assert seconds_waited(run) == 20.0
+    RunWriter(run.path).event("server_restored", to_version=3)
+    assert seconds_waited(read_run(run.path)) is None
+
+
+@pytest.mark.parametrize(
+    ("error", "scatter", "said"),
+    [
+        (0.005, 0.005, "Predicted within chance by the SME with the measured law: error 0.5 %, "),
+        (0.012, 0.005, "Predicted within chance by"),  # the scatter of points that move together
+        (0.02, 0.005, "Predicted closely, but not within chance, by the SME with the measured"),
+        (0.10, 0.005, "Predicted roughly, but not within chance"),
+        (0.20, 0.005, "Predicted badly, but not within chance"),
+        (0.20, 0.300, "That much scatter hides much: repeat the run."),
+        (0.02, None, "Predicted closely by the SME with the measured law: error 2 %."),
+    ],
+)
+def test_the_verdict_is_one_sentence(
+    reports: Reports, error: float, scatter: float | None, said: str
+) -> None:
+    run = reports.runs[1]
+    prediction = with_turns(read_prediction(run.path), "by hazard")
+    score = compare(run, prediction)
+    models = {n: replace(m, relative_error=0.9 * error) for n, m in score.models.items()}
+    models["sme_law"] = replace(models["sme_law"], relative_error=error)
+    parts = pd.DataFrame({"error": [error], "noise": [scatter]}, index=["sampling noise"])
+    parts = parts.iloc[:0] if scatter is None else parts
+    assert said in verdict(prediction, replace(score, models=models, parts=parts))
+    models["sme_sgd"] = replace(models["sme_sgd"], relative_error=0.5)
+    found = verdict(prediction, replace(score, models=models, parts=parts))
+    assert ("Without staleness the error would be 50 %." in found) == (scatter is not None)
+
+
+def test_workers_that_contributed_nothing_are_named(reports: Reports) -> None:
+    run = reports.runs[1]
+    workers, events = workers_table(run), events_table(run).iloc[:0]
+
+    def said(table: pd.DataFrame) -> str:
+        facts = headline([run], fit_run(run), None, None, table, events, missing="no")
+        return dict(facts)["Who contributed"]
+
+    even = workers.assign(share=0.25)
+    assert said(even) == "4 workers, 25 % of the gradients each."
+    assert said(even.iloc[[0, 2]]).endswith(
+        "2 workers, 25 % of the gradients each; none by worker 1, 3."
+    )
+
+
+def test_the_page_says_why_the_start_up_was_as_long(reports: Reports) -> None:
+    run, text = reports.runs[1], reports.text("one")
+    fit = fit_run(run)
+    last = int(run.trace.loc[run.trace["read_version"] == 0, "update"].iloc[-1])
+    assert f"Start-up: {fit.start_up} of 300 updates, dropped up to the last update" in text
+    assert f"Here the last gradient computed on version 0 was update {last}, by worker" in text
+
+
+def test_terms_are_explained_where_they_are_first_used(reports: Reports) -> None:
+    text = reports.text("one")
+    assert 0 < text.index("continuous ranked probability score") < text.index("CRPS</th>")
+    hung = text.index("Measured counts hung from the")
+    assert "The top of each bar is put where the law says" in text[hung : hung + 200]
+    several = reports.text("several")
+    assert several.index("each staleness is mu times as likely") < several.index(">mu</th>")
+
+
+def test_a_short_fall_of_the_loss_has_a_figure_of_its_own(tmp_path: Path) -> None:
+    run = simulated_run(tmp_path / "run", updates=600)
+    loss = pd.DataFrame({"update": np.arange(0, 601, 10)})
+    loss["loss"] = np.exp(-loss["update"] / 20) + 0.01
+    assert transient([with_loss(run, loss)]) == 120
+    loss["loss"] = 2.0 - loss["update"] / 600
+    assert transient([with_loss(run, loss)]) is None
+
+
+def with_loss(run: Run, loss: pd.DataFrame) -> Run:
+    """Return a run with other losses."""
+    changed = Run(run.path, run.config)
+    changed.__dict__["loss"] = loss
+    return changed
 
 
 def with_turns(stored: Prediction, turns: Literal["by hazard", "recorded"]) -> Prediction:
@@ -198,6 +347,8 @@ def test_recorded_turns_are_not_called_the_law(tmp_path: Path) -> None:
     events = events_table(run).iloc[:0]
     said = dict(headline([run], fit, prediction, score, workers_table(run), events))
     assert "Closest: SME with recorded turns; its" in said["How well predicted"]
+    assert "predict with" not in said["Which law"]
+    assert "so the recorded turns are used." in said["Which law"]
     assert "its staleness, not its loss, is taken from the run" in said["How well predicted"]
     assert (
         "The recorded turns of the workers are needed: error 1 % against 10 % with the geometric "

@@ -15,16 +15,15 @@ from matplotlib.axes import Axes
 from analysis.figures.activity import (
     band_over_time,
     by_worker,
+    contributions,
     speed_by_workers,
     target_by_workers,
     throughput,
-    worker_throughput,
 )
-from analysis.figures.canvas import STYLE, new_axes, plot_box, to_svg
+from analysis.figures.canvas import STYLE, is_cut, new_axes, plot_box, to_svg
 from analysis.figures.loss import (
     error_by_workers,
     error_over_time,
-    largest_error,
     loss_over_time,
     loss_overlay,
 )
@@ -40,9 +39,10 @@ __all__ = [
     "Axes",
     "band_over_time",
     "by_worker",
+    "contributions",
     "error_by_workers",
     "error_over_time",
-    "largest_error",
+    "is_cut",
     "loss_over_time",
     "loss_overlay",
     "mu_by_workers",
@@ -55,5 +55,4 @@ __all__ = [
     "target_by_workers",
     "throughput",
     "to_svg",
-    "worker_throughput",
 ]

@@ -32,6 +32,8 @@ def band_over_time(
     quantity: Literal["staleness", "compute"],
     events: pd.DataFrame | None = None,
     ax: Axes | None = None,
+    *,
+    clock: str = "time (s)",
 ) -> Axes:
     """Draw mean and central 90 % of a quantity over the seconds of a run, events marked.
 
@@ -42,13 +44,15 @@ def band_over_time(
         `analysis.timeline`.
     events
         Columns `seconds` and `event`, as from `analysis.events_table`.
+    clock
+        What to call the seconds.
     """
     ax = ax or new_axes(height=_height(events))
     label, scale = _SCALES[quantity]
     low, high, mean = (scale * table[f"{quantity}_{part}"] for part in ("q05", "q95", "mean"))
     ax.fill_between(table["seconds"], low, high, color=BLUE, alpha=BAND, lw=0, label="central 90 %")
     ax.plot(table["seconds"], mean, color=BLUE, lw=1.5, label="mean")
-    ax.set(xlabel="time (s)", ylabel=label)
+    ax.set(xlabel=clock, ylabel=label)
     ax.set_ylim(0, 1.1 * float(high.max()) or 1.0)
     _mark(ax, events)
     key(ax, columns=2, place="above")
@@ -56,7 +60,11 @@ def band_over_time(
 
 
 def throughput(
-    table: pd.DataFrame, events: pd.DataFrame | None = None, ax: Axes | None = None
+    table: pd.DataFrame,
+    events: pd.DataFrame | None = None,
+    ax: Axes | None = None,
+    *,
+    clock: str = "time (s)",
 ) -> Axes:
     """Draw updates per second over the seconds of a run, events marked.
 
@@ -66,6 +74,8 @@ def throughput(
         Columns `seconds`, `updates_per_second`, as from `analysis.timeline`.
     events
         Columns `seconds` and `event`, as from `analysis.events_table`.
+    clock
+        What to call the seconds.
     """
     ax = ax or new_axes(height=_height(events))
     ax.step(
@@ -76,8 +86,8 @@ def throughput(
         lw=1.4,
         label="all workers",
     )
-    ax.set(xlabel="time (s)", ylabel="updates/s")
-    ax.set_ylim(bottom=0)
+    ax.set(xlabel=clock, ylabel="updates/s")
+    ax.set_ylim(0, 1.1 * float(table["updates_per_second"].max()) or 1.0)
     _mark(ax, events)
     if events is not None and len(events):
         key(ax, columns=2, place="above")
@@ -112,17 +122,17 @@ def by_worker(
     return finish(ax)
 
 
-def worker_throughput(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """Draw updates per second of each worker.
+def contributions(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Draw how many gradients of each worker were applied.
 
     Parameters
     ----------
     table
-        Columns `worker` and `updates_per_second`, as from `analysis.workers_table`.
+        Columns `worker` and `updates`, as from `analysis.workers_table`.
     """
     ax = ax or new_axes(height=2.5)
-    ax.bar(table["worker"], table["updates_per_second"], width=0.7, color=BAR)
-    ax.set(xlabel="worker", ylabel="updates/s")
+    ax.bar(table["worker"], table["updates"], width=0.7, color=BAR)
+    ax.set(xlabel="worker", ylabel="gradients applied")
     _worker_axis(ax, table["worker"])
     return finish(ax)
 
@@ -146,24 +156,40 @@ def speed_by_workers(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     ax.set_xlim(left=0)
     ax.set_ylim(0, 1.25 * float(speed.max()))
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    key(ax)
+    key(ax, columns=2, place="above")
     return finish(ax)
 
 
-def target_by_workers(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """Draw the seconds that several runs took to one loss against their workers.
+def target_by_workers(
+    table: pd.DataFrame,
+    ax: Axes | None = None,
+    *,
+    column: Literal["seconds_to_target", "updates_to_target"] = "seconds_to_target",
+    unit: str = "time (s)",
+) -> Axes:
+    """Draw what several runs took to one loss against their workers.
 
     Parameters
     ----------
     table
-        Columns `workers` and `seconds_to_target`.
+        Columns `clock` (real or simulated), `workers` and the one of that name.
+    unit
+        What to call its numbers.
     """
     ax = ax or new_axes()
     table = table.sort_values("workers")
-    ax.plot(table["workers"], table["seconds_to_target"], "o", color=BLUE, ms=5)
-    ax.set(xlabel="workers $P$", ylabel="time to the target loss (s)")
+    kinds = table["clock"].unique()
+    for kind in kinds:
+        of_kind = table[table["clock"] == kind]
+        mark, face = ("o", BLUE) if kind == "real" else ("D", "none")
+        ax.plot(
+            of_kind["workers"], of_kind[column], mark, color=BLUE, mfc=face, ms=5, label=str(kind)
+        )
+    ax.set(xlabel="workers $P$", ylabel=f"{unit} to the target loss")
     ax.set_xlim(left=0)
-    ax.set_ylim(0, 1.1 * float(table["seconds_to_target"].max()) or 1.0)
+    ax.set_ylim(0, 1.1 * float(table[column].max()) or 1.0)
+    if len(kinds) > 1:
+        key(ax, columns=2, place="above")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     return finish(ax)
 

@@ -35,6 +35,8 @@ SERIES = (BLUE, ORANGE, GREEN, PINK, SKY, AMBER, GREY)
 DASHES = ("-", (0, (5, 2)), (0, (7, 1.5, 1, 1.5)), (0, (1, 1.2)))
 EVENT_COLOURS = (ORANGE, GREEN, PINK, SKY, AMBER)
 LONGEST_CURVE = 2000
+_LETTER, _HANDLE = 0.07, 0.42  # inches of a legend's entry
+_SCALE = 0.6  # inches beside the plot, where a legend does not go
 _NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
 
 
@@ -96,6 +98,17 @@ def to_svg(ax: Axes, description: str, *, legend: bool = True) -> str:
     return svg[svg.index("<svg") :].replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)
 
 
+def is_cut(ax: Axes) -> bool:
+    """Return whether a curve leaves the plot at the top or the bottom."""
+    low, high = ax.get_ylim()
+    for line in ax.get_lines():
+        values = np.asarray(line.get_ydata(), dtype=float)
+        shown = values[np.isfinite(values)]
+        if len(shown) and (shown.min() < low or shown.max() > high):
+            return True
+    return False
+
+
 def cycle(length: int, colours: Sequence[str] = SERIES) -> list[str]:
     """Return so many colours, repeated where they do not suffice."""
     return [colours[i % len(colours)] for i in range(length)]
@@ -113,9 +126,15 @@ def key(
     place: Literal["best", "upper left", "upper right", "lower right", "above"] = "best",
     first: str = "",
 ) -> None:
-    """Draw the legend, the label `first` at its head."""
+    """Draw the legend, the label `first` at its head, in as many columns as fit above the plot."""
     above = place == "above"
     handles, labels = ax.get_legend_handles_labels()
+    if above and labels:
+        width = cast(Figure, ax.figure).get_figwidth() - _SCALE
+        sizes = [_LETTER * len(label) + _HANDLE for label in labels]
+        if len(labels) > columns or sum(sizes) > width:
+            columns = max(1, min(columns, int(width / max(sizes))))
+            columns = -(-len(labels) // -(-len(labels) // columns))  # rows of one length
     order = sorted(range(len(labels)), key=lambda i: labels[i] != first)
     ax.legend(
         [handles[i] for i in order],

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.ticker import LogLocator, MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from analysis.figures.canvas import (
     BAND,
@@ -24,12 +25,15 @@ from analysis.figures.canvas import (
 from analysis.model import LABELS
 from analysis.prediction import quantile_column
 
+_WIDE = 20.0  # largest over usual error beyond which large errors are drawn on a logarithmic scale
+
 
 def loss_overlay(
     observed: Sequence[pd.DataFrame],
     curves: pd.DataFrame,
     ax: Axes | None = None,
     *,
+    until: int | None = None,
     group: str = "",
     labels: Mapping[str, str] = LABELS,
 ) -> Axes:
@@ -41,12 +45,17 @@ def loss_overlay(
         One table per run with columns `update` and `loss`.
     curves
         Columns `model`, `update`, `loss_mean` and the quantiles, as in `Prediction.curves`.
+    until
+        The last update to draw.
     group
         Prefix of the SVG ids of what belongs to a model: `<group>:<model>:<part>`.
     labels
         What to call each model.
     """
     ax = ax or new_axes(height=3.1)
+    if until is not None:
+        observed = [table[table["update"] <= until] for table in observed]
+        curves = curves[curves["update"] <= until]
     for model, curve in curves.groupby("model", sort=False):
         curve = thin(curve)
         colour, dash = STYLE[str(model)]
@@ -67,10 +76,12 @@ def loss_overlay(
         table = thin(table)
         label = "observed" if number == 0 else None
         ax.plot(table["update"], table["loss"], color=OBSERVED, lw=1.1, label=label)
-    _loss_scale(ax, pd.concat([table["loss"] for table in observed]))
+    _loss_scale(
+        ax, pd.concat([table["loss"] for table in observed]), curves["loss_mean"].astype(float)
+    )
     ax.set(xlabel="applied updates $k$", ylabel="loss")
     ax.margins(x=0.01)
-    key(ax, first="observed")
+    key(ax, columns=2, place="above", first="observed")
     return finish(ax)
 
 
@@ -104,15 +115,20 @@ def error_over_time(
             gid=f"{group}:{model}:error",
         )
     ax.axhline(0, color=OBSERVED, lw=0.8)
-    limit = max(5.0, 110 * float(largest_error(errors)))
+    limit = 120 * float(_largest_error(errors)) or 1.0
+    usual = 100 * float(errors["error"].abs().replace(np.inf, np.nan).median())
+    if 0.0 < _WIDE * usual < limit:
+        ax.set_yscale("symlog", linthresh=usual, linscale=1.0)
+        ax.yaxis.set_major_formatter("{x:g}")
+        ax.yaxis.set_minor_locator(NullLocator())
     ax.set_ylim(-limit, limit)
     ax.set(xlabel="applied updates $k$", ylabel="predicted - observed\n(% of mean loss)")
     ax.margins(x=0.01)
-    key(ax)
+    key(ax, columns=2, place="above")
     return finish(ax)
 
 
-def largest_error(errors: pd.DataFrame) -> float:
+def _largest_error(errors: pd.DataFrame) -> float:
     """Return the largest error that is drawn: a model that runs away must not hide the others."""
     size = errors["error"].abs().replace(np.inf, np.nan)
     of_models = size.groupby(errors["model"]).max()
@@ -120,29 +136,38 @@ def largest_error(errors: pd.DataFrame) -> float:
 
 
 def loss_over_time(
-    tables: Mapping[str, pd.DataFrame], target: float | None = None, ax: Axes | None = None
+    tables: Mapping[str, pd.DataFrame],
+    target: float | None = None,
+    ax: Axes | None = None,
+    *,
+    column: Literal["seconds", "update"] = "seconds",
+    clock: str = "time (s)",
 ) -> Axes:
-    """Draw the observed loss of several runs over seconds.
+    """Draw the observed loss of several runs over seconds, or over updates.
 
     Parameters
     ----------
     tables
-        Label of each run and its columns `seconds` and `loss`.
+        Label of each run and its columns `seconds`, `update` and `loss`.
     target
         A loss to mark.
+    column
+        What to draw it over.
+    clock
+        What to call the seconds.
     """
-    ax = ax or new_axes()
+    ax = ax or new_axes(height=2.9 + 0.1 * len(tables))
     for number, ((label, table), colour) in enumerate(
         zip(tables.items(), cycle(len(tables)), strict=True)
     ):
         table, dash = thin(table), DASHES[number % len(DASHES)]
-        ax.plot(table["seconds"], table["loss"], color=colour, ls=dash, lw=1.4, label=label)
+        ax.plot(table[column], table["loss"], color=colour, ls=dash, lw=1.4, label=label)
     if target is not None:
         ax.axhline(target, color=INK, lw=0.9, ls=(0, (4, 3)), label=f"target {target:.3g}")
     _loss_scale(ax, pd.concat([table["loss"] for table in tables.values()]))
-    ax.set(xlabel="time (s)", ylabel="loss")
+    ax.set(xlabel=clock if column == "seconds" else "applied updates $k$", ylabel="loss")
     ax.margins(x=0.01)
-    key(ax)
+    key(ax, columns=3, place="above")
     return finish(ax)
 
 
@@ -162,7 +187,7 @@ def error_by_workers(
     labels
         As in `loss_overlay`.
     """
-    ax = ax or new_axes()
+    ax = ax or new_axes(height=2.7 + 0.18 * len(models))
     table = table.sort_values("workers")
     for model in models:
         colour, dash = STYLE[model]
@@ -181,25 +206,41 @@ def error_by_workers(
     if low > 0 and high > 20 * low:
         ax.set_yscale("log")
         ax.yaxis.set_major_formatter("{x:g}")
-        ax.set_ylim(low / 1.5, high * 4)
+        ax.set_ylim(low / 1.5, high * 1.5)
     else:
-        ax.set_ylim(0, 1.5 * high)
+        ax.set_ylim(0, 1.1 * high or 1.0)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    key(ax)
+    key(ax, columns=2, place="above")
     return finish(ax)
 
 
-def _loss_scale(ax: Axes, losses: pd.Series[float]) -> None:
-    """Choose a linear or a logarithmic axis; single dips of a noisy loss do not count."""
+def _loss_scale(
+    ax: Axes, losses: pd.Series[float], predicted: pd.Series[float] | None = None
+) -> None:
+    """Choose a linear or a logarithmic axis that holds all losses, predicted ones within reason.
+
+    Whether it is logarithmic is not decided by single dips of a noisy loss. A prediction that runs
+    away must not hide the others.
+    """
     losses = losses[np.isfinite(losses)]
-    lowest, highest = float(losses.quantile(0.02)), float(losses.max())
-    if lowest > 0 and highest / lowest > 5:
+    low, high = float(losses.min()), float(losses.max())
+    usual = float(losses.quantile(0.02))
+    known = pd.Series(dtype=float) if predicted is None else predicted[np.isfinite(predicted)]
+    if usual > 0 and high / usual > 5:
+        if len(known):
+            high = min(max(high, float(known.max())), 10 * high)
+            low = min(low, max(float(known.min()), low / 10))
+        low = max(low, usual / 100)
         ax.set_yscale("log")
         ax.yaxis.set_major_formatter("{x:g}")  # exponents would be small type
-        if highest / lowest < 1000:
+        if high / low < 1000:
             ax.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
             ax.yaxis.set_minor_formatter("{x:g}")
-        ax.set_ylim(lowest / 1.3, highest * 1.3)
+        ax.set_ylim(low / 1.3, high * 1.3)
     else:
-        spread = (highest - lowest) or 1.0
-        ax.set_ylim(lowest - 0.1 * spread, highest + 0.1 * spread)
+        spread = (high - low) or 1.0
+        if len(known):
+            high = min(max(high, float(known.max())), high + 2 * spread)
+            low = max(min(low, float(known.min())), low - 2 * spread)
+        margin = 0.1 * ((high - low) or 1.0)
+        ax.set_ylim(low - margin, high + margin)

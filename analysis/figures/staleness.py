@@ -90,6 +90,8 @@ def staleness_rootogram(
     # sqrt of a Poisson count has standard deviation 1/2
     ax.axhspan(-1, 1, color=PINK, alpha=0.25, lw=0, label="two standard errors")
     ax.axhline(0, color=INK, lw=0.9)
+    low, high = min(-1.0, float((expected - np.sqrt(values)).min())), float(expected.max())
+    ax.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
     ax.set(xlabel=r"staleness $\tau$ (updates)", ylabel="square root of updates")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     key(ax, place="above")
@@ -114,7 +116,7 @@ def staleness_by_workers(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     ax.set(xlabel="workers $P$", ylabel=r"staleness $\tau$ (updates)")
     ax.set_ylim(bottom=0)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    key(ax, place="upper left")
+    key(ax, columns=3, place="above")
     return finish(ax)
 
 
@@ -143,5 +145,5 @@ def mu_by_workers(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     ax.set(xlabel="workers $P$", ylabel=r"$\mu$")
     ax.set_ylim(0, 1.03)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    key(ax, place="lower right")
+    key(ax, columns=2, place="above")
     return finish(ax)
