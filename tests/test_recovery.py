@@ -314,9 +314,11 @@ def test_server_that_always_dies_ends_the_run(tmp_path: Path) -> None:
         for pid in actor_processes("ServerActor"):
             os.kill(pid, signal.SIGKILL)
 
-    with pytest.raises(RunFailedError, match="the parameter server died 6 times"):
+    with pytest.raises(RunFailedError, match=r"died 6 times .*; the last time: its process died"):
         run(config, tmp_path / "run", progress=kill)
-    assert read_run(tmp_path / "run").state == "failed"
+    found = read_run(tmp_path / "run")
+    assert found.state == "failed"
+    assert str(found.failure).endswith("; the last time: its process died")
 
 
 def test_simulation_is_not_resumed(tmp_path: Path) -> None:
