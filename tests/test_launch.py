@@ -168,6 +168,9 @@ def test_run_that_cannot_go_on_ends_with_one_line(
     result = read_run(tmp_path / "run")
     assert result.state == "failed"
     assert result.events[-1]["reason"] == str(raised.value)
+    if fault == "raise":
+        (*_, last) = [event for event in result.events if event["event"] == "worker_lost"]
+        assert "; given up after 5 failures in a row, " in last["reason"]
     assert len(result.trace) > 0
     np.testing.assert_array_equal(result.trace["update"], np.arange(len(result.trace)))
 

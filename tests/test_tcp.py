@@ -431,15 +431,16 @@ def test_many_strangers_neither_exhaust_the_server_nor_fill_the_ledger() -> None
 
 @transports
 def test_flood_of_idle_strangers_keeps_no_worker_out(transport: str) -> None:
-    """The strangers that came first go, and no more stay than there were room for."""
+    """The strangers that came first go, never a worker, and no more stay than there is room for."""
     with Line(configure(1, updates=100), transport) as line:
-        strangers = [stranger(line) for _ in range(300)]
         connection, snapshot = line.joined(0)
-        closed = [bool(select.select([one], [], [], 0)[0]) for one in strangers]
-        dropped = 300 - 256 + (transport == "tcp")  # the worker was one itself
-        assert closed == [True] * dropped + [False] * (300 - dropped)
+        strangers = [stranger(line) for _ in range(300)]
         line.meanwhile(lambda: connection.push(answer(snapshot, 0, np.ones(1))))
         assert line.server.version == 1
+        line.joined(0)
+        closed = [bool(select.select([one], [], [], 0)[0]) for one in strangers]
+        dropped = 300 - 256 + (transport == "tcp")  # the newcomer was one itself
+        assert closed == [True] * dropped + [False] * (300 - dropped)
         (*_, last) = line.events("connection_refused")
         assert last["reason"] == "proved nothing before too many others came"
 
@@ -592,7 +593,9 @@ def test_gradient_that_is_held_cannot_be_overwritten() -> None:
         assert line.server.version == 0
         data[64:] = np.array([1000.0]).tobytes()
         connections[early]._socket.sendall(data)
-        line.serve_until(lambda: line.events("connection_lost"))
+        lost: list[dict[str, Any]] = []
+        line.serve_until(lambda: lost.extend(line.events("connection_lost")) or lost)
+        assert lost[0]["reason"] == "a question before the answer to the last one"
         snapshot = snapshots[first_turn]
         while line.server.version < 2 or early not in line.server.drain().trace["worker"]:
             gradient = answer(snapshot, first_turn, np.zeros(1))
