@@ -21,9 +21,11 @@ from pathlib import Path
 from typing import Literal
 
 from asgd.files import lock
+from asgd.stored_json import parse_json
 
 _NAME = "alive"
 _BEAT_SECONDS = 2.0
+_LONGEST = 10_000  # characters of the file
 _SILENT_SECONDS = 30.0  # without a beat, a run of another host is no longer taken to be at work
 
 
@@ -78,7 +80,7 @@ def look_for_life(directory: Path) -> SignOfLife | None:
     """Return what the file in a run directory says; None if there is none that can be read."""
     try:
         with (directory / _NAME).open(encoding="utf-8") as file:
-            said = json.load(file)
+            said = parse_json(file.read(_LONGEST))
             host, pid = str(said["host"]), int(said["pid"])
             age = max(0.0, time.time() - os.fstat(file.fileno()).st_mtime)
             if host != platform.node():
@@ -90,5 +92,5 @@ def look_for_life(directory: Path) -> SignOfLife | None:
             except BlockingIOError:
                 return SignOfLife("here", host, pid, age)
             return SignOfLife("gone", host, pid, age)
-    except (OSError, ValueError, LookupError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, OverflowError):
         return None

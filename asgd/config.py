@@ -21,6 +21,7 @@ from typing import Annotated, Any, Literal, get_args
 import msgspec
 
 from asgd.errors import InputError
+from asgd.stored_json import check_plain, parse_json
 
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 NonNegative = Annotated[float, msgspec.Meta(ge=0)]
@@ -275,7 +276,7 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
     path = Path(path)
     try:
         text = _read_text(path)
-        data = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+        data = parse_json(text) if path.suffix == ".json" else _parse_toml(text)
     except FileNotFoundError:
         raise InputError(
             f"{path}: no such file; `asgd init` writes a configuration to start from"
@@ -289,6 +290,15 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
     for entry in overrides:
         _override(data, entry)
     return make_config(data)
+
+
+def _parse_toml(text: str) -> dict[str, Any]:
+    try:
+        data = tomllib.loads(text)
+    except RecursionError:
+        raise ValueError("tables or lists nested too deeply") from None
+    check_plain(data)
+    return data
 
 
 def _read_text(path: Path) -> str:

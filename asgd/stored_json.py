@@ -25,7 +25,7 @@ def parse_json(text: str | bytes) -> Any:
         value = json.loads(text)
     except RecursionError:
         raise ValueError("tables or lists nested too deeply") from None
-    _check(value)
+    check_plain(value)
     return value
 
 
@@ -47,7 +47,14 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _check(value: Any) -> None:
+def check_plain(value: Any) -> None:
+    """Check that a value is one that a file of a run, or of a configuration, may hold.
+
+    Raises
+    ------
+    ValueError
+        It is too deep, or has in it an integer beyond 64 bits or half a character.
+    """
     level = [value]
     for _ in range(_DEEPEST):
         if not level:

@@ -385,16 +385,23 @@ class Run:
     def _table(self, table: str) -> pd.DataFrame:
         import pandas as pd
 
-        types, most, count = TABLES[table], most_rows(self.config, table), 0
-        parts: list[Columns] = [{name: np.empty(0, kind) for name, kind in types.items()}]
-        for path in parts_of(self.path / table):
-            part = read_table(path, types, most - count)
+        types, most = TABLES[table], most_rows(self.config, table)
+        rows = {part.path: part.rows for part in self.parts(table)}
+        if sum(rows.values()) > most:
+            self._refuse(table, f"{sum(rows.values())} rows, where there can be {most}")
+        columns: Columns = {
+            name: np.empty(sum(rows.values()), kind) for name, kind in types.items()
+        }
+        count = 0
+        for path in rows:  # into its place: parts joined later would be there twice
+            part = read_table(path, types, rows[path])
+            if len(part["update"]) != rows[path]:
+                self._refuse(table, f"{path.name} changed while it was read")
             if table == TRACE:  # of members and losses all together: there are fewer
                 self._refuse(TRACE, trace_defect(part, count))
-            count += len(part["update"])
-            parts.append(part)
-        # Column by column, so that what is joined need not be kept twice.
-        columns = {name: np.concatenate([part.pop(name) for part in parts]) for name in types}
+            for name, column in part.items():
+                columns[name][count : count + rows[path]] = column
+            count += rows[path]
         return pd.DataFrame(columns, copy=False)
 
     def _refuse(self, table: str, defect: str | None) -> None:

@@ -10,6 +10,7 @@ import pytest
 from asgd.config import make_config
 from asgd.errors import InputError
 from asgd.files import replace_file
+from asgd.outline import outline
 from asgd.trace import MEMBER_COLUMNS, SHARED, TRACE_COLUMNS, RunWriter, read_run
 
 
@@ -183,6 +184,34 @@ def test_rows_that_cannot_be_are_named(
     writer.trace(trace)
     with pytest.raises(InputError, match=f"trace: {reason}"):
         _ = read_run(writer.path).trace
+
+
+def test_more_rows_than_the_run_has_updates_are_not_read(writer: RunWriter) -> None:
+    """A few bytes of Parquet can claim to be millions of rows."""
+    writer.trace(rows(0, 5001))
+    for read in (lambda run: run.trace, outline):
+        with pytest.raises(InputError, match="5001 rows, where there can be 5000"):
+            read(read_run(writer.path))
+    writer.trace(rows(0, 5000))
+    writer.trace(rows(5000, 1))
+    with pytest.raises(InputError, match="5001 rows, where there can be 5000"):
+        _ = read_run(writer.path).trace
+
+
+def test_an_outline_is_that_of_the_whole_trace(writer: RunWriter) -> None:
+    rng = np.random.default_rng(0)
+    for first, count in ((0, 700), (700, 80), (780, 40)):
+        part = rows(first, count)
+        part["staleness"] = np.minimum(rng.integers(9, size=count), part["update"])
+        part["read_version"] = part["update"] - part["staleness"]
+        part["worker"], part["applied_seconds"] = rng.integers(-1, 3, count), part["update"] / 10
+        writer.trace(part)
+    run = read_run(writer.path)
+    found, trace = outline(run), run.trace
+    assert (found.updates, found.seconds) == (820, 81.9)
+    assert found.mean_staleness == pytest.approx(trace["staleness"].mean(), rel=1e-12)
+    assert found.recent_staleness == pytest.approx(trace["staleness"][-82:].mean(), rel=1e-12)
+    assert found.by_worker == trace.groupby("worker").size().to_dict()
 
 
 def test_record_ends_where_members_are_damaged(writer: RunWriter) -> None:
