@@ -196,6 +196,35 @@ def first_come(arrival: Array, since: Integers, slot: Integers) -> None:
 
 
 @compiled(
+    "float64[:, ::1]",
+    "int64[:, ::1]",
+    "float64[::1]",
+    *["int64[::1]", "float64[::1]"],
+    *["float64"] * 2,
+    "int64",
+)
+def come_again(
+    arrival: Array,
+    since: Integers,
+    now: Array,
+    slot: Integers,
+    seconds: Array,
+    dead_time: float,
+    service_time: float,
+    turn: int,
+) -> None:
+    """Serve the push of each path's slot and let its worker compute for so many seconds, in place.
+
+    arrival and since (paths, P); now, the time until which the server is busy, (paths,).
+    """
+    for path in range(len(slot)):
+        i = slot[path]
+        now[path] = max(now[path], arrival[path, i]) + service_time
+        arrival[path, i] = now[path] + seconds[path] + dead_time
+        since[path, i] = turn
+
+
+@compiled(
     *["Array(int64, 2, 'C', readonly=True)"] * 2,
     *["float64"] * 2,
     "boolean",

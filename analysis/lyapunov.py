@@ -50,19 +50,18 @@ class QueueTurns:
         seconds = server.times.draw_each(worker, rng) + server.dead_time
         self._arrival = seconds.reshape(shape) * rng.random(shape)
         self._since = np.zeros(shape, dtype=np.int64)
-        self._now, self._path, self._turn = np.zeros(paths), np.arange(paths), 0
+        self._now, self._turn = np.zeros(paths), 0
 
     def next(self) -> Integers:
         """Return the snapshot each path uses, shape (paths,), and when its worker comes again."""
-        from analysis.compiled import first_come
+        from analysis.compiled import come_again, first_come
 
-        slot = np.empty(len(self._path), dtype=np.int64)
+        slot, server = np.empty(len(self._now), dtype=np.int64), self._server
         first_come(self._arrival, self._since, slot)
-        server, own = self._server, (self._path, slot)
-        self._now = np.maximum(self._now, self._arrival[own]) + server.service_time
-        seconds = server.times.draw_each(slot, self.rng) + server.dead_time
+        seconds = server.times.draw_each(slot, self.rng)
         self._turn += 1
-        self._arrival[own], self._since[own] = self._now + seconds, self._turn
+        queue = self._arrival, self._since, self._now
+        come_again(*queue, slot, seconds, server.dead_time, server.service_time, self._turn)
         return slot
 
     def keep(self, index: Integers) -> None:
