@@ -16,6 +16,7 @@ import msgspec
 import numpy as np
 import pandas as pd
 
+from analysis.duration import expected_seconds
 from analysis.experiment import as_runs, fit_runs
 from analysis.fit import StalenessFit
 from analysis.loss_curve import QUANTILE_LEVELS, LossCurve
@@ -178,6 +179,7 @@ def predict(
     seed: int | None = None,
     fit: StalenessFit | None = None,
     force: bool = False,
+    announce: Callable[[float], None] | None = None,
     progress: Callable[[str, float], None] | None = None,
 ) -> Prediction:
     """Predict the loss curve of a run with each model.
@@ -207,6 +209,8 @@ def predict(
         The staleness fit, computed from the trace when not given.
     force
         Predict also where the problem has changed, see `asgd.problem_record`.
+    announce
+        Called before the paths are simulated with the seconds they are expected to take.
     progress
         Called with the name of the model at work and the share of all models' work that is done.
 
@@ -232,6 +236,9 @@ def predict(
         check_problem(one, setting.problem, "predict", force=force)
     seed = runs[0].config.run.seed if seed is None else seed
     chosen, curves = _models(setting, models, method), {}
+    if announce is not None and method != "fast":
+        drawn = [m for m in chosen if method == "simulate" or not m.has_exact(setting)]
+        announce(expected_seconds(drawn, setting, paths, seed))
     for number, model in enumerate(chosen):
         share = _share(progress, model.name, number, len(chosen))
         curves[model.name] = _curve(model, setting, method, paths, seed, share)

@@ -87,10 +87,7 @@ def write_report(
     given = [studies] if isinstance(studies, str | Path | Study) else studies
     read = [one if isinstance(one, Study) else Study.open(one) for one in given]
     output = Path(output) if output is not None else read[0].path / "report.html"
-    folders = [output.parent] if figures_directory is None else [output.parent, figures_directory]
-    with _written_or_said(output):
-        for folder in map(Path, folders):
-            folder.mkdir(parents=True, exist_ok=True)
+    check_places(output, figures_directory)
     sections, drawn = [], []
     for number, study in enumerate(read, start=1):
         section, own = _section(study, f"run{number}-" if len(read) > 1 else "")
@@ -115,6 +112,27 @@ def write_report(
             for picture in drawn:
                 picture.save(Path(figures_directory))
     return output
+
+
+def check_places(
+    output: str | Path | None = None, figures_directory: str | Path | None = None
+) -> None:
+    """Make the directories of a report and its figures; refuse what nothing can be written to.
+
+    Raises
+    ------
+    InputError
+        The output is a directory, or a directory cannot be made.
+    """
+    if output is not None and Path(output).is_dir():
+        file = Path(output) / "report.html"
+        raise InputError(f"{output}: is a directory; name a file, such as {file}")
+    folders = [] if output is None else [Path(output).parent]
+    if figures_directory is not None:
+        folders.append(Path(figures_directory))
+    for folder in folders:
+        with _written_or_said(folder):
+            folder.mkdir(parents=True, exist_ok=True)
 
 
 @contextmanager

@@ -167,13 +167,14 @@ class Study:
         method: Method = "auto",
         seed: int | None = None,
         force: bool = False,
+        announce: Callable[[float], None] | None = None,
         progress: Callable[[str, float], None] | None = None,
     ) -> tuple[Prediction, Score]:
         """Predict the loss curve with each model and score it; keep and return both.
 
         Parameters
         ----------
-        paths, models, method, seed, force, progress
+        paths, models, method, seed, force, announce, progress
             As for `analysis.predict`.
 
         Raises
@@ -189,6 +190,7 @@ class Study:
             seed=seed,
             fit=self.fit,
             force=force,
+            announce=announce,
             progress=progress,
         )
         self._made = prediction, compare(self.whole, prediction)
@@ -199,6 +201,7 @@ class Study:
         *,
         paths: int = 64,
         force: bool = False,
+        announce: Callable[[float], None] | None = None,
         progress: Callable[[str, float], None] | None = None,
     ) -> None:
         """Predict and store where no prediction is; where none can be had, `missing` says why."""
@@ -206,7 +209,7 @@ class Study:
             return
         try:
             self.save()  # what cannot be stored is not worth the paths
-            self.predict(paths=paths, force=force, progress=progress)
+            self.predict(paths=paths, force=force, announce=announce, progress=progress)
             self.save()
         except (InputError, UnreliableEstimateError) as error:
             self._refusal = why_not_predicted(error, self.runs)

@@ -10,7 +10,7 @@ import difflib
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -44,6 +44,7 @@ from asgd.printable import printable
 if TYPE_CHECKING:
     from analysis.study import Study
     from asgd.config import RunConfig
+    from asgd.live import Bar
 
 # Four workers near the edge of stability, where the law of the staleness shows in the loss.
 DEMO = {
@@ -51,6 +52,9 @@ DEMO = {
     "cluster": {"workers": 4, "compute_time": {"law": "gamma", "mean": 0.01, "variation": 0.2}},
     "run": {"updates": 600, "eval_every": 4},
 }
+
+
+_LONG_SECONDS = 10.0  # of a prediction that is announced
 
 
 class _Commands(click.Group):
@@ -270,7 +274,12 @@ def predict(
     study.save()
     with Bar("predict", 1, quiet) as bar:
         prediction, score = study.predict(
-            paths=paths, method=method, seed=seed, force=force, progress=bar.whole
+            paths=paths,
+            method=method,
+            seed=seed,
+            force=force,
+            announce=_announce(bar, paths),
+            progress=bar.whole,
         )
     study.save()
     if as_json:
@@ -307,9 +316,10 @@ def report(
     asgd report runs/digits -o digits.html
     asgd report runs/p2 runs/p4 runs/p8 -o workers.html --figures figures
     """
-    from analysis.report import write_report
+    from analysis.report import check_places, write_report
     from analysis.study import Study
 
+    check_places(output, figures)  # before any work
     studies = [Study.open(path) for path in runs]
     for study in studies:
         study.check_problem("report", force=force)
@@ -420,7 +430,23 @@ def _predict_if_missing(study: Study, paths: int, quiet: bool, force: bool = Fal
     from asgd.live import Bar
 
     with Bar("predict", 1, quiet) as bar:
-        study.predict_if_missing(paths=paths, force=force, progress=bar.whole)
+        study.predict_if_missing(
+            paths=paths, force=force, announce=_announce(bar, paths), progress=bar.whole
+        )
+
+
+def _announce(bar: Bar, paths: int) -> Callable[[float], None] | None:
+    """Return what tells whoever watches how long a long prediction will take."""
+    from analysis.duration import in_words
+
+    def say(seconds: float) -> None:
+        if seconds >= _LONG_SECONDS:
+            bar.say(
+                f"{paths} paths of each model take about {in_words(seconds)}; "
+                "fewer --paths, or `asgd predict --method fast`, take less"
+            )
+
+    return say if bar.shown else None
 
 
 def _train(config: RunConfig, out: Path, address: str | None, quiet: bool, lines: bool) -> Path:

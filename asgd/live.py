@@ -181,6 +181,15 @@ class Bar:
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
 
+    @property
+    def shown(self) -> bool:
+        """Whether somebody is watching."""
+        return not self._bar.disable
+
+    def say(self, text: str) -> None:
+        """Say something above the bar, where there is one."""
+        self._bar.print(text)
+
     def whole(self, name: str, done: float) -> None:
         """Show the part at work, and how many are done."""
         description = f"{self._name} {name}"

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 PATH = click.Path(path_type=Path)
+MOST_PATHS = 1_000_000  # of an ensemble: their mean is then known to a thousandth of the scatter
 config_argument = click.argument("config", type=PATH)
 run_argument = click.argument("run", type=PATH)
 runs_argument = click.argument("runs", type=PATH, nargs=-1, required=True)
@@ -16,7 +17,11 @@ set_option = click.option(
 )
 out_option = click.option("--out", type=PATH, help="Run directory to make.  [default: under runs/]")
 paths_option = click.option(
-    "--paths", type=click.IntRange(min=2), default=64, show_default=True, help="Paths per ensemble."
+    "--paths",
+    type=click.IntRange(2, MOST_PATHS),
+    default=64,
+    show_default=True,
+    help="Paths per ensemble.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 force_option = click.option(

@@ -30,6 +30,7 @@ from analysis.prediction import Prediction, has_prediction, read_prediction
 from analysis.report import write_report
 from analysis.score import compare
 from analysis.study import Study
+from asgd.__main__ import main
 from asgd.config import make_config
 from asgd.errors import InputError
 from asgd.experiment import read_runs, run_repeats
@@ -693,3 +694,29 @@ def test_common_target_is_reached_by_all(reports: Reports) -> None:
     target = common_target([run.loss for run in runs])
     assert all(run.loss["loss"].min() <= target < run.loss["loss"].iloc[0] for run in runs)
     assert labels([run.path for run in runs]) == ["p2", "p4"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["report", "{run}", "-o", "{here}"], "is a directory; name a file, such as {here}/report"),
+        (["report", "{run}", "--figures", "{run}/config.json"], "config.json: cannot be written"),
+        (["report", "{run}", "--paths", "100000000"], "not in the range 2<=x<=1000000"),
+        (["predict", "{run}", "--paths", "100000000"], "not in the range 2<=x<=1000000"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_before_any_work(
+    reports: Reports,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(reports.runs[1].path, run)
+    (run / "prediction.json").unlink()
+    with pytest.raises(SystemExit) as exit_:
+        main([argument.format(run=run, here=tmp_path) for argument in arguments])
+    assert exit_.value.code == 2
+    assert message.format(here=tmp_path) in capsys.readouterr().err
+    assert not (run / "prediction.json").exists()
