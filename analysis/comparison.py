@@ -197,7 +197,12 @@ def _digit(number: float) -> str:
 def _which_law(fits: Sequence[StalenessFit]) -> str:
     """Return in how many runs the geometric law holds, is close, is rejected."""
     grades = [fit.grade for fit in fits]
-    words = {"holds": "holds", "close": "is close", "rejected": "is rejected"}
+    words = {
+        "holds": "holds",
+        "close": "is close",
+        "rejected": "is rejected",
+        "unclear": "can be neither confirmed nor rejected",
+    }
     if len(set(grades)) == 1:
         return f"The geometric law {words[grades[0]]} in every run."
     found = [f"{word} in {grades.count(grade)}" for grade, word in words.items() if grade in grades]

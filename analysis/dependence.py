@@ -18,31 +18,51 @@ Integers = npt.NDArray[np.int64]
 START_UP_RULE = (
     "dropped up to the last update computed on version 0 and one mean life of a snapshot more, "
     "then up to the truncation that minimises the standard error of the mean (MSER-5), at most "
-    "half of the run"
+    "half of the run; staleness more than ten interquartile ranges beyond the middle half of all "
+    "says nothing about the start"
 )
 _BATCH = 5
+_FAR = 10.0  # interquartile ranges
+_CELLS = 50_000
 
 
-def start_up(staleness: Integers) -> int:
-    """Return how many updates belong to the start-up, see `START_UP_RULE`.
+def without_outliers(values: Integers) -> Integers:
+    """Return the series with what is far outside, see `START_UP_RULE`, moved to where far begins.
+
+    One gradient of a worker that slept would else decide on means, start-up and autocorrelation.
+    """
+    if not len(values):
+        return values
+    low, high = np.quantile(values, (0.25, 0.75))
+    far = _FAR * max(high - low, 1.0)
+    return np.clip(values, int(low - far), int(high + far))
+
+
+def start_up(staleness: Integers, update: Integers | None = None) -> int:
+    """Return how many entries belong to the start-up, see `START_UP_RULE`.
 
     At first every worker holds version 0, so update k has staleness k whoever computed it, and
     right after the last of these reads all snapshots are young. This part of the rule applies only
-    if the series can begin at update 0 (staleness <= k).
+    if the series can begin at update 0 (staleness <= k). A worker that delivers its first gradient
+    long after the others have come many times does not prolong it.
 
     Parameters
     ----------
     staleness
         In order of update, shape (m,).
+    update
+        Numbers of the updates, ascending, shape (m,), where they are not 0, 1, ...
     """
-    read_version = np.arange(len(staleness)) - staleness
+    update = np.arange(len(staleness)) if update is None else update
+    usual = without_outliers(staleness)
     half = len(staleness) // 2
     first = 0
-    if len(staleness) and read_version.min() >= 0:
-        last = int(np.flatnonzero(read_version == 0)[-1])
-        life = 1.0 + float(np.mean(staleness[min(last, half) :]))
+    if len(staleness) and np.all(update >= staleness):
+        of_version_0 = np.flatnonzero((update == staleness) & (usual == staleness))
+        last = int(of_version_0[-1]) if of_version_0.size else 0
+        life = 1.0 + float(np.mean(usual[min(last, half) :]))
         first = min(last + 1 + int(np.ceil(life)), half)
-    return min(first + _mser(staleness[first:]), half)
+    return min(first + _mser(usual[first:]), half)
 
 
 def _mser(values: Integers) -> int:
@@ -81,11 +101,13 @@ def block_length(values: Integers) -> int:
 
     The largest of m^(1/3); four times the lag after which the autocorrelations of the series and
     of its squares stay inside a noise band (detected as by Politis and White 2004);
-    and twice the mean number of updates a snapshot lives. At most a twentieth of the series.
+    and twice the mean number of updates a snapshot lives. At most a twentieth of the series, which
+    may be too short: see `lost_variance`. Outliers are moved, see `without_outliers`.
     """
     m = len(values)
     if m < 40:
         return 1
+    values = without_outliers(values)
     longest = max(m // 20, 1)
     band = 2.0 * np.sqrt(np.log10(m) / m)
     calm = max(5, int(np.sqrt(np.log10(m))))
@@ -127,6 +149,22 @@ def standard_error(values: npt.ArrayLike, block: int) -> float:
     return float(np.sqrt(long_run_covariance(series[:, None], block)[0, 0] / len(series)))
 
 
+def lost_variance(values: Integers, block: int) -> float:
+    """Return by what factor the blocks are too short for the variance of the mean, at least 1.
+
+    Blocks shorter than the dependence lose part of it. Filtered by its first autocorrelation the
+    series has less, which blocks hold better (prewhitening, Andrews and Monahan 1992).
+    """
+    series = without_outliers(values).astype(float)
+    rho = float(np.clip(autocorrelation(series, 1)[-1], 0.0, 0.97)) if len(series) > 2 else 0.0
+    blocks = float(long_run_covariance(series[:, None], block)[0, 0])
+    if not rho or not blocks:
+        return 1.0
+    filtered = series[1:] - rho * series[:-1]
+    whole = float(long_run_covariance(filtered[:, None], block)[0, 0]) / (1.0 - rho) ** 2
+    return max(whole / blocks, 1.0)
+
+
 def effective_size(values: npt.ArrayLike, block: int) -> float:
     """Return how many independent values would give the mean the same standard error.
 
@@ -137,6 +175,15 @@ def effective_size(values: npt.ArrayLike, block: int) -> float:
     variance = float(np.var(series))
     error = standard_error(series, block)
     return variance / error**2 if variance > 0.0 and error > 0.0 else float(len(series))
+
+
+def cell_size(m: int, block: int) -> int:
+    """Return how many neighbouring updates may be taken as one where blocks are added up.
+
+    One up to 100 000 updates; beyond, blocks begin at every so-manieth update only, at four or
+    more places of their length.
+    """
+    return max(1, min(m // _CELLS, block // 4))
 
 
 def block_resamples(

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from analysis.cells import Cells
 from analysis.dependence import block_resamples, standard_error
 
 Array = npt.NDArray[np.float64]
@@ -159,20 +160,19 @@ def drift(
             "zeros": [float((part == 0).mean()) for part in parts],
         }
     )
-    length = int(staleness.max()) + 1
-    observed = _between_halves(staleness, length)
+    cells = Cells.of(staleness, block)
+    observed = _between_halves(cells, np.arange(cells.number))
     resampled = [
-        _between_halves(staleness[index], length)
-        for index in block_resamples(len(staleness), block, resamples, rng)
+        _between_halves(cells, index)
+        for index in block_resamples(cells.number, cells.block, resamples, rng)
     ]
     as_far = int(np.sum(np.array(resampled) >= observed - 1e-12))
     return Drift(table, observed, (1.0 + as_far) / (1.0 + resamples))
 
 
-def _between_halves(staleness: Integers, length: int) -> float:
-    half = len(staleness) // 2
+def _between_halves(cells: Cells, index: Integers) -> float:
+    half = len(index) // 2
     if half == 0:
         return 0.0
-    first = np.bincount(staleness[:half], minlength=length) / half
-    second = np.bincount(staleness[half:], minlength=length) / (len(staleness) - half)
+    first, second = (cells.frequencies(part) for part in (index[:half], index[half:]))
     return 0.5 * float(np.abs(first - second).sum())

@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from pathlib import Path
 
 import msgspec
-import numpy as np
 
-from analysis import dependence
-from analysis.fit import StalenessFit, fit_run, fit_staleness
+from analysis.fit import StalenessFit, fit_series
+from analysis.series import Series
 from asgd.errors import InputError
-from asgd.events import team_sizes
-from asgd.staleness import staleness_of
+from asgd.experiment import as_run, read_runs
 from asgd.trace import Run
 
+Runs = Run | str | Path | Sequence[Run | str | Path]
 
-def as_runs(run: Run | Sequence[Run]) -> list[Run]:
-    """Return one run, or repeats of one, as a list.
+
+def as_runs(run: Runs) -> list[Run]:
+    """Return one run, or repeats of one, themselves or their directories, as a list.
 
     Raises
     ------
     InputError
         There is none, or two differ in more than the seed.
     """
-    runs = [run] if isinstance(run, Run) else list(run)
-    if not runs:
-        raise InputError("runs: none; expected at least one")
+    runs = _listed(run)
     seedless = [_seedless(one) for one in runs]
     for one, settings in zip(runs, seedless, strict=True):
         if settings != seedless[0]:
@@ -36,38 +34,32 @@ def as_runs(run: Run | Sequence[Run]) -> list[Run]:
     return runs
 
 
-def fit_runs(runs: Sequence[Run]) -> StalenessFit:
+def fit_runs(runs: Runs) -> StalenessFit:
     """Fit the staleness of repeats as one series, the start-up of each left out.
 
     Raises
     ------
     InputError
-        A run recorded no update.
+        A run recorded no update, or there is none.
     UnreliableEstimateError
         See `fit_staleness`.
     """
-    if len(runs) == 1:
-        return fit_run(runs[0])
-    values, workers, teams, start_up = [], [], [], 0
-    for run in runs:
-        if run.trace.empty:
-            raise InputError(f"{run.path}: recorded no update to fit")
-        update, read = (run.trace[name].to_numpy() for name in ("update", "read_version"))
-        staleness = staleness_of(update, read)
-        start = dependence.start_up(staleness)
-        values.append(staleness[start:])
-        workers.append(run.trace["worker"].to_numpy()[start:])
-        teams.append(team_sizes(run.events, run.config.cluster.workers, len(update))[start:])
-        start_up += start
-    config = runs[0].config
-    fit = fit_staleness(
-        np.concatenate(values),
-        workers=np.concatenate(teams),
-        worker_ids=np.concatenate(workers),
-        start_up=0,
-        seed=config.run.seed,
-    )
-    return replace(fit, start_up=start_up)
+    several = _listed(runs)
+    series = [Series.of_run(run) for run in several]
+    one = Series.joined(series) if len(series) > 1 else series[0]
+    return fit_series(one, several[0].config.run.seed)
+
+
+def _listed(run: Runs) -> list[Run]:
+    if isinstance(run, Run):
+        return [run]
+    if isinstance(run, str | Path):
+        return read_runs(run)
+    if not isinstance(run, Sequence):
+        raise InputError(f"run: {type(run).__name__}; expected a run, its directory, or several")
+    if not run:
+        raise InputError("runs: none; expected at least one")
+    return [as_run(one) for one in run]
 
 
 def _seedless(run: Run) -> object:

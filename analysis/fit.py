@@ -15,7 +15,7 @@ import html
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -24,15 +24,25 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from analysis import dependence, diagnostics, goodness
+from analysis import dependence, diagnostics, goodness, stragglers
 from analysis.law_fit import GOODNESS_RESAMPLES, ConfidenceInterval, LawFit, Sample
 from analysis.likelihood import ESTIMATORS
-from analysis.verdict import CLOSE, LEVEL, Grade, finding, in_words, recommendation
+from analysis.series import Series
+from analysis.verdict import (
+    CLOSE,
+    FAR,
+    LEVEL,
+    Grade,
+    finding,
+    in_words,
+    name_in_words,
+    recommendation,
+)
 from asgd.errors import InputError, UnreliableEstimateError
-from asgd.events import team_sizes
+from asgd.experiment import as_run
 from asgd.files import replace_file
-from asgd.staleness import Empirical, Geometric, StalenessLaw, staleness_of
-from asgd.streams import stream
+from asgd.staleness import Empirical, Geometric, StalenessLaw
+from asgd.streams import as_seed, stream
 from asgd.trace import Run
 
 Array = npt.NDArray[np.float64]
@@ -41,7 +51,9 @@ Integers = npt.NDArray[np.int64]
 LEAST_UPDATES = 100
 LEAST_CYCLES = 10  # updates per worker
 LEAST_EFFECTIVE = 30.0  # independent updates
+_FEW_EFFECTIVE = 80.0  # below which intervals are doubted
 _INVISIBLE = 1e-3  # share of updates below which the tail of the histogram is left out
+_LONGEST_HISTOGRAM = 10_000
 
 
 @dataclass(frozen=True, repr=False)
@@ -60,6 +72,11 @@ class StalenessFit:
         What was fitted.
     worker_names
         What the caller calls worker 0, 1, ... of the sample, or None.
+    left_out
+        How often each worker delivered that hardly took part, by name: sample and `workers` are
+        those of the others.
+    unfitted
+        Why a law could not be fitted, by its name.
     """
 
     laws: Mapping[str, LawFit]
@@ -67,6 +84,8 @@ class StalenessFit:
     start_up: int
     sample: Sample
     worker_names: npt.NDArray[Any] | None
+    left_out: Mapping[Any, int] = field(default_factory=dict)
+    unfitted: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def geometric(self) -> LawFit:
@@ -86,10 +105,16 @@ class StalenessFit:
 
     @property
     def grade(self) -> Grade:
-        """The geometric law is not rejected at 1 %; or rejected but within `CLOSE`; or neither."""
-        if self.chi_square.pvalue >= LEVEL:
-            return "holds"
-        return "close" if self.geometric.tv < CLOSE else "rejected"
+        """How well the geometric law holds.
+
+        "holds": rejected at 1 % neither by its bins nor by its distance from the data;
+        "unclear": the same, but the distance is above `FAR`; "close": rejected, but the distance is
+        below `CLOSE`; "rejected": neither.
+        """
+        fit = self.geometric
+        if self.chi_square.pvalue >= LEVEL and fit.pvalue >= LEVEL:
+            return "holds" if fit.tv < FAR else "unclear"
+        return "close" if fit.tv < CLOSE else "rejected"
 
     @cached_property
     def selected(self) -> LawFit:
@@ -97,7 +122,7 @@ class StalenessFit:
 
         The geometric law unless it is rejected at 1 %; then, of the other parametric laws that
         their parametric bootstrap does not reject at 1 %, the one of lowest AIC; else the measured
-        law.
+        law, or, where that is too wide for a table, the law nearest to it.
         """
         if self.grade == "holds":
             return self.geometric
@@ -105,7 +130,8 @@ class StalenessFit:
         for fit in sorted((self.laws[name] for name in names), key=lambda fit: round(fit.aic, 6)):
             if fit.pvalue >= LEVEL:
                 return fit
-        return self.laws[Empirical.name]
+        nearest = min(self.laws.values(), key=lambda fit: fit.tv)
+        return self.laws.get(Empirical.name, nearest)
 
     @property
     def recommended(self) -> StalenessLaw:
@@ -147,9 +173,11 @@ class StalenessFit:
         return self.selected.goodness_of_fit(statistic, resamples)
 
     @property
-    def counts(self) -> Integers:
-        """Updates with staleness 0, 1, ... after the start-up, shape (L,)."""
-        return self.sample.counts.values
+    def counts(self) -> pd.Series[Any]:
+        """How many updates have each staleness that occurs after the start-up."""
+        counts = self.sample.counts
+        index = pd.Index(counts.staleness, name="staleness")
+        return pd.Series(counts.updates, index, dtype=np.int64, name="updates")
 
     def histogram(self) -> tuple[Array, dict[str, Array]]:
         """Return what `figures.staleness_histogram` draws, the invisible tail left out.
@@ -162,17 +190,22 @@ class StalenessFit:
             The pmf, shape (l,), of the geometric law and of the best other parametric one, by
             their names in words.
         """
-        counts = self.counts.astype(float)
-        length = int(np.flatnonzero(counts > _INVISIBLE * counts.sum())[-1]) + 2
+        counts = self.sample.counts
+        beyond = 1.0 - np.cumsum(counts.updates) / counts.size
+        last = int(counts.staleness[np.argmax(beyond <= _INVISIBLE)])
+        length = min(last + 2, _LONGEST_HISTOGRAM)
         others = [n for n in self.table().index if n not in (Geometric.name, Empirical.name)]
         laws = (self.geometric.law, self.laws[others[0]].law)
-        shown = np.pad(counts, (0, max(length - len(counts), 0)))[:length]
+        inside = counts.staleness < length
+        shown = np.zeros(length)
+        shown[counts.staleness[inside]] = counts.updates[inside]
         return shown, {in_words(law): law.pmf(np.arange(length)) for law in laws}
 
     @cached_property
     def effective_size(self) -> float:
         """How many independent updates would fix the mean as well."""
-        return dependence.effective_size(self.sample.staleness, self.sample.block)
+        size = dependence.effective_size(self.sample.staleness, self.sample.block)
+        return size / self.sample.lost_variance
 
     def autocorrelation(self, max_lag: int = 50) -> Array:
         """Return the autocorrelation of staleness at lags 0, ..., max_lag."""
@@ -268,6 +301,7 @@ class StalenessFit:
             "law": self.recommended.to_dict(),
             "mu": self.mu,
             "workers": self.workers,
+            "left_out": {str(name): times for name, times in self.left_out.items()},
             "updates": len(self.sample.staleness),
             "start_up": self.start_up,
             "start_up_rule": dependence.START_UP_RULE,
@@ -277,7 +311,11 @@ class StalenessFit:
             "shape": asdict(self.shape),
             "conservation": None if self.conservation is None else asdict(self.conservation),
             "laws": laws,
-            "counts": self.counts.tolist(),
+            "unfitted": dict(self.unfitted),
+            "counts": {
+                "staleness": self.counts.index.tolist(),
+                "updates": self.counts.tolist(),
+            },
             "autocorrelation": self.autocorrelation().tolist(),
             "per_worker": None if workers is None else workers.to_dict(orient="list"),
             "drift": {
@@ -307,7 +345,9 @@ class StalenessFit:
 
     def _summary(self) -> str:
         low, high = self.geometric.confidence_interval()["mu"]
-        text = (
+        text = stragglers.in_words(self.left_out, self.workers)
+        text += "\n" if text else ""
+        text += (
             f"{len(self.sample.staleness)} updates after {self.start_up} of start-up; "
             f"mean staleness {self.geometric.law.mean():.3f}"
         )
@@ -315,11 +355,18 @@ class StalenessFit:
             agrees = "as" if self.conservation.holds else "where"
             text += f", {agrees} P - 1 = {self.conservation.expected:.3g} is expected"
         text += f"; mu {self.mu:.4f} (95 % {low:.4f} to {high:.4f})"
+        if self.effective_size < _FEW_EFFECTIVE:
+            text += (
+                f", of {self.effective_size:.0f} effectively independent updates: such intervals "
+                "of strongly dependent updates miss the truth more often than they say"
+            )
         if self.drift.pvalue < LEVEL:
             text += (
                 f"; the law drifts: its halves are {self.drift.distance:.3f} apart "
                 f"(p = {self.drift.pvalue:.3f})"
             )
+        for name, reason in self.unfitted.items():
+            text += f"; the {name_in_words(name)} could not be fitted ({reason})"
         return text
 
 
@@ -328,8 +375,9 @@ def fit_staleness(
     workers: int | Integers | None = None,
     worker_ids: npt.ArrayLike | None = None,
     *,
+    update: npt.ArrayLike | None = None,
     start_up: int | None = None,
-    seed: int = 0,
+    seed: int | np.random.Generator = 0,
 ) -> StalenessFit:
     """Fit every staleness law to the updates of one run, in order.
 
@@ -341,11 +389,15 @@ def fit_staleness(
         Number of workers P, to check the series against 1/P and P - 1: one, or one for each
         update, shape (m,), of which the mean counts. Default: as many as `worker_ids` names.
     worker_ids
-        The worker of each update, shape (m,): makes the mixture one of workers.
+        The worker of each update, shape (m,): makes the mixture one of workers, and leaves out
+        those that hardly took part, see `analysis.stragglers`.
+    update
+        Number of each update, ascending, shape (m,), of a series that has gaps or does not begin
+        with the run; by default 0, 1, ...
     start_up
         Updates to drop at the start; by default those of `dependence.START_UP_RULE`.
     seed
-        Seed of every resampling.
+        Seed of every resampling, or a generator to draw it from.
 
     Raises
     ------
@@ -355,22 +407,38 @@ def fit_staleness(
         Fewer than 100 updates, 10 per worker, or 30 effectively independent ones are left after
         the start-up. It carries the fit as `estimate`.
     """
-    values = _checked_staleness(staleness)
-    ids = None if worker_ids is None else np.asarray(worker_ids)
-    if ids is not None and ids.shape != values.shape:
-        raise InputError(f"worker_ids: expected shape {values.shape}, got {ids.shape}")
-    if start_up is None:
-        start_up = dependence.start_up(values)
-    if not 0 <= start_up < len(values):
-        raise InputError(f"start_up = {start_up}: expected 0 to {len(values) - 1}")
-    team = None if workers is None else _mean_team(workers, values, start_up)
-    values, names, numbers = values[start_up:], None, None
-    if ids is not None:
-        names, numbers = np.unique(ids[start_up:], return_inverse=True)
-        team = team or len(names)
+    series = Series.of(staleness, workers, worker_ids, update, start_up)
+    return fit_series(series, as_seed(seed))
+
+
+def fit_run(run: Run | str | Path) -> StalenessFit:
+    """Fit the staleness of a run, or of a run directory.
+
+    Raises
+    ------
+    InputError
+        The run recorded no update, or there is none.
+    UnreliableEstimateError
+        See `fit_staleness`.
+    """
+    run = as_run(run)
+    return fit_series(Series.of_run(run), run.config.run.seed)
+
+
+def fit_series(series: Series, seed: int) -> StalenessFit:
+    """Fit a series that is ready; see `fit_staleness`."""
+    values, names, numbers = series.staleness, None, None
+    if series.worker is not None:
+        names, numbers = np.unique(series.worker, return_inverse=True)
     sample = Sample(values, numbers, dependence.block_length(values), seed)
-    laws = {name: LawFit.of(name, sample) for name in ESTIMATORS}
-    fit = StalenessFit(laws, team, start_up, sample, names)
+    laws, unfitted = {}, {}
+    for name in ESTIMATORS:
+        try:
+            laws[name] = LawFit.of(name, sample)
+        except InputError as error:
+            unfitted[name] = str(error)
+    team, start_up = series.team, series.start_up
+    fit = StalenessFit(laws, team, start_up, sample, names, series.left_out, unfitted)
     least = max(LEAST_UPDATES, math.ceil(LEAST_CYCLES * (team or 0)))
     effective = fit.effective_size
     if len(values) < least or effective < LEAST_EFFECTIVE:
@@ -381,49 +449,6 @@ def fit_staleness(
             fit,
         )
     return fit
-
-
-def _mean_team(workers: int | Integers, values: Integers, start_up: int) -> float:
-    """Return the number of workers, a whole one where it never changed."""
-    sizes = np.asarray(workers)
-    if sizes.shape not in ((), values.shape):
-        raise InputError(f"workers: expected a number or shape {values.shape}, got {sizes.shape}")
-    if sizes.min() < 1:
-        raise InputError(f"workers = {sizes.min()}: expected at least 1")
-    mean = float(np.mean(sizes if sizes.ndim == 0 else sizes[start_up:]))
-    return int(mean) if mean.is_integer() else mean
-
-
-def _checked_staleness(staleness: npt.ArrayLike) -> Integers:
-    values = np.asarray(staleness)
-    if values.ndim != 1 or values.size == 0:
-        raise InputError(f"staleness: expected shape (m,) with m > 0, got {values.shape}")
-    whole = values.astype(np.int64)
-    if np.any(whole != values) or whole.min() < 0:
-        bad = values[(whole != values) | (whole < 0)][0]
-        raise InputError(f"staleness = {bad}: expected whole numbers >= 0")
-    return whole
-
-
-def fit_run(run: Run) -> StalenessFit:
-    """Fit the staleness of a run directory.
-
-    Raises
-    ------
-    InputError
-        The run recorded no update.
-    UnreliableEstimateError
-        See `fit_staleness`.
-    """
-    trace = run.trace
-    if trace.empty:
-        raise InputError(f"{run.path}: recorded no update to fit")
-    return fit_staleness(
-        staleness_of(trace["update"].to_numpy(), trace["read_version"].to_numpy()),
-        workers=team_sizes(run.events, run.config.cluster.workers, len(trace)),
-        worker_ids=trace["worker"].to_numpy(),
-        seed=run.config.run.seed,
-    )
 
 
 def compare_fits(fits: Sequence[tuple[str, StalenessFit]]) -> pd.DataFrame:

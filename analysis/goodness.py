@@ -8,6 +8,7 @@ and the parametric bootstrap gives its samples the serial dependence of the meas
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import chi2
 
-from analysis.dependence import block_resamples, long_run_covariance
+from analysis.cells import Cells
+from analysis.dependence import cell_size, long_run_covariance
 from analysis.likelihood import ESTIMATORS, Counts
 from asgd.errors import InputError
 from asgd.staleness import Geometric, StalenessLaw
@@ -73,22 +75,22 @@ class GoodnessOfFit:
 
 def total_variation(law: StalenessLaw, counts: Counts) -> float:
     """Return half the sum of |frequency - pmf| over all staleness values, in [0, 1]."""
-    frequencies = counts.values / counts.size
-    l = np.arange(len(frequencies))
-    beyond = float(law.tail(len(frequencies)))
-    return 0.5 * (float(np.abs(frequencies - law.pmf(l)).sum()) + beyond)
+    p, frequencies = law.pmf(counts.staleness), counts.updates / counts.size
+    unseen = max(1.0 - float(p.sum()), 0.0)
+    return 0.5 * (float(np.abs(frequencies - p).sum()) + unseen)
 
 
 def _largest_cdf_gap(law: StalenessLaw, counts: Counts) -> float:
-    empirical = np.cumsum(counts.values) / counts.size
-    return float(np.abs(empirical - law.cdf(np.arange(len(empirical)))).max())
+    # largest at a value that was seen, or just before one
+    at, before = (law.cdf(counts.staleness - step) for step in (0, 1))
+    reached = np.cumsum(counts.updates) / counts.size
+    short = np.append(0.0, reached[:-1])
+    return float(max(np.abs(reached - at).max(), np.abs(before - short).max()))
 
 
 def _cramer_von_mises(law: StalenessLaw, counts: Counts) -> float:
-    empirical = np.cumsum(counts.values) / counts.size
-    l = np.arange(len(empirical))
-    beyond = float(law.tail(len(empirical))) ** 3 / 3.0
-    return float((empirical - law.cdf(l)) ** 2 @ law.pmf(l)) + beyond
+    reached = np.cumsum(counts.updates) / counts.size
+    return float((reached - law.cdf(counts.staleness)) ** 2 @ counts.updates) / counts.size
 
 
 DISTANCES: dict[str, Callable[[StalenessLaw, Counts], float]] = {
@@ -122,12 +124,18 @@ def chi_square(staleness: Integers, law: Geometric, block: int) -> ChiSquare:
         fits = bool(np.all(staleness == 0)) == (law.mu == 0.0)
         return ChiSquare(0.0, 1.0 if fits else 0.0, 0.0, 1.0, bins)
     member = np.searchsorted(edges, staleness, "right") - 1
-    residual = np.eye(bins)[member] - p
-    statistic = float(len(staleness) * np.sum(residual.mean(axis=0) ** 2 / p))
+    shares = np.bincount(member, minlength=bins) / len(staleness)
+    statistic = float(len(staleness) * np.sum((shares - p) ** 2 / p))
+    size = cell_size(len(staleness), block)
+    cells = len(staleness) // size
+    column = np.repeat(np.arange(cells), size)
+    seen = np.bincount(column * bins + member[: len(column)], minlength=cells * bins)
     slope = np.append(edges * law.mu ** np.maximum(edges - 1.0, 0.0), 0.0)
-    influence = (1.0 - law.mu) ** 2 * (staleness - law.mean())
+    excess = staleness[: len(column)].reshape(cells, size).sum(axis=1) - size * law.mean()
+    influence = (1.0 - law.mu) ** 2 * excess
+    residual = seen.reshape(cells, bins) - size * p
     residual -= influence[:, None] * (slope[:-1] - slope[1:])
-    covariance = long_run_covariance(residual / np.sqrt(p), block)
+    covariance = long_run_covariance(residual / np.sqrt(p), -(-block // size)) / size
     trace, square = float(np.trace(covariance)), float(np.sum(covariance**2))
     if trace < 1e-9:
         return ChiSquare(statistic, 0.0 if statistic > 1e-9 else 1.0, bins - 2.0, 0.0, bins)
@@ -177,12 +185,11 @@ def parametric_bootstrap(
         raise InputError(f"statistic = {statistic!r}: expected one of {', '.join(DISTANCES)}")
     distance, estimate = DISTANCES[statistic], ESTIMATORS[law.name]
     observed = distance(law, Counts.of(staleness))
-    series = _with_law(law, staleness, rng)
-    null = np.empty(resamples)
-    n_workers = 0 if workers is None else int(workers.max()) + 1
-    for i, index in enumerate(block_resamples(len(series), block, resamples, rng)):
-        counts = Counts.of(series[index], None if workers is None else workers[index], n_workers)
-        null[i] = distance(estimate(counts, law), counts)
+    cells = Cells.of(_with_law(law, staleness, rng), block, workers)
+    null = np.zeros(resamples)
+    for i, counts in enumerate(cells.resamples(resamples, rng)):
+        with suppress(InputError):  # of a resample that this law cannot be fitted to
+            null[i] = distance(estimate(counts, law), counts)
     # a law that fits exactly has distances of rounding size on both sides
     as_far = int(np.sum(null >= observed - 1e-9))
     return GoodnessOfFit(observed, (1.0 + as_far) / (1.0 + resamples), null)
@@ -194,5 +201,4 @@ def _with_law(law: StalenessLaw, staleness: Integers, rng: np.random.Generator) 
     order = np.lexsort((rng.random(m), staleness))
     level = np.empty(m)
     level[order] = (np.arange(m) + 0.5) / m
-    cdf = law.cdf(np.arange(law.support_length(min(0.5, 0.1 / m))))
-    return np.searchsorted(cdf, level).astype(np.int64)
+    return law.ppf(level)

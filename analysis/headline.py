@@ -12,6 +12,7 @@ from analysis.fit import StalenessFit
 from analysis.prediction import Prediction
 from analysis.score import Score
 from analysis.setting import last_update, whole
+from analysis.stragglers import in_words as in_words_of
 from analysis.verdict import in_words
 from asgd.events import team_sizes
 from asgd.trace import Run
@@ -198,10 +199,12 @@ def _ended(run: Run) -> str:
 
 def _how_stale(run: Run, fit: StalenessFit) -> str:
     staleness = fit.sample.staleness
+    left_out = in_words_of(fit.left_out, fit.workers)
+    text = f"{left_out} " if left_out else ""
     if staleness.max() == 0:
-        return "Not at all: every gradient met the parameters it was computed from."
+        return f"{text}Not at all: every gradient met the parameters it was computed from."
     middle, high = np.quantile(staleness, (0.5, 0.95))
-    text = (
+    text += (
         f"A gradient met parameters {fit.geometric.law.mean():.2f} updates newer than its own on "
         f"average, {middle:.0f} at the median; one in twenty {high:.0f} or more, at most "
         f"{staleness.max()}."
@@ -211,7 +214,7 @@ def _how_stale(run: Run, fit: StalenessFit) -> str:
         on_average = (
             count(team, "worker") if isinstance(team, int) else f"{team:.3g} workers on average"
         )
-        text += f" With {on_average} the mean must be {team - 1:.3g}."
+        text += f" With {on_average} that use every snapshot once, {team - 1:.3g} is expected."
     return text
 
 

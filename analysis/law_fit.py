@@ -5,16 +5,18 @@ Intervals and tests resample blocks of neighbouring updates, so they allow for s
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import norm
+from scipy.stats import norm, t
 
 from analysis import goodness
-from analysis.dependence import block_resamples
+from analysis.cells import Cells
+from analysis.dependence import lost_variance
 from analysis.likelihood import ESTIMATORS, Counts, log_likelihood
 from asgd.errors import InputError
 from asgd.staleness import Empirical, StalenessLaw
@@ -69,12 +71,13 @@ class Sample:
     def resampled(self) -> list[Counts]:
         """Histograms of moving-block resamples."""
         rng = stream(self.seed, "staleness intervals")
-        draws = block_resamples(len(self.staleness), self.block, _INTERVAL_RESAMPLES, rng)
-        workers = self.workers
-        return [
-            Counts.of(self.staleness[i], None if workers is None else workers[i], self.n_workers)
-            for i in draws
-        ]
+        cells = Cells.of(self.staleness, self.block, self.workers)
+        return list(cells.resamples(_INTERVAL_RESAMPLES, rng))
+
+    @cached_property
+    def lost_variance(self) -> float:
+        """By what factor the blocks are too short for the variance of the mean, at least 1."""
+        return lost_variance(self.staleness, self.block)
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,13 @@ class LawFit:
 
     @classmethod
     def of(cls, name: str, sample: Sample) -> LawFit:
-        """Fit the law of that name."""
+        """Fit the law of that name.
+
+        Raises
+        ------
+        InputError
+            It cannot be fitted to this sample.
+        """
         counts = sample.counts
         law = ESTIMATORS[name](counts, None)
         llf, free = log_likelihood(law, counts), law.n_parameters
@@ -128,6 +137,9 @@ class LawFit:
     ) -> dict[str, ConfidenceInterval]:
         """Return an interval for each parameter, from refits of moving-block resamples.
 
+        It is wider, by Student's law, the fewer blocks there are, and, by `lost_variance`, where
+        they are too short to hold the dependence of the series.
+
         Parameters
         ----------
         confidence_level
@@ -139,11 +151,13 @@ class LawFit:
         if not 0.0 < confidence_level < 1.0:
             raise InputError(f"confidence_level = {confidence_level}: expected 0 < level < 1")
         refits, estimate = self._refits, _vector(self.law, self.law)
+        # overlapping blocks tell as much of a variance as half as many more that do not overlap
+        freedom = 1.5 * len(self.sample.staleness) / self.sample.block
+        wide = t.ppf(0.5 + confidence_level / 2.0, freedom) * np.sqrt(self.sample.lost_variance)
         if method == "percentile":
-            ends = 0.5 + confidence_level * np.array([-0.5, 0.5])
-            low, high = np.quantile(refits, ends, axis=0)
+            low, high = np.quantile(refits, norm.cdf([-wide, wide]), axis=0)
         elif method == "normal":
-            width = norm.ppf(0.5 + confidence_level / 2.0) * refits.std(axis=0, ddof=1)
+            width = wide * refits.std(axis=0, ddof=1)
             low, high = estimate - width, estimate + width
         else:
             raise InputError(f"method = {method!r}: expected percentile or normal")
@@ -158,8 +172,11 @@ class LawFit:
     @cached_property
     def _refits(self) -> Array:
         estimate = ESTIMATORS[self.name]
-        laws = (estimate(counts, self.law) for counts in self.sample.resampled)
-        return np.array([_vector(law, self.law) for law in laws])
+        refits = []
+        for counts in self.sample.resampled:
+            with suppress(InputError):  # of a resample that this law cannot be fitted to
+                refits.append(_vector(estimate(counts, self.law), self.law))
+        return np.array(refits or [_vector(self.law, self.law) * np.nan])
 
     def goodness_of_fit(
         self,

@@ -9,11 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 from scipy.optimize import brentq
-from scipy.special import gammaln
+from scipy.special import digamma, gammaln, xlogy
 
 from asgd.staleness import (
     ConstantPlusGeometric,
@@ -34,6 +35,8 @@ Integers = npt.NDArray[np.int64]
 LARGEST_SHAPE = 1e6
 LARGEST_NU = 1e3
 _MIXTURE_STEPS = 400
+_MIXTURE_RESTEPS = 100  # from the estimate of a sample to that of a resample
+_MIXTURE_VALUES = 300  # beyond so many different values, neighbours are taken together
 
 
 @dataclass(frozen=True)
@@ -42,46 +45,48 @@ class Counts:
 
     Attributes
     ----------
-    values
-        Updates with staleness 0, 1, ..., shape (L,).
+    staleness
+        The different values, ascending, shape (l,): one outlier costs one entry.
+    updates
+        How many updates have each, at least one, shape (l,).
     worker_updates, worker_staleness
         Updates of each worker and the sum of their staleness, shape (workers,), or None.
     """
 
-    values: Integers
+    staleness: Integers
+    updates: Array
     worker_updates: Array | None = None
     worker_staleness: Array | None = None
 
     @classmethod
     def of(cls, staleness: Integers, workers: Integers | None = None, n_workers: int = 0) -> Counts:
         """Count a sample; `workers` are numbers 0, ..., n_workers - 1 for each of its values."""
-        values = np.bincount(staleness)
+        values, counts = np.unique(staleness, return_counts=True)
         if workers is None:
-            return cls(values)
+            return cls(values, counts.astype(float))
         updates = np.bincount(workers, minlength=n_workers)
         total = np.bincount(workers, weights=staleness, minlength=n_workers)
-        return cls(values, updates.astype(float), total.astype(float))
+        return cls(values, counts.astype(float), updates.astype(float), total.astype(float))
 
-    @property
+    @cached_property
     def size(self) -> int:
         """Number of values."""
-        return int(self.values.sum())
+        return int(self.updates.sum())
 
-    @property
+    @cached_property
     def mean(self) -> float:
         """Mean staleness."""
-        return float(np.arange(len(self.values)) @ self.values) / self.size
+        return float(self.staleness @ self.updates) / self.size
 
-    @property
+    @cached_property
     def var(self) -> float:
         """Variance of staleness, with the number of values as the denominator."""
-        return float((np.arange(len(self.values)) - self.mean) ** 2 @ self.values) / self.size
+        return float((self.staleness - self.mean) ** 2 @ self.updates) / self.size
 
 
 def log_likelihood(law: StalenessLaw, counts: Counts) -> float:
     """Return sum of log pmf over the sample, in nats."""
-    seen = np.flatnonzero(counts.values)
-    return float(counts.values[seen] @ law.logpmf(seen))
+    return float(counts.updates @ law.logpmf(counts.staleness))
 
 
 def geometric(counts: Counts, start: StalenessLaw | None = None) -> Geometric:
@@ -101,14 +106,14 @@ def constant_plus_geometric(
 
     The likelihood grows with the offset: the geometric law's entropy grows with its mean.
     """
-    offset = int(np.flatnonzero(counts.values)[0])
+    offset = int(counts.staleness[0])
     excess = max(counts.mean - offset, 0.0)
     return ConstantPlusGeometric(offset, excess / (1.0 + excess))
 
 
 def empirical(counts: Counts, start: StalenessLaw | None = None) -> Empirical:
     """Return the smoothed frequencies."""
-    return Empirical.from_sample(np.repeat(np.arange(len(counts.values)), counts.values))
+    return Empirical.from_counts(counts.staleness, counts.updates)
 
 
 def negative_binomial(counts: Counts, start: StalenessLaw | None = None) -> NegativeBinomial:
@@ -116,12 +121,12 @@ def negative_binomial(counts: Counts, start: StalenessLaw | None = None) -> Nega
     mean, size = counts.mean, counts.size
     if mean == 0.0:
         return NegativeBinomial(1.0, 0.0)
-    above = size - np.cumsum(counts.values[:-1])  # how many values exceed 0, 1, ...
-    j = np.arange(len(above))
+    k = counts.staleness.astype(float)
 
     def score(log_shape: float) -> float:
         shape = math.exp(log_shape)
-        return float(np.sum(above / (shape + j))) * shape - size * shape * math.log1p(mean / shape)
+        harmonic = float(counts.updates @ (digamma(shape + k) - digamma(shape)))
+        return shape * (harmonic - size * math.log1p(mean / shape))
 
     largest = math.log(LARGEST_SHAPE)
     if counts.var <= mean or score(largest) >= 0.0:
@@ -138,8 +143,8 @@ def conway_maxwell_poisson(
     mean = counts.mean
     if mean == 0.0:
         return ConwayMaxwellPoisson(-700.0, 1.0)
-    k = np.arange(len(counts.values))
-    target = np.array([mean, float(gammaln(k + 1.0) @ counts.values) / counts.size])
+    log_factorials = gammaln(counts.staleness + 1.0)
+    target = np.array([mean, float(log_factorials @ counts.updates) / counts.size])
     flat = ConwayMaxwellPoisson(math.log(mean / (1.0 + mean)), 0.0)
     if target[1] >= _moments(flat)[0][1]:
         return flat
@@ -201,10 +206,8 @@ def _move(
 
 
 def _value(law: ConwayMaxwellPoisson, target: Array) -> float:
-    """Return the log-likelihood per value: log Z is minus log P(0)."""
-    mode = int(np.argmax(law.table))
-    log_z = mode * law.log_rate - law.nu * math.lgamma(mode + 1.0) - math.log(law.table[mode])
-    return law.log_rate * float(target[0]) - law.nu * float(target[1]) - log_z
+    """Return the log-likelihood per value."""
+    return law.log_rate * float(target[0]) - law.nu * float(target[1]) - law.log_normaliser
 
 
 def geometric_mixture(counts: Counts, start: StalenessLaw | None = None) -> GeometricMixture:
@@ -215,23 +218,31 @@ def geometric_mixture(counts: Counts, start: StalenessLaw | None = None) -> Geom
         mus, shares = mean / (1.0 + mean), counts.worker_updates / counts.size
         return GeometricMixture(tuple(mus.tolist()), tuple(shares.tolist()))
     if isinstance(start, GeometricMixture) and np.ptp(start.mus) > 1e-3:
-        return _expectation_maximisation(counts, np.array(start.mus), np.array(start.shares))
+        mus, shares = np.array(start.mus), np.array(start.shares)
+        return _expectation_maximisation(counts, mus, shares, _MIXTURE_RESTEPS)
     means = np.array([0.5, 1.5]) * counts.mean
-    return _expectation_maximisation(counts, means / (1.0 + means), np.array([0.5, 0.5]))
+    mus, shares = means / (1.0 + means), np.array([0.5, 0.5])
+    return _expectation_maximisation(counts, mus, shares, _MIXTURE_STEPS)
 
 
-def _expectation_maximisation(counts: Counts, mus: Array, shares: Array) -> GeometricMixture:
-    seen = np.flatnonzero(counts.values)
-    n = counts.values[seen].astype(float)
+def _expectation_maximisation(
+    counts: Counts, mus: Array, shares: Array, steps: int
+) -> GeometricMixture:
+    group = np.arange(len(counts.staleness))
+    group = group * min(len(group), _MIXTURE_VALUES) // len(group)
+    n = np.bincount(group, counts.updates)
+    seen = np.bincount(group, counts.updates * counts.staleness) / n
     before = -math.inf
-    for _ in range(_MIXTURE_STEPS):
-        joint = shares * (1.0 - mus) * mus ** seen[:, None]
-        total = joint.sum(axis=1)
-        value = float(n @ np.log(total))
+    for _ in range(steps):
+        # by logarithms: an outlier has a likelihood below the smallest float
+        with np.errstate(divide="ignore"):
+            log_joint = np.log(shares) + np.log1p(-mus) + xlogy(seen[:, None], mus)
+        total = np.logaddexp.reduce(log_joint, axis=1)
+        value = float(n @ total)
         if value - before < 1e-7:
             break
         before = value
-        part = n[:, None] * joint / total[:, None]
+        part = n[:, None] * np.exp(log_joint - total[:, None])
         weight = part.sum(axis=0)
         mean = (seen @ part) / np.maximum(weight, 1e-300)
         mus, shares = mean / (1.0 + mean), weight / weight.sum()

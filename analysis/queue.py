@@ -16,8 +16,12 @@ from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 
 from analysis.dependence import start_up
+from analysis.goodness import total_variation
+from analysis.likelihood import Counts
+from analysis.stragglers import stragglers_of, taking_part
 from analysis.verdict import CLOSE
 from asgd.config import RunConfig
 from asgd.delays import ComputeTime
@@ -295,15 +299,11 @@ def check_queue(run: Run, updates: int = 20_000) -> QueueCheck:
     InputError
         A worker has fewer than two updates after the start-up.
     """
-    staleness = run.trace["staleness"].to_numpy()
-    staleness = staleness[start_up(staleness) :]
+    counts = Counts.of(_steady(run)["staleness"].to_numpy())
     law = queue_staleness(measured_cycles(run), updates=updates)
-    share = np.bincount(staleness) / len(staleness)
-    expected = law.pmf(np.arange(len(share)))
-    beyond = max(0.0, 1.0 - float(expected.sum()))
-    noise = np.sqrt(2.0 / np.pi * expected * (1.0 - expected) / len(staleness))
-    distance = float(np.abs(share - expected).sum() + beyond) / 2.0
-    return QueueCheck(law, distance, float(noise.sum()) / 2.0)
+    expected = law.pmf(counts.staleness)
+    noise = np.sqrt(2.0 / np.pi * expected * (1.0 - expected) / counts.size)
+    return QueueCheck(law, total_variation(law, counts), float(noise.sum()) / 2.0)
 
 
 def explains_staleness(run: Run) -> QueueCheck | None:
@@ -330,10 +330,21 @@ def measured_overhead(run: Run) -> float:
     return max(0.0, float(np.median(np.concatenate(cycles) - np.concatenate(computing))))
 
 
+def _steady(run: Run) -> pd.DataFrame:
+    """Return the updates after the start-up, without workers that hardly took part."""
+    trace = run.trace[["update", "worker", "staleness", "compute_seconds", "applied_seconds"]]
+    left_out = stragglers_of(run)
+    if left_out:
+        trace = trace[taking_part(trace["worker"].to_numpy(), left_out)]
+    return trace.iloc[start_up(trace["staleness"].to_numpy(), trace["update"].to_numpy()) :]
+
+
 def _cycles(run: Run) -> tuple[list[Array], list[Array]]:
-    """Return each worker's cycles after the start-up and their computing parts, in seconds."""
-    first = start_up(run.trace["staleness"].to_numpy())
-    trace = run.trace.iloc[first:].sort_values(["worker", "update"])
+    """Return each worker's cycles after the start-up and their computing parts, in seconds.
+
+    Workers that hardly took part are left out.
+    """
+    trace = _steady(run).sort_values(["worker", "update"])
     cycles, computing = [], []
     for worker, rows in trace.groupby("worker"):
         if len(rows) < 2:

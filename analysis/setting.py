@@ -12,6 +12,7 @@ from analysis.experiment import as_runs
 from analysis.fit import StalenessFit
 from analysis.moments import Closure
 from analysis.recorded_turns import RecordedTurns, has_spells
+from analysis.stragglers import taking_part
 from asgd.config import OptimizerConfig
 from asgd.events import team_sizes
 from asgd.problems import make_problem
@@ -122,7 +123,7 @@ class RunSetting(Setting):
         waits = config.cluster.mode != "async"
         closure, turns = "iid" if waits else closure_of(run), None
         if closure == "pool" and not isinstance(fit.recommended, Geometric):
-            turns = _turns(runs, fit.recommended)
+            turns = _turns(runs, fit)
         return cls(
             problem=problem,
             learning_rate=varying if optimizer.learning_rate_schedule.at else learning_rate,
@@ -137,7 +138,7 @@ class RunSetting(Setting):
             mu=fit.mu,
             law=fit.recommended,
             closure=closure,
-            workers=team_of(run),
+            workers=team_of(run) - len(fit.left_out),
             turns=turns,
             rule=None if _plain(optimizer) else make_rule(optimizer),
             synchronous=config.cluster.mode == "sync",
@@ -165,13 +166,15 @@ def _batch_sizes(run: Run) -> int | npt.NDArray[np.int64]:
     return int(sizes[0]) if np.all(sizes == sizes[0]) else sizes
 
 
-def _turns(runs: Sequence[Run], law: StalenessLaw) -> RecordedTurns | None:
-    recorded = RecordedTurns.of([one.trace["worker"].to_numpy() for one in runs])
-    staleness = [one.trace["staleness"].to_numpy() for one in runs]
+def _turns(runs: Sequence[Run], fit: StalenessFit) -> RecordedTurns | None:
+    traces = [one.trace[taking_part(one.trace["worker"].to_numpy(), fit.left_out)] for one in runs]
+    recorded = RecordedTurns.of([trace["worker"].to_numpy() for trace in traces])
+    staleness = [trace["staleness"].to_numpy() for trace in traces]
     rng = stream(runs[0].config.run.seed, "spells")
-    if recorded.workers != team_of(runs[0]):  # others came in the place of those that left
+    # others came in the place of those that left
+    if recorded.workers != team_of(runs[0]) - len(fit.left_out):
         return None
-    return recorded if has_spells(staleness, recorded, law, rng) else None
+    return recorded if has_spells(staleness, recorded, fit.recommended, rng) else None
 
 
 def team_of(run: Run) -> int:

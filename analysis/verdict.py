@@ -9,16 +9,18 @@ from analysis.goodness import ChiSquare
 from analysis.law_fit import LawFit
 from asgd.staleness import ConstantPlusGeometric, Empirical, StalenessLaw
 
-Grade = Literal["holds", "close", "rejected"]
+Grade = Literal["holds", "close", "rejected", "unclear"]
 
 LEVEL = 0.01  # significance level at which a law counts as rejected
 CLOSE = 0.08  # total variation distance below which a rejected geometric law counts as close
+FAR = 0.3  # and above which no law is said to hold, whatever a test makes of it
 
 _PERCENT = f"{100 * LEVEL:.0f} %"
 _OPENING = {
     "holds": "The geometric law holds",
     "close": "The geometric law is close but not exact",
     "rejected": "The geometric law does not hold",
+    "unclear": "Too few independent updates to say whether the geometric law holds",
 }
 _WORDS = {
     "geometric": "geometric law",
@@ -36,6 +38,11 @@ def in_words(law: StalenessLaw) -> str:
     if isinstance(law, ConstantPlusGeometric) and law.mu == 0.0:
         return f"constant law (always {law.offset})"
     return _WORDS[law.name]
+
+
+def name_in_words(name: str) -> str:
+    """Return what to call a law of that name."""
+    return _WORDS[name]
 
 
 def finding(
@@ -63,6 +70,8 @@ def _advice(grade: Grade, geometric: LawFit, selected: LawFit) -> str:
     name = f"the {in_words(selected.law)}"
     if isinstance(selected.law, Empirical):
         return f"{name}, because every parametric law is rejected at {_PERCENT}"
+    if selected.pvalue < LEVEL:
+        return f"{name}, the nearest (distance {selected.tv:.3f}): no law fits"
     return (
         f"{name}, which has the lowest AIC of the laws not rejected at {_PERCENT} "
         f"(distance {selected.tv:.3f}, AIC lower by {geometric.aic - selected.aic:.0f})"

@@ -184,6 +184,21 @@ def _only_maker(path: Path) -> Iterator[None]:
         yield
 
 
+def as_run(run: Run | str | Path) -> Run:
+    """Return a run as it is, or the one in a directory.
+
+    Raises
+    ------
+    InputError
+        It is neither.
+    """
+    if isinstance(run, str | Path):
+        return read_run(run)
+    if not isinstance(run, Run):
+        raise InputError(f"run: {type(run).__name__}; expected a run or its directory")
+    return run
+
+
 def read_runs(path: str | Path) -> list[Run]:
     """Open the repeats of an experiment, or a single run as a list of one.
 

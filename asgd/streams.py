@@ -11,6 +11,24 @@ import zlib
 import numpy as np
 import numpy.typing as npt
 
+from asgd.errors import InputError
+
+
+def as_seed(seed: int | np.random.Generator) -> int:
+    """Return a seed as it is, or one drawn from a generator.
+
+    Raises
+    ------
+    InputError
+        It is neither a whole number >= 0 nor a generator.
+    """
+    if isinstance(seed, np.random.Generator):
+        return int(seed.integers(2**63))
+    whole = isinstance(seed, int | np.integer) and not isinstance(seed, bool)
+    if not whole or seed < 0:
+        raise InputError(f"seed = {seed!r}: expected a whole number >= 0 or a numpy Generator")
+    return int(seed)
+
 
 def _seed_sequence(seed: int, name: str) -> np.random.SeedSequence:
     return np.random.SeedSequence(seed, spawn_key=(zlib.crc32(name.encode()),))

@@ -23,6 +23,7 @@ from asgd.staleness.counts import ConwayMaxwellPoisson, NegativeBinomial, Poisso
 from asgd.staleness.empirical import Empirical
 from asgd.staleness.geometric import ConstantPlusGeometric, Geometric, GeometricMixture
 from asgd.staleness.law import StalenessLaw, check
+from asgd.staleness.values import whole_numbers
 
 __all__ = [
     "LAWS",
@@ -59,21 +60,20 @@ def staleness_of(update: Any, read_version: Any) -> Any:
     Raises
     ------
     InputError
-        A version is negative or was read before it existed.
+        A version is no whole number, is negative, or was read before it existed; the shapes
+        differ.
     """
-    if not isinstance(update, int) or not isinstance(read_version, int):
-        update, read_version = np.asarray(update), np.asarray(read_version)
-    value = update - read_version
-    if np.any(value < 0) or np.any(read_version < 0):
-        raise InputError(
-            f"staleness: read version {_first_bad(read_version, value)} is outside 0..update"
-        )
-    return value
-
-
-def _first_bad(read_version: Any, value: Any) -> int:
-    bad = np.ravel((np.asarray(value) < 0) | (np.asarray(read_version) < 0))
-    return int(np.ravel(read_version)[np.argmax(bad)])
+    single = np.ndim(update) == 0 and np.ndim(read_version) == 0
+    updates = whole_numbers([update] if single else update, "update", least=0)
+    versions = whole_numbers([read_version] if single else read_version, "read_version", least=0)
+    if updates.shape != versions.shape:
+        raise InputError(f"read_version: expected shape {updates.shape}, got {versions.shape}")
+    early = np.flatnonzero(versions > updates)
+    if early.size:
+        at = early[0]
+        where = "" if single else f"[{at}]"
+        raise InputError(f"read_version{where} = {versions[at]}: expected 0 to {updates[at]}")
+    return int(updates[0] - versions[0]) if single else updates - versions
 
 
 LAWS: dict[str, type[StalenessLaw]] = {

@@ -10,7 +10,10 @@ from typing import Any, ClassVar
 import numpy as np
 
 from asgd.errors import InputError
-from asgd.staleness.law import LONGEST_SUPPORT, Array, Size, StalenessLaw, check, check_mu, tail_of
+from asgd.staleness.law import Array, Size, StalenessLaw, check, check_mu, tail_of
+
+# A table that each resample of a bootstrap makes anew: for means up to some 800.
+LONGEST_TABLE = 2**15
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,7 @@ class ConwayMaxwellPoisson(StalenessLaw):
         from scipy.special import gammaln
 
         length = 64
-        while length <= LONGEST_SUPPORT:
+        while length <= LONGEST_TABLE:
             k = np.arange(length, dtype=float)
             log_term = k * self.log_rate - self.nu * gammaln(k + 1.0)
             log_term -= log_term.max()
@@ -101,11 +104,19 @@ class ConwayMaxwellPoisson(StalenessLaw):
                 term = np.exp(log_term)
                 return np.asarray(term / term.sum())
             length *= 2
-        raise InputError(f"{self!r} spreads over more than {LONGEST_SUPPORT} staleness values")
+        raise InputError(f"{self!r} spreads over more than {LONGEST_TABLE} staleness values")
 
-    def _pmf(self, k: Array) -> Array:
-        last = len(self.table) - 1
-        return np.where(k > last, 0.0, self.table[np.minimum(k, last).astype(np.int64)])
+    def _logpmf(self, k: Array) -> Array:
+        from scipy.special import gammaln
+
+        return np.asarray(k * self.log_rate - self.nu * gammaln(k + 1.0) - self.log_normaliser)
+
+    @cached_property
+    def log_normaliser(self) -> float:
+        """Logarithm of the sum over l of exp(l log_rate - nu log l!)."""
+        mode = int(np.argmax(self.table))
+        term = mode * self.log_rate - self.nu * math.lgamma(mode + 1.0)
+        return term - math.log(self.table[mode])
 
     def _tail(self, k: Array) -> Array:
         return tail_of(self.table, k)

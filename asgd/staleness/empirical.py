@@ -11,7 +11,16 @@ import numpy as np
 import numpy.typing as npt
 
 from asgd.staleness.geometric import Geometric
-from asgd.staleness.law import Array, Size, StalenessLaw, check, check_mu, tail_of
+from asgd.staleness.law import (
+    LONGEST_SUPPORT,
+    Array,
+    Size,
+    StalenessLaw,
+    check,
+    check_mu,
+    tail_of,
+)
+from asgd.staleness.values import whole_numbers
 
 
 @dataclass(frozen=True)
@@ -46,17 +55,41 @@ class Empirical(StalenessLaw):
             parameter is the maximum-likelihood one of their excesses. Default sqrt(m), at least
             10.
         """
-        values = np.asarray(sample)
-        check(values.ndim == 1 and values.size > 0, "sample", values.shape, "shape (m,), m > 0")
-        check(bool(np.all(values >= 0)), "sample", values.min(), "staleness >= 0")
-        values = values.astype(np.int64)
+        values, counts = np.unique(whole_numbers(sample, "sample"), return_counts=True)
+        return cls.from_counts(values, counts, tail_count)
+
+    @classmethod
+    def from_counts(
+        cls,
+        values: npt.NDArray[np.int64],
+        counts: npt.NDArray[Any],
+        tail_count: int | None = None,
+    ) -> Empirical:
+        """Return the law of a sample, as `from_sample`, from how often it has each value.
+
+        Parameters
+        ----------
+        values
+            Different ones, ascending, shape (l,).
+        counts
+            How often each occurs, shape (l,).
+
+        Raises
+        ------
+        InputError
+            The frequencies would take a table of more than `LONGEST_SUPPORT` values.
+        """
+        size = int(counts.sum())
         if tail_count is None:
-            tail_count = max(10, math.isqrt(values.size))
-        counts = np.bincount(values)
+            tail_count = max(10, math.isqrt(size))
         reach = np.cumsum(counts[::-1])[::-1]
-        threshold = int(np.flatnonzero(reach >= min(tail_count, values.size))[-1])
-        excess = float(np.mean(values[values >= threshold] - threshold))
-        frequencies = counts[:threshold] / values.size
+        first = int(np.flatnonzero(reach >= min(tail_count, size))[-1])
+        threshold = int(values[first])
+        wide = f"staleness below {LONGEST_SUPPORT:,} where its bulk is"
+        check(threshold <= LONGEST_SUPPORT, "sample", f"... {threshold} ...", wide)
+        excess = float((values[first:] - threshold) @ counts[first:] / reach[first])
+        frequencies = np.zeros(threshold)
+        frequencies[values[:first]] = counts[:first] / size
         return cls(tuple(frequencies.tolist()), excess / (1.0 + excess))
 
     @property
@@ -78,6 +111,14 @@ class Empirical(StalenessLaw):
         return np.where(
             k < threshold, bulk, self._rest * Geometric(self.tail_mu).pmf(k - threshold)
         )
+
+    def _logpmf(self, k: Array) -> Array:
+        threshold = len(self._bulk)
+        with np.errstate(divide="ignore"):
+            bulk, rest = np.log(np.append(self._bulk, 0.0)), np.log(self._rest)
+        inside = bulk[np.minimum(k, threshold).astype(np.int64)]
+        beyond = rest + Geometric(self.tail_mu).logpmf(k - threshold)
+        return np.asarray(np.where(k < threshold, inside, beyond), dtype=float)
 
     def _tail(self, k: Array) -> Array:
         rest = self._rest * Geometric(self.tail_mu).tail(k - len(self._bulk))

@@ -25,6 +25,11 @@ class Geometric(StalenessLaw):
     def _pmf(self, k: Array) -> Array:
         return np.asarray((1.0 - self.mu) * self.mu**k)
 
+    def _logpmf(self, k: Array) -> Array:
+        if self.mu == 0.0:
+            return np.where(k == 0, 0.0, -np.inf)
+        return np.asarray(math.log1p(-self.mu) + k * math.log(self.mu))
+
     def _tail(self, k: Array) -> Array:
         return np.asarray(self.mu**k)
 
@@ -70,6 +75,10 @@ class GeometricMixture(StalenessLaw):
     def _pmf(self, k: Array) -> Array:
         return np.asarray(sum(w * law._pmf(k) for w, law in self._distinct))
 
+    def _logpmf(self, k: Array) -> Array:
+        parts = [math.log(w) + law._logpmf(k) for w, law in self._distinct if w > 0.0]
+        return np.asarray(np.logaddexp.reduce(parts, axis=0))
+
     def _tail(self, k: Array) -> Array:
         return np.asarray(sum(w * law._tail(k) for w, law in self._distinct))
 
@@ -97,6 +106,9 @@ class ConstantPlusGeometric(StalenessLaw):
 
     def _pmf(self, k: Array) -> Array:
         return Geometric(self.mu).pmf(k - self.offset)
+
+    def _logpmf(self, k: Array) -> Array:
+        return Geometric(self.mu).logpmf(k - self.offset)
 
     def _tail(self, k: Array) -> Array:
         return Geometric(self.mu).tail(k - self.offset)

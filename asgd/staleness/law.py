@@ -16,6 +16,7 @@ Array = npt.NDArray[np.float64]
 Size = int | tuple[int, ...] | None
 
 LONGEST_SUPPORT = 10_000_000
+_TABLE = 20_000  # values below which a table beats bisection
 
 
 class StalenessLaw(ABC):
@@ -71,6 +72,30 @@ class StalenessLaw(ABC):
     def cdf(self, l: npt.ArrayLike) -> Array:
         """Return P(tau <= l), shape of l."""
         return np.asarray(1.0 - self.tail(np.floor(np.asarray(l, dtype=float)) + 1.0))[()]
+
+    def ppf(self, q: npt.ArrayLike) -> npt.NDArray[np.int64]:
+        """Return the smallest l with P(tau <= l) >= q, shape of q, for 0 <= q < 1."""
+        level = np.asarray(q, dtype=float)
+        check(bool(np.all((level >= 0.0) & (level < 1.0))), "q", q, "probabilities below 1")
+        ends = [self._smallest(float(end)) for end in (level.min(), level.max())]
+        if ends[1] - ends[0] < _TABLE:
+            table = self.cdf(np.arange(ends[0], ends[1] + 1))
+            return np.asarray(ends[0] + np.searchsorted(table, level)).astype(np.int64)[()]
+        low, high = np.full(level.shape, ends[0] - 1), np.full(level.shape, ends[1])
+        while np.any(high - low > 1):
+            middle = (low + high) // 2
+            enough = self.cdf(middle) >= level
+            low, high = np.where(enough, low, middle), np.where(enough, middle, high)
+        return high[()]
+
+    def _smallest(self, level: float) -> int:
+        low, high = -1, 0
+        while self.cdf(high) < level:
+            low, high = high, 2 * high + 1
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if self.cdf(middle) >= level else (middle, high)
+        return high
 
     def mean(self) -> float:
         """Return E tau, in updates."""

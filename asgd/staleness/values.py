@@ -1,0 +1,61 @@
+"""What counts as staleness: whole numbers from 0 to the length of the longest run."""
+
+from __future__ import annotations
+
+import numbers
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from asgd.errors import InputError
+
+LARGEST = 10**9  # updates of the longest run that a configuration allows
+_LONGEST_SHOWN = 40
+
+
+def whole_numbers(
+    values: npt.ArrayLike, name: str, largest: int = LARGEST, least: int = 1
+) -> npt.NDArray[np.int64]:
+    """Return a series of at least `least` whole numbers from 0 to `largest`, as int64.
+
+    Raises
+    ------
+    InputError
+        It is no series, or holds something else: its position and value are named. So are those
+        of a masked entry: what to do about a gap in a series is not for us to decide.
+    """
+    accepted = f"whole numbers from 0 to {largest:,}"
+    try:
+        given: Any = np.ma.asanyarray(values)
+    except (ValueError, TypeError, RuntimeError) as error:  # ragged, or not to be converted
+        reason = " ".join(str(error).split())
+        raise InputError(f"{name}: expected {accepted}, shape (m,) ({reason})") from None
+    if given.ndim == 0:
+        raise InputError(f"{name} = {_shown(values)}: expected {accepted}, shape (m,)")
+    if given.ndim != 1 or given.size < least:
+        raise InputError(f"{name}: expected shape (m,) with m >= {least}, got {given.shape}")
+    masked = np.flatnonzero(np.ma.getmaskarray(given))
+    if masked.size:
+        raise InputError(f"{name}[{masked[0]}] is masked: expected {accepted}; `.compressed()`?")
+    series = np.asarray(np.ma.getdata(given))
+    if series.dtype.kind in "iuf":
+        with np.errstate(invalid="ignore"):
+            fits = (series >= 0) & (series <= largest) & (series == np.floor(series))
+    else:
+        fits = np.array([_is_whole(value, largest) for value in series.tolist()])
+    if not fits.all():
+        at = int(np.argmin(fits))
+        raise InputError(f"{name}[{at}] = {_shown(series.tolist()[at])}: expected {accepted}")
+    return series.astype(np.int64)
+
+
+def _is_whole(value: Any, largest: int) -> bool:
+    number = isinstance(value, numbers.Real) and not isinstance(value, (bool, np.bool_))
+    return number and 0 <= value <= largest and value == int(value)
+
+
+def _shown(value: Any) -> str:
+    text = str(value) if isinstance(value, numbers.Number) else repr(value)
+    text = " ".join(text.split())
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
