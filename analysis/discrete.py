@@ -13,9 +13,12 @@ import numpy.typing as npt
 
 from analysis.ensemble import Ensemble, PathOptions, PerUpdate, per_update, run_ensemble
 from analysis.history import History
+from asgd.arguments import count, number
 from asgd.errors import InputError
 from asgd.problems.base import Array, Problem
 from asgd.staleness import StalenessLaw
+from asgd.staleness.law import a_law
+from asgd.streams import Seed
 
 Schedule = npt.NDArray[np.float64]
 
@@ -133,7 +136,7 @@ def asgd_iid(
     law: StalenessLaw,
     updates: int,
     paths: int,
-    seed: int,
+    seed: Seed,
     *,
     batch_size: PerUpdate = 1,
     **options: Unpack[PathOptions],
@@ -158,7 +161,7 @@ def asgd_iid(
     """
     eta = per_update(learning_rate, updates, "learning_rate")
     batch = per_update(batch_size, updates, "batch_size")
-    length = min(law.support_length(LAG_TAIL), updates + 1)
+    length = min(a_law(law).support_length(LAG_TAIL), updates + 1)
     block = partial(AsgdIid, problem, eta, law, length, batch)
     return run_ensemble(block, problem, updates, paths, seed, "asgd_iid", length + 4, **options)
 
@@ -169,7 +172,7 @@ def asgd_server(
     workers: int,
     updates: int,
     paths: int,
-    seed: int,
+    seed: Seed,
     *,
     batch_size: PerUpdate = 1,
     **options: Unpack[PathOptions],
@@ -183,8 +186,7 @@ def asgd_server(
     workers
         P >= 1; all start from x_0. The others as in `asgd_iid`.
     """
-    if workers < 1:
-        raise InputError(f"workers: {workers}; accepted: at least 1")
+    workers = count(workers, "workers")
     eta = per_update(learning_rate, updates, "learning_rate")
     batch = per_update(batch_size, updates, "batch_size")
     block = partial(AsgdServer, problem, eta, workers, batch)
@@ -197,7 +199,7 @@ def momentum_sgd(
     zeta: float,
     updates: int,
     paths: int,
-    seed: int,
+    seed: Seed,
     *,
     batch_size: PerUpdate = 1,
     **options: Unpack[PathOptions],
@@ -209,8 +211,7 @@ def momentum_sgd(
     zeta
         Share of the velocity kept, in [0, 1). The others as in `asgd_iid`.
     """
-    if not 0.0 <= zeta < 1.0:
-        raise InputError(f"zeta: {zeta}; accepted: 0 <= zeta < 1")
+    number(zeta, "zeta", least=0.0, below=1.0)
     eta = per_update(learning_rate, updates, "learning_rate")
     batch = per_update(batch_size, updates, "batch_size")
     block = partial(MomentumSgd, problem, eta, zeta, batch)
@@ -222,7 +223,7 @@ def sgd(
     learning_rate: PerUpdate,
     updates: int,
     paths: int,
-    seed: int,
+    seed: Seed,
     *,
     batch_size: PerUpdate = 1,
     **options: Unpack[PathOptions],

@@ -16,11 +16,12 @@ own random stream, so no result depends on the number of threads.
 
 from __future__ import annotations
 
+import difflib
 import logging
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -31,9 +32,10 @@ import numpy.typing as npt
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from analysis.path_statistics import PathStatistics
+from asgd.arguments import count, number, shown
 from asgd.errors import InputError
 from asgd.problems.base import Array, Problem
-from asgd.streams import stream
+from asgd.streams import Seed, as_seed, stream
 
 PerUpdate = float | Sequence[float] | npt.NDArray[Any]
 
@@ -54,6 +56,9 @@ BLOCK_STATE = 2**26
 STATISTICS_BYTES = 4 * 2**30
 # From here on an ensemble says how much memory it takes.
 ANNOUNCED_BYTES = 2**27
+
+# Options of single models, for a guess at what a misspelt one was meant to be.
+_OF_MODELS = ("batch_size", "closure", "noise", "substeps", "turns", "updates", "workers")
 
 _log = logging.getLogger(__name__)
 
@@ -140,18 +145,28 @@ def per_update(value: PerUpdate, updates: int, key: str) -> npt.NDArray[np.float
     Raises
     ------
     InputError
-        If a schedule is shorter than the run or a value is not positive and finite.
+        If a schedule is not as long as the run or a value is not positive and finite; a batch size
+        is a whole number.
     """
-    values = np.asarray(value, dtype=float)
+    updates = count(updates, "updates")
+    try:
+        values = np.asarray(value, dtype=float)
+    except (TypeError, ValueError):
+        raise InputError(f"{key}: {shown(value)}; accepted: positive finite numbers") from None
     if values.ndim == 0:
         values = np.broadcast_to(values, (updates,))
-    if values.ndim != 1 or len(values) < updates:
+    if values.shape != (updates,):
         raise InputError(
             f"{key}: shape {values.shape}; accepted: a number, or one for each of {updates} updates"
         )
-    if not np.all(np.isfinite(values) & (values > 0)):
-        raise InputError(f"{key}: {value}; accepted: positive finite numbers")
-    return values[:updates]
+    wrong = ~(np.isfinite(values) & (values > 0))
+    if key == "batch_size":
+        wrong |= values != np.floor(values)
+    if wrong.any():
+        at = "" if np.ndim(value) == 0 else f" at update {int(np.argmax(wrong))}"
+        accepted = "whole numbers >= 1" if key == "batch_size" else "positive finite numbers"
+        raise InputError(f"{key}: {values[np.argmax(wrong)]:g}{at}; accepted: {accepted}")
+    return values
 
 
 def block_sizes(paths: int, dim: int, state_copies: int = 4) -> list[int]:
@@ -175,7 +190,7 @@ def run_ensemble(
     problem: Problem,
     updates: int,
     paths: int,
-    seed: int,
+    seed: Seed,
     name: str,
     state_copies: int = 4,
     **options: Unpack[PathOptions],
@@ -212,11 +227,11 @@ def run_ensemble(
     InputError
         If an option cannot be used, or the statistics would need more than 4 GB.
     """
-    if updates < 1 or paths < 1:
-        raise InputError(f"updates, paths: {updates}, {paths}; accepted: at least 1 each")
+    updates, paths, seed = count(updates, "updates"), count(paths, "paths"), as_seed(seed)
+    _check_options(problem, options)
     at = _recorded_updates(options.get("record"), updates)
     levels = np.asarray(options.get("quantile_levels", QUANTILE_LEVELS), dtype=float)
-    start = _initial_point(problem, options.get("initial"), seed)
+    start = initial_point(problem, options.get("initial"), seed)
     dtype = np.dtype(options.get("dtype", np.float64))
     sizes = block_sizes(paths, problem.dim, state_copies)
     offsets = np.cumsum([0, *sizes])
@@ -263,6 +278,27 @@ def run_ensemble(
         paths=paths,
         final=final,
     )
+
+
+def _check_options(problem: Problem, options: Mapping[str, Any]) -> None:
+    """Refuse what is no problem, options nobody knows, and values of the wrong kind."""
+    if not isinstance(getattr(problem, "dim", None), int):
+        raise InputError(f"problem: {shown(problem)}; accepted: one as make_problem returns it")
+    known = PathOptions.__annotations__
+    for key in options:
+        if key not in known:
+            near = difflib.get_close_matches(key, [*known, *_OF_MODELS], 1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise InputError(f"{key}: unknown option; {hint}accepted: {', '.join(known)}")
+    if options.get("threads") is not None:
+        count(options["threads"], "threads")
+    if options.get("dtype", "float64") not in ("float64", "float32", np.float64, np.float32):
+        raise InputError(f"dtype: {shown(options['dtype'])}; accepted: float64, float32")
+    levels = options.get("quantile_levels", ())
+    if np.ndim(levels) != 1:
+        raise InputError(f"quantile_levels: {shown(levels)}; accepted: numbers from 0 to 1")
+    for level in levels:
+        number(level, "quantile_levels", least=0.0, below=np.nextafter(1.0, 2.0))
 
 
 class _Watch:
@@ -347,22 +383,29 @@ def _loss_quantiles(
         return np.quantile(losses, levels, axis=1, overwrite_input=True, method="weibull").T
 
 
-def _initial_point(problem: Problem, initial: npt.ArrayLike | None, seed: int) -> Array:
+def initial_point(problem: Problem, initial: npt.ArrayLike | None, seed: int) -> Array:
+    """Return x_0, shape (d,): as given, or the problem's own under this seed."""
     if initial is None:
         return problem.initial_point(stream(seed, "initial"))
-    x = np.asarray(initial, dtype=float)
+    try:
+        x = np.asarray(initial, dtype=float)
+    except (TypeError, ValueError):
+        raise InputError(f"initial: {shown(initial)}; accepted: {problem.dim} numbers") from None
     if x.shape != (problem.dim,):
         raise InputError(f"initial: shape {x.shape}; accepted: ({problem.dim},)")
+    if not np.all(np.isfinite(x)):
+        raise InputError(f"initial: {shown(initial)}; accepted: finite numbers")
     return x
 
 
 def _recorded_updates(record: npt.ArrayLike | None, updates: int) -> npt.NDArray[np.int64]:
     if record is None:
         return np.arange(updates + 1, dtype=np.int64)
-    at = np.unique(np.asarray(record, dtype=np.int64))
-    if at.size == 0 or at[0] < 0 or at[-1] > updates:
-        raise InputError(f"record: {record}; accepted: updates from 0 to {updates}")
-    return at
+    given = np.asarray(record)
+    fits = given.dtype.kind in "iuf" and np.all((given >= 0) & (given <= updates))
+    if given.size == 0 or not fits or np.any(given != np.floor(given)):
+        raise InputError(f"record: {shown(record)}; accepted: updates from 0 to {updates}")
+    return np.unique(given.astype(np.int64))
 
 
 def _ahead(threads: int) -> int:

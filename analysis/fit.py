@@ -42,7 +42,7 @@ from asgd.errors import InputError, UnreliableEstimateError
 from asgd.experiment import as_run
 from asgd.files import replace_file
 from asgd.staleness import Empirical, Geometric, StalenessLaw
-from asgd.streams import as_seed, stream
+from asgd.streams import Seed, as_seed, stream
 from asgd.trace import Run
 
 Array = npt.NDArray[np.float64]
@@ -377,7 +377,7 @@ def fit_staleness(
     *,
     update: npt.ArrayLike | None = None,
     start_up: int | None = None,
-    seed: int | np.random.Generator = 0,
+    seed: Seed = 0,
 ) -> StalenessFit:
     """Fit every staleness law to the updates of one run, in order.
 

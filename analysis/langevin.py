@@ -16,8 +16,9 @@ import numpy.typing as npt
 from analysis.ensemble import Ensemble, PathOptions, PerUpdate, per_update, run_ensemble
 from analysis.noise import SNAPSHOTS, NoiseKind, staleness_noise
 from analysis.sme import check_mu, check_substeps
-from asgd.errors import InputError
+from asgd.arguments import number
 from asgd.problems.base import Array, Problem
+from asgd.streams import Seed
 
 Schedule = npt.NDArray[np.float64]
 
@@ -134,7 +135,7 @@ def sme_msgd(
     momentum: float,
     updates: int,
     paths: int,
-    seed: int,
+    seed: Seed,
     *,
     batch_size: PerUpdate = 1,
     substeps: int = 1,
@@ -165,8 +166,7 @@ def sme_msgd(
     InputError
         If an argument cannot be used.
     """
-    if not 0 <= momentum < 1:
-        raise InputError(f"momentum: {momentum}; accepted: 0 <= momentum < 1")
+    number(momentum, "momentum", least=0.0, below=1.0)
     block = partial(
         SmeMsgd,
         problem,
@@ -184,7 +184,7 @@ def sme_langevin(
     mu: float,
     updates: int,
     paths: int,
-    seed: int,
+    seed: Seed,
     *,
     batch_size: PerUpdate = 1,
     noise: NoiseKind = "auto",

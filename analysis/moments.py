@@ -13,12 +13,13 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 import numpy.typing as npt
 
-from analysis.ensemble import PerUpdate, per_update
+from analysis.ensemble import PerUpdate, initial_point, per_update
 from analysis.quadratic import LinearGradients
+from asgd.arguments import count, number
 from asgd.errors import InputError
 from asgd.problems.base import Array, Problem
 from asgd.staleness import StalenessLaw
-from asgd.streams import stream
+from asgd.streams import Seed, as_seed
 
 Closure = Literal["iid", "sampling", "pool"]
 
@@ -70,8 +71,7 @@ class MomentRecursion:
     closure: Closure = "iid"
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.mu < 1.0:
-            raise InputError(f"mu = {self.mu}: expected 0 <= mu < 1")
+        number(self.mu, "mu", least=0.0, below=1.0)
         if self.closure not in get_args(Closure):
             accepted = ", ".join(get_args(Closure))
             raise InputError(f"closure = {self.closure!r}: expected one of {accepted}")
@@ -168,7 +168,7 @@ def asgd_moments(
     batch_size: PerUpdate = 1,
     initial: Array | None = None,
     closure: Closure = "iid",
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> Moments:
     """Return the exact mean and second moment of ASGD at every update; no Monte Carlo.
 
@@ -198,7 +198,7 @@ def asgd_moments(
         The problem's gradients are not linear, or an argument is outside its range.
     """
     recursion = MomentRecursion(LinearGradients.of(problem), mu, closure)
-    x = problem.initial_point(stream(seed, "initial")) if initial is None else np.asarray(initial)
+    x = initial_point(problem, initial, as_seed(seed))
     rates = per_update(learning_rate, updates, "learning_rate")
     states = recursion.run(x, rates, per_update(batch_size, updates, "batch_size"))
     _, mean, _, second, *_ = recursion.split(states)
@@ -224,18 +224,25 @@ def stationary_variance(
 ) -> StationaryVariance:
     """Return the exact stationary variances of ASGD on f = (curvature / 2) x^2, additive noise.
 
-    With h = eta a and T = eta s^2 / 2 (ours):
+    Of independent lags: a real server's depend on each other, see `server_moments`. With
+    h = eta a and T = eta s^2 / 2 (ours):
 
         E m^2 = (T/a) (1 + mu) / D,   E x^2 = (T/a) (1 + mu + 2 mu h/(1-mu)) / D,
         D = 1 + mu - (1-mu) h/2 - mu h^2/(1-mu)
 
-    Independent geometric staleness. To first order in h, E x^2 is (L3) times 1 + (1/2 + mu) h.
+    Independent geometric staleness, mu in [0, 1); curvature and learning_rate > 0,
+    noise_variance >= 0. To first order in h, E x^2 is (L3) times 1 + (1/2 + mu) h.
 
     Raises
     ------
     InputError
-        The variance grows without bound at this learning rate: D <= 0.
+        An argument is outside its range, or the variance grows without bound at this learning
+        rate: D <= 0.
     """
+    number(curvature, "curvature", above=0.0)
+    number(noise_variance, "noise_variance", least=0.0)
+    number(learning_rate, "learning_rate", above=0.0)
+    number(mu, "mu", least=0.0, below=1.0)
     step, keep = learning_rate * curvature, 1.0 - mu
     denominator = 1.0 + mu - keep * step / 2.0 - mu * step**2 / keep
     if not denominator > 0.0:
@@ -364,8 +371,10 @@ def server_moments(
     ModeMoments
         Both of shape (updates + 1,).
     """
-    if workers < 1:
-        raise InputError(f"workers = {workers}: expected an integer >= 1")
+    workers, updates = count(workers, "workers"), count(updates, "updates")
+    number(curvature, "curvature", above=0.0)
+    number(noise_variance, "noise_variance", least=0.0)
+    number(learning_rate, "learning_rate", above=0.0)
     step, move = learning_rate * curvature, 1.0 / workers
     transition = server_transition(step, workers)
     noise = learning_rate**2 * noise_variance * np.array([1.0, move, move, 0.0])

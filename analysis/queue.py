@@ -23,7 +23,8 @@ from analysis.goodness import total_variation
 from analysis.likelihood import Counts
 from analysis.stragglers import stragglers_of, taking_part
 from analysis.verdict import CLOSE
-from asgd.config import RunConfig
+from asgd.arguments import count, number, shown
+from asgd.config import Configuration, RunConfig, as_config
 from asgd.delays import ComputeTime
 from asgd.errors import InputError
 from asgd.server_times import server_order
@@ -34,7 +35,7 @@ from asgd.staleness import (
     GeometricMixture,
     StalenessLaw,
 )
-from asgd.streams import stream
+from asgd.streams import Seed, as_seed, stream
 from asgd.trace import Run
 
 Array = npt.NDArray[np.float64]
@@ -173,7 +174,7 @@ def queue_staleness(
     message_time: float = 0.0,
     service_time: float = 0.0,
     updates: int = 100_000,
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> StalenessLaw:
     """Return the stationary staleness law of the queue.
 
@@ -200,14 +201,16 @@ def queue_staleness(
     InputError
         A time is negative.
     """
+    if not hasattr(times, "draw_many"):
+        raise InputError(f"times = {shown(times)}: expected an asgd.ComputeTime")
+    updates = count(updates, "updates")
     fixed = {
         "gradient_time": gradient_time,
         "message_time": message_time,
         "service_time": service_time,
     }
     for name, value in fixed.items():
-        if not 0.0 <= value < np.inf:
-            raise InputError(f"{name} = {value}: expected seconds >= 0")
+        number(value, name, least=0.0)
     if times.memoryless and not any(fixed.values()):
         return memoryless_law(1.0 / times.mean)
     staleness = simulate_queue(
@@ -215,15 +218,16 @@ def queue_staleness(
         dead_time=gradient_time + 2.0 * message_time,
         service_time=service_time,
         updates=max(updates, 20 * len(times.mean)),
-        rng=stream(seed, "queue"),
+        rng=stream(as_seed(seed), "queue"),
     )
     if np.all(staleness == staleness[0]):
         return ConstantPlusGeometric(int(staleness[0]))
     return _smoothed(staleness)
 
 
-def config_staleness(config: RunConfig, seed: int = 0) -> StalenessLaw:
+def config_staleness(config: Configuration, seed: int = 0) -> StalenessLaw:
     """Return the staleness law a configured run will have, its `[simulation]` times given."""
+    config = as_config(config)
     if config.cluster.schedule == "uniform":
         return Geometric(1.0 - 1.0 / config.cluster.workers)
     return queue_staleness(

@@ -116,10 +116,10 @@ class RunSetting(Setting):
         """Read the setting off a run or its repeats; of what is no staleness, off the first."""
         runs = whole(as_runs(runs))
         run, updates = runs[0], last_update(runs[0])
-        config, trace, optimizer = run.config, run.trace, run.config.optimizer
+        config, optimizer = run.config, run.config.optimizer
         problem = make_problem(config)
         learning_rate, batch_size = optimizer.learning_rate, optimizer.batch_size
-        varying = learning_rate_schedule(optimizer).array(len(trace))
+        varying = learning_rate_schedule(optimizer).array(updates)
         waits = config.cluster.mode != "async"
         closure, turns = "iid" if waits else closure_of(run), None
         if closure == "pool" and not isinstance(fit.recommended, Geometric):
@@ -127,7 +127,9 @@ class RunSetting(Setting):
         return cls(
             problem=problem,
             learning_rate=varying if optimizer.learning_rate_schedule.at else learning_rate,
-            batch_size=_batch_sizes(run) if optimizer.batch_schedule.at or waits else batch_size,
+            batch_size=_batch_sizes(run, updates)
+            if optimizer.batch_schedule.at or waits
+            else batch_size,
             initial=problem.initial_point(stream(config.run.seed, "initial")),
             record=run.loss["update"].to_numpy(),
             staleness=tuple(
@@ -160,9 +162,9 @@ def _plain(optimizer: OptimizerConfig) -> bool:
     return optimizer.rule == "sgd" and optimizer.clip_norm is None
 
 
-def _batch_sizes(run: Run) -> int | npt.NDArray[np.int64]:
+def _batch_sizes(run: Run, updates: int) -> int | npt.NDArray[np.int64]:
     """Return the samples behind each update, or their number if it never changes."""
-    sizes = run.trace["batch_size"].to_numpy().astype(np.int64)
+    sizes = run.trace["batch_size"].to_numpy().astype(np.int64)[:updates]
     return int(sizes[0]) if np.all(sizes == sizes[0]) else sizes
 
 

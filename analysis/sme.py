@@ -11,8 +11,10 @@ import numpy.typing as npt
 
 from analysis.ensemble import Ensemble, PathOptions, PerUpdate, per_update, run_ensemble
 from analysis.noise import SNAPSHOTS, NoiseKind, staleness_noise
+from asgd.arguments import count, number, shown
 from asgd.errors import InputError
 from asgd.problems.base import Array, Problem
+from asgd.streams import Seed
 
 Schedule = npt.NDArray[np.float64]
 
@@ -78,9 +80,10 @@ def check_mu(mu: float) -> float:
     InputError
         If it does not.
     """
-    if not 0 <= mu < 1:
-        raise InputError(f"mu: {mu}; accepted: 0 <= mu < 1")
-    return float(mu)
+    try:
+        return number(mu, "mu", least=0.0, below=1.0)
+    except InputError:
+        raise InputError(f"mu: {shown(mu)}; accepted: 0 <= mu < 1") from None
 
 
 def check_substeps(substeps: int) -> int:
@@ -91,9 +94,7 @@ def check_substeps(substeps: int) -> int:
     InputError
         If it is not.
     """
-    if substeps < 1:
-        raise InputError(f"substeps: {substeps}; accepted: at least 1")
-    return substeps
+    return count(substeps, "substeps")
 
 
 def _short_calls(problem: Problem, noise: NoiseKind, dtype: npt.DTypeLike | None) -> bool:
@@ -111,7 +112,7 @@ def sme_asgd(
     mu: float,
     updates: int,
     paths: int,
-    seed: int,
+    seed: Seed,
     *,
     batch_size: PerUpdate = 1,
     noise: NoiseKind = "auto",

@@ -23,13 +23,17 @@ from analysis.recorded_turns import RecordedTurns, ResampledTurns
 from analysis.sme import SmeAsgd
 from analysis.sme_pool import Pool, PoolMoments, TurnMaker
 from analysis.turns import Turns, pool_hazards
+from asgd.arguments import count
 from asgd.errors import InputError
 from asgd.problems.base import Array, Problem
 from asgd.staleness import Geometric, GeometricMixture, StalenessLaw
-from asgd.streams import stream
+from asgd.staleness.law import a_law
+from asgd.streams import Seed, as_seed, stream
 
 Closure = Literal["iid", "sampling", "pool", "pool_moments"]
 Schedule = npt.NDArray[np.float64]
+
+_OFF = 0.1  # workers by which the mean of a measured law may be off
 
 
 class SmeLaw:
@@ -80,7 +84,7 @@ def sme_law(
     law: StalenessLaw | Sequence[StalenessLaw],
     updates: int,
     paths: int,
-    seed: int,
+    seed: Seed,
     *,
     closure: Closure = "pool",
     workers: int | None = None,
@@ -123,6 +127,7 @@ def sme_law(
     InputError
         If an argument cannot be used.
     """
+    seed = as_seed(seed)
     eta = per_update(learning_rate, updates, "learning_rate")
     batch = per_update(batch_size, updates, "batch_size")
     routes: dict[str, Callable[[], tuple[BlockMaker, int]]] = {
@@ -144,9 +149,9 @@ def sme_law(
 
 
 def _one_law(law: StalenessLaw | Sequence[StalenessLaw]) -> StalenessLaw:
-    if not isinstance(law, StalenessLaw):
+    if isinstance(law, Sequence):
         raise InputError(f"law: {len(law)} laws; accepted: one, or closure pool")
-    return law
+    return a_law(law)
 
 
 def _laws_of_workers(
@@ -159,14 +164,30 @@ def _laws_of_workers(
         and np.allclose(law.shares, 1 - np.array(law.mus), rtol=0, atol=1e-9)
     ):
         law = [Geometric(mu) for mu in law.mus]
-    if isinstance(law, StalenessLaw):
-        workers = round(1 + law.mean()) if workers is None else workers
+    if workers is not None:
+        workers = count(workers, "workers")
+    if isinstance(law, Sequence):
+        law = [a_law(one) for one in law]
+    else:
+        law = a_law(law)
+        workers = _whole_pool(law) if workers is None else workers
         # the pool of a geometric law is that of P memoryless workers, whatever its mu
         one = Geometric(1 - 1 / max(workers, 1)) if isinstance(law, Geometric) else law
         law = [one] * workers
     if len(law) == 0 or workers not in (None, len(law)):
         raise InputError(f"workers: {workers}; accepted: at least 1, and one for each law")
     return law
+
+
+def _whole_pool(law: StalenessLaw) -> int:
+    """Return the number of workers whose mean staleness is that of the law."""
+    workers = 1 + law.mean()
+    if abs(workers - round(workers)) > _OFF:
+        raise InputError(
+            f"law: {law!r} has the mean of {workers:.4g} workers; accepted: that of a whole "
+            "number, or workers given"
+        )
+    return round(workers)
 
 
 def _pool(

@@ -14,6 +14,8 @@ from analysis.ensemble import Ensemble, PathOptions, PerUpdate, per_update, run_
 from asgd.errors import InputError
 from asgd.problems.base import Array, Problem
 from asgd.rules import Rule, sgd
+from asgd.staleness.values import whole_numbers
+from asgd.streams import Seed
 
 Schedule = npt.NDArray[np.float64]
 
@@ -99,7 +101,7 @@ def sme_replay(
     learning_rate: PerUpdate,
     staleness: npt.ArrayLike | Sequence[npt.ArrayLike],
     paths: int,
-    seed: int,
+    seed: Seed,
     *,
     updates: int | None = None,
     batch_size: PerUpdate = 1,
@@ -133,7 +135,7 @@ def sme_replay(
     """
     several = isinstance(staleness, Sequence) and len(staleness) > 0 and np.ndim(staleness[0]) > 0
     given: Sequence[Any] = cast(Sequence[Any], staleness) if several else [staleness]
-    sequences = [np.asarray(tau) for tau in given]
+    sequences = [whole_numbers(tau, "staleness") for tau in given]
     updates = min(tau.size for tau in sequences) if updates is None else updates
     eta = per_update(learning_rate, updates, "learning_rate")
     batch = per_update(batch_size, updates, "batch_size")

@@ -10,8 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from analysis.ensemble import Ensemble, PathOptions, PerUpdate, per_update, run_ensemble
+from asgd.arguments import count
 from asgd.errors import InputError
 from asgd.problems.base import Array, Problem
+from asgd.streams import Seed
 
 Schedule = npt.NDArray[np.float64]
 
@@ -109,7 +111,7 @@ def sme_sgd(
     learning_rate: PerUpdate,
     updates: int,
     paths: int,
-    seed: int,
+    seed: Seed,
     *,
     batch_size: PerUpdate = 1,
     native: bool = False,
@@ -141,7 +143,7 @@ def sme_sgd(
     """
     eta = per_update(learning_rate, updates, "learning_rate")
     batch = per_update(batch_size, updates, "batch_size")
-    if substeps < 1 or (native and substeps > 1):
+    if count(substeps, "substeps") > 1 and native:
         raise InputError(f"substeps: {substeps}; accepted: at least 1, and 1 where native is set")
     if native:
         block = partial(GaussianSgd, problem, eta, batch)

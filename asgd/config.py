@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import msgspec
+import numpy as np
 
 from asgd.errors import InputError
 from asgd.stored_json import check_plain, parse_json
@@ -327,7 +328,9 @@ def make_config(data: Mapping[str, Any] | None = None) -> RunConfig:
     InputError
         An unknown key, a wrong type or an impossible value.
     """
-    data = dict(data or {})
+    if data is not None and not isinstance(data, Mapping):
+        raise InputError(f"configuration: {type(data).__name__}; expected nested mappings")
+    data = {key: _plain(value) for key, value in (data or {}).items()}
     _refuse_unknown_keys(RunConfig, data, ())
     _refuse_infinite(data, ())
     try:
@@ -335,6 +338,33 @@ def make_config(data: Mapping[str, Any] | None = None) -> RunConfig:
     except msgspec.ValidationError as error:
         raise InputError(_explain(str(error), data)) from None
     return msgspec.structs.replace(config, problem=_resolve_problem(config.problem))
+
+
+Configuration = RunConfig | Mapping[str, Any] | str | Path
+
+
+def as_config(config: Configuration) -> RunConfig:
+    """Return a configuration as it is, built from a mapping, or read from a file.
+
+    Raises
+    ------
+    InputError
+        It is none of these, or cannot be used.
+    """
+    if isinstance(config, RunConfig):
+        return config
+    if isinstance(config, str | Path):
+        return load_config(config)
+    return make_config(config)
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as TOML would give it: NumPy's numbers and arrays as Python's."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return value.tolist() if isinstance(value, np.generic | np.ndarray) else value
 
 
 def _override(data: dict[str, Any], entry: str) -> None:

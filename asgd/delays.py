@@ -6,12 +6,17 @@ under which the parameter server is the queue of the theory: geometric staleness
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from asgd.arguments import number, shown
 from asgd.config import ClusterConfig
+from asgd.errors import InputError
+
+LAWS = ("none", "constant", "exponential", "gamma", "lognormal")
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,22 @@ class ComputeTime:
     law: str
     mean: npt.NDArray[np.float64]
     variation: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.law not in LAWS:
+            near = difflib.get_close_matches(str(self.law), LAWS, 1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise InputError(f"law = {self.law!r}: {hint}expected {', '.join(LAWS)}")
+        try:
+            mean = np.asarray(self.mean, dtype=float)
+        except (TypeError, ValueError):
+            raise InputError(f"mean = {shown(self.mean)}: expected seconds >= 0") from None
+        if mean.ndim != 1 or not mean.size or not np.all(np.isfinite(mean) & (mean >= 0.0)):
+            raise InputError(
+                f"mean = {shown(self.mean)}: expected seconds >= 0, one for each worker"
+            )
+        object.__setattr__(self, "mean", mean)
+        number(self.variation, "variation", above=0.0)
 
     @classmethod
     def from_config(cls, cluster: ClusterConfig) -> ComputeTime:

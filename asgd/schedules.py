@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from asgd.config import OptimizerConfig, RunConfig, make_config
+from asgd.config import Configuration, OptimizerConfig, RunConfig, as_config, make_config
 from asgd.errors import InputError
 
 
@@ -56,7 +56,7 @@ def batch_schedule(optimizer: OptimizerConfig) -> Schedule:
     return Schedule(optimizer.batch_size, changes.at, changes.values)
 
 
-def with_batch_sizes(config: RunConfig, batch_sizes: npt.ArrayLike) -> RunConfig:
+def with_batch_sizes(config: Configuration, batch_sizes: npt.ArrayLike) -> RunConfig:
     """Return a configuration whose batch size follows a sequence, such as an optimal one.
 
         batches = analysis.optimal_batch_schedule(curvature, noise, eta, mu, 400, budget=1600)
@@ -83,7 +83,7 @@ def with_batch_sizes(config: RunConfig, batch_sizes: npt.ArrayLike) -> RunConfig
     InputError
         There is none, or one is not a whole number of samples.
     """
-    sizes = np.asarray(batch_sizes)
+    config, sizes = as_config(config), np.asarray(batch_sizes)
     if sizes.ndim != 1 or not len(sizes) or not np.issubdtype(sizes.dtype, np.integer):
         raise InputError(
             f"batch_sizes: {sizes.dtype} of shape {sizes.shape}; expected integers, one per update"

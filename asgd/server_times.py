@@ -17,6 +17,8 @@ from itertools import chain, count
 import numpy as np
 import numpy.typing as npt
 
+from asgd.arguments import count as whole
+from asgd.arguments import shown
 from asgd.delays import ComputeTime
 from asgd.errors import InputError
 
@@ -88,6 +90,9 @@ def simulate_staleness(
         Another schedule.
     """
     workers = len(compute_time.mean)
+    if not isinstance(rng, np.random.Generator):
+        raise InputError(f"rng = {shown(rng)}: expected a numpy Generator")
+    updates = whole(updates, "updates")
     if schedule not in ("free", "uniform"):
         raise InputError(f"schedule = {schedule!r}: expected free or uniform")
     turns = rng.integers(workers, size=updates) if schedule == "uniform" else None

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from asgd.alive import sign_of_life
-from asgd.config import RunConfig
+from asgd.config import Configuration, RunConfig, as_config
 from asgd.delays import ComputeTime
 from asgd.divergence import NOT_FINITE, check_divergence, remedy
 from asgd.draws import WorkerDraws
@@ -45,7 +45,7 @@ _FEW = 8  # gradients for whose batches one call each costs less than arrays do
 
 
 def simulate(
-    config: RunConfig,
+    config: Configuration,
     out: str | Path | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Path:
@@ -54,8 +54,8 @@ def simulate(
     Parameters
     ----------
     config
-        The run; `config.simulation` says what a real run would measure. Only `mode = "async"` is
-        simulated, and how vectors travel is not.
+        The run, or nested mappings or a file to make it from; `config.simulation` says what a real
+        run would measure. Only `mode = "async"` is simulated, and how vectors travel is not.
     out
         The run directory, which must not hold anything yet; default
         `runs/<kind of problem>-<date>-<time>`. With `run.repeats` it holds one of each repeat,
@@ -72,6 +72,7 @@ def simulate(
     KeyboardInterrupt
         Ctrl-C; the directory is readable and says so.
     """
+    config = as_config(config)
     if config.run.repeats > 1:
         return run_repeats(config, out, lambda one, path: simulate(one, path, progress))
     if config.cluster.mode != "async":

@@ -13,8 +13,10 @@ import numpy.typing as npt
 
 from asgd.errors import InputError
 
+Seed = int | np.random.Generator
 
-def as_seed(seed: int | np.random.Generator) -> int:
+
+def as_seed(seed: Seed) -> int:
     """Return a seed as it is, or one drawn from a generator.
 
     Raises

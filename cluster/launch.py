@@ -14,7 +14,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from asgd.alive import sign_of_life
-from asgd.config import RunConfig, load_config
+from asgd.config import Configuration, RunConfig, as_config, load_config
 from asgd.divergence import check_divergence
 from asgd.errors import AsgdError, InputError, RunFailedError
 from asgd.experiment import run_repeats, unfinished_repeats
@@ -45,7 +45,7 @@ _RATE_WINDOW_SECONDS = 2.0
 
 
 def run(
-    config: RunConfig,
+    config: Configuration,
     out: str | Path | None = None,
     address: str | None = None,
     progress: Callable[[Progress], None] | None = None,
@@ -74,6 +74,7 @@ def run(
     KeyboardInterrupt
         Ctrl-C; the directory is readable and says so.
     """
+    config = as_config(config)
     check_metrics(config.metrics)
     problem = make_problem(config)
     start = ProblemRecord.of(problem, config.run.seed)

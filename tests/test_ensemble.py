@@ -234,7 +234,7 @@ def test_unusable_options(options, message):
 
 def test_per_update():
     np.testing.assert_array_equal(per_update(0.5, 3, "eta"), [0.5, 0.5, 0.5])
-    np.testing.assert_array_equal(per_update([1, 2, 3, 4], 3, "eta"), [1.0, 2.0, 3.0])
+    np.testing.assert_array_equal(per_update([1, 2, 3], 3, "eta"), [1.0, 2.0, 3.0])
     for bad in ([1, 2], 0.0, [1, -1, 1], np.nan, np.ones((3, 1))):
         with pytest.raises(InputError, match="eta: "):
             per_update(bad, 3, "eta")

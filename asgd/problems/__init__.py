@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from asgd.config import LINEAR_KINDS, ProblemConfig, RunConfig
+from asgd.config import LINEAR_KINDS, Configuration, ProblemConfig, as_config
 from asgd.problems.base import Problem
 from asgd.problems.linear import DATASETS, LeastSquares, Logistic, Softmax
 from asgd.problems.scalar import DoubleWell, Quadratic, Quartic
@@ -27,7 +27,7 @@ _SCALAR: dict[str, Callable[..., Problem]] = {
 }
 
 
-def make_problem(config: RunConfig | ProblemConfig) -> Problem:
+def make_problem(config: Configuration | ProblemConfig) -> Problem:
     """Return the problem a configuration names.
 
     Raises
@@ -35,8 +35,8 @@ def make_problem(config: RunConfig | ProblemConfig) -> Problem:
     InputError
         A plug-in does not import, or what its factory returns is not a problem.
     """
-    if isinstance(config, RunConfig):
-        config = config.problem
+    if not isinstance(config, ProblemConfig):
+        config = as_config(config).problem
     if config.is_plugin:
         from asgd.problems.plugin import load_plugin
 

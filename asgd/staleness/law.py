@@ -162,6 +162,19 @@ def check(condition: bool, key: str, value: Any, accepted: str) -> None:
         raise InputError(f"{key} = {value}: expected {accepted}")
 
 
+def a_law(law: Any, key: str = "law") -> StalenessLaw:
+    """Return the law.
+
+    Raises
+    ------
+    InputError
+        It is none, such as a mean or a name in its place.
+    """
+    if not isinstance(law, StalenessLaw):
+        raise InputError(f"{key} = {law!r}: expected a staleness law such as asgd.Geometric(0.875)")
+    return law
+
+
 def check_mu(mu: float, key: str = "mu") -> None:
     """Raise InputError unless mu is the parameter of a geometric law."""
     check(0.0 <= mu < 1.0, key, mu, f"0 <= {key} < 1")
