@@ -256,7 +256,10 @@ class _Mode:
     @property
     def _start_up(self) -> int:
         remembered = self._recursion.slots if not self.workers else self.workers
-        return int(_START_UP_TURNS * remembered + 10.0 / (1.0 - self.momentum))
+        # Near its limit a heavy ball forgets its start far more slowly than its velocity decays.
+        return int(
+            _START_UP_TURNS * remembered + 10.0 + 60.0 * self.momentum / (1.0 - self.momentum)
+        )
 
     @property
     def _updates(self) -> int:
