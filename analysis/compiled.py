@@ -127,6 +127,30 @@ def choose(ages: Integers, hazard: Array, uniform: Array, slot: Integers) -> Non
         slot[path] = min(passed, workers - 1) if total > 0 else oldest
 
 
+@compiled(
+    *["float64[:, ::1]"] * 2,
+    "Array(float64, 1, 'C', readonly=True)",
+    "float64[::1]",
+    "int64[::1]",
+)
+def first_due(due: Array, quantiles: Array, levels: Array, uniform: Array, slot: Integers) -> None:
+    """Choose the worker of each path that is due first, and add a new time to when it was due.
+
+    due (paths, P), quantiles of the times (P, L) at the levels (L,), numbers in [0, 1) and the
+    choice (paths,). Of several due at once it is the first.
+    """
+    for path in range(len(due)):
+        first = 0
+        for i in range(1, due.shape[1]):
+            if due[path, i] < due[path, first]:
+                first = i
+        slot[path] = first
+        j = np.searchsorted(levels, uniform[path], side="right")
+        share = (uniform[path] - levels[j - 1]) / (levels[j] - levels[j - 1])
+        low, high = quantiles[first, j - 1], quantiles[first, j]
+        due[path, first] += low + share * (high - low)
+
+
 @compiled("int64[:, ::1]", "int64[::1]", "float64[:, ::1]", "float64[:, ::1]")
 def tally(ages: Integers, slot: Integers, used: Array, visited: Array) -> None:
     """Count the snapshots by worker and age, (P, L), those that are used and all of them."""

@@ -75,7 +75,8 @@ class PredictionSettings(msgspec.Struct, frozen=True, kw_only=True):
     law, closure
         The staleness law and how the staleness of one update depends on that of the others.
     turns
-        Whether "sme_law" drew the workers' turns by the hazards of the law or from the record.
+        Whether "sme_law" drew the workers' turns by the law ("by hazard" in files of earlier
+        versions) or from the record.
     stability
         Whether the run is stable (`RunStability.to_dict`), None where it was not looked at.
     models
@@ -88,7 +89,7 @@ class PredictionSettings(msgspec.Struct, frozen=True, kw_only=True):
     mu: float
     law: dict[str, Any]
     closure: Closure
-    turns: Literal["by hazard", "recorded"]
+    turns: Literal["by law", "by hazard", "recorded"]
     stability: dict[str, Any] | None
     models: dict[str, PredictedWith]
 
@@ -197,7 +198,7 @@ def predict(
         "fast" has no replay, synchronous runs have those without staleness, and a rule other than
         sgd the replay alone.
         "sme_law" takes the closure that fits the run: where each snapshot was used once, as on a
-        server, the pool by the hazards of the law, "law_pool", or, where turns come in spells,
+        server, the pool with the turns of the law, "law_pool", or, where turns come in spells,
         with the recorded turns resampled, (P3); otherwise "law_iid".
     method
         "auto" computes the curves of quadratics and least squares from exact moments, without
@@ -250,7 +251,7 @@ def predict(
         mu=setting.mu,
         law=setting.law.to_dict(),
         closure=setting.closure,
-        turns="by hazard" if setting.turns is None or method == "fast" else "recorded",
+        turns="by law" if setting.turns is None or method == "fast" else "recorded",
         stability=run_stability(setting, ends[0]).to_dict(),
         models={
             name: PredictedWith(_label(MODELS[name], setting, method), curve.paths)

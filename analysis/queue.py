@@ -180,8 +180,8 @@ def queue_staleness(
 
     Closed for memoryless times with no other time beside them, see `memoryless_law`; otherwise
     the frequencies of a simulation. Any time the workers do not spend waiting memorylessly pushes
-    the law off the geometric: for a fixed part r of a cycle beside a memoryless part of mean m,
-    P(tau = 0) is near (1/P) exp(-(P-1) r/m) (ours).
+    the law off the geometric: for a fixed part r of a cycle beside a memoryless part of mean c,
+    P(tau = 0) = (1/P) (1 + r/c)^-(P-1) (ours).
 
     Parameters
     ----------

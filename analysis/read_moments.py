@@ -16,9 +16,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from analysis.clocks import pool_turns
 from analysis.quadratic import LinearGradients
 from analysis.sme_pool import PoolTurns
-from analysis.turns import Turns, pool_hazards
 from asgd.errors import InputError
 from asgd.problems.base import Array
 from asgd.staleness import StalenessLaw
@@ -127,11 +127,9 @@ def turn_reads(turns: PoolTurns, runs: int) -> Reads:
 def pool_reads(law: StalenessLaw, workers: int, runs: int, rng: np.random.Generator) -> Reads:
     """Draw the reads of servers with P workers, (P2): each snapshot is used exactly once.
 
-    The snapshot used is drawn with probability proportional to the hazard of its age, corrected
-    until the ages at use have the law; uniformly for a geometric law. Without end.
+    Without end.
     """
-    hazards = pool_hazards([law] * workers, rng)
-    return turn_reads(Turns(hazards, runs, rng), runs)
+    return turn_reads(pool_turns([law] * workers, rng)(runs, rng), runs)
 
 
 def independent_reads(

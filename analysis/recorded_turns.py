@@ -3,7 +3,7 @@
 A server holds P snapshots. Sorted by age, newest first, the ranks r_0, r_1, ... of those used say
 everything about the reads: the one used goes to the front as the new point. Memoryless workers
 draw ranks independently and uniformly, workers in a fixed order always use the oldest, and real
-ones do both by turns. A staleness law with hazards of its own knows nothing of such spells, of the
+ones do both by turns. Turns drawn from a staleness law know nothing of such spells, of the
 start, or of repeats that differ; blocks of recorded ranks keep all three               (P3).
 """
 
@@ -16,7 +16,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from analysis.turns import Turns, pool_hazards
+from analysis.clocks import pool_turns
 from asgd.staleness import StalenessLaw
 
 Integers = npt.NDArray[np.int64]
@@ -137,11 +137,11 @@ def has_spells(
     law: StalenessLaw,
     rng: np.random.Generator,
 ) -> bool:
-    """Return whether the turns come in spells that hazards of their law do not make.
+    """Return whether the turns come in spells that workers of their law do not make.
 
     Compared is how much min(|tau - P + 1|, P), averaged over blocks of four turns of each worker,
-    varies over blocks and runs, with the largest of 40 records simulated by hazards, (P2). Only
-    the first 1000 updates of each run are looked at: later spells are not seen.
+    varies over blocks and runs, with the largest of 40 records simulated by (P2). Only the
+    first 1000 updates of each run are looked at: later spells are not seen.
 
     Parameters
     ----------
@@ -154,7 +154,7 @@ def has_spells(
     dropped = min(max(recorded.start_up), length // 2)
     observed = _unevenness(np.stack([tau[dropped:length] for tau in staleness], axis=1), workers)
     read = np.zeros((_RECORDS * len(staleness), workers), dtype=np.int64)
-    turns = Turns(pool_hazards([law] * workers, rng), len(read), rng)
+    turns = pool_turns([law] * workers, rng)(len(read), rng)
     path = np.arange(len(read))
     simulated = np.empty((length, len(read)), dtype=np.int64)
     for k in range(length):

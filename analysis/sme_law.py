@@ -9,6 +9,7 @@ from typing import Literal, Unpack
 import numpy as np
 import numpy.typing as npt
 
+from analysis.clocks import pool_turns
 from analysis.ensemble import (
     BlockMaker,
     Ensemble,
@@ -22,7 +23,6 @@ from analysis.noise import MATRIX_DIM, SNAPSHOTS
 from analysis.recorded_turns import RecordedTurns, ResampledTurns
 from analysis.sme import SmeAsgd
 from analysis.sme_pool import Pool, PoolMoments, TurnMaker
-from analysis.turns import Turns, pool_hazards
 from asgd.arguments import count
 from asgd.errors import InputError
 from asgd.problems.base import Array, Problem
@@ -107,7 +107,7 @@ def sme_law(
     closure
         How the staleness of one update depends on that of the others:
         "pool": each snapshot is used exactly once, as in a real server; P snapshots a path, and
-        hazards corrected until the pool has the law (`pool_hazards`).
+        workers whose staleness has the law (`pool_turns`).
         "pool_moments": the same by (P1), for a geometric law and small d; O(1) memory.
         "iid": no dependence, Sigma = H - g g^T (An, Lu, Ying); overstates the noise.
         "sampling": no noise from the choice of the lag; understates it.
@@ -116,7 +116,7 @@ def sme_law(
         P, for "pool" alone: its mean staleness is P - 1 whatever the law says. Default: E tau + 1,
         rounded, or the number of laws.
     turns
-        Recorded turns, for "pool" alone: resampled in place of the hazards of the law, (P3).
+        Recorded turns, for "pool" alone: resampled in place of those of the law, (P3).
     batch_size
         Samples averaged at one stale point, a number or one for each update.
     options
@@ -193,7 +193,7 @@ def _whole_pool(law: StalenessLaw) -> int:
 def _pool(
     problem: Problem, eta: Schedule, laws: Sequence[StalenessLaw], batch: Schedule, seed: int
 ) -> tuple[BlockMaker, int]:
-    turns: TurnMaker = partial(Turns, pool_hazards(laws, stream(seed, "sme_law/hazards")))
+    turns = pool_turns(laws, stream(seed, "sme_law/turns"))
     return partial(Pool, problem, eta, turns, batch), len(laws) + 4
 
 

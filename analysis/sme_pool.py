@@ -31,14 +31,14 @@ class TurnMaker(Protocol):
 
 
 class Pool:
-    """A block of paths of (P2): the P snapshots themselves, with their ages, for each path.
+    """A block of paths of (P2): the P snapshots themselves, for each path.
 
     An update uses one snapshot, x' = x - eta (grad f + xi)(snapshot) with xi ~ N(0, S/b), and puts
-    x' in its place with age 0; the turns say which: `Turns` by hazards, (P2), `ResampledTurns` as
-    recorded, (P3). Constant equal hazards are the geometric law with mu = 1 - 1/P: then this is the
-    memoryless server with Gaussian sampling noise, exactly. At the start all workers hold x_0.
-    Points are kept, not gradients, so every use has noise of its own. A recursion, one step per
-    update, without an order.
+    x' in its place; the turns say which: `pool_turns` by the law, (P2), `ResampledTurns` as
+    recorded, (P3). Uniform turns are those of memoryless workers: then this is their server with
+    Gaussian sampling noise, exactly. At the start all workers hold x_0. Points are kept, not
+    gradients, so every use has noise of its own. A recursion, one step per update, without an
+    order.
     """
 
     def __init__(

@@ -86,10 +86,11 @@ def pool_hazards(laws: Sequence[StalenessLaw], rng: np.random.Generator) -> Haza
     what was seen. Constant hazards whose sum is one, the memoryless workers, are exact as they
     are. The laws are those of one server if the rates 1 / (1 + E tau) sum to one.
     """
+    rates = memoryless_rates(laws)
+    if rates is not None:
+        return rates
     length = max(law.support_length() for law in laws)
     target = np.stack([law.hazard(length) for law in laws])
-    if np.ptp(target, axis=1).max() < 1e-9:
-        return target[:, :1]
     alike = all(law == laws[0] for law in laws)
     hazard = target.copy()
     for correction in range(CORRECTIONS):
@@ -99,6 +100,13 @@ def pool_hazards(laws: Sequence[StalenessLaw], rng: np.random.Generator) -> Haza
         gain = 1 / max(correction - 1, 1)  # the last ones average the noise of the simulation
         hazard *= ((target * visited + PRIOR_TURNS) / (used + PRIOR_TURNS)) ** gain
     return hazard
+
+
+def memoryless_rates(laws: Sequence[StalenessLaw]) -> Hazards | None:
+    """Return the constant hazard of each law, shape (P, 1), None if one of them varies with age."""
+    length = max(law.support_length() for law in laws)
+    hazard = np.stack([law.hazard(length) for law in laws])
+    return hazard[:, :1] if np.ptp(hazard, axis=1).max() < 1e-9 else None
 
 
 def _count(hazard: Hazards, rng: np.random.Generator) -> tuple[Hazards, Hazards]:

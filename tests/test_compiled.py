@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from analysis.compiled import choose, compiled, moments, read_update, tally
+from analysis.compiled import choose, compiled, first_due, moments, read_update, tally
 from analysis.sme import sme_asgd
 from asgd.problems.scalar import Quadratic
 
@@ -136,6 +136,23 @@ def test_choice_of_a_snapshot(workers: int) -> None:
     assert 0 < possible.sum() < paths
     expected = np.where(possible, np.minimum(passed, workers - 1), ages.argmax(axis=1))
     np.testing.assert_array_equal(slot, expected)
+
+
+def test_the_first_due_has_the_turn() -> None:
+    """And is due again after the quantile, interpolated, of a number; ties go to the lowest."""
+    paths, workers, rng = 300, 4, np.random.default_rng(0)
+    levels = np.array([0.0, 0.25, 0.5, 1.0])
+    quantiles = np.cumsum(rng.random((workers, len(levels))), axis=1)
+    due = rng.integers(5, size=(paths, workers)).astype(float)
+    uniform, slot = rng.random(paths), np.empty(paths, dtype=np.int64)
+    uniform[:4] = [*levels[:3].tolist(), 1 - 2.0**-53]
+    first = due.argmin(axis=1)
+    expected = due.copy()
+    for path, worker in enumerate(first):
+        expected[path, worker] += np.interp(uniform[path], levels, quantiles[worker])
+    first_due(due, quantiles, levels, uniform, slot)
+    np.testing.assert_array_equal(slot, first)
+    np.testing.assert_allclose(due, expected, rtol=1e-14)
 
 
 def test_count_of_snapshots() -> None:

@@ -70,7 +70,7 @@ def test_the_law_of_a_server_is_the_pool_closure_and_that_of_independent_lags_is
 ) -> None:
     assert closure_of(run) == "pool"
     curves = predict(run, paths=4, models=("sme_law", "law_pool"))
-    assert curves.settings.turns == "by hazard"
+    assert curves.settings.turns == "by law"
     assert np.array_equal(
         curves.curve("sme_law")["loss_mean"], curves.curve("law_pool")["loss_mean"]
     )
@@ -134,7 +134,7 @@ def test_turns_that_come_in_spells_are_resampled(run: Run, tmp_path: Path) -> No
     assert curves.table().index.tolist() == called
     assert compare(runs, curves).table().index.tolist() == called
     law_itself = predict(runs, models=("sme_law",), method="fast")
-    assert law_itself.settings.turns == "by hazard"
+    assert law_itself.settings.turns == "by law"
     assert law_itself.label("sme_law") == LABELS["sme_law"]
 
 

@@ -95,16 +95,23 @@ def test_mean_is_workers_minus_one(law: str, workers: int) -> None:
     assert abs(result.mean() - (workers - 1)) < slack
 
 
-@pytest.mark.parametrize("share", [0.01, 0.04])
-def test_dead_time_removes_zeros(share: float) -> None:
-    workers, mean = 8, 0.1
+@pytest.mark.parametrize("workers", [2, 4, 8])
+@pytest.mark.parametrize("share", [0.04, 0.3, 1.0])
+def test_dead_time_removes_zeros(workers: int, share: float) -> None:
+    """P(tau = 0) = (1/P) (1 + r/c)^-(P-1), which is not (1/P) exp(-(P-1) r/c) unless r << c.
+
+    No other cycle may end during the dead time r, which has the chance c / (c + r) for each; from
+    then on all are memoryless.
+    """
+    mean, updates = 0.1, 400_000
     law = queue_staleness(
-        times("exponential", workers, mean), message_time=share * mean / 2, updates=200_000
+        times("exponential", workers, mean), message_time=share * mean / 2, updates=updates
     )
-    expected = np.exp(-(workers - 1) * share) / workers
-    # 3 standard errors, and the formula's own error: others are dead a share of the time too
-    tolerance = 3 * np.sqrt(expected / 200_000) + expected * (workers - 1) * share**2
+    expected = (1 + share) ** -(workers - 1) / workers
+    tolerance = 4 * np.sqrt(expected / updates)
     assert law.pmf(0) == pytest.approx(expected, abs=tolerance)
+    if share == 1.0:
+        assert np.exp(-(workers - 1) * share) / workers < expected - 2 * tolerance
 
 
 def test_gradient_time_and_messages_are_the_same_dead_time() -> None:

@@ -287,7 +287,7 @@ def with_loss(run: Run, loss: pd.DataFrame) -> Run:
     return changed
 
 
-def with_turns(stored: Prediction, turns: Literal["by hazard", "recorded"]) -> Prediction:
+def with_turns(stored: Prediction, turns: Literal["by law", "recorded"]) -> Prediction:
     """Return a prediction as if the turns of its "sme_law" had been drawn in this way."""
     label = "SME with recorded turns" if turns == "recorded" else LABELS["sme_law"]
     law = msgspec.structs.replace(stored.settings.models["sme_law"], label=label)
@@ -300,7 +300,7 @@ def with_turns(stored: Prediction, turns: Literal["by hazard", "recorded"]) -> P
 def test_models_that_are_alike_are_not_ranked(reports: Reports) -> None:
     run = reports.runs[1]
     stored = read_prediction(run.path)
-    prediction = with_turns(stored, "by hazard")
+    prediction = with_turns(stored, "by law")
     score = compare(run, prediction)
 
     def said(*errors: float) -> str:

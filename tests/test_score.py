@@ -47,7 +47,7 @@ def settings(paths: dict[str, int | None]) -> PredictionSettings:
         mu=0.0,
         law={},
         closure="pool",
-        turns="by hazard",
+        turns="by law",
         stability=None,
         models={model: PredictedWith(model, count) for model, count in paths.items()},
     )

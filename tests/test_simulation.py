@@ -120,12 +120,12 @@ def test_uniform_turns_give_the_geometric_law_at_any_speed(law):
     assert (np.diff(order.applied_seconds) >= 0).all()
 
 
-def test_dead_time_makes_zeros_rarer():
-    dead = 0.04
+@pytest.mark.parametrize("dead", [0.04, 1.0])
+def test_dead_time_makes_zeros_rarer(dead):
     order = simulate_staleness(
         MEMORYLESS, 200_000, np.random.default_rng(3), message_time=dead / 4, gradient_time=dead / 2
     )
-    p = np.exp(-(P - 1) * dead) / P
+    p = (1 + dead) ** -(P - 1) / P
     assert abs(np.mean(order.staleness == 0) - p) < 4.0 * np.sqrt(p / len(order.staleness))
 
 
