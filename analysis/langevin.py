@@ -1,7 +1,7 @@
 """Kinetic Langevin equations: SME-ASGD for linear gradients, (L1), and SME-MSGD, (L4).
 
-Both are dX = P dt, dP = -grad f(X) dt - friction P dt + amplitude Sigma^{1/2} dB. The state kept
-is the displacement v = dt P of one update, which needs no rescaling when the step changes.
+Both are dX = Q dt, dQ = -grad f(X) dt - friction Q dt + amplitude Sigma^{1/2} dB. The state kept
+is the displacement v = dt Q of one update, which needs no rescaling when the step changes.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ Schedule = npt.NDArray[np.float64]
 
 
 class SmeMsgd:
-    """A block of paths of (L4) in steps of dt'/m, semi-implicit (An, Lu, Ying, section 2.1).
+    """A block of paths of (L4) in steps of dt'/J, semi-implicit (An, Lu, Ying, section 2.1).
 
-        v' = (1 - (1-zeta)/m) v - (eta/m) grad f(X) - (eta/sqrt(m)) (S(X)/b)^{1/2} z
-        X' = X + v'/m
+        v' = (1 - (1-zeta)/J) v - (eta/J) grad f(X) - (eta/sqrt(J)) (S(X)/b)^{1/2} z
+        X' = X + v'/J
 
-    For m = 1 this is the recursion of momentum SGD itself with Gaussian noise.
+    For J = 1 this is the recursion of momentum SGD itself with Gaussian noise.
 
     Attributes
     ----------
     strong_order, weak_order
-        Orders in dt'/m towards (L4). The noise enters P and depends on X alone, so Euler's scheme
+        Orders in dt'/J towards (L4). The noise enters Q and depends on X alone, so Euler's scheme
         is Milstein's.
     """
 
@@ -57,7 +57,7 @@ class SmeMsgd:
         self.x, self.v = x, np.zeros_like(x)
 
     def step(self, k: int) -> None:
-        """Advance one update: m steps of length dt'/m."""
+        """Advance one update: J steps of length dt'/J."""
         eta = self.learning_rate[k] / self.substeps
         amplitude = eta * math.sqrt(self.substeps / self.batch_size[k])
         for _ in range(self.substeps):
@@ -73,17 +73,17 @@ class SmeMsgd:
 
 
 class SmeLangevin:
-    """A block of paths of (L1) in steps of dt/m, with X by (L3) (An, Lu, Ying, section 2.1).
+    """A block of paths of (L1) in steps of dt/J, with X by (L3) (An, Lu, Ying, section 2.1).
 
     The expected read M follows momentum SGD with zeta = mu and eta' = (1-mu) eta; the iterate is
-    X = M + r sqrt(eta/(1-mu)) P = M + r/(1-mu) v with the retention r = 1 - (1-mu)/m of one step:
-    the mu of (L3) for m = 1, and 1 in the continuous equation (ours). Sigma is that of SME-ASGD,
-    carried along X. For linear gradients X is that of `SmeAsgd`, number by number, for every m.
+    X = M + r sqrt(eta/(1-mu)) Q = M + r/(1-mu) v with the retention r = 1 - (1-mu)/J of one step:
+    the mu of (L3) for J = 1, and 1 in the continuous equation (ours). Sigma is that of SME-ASGD,
+    carried along X. For linear gradients X is that of `SmeAsgd`, number by number, for every J.
 
     Attributes
     ----------
     strong_order, weak_order
-        Orders in dt/m towards (L1).
+        Orders in dt/J towards (L1).
     """
 
     strong_order = 1.0
@@ -110,7 +110,7 @@ class SmeLangevin:
         self.m, self.v, self.g = x, np.zeros_like(x), gradient.astype(x.dtype)
 
     def step(self, k: int) -> None:
-        """Advance one update: m steps of length dt/m."""
+        """Advance one update: J steps of length dt/J."""
         eta = (1 - self.mu) * self.learning_rate[k] / self.substeps
         amplitude = eta * math.sqrt(self.substeps)
         for _ in range(self.substeps):
@@ -157,7 +157,7 @@ def sme_msgd(
     batch_size
         Samples of each gradient, a number or one for each update.
     substeps
-        1 is momentum SGD with Gaussian noise; m approaches the continuous equation.
+        1 is momentum SGD with Gaussian noise; J approaches the continuous equation.
     options
         See `run_ensemble`.
 

@@ -90,7 +90,7 @@ def log_likelihood(law: StalenessLaw, counts: Counts) -> float:
 
 
 def geometric(counts: Counts, start: StalenessLaw | None = None) -> Geometric:
-    """Return mu = m/(1+m) for mean m."""
+    """Return mu = mean/(1 + mean)."""
     return Geometric(counts.mean / (1.0 + counts.mean))
 
 

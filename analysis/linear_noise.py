@@ -9,7 +9,7 @@ interest and the noise S from where it was injected,
 
 and the curvature's own slope bends the mean path by the force
 
-    E grad f - grad f(mean) = (1/2) D^3 f : Cov                                                 (F2)
+    E grad f - grad f(mean) = (1/2) f''' : Cov                                                  (F2)
 
 H, S and the force are taken at a few times; the cumulants of the loss are interpolated between
 them, the force is held. In small dimension the sums are formed; beyond, draws of the noise are

@@ -227,8 +227,8 @@ def stationary_variance(
     Of independent lags: a real server's depend on each other, see `server_moments`. With
     h = eta a and T = eta s^2 / 2 (ours):
 
-        E m^2 = (T/a) (1 + mu) / D,   E x^2 = (T/a) (1 + mu + 2 mu h/(1-mu)) / D,
-        D = 1 + mu - (1-mu) h/2 - mu h^2/(1-mu)
+        E m^2 = (T/a) (1 + mu) / Delta,   E x^2 = (T/a) (1 + mu + 2 mu h/(1-mu)) / Delta,
+        Delta = 1 + mu - (1-mu) h/2 - mu h^2/(1-mu)
 
     Independent geometric staleness, mu in [0, 1); curvature and learning_rate > 0,
     noise_variance >= 0. To first order in h, E x^2 is (L3) times 1 + (1/2 + mu) h.
@@ -237,7 +237,7 @@ def stationary_variance(
     ------
     InputError
         An argument is outside its range, or the variance grows without bound at this learning
-        rate: D <= 0.
+        rate: Delta <= 0.
     """
     number(curvature, "curvature", above=0.0)
     number(noise_variance, "noise_variance", least=0.0)

@@ -222,18 +222,19 @@ def relative_error_interval(
 
     Ours. An error is a mean of absolute values, so it holds the scatter of the observed mean, and
     resampling runs would add that scatter once more: the interval of a right prediction would not
-    reach 0. But with the true mean curve m, the observed one o and D the mean over the evaluations
-    of |o - m|, the triangle inequality bounds numerator and denominator of the relative error (I1):
+    reach 0. But with the true mean curve t, the observed one o and `off` the mean over the
+    evaluations of |o - t|, the triangle inequality bounds the relative error (I1):
 
-        (mean |p - o| - D) / (mean |o| + D) <= mean |p - m| / mean |m|
-                                            <= (mean |p - o| + D) / (mean |o| - D)
+        (mean |p - o| - off) / (mean |o| + off) <= mean |p - t| / mean |t|
+                                                <= (mean |p - o| + off) / (mean |o| - off)
 
-    D is not known, but what it stays below in 95 % of all experiments is: o - m is taken for
+    `off` is not known, but what it stays below in 95 % of all experiments is: o - t is taken for
     Gaussian with the covariance of the runs, itself estimated from R - 1 degrees of freedom, hence
     Student's factor. That is exact where the points of a run move together, and too long where
-    they do not; the triangle inequality makes it longer still. To D is added |z| mean(`mean_error`)
-    with a standard normal z, as if the paths behind p put it off at all points together. The
-    prediction is taken as it is: that it may have been fitted to these runs is not counted.
+    they do not; the triangle inequality makes it longer still. To `off` is added
+    |z| mean(`mean_error`) with a standard normal z, as if the paths behind p put it off at all
+    points together. The prediction is taken as it is: that it may have been fitted to these runs is
+    not counted.
 
     Parameters
     ----------
@@ -245,7 +246,7 @@ def relative_error_interval(
     Returns
     -------
     tuple
-        The ends; the upper one is infinite where D is beyond the mean of |o|.
+        The ends; the upper one is infinite where `off` is beyond the mean of |o|.
     """
     from scipy.special import ndtri
 

@@ -20,21 +20,21 @@ Schedule = npt.NDArray[np.float64]
 
 
 class SmeAsgd:
-    """A block of paths of (S1)-(S3) in steps of dt/m, semi-implicit (An, Lu, Ying, section 2.2).
+    """A block of paths of (S1)-(S3) in steps of dt/J, semi-implicit (An, Lu, Ying, section 2.2).
 
     The state is X and the expected read g, with Y = -sqrt(eta/(1-mu)) g: in g a learning rate
-    that changes between updates needs no rescaling. With retention r = 1 - (1-mu)/m a step is
+    that changes between updates needs no rescaling. With retention r = 1 - (1-mu)/J a step is
 
-        X' = X - (eta/m) g + (eta/sqrt(m)) Sigma^{1/2} z
+        X' = X - (eta/J) g + (eta/sqrt(J)) Sigma^{1/2} z
         g' = r g + (1-r) grad f(X'),   H' = r H + (1-r) V(X')
 
-    which for m = 1 is (S5): the recursion of ASGD itself with Gaussian noise. For d = 1, and with
+    which for J = 1 is (S5): the recursion of ASGD itself with Gaussian noise. For d = 1, and with
     noise "explicit", it is Sigma that is kept, by (S4), in place of H.
 
     Attributes
     ----------
     strong_order, weak_order
-        Orders in dt/m towards (S1)-(S3). The noise enters X and depends on Y and H alone, so
+        Orders in dt/J towards (S1)-(S3). The noise enters X and depends on Y and H alone, so
         Euler's scheme is Milstein's.
     """
 
@@ -60,7 +60,7 @@ class SmeAsgd:
         self.x, self.g = x, gradient.astype(x.dtype)
 
     def step(self, k: int) -> None:
-        """Advance one update: m steps of length dt/m."""
+        """Advance one update: J steps of length dt/J."""
         eta = self.learning_rate[k] / self.substeps
         amplitude = eta * math.sqrt(self.substeps)
         for _ in range(self.substeps):
@@ -138,7 +138,7 @@ def sme_asgd(
         "two_point" is "matrix" with +-1 increments: moments right, quantiles not; "explicit" is
         "matrix" with (S4) in place of (S3).
     substeps
-        1 is the native scheme (S5); m approaches the continuous SME with steps dt/m.
+        1 is the native scheme (S5); J approaches the continuous SME with steps dt/J.
     options
         See `run_ensemble`; `threads` is 1 by default where one is as fast as several.
 

@@ -19,7 +19,7 @@ Schedule = npt.NDArray[np.float64]
 
 
 class SmeSgd:
-    """A block of paths of (S6) in steps of eta/m, Heun's drift with noise taken at the start.
+    """A block of paths of (S6) in steps of eta/J, Heun's drift with noise taken at the start.
 
         dX = -(grad f + (eta/2) Hess f grad f)(X) dt + sqrt(eta) (S(X)/b)^{1/2} dB
 
@@ -29,7 +29,7 @@ class SmeSgd:
     Attributes
     ----------
     strong_order, weak_order
-        Orders in eta/m towards (S6). The noise depends on X, so its strong order is Euler's.
+        Orders in eta/J towards (S6). The noise depends on X, so its strong order is Euler's.
     """
 
     strong_order = 0.5
@@ -49,7 +49,7 @@ class SmeSgd:
         self.x = x
 
     def step(self, k: int) -> None:
-        """Advance one update: m steps of length eta/m."""
+        """Advance one update: J steps of length eta/J."""
         eta = self.learning_rate[k]
         time_step = eta / self.substeps
         for _ in range(self.substeps):

@@ -298,7 +298,7 @@ def draw_linear_nonlinear(claim: Claim) -> Figure:
             for form, style in styles.items():
                 line = here[here["form"] == form]
                 axes[row, column].plot(line["update"], line[moment], **style)
-        title = name.replace("X = M + r P/kappa", "$X = M + r\\,P/\\kappa$")
+        title = name.replace("X = M + r Q/kappa", "$X = M + r\\,Q/\\kappa$")
         axes[0, column].set_title(title.replace("X by", "$X$ by"))
         axes[1, column].set_xlabel("update $k$")
     axes[0, 0].set_ylabel("$E\\,X$")

@@ -35,8 +35,8 @@ def server_second_moment(
 ) -> np.ndarray:
     """Return E x_k^2, shape (updates + 1,), of a server with memoryless workers of equal rates.
 
-    f = (a/2) x^2 with additive noise. A = E x^2, B = E x s_i, C = E s_i^2, D = E s_i s_j over the
-    snapshots s_i the workers hold; the next worker is uniform and independent of everything.
+    f = (a/2) x^2 with additive noise. a = E x^2, b = E x s, c = E s^2, d = E s s' over the
+    snapshots s, s' that workers hold; the next worker is uniform and independent of everything.
     """
     step, stay = learning_rate * curvature, 1.0 - 1.0 / workers
     a = b = c = d = initial**2

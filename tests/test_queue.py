@@ -114,6 +114,22 @@ def test_dead_time_removes_zeros(workers: int, share: float) -> None:
         assert np.exp(-(workers - 1) * share) / workers < expected - 2 * tolerance
 
 
+def test_laws_may_be_wider_than_the_geometric_one() -> None:
+    """More variable times and slow workers widen the law, steadier ones narrow it; P = 8."""
+    geometric = Geometric(7 / 8).var()
+    slow = memoryless_law(1 / np.array([4.0, *[1.0] * 7]))
+    assert slow.var() / geometric == pytest.approx(1.557, abs=0.001)
+    for law, variation, expected in (("gamma", 0.5, 0.268), ("lognormal", 2.0, 3.64)):
+        ratios = []
+        for seed in range(20):
+            rng, compute = np.random.default_rng(seed), times(law, 8, variation=variation)
+            tau = simulate_queue(compute, dead_time=0, service_time=0, updates=20_000, rng=rng)
+            ratios.append(tau.var() / geometric)
+        error = np.std(ratios, ddof=1) / np.sqrt(len(ratios))
+        assert np.mean(ratios) == pytest.approx(expected, abs=4 * error)
+        assert (np.mean(ratios) > 1 + 8 * error) == (variation > 1)
+
+
 def test_gradient_time_and_messages_are_the_same_dead_time() -> None:
     first = queue_staleness(times("gamma", 4), gradient_time=0.02, updates=20_000)
     second = queue_staleness(times("gamma", 4), message_time=0.01, updates=20_000)

@@ -173,7 +173,8 @@ def test_explicit_sigma_is_the_closed_one(problem, substeps):
 def test_sub_steps_approach_the_solution_of_the_moment_equations():
     """(B1) with h = E_l f'^2 besides, which the noise of the random lag needs.
 
-    D = eta^{3/2} (1-mu)^{-1/2} (s^2 + h - (1-mu)/eta E Y^2) and dh = kappa (a^2 E X^2 - h) dt.
+    Its noise is eta^{3/2} (1-mu)^{-1/2} (s^2 + h - (1-mu)/eta E Y^2), and
+    dh = kappa (a^2 E X^2 - h) dt.
     """
     eta, mu, updates, a, s2 = 0.2, 0.5, 7, 2.0, 4.0
     kappa, dt = np.sqrt((1 - mu) / eta), np.sqrt(eta * (1 - mu))

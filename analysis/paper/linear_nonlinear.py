@@ -1,9 +1,9 @@
 """The linear form (L1) and the nonlinear form (S1)-(S3) are one law when gradients are linear.
 
-They are, if the iterate is taken from (M, P) consistently. (L3), X = M + mu P/kappa, is exact for
+They are, if the iterate is taken from (M, Q) consistently. (L3), X = M + mu Q/kappa, is exact for
 differences over one update, hence for the native scheme. In the continuous limit (S1)-(S3) give
-dM = kappa (X - M) dt, hence X = M + P/kappa; over sub-steps of dt/m the factor is the retention
-r = 1 - (1-mu)/m of one sub-step (ours), as `SmeLangevin` has it. (L3) to the letter is kept here
+dM = kappa (X - M) dt, hence X = M + Q/kappa; over sub-steps of dt/J the factor is the retention
+r = 1 - (1-mu)/J of one sub-step (ours), as `SmeLangevin` has it. (L3) to the letter is kept here
 to show the difference.
 """
 
@@ -31,7 +31,7 @@ FEW_PATHS = 200
 
 
 class LiteralLangevin(SmeLangevin):
-    """(L1) with X = M + mu P/kappa whatever the number of sub-steps."""
+    """(L1) with X = M + mu Q/kappa whatever the number of sub-steps."""
 
     def _iterate(self) -> Array:
         return self.m + self.mu / (1 - self.mu) * self.v
@@ -48,7 +48,7 @@ class Pairing:
 
 PAIRINGS = (
     Pairing("native scheme", SmeLangevin, 1),
-    Pairing("sub-steps, X = M + r P/kappa", SmeLangevin, SUBSTEPS),
+    Pairing("sub-steps, X = M + r Q/kappa", SmeLangevin, SUBSTEPS),
     Pairing("sub-steps, X by (L3)", LiteralLangevin, SUBSTEPS),
 )
 
@@ -180,7 +180,7 @@ def _caption(n: dict[str, float], paths: int) -> str:
         f"numbers the two are the same paths to {n['difference_native']:.0e} (also on least "
         f"squares in three dimensions), against {n['difference_double_well']:.2f} on the double "
         f"well, whose gradient is not linear. With {SUBSTEPS} sub-steps they agree if X = M + r "
-        f"P/kappa with the retention r = 1 - (1-mu)/{SUBSTEPS} of a sub-step (same paths to "
+        f"Q/kappa with the retention r = 1 - (1-mu)/{SUBSTEPS} of a sub-step (same paths to "
         f"{n['difference_substeps']:.0e}, p >= {n['pvalue_substeps']:.2f}); the factor mu of (L3) "
         f"belongs to differences over whole updates and puts the continuous forms "
         f"{n['difference_substeps_L3']:.2f} apart (p {pvalue_text(n['pvalue_substeps_L3'])})."

@@ -119,7 +119,7 @@ def _squared_errors(
 
 
 class _Equation:
-    """(S5) on a scalar problem, driven by given noise; with eta/m and r it is a sub-step of it.
+    """(S5) on a scalar problem, driven by given noise; with eta/J and r it is a sub-step of it.
 
     The numbers of `SmeAsgd`, path by path, in a form that can also be asked which noise would apply
     a given gradient.
