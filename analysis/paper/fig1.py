@@ -100,7 +100,7 @@ def _ratios(errors: pd.DataFrame) -> dict[str, float]:
 
     `low MU` and `high MU`: the smaller and the larger of the ratios of E x and of E x^2.
     """
-    numbers = {}
+    numbers: dict[str, float] = {}
     for mu in MUS:
         ratios = [
             value(errors, column, model="SME-SGD", mu=mu)
