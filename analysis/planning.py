@@ -10,6 +10,7 @@ is left that they confirm. No worker is started.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -66,6 +67,8 @@ class Plan:
         Where the times of the workers are from.
     cost
         What a gradient takes by its batch size; None where that is not known.
+    cores
+        Of the machine of the run, or of this one.
     best
         Position of the recommendable row that is at the target first; None if none gets there.
     """
@@ -75,6 +78,7 @@ class Plan:
     updates: int
     source: str
     cost: GradientCost | None
+    cores: int
     best: int | None
 
     def table(self) -> pd.DataFrame:
@@ -92,6 +96,7 @@ class Plan:
             "updates": self.updates,
             "times_from": self.source,
             "gradient_seconds": cost and {"fixed": cost.fixed, "per_sample": cost.per_sample},
+            "cores": self.cores,
             "best": self.best,
             "rows": [row.to_dict() for row in self.rows],
         }
@@ -123,9 +128,21 @@ class Plan:
         cost = f"; {self.cost}" if self.cost else cost
         return (
             f"Times: {self.source}, every further worker with a core of its own{cost}. "
+            f"{self._cores_in_words}"
             "Losses: means over simulated paths, medians where the tail is heavy. The limit is the "
             "learning rate from which on every run diverges on a quadratic; heavy tail: between "
             "the limit of the mean square and that one, runs converge with rare large excursions."
+        )
+
+    @property
+    def _cores_in_words(self) -> str:
+        """The sentence on choices that need more cores than there are; empty without any."""
+        if max(row.choice.workers for row in self.rows) <= self.cores:
+            return ""
+        return (
+            f"There {'is 1 core' if self.cores == 1 else f'are {self.cores} cores'}, which as many "
+            "workers use up if they compute all the time: beyond, workers that do not wait for "
+            "something else are slower than this table says. "
         )
 
     def cells(self) -> list[tuple[str, ...]]:
@@ -208,7 +225,16 @@ def plan(
     best = _confirmed(planner, rows, target, progress)
     if progress is not None:
         progress("", 1.0)
-    return Plan(rows, target, updates, pace_of.source, pace_of.cost, best)
+    noted = source.environment.get("cores") if isinstance(source, Run) else None
+    return Plan(
+        rows=rows,
+        target=target,
+        updates=updates,
+        source=pace_of.source,
+        cost=pace_of.cost,
+        cores=noted if isinstance(noted, int) else len(os.sched_getaffinity(0)),
+        best=best,
+    )
 
 
 class _Planner:
