@@ -136,7 +136,9 @@ class PathOptions(TypedDict, total=False):
     progress: Callable[[int, int], None] | None
 
 
-def per_update(value: PerUpdate, updates: int, key: str) -> npt.NDArray[np.float64]:
+def per_update(
+    value: PerUpdate, updates: int, key: str, *, fractional: bool = False
+) -> npt.NDArray[np.float64]:
     """Return a constant or a schedule as one positive number per update, shape (updates,).
 
     A block takes `.tolist()` of it: with NumPy's own scalars float32 paths would be computed in
@@ -146,7 +148,7 @@ def per_update(value: PerUpdate, updates: int, key: str) -> npt.NDArray[np.float
     ------
     InputError
         If a schedule is not as long as the run or a value is not positive and finite; a batch size
-        is a whole number.
+        is a whole number, unless `fractional`, as moments take it.
     """
     updates = count(updates, "updates")
     try:
@@ -160,11 +162,12 @@ def per_update(value: PerUpdate, updates: int, key: str) -> npt.NDArray[np.float
             f"{key}: shape {values.shape}; accepted: a number, or one for each of {updates} updates"
         )
     wrong = ~(np.isfinite(values) & (values > 0))
-    if key == "batch_size":
+    whole = key == "batch_size" and not fractional
+    if whole:
         wrong |= values != np.floor(values)
     if wrong.any():
         at = "" if np.ndim(value) == 0 else f" at update {int(np.argmax(wrong))}"
-        accepted = "whole numbers >= 1" if key == "batch_size" else "positive finite numbers"
+        accepted = "whole numbers >= 1" if whole else "positive finite numbers"
         raise InputError(f"{key}: {values[np.argmax(wrong)]:g}{at}; accepted: {accepted}")
     return values
 

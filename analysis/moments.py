@@ -200,7 +200,8 @@ def asgd_moments(
     recursion = MomentRecursion(LinearGradients.of(problem), mu, closure)
     x = initial_point(problem, initial, as_seed(seed))
     rates = per_update(learning_rate, updates, "learning_rate")
-    states = recursion.run(x, rates, per_update(batch_size, updates, "batch_size"))
+    batch = per_update(batch_size, updates, "batch_size", fractional=True)
+    states = recursion.run(x, rates, batch)
     _, mean, _, second, *_ = recursion.split(states)
     return Moments(mean, second)
 
@@ -320,7 +321,7 @@ def mode_moments(
     step = learning_rate * np.asarray(curvature, dtype=float)
     mean = np.asarray(initial) * _follow(law, step, updates, 1.0)
     power = _follow(law, step, updates, 0.0)[:updates] ** 2
-    share = 1.0 / per_update(batch_size, updates, "batch_size")
+    share = 1.0 / per_update(batch_size, updates, "batch_size", fractional=True)
     if updates and np.all(share == share[0]):
         total = share[0] * np.cumsum(power, axis=0)
     else:

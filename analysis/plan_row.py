@@ -21,6 +21,7 @@ HEADS = (
     *("of limit", "updates", "seconds", "final loss", "paths", ""),
 )
 
+_SURE = 2.0  # standard errors of a mean loss
 _FEW_DIVERGE = 0.02  # share of the paths up to which a choice is not called unstable
 _FEW_SWING = 0.05  # share of the paths up to which their swings are not worth a word
 FAR = 0.5  # of the almost-sure limit: below it the limit of the mean square is not looked for
@@ -160,6 +161,19 @@ class PlanRow:
         if not self.stable:
             return None
         return self.median if self.heavy_tailed else self.mean
+
+    @property
+    def lowest(self) -> float | None:
+        """The lowest loss the curve is surely at, scatter of the paths allowed for.
+
+        None where unstable. The least of a noisy mean is a matter of luck: a target near it would
+        be reached at any time.
+        """
+        if self.curve is None:
+            return None
+        kept = self.paths.loss[:, ~self.paths.diverged]
+        error = kept.std(axis=1) / np.sqrt(kept.shape[1])
+        return float((self.curve + _SURE * error).min())
 
     @cached_property
     def _swings(self) -> float:

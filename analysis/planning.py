@@ -38,7 +38,7 @@ from asgd.schedules import batch_schedule, learning_rate_schedule
 from asgd.streams import stream
 from asgd.trace import Run
 
-_POINTS = 40  # of a predicted curve, evenly in updates and as many in their logarithm
+_EVEN, _EARLY = 40, 120  # points of a predicted curve, evenly in updates and in their logarithm
 _TARGET = 0.95  # of the way down: what is left at the end is slow, and hidden in scatter
 _SINGLE_DIM = 256  # from here on linear models are served in single precision
 
@@ -344,8 +344,8 @@ def scaled(optimizer: OptimizerConfig, choice: Choice) -> OptimizerConfig:
 
 
 def _record(updates: int) -> npt.NDArray[np.int64]:
-    even = np.linspace(0, updates, _POINTS + 1)
-    early = np.geomspace(1, updates, _POINTS)
+    even = np.linspace(0, updates, _EVEN + 1)
+    early = np.geomspace(1, updates, _EARLY)
     return np.unique(np.concatenate([even, early]).round().astype(np.int64))
 
 
@@ -362,12 +362,11 @@ def _shares(progress: Progress | None, name: str, begun: float, part: float) -> 
 def _default_target(rows: list[PlanRow], config: RunConfig) -> float:
     optimizer = config.optimizer
     own = Choice(config.cluster.workers, optimizer.learning_rate, optimizer.batch_size)
-    curves = [row.curve for row in rows if row.curve is not None and row.choice == own]
-    curves = curves or [row.curve for row in rows if row.curve is not None]
-    if not curves:
+    reached = [row.lowest for row in rows if row.lowest is not None and row.choice == own]
+    reached = reached or [row.lowest for row in rows if row.lowest is not None]
+    if not reached:
         return math.nan
-    start = float(curves[0][0])
-    lowest = min(float(curve.min()) for curve in curves)
+    start, lowest = float(rows[0].paths.loss[0, 0]), min(reached)
     return lowest + (1.0 - _TARGET) * (start - lowest)
 
 

@@ -256,8 +256,8 @@ def _comparison(studies: Sequence[Study]) -> tuple[dict[str, Any], list[Picture]
     drawn = pictures.comparison(names, runs, compared)
     rooms = [room(study.prediction)[0] for study in studies]
     table = compared.table.rename(columns=_COMPARISON_NAMES)
-    mixed = compared.clock == "mixed"
-    columns = [name for name in _COMPARISON_NAMES.values() if not (mixed and name in _OF_SECONDS)]
+    left_out = _OF_SECONDS if compared.clock == "mixed" else ("kind",)
+    columns = [name for name in _COMPARISON_NAMES.values() if name not in left_out]
     errors = compared.table[["run", "workers", *compared.models]].rename(columns=compared.labels)
     percent = [compared.labels[name] for name in compared.models]
     section = {

@@ -301,7 +301,7 @@ def test_other_warnings_of_matplotlib_are_shown(
         (("predcit", "runs/x"), "did you mean predict?"),
         (("no-such-command",), "accepted: init, run"),
         (("predict", "x", "--path", "3"), "--paths"),
-        (("predict", "x", "--paths", "1"), "x>=2"),
+        (("predict", "x", "--paths", "1"), "2<=x<="),
         (("completion", "csh"), "'bash', 'zsh', 'fish'"),
         (("--versoin",), "Did you mean '--version'? `asgd --help`"),
         (("simulate", "nowhere.toml"), "nowhere.toml: no such file; `asgd init` writes"),

@@ -466,7 +466,7 @@ def test_fit_of_a_run_directory(tmp_path: object) -> None:
     config = make_config({"cluster": {"workers": 4}, "run": {"updates": 600}})
     writer = RunWriter.create(f"{tmp_path}/run", config)
     staleness, order = scheduled_server(4, 600, np.random.default_rng(27))
-    columns = {key: np.zeros(600) for key in TRACE_COLUMNS}
+    columns = {key: np.ones(600) for key in TRACE_COLUMNS}
     columns |= {"update": np.arange(600), "worker": order, "staleness": staleness}
     columns["read_version"] = np.arange(600) - staleness
     writer.trace(columns)

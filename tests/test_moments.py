@@ -184,7 +184,7 @@ def test_diabetes_loss_within_four_standard_errors_of_monte_carlo():
     ("arguments", "message"),
     [
         ({"problem": Quartic()}, "linear in x"),
-        ({"mu": 1.0}, "mu = 1.0: expected 0 <= mu < 1"),
+        ({"mu": 1.0}, "mu = 1.0: expected a number >= 0 and < 1"),
         ({"closure": "exact"}, "expected one of iid, sampling, pool"),
         ({"batch_size": [1, 2]}, "batch_size"),
         ({"learning_rate": -0.1}, "learning_rate"),

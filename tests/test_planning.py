@@ -419,7 +419,8 @@ def test_a_gradient_may_take_longer_with_its_batch() -> None:
     found = plan(config, **small, probe=True)
     assert found.cost is not None
     assert "timed in this process" in found.note
-    assert found.rows[1].pace.updates_per_second < found.rows[0].pace.updates_per_second
+    assert found.cost.per_sample >= 0.0  # how much it is, a busy machine decides
+    assert found.rows[1].pace.updates_per_second <= found.rows[0].pace.updates_per_second
 
 
 def test_a_run_with_several_batch_sizes_gives_the_cost_of_a_gradient(repeats: list[Run]) -> None:
@@ -439,7 +440,7 @@ def test_a_run_with_several_batch_sizes_gives_the_cost_of_a_gradient(repeats: li
 @pytest.mark.parametrize("case", QUICK[:3], ids=str)
 def test_the_question_before_the_run(case: Any, tmp_path: Path) -> None:
     """A small part of scripts/bench_plan.py, held to the scatter of its runs."""
-    row = measure(case, 24, tmp_path, simulate, "simulated")
+    row = measure(case, 96, tmp_path, simulate, "simulated")
     assert row["missed"] not in ("diverges", "false alarm", "target")
     if row["observed updates"] != "":
         off = abs(row["predicted updates"] - row["observed updates"])

@@ -23,7 +23,7 @@ UPDATE = np.arange(0, 101, 10)
 
 
 def run_with_loss(path: Path, loss: np.ndarray) -> Run:
-    writer = RunWriter.create(path, make_config())
+    writer = RunWriter.create(path, make_config({"run": {"eval_every": 10}}))
     writer.loss({"update": UPDATE, "seconds": UPDATE / 10, "loss": loss})
     return read_run(path)
 
