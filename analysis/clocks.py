@@ -2,7 +2,7 @@
 
 A worker reads, computes for a random time and pushes: who pushes next depends on how long each has
 been computing, in time. Ages in updates, as in `analysis.turns`, tell less: for laws wider than
-the geometric one E x^2 is then up to 7 % off. `worker_clocks` looks for compute times whose
+the geometric one E x^2 is then up to 8 % off. `worker_clocks` looks for compute times whose
 staleness has the law; most laws of a server have some. One that moves between a fixed order and
 none, or comes from a pipeline, has not: then the hazards of `analysis.turns` are used. (P2), ours.
 """

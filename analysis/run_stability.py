@@ -25,8 +25,6 @@ from asgd.streams import stream
 LEADING = 6  # modes looked at
 _DENSE_DIM = 64  # up to here a full eigendecomposition is cheaper than Lanczos iterations
 _TOLERANCE = 1e-4  # relative, of the eigenvalues
-_OUTGROWN = 2.0  # times as far above the lowest loss as the start is
-_RISEN = 0.05  # of the way down: less is scatter of the prediction
 _WORST_FIRST: tuple[Verdict, ...] = ("diverges", "heavy tail", "stable")
 
 
@@ -249,30 +247,6 @@ def leading_curvatures(problem: Problem, x: Array, count: int = LEADING) -> Arra
                 f"leading curvatures: no eigenvalue of {d} converged", np.nan
             ) from None
     return np.asarray(np.sort(values)[::-1])
-
-
-def outgrows(loss: Array) -> bool:
-    """Return whether a predicted loss leaves its start behind ever faster.
-
-    It ends more than twice as far above its lowest value as it began, and rose by more in its last
-    quarter than in the one before, peak to peak: what settles above its start does not.
-
-    Parameters
-    ----------
-    loss
-        Shape (m,), at evenly spaced updates.
-    """
-    first, lowest = float(loss[0]), float(loss.min())
-    return grows(loss) and float(loss[-1]) - lowest > _OUTGROWN * (first - lowest)
-
-
-def grows(loss: Array) -> bool:
-    """Return whether a loss rises at its end by ever more and by more than scatter."""
-    if len(loss) < 4:
-        return False
-    second, third, last = (float(part.max()) for part in np.array_split(loss, 4)[1:])
-    rise = last - third
-    return rise > max(third - second, 0.0) and rise > _RISEN * float(loss[0] - loss.min())
 
 
 def _point(setting: Setting, limits: StabilityLimits, x: Array) -> PointStability:

@@ -9,7 +9,7 @@ import pytest
 from analysis.fit import fit_run
 from analysis.limits import stability_limits
 from analysis.recorded_turns import RecordedTurns
-from analysis.run_stability import leading_curvatures, outgrows, run_stability
+from analysis.run_stability import leading_curvatures, run_stability
 from analysis.setting import RunSetting, Setting
 from analysis.stability import max_stable_learning_rate
 from asgd.config import make_config
@@ -153,14 +153,6 @@ def test_the_largest_rate_of_a_schedule_counts() -> None:
     stability = run_stability(setting(Quadratic(), burst), np.zeros(1))
     assert stability.sentence.startswith("Unstable: ")
     assert stability.factor == pytest.approx(1 / 3)
-
-
-def test_a_loss_that_settles_above_its_start_does_not_outgrow() -> None:
-    time = np.linspace(0.0, 1.0, 101)
-    assert outgrows(np.exp(3 * time))
-    assert not outgrows(1.0 - np.exp(-3 * time))
-    assert not outgrows(np.exp(-3 * time))
-    assert not outgrows(np.exp(-3 * time) + 0.1 * np.exp(time))
 
 
 @pytest.mark.parametrize("kind", ["quadratic", "least_squares"])
