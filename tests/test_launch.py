@@ -185,16 +185,15 @@ def test_slow_loss_slows_the_run_down_and_freezes_nothing(tmp_path: Path, transp
 
     def interrupt(progress: Progress) -> None:
         shown.append(progress)
-        if progress.update > 300:
+        if progress.evaluating and progress.update > 60:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         run(config, tmp_path / "run", progress=interrupt)
     result = read_run(tmp_path / "run")
     assert result.state == "interrupted"
-    assert any(progress.evaluating for progress in shown)
-    # A second's worth of losses, and what is made while the launcher waits to look again.
-    assert len(result.trace) - shown[-1].update < 150
+    # A second's worth of losses, and the updates made until the launcher polls again.
+    assert len(result.trace) - shown[-1].update < 50
     np.testing.assert_array_equal(result.loss["update"], np.arange(len(result.trace) + 1))
     check_every_gradient_is_accounted_for(result)
 
