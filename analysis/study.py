@@ -8,12 +8,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import cast
 
-from analysis.advice import why_not_predicted
-from analysis.experiment import as_runs, fit_runs
-from analysis.fit import StalenessFit
-from analysis.prediction import Method, Prediction, has_prediction, predict, read_prediction
-from analysis.score import Score, compare
-from analysis.setting import last_update, whole
+from analysis.prediction.advice import why_not_predicted
+from analysis.prediction.predict import Method, Prediction, has_prediction, predict, read_prediction
+from analysis.prediction.score import Score, compare
+from analysis.prediction.setting import last_update, whole
+from analysis.profile.fit import StalenessFit
+from analysis.profile.repeats import as_runs, fit_runs
 from asgd.errors import InputError, UnreliableEstimateError
 from asgd.experiment import read_runs
 from asgd.problem_record import check_problem

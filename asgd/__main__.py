@@ -211,8 +211,8 @@ def profile(runs: Sequence[Path], as_json: bool) -> None:
     asgd profile runs/digits
     asgd profile runs/p4 runs/p8 --json
     """
-    from analysis.fit import compare_fits
-    from analysis.queue import explains_staleness
+    from analysis.profile.fit import compare_fits
+    from analysis.profile.queueing import explains_staleness
     from analysis.study import Study
 
     found, fits = [], []
@@ -265,7 +265,7 @@ def predict(
     """
     import msgspec
 
-    from analysis.headline import left_out
+    from analysis.report.headline import left_out
     from analysis.study import Study
     from asgd.live import Bar
 
@@ -316,7 +316,7 @@ def report(
     asgd report runs/digits -o digits.html
     asgd report runs/p2 runs/p4 runs/p8 -o workers.html --figures figures
     """
-    from analysis.report import check_places, write_report
+    from analysis.report.write import check_places, write_report
     from analysis.study import Study
 
     check_places(output, figures)  # before any work
@@ -366,7 +366,7 @@ def plan(
     asgd plan run.toml --batch-size 8,64 --probe
     asgd plan run.toml --set cluster.mode=sync --json
     """
-    from analysis.planning import plan as plan_source
+    from analysis.planning.plan import plan as plan_source
     from asgd.config import load_config
     from asgd.experiment import read_runs
     from asgd.live import Bar
@@ -408,7 +408,7 @@ def demo(out: Path | None, paths: int, quiet: bool) -> None:
     \b
     asgd demo --out runs/demo
     """
-    from analysis.report import write_report
+    from analysis.report.write import write_report
     from analysis.study import Study
     from asgd.config import make_config
     from asgd.trace import default_path
@@ -437,7 +437,7 @@ def _predict_if_missing(study: Study, paths: int, quiet: bool, force: bool = Fal
 
 def _announce(bar: Bar, paths: int) -> Callable[[float], None] | None:
     """Return what tells whoever watches how long a long prediction will take."""
-    from analysis.duration import in_words
+    from analysis.prediction.duration import in_words
 
     def say(seconds: float) -> None:
         if seconds >= _LONG_SECONDS:
@@ -507,7 +507,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (KeyboardInterrupt, click.Abort):
         _fail("interrupted", 1)
     except DivergedError as error:
-        from analysis.advice import advised
+        from analysis.prediction.advice import advised
 
         _fail(advised(error), 1)
     except RunFailedError as error:

@@ -20,14 +20,14 @@ from typing import NamedTuple
 import numpy as np
 from scipy.optimize import brentq, minimize
 
-from analysis.control import (
+from analysis.exact.batch_schedule import (
     FinalLoss,
     minimise_final_loss,
     minimise_real,
     optimal_batch_schedule,
     uniform_schedule,
 )
-from analysis.quadratic import LinearGradients
+from analysis.exact.linear_gradients import LinearGradients
 from asgd.config import ProblemConfig
 from asgd.problems import make_problem
 from asgd.problems.base import Array, Problem

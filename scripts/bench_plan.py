@@ -26,11 +26,11 @@ import msgspec
 import numpy as np
 import pandas as pd
 
-from analysis.limits import stability_limits
-from analysis.pace import ConfiguredPace
-from analysis.plan_row import PlanRow, updates_to
-from analysis.planning import plan
-from analysis.run_stability import leading_curvatures
+from analysis.exact.limits import stability_limits
+from analysis.planning.pace import ConfiguredPace
+from analysis.planning.plan import plan
+from analysis.planning.row import PlanRow, updates_to
+from analysis.prediction.run_stability import leading_curvatures
 from asgd.config import RunConfig, make_config
 from asgd.errors import RunFailedError
 from asgd.problems import make_problem

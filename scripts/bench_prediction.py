@@ -21,11 +21,11 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.experiment import fit_runs
-from analysis.fit import StalenessFit
-from analysis.prediction import Prediction, predict
-from analysis.score import Score, compare
-from analysis.verdict import in_words
+from analysis.prediction.predict import Prediction, predict
+from analysis.prediction.score import Score, compare
+from analysis.profile.fit import StalenessFit
+from analysis.profile.repeats import fit_runs
+from analysis.profile.verdict import in_words
 from asgd.config import RunConfig, make_config
 from asgd.errors import UnreliableEstimateError
 from asgd.experiment import read_runs, run_repeats

@@ -23,11 +23,11 @@ from typing import NamedTuple
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from analysis.ensemble import block_sizes
-from analysis.moments import asgd_moments
-from analysis.noise import standard_increments
-from analysis.prediction import Prediction, predict
-from analysis.sme import sme_asgd
+from analysis.exact.moments import asgd_moments
+from analysis.models.ensemble import block_sizes
+from analysis.models.noise import standard_increments
+from analysis.models.sme_asgd import sme_asgd
+from analysis.prediction.predict import Prediction, predict
 from asgd.config import make_config
 from asgd.problems.scalar import Quadratic
 from asgd.simulation import simulate

@@ -18,13 +18,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from analysis.clocks import pool_turns
-from analysis.quadratic import LinearGradients
-from analysis.queue import check_queue
-from analysis.read_moments import read_moments, turn_reads
-from analysis.recorded_turns import RecordedTurns, ResampledTurns
-from analysis.sme_pool import PoolTurns, TurnMaker
-from analysis.turns import Turns, pool_hazards
+from analysis.exact.given_reads import read_moments, turn_reads
+from analysis.exact.linear_gradients import LinearGradients
+from analysis.models.clocks import pool_turns
+from analysis.models.pool import PoolTurns, TurnMaker
+from analysis.models.recorded_turns import RecordedTurns, ResampledTurns
+from analysis.models.turns import Turns, pool_hazards
+from analysis.profile.queueing import check_queue
 from asgd.config import RunConfig, make_config
 from asgd.delays import ComputeTime
 from asgd.experiment import read_runs, run_repeats

@@ -194,7 +194,7 @@ MUTATIONS = [
     ),
     Mutation(
         "names are formulas in CSV files",
-        "analysis/pictures.py",
+        "analysis/report/pictures.py",
         'return f"\'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA) else cell',
         "return cell",
         CELLS,

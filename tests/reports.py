@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from analysis.prediction import predict
-from analysis.report import write_report
+from analysis.prediction.predict import predict
+from analysis.report.write import write_report
 from analysis.study import Study
 from asgd.config import make_config
 from asgd.experiment import run_repeats

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from analysis.advice import advice_on_divergence, diverged
+from analysis.prediction.advice import advice_on_divergence, diverged
 from asgd.config import make_config
 from asgd.divergence import check_divergence
 from asgd.errors import DivergedError

@@ -52,7 +52,7 @@ def test_importing_modules_hides_no_function_and_leaves_the_backend_to_the_noteb
     code = (
         "import matplotlib\n"
         "matplotlib.use('svg')\n"
-        "import analysis.figures, analysis.sme_law, analysis.sme_sgd, analysis.sme_replay\n"
+        "import analysis.figures, analysis.models.sme_law, analysis.models.sme_sgd\n"
         "assert matplotlib.get_backend() == 'svg'\n"
         "from analysis import sme_law, sme_sgd, sme_replay\n"
         "assert all(map(callable, (sme_law, sme_sgd, sme_replay, analysis.sme_law)))"

@@ -9,7 +9,7 @@ import pytest
 
 import analysis
 import asgd
-from analysis.ensemble import per_update
+from analysis.models.ensemble import per_update
 from asgd.config import make_config
 from asgd.errors import InputError
 

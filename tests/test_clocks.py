@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from analysis.clocks import FAR, LEVELS, ClockTurns, pool_turns, worker_clocks
-from analysis.quadratic import LinearGradients
-from analysis.read_moments import read_moments, turn_reads
-from analysis.turns import Turns, pool_hazards
+from analysis.exact.given_reads import read_moments, turn_reads
+from analysis.exact.linear_gradients import LinearGradients
+from analysis.models.clocks import FAR, LEVELS, ClockTurns, pool_turns, worker_clocks
+from analysis.models.turns import Turns, pool_hazards
 from asgd.delays import ComputeTime
 from asgd.problems.scalar import Quadratic
 from asgd.server_times import simulate_staleness

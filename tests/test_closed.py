@@ -9,13 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from analysis.closed import quadratic_cumulants
-from analysis.discrete import asgd_server
-from analysis.loss_curve import QUANTILE_LEVELS, LossCurve
-from analysis.model import MODELS
-from analysis.moments import server_moments
-from analysis.quadratic import LinearGradients
-from analysis.read_moments import (
+from analysis.exact.given_reads import (
     PointMoments,
     Reads,
     independent_reads,
@@ -24,9 +18,15 @@ from analysis.read_moments import (
     read_moments,
     recorded_reads,
 )
-from analysis.setting import RunSetting
-from analysis.sme_law import sme_law
-from analysis.sme_replay import sme_replay
+from analysis.exact.linear_gradients import LinearGradients
+from analysis.exact.moments import server_moments
+from analysis.models.discrete import asgd_server
+from analysis.models.replay import sme_replay
+from analysis.models.sme_law import sme_law
+from analysis.prediction.exact import quadratic_cumulants
+from analysis.prediction.loss_curve import QUANTILE_LEVELS, LossCurve
+from analysis.prediction.model import MODELS
+from analysis.prediction.setting import RunSetting
 from asgd.errors import InputError
 from asgd.problems import DoubleWell, Quadratic
 from asgd.problems.linear import diabetes
@@ -103,7 +103,7 @@ def test_rounding_does_not_grow_in_long_runs() -> None:
 
 
 def test_independent_lags_have_the_second_moment_of_asgd() -> None:
-    from analysis.moments import asgd_moments
+    from analysis.exact.moments import asgd_moments
 
     reads = independent_reads(Geometric(0.75), 60, 4000, np.random.default_rng(2))
     values = second_moment(reads, 0.1, 60)

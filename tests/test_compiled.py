@@ -11,16 +11,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from analysis.compiled import choose, compiled, first_due, moments, read_update, tally
-from analysis.sme import sme_asgd
+from analysis.models.compiled import choose, compiled, first_due, moments, read_update, tally
+from analysis.models.sme_asgd import sme_asgd
 from asgd.problems.scalar import Quadratic
 
 ROOT = Path(__file__).parents[1]
 # A short simulation that says how often a loop came from the disk, and its result.
 SIMULATION = """
 import warnings; warnings.simplefilter("error")
-import sys, analysis.compiled as loops
-from analysis.sme import sme_asgd
+import sys, analysis.models.compiled as loops
+from analysis.models.sme_asgd import sme_asgd
 from asgd.problems.scalar import Quadratic
 assert loops.__file__.startswith(sys.argv[1]), loops.__file__
 final = sme_asgd(Quadratic(), 0.1, 0.5, 3, 10, 0).final
@@ -65,7 +65,7 @@ def test_loops_are_kept_beside_the_source(installation: Path, tmp_path: Path) ->
     assert simulate(installation, tmp_path) == 0
     assert simulate(installation, tmp_path) == 6
     # a torn file: as after a crash in the middle of writing
-    torn = list((installation / "analysis" / "__pycache__").glob("compiled.kick-*.nbi"))
+    torn = list((installation / "analysis" / "models" / "__pycache__").glob("compiled.kick-*.nbi"))
     assert len(torn) == 1
     torn[0].write_bytes(torn[0].read_bytes()[:10])
     assert simulate(installation, tmp_path) == 4
@@ -75,14 +75,14 @@ def test_a_read_only_installation_keeps_loops_in_the_cache_of_the_user(
     installation: Path, tmp_path: Path
 ) -> None:
     # a file where the directory would be stops root too
-    (installation / "analysis" / "__pycache__").write_text("")
+    (installation / "analysis" / "models" / "__pycache__").write_text("")
     assert simulate(installation, tmp_path) == 0
     assert list((tmp_path / ".cache" / "numba").rglob("compiled.kick-*.nbc"))
     assert simulate(installation, tmp_path) == 6
 
 
 def test_nowhere_to_keep_loops(installation: Path) -> None:
-    (installation / "analysis" / "__pycache__").write_text("")
+    (installation / "analysis" / "models" / "__pycache__").write_text("")
     assert simulate(installation, Path("/dev/null")) == 0
 
 

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from scipy.integrate import solve_ivp
 from scipy.optimize import minimize
 
-from analysis.control import (
+from analysis.exact.batch_schedule import (
     FinalLoss,
     decay_rate,
     minimise_final_loss,
@@ -14,8 +14,8 @@ from analysis.control import (
     stationary_loss,
     uniform_schedule,
 )
-from analysis.moments import asgd_moments, expected_loss
-from analysis.quadratic import LinearGradients
+from analysis.exact.linear_gradients import LinearGradients
+from analysis.exact.moments import asgd_moments, expected_loss
 from asgd.config import ProblemConfig
 from asgd.errors import InputError
 from asgd.problems import make_problem

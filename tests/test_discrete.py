@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from analysis.discrete import asgd_iid, asgd_server, momentum_sgd, sgd
-from analysis.moments import asgd_moments, expected_loss, mode_moments, server_moments
+from analysis.exact.moments import asgd_moments, expected_loss, mode_moments, server_moments
+from analysis.models.discrete import asgd_iid, asgd_server, momentum_sgd, sgd
 from asgd.config import ProblemConfig
 from asgd.errors import InputError
 from asgd.problems import make_problem

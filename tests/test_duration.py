@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from reports import simulated_run
 
-from analysis.duration import expected_seconds, in_words
-from analysis.experiment import fit_runs
-from analysis.model import MODELS
-from analysis.setting import RunSetting
+from analysis.prediction.duration import expected_seconds, in_words
+from analysis.prediction.model import MODELS
+from analysis.prediction.setting import RunSetting
+from analysis.profile.repeats import fit_runs
 from asgd.problems import Quadratic
 from asgd.problems.base import Array
 

@@ -5,8 +5,8 @@ from functools import partial
 import numpy as np
 import pytest
 
-from analysis import ensemble
-from analysis.ensemble import (
+from analysis.models import ensemble
+from analysis.models.ensemble import (
     BLOCK_SCALARS,
     QUANTILE_PATHS,
     _loss_quantiles,

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from analysis.experiment import as_runs, fit_runs
-from analysis.fit import fit_run
-from analysis.prediction import predict
-from analysis.score import compare
+from analysis.prediction.predict import predict
+from analysis.prediction.score import compare
+from analysis.profile.fit import fit_run
+from analysis.profile.repeats import as_runs, fit_runs
 from asgd.alive import sign_of_life
 from asgd.config import RunConfig, make_config
 from asgd.errors import InputError

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from analysis import figures
-from analysis.model import MODELS
+from analysis.prediction.model import MODELS
 
 
 def test_every_model_has_a_look_of_its_own() -> None:

@@ -12,9 +12,9 @@ import pytest
 from scipy import optimize
 from scipy.stats import norm
 
-from analysis import dependence, goodness
-from analysis.fit import StalenessFit, compare_fits, fit_run, fit_staleness
-from analysis.likelihood import ESTIMATORS, Counts, log_likelihood
+from analysis.profile import dependence, goodness
+from analysis.profile.estimators import ESTIMATORS, Counts, log_likelihood
+from analysis.profile.fit import StalenessFit, compare_fits, fit_run, fit_staleness
 from asgd.config import make_config
 from asgd.errors import InputError, UnreliableEstimateError
 from asgd.staleness import (

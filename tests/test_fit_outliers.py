@@ -11,14 +11,14 @@ import pandas as pd
 import pytest
 
 import asgd
-from analysis import dependence, goodness
-from analysis.cells import Cells
-from analysis.experiment import fit_runs
-from analysis.fit import StalenessFit, fit_run, fit_staleness
-from analysis.likelihood import Counts
-from analysis.queue import check_queue
-from analysis.setting import RunSetting
-from analysis.stragglers import stragglers
+from analysis.prediction.setting import RunSetting
+from analysis.profile import dependence, goodness
+from analysis.profile.cells import Cells
+from analysis.profile.estimators import Counts
+from analysis.profile.fit import StalenessFit, fit_run, fit_staleness
+from analysis.profile.queueing import check_queue
+from analysis.profile.repeats import fit_runs
+from analysis.profile.stragglers import stragglers
 from asgd.config import make_config
 from asgd.errors import InputError
 from asgd.staleness import LAWS, Geometric, GeometricMixture, NegativeBinomial, Poisson

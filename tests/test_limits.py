@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 import analysis
-from analysis.limits import Limit, StabilityLimits
-from analysis.mean_square import MemorylessServer
-from analysis.moments import server_transition
-from analysis.stability import max_stable_learning_rate
+from analysis.exact.limits import Limit, StabilityLimits
+from analysis.exact.mean_square import MemorylessServer
+from analysis.exact.moments import server_transition
+from analysis.exact.stability import max_stable_learning_rate
 from asgd.delays import ComputeTime
 from asgd.errors import InputError
 from asgd.staleness import ConstantPlusGeometric, Geometric, GeometricMixture, Poisson

@@ -3,13 +3,18 @@
 import numpy as np
 import pytest
 
-from analysis.limits import stability_limits
-from analysis.linear_noise import MeanPath, lag_amplification, linear_noise, response_power
-from analysis.loss_curve import QUANTILE_LEVELS
-from analysis.model import LAW
-from analysis.moments import impulse_response, mode_moments, server_moments
-from analysis.setting import Setting
-from analysis.sme_law import sme_law
+from analysis.exact.limits import stability_limits
+from analysis.exact.moments import impulse_response, mode_moments, server_moments
+from analysis.models.sme_law import sme_law
+from analysis.prediction.linear_noise import (
+    MeanPath,
+    lag_amplification,
+    linear_noise,
+    response_power,
+)
+from analysis.prediction.loss_curve import QUANTILE_LEVELS
+from analysis.prediction.model import LAW
+from analysis.prediction.setting import Setting
 from asgd.errors import InputError, UnreliableEstimateError
 from asgd.problems import DoubleWell, Quadratic
 from asgd.problems.base import Array, Indices, Problem

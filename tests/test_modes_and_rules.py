@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from faults import Crowd
 
-from analysis.prediction import Prediction, predict
-from analysis.score import compare
+from analysis.prediction.predict import Prediction, predict
+from analysis.prediction.score import compare
 from asgd.config import RunConfig, make_config
 from asgd.errors import InputError
 from asgd.experiment import read_runs, run_repeats

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from analysis.moments import (
+from analysis.exact.linear_gradients import LinearGradients
+from analysis.exact.moments import (
     MomentRecursion,
     asgd_moments,
     expected_loss,
@@ -10,7 +11,6 @@ from analysis.moments import (
     server_moments,
     stationary_variance,
 )
-from analysis.quadratic import LinearGradients
 from asgd.config import ProblemConfig
 from asgd.errors import InputError
 from asgd.problems import make_problem

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from analysis.history import History, HistoryMatrixNoise, HistorySnapshotNoise
-from analysis.noise import (
+from analysis.models.history import History, HistoryMatrixNoise, HistorySnapshotNoise
+from analysis.models.noise import (
     DRAWN_UPDATES,
     ExplicitNoise,
     MatrixNoise,
@@ -12,7 +12,7 @@ from analysis.noise import (
     staleness_noise,
     standard_increments,
 )
-from analysis.sme import SmeAsgd, sme_asgd
+from analysis.models.sme_asgd import SmeAsgd, sme_asgd
 from asgd.errors import InputError
 from asgd.problems.linear import LeastSquares
 from asgd.problems.scalar import DoubleWell, Quadratic, Quartic

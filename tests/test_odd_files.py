@@ -16,8 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from analysis import fit_run, predict
-from analysis.activity import events_table, workers_table
-from analysis.prediction import _COLUMNS, read_prediction
+from analysis.prediction.predict import _COLUMNS, read_prediction
+from analysis.report.activity import events_table, workers_table
 from asgd.config import make_config
 from asgd.errors import AsgdError
 from asgd.events import in_words, incidents, team_sizes

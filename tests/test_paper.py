@@ -5,7 +5,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.moments import MomentRecursion, stationary_variance
+from analysis.exact.linear_gradients import LinearGradients
+from analysis.exact.moments import MomentRecursion, stationary_variance
 from analysis.paper import CLAIMS
 from analysis.paper.claim import value
 from analysis.paper.fig1 import MUS, fig1
@@ -25,7 +26,6 @@ from analysis.paper.linear_nonlinear import linear_nonlinear
 from analysis.paper.proposition2 import LARGE, SMALL, proposition2
 from analysis.paper.temperature import temperature
 from analysis.paper.theorem3 import PROBLEMS, theorem3
-from analysis.quadratic import LinearGradients
 from asgd.problems.scalar import DoubleWell, Quadratic
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "paper_figures.py"

@@ -5,11 +5,11 @@ import pytest
 from scipy.integrate import solve_ivp
 from scipy.linalg import solve_continuous_lyapunov
 
-from analysis.control import FinalLoss, decay_rate, optimal_batch_schedule
-from analysis.discrete import asgd_iid
-from analysis.moments import asgd_moments
+from analysis.exact.batch_schedule import FinalLoss, decay_rate, optimal_batch_schedule
+from analysis.exact.linear_gradients import LinearGradients
+from analysis.exact.moments import asgd_moments
+from analysis.models.discrete import asgd_iid
 from analysis.paper.fig3 import settings
-from analysis.quadratic import LinearGradients
 from asgd.problems.scalar import Quadratic
 from asgd.staleness import Geometric
 

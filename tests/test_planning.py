@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from analysis.choices import MOST_WORKERS, choices_of
-from analysis.gradient_cost import GradientCost
-from analysis.limits import stability_limits
-from analysis.pace import ConfiguredPace, MeasuredPace
-from analysis.plan_row import updates_to
-from analysis.plan_turns import QueueReads, Rounds, ServerTurns
-from analysis.planning import plan
-from analysis.queue import MeasuredTimes, ServerTimes
+from analysis.exact.limits import stability_limits
+from analysis.planning.choices import MOST_WORKERS, choices_of
+from analysis.planning.gradient_cost import GradientCost
+from analysis.planning.pace import ConfiguredPace, MeasuredPace
+from analysis.planning.plan import plan
+from analysis.planning.row import updates_to
+from analysis.planning.turns import QueueReads, Rounds, ServerTurns
+from analysis.profile.queueing import MeasuredTimes, ServerTimes
 from asgd.config import RunConfig, make_config
 from asgd.errors import DivergedError, InputError, RunFailedError
 from asgd.experiment import read_runs, run_repeats

@@ -6,17 +6,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from analysis.experiment import fit_runs
-from analysis.fit import fit_run
-from analysis.model import LABELS, MODELS
-from analysis.prediction import (
+from analysis.prediction.model import LABELS, MODELS
+from analysis.prediction.predict import (
     has_prediction,
     predict,
     quantile_column,
     read_prediction,
 )
-from analysis.score import compare
-from analysis.setting import RunSetting, closure_of
+from analysis.prediction.score import compare
+from analysis.prediction.setting import RunSetting, closure_of
+from analysis.profile.fit import fit_run
+from analysis.profile.repeats import fit_runs
 from asgd.config import make_config
 from asgd.errors import InputError, UnreliableEstimateError
 from asgd.experiment import read_runs, run_repeats

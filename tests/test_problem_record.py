@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from analysis.prediction import predict
+from analysis.prediction.predict import predict
 from asgd.__main__ import main
 from asgd.config import make_config
 from asgd.errors import ProblemChangedError

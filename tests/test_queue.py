@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from test_fit import timed_server
 
-from analysis.fit import fit_run
-from analysis.goodness import total_variation
-from analysis.likelihood import Counts
-from analysis.queue import (
+from analysis.profile.estimators import Counts
+from analysis.profile.fit import fit_run
+from analysis.profile.goodness import total_variation
+from analysis.profile.queueing import (
     MeasuredTimes,
     check_queue,
     config_staleness,

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from test_turns import server
 
-from analysis.recorded_turns import RecordedTurns, ResampledTurns, has_spells
-from analysis.sme_law import sme_law
+from analysis.models.recorded_turns import RecordedTurns, ResampledTurns, has_spells
+from analysis.models.sme_law import sme_law
 from asgd.delays import ComputeTime
 from asgd.problems import Quadratic
 from asgd.server_times import simulate_staleness

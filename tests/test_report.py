@@ -18,17 +18,17 @@ import pandas as pd
 import pytest
 from reports import HOSTILE, Reports, predicted, predicted_run, simulated_run
 
-from analysis.activity import events_table, timeline, workers_table
-from analysis.clock import clock_of, seconds_waited
-from analysis.comparison import common_target, compare_runs, comparison_headline, labels
-from analysis.fit import fit_run, fit_staleness
-from analysis.headline import headline, verdict
-from analysis.model import LABELS
-from analysis.page_table import aligned_numbers, page_table, plain_number
-from analysis.pictures import Picture, transient
-from analysis.prediction import Prediction, has_prediction, read_prediction
-from analysis.report import write_report
-from analysis.score import compare
+from analysis.prediction.model import LABELS
+from analysis.prediction.predict import Prediction, has_prediction, read_prediction
+from analysis.prediction.score import compare
+from analysis.profile.fit import fit_run, fit_staleness
+from analysis.report.activity import events_table, timeline, workers_table
+from analysis.report.clock import clock_of, seconds_waited
+from analysis.report.comparison import common_target, compare_runs, comparison_headline, labels
+from analysis.report.headline import headline, verdict
+from analysis.report.pictures import Picture, transient
+from analysis.report.tables import aligned_numbers, page_table, plain_number
+from analysis.report.write import write_report
 from analysis.study import Study
 from asgd.__main__ import main
 from asgd.config import make_config

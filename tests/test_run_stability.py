@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from analysis.fit import fit_run
-from analysis.limits import stability_limits
-from analysis.recorded_turns import RecordedTurns
-from analysis.run_stability import leading_curvatures, run_stability
-from analysis.setting import RunSetting, Setting
-from analysis.stability import max_stable_learning_rate
+from analysis.exact.limits import stability_limits
+from analysis.exact.stability import max_stable_learning_rate
+from analysis.models.recorded_turns import RecordedTurns
+from analysis.prediction.run_stability import leading_curvatures, run_stability
+from analysis.prediction.setting import RunSetting, Setting
+from analysis.profile.fit import fit_run
 from asgd.config import make_config
 from asgd.errors import DivergedError
 from asgd.problems import Quadratic

@@ -7,14 +7,14 @@ import pandas as pd
 import pytest
 import scoringrules
 
-from analysis.loss_curve import QUANTILE_LEVELS
-from analysis.prediction import (
+from analysis.prediction.loss_curve import QUANTILE_LEVELS
+from analysis.prediction.predict import (
     PredictedWith,
     Prediction,
     PredictionSettings,
     quantile_column,
 )
-from analysis.score import compare, crps_from_quantiles, relative_error_interval
+from analysis.prediction.score import compare, crps_from_quantiles, relative_error_interval
 from asgd.config import make_config
 from asgd.errors import InputError
 from asgd.trace import Run, RunWriter, read_run

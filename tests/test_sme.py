@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 from scipy.integrate import solve_ivp
 
-from analysis.langevin import SmeLangevin, sme_langevin, sme_msgd
-from analysis.moments import asgd_moments
-from analysis.sme import SmeAsgd, sme_asgd
-from analysis.sme_sgd import sme_sgd
+from analysis.exact.moments import asgd_moments
+from analysis.models.langevin import SmeLangevin, sme_langevin, sme_msgd
+from analysis.models.sme_asgd import SmeAsgd, sme_asgd
+from analysis.models.sme_sgd import sme_sgd
 from asgd.errors import InputError
 from asgd.problems.base import Problem
 from asgd.problems.linear import LeastSquares, Logistic

@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 from exact import check_quadratic, server_second_moment
 
-from analysis.discrete import asgd_iid, asgd_server
-from analysis.moments import asgd_moments, mode_moments
-from analysis.sme_law import sme_law
-from analysis.sme_replay import sme_replay
+from analysis.exact.moments import asgd_moments, mode_moments
+from analysis.models.discrete import asgd_iid, asgd_server
+from analysis.models.replay import sme_replay
+from analysis.models.sme_law import sme_law
 from asgd.errors import InputError
 from asgd.problems.linear import LeastSquares, digits
 from asgd.problems.scalar import DoubleWell, Quadratic

@@ -5,10 +5,10 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from analysis.langevin import SmeLangevin, SmeMsgd
+from analysis.models.langevin import SmeLangevin, SmeMsgd
+from analysis.models.sme_asgd import SmeAsgd
+from analysis.models.sme_sgd import GaussianSgd, SmeSgd
 from analysis.paper.theorem3 import _Equation
-from analysis.sme import SmeAsgd
-from analysis.sme_sgd import GaussianSgd, SmeSgd
 from asgd.problems.base import Problem
 from asgd.problems.scalar import DoubleWell, Quadratic
 from asgd.streams import stream

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from analysis.moments import impulse_response, server_moments
-from analysis.stability import (
+from analysis.exact.moments import impulse_response, server_moments
+from analysis.exact.stability import (
     max_stable_learning_rate,
     server_max_stable_learning_rate,
     spectral_radius,

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from analysis.sme_law import sme_law
-from analysis.turns import Turns, pool_hazards
+from analysis.models.sme_law import sme_law
+from analysis.models.turns import Turns, pool_hazards
 from asgd.problems.scalar import Quadratic
 from asgd.staleness import (
     ConstantPlusGeometric,

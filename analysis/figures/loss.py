@@ -22,8 +22,8 @@ from analysis.figures.canvas import (
     new_axes,
     thin,
 )
-from analysis.model import LABELS
-from analysis.prediction import quantile_column
+from analysis.prediction.model import LABELS
+from analysis.prediction.predict import quantile_column
 
 _WIDE = 20.0  # largest over usual error beyond which large errors are drawn on a logarithmic scale
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from analysis.discrete import asgd_iid
-from analysis.ensemble import Ensemble
-from analysis.moments import Moments, asgd_moments
+from analysis.exact.moments import Moments, asgd_moments
+from analysis.models.discrete import asgd_iid
+from analysis.models.ensemble import Ensemble
+from analysis.models.sme_asgd import sme_asgd
+from analysis.models.sme_sgd import sme_sgd
 from analysis.paper.claim import Claim, value
-from analysis.sme import sme_asgd
-from analysis.sme_sgd import sme_sgd
 from asgd.problems.scalar import Quadratic
 from asgd.staleness import Geometric
 

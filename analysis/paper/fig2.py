@@ -8,11 +8,11 @@ import numpy as np
 import pandas as pd
 from scipy.stats import binomtest
 
-from analysis.discrete import asgd_iid
-from analysis.ensemble import Ensemble
+from analysis.models.discrete import asgd_iid
+from analysis.models.ensemble import Ensemble
+from analysis.models.sme_asgd import sme_asgd
+from analysis.models.sme_sgd import sme_sgd
 from analysis.paper.claim import Claim, value
-from analysis.sme import sme_asgd
-from analysis.sme_sgd import sme_sgd
 from asgd.problems.base import Problem
 from asgd.problems.scalar import DoubleWell, Quartic
 from asgd.staleness import Geometric

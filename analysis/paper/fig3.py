@@ -7,17 +7,17 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from analysis.control import (
+from analysis.exact.batch_schedule import (
     Batches,
     FinalLoss,
     minimise_final_loss,
     optimal_batch_schedule,
     uniform_schedule,
 )
-from analysis.discrete import asgd_iid
-from analysis.moments import asgd_moments, expected_loss
+from analysis.exact.linear_gradients import LinearGradients
+from analysis.exact.moments import asgd_moments, expected_loss
+from analysis.models.discrete import asgd_iid
 from analysis.paper.claim import Claim, value
-from analysis.quadratic import LinearGradients
 from asgd.config import ProblemConfig
 from asgd.problems import make_problem
 from asgd.problems.base import Problem

@@ -15,10 +15,10 @@ import numpy as np
 import pandas as pd
 from scipy.stats import ks_2samp
 
-from analysis.ensemble import Block
-from analysis.langevin import SmeLangevin
+from analysis.models.ensemble import Block
+from analysis.models.langevin import SmeLangevin
+from analysis.models.sme_asgd import SmeAsgd
 from analysis.paper.claim import Claim, pvalue_text
-from analysis.sme import SmeAsgd
 from asgd.problems.base import Array, Problem
 from asgd.problems.linear import LeastSquares
 from asgd.problems.scalar import DoubleWell, Quadratic

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 from scipy.stats import ks_2samp
 
-from analysis.discrete import AsgdIid, MomentumSgd
-from analysis.ensemble import Block, run_ensemble
+from analysis.models.discrete import AsgdIid, MomentumSgd
+from analysis.models.ensemble import Block, run_ensemble
 from analysis.paper.claim import Claim, pvalue_text, value
 from analysis.paper.stationary import ExpectedRead, decay_updates, thinned_samples
 from asgd.problems.base import Array

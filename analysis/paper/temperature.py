@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from analysis.discrete import AsgdIid
-from analysis.moments import stationary_variance
+from analysis.exact.moments import stationary_variance
+from analysis.models.discrete import AsgdIid
 from analysis.paper.claim import Claim
 from analysis.paper.stationary import ExpectedRead, decay_updates, thinned_samples
 from asgd.problems.base import Array

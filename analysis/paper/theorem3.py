@@ -16,7 +16,7 @@ from typing import Literal, get_args
 import numpy as np
 import pandas as pd
 
-from analysis.history import History
+from analysis.models.history import History
 from analysis.paper.claim import Claim, value
 from asgd.problems.base import Array
 from asgd.problems.scalar import DoubleWell, Quadratic, ScalarProblem

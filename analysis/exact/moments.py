@@ -1,0 +1,389 @@
+"""Exact moments of ASGD on problems with linear sample gradients, without Monte Carlo.
+
+Three levels. `asgd_moments`: mean and second moment at every update for geometric staleness and
+multiplicative noise. `mode_moments`: one Hessian mode, any staleness law, additive noise, by its
+impulse response. `server_moments`: the parameter server itself, with memoryless workers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from analysis.exact.linear_gradients import LinearGradients
+from analysis.models.ensemble import PerUpdate, initial_point, per_update
+from asgd.arguments import count, number
+from asgd.errors import InputError
+from asgd.problems.base import Array, Problem
+from asgd.staleness import StalenessLaw
+from asgd.streams import Seed, as_seed
+
+Closure = Literal["iid", "sampling", "pool"]
+
+
+class Moments(NamedTuple):
+    """Moments of x_k for k = 0..K.
+
+    Attributes
+    ----------
+    mean
+        E x_k, shape (K + 1, d).
+    second_moment
+        E x_k x_k^T, shape (K + 1, d, d).
+    """
+
+    mean: Array
+    second_moment: Array
+
+
+class ModeMoments(NamedTuple):
+    """Mean and variance of x_k along Hessian modes, both of shape (K + 1, ...)."""
+
+    mean: Array
+    variance: Array
+
+
+@dataclass(frozen=True)
+class MomentRecursion:
+    """The moments of ASGD as a linear recursion s' = (F + G / b) s in one flat state vector.
+
+    s holds, in this order, 1, E x, E m, E x x^T, E x m^T, E m m^T and E n: m and n are the
+    expected read sum_l w_l x_{k-l} and its second moment sum_l w_l x_{k-l} x_{k-l}^T. Its length
+    is 1 + 2 d + 4 d^2.
+
+    Attributes
+    ----------
+    gradients
+        The problem's coefficients.
+    mu
+        Geometric parameter of the staleness.
+    closure
+        What is assumed of the random lags. "iid": independent at every update, the model of An,
+        Lu, Ying, section 1; then the moments are those of (A1) and of (S5). "pool": each snapshot
+        is used once, as on a server with memoryless workers, (P1). "sampling": no lag noise.
+    """
+
+    gradients: LinearGradients
+    mu: float
+    closure: Closure = "iid"
+
+    def __post_init__(self) -> None:
+        number(self.mu, "mu", least=0.0, below=1.0)
+        if self.closure not in get_args(Closure):
+            accepted = ", ".join(get_args(Closure))
+            raise InputError(f"closure = {self.closure!r}: expected one of {accepted}")
+
+    def initial_state(self, x: Array) -> Array:
+        """Return s_0 for a known x_0 of shape (d,)."""
+        square = np.outer(x, x).ravel()
+        return np.concatenate([[1.0], x, x, square, square, square, square])
+
+    def split(self, state: Array) -> tuple[Array, ...]:
+        """Return 1, E x, E m, E x x^T, E x m^T, E m m^T, E n; state of shape (..., n)."""
+        d = self.gradients.dim
+        sizes = [1, d, d] + [d * d] * 4
+        one, x, m, *rest = np.split(state, np.cumsum(sizes)[:-1], axis=-1)
+        squares = (block.reshape(*block.shape[:-1], d, d) for block in rest)
+        return one[..., 0], x, m, *squares
+
+    def advance(self, state: Array, learning_rate: float, inverse_batch: float) -> Array:
+        """Return the state one update later; state of shape (..., n), linear in it.
+
+        (S5), An, Lu, Ying, section 3, in expectation; (P1) for the pool closure.
+        """
+        eta, mu, problem = learning_rate, self.mu, self.gradients
+        hessian = problem.curvature
+        one, x, m, xx, xm, mm, n = self.split(state)
+        x_new = x - eta * (m @ hessian.T - one[..., None] * problem.offset)
+        m_new = mu * m + (1.0 - mu) * x_new
+
+        reads = mm if self.closure == "sampling" else n
+        push = problem.expected_square(m, reads, one) + inverse_batch * (
+            problem.expected_second_moment(m, n, one) - problem.expected_square(m, n, one)
+        )
+        drift = xm @ hessian.T - x[..., :, None] * problem.offset
+        xx_new = xx - eta * (drift + _transpose(drift)) + eta**2 * push
+        x_new_m = xm - eta * (hessian @ mm - problem.offset[:, None] * m[..., None, :])
+        xm_new = mu * x_new_m + (1.0 - mu) * xx_new
+        mm_new = mu**2 * mm + mu * (1.0 - mu) * (x_new_m + _transpose(x_new_m))
+        mm_new = mm_new + (1.0 - mu) ** 2 * xx_new
+        # one worker has no lag: without this, rounding in n - mm would grow
+        if self.closure == "pool" and mu > 0.0:
+            lag = n - mm
+            used = eta * hessian @ lag
+            xm_new = xm_new + (1.0 - mu) * used
+            mm_new = mm_new + (1.0 - mu) ** 2 * (lag + used + _transpose(used))
+        n_new = mu * n + (1.0 - mu) * xx_new
+
+        blocks = [one[..., None], x_new, m_new]
+        flat = [b.reshape(*b.shape[:-2], -1) for b in (xx_new, xm_new, mm_new, n_new)]
+        return np.concatenate(blocks + flat, axis=-1)
+
+    def transition(self, learning_rate: float) -> tuple[Array, Array]:
+        """Return F and G of s' = (F + G / b) s, shape (n, n) each."""
+        d = self.gradients.dim
+        identity = np.eye(1 + 2 * d + 4 * d * d)
+        fixed = self.advance(identity, learning_rate, 0.0).T
+        return fixed, self.advance(identity, learning_rate, 1.0).T - fixed
+
+    def loss_weights(self) -> Array:
+        """Return the vector w with E f(x) = w . s, shape (n,)."""
+        d, problem = self.gradients.dim, self.gradients
+        head = np.concatenate([[problem.loss_at_zero], -problem.offset, np.zeros(d)])
+        return np.concatenate([head, 0.5 * problem.curvature.ravel(), np.zeros(3 * d * d)])
+
+    def run(self, x: Array, learning_rate: Array, batch: Array) -> Array:
+        """Return the states s_0..s_K, shape (K + 1, n).
+
+        Parameters
+        ----------
+        x
+            x_0, shape (d,).
+        learning_rate, batch
+            Of each update, shape (K,).
+        """
+        states = np.empty((len(batch) + 1, 1 + 2 * len(x) + 4 * len(x) ** 2))
+        states[0] = self.initial_state(x)
+        current = np.nan
+        for k, (rate, b) in enumerate(zip(learning_rate, batch, strict=True)):
+            if rate != current:
+                current, (fixed, noise) = rate, self.transition(rate)
+            states[k + 1] = fixed @ states[k] + noise @ states[k] / b
+        return states
+
+
+def _transpose(matrix: Array) -> Array:
+    return np.swapaxes(matrix, -1, -2)
+
+
+def asgd_moments(
+    problem: Problem,
+    learning_rate: PerUpdate,
+    mu: float,
+    updates: int,
+    *,
+    batch_size: PerUpdate = 1,
+    initial: Array | None = None,
+    closure: Closure = "iid",
+    seed: Seed = 0,
+) -> Moments:
+    """Return the exact mean and second moment of ASGD at every update; no Monte Carlo.
+
+    The moments of (A1) with independent geometric staleness, which are those of the native scheme
+    (S5) (An, Lu, Ying, section 3); with `closure="pool"` those of a parameter server with
+    P = 1 / (1 - mu) memoryless workers, (P1) (ours).
+
+    Parameters
+    ----------
+    problem
+        Sample gradients linear in x: quadratic or least squares, d <= 20.
+    learning_rate, batch_size
+        One value, or one for each update, shape (updates,).
+    mu
+        Geometric parameter of the staleness, in [0, 1).
+    initial
+        x_0, shape (d,); default `problem.initial_point` from the stream "initial" of the seed.
+
+    Returns
+    -------
+    Moments
+        mean (updates + 1, d) and second_moment (updates + 1, d, d).
+
+    Raises
+    ------
+    InputError
+        The problem's gradients are not linear, or an argument is outside its range.
+    """
+    recursion = MomentRecursion(LinearGradients.of(problem), mu, closure)
+    x = initial_point(problem, initial, as_seed(seed))
+    rates = per_update(learning_rate, updates, "learning_rate")
+    batch = per_update(batch_size, updates, "batch_size", fractional=True)
+    states = recursion.run(x, rates, batch)
+    _, mean, _, second, *_ = recursion.split(states)
+    return Moments(mean, second)
+
+
+def expected_loss(problem: Problem, moments: Moments) -> Array:
+    """Return E f(x_k) from the moments of x_k, shape (K + 1,); f quadratic."""
+    g = LinearGradients.of(problem)
+    quadratic = np.einsum("pq,kpq->k", g.curvature, moments.second_moment) / 2
+    return np.asarray(quadratic - moments.mean @ g.offset + g.loss_at_zero)
+
+
+class StationaryVariance(NamedTuple):
+    """Stationary E x^2 and E m^2 of the iterate and of the expected read."""
+
+    iterate: float
+    expected_read: float
+
+
+def stationary_variance(
+    curvature: float, noise_variance: float, learning_rate: float, mu: float
+) -> StationaryVariance:
+    """Return the exact stationary variances of ASGD on f = (curvature / 2) x^2, additive noise.
+
+    Of independent lags: a real server's depend on each other, see `server_moments`. With
+    h = eta a and T = eta s^2 / 2 (ours):
+
+        E m^2 = (T/a) (1 + mu) / Delta,   E x^2 = (T/a) (1 + mu + 2 mu h/(1-mu)) / Delta,
+        Delta = 1 + mu - (1-mu) h/2 - mu h^2/(1-mu)
+
+    Independent geometric staleness, mu in [0, 1); curvature and learning_rate > 0,
+    noise_variance >= 0. To first order in h, E x^2 is (L3) times 1 + (1/2 + mu) h.
+
+    Raises
+    ------
+    InputError
+        An argument is outside its range, or the variance grows without bound at this learning
+        rate: Delta <= 0.
+    """
+    number(curvature, "curvature", above=0.0)
+    number(noise_variance, "noise_variance", least=0.0)
+    number(learning_rate, "learning_rate", above=0.0)
+    number(mu, "mu", least=0.0, below=1.0)
+    step, keep = learning_rate * curvature, 1.0 - mu
+    denominator = 1.0 + mu - keep * step / 2.0 - mu * step**2 / keep
+    if not denominator > 0.0:
+        raise InputError(
+            f"learning_rate = {learning_rate}: the second moment is unstable at mu = {mu}, "
+            f"curvature = {curvature}"
+        )
+    base = learning_rate * noise_variance / (2.0 * curvature) / denominator
+    return StationaryVariance(base * (1.0 + mu + 2.0 * mu * step / keep), base * (1.0 + mu))
+
+
+def impulse_response(
+    law: StalenessLaw, learning_rate: float, curvature: npt.ArrayLike, updates: int
+) -> Array:
+    """Return h_k, what is left of a unit push k updates later, on modes of given curvature.
+
+    h_0 = 1, h_{k+1} = h_k - eta a sum_l w_l h_{k-l}, h = 0 before 0 (ours).
+
+    Parameters
+    ----------
+    curvature
+        Eigenvalues a of the Hessian, shape (...).
+
+    Returns
+    -------
+    Array
+        Shape (updates + 1, ...).
+    """
+    return _follow(law, learning_rate * np.asarray(curvature, dtype=float), updates, 0.0)
+
+
+def _follow(law: StalenessLaw, step: Array, updates: int, before: float) -> Array:
+    """Solve y_{k+1} = y_k - step sum_l w_l y_{k-l} from y_0 = 1 with y = `before` before 0."""
+    reversed_weights = law.weights(law.support_length())[::-1]
+    length = len(reversed_weights)
+    y = np.full((length + updates, *step.shape), before)
+    y[length - 1] = 1.0
+    for k in range(length - 1, length - 1 + updates):
+        read = np.tensordot(reversed_weights, y[k - length + 1 : k + 1], axes=1)
+        y[k + 1] = y[k] - step * read
+    return y[length - 1 :]
+
+
+def mode_moments(
+    law: StalenessLaw,
+    learning_rate: float,
+    curvature: npt.ArrayLike,
+    noise_variance: npt.ArrayLike,
+    updates: int,
+    *,
+    batch_size: PerUpdate = 1,
+    initial: npt.ArrayLike = 1.0,
+) -> ModeMoments:
+    """Return mean and variance of each Hessian mode under any staleness law, additive noise.
+
+    E x follows the recursion of `impulse_response` from x_0 with constant history, and
+    Var x_k = eta^2 s^2 sum_{j<k} h_{k-1-j}^2 / b_j: the sampling closure (ours).
+
+    Parameters
+    ----------
+    curvature, noise_variance
+        Per mode: Hessian eigenvalue a and variance s^2 of one sample's gradient, shape (...).
+    batch_size
+        One value, or one for each update, shape (updates,).
+    initial
+        Distance of x_0 from the minimiser along the mode, shape (...).
+
+    Returns
+    -------
+    ModeMoments
+        Both of shape (updates + 1, ...), measured from the minimiser.
+    """
+    from scipy.signal import fftconvolve
+
+    step = learning_rate * np.asarray(curvature, dtype=float)
+    mean = np.asarray(initial) * _follow(law, step, updates, 1.0)
+    power = _follow(law, step, updates, 0.0)[:updates] ** 2
+    share = 1.0 / per_update(batch_size, updates, "batch_size", fractional=True)
+    if updates and np.all(share == share[0]):
+        total = share[0] * np.cumsum(power, axis=0)
+    else:
+        shares = share.reshape(-1, *[1] * step.ndim)
+        total = fftconvolve(power, np.broadcast_to(shares, power.shape), axes=0)[:updates]
+    variance = np.zeros_like(mean)
+    variance[1:] = learning_rate**2 * np.asarray(noise_variance) * total
+    return ModeMoments(mean, variance)
+
+
+def server_transition(step: float, workers: int) -> Array:
+    """Return the linear part of the server's second-moment recursion, shape (4, 4).
+
+    State E x^2, E x s_i, E s_i^2, E s_i s_j with s_i the snapshot worker i holds; `step` is
+    learning rate times curvature. Ours.
+    """
+    keep = 1.0 - 1.0 / workers
+    x_new = np.array([1.0, -2.0 * step, step**2, 0.0])
+    old = np.array([0.0, 1.0, 0.0, -step])
+    own = np.array([0.0, 0.0, 1.0, 0.0])
+    pair = np.array([0.0, 0.0, 0.0, 1.0])
+    return np.array(
+        [
+            x_new,
+            x_new / workers + keep * old,
+            x_new / workers + keep * own,
+            (2.0 * old + (workers - 2) * pair) / workers if workers > 1 else 0.0 * pair,
+        ]
+    )
+
+
+def server_moments(
+    curvature: float,
+    noise_variance: float,
+    learning_rate: float,
+    workers: int,
+    updates: int,
+    *,
+    initial: float = 1.0,
+) -> ModeMoments:
+    """Return mean and variance of x_k on a real parameter server with memoryless workers.
+
+    f = (curvature / 2) x^2 with additive gradient noise; every worker holds one snapshot, the
+    next to push is uniformly random and leaves with the new snapshot (ours).
+
+    Returns
+    -------
+    ModeMoments
+        Both of shape (updates + 1,).
+    """
+    workers, updates = count(workers, "workers"), count(updates, "updates")
+    number(curvature, "curvature", above=0.0)
+    number(noise_variance, "noise_variance", least=0.0)
+    number(learning_rate, "learning_rate", above=0.0)
+    step, move = learning_rate * curvature, 1.0 / workers
+    transition = server_transition(step, workers)
+    noise = learning_rate**2 * noise_variance * np.array([1.0, move, move, 0.0])
+    second = np.empty((updates + 1, 4))
+    first = np.empty((updates + 1, 2))
+    second[0], first[0] = initial**2, initial
+    for k in range(updates):
+        second[k + 1] = transition @ second[k] + noise
+        x = first[k, 0] - step * first[k, 1]
+        first[k + 1] = x, move * x + (1.0 - move) * first[k, 1]
+    return ModeMoments(first[:, 0], second[:, 0] - first[:, 0] ** 2)

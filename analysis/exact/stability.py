@@ -1,0 +1,244 @@
+"""How large a learning rate a staleness law allows.
+
+On a mode of curvature a the mean obeys x_{k+1} = x_k - h sum_l w_l x_{k-l} with h = eta a. Its
+factors per update are the roots of z - 1 + h W(1/z), W(s) = sum_l w_l s^l; the mean is stable
+while all of them lie inside the unit circle. Laws may be thousands of updates long: everything
+here works on circles by FFT, never on the L x L companion matrix. Ours.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from analysis.exact.moments import server_transition
+from asgd.errors import InputError
+from asgd.problems.base import Array
+from asgd.staleness import ConstantPlusGeometric, Geometric, StalenessLaw
+
+Complex = npt.NDArray[np.complex128]
+
+# A polynomial of degree L turns at most L times along a circle: sixteen points for each turn
+# follow its argument, and this many at least place a root of a short law.
+_POINTS_PER_TURN = 16
+_FEWEST_POINTS = 2**14
+# Mass of the law left out where roots are counted, and where the largest is refined: where two
+# roots meet they move by the square root of what is missing, and a factor r has it over r^L.
+_TAIL, _FINE_TAIL = 1e-9, 1e-24
+# What counting can be off by, as a share of the radius; first step of the refinement beyond which
+# it leads to another root; and its steps.
+_NEAR, _FAR, _STEPS = 0.02, 0.1, 6
+
+
+def max_stable_learning_rate(
+    law: StalenessLaw,
+    curvature: float,
+    *,
+    momentum: float = 0.0,
+    staleness_aware: bool = False,
+) -> float:
+    """Return the smallest learning rate at which the mean of a mode no longer decays.
+
+    No single run need decay up to there: see `analysis.stability_limits`. Boundary locus: on the
+    unit circle h = (1 - z)(1 - beta/z) / W(1/z) must be real and positive; the smallest such h is
+    where the first root leaves the disc. Closed forms: geometric 2 (1 + mu) / (1 - mu), constant
+    delay D 2 sin(pi / (2 (2 D + 1))), over the curvature; for the heavy ball `_geometric`.
+
+    Parameters
+    ----------
+    law
+        Staleness law.
+    curvature
+        Largest eigenvalue of the Hessian, > 0.
+    momentum
+        beta of the heavy ball, in [0, 1).
+    staleness_aware
+        Whether the step is eta / (1 + tau): then w_l / (1 + l) stands for w_l.
+
+    Raises
+    ------
+    InputError
+        The curvature is not positive, or the momentum is outside [0, 1).
+    """
+    if not curvature > 0:
+        raise InputError(f"curvature = {curvature}: expected a positive number")
+    if not 0.0 <= momentum < 1.0:
+        raise InputError(f"momentum = {momentum}: expected a number in [0, 1)")
+    if isinstance(law, Geometric) and not (staleness_aware and momentum):
+        return _geometric(law.mu, momentum, staleness_aware) / curvature
+    if isinstance(law, ConstantPlusGeometric) and law.mu == momentum == 0.0:
+        divided = 1.0 + law.offset * staleness_aware
+        return float(divided * 2.0 * np.sin(np.pi / (2.0 * (2.0 * law.offset + 1.0)))) / curvature
+    weights = law.weights(law.support_length())
+    if staleness_aware:
+        weights = weights / np.arange(1, len(weights) + 1)
+    return _boundary_locus(weights, momentum) / curvature
+
+
+def _geometric(mu: float, momentum: float, staleness_aware: bool) -> float:
+    """Return the limit of geometric staleness: min over where the root leaves, z = -1 or not.
+
+    Heavy ball min{(1 - beta)(1 - beta mu) / (beta mu), 2 (1 + beta)(1 + mu) / (1 - mu)}; step
+    eta / (1 + tau) without momentum 2 mu / ((1 - mu) log(1 + mu)). Ours.
+    """
+    if staleness_aware:
+        return float(2.0 * mu / ((1.0 - mu) * np.log1p(mu))) if mu else 2.0
+    alternating = 2.0 * (1.0 + momentum) * (1.0 + mu) / (1.0 - mu)
+    if not momentum * mu:
+        return alternating
+    return min((1.0 - momentum) * (1.0 - momentum * mu) / (momentum * mu), alternating)
+
+
+def _boundary_locus(weights: Array, momentum: float = 0.0) -> float:
+    """Return the smallest h > 0 with a root of (z - 1)(1 - beta/z) + h W(1/z) on the circle."""
+    from scipy.optimize import brentq
+
+    lags = np.arange(len(weights))
+
+    def own(theta: Any) -> Any:
+        return (1.0 - np.exp(1j * theta)) * (1.0 - momentum * np.exp(-1j * theta))
+
+    def product(theta: float) -> complex:
+        return complex(own(theta) * (np.exp(1j * theta * lags) @ weights))
+
+    def step(theta: float) -> float:
+        read = np.exp(-1j * theta * lags) @ weights
+        return float(np.real(own(theta) / read))
+
+    points = _points(len(weights))
+    angle = np.linspace(0.0, np.pi, points // 2 + 1)
+    read = np.fft.rfft(weights, points)
+    locus = own(angle) * np.conj(read)
+    locus[-1] = locus[-1].real  # z = -1 lies on the real axis, whatever rounding says
+    crossing = np.flatnonzero(locus.imag[:-1] * locus.imag[1:] < 0)
+    crossing = crossing[(locus.real[crossing] > 0) | (locus.real[crossing + 1] > 0)]
+    found = [step(np.pi)]
+    estimate = np.abs(locus[crossing]) / np.abs(read[crossing]) ** 2
+    for i in crossing[estimate < 1.1 * min(estimate, default=0.0)]:
+        theta = brentq(lambda t: product(t).imag, angle[i], angle[i + 1], xtol=1e-15)
+        found.append(step(theta))
+    return min(h for h in found if h > 0)
+
+
+def spectral_radius(
+    law: StalenessLaw, step: float, *, momentum: float = 0.0, staleness_aware: bool = False
+) -> float:
+    """Return the mean's slowest factor per update: the largest modulus among the roots.
+
+    Bisection on the radius, the argument principle (one FFT of the law) counting the roots
+    inside; then a refinement that also takes two roots that meet.
+
+    Parameters
+    ----------
+    law
+        Staleness law.
+    step
+        h, learning rate times curvature, >= 0.
+    momentum, staleness_aware
+        As in `max_stable_learning_rate`.
+
+    Returns
+    -------
+    float
+        Below one: stable. To 1e-6, where it exceeds the rate at which the tail of the law
+        decays; a faster decay of the mean is returned as about that rate.
+    """
+    if not step >= 0:
+        raise InputError(f"step = {step}: expected learning rate times curvature >= 0")
+    rule = momentum, staleness_aware
+    polynomial = _polynomial(law, step, *rule, _TAIL)
+    low, high = 0.0, 1.0 + momentum + step
+    while high - low > 1e-6 * max(1.0, low):
+        middle = (low + high) / 2
+        values = _on_circle(_scaled(polynomial, middle))
+        values = np.where(values == 0, np.finfo(float).tiny, values)  # a root on the circle
+        turns = np.angle(np.roll(values, -1) / values).sum() / (2.0 * np.pi)
+        inside = round(float(turns)) == len(polynomial) - 1
+        low, high = (low, middle) if inside else (middle, high)
+    radius = (low + high) / 2
+    values = _on_circle(_scaled(polynomial, radius))
+    z = complex(np.exp(2j * np.pi * np.argmin(np.abs(values)) / len(values)))
+    return radius * _polish(_scaled(_polynomial(law, step, *rule, _FINE_TAIL), radius), z)
+
+
+def _polynomial(
+    law: StalenessLaw, step: float, momentum: float, staleness_aware: bool, tail: float
+) -> Array:
+    """Return z^{L-2} ((z - 1)(z - beta) + h z W(1/z)), lowest power first; the law is cut off."""
+    weights = law.weights(max(2, law.support_length(tail)))
+    if staleness_aware:
+        weights = weights / np.arange(1, len(weights) + 1)
+    polynomial = np.append(step * weights[::-1], 0.0)
+    polynomial[-3:] += momentum, -1.0 - momentum, 1.0
+    return polynomial
+
+
+def _scaled(polynomial: Array, radius: float) -> Array:
+    """Return p_i radius^i, scaled to a largest value of one: its roots are divided by radius."""
+    with np.errstate(divide="ignore"):
+        logs = np.log(np.abs(polynomial)) + np.arange(len(polynomial)) * np.log(radius)
+    return np.asarray(np.sign(polynomial) * np.exp(logs - logs.max()))
+
+
+def _on_circle(polynomial: Array) -> Complex:
+    return np.fft.ifft(polynomial, _points(len(polynomial)), norm="forward")
+
+
+def _polish(polynomial: Array, z: complex) -> float:
+    """Return the largest modulus, near one, of the two roots next to z; one if there is none.
+
+    Each step goes to a root of the parabola with the polynomial's value, slope and bend: where two
+    roots are about to meet, where Newton's method fails, it has both.
+    """
+    powers = np.arange(len(polynomial))
+
+    def moves(root: complex) -> list[complex]:
+        terms = polynomial * root**powers
+        value, slope, bend = terms.sum(), powers @ terms, (powers * (powers - 1)) @ terms
+        fork = np.sqrt(slope**2 - 2.0 * value * bend + 0j)
+        below = sorted((slope - fork, slope + fork), key=abs)
+        return [complex(-2.0 * value / one) if one else 0j for one in below]
+
+    found = []
+    for first in moves(z):
+        if abs(first) > _FAR:
+            continue
+        root = z * (1.0 + first)
+        for _ in range(_STEPS):
+            root *= 1.0 + moves(root)[1]  # the nearer one
+        if abs(abs(root) - 1.0) < _NEAR:
+            found.append(float(abs(root)))
+    return max(found, default=1.0)
+
+
+def _points(degree: int) -> int:
+    wanted = max(_POINTS_PER_TURN * degree, _FEWEST_POINTS)
+    return 1 << (wanted - 1).bit_length()
+
+
+def server_max_stable_learning_rate(workers: int, curvature: float) -> float:
+    """Return the learning rate at which E x^2 stops decaying on a memoryless parameter server.
+
+    The smallest root of spectral radius one of `analysis.exact.moments.server_transition`: the
+    mean-square limit. It lies below the limit of the mean, 2 (2 P - 1) / curvature.
+
+    Raises
+    ------
+    InputError
+        No worker, or a curvature that is not positive.
+    """
+    from scipy.optimize import brentq
+
+    if workers < 1:
+        raise InputError(f"workers = {workers}: expected an integer >= 1")
+    if not curvature > 0:
+        raise InputError(f"curvature = {curvature}: expected a positive number")
+
+    def excess(step: float) -> float:
+        return float(np.abs(np.linalg.eigvals(server_transition(step, workers))).max()) - 1.0
+
+    grid = np.geomspace(1e-2 / workers, 2.0 * (2 * workers - 1), 400)
+    first = next(i for i, step in enumerate(grid) if excess(step) > 0)
+    return float(brentq(excess, grid[first - 1], grid[first], xtol=1e-14)) / curvature

@@ -1,0 +1,1 @@
+"""Ensembles of paths: the stochastic modified equations and their discrete counterparts."""

@@ -1,0 +1,448 @@
+"""Ensembles of paths: run a model block by block and keep statistics, never all paths x updates.
+
+The seam with the models is one class. A `Block` is some paths of a model that advance together;
+a `BlockMaker` builds one from its initial points and its own random generator:
+
+    class Heun:                                       # a Block
+        def __init__(self, problem, ..., x, rng): ...
+        def step(self, k): ...                        # from update k to update k + 1, in place
+        def position(self): ...                       # x now, shape (paths, d)
+
+    run_ensemble(partial(Heun, problem, ...), problem, updates, paths, seed, "heun")
+
+How the paths are cut into blocks depends on their number and on d alone, and every block has its
+own random stream, so no result depends on the number of threads.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Protocol, TypedDict, Unpack
+
+import numpy as np
+import numpy.typing as npt
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+from analysis.models.statistics import PathStatistics
+from asgd.arguments import count, number, shown
+from asgd.errors import InputError
+from asgd.problems.base import Array, Problem
+from asgd.streams import Seed, as_seed, stream
+
+PerUpdate = float | Sequence[float] | npt.NDArray[Any]
+
+QUANTILE_LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
+# Paths whose losses are kept for the quantiles: a quantile is then the one at level
+# q +- sqrt(q (1 - q) / 4096), 0.8 % of the paths at the median.
+QUANTILE_PATHS = 4096
+
+# Below the first number an array operation costs more in calls than in arithmetic; up to the
+# second, threads still lose time in handing over the interpreter. (d, d) arrays count.
+BLOCK_SCALARS = 10_000
+LARGE_BLOCK_SCALARS = 40_000
+# A matrix product over fewer paths than this is bound by reading the data set.
+BLOCK_PATHS = 16
+# Numbers held by the state of one block: 2**26 doubles are 512 MB.
+BLOCK_STATE = 2**26
+# Bytes of statistics an ensemble may hold; fewer threads keep fewer at a time.
+STATISTICS_BYTES = 4 * 2**30
+# From here on an ensemble says how much memory it takes.
+ANNOUNCED_BYTES = 2**27
+
+# Options of single models, for a guess at what a misspelt one was meant to be.
+_OF_MODELS = ("batch_size", "closure", "noise", "substeps", "turns", "updates", "workers")
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, repr=False)
+class Ensemble:
+    """Statistics of simulated paths at the recorded updates.
+
+    A path that diverges is kept: its statistics become inf or nan.
+
+    Attributes
+    ----------
+    update
+        Recorded updates, shape (m,): after how many applied updates. Update 0 is x_0.
+    mean
+        E x, shape (m, d).
+    second_moment
+        E x^2, element by element, shape (m, d).
+    loss_mean, loss_std
+        Mean and standard deviation of f(x) over the paths, shape (m,).
+    quantile_levels
+        Shape (q,).
+    loss_quantiles
+        Quantiles of f(x), shape (m, q): over all paths up to `QUANTILE_PATHS` of them, and over
+        that many, spread evenly, beyond. Everything else is over all paths.
+    paths
+        Number of paths.
+    final
+        x after the last update, shape (paths, d).
+    """
+
+    update: npt.NDArray[np.int64]
+    mean: npt.NDArray[np.float64]
+    second_moment: npt.NDArray[np.float64]
+    loss_mean: npt.NDArray[np.float64]
+    loss_std: npt.NDArray[np.float64]
+    quantile_levels: npt.NDArray[np.float64]
+    loss_quantiles: npt.NDArray[np.float64]
+    paths: int
+    final: Array
+
+    def __repr__(self) -> str:
+        return (
+            f"Ensemble({self.paths} paths, d = {self.mean.shape[1]}, {len(self.update)} records of "
+            f"updates {self.update[0]} to {self.update[-1]}; loss {self.loss_mean[0]:.4g} to "
+            f"{self.loss_mean[-1]:.4g}, standard deviation {self.loss_std[-1]:.2g})"
+        )
+
+
+class Block(Protocol):
+    """Some paths of a model that advance together."""
+
+    def step(self, k: int) -> None:
+        """Advance every path from update k to update k + 1, in place."""
+
+    def position(self) -> Array:
+        """Return x now, shape (paths, d); valid until the next step."""
+
+
+class BlockMaker(Protocol):
+    """Builds the block that starts at `x`, shape (paths, d), which it may keep and overwrite."""
+
+    def __call__(self, x: Array, rng: np.random.Generator) -> Block:
+        """Return the block, at update 0."""
+
+
+class PathOptions(TypedDict, total=False):
+    """Keyword arguments that every model function hands on to `run_ensemble`."""
+
+    initial: npt.ArrayLike | None
+    record: npt.ArrayLike | None
+    quantile_levels: Sequence[float]
+    threads: int | None
+    dtype: npt.DTypeLike
+    progress: Callable[[int, int], None] | None
+
+
+def per_update(
+    value: PerUpdate, updates: int, key: str, *, fractional: bool = False
+) -> npt.NDArray[np.float64]:
+    """Return a constant or a schedule as one positive number per update, shape (updates,).
+
+    A block takes `.tolist()` of it: with NumPy's own scalars float32 paths would be computed in
+    float64.
+
+    Raises
+    ------
+    InputError
+        If a schedule is not as long as the run or a value is not positive and finite; a batch size
+        is a whole number, unless `fractional`, as moments take it.
+    """
+    updates = count(updates, "updates")
+    try:
+        values = np.asarray(value, dtype=float)
+    except (TypeError, ValueError):
+        raise InputError(f"{key}: {shown(value)}; accepted: positive finite numbers") from None
+    if values.ndim == 0:
+        values = np.broadcast_to(values, (updates,))
+    if values.shape != (updates,):
+        raise InputError(
+            f"{key}: shape {values.shape}; accepted: a number, or one for each of {updates} updates"
+        )
+    wrong = ~(np.isfinite(values) & (values > 0))
+    whole = key == "batch_size" and not fractional
+    if whole:
+        wrong |= values != np.floor(values)
+    if wrong.any():
+        at = "" if np.ndim(value) == 0 else f" at update {int(np.argmax(wrong))}"
+        accepted = "whole numbers >= 1" if whole else "positive finite numbers"
+        raise InputError(f"{key}: {values[np.argmax(wrong)]:g}{at}; accepted: {accepted}")
+    return values
+
+
+def block_sizes(paths: int, dim: int, state_copies: int = 4) -> list[int]:
+    """Return how many paths each block gets; a function of the model and never of the machine.
+
+    Parameters
+    ----------
+    state_copies
+        Vectors of length d that a model holds for each path.
+    """
+    smallest = max(-(-BLOCK_SCALARS // dim), BLOCK_PATHS)
+    size = min(max(smallest, paths // 2), max(smallest, LARGE_BLOCK_SCALARS // dim**2))
+    size = min(size, max(BLOCK_STATE // (dim * state_copies), 1))
+    blocks = max(paths // size, 1)
+    least, more = divmod(paths, blocks)
+    return [least + (i < more) for i in range(blocks)]
+
+
+def run_ensemble(
+    make_block: BlockMaker,
+    problem: Problem,
+    updates: int,
+    paths: int,
+    seed: Seed,
+    name: str,
+    state_copies: int = 4,
+    **options: Unpack[PathOptions],
+) -> Ensemble:
+    """Simulate `paths` paths of a model over `updates` updates and return their statistics.
+
+    Memory, for m records: 2 m d moments per block at work or waiting to be merged, the state of
+    one block per thread, m min(paths, `QUANTILE_PATHS`) losses if quantiles are asked for, and the
+    final points. Only these last grow with the number of paths. Where it is more than
+    `ANNOUNCED_BYTES` altogether, it is logged as a warning beforehand. What the problem's own
+    methods take comes on top.
+
+    Parameters
+    ----------
+    name
+        Names the random streams: two models under one seed draw independent numbers.
+    state_copies
+        Vectors of length d that the model holds for each path; bounds the size of a block.
+    initial
+        x_0, shape (d,). Default: the problem's initial point under this seed.
+    record
+        Updates at which to keep statistics. Default: every one, 0 and `updates` included.
+    quantile_levels
+        Levels of the loss quantiles; an empty tuple saves their memory.
+    threads
+        Threads to run blocks on. Default: the processors this process may use.
+    dtype
+        float64 or float32, the precision of the paths. Statistics are float64.
+    progress
+        Called as progress(done, total) about a hundred times, from any thread; in block-updates.
+
+    Raises
+    ------
+    InputError
+        If an option cannot be used, or the statistics would need more than 4 GB.
+    """
+    updates, paths, seed = count(updates, "updates"), count(paths, "paths"), as_seed(seed)
+    _check_options(problem, options)
+    at = _recorded_updates(options.get("record"), updates)
+    levels = np.asarray(options.get("quantile_levels", QUANTILE_LEVELS), dtype=float)
+    start = initial_point(problem, options.get("initial"), seed)
+    dtype = np.dtype(options.get("dtype", np.float64))
+    sizes = block_sizes(paths, problem.dim, state_copies)
+    offsets = np.cumsum([0, *sizes])
+    kept = _quantile_paths(paths)
+    threads = _plan_memory(
+        name,
+        problem.dim,
+        dtype.itemsize,
+        len(at),
+        sizes,
+        state_copies,
+        len(kept) if len(levels) else 0,
+        options.get("threads"),
+    )
+    losses = np.empty((len(at), len(kept))) if len(levels) else None
+    final = np.empty((paths, problem.dim), dtype)
+    watch = _Watch(len(sizes) * updates, options.get("progress"))
+
+    def run(i: int) -> PathStatistics:
+        rows = slice(int(offsets[i]), int(offsets[i + 1]))
+        first, last = np.searchsorted(kept, [rows.start, rows.stop])
+        out = None if losses is None else losses[:, first:last]
+        chosen = kept[first:last] - rows.start
+        statistics = PathStatistics(problem, sizes[i], len(at), chosen, out)
+        x = np.tile(start.astype(dtype), (sizes[i], 1))
+        block = make_block(x, stream(seed, f"{name}/{i}"))
+        # A diverging path is an answer, reported as inf or nan.
+        with np.errstate(over="ignore", invalid="ignore"):
+            _run_block(block, updates, at, statistics, watch)
+        final[rows] = block.position()
+        return statistics
+
+    merged = _over_blocks(run, len(sizes), problem.dim, threads, watch)
+    return Ensemble(
+        update=at,
+        mean=merged.mean,
+        second_moment=merged.second_moment,
+        loss_mean=merged.loss_mean,
+        loss_std=np.sqrt(merged.loss_variance),
+        quantile_levels=levels,
+        loss_quantiles=np.empty((len(at), 0))
+        if losses is None
+        else _loss_quantiles(losses, levels),
+        paths=paths,
+        final=final,
+    )
+
+
+def _check_options(problem: Problem, options: Mapping[str, Any]) -> None:
+    """Refuse what is no problem, options nobody knows, and values of the wrong kind."""
+    if not isinstance(getattr(problem, "dim", None), int):
+        raise InputError(f"problem: {shown(problem)}; accepted: one as make_problem returns it")
+    known = PathOptions.__annotations__
+    for key in options:
+        if key not in known:
+            near = difflib.get_close_matches(key, [*known, *_OF_MODELS], 1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise InputError(f"{key}: unknown option; {hint}accepted: {', '.join(known)}")
+    if options.get("threads") is not None:
+        count(options["threads"], "threads")
+    if options.get("dtype", "float64") not in ("float64", "float32", np.float64, np.float32):
+        raise InputError(f"dtype: {shown(options['dtype'])}; accepted: float64, float32")
+    levels = options.get("quantile_levels", ())
+    if np.ndim(levels) != 1:
+        raise InputError(f"quantile_levels: {shown(levels)}; accepted: numbers from 0 to 1")
+    for level in levels:
+        number(level, "quantile_levels", least=0.0, below=np.nextafter(1.0, 2.0))
+
+
+class _Watch:
+    """Counts updates over all blocks, tells the caller, and stops every block when one fails."""
+
+    def __init__(self, total: int, progress: Callable[[int, int], None] | None) -> None:
+        self.stopped = False
+        self.interval = max(total // 100, 1)
+        self._total, self._done, self._progress = total, 0, progress
+        self._lock = threading.Lock()
+
+    def add(self, updates: int) -> None:
+        with self._lock:
+            self._done += updates
+            if self._progress is not None:
+                self._progress(self._done, self._total)
+
+
+def _run_block(
+    block: Block, updates: int, at: npt.NDArray[np.int64], statistics: PathStatistics, watch: _Watch
+) -> None:
+    wanted = iter(enumerate(at.tolist()))
+    row, following = next(wanted)
+    unreported = 0
+    for k in range(updates + 1):
+        if k == following:
+            statistics.record(row, block.position())
+            row, following = next(wanted, (row, -1))
+        if k == updates or watch.stopped:
+            break
+        block.step(k)
+        unreported += 1
+        if unreported == watch.interval:
+            watch.add(unreported)
+            unreported = 0
+    watch.add(unreported)
+
+
+def _over_blocks(
+    run: Callable[[int], PathStatistics], blocks: int, dim: int, threads: int, watch: _Watch
+) -> PathStatistics:
+    # One BLAS thread for each block: with more, blocks compete, and rounding would depend on them.
+    # Only a single block of matrix products gains from more; sums over paths lose.
+    limit = None if blocks == 1 and dim >= BLOCK_PATHS else 1
+    with (
+        threadpool_limits(limit, user_api="blas"),
+        ThreadPoolExecutor(threads) as pool,
+    ):
+        try:
+            # In the order of the blocks, whichever ends first: sums then round the same way.
+            left = iter(range(blocks))
+            waiting = deque(pool.submit(run, i) for i in islice(left, _ahead(threads)))
+            merged = None
+            while waiting:
+                statistics = waiting.popleft().result()
+                if merged is None:
+                    merged = statistics
+                else:
+                    with np.errstate(over="ignore", invalid="ignore"):
+                        merged.merge(statistics)
+                waiting.extend(pool.submit(run, i) for i in islice(left, 1))
+            assert merged is not None  # there is a block
+            return merged
+        except BaseException:
+            watch.stopped = True
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+
+
+def _quantile_paths(paths: int) -> npt.NDArray[np.int64]:
+    """Return the paths whose losses are kept, spread evenly: a function of their number alone."""
+    kept = min(paths, QUANTILE_PATHS)
+    return np.arange(kept, dtype=np.int64) * paths // kept
+
+
+def _loss_quantiles(
+    losses: npt.NDArray[np.float64], levels: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
+    # The k-th of n paths is put at level k/(n+1), the chance that one more path is below it. The
+    # default puts the extremes at 0 and 1 and makes bands from few paths too narrow.
+    with np.errstate(invalid="ignore"):
+        return np.quantile(losses, levels, axis=1, overwrite_input=True, method="weibull").T
+
+
+def initial_point(problem: Problem, initial: npt.ArrayLike | None, seed: int) -> Array:
+    """Return x_0, shape (d,): as given, or the problem's own under this seed."""
+    if initial is None:
+        return problem.initial_point(stream(seed, "initial"))
+    try:
+        x = np.asarray(initial, dtype=float)
+    except (TypeError, ValueError):
+        raise InputError(f"initial: {shown(initial)}; accepted: {problem.dim} numbers") from None
+    if x.shape != (problem.dim,):
+        raise InputError(f"initial: shape {x.shape}; accepted: ({problem.dim},)")
+    if not np.all(np.isfinite(x)):
+        raise InputError(f"initial: {shown(initial)}; accepted: finite numbers")
+    return x
+
+
+def _recorded_updates(record: npt.ArrayLike | None, updates: int) -> npt.NDArray[np.int64]:
+    if record is None:
+        return np.arange(updates + 1, dtype=np.int64)
+    given = np.asarray(record)
+    fits = given.dtype.kind in "iuf" and np.all((given >= 0) & (given <= updates))
+    if given.size == 0 or not fits or np.any(given != np.floor(given)):
+        raise InputError(f"record: {shown(record)}; accepted: updates from 0 to {updates}")
+    return np.unique(given.astype(np.int64))
+
+
+def _ahead(threads: int) -> int:
+    """Return how many blocks are at work or wait to be merged, so that no thread has to wait."""
+    return threads + (threads > 1)
+
+
+def _plan_memory(
+    name: str,
+    dim: int,
+    itemsize: int,
+    records: int,
+    sizes: list[int],
+    state_copies: int,
+    kept: int,
+    threads: int | None,
+) -> int:
+    """Return how many threads fit into memory; say how much that is where it is much."""
+    blocks, paths = len(sizes), sum(sizes)
+    moments, once = 16 * records * dim, 8 * records * kept + itemsize * paths * dim
+
+    def statistics(threads: int) -> int:
+        return moments * (min(blocks, _ahead(threads)) + (blocks > 1)) + once
+
+    if statistics(1) > STATISTICS_BYTES:
+        raise InputError(
+            f"record: {records} records of {dim} parameters, and {paths} paths, need "
+            f"{statistics(1) / 2**30:.1f} GB; accepted: at most {STATISTICS_BYTES / 2**30:.0f} GB, "
+            "so record fewer updates or simulate fewer paths"
+        )
+    threads = min(threads or len(os.sched_getaffinity(0)), blocks)
+    while statistics(threads) > STATISTICS_BYTES:
+        threads -= 1
+    needed = statistics(threads) + threads * itemsize * max(sizes) * dim * state_copies
+    if needed > ANNOUNCED_BYTES:
+        _log.warning("%s: its paths take up to %.2g GB of memory", name, needed / 2**30)
+    return threads

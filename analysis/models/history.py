@@ -1,0 +1,131 @@
+"""Averages over the last L points of a path under any staleness law, and the noise that fits."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+from analysis.models.noise import SNAPSHOTS, outer, psd_factor, standard_increments
+from asgd.problems.base import Array, Problem
+
+Weights = npt.NDArray[np.float64]
+
+
+class History:
+    """A ring of the last L values of an array, newest first in the order of the weights.
+
+    Before the first value there was always that value: x_{-l} = x_0.
+
+    Parameters
+    ----------
+    weights
+        w_0, ..., w_{L-1}: w_l is the weight of the value l steps old.
+    first
+        The first value, any shape.
+    """
+
+    def __init__(self, weights: Weights, first: Array) -> None:
+        self.length = len(weights)
+        self.ring = np.tile(first, (self.length, *([1] * first.ndim)))
+        self.newest = 0
+        # Row `newest` of the ring is `newest` steps behind the end of one period of this table.
+        self._table = np.tile(weights[::-1], 2).astype(first.dtype)
+
+    def push(self, value: Array) -> None:
+        """Make `value` the newest and forget the oldest."""
+        self.newest = (self.newest + 1) % self.length
+        self.ring[self.newest] = value
+
+    def average(self) -> Array:
+        """Return sum_l w_l value_{k-l}, the shape of one value."""
+        start = self.length - 1 - self.newest
+        flat = self.ring.reshape(self.length, -1)
+        return (self._table[start : start + self.length] @ flat).reshape(self.ring.shape[1:])
+
+    def pick(self, lag: npt.NDArray[np.int64]) -> Array:
+        """Return for path p the values lag[..., p] steps old, shape (..., paths, d)."""
+        path = np.arange(self.ring.shape[1])
+        return self.ring[(self.newest - lag) % self.length, path]
+
+
+class HistoryMatrixNoise:
+    """Sigma of (G1) from (d, d) matrices: h = E_l grad f grad f^T and s = E_l S over the law."""
+
+    def __init__(
+        self,
+        problem: Problem,
+        x: Array,
+        gradient: Array,
+        rng: np.random.Generator,
+        weights: Weights,
+        lag_noise: bool,
+    ) -> None:
+        self.problem, self.rng = problem, rng
+        self.h = History(weights, outer(gradient)) if lag_noise else None
+        self.s = History(weights, problem.gradient_covariance(x).astype(x.dtype))
+        self._z = np.empty_like(x)
+
+    def draw(self, g: Array, batch: float) -> Array:
+        """Return Sigma^{1/2} z."""
+        covariance = self.s.average() / batch
+        if self.h is not None:
+            covariance += self.h.average()
+            covariance -= outer(g)
+        z = standard_increments(self._z, self.rng, two_point=False)
+        if z.shape[1] == 1:
+            return np.sqrt(np.maximum(covariance[:, 0], 0)) * z
+        return np.asarray(np.einsum("pij,pj->pi", psd_factor(covariance), z))
+
+    def absorb(self, x: Array) -> Array:
+        """Append x and return grad f(x)."""
+        gradient = self.problem.gradient(x)
+        if self.h is not None:
+            self.h.push(outer(gradient))
+        self.s.push(self.problem.gradient_covariance(x))
+        return gradient
+
+
+class HistorySnapshotNoise:
+    """Sigma of (G1) without matrices, the counterpart of `SnapshotNoise` for any law (ours).
+
+    The same signed sum, over R points whose lags are drawn from the law for each path and update.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        x: Array,
+        rng: np.random.Generator,
+        weights: Weights,
+        gradients: History,
+        lag_noise: bool,
+    ) -> None:
+        self.problem, self.rng, self.lag_noise = problem, rng, lag_noise
+        self.gradients = gradients
+        self.noises = History(weights, np.zeros_like(x))
+        # The reads of x_0 need independent draws; as many as one update adds up are enough.
+        draws = [problem.gradient_and_noise(x, rng)[1] for _ in range(min(len(weights), SNAPSHOTS))]
+        for lag in range(len(weights)):
+            self.noises.push(draws[lag % len(draws)])
+        self._cumulative = np.cumsum(weights)[:-1]
+
+    def draw(self, g: Array, batch: float) -> Array:
+        """Return the signed sum over R draws of the lag."""
+        shape = (SNAPSHOTS, len(g))
+        lag = np.searchsorted(self._cumulative, self.rng.random(shape), side="right")
+        signs = standard_increments(np.empty(shape, g.dtype), self.rng, two_point=True)
+        signs /= math.sqrt(SNAPSHOTS)
+        noise: Array = np.einsum("rp,rpd->pd", signs, self.noises.pick(lag))
+        noise *= 1 / math.sqrt(batch)
+        if self.lag_noise:
+            noise += np.einsum("rp,rpd->pd", signs, self.gradients.pick(lag))
+            noise -= signs.sum(axis=0)[:, None] * g
+        return noise
+
+    def absorb(self, x: Array) -> Array:
+        """Append the noise at x and return grad f(x); the caller appends the gradient."""
+        gradient, noise = self.problem.gradient_and_noise(x, self.rng)
+        self.noises.push(noise)
+        return gradient

@@ -1,0 +1,236 @@
+"""Kinetic Langevin equations: SME-ASGD for linear gradients, (L1), and SME-MSGD, (L4).
+
+Both are dX = Q dt, dQ = -grad f(X) dt - friction Q dt + amplitude Sigma^{1/2} dB. The state kept
+is the displacement v = dt Q of one update, which needs no rescaling when the step changes.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import Unpack
+
+import numpy as np
+import numpy.typing as npt
+
+from analysis.models.ensemble import Ensemble, PathOptions, PerUpdate, per_update, run_ensemble
+from analysis.models.noise import SNAPSHOTS, NoiseKind, staleness_noise
+from analysis.models.sme_asgd import check_mu, check_substeps
+from asgd.arguments import number
+from asgd.problems.base import Array, Problem
+from asgd.streams import Seed
+
+Schedule = npt.NDArray[np.float64]
+
+
+class SmeMsgd:
+    """A block of paths of (L4) in steps of dt'/J, semi-implicit (An, Lu, Ying, section 2.1).
+
+        v' = (1 - (1-zeta)/J) v - (eta/J) grad f(X) - (eta/sqrt(J)) (S(X)/b)^{1/2} z
+        X' = X + v'/J
+
+    For J = 1 this is the recursion of momentum SGD itself with Gaussian noise.
+
+    Attributes
+    ----------
+    strong_order, weak_order
+        Orders in dt'/J towards (L4). The noise enters Q and depends on X alone, so Euler's scheme
+        is Milstein's.
+    """
+
+    strong_order = 1.0
+    weak_order = 1.0
+
+    def __init__(
+        self,
+        problem: Problem,
+        learning_rate: Schedule,
+        momentum: float,
+        batch_size: Schedule,
+        substeps: int,
+        x: Array,
+        rng: np.random.Generator,
+    ) -> None:
+        self.problem, self.rng, self.substeps = problem, rng, substeps
+        self.learning_rate, self.batch_size = learning_rate.tolist(), batch_size.tolist()
+        self.retention = 1 - (1 - momentum) / substeps
+        self.x, self.v = x, np.zeros_like(x)
+
+    def step(self, k: int) -> None:
+        """Advance one update: J steps of length dt'/J."""
+        eta = self.learning_rate[k] / self.substeps
+        amplitude = eta * math.sqrt(self.substeps / self.batch_size[k])
+        for _ in range(self.substeps):
+            gradient, noise = self.problem.gradient_and_noise(self.x, self.rng)
+            self.v *= self.retention
+            self.v -= eta * gradient
+            self.v -= amplitude * noise
+            self.x += self.v / self.substeps
+
+    def position(self) -> Array:
+        """Return X, shape (paths, d)."""
+        return self.x
+
+
+class SmeLangevin:
+    """A block of paths of (L1) in steps of dt/J, with X by (L3) (An, Lu, Ying, section 2.1).
+
+    The expected read M follows momentum SGD with zeta = mu and eta' = (1-mu) eta; the iterate is
+    X = M + r sqrt(eta/(1-mu)) Q = M + r/(1-mu) v with the retention r = 1 - (1-mu)/J of one step:
+    the mu of (L3) for J = 1, and 1 in the continuous equation (ours). Sigma is that of SME-ASGD,
+    carried along X. For linear gradients X is that of `SmeAsgd`, number by number, for every J.
+
+    Attributes
+    ----------
+    strong_order, weak_order
+        Orders in dt/J towards (L1).
+    """
+
+    strong_order = 1.0
+    weak_order = 1.0
+
+    def __init__(
+        self,
+        problem: Problem,
+        learning_rate: Schedule,
+        mu: float,
+        batch_size: Schedule,
+        noise: NoiseKind,
+        substeps: int,
+        lag_noise: bool,
+        expected_read: bool,
+        x: Array,
+        rng: np.random.Generator,
+    ) -> None:
+        self.problem, self.mu, self.substeps = problem, mu, substeps
+        self.learning_rate, self.batch_size = learning_rate.tolist(), batch_size.tolist()
+        self.expected_read = expected_read
+        self.retention = 1 - (1 - mu) / substeps
+        self.noise, gradient = staleness_noise(noise, problem, x, rng, self.retention, lag_noise)
+        self.m, self.v, self.g = x, np.zeros_like(x), gradient.astype(x.dtype)
+
+    def step(self, k: int) -> None:
+        """Advance one update: J steps of length dt/J."""
+        eta = (1 - self.mu) * self.learning_rate[k] / self.substeps
+        amplitude = eta * math.sqrt(self.substeps)
+        for _ in range(self.substeps):
+            self.v *= self.retention
+            self.noise.kick(self.v, self.g, self.batch_size[k], eta, amplitude)
+            self.m += self.v / self.substeps
+            self.noise.absorb(self._iterate(), self.g)
+            # that moved g towards the gradient at the iterate; in (L1) it is the one at M
+            self.g[:] = self.problem.gradient(self.m)
+
+    def position(self) -> Array:
+        """Return X, or M if the expected read was asked for, shape (paths, d)."""
+        return self.m if self.expected_read else self._iterate()
+
+    def _iterate(self) -> Array:
+        return self.m + self.retention / (1 - self.mu) * self.v
+
+
+def sme_msgd(
+    problem: Problem,
+    learning_rate: PerUpdate,
+    momentum: float,
+    updates: int,
+    paths: int,
+    seed: Seed,
+    *,
+    batch_size: PerUpdate = 1,
+    substeps: int = 1,
+    **options: Unpack[PathOptions],
+) -> Ensemble:
+    """Simulate SME-MSGD, (L4), the modified equation of momentum SGD.
+
+    With `momentum` = mu and a learning rate (1-mu) eta it has the time step, friction, temperature
+    and stationary law of (L1) (Proposition 2).
+
+    Parameters
+    ----------
+    learning_rate
+        eta', a number or one for each update.
+    momentum
+        zeta in v' = zeta v - eta' grad f, in [0, 1).
+    updates, paths
+        Numbers of updates and of paths.
+    batch_size
+        Samples of each gradient, a number or one for each update.
+    substeps
+        1 is momentum SGD with Gaussian noise; J approaches the continuous equation.
+    options
+        See `run_ensemble`.
+
+    Raises
+    ------
+    InputError
+        If an argument cannot be used.
+    """
+    number(momentum, "momentum", least=0.0, below=1.0)
+    block = partial(
+        SmeMsgd,
+        problem,
+        per_update(learning_rate, updates, "learning_rate"),
+        momentum,
+        per_update(batch_size, updates, "batch_size"),
+        check_substeps(substeps),
+    )
+    return run_ensemble(block, problem, updates, paths, seed, "sme_msgd", 4, **options)
+
+
+def sme_langevin(
+    problem: Problem,
+    learning_rate: PerUpdate,
+    mu: float,
+    updates: int,
+    paths: int,
+    seed: Seed,
+    *,
+    batch_size: PerUpdate = 1,
+    noise: NoiseKind = "auto",
+    substeps: int = 1,
+    lag_noise: bool = True,
+    expected_read: bool = False,
+    **options: Unpack[PathOptions],
+) -> Ensemble:
+    """Simulate SME-ASGD in its form for linear gradients, (L1) with (L3); see `SmeLangevin`.
+
+    Parameters
+    ----------
+    learning_rate
+        eta, a number or one for each update.
+    mu
+        Geometric parameter, P(tau = l) = (1-mu) mu^l, in [0, 1).
+    updates, paths
+        Numbers of updates and of paths.
+    batch_size
+        Samples averaged at one stale point, a number or one for each update.
+    noise, substeps
+        As in `sme_asgd`.
+    lag_noise
+        False leaves out the random choice of the lag: Sigma = s^2 I for additive noise, as (L2) and
+        Proposition 2 assume.
+    expected_read
+        True returns the statistics of M, the expected read, in place of those of the iterate X.
+    options
+        See `run_ensemble`.
+
+    Raises
+    ------
+    InputError
+        If an argument cannot be used.
+    """
+    block = partial(
+        SmeLangevin,
+        problem,
+        per_update(learning_rate, updates, "learning_rate"),
+        check_mu(mu),
+        per_update(batch_size, updates, "batch_size"),
+        noise,
+        check_substeps(substeps),
+        lag_noise,
+        expected_read,
+    )
+    return run_ensemble(
+        block, problem, updates, paths, seed, "sme_langevin", 2 * SNAPSHOTS + 6, **options
+    )

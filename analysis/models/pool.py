@@ -1,0 +1,122 @@
+"""The pool closure: P workers hold P snapshots and each is used exactly once (ours)."""
+
+from __future__ import annotations
+
+import math
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from analysis.models.noise import outer, psd_factor, standard_increments
+from asgd.problems.base import Array, Problem
+
+Schedule = npt.NDArray[np.float64]
+
+
+class PoolTurns(Protocol):
+    """Whose turn it is on many paths."""
+
+    workers: int
+
+    def next(self) -> npt.NDArray[np.int64]:
+        """Return the snapshot each path uses, shape (paths,), and make it the newest."""
+
+
+class TurnMaker(Protocol):
+    """Makes the turns of one block of paths."""
+
+    def __call__(self, paths: int, rng: np.random.Generator) -> PoolTurns:
+        """Return the turns, at update 0."""
+
+
+class Pool:
+    """A block of paths of (P2): the P snapshots themselves, for each path.
+
+    An update uses one snapshot, x' = x - eta (grad f + xi)(snapshot) with xi ~ N(0, S/b), and puts
+    x' in its place; the turns say which: `pool_turns` by the law, (P2), `ResampledTurns` as
+    recorded, (P3). Uniform turns are those of memoryless workers: then this is their server with
+    Gaussian sampling noise, exactly. At the start all workers hold x_0. Points are kept, not
+    gradients, so every use has noise of its own. A recursion, one step per update, without an
+    order.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        learning_rate: Schedule,
+        turns: TurnMaker,
+        batch_size: Schedule,
+        x: Array,
+        rng: np.random.Generator,
+    ) -> None:
+        self.problem = problem
+        self.learning_rate, self.batch_size = learning_rate.tolist(), batch_size.tolist()
+        self.rng = rng
+        self.x = x
+        self.turns = turns(len(x), rng)
+        self.snapshots = np.repeat(x[:, None], self.turns.workers, axis=1)
+        self._path = np.arange(len(x))
+
+    def step(self, k: int) -> None:
+        """Apply one snapshot of each path and put the new point in its place."""
+        slot = self.turns.next()
+        used = self.snapshots[self._path, slot]
+        gradient, noise = self.problem.gradient_and_noise(used, self.rng)
+        self.x -= self.learning_rate[k] * gradient
+        self.x += self.learning_rate[k] / math.sqrt(self.batch_size[k]) * noise
+        self.snapshots[self._path, slot] = self.x
+
+    def position(self) -> Array:
+        """Return x, shape (paths, d)."""
+        return self.x
+
+
+class PoolMoments:
+    """A block of paths of (P1): mean and second moment of the pool in place of its members.
+
+    O(1) memory, geometric law, (d, d) matrices. One lag noise e enters both lines:
+
+        x' = x - eta (g + e + xi),   g' = mu g + (1-mu) (grad f(x') - e),
+        h' = mu h + (1-mu) grad f(x') grad f(x')^T,   e ~ N(0, h - g g^T),   xi ~ N(0, S_w / b)
+
+    A recursion, one step per update, without an order. A Gaussian e can push h - g g^T below zero
+    on single paths, where it is taken as zero: E x^2 then comes out up to 1 % too large, which
+    `Pool` and the recursion of the moments do not.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        learning_rate: Schedule,
+        mu: float,
+        batch_size: Schedule,
+        x: Array,
+        rng: np.random.Generator,
+    ) -> None:
+        self.problem = problem
+        self.learning_rate, self.batch_size = learning_rate.tolist(), batch_size.tolist()
+        self.mu, self.rng = mu, rng
+        self.x = x
+        self.g = problem.gradient(x).astype(x.dtype)
+        self.h = outer(self.g)
+        self.s = problem.gradient_covariance(x).astype(x.dtype)
+
+    def step(self, k: int) -> None:
+        """Advance one update."""
+        eta, mu = self.learning_rate[k], self.mu
+        e = self._normal(self.h - outer(self.g))
+        xi = self._normal(self.s / self.batch_size[k])
+        self.x -= eta * (self.g + e + xi)
+        gradient = self.problem.gradient(self.x)
+        self.g = mu * self.g + (1 - mu) * (gradient - e)
+        self.h = mu * self.h + (1 - mu) * outer(gradient)
+        self.s = mu * self.s + (1 - mu) * self.problem.gradient_covariance(self.x)
+
+    def position(self) -> Array:
+        """Return x, shape (paths, d)."""
+        return self.x
+
+    def _normal(self, covariance: Array) -> Array:
+        z = standard_increments(np.empty_like(self.x), self.rng, two_point=False)
+        return np.asarray(np.einsum("pij,pj->pi", psd_factor(covariance), z))

@@ -1,0 +1,190 @@
+"""The turns of recorded runs, resampled: whose snapshot is used next, as it was measured (ours).
+
+A server holds P snapshots. Sorted by age, newest first, the ranks r_0, r_1, ... of those used say
+everything about the reads: the one used goes to the front as the new point. Memoryless workers
+draw ranks independently and uniformly, workers in a fixed order always use the oldest, and real
+ones do both by turns. Turns drawn from a staleness law know nothing of such spells, of the
+start, or of repeats that differ; blocks of recorded ranks keep all three               (P3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from analysis.models.clocks import pool_turns
+from asgd.staleness import StalenessLaw
+
+Integers = npt.NDArray[np.int64]
+
+# A block ends at any update with probability one over this many turns of each worker; the next
+# begins in any run, at most this share of the run earlier or later: laws drift.
+BLOCK_TURNS = 8
+DRIFT_SHARE = 0.125
+
+# Spells: blocks of so many turns of each worker, in so many simulated records, of so many updates.
+_SPELL_TURNS = 4
+_RECORDS = 40
+_LONGEST = 1000
+
+
+@dataclass(frozen=True)
+class RecordedTurns:
+    """Ranks by age of the snapshots that recorded runs used.
+
+    Attributes
+    ----------
+    ranks
+        Of each run, shape (updates,), in 0, ..., workers - 1: 0 is the newest snapshot.
+    start_up
+        Updates of each run before every worker had delivered twice; these are only replayed.
+    workers
+        P.
+    """
+
+    ranks: tuple[Integers, ...]
+    start_up: tuple[int, ...]
+    workers: int
+
+    @classmethod
+    def of(cls, turns: Sequence[npt.ArrayLike]) -> RecordedTurns:
+        """Take the turns of some runs.
+
+        Parameters
+        ----------
+        turns
+            The worker of each update of a run, shape (updates,), for each run.
+        """
+        workers, flat = np.unique(np.concatenate(turns), return_inverse=True)
+        numbers = np.split(flat, np.cumsum([len(np.asarray(one)) for one in turns])[:-1])
+        pairs = [_ranks(one.tolist(), len(workers)) for one in numbers]
+        return cls(
+            tuple(ranks for ranks, _ in pairs), tuple(start for _, start in pairs), len(workers)
+        )
+
+    @cached_property
+    def _flat(self) -> Integers:
+        return np.concatenate(self.ranks)
+
+    @cached_property
+    def _begin(self) -> Integers:
+        return np.cumsum([0, *(len(ranks) for ranks in self.ranks)])
+
+
+class ResampledTurns:
+    """Turns on many paths: each begins as one of the runs did and goes on in blocks of any of them.
+
+    Parameters
+    ----------
+    recorded
+        The turns.
+    paths
+        Number of independent pools.
+    """
+
+    def __init__(self, recorded: RecordedTurns, paths: int, rng: np.random.Generator) -> None:
+        self.rng, self.workers = rng, recorded.workers
+        self._ranks, self._begin = recorded._flat, recorded._begin
+        self._shortest = min(len(ranks) for ranks in recorded.ranks)
+        self._window = int(DRIFT_SHARE * self._shortest)
+        self._stop = 1.0 / (BLOCK_TURNS * self.workers)
+        runs = len(recorded.ranks)
+        run = rng.permutation(np.arange(paths) % runs)
+        self._at, self._last = self._begin[run], self._begin[run + 1] - 1
+        self._start_up = np.array(recorded.start_up)
+        self._free = self._start_up[run]
+        self._order = np.tile(np.arange(self.workers), (paths, 1))
+        self._path, self._column = np.arange(paths), np.arange(self.workers)
+        self._k = 0
+
+    def next(self) -> Integers:
+        """Return the snapshot each path uses, shape (paths,), and make it the newest."""
+        rank = self._ranks[self._at]
+        slot: Integers = self._order[self._path, rank]
+        older = np.roll(self._order, 1, axis=1)
+        self._order = np.where(self._column <= rank[:, None], older, self._order)
+        self._order[:, 0] = slot
+        self._k += 1
+        self._move()
+        return slot
+
+    def keep(self, index: Integers) -> None:
+        """Take the pools named in place of the present ones, shape (paths,)."""
+        self._at, self._last, self._free = self._at[index], self._last[index], self._free[index]
+        self._order = self._order[index]
+
+    def _move(self) -> None:
+        ended = self.rng.random(len(self._at)) < self._stop
+        jump = (ended & (self._k >= self._free)) | (self._at == self._last)
+        self._at += 1
+        count = int(np.count_nonzero(jump))
+        if not count:
+            return
+        run = self.rng.integers(len(self._begin) - 1, size=count)
+        near = self.rng.integers(-self._window, self._window + 1, size=count) + self._k
+        near = np.clip(near, self._start_up[run], self._shortest - 1)
+        self._at[jump] = self._begin[run] + near
+        self._last[jump] = self._begin[run + 1] - 1
+
+
+def has_spells(
+    staleness: Sequence[Integers],
+    recorded: RecordedTurns,
+    law: StalenessLaw,
+    rng: np.random.Generator,
+) -> bool:
+    """Return whether the turns come in spells that workers of their law do not make.
+
+    Compared is how much min(|tau - P + 1|, P), averaged over blocks of four turns of each worker,
+    varies over blocks and runs, with the largest of 40 records simulated by (P2). Only the
+    first 1000 updates of each run are looked at: later spells are not seen.
+
+    Parameters
+    ----------
+    staleness
+        tau_0, tau_1, ... of each run.
+    law
+        The law of all of them.
+    """
+    workers, length = recorded.workers, min(_LONGEST, *(len(tau) for tau in staleness))
+    dropped = min(max(recorded.start_up), length // 2)
+    observed = _unevenness(np.stack([tau[dropped:length] for tau in staleness], axis=1), workers)
+    read = np.zeros((_RECORDS * len(staleness), workers), dtype=np.int64)
+    turns = pool_turns([law] * workers, rng)(len(read), rng)
+    path = np.arange(len(read))
+    simulated = np.empty((length, len(read)), dtype=np.int64)
+    for k in range(length):
+        slot = turns.next()
+        simulated[k] = k - read[path, slot]
+        read[path, slot] = k + 1
+    records = np.split(simulated[dropped:], _RECORDS, axis=1)
+    return observed > max(_unevenness(record, workers) for record in records)
+
+
+def _unevenness(staleness: Integers, workers: int) -> float:
+    """Return the variance of the block means of min(|tau - P + 1|, P), of shape (updates, runs)."""
+    size = _SPELL_TURNS * workers
+    blocks = len(staleness) // size
+    off = np.minimum(np.abs(staleness[: blocks * size] - (workers - 1.0)), workers)
+    return float(off.reshape(blocks, size, -1).mean(axis=1).var()) if blocks else 0.0
+
+
+def _ranks(turns: list[int], workers: int) -> tuple[Integers, int]:
+    """Return how many snapshots are newer than the one each update uses, and the start-up."""
+    # All hold x_0 at first: whoever comes next is as good as the oldest.
+    came = list(dict.fromkeys(turns))
+    newest_first = [worker for worker in range(workers) if worker not in came] + came[::-1]
+    ranks = np.empty(len(turns), dtype=np.int64)
+    delivered = [0] * workers
+    start_up = 0
+    for k, worker in enumerate(turns):
+        ranks[k] = rank = newest_first.index(worker)
+        newest_first.insert(0, newest_first.pop(rank))
+        delivered[worker] += 1
+        if delivered[worker] <= 2:
+            start_up = k + 1
+    return ranks, min(start_up, len(turns) // 2)

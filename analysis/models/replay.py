@@ -1,0 +1,165 @@
+"""Trace replay: (G1) driven by the staleness that was measured, update by update (ours)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Unpack, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from analysis.models.ensemble import Ensemble, PathOptions, PerUpdate, per_update, run_ensemble
+from asgd.errors import InputError
+from asgd.problems.base import Array, Problem
+from asgd.rules import Rule, sgd
+from asgd.staleness.values import whole_numbers
+from asgd.streams import Seed
+
+Schedule = npt.NDArray[np.float64]
+
+
+class Replay:
+    """A block of paths of x_{k+1} = x_k - eta (grad f(x_{k - tau_k}) + xi_k), xi_k ~ N(0, S/b).
+
+    Keeps the points that a later update will read and no others. The gradient is taken when it is
+    used, so two reads of one version have noise of their own, as two workers would.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        learning_rate: Schedule,
+        read_version: npt.NDArray[np.int64],
+        last_read: npt.NDArray[np.int64],
+        batch_size: Schedule,
+        rule: Rule,
+        x: Array,
+        rng: np.random.Generator,
+    ) -> None:
+        self.problem = problem
+        self.update, self.state = rule.update, rule.init(x)
+        self.learning_rate, self.batch_size = learning_rate.tolist(), batch_size.tolist()
+        self.read_version, self.last_read, self.rng = read_version, last_read, rng
+        self.x = x
+        self.snapshots = {0: x.copy()}
+
+    def step(self, k: int) -> None:
+        """Apply update k at the version the trace read."""
+        version = int(self.read_version[k])
+        gradient, noise = self.problem.gradient_and_noise(self.snapshots[version], self.rng)
+        if self.last_read[version] == k:
+            del self.snapshots[version]
+        sample = noise / -math.sqrt(self.batch_size[k])
+        sample += gradient
+        step, self.state = self.update(
+            sample,
+            self.state,
+            learning_rate=self.learning_rate[k],
+            staleness=k - version,
+            out=sample,
+        )
+        self.x -= step
+        if self.last_read[k + 1] >= 0:
+            self.snapshots[k + 1] = self.x.copy()
+
+    def position(self) -> Array:
+        """Return x, shape (paths, d)."""
+        return self.x
+
+
+class Replays:
+    """A block of paths shared out among several recorded runs, each path a `Replay` of one."""
+
+    def __init__(
+        self,
+        makers: Sequence[Callable[[Array, np.random.Generator], Replay]],
+        x: Array,
+        rng: np.random.Generator,
+    ) -> None:
+        self.x = x
+        # Which runs get one path more is left to chance: blocks are small.
+        chosen = rng.permutation(len(makers))
+        parts = np.array_split(x, len(makers))
+        self.replays = [
+            makers[i](part, rng) for i, part in zip(chosen, parts, strict=True) if len(part)
+        ]
+
+    def step(self, k: int) -> None:
+        """Apply update k at the versions the traces read."""
+        for replay in self.replays:
+            replay.step(k)
+
+    def position(self) -> Array:
+        """Return x, shape (paths, d)."""
+        return self.x
+
+
+def sme_replay(
+    problem: Problem,
+    learning_rate: PerUpdate,
+    staleness: npt.ArrayLike | Sequence[npt.ArrayLike],
+    paths: int,
+    seed: Seed,
+    *,
+    updates: int | None = None,
+    batch_size: PerUpdate = 1,
+    rule: Rule | None = None,
+    **options: Unpack[PathOptions],
+) -> Ensemble:
+    """Simulate paths that read the same versions as recorded runs, with Gaussian noise.
+
+    Parameters
+    ----------
+    learning_rate
+        eta, a number or one for each update.
+    staleness
+        tau_0, tau_1, ..., whole numbers with 0 <= tau_k <= k; or such a sequence for each of
+        several runs, among which the paths are shared out.
+    paths
+        Number of paths.
+    updates
+        Updates to replay. Default: all of the shortest sequence.
+    batch_size
+        Samples averaged at one stale point, a number or one for each update.
+    rule
+        Turns each gradient into a step; plain SGD if not given.
+    options
+        See `run_ensemble`.
+
+    Raises
+    ------
+    InputError
+        If a sequence is not one of staleness, or another argument cannot be used.
+    """
+    several = isinstance(staleness, Sequence) and len(staleness) > 0 and np.ndim(staleness[0]) > 0
+    given: Sequence[Any] = cast(Sequence[Any], staleness) if several else [staleness]
+    sequences = [whole_numbers(tau, "staleness") for tau in given]
+    updates = min(tau.size for tau in sequences) if updates is None else updates
+    eta = per_update(learning_rate, updates, "learning_rate")
+    batch = per_update(batch_size, updates, "batch_size")
+    makers, copies = [], 0
+    for tau in sequences:
+        read_version = _read_versions(tau, updates)
+        last_read = np.full(updates + 1, -1)
+        last_read[read_version] = np.arange(updates)
+        held = np.cumsum(np.bincount(np.unique(read_version), minlength=updates + 1))[:-1]
+        held -= np.cumsum(np.bincount(last_read[last_read >= 0], minlength=updates))
+        copies = max(copies, int(held.max()) + 5)
+        makers.append(partial(Replay, problem, eta, read_version, last_read, batch, rule or sgd()))
+    block = partial(Replays, makers) if several else makers[0]
+    return run_ensemble(block, problem, updates, paths, seed, "sme_replay", copies, **options)
+
+
+def _read_versions(tau: npt.NDArray[Any], updates: int) -> npt.NDArray[np.int64]:
+    if tau.ndim != 1 or not 0 < updates <= len(tau):
+        raise InputError(f"staleness: shape {tau.shape}; accepted: ({updates},) or longer")
+    version: npt.NDArray[Any] = np.arange(updates) - tau[:updates]
+    bad = np.flatnonzero((version < 0) | (tau[:updates] < 0) | (version != np.floor(version)))
+    if bad.size:
+        k = int(bad[0])
+        raise InputError(
+            f"staleness: {tau[k]} at update {k}; accepted: whole numbers from 0 to {k}"
+        )
+    return version.astype(np.int64)

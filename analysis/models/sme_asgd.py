@@ -1,0 +1,164 @@
+"""SME-ASGD, the stochastic modified equation of asynchronous SGD: (S1)-(S3), native scheme (S5)."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import Unpack
+
+import numpy as np
+import numpy.typing as npt
+
+from analysis.models.ensemble import Ensemble, PathOptions, PerUpdate, per_update, run_ensemble
+from analysis.models.noise import SNAPSHOTS, NoiseKind, staleness_noise
+from asgd.arguments import count, number, shown
+from asgd.errors import InputError
+from asgd.problems.base import Array, Problem
+from asgd.streams import Seed
+
+Schedule = npt.NDArray[np.float64]
+
+
+class SmeAsgd:
+    """A block of paths of (S1)-(S3) in steps of dt/J, semi-implicit (An, Lu, Ying, section 2.2).
+
+    The state is X and the expected read g, with Y = -sqrt(eta/(1-mu)) g: in g a learning rate
+    that changes between updates needs no rescaling. With retention r = 1 - (1-mu)/J a step is
+
+        X' = X - (eta/J) g + (eta/sqrt(J)) Sigma^{1/2} z
+        g' = r g + (1-r) grad f(X'),   H' = r H + (1-r) V(X')
+
+    which for J = 1 is (S5): the recursion of ASGD itself with Gaussian noise. For d = 1, and with
+    noise "explicit", it is Sigma that is kept, by (S4), in place of H.
+
+    Attributes
+    ----------
+    strong_order, weak_order
+        Orders in dt/J towards (S1)-(S3). The noise enters X and depends on Y and H alone, so
+        Euler's scheme is Milstein's.
+    """
+
+    strong_order = 1.0
+    weak_order = 1.0
+
+    def __init__(
+        self,
+        problem: Problem,
+        learning_rate: Schedule,
+        mu: float,
+        batch_size: Schedule,
+        noise: NoiseKind,
+        substeps: int,
+        lag_noise: bool,
+        x: Array,
+        rng: np.random.Generator,
+    ) -> None:
+        self.learning_rate, self.batch_size = learning_rate.tolist(), batch_size.tolist()
+        self.substeps = substeps
+        self.retention = 1 - (1 - mu) / substeps
+        self.noise, gradient = staleness_noise(noise, problem, x, rng, self.retention, lag_noise)
+        self.x, self.g = x, gradient.astype(x.dtype)
+
+    def step(self, k: int) -> None:
+        """Advance one update: J steps of length dt/J."""
+        eta = self.learning_rate[k] / self.substeps
+        amplitude = eta * math.sqrt(self.substeps)
+        for _ in range(self.substeps):
+            self.noise.kick(self.x, self.g, self.batch_size[k], eta, amplitude)
+            self.noise.absorb(self.x, self.g)
+
+    def position(self) -> Array:
+        """Return X, shape (paths, d)."""
+        return self.x
+
+
+def check_mu(mu: float) -> float:
+    """Return the geometric parameter if it lies in [0, 1).
+
+    Raises
+    ------
+    InputError
+        If it does not.
+    """
+    try:
+        return number(mu, "mu", least=0.0, below=1.0)
+    except InputError:
+        raise InputError(f"mu: {shown(mu)}; accepted: 0 <= mu < 1") from None
+
+
+def check_substeps(substeps: int) -> int:
+    """Return the number of sub-steps if it is at least 1.
+
+    Raises
+    ------
+    InputError
+        If it is not.
+    """
+    return count(substeps, "substeps")
+
+
+def _short_calls(problem: Problem, noise: NoiseKind, dtype: npt.DTypeLike | None) -> bool:
+    """Return whether an update is over in calls so short that threads wait for each other.
+
+    So it is in one dimension with additive noise, but for the normals of float64.
+    """
+    quick = noise == "two_point" or (noise != "samples" and np.dtype(dtype) == np.float32)
+    return quick and problem.dim == 1 and problem.additive_noise
+
+
+def sme_asgd(
+    problem: Problem,
+    learning_rate: PerUpdate,
+    mu: float,
+    updates: int,
+    paths: int,
+    seed: Seed,
+    *,
+    batch_size: PerUpdate = 1,
+    noise: NoiseKind = "auto",
+    substeps: int = 1,
+    **options: Unpack[PathOptions],
+) -> Ensemble:
+    """Simulate SME-ASGD for independent geometric staleness: (S1)-(S3), O(1) memory.
+
+    An, Lu, Ying, section 2.2; mini-batches by the exact Sigma_b (ours).
+
+    Parameters
+    ----------
+    learning_rate
+        eta, a number or one for each update.
+    mu
+        Geometric parameter, P(tau = l) = (1-mu) mu^l, in [0, 1).
+    updates, paths
+        Numbers of updates and of paths.
+    batch_size
+        Samples averaged at one stale point, a number or one for each update.
+    noise
+        "matrix" carries (d, d) averages, "samples" needs no matrix, "auto" takes the cheaper;
+        "two_point" is "matrix" with +-1 increments: moments right, quantiles not; "explicit" is
+        "matrix" with (S4) in place of (S3).
+    substeps
+        1 is the native scheme (S5); J approaches the continuous SME with steps dt/J.
+    options
+        See `run_ensemble`; `threads` is 1 by default where one is as fast as several.
+
+    Raises
+    ------
+    InputError
+        If an argument cannot be used.
+    """
+    if options.get("threads") is None and _short_calls(problem, noise, options.get("dtype")):
+        options["threads"] = 1
+    block = partial(
+        SmeAsgd,
+        problem,
+        per_update(learning_rate, updates, "learning_rate"),
+        check_mu(mu),
+        per_update(batch_size, updates, "batch_size"),
+        noise,
+        check_substeps(substeps),
+        True,
+    )
+    return run_ensemble(
+        block, problem, updates, paths, seed, "sme_asgd", 2 * SNAPSHOTS + 4, **options
+    )

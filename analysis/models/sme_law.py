@@ -1,0 +1,223 @@
+"""The SME for any staleness law, (G1), with its closures (ours)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Literal, Unpack
+
+import numpy as np
+import numpy.typing as npt
+
+from analysis.models.clocks import pool_turns
+from analysis.models.ensemble import (
+    BlockMaker,
+    Ensemble,
+    PathOptions,
+    PerUpdate,
+    per_update,
+    run_ensemble,
+)
+from analysis.models.history import History, HistoryMatrixNoise, HistorySnapshotNoise, Weights
+from analysis.models.noise import MATRIX_DIM, SNAPSHOTS
+from analysis.models.pool import Pool, PoolMoments, TurnMaker
+from analysis.models.recorded_turns import RecordedTurns, ResampledTurns
+from analysis.models.sme_asgd import SmeAsgd
+from asgd.arguments import count
+from asgd.errors import InputError
+from asgd.problems.base import Array, Problem
+from asgd.staleness import Geometric, GeometricMixture, StalenessLaw
+from asgd.staleness.law import a_law
+from asgd.streams import Seed, as_seed, stream
+
+Closure = Literal["iid", "sampling", "pool", "pool_moments"]
+Schedule = npt.NDArray[np.float64]
+
+_OFF = 0.1  # workers by which the mean of a measured law may be off
+
+
+class SmeLaw:
+    """A block of paths of (G1): the last L gradients under the weights of the law.
+
+    x' = x - eta g + eta Sigma^{1/2} z with g = sum_l w_l grad f(x_{k-l}); Sigma with matrices up
+    to d = 4 and from signed sums of snapshots beyond. A recursion, one step per update: it is the
+    model itself and approximates no equation, so it has no order.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        learning_rate: Schedule,
+        weights: Weights,
+        batch_size: Schedule,
+        lag_noise: bool,
+        x: Array,
+        rng: np.random.Generator,
+    ) -> None:
+        self.learning_rate, self.batch_size = learning_rate.tolist(), batch_size.tolist()
+        self.x = x
+        gradient = problem.gradient(x).astype(x.dtype)
+        self.gradients = History(weights, gradient)
+        self.noise: HistoryMatrixNoise | HistorySnapshotNoise
+        if problem.dim <= MATRIX_DIM:
+            self.noise = HistoryMatrixNoise(problem, x, gradient, rng, weights, lag_noise)
+        else:
+            self.noise = HistorySnapshotNoise(problem, x, rng, weights, self.gradients, lag_noise)
+
+    def step(self, k: int) -> None:
+        """Advance one update."""
+        g = self.gradients.average()
+        kick = self.noise.draw(g, self.batch_size[k])
+        kick -= g
+        kick *= self.learning_rate[k]
+        self.x += kick
+        self.gradients.push(self.noise.absorb(self.x))
+
+    def position(self) -> Array:
+        """Return x, shape (paths, d)."""
+        return self.x
+
+
+def sme_law(
+    problem: Problem,
+    learning_rate: PerUpdate,
+    law: StalenessLaw | Sequence[StalenessLaw],
+    updates: int,
+    paths: int,
+    seed: Seed,
+    *,
+    closure: Closure = "pool",
+    workers: int | None = None,
+    turns: RecordedTurns | None = None,
+    batch_size: PerUpdate = 1,
+    **options: Unpack[PathOptions],
+) -> Ensemble:
+    """Simulate the SME of a staleness law, (G1), (P1) or (P2).
+
+    Parameters
+    ----------
+    learning_rate
+        eta, a number or one for each update.
+    law
+        The staleness law; the weights end where less than 1e-6 of its mass is left. For "pool"
+        also one law for each worker, where they differ (a straggler); a `GeometricMixture` with
+        one component for each worker is taken as such.
+    updates, paths
+        Numbers of updates and of paths.
+    closure
+        How the staleness of one update depends on that of the others:
+        "pool": each snapshot is used exactly once, as in a real server; P snapshots a path, and
+        workers whose staleness has the law (`pool_turns`).
+        "pool_moments": the same by (P1), for a geometric law and small d; O(1) memory.
+        "iid": no dependence, Sigma = H - g g^T (An, Lu, Ying); overstates the noise.
+        "sampling": no noise from the choice of the lag; understates it.
+        "iid" and "sampling" take O(1) memory for a geometric law and L gradients otherwise.
+    workers
+        P, for "pool" alone: its mean staleness is P - 1 whatever the law says. Default: E tau + 1,
+        rounded, or the number of laws.
+    turns
+        Recorded turns, for "pool" alone: resampled in place of those of the law, (P3).
+    batch_size
+        Samples averaged at one stale point, a number or one for each update.
+    options
+        See `run_ensemble`.
+
+    Raises
+    ------
+    InputError
+        If an argument cannot be used.
+    """
+    seed = as_seed(seed)
+    eta = per_update(learning_rate, updates, "learning_rate")
+    batch = per_update(batch_size, updates, "batch_size")
+    routes: dict[str, Callable[[], tuple[BlockMaker, int]]] = {
+        "pool": lambda: (
+            _pool(problem, eta, _laws_of_workers(law, workers), batch, seed)
+            if turns is None
+            else _recorded_pool(problem, eta, turns, batch)
+        ),
+        "pool_moments": lambda: _pool_moments(problem, eta, _one_law(law), batch),
+        "iid": lambda: _independent(problem, eta, _one_law(law), batch, lag_noise=True),
+        "sampling": lambda: _independent(problem, eta, _one_law(law), batch, lag_noise=False),
+    }
+    if closure not in routes:
+        raise InputError(f"closure: {closure!r}; accepted: {', '.join(routes)}")
+    block, copies = routes[closure]()
+    return run_ensemble(
+        block, problem, updates, paths, seed, f"sme_law/{closure}", copies, **options
+    )
+
+
+def _one_law(law: StalenessLaw | Sequence[StalenessLaw]) -> StalenessLaw:
+    if isinstance(law, Sequence):
+        raise InputError(f"law: {len(law)} laws; accepted: one, or closure pool")
+    return a_law(law)
+
+
+def _laws_of_workers(
+    law: StalenessLaw | Sequence[StalenessLaw], workers: int | None
+) -> Sequence[StalenessLaw]:
+    # memoryless workers: worker i makes the share 1 - mu_i of the updates
+    if (
+        isinstance(law, GeometricMixture)
+        and workers in (None, len(law.mus))
+        and np.allclose(law.shares, 1 - np.array(law.mus), rtol=0, atol=1e-9)
+    ):
+        law = [Geometric(mu) for mu in law.mus]
+    if workers is not None:
+        workers = count(workers, "workers")
+    if isinstance(law, Sequence):
+        law = [a_law(one) for one in law]
+    else:
+        law = a_law(law)
+        workers = _whole_pool(law) if workers is None else workers
+        # the pool of a geometric law is that of P memoryless workers, whatever its mu
+        one = Geometric(1 - 1 / max(workers, 1)) if isinstance(law, Geometric) else law
+        law = [one] * workers
+    if len(law) == 0 or workers not in (None, len(law)):
+        raise InputError(f"workers: {workers}; accepted: at least 1, and one for each law")
+    return law
+
+
+def _whole_pool(law: StalenessLaw) -> int:
+    """Return the number of workers whose mean staleness is that of the law."""
+    workers = 1 + law.mean()
+    if abs(workers - round(workers)) > _OFF:
+        raise InputError(
+            f"law: {law!r} has the mean of {workers:.4g} workers; accepted: that of a whole "
+            "number, or workers given"
+        )
+    return round(workers)
+
+
+def _pool(
+    problem: Problem, eta: Schedule, laws: Sequence[StalenessLaw], batch: Schedule, seed: int
+) -> tuple[BlockMaker, int]:
+    turns = pool_turns(laws, stream(seed, "sme_law/turns"))
+    return partial(Pool, problem, eta, turns, batch), len(laws) + 4
+
+
+def _recorded_pool(
+    problem: Problem, eta: Schedule, recorded: RecordedTurns, batch: Schedule
+) -> tuple[BlockMaker, int]:
+    turns: TurnMaker = partial(ResampledTurns, recorded)
+    return partial(Pool, problem, eta, turns, batch), recorded.workers + 4
+
+
+def _pool_moments(
+    problem: Problem, eta: Schedule, law: StalenessLaw, batch: Schedule
+) -> tuple[BlockMaker, int]:
+    if not isinstance(law, Geometric):
+        raise InputError(f"closure: pool_moments with {law}; accepted: a geometric law, or pool")
+    return partial(PoolMoments, problem, eta, law.mu, batch), 4 + 4 * problem.dim
+
+
+def _independent(
+    problem: Problem, eta: Schedule, law: StalenessLaw, batch: Schedule, lag_noise: bool
+) -> tuple[BlockMaker, int]:
+    if isinstance(law, Geometric):
+        block = partial(SmeAsgd, problem, eta, law.mu, batch, "auto", 1, lag_noise)
+        return block, 2 * SNAPSHOTS + 4
+    weights = law.weights(law.support_length())
+    copies = len(weights) * (1 + min(2 * problem.dim, 2)) + 4
+    return partial(SmeLaw, problem, eta, weights, batch, lag_noise), copies

@@ -1,0 +1,152 @@
+"""SME-SGD, the second-order modified equation of SGD, (S6): the baseline without asynchrony."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import Unpack
+
+import numpy as np
+import numpy.typing as npt
+
+from analysis.models.ensemble import Ensemble, PathOptions, PerUpdate, per_update, run_ensemble
+from asgd.arguments import count
+from asgd.errors import InputError
+from asgd.problems.base import Array, Problem
+from asgd.streams import Seed
+
+Schedule = npt.NDArray[np.float64]
+
+
+class SmeSgd:
+    """A block of paths of (S6) in steps of eta/J, Heun's drift with noise taken at the start.
+
+        dX = -(grad f + (eta/2) Hess f grad f)(X) dt + sqrt(eta) (S(X)/b)^{1/2} dB
+
+    (Li, Tai, E; eta/2 because grad |grad f|^2 = 2 Hess f grad f.) Over one update the drift is
+    as accurate as the correction term it carries; Euler's would cancel that term.
+
+    Attributes
+    ----------
+    strong_order, weak_order
+        Orders in eta/J towards (S6). The noise depends on X, so its strong order is Euler's.
+    """
+
+    strong_order = 0.5
+    weak_order = 1.0
+
+    def __init__(
+        self,
+        problem: Problem,
+        learning_rate: Schedule,
+        batch_size: Schedule,
+        substeps: int,
+        x: Array,
+        rng: np.random.Generator,
+    ) -> None:
+        self.problem, self.rng, self.substeps = problem, rng, substeps
+        self.learning_rate, self.batch_size = learning_rate.tolist(), batch_size.tolist()
+        self.x = x
+
+    def step(self, k: int) -> None:
+        """Advance one update: J steps of length eta/J."""
+        eta = self.learning_rate[k]
+        time_step = eta / self.substeps
+        for _ in range(self.substeps):
+            gradient, noise = self.problem.gradient_and_noise(self.x, self.rng)
+            kick = math.sqrt(eta * time_step / self.batch_size[k]) * noise
+            first = self._slope(self.x, gradient, eta)
+            predicted = self.x - time_step * first + kick
+            second = self._slope(predicted, self.problem.gradient(predicted), eta)
+            self.x -= time_step / 2 * (first + second)
+            self.x += kick
+
+    def position(self) -> Array:
+        """Return X, shape (paths, d)."""
+        return self.x
+
+    def _slope(self, x: Array, gradient: Array, eta: float) -> Array:
+        return gradient + eta / 2 * self.problem.hessian_vector(x, gradient)
+
+
+class GaussianSgd:
+    """A block of paths of x' = x - eta grad f(x) + eta (S(x)/b)^{1/2} z.
+
+    The native scheme of (S6): its drift is the flow of (S6) over one update to third order in eta,
+    at one gradient for each update.
+
+    Attributes
+    ----------
+    weak_order
+        Order in eta towards (S6) at fixed time; the noise keeps the order of its variance.
+    """
+
+    weak_order = 2.0
+
+    def __init__(
+        self,
+        problem: Problem,
+        learning_rate: Schedule,
+        batch_size: Schedule,
+        x: Array,
+        rng: np.random.Generator,
+    ) -> None:
+        self.problem, self.rng = problem, rng
+        self.learning_rate, self.batch_size = learning_rate.tolist(), batch_size.tolist()
+        self.x = x
+
+    def step(self, k: int) -> None:
+        """Advance one update."""
+        gradient, noise = self.problem.gradient_and_noise(self.x, self.rng)
+        self.x -= self.learning_rate[k] * gradient
+        self.x += self.learning_rate[k] / math.sqrt(self.batch_size[k]) * noise
+
+    def position(self) -> Array:
+        """Return x, shape (paths, d)."""
+        return self.x
+
+
+def sme_sgd(
+    problem: Problem,
+    learning_rate: PerUpdate,
+    updates: int,
+    paths: int,
+    seed: Seed,
+    *,
+    batch_size: PerUpdate = 1,
+    native: bool = False,
+    substeps: int = 1,
+    **options: Unpack[PathOptions],
+) -> Ensemble:
+    """Simulate SME-SGD, (S6), which ignores asynchrony.
+
+    Parameters
+    ----------
+    learning_rate
+        eta, a number or one for each update.
+    updates, paths
+        Numbers of updates and of paths.
+    batch_size
+        Samples of each gradient, a number or one for each update.
+    native
+        True takes the recursion of SGD with Gaussian noise, which (S6) approximates to second
+        order: one gradient for each update instead of two and two Hessian-vector products.
+    substeps
+        Steps for each update, of length eta/substeps, where `native` is False.
+    options
+        See `run_ensemble`.
+
+    Raises
+    ------
+    InputError
+        If an argument cannot be used.
+    """
+    eta = per_update(learning_rate, updates, "learning_rate")
+    batch = per_update(batch_size, updates, "batch_size")
+    if count(substeps, "substeps") > 1 and native:
+        raise InputError(f"substeps: {substeps}; accepted: at least 1, and 1 where native is set")
+    if native:
+        block = partial(GaussianSgd, problem, eta, batch)
+        return run_ensemble(block, problem, updates, paths, seed, "sme_sgd/native", 3, **options)
+    heun = partial(SmeSgd, problem, eta, batch, substeps)
+    return run_ensemble(heun, problem, updates, paths, seed, "sme_sgd", 8, **options)

@@ -1,0 +1,1 @@
+"""What if: choices of workers, rate and batch, judged before a run."""

@@ -1,0 +1,308 @@
+"""How stale and how fast a parameter server would be with another number of workers (ours).
+
+The times come from a configuration (its compute-time law and `[simulation]` times) or from a run
+that was measured. Workers beyond those that have times of their own take these in turn, so each
+further worker is taken to have a core of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property, lru_cache, partial
+from typing import Any, Protocol
+
+import msgspec
+import numpy as np
+
+from analysis.exact.limits import StabilityLimits, stability_limits
+from analysis.planning.gradient_cost import GradientCost
+from analysis.planning.paths import TurnsOf
+from analysis.planning.turns import IndependentReads, QueueReads, Rounds
+from analysis.prediction.setting import closure_of
+from analysis.profile.queueing import (
+    MeasuredTimes,
+    ServerTimes,
+    measured_cycles,
+    queue_staleness,
+)
+from asgd.config import OptimizerConfig, RunConfig
+from asgd.delays import ComputeTime
+from asgd.errors import InputError
+from asgd.server_times import server_order
+from asgd.staleness import ConstantPlusGeometric, Empirical, StalenessLaw, named_law
+from asgd.streams import stream
+from asgd.trace import Run
+
+MOST_LIMITED = 512  # workers whose limits are computed
+
+_UPDATES = 20_000  # simulated where law or speed are not known in closed form; or 20 per worker
+_CHUNK = 64  # times drawn at once for one worker
+_BOUNDED_PATHS = 16  # servers with a bound that the law and the speed are read off
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How so many workers go.
+
+    Attributes
+    ----------
+    law
+        Staleness of an update.
+    updates_per_second
+        In the long run; inf where nothing takes any time.
+    turns
+        Makes servers with such workers.
+    server
+        The times behind it; None where lags are independent or their number is bounded.
+    gradients
+        In the mean that makes an update.
+    """
+
+    law: StalenessLaw
+    updates_per_second: float
+    turns: TurnsOf
+    server: ServerTimes | None = None
+    gradients: int = 1
+
+    def limits(
+        self, optimizer: OptimizerConfig, workers: int, mean_square: bool
+    ) -> StabilityLimits | None:
+        """Return the limits of the learning rate on a mode of curvature one.
+
+        None for more than `MOST_LIMITED` workers: they would take too long. Of the mean square only
+        if it is asked for or costs nothing.
+        """
+        if workers > MOST_LIMITED:
+            return None
+        momentum = optimizer.momentum if optimizer.rule == "momentum" else 0.0
+        aware = optimizer.rule == "staleness_aware"
+        rule = momentum, aware, mean_square
+        if self.server is None:
+            return _limits(self.law, *rule, independent=True)
+        server, times = self.server, self.server.times
+        if isinstance(times, ComputeTime):
+            law = times.law, tuple(times.mean.tolist()), times.variation
+            return _known_limits(law, server.dead_time, server.service_time, *rule)
+        return _limits(server, *rule)
+
+
+@lru_cache(maxsize=64)
+def _known_limits(
+    law: tuple[str, tuple[float, ...], float],
+    dead_time: float,
+    service_time: float,
+    *rule: Any,
+) -> StabilityLimits:
+    """Return the limits under a law of compute times, computed once for each law."""
+    name, mean, variation = law
+    times = ComputeTime(name, np.array(mean), variation)
+    return _limits(ServerTimes(times, dead_time, service_time), *rule)
+
+
+def _limits(
+    staleness: StalenessLaw | ServerTimes,
+    momentum: float,
+    staleness_aware: bool,
+    mean_square: bool,
+    independent: bool = False,
+) -> StabilityLimits:
+    return stability_limits(
+        staleness,
+        momentum=momentum,
+        staleness_aware=staleness_aware,
+        mean_square=mean_square,
+        independent=independent,
+    )
+
+
+class PaceOf(Protocol):
+    """Tells the pace of any number of workers."""
+
+    @property
+    def source(self) -> str:
+        """Where the times are from, in words."""
+
+    @property
+    def cost(self) -> GradientCost | None:
+        """What a gradient takes by its batch size; None where that is not known."""
+
+    def __call__(self, workers: int, batch_size: int) -> Pace:
+        """Return the pace of so many workers with such batches."""
+
+
+@dataclass(frozen=True)
+class ConfiguredPace:
+    """The pace that the times of a configuration give.
+
+    Attributes
+    ----------
+    config
+        Its `[cluster.compute_time]` and `[simulation]` times are used, its mode and schedule.
+    cost
+        What a gradient takes, in place of `simulation.gradient_time`; None if not measured.
+    """
+
+    config: RunConfig
+    cost: GradientCost | None = None
+
+    @property
+    def source(self) -> str:
+        """Where the times are from, in words."""
+        return "the compute-time law and the [simulation] times of the configuration"
+
+    def __call__(self, workers: int, batch_size: int) -> Pace:
+        """Return the pace of so many workers with such batches."""
+        config = with_workers(self.config, workers)
+        if self.cost is not None:
+            seconds = self.cost.seconds(batch_size)
+            times = msgspec.structs.replace(config.simulation, gradient_time=seconds)
+            config = msgspec.structs.replace(config, simulation=times)
+        server, cluster = ServerTimes.from_config(config), config.cluster
+        if cluster.mode == "sync":
+            return _synchronous(server)
+        if cluster.mode == "bounded":
+            return _bounded(server, cluster.max_staleness)
+        speed, simulation = _speed(server, cluster.schedule), config.simulation
+        if simulation.staleness != "server":
+            mean = simulation.mean_staleness
+            law = named_law(simulation.staleness, workers - 1 if mean is None else mean)
+            return Pace(law, speed, partial(IndependentReads, law, speed))
+        drawn = cluster.schedule == "uniform"
+        turns = partial(QueueReads, server, drawn=drawn)
+        # under a drawn order whose turn it is does not depend on times: that of memoryless workers
+        alike = ServerTimes(ComputeTime("exponential", np.ones(workers))) if drawn else server
+        return Pace(_law(alike), speed, turns, alike)
+
+
+@dataclass(frozen=True)
+class MeasuredPace:
+    """The pace that the cycles of a run's workers give: all that a cycle is made of, waiting too.
+
+    Attributes
+    ----------
+    run
+        Recorded in mode async, its gradients applied as they arrived.
+    cycles
+        Seconds from one update of a worker to its next.
+    cost
+        What a gradient takes by its batch size; None if not measured.
+    """
+
+    run: Run
+    cycles: MeasuredTimes
+    cost: GradientCost | None = None
+
+    @classmethod
+    def of(cls, run: Run, cost: GradientCost | None = None) -> MeasuredPace:
+        """Measure a run.
+
+        Raises
+        ------
+        InputError
+            Another mode or order, whose cycles say nothing of other numbers of workers; or a
+            worker has fewer than two updates after the start-up.
+        """
+        cluster = run.config.cluster
+        if (cluster.mode, cluster.schedule) != ("async", "free") or closure_of(run) == "iid":
+            raise InputError(
+                f"{run.path}: a plan takes the cycles of workers that wait for nobody; take "
+                f"{run.path / 'config.json'} to plan from its configuration"
+            )
+        return cls(run, measured_cycles(run), cost or GradientCost.of_run(run))
+
+    @property
+    def source(self) -> str:
+        """Where the times are from, in words."""
+        return f"the cycles measured in {self.run.path}"
+
+    @cached_property
+    def _batch_size(self) -> float:
+        return float(self.run.trace["batch_size"].mean())
+
+    def __call__(self, workers: int, batch_size: int) -> Pace:
+        """Return the pace of so many workers with such batches."""
+        known = self.cycles.samples
+        more = self.cost.per_sample * (batch_size - self._batch_size) if self.cost else 0.0
+        cycles = [np.maximum(known[w % len(known)] + more, 0.0) for w in range(workers)]
+        server = ServerTimes(MeasuredTimes(cycles))
+        speed = _speed(server, "free")
+        return Pace(_law(server), speed, partial(QueueReads, server), server)
+
+
+def with_workers(config: RunConfig, workers: int) -> RunConfig:
+    """Return a configuration with another number of workers; means of their own are repeated."""
+    cluster = config.cluster
+    compute = cluster.compute_time
+    if isinstance(compute.mean, list):
+        means = [compute.mean[worker % len(compute.mean)] for worker in range(workers)]
+        compute = msgspec.structs.replace(compute, mean=means)
+    cluster = msgspec.structs.replace(cluster, workers=workers, compute_time=compute)
+    return msgspec.structs.replace(config, cluster=cluster)
+
+
+def _law(server: ServerTimes) -> StalenessLaw:
+    return queue_staleness(
+        server.times,
+        gradient_time=server.dead_time,
+        service_time=server.service_time,
+        updates=_UPDATES,
+    )
+
+
+def _synchronous(server: ServerTimes) -> Pace:
+    """Return the pace of rounds that wait for the slowest worker."""
+    rounds = max(100, _UPDATES // server.workers)
+    turns = Rounds(server, rounds, stream(0, "rounds"))
+    turns.next(0)
+    seconds = float(turns.seconds.mean())
+    speed = 1.0 / seconds if seconds else np.inf
+    law = ConstantPlusGeometric(0)
+    return Pace(law, speed, partial(Rounds, server), gradients=server.workers)
+
+
+def _bounded(server: ServerTimes, bound: int) -> Pace:
+    """Return the pace of workers that wait where they are ahead, from some servers simulated."""
+    make = partial(QueueReads, server, bound=bound)
+    turns, staleness = make(_BOUNDED_PATHS, stream(0, "bounded")), []
+    half = max(500, 10 * server.workers)
+    begun = 0.0
+    for k in range(2 * half):
+        reads = turns.next(k)
+        if k == half - 1:
+            begun = float(turns.seconds.mean())
+        elif k >= half:
+            first = np.searchsorted(reads.path, np.arange(_BOUNDED_PATHS))
+            staleness.append(k - np.minimum.reduceat(reads.version, first))
+    law = Empirical.from_sample(np.concatenate(staleness))
+    seconds = float(turns.seconds.mean()) - begun
+    return Pace(law, half / seconds if seconds else np.inf, make)
+
+
+def _speed(server: ServerTimes, schedule: str) -> float:
+    """Return updates per second in the long run.
+
+    Workers that wait for nobody make one update a cycle each; otherwise the queue is simulated.
+    """
+    times = server.times
+    cycles = times.mean + server.dead_time
+    if schedule == "free" and server.service_time == 0.0:
+        return float((1.0 / cycles).sum()) if np.all(cycles > 0) else np.inf
+    workers, rng = len(cycles), stream(0, "pace")
+    updates = max(_UPDATES, 20 * workers)
+    clocks = [_endless(server, worker, rng) for worker in range(workers)]
+    order = server_order(
+        lambda worker, _: server.dead_time + next(clocks[worker]),
+        workers,
+        updates,
+        turns=rng.integers(workers, size=updates) if schedule == "uniform" else None,
+        service_time=server.service_time,
+    )
+    half = updates // 2
+    seconds = float(order.applied_seconds[-1] - order.applied_seconds[half - 1])
+    return (updates - half) / seconds if seconds else np.inf
+
+
+def _endless(server: ServerTimes, worker: int, rng: np.random.Generator) -> Iterator[float]:
+    while True:
+        yield from server.times.draw_many(worker, _CHUNK, rng).tolist()

@@ -1,0 +1,235 @@
+"""Paths of a choice: servers in virtual time, under the run's own rule and mini-batches (ours).
+
+This is what a run of the choice would do, many times over and without its workers: the turns of
+`analysis.planning.turns`, snapshots that are used when they are, mini-batches drawn from the data,
+any update rule. Nothing is assumed small or linear, so whether paths stay bounded is seen and not
+inferred. A path counts as diverged where a run would stop.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+from analysis.planning.turns import Reads, ServerTurns
+from asgd.problems.base import Array, Problem
+from asgd.problems.plugin import PluginProblem
+from asgd.rules import Rule, State
+
+Integers = npt.NDArray[np.int64]
+TurnsOf = Callable[[int, np.random.Generator], ServerTurns]
+
+# Of the paths: with more that diverged, the rest is not worth its time.
+_ENOUGH_DIVERGED = 0.25
+
+# Numbers that are touched while an update of one path is made, or one method of a user is called,
+# and those that all paths may hold together.
+_UPDATE_NUMBERS, _CALL_NUMBERS = 1_000, 20_000
+_LARGEST_STATE = 2**27
+
+
+@dataclass(frozen=True)
+class PathSetting:
+    """What all paths of a choice have in common.
+
+    Attributes
+    ----------
+    problem, initial
+        initial is x_0, shape (d,).
+    rule
+        Turns gradients into steps.
+    learning_rate
+        Of each update, shape (updates,).
+    batch_size
+        In samples, of snapshots by their version, shape (updates,).
+    turns
+        Makes the turns of so many servers.
+    record
+        Updates to record at, ascending from 0, shape (m,).
+    largest_loss
+        Above it a path has diverged.
+    dtype
+        float64 or float32, the precision of the paths.
+    """
+
+    problem: Problem
+    initial: Array
+    rule: Rule
+    learning_rate: Array
+    batch_size: Integers
+    turns: TurnsOf
+    record: Integers
+    largest_loss: float
+    dtype: npt.DTypeLike
+
+
+@dataclass(frozen=True)
+class PlannedPaths:
+    """Losses of some paths.
+
+    Attributes
+    ----------
+    update
+        Shape (m,).
+    loss
+        Shape (m, paths), nan after a path diverged or once all were given up.
+    seconds
+        Mean over the paths of when each update was made, shape (m,).
+    diverged
+        Which paths did, shape (paths,).
+    final
+        x after the last update, shape (paths, d); x_0 and later where a path diverged.
+    """
+
+    update: Integers
+    loss: Array
+    seconds: Array
+    diverged: npt.NDArray[np.bool_]
+    final: Array
+
+    @property
+    def paths(self) -> int:
+        """How many there are."""
+        return int(self.loss.shape[1])
+
+    @property
+    def reached(self) -> int:
+        """The last update that some path was followed to."""
+        return int(self.update[np.isfinite(self.loss).any(axis=1)][-1])
+
+    def joined(self, other: PlannedPaths) -> PlannedPaths:
+        """Return the paths of both."""
+        share = self.paths / (self.paths + other.paths)
+        return PlannedPaths(
+            self.update,
+            np.concatenate([self.loss, other.loss], axis=1),
+            share * self.seconds + (1.0 - share) * other.seconds,
+            np.concatenate([self.diverged, other.diverged]),
+            np.concatenate([self.final, other.final]),
+        )
+
+
+def planned_paths(
+    setting: PathSetting,
+    paths: int,
+    rng: np.random.Generator,
+    progress: Callable[[int, int], None] | None = None,
+) -> PlannedPaths:
+    """Simulate some paths.
+
+    Where a quarter of them has diverged, the others are given up.
+
+    Parameters
+    ----------
+    progress
+        Called as progress(done, total) at every record.
+    """
+    record, last = setting.record, int(setting.record[-1])
+    loss = np.full((len(record), paths), np.nan)
+    seconds = np.full(len(record), np.nan)
+    servers, row = _Servers(setting, paths, rng), 0
+    # One BLAS thread: products of single paths are too small to share.
+    with np.errstate(over="ignore", invalid="ignore"), threadpool_limits(1, user_api="blas"):
+        for k in range(last + 1):
+            if k == record[row]:
+                value = np.asarray(setting.problem.loss(servers.x), dtype=float)
+                servers.restart(~(value <= setting.largest_loss))
+                loss[row] = np.where(servers.diverged, np.nan, value)
+                seconds[row] = servers.turns.seconds.mean()
+                row += 1
+                if progress is not None:
+                    progress(k, last)
+                if servers.diverged.mean() > _ENOUGH_DIVERGED:
+                    break
+            if k < last:
+                servers.step(k)
+    return PlannedPaths(record, loss, seconds, servers.diverged, servers.x)
+
+
+class _Servers:
+    """A block of servers that advance together, one update of each at a time."""
+
+    def __init__(self, setting: PathSetting, paths: int, rng: np.random.Generator) -> None:
+        self.turns = setting.turns(paths, rng)
+        self._setting, self._rng = setting, rng
+        self._start = setting.initial.astype(setting.dtype)
+        self.x = np.tile(self._start, (paths, 1))
+        self.diverged = np.zeros(paths, dtype=bool)
+        self._held = np.repeat(self.x[:, None], self.turns.slots, axis=1)
+        self._state: State = setting.rule.init(self.x)
+        self._rate = setting.learning_rate.tolist()
+        self._one_size = bool(np.all(setting.batch_size == setting.batch_size[0]))
+
+    def step(self, k: int) -> None:
+        """Advance every server from update k to update k + 1."""
+        setting, reads = self._setting, self.turns.next(k)
+        gradient, staleness = self._gradient(reads), k - reads.version
+        if len(reads.path) > len(self.x):  # the mean of those that are applied together
+            first = np.searchsorted(reads.path, np.arange(len(self.x)))
+            count = np.diff(first, append=len(reads.path))[:, None]
+            gradient = np.add.reduceat(gradient, first) / count.astype(gradient.dtype)
+            staleness = np.maximum.reduceat(staleness, first)
+        step, self._state = setting.rule.update(
+            gradient,
+            self._state,
+            learning_rate=self._rate[k],
+            # one of each path, where a server has one number
+            staleness=staleness[:, None].astype(gradient.dtype),  # type: ignore[arg-type]
+        )
+        self.x -= step
+        lost = ~np.isfinite(self.x).all(axis=1)
+        if lost.any():
+            self.restart(lost)
+        self._held[reads.path, reads.new_slot] = self.x[reads.path]
+
+    def restart(self, diverged: npt.NDArray[np.bool_]) -> None:
+        """Note which paths have diverged and put them where their numbers are finite."""
+        if not diverged.any():
+            return
+        self.diverged = self.diverged | diverged
+        self.x[diverged] = self._start
+        self._held[diverged] = self._start
+        for array in self._state:
+            array[diverged] = 0.0
+
+    def _gradient(self, reads: Reads) -> Array:
+        points = self._held[reads.path, reads.slot]
+        sizes = self._setting.batch_size
+        if self._one_size:
+            return self._of_batches(points, int(sizes[0]))
+        own = sizes[reads.version]
+        gradient = np.empty_like(points)
+        for size in np.unique(own).tolist():
+            chosen = own == size
+            gradient[chosen] = self._of_batches(points[chosen], size)
+        return gradient
+
+    def _of_batches(self, points: Array, size: int) -> Array:
+        problem = self._setting.problem
+        batches = self._rng.integers(problem.n_samples, size=(len(points), size))
+        return np.asarray(problem.gradient(points, batches), dtype=points.dtype)
+
+
+def path_count(setting: PathSetting, slots: int, *, numbers: float, fewest: int, most: int) -> int:
+    """Return how many paths to simulate: a function of the choice and never of the machine.
+
+    Parameters
+    ----------
+    slots
+        Snapshots that a path keeps.
+    numbers
+        To be touched altogether: d for each sample of a gradient or of a recorded loss, and what an
+        update costs in calls.
+    """
+    problem, updates = setting.problem, len(setting.batch_size)
+    samples = float(setting.batch_size.sum()) + len(setting.record) * problem.n_samples
+    each = updates * _UPDATE_NUMBERS + samples * problem.dim
+    if isinstance(problem, PluginProblem):  # one call for each path
+        each += updates * _CALL_NUMBERS
+    held = _LARGEST_STATE // (problem.dim * (slots + 4))
+    return max(2, min(held, max(fewest, min(most, math.floor(numbers / each)))))

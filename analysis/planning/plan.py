@@ -1,0 +1,405 @@
+"""What if: more workers, another learning rate, another batch size? (ours).
+
+For every combination the staleness law and the speed follow from the times of the workers
+(`analysis.planning.pace`), the limits of the learning rate from whose turn it is
+(`analysis.exact.limits`), and the loss from paths of the choice in virtual time under the run's own
+rule (`analysis.planning.paths`).
+A few paths of every choice are simulated; whichever would then be called best gets many, until one
+is left that they confirm. No worker is started.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from analysis.exact.limits import StabilityLimits
+from analysis.planning.choices import Choice, choices_of
+from analysis.planning.gradient_cost import GradientCost
+from analysis.planning.pace import ConfiguredPace, MeasuredPace, Pace, PaceOf
+from analysis.planning.paths import PathSetting, PlannedPaths, path_count, planned_paths
+from analysis.planning.row import FAR, HEADS, PlanRow, PointLimits
+from analysis.prediction.run_stability import leading_curvatures
+from asgd.config import OptimizerConfig, RunConfig
+from asgd.errors import InputError
+from asgd.problem_record import check_problem
+from asgd.problems import make_problem
+from asgd.problems.base import Array, Problem
+from asgd.problems.linear import LinearModel
+from asgd.rules import make_rule
+from asgd.schedules import batch_schedule, learning_rate_schedule
+from asgd.streams import stream
+from asgd.trace import Run
+
+_EVEN, _EARLY = 40, 120  # points of a predicted curve, evenly in updates and in their logarithm
+_TARGET = 0.95  # of the way down: what is left at the end is slow, and hidden in scatter
+_SINGLE_DIM = 256  # from here on linear models are served in single precision
+
+# Paths of every choice, and more of one that would be called best; fewer where they cost more.
+_FIRST = {"numbers": 3e8, "fewest": 16, "most": 64}
+_MORE = {"numbers": 2e9, "fewest": 64, "most": 448}
+_FIRST_SHARE = 0.8  # of the progress
+
+Progress = Callable[[str, float], None]
+Share = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, repr=False)
+class Plan:
+    """Every choice with what is expected of it.
+
+    Attributes
+    ----------
+    rows
+        In the order of the choices.
+    target
+        Loss to reach; nan where no choice gets anywhere.
+    updates
+        Updates looked ahead.
+    source
+        Where the times of the workers are from.
+    cost
+        What a gradient takes by its batch size; None where that is not known.
+    cores
+        Of the machine of the run, or of this one.
+    best
+        Position of the recommendable row that is at the target first; None if none gets there.
+    """
+
+    rows: list[PlanRow]
+    target: float
+    updates: int
+    source: str
+    cost: GradientCost | None
+    cores: int
+    best: int | None
+
+    def table(self) -> pd.DataFrame:
+        """Return one row per choice with the columns of `PlanRow.to_dict` that are one number."""
+        rows = [row.to_dict() for row in self.rows]
+        left_out = ("law", "update", "loss_mean", "loss_median", "loss_std")
+        table = pd.DataFrame(rows).drop(columns=list(left_out))
+        return table.assign(best=[number == self.best for number in range(len(rows))])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as JSON values; numbers may be infinite or not a number."""
+        cost = self.cost
+        return {
+            "target": self.target,
+            "updates": self.updates,
+            "times_from": self.source,
+            "gradient_seconds": cost and {"fixed": cost.fixed, "per_sample": cost.per_sample},
+            "cores": self.cores,
+            "best": self.best,
+            "rows": [row.to_dict() for row in self.rows],
+        }
+
+    @property
+    def sentence(self) -> str:
+        """The answer in a sentence."""
+        if self.best is not None:
+            row = self.rows[self.best]
+            seconds = row.seconds_to_target or 0.0
+            return (
+                f"Best: {row.choice}: loss {self.target:.4g} after {row.updates_to_target:,} "
+                f"updates, {seconds:.3g} s."
+            )
+        if not any(row.stable for row in self.rows):
+            return "No choice is stable: take smaller learning rates or fewer workers."
+        if not any(row.recommendable for row in self.rows):
+            return (
+                "No choice can be recommended: all are too near their limit; take smaller learning "
+                "rates or fewer workers."
+            )
+        return f"No choice reaches loss {self.target:.4g} within {self.updates:,} updates."
+
+    @property
+    def note(self) -> str:
+        """What the numbers rest on, in a sentence or two."""
+        batches = {row.choice.batch_size for row in self.rows}
+        cost = "; a gradient takes as long whatever its batch size" if len(batches) > 1 else ""
+        cost = f"; {self.cost}" if self.cost else cost
+        return (
+            f"Times: {self.source}, every further worker with a core of its own{cost}. "
+            f"{self._cores_in_words}"
+            "Losses: means over simulated paths, medians where the tail is heavy. The limit is the "
+            "learning rate from which on every run diverges on a quadratic; heavy tail: between "
+            "the limit of the mean square and that one, runs converge with rare large excursions."
+        )
+
+    @property
+    def _cores_in_words(self) -> str:
+        """The sentence on choices that need more cores than there are; empty without any."""
+        if max(row.choice.workers for row in self.rows) <= self.cores:
+            return ""
+        return (
+            f"There {'is 1 core' if self.cores == 1 else f'are {self.cores} cores'}, which as many "
+            "workers use up if they compute all the time: beyond, workers that do not wait for "
+            "something else are slower than this table says. "
+        )
+
+    def cells(self) -> list[tuple[str, ...]]:
+        """Return the table for people: a row of heads, then one of texts for each choice."""
+        rows = [row.cells("*" if i == self.best else "") for i, row in enumerate(self.rows)]
+        return [HEADS, *rows]
+
+    def __repr__(self) -> str:
+        return f"{self.table().to_string(index=False)}\n{self.sentence}"
+
+
+def plan(
+    source: RunConfig | Run,
+    *,
+    workers: Sequence[int] | None = None,
+    learning_rates: Sequence[float] | None = None,
+    batch_sizes: Sequence[int] | None = None,
+    target: float | None = None,
+    updates: int | None = None,
+    probe: bool = False,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Plan:
+    """Predict every combination of workers, learning rates and batch sizes.
+
+    Any mode, rule and schedule is planned; a schedule is scaled with its first value.
+
+    Parameters
+    ----------
+    source
+        A configuration, or a run whose measured cycles say how fast its workers are.
+    workers, learning_rates
+        By default half, once and twice the source's own.
+    batch_sizes
+        In samples per gradient; by default the source's own.
+    target
+        Loss to reach. By default 95 % of the way down to the lowest loss predicted for the
+        source's own choice or, where that is not among the stable ones, for any.
+    updates
+        How far to look ahead; by default as far as the source goes.
+    probe
+        Whether to time the gradient in this process, at two batch sizes; otherwise a gradient takes
+        as long whatever its batch size, unless the run had several.
+    force
+        Plan also where the problem of a run has changed, see `asgd.problem_record`.
+    progress
+        Called with the choice at work and the share of the whole that is done.
+
+    Raises
+    ------
+    InputError
+        A value cannot be used, the start is flat, or the source is a run that waits for workers.
+    """
+    config = source.config if isinstance(source, Run) else source
+    choices = choices_of(config, workers, learning_rates, batch_sizes)
+    updates = config.run.updates if updates is None else updates
+    if not 1 <= updates <= 10**9:
+        raise InputError(f"updates = {updates}: expected 1 to 1000000000")
+    if target is not None and not math.isfinite(target):
+        raise InputError(f"target = {target}: expected a finite loss")
+    problem = make_problem(config)
+    if isinstance(source, Run):
+        check_problem(source, problem, "plan", force=force)
+    initial = problem.initial_point(stream(config.run.seed, "initial"))
+    sizes = [choice.batch_size for choice in choices]
+    cost = GradientCost.probe(problem, initial, sizes) if probe else None
+    pace_of: PaceOf = (
+        MeasuredPace.of(source, cost) if isinstance(source, Run) else ConfiguredPace(config, cost)
+    )
+    planner = _Planner(config, problem, initial, updates, pace_of)
+    rows = []
+    for number, choice in enumerate(choices):
+        part = _FIRST_SHARE / len(choices)
+        share = _shares(progress, str(choice), number * part, part)
+        share(0, 1)
+        rows.append(planner.row(choice, share))
+    if target is None:
+        target = _default_target(rows, config)
+    rows = [_timed(row, target) for row in rows]
+    best = _confirmed(planner, rows, target, progress)
+    if progress is not None:
+        progress("", 1.0)
+    noted = source.environment.get("cores") if isinstance(source, Run) else None
+    return Plan(
+        rows=rows,
+        target=target,
+        updates=updates,
+        source=pace_of.source,
+        cost=pace_of.cost,
+        cores=noted if isinstance(noted, int) else len(os.sched_getaffinity(0)),
+        best=best,
+    )
+
+
+class _Planner:
+    """Makes the row of a choice, and simulates more paths of it."""
+
+    def __init__(
+        self, config: RunConfig, problem: Problem, initial: Array, updates: int, pace_of: PaceOf
+    ) -> None:
+        self._config, self._problem, self._initial = config, problem, initial
+        self._updates, self._pace_of = updates, pace_of
+        self._paces: dict[tuple[int, int], Pace] = {}
+        self._known: dict[tuple[int, bool], StabilityLimits | None] = {}
+        self._first_loss = float(problem.loss(initial))
+        self._curvature = float(leading_curvatures(problem, initial)[0])
+        if not problem.gradient(initial).any() and not self._curvature:
+            raise InputError(
+                "problem.initial: slope and curvature are 0 there, so nothing can be told of any "
+                "learning rate; accepted: another starting point"
+            )
+
+    def row(self, choice: Choice, progress: Share) -> PlanRow:
+        """Return the row of a choice from its first paths."""
+        pace = self._pace(choice)
+        paths = self._paths(choice, pace, _FIRST, "first", progress)
+        return self._judged(choice, pace, paths)
+
+    def more(self, row: PlanRow, progress: Share) -> PlanRow:
+        """Return a row from many more paths."""
+        paths = self._paths(row.choice, row.pace, _MORE, "more", progress)
+        return self._judged(row.choice, row.pace, row.paths.joined(paths))
+
+    def _pace(self, choice: Choice) -> Pace:
+        # without a cost by batch size, all batches go at one pace
+        key = choice.workers, choice.batch_size if self._pace_of.cost else 0
+        if key not in self._paces:
+            pace = self._pace_of(choice.workers, choice.batch_size)
+            self._paces[key] = pace
+        return self._paces[key]
+
+    def _paths(
+        self, choice: Choice, pace: Pace, size: dict[str, Any], name: str, progress: Share
+    ) -> PlannedPaths:
+        optimizer = scaled(self._config.optimizer, choice)
+        batch = batch_schedule(optimizer).array(self._updates).astype(np.int64) * pace.gradients
+        linear = isinstance(self._problem, LinearModel) and self._problem.dim > _SINGLE_DIM
+        setting = PathSetting(
+            problem=self._problem,
+            initial=self._initial,
+            rule=make_rule(optimizer),
+            learning_rate=learning_rate_schedule(optimizer).array(self._updates),
+            batch_size=batch,
+            turns=pace.turns,
+            record=_record(self._updates),
+            largest_loss=self._config.run.divergence_factor * max(1.0, abs(self._first_loss)),
+            dtype=np.float32 if linear else np.float64,
+        )
+        paths = path_count(setting, choice.workers, **size)
+        rng = stream(self._config.run.seed, f"plan/{name}/{choice}")
+        return planned_paths(setting, paths, rng, progress)
+
+    def _judged(self, choice: Choice, pace: Pace, paths: PlannedPaths) -> PlanRow:
+        rates = learning_rate_schedule(scaled(self._config.optimizer, choice))
+        begin = end = self._curvature, rates(0)
+        kept = np.flatnonzero(~paths.diverged)
+        if len(kept) and np.isfinite(paths.loss[-1, kept]).all():
+            # the mean of points in different valleys would be in none
+            typical = kept[np.argsort(paths.loss[-1, kept])[len(kept) // 2]]
+            point = paths.final[typical].astype(float)
+            curvature = float(leading_curvatures(self._problem, point)[0])
+            end = curvature, rates(self._updates - 1)
+        limits = self._limits(choice, pace, mean_square=False)
+        row = PlanRow(choice, pace, paths, _at(limits, *begin), _at(limits, *end))
+        if row.of_limit < FAR:
+            return row
+        limits = self._limits(choice, pace, mean_square=True)
+        return replace(row, start=_at(limits, *begin), end=_at(limits, *end))
+
+    def _limits(self, choice: Choice, pace: Pace, *, mean_square: bool) -> StabilityLimits | None:
+        key = id(pace), mean_square
+        if key not in self._known:
+            limits = pace.limits(self._config.optimizer, choice.workers, mean_square)
+            self._known[key] = limits
+        return self._known[key]
+
+
+def _at(limits: StabilityLimits | None, curvature: float, learning_rate: float) -> PointLimits:
+    """Return where a learning rate stands at a point, from the limits for curvature one."""
+    there = limits.at_curvature(curvature) if limits and curvature > 0 else None
+    return PointLimits(learning_rate, there)
+
+
+def scaled(optimizer: OptimizerConfig, choice: Choice) -> OptimizerConfig:
+    """Return the optimizer of a choice; schedules keep their ratios to the first value."""
+    rates, batches = optimizer.learning_rate_schedule, optimizer.batch_schedule
+    rate = choice.learning_rate / optimizer.learning_rate
+    batch = choice.batch_size / optimizer.batch_size
+    sizes = [max(1, round(batch * size)) for size in batches.values]
+    return msgspec.structs.replace(
+        optimizer,
+        learning_rate=choice.learning_rate,
+        batch_size=choice.batch_size,
+        learning_rate_schedule=msgspec.structs.replace(
+            rates, values=[rate * value for value in rates.values]
+        ),
+        batch_schedule=msgspec.structs.replace(batches, values=sizes),
+    )
+
+
+def _record(updates: int) -> npt.NDArray[np.int64]:
+    even = np.linspace(0, updates, _EVEN + 1)
+    early = np.geomspace(1, updates, _EARLY)
+    return np.unique(np.concatenate([even, early]).round().astype(np.int64))
+
+
+def _shares(progress: Progress | None, name: str, begun: float, part: float) -> Share:
+    """Return what turns the share of one choice's work into that of the whole."""
+
+    def report(done: int, total: int) -> None:
+        if progress is not None:
+            progress(name, begun + part * done / total)
+
+    return report
+
+
+def _default_target(rows: list[PlanRow], config: RunConfig) -> float:
+    optimizer = config.optimizer
+    own = Choice(config.cluster.workers, optimizer.learning_rate, optimizer.batch_size)
+    reached = [row.lowest for row in rows if row.lowest is not None and row.choice == own]
+    reached = reached or [row.lowest for row in rows if row.lowest is not None]
+    if not reached:
+        return math.nan
+    start, lowest = float(rows[0].paths.loss[0, 0]), min(reached)
+    return lowest + (1.0 - _TARGET) * (start - lowest)
+
+
+def _timed(row: PlanRow, target: float) -> PlanRow:
+    updates, seconds = row.at_target(target)
+    return replace(row, updates_to_target=updates, seconds_to_target=seconds)
+
+
+def _confirmed(
+    planner: _Planner, rows: list[PlanRow], target: float, progress: Progress | None
+) -> int | None:
+    """Give the rows that lead many paths, in place, until the leading one has them; return it."""
+    seen: set[int] = set()
+    while (leading := _leading(rows)) is not None and leading not in seen:
+        left = (1.0 - _FIRST_SHARE) * 0.5 ** len(seen)  # nobody knows how many there will be
+        share = _shares(progress, str(rows[leading].choice), 1.0 - left, 0.5 * left)
+        seen.add(leading)
+        rows[leading] = _timed(planner.more(rows[leading], share), target)
+    if leading is None or rows[leading].seconds_to_target is None:
+        return None
+    return leading
+
+
+def _leading(rows: list[PlanRow]) -> int | None:
+    """Return which row is at the target first, or ends lowest if none is; None if none can be."""
+    able = [number for number, row in enumerate(rows) if row.recommendable]
+    if not able:
+        return None
+
+    def order(number: int) -> tuple[float, float]:
+        row = rows[number]
+        seconds = math.inf if row.seconds_to_target is None else row.seconds_to_target
+        return seconds, float(row.mean[-1])
+
+    return min(able, key=order)

@@ -1,0 +1,1 @@
+"""The loss curve of a run from models or exact moments, and its score."""

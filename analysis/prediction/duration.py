@@ -1,0 +1,67 @@
+"""How long a prediction will take, from the first updates of its paths."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from analysis.prediction.model import Model
+from analysis.prediction.setting import RunSetting
+
+_FIRST, _SECOND = 8, 24  # updates: the difference leaves out what is done once
+_LONG = 10 * _SECOND  # updates of a run too long to be waited for unasked
+
+
+def expected_seconds(
+    models: Sequence[Model],
+    setting: RunSetting,
+    paths: int,
+    seed: int,
+    clock: Callable[[], float] = time.perf_counter,
+) -> float:
+    """Return the seconds that ensembles of paths will take; 0 where it is not worth measuring.
+
+    Parameters
+    ----------
+    models
+        Those whose paths will be simulated.
+    setting, paths, seed
+        As for the prediction.
+    clock
+        Seconds that only grow.
+    """
+    if setting.updates < _LONG:
+        return 0.0
+    total = 0.0
+    for model in models:
+        spent = []
+        for updates in (_FIRST, _FIRST, _SECOND):  # the first time, code may have to be compiled
+            start = clock()
+            model.simulate(_beginning(setting, updates), paths, seed)
+            spent.append(clock() - start)
+        total += max(0.0, spent[2] - spent[1]) / (_SECOND - _FIRST) * setting.updates
+    return total
+
+
+def _beginning(setting: RunSetting, updates: int) -> RunSetting:
+    """Return the setting of the first updates alone."""
+    rate, size = setting.learning_rate, setting.batch_size
+    return replace(
+        setting,
+        learning_rate=rate[:updates] if isinstance(rate, np.ndarray) else rate,
+        batch_size=size[:updates] if isinstance(size, np.ndarray) else size,
+        record=np.array([0, updates]),
+        staleness=tuple(one[:updates] for one in setting.staleness),
+    )
+
+
+def in_words(seconds: float) -> str:
+    """Return a duration as people say it."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"

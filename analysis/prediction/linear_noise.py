@@ -1,0 +1,427 @@
+"""Fast prediction: one mean path under the law, and linear noise around it (ours).
+
+The mean path is (G1) without noise. Around it a small deviation of one Hessian mode obeys the
+recursion of `analysis.exact.moments.impulse_response`, h_i; with the Hessian taken at the time of
+interest and the noise S from where it was injected,
+
+    Cov_k = (eta^2 / b) sum_{j<k} h_{k-1-j}(H) S_j h_{k-1-j}(H)
+    E f = f(mean) + tr(H Cov)/2,   Var f = g.Cov g + tr((H Cov)^2)/2,   g = grad f(mean)       (F1)
+
+and the curvature's own slope bends the mean path by the force
+
+    E grad f - grad f(mean) = (1/2) f''' : Cov                                                  (F2)
+
+H, S and the force are taken at a few times; the cumulants of the loss are interpolated between
+them, the force is held. In small dimension the sums are formed; beyond, draws of the noise are
+pushed through functions of H by Lanczos iterations, Hessian-vector products only.
+
+What it leaves out: the noise of the random lag, and all that is beyond second order in the noise.
+It fails where these matter: near the limits of stability, where random lags make of a push more
+than its mean says (`lag_amplification` tells); where noise carries paths from one valley to
+another, unnoticed; and beyond the edge of stability, where small noise grows until it is not
+small. From the time on when it grows and has cost half of what the mean path had gained there is no
+value: the loss of a real run saturates there, the linear theory does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+from analysis.exact.stability import spectral_radius
+from analysis.models.history import History
+from analysis.models.turns import START_UP, Turns, pool_hazards
+from analysis.prediction.exact import quadratic_cumulants
+from analysis.prediction.loss_curve import LossCurve
+from asgd.errors import InputError
+from asgd.problems.base import Array, Problem
+from asgd.staleness import Geometric, StalenessLaw
+from asgd.streams import stream
+
+Integers = npt.NDArray[np.int64]
+
+TIMES = 8  # at which curvature and noise are taken
+PROBES = 8  # draws of the noise at each of them
+FEW_PROBES, WIDE_DIM = 4, 10_000  # beyond this dimension a sum over modes averages by itself
+LANCZOS_STEPS = 12
+DENSE_DIM = 64  # up to here sums over all modes are formed
+LARGEST_COST = 0.5  # of growing noise, as a share of the mean path's gain
+
+# Pools behind the worth of a push, and how long it is followed: so many times 1/step and so many
+# turns of each worker.
+_PUSHED_PATHS = 1000
+_LIVES, _LONGEST_PUSH = 10.0, 4000
+
+
+class ExpectedRead:
+    """sum_l w_l v_{k-l} of a sequence v_0, v_1, ... under a law; O(1) memory if geometric.
+
+    Parameters
+    ----------
+    law
+        The staleness law.
+    first, before
+        v_0, and the value of v before it; any one shape.
+    """
+
+    def __init__(self, law: StalenessLaw, first: Array, before: Array) -> None:
+        self._mu = law.mu if isinstance(law, Geometric) else None
+        if self._mu is not None:
+            self._average = (1 - self._mu) * first + self._mu * before
+        else:
+            self._history = History(law.weights(law.support_length()), before)
+            self._history.push(first)
+
+    def push(self, value: Array) -> None:
+        """Append the next value."""
+        if self._mu is None:
+            self._history.push(value)
+        else:
+            self._average = self._mu * self._average + (1 - self._mu) * value
+
+    def value(self) -> Array:
+        """Return the average now."""
+        return self._history.average() if self._mu is None else self._average
+
+
+class MeanPath:
+    """(G1) without noise, with the force by which noise bends it, one update at a time.
+
+    Attributes
+    ----------
+    x
+        The point now, shape (d,).
+    force
+        E grad f - grad f(mean), shape (d,): zero without noise.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        learning_rate: float,
+        law: StalenessLaw,
+        initial: Array,
+        dtype: npt.DTypeLike = np.float64,
+    ) -> None:
+        self._problem, self._learning_rate, self._dtype = problem, learning_rate, dtype
+        self.x = np.array(initial, dtype=float)
+        self.force = np.zeros_like(self.x)
+        gradient = problem.gradient(self.x)
+        self._read = ExpectedRead(law, gradient, gradient)
+
+    def step(self) -> None:
+        """Advance one update."""
+        self.x = self.x - self._learning_rate * self._read.value()
+        self._read.push(self._problem.gradient(self.point()) + self.force)
+
+    def point(self) -> Array:
+        """Return x in the precision that gradients are taken in."""
+        return self.x.astype(self._dtype, copy=False)
+
+
+def response_power(
+    law: StalenessLaw, learning_rate: float, curvature: Array, lags: Integers
+) -> Array:
+    """Return sum_{i<m} h_i h_i^T over modes at the given lags m.
+
+    Parameters
+    ----------
+    curvature
+        Shape (..., n): modes that share their products.
+    lags
+        Ascending, shape (q,).
+
+    Returns
+    -------
+    Array
+        Shape (q, ..., n, n).
+    """
+    return _power(law, learning_rate, curvature, lags, lambda h: h[..., :, None] * h[..., None, :])
+
+
+def _power(
+    law: StalenessLaw,
+    learning_rate: float,
+    curvature: Array,
+    lags: Integers,
+    square: Callable[[Array], Array],
+) -> Array:
+    step = learning_rate * curvature
+    h = np.ones_like(step)
+    read = ExpectedRead(law, h, np.zeros_like(h))
+    total = np.zeros_like(square(h))
+    out, row = np.empty((len(lags), *total.shape)), 0
+    for m in range(int(lags[-1]) + 1):
+        while row < len(lags) and lags[row] == m:
+            out[row] = total
+            row += 1
+        total += square(h)
+        h = h - step * read.value()
+        read.push(h)
+    return out
+
+
+def linear_noise(
+    problem: Problem,
+    learning_rate: float,
+    law: StalenessLaw,
+    seed: int,
+    *,
+    batch_size: int,
+    initial: Array,
+    record: Integers,
+    dtype: npt.DTypeLike = np.float64,
+    progress: Callable[[int, int], None] | None = None,
+) -> LossCurve:
+    """Predict the loss by one mean path and linear noise around it, (F1), (F2).
+
+    Parameters
+    ----------
+    seed
+        Seed of the draws of the noise beyond 64 dimensions.
+    initial
+        x_0, shape (d,).
+    record
+        Updates to predict at, ascending, shape (m,).
+    dtype
+        float64 or float32, the precision of gradients and Hessian-vector products.
+    progress
+        Called as progress(done, total) about a hundred times.
+
+    Returns
+    -------
+    LossCurve
+        Without values from `unstable_from` on, if noise outgrows the linear theory.
+
+    Raises
+    ------
+    InputError
+        There is no update to predict.
+    """
+    if record[-1] < 1:
+        raise InputError(f"record: {record}; accepted: at least one update after the start")
+    last = int(record[-1])
+    times = _times(last)
+    middle = (times[1:] + times[:-1]) // 2
+    rng = stream(seed, "linear noise")
+    kind = _AllModes if problem.dim <= DENSE_DIM else _SampledModes
+    # One BLAS thread: a single path has too little work to share.
+    with np.errstate(over="ignore", invalid="ignore"), threadpool_limits(1, user_api="blas"):
+        path = MeanPath(problem, learning_rate, law, initial, dtype)
+        noise = kind(problem, learning_rate, law, learning_rate**2 / batch_size, rng)
+        cumulants = np.full((len(times), 3), np.nan)
+        cumulants[0] = 0.0
+        unstable_from = None
+        start = float(problem.loss(path.x))
+        recorded, wanted = np.full((len(record), problem.dim), np.nan), set(record.tolist())
+        row = 0
+        for k in range(last + 1):
+            if k in wanted:
+                recorded[row] = path.x
+                row += 1
+            if k in times[1:] and np.all(np.isfinite(path.x)):
+                number = int(np.searchsorted(times, k))
+                try:
+                    spread = noise.spread(path.point(), times[: number + 1])
+                except np.linalg.LinAlgError:  # a path on its way to infinity
+                    unstable_from = int(times[number - 1]) + 1
+                    break
+                cumulants[number], path.force, top = spread
+                gain = abs(start - float(problem.loss(path.x)))
+                # Without a force gradients are linear, and so is the noise however large.
+                bent = np.linalg.norm(path.force) > 1e-9 * np.linalg.norm(path.x - initial)
+                costly = not cumulants[number, 0] <= LARGEST_COST * gain
+                if bent and costly and _grows(law, learning_rate * top):
+                    unstable_from = int(times[number - 1]) + 1
+                    break
+            if k in middle:
+                noise.add_source(path.point())
+            if k < last:
+                path.step()
+            if progress is not None and k % max(last // 100, 1) == 0:
+                progress(k, last)
+        loss = np.asarray(problem.loss(recorded))
+        axis = np.log1p(record)
+        first, second, third = (np.interp(axis, np.log1p(times), c) for c in cumulants.T)
+    curve = LossCurve.of_cumulants(record, loss + first, second, third, path.x)
+    return curve if unstable_from is None else curve.cut(unstable_from)
+
+
+def lag_amplification(
+    law: StalenessLaw, workers: int, step: float, rng: np.random.Generator
+) -> float:
+    """Return what random lags make of a push: sum_k E h_k^2 over sum_k (E h_k)^2, under (P2).
+
+    One where lags do not vary, infinite from the limit of the mean square on. The second sum is all
+    that (F1) knows, so its cost of noise is too small by this factor on a mode of this step.
+
+    Parameters
+    ----------
+    workers
+        P.
+    step
+        Learning rate times curvature, > 0.
+    """
+    turns = Turns(pool_hazards([law] * workers, rng), _PUSHED_PATHS, rng)
+    path = np.arange(_PUSHED_PATHS)
+    for _ in range(START_UP * workers):
+        slot = turns.next()
+    x, held = np.ones(_PUSHED_PATHS), np.zeros((_PUSHED_PATHS, workers))
+    held[path, slot] = 1.0
+    squares = np.zeros(_PUSHED_PATHS)
+    of_mean = 0.0
+    with np.errstate(over="ignore"):
+        for _ in range(int(min(_LIVES / step + _LIVES * workers, _LONGEST_PUSH))):
+            squares += x**2
+            of_mean += float(x.mean()) ** 2
+            slot = turns.next()
+            x = x - step * held[path, slot]
+            held[path, slot] = x
+    return float(squares.mean() / of_mean)
+
+
+def _grows(law: StalenessLaw, step: float) -> bool:
+    return np.isfinite(step) and step > 0 and spectral_radius(law, step) > 1
+
+
+def _times(last: int) -> Integers:
+    """Return 0 and up to `TIMES` updates, evenly in the logarithm, `last` included."""
+    times = np.geomspace(min(8, last), last, TIMES).round().astype(np.int64)
+    return np.concatenate([[0], np.unique(times)])
+
+
+class _AllModes:
+    """The spread of the paths in small dimension: all modes, all products."""
+
+    def __init__(
+        self,
+        problem: Problem,
+        learning_rate: float,
+        law: StalenessLaw,
+        scale: float,
+        rng: np.random.Generator,
+    ) -> None:
+        self._problem, self._learning_rate, self._law = problem, learning_rate, law
+        self._scale = scale
+        self._sources: list[Array] = []
+
+    def add_source(self, x: Array) -> None:
+        """Take the noise of the current interval of times from a point of it."""
+        self._sources.append(self._problem.gradient_covariance(x))
+
+    def spread(self, x: Array, times: Integers) -> tuple[Array, Array, float]:
+        """Return three cumulants of the loss about f(x), the force and the top curvature."""
+        problem = self._problem
+        curvature, basis = np.linalg.eigh(problem.hessian(x))
+        lags = (times[-1] - times)[::-1]
+        power = response_power(self._law, self._learning_rate, curvature, lags)[::-1]
+        covariance = sum(
+            (power[j] - power[j + 1]) * (basis.T @ source @ basis)
+            for j, source in enumerate(self._sources)
+        )
+        covariance = self._scale * np.asarray(covariance)
+        slope = (problem.gradient(x) @ basis)[None]
+        first, second, third = quadratic_cumulants(slope, curvature, covariance[None])
+        if not np.all(np.isfinite(covariance)):
+            return np.full(3, np.nan), np.zeros_like(x), float(curvature[-1])
+        sizes, axes = np.linalg.eigh(covariance)
+        deviation = (basis @ (axes * np.sqrt(np.maximum(sizes, 0.0)))).T
+        force = _bend(problem, x, deviation).sum(axis=0)
+        return np.concatenate([first, second, third]), force, float(curvature[-1])
+
+
+class _SampledModes:
+    """The spread of the paths from draws of the noise, by Hessian-vector products only.
+
+    A draw xi of covariance S_j becomes one of covariance K S_j K with K^2 = sum h_i(H)^2. Then
+    tr(H Cov)/2 is the mean of xi.K H K xi / 2, and tr((H Cov)^2) that of (x.H y)^2 over pairs.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        learning_rate: float,
+        law: StalenessLaw,
+        scale: float,
+        rng: np.random.Generator,
+    ) -> None:
+        self._problem, self._learning_rate, self._law = problem, learning_rate, law
+        self._scale, self._rng = scale, rng
+        self._probes = PROBES if problem.dim <= WIDE_DIM else FEW_PROBES
+        self._sources: list[Array] = []
+
+    def add_source(self, x: Array) -> None:
+        """Take the noise of the current interval of times from a point of it."""
+        points = np.tile(x, (self._probes, 1))
+        self._sources.append(self._problem.gradient_and_noise(points, self._rng)[1])
+
+    def spread(self, x: Array, times: Integers) -> tuple[Array, Array, float]:
+        """Return three cumulants of the loss about f(x), the force and the top curvature."""
+        problem, probes = self._problem, self._probes
+        deviation, first, top = np.zeros((probes, problem.dim)), 0.0, 0.0
+        # One source at a time: the Lanczos vectors of all would be the largest arrays here.
+        for j, source in enumerate(self._sources):
+            curvature, modes, basis = _lanczos(problem, x, source)
+            top = max(top, float(curvature.max()))
+            lags = times[-1] - times[[j + 1, j]]
+            power = _power(self._law, self._learning_rate, curvature, lags, np.square)
+            kernel = self._scale * np.maximum(power[1] - power[0], 0.0)
+            first += float((modes**2 * curvature * kernel).sum() / (2 * probes))
+            deviation += ((modes * np.sqrt(kernel))[:, None] @ basis)[:, 0]
+        along = float(((deviation @ problem.gradient(x)) ** 2).mean())
+        curved = problem.hessian_vector(x, deviation)
+        trace = float(((deviation @ curved.T)[np.triu_indices(probes, 1)] ** 2).mean())
+        # Third cumulant: as if all modes were alike, and the slope along one of them.
+        typical = trace / (2 * first) if first > 0 else 0.0
+        cumulants = np.array([first, trace / 2 + along, typical * (trace + 3 * along)])
+        return cumulants, _bend(problem, x, deviation).mean(axis=0), top
+
+
+def _bend(problem: Problem, x: Array, deviation: Array) -> Array:
+    """Return the mean of grad f(x + z) and grad f(x - z) less grad f(x), shape (r, d)."""
+    change = problem.gradient(x + deviation) + problem.gradient(x - deviation)
+    return np.asarray(change / 2 - problem.gradient(x))
+
+
+def _lanczos(problem: Problem, x: Array, start: Array) -> tuple[Array, Array, Array]:
+    """Return Ritz values, components of the starts along Ritz vectors, and these vectors.
+
+    Against all earlier vectors, once: the few steps are over before orthogonality is lost.
+
+    Parameters
+    ----------
+    start
+        One start vector a row, shape (r, d).
+
+    Returns
+    -------
+    tuple of Array
+        Shapes (r, s), (r, s) and (r, s, d).
+    """
+    rows, steps = len(start), min(LANCZOS_STEPS, problem.dim)
+    basis = np.zeros((rows, steps, start.shape[1]), start.dtype)
+    least = max(1e-10, 100 * float(np.finfo(start.dtype).eps))
+    diagonal, below = np.zeros((rows, steps)), np.zeros((rows, steps))
+    norm = np.linalg.norm(start, axis=1)
+    vector = start / np.where(norm > 0, norm, 1.0)[:, None]
+    for s in range(steps):
+        basis[:, s] = vector
+        product = problem.hessian_vector(x, vector)
+        diagonal[:, s] = np.einsum("rd,rd->r", vector, product)
+        known = basis[:, : s + 1]
+        overlap = known @ product[:, :, None]
+        product = product - (overlap.swapaxes(-1, -2) @ known)[:, 0]
+        below[:, s] = np.linalg.norm(product, axis=1)
+        ended = below[:, s] < least * np.abs(diagonal[:, 0])
+        below[ended, s] = 0.0
+        vector = product / np.where(below[:, s] > 0, below[:, s], 1.0)[:, None]
+        vector[ended] = 0.0
+    matrix = np.zeros((rows, steps, steps))
+    index = np.arange(steps)
+    matrix[:, index, index] = diagonal
+    matrix[:, index[1:], index[:-1]] = matrix[:, index[:-1], index[1:]] = below[:, :-1]
+    values, vectors = np.linalg.eigh(matrix)
+    return values, vectors[:, 0] * norm[:, None], vectors.swapaxes(-1, -2) @ basis

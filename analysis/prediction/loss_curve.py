@@ -1,0 +1,105 @@
+"""A predicted loss curve, from simulated paths or from the cumulants of the loss."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from analysis.models.ensemble import Ensemble
+from asgd.problems.base import Array
+
+# Levels i/40: the 5 % and 95 % ends of the band, and a grid even enough to score by (CRPS).
+QUANTILE_LEVELS = np.arange(1, 40) / 40.0
+
+
+@dataclass(frozen=True)
+class LossCurve:
+    """Distribution of f(x_k) at some updates.
+
+    Attributes
+    ----------
+    update
+        Shape (m,).
+    mean, std
+        Of the loss, shape (m,).
+    quantiles
+        At `QUANTILE_LEVELS`, shape (m, q).
+    paths
+        Simulated paths behind the numbers; None where none were.
+    end
+        Mean of x after the last update, shape (d,).
+    mean_error
+        Standard error of the mean by what was drawn, paths or reads, shape (m,); zero where nothing
+        was.
+    unstable_from
+        Update from which on there are no values, because the method does not hold there; or None.
+    """
+
+    update: npt.NDArray[np.int64]
+    mean: Array
+    std: Array
+    quantiles: Array
+    paths: int | None
+    end: Array
+    mean_error: Array
+    unstable_from: int | None = None
+
+    def cut(self, update: int) -> LossCurve:
+        """Return the curve without its values from an update on."""
+        lost = self.update >= update
+        columns = [a.copy() for a in (self.mean, self.std, self.quantiles, self.mean_error)]
+        for column in columns:
+            column[lost] = np.nan
+        mean, std, quantiles, error = columns
+        end = np.full_like(self.end, np.nan)
+        return LossCurve(self.update, mean, std, quantiles, self.paths, end, error, update)
+
+    @classmethod
+    def of_ensemble(cls, ensemble: Ensemble) -> LossCurve:
+        """Take the curve from an ensemble recorded at `QUANTILE_LEVELS`."""
+        return cls(
+            ensemble.update,
+            ensemble.loss_mean,
+            ensemble.loss_std,
+            ensemble.loss_quantiles,
+            ensemble.paths,
+            ensemble.final.mean(axis=0, dtype=float),
+            ensemble.loss_std / math.sqrt(ensemble.paths),
+        )
+
+    @classmethod
+    def of_cumulants(
+        cls,
+        update: npt.NDArray[np.int64],
+        first: Array,
+        second: Array,
+        third: Array,
+        end: Array,
+    ) -> LossCurve:
+        """Take the quantiles of the gamma law, shifted, that has the given cumulants (Pearson III).
+
+        The loss near a minimum is a quadratic form of a nearly normal point. With one mode this
+        law is that of the form exactly; with many it tends to the normal law as the form does.
+
+        Parameters
+        ----------
+        first, second, third
+            Mean, variance and third central moment of the loss, shape (m,).
+        end
+            Mean of x after the last update, shape (d,).
+        """
+        from scipy.special import gammaincinv, ndtri
+
+        std = np.sqrt(np.maximum(second, 0.0))
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            skew = np.where(std > 0, third / std**3, 0.0)[:, None]
+            shape = 4.0 / skew**2
+            levels = np.where(skew < 0, 1.0 - QUANTILE_LEVELS, QUANTILE_LEVELS)
+            gamma = np.sign(skew) * (gammaincinv(shape, levels) - shape) / np.sqrt(shape)
+        # A gamma law of large shape is normal; its inverse is then inexact.
+        standard = np.where(np.abs(skew) > 1e-2, gamma, ndtri(QUANTILE_LEVELS))
+        quantiles = first[:, None] + std[:, None] * standard
+        return cls(update, first, std, quantiles, None, end, np.zeros_like(std))

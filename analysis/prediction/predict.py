@@ -1,0 +1,358 @@
+"""From a run directory to the loss curve each model predicts for it.
+
+Every model runs on the run's own problem, starting point, step size, batch size and number of
+updates, and is recorded at the updates at which the run evaluated its loss.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import msgspec
+import numpy as np
+import pandas as pd
+
+from analysis.exact.moments import Closure
+from analysis.prediction.duration import expected_seconds
+from analysis.prediction.loss_curve import QUANTILE_LEVELS, LossCurve
+from analysis.prediction.model import MODELS, Model, Progress
+from analysis.prediction.run_stability import run_stability
+from analysis.prediction.setting import RunSetting, whole
+from analysis.profile.fit import StalenessFit
+from analysis.profile.repeats import as_runs, fit_runs
+from asgd.config import load_config
+from asgd.errors import InputError, UnreliableEstimateError
+from asgd.files import replace_file
+from asgd.parts import LOSS, most_rows
+from asgd.problem_record import check_problem
+from asgd.tables import Types, read_table, write_table
+from asgd.trace import Run
+
+Method = Literal["auto", "simulate", "fast"]
+
+
+def quantile_column(level: float) -> str:
+    """Return the name of the column of `Prediction.curves` that holds a quantile."""
+    return f"q{level:.3f}"
+
+
+_COLUMNS: Types = {
+    "model": str,
+    "update": np.int64,
+    **dict.fromkeys(("loss_mean", "loss_std", "loss_mean_error"), np.float64),
+    **dict.fromkeys(map(quantile_column, QUANTILE_LEVELS), np.float64),
+}
+
+
+class PredictedWith(msgspec.Struct, frozen=True):
+    """How one curve was made.
+
+    Attributes
+    ----------
+    label
+        What to call the model.
+    paths
+        How many paths were simulated; None where the curve was computed.
+    """
+
+    label: str
+    paths: int | None
+
+
+class PredictionSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What the models of a prediction were given.
+
+    Attributes
+    ----------
+    paths, method, seed
+        As asked of `predict`.
+    mu
+        Parameter of the geometric fit.
+    law, closure
+        The staleness law and how the staleness of one update depends on that of the others.
+    turns
+        Whether "sme_law" drew the workers' turns by the law ("by hazard" in files of earlier
+        versions) or from the record.
+    stability
+        Whether the run is stable (`RunStability.to_dict`), None where it was not looked at.
+    models
+        By name, in the order of the curves.
+    """
+
+    paths: int
+    method: Method
+    seed: int
+    mu: float
+    law: dict[str, Any]
+    closure: Closure
+    turns: Literal["by law", "by hazard", "recorded"]
+    stability: dict[str, Any] | None
+    models: dict[str, PredictedWith]
+
+
+@dataclass(frozen=True, repr=False)
+class Prediction:
+    """Predicted loss curves of one run.
+
+    Attributes
+    ----------
+    curves
+        One row per model and recorded update: `model` (a name out of `MODELS`), `update` (applied
+        updates so far), and of the loss of a single run, in units of the loss: `loss_mean`,
+        `loss_std`, `loss_mean_error`, the standard error of the mean by the paths or reads that
+        were drawn, and the quantiles `q0.025`, `q0.050`, ..., `q0.975`.
+    settings
+        What the models were given.
+    """
+
+    curves: pd.DataFrame
+    settings: PredictionSettings
+
+    @property
+    def models(self) -> list[str]:
+        """Names of the models, in the order of `MODELS`."""
+        return list(dict.fromkeys(self.curves["model"]))
+
+    def curve(self, model: str) -> pd.DataFrame:
+        """Return the rows of one model."""
+        return self.curves[self.curves["model"] == model].reset_index(drop=True)
+
+    @property
+    def recorded_turns(self) -> bool:
+        """Whether "sme_law" resamples the turns recorded in the run and does not use the law."""
+        return self.settings.turns == "recorded" and "sme_law" in self.models
+
+    def label(self, model: str) -> str:
+        """Return what to call a model."""
+        return self.settings.models[model].label
+
+    def paths(self, model: str) -> int | None:
+        """Return how many paths were simulated; None where the curve was computed."""
+        return self.settings.models[model].paths
+
+    def table(self) -> pd.DataFrame:
+        """Return the loss after the last update, one row per model.
+
+        Columns: `loss_mean`, the ends `q0.050` and `q0.950` of its 90 % band, and `paths`, how
+        many were simulated (0 where the curve was computed).
+        """
+        last = self.curves.groupby("model", sort=False).tail(1).set_index("model")
+        table = last[["loss_mean", quantile_column(0.05), quantile_column(0.95)]]
+        paths = [self.paths(str(name)) or 0 for name in table.index]
+        return table.assign(paths=paths).rename(index=self.label).rename_axis(None)
+
+    def __repr__(self) -> str:
+        stability = self._stability()
+        return f"{self._title()}\n\n{self.table().to_string()}" + (stability and f"\n\n{stability}")
+
+    def _repr_html_(self) -> str:
+        """Return the table for a notebook."""
+        title, stability = html.escape(self._title()), html.escape(self._stability())
+        return f"<p>{title}</p>{self.table().to_html()}" + (stability and f"<p>{stability}</p>")
+
+    def _title(self) -> str:
+        return f"Predicted loss after {self.curves['update'].max()} updates"
+
+    def _stability(self) -> str:
+        """Return the sentence on stability; none where it was not looked at."""
+        stability = self.settings.stability
+        return str(stability["sentence"]) if stability else ""
+
+    def save(self, directory: str | Path) -> None:
+        """Write `prediction.parquet` and `prediction.json` into a run directory."""
+        directory = Path(directory)
+        columns = {name: self.curves[name].to_numpy() for name in _COLUMNS}
+        write_table(directory / "prediction.parquet", columns, _COLUMNS, ("model",))
+        text = msgspec.json.format(msgspec.json.encode(self.settings), indent=2)
+        replace_file(directory / "prediction.json", text + b"\n")
+
+
+def predict(
+    run: Run | Sequence[Run],
+    *,
+    paths: int = 64,
+    models: Sequence[str] | None = None,
+    method: Method = "auto",
+    seed: int | None = None,
+    fit: StalenessFit | None = None,
+    force: bool = False,
+    announce: Callable[[float], None] | None = None,
+    progress: Callable[[str, float], None] | None = None,
+) -> Prediction:
+    """Predict the loss curve of a run with each model.
+
+    Parameters
+    ----------
+    run
+        The run. Its trace gives the staleness, its configuration everything else. Or repeats
+        of one run under other seeds: the staleness of all is fitted, and each replayed by its
+        share of the paths. Repeats cut short of the furthest are left out.
+    paths
+        Paths of each ensemble.
+    models
+        Names out of `MODELS`; by default "sme_sgd", "sme_asgd", "sme_law" and "replay", of which
+        "fast" has no replay, synchronous runs have those without staleness, and a rule other than
+        sgd the replay alone.
+        "sme_law" takes the closure that fits the run: where each snapshot was used once, as on a
+        server, the pool with the turns of the law, "law_pool", or, where turns come in spells,
+        with the recorded turns resampled, (P3); otherwise "law_iid".
+    method
+        "auto" computes the curves of quadratics and least squares from exact moments, without
+        paths, and simulates all others; "simulate" simulates all; "fast" follows one mean path
+        of each model with linear noise around it, (F1).
+    seed
+        Seed of the ensembles; the run's own seed by default.
+    fit
+        The staleness fit, computed from the trace when not given.
+    force
+        Predict also where the problem has changed, see `asgd.problem_record`.
+    announce
+        Called before the paths are simulated with the seconds they are expected to take.
+    progress
+        Called with the name of the model at work and the share of all models' work that is done.
+
+    Raises
+    ------
+    InputError
+        The run evaluated no loss, its problem has changed, or a model is unknown or not to be had
+        by this method or for this rule.
+    UnreliableEstimateError
+        The trace is too short for a staleness fit; or "fast" fails, because the run is so far
+        above its largest stable learning rate that noise does not stay small: carries the curve.
+    """
+    if method not in get_args(Method):
+        raise InputError(f"method: {method!r}; accepted: {', '.join(get_args(Method))}")
+    unknown = [name for name in models or () if name not in MODELS]
+    if unknown:
+        raise InputError(f"model {unknown[0]!r}: expected one of {', '.join(MODELS)}")
+    runs = whole(as_runs(run))
+    if runs[0].loss.empty:
+        raise InputError(f"{runs[0].path}: holds no loss evaluation to predict")
+    setting = RunSetting.of(runs, fit or fit_runs(runs))
+    for one in runs:
+        check_problem(one, setting.problem, "predict", force=force)
+    seed = runs[0].config.run.seed if seed is None else seed
+    chosen, curves = _models(setting, models, method), {}
+    if announce is not None and method != "fast":
+        drawn = [m for m in chosen if method == "simulate" or not m.has_exact(setting)]
+        announce(expected_seconds(drawn, setting, paths, seed))
+    for number, model in enumerate(chosen):
+        share = _share(progress, model.name, number, len(chosen))
+        curves[model.name] = _curve(model, setting, method, paths, seed, share)
+    ends = [curves[name].end for name in ("sme_law", "replay", *curves) if name in curves]
+    settings = PredictionSettings(
+        paths=paths,
+        method=method,
+        seed=seed,
+        mu=setting.mu,
+        law=setting.law.to_dict(),
+        closure=setting.closure,
+        turns="by law" if setting.turns is None or method == "fast" else "recorded",
+        stability=run_stability(setting, ends[0]).to_dict(),
+        models={
+            name: PredictedWith(_label(MODELS[name], setting, method), curve.paths)
+            for name, curve in curves.items()
+        },
+    )
+    frames = [_frame(name, curve) for name, curve in curves.items()]
+    return Prediction(pd.concat(frames, ignore_index=True), settings)
+
+
+def _models(setting: RunSetting, asked: Sequence[str] | None, method: Method) -> list[Model]:
+    """Return the models to predict with, those of the setting if none are asked for."""
+    if asked is None:
+        chosen = [model for model in MODELS.values() if model.is_default(setting)]
+        if method == "fast":
+            chosen = [model for model in chosen if model.has_fast]
+    else:
+        chosen = [MODELS[name] for name in asked]
+        if setting.rule is not None and not all(model.takes_rule for model in chosen):
+            raise InputError(f"models = {list(asked)}: a rule other than sgd takes 'replay' alone")
+    if not chosen:
+        raise InputError("method: 'fast' takes the rule sgd alone; accepted: 'auto', 'simulate'")
+    return chosen
+
+
+def _curve(
+    model: Model,
+    setting: RunSetting,
+    method: Method,
+    paths: int,
+    seed: int,
+    progress: Progress | None,
+) -> LossCurve:
+    """Return the curve of one model by the method asked for."""
+    if method == "auto" and model.has_exact(setting):
+        return model.exact(setting, seed)
+    if method != "fast":
+        return LossCurve.of_ensemble(model.simulate(setting, paths, seed, progress))
+    curve = model.fast(setting, seed, progress)
+    if curve.unstable_from is not None:
+        raise UnreliableEstimateError(
+            f"method 'fast', {model.label}: unstable, noise outgrows its linear theory by update "
+            f"{curve.unstable_from}; accepted here: 'auto', 'simulate'",
+            curve,
+        )
+    return curve
+
+
+def _label(model: Model, setting: RunSetting, method: Method) -> str:
+    return model.label if method == "fast" else model.label_for(setting)
+
+
+def has_prediction(directory: str | Path) -> bool:
+    """Return whether a prediction is stored in the directory of a run or of its repeats."""
+    return all((Path(directory) / f"prediction.{kind}").is_file() for kind in ("parquet", "json"))
+
+
+def read_prediction(directory: str | Path) -> Prediction:
+    """Read the prediction stored in the directory of a run or of its repeats.
+
+    Raises
+    ------
+    InputError
+        There is none, or it cannot be read.
+    """
+    directory = Path(directory)
+    try:
+        text = (directory / "prediction.json").read_bytes()
+        settings = msgspec.json.decode(text, type=PredictionSettings)
+        most = most_rows(load_config(directory / "config.json"), LOSS) * len(settings.models)
+        columns = read_table(directory / "prediction.parquet", _COLUMNS, most)
+        curves = pd.DataFrame(columns)
+        if set(curves["model"]) != set(settings.models):
+            raise ValueError("its two files are not of one prediction")
+    except (OSError, ValueError, RecursionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"{directory}: no readable prediction ({reason}); `asgd predict`"
+        ) from None
+    return Prediction(curves, settings)
+
+
+def _share(
+    progress: Callable[[str, float], None] | None, name: str, number: int, models: int
+) -> Progress | None:
+    """Return what turns the progress of one model into that of all, and report its start."""
+    if progress is None:
+        return None
+    progress(name, number / models)
+    return lambda done, total: progress(name, (number + done / total) / models)
+
+
+def _frame(name: str, curve: LossCurve) -> pd.DataFrame:
+    columns = {
+        "model": name,
+        "update": curve.update,
+        "loss_mean": curve.mean,
+        "loss_std": curve.std,
+        "loss_mean_error": curve.mean_error,
+    }
+    quantiles = {
+        quantile_column(level): curve.quantiles[:, i] for i, level in enumerate(QUANTILE_LEVELS)
+    }
+    return pd.DataFrame({**columns, **quantiles})

@@ -1,0 +1,272 @@
+"""Is a run stable, what is the largest stable learning rate, how far is the run from it? (ours).
+
+The three limits of `analysis.exact.limits` for the run's turns and rule, over the leading curvature
+of the Hessian. Curvature changes along a run, so it is looked at where the run starts and where its
+prediction ends. Gradient noise that grows with the distance from the minimum lowers the limits,
+and so do other modes through it; that is not counted. Clipped gradients count as unclipped: a
+clipped run above its limit swings. Under a schedule its largest learning rate counts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+from analysis.exact.limits import StabilityLimits, Verdict, stability_limits
+from analysis.exact.stability import spectral_radius
+from analysis.prediction.setting import Setting
+from asgd.errors import UnreliableEstimateError
+from asgd.problems.base import Array, Problem
+from asgd.streams import stream
+
+LEADING = 6  # modes looked at
+_DENSE_DIM = 64  # up to here a full eigendecomposition is cheaper than Lanczos iterations
+_TOLERANCE = 1e-4  # relative, of the eigenvalues
+_WORST_FIRST: tuple[Verdict, ...] = ("diverges", "heavy tail", "stable")
+
+
+@dataclass(frozen=True)
+class PointStability:
+    """Stability with the curvatures of one point.
+
+    Attributes
+    ----------
+    learning_rate
+        Of the run, the largest under a schedule.
+    curvature
+        Leading eigenvalues of the Hessian, largest first.
+    spectral_radius
+        Slowest factor per update of each of these modes; the mean decays below one.
+    limits
+        On the leading mode; None where no curvature is positive.
+    momentum
+        beta of the run's rule.
+    additive_noise
+        Whether the gradient noise is the same everywhere; other noise lowers the limits.
+    """
+
+    learning_rate: float
+    curvature: list[float]
+    spectral_radius: list[float]
+    limits: StabilityLimits | None
+    momentum: float
+    additive_noise: bool
+
+    @property
+    def limit(self) -> float:
+        """The largest stable learning rate, that of the mean square; inf without curvature."""
+        if self.limits is None:
+            return np.inf
+        return (self.limits.mean_square or self.limits.almost_sure).value
+
+    @property
+    def almost_sure(self) -> float:
+        """The learning rate above which almost every run grows; inf without curvature."""
+        return np.inf if self.limits is None else self.limits.almost_sure.value
+
+    @property
+    def factor(self) -> float:
+        """The limit over the learning rate: above one is stable."""
+        return self.limit / self.learning_rate
+
+    @property
+    def verdict(self) -> Verdict:
+        """On which side of the limits the learning rate is."""
+        return "stable" if self.limits is None else self.limits.classify(self.learning_rate)
+
+
+@dataclass(frozen=True)
+class RunStability:
+    """Stability of a run at its start and at its predicted end.
+
+    Attributes
+    ----------
+    start, end
+        At x_0 and at the mean of the predicted final points; `end` is None if that is not finite.
+    """
+
+    start: PointStability
+    end: PointStability | None
+
+    @property
+    def tightest(self) -> PointStability:
+        """The point where the learning rate is nearest to its limit, or farthest above."""
+        return min((p for p in (self.start, self.end) if p is not None), key=lambda p: p.factor)
+
+    @property
+    def limit(self) -> float:
+        """Largest stable learning rate at the tightest point."""
+        return self.tightest.limit
+
+    @property
+    def factor(self) -> float:
+        """The limit over the run's learning rate: above one is stable."""
+        return self.tightest.factor
+
+    @property
+    def verdict(self) -> Verdict:
+        """On which side of its limits the learning rate is at the tightest point."""
+        return self.tightest.verdict
+
+    @property
+    def sentence(self) -> str:
+        """The answer in a sentence or two."""
+        if np.isinf(self.limit):
+            return (
+                "Cannot tell whether it is stable: no curvature is positive where it was looked at."
+            )
+        if self.tightest.additive_noise:
+            return self._verdict_in_words
+        return (
+            f"{self._verdict_in_words} Not counted is gradient noise that grows with the distance "
+            "from the minimum: it lowers both."
+        )
+
+    @property
+    def _verdict_in_words(self) -> str:
+        point, start, end = self.tightest, self.start, self.end
+        rate, limit, sure = point.learning_rate, point.limit, point.almost_sure
+        rule = f" with momentum {point.momentum:g}" if point.momentum else ""
+        if end is not None and end.verdict == "stable" != start.verdict:
+            what = {"heavy tail": "Near the limit", "diverges": "Unstable"}[start.verdict]
+            return (
+                f"{what} at the start, stable at the end: the largest stable learning rate{rule} "
+                f"goes from {start.limit:.3g} to {end.limit:.3g} (mean square), the one from which "
+                f"on single runs diverge from {start.almost_sure:.3g} to {end.almost_sure:.3g}, as "
+                f"the leading curvature goes from {start.curvature[0]:.3g} to "
+                f"{end.curvature[0]:.3g}; this run has {rate:g}."
+            )
+        if point.verdict == "stable":
+            where = "" if end is not None else " at the start"
+            return (
+                f"Stable{where}: the largest stable learning rate{rule} is {limit:.3g} (mean "
+                f"square), {self.factor:.3g} times the {rate:g} of this run; single runs diverge "
+                f"from {sure:.3g} on."
+            )
+        if point.verdict == "heavy tail":
+            return (
+                f"Near the limit: at the learning rate {rate:g} of this run{rule}, runs converge, "
+                "with rare large excursions: a heavy tail. Their mean square is bounded up to "
+                f"{limit:.3g}; single runs diverge from {sure:.3g} on."
+            )
+        return (
+            f"Unstable: the learning rate {rate:g} of this run is {rate / sure:.3g} times "
+            f"{sure:.3g}, from which on single runs diverge{rule}, or swing where the loss "
+            f"saturates. The largest stable one (mean square) is {limit:.3g}."
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as JSON values."""
+        return {
+            "sentence": self.sentence,
+            "verdict": None if np.isinf(self.limit) else self.verdict,
+            "learning_rate": self.tightest.learning_rate,
+            "largest_stable_learning_rate": _finite(self.limit),
+            "diverges_from": _finite(self.tightest.almost_sure),
+            "factor": _finite(self.factor),
+            "start": asdict(self.start),
+            "end": None if self.end is None else asdict(self.end),
+        }
+
+
+def run_stability(setting: Setting, end: Array | None = None) -> RunStability:
+    """Return the stability of a run.
+
+    Parameters
+    ----------
+    setting
+        The run's problem, learning rate, rule and staleness: recorded turns where it has them.
+    end
+        The mean of its predicted final points, shape (d,).
+
+    Raises
+    ------
+    UnreliableEstimateError
+        The Lanczos iterations found no eigenvalue.
+    """
+    limits = limits_of(setting)
+    at_end = None
+    if end is not None and np.all(np.isfinite(end)):
+        at_end = _point(setting, limits, end)
+    return RunStability(_point(setting, limits, setting.initial), at_end)
+
+
+def limits_of(setting: Setting, momentum: float | None = None) -> StabilityLimits:
+    """Return the limits on a mode of curvature one.
+
+    Parameters
+    ----------
+    momentum
+        In place of that of the setting's rule.
+    """
+    rule = setting.rule
+    own = rule.momentum if rule else 0.0
+    options: Any = {
+        "momentum": own if momentum is None else momentum,
+        "staleness_aware": bool(rule and rule.staleness_aware),
+    }
+    if setting.closure != "pool":
+        return stability_limits(setting.law, independent=True, **options)
+    if setting.turns is not None:
+        return stability_limits(setting.turns, **options)
+    return stability_limits(setting.pool_law, workers=setting.workers, **options)
+
+
+def leading_curvatures(problem: Problem, x: Array, count: int = LEADING) -> Array:
+    """Return the largest eigenvalues of the Hessian at x, shape (d,), largest first.
+
+    By Lanczos iterations (ARPACK) on Hessian-vector products, memory O(count d).
+
+    Raises
+    ------
+    UnreliableEstimateError
+        No eigenvalue converged.
+    """
+    from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
+
+    d = problem.dim
+    if d <= _DENSE_DIM:
+        return np.asarray(np.linalg.eigvalsh(problem.hessian(x))[::-1][:count])
+    operator = LinearOperator(
+        (d, d), matvec=lambda v: problem.hessian_vector(x, v.ravel()), dtype=np.float64
+    )
+    start = stream(0, "lanczos").standard_normal(d)
+    try:
+        # One BLAS thread: a product with one vector has too little work to share.
+        with threadpool_limits(1, user_api="blas"):
+            values = eigsh(
+                operator, k=count, which="LA", v0=start, tol=_TOLERANCE, return_eigenvectors=False
+            )
+    except ArpackNoConvergence as error:
+        values = np.real(error.eigenvalues)
+        if not len(values):
+            raise UnreliableEstimateError(
+                f"leading curvatures: no eigenvalue of {d} converged", np.nan
+            ) from None
+    return np.asarray(np.sort(values)[::-1])
+
+
+def _point(setting: Setting, limits: StabilityLimits, x: Array) -> PointStability:
+    learning_rate, rule = float(np.max(setting.learning_rate)), setting.rule
+    law = setting.pool_law if setting.closure == "pool" else setting.law
+    curvature = leading_curvatures(setting.problem, x)
+    rising = curvature[curvature > 0]
+    momentum, aware = (rule.momentum, rule.staleness_aware) if rule else (0.0, False)
+    return PointStability(
+        learning_rate,
+        curvature.tolist(),
+        [
+            spectral_radius(law, learning_rate * float(a), momentum=momentum, staleness_aware=aware)
+            for a in rising
+        ],
+        limits.at_curvature(float(rising[0])) if len(rising) else None,
+        momentum,
+        setting.problem.additive_noise,
+    )
+
+
+def _finite(value: float) -> float | None:
+    return value if np.isfinite(value) else None

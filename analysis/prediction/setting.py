@@ -1,0 +1,217 @@
+"""What a model is given: a `Setting`, and what was measured of a run in a `RunSetting`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from analysis.exact.moments import Closure
+from analysis.models.recorded_turns import RecordedTurns, has_spells
+from analysis.profile.fit import StalenessFit
+from analysis.profile.repeats import as_runs
+from analysis.profile.stragglers import taking_part
+from asgd.config import OptimizerConfig
+from asgd.events import team_sizes
+from asgd.problems import make_problem
+from asgd.problems.base import Array, Problem
+from asgd.problems.linear import LinearModel
+from asgd.rules import Rule, make_rule
+from asgd.schedules import learning_rate_schedule
+from asgd.staleness import Geometric, StalenessLaw, staleness_of
+from asgd.streams import stream
+from asgd.trace import Run
+
+# Beyond this dimension linear models are served in single precision: its rounding moves a loss by
+# some 1e-7 of itself, the scatter of a hundred paths by 1e-3 and more.
+_SINGLE_DIM = 256
+
+# A pool may have another size at this share of the updates, and miss the mean staleness of a
+# server by this share of P: workers are lost and come back.
+_CHANGED_SHARE = 0.1
+_OFF_SHARE = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What a model needs to know of what it predicts.
+
+    Attributes
+    ----------
+    problem, initial
+        The problem and x_0, shape (d,).
+    learning_rate, batch_size
+        A number, or under a schedule one for each update, shape (updates,).
+    record
+        Updates to predict at, ascending, shape (m,).
+    law
+        The staleness law.
+    closure
+        How the staleness of one update depends on that of the others; "pool" for a server.
+    workers
+        P, the number there at most updates.
+    turns
+        Recorded turns of the workers, to be resampled in place of the law, (P3); None if the law
+        says enough about them, (P2), or snapshots are not used once each.
+    rule
+        The update rule, None for plain SGD.
+    """
+
+    problem: Problem
+    initial: Array
+    learning_rate: float | npt.NDArray[np.float64]
+    batch_size: int | npt.NDArray[np.int64]
+    record: npt.NDArray[np.int64]
+    law: StalenessLaw
+    closure: Closure
+    workers: int
+    turns: RecordedTurns | None = None
+    rule: Rule | None = None
+
+    @property
+    def steady(self) -> bool:
+        """Whether learning rate and batch size are the same at every update."""
+        return np.ndim(self.learning_rate) == 0 and np.ndim(self.batch_size) == 0
+
+    @property
+    def dtype(self) -> npt.DTypeLike:
+        """The precision of paths, float32 for a linear model of many parameters."""
+        wide = isinstance(self.problem, LinearModel) and self.problem.dim > _SINGLE_DIM
+        return np.float32 if wide else np.float64
+
+    @property
+    def updates(self) -> int:
+        """The last update to predict."""
+        return int(self.record[-1])
+
+    @property
+    def pool_law(self) -> StalenessLaw:
+        """The law under the pool closure: a geometric one has mu = 1 - 1/P there."""
+        return Geometric(1 - 1 / self.workers) if isinstance(self.law, Geometric) else self.law
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSetting(Setting):
+    """The setting of a run or its repeats, with what was measured of them but the losses.
+
+    Attributes
+    ----------
+    staleness
+        Measured tau_0, tau_1, ... of each run.
+    mu
+        Parameter of the geometric fit.
+    synchronous
+        Whether every update is the mean of all workers' gradients: batch_size is that of them
+        together.
+    """
+
+    staleness: tuple[npt.NDArray[np.int64], ...]
+    mu: float
+    synchronous: bool = False
+
+    @classmethod
+    def of(cls, runs: Run | Sequence[Run], fit: StalenessFit) -> RunSetting:
+        """Read the setting off a run or its repeats; of what is no staleness, off the first."""
+        runs = whole(as_runs(runs))
+        run, updates = runs[0], last_update(runs[0])
+        config, optimizer = run.config, run.config.optimizer
+        problem = make_problem(config)
+        learning_rate, batch_size = optimizer.learning_rate, optimizer.batch_size
+        varying = learning_rate_schedule(optimizer).array(updates)
+        waits = config.cluster.mode != "async"
+        closure, turns = "iid" if waits else closure_of(run), None
+        if closure == "pool" and not isinstance(fit.recommended, Geometric):
+            turns = _turns(runs, fit)
+        return cls(
+            problem=problem,
+            learning_rate=varying if optimizer.learning_rate_schedule.at else learning_rate,
+            batch_size=_batch_sizes(run, updates)
+            if optimizer.batch_schedule.at or waits
+            else batch_size,
+            initial=problem.initial_point(stream(config.run.seed, "initial")),
+            record=run.loss["update"].to_numpy(),
+            staleness=tuple(
+                staleness_of(one.trace["update"].to_numpy(), one.trace["read_version"].to_numpy())
+                for one in runs
+                if len(one.trace) >= updates
+            ),
+            mu=fit.mu,
+            law=fit.recommended,
+            closure=closure,
+            workers=team_of(run) - len(fit.left_out),
+            turns=turns,
+            rule=None if _plain(optimizer) else make_rule(optimizer),
+            synchronous=config.cluster.mode == "sync",
+        )
+
+
+def whole(runs: Sequence[Run]) -> list[Run]:
+    """Return the runs evaluated as far as the furthest: a repeat cut short has no later loss."""
+    ends = [last_update(run) for run in runs]
+    return [run for run, end in zip(runs, ends, strict=True) if end == max(ends)]
+
+
+def last_update(run: Run) -> int:
+    """Return the update of the last evaluation of the loss, -1 if there was none."""
+    return -1 if run.loss.empty else int(run.loss["update"].iloc[-1])
+
+
+def _plain(optimizer: OptimizerConfig) -> bool:
+    return optimizer.rule == "sgd" and optimizer.clip_norm is None
+
+
+def _batch_sizes(run: Run, updates: int) -> int | npt.NDArray[np.int64]:
+    """Return the samples behind each update, or their number if it never changes."""
+    sizes = run.trace["batch_size"].to_numpy().astype(np.int64)[:updates]
+    return int(sizes[0]) if np.all(sizes == sizes[0]) else sizes
+
+
+def _turns(runs: Sequence[Run], fit: StalenessFit) -> RecordedTurns | None:
+    traces = [one.trace[taking_part(one.trace["worker"].to_numpy(), fit.left_out)] for one in runs]
+    recorded = RecordedTurns.of([trace["worker"].to_numpy() for trace in traces])
+    staleness = [trace["staleness"].to_numpy() for trace in traces]
+    rng = stream(runs[0].config.run.seed, "spells")
+    # others came in the place of those that left
+    if recorded.workers != team_of(runs[0]) - len(fit.left_out):
+        return None
+    return recorded if has_spells(staleness, recorded, fit.recommended, rng) else None
+
+
+def team_of(run: Run) -> int:
+    """Return how many workers there were at most updates."""
+    return int(np.bincount(_team_sizes(run)).argmax())
+
+
+def _team_sizes(run: Run) -> npt.NDArray[np.int64]:
+    return team_sizes(run.events, run.config.cluster.workers, max(len(run.trace), 1))
+
+
+def closure_of(run: Run) -> Closure:
+    """Return "pool" if the run used each snapshot of one team once, as a server does, else "iid".
+
+    Three things make a pool. Its size hardly changes. Every worker reads version 0; any later
+    version then belongs to one worker, but for the few that a worker read which joined late or
+    again; independent draws of staleness that vary read at least a quarter of the versions twice
+    or more. And an update makes P - 1 snapshots one older and one new, so the staleness of N
+    updates and the ages of the snapshots held at the end are (P - 1) N together; independent
+    constant staleness reads no version twice but has any mean.
+    """
+    trace, updates = run.trace, len(run.trace)
+    sizes, workers = _team_sizes(run), team_of(run)
+    if np.mean(sizes != workers) > _CHANGED_SHARE:
+        return "iid"
+    read_version = trace["read_version"]
+    twice = int(read_version[read_version > 0].duplicated().sum())
+    if twice > max(workers, updates // 20):
+        return "iid"
+    if not updates:
+        return "pool"
+    staleness = trace["update"].to_numpy() - read_version.to_numpy()
+    # who left holds nothing
+    last = trace.groupby("worker")["update"].max().nlargest(workers).to_numpy()
+    held = int(np.sum(updates - 1 - last)) + updates * max(workers - len(last), 0)
+    off = abs((staleness.sum() + held) / updates - (sizes.mean() - 1.0))
+    allowed = max(4.0 * staleness.std() / np.sqrt(updates), _OFF_SHARE * workers)
+    return "iid" if off > allowed else "pool"

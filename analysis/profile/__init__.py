@@ -1,0 +1,1 @@
+"""Staleness: estimators, fitted laws, goodness of fit, dependence, laws from times."""

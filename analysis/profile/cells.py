@@ -1,0 +1,103 @@
+"""A staleness series cut into cells of neighbouring updates, whose histograms are added up.
+
+A bootstrap of five million updates need not draw and count each of them 400 times: a resample of
+blocks is a weighted sum of the histograms of what the blocks are made of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy.sparse import csr_array
+
+from analysis.profile.dependence import block_resamples, cell_size
+from analysis.profile.estimators import Counts
+
+Array = npt.NDArray[np.float64]
+Integers = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Histograms of the cells.
+
+    Attributes
+    ----------
+    staleness
+        The different values, ascending, shape (l,).
+    updates
+        How often each cell has each value, shape (l, cells), sparse.
+    worker_updates, worker_staleness
+        Updates of each worker in each cell and the sum of their staleness, shape (workers, cells),
+        sparse; or None.
+    block
+        Length of a block in cells.
+    """
+
+    staleness: Integers
+    updates: csr_array
+    worker_updates: csr_array | None
+    worker_staleness: csr_array | None
+    block: int
+
+    @classmethod
+    def of(cls, staleness: Integers, block: int, workers: Integers | None = None) -> Cells:
+        """Cut a series; what is left at its end, less than a cell, is dropped.
+
+        Parameters
+        ----------
+        staleness
+            In order of update, shape (m,).
+        block
+            Length of the blocks, in updates.
+        workers
+            Number 0, 1, ... of the worker of each update, shape (m,), or None.
+        """
+        size = cell_size(len(staleness), block)
+        cells = len(staleness) // size
+        column = np.repeat(np.arange(cells, dtype=np.int32), size)
+        values, row = np.unique(staleness[: len(column)], return_inverse=True)
+
+        def table(rows: Integers, number: int, weights: npt.NDArray[np.float32]) -> csr_array:
+            return csr_array((weights, (rows.astype(np.int32), column)), shape=(number, cells))
+
+        ones = np.ones(len(column), dtype=np.float32)
+        updates, length = table(row, len(values), ones), -(-block // size)
+        if workers is None:
+            return cls(values, updates, None, None, length)
+        number, workers = int(workers.max()) + 1, workers[: len(column)]
+        total = staleness[: len(column)].astype(np.float32)
+        return cls(
+            values, updates, table(workers, number, ones), table(workers, number, total), length
+        )
+
+    @property
+    def number(self) -> int:
+        """How many cells there are."""
+        return int(self.updates.shape[1])
+
+    def resamples(self, number: int, rng: np.random.Generator) -> Iterator[Counts]:
+        """Yield the histograms of so many moving-block resamples."""
+        for index in block_resamples(self.number, self.block, number, rng):
+            yield self.chosen(index)
+
+    def chosen(self, index: Integers) -> Counts:
+        """Return the histogram of these cells, each as often as it is named."""
+        weights = self._weights(index)
+        updates = self.updates @ weights
+        seen = updates > 0
+        counts = (self.staleness[seen], updates[seen])
+        if self.worker_updates is None or self.worker_staleness is None:
+            return Counts(*counts)
+        return Counts(*counts, self.worker_updates @ weights, self.worker_staleness @ weights)
+
+    def frequencies(self, index: Integers) -> Array:
+        """Return the share of each value in these cells, shape (l,)."""
+        updates = self.updates @ self._weights(index)
+        return np.asarray(updates / updates.sum())
+
+    def _weights(self, index: Integers) -> Array:
+        return np.bincount(index, minlength=self.number).astype(float)

@@ -1,0 +1,485 @@
+"""The staleness of a run: its laws, how well each holds, and which one should predict.
+
+    fit = fit_staleness(staleness, workers=8)
+    print(fit.verdict)
+    fit.table()                                      # the laws side by side
+    fit.laws["geometric"].confidence_interval()["mu"]
+    fit.recommended.pmf(0)                           # the law a predictor should use
+
+The laws are marginal: they say how often each staleness occurs, not how one follows another.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from analysis.profile import dependence, diagnostics, goodness, stragglers
+from analysis.profile.estimators import ESTIMATORS
+from analysis.profile.law_fit import GOODNESS_RESAMPLES, ConfidenceInterval, LawFit, Sample
+from analysis.profile.series import Series
+from analysis.profile.verdict import (
+    CLOSE,
+    FAR,
+    LEVEL,
+    Grade,
+    finding,
+    in_words,
+    name_in_words,
+    recommendation,
+)
+from asgd.errors import InputError, UnreliableEstimateError
+from asgd.experiment import as_run
+from asgd.files import replace_file
+from asgd.staleness import Empirical, Geometric, StalenessLaw
+from asgd.streams import Seed, as_seed, stream
+from asgd.trace import Run
+
+Array = npt.NDArray[np.float64]
+Integers = npt.NDArray[np.int64]
+
+LEAST_UPDATES = 100
+LEAST_CYCLES = 10  # updates per worker
+LEAST_EFFECTIVE = 30.0  # independent updates
+_FEW_EFFECTIVE = 80.0  # below which intervals are doubted
+_INVISIBLE = 1e-3  # share of updates below which the tail of the histogram is left out
+_LONGEST_HISTOGRAM = 10_000
+
+
+@dataclass(frozen=True, repr=False)
+class StalenessFit:
+    """The staleness of one run: every law, and which one to believe.
+
+    Attributes
+    ----------
+    laws
+        Each fitted law by name.
+    workers
+        Number of workers, the mean where it changed, or None.
+    start_up
+        Updates dropped at the start, by `dependence.START_UP_RULE` or as told.
+    sample
+        What was fitted.
+    worker_names
+        What the caller calls worker 0, 1, ... of the sample, or None.
+    left_out
+        How often each worker delivered that hardly took part, by name: sample and `workers` are
+        those of the others.
+    unfitted
+        Why a law could not be fitted, by its name.
+    """
+
+    laws: Mapping[str, LawFit]
+    workers: float | None
+    start_up: int
+    sample: Sample
+    worker_names: npt.NDArray[Any] | None
+    left_out: Mapping[Any, int] = field(default_factory=dict)
+    unfitted: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def geometric(self) -> LawFit:
+        """The geometric fit, the law of the theory."""
+        return self.laws[Geometric.name]
+
+    @property
+    def mu(self) -> float:
+        """Parameter of the geometric fit; near 1 - 1/P for every law."""
+        return float(self.geometric.params["mu"])
+
+    @cached_property
+    def chi_square(self) -> goodness.ChiSquare:
+        """Chi-square test of the geometric law."""
+        law = Geometric(self.mu)
+        return goodness.chi_square(self.sample.staleness, law, self.sample.block)
+
+    @property
+    def grade(self) -> Grade:
+        """How well the geometric law holds.
+
+        "holds": rejected at 1 % neither by its bins nor by its distance from the data;
+        "unclear": the same, but the distance is above `FAR`; "close": rejected, but the distance is
+        below `CLOSE`; "rejected": neither.
+        """
+        fit = self.geometric
+        if self.chi_square.pvalue >= LEVEL and fit.pvalue >= LEVEL:
+            return "holds" if fit.tv < FAR else "unclear"
+        return "close" if fit.tv < CLOSE else "rejected"
+
+    @cached_property
+    def selected(self) -> LawFit:
+        """The law to predict with.
+
+        The geometric law unless it is rejected at 1 %; then, of the other parametric laws that
+        their parametric bootstrap does not reject at 1 %, the one of lowest AIC; else the measured
+        law, or, where that is too wide for a table, the law nearest to it.
+        """
+        if self.grade == "holds":
+            return self.geometric
+        names = [name for name in self.laws if name not in (Geometric.name, Empirical.name)]
+        for fit in sorted((self.laws[name] for name in names), key=lambda fit: round(fit.aic, 6)):
+            if fit.pvalue >= LEVEL:
+                return fit
+        nearest = min(self.laws.values(), key=lambda fit: fit.tv)
+        return self.laws.get(Empirical.name, nearest)
+
+    @property
+    def recommended(self) -> StalenessLaw:
+        """The law to predict with."""
+        return self.selected.law
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """Parameters of the law to predict with."""
+        return self.selected.params
+
+    @property
+    def llf(self) -> float:
+        """Log-likelihood of the law to predict with."""
+        return self.selected.llf
+
+    @property
+    def aic(self) -> float:
+        """Akaike's criterion of the law to predict with."""
+        return self.selected.aic
+
+    @property
+    def bic(self) -> float:
+        """Schwarz's criterion of the law to predict with."""
+        return self.selected.bic
+
+    def confidence_interval(
+        self,
+        confidence_level: float = 0.95,
+        method: Literal["percentile", "normal"] = "percentile",
+    ) -> dict[str, ConfidenceInterval]:
+        """Return `LawFit.confidence_interval` of the law to predict with."""
+        return self.selected.confidence_interval(confidence_level, method)
+
+    def goodness_of_fit(
+        self, statistic: goodness.Statistic = "tv", resamples: int = GOODNESS_RESAMPLES
+    ) -> goodness.GoodnessOfFit:
+        """Return `LawFit.goodness_of_fit` of the law to predict with."""
+        return self.selected.goodness_of_fit(statistic, resamples)
+
+    @property
+    def counts(self) -> pd.Series[Any]:
+        """How many updates have each staleness that occurs after the start-up."""
+        counts = self.sample.counts
+        index = pd.Index(counts.staleness, name="staleness")
+        return pd.Series(counts.updates, index, dtype=np.int64, name="updates")
+
+    def histogram(self) -> tuple[Array, dict[str, Array]]:
+        """Return what `figures.staleness_histogram` draws, the invisible tail left out.
+
+        Returns
+        -------
+        counts
+            Updates with staleness 0, 1, ..., shape (l,).
+        laws
+            The pmf, shape (l,), of the geometric law and of the best other parametric one, by
+            their names in words.
+        """
+        counts = self.sample.counts
+        beyond = 1.0 - np.cumsum(counts.updates) / counts.size
+        last = int(counts.staleness[np.argmax(beyond <= _INVISIBLE)])
+        length = min(last + 2, _LONGEST_HISTOGRAM)
+        others = [n for n in self.table().index if n not in (Geometric.name, Empirical.name)]
+        laws = (self.geometric.law, self.laws[others[0]].law)
+        inside = counts.staleness < length
+        shown = np.zeros(length)
+        shown[counts.staleness[inside]] = counts.updates[inside]
+        return shown, {in_words(law): law.pmf(np.arange(length)) for law in laws}
+
+    @cached_property
+    def effective_size(self) -> float:
+        """How many independent updates would fix the mean as well."""
+        size = dependence.effective_size(self.sample.staleness, self.sample.block)
+        return size / self.sample.lost_variance
+
+    def autocorrelation(self, max_lag: int = 50) -> Array:
+        """Return the autocorrelation of staleness at lags 0, ..., max_lag."""
+        return dependence.autocorrelation(self.sample.staleness, max_lag)
+
+    @cached_property
+    def shape(self) -> diagnostics.Shape:
+        """Share of zeros and variance against the geometric law."""
+        return diagnostics.shape(self.sample.staleness, self.workers, self.sample.block)
+
+    @cached_property
+    def conservation(self) -> diagnostics.Conservation | None:
+        """Mean staleness against workers - 1; None where the number of workers is unknown."""
+        if self.workers is None:
+            return None
+        return diagnostics.conservation(self.sample.staleness, self.workers, self.sample.block)
+
+    @cached_property
+    def per_worker(self) -> pd.DataFrame | None:
+        """One row per worker; None where the workers are unknown."""
+        if self.sample.workers is None or self.worker_names is None:
+            return None
+        return diagnostics.per_worker(self.sample.staleness, self.worker_names[self.sample.workers])
+
+    @cached_property
+    def drift(self) -> diagnostics.Drift:
+        """Whether the law changed over the run."""
+        rng = stream(self.sample.seed, "staleness drift")
+        return diagnostics.drift(self.sample.staleness, self.start_up, self.sample.block, rng)
+
+    @cached_property
+    def verdict(self) -> str:
+        """One sentence: does the geometric law hold, which law should predict, and why."""
+        return f"{self.finding}; {recommendation(self.grade, self.geometric, self.selected)}"
+
+    @property
+    def finding(self) -> str:
+        """The first half of the verdict: does the geometric law hold, and why."""
+        return finding(self.grade, self.geometric, self.shape, self.chi_square, self.workers)
+
+    def table(self) -> pd.DataFrame:
+        """Return the laws side by side, best AIC first.
+
+        Columns: law, parameters (free ones), mean, variance, zeros, llf, aic, bic, tv (total
+        variation distance to the data) and pvalue (parametric bootstrap; none for the measured
+        law).
+        """
+        rows = [
+            {
+                "law": in_words(fit.law),
+                "parameters": fit.law.n_parameters,
+                "mean": fit.law.mean(),
+                "variance": fit.law.var(),
+                "zeros": float(fit.law.pmf(0)),
+                "llf": fit.llf,
+                "aic": fit.aic,
+                "bic": fit.bic,
+                "tv": fit.tv,
+                "pvalue": np.nan if name == Empirical.name else fit.pvalue,
+            }
+            for name, fit in self.laws.items()
+        ]
+        return pd.DataFrame(rows, index=list(self.laws)).sort_values("aic", kind="stable")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as JSON values; `law` is the law to predict with."""
+        intervals = {
+            name: {
+                key: [np.ravel(limit).tolist() for limit in interval]
+                if np.ndim(interval.low)
+                else [float(limit) for limit in interval]
+                for key, interval in fit.confidence_interval().items()
+            }
+            for name, fit in self.laws.items()
+            if name != Empirical.name
+        }
+        laws = {
+            name: {
+                **fit.law.to_dict(),
+                "confidence_interval": intervals.get(name),
+                "llf": fit.llf,
+                "aic": fit.aic,
+                "bic": fit.bic,
+                "tv": fit.tv,
+                "pvalue": None if name == Empirical.name else fit.pvalue,
+            }
+            for name, fit in self.laws.items()
+        }
+        drift, workers = self.drift, self.per_worker
+        return {
+            "verdict": self.verdict,
+            "grade": self.grade,
+            "law": self.recommended.to_dict(),
+            "mu": self.mu,
+            "workers": self.workers,
+            "left_out": {str(name): times for name, times in self.left_out.items()},
+            "updates": len(self.sample.staleness),
+            "start_up": self.start_up,
+            "start_up_rule": dependence.START_UP_RULE,
+            "block": self.sample.block,
+            "effective_size": self.effective_size,
+            "chi_square": asdict(self.chi_square),
+            "shape": asdict(self.shape),
+            "conservation": None if self.conservation is None else asdict(self.conservation),
+            "laws": laws,
+            "unfitted": dict(self.unfitted),
+            "counts": {
+                "staleness": self.counts.index.tolist(),
+                "updates": self.counts.tolist(),
+            },
+            "autocorrelation": self.autocorrelation().tolist(),
+            "per_worker": None if workers is None else workers.to_dict(orient="list"),
+            "drift": {
+                "distance": drift.distance,
+                "pvalue": drift.pvalue,
+                "parts": drift.parts.to_dict(orient="list"),
+            },
+        }
+
+    def save(self, directory: str | Path) -> None:
+        """Write `profile.json` into a run directory."""
+        text = json.dumps(self.to_dict(), indent=2) + "\n"
+        replace_file(Path(directory) / "profile.json", text.encode())
+
+    def __repr__(self) -> str:
+        return f"{self._summary()}\n\n{self._shown().to_string()}\n\n{self.verdict}"
+
+    def _repr_html_(self) -> str:
+        """Return the table and the verdict for a notebook."""
+        summary, sentence = html.escape(self._summary()), html.escape(self.verdict)
+        return f"<p>{summary}</p>{self._shown().to_html()}<p>{sentence}</p>"
+
+    def _shown(self) -> pd.DataFrame:
+        table = self.table().set_index("law")
+        digits = {"llf": 1, "aic": 1, "bic": 1, "mean": 3, "variance": 2, "zeros": 4, "tv": 4}
+        return table.round(digits | {"pvalue": 3})
+
+    def _summary(self) -> str:
+        low, high = self.geometric.confidence_interval()["mu"]
+        text = stragglers.in_words(self.left_out, self.workers)
+        text += "\n" if text else ""
+        text += (
+            f"{len(self.sample.staleness)} updates after {self.start_up} of start-up; "
+            f"mean staleness {self.geometric.law.mean():.3f}"
+        )
+        if self.conservation is not None:
+            agrees = "as" if self.conservation.holds else "where"
+            text += f", {agrees} P - 1 = {self.conservation.expected:.3g} is expected"
+        text += f"; mu {self.mu:.4f} (95 % {low:.4f} to {high:.4f})"
+        if self.effective_size < _FEW_EFFECTIVE:
+            text += (
+                f", of {self.effective_size:.0f} effectively independent updates: such intervals "
+                "of strongly dependent updates miss the truth more often than they say"
+            )
+        if self.drift.pvalue < LEVEL:
+            text += (
+                f"; the law drifts: its halves are {self.drift.distance:.3f} apart "
+                f"(p = {self.drift.pvalue:.3f})"
+            )
+        for name, reason in self.unfitted.items():
+            text += f"; the {name_in_words(name)} could not be fitted ({reason})"
+        return text
+
+
+def fit_staleness(
+    staleness: npt.ArrayLike,
+    workers: int | Integers | None = None,
+    worker_ids: npt.ArrayLike | None = None,
+    *,
+    update: npt.ArrayLike | None = None,
+    start_up: int | None = None,
+    seed: Seed = 0,
+) -> StalenessFit:
+    """Fit every staleness law to the updates of one run, in order.
+
+    Parameters
+    ----------
+    staleness
+        Of each update, shape (m,).
+    workers
+        Number of workers P, to check the series against 1/P and P - 1: one, or one for each
+        update, shape (m,), of which the mean counts. Default: as many as `worker_ids` names.
+    worker_ids
+        The worker of each update, shape (m,): makes the mixture one of workers, and leaves out
+        those that hardly took part, see `analysis.profile.stragglers`.
+    update
+        Number of each update, ascending, shape (m,), of a series that has gaps or does not begin
+        with the run; by default 0, 1, ...
+    start_up
+        Updates to drop at the start; by default those of `dependence.START_UP_RULE`.
+    seed
+        Seed of every resampling, or a generator to draw it from.
+
+    Raises
+    ------
+    InputError
+        The values are no staleness, or the arguments do not fit each other.
+    UnreliableEstimateError
+        Fewer than 100 updates, 10 per worker, or 30 effectively independent ones are left after
+        the start-up. It carries the fit as `estimate`.
+    """
+    series = Series.of(staleness, workers, worker_ids, update, start_up)
+    return fit_series(series, as_seed(seed))
+
+
+def fit_run(run: Run | str | Path) -> StalenessFit:
+    """Fit the staleness of a run, or of a run directory.
+
+    Raises
+    ------
+    InputError
+        The run recorded no update, or there is none.
+    UnreliableEstimateError
+        See `fit_staleness`.
+    """
+    run = as_run(run)
+    return fit_series(Series.of_run(run), run.config.run.seed)
+
+
+def fit_series(series: Series, seed: int) -> StalenessFit:
+    """Fit a series that is ready; see `fit_staleness`."""
+    values, names, numbers = series.staleness, None, None
+    if series.worker is not None:
+        names, numbers = np.unique(series.worker, return_inverse=True)
+    sample = Sample(values, numbers, dependence.block_length(values), seed)
+    laws, unfitted = {}, {}
+    for name in ESTIMATORS:
+        try:
+            laws[name] = LawFit.of(name, sample)
+        except InputError as error:
+            unfitted[name] = str(error)
+    team, start_up = series.team, series.start_up
+    fit = StalenessFit(laws, team, start_up, sample, names, series.left_out, unfitted)
+    least = max(LEAST_UPDATES, math.ceil(LEAST_CYCLES * (team or 0)))
+    effective = fit.effective_size
+    if len(values) < least or effective < LEAST_EFFECTIVE:
+        raise UnreliableEstimateError(
+            f"staleness fit: {len(values)} updates after a start-up of {start_up}, "
+            f"{effective:.0f} of them effectively independent; expected at least {least} and "
+            f"{LEAST_EFFECTIVE:.0f}: a longer run (run.updates) has more",
+            fit,
+        )
+    return fit
+
+
+def compare_fits(fits: Sequence[tuple[str, StalenessFit]]) -> pd.DataFrame:
+    """Return several runs side by side, one row per (label, fit).
+
+    Columns: workers, updates, mean, mu with its 95 % interval mu_low, mu_high, mu_expected
+    = 1 - 1/P, zeros, zeros_expected = 1/P, variance_ratio (to the geometric law), tv and pvalue
+    (chi-square) of the geometric law, grade, law (to predict with) and verdict.
+    """
+    rows = []
+    for label, fit in fits:
+        low, high = fit.geometric.confidence_interval()["mu"]
+        workers = fit.workers if fit.workers is not None else np.nan
+        rows.append(
+            {
+                "run": label,
+                "workers": workers,
+                "updates": len(fit.sample.staleness),
+                "mean": fit.geometric.law.mean(),
+                "mu": fit.mu,
+                "mu_low": low,
+                "mu_high": high,
+                "mu_expected": 1.0 - 1.0 / workers,
+                "zeros": fit.shape.zeros,
+                "zeros_expected": 1.0 / workers,
+                "variance_ratio": fit.shape.variance_ratio,
+                "tv": fit.geometric.tv,
+                "pvalue": fit.chi_square.pvalue,
+                "grade": fit.grade,
+                "law": in_words(fit.recommended),
+                "verdict": fit.verdict,
+            }
+        )
+    return pd.DataFrame(rows).set_index("run")

@@ -1,0 +1,216 @@
+"""One fitted staleness law: estimate, intervals, goodness of fit.
+
+Intervals and tests resample blocks of neighbouring updates, so they allow for serial dependence.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from scipy.stats import norm, t
+
+from analysis.profile import goodness
+from analysis.profile.cells import Cells
+from analysis.profile.dependence import lost_variance
+from analysis.profile.estimators import ESTIMATORS, Counts, log_likelihood
+from asgd.errors import InputError
+from asgd.staleness import Empirical, StalenessLaw
+from asgd.streams import stream
+
+Array = npt.NDArray[np.float64]
+Integers = npt.NDArray[np.int64]
+
+GOODNESS_RESAMPLES = 199
+_INTERVAL_RESAMPLES = 399
+
+
+class ConfidenceInterval(NamedTuple):
+    """Limits of a parameter; arrays for a parameter that is a sequence."""
+
+    low: Any
+    high: Any
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A stationary staleness series and what its resampling needs.
+
+    Attributes
+    ----------
+    staleness
+        In order of update, shape (m,).
+    workers
+        Number 0, 1, ... of the worker of each update, shape (m,), or None.
+    block
+        Length of the blocks that hold its serial dependence, in updates.
+    seed
+        Seed of every resampling.
+    """
+
+    staleness: Integers
+    workers: Integers | None
+    block: int
+    seed: int
+
+    @property
+    def n_workers(self) -> int:
+        """Number of workers seen, 0 where they are unknown."""
+        return 0 if self.workers is None else int(self.workers.max()) + 1
+
+    @cached_property
+    def counts(self) -> Counts:
+        """The histogram."""
+        return Counts.of(self.staleness, self.workers, self.n_workers)
+
+    @cached_property
+    def resampled(self) -> list[Counts]:
+        """Histograms of moving-block resamples."""
+        rng = stream(self.seed, "staleness intervals")
+        cells = Cells.of(self.staleness, self.block, self.workers)
+        return list(cells.resamples(_INTERVAL_RESAMPLES, rng))
+
+    @cached_property
+    def lost_variance(self) -> float:
+        """By what factor the blocks are too short for the variance of the mean, at least 1."""
+        return lost_variance(self.staleness, self.block)
+
+
+@dataclass(frozen=True)
+class LawFit:
+    """One law, fitted by maximum likelihood.
+
+    Attributes
+    ----------
+    law
+        The fitted law.
+    llf
+        Log-likelihood, in nats, as of independent values.
+    aic, bic
+        Information criteria.
+    tv
+        Total variation distance to the measured frequencies.
+    sample
+        What it was fitted to.
+    """
+
+    law: StalenessLaw
+    llf: float
+    aic: float
+    bic: float
+    tv: float
+    sample: Sample = field(repr=False)
+
+    @classmethod
+    def of(cls, name: str, sample: Sample) -> LawFit:
+        """Fit the law of that name.
+
+        Raises
+        ------
+        InputError
+            It cannot be fitted to this sample.
+        """
+        counts = sample.counts
+        law = ESTIMATORS[name](counts, None)
+        llf, free = log_likelihood(law, counts), law.n_parameters
+        aic, bic = 2.0 * free - 2.0 * llf, free * float(np.log(counts.size)) - 2.0 * llf
+        return cls(law, llf, aic, bic, goodness.total_variation(law, counts), sample)
+
+    @property
+    def name(self) -> str:
+        """The law's name."""
+        return self.law.name
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """The law's parameters by name."""
+        return self.law.params
+
+    def confidence_interval(
+        self,
+        confidence_level: float = 0.95,
+        method: Literal["percentile", "normal"] = "percentile",
+    ) -> dict[str, ConfidenceInterval]:
+        """Return an interval for each parameter, from refits of moving-block resamples.
+
+        It is wider, by Student's law, the fewer blocks there are, and, by `lost_variance`, where
+        they are too short to hold the dependence of the series.
+
+        Parameters
+        ----------
+        confidence_level
+            Probability of covering the true value.
+        method
+            "percentile": quantiles of the refits; "normal": estimate +- z standard deviations of
+            the refits.
+        """
+        if not 0.0 < confidence_level < 1.0:
+            raise InputError(f"confidence_level = {confidence_level}: expected 0 < level < 1")
+        refits, estimate = self._refits, _vector(self.law, self.law)
+        # overlapping blocks tell as much of a variance as half as many more that do not overlap
+        freedom = 1.5 * len(self.sample.staleness) / self.sample.block
+        wide = t.ppf(0.5 + confidence_level / 2.0, freedom) * np.sqrt(self.sample.lost_variance)
+        if method == "percentile":
+            low, high = np.quantile(refits, norm.cdf([-wide, wide]), axis=0)
+        elif method == "normal":
+            width = wide * refits.std(axis=0, ddof=1)
+            low, high = estimate - width, estimate + width
+        else:
+            raise InputError(f"method = {method!r}: expected percentile or normal")
+        intervals, at = {}, 0
+        for key, value in self.params.items():
+            size = np.size(value)
+            part = slice(at, at + size) if isinstance(value, tuple) else at
+            intervals[key] = ConfidenceInterval(low[part], high[part])
+            at += size
+        return intervals
+
+    @cached_property
+    def _refits(self) -> Array:
+        estimate = ESTIMATORS[self.name]
+        refits = []
+        for counts in self.sample.resampled:
+            with suppress(InputError):  # of a resample that this law cannot be fitted to
+                refits.append(_vector(estimate(counts, self.law), self.law))
+        return np.array(refits or [_vector(self.law, self.law) * np.nan])
+
+    def goodness_of_fit(
+        self,
+        statistic: goodness.Statistic = "tv",
+        resamples: int = GOODNESS_RESAMPLES,
+    ) -> goodness.GoodnessOfFit:
+        """Test the law by a parametric bootstrap that keeps the serial dependence.
+
+        Parameters
+        ----------
+        statistic
+            "tv" total variation distance, "ks" largest difference of the distribution functions,
+            "cvm" their mean square difference.
+        resamples
+            Number of bootstrap samples; the smallest possible p-value is 1/(1 + resamples).
+        """
+        return goodness.parametric_bootstrap(
+            self.law,
+            self.sample.staleness,
+            self.sample.workers,
+            self.sample.block,
+            statistic=statistic,
+            resamples=resamples,
+            rng=stream(self.sample.seed, f"goodness {self.name} {statistic}"),
+        )
+
+    @cached_property
+    def pvalue(self) -> float:
+        """P-value of the total variation distance."""
+        return self.goodness_of_fit().pvalue
+
+
+def _vector(law: StalenessLaw, like: StalenessLaw) -> Array:
+    """Return the parameters as one vector; frequencies of an empirical law as long as `like`'s."""
+    if isinstance(law, Empirical) and isinstance(like, Empirical):
+        return np.append(law.pmf(np.arange(len(like.probabilities))), law.tail_mu)
+    return np.concatenate([np.ravel(value) for value in law.params.values()]).astype(float)

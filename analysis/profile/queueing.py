@@ -1,0 +1,430 @@
+"""The staleness law of a parameter server from its times, without running anything.
+
+Each worker repeats: receive a snapshot, compute for a random time, push; the server applies pushes
+one at a time in order of arrival and answers each with the new snapshot. With memoryless times
+and nothing else to wait for the law is known in closed form; otherwise the queue is simulated event
+by event, in time only, without any gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from analysis.profile.dependence import start_up
+from analysis.profile.estimators import Counts
+from analysis.profile.goodness import total_variation
+from analysis.profile.stragglers import stragglers_of, taking_part
+from analysis.profile.verdict import CLOSE
+from asgd.arguments import count, number, shown
+from asgd.config import Configuration, RunConfig, as_config
+from asgd.delays import ComputeTime
+from asgd.errors import InputError
+from asgd.server_times import server_order
+from asgd.staleness import (
+    ConstantPlusGeometric,
+    Empirical,
+    Geometric,
+    GeometricMixture,
+    StalenessLaw,
+)
+from asgd.streams import Seed, as_seed, stream
+from asgd.trace import Run
+
+Array = npt.NDArray[np.float64]
+Integers = npt.NDArray[np.int64]
+
+_WARM_UP = 10  # cycles of every worker before the law is read off
+_CHUNK = 64  # times drawn at once for one worker
+_GROUP = 100  # updates behind each probability of a simulated law
+
+
+class Times(Protocol):
+    """What the queue asks of the workers' compute times; `asgd.delays.ComputeTime` has it."""
+
+    @property
+    def mean(self) -> Array:
+        """Mean time of each worker in seconds, shape (workers,)."""
+
+    @property
+    def memoryless(self) -> bool:
+        """Whether the times are exponential."""
+
+    def draw_many(self, worker: int, size: int, rng: np.random.Generator) -> Array:
+        """Return independent times of a worker in seconds, shape (size,)."""
+
+    def draw_each(self, workers: Integers, rng: np.random.Generator) -> Array:
+        """Return an independent time of each worker named in seconds, same shape (m,)."""
+
+
+@dataclass(frozen=True)
+class MeasuredTimes:
+    """Times drawn from measured ones.
+
+    Attributes
+    ----------
+    samples
+        Measured times of each worker in seconds, shapes (m_i,).
+    """
+
+    samples: Sequence[Array]
+    memoryless: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.samples or any(len(sample) == 0 for sample in self.samples):
+            raise InputError("measured times: expected at least one for every worker")
+
+    @property
+    def mean(self) -> Array:
+        """Mean time of each worker in seconds, shape (workers,)."""
+        return np.array([float(np.mean(sample)) for sample in self.samples])
+
+    def draw_many(self, worker: int, size: int, rng: np.random.Generator) -> Array:
+        """Return independent times of a worker in seconds, shape (size,)."""
+        return rng.choice(self.samples[worker], size)
+
+    def draw_each(self, workers: Integers, rng: np.random.Generator) -> Array:
+        """Return an independent time of each worker named in seconds, same shape (m,)."""
+        chosen = rng.random(len(workers)) * self._sizes[workers]
+        return self._flat[self._begin[workers] + chosen.astype(np.int64)]
+
+    @cached_property
+    def _flat(self) -> Array:
+        return np.concatenate(self.samples)
+
+    @cached_property
+    def _sizes(self) -> Integers:
+        return np.array([len(sample) for sample in self.samples])
+
+    @cached_property
+    def _begin(self) -> Integers:
+        return np.cumsum(self._sizes) - self._sizes
+
+
+@dataclass(frozen=True)
+class ServerTimes:
+    """What decides the turns of a server: its workers' compute times and the times beside them.
+
+    Attributes
+    ----------
+    times
+        Compute times of the workers.
+    dead_time
+        Fixed part of every cycle outside the server, in seconds: the gradient, two messages.
+    service_time
+        What the server spends on one push, in seconds; pushes wait for each other.
+    """
+
+    times: Times
+    dead_time: float = 0.0
+    service_time: float = 0.0
+
+    @classmethod
+    def from_config(cls, config: RunConfig) -> ServerTimes:
+        """Return the times of a configured run, its `[simulation]` times given."""
+        given = config.simulation
+        dead_time = given.gradient_time + 2.0 * given.message_time
+        return cls(ComputeTime.from_config(config.cluster), dead_time, given.service_time)
+
+    @property
+    def workers(self) -> int:
+        """P."""
+        return len(self.times.mean)
+
+    @property
+    def memoryless(self) -> bool:
+        """Whether whose turn is next does not depend on the past."""
+        return self.times.memoryless and not self.dead_time and not self.service_time
+
+
+def memoryless_law(rates: npt.ArrayLike) -> StalenessLaw:
+    """Return the law of memoryless workers that push at these rates.
+
+    Worker i makes the share p_i = rate_i / sum of the rates of the updates, and each of its
+    gradients meets other workers' updates until its own turn comes, with probability p_i each
+    time: a geometric law with mu = 1 - 1/P for P equal workers, else a mixture with
+    mu_i = 1 - p_i and shares p_i (ours).
+
+    Parameters
+    ----------
+    rates
+        Pushes per unit of time, shape (workers,).
+    """
+    rate = np.asarray(rates, dtype=float)
+    if rate.ndim != 1 or rate.size == 0 or not np.all(np.isfinite(rate) & (rate > 0)):
+        raise InputError(f"rates = {rate}: expected one positive number per worker")
+    if np.all(rate == rate[0]):
+        return Geometric(1.0 - 1.0 / len(rate))
+    different, workers = np.unique(rate, return_counts=True)
+    p = different / rate.sum()
+    return GeometricMixture(tuple((1.0 - p).tolist()), tuple((workers * p).tolist()))
+
+
+def queue_staleness(
+    times: Times,
+    *,
+    gradient_time: float = 0.0,
+    message_time: float = 0.0,
+    service_time: float = 0.0,
+    updates: int = 100_000,
+    seed: Seed = 0,
+) -> StalenessLaw:
+    """Return the stationary staleness law of the queue.
+
+    Closed for memoryless times with no other time beside them, see `memoryless_law`; otherwise
+    the frequencies of a simulation. Any time the workers do not spend waiting memorylessly pushes
+    the law off the geometric: for a fixed part r of a cycle beside a memoryless part of mean c,
+    P(tau = 0) = (1/P) (1 + r/c)^-(P-1) (ours).
+
+    Parameters
+    ----------
+    times
+        Compute times of the workers.
+    gradient_time
+        Fixed part of every computation, in seconds.
+    message_time
+        One way between worker and server, in seconds.
+    service_time
+        What the server spends on one push, in seconds; pushes wait for each other.
+    updates
+        Least number of simulated updates the law is read from; 20 per worker if that is more.
+
+    Raises
+    ------
+    InputError
+        A time is negative.
+    """
+    if not hasattr(times, "draw_many"):
+        raise InputError(f"times = {shown(times)}: expected an asgd.ComputeTime")
+    updates = count(updates, "updates")
+    fixed = {
+        "gradient_time": gradient_time,
+        "message_time": message_time,
+        "service_time": service_time,
+    }
+    for name, value in fixed.items():
+        number(value, name, least=0.0)
+    if times.memoryless and not any(fixed.values()):
+        return memoryless_law(1.0 / times.mean)
+    staleness = simulate_queue(
+        times,
+        dead_time=gradient_time + 2.0 * message_time,
+        service_time=service_time,
+        updates=max(updates, 20 * len(times.mean)),
+        rng=stream(as_seed(seed), "queue"),
+    )
+    if np.all(staleness == staleness[0]):
+        return ConstantPlusGeometric(int(staleness[0]))
+    return _smoothed(staleness)
+
+
+def config_staleness(config: Configuration, seed: int = 0) -> StalenessLaw:
+    """Return the staleness law a configured run will have, its `[simulation]` times given."""
+    config = as_config(config)
+    if config.cluster.schedule == "uniform":
+        return Geometric(1.0 - 1.0 / config.cluster.workers)
+    return queue_staleness(
+        ComputeTime.from_config(config.cluster),
+        gradient_time=config.simulation.gradient_time,
+        message_time=config.simulation.message_time,
+        service_time=config.simulation.service_time,
+        seed=seed,
+    )
+
+
+def measured_cycles(run: Run) -> MeasuredTimes:
+    """Return the whole cycles of a run's workers: from one update of a worker to its next.
+
+    They hold everything a cycle is made of: computing, messages, service, waiting. As times of a
+    queue with nothing beside them they give the run's law up to the dependence of neighbouring
+    cycles: workers that wait for one another.
+
+    Raises
+    ------
+    InputError
+        A worker has fewer than two updates after the start-up.
+    """
+    cycles, _ = _cycles(run)
+    return MeasuredTimes(cycles)
+
+
+@dataclass(frozen=True)
+class QueueCheck:
+    """Whether a queue of independent workers explains the staleness of a run.
+
+    Attributes
+    ----------
+    law
+        The law of the queue with the run's own cycles.
+    distance
+        Its total variation distance to the measured staleness.
+    chance
+        What that distance would be if the queue were right, for so many independent updates.
+    """
+
+    law: StalenessLaw
+    distance: float
+    chance: float
+
+    @property
+    def holds(self) -> bool:
+        """Whether the distance is within `CLOSE` of what chance makes of it."""
+        return self.distance < CLOSE + 2.0 * self.chance
+
+    @property
+    def sentence(self) -> str:
+        """The answer in a sentence."""
+        if self.holds:
+            return f"Independent cycles explain the staleness: distance {self.distance:.2f}."
+        return (
+            f"Independent cycles do not explain the staleness: distance {self.distance:.2f}, "
+            f"{self.chance:.2f} by chance. Workers wait for one another, for a processor or in one "
+            "stall: such cycles move together and keep their order. Use the recorded turns."
+        )
+
+
+def check_queue(run: Run, updates: int = 20_000) -> QueueCheck:
+    """Compare the queue of a run's measured cycles, taken as independent, with its staleness.
+
+    Parameters
+    ----------
+    updates
+        Simulated updates behind the queue's law.
+
+    Raises
+    ------
+    InputError
+        A worker has fewer than two updates after the start-up.
+    """
+    counts = Counts.of(_steady(run)["staleness"].to_numpy())
+    law = queue_staleness(measured_cycles(run), updates=updates)
+    expected = law.pmf(counts.staleness)
+    noise = np.sqrt(2.0 / np.pi * expected * (1.0 - expected) / counts.size)
+    return QueueCheck(law, total_variation(law, counts), float(noise.sum()) / 2.0)
+
+
+def explains_staleness(run: Run) -> QueueCheck | None:
+    """Return `check_queue` of a run; None where its workers wait by design, or for want of data."""
+    cluster = run.config.cluster
+    if (cluster.mode, cluster.schedule) != ("async", "free"):
+        return None
+    with suppress(InputError):
+        return check_queue(run)
+    return None
+
+
+def measured_overhead(run: Run) -> float:
+    """Return the median time of a cycle that is not computing, in seconds.
+
+    Messages, service and waiting at the server: dead time to a queue of other workers.
+
+    Raises
+    ------
+    InputError
+        A worker has fewer than two updates after the start-up.
+    """
+    cycles, computing = _cycles(run)
+    return max(0.0, float(np.median(np.concatenate(cycles) - np.concatenate(computing))))
+
+
+def _steady(run: Run) -> pd.DataFrame:
+    """Return the updates after the start-up, without workers that hardly took part."""
+    trace = run.trace[["update", "worker", "staleness", "compute_seconds", "applied_seconds"]]
+    left_out = stragglers_of(run)
+    if left_out:
+        trace = trace[taking_part(trace["worker"].to_numpy(), left_out)]
+    return trace.iloc[start_up(trace["staleness"].to_numpy(), trace["update"].to_numpy()) :]
+
+
+def _cycles(run: Run) -> tuple[list[Array], list[Array]]:
+    """Return each worker's cycles after the start-up and their computing parts, in seconds.
+
+    Workers that hardly took part are left out.
+    """
+    trace = _steady(run).sort_values(["worker", "update"])
+    cycles, computing = [], []
+    for worker, rows in trace.groupby("worker"):
+        if len(rows) < 2:
+            raise InputError(
+                f"{run.path}: worker {worker} has fewer than two updates after the start-up"
+            )
+        cycles.append(np.diff(rows["applied_seconds"].to_numpy(dtype=float)))
+        computing.append(rows["compute_seconds"].to_numpy(dtype=float)[1:])
+    if not cycles:
+        raise InputError(f"{run.path}: recorded no update")
+    return cycles, computing
+
+
+def simulate_queue(
+    times: Times,
+    *,
+    dead_time: float,
+    service_time: float,
+    updates: int,
+    rng: np.random.Generator,
+) -> Integers:
+    """Return the staleness of consecutive updates in steady state.
+
+    Workers begin at random points of their cycle. What is returned begins after 10 updates per
+    worker and, within the first half of the simulation, after every worker's first push.
+
+    Parameters
+    ----------
+    times
+        Compute times of the workers.
+    dead_time
+        Fixed part of every cycle outside the server, in seconds.
+    service_time
+        What the server spends on one push, in seconds.
+    updates
+        Updates to simulate after the first 10 per worker.
+
+    Returns
+    -------
+    Integers
+        Shape (m,), m <= updates.
+    """
+    workers = len(times.mean)
+    clocks = [_endless(times, worker, rng) for worker in range(workers)]
+    phases = rng.random(workers).tolist()
+
+    def cycle(worker: int, sequence: int) -> float:
+        seconds = dead_time + next(clocks[worker])
+        return seconds if sequence else phases[worker] * seconds
+
+    warm_up = _WARM_UP * workers
+    order = server_order(cycle, workers, warm_up + updates, service_time=service_time)
+    begun = np.flatnonzero(order.sequence == 0)[-1] + 1
+    return order.staleness[max(warm_up, min(int(begun), (warm_up + updates) // 2)) :]
+
+
+def _endless(times: Times, worker: int, rng: np.random.Generator) -> Iterator[float]:
+    while True:
+        yield from times.draw_many(worker, _CHUNK, rng).tolist()
+
+
+def _smoothed(staleness: Integers) -> Empirical:
+    """Return the frequencies, averaged over neighbours where fewer than `_GROUP` updates fell.
+
+    With thousands of workers the law spreads over more values than there are updates.
+    """
+    law = Empirical.from_sample(staleness, tail_count=_GROUP)
+    p = np.array(law.probabilities)
+    sparse = p * len(staleness) < _GROUP
+    group = np.empty(len(p), dtype=np.int64)
+    number, held = -1, 0.0
+    for l, (is_sparse, weight) in enumerate(zip(sparse.tolist(), p.tolist(), strict=True)):
+        if l == 0 or not is_sparse or not sparse[l - 1] or held * len(staleness) >= _GROUP:
+            number, held = number + 1, 0.0
+        held += weight
+        group[l] = number
+    if len(p):
+        p = (np.bincount(group, weights=p) / np.bincount(group))[group]
+    return Empirical(tuple(p.tolist()), law.tail_mu)

@@ -1,0 +1,67 @@
+"""Repeats of one run taken together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from analysis.profile.fit import StalenessFit, fit_series
+from analysis.profile.series import Series
+from asgd.errors import InputError
+from asgd.experiment import as_run, read_runs
+from asgd.trace import Run
+
+Runs = Run | str | Path | Sequence[Run | str | Path]
+
+
+def as_runs(run: Runs) -> list[Run]:
+    """Return one run, or repeats of one, themselves or their directories, as a list.
+
+    Raises
+    ------
+    InputError
+        There is none, or two differ in more than the seed.
+    """
+    runs = _listed(run)
+    seedless = [_seedless(one) for one in runs]
+    for one, settings in zip(runs, seedless, strict=True):
+        if settings != seedless[0]:
+            raise InputError(
+                f"{one.path}: no repeat of {runs[0].path}: they differ beyond the seed"
+            )
+    return runs
+
+
+def fit_runs(runs: Runs) -> StalenessFit:
+    """Fit the staleness of repeats as one series, the start-up of each left out.
+
+    Raises
+    ------
+    InputError
+        A run recorded no update, or there is none.
+    UnreliableEstimateError
+        See `fit_staleness`.
+    """
+    several = _listed(runs)
+    series = [Series.of_run(run) for run in several]
+    one = Series.joined(series) if len(series) > 1 else series[0]
+    return fit_series(one, several[0].config.run.seed)
+
+
+def _listed(run: Runs) -> list[Run]:
+    if isinstance(run, Run):
+        return [run]
+    if isinstance(run, str | Path):
+        return read_runs(run)
+    if not isinstance(run, Sequence):
+        raise InputError(f"run: {type(run).__name__}; expected a run, its directory, or several")
+    if not run:
+        raise InputError("runs: none; expected at least one")
+    return [as_run(one) for one in run]
+
+
+def _seedless(run: Run) -> object:
+    settings = msgspec.structs.replace(run.config.run, seed=0)
+    return msgspec.structs.replace(run.config, run=settings)

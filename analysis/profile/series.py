@@ -1,0 +1,157 @@
+"""The staleness of updates made ready for a fit: checked, without stragglers and start-up."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from analysis.profile import dependence
+from analysis.profile.stragglers import stragglers, taking_part
+from asgd.errors import InputError
+from asgd.events import team_sizes
+from asgd.staleness import staleness_of
+from asgd.staleness.values import whole_numbers
+from asgd.trace import Run
+
+Integers = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Series:
+    """What a fit is made of.
+
+    Attributes
+    ----------
+    staleness
+        In order of update, shape (m,).
+    worker
+        Who made each update, shape (m,), or None.
+    team
+        Number of workers, their mean where it changed, without those left out; or None.
+    start_up
+        Updates dropped at the start.
+    left_out
+        How often each worker delivered that hardly took part, see `analysis.profile.stragglers`.
+    """
+
+    staleness: Integers
+    worker: npt.NDArray[Any] | None
+    team: float | None
+    start_up: int
+    left_out: Mapping[Any, int] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        staleness: npt.ArrayLike,
+        workers: npt.ArrayLike | None,
+        worker_ids: npt.ArrayLike | None,
+        update: npt.ArrayLike | None,
+        start_up: int | None,
+    ) -> Series:
+        """Take the arguments of `fit_staleness`, whose errors it raises."""
+        values = whole_numbers(staleness, "staleness")
+        ids = None if worker_ids is None else _as_long("worker_ids", worker_ids, values)
+        number = np.arange(len(values)) if update is None else _numbers(update, values)
+        sizes = None if workers is None else _sizes(workers, values)
+        left_out: dict[Any, int] = {}
+        if ids is not None:
+            if sizes is None:
+                sizes = np.broadcast_to(len(np.unique(ids)), values.shape)
+            if sizes.min() == sizes.max():
+                left_out = stragglers(ids, int(sizes[0]))
+        if ids is not None and sizes is not None and left_out:
+            kept = taking_part(ids, left_out)
+            values, ids, number = values[kept], ids[kept], number[kept]
+            sizes = sizes[kept] - len(left_out)
+        if start_up is None:
+            start_up = dependence.start_up(values, number)
+        elif not _is_index(start_up, len(values)):
+            raise InputError(f"start_up = {start_up!r}: expected 0 to {len(values) - 1}")
+        return cls(
+            values[start_up:],
+            None if ids is None else ids[start_up:],
+            None if sizes is None else _whole(float(sizes[start_up:].mean())),
+            start_up,
+            left_out,
+        )
+
+    @classmethod
+    def of_run(cls, run: Run) -> Series:
+        """Take the updates of a run.
+
+        Raises
+        ------
+        InputError
+            It recorded none.
+        """
+        trace = run.trace
+        if trace.empty:
+            raise InputError(f"{run.path}: recorded no update to fit")
+        update = trace["update"].to_numpy()
+        return cls.of(
+            staleness_of(update, trace["read_version"].to_numpy()),
+            team_sizes(run.events, run.config.cluster.workers, len(trace)),
+            trace["worker"].to_numpy(),
+            update,
+            None,
+        )
+
+    @classmethod
+    def joined(cls, several: Sequence[Series]) -> Series:
+        """Put the series of repeats one after another."""
+        sizes = [len(series.staleness) for series in several]
+        workers = [series.worker for series in several if series.worker is not None]
+        teams = [series.team for series in several if series.team is not None]
+        left_out: dict[Any, int] = {}
+        for series in several:
+            for name, times in series.left_out.items():
+                left_out[name] = left_out.get(name, 0) + times
+        return cls(
+            np.concatenate([series.staleness for series in several]),
+            np.concatenate(workers) if len(workers) == len(several) else None,
+            _whole(float(np.average(teams, weights=sizes))) if len(teams) == len(several) else None,
+            sum(series.start_up for series in several),
+            left_out,
+        )
+
+
+def _as_long(name: str, given: npt.ArrayLike, values: Integers) -> npt.NDArray[Any]:
+    array = np.asarray(given)
+    if array.shape != values.shape:
+        raise InputError(f"{name}: expected shape {values.shape}, got {array.shape}")
+    if array.dtype.kind in "fO" and np.any(array != array):
+        raise InputError(f"{name}: update {int(np.argmax(array != array))} has none; expected one")
+    return array
+
+
+def _numbers(update: npt.ArrayLike, values: Integers) -> Integers:
+    numbers = _as_long("update", whole_numbers(update, "update"), values)
+    if np.any(np.diff(numbers) <= 0):
+        at = int(np.argmax(np.diff(numbers) <= 0)) + 1
+        raise InputError(f"update[{at}] = {numbers[at]}: expected ascending numbers")
+    return numbers
+
+
+def _sizes(workers: npt.ArrayLike, values: Integers) -> Integers:
+    """Return the number of workers at each update, shape (m,)."""
+    given = np.asarray(workers)
+    sizes = whole_numbers(given.reshape(-1) if given.ndim == 0 else given, "workers")
+    if given.ndim and sizes.shape != values.shape:
+        raise InputError(f"workers: expected a number or shape {values.shape}, got {sizes.shape}")
+    if sizes.min() < 1:
+        raise InputError(f"workers = {sizes.min()}: expected at least 1")
+    return np.broadcast_to(sizes, values.shape)
+
+
+def _whole(number: float) -> float:
+    return int(number) if number.is_integer() else number
+
+
+def _is_index(value: object, length: int) -> bool:
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    return whole and 0 <= value < length  # type: ignore[operator]

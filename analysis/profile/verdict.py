@@ -1,0 +1,82 @@
+"""The verdict on a staleness fit, in words."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from analysis.profile.diagnostics import Shape
+from analysis.profile.goodness import ChiSquare
+from analysis.profile.law_fit import LawFit
+from asgd.staleness import ConstantPlusGeometric, Empirical, StalenessLaw
+
+Grade = Literal["holds", "close", "rejected", "unclear"]
+
+LEVEL = 0.01  # significance level at which a law counts as rejected
+CLOSE = 0.08  # total variation distance below which a rejected geometric law counts as close
+FAR = 0.3  # and above which no law is said to hold, whatever a test makes of it
+
+_PERCENT = f"{100 * LEVEL:.0f} %"
+_OPENING = {
+    "holds": "The geometric law holds",
+    "close": "The geometric law is close but not exact",
+    "rejected": "The geometric law does not hold",
+    "unclear": "Too few independent updates to say whether the geometric law holds",
+}
+_WORDS = {
+    "geometric": "geometric law",
+    "geometric_mixture": "mixture of geometric laws",
+    "negative_binomial": "negative binomial law",
+    "poisson": "Poisson law",
+    "conway_maxwell_poisson": "Conway-Maxwell-Poisson law",
+    "constant_plus_geometric": "constant plus geometric law",
+    "empirical": "measured law",
+}
+
+
+def in_words(law: StalenessLaw) -> str:
+    """Return what to call the law in a sentence."""
+    if isinstance(law, ConstantPlusGeometric) and law.mu == 0.0:
+        return f"constant law (always {law.offset})"
+    return _WORDS[law.name]
+
+
+def name_in_words(name: str) -> str:
+    """Return what to call a law of that name."""
+    return _WORDS[name]
+
+
+def finding(
+    grade: Grade, geometric: LawFit, shape: Shape, chi_square: ChiSquare, workers: float | None
+) -> str:
+    """Return whether the geometric law holds, and the evidence, as the beginning of a sentence."""
+    one = "1/P" if workers else "the law's"
+    evidence = (
+        f"{100 * shape.zeros:.1f} % of updates have staleness 0 against {one} = "
+        f"{100 * shape.zeros_geometric:.1f} %, variance {shape.variance:.3g} against "
+        f"{shape.variance_geometric:.3g}, total variation distance {geometric.tv:.3f}, "
+        f"chi-square {_probability(chi_square.pvalue)}"
+    )
+    return f"{_OPENING[grade]} ({evidence})"
+
+
+def recommendation(grade: Grade, geometric: LawFit, selected: LawFit) -> str:
+    """Return which law should predict, and why, as the end of a sentence."""
+    return f"predict with {_advice(grade, geometric, selected)}."
+
+
+def _advice(grade: Grade, geometric: LawFit, selected: LawFit) -> str:
+    if grade == "holds":
+        return f"it, mu = {geometric.params['mu']:.4f}"
+    name = f"the {in_words(selected.law)}"
+    if isinstance(selected.law, Empirical):
+        return f"{name}, because every parametric law is rejected at {_PERCENT}"
+    if selected.pvalue < LEVEL:
+        return f"{name}, the nearest (distance {selected.tv:.3f}): no law fits"
+    return (
+        f"{name}, which has the lowest AIC of the laws not rejected at {_PERCENT} "
+        f"(distance {selected.tv:.3f}, AIC lower by {geometric.aic - selected.aic:.0f})"
+    )
+
+
+def _probability(p: float) -> str:
+    return "p < 0.0001" if p < 1e-4 else f"p = {p:.2g}"

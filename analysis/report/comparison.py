@@ -1,0 +1,261 @@
+"""Several runs side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from analysis.prediction.score import Score
+from analysis.profile.fit import StalenessFit, compare_fits
+from analysis.report.clock import Clock, clock_of, common_clock
+from analysis.report.headline import Facts, problem_name
+from asgd.trace import Run
+
+# Share of the way down to a loss that every run reached, at which the clock is stopped: the last
+# bit would be decided by scatter.
+_TARGET = 0.95
+_ALIKE = 1.25  # ratio of two numbers of updates that is mostly scatter
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Several runs side by side.
+
+    Attributes
+    ----------
+    table
+        One row per run. Columns: `run`, `clock` (real or simulated), `workers`, `mean` (staleness),
+        `staleness_q05`, `staleness_q95`, `mu`, `mu_low`, `mu_high` (95 % interval), `mu_expected` =
+        1 - 1/P, `law`, `updates_per_second`, `updates_to_target`, `seconds_to_target`, and the
+        relative error of each model under its name.
+    target
+        A loss that every run reached.
+    clock
+        Of the runs; where it is mixed, their seconds must not be compared.
+    models
+        Names of the models that every run was predicted with; none where one was not predicted.
+    labels
+        What to call each of them.
+    """
+
+    table: pd.DataFrame
+    target: float
+    clock: Clock
+    models: list[str]
+    labels: dict[str, str]
+
+
+def compare_runs(
+    names: Sequence[str],
+    runs: Sequence[Run],
+    fits: Sequence[StalenessFit],
+    scores: Sequence[Score | None],
+) -> Comparison:
+    """Put named runs side by side, each with its staleness fit and the score of its prediction.
+
+    A run that was not predicted has None for a score.
+    """
+    target = common_target([run.loss for run in runs])
+    fitted = compare_fits(list(zip(names, fits, strict=True)))
+    predicted = [score.models for score in scores if score is not None]
+    complete = len(predicted) == len(scores)
+    models = [n for n in predicted[0] if all(n in m for m in predicted)] if complete else []
+    reached = [_first(run.loss, target) for run in runs]
+    table = fitted[["mean", "mu", "mu_low", "mu_high", "mu_expected", "law"]].copy()
+    table.insert(0, "clock", [clock_of(run) for run in runs])
+    table.insert(1, "workers", [run.config.cluster.workers for run in runs])
+    ends = [np.quantile(fit.sample.staleness, (0.05, 0.95)) for fit in fits]
+    table[["staleness_q05", "staleness_q95"]] = np.array(ends)
+    table["updates_per_second"] = [
+        len(run.trace) / max(float(run.trace["applied_seconds"].iloc[-1]), 1e-9) for run in runs
+    ]
+    table["updates_to_target"] = [update for update, _ in reached]
+    table["seconds_to_target"] = [seconds for _, seconds in reached]
+    for name in models:
+        table[name] = [scored[name].relative_error for scored in predicted]
+    called = {
+        name: " or ".join(dict.fromkeys(score.labels[name] for score in scores if score))
+        for name in models
+    }
+    table = table.reset_index(names="run")
+    return Comparison(table, target, common_clock(runs), models, called)
+
+
+def labels(paths: Sequence[Path]) -> list[str]:
+    """Return a short name for each directory: its own, and more of the path where that repeats."""
+    for depth in range(1, 10):
+        names = ["/".join(path.resolve().parts[-depth:]) for path in paths]
+        if len(set(names)) == len(names):
+            break
+    return names
+
+
+def common_target(losses: Sequence[pd.DataFrame]) -> float:
+    """Return a loss that every run reached: 95 % of the way down to the worst of their best."""
+    start = float(np.mean([table["loss"].iloc[0] for table in losses]))
+    best = max(float(table["loss"].min()) for table in losses)
+    return best + (1 - _TARGET) * max(start - best, 0.0)
+
+
+def _first(loss: pd.DataFrame, target: float) -> tuple[int, float]:
+    """Return the update and the second of the first evaluation at or below the target."""
+    row = loss[loss["loss"] <= target].iloc[0]
+    return int(row["update"]), float(row["seconds"])
+
+
+def comparison_headline(
+    runs: Sequence[Run],
+    fits: Sequence[StalenessFit],
+    comparison: Comparison,
+    rooms: Sequence[float],
+) -> Facts:
+    """Return what a reader should know of several runs first, in named sentences.
+
+    `rooms` are the largest stable learning rates over those of the runs, inf where unknown.
+    """
+    table = comparison.table
+    kinds = sorted({problem_name(run) for run in runs})
+    workers = ", ".join(f"{count}" for count in sorted({int(p) for p in table["workers"]}))
+    off = float((table["mu"] - table["mu_expected"]).abs().max())
+    return [
+        (
+            "What was run",
+            f"{'; '.join(kinds)}: {_counted(table)} with {workers} workers{_shared(runs)}.",
+        ),
+        (
+            "How stale",
+            f"Mean staleness {table['mean'].min():.2f} to {table['mean'].max():.2f} updates"
+            + (
+                f"; mu (each staleness is mu times as likely as the one below it) is within "
+                f"{_digit(off)} of 1 - 1/P in every run."
+                if off == off
+                else "."
+            ),
+        ),
+        ("Which law", _which_law(fits)),
+        ("How well predicted", _how_well(comparison)),
+        *([("Stable or not", _stability(table, rooms))] if np.isfinite(rooms).any() else []),
+        ("How fast", _how_fast(comparison)),
+        ("What to try", _what_to_try(comparison, rooms)),
+    ]
+
+
+def _counted(table: pd.DataFrame) -> str:
+    """Return how many runs of which kind there are."""
+    counts = table["clock"].value_counts()
+    kinds = " and ".join(
+        f"{counts[kind]} {kind}" for kind in ("real", "simulated") if kind in counts
+    )
+    return f"{kinds} runs"
+
+
+def _how_fast(comparison: Comparison) -> str:
+    """Return who was first at the target, by the clock if all runs have the same."""
+    table = comparison.table
+    frugal = table.iloc[int(table["updates_to_target"].argmin())]
+    updates = sorted(set(table["updates_to_target"]))
+    needed = (
+        f"every run took {updates[0]:,} updates to it"
+        if len(updates) == 1
+        else f"it took the fewest updates, {updates[0]:,}, with {frugal['workers']} workers"
+    )
+    if comparison.clock == "mixed":
+        return (
+            f"To loss {comparison.target:.3g}: {needed}. Simulated seconds are virtual and real "
+            "ones are not, so these runs are compared in updates."
+        )
+    fastest = table.iloc[int(table["seconds_to_target"].argmin())]
+    virtual = " of virtual time" if comparison.clock == "simulated" else ""
+    seconds = f"{fastest['seconds_to_target']:.3g} s{virtual}"
+    return (
+        f"Loss {comparison.target:.3g} was first reached by {fastest['run']} "
+        f"({fastest['workers']} workers) in {seconds}; {needed}."
+    )
+
+
+def _shared(runs: Sequence[Run]) -> str:
+    """Return the learning rate and the batch size that all runs have, if so."""
+    optimizers = [run.config.optimizer for run in runs]
+    rates = {optimizer.learning_rate for optimizer in optimizers}
+    sizes = {optimizer.batch_size for optimizer in optimizers}
+    return "".join(
+        f", {name} {min(values):g}"
+        for name, values in (("learning rate", rates), ("batches of", sizes))
+        if len(values) == 1
+    )
+
+
+def _digit(number: float) -> str:
+    """Return a small number with one digit, without an exponent."""
+    return "0.0001" if number < 1e-4 else np.format_float_positional(float(f"{number:.1g}"))
+
+
+def _which_law(fits: Sequence[StalenessFit]) -> str:
+    """Return in how many runs the geometric law holds, is close, is rejected."""
+    grades = [fit.grade for fit in fits]
+    words = {
+        "holds": "holds",
+        "close": "is close",
+        "rejected": "is rejected",
+        "unclear": "can be neither confirmed nor rejected",
+    }
+    if len(set(grades)) == 1:
+        return f"The geometric law {words[grades[0]]} in every run."
+    found = [f"{word} in {grades.count(grade)}" for grade, word in words.items() if grade in grades]
+    return f"The geometric law {', '.join(found)} of {len(fits)} runs."
+
+
+def _how_well(comparison: Comparison) -> str:
+    if not comparison.models:
+        return "No model was computed for every run."
+    mean = comparison.table[comparison.models].mean()
+    errors = "; ".join(
+        f"{comparison.labels[name]} {100 * mean[name]:.2g} %" for name in comparison.models
+    )
+    competing = [name for name in comparison.models if name != "replay"]
+    closest = f" Closest: {comparison.labels[str(mean[competing].idxmin())]}." if competing else ""
+    return f"Mean error over the runs: {errors}.{closest}"
+
+
+def _stability(table: pd.DataFrame, rooms: Sequence[float]) -> str:
+    known = [
+        (str(run), room) for run, room in zip(table["run"], rooms, strict=True) if np.isfinite(room)
+    ]
+    beyond = ", ".join(run for run, room in known if room < 1)
+    listed = ", ".join(f"{room:.2g} in {run}" for run, room in known)
+    return (
+        f"{'Beyond' if beyond else 'No run is beyond'} the limit{beyond and f': {beyond}'}. "
+        f"Largest stable learning rate over that of the run: {listed}."
+    )
+
+
+def _what_to_try(comparison: Comparison, rooms: Sequence[float]) -> str:
+    """Return which run to take: of the stable ones, the first at the target."""
+    order, best, better = "seconds_to_target", "was the fastest to the target", "was faster"
+    if comparison.clock == "mixed":
+        order, best = "updates_to_target", "took the fewest updates to the target"
+        better = "took fewer"
+    elif comparison.clock == "simulated":
+        best += " in virtual time"
+    needed = comparison.table["updates_to_target"]
+    if comparison.clock == "mixed" and needed.max() <= _ALIKE * needed.min():
+        return (
+            "All runs took about as many updates to the target: take the real one that was there "
+            "first by its own clock."
+        )
+    ranked = comparison.table.assign(room=rooms).sort_values(order, kind="stable")
+    stable = ranked[ranked["room"] >= 1]
+    first = ranked["run"].iloc[0]
+    if stable.empty:
+        return "Lower the learning rate: every run is beyond the limit of stability."
+    if stable["run"].iloc[0] == first:
+        known = ", and is stable" if np.isfinite(stable["room"].iloc[0]) else ""
+        return f"Take the settings of {first}: it {best}{known}."
+    return (
+        f"Take the settings of {stable['run'].iloc[0]}: of the stable runs it {best}; {first} "
+        f"{better} but is beyond the limit of stability: it needs a smaller learning rate."
+    )

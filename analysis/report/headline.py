@@ -1,0 +1,400 @@
+"""What a reader should know of a run first, in sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from analysis.prediction.predict import Prediction
+from analysis.prediction.score import Score
+from analysis.prediction.setting import last_update, whole
+from analysis.profile.fit import StalenessFit
+from analysis.profile.stragglers import in_words as in_words_of
+from analysis.profile.verdict import in_words
+from analysis.report.clock import clock_of, seconds_waited
+from asgd.events import team_sizes
+from asgd.trace import Run
+
+Facts = list[tuple[str, str]]
+
+_SLIGHT = 0.03  # change of the predicted loss that calls for nothing
+_POOR = 0.15  # error above which a prediction should not be relied on
+_AMPLE = 2.0  # distance to the limit of stability, as a factor, that leaves room
+_COVERED = 0.7  # coverage of the 90 % band above which the error of one run is mostly scatter
+_ALIKE = 1.1  # ratio of two errors below which neither model is said to be closer
+_RULES = {
+    "sgd": "SGD",
+    "momentum": "SGD with momentum",
+    "staleness_aware": "staleness-aware SGD",
+}
+_LISTED = 5  # workers named in a sentence
+_UNEVEN = 2.0  # updates of the busiest worker over those of the idlest
+_CLOSELY = 0.05  # error up to which a prediction counts as close though it is not chance
+# Of a right prediction whose points are off together, the error over its mean by chance is below
+# 1.96 sqrt(pi / 2) in 95 % of all runs.
+_CHANCE = 2.46
+_MU = (
+    " Here mu is the parameter of the geometric law: each staleness is mu times as likely as the "
+    "one below it."
+)
+
+
+def headline(
+    runs: Sequence[Run],
+    fit: StalenessFit,
+    prediction: Prediction | None,
+    score: Score | None,
+    workers: pd.DataFrame,
+    events: pd.DataFrame,
+    *,
+    doubt: str | None = None,
+    missing: str | None = None,
+) -> Facts:
+    """Return named sentences: what was run, how stale, which law, how well predicted, what to try.
+
+    Parameters
+    ----------
+    runs
+        One run, or its repeats.
+    prediction, score
+        None where there is none.
+    workers, events
+        As `analysis.report.activity` makes them; of the events, those out of the ordinary.
+    doubt
+        Why the fit should not be relied on, if so.
+    missing
+        Why there is no prediction.
+    """
+    facts = [
+        ("What was run", _what(runs)),
+        ("Who contributed", _who(runs[0], workers)),
+        ("How stale", _how_stale(runs[0], fit)),
+        ("Which law", _which_law(fit, prediction, doubt)),
+        (
+            "How well predicted",
+            f"Not predicted: {missing}."
+            if score is None or prediction is None
+            else _how_well(prediction, score) + left_out(runs),
+        ),
+    ]
+    stability = _stability(prediction)
+    if stability:
+        facts.append(("Stable or not", stability))
+    advice = [*_about_loss(fit, prediction, score), *_about_workers(workers, events)]
+    facts.append(("What to try", " ".join(advice or ["Nothing stands out."])))
+    return facts
+
+
+def verdict(prediction: Prediction | None, score: Score | None, missing: str | None = None) -> str:
+    """Return in one sentence how well a run was predicted.
+
+    Judged is the model that is told the most of the staleness and nothing of its order, since the
+    closest of several is partly so by chance.
+    """
+    if prediction is None or score is None:
+        return f"Not predicted: {missing}."
+    name = next((name for name in ("sme_law", "sme_asgd") if name in score.models), score.closest)
+    error, scatter = score.models[name].relative_error, score.scatter
+    by = f"by the {score.labels[name]}"
+    if scatter is None:
+        return f"Predicted {_how_closely(error)} {by}: error {_percent(error)}."
+    numbers = f"error {_percent(error)}, scatter {_percent(scatter)}"
+    free = score.models.get("sme_sgd")
+    without = ""
+    if free is not None and name != "sme_sgd" and free.relative_error > 2.0 * error:
+        without = f" Without staleness the error would be {_percent(free.relative_error)}."
+    if error <= _CHANCE * scatter:
+        wide = " That much scatter hides much: repeat the run." if scatter > _POOR else ""
+        return f"Predicted within chance {by}: {numbers}.{without}{wide}"
+    return f"Predicted {_how_closely(error)}, but not within chance, {by}: {numbers}.{without}"
+
+
+def _how_closely(error: float) -> str:
+    return "closely" if error <= _CLOSELY else "roughly" if error <= _POOR else "badly"
+
+
+def count(number: int, noun: str) -> str:
+    """Return a number with its noun, in the plural where that is due."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def problem_name(run: Run) -> str:
+    """Return what to call the problem of a run."""
+    problem = run.config.problem
+    own = ":" in problem.kind  # a name of the user's
+    kind = problem.kind if own else problem.kind.replace("_", " ").capitalize()
+    return f"{kind} on {problem.dataset}" if problem.dataset else kind
+
+
+def _what(runs: Sequence[Run]) -> str:
+    run = runs[0]
+    config, trace, loss = run.config, run.trace, run.loss["loss"]
+    repeats = f"{len(runs)} repeats; the first: " if len(runs) > 1 else ""
+    seconds = float(trace["applied_seconds"].iloc[-1])
+    clock = "" if clock_of(run) == "real" else " of virtual time"
+    return (
+        f"{problem_name(run)} by {_RULES[config.optimizer.rule]}, learning rate "
+        f"{config.optimizer.learning_rate:g}, batches of {config.optimizer.batch_size}: "
+        f"{repeats}{count(len(trace), 'update')} by {_team(run)} "
+        f"in {seconds:.3g} s{clock} ({len(trace) / max(seconds, 1e-9):,.0f} updates/s), "
+        f"{_ended(run)}.{_waited(run, seconds)}"
+        f"{'' if loss.empty else f' The loss went from {loss.iloc[0]:.4g} to {loss.iloc[-1]:.4g}.'}"
+    )
+
+
+def _waited(run: Run, seconds: float) -> str:
+    """Return the sentence on what the seconds of a run leave out."""
+    waited = seconds_waited(run)
+    if waited is None:
+        return ""
+    if clock_of(run) == "simulated":
+        return f" It was simulated in {waited:.2g} s."
+    return (
+        f" From command to end it took {waited:.3g} s: starting the processes and evaluating the "
+        "loss are not in the time of the updates."
+    )
+
+
+def _who(run: Run, workers: pd.DataFrame) -> str:
+    """Return the sentence on the share of each worker."""
+    if run.config.cluster.workers == len(workers) == 1:
+        return "One worker alone."
+    busy, idle = workers["share"].max(), workers["share"].min()
+    each = (
+        f"{_percent(idle)} of the gradients each"
+        if _percent(idle) == _percent(busy)
+        else f"{_percent(idle)} to {_percent(busy)} of the gradients each"
+    )
+    names = sorted(set(range(run.config.cluster.workers)) - set(workers["worker"]))
+    more = ", ..." if len(names) > _LISTED else ""
+    never = f"; none by worker {', '.join(map(str, names[:_LISTED]))}{more}" if names else ""
+    return f"{count(len(workers), 'worker')}, {each}{never}."
+
+
+def _which_law(fit: StalenessFit, prediction: Prediction | None, doubt: str | None) -> str:
+    """Return the verdict on the law, without its advice where the prediction went another way."""
+    if doubt is not None:
+        return f"Too short to tell: {doubt}."
+    text = fit.verdict
+    if prediction is not None and prediction.recorded_turns:
+        text = (
+            f"{fit.finding}; no law alone predicts this run, whose workers' turns came in spells, "
+            "so the recorded turns are used."
+        )
+    return text + (_MU if "mu = " in text else "")
+
+
+def _team(run: Run) -> str:
+    sizes = team_sizes(run.events, run.config.cluster.workers, len(run.trace))
+    low, high = int(sizes.min()), int(sizes.max())
+    return count(high, "worker") if low == high else f"{low} to {high} workers"
+
+
+def _ended(run: Run) -> str:
+    """Return how the run ended, and why if it failed."""
+    return f"failed: {run.failure}" if run.failure else run.state
+
+
+def _how_stale(run: Run, fit: StalenessFit) -> str:
+    staleness = fit.sample.staleness
+    left_out = in_words_of(fit.left_out, fit.workers)
+    text = f"{left_out} " if left_out else ""
+    if staleness.max() == 0:
+        return f"{text}Not at all: every gradient met the parameters it was computed from."
+    middle, high = np.quantile(staleness, (0.5, 0.95))
+    text += (
+        f"A gradient met parameters {fit.geometric.law.mean():.2f} updates newer than its own on "
+        f"average, {middle:.0f} at the median; one in twenty {high:.0f} or more, at most "
+        f"{staleness.max()}."
+    )
+    team = fit.workers
+    if run.config.cluster.mode == "async" and team is not None:
+        on_average = (
+            count(team, "worker") if isinstance(team, int) else f"{team:.3g} workers on average"
+        )
+        text += f" With {on_average} that use every snapshot once, {team - 1:.3g} is expected."
+    return text
+
+
+def _how_well(prediction: Prediction, score: Score) -> str:
+    of = "the observed loss" if score.repeats == 1 else f"the mean of {score.repeats} runs"
+    errors = [f"{score.labels[n]} {_percent(m.relative_error)}" for n, m in score.models.items()]
+    best, scatter = score.models[score.closest].relative_error, score.scatter
+    # As much as scatter makes of an error, it may have turned the order of two round.
+    limit = max(_ALIKE * best, best + (scatter or 0.0))
+    alike = [
+        name
+        for name, model in score.models.items()
+        if name == score.closest or (name != "replay" and model.relative_error <= limit)
+    ]
+    closest = _listed([score.labels[name] for name in alike])
+    covered = _listed(list(dict.fromkeys(_percent(score.models[n].coverage) for n in alike)))
+    if len(alike) == len(score.models) - ("replay" in score.models) > 1:
+        closest = f"none, they {'differ by less than that scatter' if scatter else 'are alike'}"
+    bands = "its 90 % band holds" if len(alike) == 1 else "their 90 % bands hold"
+    note = "; the replay, which is given every staleness of this very run, does not compete"
+    return (
+        f"Mean error against {of}: {'; '.join(errors)}. {_scatter(score)}Closest: {closest}"
+        f"{note if 'replay' in score.models and len(score.models) > 1 else ''}; "
+        f"{bands} {covered} of the observed points."
+        f"{_recorded(prediction)}"
+    )
+
+
+def _scatter(score: Score) -> str:
+    """Return the sentence on the error that a perfect prediction would have, where it is known."""
+    if score.scatter is None:
+        return ""
+    of = "a single run" if score.repeats == 1 else f"{score.repeats} runs"
+    return f"The scatter of {of} alone makes about {_percent(score.scatter)}. "
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Return names with commas, and "and" before the last."""
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+
+
+def _recorded(prediction: Prediction) -> str:
+    """Return the sentence on what "sme_law" took from the run, where that is more than its law."""
+    if not prediction.recorded_turns:
+        return ""
+    return (
+        f" {prediction.label('sme_law')} does not use the law: the workers' turns came in spells, "
+        "so blocks of the turns recorded in this very run are put together anew; its staleness, "
+        "not its loss, is taken from the run itself."
+    )
+
+
+def left_out(runs: Sequence[Run]) -> str:
+    """Return the sentence on repeats that are not predicted because they were cut short."""
+    kept = whole(runs)
+    short = len(runs) - len(kept)
+    if not short:
+        return ""
+    return (
+        f" {count(short, 'repeat')} ended before update {last_update(kept[0]):,} and "
+        f"{'is' if short == 1 else 'are'} left out of prediction and score."
+    )
+
+
+def _stability(prediction: Prediction | None) -> str | None:
+    """Return the sentence on stability that goes with a prediction, if it has one."""
+    stability = prediction.settings.stability if prediction else None
+    return stability["sentence"] if stability else None
+
+
+def room(prediction: Prediction | None) -> tuple[float, float]:
+    """Return the largest stable learning rate over the run's, and itself; inf where unknown."""
+    stability = (prediction.settings.stability if prediction else None) or {}
+    values = (stability.get(key) for key in ("factor", "largest_stable_learning_rate"))
+    factor, limit = (np.inf if value is None else float(value) for value in values)
+    return factor, limit
+
+
+def _about_stability(prediction: Prediction) -> list[str]:
+    """Return what to change where the learning rate is beyond or near its limit."""
+    factor, limit = room(prediction)
+    if factor >= _AMPLE:
+        return []
+    if factor >= 1:
+        return [
+            f"The learning rate is within a factor of {factor:.2g} of the limit: no larger one, "
+            "and more workers only with a smaller one."
+        ]
+    stability = prediction.settings.stability or {}
+    less = "lower the momentum, " if stability.get("start", {}).get("momentum") else ""
+    tail = "; until then rare excursions dominate every average over repeats"
+    return [
+        f"Lower the learning rate below {limit:.3g}, {less}or take fewer workers"
+        f"{tail if stability.get('verdict') == 'heavy tail' else ''}."
+    ]
+
+
+def _about_loss(fit: StalenessFit, prediction: Prediction | None, score: Score | None) -> list[str]:
+    """Return what stability and the predictions advise."""
+    if prediction is None or score is None:
+        return []
+    advice = []
+    factor, _ = room(prediction)
+    advice.extend(_about_stability(prediction))
+    best = score.models[score.closest]
+    cost = staleness_cost(prediction)
+    if best.relative_error > _POOR and best.coverage >= _COVERED:
+        advice.append(
+            f"The errors are mostly the scatter of a single run, which stays inside the 90 % band "
+            f"{_percent(best.coverage)} of the time: repeat it with other seeds and report on all."
+        )
+    elif best.relative_error > _POOR:
+        advice.append(
+            f"No model comes closer than {_percent(best.relative_error)}, and the run is inside "
+            f"the 90 % band only {_percent(best.coverage)} of the time: rely on none before "
+            "knowing why; look at the drift of staleness and at the events."
+        )
+    elif cost is not None and abs(cost) < _SLIGHT:
+        afford = (
+            "" if factor < _AMPLE else ": more workers or a larger learning rate can be afforded"
+        )
+        advice.append(f"Staleness changes the predicted loss by {_percent(abs(cost))}{afford}.")
+    elif cost is not None and cost > 0:
+        advice.append(
+            f"Staleness raises the predicted loss by {_percent(cost)} on average over the run: a "
+            "smaller learning rate or fewer workers would lower it."
+        )
+    elif cost is not None:
+        advice.append(
+            f"Staleness lowers the predicted loss by {_percent(-cost)} on average over the run: at "
+            "this learning rate it acts like momentum."
+        )
+    if fit.grade == "rejected" and {"sme_asgd", "sme_law"} <= score.models.keys():
+        geometric = score.models["sme_asgd"].relative_error
+        law = score.models["sme_law"].relative_error
+        recorded = prediction.recorded_turns
+        what = "recorded turns of the workers" if recorded else in_words(fit.recommended)
+        verbs = ("are", "make") if recorded else ("is", "makes")
+        verb = (
+            f"{verbs[0]} needed" if geometric > 1.5 * law else f"{verbs[1]} little difference here"
+        )
+        pool = score.models.get("law_pool") if recorded else None
+        beside = f", {_percent(pool.relative_error)} with the measured law" if pool else ""
+        advice.append(
+            f"The {what} {verb}: error {_percent(law)} against {_percent(geometric)} with the "
+            f"geometric law{beside}."
+        )
+    return advice
+
+
+def _about_workers(workers: pd.DataFrame, events: pd.DataFrame) -> list[str]:
+    """Return what uneven workers and events advise."""
+    advice = []
+    busy, idle = workers["share"].max(), workers["share"].min()
+    if len(workers) > 1 and busy > _UNEVEN * idle:
+        slow = workers["worker"].iloc[int(workers["share"].argmin())]
+        advice.append(
+            f"Worker {slow} made {_percent(idle)} of the updates, the busiest {_percent(busy)}: "
+            "its gradients are the stalest; see what slows it down."
+        )
+    if len(events):
+        counts = events["event"].value_counts()
+        listed = ", ".join(f"{str(kind).replace('_', ' ')} ({n})" for kind, n in counts.items())
+        advice.append(f"Look at the events: {listed}.")
+    return advice
+
+
+def staleness_cost(prediction: Prediction) -> float | None:
+    """Return by how much the measured staleness raises the mean loss predicted without staleness.
+
+    The mean over the recorded updates of the difference, over the mean staleness-free loss; None
+    where either was not predicted, or is not finite.
+    """
+    if not {"sme_sgd", "sme_law"} <= set(prediction.models):
+        return None
+    free, stale = (prediction.curve(name)["loss_mean"] for name in ("sme_sgd", "sme_law"))
+    scale = float(free.abs().mean())
+    cost = float((stale - free).mean()) / scale if scale else np.nan
+    return cost if np.isfinite(cost) else None
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2g} %" if share < 0.1 else f"{100 * share:.0f} %"

@@ -1,0 +1,351 @@
+"""Run directories in, one self-contained HTML file out.
+
+The page needs no network: styles, script and figures are inside it. Every text that comes from a
+run is escaped by the template engine.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from jinja2 import Environment, FunctionLoader, StrictUndefined
+
+from analysis import figures
+from analysis.prediction.predict import Prediction
+from analysis.prediction.score import Score
+from analysis.profile.dependence import START_UP_RULE
+from analysis.profile.fit import StalenessFit
+from analysis.report import pictures
+from analysis.report.activity import events_table, timeline, workers_table
+from analysis.report.clock import clock_of
+from analysis.report.comparison import compare_runs, comparison_headline, labels
+from analysis.report.headline import count, headline, problem_name, room, verdict
+from analysis.report.inline_svg import SvgInliner, page_colour
+from analysis.report.pictures import Picture
+from analysis.report.tables import page_table
+from analysis.study import Study
+from asgd.errors import InputError
+from asgd.files import replace_file
+
+_LONGEST_TABLE = 200  # events listed
+_ERROR_NAMES = {
+    "relative_error": "relative error",
+    "worst_error": "worst point",
+    "coverage": "coverage",
+    "crps": "CRPS",
+}
+_SHARES = ("relative_error", "worst_error", "coverage")  # shown in %
+_LAW_NAMES = {"aic": "AIC", "bic": "BIC", "tv": "distance", "pvalue": "p"}
+_COMPARISON_NAMES = {
+    "run": "run",
+    "clock": "kind",
+    "workers": "workers",
+    "mean": "mean staleness",
+    "mu": "mu",
+    "mu_expected": "1\N{NO-BREAK SPACE}\N{MINUS SIGN}\N{NO-BREAK SPACE}1/P",
+    "law": "law",
+    "updates_per_second": "updates/s",
+    "updates_to_target": "updates to target",
+    "seconds_to_target": "seconds to target",
+}
+_OF_SECONDS = ("updates/s", "seconds to target")  # columns that mixed clocks do not have
+_INTERVALS = (
+    "In brackets: 95 % intervals over the repeats; that of the relative error comes from the "
+    "triangle inequality and is longer than it need be."
+)
+
+
+def write_report(
+    studies: str | Path | Study | Sequence[str | Path | Study],
+    output: str | Path | None = None,
+    figures_directory: str | Path | None = None,
+) -> Path:
+    """Write the report on one or several runs and return its path.
+
+    Parameters
+    ----------
+    studies
+        One or several studies, or directories of a run or of repeats of one. Without a prediction
+        the report is one of what happened.
+    output
+        The file; `report.html` in the first directory by default.
+    figures_directory
+        Where to write every figure as SVG and its data as CSV; nowhere by default.
+
+    Raises
+    ------
+    InputError
+        A run recorded no update or cannot be read, or a file cannot be written.
+    """
+    given = [studies] if isinstance(studies, str | Path | Study) else studies
+    read = [one if isinstance(one, Study) else Study.open(one) for one in given]
+    output = Path(output) if output is not None else read[0].path / "report.html"
+    check_places(output, figures_directory)
+    sections, drawn = [], []
+    for number, study in enumerate(read, start=1):
+        section, own = _section(study, f"run{number}-" if len(read) > 1 else "")
+        sections.append(section)
+        drawn += own
+    comparison = None
+    if len(read) > 1:
+        comparison, own = _comparison(read)
+        drawn += own
+    title = sections[0]["title"] if comparison is None else f"{len(read)} runs side by side"
+    page = _template().render(
+        title=title,
+        version=version("asgd"),
+        runs=sections,
+        comparison=comparison,
+        style=_part("page.css"),
+        script=_part("page.js"),
+    )
+    with _written_or_said(output):
+        replace_file(output, page.encode())
+        if figures_directory is not None:
+            for picture in drawn:
+                picture.save(Path(figures_directory))
+    return output
+
+
+def check_places(
+    output: str | Path | None = None, figures_directory: str | Path | None = None
+) -> None:
+    """Make the directories of a report and its figures; refuse what nothing can be written to.
+
+    Raises
+    ------
+    InputError
+        The output is a directory, or a directory cannot be made.
+    """
+    if output is not None and Path(output).is_dir():
+        file = Path(output) / "report.html"
+        raise InputError(f"{output}: is a directory; name a file, such as {file}")
+    folders = [] if output is None else [Path(output).parent]
+    if figures_directory is not None:
+        folders.append(Path(figures_directory))
+    for folder in folders:
+        with _written_or_said(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+
+
+@contextmanager
+def _written_or_said(output: Path) -> Iterator[None]:
+    """Turn the failure to write a file into an error for people."""
+    try:
+        yield
+    except OSError as error:
+        where = error.filename or output
+        raise InputError(f"{where}: cannot be written ({error.strerror or error})") from None
+
+
+def _part(name: str) -> str:
+    return files("analysis.report").joinpath("page", name).read_text(encoding="utf-8")
+
+
+def _template() -> Any:
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, loader=FunctionLoader(_part)
+    )
+    environment.filters["inline"] = SvgInliner()
+    environment.filters["unbroken"] = lambda text: text.replace(" %", "\N{NO-BREAK SPACE}%")
+    return environment.get_template("report.html.j2")
+
+
+def _section(study: Study, prefix: str) -> tuple[dict[str, Any], list[Picture]]:
+    """Return what the template needs of one run, and its pictures."""
+    run, fit, prediction, score = study.run, study.estimate, study.prediction, study.score
+    course, workers, events = timeline(run), workers_table(run), events_table(run)
+    unusual = events[events["incident"].astype(bool)]
+    loss = _loss_pictures(prefix, study) if len(run.loss) else []
+    staleness = pictures.staleness(prefix, run, fit, course, workers, unusual)
+    activity = pictures.activity(prefix, run, course, workers, unusual)
+    section = {
+        "id": prefix + "run",
+        "title": _title(study),
+        "kind": clock_of(run),
+        "verdict": verdict(prediction, score, study.missing),
+        "workers_note": (
+            f"Of {run.path.name}, the first of {len(study.runs)} repeats."
+            if len(study.runs) > 1
+            else ""
+        ),
+        "headline": headline(
+            study.runs,
+            fit,
+            prediction,
+            score,
+            workers,
+            unusual,
+            doubt=study.doubt,
+            missing=study.missing,
+        ),
+        "models": [_key(prediction, name) for name in prediction.models] if prediction else [],
+        "loss": loss,
+        "replayed": prediction is not None and "replay" in prediction.models,
+        "scores": score and _scores(score),
+        "scores_note": _INTERVALS if score and score.intervals is not None else "",
+        "parts": score and _parts(score),
+        "staleness": staleness,
+        "laws": _laws(fit),
+        "laws_note": (
+            f"Fitted to the {len(fit.sample.staleness):,} updates after the start-up. "
+            f"{_start_up(study)} Zeros: share of updates with staleness 0. Distance: total "
+            "variation distance between law and data. p: parametric bootstrap with the serial "
+            "dependence of the data."
+        ),
+        "activity": activity,
+        "workers": _workers(workers),
+        "events": _events(events),
+        "events_note": (
+            f"The first {_LONGEST_TABLE} of {len(events)}." if len(events) > _LONGEST_TABLE else ""
+        ),
+        "config": json.dumps(json.loads(run.config.to_json()), indent=2),
+        "environment": json.dumps(run.environment, indent=2),
+        "reproduce": _reproduce(study),
+    }
+    return section, [*loss, *staleness, *activity]
+
+
+def _loss_pictures(prefix: str, study: Study) -> list[Picture]:
+    """Return the loss; with a prediction, how it begins, if that is short, and the errors too."""
+    runs, prediction = study.whole, study.prediction
+    drawn = [pictures.overlay(prefix, runs, prediction)]
+    if prediction is None or study.score is None:
+        return drawn
+    until = pictures.transient(runs)
+    if until is not None:
+        drawn.append(pictures.overlay(prefix, runs, prediction, until))
+    return [*drawn, pictures.errors(prefix, study.score)]
+
+
+def _start_up(study: Study) -> str:
+    """Return the sentences on how long the start-up of a run was, and why."""
+    fit, trace = study.estimate, study.run.trace
+    if len(study.runs) > 1:
+        return f"Start-up: {fit.start_up:,} updates of all repeats, {START_UP_RULE}."
+    first = trace[trace["read_version"] == 0]
+    text = f"Start-up: {fit.start_up:,} of {len(trace):,} updates, {START_UP_RULE}."
+    if first.empty:
+        return text
+    last = first.iloc[-1]
+    life = fit.start_up - int(last["update"])
+    reason = (
+        "the rest is one life of a snapshot"
+        if life <= 2 * (2 + fit.geometric.law.mean())
+        else f"with the {life:,} updates after it the mean staleness is less certain than without"
+    )
+    return (
+        f"{text} Here the last gradient computed on version 0 was update {int(last['update']):,}, "
+        f"by worker {int(last['worker'])}; {reason}."
+    )
+
+
+def _comparison(studies: Sequence[Study]) -> tuple[dict[str, Any], list[Picture]]:
+    """Return what the template needs of several runs, and the pictures."""
+    runs = [study.run for study in studies]
+    fits = [study.estimate for study in studies]
+    names = labels([study.path for study in studies])
+    compared = compare_runs(names, runs, fits, [study.score for study in studies])
+    drawn = pictures.comparison(names, runs, compared)
+    rooms = [room(study.prediction)[0] for study in studies]
+    table = compared.table.rename(columns=_COMPARISON_NAMES)
+    left_out = _OF_SECONDS if compared.clock == "mixed" else ("kind",)
+    columns = [name for name in _COMPARISON_NAMES.values() if name not in left_out]
+    errors = compared.table[["run", "workers", *compared.models]].rename(columns=compared.labels)
+    percent = [compared.labels[name] for name in compared.models]
+    section = {
+        "headline": comparison_headline(runs, fits, compared, rooms),
+        "table": page_table("runs side by side", table[columns]),
+        "note": f"Target: loss {compared.target:.4g}, which every run reached.",
+        "errors": page_table("errors side by side", errors, percent) if percent else None,
+        "figures": drawn,
+    }
+    return section, drawn
+
+
+def _title(study: Study) -> str:
+    title = f"{problem_name(study.run)}, {count(study.run.config.cluster.workers, 'worker')}"
+    return title if len(study.runs) == 1 else f"{title}, {len(study.runs)} repeats"
+
+
+def _key(prediction: Prediction, name: str) -> dict[str, str]:
+    """Return the legend entry of a model."""
+    colour, dash = figures.STYLE[name]
+    pattern = "" if dash == "-" else " ".join(f"{2 * length:g}" for length in dash[1])
+    return {
+        "name": name,
+        "label": prediction.label(name),
+        "colour": page_colour(colour),
+        "dash": pattern,
+    }
+
+
+def _scores(score: Score) -> dict[str, Any]:
+    """Return the errors of each model, each with its interval in brackets, if it has one."""
+    table = score.table()[list(_ERROR_NAMES)].rename(columns=_ERROR_NAMES)
+    ranges = {
+        name: [score.interval(model, error) or () for model in score.models]
+        for error, name in _ERROR_NAMES.items()
+    }
+    shares = [_ERROR_NAMES[error] for error in _SHARES]
+    return page_table("errors of each model", table.reset_index(names="model"), shares, ranges)
+
+
+def _parts(score: Score) -> dict[str, Any] | None:
+    if score.parts.empty:
+        return None
+    table = score.parts.reset_index(names="part").rename(columns={"noise": "scatter"})
+    return page_table("parts of the error", table, ["error", "scatter"])
+
+
+def _laws(fit: StalenessFit) -> dict[str, Any]:
+    table = fit.table().drop(columns="llf").rename(columns=_LAW_NAMES)
+    return page_table("staleness laws", table, ["zeros"])
+
+
+def _events(events: pd.DataFrame) -> dict[str, Any]:
+    table = events.drop(columns="incident").head(_LONGEST_TABLE)
+    return page_table("events", table.assign(event=table["event"].str.replace("_", " ")))
+
+
+def _workers(workers: pd.DataFrame) -> dict[str, Any]:
+    table = pd.DataFrame(
+        {
+            "worker": workers["worker"],
+            "updates": workers["updates"],
+            "share": workers["share"],
+            "updates/s": workers["updates_per_second"],
+            "mean staleness": workers["staleness_mean"],
+            "median compute time (ms)": 1000 * workers["compute_q50"],
+        }
+    )
+    if workers["transport"].any():
+        table.insert(1, "transport", workers["transport"])
+    ranges = {
+        name: [(scale * low, scale * high) for low, high in zip(*ends, strict=True)]
+        for name, scale, ends in (
+            ("mean staleness", 1, (workers["staleness_q05"], workers["staleness_q95"])),
+            ("median compute time (ms)", 1000, (workers["compute_q05"], workers["compute_q95"])),
+        )
+    }
+    return page_table("workers", table, ["share"], ranges)
+
+
+def _reproduce(study: Study) -> str:
+    """Return the commands that make such a run again and report on it."""
+    config, prediction = shlex.quote(str(study.path / "config.json")), study.prediction
+    real = clock_of(study.run) == "real"
+    lines = [f"asgd {'run' if real else 'simulate'} {config} --out NEW_DIRECTORY"]
+    if prediction is not None:
+        paths = max((prediction.paths(name) or 0 for name in prediction.models), default=0)
+        lines.append(f"asgd predict NEW_DIRECTORY{f' --paths {paths}' if paths else ''}")
+    lines.append("asgd report NEW_DIRECTORY")
+    return "\n".join(lines)
