@@ -246,32 +246,32 @@ def _supervise(
     progress: Callable[[Progress], None] | None,
     resumed: bool,
 ) -> None:
-    cluster = Fleet(config, initial, writer, resumed)
+    fleet = Fleet(config, initial, writer, resumed)
     try:
         while True:
             try:
-                _watch(cluster, progress)
+                _watch(fleet, progress)
                 break
             # Those of workers are met where their work is looked at.
             except RayError as error:
                 # A mistake in what we call another server would make, too.
                 if isinstance(error, RayTaskError) and not isinstance(error.cause, RayError):
                     raise
-                cluster.replace_server(cause_of(error))
+                fleet.replace_server(cause_of(error))
     except BaseException:
         patience = _FLUSH_SECONDS_WITHOUT_RAY if ray_death() else _FLUSH_SECONDS
         with undisturbed(), contextlib.suppress(RayError):
             # An asynchronous actor takes calls in any order.
-            ray.get(cluster.server.stop.remote("ended early"), timeout=patience)
-            ray.get(cluster.server.flush.remote(), timeout=patience)
+            ray.get(fleet.server.stop.remote("ended early"), timeout=patience)
+            ray.get(fleet.server.flush.remote(), timeout=patience)
         raise
     finally:
         if ray_death() is None:
             with undisturbed():
-                cluster.kill()
+                fleet.kill()
 
 
-def _watch(cluster: Fleet, progress: Callable[[Progress], None] | None) -> None:
+def _watch(fleet: Fleet, progress: Callable[[Progress], None] | None) -> None:
     """Return when the run is complete and on disk.
 
     Raises
@@ -282,29 +282,29 @@ def _watch(cluster: Fleet, progress: Callable[[Progress], None] | None) -> None:
         The run cannot go on.
     """
     rate = _Rate()
-    latest = cluster.recorder.latest.remote()
+    latest = fleet.recorder.latest.remote()
     losses = Losses()
     flushed = None
     while True:
-        ready = _ready([flushed] if flushed else [cluster.stopped, *cluster.running])
+        ready = _ready([flushed] if flushed else [fleet.stopped, *fleet.running])
         if flushed is None:
             check_ray()  # actors may go on for a minute, until Ray ends this process
-        if flushed is None and cluster.stopped in ready:
-            flushed = cluster.server.flush.remote()
+        if flushed is None and fleet.stopped in ready:
+            flushed = fleet.server.flush.remote()
         finished = flushed is not None and flushed in ready
         if flushed is not None and finished:
             answer(flushed)
-            latest = cluster.recorder.latest.remote()
-        status: Status = answer(cluster.server.status.remote())
-        cluster.reached = status.version
+            latest = fleet.recorder.latest.remote()
+        status: Status = answer(fleet.server.status.remote())
+        fleet.reached = status.version
         # A recorder busy with a long evaluation must not keep the watch waiting.
         if finished or ray.wait([latest], timeout=0)[0]:
             losses = answer(latest)
-            _check_losses(losses, cluster.config)
-            latest = cluster.recorder.latest.remote()
+            _check_losses(losses, fleet.config)
+            latest = fleet.recorder.latest.remote()
         if progress is not None:
             speed = rate(status.version, time.monotonic())
-            updates, alive = cluster.config.run.updates, len(cluster.running)
+            updates, alive = fleet.config.run.updates, len(fleet.running)
             mean, last = status.mean_staleness, losses.latest
             waiting = status.waiting or (flushed is not None and not finished)
             progress(Progress(status.version, updates, speed, mean, last, alive, waiting))
@@ -314,9 +314,9 @@ def _watch(cluster: Fleet, progress: Callable[[Progress], None] | None) -> None:
             return
         if flushed is not None:
             continue
-        cluster.replace_failed(ready, status)
-        for request in take_requests(cluster.path):
-            cluster.resize(request)
+        fleet.replace_failed(ready, status)
+        for request in take_requests(fleet.path):
+            fleet.resize(request)
 
 
 def _ready(tasks: list[ray.ObjectRef[Any]]) -> list[ray.ObjectRef[Any]]:
