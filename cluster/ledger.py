@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from asgd.trace import MEMBER_COLUMNS, TRACE_COLUMNS
-from cluster.checkpoint import State
+from cluster.state import State
 from cluster.update import Update
 
 Array = npt.NDArray[np.float64]

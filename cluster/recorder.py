@@ -8,11 +8,12 @@ from pathlib import Path
 
 from asgd.problems.base import Problem
 from asgd.trace import LOSS_COLUMNS, RunWriter, read_run
-from cluster.checkpoint import CHECKPOINTS, DamagedCheckpointError, State, paths, save, version_of
+from cluster.checkpoint import CHECKPOINTS, DamagedCheckpointError, paths, save, version_of
 from cluster.lease import Lease
 from cluster.ledger import Record
 from cluster.messages import Array
 from cluster.metrics import Metrics
+from cluster.state import State
 from cluster.write_ahead import cut_log, remove_log
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Container, Iterable
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -20,12 +20,12 @@ from asgd.divergence import NOT_FINITE, remedy
 from asgd.rules import make_rule
 from asgd.schedules import batch_schedule, learning_rate_schedule
 from asgd.streams import stream
-from cluster.checkpoint import Counts, OrderState, State
 from cluster.ledger import Ledger, Record
 from cluster.messages import Gradient, Reply, Snapshot, Stop
+from cluster.seat import Seat
+from cluster.state import Counts, OrderState, State
 from cluster.status import Status, WorkerStatus
-from cluster.update import Seat, Update, find_defect, make_update
-from cluster.write_ahead import Entry, Incident, WriteAheadLog
+from cluster.update import Entry, Incident, Update, find_defect, make_update
 
 Array = npt.NDArray[np.float64]
 Replies = list[tuple[int, Reply]]
@@ -33,6 +33,13 @@ Replies = list[tuple[int, Reply]]
 FINISHED = "finished"  # why a server stops that made all its updates
 REMOVED = "removed"  # why it stops one worker and goes on
 _BLOCK = 1 << 15  # numbers of a step made at once: it then never leaves the cache
+
+
+class Log(Protocol):
+    """Where a server writes what it is about to do."""
+
+    def append(self, entry: Entry) -> None:
+        """Write an update or an incident; raises `OSError` where it cannot be written."""
 
 
 class ParameterServer:
@@ -67,7 +74,7 @@ class ParameterServer:
         self.version = 0
         self.epoch = epoch
         self.ledger = Ledger()
-        self.log: WriteAheadLog | None = None
+        self.log: Log | None = None
         self._config = config
         self._rule = make_rule(config.optimizer)
         self._learning_rate = learning_rate_schedule(config.optimizer)

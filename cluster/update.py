@@ -5,39 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 import numpy as np
 
 from asgd.divergence import NOT_FINITE
 from asgd.trace import SHARED
-from cluster.checkpoint import OrderState
 from cluster.messages import Array, Gradient
-
-
-@dataclass(slots=True)
-class Seat:
-    """What the server knows of one worker.
-
-    `sequence` is the number of the gradient it computes, or of the one held for it, whose norm is
-    `norm`; `granted` is when it got the snapshot for that gradient, infinite while it owes none.
-    A worker that is `retired` gets no further snapshot.
-    """
-
-    sequence: int = 0
-    read_version: int = 0
-    batch_size: int = 0
-    present: bool = False
-    granted: float = math.inf
-    received: int = 0
-    norm: float = math.nan
-    retired: bool = False
-
-    @property
-    def owes(self) -> bool:
-        """Whether a snapshot is out and its gradient has not arrived."""
-        return self.granted < math.inf
-
+from cluster.seat import Seat
+from cluster.state import OrderState
 
 Row = tuple[int, int, int, int, int, int, float, float, float]
 Member = tuple[int, int, int, int, int, float]
@@ -68,6 +45,26 @@ class Update(msgspec.Struct, frozen=True, eq=False):
         if not self.members:
             return [(self.row[1], self.row[2])]
         return [(worker, sequence) for _, worker, sequence, *_ in self.members]
+
+
+@dataclass(frozen=True, eq=False)
+class Incident:
+    """A gradient that was lost or refused.
+
+    Attributes
+    ----------
+    event
+        As in `events.jsonl`, with "worker" and "sequence".
+    """
+
+    event: dict[str, Any]
+
+    def numbers(self) -> list[tuple[int, int]]:
+        """Return its (worker, sequence)."""
+        return [(self.event["worker"], self.event["sequence"])]
+
+
+Entry = Update | Incident
 
 
 def make_update(

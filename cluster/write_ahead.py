@@ -31,15 +31,14 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
 
 from asgd.config import RunConfig
-from cluster.checkpoint import OrderState
 from cluster.lease import LOG_FILES, Lease, LeaseLostError
-from cluster.update import Update
+from cluster.state import OrderState
+from cluster.update import Entry, Incident, Update
 
 LARGEST_DIMENSION = 1000  # of a problem that durability = "auto" logs
 
@@ -55,26 +54,6 @@ _ROW = struct.Struct("<BBIqiqqqiddd")
 _MEMBER = struct.Struct("<qiqqid")
 _ORDER = struct.Struct("<6Q")
 _SEGMENT_BYTES = 1_000_000
-
-
-@dataclass(frozen=True, eq=False)
-class Incident:
-    """A gradient that was lost or refused.
-
-    Attributes
-    ----------
-    event
-        As in `events.jsonl`, with "worker" and "sequence".
-    """
-
-    event: dict[str, Any]
-
-    def numbers(self) -> list[tuple[int, int]]:
-        """Return its (worker, sequence)."""
-        return [(self.event["worker"], self.event["sequence"])]
-
-
-Entry = Update | Incident
 
 
 def is_logged(config: RunConfig, dimension: int) -> bool:

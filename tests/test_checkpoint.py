@@ -25,20 +25,12 @@ from asgd.config import MetricsConfig
 from asgd.errors import InputError, RunFailedError
 from asgd.trace import read_run
 from cluster.actors import RecorderActor
-from cluster.checkpoint import (
-    CHECKPOINTS,
-    DamagedCheckpointError,
-    State,
-    load,
-    pack,
-    paths,
-    save,
-    unpack,
-)
+from cluster.checkpoint import CHECKPOINTS, DamagedCheckpointError, load, pack, paths, save, unpack
 from cluster.lease import Lease, LeaseLostError, only_launcher
 from cluster.metrics import Metrics
 from cluster.recorder import Recorder
 from cluster.recovery import start_server
+from cluster.state import State
 from cluster.write_ahead import WriteAheadLog, remove_log
 from tests.faults import Crowd, replay_run
 from tests.invariants import check_gradients
