@@ -179,7 +179,7 @@ def verify(run: Path, replayed: bool, as_json: bool, quiet: bool) -> None:
     """
     from asgd.experiment import read_runs
     from asgd.live import Bar
-    from cluster.verify import verify as verify_run
+    from cluster.storage.verify import verify as verify_run
 
     verdicts = []
     for one in read_runs(run):
@@ -453,7 +453,7 @@ def _train(config: RunConfig, out: Path, address: str | None, quiet: bool, lines
     from asgd.experiment import run_repeats
     from asgd.live import LiveRun
     from cluster.launch import run as run_cluster
-    from cluster.session import ray_session
+    from cluster.local_ray.session import ray_session
 
     def one(config: RunConfig, out: Path) -> None:
         with LiveRun("train", out, quiet=quiet, lines=lines) as live:
@@ -471,7 +471,7 @@ def _resume(path: Path, address: str | None, quiet: bool, lines: bool, force: bo
     from asgd.live import LiveRun
     from cluster.launch import resume
     from cluster.launch import run as run_cluster
-    from cluster.session import ray_session
+    from cluster.local_ray.session import ray_session
 
     with unfinished_repeats(path, force=force) as left, ExitStack() as shared:
         if len(left) > 1:

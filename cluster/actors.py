@@ -19,21 +19,21 @@ from asgd.errors import AsgdError
 from asgd.files import what_is_wrong
 from asgd.problems import make_problem
 from asgd.trace import RunWriter
-from cluster.backlog import Backlog
-from cluster.checkpoint import CHECKPOINTS
-from cluster.connection import Endpoint
-from cluster.lease import Lease
-from cluster.ledger import Record
-from cluster.messages import Array, Gradient
+from cluster.core.backlog import Backlog
+from cluster.core.ledger import Record
+from cluster.core.messages import Array, Gradient
+from cluster.core.server import Replies
+from cluster.core.status import Status
+from cluster.core.worker import Worker
 from cluster.metrics import Metrics
 from cluster.nodes import metrics_page
-from cluster.recorder import EvaluationError, Recorder
-from cluster.recovery import Restored, start_server
-from cluster.server import Replies
-from cluster.status import Status
-from cluster.tcp import SocketServer
+from cluster.sockets.connection import Endpoint
+from cluster.sockets.server import SocketServer
+from cluster.storage.checkpoint import CHECKPOINTS
+from cluster.storage.lease import Lease
+from cluster.storage.recorder import EvaluationError, Recorder
+from cluster.storage.recovery import Restored, start_server
 from cluster.transport import EncodedReply, Waiting, connect, decode
-from cluster.worker import Worker
 
 Actor = Any  # a Ray handle; Ray's own type does not know that its methods have `.remote`
 

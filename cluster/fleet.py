@@ -16,16 +16,16 @@ from asgd.delays import ComputeTime
 from asgd.errors import InputError, RunFailedError
 from asgd.trace import RunWriter, read_run
 from cluster.actors import Actor, RecorderActor, ServerActor, UserError, WorkerActor
-from cluster.causes import cause_of
-from cluster.checkpoint import CHECKPOINTS
-from cluster.lease import Lease
-from cluster.messages import Array
+from cluster.core.messages import Array
+from cluster.core.status import Status, WorkerStatus
+from cluster.local_ray.causes import cause_of
+from cluster.local_ray.vitals import answer, check_ray
 from cluster.nodes import alive_nodes, server_node, worker_node
-from cluster.recovery import restore
 from cluster.restarts import Restarts
-from cluster.status import Status, WorkerStatus
+from cluster.storage.checkpoint import CHECKPOINTS
+from cluster.storage.lease import Lease
+from cluster.storage.recovery import restore
 from cluster.team import Request, Team
-from cluster.vitals import answer, check_ray
 
 _DRAIN_SECONDS = 10.0
 _SERVER_DEATHS = 5  # in a row without a checkpoint in between

@@ -26,17 +26,17 @@ from asgd.progress import Progress
 from asgd.streams import stream
 from asgd.trace import RunWriter, default_path, read_run
 from cluster.actors import Losses, UserError
-from cluster.causes import cause_of
-from cluster.checkpoint import CHECKPOINTS
+from cluster.core.messages import Array
+from cluster.core.server import FINISHED
+from cluster.core.status import Status
 from cluster.fleet import Fleet
-from cluster.lease import only_launcher
-from cluster.messages import Array
+from cluster.local_ray.causes import cause_of
+from cluster.local_ray.session import check_address, ray_session, undisturbed
+from cluster.local_ray.vitals import answer, check_ray, ray_death, witnessed
 from cluster.metrics import check_metrics
-from cluster.server import FINISHED
-from cluster.session import check_address, ray_session, undisturbed
-from cluster.status import Status
+from cluster.storage.checkpoint import CHECKPOINTS
+from cluster.storage.lease import only_launcher
 from cluster.team import take_requests
-from cluster.vitals import answer, check_ray, ray_death, witnessed
 
 _POLL_SECONDS = 0.25
 _FLUSH_SECONDS = 60.0

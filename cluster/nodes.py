@@ -14,7 +14,7 @@ from typing import Any
 import ray
 
 from asgd.errors import RunFailedError
-from cluster.vitals import SECONDS_TO_DIE, check_ray
+from cluster.local_ray.vitals import SECONDS_TO_DIE, check_ray
 
 SERVER_LABEL = ("asgd", "server")  # of nodes that may have the server
 

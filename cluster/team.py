@@ -22,7 +22,7 @@ from asgd.config import MOST_WORKERS, RunConfig
 from asgd.errors import InputError
 from asgd.files import replace_file
 from asgd.trace import read_run
-from cluster.checkpoint import CHECKPOINTS
+from cluster.storage.checkpoint import CHECKPOINTS
 
 _PREFIX = "request-"
 _LONGEST_REQUEST = 1000  # bytes

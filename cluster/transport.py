@@ -3,7 +3,7 @@
 `ray`: one actor call per gradient; the server answers it when it has a snapshot for the worker,
 which may be long after. Parameters and gradients cross as raw little-endian numbers.
 
-`tcp` and `shm`: the data plane of `cluster.tcp`; Ray only tells the workers where it is.
+`tcp` and `shm`: the data plane of `cluster.sockets.server`; Ray only tells the workers where it is.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ import ray
 from ray.exceptions import OutOfMemoryError, RayActorError
 
 from asgd.config import RunConfig
-from cluster.connection import SocketConnection
-from cluster.messages import Array, Gradient, Reply, Snapshot, Stop
-from cluster.server import Replies
-from cluster.wire import VectorFormat
-from cluster.worker import Connection
+from cluster.core.messages import Array, Gradient, Reply, Snapshot, Stop
+from cluster.core.server import Replies
+from cluster.core.worker import Connection
+from cluster.sockets.connection import SocketConnection
+from cluster.sockets.wire import VectorFormat
 
 EncodedReply = tuple[Any, ...]
 

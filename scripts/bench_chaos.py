@@ -56,7 +56,7 @@ from asgd.errors import AsgdError  # noqa: E402
 from asgd.problems import make_problem  # noqa: E402
 from asgd.progress import Progress  # noqa: E402
 from asgd.trace import Run, read_run  # noqa: E402
-from cluster.checkpoint import CHECKPOINTS, load, paths, version_of  # noqa: E402
+from cluster.storage.checkpoint import CHECKPOINTS, load, paths, version_of  # noqa: E402
 from tests.faults import replay_run  # noqa: E402
 from tests.invariants import check_gradients  # noqa: E402
 from tests.processes import actor_processes  # noqa: E402
@@ -269,7 +269,7 @@ class Nodes:
 @contextmanager
 def nodes_of(many: bool) -> Iterator[Nodes | None]:
     """Provide a Ray: a cluster whose files are in a directory of its own, or one node."""
-    from cluster.session import ray_session
+    from cluster.local_ray.session import ray_session
 
     if not many:
         with ray_session():

@@ -39,13 +39,13 @@ from asgd.problems import make_problem
 from asgd.streams import stream
 from asgd.trace import RunWriter
 from cluster.actors import RecorderActor, ServerActor, WorkerActor
-from cluster.checkpoint import CHECKPOINTS
-from cluster.lease import Lease
-from cluster.ledger import Ledger
-from cluster.messages import Gradient
-from cluster.server import ParameterServer
-from cluster.session import ray_session
-from cluster.write_ahead import WriteAheadLog
+from cluster.core.ledger import Ledger
+from cluster.core.messages import Gradient
+from cluster.core.server import ParameterServer
+from cluster.local_ray.session import ray_session
+from cluster.storage.checkpoint import CHECKPOINTS
+from cluster.storage.lease import Lease
+from cluster.storage.write_ahead import WriteAheadLog
 
 NEVER = 10**9
 # Evaluations and checkpoints every so many updates, and the durability.

@@ -34,7 +34,7 @@ from asgd.problems.linear import Softmax, digits
 from asgd.simulation import simulate
 from asgd.trace import read_run
 from cluster import run
-from cluster.session import ray_session
+from cluster.local_ray.session import ray_session
 
 BATCH, RATE, PENALTY = 16, 0.01, 1e-3
 SAMPLE_SECONDS = 0.002  # between two copies of Hogwild's parameters

@@ -12,8 +12,8 @@ import numpy as np
 import ray
 
 from cluster.actors import RecorderActor
-from cluster.ledger import Record
-from cluster.wire import HEADER
+from cluster.core.ledger import Record
+from cluster.sockets.wire import HEADER
 
 
 class Constant:

@@ -399,7 +399,7 @@ def main() -> None:
         if not arguments.simulated and any(case.real for case in chosen):
             os.environ["PYTHONPATH"] = os.getcwd()  # where workers find this file
             from cluster.launch import run
-            from cluster.session import ray_session
+            from cluster.local_ray.session import ray_session
 
             with ray_session():
                 for number, case in enumerate(chosen):

@@ -238,7 +238,7 @@ def main() -> None:
                 add(number, case, simulate)
         if any(case.real for case in cases):
             from cluster.launch import run
-            from cluster.session import ray_session
+            from cluster.local_ray.session import ray_session
 
             with ray_session():
                 for number, case in enumerate(cases):

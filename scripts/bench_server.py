@@ -43,7 +43,7 @@ from bench_peers import Discard, RayLoop, echo_rate, memory_bytes_per_second, se
 from asgd.config import RunConfig, make_config
 from asgd.trace import Run, read_run
 from cluster import fleet, run
-from cluster.session import ray_session
+from cluster.local_ray.session import ray_session
 
 LOOP, TRANSPORTS = "Ray loop", ("ray", "tcp", "shm")
 # Updates per second to be expected: they set how long a measurement takes, nothing else.

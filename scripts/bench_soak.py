@@ -36,7 +36,7 @@ from asgd.config import make_config
 from asgd.progress import Progress
 from asgd.trace import read_run
 from cluster import run
-from cluster.session import ray_session
+from cluster.local_ray.session import ray_session
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))

@@ -184,7 +184,7 @@ def real_config(
 
 def real_table(repeats: int) -> None:
     from cluster.launch import run
-    from cluster.session import ray_session
+    from cluster.local_ray.session import ray_session
 
     print("| runs | P | variance of the staleness, by repeat | distance of the queue | by chance |")
     print("|---|---|---|---|---|")

@@ -47,7 +47,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def shared_ray() -> Iterator[None]:
     """One Ray of our own for every test that may share it: starting one takes seconds."""
-    from cluster.session import ray_session
+    from cluster.local_ray.session import ray_session
 
     with ray_session(metrics_port=0):
         yield

@@ -11,10 +11,10 @@ from asgd.rules import make_rule
 from asgd.schedules import learning_rate_schedule
 from asgd.streams import stream
 from asgd.trace import SHARED, Run
-from cluster.ledger import Record
-from cluster.messages import Array, Gradient, Snapshot, Stop
-from cluster.server import ParameterServer, Replies
-from cluster.worker import Worker
+from cluster.core.ledger import Record
+from cluster.core.messages import Array, Gradient, Snapshot, Stop
+from cluster.core.server import ParameterServer, Replies
+from cluster.core.worker import Worker
 
 
 class Crowd:

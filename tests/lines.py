@@ -10,12 +10,12 @@ from typing import Any
 from asgd.config import RunConfig, make_config
 from asgd.problems import Problem, make_problem
 from asgd.streams import stream
-from cluster.connection import SocketConnection
-from cluster.ledger import Record
-from cluster.messages import Gradient, Reply, Snapshot
-from cluster.server import ParameterServer
-from cluster.tcp import SocketServer
-from cluster.worker import Worker
+from cluster.core.ledger import Record
+from cluster.core.messages import Gradient, Reply, Snapshot
+from cluster.core.server import ParameterServer
+from cluster.core.worker import Worker
+from cluster.sockets.connection import SocketConnection
+from cluster.sockets.server import SocketServer
 
 PATIENCE = 20.0
 

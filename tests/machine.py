@@ -9,10 +9,10 @@ import numpy as np
 
 from asgd.config import RunConfig, make_config
 from asgd.trace import RunWriter, read_run
-from cluster.checkpoint import CHECKPOINTS
-from cluster.lease import Lease
-from cluster.recorder import Recorder
-from cluster.recovery import Restored, restore, start_server
+from cluster.storage.checkpoint import CHECKPOINTS
+from cluster.storage.lease import Lease
+from cluster.storage.recorder import Recorder
+from cluster.storage.recovery import Restored, restore, start_server
 from tests.faults import Crowd
 
 EXACT = ("update", "worker", "sequence", "read_version", "staleness", "gradient_norm")

@@ -15,11 +15,11 @@ RAY = {
     "cluster/fleet.py",
     "cluster/nodes.py",
     "cluster/transport.py",
-    "cluster/causes.py",
-    "cluster/vitals.py",
+    "cluster/local_ray/causes.py",
+    "cluster/local_ray/vitals.py",
     "cluster/launch.py",
     "cluster/metrics.py",
-    "cluster/session.py",
+    "cluster/local_ray/session.py",
 }
 DOOR = "asgd/__main__.py"
 FILES = sorted(
@@ -76,7 +76,7 @@ def test_only_the_trace_makes_frames_in_the_model() -> None:
 
 
 @pytest.mark.parametrize(
-    "package", ["asgd", "cluster", "analysis", "asgd.config", "cluster.server"]
+    "package", ["asgd", "cluster", "analysis", "asgd.config", "cluster.core.server"]
 )
 def test_imports_are_light(package: str) -> None:
     code = f"import sys, {package}; print(*sys.modules)"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from asgd.config import make_config
-from cluster.backlog import Backlog
+from cluster.core.backlog import Backlog
 from tests.faults import Crowd
 
 

@@ -12,7 +12,7 @@ import pytest
 import ray
 from ray.exceptions import NodeDiedError, OutOfMemoryError, RayError, WorkerCrashedError
 
-from cluster.causes import cause_of
+from cluster.local_ray.causes import cause_of
 
 ROOT = Path(__file__).parents[1]
 

@@ -25,13 +25,21 @@ from asgd.config import MetricsConfig
 from asgd.errors import InputError, RunFailedError
 from asgd.trace import read_run
 from cluster.actors import RecorderActor
-from cluster.checkpoint import CHECKPOINTS, DamagedCheckpointError, load, pack, paths, save, unpack
-from cluster.lease import Lease, LeaseLostError, only_launcher
+from cluster.core.state import State
 from cluster.metrics import Metrics
-from cluster.recorder import Recorder
-from cluster.recovery import start_server
-from cluster.state import State
-from cluster.write_ahead import WriteAheadLog, remove_log
+from cluster.storage.checkpoint import (
+    CHECKPOINTS,
+    DamagedCheckpointError,
+    load,
+    pack,
+    paths,
+    save,
+    unpack,
+)
+from cluster.storage.lease import Lease, LeaseLostError, only_launcher
+from cluster.storage.recorder import Recorder
+from cluster.storage.recovery import start_server
+from cluster.storage.write_ahead import WriteAheadLog, remove_log
 from tests.faults import Crowd, replay_run
 from tests.invariants import check_gradients
 from tests.machine import EXACT, Machine, configure, contents, work
@@ -516,11 +524,11 @@ import numpy as np
 from asgd.config import make_config
 from asgd.problems import make_problem
 from asgd.trace import RunWriter
-from cluster.checkpoint import CHECKPOINTS
-from cluster.lease import Lease
-from cluster.messages import Gradient
-from cluster.recorder import Recorder
-from cluster.server import ParameterServer
+from cluster.storage.checkpoint import CHECKPOINTS
+from cluster.storage.lease import Lease
+from cluster.core.messages import Gradient
+from cluster.storage.recorder import Recorder
+from cluster.core.server import ParameterServer
 
 path, config = Path(sys.argv[1]), make_config({"cluster": {"workers": 1}})
 RunWriter.create(path, config)

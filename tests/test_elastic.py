@@ -21,7 +21,7 @@ from asgd.progress import Progress
 from asgd.simulation import simulate
 from asgd.trace import read_run
 from cluster import run
-from cluster.server import REMOVED
+from cluster.core.server import REMOVED
 from cluster.team import Change, Request, Team, set_workers, take_requests
 from tests.faults import Crowd, gradients_of, replay
 from tests.invariants import check_trace

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from cluster.guard import _Told, guarded, processes
+from cluster.local_ray.guard import _Told, guarded, processes
 from tests.processes import processes_in
 
 DRIVER = """
 import os, subprocess, sys, time
-from cluster.guard import guarded, mark
+from cluster.local_ray.guard import guarded, mark
 
 directory, forked = sys.argv[1:]
 with guarded(directory):
@@ -55,7 +55,7 @@ def test_what_a_killed_driver_leaves_is_cleared_up(tmp_path: Path, forked: str) 
 
 AT_A_RUN = """
 import fcntl, os, sys, time
-from cluster.guard import guarded
+from cluster.local_ray.guard import guarded
 
 run, locked = sys.argv[1:]
 lock = open(run + "/checkpoints/lock", "w")

@@ -588,7 +588,7 @@ def guard_of(driver: int) -> int:
     """Return the process that clears up behind a driver."""
     children = Path(f"/proc/{driver}/task/{driver}/children").read_text().split()
     lines = {int(pid): Path(f"/proc/{pid}/cmdline").read_bytes() for pid in children}
-    (found,) = [pid for pid, line in lines.items() if b"cluster/guard.py" in line]
+    (found,) = [pid for pid, line in lines.items() if b"cluster/local_ray/guard.py" in line]
     return found
 
 

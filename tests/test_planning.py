@@ -26,8 +26,8 @@ from asgd.errors import DivergedError, InputError, RunFailedError
 from asgd.experiment import read_runs, run_repeats
 from asgd.simulation import simulate
 from asgd.trace import Run, read_run
-from cluster.messages import Gradient, Snapshot
-from cluster.server import ParameterServer
+from cluster.core.messages import Gradient, Snapshot
+from cluster.core.server import ParameterServer
 from scripts.bench_plan import QUICK, curvature, measure
 
 REPEATS = 16

@@ -478,7 +478,7 @@ def test_nothing_is_imported_for_other_kinds(plugin):
         ("pandas:read_pickle", {"filepath_or_buffer": "harm.pickle"}),
         ("joblib:load", {"filename": "harm.pickle"}),
         ("asgd.files:replace_file", {"path": "harm", "content": ""}),
-        ("cluster.guard:subprocess", {}),
+        ("cluster.local_ray.guard:subprocess", {}),
         ("user_problem:run", {"args": ["touch", "harm"]}),
     ],
 )

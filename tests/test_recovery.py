@@ -25,7 +25,7 @@ from asgd.progress import Progress
 from asgd.simulation import simulate
 from asgd.trace import Run, read_run
 from cluster import resume, run
-from cluster.checkpoint import CHECKPOINTS, load, paths
+from cluster.storage.checkpoint import CHECKPOINTS, load, paths
 from tests.faults import replay_run
 from tests.invariants import check_gradients
 from tests.processes import actor_processes, processes_in
@@ -217,7 +217,7 @@ SCRIPT = """
 import json, sys
 from asgd.config import make_config
 from cluster import run
-from cluster.checkpoint import paths
+from cluster.storage.checkpoint import paths
 from pathlib import Path
 
 def show(progress):
@@ -297,7 +297,7 @@ def test_run_at_work_is_not_resumed_beside_it(tmp_path: Path) -> None:
 def test_what_ray_says_of_a_lost_worker_is_not_printed(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    caplog.set_level(logging.INFO, "cluster.session")
+    caplog.set_level(logging.INFO, "cluster.local_ray.session")
     killed: list[int] = []
 
     def kill(progress: Progress) -> None:

@@ -15,9 +15,9 @@ from asgd.draws import WorkerDraws
 from asgd.rules import make_rule
 from asgd.streams import stream
 from asgd.trace import SHARED
-from cluster.ledger import Record
-from cluster.messages import Gradient
-from cluster.server import ParameterServer
+from cluster.core.ledger import Record
+from cluster.core.messages import Gradient
+from cluster.core.server import ParameterServer
 from tests.faults import Crowd, gradients_of, replay
 
 QUADRATIC = {"kind": "quadratic"}

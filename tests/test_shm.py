@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from cluster.connection import SocketConnection
-from cluster.shm import SharedVectors, create_memory
-from cluster.wire import VectorFormat, WireError
+from cluster.sockets.connection import SocketConnection
+from cluster.sockets.shared_memory import SharedVectors, create_memory
+from cluster.sockets.wire import VectorFormat, WireError
 from tests.lines import Line, configure
 
 

@@ -23,11 +23,11 @@ from hypothesis import strategies as st
 from asgd.draws import WorkerDraws
 from asgd.problems import make_problem
 from asgd.streams import stream
-from cluster import wire
-from cluster.connection import Endpoint, SocketConnection
-from cluster.messages import Snapshot, Stop
+from cluster.core.messages import Snapshot, Stop
+from cluster.sockets import wire
+from cluster.sockets.connection import Endpoint, SocketConnection
+from cluster.sockets.wire import HEADER, WireError
 from cluster.transport import ServerGoneError, persist
-from cluster.wire import HEADER, WireError
 from tests.faults import replay
 from tests.lines import Line, answer, configure
 
@@ -163,8 +163,8 @@ def test_worker_that_comes_back_goes_on(transport: str) -> None:
 def test_killed_process_is_noticed_at_once(transport: str) -> None:
     code = (
         "import sys\n"
-        "from cluster.connection import Endpoint, SocketConnection\n"
-        "from cluster.wire import VectorFormat\n"
+        "from cluster.sockets.connection import Endpoint, SocketConnection\n"
+        "from cluster.sockets.wire import VectorFormat\n"
         "host, port, local, secret, shared = sys.argv[1:]\n"
         "end = Endpoint(host, int(port), local, VectorFormat(1), bytes.fromhex(secret))\n"
         "connection = SocketConnection(end, 0, shared == 'True')\n"

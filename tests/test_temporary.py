@@ -6,12 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-from cluster.temporary import private_directory
+from cluster.local_ray.temporary import private_directory
 
 ROOT = Path(__file__).parents[1]
 OWNER = """
 import os, sys
-from cluster.temporary import private_directory
+from cluster.local_ray.temporary import private_directory
 
 with private_directory(sys.argv[1]) as directory:
     print(directory, flush=True)

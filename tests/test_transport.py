@@ -19,8 +19,8 @@ from asgd.simulation import simulate
 from asgd.trace import read_run
 from cluster import run
 from cluster.actors import ServerActor
-from cluster.checkpoint import CHECKPOINTS
-from cluster.messages import Snapshot, Stop
+from cluster.core.messages import Snapshot, Stop
+from cluster.storage.checkpoint import CHECKPOINTS
 from cluster.transport import ServerGoneError, Waiting, connect, decode, encode
 from tests.invariants import check_trace
 from tests.processes import actor_processes, listeners

@@ -13,7 +13,7 @@ from asgd.config import make_config
 from asgd.simulation import simulate
 from asgd.tables import write_table
 from asgd.trace import TABLES, RunWriter, read_run
-from cluster.verify import verify
+from cluster.storage.verify import verify
 from tests.machine import Machine, configure
 from tests.test_cli import asgd
 

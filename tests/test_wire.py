@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster import wire
-from cluster.messages import Gradient, Snapshot
-from cluster.wire import HEADER, VectorFormat, WireError
+from cluster.core.messages import Gradient, Snapshot
+from cluster.sockets import wire
+from cluster.sockets.wire import HEADER, VectorFormat, WireError
 
 int64 = st.integers(-(2**63), 2**63 - 1)
 uint32 = st.integers(0, 2**32 - 1)

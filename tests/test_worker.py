@@ -8,9 +8,9 @@ from asgd.config import RunConfig, make_config
 from asgd.draws import WorkerDraws
 from asgd.problems import make_problem
 from asgd.streams import stream
-from cluster.messages import Array, Gradient, Reply, Snapshot, Stop
-from cluster.server import ParameterServer
-from cluster.worker import Worker
+from cluster.core.messages import Array, Gradient, Reply, Snapshot, Stop
+from cluster.core.server import ParameterServer
+from cluster.core.worker import Worker
 
 
 def configure(**cluster: object) -> RunConfig:

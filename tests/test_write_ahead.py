@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 
 from asgd.config import make_config
 from asgd.trace import read_run
-from cluster.checkpoint import CHECKPOINTS
-from cluster.lease import Lease
-from cluster.messages import Gradient
-from cluster.state import OrderState
-from cluster.update import Entry, Incident, Update
-from cluster.write_ahead import WriteAheadLog, cut_log, is_logged, read_log, segments
+from cluster.core.messages import Gradient
+from cluster.core.state import OrderState
+from cluster.core.update import Entry, Incident, Update
+from cluster.storage.checkpoint import CHECKPOINTS
+from cluster.storage.lease import Lease
+from cluster.storage.write_ahead import WriteAheadLog, cut_log, is_logged, read_log, segments
 from tests.faults import replay_run
 from tests.invariants import check_gradients
 from tests.lines import answer

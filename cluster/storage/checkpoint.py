@@ -24,8 +24,8 @@ import msgspec
 import numpy as np
 
 from asgd.errors import AsgdError
-from cluster.messages import Array
-from cluster.state import Counts, State
+from cluster.core.messages import Array
+from cluster.core.state import Counts, State
 
 CHECKPOINTS = "checkpoints"  # in the run directory
 

@@ -20,12 +20,12 @@ from asgd.divergence import NOT_FINITE, remedy
 from asgd.rules import make_rule
 from asgd.schedules import batch_schedule, learning_rate_schedule
 from asgd.streams import stream
-from cluster.ledger import Ledger, Record
-from cluster.messages import Gradient, Reply, Snapshot, Stop
-from cluster.seat import Seat
-from cluster.state import Counts, OrderState, State
-from cluster.status import Status, WorkerStatus
-from cluster.update import Entry, Incident, Update, find_defect, make_update
+from cluster.core.ledger import Ledger, Record
+from cluster.core.messages import Gradient, Reply, Snapshot, Stop
+from cluster.core.seat import Seat
+from cluster.core.state import Counts, OrderState, State
+from cluster.core.status import Status, WorkerStatus
+from cluster.core.update import Entry, Incident, Update, find_defect, make_update
 
 Array = npt.NDArray[np.float64]
 Replies = list[tuple[int, Reply]]

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cluster.wire import VectorFormat, WireError
+from cluster.sockets.wire import VectorFormat, WireError
 
 
 class SharedVectors:

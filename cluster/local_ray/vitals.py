@@ -19,7 +19,7 @@ from typing import Any
 import ray
 
 from asgd.errors import RunFailedError
-from cluster.guard import Guard
+from cluster.local_ray.guard import Guard
 
 SECONDS_TO_DIE = 2.0  # of a raylet one of whose agents died, after it has ended its actors
 

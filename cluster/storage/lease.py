@@ -13,7 +13,7 @@ from typing import IO
 
 from asgd.errors import InputError, RunFailedError
 from asgd.files import lock as locked
-from cluster.checkpoint import sync_directory
+from cluster.storage.checkpoint import sync_directory
 
 LOG_FILES = "log-*.bin"  # segments of the write-ahead log: log-<epoch>-<version>.bin
 _NUMBER, _LONGEST = re.compile(r"[0-9]{12}\n"), 32

@@ -8,12 +8,12 @@ from pathlib import Path
 from asgd.config import RunConfig
 from asgd.errors import RunFailedError
 from asgd.trace import RunWriter, read_run
-from cluster.checkpoint import CHECKPOINTS, DamagedCheckpointError, load, paths, version_of
-from cluster.messages import Array
-from cluster.server import ParameterServer
-from cluster.state import State
-from cluster.update import Incident
-from cluster.write_ahead import WriteAheadLog, is_logged, read_log
+from cluster.core.messages import Array
+from cluster.core.server import ParameterServer
+from cluster.core.state import State
+from cluster.core.update import Incident
+from cluster.storage.checkpoint import CHECKPOINTS, DamagedCheckpointError, load, paths, version_of
+from cluster.storage.write_ahead import WriteAheadLog, is_logged, read_log
 
 
 @dataclass(frozen=True, eq=False)

@@ -25,9 +25,9 @@ from ray._private import parameter, ray_constants, services
 from ray._private import worker as ray_worker
 
 from asgd.errors import InputError, RunFailedError
-from cluster.guard import end_processes, guarded, mark
-from cluster.temporary import private_directory
-from cluster.vitals import Vitals, ray_death, vitals_of
+from cluster.local_ray.guard import end_processes, guarded, mark
+from cluster.local_ray.temporary import private_directory
+from cluster.local_ray.vitals import Vitals, ray_death, vitals_of
 
 _log = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""The worker's end of the data plane: one socket to the server, frames of `cluster.wire`."""
+"""The worker's end of the data plane: one socket to the server, frames of `wire`."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from cluster import wire
-from cluster.messages import Array, Gradient, Reply, Snapshot, Stop
-from cluster.shm import SharedVectors
-from cluster.wire import HEADER, Frame, VectorFormat, WireError
+from cluster.core.messages import Array, Gradient, Reply, Snapshot, Stop
+from cluster.sockets import wire
+from cluster.sockets.shared_memory import SharedVectors
+from cluster.sockets.wire import HEADER, Frame, VectorFormat, WireError
 
 BRISK_SECONDS = 100e-6  # of waiting, up to which waking up is what takes time
 _HANDSHAKE_SECONDS = 10.0

@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from asgd.trace import MEMBER_COLUMNS, TRACE_COLUMNS
-from cluster.state import State
-from cluster.update import Update
+from cluster.core.state import State
+from cluster.core.update import Update
 
 Array = npt.NDArray[np.float64]
 

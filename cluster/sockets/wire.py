@@ -55,7 +55,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from cluster.messages import Array, Gradient, Snapshot
+from cluster.core.messages import Array, Gradient, Snapshot
 
 MAGIC = b"ASGD"
 PROTOCOL = 1

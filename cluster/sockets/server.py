@@ -4,7 +4,7 @@
 come over TCP or, on the server's node, over a local socket with the vectors in shared memory. A
 connection that breaks, keeps silent in the middle of a frame or does not keep to the protocol is
 closed and reported, and the server goes on without its worker until that worker is back. The
-protocol is that of `cluster.wire`.
+protocol is that of `cluster.sockets.wire`.
 
 Who has not shown that it knows the secret is a stranger, unless it comes over the local socket as
 this very user. There is room for so many strangers only: one more takes the place of the first.
@@ -24,12 +24,12 @@ from contextlib import suppress
 
 import numpy as np
 
-from cluster import wire
-from cluster.connection import BRISK_SECONDS, Endpoint, may_look, tune
-from cluster.messages import Array, Gradient, Reply, Snapshot
-from cluster.server import ParameterServer, Replies
-from cluster.shm import SharedVectors, create_memory
-from cluster.wire import HEADER, Frame, VectorFormat, WireError
+from cluster.core.messages import Array, Gradient, Reply, Snapshot
+from cluster.core.server import ParameterServer, Replies
+from cluster.sockets import wire
+from cluster.sockets.connection import BRISK_SECONDS, Endpoint, may_look, tune
+from cluster.sockets.shared_memory import SharedVectors, create_memory
+from cluster.sockets.wire import HEADER, Frame, VectorFormat, WireError
 
 _HANDSHAKE_SECONDS = 10.0
 _SILENCE_SECONDS = 30.0  # in the middle of a frame

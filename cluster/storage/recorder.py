@@ -8,13 +8,13 @@ from pathlib import Path
 
 from asgd.problems.base import Problem
 from asgd.trace import LOSS_COLUMNS, RunWriter, read_run
-from cluster.checkpoint import CHECKPOINTS, DamagedCheckpointError, paths, save, version_of
-from cluster.lease import Lease
-from cluster.ledger import Record
-from cluster.messages import Array
+from cluster.core.ledger import Record
+from cluster.core.messages import Array
+from cluster.core.state import State
 from cluster.metrics import Metrics
-from cluster.state import State
-from cluster.write_ahead import cut_log, remove_log
+from cluster.storage.checkpoint import CHECKPOINTS, DamagedCheckpointError, paths, save, version_of
+from cluster.storage.lease import Lease
+from cluster.storage.write_ahead import cut_log, remove_log
 
 
 class EvaluationError(Exception):

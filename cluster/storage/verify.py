@@ -9,10 +9,10 @@ from pathlib import Path
 from asgd.errors import InputError
 from asgd.trace import Run
 from asgd.verify import record_findings, replay_findings
-from cluster.checkpoint import CHECKPOINTS, DamagedCheckpointError, load, paths
-from cluster.lease import LOG_FILES, check_lease
-from cluster.messages import Array
-from cluster.write_ahead import segments
+from cluster.core.messages import Array
+from cluster.storage.checkpoint import CHECKPOINTS, DamagedCheckpointError, load, paths
+from cluster.storage.lease import LOG_FILES, check_lease
+from cluster.storage.write_ahead import segments
 
 
 @dataclass(frozen=True)

@@ -36,9 +36,9 @@ import msgspec
 import numpy as np
 
 from asgd.config import RunConfig
-from cluster.lease import LOG_FILES, Lease, LeaseLostError
-from cluster.state import OrderState
-from cluster.update import Entry, Incident, Update
+from cluster.core.state import OrderState
+from cluster.core.update import Entry, Incident, Update
+from cluster.storage.lease import LOG_FILES, Lease, LeaseLostError
 
 LARGEST_DIMENSION = 1000  # of a problem that durability = "auto" logs
 

@@ -12,9 +12,9 @@ import numpy as np
 
 from asgd.divergence import NOT_FINITE
 from asgd.trace import SHARED
-from cluster.messages import Array, Gradient
-from cluster.seat import Seat
-from cluster.state import OrderState
+from cluster.core.messages import Array, Gradient
+from cluster.core.seat import Seat
+from cluster.core.state import OrderState
 
 Row = tuple[int, int, int, int, int, int, float, float, float]
 Member = tuple[int, int, int, int, int, float]

@@ -10,7 +10,7 @@ import numpy as np
 from asgd.config import RunConfig
 from asgd.draws import WorkerDraws
 from asgd.problems.base import Problem
-from cluster.messages import Gradient, Reply, Snapshot, Stop
+from cluster.core.messages import Gradient, Reply, Snapshot, Stop
 
 
 class Connection(Protocol):

@@ -1,0 +1,1 @@
+"""The parameter server and the worker: plain Python, without sockets, files or Ray."""

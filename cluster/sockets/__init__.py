@@ -1,0 +1,1 @@
+"""The data plane: frames, connections, the server's sockets, shared memory."""
