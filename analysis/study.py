@@ -15,10 +15,10 @@ from analysis.prediction.setting import last_update, whole
 from analysis.profile.fit import StalenessFit
 from analysis.profile.repeats import as_runs, fit_runs
 from asgd.errors import InputError, UnreliableEstimateError
-from asgd.experiment import read_runs
-from asgd.problem_record import check_problem
 from asgd.problems import make_problem
-from asgd.trace import Run
+from asgd.rundir.problem_record import check_problem
+from asgd.rundir.reader import Run
+from asgd.rundir.repeats import read_runs
 
 
 class Study:
@@ -142,7 +142,7 @@ class Study:
             return None, str(error)
 
     def check_problem(self, task: str, *, force: bool = False) -> None:
-        """Refuse runs whose problem has changed, see `asgd.problem_record`.
+        """Refuse runs whose problem has changed, see `asgd.rundir.problem_record`.
 
         Where the problem is not to be had, as a plug-in of somebody else's, nothing is said: what
         is stored can be reported on.

@@ -24,12 +24,14 @@ if TYPE_CHECKING:
     from asgd.errors import InputError as InputError
     from asgd.errors import RunFailedError as RunFailedError
     from asgd.errors import UnreliableEstimateError as UnreliableEstimateError
-    from asgd.experiment import read_runs as read_runs
     from asgd.problems import Problem as Problem
     from asgd.problems import make_problem as make_problem
+    from asgd.rundir.reader import Run as Run
+    from asgd.rundir.reader import read_run as read_run
+    from asgd.rundir.repeats import read_runs as read_runs
     from asgd.schedules import with_batch_sizes as with_batch_sizes
-    from asgd.simulation import simulate as simulate
-    from asgd.simulation import simulate_staleness as simulate_staleness
+    from asgd.simulation.simulate import simulate as simulate
+    from asgd.simulation.simulate import simulate_staleness as simulate_staleness
     from asgd.staleness import ConstantPlusGeometric as ConstantPlusGeometric
     from asgd.staleness import ConwayMaxwellPoisson as ConwayMaxwellPoisson
     from asgd.staleness import Empirical as Empirical
@@ -38,8 +40,6 @@ if TYPE_CHECKING:
     from asgd.staleness import NegativeBinomial as NegativeBinomial
     from asgd.staleness import Poisson as Poisson
     from asgd.staleness import StalenessLaw as StalenessLaw
-    from asgd.trace import Run as Run
-    from asgd.trace import read_run as read_run
 else:
     __getattr__, __dir__, __all__ = lazy(
         __name__,
@@ -53,10 +53,10 @@ else:
                 "RunFailedError",
                 "UnreliableEstimateError",
             ],
-            "asgd.experiment": ["read_runs"],
+            "asgd.rundir.repeats": ["read_runs"],
             "asgd.problems": ["Problem", "make_problem"],
             "asgd.schedules": ["with_batch_sizes"],
-            "asgd.simulation": ["simulate", "simulate_staleness"],
+            "asgd.simulation.simulate": ["simulate", "simulate_staleness"],
             "asgd.staleness": [
                 "ConstantPlusGeometric",
                 "ConwayMaxwellPoisson",
@@ -67,6 +67,6 @@ else:
                 "Poisson",
                 "StalenessLaw",
             ],
-            "asgd.trace": ["Run", "read_run"],
+            "asgd.rundir.reader": ["Run", "read_run"],
         },
     )

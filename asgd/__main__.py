@@ -18,14 +18,8 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from asgd.commands import completion, init, runs, simulate, status
-from asgd.errors import (
-    AsgdError,
-    DivergedError,
-    InputError,
-    RunFailedError,
-)
-from asgd.options import (
+from asgd.console.commands import completion, init, runs, simulate, status
+from asgd.console.options import (
     PATH,
     Numbers,
     force_option,
@@ -38,13 +32,19 @@ from asgd.options import (
     runs_argument,
     set_option,
 )
-from asgd.output import Command, print_json, print_table, say
+from asgd.console.output import Command, print_json, print_table, say
+from asgd.errors import (
+    AsgdError,
+    DivergedError,
+    InputError,
+    RunFailedError,
+)
 from asgd.printable import printable
 
 if TYPE_CHECKING:
     from analysis.study import Study
     from asgd.config import RunConfig
-    from asgd.live import Bar
+    from asgd.console.live import Bar
 
 # Four workers near the edge of stability, where the law of the staleness shows in the loss.
 DEMO = {
@@ -120,7 +120,7 @@ def run(
     asgd run --resume runs/digits
     """
     from asgd.config import load_config
-    from asgd.trace import default_path
+    from asgd.rundir.reader import default_path
 
     if resume is not None:
         if config or overrides or out:
@@ -177,8 +177,8 @@ def verify(run: Path, replayed: bool, as_json: bool, quiet: bool) -> None:
     asgd verify runs/digits
     asgd verify runs/digits --no-replay     in seconds, also of millions of updates
     """
-    from asgd.experiment import read_runs
-    from asgd.live import Bar
+    from asgd.console.live import Bar
+    from asgd.rundir.repeats import read_runs
     from cluster.storage.verify import verify as verify_run
 
     verdicts = []
@@ -267,7 +267,7 @@ def predict(
 
     from analysis.report.headline import left_out
     from analysis.study import Study
-    from asgd.live import Bar
+    from asgd.console.live import Bar
 
     study = Study.open(run)
     study.check_problem("predict", force=force)
@@ -368,8 +368,8 @@ def plan(
     """
     from analysis.planning.plan import plan as plan_source
     from asgd.config import load_config
-    from asgd.experiment import read_runs
-    from asgd.live import Bar
+    from asgd.console.live import Bar
+    from asgd.rundir.repeats import read_runs
 
     if source.is_dir() and overrides:
         raise InputError(f"{source}: a run is taken as it was, --set is for configurations")
@@ -411,7 +411,7 @@ def demo(out: Path | None, paths: int, quiet: bool) -> None:
     from analysis.report.write import write_report
     from analysis.study import Study
     from asgd.config import make_config
-    from asgd.trace import default_path
+    from asgd.rundir.reader import default_path
 
     settings = make_config(DEMO)
     path = _train(settings, out or default_path(settings, "demo"), None, quiet, False)
@@ -427,7 +427,7 @@ cli.add_command(completion)
 
 
 def _predict_if_missing(study: Study, paths: int, quiet: bool, force: bool = False) -> None:
-    from asgd.live import Bar
+    from asgd.console.live import Bar
 
     with Bar("predict", 1, quiet) as bar:
         study.predict_if_missing(
@@ -450,8 +450,8 @@ def _announce(bar: Bar, paths: int) -> Callable[[float], None] | None:
 
 
 def _train(config: RunConfig, out: Path, address: str | None, quiet: bool, lines: bool) -> Path:
-    from asgd.experiment import run_repeats
-    from asgd.live import LiveRun
+    from asgd.console.live import LiveRun
+    from asgd.rundir.repeats import run_repeats
     from cluster.launch import run as run_cluster
     from cluster.local_ray.session import ray_session
 
@@ -467,8 +467,8 @@ def _train(config: RunConfig, out: Path, address: str | None, quiet: bool, lines
 
 def _resume(path: Path, address: str | None, quiet: bool, lines: bool, force: bool) -> Path:
     from asgd.config import load_config
-    from asgd.experiment import unfinished_repeats
-    from asgd.live import LiveRun
+    from asgd.console.live import LiveRun
+    from asgd.rundir.repeats import unfinished_repeats
     from cluster.launch import resume
     from cluster.launch import run as run_cluster
     from cluster.local_ray.session import ray_session

@@ -16,9 +16,9 @@ import ray
 
 from asgd.config import RunConfig
 from asgd.errors import AsgdError
-from asgd.files import what_is_wrong
 from asgd.problems import make_problem
-from asgd.trace import RunWriter
+from asgd.rundir.files import what_is_wrong
+from asgd.rundir.reader import RunWriter
 from cluster.core.backlog import Backlog
 from cluster.core.ledger import Record
 from cluster.core.messages import Array, Gradient

@@ -13,18 +13,18 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from asgd.alive import sign_of_life
 from asgd.config import Configuration, RunConfig, as_config, load_config
 from asgd.divergence import check_divergence
 from asgd.errors import AsgdError, InputError, RunFailedError
-from asgd.experiment import run_repeats, unfinished_repeats
-from asgd.files import what_is_wrong
-from asgd.problem_record import ProblemRecord, check_problem
 from asgd.problems import make_problem
 from asgd.problems.base import Problem
 from asgd.progress import Progress
+from asgd.rundir.alive import sign_of_life
+from asgd.rundir.files import what_is_wrong
+from asgd.rundir.problem_record import ProblemRecord, check_problem
+from asgd.rundir.reader import RunWriter, default_path, read_run
+from asgd.rundir.repeats import run_repeats, unfinished_repeats
 from asgd.streams import stream
-from asgd.trace import RunWriter, default_path, read_run
 from cluster.actors import Losses, UserError
 from cluster.core.messages import Array
 from cluster.core.server import FINISHED
@@ -59,7 +59,7 @@ def run(
     out
         The run directory, which must not hold anything yet; default
         `runs/<kind of problem>-<date>-<time>`. With `run.repeats` it holds one of each repeat,
-        see `asgd.experiment`.
+        see `asgd.rundir.repeats`.
     address
         A running Ray cluster to join; default: a Ray of our own on this machine, gone afterwards.
     progress
@@ -106,7 +106,7 @@ def resume(
     address, progress
         As for `run`.
     force
-        Go on also where the problem has changed, see `asgd.problem_record`.
+        Go on also where the problem has changed, see `asgd.rundir.problem_record`.
 
     Raises
     ------

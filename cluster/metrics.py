@@ -72,7 +72,7 @@ class Readings:
         Parameters
         ----------
         trace
-            The next rows, columns `asgd.trace.TRACE_COLUMNS`.
+            The next rows, columns `asgd.rundir.reader.TRACE_COLUMNS`.
         losses
             The next evaluations, each after rows that were given: update, seconds, loss.
         """

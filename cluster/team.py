@@ -17,11 +17,11 @@ from typing import Annotated, Any
 
 import msgspec
 
-from asgd.alive import look_for_life
 from asgd.config import MOST_WORKERS, RunConfig
 from asgd.errors import InputError
-from asgd.files import replace_file
-from asgd.trace import read_run
+from asgd.rundir.alive import look_for_life
+from asgd.rundir.files import replace_file
+from asgd.rundir.reader import read_run
 from cluster.storage.checkpoint import CHECKPOINTS
 
 _PREFIX = "request-"

@@ -55,7 +55,7 @@ from asgd.config import RunConfig, make_config  # noqa: E402
 from asgd.errors import AsgdError  # noqa: E402
 from asgd.problems import make_problem  # noqa: E402
 from asgd.progress import Progress  # noqa: E402
-from asgd.trace import Run, read_run  # noqa: E402
+from asgd.rundir.reader import Run, read_run  # noqa: E402
 from cluster.storage.checkpoint import CHECKPOINTS, load, paths, version_of  # noqa: E402
 from tests.faults import replay_run  # noqa: E402
 from tests.invariants import check_gradients  # noqa: E402

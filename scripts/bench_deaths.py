@@ -36,7 +36,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from asgd.errors import AsgdError  # noqa: E402
-from asgd.trace import read_run  # noqa: E402
+from asgd.rundir.reader import read_run  # noqa: E402
 from tests.invariants import check_gradients  # noqa: E402
 from tests.processes import DEFAULT_SIGNALS, below, processes_in  # noqa: E402
 

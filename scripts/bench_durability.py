@@ -36,8 +36,8 @@ import ray
 
 from asgd.config import RunConfig, make_config
 from asgd.problems import make_problem
+from asgd.rundir.reader import RunWriter
 from asgd.streams import stream
-from asgd.trace import RunWriter
 from cluster.actors import RecorderActor, ServerActor, WorkerActor
 from cluster.core.ledger import Ledger
 from cluster.core.messages import Gradient

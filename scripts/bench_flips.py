@@ -25,9 +25,9 @@ import pyarrow as pa
 
 from asgd.config import make_config
 from asgd.errors import InputError
-from asgd.simulation import simulate
-from asgd.tables import read_table
-from asgd.trace import LOSS_COLUMNS, TRACE_COLUMNS
+from asgd.rundir.reader import LOSS_COLUMNS, TRACE_COLUMNS
+from asgd.rundir.tables import read_table
+from asgd.simulation.simulate import simulate
 
 UPDATES = 20_000
 Frame = Callable[[], pd.DataFrame]

@@ -31,8 +31,8 @@ import pandas as pd
 
 from asgd.config import RunConfig, make_config
 from asgd.problems.linear import Softmax, digits
-from asgd.simulation import simulate
-from asgd.trace import read_run
+from asgd.rundir.reader import read_run
+from asgd.simulation.simulate import simulate
 from cluster import run
 from cluster.local_ray.session import ray_session
 

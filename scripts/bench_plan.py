@@ -35,9 +35,9 @@ from asgd.config import RunConfig, make_config
 from asgd.errors import RunFailedError
 from asgd.problems import make_problem
 from asgd.problems.base import Array, Indices, Problem
-from asgd.simulation import simulate
+from asgd.rundir.reader import read_run
+from asgd.simulation.simulate import simulate
 from asgd.streams import stream
-from asgd.trace import read_run
 
 FEW = 0.05  # share of the runs that may diverge
 CLOSE, HEAVY_CLOSE = 0.10, 0.25  # aimed at, of the updates to the target

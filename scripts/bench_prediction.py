@@ -28,9 +28,9 @@ from analysis.profile.repeats import fit_runs
 from analysis.profile.verdict import in_words
 from asgd.config import RunConfig, make_config
 from asgd.errors import UnreliableEstimateError
-from asgd.experiment import read_runs, run_repeats
-from asgd.simulation import simulate
-from asgd.trace import Run
+from asgd.rundir.reader import Run
+from asgd.rundir.repeats import read_runs, run_repeats
+from asgd.simulation.simulate import simulate
 
 STABLE, NEAR = 0.05, 0.15  # largest error aimed at, of the mean loss curve
 NEAR_EDGE = 0.6  # share of the largest stable learning rate from which on a case is near the edge

@@ -31,9 +31,9 @@ import rich.live  # noqa: F401
 
 from asgd.__main__ import main as asgd
 from asgd.config import make_config
-from asgd.listing import status
-from asgd.simulation import simulate
-from asgd.trace import read_run
+from asgd.rundir.reader import read_run
+from asgd.rundir.summary import status
+from asgd.simulation.simulate import simulate
 
 UPDATES = 20_000
 Call = Callable[[], object]

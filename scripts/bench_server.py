@@ -41,7 +41,7 @@ import pandas as pd
 from bench_peers import Discard, RayLoop, echo_rate, memory_bytes_per_second, server_bytes
 
 from asgd.config import RunConfig, make_config
-from asgd.trace import Run, read_run
+from asgd.rundir.reader import Run, read_run
 from cluster import fleet, run
 from cluster.local_ray.session import ray_session
 

@@ -22,7 +22,7 @@ import numpy as np
 from asgd.config import make_config
 from asgd.delays import ComputeTime
 from asgd.problems import Quadratic
-from asgd.simulation import server_ensemble, simulate
+from asgd.simulation.simulate import server_ensemble, simulate
 
 WORKERS, UPDATES = 10_000, 1_000_000
 PATHS, STEPS = 10_000, 500

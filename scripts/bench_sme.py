@@ -30,9 +30,9 @@ from analysis.models.sme_asgd import sme_asgd
 from analysis.prediction.predict import Prediction, predict
 from asgd.config import make_config
 from asgd.problems.scalar import Quadratic
-from asgd.simulation import simulate
+from asgd.rundir.reader import Run, read_run
+from asgd.simulation.simulate import simulate
 from asgd.streams import stream
-from asgd.trace import Run, read_run
 
 PATHS, STEPS, ETA, MU = 20_000, 2_000, 0.02, 0.75
 DIGITS_DIM, DIGITS_SAMPLES = 650, 1_797

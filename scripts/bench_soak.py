@@ -34,7 +34,7 @@ from scipy import stats
 
 from asgd.config import make_config
 from asgd.progress import Progress
-from asgd.trace import read_run
+from asgd.rundir.reader import read_run
 from cluster import run
 from cluster.local_ray.session import ray_session
 

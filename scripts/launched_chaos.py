@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from asgd.errors import AsgdError
-from asgd.trace import read_run
+from asgd.rundir.reader import read_run
 from tests.processes import DEFAULT_SIGNALS, below, listeners, processes_in
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -27,10 +27,10 @@ from analysis.models.turns import Turns, pool_hazards
 from analysis.profile.queueing import check_queue
 from asgd.config import RunConfig, make_config
 from asgd.delays import ComputeTime
-from asgd.experiment import read_runs, run_repeats
 from asgd.problems.scalar import Quadratic
-from asgd.server_times import simulate_staleness
-from asgd.simulation import simulate
+from asgd.rundir.repeats import read_runs, run_repeats
+from asgd.simulation.order import simulate_staleness
+from asgd.simulation.simulate import simulate
 from asgd.staleness import Empirical
 from asgd.streams import stream
 

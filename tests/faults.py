@@ -8,9 +8,9 @@ import numpy as np
 from asgd.config import ComputeTimeConfig, RunConfig
 from asgd.problems import Problem, make_problem
 from asgd.rules import make_rule
+from asgd.rundir.reader import SHARED, Run
 from asgd.schedules import learning_rate_schedule
 from asgd.streams import stream
-from asgd.trace import SHARED, Run
 from cluster.core.ledger import Record
 from cluster.core.messages import Array, Gradient, Snapshot, Stop
 from cluster.core.server import ParameterServer, Replies

@@ -7,7 +7,7 @@ from types import MappingProxyType
 
 import numpy as np
 
-from asgd.trace import LOSS_COLUMNS, SHARED, TRACE_COLUMNS, Run
+from asgd.rundir.reader import LOSS_COLUMNS, SHARED, TRACE_COLUMNS, Run
 
 
 def check_trace(

@@ -187,7 +187,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a link deep in a run directory is followed",
-        "asgd/files.py",
+        "asgd/rundir/files.py",
         "places.append(entry.path)",
         "pass",
         LINKS,
@@ -201,7 +201,7 @@ MUTATIONS = [
     ),
     Mutation(
         "the configuration is not flushed",
-        "asgd/trace.py",
+        "asgd/rundir/reader.py",
         "config.to_json().encode(), flush=True)",
         "config.to_json().encode())",
         POWER,
@@ -236,7 +236,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a table that is cut is not flushed before it takes the old one's name",
-        "asgd/trace.py",
+        "asgd/rundir/reader.py",
         "self._write(path, kept, table, flush=True)",
         "self._write(path, kept, table)",
         POWER,

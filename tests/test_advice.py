@@ -9,8 +9,8 @@ from analysis.prediction.advice import advice_on_divergence, diverged
 from asgd.config import make_config
 from asgd.divergence import check_divergence
 from asgd.errors import DivergedError
-from asgd.simulation import simulate
-from asgd.trace import RunWriter, read_run
+from asgd.rundir.reader import RunWriter, read_run
+from asgd.simulation.simulate import simulate
 
 
 def test_the_rate_that_a_schedule_reached_is_judged(tmp_path: Path) -> None:

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from asgd import alive
-from asgd.alive import look_for_life, sign_of_life
+from asgd.rundir import alive
+from asgd.rundir.alive import look_for_life, sign_of_life
 
 HOLDS = """
 import sys, time
 from pathlib import Path
-from asgd.alive import sign_of_life
+from asgd.rundir.alive import sign_of_life
 with sign_of_life(Path(sys.argv[1])):
     print("alive", flush=True)
     time.sleep(60)

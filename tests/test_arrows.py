@@ -63,7 +63,7 @@ def test_arrows(file: str) -> None:
 def test_only_one_module_knows_how_tables_are_held() -> None:
     """What Arrow's threads read must not be memory of Python, see there."""
     users = {file for file in FILES if "pyarrow" in packages(file)}
-    assert users == {"asgd/tables.py"}
+    assert users == {"asgd/rundir/tables.py"}
     sources = {file: (ROOT / file).read_text(encoding="utf-8") for file in FILES}
     assert not [
         file for file, text in sources.items() if "read_parquet" in text or "to_parquet" in text
@@ -72,7 +72,7 @@ def test_only_one_module_knows_how_tables_are_held() -> None:
 
 def test_only_the_trace_makes_frames_in_the_model() -> None:
     users = {file for file in FILES if "pandas" in packages(file)}
-    assert {file for file in users if file.startswith("asgd/")} == {"asgd/trace.py"}
+    assert {file for file in users if file.startswith("asgd/")} == {"asgd/rundir/reader.py"}
 
 
 @pytest.mark.parametrize(

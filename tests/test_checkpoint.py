@@ -23,7 +23,7 @@ from msgspec import structs
 
 from asgd.config import MetricsConfig
 from asgd.errors import InputError, RunFailedError
-from asgd.trace import read_run
+from asgd.rundir.reader import read_run
 from cluster.actors import RecorderActor
 from cluster.core.state import State
 from cluster.metrics import Metrics
@@ -523,7 +523,7 @@ import numpy as np
 
 from asgd.config import make_config
 from asgd.problems import make_problem
-from asgd.trace import RunWriter
+from asgd.rundir.reader import RunWriter
 from cluster.storage.checkpoint import CHECKPOINTS
 from cluster.storage.lease import Lease
 from cluster.core.messages import Gradient

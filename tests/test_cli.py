@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 
 from asgd.__main__ import cli, main
-from asgd.alive import sign_of_life
 from asgd.config import make_config
-from asgd.trace import RunWriter, read_run
+from asgd.rundir.alive import sign_of_life
+from asgd.rundir.reader import RunWriter, read_run
 
 CONFIG = """
 [problem]

@@ -9,7 +9,7 @@ from analysis.models.clocks import FAR, LEVELS, ClockTurns, pool_turns, worker_c
 from analysis.models.turns import Turns, pool_hazards
 from asgd.delays import ComputeTime
 from asgd.problems.scalar import Quadratic
-from asgd.server_times import simulate_staleness
+from asgd.simulation.order import simulate_staleness
 from asgd.staleness import ConstantPlusGeometric, Empirical, Geometric, StalenessLaw
 from asgd.streams import stream
 

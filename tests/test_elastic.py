@@ -16,10 +16,10 @@ from analysis.profile.fit import fit_run
 from asgd.__main__ import main
 from asgd.config import RunConfig, make_config
 from asgd.errors import InputError
-from asgd.events import team_sizes
 from asgd.progress import Progress
-from asgd.simulation import simulate
-from asgd.trace import read_run
+from asgd.rundir.events import team_sizes
+from asgd.rundir.reader import read_run
+from asgd.simulation.simulate import simulate
 from cluster import run
 from cluster.core.server import REMOVED
 from cluster.team import Change, Request, Team, set_workers, take_requests

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from asgd.events import in_words, incidents, read_events, team_sizes
+from asgd.rundir.events import in_words, incidents, read_events, team_sizes
 
 
 def test_who_joins_again_came_back() -> None:

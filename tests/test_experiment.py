@@ -11,12 +11,12 @@ from analysis.prediction.predict import predict
 from analysis.prediction.score import compare
 from analysis.profile.fit import fit_run
 from analysis.profile.repeats import as_runs, fit_runs
-from asgd.alive import sign_of_life
 from asgd.config import RunConfig, make_config
 from asgd.errors import InputError
-from asgd.experiment import read_runs, run_repeats, unfinished_repeats
-from asgd.simulation import simulate
-from asgd.trace import Run, read_run
+from asgd.rundir.alive import sign_of_life
+from asgd.rundir.reader import Run, read_run
+from asgd.rundir.repeats import read_runs, run_repeats, unfinished_repeats
+from asgd.simulation.simulate import simulate
 
 REPEATS = 12
 TABLES = {

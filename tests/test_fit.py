@@ -17,6 +17,7 @@ from analysis.profile.estimators import ESTIMATORS, Counts, log_likelihood
 from analysis.profile.fit import StalenessFit, compare_fits, fit_run, fit_staleness
 from asgd.config import make_config
 from asgd.errors import InputError, UnreliableEstimateError
+from asgd.rundir.reader import TRACE_COLUMNS, RunWriter, read_run
 from asgd.staleness import (
     ConstantPlusGeometric,
     ConwayMaxwellPoisson,
@@ -28,7 +29,6 @@ from asgd.staleness import (
     StalenessLaw,
     law_from_dict,
 )
-from asgd.trace import TRACE_COLUMNS, RunWriter, read_run
 
 LAWS = [
     Geometric(0.875),

@@ -25,13 +25,13 @@ from ray._private import worker as ray_worker
 from asgd.config import RunConfig, make_config
 from asgd.draws import WorkerDraws
 from asgd.errors import DivergedError, InputError, RunFailedError
-from asgd.listing import standing
 from asgd.problems import make_problem
 from asgd.progress import Progress
-from asgd.simulation import simulate
+from asgd.rundir.reader import SHARED, Run, read_run
+from asgd.rundir.summary import standing
+from asgd.simulation.simulate import simulate
 from asgd.staleness import Geometric
 from asgd.streams import stream
-from asgd.trace import SHARED, Run, read_run
 from cluster import run
 from tests.invariants import check_trace
 from tests.processes import DEFAULT_SIGNALS, below, listeners, processes_in
@@ -231,7 +231,7 @@ def test_directory_that_is_moved_in_mid_run_is_said_to_be(tmp_path: Path) -> Non
 BECOMES_READ_ONLY = """
 import os, subprocess, sys
 from asgd.__main__ import main
-from asgd.live import LiveRun
+from asgd.console.live import LiveRun
 
 out = sys.argv[-1]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from asgd.live import LiveRun, recent_events, sparkline
+from asgd.console.live import LiveRun, recent_events, sparkline
 from asgd.progress import Progress
 
 

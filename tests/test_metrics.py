@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from asgd.config import MetricsConfig, make_config
 from asgd.errors import InputError, RunFailedError
 from asgd.progress import Progress
-from asgd.trace import read_run
+from asgd.rundir.reader import read_run
 from cluster.launch import run
 from cluster.metrics import TENSORBOARD, Metrics, Readings, TensorBoard, check_metrics
 

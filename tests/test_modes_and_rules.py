@@ -14,9 +14,9 @@ from analysis.prediction.predict import Prediction, predict
 from analysis.prediction.score import compare
 from asgd.config import RunConfig, make_config
 from asgd.errors import InputError
-from asgd.experiment import read_runs, run_repeats
-from asgd.simulation import simulate
-from asgd.trace import Run, RunWriter
+from asgd.rundir.reader import Run, RunWriter
+from asgd.rundir.repeats import read_runs, run_repeats
+from asgd.simulation.simulate import simulate
 
 REPEATS, PATHS = 8, 64
 AT_ONCE = {"compute_time": {"law": "none"}}  # no worker really waits

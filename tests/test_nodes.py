@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from asgd.trace import read_run
+from asgd.rundir.reader import read_run
 from tests.processes import processes_in
 
 ROOT = Path(__file__).parents[1]
@@ -25,7 +25,7 @@ SCRIPT = """
 import os, signal, sys, urllib.request
 from ray.cluster_utils import Cluster
 from asgd.config import make_config
-from asgd.trace import read_run
+from asgd.rundir.reader import read_run
 from cluster import run
 
 size = {"num_cpus": 1, "object_store_memory": 80_000_000, "include_dashboard": False}

@@ -20,13 +20,13 @@ from analysis.prediction.predict import _COLUMNS, read_prediction
 from analysis.report.activity import events_table, workers_table
 from asgd.config import make_config
 from asgd.errors import AsgdError
-from asgd.events import in_words, incidents, team_sizes
-from asgd.experiment import unfinished_repeats
-from asgd.listing import standing
-from asgd.simulation import simulate
+from asgd.rundir.events import in_words, incidents, team_sizes
+from asgd.rundir.reader import read_run
+from asgd.rundir.repeats import unfinished_repeats
+from asgd.rundir.summary import standing
+from asgd.rundir.tables import write_table
+from asgd.simulation.simulate import simulate
 from asgd.stored_json import parse_json
-from asgd.tables import write_table
-from asgd.trace import read_run
 from tests.test_cli import asgd
 
 

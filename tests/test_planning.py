@@ -23,9 +23,9 @@ from analysis.planning.turns import QueueReads, Rounds, ServerTurns
 from analysis.profile.queueing import MeasuredTimes, ServerTimes
 from asgd.config import RunConfig, make_config
 from asgd.errors import DivergedError, InputError, RunFailedError
-from asgd.experiment import read_runs, run_repeats
-from asgd.simulation import simulate
-from asgd.trace import Run, read_run
+from asgd.rundir.reader import Run, read_run
+from asgd.rundir.repeats import read_runs, run_repeats
+from asgd.simulation.simulate import simulate
 from cluster.core.messages import Gradient, Snapshot
 from cluster.core.server import ParameterServer
 from scripts.bench_plan import QUICK, curvature, measure

@@ -9,7 +9,7 @@ import pytest
 from asgd.config import make_config
 from asgd.errors import InputError, RunFailedError
 from asgd.problems import LeastSquares, make_problem
-from asgd.simulation import simulate
+from asgd.simulation.simulate import simulate
 
 PLAIN = """
     import numpy as np
@@ -477,7 +477,7 @@ def test_nothing_is_imported_for_other_kinds(plugin):
         ("pathlib:Path.touch", {}),
         ("pandas:read_pickle", {"filepath_or_buffer": "harm.pickle"}),
         ("joblib:load", {"filename": "harm.pickle"}),
-        ("asgd.files:replace_file", {"path": "harm", "content": ""}),
+        ("asgd.rundir.files:replace_file", {"path": "harm", "content": ""}),
         ("cluster.local_ray.guard:subprocess", {}),
         ("user_problem:run", {"args": ["touch", "harm"]}),
     ],

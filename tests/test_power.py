@@ -9,7 +9,7 @@ import pytest
 
 from asgd.config import RunConfig
 from asgd.errors import InputError
-from asgd.trace import read_run
+from asgd.rundir.reader import read_run
 from tests.disk import VARIANTS, Disk, lay_out
 from tests.faults import Crowd
 from tests.machine import EXACT, Machine, configure

@@ -19,10 +19,10 @@ from analysis.profile.fit import fit_run
 from analysis.profile.repeats import fit_runs
 from asgd.config import make_config
 from asgd.errors import InputError, UnreliableEstimateError
-from asgd.experiment import read_runs, run_repeats
 from asgd.problems import Quadratic
-from asgd.simulation import simulate
-from asgd.trace import Run, RunWriter, read_run
+from asgd.rundir.reader import Run, RunWriter, read_run
+from asgd.rundir.repeats import read_runs, run_repeats
+from asgd.simulation.simulate import simulate
 
 DEFAULT_MODELS = ["sme_sgd", "sme_asgd", "sme_law", "replay"]
 

@@ -4,9 +4,9 @@ import os
 
 import pytest
 
-from asgd.events import in_words
-from asgd.output import aligned
+from asgd.console.output import aligned
 from asgd.printable import printable
+from asgd.rundir.events import in_words
 
 HOSTILE = "a\x1b[2J\nb\r\x9b1m\u202e\u2028"
 

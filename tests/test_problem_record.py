@@ -15,12 +15,12 @@ from analysis.prediction.predict import predict
 from asgd.__main__ import main
 from asgd.config import make_config
 from asgd.errors import ProblemChangedError
-from asgd.experiment import run_repeats, unfinished_repeats
-from asgd.problem_record import ProblemRecord, check_problem
 from asgd.problems import Quadratic, make_problem
 from asgd.progress import Progress
-from asgd.simulation import simulate
-from asgd.trace import Run, RunWriter, read_run
+from asgd.rundir.problem_record import ProblemRecord, check_problem
+from asgd.rundir.reader import Run, RunWriter, read_run
+from asgd.rundir.repeats import run_repeats, unfinished_repeats
+from asgd.simulation.simulate import simulate
 from cluster.launch import resume, run
 
 CLASSIFIER = """

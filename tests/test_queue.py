@@ -25,9 +25,9 @@ from analysis.profile.queueing import (
 from asgd.config import make_config
 from asgd.delays import ComputeTime
 from asgd.errors import InputError
-from asgd.simulation import simulate
+from asgd.rundir.reader import TRACE_COLUMNS, RunWriter, read_run
+from asgd.simulation.simulate import simulate
 from asgd.staleness import ConstantPlusGeometric, Geometric, StalenessLaw
-from asgd.trace import TRACE_COLUMNS, RunWriter, read_run
 
 
 def times(law: str, workers: int, mean: float = 0.1, variation: float = 0.5) -> ComputeTime:

@@ -10,7 +10,7 @@ from analysis.models.recorded_turns import RecordedTurns, ResampledTurns, has_sp
 from analysis.models.sme_law import sme_law
 from asgd.delays import ComputeTime
 from asgd.problems import Quadratic
-from asgd.server_times import simulate_staleness
+from asgd.simulation.order import simulate_staleness
 from asgd.staleness import Empirical
 from asgd.streams import stream
 

@@ -20,10 +20,10 @@ import pytest
 from asgd.__main__ import main
 from asgd.config import RunConfig, make_config
 from asgd.errors import InputError, RunFailedError
-from asgd.experiment import read_runs
 from asgd.progress import Progress
-from asgd.simulation import simulate
-from asgd.trace import Run, read_run
+from asgd.rundir.reader import Run, read_run
+from asgd.rundir.repeats import read_runs
+from asgd.simulation.simulate import simulate
 from cluster import resume, run
 from cluster.storage.checkpoint import CHECKPOINTS, load, paths
 from tests.faults import replay_run

@@ -33,9 +33,9 @@ from analysis.study import Study
 from asgd.__main__ import main
 from asgd.config import make_config
 from asgd.errors import InputError
-from asgd.experiment import read_runs, run_repeats
-from asgd.simulation import simulate
-from asgd.trace import Run, RunWriter, read_run
+from asgd.rundir.reader import Run, RunWriter, read_run
+from asgd.rundir.repeats import read_runs, run_repeats
+from asgd.simulation.simulate import simulate
 
 
 class Page(HTMLParser):

@@ -19,9 +19,9 @@ from asgd.problems.base import Array, Indices, Problem
 from asgd.problems.linear import breast_cancer, digits
 from asgd.rules import clipped, staleness_aware
 from asgd.rules import momentum as momentum_rule
-from asgd.simulation import simulate
+from asgd.rundir.reader import Run, read_run
+from asgd.simulation.simulate import simulate
 from asgd.staleness import ConstantPlusGeometric, Geometric, Poisson
-from asgd.trace import Run, read_run
 
 
 def setting(problem: Problem, learning_rate: float, **changes) -> Setting:

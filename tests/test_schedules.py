@@ -12,14 +12,14 @@ import pytest
 from analysis import optimal_batch_schedule
 from asgd.config import load_config, make_config
 from asgd.errors import InputError
+from asgd.rundir.reader import read_run
 from asgd.schedules import (
     Schedule,
     batch_schedule,
     learning_rate_schedule,
     with_batch_sizes,
 )
-from asgd.simulation import simulate
-from asgd.trace import read_run
+from asgd.simulation.simulate import simulate
 
 
 def test_value_holds_from_its_update_on() -> None:

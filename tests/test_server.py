@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from asgd.config import RunConfig, make_config
 from asgd.draws import WorkerDraws
 from asgd.rules import make_rule
+from asgd.rundir.reader import SHARED
 from asgd.streams import stream
-from asgd.trace import SHARED
 from cluster.core.ledger import Record
 from cluster.core.messages import Gradient
 from cluster.core.server import ParameterServer

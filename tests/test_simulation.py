@@ -19,12 +19,12 @@ from asgd.delays import ComputeTime
 from asgd.draws import WorkerDraws
 from asgd.errors import DivergedError, InputError, RunFailedError
 from asgd.problems import Quadratic, make_problem
-from asgd.server_paths import ServerPaths, server_ensemble
-from asgd.server_times import server_order, simulate_staleness, unhindered_order
-from asgd.simulation import simulate
+from asgd.rundir.reader import Run, read_run
+from asgd.simulation.order import server_order, simulate_staleness, unhindered_order
+from asgd.simulation.paths import ServerPaths, server_ensemble
+from asgd.simulation.simulate import simulate
 from asgd.staleness import Geometric, Poisson
 from asgd.streams import stream
-from asgd.trace import Run, read_run
 from tests.exact import SERVER_VALUES, check_quadratic, server_second_moment
 from tests.faults import Crowd
 from tests.invariants import check_trace

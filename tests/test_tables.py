@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from asgd.tables import DamagedTableError, Table, Types, read_table, write_table
+from asgd.rundir.tables import DamagedTableError, Table, Types, read_table, write_table
 
 TYPES: Types = {"update": np.int64, "worker": np.int32, "seconds": np.float64, "model": str}
 ROWS = 2000

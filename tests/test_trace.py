@@ -9,9 +9,9 @@ import pytest
 
 from asgd.config import make_config
 from asgd.errors import InputError
-from asgd.files import replace_file
-from asgd.outline import outline
-from asgd.trace import MEMBER_COLUMNS, SHARED, TRACE_COLUMNS, RunWriter, read_run
+from asgd.rundir.files import replace_file
+from asgd.rundir.outline import outline
+from asgd.rundir.reader import MEMBER_COLUMNS, SHARED, TRACE_COLUMNS, RunWriter, read_run
 
 
 def rows(first: int, count: int) -> dict[str, np.ndarray]:

@@ -15,8 +15,8 @@ import ray
 
 from asgd.config import make_config
 from asgd.progress import Progress
-from asgd.simulation import simulate
-from asgd.trace import read_run
+from asgd.rundir.reader import read_run
+from asgd.simulation.simulate import simulate
 from cluster import run
 from cluster.actors import ServerActor
 from cluster.core.messages import Snapshot, Stop

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from asgd.trace import read_run
+from asgd.rundir.reader import read_run
 from tests.invariants import check_trace
 
 ROOT = Path(__file__).parents[1]

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from asgd.config import make_config
-from asgd.simulation import simulate
-from asgd.tables import write_table
-from asgd.trace import TABLES, RunWriter, read_run
+from asgd.rundir.reader import TABLES, RunWriter, read_run
+from asgd.rundir.tables import write_table
+from asgd.simulation.simulate import simulate
 from cluster.storage.verify import verify
 from tests.machine import Machine, configure
 from tests.test_cli import asgd

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asgd.config import make_config
-from asgd.trace import read_run
+from asgd.rundir.reader import read_run
 from cluster.core.messages import Gradient
 from cluster.core.state import OrderState
 from cluster.core.update import Entry, Incident, Update

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from asgd.problems.base import Array, Problem
+from asgd.rundir.reader import Run
 from asgd.streams import stream
-from asgd.trace import Run
 
 _SECONDS = 0.2  # spent on each of the two batch sizes
 _LEAST_CALLS = 5

@@ -29,10 +29,10 @@ from analysis.profile.queueing import (
 from asgd.config import OptimizerConfig, RunConfig
 from asgd.delays import ComputeTime
 from asgd.errors import InputError
-from asgd.server_times import server_order
+from asgd.rundir.reader import Run
+from asgd.simulation.order import server_order
 from asgd.staleness import ConstantPlusGeometric, Empirical, StalenessLaw, named_law
 from asgd.streams import stream
-from asgd.trace import Run
 
 MOST_LIMITED = 512  # workers whose limits are computed
 

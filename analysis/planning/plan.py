@@ -30,14 +30,14 @@ from analysis.planning.row import FAR, HEADS, PlanRow, PointLimits
 from analysis.prediction.run_stability import leading_curvatures
 from asgd.config import OptimizerConfig, RunConfig
 from asgd.errors import InputError
-from asgd.problem_record import check_problem
 from asgd.problems import make_problem
 from asgd.problems.base import Array, Problem
 from asgd.problems.linear import LinearModel
 from asgd.rules import make_rule
+from asgd.rundir.problem_record import check_problem
+from asgd.rundir.reader import Run
 from asgd.schedules import batch_schedule, learning_rate_schedule
 from asgd.streams import stream
-from asgd.trace import Run
 
 _EVEN, _EARLY = 40, 120  # points of a predicted curve, evenly in updates and in their logarithm
 _TARGET = 0.95  # of the way down: what is left at the end is slow, and hidden in scatter
@@ -188,7 +188,7 @@ def plan(
         Whether to time the gradient in this process, at two batch sizes; otherwise a gradient takes
         as long whatever its batch size, unless the run had several.
     force
-        Plan also where the problem of a run has changed, see `asgd.problem_record`.
+        Plan also where the problem of a run has changed, see `asgd.rundir.problem_record`.
     progress
         Called with the choice at work and the share of the whole that is done.
 

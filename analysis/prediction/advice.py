@@ -14,10 +14,10 @@ from asgd.divergence import DIVERGED
 from asgd.errors import AsgdError, DivergedError
 from asgd.problems import make_problem
 from asgd.rules import make_rule
+from asgd.rundir.reader import Run, read_run
 from asgd.schedules import learning_rate_schedule
 from asgd.staleness import Empirical, staleness_of
 from asgd.streams import stream
-from asgd.trace import Run, read_run
 
 
 def diverged(run: Run) -> bool:

@@ -26,11 +26,11 @@ from analysis.profile.fit import StalenessFit
 from analysis.profile.repeats import as_runs, fit_runs
 from asgd.config import load_config
 from asgd.errors import InputError, UnreliableEstimateError
-from asgd.files import replace_file
-from asgd.parts import LOSS, most_rows
-from asgd.problem_record import check_problem
-from asgd.tables import Types, read_table, write_table
-from asgd.trace import Run
+from asgd.rundir.files import replace_file
+from asgd.rundir.parts import LOSS, most_rows
+from asgd.rundir.problem_record import check_problem
+from asgd.rundir.reader import Run
+from asgd.rundir.tables import Types, read_table, write_table
 
 Method = Literal["auto", "simulate", "fast"]
 
@@ -209,7 +209,7 @@ def predict(
     fit
         The staleness fit, computed from the trace when not given.
     force
-        Predict also where the problem has changed, see `asgd.problem_record`.
+        Predict also where the problem has changed, see `asgd.rundir.problem_record`.
     announce
         Called before the paths are simulated with the seconds they are expected to take.
     progress

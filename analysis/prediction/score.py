@@ -15,8 +15,8 @@ from analysis.prediction.model import LABELS
 from analysis.prediction.predict import Prediction, quantile_column
 from analysis.profile.repeats import as_runs
 from asgd.errors import InputError
+from asgd.rundir.reader import Run
 from asgd.streams import stream
-from asgd.trace import Run
 
 Array = npt.NDArray[np.float64]
 

@@ -14,15 +14,15 @@ from analysis.profile.fit import StalenessFit
 from analysis.profile.repeats import as_runs
 from analysis.profile.stragglers import taking_part
 from asgd.config import OptimizerConfig
-from asgd.events import team_sizes
 from asgd.problems import make_problem
 from asgd.problems.base import Array, Problem
 from asgd.problems.linear import LinearModel
 from asgd.rules import Rule, make_rule
+from asgd.rundir.events import team_sizes
+from asgd.rundir.reader import Run
 from asgd.schedules import learning_rate_schedule
 from asgd.staleness import Geometric, StalenessLaw, staleness_of
 from asgd.streams import stream
-from asgd.trace import Run
 
 # Beyond this dimension linear models are served in single precision: its rounding moves a loss by
 # some 1e-7 of itself, the scatter of a hundred paths by 1e-3 and more.

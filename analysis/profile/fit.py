@@ -39,11 +39,11 @@ from analysis.profile.verdict import (
     recommendation,
 )
 from asgd.errors import InputError, UnreliableEstimateError
-from asgd.experiment import as_run
-from asgd.files import replace_file
+from asgd.rundir.files import replace_file
+from asgd.rundir.reader import Run
+from asgd.rundir.repeats import as_run
 from asgd.staleness import Empirical, Geometric, StalenessLaw
 from asgd.streams import Seed, as_seed, stream
-from asgd.trace import Run
 
 Array = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]

@@ -27,7 +27,8 @@ from asgd.arguments import count, number, shown
 from asgd.config import Configuration, RunConfig, as_config
 from asgd.delays import ComputeTime
 from asgd.errors import InputError
-from asgd.server_times import server_order
+from asgd.rundir.reader import Run
+from asgd.simulation.order import server_order
 from asgd.staleness import (
     ConstantPlusGeometric,
     Empirical,
@@ -36,7 +37,6 @@ from asgd.staleness import (
     StalenessLaw,
 )
 from asgd.streams import Seed, as_seed, stream
-from asgd.trace import Run
 
 Array = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]

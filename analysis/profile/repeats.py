@@ -10,8 +10,8 @@ import msgspec
 from analysis.profile.fit import StalenessFit, fit_series
 from analysis.profile.series import Series
 from asgd.errors import InputError
-from asgd.experiment import as_run, read_runs
-from asgd.trace import Run
+from asgd.rundir.reader import Run
+from asgd.rundir.repeats import as_run, read_runs
 
 Runs = Run | str | Path | Sequence[Run | str | Path]
 

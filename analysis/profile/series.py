@@ -12,10 +12,10 @@ import numpy.typing as npt
 from analysis.profile import dependence
 from analysis.profile.stragglers import stragglers, taking_part
 from asgd.errors import InputError
-from asgd.events import team_sizes
+from asgd.rundir.events import team_sizes
+from asgd.rundir.reader import Run
 from asgd.staleness import staleness_of
 from asgd.staleness.values import whole_numbers
-from asgd.trace import Run
 
 Integers = npt.NDArray[np.int64]
 

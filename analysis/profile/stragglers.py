@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from asgd.events import team_sizes
-from asgd.trace import SHARED, Run
+from asgd.rundir.events import team_sizes
+from asgd.rundir.reader import SHARED, Run
 
 _FEW = 2  # deliveries
 _BEHIND = 20  # times as many that an even share would be

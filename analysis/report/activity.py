@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from asgd.events import incidents
-from asgd.trace import SHARED, Run
+from asgd.rundir.events import incidents
+from asgd.rundir.reader import SHARED, Run
 
 Array = npt.NDArray[np.float64]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Literal
 
-from asgd.trace import Run
+from asgd.rundir.reader import Run
 
 Clock = Literal["real", "simulated", "mixed"]
 

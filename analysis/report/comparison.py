@@ -13,7 +13,7 @@ from analysis.prediction.score import Score
 from analysis.profile.fit import StalenessFit, compare_fits
 from analysis.report.clock import Clock, clock_of, common_clock
 from analysis.report.headline import Facts, problem_name
-from asgd.trace import Run
+from asgd.rundir.reader import Run
 
 # Share of the way down to a loss that every run reached, at which the clock is stopped: the last
 # bit would be decided by scatter.

@@ -14,8 +14,8 @@ from analysis.profile.fit import StalenessFit
 from analysis.profile.stragglers import in_words as in_words_of
 from analysis.profile.verdict import in_words
 from analysis.report.clock import clock_of, seconds_waited
-from asgd.events import team_sizes
-from asgd.trace import Run
+from asgd.rundir.events import team_sizes
+from asgd.rundir.reader import Run
 
 Facts = list[tuple[str, str]]
 

@@ -18,8 +18,8 @@ from analysis.prediction.score import Score
 from analysis.profile.fit import StalenessFit
 from analysis.report.clock import AXIS, clock_of
 from analysis.report.comparison import Comparison
-from asgd.files import replace_file
-from asgd.trace import Run
+from asgd.rundir.files import replace_file
+from asgd.rundir.reader import Run
 
 # Points of a curve that the page shows values of.
 _HOVER = 400

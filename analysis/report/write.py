@@ -33,7 +33,7 @@ from analysis.report.pictures import Picture
 from analysis.report.tables import page_table
 from analysis.study import Study
 from asgd.errors import InputError
-from asgd.files import replace_file
+from asgd.rundir.files import replace_file
 
 _LONGEST_TABLE = 200  # events listed
 _ERROR_NAMES = {

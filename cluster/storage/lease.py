@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO
 
 from asgd.errors import InputError, RunFailedError
-from asgd.files import lock as locked
+from asgd.rundir.files import lock as locked
 from cluster.storage.checkpoint import sync_directory
 
 LOG_FILES = "log-*.bin"  # segments of the write-ahead log: log-<epoch>-<version>.bin

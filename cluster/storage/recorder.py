@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from asgd.problems.base import Problem
-from asgd.trace import LOSS_COLUMNS, RunWriter, read_run
+from asgd.rundir.reader import LOSS_COLUMNS, RunWriter, read_run
 from cluster.core.ledger import Record
 from cluster.core.messages import Array
 from cluster.core.state import State

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from asgd.config import RunConfig
 from asgd.errors import RunFailedError
-from asgd.trace import RunWriter, read_run
+from asgd.rundir.reader import RunWriter, read_run
 from cluster.core.messages import Array
 from cluster.core.server import ParameterServer
 from cluster.core.state import State

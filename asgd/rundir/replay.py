@@ -11,9 +11,9 @@ import numpy.typing as npt
 from asgd.draws import WorkerDraws
 from asgd.problems.base import Array, Problem
 from asgd.rules import make_rule
+from asgd.rundir.reader import SHARED, Run
 from asgd.schedules import learning_rate_schedule
 from asgd.streams import stream
-from asgd.trace import SHARED, Run
 
 Ints = npt.NDArray[np.int64]
 

@@ -34,7 +34,7 @@ class ServerPaths:
     rng
         Draws compute times, turns and mini-batches.
     schedule, gradient_time, message_time, service_time
-        As in `asgd.server_times.simulate_staleness`.
+        As in `asgd.simulation.order.simulate_staleness`.
 
     Attributes
     ----------

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from asgd.errors import InputError
-from asgd.events import in_words, incidents, read_events
 from asgd.printable import printable
 from asgd.progress import Progress
+from asgd.rundir.events import in_words, incidents, read_events
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType

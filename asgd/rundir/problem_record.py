@@ -16,8 +16,8 @@ import numpy as np
 
 from asgd.errors import InputError, ProblemChangedError
 from asgd.problems.base import Problem
+from asgd.rundir.reader import Run, RunWriter
 from asgd.streams import stream
-from asgd.trace import Run, RunWriter
 
 # Relative: single precision on another machine makes less, other data more.
 _TOLERANCE = 1e-5

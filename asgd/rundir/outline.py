@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from asgd.parts import TRACE
-from asgd.trace import Run
+from asgd.rundir.parts import TRACE
+from asgd.rundir.reader import Run
 
 
 @dataclass(frozen=True)

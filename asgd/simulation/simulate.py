@@ -15,25 +15,25 @@ from pathlib import Path
 
 import numpy as np
 
-from asgd.alive import sign_of_life
 from asgd.config import Configuration, RunConfig, as_config
 from asgd.delays import ComputeTime
 from asgd.divergence import NOT_FINITE, check_divergence, remedy
 from asgd.draws import WorkerDraws
 from asgd.errors import InputError, RunFailedError
-from asgd.experiment import run_repeats
-from asgd.files import what_is_wrong
-from asgd.problem_record import ProblemRecord
 from asgd.problems import make_problem
 from asgd.problems.base import Array, Problem
 from asgd.progress import Progress
 from asgd.rules import make_rule
+from asgd.rundir.alive import sign_of_life
+from asgd.rundir.files import what_is_wrong
+from asgd.rundir.problem_record import ProblemRecord
+from asgd.rundir.reader import LOSS_COLUMNS, RunWriter, default_path
+from asgd.rundir.repeats import run_repeats
 from asgd.schedules import batch_schedule, learning_rate_schedule
-from asgd.server_paths import ServerPaths, server_ensemble
-from asgd.server_times import ServerOrder, server_order, simulate_staleness, unhindered_order
+from asgd.simulation.order import ServerOrder, server_order, simulate_staleness, unhindered_order
+from asgd.simulation.paths import ServerPaths, server_ensemble
 from asgd.staleness import named_law
 from asgd.streams import stream
-from asgd.trace import LOSS_COLUMNS, RunWriter, default_path
 
 __all__ = ["ServerOrder", "ServerPaths", "server_ensemble", "simulate", "simulate_staleness"]
 
@@ -59,7 +59,7 @@ def simulate(
     out
         The run directory, which must not hold anything yet; default
         `runs/<kind of problem>-<date>-<time>`. With `run.repeats` it holds one of each repeat,
-        see `asgd.experiment`.
+        see `asgd.rundir.repeats`.
     progress
         Called a few times a second.
 

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from asgd.errors import InputError
-from asgd.options import (
+from asgd.console.options import (
     PATH,
     config_argument,
     json_option,
@@ -22,7 +21,8 @@ from asgd.options import (
     run_argument,
     set_option,
 )
-from asgd.output import Command, print_json, print_table, say
+from asgd.console.output import Command, print_json, print_table, say
+from asgd.errors import InputError
 from asgd.printable import printable
 
 if TYPE_CHECKING:
@@ -68,10 +68,10 @@ def simulate(
     asgd simulate scripts/configs/digits.toml --set simulation.staleness=geometric
     """
     from asgd.config import load_config
-    from asgd.experiment import run_repeats
-    from asgd.live import LiveRun
-    from asgd.simulation import simulate as simulate_run
-    from asgd.trace import default_path
+    from asgd.console.live import LiveRun
+    from asgd.rundir.reader import default_path
+    from asgd.rundir.repeats import run_repeats
+    from asgd.simulation.simulate import simulate as simulate_run
 
     def one(settings: RunConfig, out: Path) -> None:
         with LiveRun("simulate", quiet=quiet, lines=lines) as live:
@@ -91,7 +91,7 @@ def runs(directory: Path, as_json: bool) -> None:
     asgd runs                          what is under runs/
     asgd runs experiments --json
     """
-    from asgd.listing import list_runs, runs_table
+    from asgd.rundir.summary import list_runs, runs_table
 
     rows = list_runs(directory)
     if as_json:
@@ -117,9 +117,9 @@ def status(run: Path, as_json: bool) -> None:
     asgd status runs/digits
     watch -n 2 asgd status runs/digits
     """
-    from asgd.listing import status as status_of
-    from asgd.listing import status_table
-    from asgd.trace import read_run
+    from asgd.rundir.reader import read_run
+    from asgd.rundir.summary import status as status_of
+    from asgd.rundir.summary import status_table
 
     found = status_of(read_run(run))
     if as_json:

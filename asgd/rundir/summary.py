@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from asgd.alive import look_for_life
+from asgd.console.live import sparkline
 from asgd.errors import AsgdError, InputError
-from asgd.events import in_words, incidents
-from asgd.live import sparkline
-from asgd.outline import Outline, outline
-from asgd.parts import LOSS
+from asgd.rundir.alive import look_for_life
+from asgd.rundir.events import in_words, incidents
+from asgd.rundir.outline import Outline, outline
+from asgd.rundir.parts import LOSS
+from asgd.rundir.reader import Run, read_run
 from asgd.stored_json import read_json
-from asgd.trace import Run, read_run
 
 
 def find_runs(directory: str | Path) -> list[Path]:

@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from asgd.errors import InputError
-from asgd.files import replace_file
+from asgd.rundir.files import replace_file
 
 if TYPE_CHECKING:
     import pyarrow as pa

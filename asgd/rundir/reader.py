@@ -32,11 +32,11 @@ import numpy as np
 import numpy.typing as npt
 
 from asgd.config import RunConfig, load_config
-from asgd.defects import loss_defect, member_defect, trace_defect
 from asgd.errors import InputError
-from asgd.events import read_events
-from asgd.files import check_no_links, make_directory, replace_file
-from asgd.parts import (
+from asgd.rundir.defects import loss_defect, member_defect, trace_defect
+from asgd.rundir.events import read_events
+from asgd.rundir.files import check_no_links, make_directory, replace_file
+from asgd.rundir.parts import (
     LOSS,
     MEMBERS,
     TRACE,
@@ -48,8 +48,8 @@ from asgd.parts import (
     parts_of,
     told_losses,
 )
+from asgd.rundir.tables import Columns, DamagedTableError, Table, Types, read_table, write_table
 from asgd.stored_json import read_json
-from asgd.tables import Columns, DamagedTableError, Table, Types, read_table, write_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -370,7 +370,7 @@ class Run:
         return next(ends, {})
 
     def __repr__(self) -> str:
-        from asgd.listing import in_a_line
+        from asgd.rundir.summary import in_a_line
 
         return f"Run({in_a_line(self)})"
 
@@ -378,7 +378,7 @@ class Run:
         """Return the headline numbers for a notebook."""
         import pandas as pd
 
-        from asgd.listing import summary
+        from asgd.rundir.summary import summary
 
         return str(pd.Series(summary(self), dtype=object).to_frame().to_html(header=False))
 
@@ -421,8 +421,8 @@ def read_run(path: str | Path) -> Run:
     Raises
     ------
     InputError
-        There is no run at `path`, or several: repeats of one, see `asgd.experiment`; or it leads
-        out of its directory.
+        There is no run at `path`, or several: repeats of one, see `asgd.rundir.repeats`; or it
+        leads out of its directory.
     """
     path = Path(path)
     if not (path / "config.json").is_file():

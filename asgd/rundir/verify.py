@@ -8,13 +8,13 @@ from hashlib import sha256
 import numpy as np
 
 from asgd.errors import AsgdError
-from asgd.parts import LOSS, MEMBERS, TRACE, most_rows, parts_of
 from asgd.problems import make_problem
 from asgd.problems.base import Array
-from asgd.replay import replay
+from asgd.rundir.parts import LOSS, MEMBERS, TRACE, most_rows, parts_of
+from asgd.rundir.reader import SHARED, TABLES, Run
+from asgd.rundir.replay import replay
+from asgd.rundir.tables import check_digests, read_table
 from asgd.stored_json import read_json
-from asgd.tables import check_digests, read_table
-from asgd.trace import SHARED, TABLES, Run
 
 _TOLERANCE = 1e-6  # of a replay: another machine may add up in another order
 

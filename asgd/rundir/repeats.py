@@ -16,13 +16,13 @@ from pathlib import Path
 
 import msgspec
 
-from asgd.alive import look_for_life
 from asgd.config import RunConfig, load_config
 from asgd.errors import InputError
-from asgd.files import check_no_links, lock, make_directory, replace_file
-from asgd.problem_record import check_problem
 from asgd.problems import make_problem
-from asgd.trace import Run, default_path, read_run
+from asgd.rundir.alive import look_for_life
+from asgd.rundir.files import check_no_links, lock, make_directory, replace_file
+from asgd.rundir.problem_record import check_problem
+from asgd.rundir.reader import Run, default_path, read_run
 
 
 def run_repeats(

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from asgd.files import lock
+from asgd.rundir.files import lock
 from asgd.stored_json import parse_json
 
 _NAME = "alive"

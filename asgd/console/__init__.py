@@ -1,0 +1,1 @@
+"""What a terminal sees: commands, options, the live view, tables."""
