@@ -120,7 +120,7 @@ def run(
     asgd run --resume runs/digits
     """
     from asgd.config import load_config
-    from asgd.rundir.reader import default_path
+    from asgd.rundir.writer import default_path
 
     if resume is not None:
         if config or overrides or out:
@@ -411,7 +411,7 @@ def demo(out: Path | None, paths: int, quiet: bool) -> None:
     from analysis.report.write import write_report
     from analysis.study import Study
     from asgd.config import make_config
-    from asgd.rundir.reader import default_path
+    from asgd.rundir.writer import default_path
 
     settings = make_config(DEMO)
     path = _train(settings, out or default_path(settings, "demo"), None, quiet, False)

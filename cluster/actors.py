@@ -18,7 +18,8 @@ from asgd.config import RunConfig
 from asgd.errors import AsgdError
 from asgd.problems import make_problem
 from asgd.rundir.files import what_is_wrong
-from asgd.rundir.reader import RunWriter
+from asgd.rundir.repair import recorded_updates
+from asgd.rundir.writer import RunWriter
 from cluster.core.backlog import Backlog
 from cluster.core.ledger import Record
 from cluster.core.messages import Array, Gradient
@@ -284,7 +285,7 @@ class RecorderActor:
 
     def _open(self) -> None:
         problem, wanted = make_problem(self._config), self._config.metrics
-        known = RunWriter(self._path).recorded_updates()
+        known = recorded_updates(self._path)
         with Lease(self._path / CHECKPOINTS).held(self._epoch):
             metrics = Metrics.open(wanted, self._path, self._epoch, known)
             if wanted.prometheus:  # null: this Ray, which is not ours, shows no page

@@ -14,7 +14,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from asgd.config import MOST_WORKERS, RunConfig
 from asgd.delays import ComputeTime
 from asgd.errors import InputError, RunFailedError
-from asgd.rundir.reader import RunWriter, read_run
+from asgd.rundir.reader import read_run
+from asgd.rundir.writer import RunWriter
 from cluster.actors import Actor, RecorderActor, ServerActor, UserError, WorkerActor
 from cluster.core.messages import Array
 from cluster.core.status import Status, WorkerStatus

@@ -22,8 +22,9 @@ from asgd.progress import Progress
 from asgd.rundir.alive import sign_of_life
 from asgd.rundir.files import what_is_wrong
 from asgd.rundir.problem_record import ProblemRecord, check_problem
-from asgd.rundir.reader import RunWriter, default_path, read_run
+from asgd.rundir.reader import read_run
 from asgd.rundir.repeats import run_repeats, unfinished_repeats
+from asgd.rundir.writer import RunWriter, default_path
 from asgd.streams import stream
 from cluster.actors import Losses, UserError
 from cluster.core.messages import Array

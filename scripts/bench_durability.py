@@ -36,7 +36,7 @@ import ray
 
 from asgd.config import RunConfig, make_config
 from asgd.problems import make_problem
-from asgd.rundir.reader import RunWriter
+from asgd.rundir.writer import RunWriter
 from asgd.streams import stream
 from cluster.actors import RecorderActor, ServerActor, WorkerActor
 from cluster.core.ledger import Ledger

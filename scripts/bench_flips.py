@@ -25,7 +25,7 @@ import pyarrow as pa
 
 from asgd.config import make_config
 from asgd.errors import InputError
-from asgd.rundir.reader import LOSS_COLUMNS, TRACE_COLUMNS
+from asgd.rundir.columns import LOSS_COLUMNS, TRACE_COLUMNS
 from asgd.rundir.tables import read_table
 from asgd.simulation.simulate import simulate
 

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from asgd.config import make_config
-from asgd.rundir.reader import RunWriter
+from asgd.rundir.writer import RunWriter
 
 ROWS = 16_384  # in a part
 WORKERS = 8

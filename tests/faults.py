@@ -8,7 +8,8 @@ import numpy as np
 from asgd.config import ComputeTimeConfig, RunConfig
 from asgd.problems import Problem, make_problem
 from asgd.rules import make_rule
-from asgd.rundir.reader import SHARED, Run
+from asgd.rundir.columns import SHARED
+from asgd.rundir.reader import Run
 from asgd.schedules import learning_rate_schedule
 from asgd.streams import stream
 from cluster.core.ledger import Record

@@ -7,7 +7,8 @@ from types import MappingProxyType
 
 import numpy as np
 
-from asgd.rundir.reader import LOSS_COLUMNS, SHARED, TRACE_COLUMNS, Run
+from asgd.rundir.columns import LOSS_COLUMNS, SHARED, TRACE_COLUMNS
+from asgd.rundir.reader import Run
 
 
 def check_trace(

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from asgd.config import RunConfig, make_config
-from asgd.rundir.reader import RunWriter, read_run
+from asgd.rundir.reader import read_run
+from asgd.rundir.writer import RunWriter
 from cluster.storage.checkpoint import CHECKPOINTS
 from cluster.storage.lease import Lease
 from cluster.storage.recorder import Recorder

@@ -11,8 +11,9 @@ from analysis.prediction.predict import predict
 from analysis.report.write import write_report
 from analysis.study import Study
 from asgd.config import make_config
-from asgd.rundir.reader import Run, RunWriter, read_run
+from asgd.rundir.reader import Run, read_run
 from asgd.rundir.repeats import run_repeats
+from asgd.rundir.writer import RunWriter
 from asgd.simulation.simulate import simulate
 
 HOSTILE = "<script>window.hacked = 1</script><img src=x onerror=window.hacked=1>"

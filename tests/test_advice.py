@@ -9,7 +9,8 @@ from analysis.prediction.advice import advice_on_divergence, diverged
 from asgd.config import make_config
 from asgd.divergence import check_divergence
 from asgd.errors import DivergedError
-from asgd.rundir.reader import RunWriter, read_run
+from asgd.rundir.reader import read_run
+from asgd.rundir.writer import RunWriter
 from asgd.simulation.simulate import simulate
 
 

@@ -523,7 +523,7 @@ import numpy as np
 
 from asgd.config import make_config
 from asgd.problems import make_problem
-from asgd.rundir.reader import RunWriter
+from asgd.rundir.writer import RunWriter
 from cluster.storage.checkpoint import CHECKPOINTS
 from cluster.storage.lease import Lease
 from cluster.core.messages import Gradient

@@ -18,7 +18,8 @@ import pytest
 from asgd.__main__ import cli, main
 from asgd.config import make_config
 from asgd.rundir.alive import sign_of_life
-from asgd.rundir.reader import RunWriter, read_run
+from asgd.rundir.reader import read_run
+from asgd.rundir.writer import RunWriter
 
 CONFIG = """
 [problem]

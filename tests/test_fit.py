@@ -17,7 +17,9 @@ from analysis.profile.estimators import ESTIMATORS, Counts, log_likelihood
 from analysis.profile.fit import StalenessFit, compare_fits, fit_run, fit_staleness
 from asgd.config import make_config
 from asgd.errors import InputError, UnreliableEstimateError
-from asgd.rundir.reader import TRACE_COLUMNS, RunWriter, read_run
+from asgd.rundir.columns import TRACE_COLUMNS
+from asgd.rundir.reader import read_run
+from asgd.rundir.writer import RunWriter
 from asgd.staleness import (
     ConstantPlusGeometric,
     ConwayMaxwellPoisson,

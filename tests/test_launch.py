@@ -27,7 +27,8 @@ from asgd.draws import WorkerDraws
 from asgd.errors import DivergedError, InputError, RunFailedError
 from asgd.problems import make_problem
 from asgd.progress import Progress
-from asgd.rundir.reader import SHARED, Run, read_run
+from asgd.rundir.columns import SHARED
+from asgd.rundir.reader import Run, read_run
 from asgd.rundir.summary import standing
 from asgd.simulation.simulate import simulate
 from asgd.staleness import Geometric

@@ -14,8 +14,9 @@ from analysis.prediction.predict import Prediction, predict
 from analysis.prediction.score import compare
 from asgd.config import RunConfig, make_config
 from asgd.errors import InputError
-from asgd.rundir.reader import Run, RunWriter
+from asgd.rundir.reader import Run
 from asgd.rundir.repeats import read_runs, run_repeats
+from asgd.rundir.writer import RunWriter
 from asgd.simulation.simulate import simulate
 
 REPEATS, PATHS = 8, 64

@@ -20,8 +20,9 @@ from analysis.profile.repeats import fit_runs
 from asgd.config import make_config
 from asgd.errors import InputError, UnreliableEstimateError
 from asgd.problems import Quadratic
-from asgd.rundir.reader import Run, RunWriter, read_run
+from asgd.rundir.reader import Run, read_run
 from asgd.rundir.repeats import read_runs, run_repeats
+from asgd.rundir.writer import RunWriter
 from asgd.simulation.simulate import simulate
 
 DEFAULT_MODELS = ["sme_sgd", "sme_asgd", "sme_law", "replay"]

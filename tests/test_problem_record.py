@@ -18,8 +18,9 @@ from asgd.errors import ProblemChangedError
 from asgd.problems import Quadratic, make_problem
 from asgd.progress import Progress
 from asgd.rundir.problem_record import ProblemRecord, check_problem
-from asgd.rundir.reader import Run, RunWriter, read_run
+from asgd.rundir.reader import Run, read_run
 from asgd.rundir.repeats import run_repeats, unfinished_repeats
+from asgd.rundir.writer import RunWriter
 from asgd.simulation.simulate import simulate
 from cluster.launch import resume, run
 

@@ -25,7 +25,9 @@ from analysis.profile.queueing import (
 from asgd.config import make_config
 from asgd.delays import ComputeTime
 from asgd.errors import InputError
-from asgd.rundir.reader import TRACE_COLUMNS, RunWriter, read_run
+from asgd.rundir.columns import TRACE_COLUMNS
+from asgd.rundir.reader import read_run
+from asgd.rundir.writer import RunWriter
 from asgd.simulation.simulate import simulate
 from asgd.staleness import ConstantPlusGeometric, Geometric, StalenessLaw
 

@@ -33,8 +33,10 @@ from analysis.study import Study
 from asgd.__main__ import main
 from asgd.config import make_config
 from asgd.errors import InputError
-from asgd.rundir.reader import Run, RunWriter, read_run
+from asgd.rundir.reader import Run, read_run
+from asgd.rundir.repair import cut_back
 from asgd.rundir.repeats import read_runs, run_repeats
+from asgd.rundir.writer import RunWriter
 from asgd.simulation.simulate import simulate
 
 
@@ -364,7 +366,7 @@ def test_repeats_cut_short_are_left_out_and_said(tmp_path: Path) -> None:
     }
     place = run_repeats(make_config(tables), tmp_path / "repeats", simulate)
     whole, short = read_runs(place)[1:], read_runs(place)[0]
-    RunWriter(short.path).cut(150)
+    cut_back(short.path, 150)
     write_report(predicted(place))
     prediction = read_prediction(place)
     assert prediction.curves["update"].max() == 300
@@ -382,7 +384,7 @@ def test_a_run_at_work_is_reported_on_as_it_was_read(tmp_path: Path) -> None:
     run = simulated_run(tmp_path / "run")
     work = tmp_path / "work"
     shutil.copytree(run.path, work)
-    RunWriter(work).cut(150)
+    cut_back(work, 150)
     study = Study.open(work)
     shutil.rmtree(work)
     shutil.copytree(run.path, work)  # it has gone on
@@ -398,7 +400,7 @@ def test_a_run_at_work_is_reported_on_as_it_was_read(tmp_path: Path) -> None:
 def test_a_prediction_of_a_run_that_has_gone_on_is_made_again(tmp_path: Path) -> None:
     run = simulated_run(tmp_path / "run")
     shutil.copytree(run.path, tmp_path / "cut")
-    RunWriter(tmp_path / "cut").cut(150)
+    cut_back(tmp_path / "cut", 150)
     predicted(tmp_path / "cut")
     for kind in ("json", "parquet"):
         shutil.copy(tmp_path / "cut" / f"prediction.{kind}", run.path)

@@ -17,7 +17,8 @@ from analysis.prediction.predict import (
 from analysis.prediction.score import compare, crps_from_quantiles, relative_error_interval
 from asgd.config import make_config
 from asgd.errors import InputError
-from asgd.rundir.reader import Run, RunWriter, read_run
+from asgd.rundir.reader import Run, read_run
+from asgd.rundir.writer import RunWriter
 
 UPDATE = np.arange(0, 101, 10)
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from asgd.config import RunConfig, make_config
 from asgd.draws import WorkerDraws
 from asgd.rules import make_rule
-from asgd.rundir.reader import SHARED
+from asgd.rundir.columns import SHARED
 from asgd.streams import stream
 from cluster.core.ledger import Record
 from cluster.core.messages import Gradient

@@ -9,9 +9,12 @@ import pytest
 
 from asgd.config import make_config
 from asgd.errors import InputError
+from asgd.rundir.columns import MEMBER_COLUMNS, SHARED, TRACE_COLUMNS
 from asgd.rundir.files import replace_file
 from asgd.rundir.outline import outline
-from asgd.rundir.reader import MEMBER_COLUMNS, SHARED, TRACE_COLUMNS, RunWriter, read_run
+from asgd.rundir.reader import read_run
+from asgd.rundir.repair import cut_back, recorded_updates
+from asgd.rundir.writer import RunWriter
 
 
 def rows(first: int, count: int) -> dict[str, np.ndarray]:
@@ -103,7 +106,7 @@ def test_event_after_a_torn_one_is_kept(writer: RunWriter) -> None:
         with (writer.path / "events.jsonl").open("ab") as file:
             file.write(torn)
         writer.event("checkpoint_damaged")
-        writer.cut(0)
+        cut_back(writer.path, 0)
         writer.event("server_restored", to_version=0)
     kinds = [event["event"] for event in read_run(writer.path).events]
     assert kinds == ["start", *["checkpoint_damaged", "server_restored"] * 2]
@@ -125,7 +128,7 @@ def test_cut_leaves_the_temporary_files_of_others(writer: RunWriter) -> None:
     for path in (*others, *torn):
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(b"torn")
-    writer.cut(5)
+    cut_back(writer.path, 5)
     assert sorted(writer.path.rglob("*.tmp")) == sorted(others)
 
 
@@ -136,7 +139,7 @@ def test_losses_that_cannot_be_read_are_put_aside(writer: RunWriter) -> None:
     path = writer.path / "loss.parquet" / "part-000000000005.parquet"
     damaged = path.read_bytes()[:-20]
     path.write_bytes(damaged)
-    writer.cut(10)
+    cut_back(writer.path, 10)
     run = read_run(writer.path)
     assert len(run.trace) == 10
     assert run.loss["update"].tolist() == [0, 10]
@@ -154,7 +157,7 @@ def test_losses_that_are_missing_are_told(writer: RunWriter) -> None:
     (writer.path / "loss.parquet" / "part-000000000010.parquet").unlink()
     with pytest.raises(InputError, match="the loss after update 10 is missing"):
         _ = read_run(writer.path).loss
-    writer.cut(30)
+    cut_back(writer.path, 30)
     run = read_run(writer.path)
     assert run.loss["update"].tolist() == [0, 5, 15, 20]
     assert run.events[-1]["file"] == "loss.parquet/_damaged-000000000010.parquet"
@@ -218,15 +221,15 @@ def test_record_ends_where_members_are_damaged(writer: RunWriter) -> None:
     trace = rows(0, 30)
     trace["worker"] = np.where(np.isin(trace["update"], (3, 20)), SHARED, 0)
     writer.trace(trace)
-    assert writer.recorded_updates() == 3
+    assert recorded_updates(writer.path) == 3
     for first in (3, 20):
         members = {name: [0] for name in MEMBER_COLUMNS}
         writer.members(members | {"update": [first], "batch_size": [1]})
-    assert writer.recorded_updates() == 30
+    assert recorded_updates(writer.path) == 30
     part = writer.path / "members" / "part-000000000020.parquet"
     part.write_bytes(part.read_bytes()[:-20])
-    assert writer.recorded_updates() == 20
-    writer.cut(20)
+    assert recorded_updates(writer.path) == 20
+    cut_back(writer.path, 20)
     assert read_run(writer.path).members["update"].tolist() == [3]
 
 

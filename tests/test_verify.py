@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 from asgd.config import make_config
-from asgd.rundir.reader import TABLES, RunWriter, read_run
+from asgd.rundir.columns import TABLES
+from asgd.rundir.reader import read_run
 from asgd.rundir.tables import write_table
+from asgd.rundir.writer import RunWriter
 from asgd.simulation.simulate import simulate
 from cluster.storage.verify import verify
 from tests.machine import Machine, configure

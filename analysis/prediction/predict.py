@@ -26,8 +26,9 @@ from analysis.profile.fit import StalenessFit
 from analysis.profile.repeats import as_runs, fit_runs
 from asgd.config import load_config
 from asgd.errors import InputError, UnreliableEstimateError
+from asgd.rundir.columns import LOSS
 from asgd.rundir.files import replace_file
-from asgd.rundir.parts import LOSS, most_rows
+from asgd.rundir.parts import most_rows
 from asgd.rundir.problem_record import check_problem
 from asgd.rundir.reader import Run
 from asgd.rundir.tables import Types, read_table, write_table

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from asgd.rundir.columns import SHARED
 from asgd.rundir.events import team_sizes
-from asgd.rundir.reader import SHARED, Run
+from asgd.rundir.reader import Run
 
 _FEW = 2  # deliveries
 _BEHIND = 20  # times as many that an even share would be

@@ -11,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from asgd.rundir.columns import SHARED
 from asgd.rundir.events import incidents
-from asgd.rundir.reader import SHARED, Run
+from asgd.rundir.reader import Run
 
 Array = npt.NDArray[np.float64]
 

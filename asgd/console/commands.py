@@ -69,8 +69,8 @@ def simulate(
     """
     from asgd.config import load_config
     from asgd.console.live import LiveRun
-    from asgd.rundir.reader import default_path
     from asgd.rundir.repeats import run_repeats
+    from asgd.rundir.writer import default_path
     from asgd.simulation.simulate import simulate as simulate_run
 
     def one(settings: RunConfig, out: Path) -> None:
@@ -91,7 +91,8 @@ def runs(directory: Path, as_json: bool) -> None:
     asgd runs                          what is under runs/
     asgd runs experiments --json
     """
-    from asgd.rundir.summary import list_runs, runs_table
+    from asgd.console.tables import runs_table
+    from asgd.rundir.summary import list_runs
 
     rows = list_runs(directory)
     if as_json:
@@ -117,9 +118,9 @@ def status(run: Path, as_json: bool) -> None:
     asgd status runs/digits
     watch -n 2 asgd status runs/digits
     """
+    from asgd.console.tables import status_table
     from asgd.rundir.reader import read_run
     from asgd.rundir.summary import status as status_of
-    from asgd.rundir.summary import status_table
 
     found = status_of(read_run(run))
     if as_json:

@@ -1,14 +1,14 @@
-"""What a run's parts say at a glance: of millions of updates, two columns, part by part."""
+"""What a run's parts say at a glance: of millions of updates, three columns, part by part."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
-from asgd.rundir.parts import TRACE
-from asgd.rundir.reader import Run
+from asgd.rundir.tables import Table
 
 
 @dataclass(frozen=True)
@@ -34,31 +34,25 @@ class Outline:
     by_worker: dict[int, int]
 
 
-def outline(run: Run) -> Outline:
-    """Return what the trace of a run says at a glance.
-
-    Raises
-    ------
-    InputError
-        A part is damaged or missing.
-    """
-    known = run.recorded_updates
+def outline(parts: Iterable[Table], known: int) -> Outline:
+    """Return what a trace of so many updates says at a glance, from its parts in order."""
     tail = known - max(1, known // 10)
     updates = total = recent = 0
+    seconds = None
     by_worker: Counter[int] = Counter()
-    for part in run.parts(TRACE):
-        columns = part.columns("worker", "staleness")
+    for part in parts:
+        columns = part.columns("worker", "staleness", "applied_seconds")
         workers, counts = np.unique(columns["worker"], return_counts=True)
         by_worker.update(dict(zip(workers.tolist(), counts.tolist(), strict=True)))
         total += int(columns["staleness"].sum())
         recent += int(columns["staleness"][max(tail - updates, 0) :].sum())
+        seconds = float(columns["applied_seconds"][-1])
         updates += part.rows
     if updates <= tail or not updates:
         return Outline(0, None, None, None, {})
-    last = run.last_row(TRACE)
     return Outline(
         updates,
-        None if last is None else float(last["applied_seconds"]),
+        seconds,
         total / updates,
         recent / (updates - tail),
         dict(sorted(by_worker.items())),

@@ -13,8 +13,7 @@ import numpy.typing as npt
 
 from asgd.config import MOST_WORKERS, RunConfig
 from asgd.errors import InputError
-
-TRACE, MEMBERS, LOSS = "trace", "members", "loss.parquet"
+from asgd.rundir.columns import LOSS, MEMBERS
 
 _PART = re.compile(r"part-(\d{12})\.parquet")
 _DAMAGED = re.compile(r".*/_damaged-(\d{12})\.parquet")

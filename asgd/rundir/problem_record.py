@@ -16,7 +16,8 @@ import numpy as np
 
 from asgd.errors import InputError, ProblemChangedError
 from asgd.problems.base import Problem
-from asgd.rundir.reader import Run, RunWriter
+from asgd.rundir.reader import Run
+from asgd.rundir.writer import RunWriter
 from asgd.streams import stream
 
 # Relative: single precision on another machine makes less, other data more.

@@ -1,83 +1,36 @@
-"""The run directory: what is recorded for each update, how it is written, how it is read.
-
-    config.json            the resolved configuration
-    environment.json       versions, host, cores, start time
-    trace/part-*.parquet   a row per applied update, columns `TRACE_COLUMNS`
-    members/part-*.parquet a row per gradient of each update that is a mean of several workers',
-                           columns `MEMBER_COLUMNS`; only where there are such updates
-    loss.parquet/part-*.parquet
-                           a row per evaluation, columns `LOSS_COLUMNS`
-    events.jsonl           start, worker_lost, finish, ...: one JSON object per line
-    checkpoints/           of real runs: what a run that was cut short goes on from
-
-Files are written under a temporary name and renamed, so a torn write never hides what was already
-there; events are appended line by line and a torn line is ignored.
-"""
+"""Reads a run directory; tables are read when they are first asked for."""
 
 from __future__ import annotations
 
-import json
-import os
-import platform
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from hashlib import sha256
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from asgd.config import RunConfig, load_config
-from asgd.errors import InputError
+from asgd.errors import AsgdError, InputError
+from asgd.rundir.alive import look_for_life
+from asgd.rundir.columns import LOSS, MEMBERS, TABLES, TRACE
 from asgd.rundir.defects import loss_defect, member_defect, trace_defect
 from asgd.rundir.events import read_events
-from asgd.rundir.files import check_no_links, make_directory, replace_file
+from asgd.rundir.files import check_no_links
+from asgd.rundir.outline import Outline, outline
 from asgd.rundir.parts import (
-    LOSS,
-    MEMBERS,
-    TRACE,
-    damaged_name,
     first_update,
     missing_losses,
     most_rows,
-    part_name,
     parts_of,
     told_losses,
 )
-from asgd.rundir.tables import Columns, DamagedTableError, Table, Types, read_table, write_table
+from asgd.rundir.tables import Columns, Table, read_table
 from asgd.stored_json import read_json
 
 if TYPE_CHECKING:
     import pandas as pd
 
-SHARED = -1  # the worker of an update that is the mean of several workers' gradients
-
-TRACE_COLUMNS = {
-    "update": np.int64,  # number of this update: 0, 1, ..., each once
-    "worker": np.int32,  # who computed the gradient, or SHARED
-    "sequence": np.int64,  # the worker's own number of this gradient: 0, 1, ...
-    "read_version": np.int64,  # updates applied before the snapshot was read
-    "staleness": np.int64,  # update - read_version
-    "batch_size": np.int32,  # samples in the gradient
-    "compute_seconds": np.float64,  # from snapshot received to gradient ready
-    "applied_seconds": np.float64,  # from the start of the run to the update
-    "gradient_norm": np.float64,  # Euclidean norm of the gradient
-}
-MEMBER_COLUMNS = {
-    "update": np.int64,  # the SHARED update the gradient went into
-    "worker": np.int32,  # as in the trace, from here on
-    "sequence": np.int64,
-    "read_version": np.int64,
-    "batch_size": np.int32,
-    "compute_seconds": np.float64,
-}
-LOSS_COLUMNS = {"update": np.int64, "seconds": np.float64, "loss": np.float64}
-TABLES: dict[str, Types] = {TRACE: TRACE_COLUMNS, MEMBERS: MEMBER_COLUMNS, LOSS: LOSS_COLUMNS}
-_REPETITIVE = ("worker", "staleness", "batch_size")
 # The state after each event that changes it.
 _ENDS = {
     "finish": "finished",
@@ -85,184 +38,6 @@ _ENDS = {
     "failed": "failed",
     "server_restored": "unfinished",
 }
-
-
-class RunWriter:
-    """Writes one run directory."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._unsynced: set[Path] = set()
-
-    @classmethod
-    def create(cls, path: str | Path, config: RunConfig) -> RunWriter:
-        """Create the directory with its configuration, environment and `start` event.
-
-        Raises
-        ------
-        InputError
-            The directory cannot be written, or holds something already.
-        """
-        path = Path(path)
-        make_directory(path)
-        try:
-            (path / "trace").mkdir()
-            writer = cls(path)
-            files = {
-                "config.json": config.to_json().encode(),
-                "environment.json": f"{json.dumps(_environment(), indent=2)}\n".encode(),
-            }
-            for name, content in files.items():
-                # On the disk: a checkpoint is worth nothing without them.
-                replace_file(path / name, content, flush=True)
-            digests = {name: sha256(content).hexdigest() for name, content in files.items()}
-            writer.event("start", sha256=digests)
-            writer.sync()
-        except OSError as error:
-            raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
-        return writer
-
-    def trace(self, columns: Mapping[str, Sequence[Any] | np.ndarray[Any, Any]]) -> None:
-        """Write one part of the trace: equally long `TRACE_COLUMNS`, in order of `update`."""
-        self._part(TRACE, columns)
-
-    def members(self, columns: Mapping[str, Sequence[Any] | np.ndarray[Any, Any]]) -> None:
-        """Write one part of the members: equally long `MEMBER_COLUMNS`, in order of `update`."""
-        self._part(MEMBERS, columns)
-
-    def loss(self, columns: Mapping[str, Sequence[Any] | np.ndarray[Any, Any]]) -> None:
-        """Write one part of the losses: equally long `LOSS_COLUMNS`, in order of `update`."""
-        self._part(LOSS, columns)
-
-    def event(self, kind: str, **fields: Any) -> None:
-        """Append one event; `fields` must be JSON values."""
-        line = json.dumps({"event": kind, "time": time.time(), **fields}) + "\n"
-        with (self.path / "events.jsonl").open("ab+") as file:
-            if file.seek(0, os.SEEK_END):
-                file.seek(-1, os.SEEK_END)
-                if file.read(1) != b"\n":  # torn: it must not take this one with it
-                    line = "\n" + line
-            file.write(line.encode())
-
-    def sync(self) -> None:
-        """Flush what was written since the last call to the disk."""
-        changed = self._unsynced | {self.path / "events.jsonl"}
-        files = {path for path in changed if path.exists()}
-        for path in files | {path.parent for path in changed}:
-            descriptor = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-        self._unsynced.clear()
-
-    def recorded_updates(self) -> int:
-        """Return how many updates are on record, members included, without a gap from the first."""
-        count, shared = 0, [np.empty(0, np.int64)]
-        for part in parts_of(self.path / TRACE):
-            try:
-                trace = self._read(part, TRACE)
-            except DamagedTableError:
-                break
-            if trace_defect(trace, count) is not None:
-                break
-            shared.append(trace["update"][trace["worker"] == SHARED])
-            count += len(trace["update"])
-        return min(count, self._first_without_members(np.concatenate(shared), count))
-
-    def _first_without_members(self, shared: npt.NDArray[np.int64], count: int) -> int:
-        """Return the first of the updates that are means whose members are not on record."""
-        known = [np.empty(0, np.int64)]
-        for part in parts_of(self.path / MEMBERS):
-            try:
-                members = self._read(part, MEMBERS)
-            except DamagedTableError:
-                continue
-            if member_defect(members) is None:
-                known.append(members["update"])
-        missing = np.setdiff1d(shared, np.concatenate(known))
-        return int(missing[0]) if len(missing) else count
-
-    def recorded_losses(self) -> list[tuple[int, float, float]]:
-        """Return the first and the last loss on record, none if there is none: `LOSS_COLUMNS`.
-
-        A long run has too many to read them all for that.
-        """
-        parts = parts_of(self.path / LOSS)
-        ends = [(parts[0], 0), (parts[-1], -1)] if parts else []
-        found = []
-        for part, row in ends:
-            loss = self._read(part, LOSS)
-            seconds, value = float(loss["seconds"][row]), float(loss["loss"][row])
-            found.append((int(loss["update"][row]), seconds, value))
-        return found
-
-    def cut(self, updates: int) -> None:
-        """Cut trace, members and loss back to what they were after so many updates.
-
-        -1 leaves nothing, not even the loss of x_0. These updates must be on record, see
-        `recorded_updates`. A cut that was interrupted is completed by repeating it. Losses that
-        cannot be read are put aside, which the event `loss_damaged` tells, as it tells which are
-        missing.
-        """
-        # Other temporary files may be of somebody who is at work on them.
-        for pattern in ("trace/*.tmp", "members/*.tmp", f"{LOSS}/*.tmp", "checkpoints/*.tmp"):
-            for torn in self.path.glob(pattern):
-                torn.unlink(missing_ok=True)
-        self._set_damaged_losses_aside()
-        for name, end in ((TRACE, updates), (MEMBERS, updates), (LOSS, updates + 1)):
-            parts = parts_of(self.path / name)
-            kept = [part for part in parts if first_update(part) < end]
-            for part in parts[len(kept) :]:
-                part.unlink()
-                self._unsynced.add(part)
-            if kept:
-                self._cut_table(kept[-1], end, name)
-
-    def _set_damaged_losses_aside(self) -> None:
-        known = [np.empty(0, np.int64)]
-        for part in parts_of(self.path / LOSS):
-            try:
-                loss = self._read(part, LOSS)
-            except DamagedTableError as error:
-                aside = part.with_name(damaged_name(first_update(part)))
-                os.replace(part, aside)
-                self._unsynced.add(aside)
-                self.event("loss_damaged", file=f"{LOSS}/{aside.name}", reason=str(error))
-            else:
-                known.append(loss["update"])
-        told = told_losses(read_events(self.path / "events.jsonl"))
-        for missing in missing_losses(np.concatenate(known), self._config):
-            if missing not in told:
-                name = f"{LOSS}/{damaged_name(missing)}"
-                self.event("loss_damaged", file=name, reason="it is missing")
-
-    def _cut_table(self, path: Path, end: int, table: str) -> None:
-        """Keep the rows before update `end`."""
-        columns = self._read(path, table)
-        rows = int(np.searchsorted(columns["update"], end))
-        if rows < len(columns["update"]):
-            kept = {name: column[:rows] for name, column in columns.items()}
-            self._write(path, kept, table, flush=True)  # on the disk, as they were under this name
-
-    def _part(self, name: str, columns: Mapping[str, Any]) -> None:
-        if len(columns["update"]):
-            directory = self.path / name
-            directory.mkdir(exist_ok=True)
-            self._write(directory / part_name(int(columns["update"][0])), columns, name)
-
-    def _write(
-        self, path: Path, columns: Mapping[str, Any], table: str, *, flush: bool = False
-    ) -> None:
-        write_table(path, columns, TABLES[table], _REPETITIVE, flush=flush)
-        self._unsynced.add(path)
-
-    def _read(self, part: Path, table: str) -> Columns:
-        return read_table(part, TABLES[table], most_rows(self._config, table))
-
-    @cached_property
-    def _config(self) -> RunConfig:
-        return load_config(self.path / "config.json")
 
 
 @dataclass(frozen=True, repr=False)
@@ -328,6 +103,17 @@ class Run:
             count += part.rows
         return count
 
+    @cached_property
+    def outline(self) -> Outline:
+        """Sums over the trace, read part by part.
+
+        Raises
+        ------
+        InputError
+            A part is damaged or missing.
+        """
+        return outline(self.parts(TRACE), self.recorded_updates)
+
     def parts(self, table: str) -> Iterator[Table]:
         """Open the parts of a table one after another, for whoever needs few of its columns."""
         for path in parts_of(self.path / table):
@@ -370,15 +156,11 @@ class Run:
         return next(ends, {})
 
     def __repr__(self) -> str:
-        from asgd.rundir.summary import in_a_line
-
         return f"Run({in_a_line(self)})"
 
     def _repr_html_(self) -> str:
         """Return the headline numbers for a notebook."""
         import pandas as pd
-
-        from asgd.rundir.summary import summary
 
         return str(pd.Series(summary(self), dtype=object).to_frame().to_html(header=False))
 
@@ -409,12 +191,6 @@ class Run:
             raise InputError(f"{self.path / table}: {defect}")
 
 
-def default_path(config: RunConfig, name: str | None = None) -> Path:
-    """Return a new directory under runs/, named after the problem, or as given, and the time."""
-    name = name or config.problem.kind.replace(":", "-")
-    return Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-
-
 def read_run(path: str | Path) -> Run:
     """Open a run directory.
 
@@ -436,17 +212,90 @@ def read_run(path: str | Path) -> Run:
     return Run(path, config)
 
 
+def standing(run: Run) -> tuple[str, str]:
+    """Return the state of a run, and what is behind it in words.
+
+    "finished", "interrupted" and "failed" are what the run recorded of its end, "running" has
+    lately given a sign of life, "stopped" never said so but its process is gone, and "unknown"
+    has given none for long, from a host that cannot be looked into.
+    """
+    recorded, sign = run.state, look_for_life(run.path)
+    alive = sign is not None and sign.presence in ("here", "elsewhere")
+    if recorded == "finished" or (recorded != "unfinished" and not alive):
+        return recorded, run.failure or ""
+    if sign is None:
+        return recorded, "gives no sign of life"
+    heard = f"process {sign.pid} on {sign.host}, last sign of life {_ago(sign.age)} ago"
+    if sign.presence == "gone":
+        return "stopped", f"without saying so, the process is gone: {heard}"
+    if sign.presence != "here":
+        heard = f"{heard}; more cannot be known from this host"
+    return "running" if alive else "unknown", heard
+
+
+def _ago(seconds: float) -> str:
+    for unit, length in (("d", 86_400.0), ("h", 3600.0), ("min", 60.0)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def summary(run: Run) -> dict[str, Any]:
+    """Return the state and the headline numbers of a run as JSON values.
+
+    Keys: `run`, `state` and `detail` (see `standing`), `problem`, `workers`, `updates` (applied so
+    far), `of` (updates asked for), `updates_per_second`, `mean_staleness`, `loss` (evaluated last)
+    and `grade`, how well the geometric law holds according to the stored profile; None where
+    unknown.
+    """
+    config, found, loss = run.config, run.outline, run.last_row(LOSS)
+    problem = config.problem
+    state, detail = standing(run)
+    return {
+        "run": str(run.path),
+        "state": state,
+        "detail": detail,
+        "problem": problem.kind if problem.dataset is None else problem.dataset,
+        "workers": _workers(run),
+        "updates": found.updates,
+        "of": config.run.updates,
+        "updates_per_second": found.updates / found.seconds if found.seconds else None,
+        "mean_staleness": found.mean_staleness,
+        "loss": None if loss is None else float(loss["loss"]),
+        "grade": _grade(run),
+    }
+
+
+def in_a_line(run: Run) -> str:
+    """Return the headline of a run in words; of one that cannot be read, why."""
+    try:
+        facts = summary(run)
+    except AsgdError as error:
+        return f"{run.path}: unreadable, {error}"
+    words = (
+        f"{facts['run']}: {facts['problem']}, {facts['workers']} workers, {facts['state']}, "
+        f"{facts['updates']} of {facts['of']} updates"
+    )
+    numbers = (("mean staleness", facts["mean_staleness"]), ("loss", facts["loss"]))
+    return ", ".join(
+        [words, *(f"{name} {value:.4g}" for name, value in numbers if value is not None)]
+    )
+
+
+def _workers(run: Run) -> int:
+    """Return how many workers a run has since the last change of their number."""
+    changes = [event for event in run.events if event.get("event") == "workers_changed"]
+    return int(changes[-1]["after"]) if changes else run.config.cluster.workers
+
+
+def _grade(run: Run) -> str | None:
+    """Return the grade in the stored profile, None where there is none that can be read."""
+    try:
+        grade = read_json(run.path / "profile.json").get("grade")
+    except InputError:
+        return None
+    return grade if isinstance(grade, str) else None
+
+
 def _columns_of(table: pd.DataFrame) -> Columns:
     return {str(name): column.to_numpy() for name, column in table.items()}
-
-
-def _environment() -> dict[str, Any]:
-    packages = ("asgd", "numpy", "scipy", "pandas", "pyarrow", "ray")
-    return {
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "host": platform.node(),
-        "platform": platform.platform(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "packages": {name: version(name) for name in packages},
-    }

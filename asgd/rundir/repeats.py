@@ -22,7 +22,8 @@ from asgd.problems import make_problem
 from asgd.rundir.alive import look_for_life
 from asgd.rundir.files import check_no_links, lock, make_directory, replace_file
 from asgd.rundir.problem_record import check_problem
-from asgd.rundir.reader import Run, default_path, read_run
+from asgd.rundir.reader import Run, read_run
+from asgd.rundir.writer import default_path
 
 
 def run_repeats(

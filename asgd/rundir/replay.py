@@ -11,7 +11,8 @@ import numpy.typing as npt
 from asgd.draws import WorkerDraws
 from asgd.problems.base import Array, Problem
 from asgd.rules import make_rule
-from asgd.rundir.reader import SHARED, Run
+from asgd.rundir.columns import SHARED
+from asgd.rundir.reader import Run
 from asgd.schedules import learning_rate_schedule
 from asgd.streams import stream
 

@@ -10,8 +10,9 @@ import numpy as np
 from asgd.errors import AsgdError
 from asgd.problems import make_problem
 from asgd.problems.base import Array
-from asgd.rundir.parts import LOSS, MEMBERS, TRACE, most_rows, parts_of
-from asgd.rundir.reader import SHARED, TABLES, Run
+from asgd.rundir.columns import LOSS, MEMBERS, SHARED, TABLES, TRACE
+from asgd.rundir.parts import most_rows, parts_of
+from asgd.rundir.reader import Run
 from asgd.rundir.replay import replay
 from asgd.rundir.tables import check_digests, read_table
 from asgd.stored_json import read_json

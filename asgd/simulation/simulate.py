@@ -25,10 +25,11 @@ from asgd.problems.base import Array, Problem
 from asgd.progress import Progress
 from asgd.rules import make_rule
 from asgd.rundir.alive import sign_of_life
+from asgd.rundir.columns import LOSS_COLUMNS
 from asgd.rundir.files import what_is_wrong
 from asgd.rundir.problem_record import ProblemRecord
-from asgd.rundir.reader import LOSS_COLUMNS, RunWriter, default_path
 from asgd.rundir.repeats import run_repeats
+from asgd.rundir.writer import RunWriter, default_path
 from asgd.schedules import batch_schedule, learning_rate_schedule
 from asgd.simulation.order import ServerOrder, server_order, simulate_staleness, unhindered_order
 from asgd.simulation.paths import ServerPaths, server_ensemble

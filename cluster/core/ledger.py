@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from asgd.rundir.reader import MEMBER_COLUMNS, TRACE_COLUMNS
+from asgd.rundir.columns import MEMBER_COLUMNS, TRACE_COLUMNS
 from cluster.core.state import State
 from cluster.core.update import Update
 

@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 
 from asgd.divergence import NOT_FINITE
-from asgd.rundir.reader import SHARED
+from asgd.rundir.columns import SHARED
 from cluster.core.messages import Array, Gradient
 from cluster.core.seat import Seat
 from cluster.core.state import OrderState

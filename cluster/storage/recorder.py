@@ -7,7 +7,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from asgd.problems.base import Problem
-from asgd.rundir.reader import LOSS_COLUMNS, RunWriter, read_run
+from asgd.rundir.columns import LOSS_COLUMNS
+from asgd.rundir.reader import read_run
+from asgd.rundir.repair import recorded_losses
+from asgd.rundir.writer import RunWriter
 from cluster.core.ledger import Record
 from cluster.core.messages import Array
 from cluster.core.state import State
@@ -58,7 +61,7 @@ class Recorder:
         self._updates = read_run(path).config.run.updates
         self.first_loss: float | None = None
         self.latest_loss: tuple[int | None, float | None] = (None, None)
-        self._note(self._writer.recorded_losses())
+        self._note(recorded_losses(path))
 
     def record(self, record: Record) -> float:
         """Write the trace and the events of a record, evaluate its losses, save its checkpoint.

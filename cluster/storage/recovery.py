@@ -7,7 +7,9 @@ from pathlib import Path
 
 from asgd.config import RunConfig
 from asgd.errors import RunFailedError
-from asgd.rundir.reader import RunWriter, read_run
+from asgd.rundir.reader import read_run
+from asgd.rundir.repair import cut_back, recorded_updates
+from asgd.rundir.writer import RunWriter
 from cluster.core.messages import Array
 from cluster.core.server import ParameterServer
 from cluster.core.state import State
@@ -103,7 +105,7 @@ def restore(writer: RunWriter, epoch: int, reason: str, reached: int = 0) -> Res
         There are checkpoints, not only the first one, and none of them can be used; the record is
         left as it was.
     """
-    recorded = writer.recorded_updates()
+    recorded = recorded_updates(writer.path)
     state, rejected = _newest(writer, recorded)
     sequences = dict(state.counts.sequence) if state is not None else {}
     version = checkpoint = state.version if state is not None else 0
@@ -123,7 +125,7 @@ def restore(writer: RunWriter, epoch: int, reason: str, reached: int = 0) -> Res
         updates_from_log=version - checkpoint,
         sequences=sequences,
     )
-    writer.cut(checkpoint if state is not None else -1)
+    cut_back(writer.path, checkpoint if state is not None else -1)
     for path in rejected:
         path.unlink(missing_ok=True)
     writer.sync()

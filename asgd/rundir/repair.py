@@ -1,0 +1,130 @@
+"""What of a run is on record, and bringing its directory back there for the run to go on."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from asgd.config import RunConfig, load_config
+from asgd.rundir.columns import LOSS, MEMBERS, SHARED, TABLES, TRACE
+from asgd.rundir.defects import member_defect, trace_defect
+from asgd.rundir.events import read_events
+from asgd.rundir.parts import (
+    damaged_name,
+    first_update,
+    missing_losses,
+    most_rows,
+    parts_of,
+    told_losses,
+)
+from asgd.rundir.tables import Columns, DamagedTableError, read_table
+from asgd.rundir.writer import RunWriter
+
+
+def recorded_updates(path: Path) -> int:
+    """Return how many updates are on record, members included, without a gap from the first."""
+    config = _config(path)
+    count, shared = 0, [np.empty(0, np.int64)]
+    for part in parts_of(path / TRACE):
+        try:
+            trace = _read(part, TRACE, config)
+        except DamagedTableError:
+            break
+        if trace_defect(trace, count) is not None:
+            break
+        shared.append(trace["update"][trace["worker"] == SHARED])
+        count += len(trace["update"])
+    missing = np.setdiff1d(np.concatenate(shared), _updates_with_members(path, config))
+    return min(count, int(missing[0])) if len(missing) else count
+
+
+def recorded_losses(path: Path) -> list[tuple[int, float, float]]:
+    """Return the first and the last loss on record, none if there is none: `LOSS_COLUMNS`.
+
+    Only two parts are read: a long run has very many.
+    """
+    config, parts = _config(path), parts_of(path / LOSS)
+    ends = [(parts[0], 0), (parts[-1], -1)] if parts else []
+    found = []
+    for part, row in ends:
+        loss = _read(part, LOSS, config)
+        seconds, value = float(loss["seconds"][row]), float(loss["loss"][row])
+        found.append((int(loss["update"][row]), seconds, value))
+    return found
+
+
+def cut_back(path: Path, updates: int) -> None:
+    """Cut trace, members and loss back to what they were after so many updates.
+
+    -1 leaves nothing, not even the loss of x_0. These updates must be on record, see
+    `recorded_updates`. An interrupted cut is completed by repeating it. Losses that cannot be read
+    are set aside; the event `loss_damaged` names them, and those that are missing.
+    """
+    # Other temporary files may belong to a process that is at work on them.
+    for pattern in ("trace/*.tmp", "members/*.tmp", f"{LOSS}/*.tmp", "checkpoints/*.tmp"):
+        for torn in path.glob(pattern):
+            torn.unlink(missing_ok=True)
+    config, writer = _config(path), RunWriter(path)
+    _set_damaged_losses_aside(writer, config)
+    for table, end in ((TRACE, updates), (MEMBERS, updates), (LOSS, updates + 1)):
+        parts = parts_of(path / table)
+        kept = [part for part in parts if first_update(part) < end]
+        for part in parts[len(kept) :]:
+            part.unlink()
+            writer.note_change(part)
+        if kept:
+            _cut_part(writer, config, kept[-1], table, end)
+    writer.sync()
+
+
+def _updates_with_members(path: Path, config: RunConfig) -> npt.NDArray[np.int64]:
+    """Return the updates whose members are on record."""
+    known = [np.empty(0, np.int64)]
+    for part in parts_of(path / MEMBERS):
+        try:
+            members = _read(part, MEMBERS, config)
+        except DamagedTableError:
+            continue
+        if member_defect(members) is None:
+            known.append(members["update"])
+    return np.concatenate(known)
+
+
+def _set_damaged_losses_aside(writer: RunWriter, config: RunConfig) -> None:
+    known = [np.empty(0, np.int64)]
+    for part in parts_of(writer.path / LOSS):
+        try:
+            loss = _read(part, LOSS, config)
+        except DamagedTableError as error:
+            aside = part.with_name(damaged_name(first_update(part)))
+            os.replace(part, aside)
+            writer.note_change(aside)
+            writer.event("loss_damaged", file=f"{LOSS}/{aside.name}", reason=str(error))
+        else:
+            known.append(loss["update"])
+    told = told_losses(read_events(writer.path / "events.jsonl"))
+    for missing in missing_losses(np.concatenate(known), config):
+        if missing not in told:
+            name = f"{LOSS}/{damaged_name(missing)}"
+            writer.event("loss_damaged", file=name, reason="it is missing")
+
+
+def _cut_part(writer: RunWriter, config: RunConfig, part: Path, table: str, end: int) -> None:
+    """Keep the rows before update `end`."""
+    columns = _read(part, table, config)
+    rows = int(np.searchsorted(columns["update"], end))
+    if rows < len(columns["update"]):
+        kept = {name: column[:rows] for name, column in columns.items()}
+        # The whole part was on the disk under this name, so its replacement must be, too.
+        writer.write_part(part, kept, table, flush=True)
+
+
+def _read(part: Path, table: str, config: RunConfig) -> Columns:
+    return read_table(part, TABLES[table], most_rows(config, table))
+
+
+def _config(path: Path) -> RunConfig:
+    return load_config(path / "config.json")

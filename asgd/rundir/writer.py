@@ -1,0 +1,129 @@
+"""Writes a run directory."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from hashlib import sha256
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from asgd.config import RunConfig
+from asgd.errors import InputError
+from asgd.rundir.columns import LOSS, MEMBERS, TABLES, TRACE
+from asgd.rundir.files import make_directory, replace_file
+from asgd.rundir.parts import part_name
+from asgd.rundir.tables import write_table
+
+_REPETITIVE = ("worker", "staleness", "batch_size")
+
+
+class RunWriter:
+    """Writes one run directory."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._unsynced: set[Path] = set()
+
+    @classmethod
+    def create(cls, path: str | Path, config: RunConfig) -> RunWriter:
+        """Create the directory with its configuration, environment and `start` event.
+
+        Raises
+        ------
+        InputError
+            The directory cannot be written, or holds something already.
+        """
+        path = Path(path)
+        make_directory(path)
+        try:
+            (path / "trace").mkdir()
+            writer = cls(path)
+            files = {
+                "config.json": config.to_json().encode(),
+                "environment.json": f"{json.dumps(_environment(), indent=2)}\n".encode(),
+            }
+            for name, content in files.items():
+                # On the disk: a checkpoint is worth nothing without them.
+                replace_file(path / name, content, flush=True)
+            digests = {name: sha256(content).hexdigest() for name, content in files.items()}
+            writer.event("start", sha256=digests)
+            writer.sync()
+        except OSError as error:
+            raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
+        return writer
+
+    def trace(self, columns: Mapping[str, Sequence[Any] | np.ndarray[Any, Any]]) -> None:
+        """Write one part of the trace: equally long `TRACE_COLUMNS`, in order of `update`."""
+        self._part(TRACE, columns)
+
+    def members(self, columns: Mapping[str, Sequence[Any] | np.ndarray[Any, Any]]) -> None:
+        """Write one part of the members: equally long `MEMBER_COLUMNS`, in order of `update`."""
+        self._part(MEMBERS, columns)
+
+    def loss(self, columns: Mapping[str, Sequence[Any] | np.ndarray[Any, Any]]) -> None:
+        """Write one part of the losses: equally long `LOSS_COLUMNS`, in order of `update`."""
+        self._part(LOSS, columns)
+
+    def write_part(
+        self, path: Path, columns: Mapping[str, Any], table: str, *, flush: bool = False
+    ) -> None:
+        """Write a part of a table; `flush` brings it to the disk before it is renamed."""
+        write_table(path, columns, TABLES[table], _REPETITIVE, flush=flush)
+        self._unsynced.add(path)
+
+    def event(self, kind: str, **fields: Any) -> None:
+        """Append one event; `fields` must be JSON values."""
+        line = json.dumps({"event": kind, "time": time.time(), **fields}) + "\n"
+        with (self.path / "events.jsonl").open("ab+") as file:
+            if file.seek(0, os.SEEK_END):
+                file.seek(-1, os.SEEK_END)
+                if file.read(1) != b"\n":  # torn: it must not take this one with it
+                    line = "\n" + line
+            file.write(line.encode())
+
+    def note_change(self, path: Path) -> None:
+        """Have the next `sync` flush the directory of a file that was renamed or removed."""
+        self._unsynced.add(path)
+
+    def sync(self) -> None:
+        """Flush what was written since the last call to the disk."""
+        changed = self._unsynced | {self.path / "events.jsonl"}
+        files = {path for path in changed if path.exists()}
+        for path in files | {path.parent for path in changed}:
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        self._unsynced.clear()
+
+    def _part(self, name: str, columns: Mapping[str, Any]) -> None:
+        if len(columns["update"]):
+            directory = self.path / name
+            directory.mkdir(exist_ok=True)
+            self.write_part(directory / part_name(int(columns["update"][0])), columns, name)
+
+
+def default_path(config: RunConfig, name: str | None = None) -> Path:
+    """Return a new directory under runs/, named after the problem, or as given, and the time."""
+    name = name or config.problem.kind.replace(":", "-")
+    return Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def _environment() -> dict[str, Any]:
+    packages = ("asgd", "numpy", "scipy", "pandas", "pyarrow", "ray")
+    return {
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "host": platform.node(),
+        "platform": platform.platform(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in packages},
+    }
