@@ -244,9 +244,11 @@ def machine() -> Iterator[Callable[[Path, RunConfig], int]]:
         )
         assert child.stdout is not None
         reached = int(child.stdout.readline())
-        for pid in {child.pid, *processes_in(tmp.name)}:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        # All at one instant, as by a power cut: none may see the others die.
+        for number in (signal.SIGSTOP, signal.SIGKILL):
+            for pid in {child.pid, *processes_in(tmp.name)}:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
         child.communicate()
         while left := processes_in(tmp.name):  # born while the others were being killed
             for pid in left:

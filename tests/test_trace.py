@@ -11,7 +11,6 @@ from asgd.config import make_config
 from asgd.errors import InputError
 from asgd.rundir.columns import MEMBER_COLUMNS, SHARED, TRACE_COLUMNS
 from asgd.rundir.files import replace_file
-from asgd.rundir.outline import outline
 from asgd.rundir.reader import read_run
 from asgd.rundir.repair import cut_back, recorded_updates
 from asgd.rundir.writer import RunWriter
@@ -192,7 +191,7 @@ def test_rows_that_cannot_be_are_named(
 def test_more_rows_than_the_run_has_updates_are_not_read(writer: RunWriter) -> None:
     """A few bytes of Parquet can claim to be millions of rows."""
     writer.trace(rows(0, 5001))
-    for read in (lambda run: run.trace, outline):
+    for read in (lambda run: run.trace, lambda run: run.outline):
         with pytest.raises(InputError, match="5001 rows, where there can be 5000"):
             read(read_run(writer.path))
     writer.trace(rows(0, 5000))
@@ -210,7 +209,7 @@ def test_an_outline_is_that_of_the_whole_trace(writer: RunWriter) -> None:
         part["worker"], part["applied_seconds"] = rng.integers(-1, 3, count), part["update"] / 10
         writer.trace(part)
     run = read_run(writer.path)
-    found, trace = outline(run), run.trace
+    found, trace = run.outline, run.trace
     assert (found.updates, found.seconds) == (820, 81.9)
     assert found.mean_staleness == pytest.approx(trace["staleness"].mean(), rel=1e-12)
     assert found.recent_staleness == pytest.approx(trace["staleness"][-82:].mean(), rel=1e-12)

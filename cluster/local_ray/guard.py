@@ -150,7 +150,7 @@ class _Told:
     directory: str | None = None
     run: str | None = None
     parts: dict[str, int] = field(default_factory=dict)
-    dead: list[str] = field(default_factory=list)
+    dead: dict[str, float] = field(default_factory=dict)
 
     def hear(self, line: bytes) -> None:
         facts = json.loads(line)
@@ -175,16 +175,21 @@ class _Told:
                 return
 
     def look(self) -> bool:
-        """Return whether the driver is there, having looked for parts of Ray that died before."""
-        dead = [name for name, pid in self.parts.items() if not _is_alive(pid)]
-        if os.getppid() != self.driver:  # with it, the kernel ends them
-            return False
-        self.dead = dead
-        return True
+        """Return whether the driver is alive; note when each dead part of Ray was first seen."""
+        for name, pid in self.parts.items():
+            if name not in self.dead and not _is_alive(pid):
+                self.dead[name] = time.monotonic()
+        return os.getppid() == self.driver
 
     def epitaph(self) -> str:
-        """Return in words how the driver ended."""
-        after = f" after Ray's {' and '.join(self.dead)} had died" if self.dead else ""
+        """Return in words how the driver ended.
+
+        What kills the driver may kill Ray's processes at the same moment, and the kernel ends them
+        with the driver: only those that died a while before it are named.
+        """
+        latest = time.monotonic() - _SECONDS_TO_LOOK
+        before = [name for name, seen in self.dead.items() if seen < latest]
+        after = f" after Ray's {' and '.join(before)} had died" if before else ""
         return f"the launcher, process {self.driver}, was killed or crashed{after}"
 
 

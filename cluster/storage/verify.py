@@ -8,7 +8,7 @@ from pathlib import Path
 
 from asgd.errors import InputError
 from asgd.rundir.reader import Run
-from asgd.rundir.verify import record_findings, replay_findings
+from asgd.verify import record_findings, replay_findings
 from cluster.core.messages import Array
 from cluster.storage.checkpoint import CHECKPOINTS, DamagedCheckpointError, load, paths
 from cluster.storage.lease import LOG_FILES, check_lease

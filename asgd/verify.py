@@ -13,8 +13,8 @@ from asgd.problems.base import Array
 from asgd.rundir.columns import LOSS, MEMBERS, SHARED, TABLES, TRACE
 from asgd.rundir.parts import most_rows, parts_of
 from asgd.rundir.reader import Run
-from asgd.rundir.replay import replay
 from asgd.rundir.tables import check_digests, read_table
+from asgd.simulation.replay import replay
 from asgd.stored_json import read_json
 
 _TOLERANCE = 1e-6  # of a replay: another machine may add up in another order
