@@ -48,18 +48,17 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+from asgd.config import RunConfig, make_config
+from asgd.errors import AsgdError
+from asgd.problems import make_problem
+from asgd.progress import Progress
+from asgd.rundir.reader import Run, read_run
+from cluster.storage.checkpoint import CHECKPOINTS, load, paths, version_of
+from tests.support.faults import replay_run
+from tests.support.invariants import check_gradients
+from tests.support.processes import actor_processes
 
-from asgd.config import RunConfig, make_config  # noqa: E402
-from asgd.errors import AsgdError  # noqa: E402
-from asgd.problems import make_problem  # noqa: E402
-from asgd.progress import Progress  # noqa: E402
-from asgd.rundir.reader import Run, read_run  # noqa: E402
-from cluster.storage.checkpoint import CHECKPOINTS, load, paths, version_of  # noqa: E402
-from tests.faults import replay_run  # noqa: E402
-from tests.invariants import check_gradients  # noqa: E402
-from tests.processes import actor_processes  # noqa: E402
+ROOT = Path(__file__).resolve().parents[1]
 
 WORKERS = 4
 VARIANTS: list[tuple[str, dict[str, Any]]] = [

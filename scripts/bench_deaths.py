@@ -32,13 +32,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+from asgd.errors import AsgdError
+from asgd.rundir.reader import read_run
+from tests.support.invariants import check_gradients
+from tests.support.processes import DEFAULT_SIGNALS, below, processes_in
 
-from asgd.errors import AsgdError  # noqa: E402
-from asgd.rundir.reader import read_run  # noqa: E402
-from tests.invariants import check_gradients  # noqa: E402
-from tests.processes import DEFAULT_SIGNALS, below, processes_in  # noqa: E402
+ROOT = Path(__file__).resolve().parents[1]
 
 # How the command line of each begins, or what is in it.
 VICTIMS = {

@@ -37,11 +37,9 @@ from asgd.progress import Progress
 from asgd.rundir.reader import read_run
 from cluster import run
 from cluster.local_ray.session import ray_session
+from tests.support.processes import actor_processes
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-from tests.processes import actor_processes  # noqa: E402
 
 ACTORS = {
     "ServerActor": "server",

@@ -23,7 +23,7 @@ import numpy as np
 
 from asgd.errors import AsgdError
 from asgd.rundir.reader import read_run
-from tests.processes import DEFAULT_SIGNALS, below, listeners, processes_in
+from tests.support.processes import DEFAULT_SIGNALS, below, listeners, processes_in
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -9,7 +9,7 @@ import pytest
 from xdist.scheduler import LoadScopeScheduling
 
 if TYPE_CHECKING:
-    from reports import Reports
+    from tests.support.reports import Reports
 
 
 class Scheduling(LoadScopeScheduling):
@@ -56,6 +56,6 @@ def shared_ray() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def reports(tmp_path_factory: pytest.TempPathFactory) -> Reports:
     """Reports for every test that reads one: drawing them takes seconds."""
-    from reports import Reports
+    from tests.support.reports import Reports
 
     return Reports.make(tmp_path_factory.mktemp("reports"))

@@ -46,17 +46,22 @@ class Mutation:
     tests: tuple[str, ...]
 
 
-HANDSHAKE = ("tests/test_tcp.py", "-k", "secret or proof or handshake")
-STRANGERS = ("tests/test_tcp.py", "-k", "stranger or flood or crowd")
-QUESTIONS = ("tests/test_tcp.py", "-k", "question or overwritten or refused or none_of or dial")
-RESTARTS = ("tests/test_restarts.py",)
-DIRECTORY = ("tests/test_launch.py", "-k", "nobody_else")
-PAGE = ("tests/test_launch.py", "-k", "interruption[2]")
-LINKS = ("tests/test_trace.py", "-k", "link or elsewhere")
-CELLS = ("tests/test_report.py", "-k", "spreadsheet")
-POWER = ("tests/test_power.py", "-k", "checkpoint")
-CHECKPOINT = ("tests/test_checkpoint.py", "-k", "checkpoint or disk")
-LOG = ("tests/test_write_ahead.py", "-k", "killed_server or disk or counted")
+SOCKETS = "tests/cluster/test_sockets.py"
+HANDSHAKE = (SOCKETS, "-k", "secret or proof or handshake")
+STRANGERS = (SOCKETS, "-k", "stranger or flood or crowd")
+QUESTIONS = (
+    SOCKETS,
+    "-k",
+    "question or overwritten or refused or none_of or dial",
+)
+RESTARTS = ("tests/cluster/test_restarts.py",)
+DIRECTORY = ("tests/cluster/test_launch.py", "-k", "nobody_else")
+PAGE = ("tests/cluster/test_launch.py", "-k", "interruption[2]")
+LINKS = ("tests/asgd/test_rundir.py", "-k", "link or elsewhere")
+CELLS = ("tests/analysis/test_report.py", "-k", "spreadsheet")
+POWER = ("tests/cluster/test_power.py", "-k", "checkpoint")
+CHECKPOINT = ("tests/cluster/test_checkpoint.py", "-k", "checkpoint or disk")
+LOG = ("tests/cluster/test_write_ahead.py", "-k", "killed_server or disk or counted")
 
 MUTATIONS = [
     Mutation(
@@ -201,9 +206,9 @@ MUTATIONS = [
     ),
     Mutation(
         "the configuration is not flushed",
-        "asgd/rundir/reader.py",
-        "config.to_json().encode(), flush=True)",
-        "config.to_json().encode())",
+        "asgd/rundir/writer.py",
+        "replace_file(path / name, content, flush=True)",
+        "replace_file(path / name, content)",
         POWER,
     ),
     Mutation(
@@ -236,9 +241,9 @@ MUTATIONS = [
     ),
     Mutation(
         "a table that is cut is not flushed before it takes the old one's name",
-        "asgd/rundir/reader.py",
-        "self._write(path, kept, table, flush=True)",
-        "self._write(path, kept, table)",
+        "asgd/rundir/repair.py",
+        "writer.write_part(part, kept, table, flush=True)",
+        "writer.write_part(part, kept, table)",
         POWER,
     ),
     Mutation(

@@ -1,0 +1,200 @@
+"""Compiled loops: their statistics, and that they work where nothing can be kept on disk."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from analysis.models.compiled import choose, compiled, first_due, moments, read_update, tally
+from analysis.models.sme_asgd import sme_asgd
+from asgd.problems.scalar import Quadratic
+
+ROOT = Path(__file__).parents[2]
+# A short simulation that says how often a loop came from the disk, and its result.
+SIMULATION = """
+import warnings; warnings.simplefilter("error")
+import sys, analysis.models.compiled as loops
+from analysis.models.sme_asgd import sme_asgd
+from asgd.problems.scalar import Quadratic
+assert loops.__file__.startswith(sys.argv[1]), loops.__file__
+final = sme_asgd(Quadratic(), 0.1, 0.5, 3, 10, 0).final
+hits = sum(sum(f.stats.cache_hits.values()) for f in (loops.kick, loops.relax, loops.moments))
+print(hits, final.tobytes().hex())
+"""
+
+
+def simulate(directory: Path, home: Path) -> int:
+    """Run the simulation with the packages of a directory; return how many loops came from disk.
+
+    It has the same result as here, and nothing is printed as an error.
+    """
+    environment = {**os.environ, "HOME": str(home), "PYTHONPATH": str(directory)}
+    environment.pop("XDG_CACHE_HOME", None)
+    environment.pop("NUMBA_CACHE_DIR", None)
+    result = subprocess.run(
+        [sys.executable, "-B", "-c", SIMULATION, str(directory)],
+        cwd=directory,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+    hits, final = result.stdout.split()
+    assert final == sme_asgd(Quadratic(), 0.1, 0.5, 3, 10, 0).final.tobytes().hex()
+    return int(hits)
+
+
+@pytest.fixture
+def installation(tmp_path: Path) -> Path:
+    """Return a directory with a copy of the packages, without compiled files."""
+    for package in ("asgd", "analysis"):
+        source = ROOT / package
+        shutil.copytree(
+            source, tmp_path / "site" / package, ignore=shutil.ignore_patterns("__pycache__")
+        )
+    return tmp_path / "site"
+
+
+def test_loops_are_kept_beside_the_source(installation: Path, tmp_path: Path) -> None:
+    assert simulate(installation, tmp_path) == 0
+    assert simulate(installation, tmp_path) == 6
+    # a torn file: as after a crash in the middle of writing
+    torn = list((installation / "analysis" / "models" / "__pycache__").glob("compiled.kick-*.nbi"))
+    assert len(torn) == 1
+    torn[0].write_bytes(torn[0].read_bytes()[:10])
+    assert simulate(installation, tmp_path) == 4
+
+
+def test_a_read_only_installation_keeps_loops_in_the_cache_of_the_user(
+    installation: Path, tmp_path: Path
+) -> None:
+    # a file where the directory would be stops root too
+    (installation / "analysis" / "models" / "__pycache__").write_text("")
+    assert simulate(installation, tmp_path) == 0
+    assert list((tmp_path / ".cache" / "numba").rglob("compiled.kick-*.nbc"))
+    assert simulate(installation, tmp_path) == 6
+
+
+def test_nowhere_to_keep_loops(installation: Path) -> None:
+    (installation / "analysis" / "models" / "__pycache__").write_text("")
+    assert simulate(installation, Path("/dev/null")) == 0
+
+
+def test_an_error_of_a_loop_is_told() -> None:
+    with pytest.raises(Exception, match="no_such_name"):
+
+        @compiled("{0}[::1]")
+        def broken(x: object) -> object:
+            return no_such_name  # type: ignore[name-defined] # noqa: F821
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("size", [1, 7, 10_001])
+def test_moments(dtype: type, size: int) -> None:
+    """In float64 whatever the precision of the numbers, also where the mean is large."""
+    values = (1e3 + np.random.default_rng(size).standard_normal(size)).astype(dtype)
+    loss = values[::-1] ** 2
+    exact, exact_loss = values.astype(np.longdouble), loss.astype(np.longdouble)
+    mean, squares, loss_mean, loss_variance = moments(values, loss)
+    np.testing.assert_allclose(mean, float(exact.mean()), rtol=1e-14)
+    np.testing.assert_allclose(squares, float((exact**2).mean()), rtol=1e-14)
+    np.testing.assert_allclose(loss_mean, float(exact_loss.mean()), rtol=1e-14)
+    np.testing.assert_allclose(loss_variance, float(exact_loss.var()), rtol=1e-9)
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+@pytest.mark.parametrize("place", [0, 8, 99])
+def test_moments_of_a_diverged_path(value: float, place: int) -> None:
+    values = np.ones(100)
+    values[place] = value
+    mean, squares, loss_mean, loss_variance = moments(values, values)
+    np.testing.assert_equal([mean, loss_mean], [value, value])
+    np.testing.assert_equal(squares, abs(value))
+    assert np.isnan(loss_variance)
+
+
+@pytest.mark.parametrize("workers", [1, 5])
+def test_choice_of_a_snapshot(workers: int) -> None:
+    """The one whose part of the summed hazards a number falls into; none possible: the oldest."""
+    paths, length, rng = 5_000, 7, np.random.default_rng(workers)
+    ages = rng.integers(length + 3, size=(paths, workers))
+    hazard = rng.random((workers, length)) * (rng.random((workers, length)) < 0.3)
+    hazard[:, 0], hazard[:, 1] = 0, 0.5
+    uniform = rng.random(paths)
+    uniform[:100] = 1 - 2.0**-53  # rounds to the whole sum, which must not run past the last one
+    slot = np.empty(paths, dtype=np.int64)
+    choose(ages, hazard, uniform, slot)
+    cumulative = np.cumsum(hazard[np.arange(workers), np.minimum(ages, length - 1)], axis=1)
+    passed = (cumulative <= uniform[:, None] * cumulative[:, -1:]).sum(axis=1)
+    possible = cumulative[:, -1] > 0
+    assert 0 < possible.sum() < paths
+    expected = np.where(possible, np.minimum(passed, workers - 1), ages.argmax(axis=1))
+    np.testing.assert_array_equal(slot, expected)
+
+
+def test_the_first_due_has_the_turn() -> None:
+    """And is due again after the quantile, interpolated, of a number; ties go to the lowest."""
+    paths, workers, rng = 300, 4, np.random.default_rng(0)
+    levels = np.array([0.0, 0.25, 0.5, 1.0])
+    quantiles = np.cumsum(rng.random((workers, len(levels))), axis=1)
+    due = rng.integers(5, size=(paths, workers)).astype(float)
+    uniform, slot = rng.random(paths), np.empty(paths, dtype=np.int64)
+    uniform[:4] = [*levels[:3].tolist(), 1 - 2.0**-53]
+    first = due.argmin(axis=1)
+    expected = due.copy()
+    for path, worker in enumerate(first):
+        expected[path, worker] += np.interp(uniform[path], levels, quantiles[worker])
+    first_due(due, quantiles, levels, uniform, slot)
+    np.testing.assert_array_equal(slot, first)
+    np.testing.assert_allclose(due, expected, rtol=1e-14)
+
+
+def test_count_of_snapshots() -> None:
+    paths, workers, length, rng = 300, 4, 6, np.random.default_rng(0)
+    ages, slot = rng.integers(length + 3, size=(paths, workers)), rng.integers(workers, size=paths)
+    used, visited = np.zeros((workers, length)), np.zeros((workers, length))
+    tally(ages, slot, used, visited)
+    tally(ages, slot, used, visited)
+    cell = np.minimum(ages, length - 1) + length * np.arange(workers)
+    for counts, cells in ((used, cell[np.arange(paths), slot]), (visited, cell.ravel())):
+        expected = 2 * np.bincount(cells, minlength=workers * length)
+        np.testing.assert_array_equal(counts.ravel(), expected)
+
+
+@pytest.mark.parametrize("dim", [1, 3])
+def test_moments_of_one_update(dim: int) -> None:
+    """x' = x - A s + k + xi and a slot that takes x', as matrices for all slots together."""
+    runs, slots, rng = 50, 4, np.random.default_rng(dim)
+    root = rng.standard_normal((runs, slots * dim, slots * dim))
+    joint = root @ root.swapaxes(1, 2)
+    mean, noise = rng.standard_normal((runs, slots, dim)), rng.standard_normal((runs, dim, dim))
+    noise = noise @ noise.swapaxes(1, 2)
+    pull, offset = rng.random(dim), rng.standard_normal(dim)
+    read, write = rng.integers(1, slots, runs), rng.integers(1, slots, runs)
+    blocks = (runs, slots, dim, slots, dim)
+    cov = joint.reshape(blocks).swapaxes(2, 3).copy()
+    new_mean, own = mean.copy(), noise.copy()
+    read_update(new_mean, cov, read, write, pull, offset, own)
+    for r in range(runs):
+        step = np.eye(slots * dim).reshape(slots, dim, slots, dim)
+        step[0, :, read[r]] -= np.diag(pull)
+        step[write[r]] = step[0]
+        step = step.reshape(slots * dim, slots * dim)
+        pushed = np.zeros((slots, dim))
+        pushed[[0, write[r]]] = offset
+        expected = step @ joint[r] @ step.T
+        hit = np.zeros(slots)
+        hit[[0, write[r]]] = 1
+        expected += np.kron(np.outer(hit, hit), noise[r])
+        np.testing.assert_allclose(
+            new_mean[r].ravel(), step @ mean[r].ravel() + pushed.ravel(), rtol=1e-12, atol=1e-12
+        )
+        got = cov[r].swapaxes(1, 2).reshape(slots * dim, -1)
+        np.testing.assert_allclose(got, expected, rtol=1e-12, atol=1e-11)
+        np.testing.assert_array_equal(own[r], cov[r, 0, 0])

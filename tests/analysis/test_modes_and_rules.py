@@ -1,0 +1,100 @@
+"""Predictions of runs that wait for workers, and of rules other than SGD."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from analysis.prediction.predict import Prediction, predict
+from analysis.prediction.score import compare
+from asgd.config import RunConfig, make_config
+from asgd.errors import InputError
+from asgd.rundir.reader import Run
+from asgd.rundir.repeats import read_runs, run_repeats
+from asgd.rundir.writer import RunWriter
+from asgd.simulation.simulate import simulate
+from tests.support.faults import Crowd
+
+REPEATS, PATHS = 8, 64
+AT_ONCE = {"compute_time": {"law": "none"}}  # no worker really waits
+SMALL = {"problem": {"kind": "least_squares"}}
+
+
+def configure(**tables: dict[str, Any]) -> RunConfig:
+    data = {
+        "problem": {"kind": "logistic"},
+        "optimizer": {"learning_rate": 0.05},
+        "cluster": {"workers": 4, "compute_time": {"law": "exponential"}},
+        "run": {"updates": 160, "eval_every": 16, "repeats": REPEATS},
+    }
+    return make_config({name: {**table, **tables.get(name, {})} for name, table in data.items()})
+
+
+def served(config: RunConfig, out: Path) -> None:
+    """Record a run of a server whose workers push in random order; the clock counts messages."""
+    crowd, draws = Crowd(config), np.random.default_rng(config.run.seed)
+    crowd.join_all()
+    while crowd.at_hand:
+        crowd.push(int(draws.choice(sorted(crowd.at_hand))))
+    record, writer = crowd.server.drain(), RunWriter.create(out, config)
+    writer.trace(record.trace)
+    writer.members(record.members)
+    losses = [float(crowd.problem.loss(e.parameters)) for e in record.evaluations]
+    update, seconds = ([getattr(e, n) for e in record.evaluations] for n in ("update", "seconds"))
+    writer.loss({"update": update, "seconds": seconds, "loss": losses})
+    writer.event("finish")
+
+
+def mean_square_z(runs: list[Run], prediction: Prediction, model: str) -> float:
+    """Return the mean of z^2 along a predicted mean; neighbouring points move together."""
+    curve = prediction.curve(model)
+    observed = np.stack([run.loss["loss"].to_numpy() for run in runs]).mean(axis=0)
+    paths = prediction.paths(model) or np.inf
+    scatter = curve["loss_std"].to_numpy()[1:] * np.sqrt(1 / REPEATS + 1 / paths)
+    z = (curve["loss_mean"].to_numpy() - observed)[1:] / scatter
+    return float(np.mean(z**2))
+
+
+@pytest.mark.parametrize(
+    ("make", "tables", "models"),
+    [
+        (simulate, {"optimizer": {"rule": "momentum", "learning_rate": 0.01}}, ["replay"]),
+        (simulate, {"optimizer": {"rule": "staleness_aware"}}, ["replay"]),
+        (simulate, {"optimizer": {"clip_norm": 0.3}}, ["replay"]),
+        (served, {"cluster": {"mode": "sync", **AT_ONCE}, **SMALL}, ["sme_sgd", "replay"]),
+        (
+            served,
+            {"cluster": {"mode": "bounded", "max_staleness": 3, **AT_ONCE}, **SMALL},
+            ["sme_sgd", "sme_asgd", "sme_law", "replay"],
+        ),
+    ],
+    ids=["momentum", "staleness_aware", "clipped", "sync", "bounded"],
+)
+def test_prediction_is_within_the_scatter_of_the_runs(
+    tmp_path: Path,
+    make: Callable[[RunConfig, Path], object],
+    tables: dict[str, Any],
+    models: list[str],
+) -> None:
+    runs = read_runs(run_repeats(configure(**tables), tmp_path / "runs", make))
+    prediction = predict(runs, paths=PATHS)
+    assert prediction.models == models
+    for model in {"sme_law", "replay"} & set(models) or models:
+        assert mean_square_z(runs, prediction, model) < 5
+    stability = prediction.settings.stability
+    assert stability is not None
+    assert stability["verdict"] == "stable"
+    assert compare(runs, prediction).models[models[0]].relative_error < 0.1
+
+
+def test_a_rule_is_replayed_and_nothing_else(tmp_path: Path) -> None:
+    config = configure(optimizer={"rule": "momentum"}, run={"repeats": 1})
+    runs = read_runs(run_repeats(config, tmp_path / "run", simulate))
+    with pytest.raises(InputError, match="takes 'replay' alone"):
+        predict(runs, models=("sme_law",))
+    with pytest.raises(InputError, match="method: 'fast' takes the rule sgd alone"):
+        predict(runs, method="fast")

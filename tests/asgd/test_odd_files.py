@@ -1,0 +1,226 @@
+"""Files of a run directory with odd contents: every command says so in one line, or copes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from analysis import fit_run, predict
+from analysis.prediction.predict import _COLUMNS, read_prediction
+from analysis.report.activity import events_table, workers_table
+from asgd.config import make_config
+from asgd.errors import AsgdError
+from asgd.rundir.events import in_words, incidents, team_sizes
+from asgd.rundir.reader import read_run, standing
+from asgd.rundir.repeats import unfinished_repeats
+from asgd.rundir.tables import write_table
+from asgd.simulation.simulate import simulate
+from asgd.stored_json import parse_json
+from tests.asgd.test_cli import asgd
+
+
+def unfinished(path: Path) -> None:
+    with unfinished_repeats(path):
+        pass
+
+
+HALF = rb'{"event": "failed", "reason": "\ud800", "host": "\ud800", "pid": 1}'
+DEEP = b"[" * 100_000 + b"]" * 100_000
+HUGE = b"9" * 5000
+FILES = (
+    "config.json",
+    "environment.json",
+    "events.jsonl",
+    "alive",
+    "profile.json",
+    "prediction.json",
+)
+READ: list[Callable[[Path], object]] = [
+    lambda path: read_prediction(path).table(),
+    lambda path: json.dumps(read_run(path).environment).encode(),
+    lambda path: events_table(read_run(path)).to_string().encode(),
+    lambda path: workers_table(read_run(path)),
+    lambda path: team_sizes(read_run(path).events, 4, 400),
+    lambda path: [in_words(event) for event in incidents(read_run(path).events)],
+    lambda path: standing(read_run(path)),
+    unfinished,
+]
+
+values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(10**40), 10**40)
+    | st.floats()
+    | st.text(st.characters(codec=None), max_size=5)  # halves of characters too
+    | st.sampled_from(["server_restored", "worker_joined", "finish", "here"]),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that is profiled and predicted, beside another one."""
+    base = tmp_path_factory.mktemp("odd") / "runs"
+    tables = {"problem": {"kind": "quadratic"}, "run": {"updates": 400, "eval_every": 50}}
+    for name in ("one", "two"):
+        simulate(make_config(tables), base / name)
+    run = read_run(base / "one")
+    fit_run(run).save(run.path)
+    predict(run, method="fast").save(run.path)
+    events = [
+        {"event": "worker_lost", "time": 2.0, "worker": 1, "update": 30, "reason": "killed"},
+        {"event": "worker_joined", "time": 3.0, "worker": 1, "update": 40, "transport": "tcp"},
+        {"event": "server_restored", "time": 4.0, "to_version": 50, "sequences": {"1": 3}},
+        {"event": "workers_changed", "time": 5.0, "after": 4},
+        {"event": "finish", "time": 6.0},
+    ]
+    with (base / "one" / "events.jsonl").open("a") as file:
+        file.writelines(json.dumps(event) + "\n" for event in events)
+    (base / "one" / "alive").write_text(json.dumps({"host": "far", "pid": 1}))
+    return base
+
+
+def check(capsys: pytest.CaptureFixture[str], base: Path) -> None:
+    """Assert that commands on the first run end in order, or with one line.
+
+    `profile`, `predict`, `report` and `--resume` spend seconds on more than reading: of these, what
+    they read and make of it.
+    """
+    for command, place in (("status", base / "one"), ("runs", base)):
+        status, printed, errors = asgd(capsys, command, place)
+        assert status in (0, 2), (command, errors)
+        assert errors.count("\n") == (status == 2), (command, errors)
+    assert status == 0
+    assert any("two" in line and "finished" in line for line in printed.splitlines())
+    for read in READ:
+        with suppress(AsgdError):
+            read(base / "one")
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"[]",
+        b"null",
+        b'"\\ud800"',
+        HALF,
+        DEEP,
+        b'{"a": ' * 100_000,
+        HUGE,
+        b'{"event": ' + HUGE + b"}",
+    ],
+    ids=[
+        "empty",
+        "list",
+        "null",
+        "half",
+        "half inside",
+        "deep",
+        "deep tables",
+        "huge",
+        "huge inside",
+    ],
+)
+def test_contents_of_another_kind(
+    capsys: pytest.CaptureFixture[str], good: Path, tmp_path: Path, name: str, content: bytes
+) -> None:
+    shutil.copytree(good, tmp_path / "runs")
+    (tmp_path / "runs" / "one" / name).write_bytes(content)
+    check(capsys, tmp_path / "runs")
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (DEEP, "nested too deeply"),
+        (b"[" * 70 + b"]" * 70, "nested too deeply"),
+        (b'{"a": [9223372036854775809]}', "an integer beyond 64 bits"),
+        (HALF, "surrogates not allowed"),
+    ],
+)
+def test_what_no_run_writes_is_no_json(text: bytes, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        parse_json(text)
+    assert parse_json(b'{"a": [1, 9223372036854775807, 1.5, "x"]}')["a"][1] == 2**63 - 1
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Return where in a JSON value something can be put instead."""
+    inner = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    )
+    return [path, *(place for key, one in inner for place in places(one, (*path, key)))]
+
+
+def put(value: Any, path: tuple[Any, ...], new: Any) -> Any:
+    if not path:
+        return new
+    value[path[0]] = put(value[path[0]], path[1:], new)
+    return value
+
+
+@pytest.mark.parametrize("name", FILES)
+@settings(
+    max_examples=12,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(data=st.data())
+def test_one_value_of_another_kind(
+    capsys: pytest.CaptureFixture[str],
+    good: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    name: str,
+    data: st.DataObject,
+) -> None:
+    base = tmp_path_factory.mktemp("drawn")
+    shutil.copytree(good, base / "runs")
+    path = base / "runs" / "one" / name
+    lines = path.read_text().splitlines() if name == "events.jsonl" else [path.read_text()]
+    number = data.draw(st.integers(0, len(lines) - 1))
+    content = json.loads(lines[number])
+    place = data.draw(st.sampled_from(places(content)))
+    lines[number] = json.dumps(put(content, place, data.draw(values)))
+    path.write_text("\n".join(lines) + "\n")
+    check(capsys, base / "runs")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda curves: curves.assign(update=-1),
+        lambda curves: curves.assign(loss_mean=np.nan, loss_std=np.nan),
+        lambda curves: curves.iloc[:0],
+        lambda curves: curves.assign(model="sme_law"),
+        lambda curves: curves.iloc[:3],
+    ],
+)
+def test_odd_curves(
+    capsys: pytest.CaptureFixture[str], good: Path, tmp_path: Path, change: Any
+) -> None:
+    shutil.copytree(good, tmp_path / "runs")
+    run = tmp_path / "runs" / "one"
+    curves: pd.DataFrame = change(read_prediction(run).curves)
+    columns = {name: curves[name].to_numpy() for name in _COLUMNS}
+    write_table(run / "prediction.parquet", columns, _COLUMNS)
+    check(capsys, tmp_path / "runs")

@@ -1,0 +1,52 @@
+"""Real runs under faults at random moments: nothing is missing, made twice or unaccounted for."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from asgd.progress import Progress
+from cluster.storage.checkpoint import CHECKPOINTS
+from scripts.bench_chaos import Injector
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_checkpoint_of_the_end_is_left_alone(tmp_path: Path) -> None:
+    directory = tmp_path / CHECKPOINTS
+    directory.mkdir()
+    (directory / "checkpoint-000000000200.bin").write_bytes(bytes(100))
+    final = directory / "checkpoint-000000000300.bin"
+    final.write_bytes(bytes(100))
+    with Injector(tmp_path, 300, ["checkpoint"], 0, None) as injector:
+        injector.watch(Progress(300, 300, 1.0, 0.0, None, 4))
+        injector._thread.join()
+    assert not injector.injected
+    assert all(path.read_bytes() == bytes(100) for path in directory.iterdir())
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_runs_survive_the_death_of_workers_servers_and_a_node() -> None:
+    command = [sys.executable, "scripts/bench_chaos.py", "--runs", "3"]
+    command += ["--updates", "1000", "--faults", "2"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "runs finished         3 of 3" in done.stdout
+    assert "invariants violated   0" in done.stdout
+    injected = re.search(r"(\d+) faults \(.*node \d", done.stdout)
+    assert injected is not None
+    assert int(injected[1]) >= 4  # a run may end before its last fault is due
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_what_ends_a_launcher_is_said_and_leaves_nothing() -> None:
+    command = [sys.executable, "scripts/bench_chaos.py", "--launched", "2", "--seed", "1"]
+    done = subprocess.run(
+        [*command, "--faults", "2"], cwd=ROOT, capture_output=True, text=True, timeout=280
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"2 runs, [1-4] faults \(.*\); 0 runs wrong", done.stdout)

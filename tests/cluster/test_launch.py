@@ -1,0 +1,617 @@
+"""Real runs: the record, the law of staleness, failures, interruption, and what is left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from ray._private import worker as ray_worker
+
+from asgd.config import RunConfig, make_config
+from asgd.draws import WorkerDraws
+from asgd.errors import DivergedError, InputError, RunFailedError
+from asgd.problems import make_problem
+from asgd.progress import Progress
+from asgd.rundir.columns import SHARED
+from asgd.rundir.reader import Run, read_run, standing
+from asgd.simulation.simulate import simulate
+from asgd.staleness import Geometric
+from asgd.streams import stream
+from cluster import run
+from tests.support.invariants import check_trace
+from tests.support.processes import DEFAULT_SIGNALS, below, listeners, processes_in
+
+pytestmark = pytest.mark.ray
+
+ROOT = Path(__file__).parents[2]
+
+
+def configure(problem: dict[str, Any], updates: int, seed: int = 0, **cluster: Any) -> RunConfig:
+    return make_config(
+        {
+            "problem": problem,
+            "optimizer": {"learning_rate": 0.05, "batch_size": 4},
+            "cluster": cluster,
+            "run": {"updates": updates, "seed": seed, "eval_every": 25},
+        }
+    )
+
+
+@pytest.mark.usefixtures("shared_ray")
+def test_one_worker_is_serial_sgd_to_the_last_bit(tmp_path: Path) -> None:
+    config = configure({"kind": "softmax"}, updates=120, seed=3, workers=1)
+    result = read_run(run(config, tmp_path / "run"))
+    check_trace(result)
+
+    problem = make_problem(config)
+    draws = WorkerDraws(config, problem.n_samples)
+    x = problem.initial_point(stream(3, "initial"))
+    norms, losses = [], [problem.loss(x)]
+    for update in range(120):
+        gradient = problem.gradient(x, draws.batch(0, update, 4))
+        x = x - 0.05 * gradient
+        norms.append(np.sqrt(gradient @ gradient))
+        if (update + 1) % 25 == 0 or update == 119:
+            losses.append(problem.loss(x))
+    np.testing.assert_array_equal(result.trace["gradient_norm"], norms)
+    np.testing.assert_array_equal(result.trace["staleness"], 0)
+    # BLAS may add up 1797 samples in another order on another number of threads.
+    np.testing.assert_allclose(result.loss["loss"], losses, rtol=1e-13)
+
+
+@pytest.mark.usefixtures("shared_ray")
+def test_uniform_schedule_is_geometric_and_equals_the_simulation(tmp_path: Path) -> None:
+    config = configure({"kind": "quadratic"}, updates=5000, workers=4, schedule="uniform")
+    real = read_run(run(config, tmp_path / "real"))
+    check_trace(real)
+    staleness = real.trace["staleness"]
+    assert np.mean(staleness == 0) == pytest.approx(0.25, abs=0.02)
+    assert total_variation(staleness.to_numpy(), Geometric(0.75)) < 0.03
+
+    simulated = read_run(simulate(config, tmp_path / "simulated"))
+    for column in ("worker", "sequence", "read_version", "gradient_norm"):
+        np.testing.assert_array_equal(real.trace[column], simulated.trace[column])
+    np.testing.assert_array_equal(real.loss["loss"], simulated.loss["loss"])
+
+
+@pytest.mark.usefixtures("shared_ray")
+def test_bounded_staleness_is_reached_and_never_exceeded(tmp_path: Path) -> None:
+    cluster = {"workers": 3, "mode": "bounded", "max_staleness": 1}
+    result = read_run(run(configure({"kind": "quadratic"}, 200, **cluster), tmp_path / "run"))
+    assert result.state == "finished"
+    assert set(result.trace["staleness"]) == {0, 1}
+    shared = result.trace[result.trace["worker"] == SHARED]
+    assert len(shared) > 0
+    sizes = result.members.groupby("update")["batch_size"].sum()
+    np.testing.assert_array_equal(sizes.index, shared["update"])
+    np.testing.assert_array_equal(sizes, shared["batch_size"])
+    check_every_gradient_is_accounted_for(result)
+
+
+@pytest.mark.usefixtures("shared_ray")
+def test_without_delay_staleness_is_concentrated_near_its_mean(tmp_path: Path) -> None:
+    shown: list[Progress] = []
+    # Calls of Ray cost every worker the same. Over shared memory an update takes less than the
+    # time slice of a core, and who runs when is the scheduler's choice on a busy machine.
+    config = configure({"kind": "least_squares"}, updates=1200, workers=4, transport="ray")
+    result = read_run(run(config, tmp_path / "run", progress=shown.append))
+    check_trace(result)
+    staleness = result.trace["staleness"]
+    # Every update ages the P - 1 snapshots that it does not use: those used, and those held last.
+    held = 1200 - (result.trace.groupby("worker")["update"].max() + 1)
+    assert staleness.sum() + held.sum() == 3 * 1200
+    assert staleness.var() < 6.0  # the geometric law of this mean has 12
+    assert (shown[-1].update, shown[-1].updates) == (1200, 1200)
+    assert shown[-1].mean_staleness == pytest.approx(staleness.mean())
+    assert shown[-1].loss == result.loss["loss"].iloc[-1]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("shared_ray")
+def test_exponential_compute_times_are_nearly_geometric(tmp_path: Path) -> None:
+    compute_time = {"law": "exponential", "mean": 0.1}
+    config = configure({"kind": "quadratic"}, 1600, workers=4, compute_time=compute_time)
+    result = read_run(run(config, tmp_path / "run"))
+    check_trace(result)
+    staleness = result.trace["staleness"].to_numpy()
+    mean = float(staleness.mean())
+    # Chance alone makes 0.4 sum_l sqrt(w_l / 1600) = 0.037 of it.
+    assert total_variation(staleness, Geometric(mean / (1 + mean))) < 0.08
+    # A busy machine only adds to it: at least the mean, less four standard errors.
+    assert result.trace["compute_seconds"].mean() > 0.1 * (1 - 4 / np.sqrt(1600))
+
+
+def total_variation(staleness: np.ndarray[Any, Any], law: Geometric) -> float:
+    """Return the total variation distance of a sample to a law."""
+    observed = np.bincount(staleness) / len(staleness)
+    expected = law.pmf(np.arange(len(observed)))
+    return float(0.5 * (np.abs(observed - expected).sum() + 1.0 - expected.sum()))
+
+
+@pytest.mark.usefixtures("shared_ray")
+@pytest.mark.parametrize(
+    ("fault", "error", "message"),
+    [
+        (
+            "raise",
+            RunFailedError,
+            "worker 0: ZeroDivisionError: the user's own mistake (.*gins.py:",
+        ),
+        ("loss", RunFailedError, "of the loss: ArithmeticError: no loss below 0.9 (.*plugins.py:"),
+        ("nan", RunFailedError, "11 gradients were refused; .* worker 0 .*: not finite; lower"),
+        ("grow", DivergedError, "the run diverged: loss .*, 1 at the start; learning_rate = 0.05"),
+    ],
+)
+def test_run_that_cannot_go_on_ends_with_one_line(
+    tmp_path: Path, fault: str, error: type[RunFailedError], message: str
+) -> None:
+    problem = {"kind": "tests.support.plugins:bowl", "options": {"fault": fault}}
+    config = configure(problem, updates=10**6, workers=1)
+    with pytest.raises(error, match=message.replace("(", r"\(")) as raised:
+        run(config, tmp_path / "run")
+    assert "\n" not in str(raised.value)
+    result = read_run(tmp_path / "run")
+    assert result.state == "failed"
+    assert result.events[-1]["reason"] == str(raised.value)
+    if fault == "raise":
+        (*_, last) = [event for event in result.events if event["event"] == "worker_lost"]
+        assert "; given up after 5 failures in a row, " in last["reason"]
+    assert len(result.trace) > 0
+    np.testing.assert_array_equal(result.trace["update"], np.arange(len(result.trace)))
+
+
+@pytest.mark.usefixtures("shared_ray")
+@pytest.mark.parametrize("transport", ["shm", "ray"])
+def test_slow_loss_slows_the_run_down_and_freezes_nothing(tmp_path: Path, transport: str) -> None:
+    problem = {"kind": "tests.support.plugins:bowl", "options": {"fault": "slow loss"}}
+    config = configure(problem, updates=10**6, workers=2, transport=transport)
+    config = msgspec.structs.replace(config, run=msgspec.structs.replace(config.run, eval_every=1))
+    shown: list[Progress] = []
+
+    def interrupt(progress: Progress) -> None:
+        shown.append(progress)
+        if progress.evaluating and progress.update > 60:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(config, tmp_path / "run", progress=interrupt)
+    result = read_run(tmp_path / "run")
+    assert result.state == "interrupted"
+    # A second's worth of losses, and the updates made until the launcher polls again.
+    assert len(result.trace) - shown[-1].update < 50
+    np.testing.assert_array_equal(result.loss["update"], np.arange(len(result.trace) + 1))
+    check_every_gradient_is_accounted_for(result)
+
+
+@pytest.mark.usefixtures("shared_ray")
+def test_full_disk_met_by_the_launcher_is_noted(tmp_path: Path) -> None:
+    events = tmp_path / "run" / "events.jsonl"
+
+    def fill(progress: Progress) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(events))
+
+    config = configure({"kind": "softmax"}, updates=10**6, workers=1)
+    with pytest.raises(RunFailedError, match="No space left on device") as raised:
+        run(config, events.parent, progress=fill)
+    assert raised.value.run == events.parent
+    result = read_run(events.parent)
+    assert result.state == "failed"
+    assert str(events) in result.events[-1]["reason"]
+
+
+@pytest.mark.usefixtures("shared_ray")
+def test_directory_that_is_moved_in_mid_run_is_said_to_be(tmp_path: Path) -> None:
+    out, moved = tmp_path / "run", tmp_path / "moved"
+
+    def move(progress: Progress) -> None:
+        if progress.loss is not None and out.exists():
+            out.rename(moved)
+
+    with pytest.raises(RunFailedError, match="was removed or moved while the run was at work"):
+        run(configure({"kind": "softmax"}, updates=10**6, workers=1), out, progress=move)
+    assert not out.exists()
+    assert len(read_run(moved).trace) > 0
+
+
+BECOMES_READ_ONLY = """
+import os, subprocess, sys
+from asgd.__main__ import main
+from asgd.console.live import LiveRun
+
+out = sys.argv[-1]
+
+def shut(live, progress):
+    if progress.update and not os.path.ismount(out):
+        subprocess.run(["mount", "--bind", out, out], check=True)
+        subprocess.run(["mount", "-o", "remount,ro,bind", out], check=True)
+
+LiveRun.__call__ = shut
+main(sys.argv[1:])
+"""
+
+
+def test_directory_that_becomes_read_only_is_named(tmp_path: Path) -> None:
+    unshare = ["unshare", "-m"]
+    if os.geteuid() or subprocess.run([*unshare, "true"], check=False).returncode:
+        pytest.skip("needs a mount of its own: root, and unshare -m")
+    (tmp_path / "c.toml").write_text("problem.kind = 'quadratic'\nrun.updates = 1000000000\n")
+    arguments = ["run", tmp_path / "c.toml", "--out", tmp_path / "run"]
+    child = subprocess.run(
+        [*unshare, sys.executable, "-c", BECOMES_READ_ONLY, *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=280,
+    )
+    assert child.returncode == 1
+    assert re.fullmatch(r"asgd: \S+/run/\S+: cannot be used \(Read-only .*\)\n", child.stderr)
+
+
+@pytest.mark.usefixtures("shared_ray")
+@pytest.mark.parametrize(
+    ("mode", "transport", "fault", "after", "timeout", "reason"),
+    [
+        ("async", "ray", "exit", 80, 60.0, "its process died"),
+        ("sync", "tcp", "hang", 160, 5.0, "silent for"),
+    ],
+)
+def test_run_goes_on_without_a_lost_worker_which_comes_back(
+    tmp_path: Path,
+    mode: str,
+    transport: str,
+    fault: str,
+    after: int,
+    timeout: float,
+    reason: str,
+) -> None:
+    problem = {"kind": "tests.support.plugins:bowl", "options": {"fault": fault, "after": after}}
+    cluster = {"mode": mode, "transport": transport, "worker_timeout": timeout}
+    config = configure(problem, 300, workers=2, **cluster)
+    result = read_run(run(config, tmp_path / "run"))
+    assert result.state == "finished"
+    trace = result.trace
+    np.testing.assert_array_equal(trace["update"], np.arange(300))
+    np.testing.assert_array_equal(trace["staleness"], trace["update"] - trace["read_version"])
+    lost = [event for event in result.events if event["event"] == "worker_lost"]
+    assert lost
+    assert all(event["reason"].startswith(reason) for event in lost)
+    assert all(0 < event["update"] < 300 for event in lost)
+    joined = [event["worker"] for event in result.events if event["event"] == "worker_joined"]
+    assert len(joined) > 2
+    check_every_gradient_is_accounted_for(result)
+
+
+def check_every_gradient_is_accounted_for(result: Run) -> None:
+    """Assert that each worker's gradients were applied once or reported lost, up to the last."""
+    applied = [
+        *zip(result.trace["worker"], result.trace["sequence"], strict=True),
+        *zip(result.members["worker"], result.members["sequence"], strict=True),
+    ]
+    lost = [(e["worker"], e["sequence"]) for e in result.events if e["event"] == "gradient_lost"]
+    for worker in range(result.config.cluster.workers):
+        known = sorted(s for w, s in [*applied, *lost] if w == worker)
+        assert known == list(range(len(known)))
+
+
+def test_directory_in_use_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.txt").write_text("precious")
+    with pytest.raises(InputError, match="not empty"):
+        run(configure({"kind": "quadratic"}, updates=10), tmp_path / "run")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["thesis.txt"]
+
+
+JOIN_SCRIPT = """
+import json, os, sys
+from asgd.config import make_config
+from cluster import run
+before = dict(os.environ)
+run(make_config(json.loads(sys.argv[3])), sys.argv[1], address=sys.argv[2])
+assert dict(os.environ) == before
+"""
+
+
+@pytest.fixture
+def running_cluster() -> Iterator[tuple[str, dict[str, str]]]:
+    """Provide the address of a cluster that is not ours, and the environment to join it in."""
+    tmp = tempfile.mkdtemp(prefix="a-", dir="/tmp")
+    with socket.create_server(("", 0)) as free:
+        address = f"{socket.gethostbyname(socket.gethostname())}:{free.getsockname()[1]}"
+    host, port = address.split(":")
+    environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "5" * 64}
+    command = f"start --head --block --node-ip-address={host} --port={port} --num-cpus=1"
+    head = subprocess.Popen(
+        [
+            Path(sys.executable).with_name("ray"),
+            *command.split(),
+            "--include-dashboard=false",
+            f"--temp-dir={tmp}",
+        ],
+        env={**environment, "RAY_USAGE_STATS_ENABLED": "0"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    while head.poll() is None:
+        with contextlib.suppress(OSError):
+            socket.create_connection((host, int(port))).close()
+            break
+    yield address, environment
+    head.terminate()
+    head.wait(60)
+    shutil.rmtree(tmp, ignore_errors=True)
+
+
+def test_joined_cluster_is_left_as_it_was(
+    tmp_path: Path, running_cluster: tuple[str, dict[str, str]]
+) -> None:
+    address, environment = running_cluster
+    config = configure({"kind": "quadratic"}, updates=100, workers=2)
+    for number in (1, 2):
+        out = tmp_path / f"run{number}"
+        child = subprocess.run(
+            [sys.executable, "-c", JOIN_SCRIPT, str(out), address, config.to_json()],
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+        assert (child.returncode, child.stderr) == (0, "")
+        check_trace(read_run(out))
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "nowhere", "ray://127.0.0.1:10001"])
+def test_address_without_a_cluster_is_refused(tmp_path: Path, address: str) -> None:
+    with pytest.raises(InputError, match="--address"):
+        run(configure({"kind": "quadratic"}, updates=10), tmp_path / "run", address=address)
+    assert not (tmp_path / "run").exists()
+
+
+SCRIPT = """
+import json, os, signal, sys
+from asgd.config import make_config
+from cluster import run
+
+def state():
+    mask = os.umask(0)
+    os.umask(mask)
+    return dict(os.environ), mask, signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+
+def show(progress):
+    if progress.update and not os.path.exists(sys.argv[2]):
+        with open(sys.argv[2] + ".tmp", "w") as file:
+            print(os.getpid(), file=file)
+        os.rename(sys.argv[2] + ".tmp", sys.argv[2])
+
+before = state()
+try:
+    run(make_config(json.loads(sys.argv[3])), sys.argv[1], progress=show)
+finally:
+    assert state() == before, (state(), before)
+"""
+
+
+class Subprocess:
+    """A run in a process of its own, whose home and temporary files are all under `tmp`."""
+
+    def __init__(self, tmp: Path, updates: int, before: Sequence[str] = (), **problem: Any) -> None:
+        self.out, self.tmp, self.running = tmp / "out", tmp / "t", tmp / "running"
+        self.tmp.mkdir()
+        self.home = tmp / "home"
+        self.home.mkdir()
+        config = configure(problem, updates, workers=2)
+        arguments = [str(self.out), str(self.running), config.to_json()]
+        self.process = subprocess.Popen(
+            [*DEFAULT_SIGNALS, *before, sys.executable, "-W", "error", "-c", SCRIPT, *arguments],
+            cwd=ROOT,
+            env={**os.environ, "TMPDIR": str(self.tmp), "HOME": str(self.home)},
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def wait_for(self, condition: Callable[[], object]) -> None:
+        """Return when the condition holds, or the process has ended."""
+        while not condition() and self.process.poll() is None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(0.02)
+
+    def processes(self) -> set[int]:
+        """Return the processes that have files of this run open."""
+        return processes_in(self.tmp)
+
+    def finish(self) -> str:
+        """Wait for the end; nothing may be left. Returns what was printed as an error."""
+        _, errors = self.process.communicate(timeout=120)
+        assert not self.processes()
+        assert not list(self.tmp.iterdir())
+        assert not list(self.home.iterdir())  # such as Ray's file with a token
+        return errors
+
+
+@pytest.fixture
+def launch() -> Iterator[Callable[..., Subprocess]]:
+    """Launch runs as processes; whatever goes wrong, they do not outlive the test."""
+    shm = set(os.listdir("/dev/shm"))
+    # The path of a Unix socket has 107 bytes at most: pytest's own directories are too long.
+    tmp = Path(tempfile.mkdtemp(prefix="a-", dir="/tmp"))
+    children: list[Subprocess] = []
+
+    def start(updates: int, before: Sequence[str] = (), **problem: Any) -> Subprocess:
+        children.append(Subprocess(tmp, updates, before, **problem))
+        return children[-1]
+
+    yield start
+    for child in children:
+        for pid in child.processes() | (
+            {child.process.pid} if child.process.poll() is None else set()
+        ):
+            os.kill(pid, signal.SIGKILL)
+        child.process.communicate()
+    shutil.rmtree(tmp, ignore_errors=True)
+    assert set(os.listdir("/dev/shm")) <= shm
+
+
+def test_nothing_is_left_after_success(launch: Callable[..., Subprocess]) -> None:
+    child = launch(updates=60, kind="quadratic")
+    assert child.finish() == ""
+    assert child.process.returncode == 0
+    check_trace(read_run(child.out))
+
+
+def test_nothing_is_left_after_failure(launch: Callable[..., Subprocess]) -> None:
+    options = {"fault": "raise"}
+    child = launch(updates=10**6, kind="tests.support.plugins:bowl", options=options)
+    assert "the user's own mistake" in child.finish()
+    assert child.process.returncode == 1
+    assert read_run(child.out).state == "failed"
+
+
+@pytest.mark.parametrize("which", [signal.SIGINT, signal.SIGTERM])
+def test_nothing_is_left_after_interruption(
+    launch: Callable[..., Subprocess], which: signal.Signals
+) -> None:
+    child = launch(updates=10**6, kind="quadratic")
+    child.wait_for(child.running.exists)
+    found = listeners(child.processes() | {child.process.pid})
+    assert found
+    for address, port in found:
+        assert (getattr(address, "ipv4_mapped", None) or address).is_loopback, found
+        assert not shows_a_page(port)
+    os.killpg(child.process.pid, which)  # as a terminal or a supervisor does
+    child.finish()
+    assert child.process.returncode == (1 if which == signal.SIGTERM else -signal.SIGINT)
+    result = read_run(child.out)
+    assert result.state == "interrupted"
+    assert len(result.trace) > 0
+    np.testing.assert_array_equal(result.trace["update"], np.arange(len(result.trace)))
+
+
+BREAK_IN = """
+import contextlib, os, socket, sys
+
+os.setgroups([])
+os.setgid(65534)
+os.setuid(65534)
+ray, sockets = sys.argv[1:3]
+for attempt in (
+    lambda: os.listdir(ray),
+    lambda: os.rename(sockets, sockets + "-of-mine"),
+    lambda: open(f"{ray}/planted", "w"),
+    lambda: socket.socket(socket.AF_UNIX).connect(f"{sockets}/raylet"),
+):
+    with contextlib.suppress(PermissionError):
+        print("got in:", attempt())
+"""
+
+
+@pytest.mark.usefixtures("shared_ray")
+def test_nobody_else_gets_into_the_directory_of_a_run_at_work(tmp_path: Path) -> None:
+    """The directory of the sockets, replaced, would have a worker connect to another's socket."""
+    tried: list[str] = []
+
+    def break_in(progress: Progress) -> None:
+        if tried:
+            return
+        ray = Path(ray_worker._global_node.get_temp_dir_path())
+        sockets = Path(ray_worker._global_node.get_sockets_dir_path())
+        assert (sockets / "raylet").is_socket()
+        assert len(str(sockets / "plasma_store")) <= 107
+        assert ray.parent.stat().st_mode & 0o777 == 0o700
+        if os.getuid() != 0:
+            pytest.skip("only root can try as another user")
+        command = [sys.executable, "-I", "-c", BREAK_IN, ray, sockets]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, cwd="/")
+        tried.append(done.stdout)
+
+    config = configure({"kind": "quadratic"}, updates=60, workers=2)
+    run(config, tmp_path / "run", progress=break_in)
+    assert tried == [""]
+
+
+def test_nothing_is_left_of_a_killed_driver(launch: Callable[..., Subprocess]) -> None:
+    child = launch(updates=10**6, kind="quadratic")
+    child.wait_for(child.running.exists)
+    guard = os.pidfd_open(guard_of(child.process.pid))
+    os.killpg(child.process.pid, signal.SIGKILL)
+    assert select.select([guard], [], [], 60)[0]  # it has cleared up
+    os.close(guard)
+    child.finish()
+    assert child.process.returncode == -signal.SIGKILL
+    result = read_run(child.out)
+    assert result.state == "failed"
+    assert result.failure == f"the launcher, process {child.process.pid}, was killed or crashed"
+    assert standing(result) == ("failed", result.failure)
+
+
+def test_run_whose_ray_dies_says_so(launch: Callable[..., Subprocess]) -> None:
+    child = launch(updates=10**6, kind="quadratic")
+    child.wait_for(child.running.exists)
+    (raylet,) = [pid for pid, line in below(child.process.pid).items() if "/raylet/raylet" in line]
+    os.kill(raylet, signal.SIGKILL)
+    assert child.finish().endswith("RunFailedError: Ray's raylet was killed (Killed)\n")
+    assert child.process.returncode == 1
+    result = read_run(child.out)
+    assert (result.state, result.failure) == ("failed", "Ray's raylet was killed (Killed)")
+    np.testing.assert_array_equal(result.trace["update"], np.arange(len(result.trace)))
+    events = [event["event"] for event in result.events]
+    assert events.count("failed") == 1
+
+
+def test_run_whose_ray_cannot_start_says_so(launch: Callable[..., Subprocess]) -> None:
+    child = launch(updates=10**6, before=["prlimit", "--fsize=50000000"], kind="quadratic")
+    assert "Ray could not be started: Ray's raylet was killed (File size limit" in child.finish()
+    assert child.process.returncode == 1
+    result = read_run(child.out)
+    assert result.state == "failed"
+    assert str(result.failure).endswith("exceeded; see `ulimit -f`)")
+
+
+def guard_of(driver: int) -> int:
+    """Return the process that clears up behind a driver."""
+    children = Path(f"/proc/{driver}/task/{driver}/children").read_text().split()
+    lines = {int(pid): Path(f"/proc/{pid}/cmdline").read_bytes() for pid in children}
+    (found,) = [pid for pid, line in lines.items() if b"cluster/local_ray/guard.py" in line]
+    return found
+
+
+@pytest.mark.parametrize("which", [signal.SIGINT, signal.SIGHUP])
+def test_nothing_is_left_after_interruption_of_the_start(
+    launch: Callable[..., Subprocess], which: signal.Signals
+) -> None:
+    child = launch(updates=10**6, kind="quadratic")
+    child.wait_for(lambda: child.processes() - {child.process.pid})
+    os.killpg(child.process.pid, which)
+    child.finish()
+    assert child.process.returncode != 0
+    assert read_run(child.out).state == "interrupted"
+
+
+def shows_a_page(port: int) -> bool:
+    """Return whether who asks there, without a token, is shown how Ray or the run stand."""
+    # Long enough for a frame of the data plane, which would wait for the rest of it.
+    request = b"GET /metrics HTTP/1.0\r\nHost: 127.0.0.1\r\nUser-Agent: a stranger's\r\n\r\n"
+    with (
+        contextlib.suppress(ConnectionError),
+        socket.create_connection(("127.0.0.1", port), 10) as asked,
+    ):
+        asked.sendall(request)
+        return asked.recv(64).split(b"\r\n")[0].endswith(b" 200 OK")
+    return False

@@ -1,0 +1,355 @@
+"""Real runs that lose their server, their recorder or everything, and go on."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from asgd.__main__ import main
+from asgd.config import RunConfig, make_config
+from asgd.errors import InputError, RunFailedError
+from asgd.progress import Progress
+from asgd.rundir.reader import Run, read_run
+from asgd.rundir.repeats import read_runs
+from asgd.simulation.simulate import simulate
+from cluster import resume, run
+from cluster.storage.checkpoint import CHECKPOINTS, load, paths
+from tests.support.faults import replay_run
+from tests.support.invariants import check_gradients
+from tests.support.processes import actor_processes, processes_in
+
+pytestmark = pytest.mark.ray
+
+ROOT = Path(__file__).parents[2]
+EXACT = ("update", "worker", "sequence", "read_version", "staleness", "gradient_norm")
+
+
+def configure(
+    updates: int,
+    every: int = 50,
+    mean: float = 0.005,
+    durability: str = "auto",
+    **cluster: Any,
+) -> RunConfig:
+    compute_time = {"law": "constant", "mean": mean}
+    run = {"updates": updates, "eval_every": 25, "checkpoint_every": every}
+    return make_config(
+        {
+            "problem": {"kind": "quadratic"},
+            "optimizer": {"rule": "momentum", "learning_rate": 0.01, "batch_size": 4},
+            "cluster": {"compute_time": compute_time, **cluster},
+            "run": {**run, "durability": durability},
+        }
+    )
+
+
+class Killer:
+    """Kills an actor's process each time the newest checkpoint has come to one of the updates.
+
+    And beyond the last restored state: a restored server is not killed before it made an update.
+    """
+
+    def __init__(self, kind: str, path: Path, *updates: int) -> None:
+        self.kind = kind
+        self.path = path
+        self.updates = list(updates)
+        self.killed: set[int] = set()
+
+    def __call__(self, progress: Progress) -> None:
+        newest = paths(self.path / CHECKPOINTS)[:1]
+        if not self.updates or not newest:
+            return
+        version = int(newest[0].stem[-12:])
+        events = restored(read_run(self.path))
+        if version >= self.updates[0] and all(version > event["to_version"] for event in events):
+            self.updates.pop(0)
+            (pid,) = actor_processes(self.kind) - self.killed
+            self.killed.add(pid)
+            os.kill(pid, signal.SIGKILL)
+
+
+def check_continuous(result: Run) -> None:
+    """Assert that no update is missing or made twice, and no gradient applied twice."""
+    trace, updates = result.trace, result.config.run.updates
+    assert result.state == "finished"
+    np.testing.assert_array_equal(trace["update"], np.arange(updates))
+    np.testing.assert_array_equal(trace["staleness"], trace["update"] - trace["read_version"])
+    assert trace["staleness"].min() >= 0
+    assert (trace["applied_seconds"].diff().dropna() >= 0).all()
+    np.testing.assert_array_equal(result.loss["update"], np.arange(0, updates + 1, 25))
+    assert not trace.duplicated(["worker", "sequence"]).any()
+    assert load(paths(result.path / CHECKPOINTS)[0]).version == updates
+
+
+def check_same(one: Run, other: Run) -> None:
+    """Assert that two runs are equal but for their times."""
+    for column in EXACT:
+        np.testing.assert_array_equal(one.trace[column], other.trace[column])
+    np.testing.assert_array_equal(one.loss["update"], other.loss["update"])
+    np.testing.assert_array_equal(one.loss["loss"], other.loss["loss"])
+    final = [load(paths(result.path / CHECKPOINTS)[0]) for result in (one, other)]
+    np.testing.assert_array_equal(final[0].parameters, final[1].parameters)
+
+
+def restored(result: Run) -> list[dict[str, Any]]:
+    return [event for event in result.events if event["event"] == "server_restored"]
+
+
+@pytest.mark.usefixtures("shared_ray")
+@pytest.mark.parametrize(("transport", "durability"), [("shm", "log"), ("ray", "checkpoint")])
+def test_killed_server_comes_back(tmp_path: Path, transport: str, durability: str) -> None:
+    config = configure(900, mean=0.01, durability=durability, workers=3, transport=transport)
+    killer = Killer("ServerActor", tmp_path / "run", 50, 350)
+    result = read_run(run(config, tmp_path / "run", progress=killer))
+    assert len(killer.killed) == 2
+    check_continuous(result)
+    events = restored(result)
+    assert [event["epoch"] for event in events] == [1, 2]
+    for event in events:
+        lost = event["updates_lost"]
+        assert lost == event["from_version"] - event["to_version"] >= 0
+        assert lost == 0 if durability == "log" else event["to_version"] % 50 == 0
+    check_gradients(result)
+    final = load(paths(result.path / CHECKPOINTS)[0]).parameters
+    np.testing.assert_array_equal(final, replay_run(result)[-1])
+    assert events[1]["to_version"] > events[0]["to_version"] > 0
+    assert not [event for event in result.events if event["event"] == "worker_lost"]
+
+
+@pytest.mark.usefixtures("shared_ray")
+def test_recorder_killed_comes_back_with_a_server(tmp_path: Path) -> None:
+    killer = Killer("RecorderActor", tmp_path / "run", 50)
+    config = configure(400, mean=0.01, workers=2)
+    result = read_run(run(config, tmp_path / "run", progress=killer))
+    assert killer.killed
+    check_continuous(result)
+    assert len(restored(result)) == 1
+
+
+@pytest.mark.usefixtures("shared_ray")
+def test_one_worker_with_a_killed_server_equals_the_undisturbed_run(tmp_path: Path) -> None:
+    config = configure(400, workers=1)
+    one = read_run(run(config, tmp_path / "one"))
+    killer = Killer("ServerActor", tmp_path / "other", 50)
+    other = read_run(run(config, tmp_path / "other", progress=killer))
+    assert killer.killed
+    check_continuous(other)
+    check_same(one, other)
+
+
+@pytest.mark.usefixtures("shared_ray")
+def test_interrupted_repeats_are_resumed_to_the_last_bit(tmp_path: Path) -> None:
+    config = configure(200, every=1000, workers=1)
+    one = read_run(run(config, tmp_path / "one"))
+
+    def interrupt(progress: Progress) -> None:
+        if progress.update >= 100:
+            raise KeyboardInterrupt
+
+    twice = msgspec.structs.replace(config, run=msgspec.structs.replace(config.run, repeats=2))
+    with pytest.raises(KeyboardInterrupt):
+        run(twice, tmp_path / "two", progress=interrupt)
+    (interrupted,) = read_runs(tmp_path / "two")
+    assert interrupted.state == "interrupted"
+    done = len(interrupted.trace)
+    assert 100 <= done < 200
+    main(["run", "--resume", str(tmp_path / "two"), "--quiet"])
+    other, anew = read_runs(tmp_path / "two")
+    check_continuous(other)
+    check_same(one, other)
+    (event,) = restored(other)
+    assert (event["from_version"], event["updates_lost"]) == (done, 0)
+    check_continuous(anew)
+    assert not restored(anew)
+    for path in (tmp_path / "two", other.path):
+        with pytest.raises(InputError, match="finished"):
+            resume(path)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """Provide a file system of 16 MB of its own."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(disk)]
+    if os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("file systems cannot be mounted here")
+    yield disk
+    subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+@pytest.mark.usefixtures("shared_ray")
+def test_run_on_a_full_disk_is_readable_and_resumed(small_disk: Path) -> None:
+    ballast = small_disk / "ballast"
+
+    def fill(progress: Progress) -> None:
+        if progress.update >= 50 and not ballast.exists():
+            with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
+                while True:
+                    file.write(bytes(4096))
+
+    config = configure(300, workers=2)
+    with pytest.raises(RunFailedError, match="No space left on device"):
+        run(config, small_disk / "run", progress=fill)
+    failed = read_run(small_disk / "run")
+    assert failed.state != "finished"
+    assert len(failed.trace) < 300
+    ballast.unlink()
+    resume(small_disk / "run")
+    result = read_run(small_disk / "run")
+    check_continuous(result)
+    check_gradients(result)
+
+
+SCRIPT = """
+import json, sys
+from asgd.config import make_config
+from cluster import run
+from cluster.storage.checkpoint import paths
+from pathlib import Path
+
+def show(progress):
+    if len(paths(Path(sys.argv[1], "checkpoints"))) == 2:
+        print(progress.update, flush=True)
+
+run(make_config(json.loads(sys.argv[2])), sys.argv[1], progress=show)
+"""
+
+
+@pytest.fixture
+def machine() -> Iterator[Callable[[Path, RunConfig], int]]:
+    """Start a run in a session of its own, kill all of it in the middle, return where it was."""
+    tmp = tempfile.TemporaryDirectory(prefix="a-", dir="/tmp", ignore_cleanup_errors=True)
+
+    def crash(out: Path, config: RunConfig) -> int:
+        child = subprocess.Popen(
+            [sys.executable, "-c", SCRIPT, str(out), config.to_json()],
+            cwd=ROOT,
+            env={**os.environ, "TMPDIR": tmp.name},
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        assert child.stdout is not None
+        reached = int(child.stdout.readline())
+        # All at one instant, as by a power cut: none may see the others die.
+        for number in (signal.SIGSTOP, signal.SIGKILL):
+            for pid in {child.pid, *processes_in(tmp.name)}:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
+        child.communicate()
+        while left := processes_in(tmp.name):  # born while the others were being killed
+            for pid in left:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        return reached
+
+    yield crash
+    tmp.cleanup()
+
+
+@pytest.mark.usefixtures("shared_ray")
+def test_run_of_a_dead_machine_is_resumed_even_with_a_damaged_checkpoint(
+    tmp_path: Path, machine: Callable[[Path, RunConfig], int]
+) -> None:
+    config = configure(200, every=10, mean=0.02, workers=1)
+    reached = machine(tmp_path / "run", config)
+    assert read_run(tmp_path / "run").state == "unfinished"
+    newest = paths(tmp_path / "run" / CHECKPOINTS)[0]
+    data = bytearray(newest.read_bytes())
+    data[-1] ^= 128
+    newest.write_bytes(data)
+    result = read_run(resume(tmp_path / "run"))
+    check_continuous(result)
+    assert sum(event["event"] == "checkpoint_damaged" for event in result.events) == 1
+    (event,) = restored(result)
+    assert event["updates_lost"] == 0
+    assert event["to_version"] >= reached
+    check_same(read_run(run(config, tmp_path / "undisturbed")), result)
+
+
+@pytest.mark.usefixtures("shared_ray")
+def test_run_at_work_is_not_resumed_beside_it(tmp_path: Path) -> None:
+    refused: list[str] = []
+
+    def also_resume(progress: Progress) -> None:
+        if not refused:
+            with pytest.raises(InputError) as raised:
+                resume(tmp_path / "run")
+            refused.append(str(raised.value))
+
+    run(configure(60, workers=1), tmp_path / "run", progress=also_resume)
+    assert "at work" in refused[0]
+    assert not restored(read_run(tmp_path / "run"))
+
+
+@pytest.mark.usefixtures("shared_ray")
+def test_what_ray_says_of_a_lost_worker_is_not_printed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    caplog.set_level(logging.INFO, "cluster.local_ray.session")
+    killed: list[int] = []
+
+    def kill(progress: Progress) -> None:
+        if "died or was killed" in caplog.text:
+            raise KeyboardInterrupt
+        if progress.update and not killed:
+            killed.append(min(actor_processes("WorkerActor")))
+            os.kill(killed[0], signal.SIGKILL)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(configure(10**6, workers=2), tmp_path / "run", progress=kill)
+    assert f"Worker PID: {killed[0]} " in caplog.text
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.usefixtures("shared_ray")
+def test_server_that_always_dies_ends_the_run(tmp_path: Path) -> None:
+    config = configure(10**6, every=10**5, workers=1)
+
+    def kill(progress: Progress) -> None:
+        for pid in actor_processes("ServerActor"):
+            os.kill(pid, signal.SIGKILL)
+
+    with pytest.raises(RunFailedError, match=r"died 6 times .*; the last time: its process died"):
+        run(config, tmp_path / "run", progress=kill)
+    found = read_run(tmp_path / "run")
+    assert found.state == "failed"
+    assert str(found.failure).endswith("; the last time: its process died")
+
+
+def test_simulation_is_not_resumed(tmp_path: Path) -> None:
+    path = simulate(configure(20), tmp_path / "simulated")
+    with pytest.raises(InputError, match="only these are resumed"):
+        resume(path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--resume", "{run}"], "only these are resumed"),
+        (["--resume", "{run}/nowhere"], "not a run directory"),
+        (["some.toml", "--resume", "{run}"], "without CONFIG"),
+        ([], "Missing argument 'CONFIG'"),
+    ],
+)
+def test_command_line_refuses_what_it_cannot_resume(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    path = simulate(configure(20), tmp_path / "simulated")
+    with pytest.raises(SystemExit) as exit_:
+        main(["run", *(argument.format(run=path) for argument in arguments)])
+    assert exit_.value.code == 2
+    assert message in capsys.readouterr().err

@@ -1,0 +1,69 @@
+"""Directories of a process's own, and those that others left."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from cluster.local_ray.temporary import private_directory
+
+ROOT = Path(__file__).parents[2]
+OWNER = """
+import os, sys
+from cluster.local_ray.temporary import private_directory
+
+with private_directory(sys.argv[1]) as directory:
+    print(directory, flush=True)
+    sys.stdin.read()
+    os._exit(0)  # as if killed
+"""
+
+
+def test_directory_is_private_and_gone_after_the_block(tmp_path: Path) -> None:
+    with private_directory(str(tmp_path)) as directory:
+        (Path(directory) / "file").touch()
+        assert Path(directory).parent == tmp_path
+        assert Path(directory).stat().st_mode & 0o777 == 0o700
+        assert len(Path(directory).name) <= 17  # of the 107 bytes of a socket's path
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_others_left_is_removed_once_nobody_holds_it(tmp_path: Path) -> None:
+    owner = subprocess.Popen(
+        [sys.executable, "-c", OWNER, str(tmp_path)],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert owner.stdout is not None
+    theirs = Path(owner.stdout.readline().strip())
+    with private_directory(str(tmp_path)):
+        assert theirs.is_dir()  # in use
+    owner.communicate()
+    assert theirs.is_dir()
+    with private_directory(str(tmp_path)):
+        assert not theirs.exists()
+
+
+def test_what_only_has_such_a_name_is_left_alone(tmp_path: Path) -> None:
+    with private_directory(str(tmp_path)) as directory:
+        (owner,) = Path(directory).iterdir()
+        name = owner.name
+    results = tmp_path / "asgd-ray-experiment"
+    (results / "trace").mkdir(parents=True)
+    (tmp_path / "asgd-20261122-exp").mkdir()
+    (tmp_path / "asgd-ray-dangling").symlink_to(tmp_path / "nothing")
+    (tmp_path / "asgd-ray-file").touch()
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / name).touch()
+    (tmp_path / "asgd-ray-link").symlink_to(elsewhere)
+    linked = tmp_path / "asgd-ray-linked"
+    linked.mkdir()
+    (linked / name).symlink_to(elsewhere / name)
+    before = sorted(tmp_path.rglob("*"))
+    with private_directory(str(tmp_path)):
+        pass
+    assert sorted(tmp_path.rglob("*")) == before

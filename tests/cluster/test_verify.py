@@ -1,0 +1,158 @@
+"""`asgd verify`: nothing is found in a good run, and each kind of damage is."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from asgd.config import make_config
+from asgd.rundir.columns import TABLES
+from asgd.rundir.reader import read_run
+from asgd.rundir.tables import write_table
+from asgd.rundir.writer import RunWriter
+from asgd.simulation.simulate import simulate
+from cluster.storage.verify import verify
+from tests.asgd.test_cli import asgd
+from tests.support.machine import Machine, configure
+
+Damage = Callable[[Path], None]
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of a server and its workers that ended, in two parts."""
+    machine = Machine(tmp_path_factory.mktemp("verify") / "run", configure(workers=3))
+    machine.work(40)
+    machine.work(60)
+    machine.writer.event("finish")
+    return machine.path
+
+
+@pytest.fixture
+def run(good: Path, tmp_path: Path) -> Path:
+    shutil.copytree(good, tmp_path / "run")
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize(
+    "tables",
+    [
+        {"problem": {"kind": "softmax"}, "cluster": {"workers": 3}},
+        {"problem": {"kind": "quadratic"}, "simulation": {"staleness": "geometric"}},
+        {
+            "problem": {"kind": "least_squares"},
+            "optimizer": {"rule": "momentum", "learning_rate": 0.01, "clip_norm": 0.1},
+        },
+    ],
+)
+def test_a_simulated_run_is_right(tables: dict[str, dict[str, object]], tmp_path: Path) -> None:
+    path = simulate(make_config(tables | {"run": {"updates": 130}}), tmp_path / "run")
+    verdict = verify(read_run(path))
+    assert verdict.findings == []
+    assert verdict.checked == "130 updates, 7 losses, 0 checkpoints, and a replay comes to the same"
+
+
+@pytest.mark.parametrize("mode", ["async", "sync"])
+def test_a_run_that_lost_a_server_is_right(mode: str, tmp_path: Path) -> None:
+    machine = Machine(tmp_path / "run", configure(workers=3, durability="log", mode=mode))
+    machine.work(30)
+    machine.crowd.die(1)
+    machine.crowd.join(1)
+    machine.restart()
+    machine.work(60)
+    verdict = verify(read_run(machine.path))
+    assert verdict.findings == []
+    assert "60 updates, 7 losses, 2 checkpoints, and a replay" in verdict.checked
+
+
+def test_one_line_where_all_is_right(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, printed, errors = asgd(capsys, "verify", run)
+    assert (status, errors, printed.count("\n")) == (0, "", 1)
+    assert printed.startswith(f"{run}: all is right: 60 updates")
+
+
+def flip(name: str) -> Damage:
+    def damage(run: Path) -> None:
+        path = sorted(run.glob(name))[0]
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data)
+
+    return damage
+
+
+def remove(name: str) -> Damage:
+    return lambda run: sorted(run.glob(name))[-1].unlink()
+
+
+def write(table: str, name: str, value: float) -> Damage:
+    """Change a number in the first part as if it had been written so."""
+
+    def damage(run: Path) -> None:
+        frame = getattr(read_run(run), "loss" if "loss" in table else table)
+        path = sorted(run.glob(f"{table}/part-*"))[0]
+        for part in run.glob(f"{table}/part-*"):
+            part.unlink()
+        columns = {key: column.to_numpy().copy() for key, column in frame.items()}
+        columns[name][3] = value
+        write_table(path, columns, TABLES[table])
+
+    return damage
+
+
+def replace(name: str, old: bytes, new: bytes) -> Damage:
+    def damage(run: Path) -> None:
+        assert old in (run / name).read_bytes()
+        (run / name).write_bytes((run / name).read_bytes().replace(old, new, 1))
+
+    return damage
+
+
+def event(kind: str, **fields: int) -> Damage:
+    return lambda run: RunWriter(run).event(kind, **fields)
+
+
+DAMAGES = {
+    "a bit of the trace": (flip("trace/part-*"), "trace/part-000000000000.parquet: cannot be read"),
+    "a bit of a loss": (flip("loss.parquet/part-*"), "part-000000000000.parquet: cannot be read"),
+    "a bit of a checkpoint": (flip("checkpoints/checkpoint-*"), "its checksum does not fit"),
+    "the end of the trace": (remove("trace/part-*"), "but 40 of 60 updates are on record"),
+    "the end of the losses": (remove("loss.parquet/part-*"), "the loss after update 50 is missing"),
+    "the environment": (remove("environment.json"), "environment.json: cannot be read"),
+    "the configuration": (
+        replace("config.json", b'"learning_rate": 0.05', b'"learning_rate": 0.06'),
+        "config.json: is not what the run began with",
+    ),
+    "the lease": (replace("checkpoints/lease", b"0", b"\xff"), "lease: is damaged: not the number"),
+    "the profile": (lambda run: (run / "profile.json").write_text("[]"), "expected an object"),
+    "an event": (replace("events.jsonl", b'"finish"', b"finish"), "events.jsonl: line "),
+    "a gradient twice": (write("trace", "sequence", 9), "was applied or reported twice, or never"),
+    "a gradient lost": (event("gradient_lost", worker=0, sequence=99), "or reported twice, or"),
+    "a norm": (write("trace", "gradient_norm", 0.5), "after update 4 a replay has another norm"),
+    "a loss": (write("loss.parquet", "loss", 7.5), "after update 30 a replay has another loss: "),
+    "a time": (write("loss.parquet", "seconds", 30.5), "the loss after update 30 has another time"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_damage_is_found(name: str, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    damage, finding = DAMAGES[name]
+    damage(run)
+    status, printed, errors = asgd(capsys, "verify", run)
+    assert (status, errors) == (1, "")
+    assert finding in printed
+
+
+def test_parameters_that_a_replay_does_not_come_to(run: Path) -> None:
+    """The checkpoint is whole, but of another run."""
+    other = Machine(run.parent / "other", configure(workers=2))
+    other.work(60)
+    for path in (other.path / "checkpoints").glob("checkpoint-*"):
+        shutil.copy(path, run / "checkpoints")
+    (finding,) = verify(read_run(run)).findings
+    assert finding.endswith("a replay has another parameters")
+    assert np.array_equal(verify(read_run(run), replayed=False).findings, [])

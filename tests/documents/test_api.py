@@ -1,0 +1,105 @@
+"""The public names of the packages: there, documented, typed, and light to import."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import analysis
+import asgd
+from tests.support.reports import HOSTILE, simulated_run
+
+PACKAGES = ("asgd", "cluster", "analysis")
+NAMES = [
+    (package, name)
+    for package in PACKAGES
+    for name in sorted(importlib.import_module(package).__all__)
+]
+
+
+@pytest.mark.parametrize(("package", "name"), NAMES)
+def test_public_names_are_documented_and_typed(package: str, name: str) -> None:
+    module = importlib.import_module(package)
+    thing = getattr(module, name)
+    assert name in dir(module)
+    assert thing.__doc__
+    if inspect.isfunction(thing):
+        missing = [
+            parameter.name
+            for parameter in inspect.signature(thing).parameters.values()
+            if parameter.annotation is inspect.Parameter.empty
+        ]
+        assert not missing
+        assert "return" in thing.__annotations__
+
+
+def test_a_type_checker_sees_the_same_names() -> None:
+    for package in PACKAGES:
+        module = importlib.import_module(package)
+        source = Path(str(module.__file__)).read_text(encoding="utf-8")
+        for name in module.__all__:
+            assert f" import {name} as {name}\n" in source, f"{package}.{name}"
+        assert source.count(" as ") == len(module.__all__) == len(set(module.__all__))
+
+
+def test_importing_modules_hides_no_function_and_leaves_the_backend_to_the_notebook() -> None:
+    code = (
+        "import matplotlib\n"
+        "matplotlib.use('svg')\n"
+        "import analysis.figures, analysis.models.sme_law, analysis.models.sme_sgd\n"
+        "assert matplotlib.get_backend() == 'svg'\n"
+        "from analysis import sme_law, sme_sgd, sme_replay\n"
+        "assert all(map(callable, (sme_law, sme_sgd, sme_replay, analysis.sme_law)))"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=True)
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    for package in PACKAGES:
+        with pytest.raises(AttributeError, match=f"module '{package}' has no attribute 'no_such'"):
+            importlib.import_module(package).__getattr__("no_such")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> asgd.Run:
+    return simulated_run(tmp_path_factory.mktemp("api") / "run")
+
+
+def test_results_print_their_headline(run: asgd.Run) -> None:
+    fit = analysis.fit_run(run)
+    prediction = analysis.predict(run, fit=fit)
+    score = analysis.compare(run, prediction)
+    problem = asgd.make_problem(run.config)
+    ensemble = analysis.sme_law(problem, 0.05, asgd.Geometric(0.75), 20, 4, 0)
+    assert "quadratic, 4 workers, finished, 300 of 300 updates, mean staleness" in repr(run)
+    assert "Ensemble(4 paths, d = 1, 21 records of updates 0 to 20" in repr(ensemble)
+    assert "geometric law" in repr(fit)
+    assert prediction.label("sme_law") in repr(prediction)
+    assert "relative_error" in repr(score)
+    for thing in (run, fit, fit.geometric, prediction, score, ensemble):
+        assert len(repr(thing)) < 2500
+        if thing not in (fit.geometric, ensemble):
+            assert "<table" in thing._repr_html_()
+
+
+def test_a_notebook_is_not_injected_by_a_run(run: asgd.Run) -> None:
+    empty = asgd.Run(Path(HOSTILE), run.config)
+    assert "0 of 300 updates" in repr(empty)
+    assert "<script" not in empty._repr_html_()
+    assert "&lt;script" in empty._repr_html_()
+
+
+def test_figures_are_drawn_into_axes_of_the_caller(run: asgd.Run) -> None:
+    ax = analysis.figures.new_axes()
+    counts, laws = analysis.fit_run(run).histogram()
+    assert analysis.figures.staleness_histogram(counts, laws, ax) is ax
+    assert counts.sum() > 200
+    for pmf in laws.values():
+        assert pmf.shape == counts.shape
+        assert np.all(pmf >= 0)

@@ -1,0 +1,168 @@
+"""The import arrows: asgd.__main__ -> {cluster, analysis} -> asgd, and the rooms inside each.
+
+`.venv/bin/python -m tests.documents.test_arrows` prints rooms, floors and arrows.
+"""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections import defaultdict
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+RAY = {
+    "cluster/actors.py",
+    "cluster/fleet.py",
+    "cluster/nodes.py",
+    "cluster/transport.py",
+    "cluster/local_ray/causes.py",
+    "cluster/local_ray/vitals.py",
+    "cluster/launch.py",
+    "cluster/metrics.py",
+    "cluster/local_ray/session.py",
+}
+DOOR = "asgd/__main__.py"
+# Rooms whose names are part of what users import.
+OPEN = {"problems", "staleness", "figures", "paper"}
+FILES = sorted(
+    str(path.relative_to(ROOT))
+    for package in ("asgd", "cluster", "analysis")
+    for path in (ROOT / package).rglob("*.py")
+)
+
+
+def imports(file: str) -> set[str]:
+    """Return the dotted names a file imports, wherever in it."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse((ROOT / file).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            names.add(node.module)
+            names.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return names
+
+
+def packages(file: str) -> set[str]:
+    return {name.split(".")[0] for name in imports(file)}
+
+
+MOST_FLOORS = 7
+# Rooms on the ground floor, and what a room must not know of.
+GROUND = {"analysis": {"models", "profile"}, "cluster": {"core", "local_ray"}}
+CLOSED = {
+    "cluster/core": ("cluster.sockets", "cluster.storage", "socket", "selectors", "mmap"),
+    "analysis/figures": ("analysis.report", "analysis.planning", "scipy"),
+}
+
+
+def room(file: str) -> str:
+    """Return the room of a file in its package: a folder, or the module itself."""
+    return file.split("/")[1]
+
+
+@cache
+def plan(package: str) -> dict[str, set[str]]:
+    """Return the rooms that each room of a package imports, the door left out."""
+    own = [file for file in FILES if file.startswith(f"{package}/") and file != DOOR]
+    modules = {file.removesuffix(".py").replace("/", "."): file for file in own}
+    modules |= {name.removesuffix(".__init__"): file for name, file in modules.items()}
+    del modules[package]
+    arrows: dict[str, set[str]] = defaultdict(set)
+    for file in own:
+        if file == f"{package}/__init__.py":
+            continue
+        used = {room(modules[name]) for name in imports(file) if name in modules}
+        arrows[room(file)] |= used - {room(file)}
+    return dict(arrows)
+
+
+def floors(package: str) -> dict[str, int]:
+    """Return the floor of each room: above everything that it imports."""
+    arrows, found = plan(package), dict[str, int]()
+
+    def climb(one: str, below: tuple[str, ...]) -> int:
+        assert one not in below, f"a circle: {' -> '.join((*below, one))}"
+        if one not in found:
+            found[one] = 1 + max((climb(other, (*below, one)) for other in arrows[one]), default=0)
+        return found[one]
+
+    for one in arrows:
+        climb(one, ())
+    return found
+
+
+@pytest.mark.parametrize("package", ["asgd", "cluster", "analysis"])
+def test_rooms_are_without_a_circle_and_low(package: str) -> None:
+    found = floors(package)
+    assert max(found.values()) <= MOST_FLOORS
+    assert {name for name in GROUND.get(package, ()) if found[name] != 1} == set()
+
+
+@pytest.mark.parametrize("place", CLOSED)
+def test_rooms_that_are_closed_to_others(place: str) -> None:
+    inside = [file for file in FILES if file.startswith(f"{place}/")]
+    assert inside
+    for file in inside:
+        assert not [name for name in imports(file) if name.startswith(CLOSED[place])], file
+
+
+def test_packages_inside_export_nothing() -> None:
+    for file in FILES:
+        if file.count("/") == 2 and file.endswith("/__init__.py") and room(file) not in OPEN:
+            assert not imports(file), file
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_arrows(file: str) -> None:
+    used, own = packages(file), file.split("/")[0]
+    assert "ray" not in used or file in RAY
+    assert "matplotlib" not in used or file.startswith("analysis/figures/")
+    assert "numba" not in used or file == "analysis/models/compiled.py"
+    assert "asgd.__main__" not in imports(file)
+    if own == "asgd" and file != DOOR:
+        assert not used & {"cluster", "analysis"}
+    if own == "cluster":
+        assert "analysis" not in used
+    if own == "analysis":
+        assert not used & {"cluster", "ray"}
+
+
+def test_only_one_module_knows_how_tables_are_held() -> None:
+    """What Arrow's threads read must not be memory of Python, see there."""
+    users = {file for file in FILES if "pyarrow" in packages(file)}
+    assert users == {"asgd/rundir/tables.py"}
+    sources = {file: (ROOT / file).read_text(encoding="utf-8") for file in FILES}
+    assert not [
+        file for file, text in sources.items() if "read_parquet" in text or "to_parquet" in text
+    ]
+
+
+def test_only_the_trace_makes_frames_in_the_model() -> None:
+    users = {file for file in FILES if "pandas" in packages(file)}
+    assert {file for file in users if file.startswith("asgd/")} == {"asgd/rundir/reader.py"}
+
+
+@pytest.mark.parametrize(
+    "package", ["asgd", "cluster", "analysis", "asgd.config", "cluster.core.server"]
+)
+def test_imports_are_light(package: str) -> None:
+    code = f"import sys, {package}; print(*sys.modules)"
+    listing = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    loaded = set(listing.stdout.split())
+    assert not loaded & {"ray", "matplotlib", "sklearn", "numba"}
+
+
+if __name__ == "__main__":
+    for name in ("asgd", "cluster", "analysis"):
+        levels = floors(name)
+        print(f"{name}: {len(levels)} rooms on {max(levels.values())} floors")
+        for one in sorted(levels, key=lambda each: (-levels[each], each)):
+            print(f"  {levels[one]}  {one:<18} -> {' '.join(sorted(plan(name)[one]))}")

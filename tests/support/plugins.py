@@ -1,0 +1,69 @@
+"""Problems of a user, for tests: some of their code fails."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.float64]
+
+
+class Bowl:
+    """f(x) = |x|^2 / 2 with noisy samples, and a fault.
+
+    "loss" and "raise" raise once the parameters have come below 0.9; "exit" and "hang" happen at
+    the `after`-th gradient of a process, "nan" from there on, "grow" turns every step around.
+    "slow" takes longer and longer until there is a file `until`; "print" prints at every gradient;
+    "slow loss" takes 30 ms for a loss, more than any transport takes for an update.
+    """
+
+    dim = 2
+    n_samples = 8
+
+    def __init__(self, fault: str = "none", after: int = 10, until: str = "") -> None:
+        self.fault = fault
+        self.until = Path(until)
+        self.after = after
+        self.calls = 0
+
+    def initial_point(self, rng: np.random.Generator) -> Array:
+        return np.array([1.0, -1.0])
+
+    def loss(self, x: Array) -> float:
+        if self.fault == "loss" and np.abs(x).max() < 0.9:
+            raise ArithmeticError("no loss below 0.9")
+        if self.fault == "slow loss":
+            time.sleep(0.03)
+        return float(x @ x / 2)
+
+    def gradient(self, x: Array, indices: Any) -> Array:
+        self.calls += 1
+        if self.fault == "raise" and np.abs(x).max() < 0.9:
+            raise ZeroDivisionError("the user's\nown mistake")
+        if self.fault == "slow" and not self.until.exists():
+            time.sleep(0.03 * 1.03**self.calls)
+        if self.fault == "print":
+            print("printed by the problem")  # noqa: T201
+        if self.fault == "grow":
+            return -30.0 * x
+        if self.calls >= self.after:
+            if self.fault == "nan":
+                return np.array([np.nan, 0.0])
+            if self.fault == "exit":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if self.fault == "hang":
+                threading.Event().wait()
+        shift = (np.asarray(indices) - 3.5) / 8
+        return np.asarray(x + shift.mean())
+
+
+def bowl(**options: Any) -> Bowl:
+    """Make the problem; the name a configuration gives is `tests.support.plugins:bowl`."""
+    return Bowl(**options)
