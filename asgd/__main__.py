@@ -11,8 +11,8 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, nullcontext
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -43,7 +43,6 @@ from asgd.printable import printable
 
 if TYPE_CHECKING:
     from analysis.study import Study
-    from asgd.config import RunConfig
     from asgd.console.live import Bar
 
 # Four workers near the edge of stability, where the law of the staleness shows in the loss.
@@ -119,22 +118,26 @@ def run(
     asgd run scripts/configs/digits.toml --set cluster.workers=8 --set run.seed=1
     asgd run --resume runs/digits
     """
+    import cluster
     from asgd.config import load_config
+    from asgd.console.live import LiveRun
     from asgd.rundir.writer import default_path
 
+    observe = partial(LiveRun, "train", quiet=quiet, lines=lines)
     if resume is not None:
         if config or overrides or out:
             raise InputError(
                 f"--resume {resume}: goes on as it began, without CONFIG, --set, --out"
             )
-        say(_resume(resume, address, quiet, lines, force))
+        say(cluster.resume(resume, address, force=force, observe=observe))
         return
     if force:
         raise InputError("--force: is for --resume RUN, whose problem has changed")
     if config is None:
         raise click.UsageError("Missing argument 'CONFIG'.")
     settings = load_config(config, overrides)
-    say(_train(settings, out or default_path(settings, config.stem), address, quiet, lines))
+    out = out or default_path(settings, config.stem)
+    say(cluster.run(settings, out, address, observe=observe))
 
 
 for _command in (simulate, runs, status):
@@ -408,13 +411,16 @@ def demo(out: Path | None, paths: int, quiet: bool) -> None:
     \b
     asgd demo --out runs/demo
     """
+    import cluster
     from analysis.report.write import write_report
     from analysis.study import Study
     from asgd.config import make_config
+    from asgd.console.live import LiveRun
     from asgd.rundir.writer import default_path
 
     settings = make_config(DEMO)
-    path = _train(settings, out or default_path(settings, "demo"), None, quiet, False)
+    observe = partial(LiveRun, "train", quiet=quiet)
+    path = cluster.run(settings, out or default_path(settings, "demo"), observe=observe)
     say(f"run      {path}")
     study = Study.open(path)
     _predict_if_missing(study, paths, quiet)
@@ -447,43 +453,6 @@ def _announce(bar: Bar, paths: int) -> Callable[[float], None] | None:
             )
 
     return say if bar.shown else None
-
-
-def _train(config: RunConfig, out: Path, address: str | None, quiet: bool, lines: bool) -> Path:
-    from asgd.console.live import LiveRun
-    from asgd.rundir.repeats import run_repeats
-    from cluster.launch import run as run_cluster
-    from cluster.local_ray.session import ray_session
-
-    def one(config: RunConfig, out: Path) -> None:
-        with LiveRun("train", out, quiet=quiet, lines=lines) as live:
-            run_cluster(config, out, address, live)
-
-    # Repeats share one Ray.
-    page = config.metrics.page
-    with ray_session(address, metrics_port=page) if config.run.repeats > 1 else nullcontext():
-        return run_repeats(config, out, one)
-
-
-def _resume(path: Path, address: str | None, quiet: bool, lines: bool, force: bool) -> Path:
-    from asgd.config import load_config
-    from asgd.console.live import LiveRun
-    from asgd.rundir.repeats import unfinished_repeats
-    from cluster.launch import resume
-    from cluster.launch import run as run_cluster
-    from cluster.local_ray.session import ray_session
-
-    with unfinished_repeats(path, force=force) as left, ExitStack() as shared:
-        if len(left) > 1:
-            page = load_config(path / "config.json").metrics.page
-            shared.enter_context(ray_session(address, metrics_port=page))
-        for directory, config in left:
-            with LiveRun("train", directory, quiet=quiet, lines=lines) as live:
-                if config is None:
-                    resume(directory, address, live, force=force)
-                else:
-                    run_cluster(config, directory, address, live)
-    return path
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -3,68 +3,63 @@
 from __future__ import annotations
 
 import contextlib
-import math
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import RayError
 
 from asgd.config import Configuration, RunConfig, as_config, load_config
-from asgd.divergence import check_divergence
 from asgd.errors import AsgdError, InputError, RunFailedError
-from asgd.problems import make_problem
+from asgd.problems import initial_point, make_problem
 from asgd.problems.base import Problem
-from asgd.progress import Progress
+from asgd.progress import CallbackError, Progress
 from asgd.rundir.alive import sign_of_life
 from asgd.rundir.files import what_is_wrong
 from asgd.rundir.problem_record import ProblemRecord, check_problem
 from asgd.rundir.reader import read_run
 from asgd.rundir.repeats import run_repeats, unfinished_repeats
-from asgd.rundir.writer import RunWriter, default_path
-from asgd.streams import stream
-from cluster.actors import Losses, UserError
-from cluster.core.messages import Array
-from cluster.core.server import FINISHED
-from cluster.core.status import Status
-from cluster.fleet import Fleet
+from asgd.rundir.writer import RunWriter
+from cluster.actors import UserError
 from cluster.local_ray.causes import cause_of
-from cluster.local_ray.session import check_address, ray_session, undisturbed
-from cluster.local_ray.vitals import answer, check_ray, ray_death, witnessed
+from cluster.local_ray.session import check_address, ray_session
+from cluster.local_ray.vitals import ray_death, witnessed
 from cluster.metrics import check_metrics
 from cluster.storage.checkpoint import CHECKPOINTS
 from cluster.storage.lease import only_launcher
 from cluster.team import take_requests
+from cluster.watch import supervise
 
-_POLL_SECONDS = 0.25
-_FLUSH_SECONDS = 60.0
-_FLUSH_SECONDS_WITHOUT_RAY = 5.0  # its store of state dead, actors answer for a while
-_RATE_WINDOW_SECONDS = 2.0
+Watcher = Callable[[Progress], None]
+Observe = Callable[[Path], AbstractContextManager[Watcher | None]]
 
 
 def run(
     config: Configuration,
     out: str | Path | None = None,
     address: str | None = None,
-    progress: Callable[[Progress], None] | None = None,
+    progress: Watcher | None = None,
+    *,
+    observe: Observe | None = None,
 ) -> Path:
     """Run asynchronous SGD on Ray and return the run directory.
 
     Parameters
     ----------
     config
-        The run.
+        The run. With `run.repeats` the directory holds a run for each repeat, see
+        `asgd.rundir.repeats`; all of them share one Ray.
     out
-        The run directory, which must not hold anything yet; default
-        `runs/<kind of problem>-<date>-<time>`. With `run.repeats` it holds one of each repeat,
-        see `asgd.rundir.repeats`.
+        The run directory, which must be empty or not exist; default
+        `runs/<kind of problem>-<date>-<time>`.
     address
-        A running Ray cluster to join; default: a Ray of our own on this machine, gone afterwards.
+        A running Ray cluster to join; default: start Ray on this machine and stop it at the end.
     progress
-        Called a few times a second.
+        Called a few times a second. An exception from it ends the run as failed and propagates.
+    observe
+        In place of `progress`: called with the directory of each run, it returns a context manager
+        that provides the `progress` of this run.
 
     Raises
     ------
@@ -76,107 +71,128 @@ def run(
         Ctrl-C; the directory is readable and says so.
     """
     config = as_config(config)
-    check_metrics(config.metrics)
-    problem = make_problem(config)
-    start = ProblemRecord.of(problem, config.run.seed)
-    initial = _initial(config, problem)
-    check_address(address)
-    if config.run.repeats > 1:
-        with ray_session(address, _object_store_bytes(config, initial), config.metrics.page):
-            return run_repeats(config, out, lambda one, path: run(one, path, address, progress))
-    writer = RunWriter.create(out if out is not None else default_path(config), config)
-    start.note(writer)
-    with only_launcher(writer.path / CHECKPOINTS), sign_of_life(writer.path):
-        return _launch(config, initial, writer, address, progress, resumed=False)
+    launcher = _Launcher(address, observe or (lambda _: nullcontext(progress)))
+    with launcher.ray_of_repeats(config) if config.run.repeats > 1 else nullcontext():
+        return run_repeats(config, out, launcher.start)
 
 
 def resume(
     path: str | Path,
     address: str | None = None,
-    progress: Callable[[Progress], None] | None = None,
+    progress: Watcher | None = None,
     *,
     force: bool = False,
+    observe: Observe | None = None,
 ) -> Path:
-    """Go on with a run that was cut short, from its newest good checkpoint.
+    """Continue a run that was cut short, from its newest good checkpoint.
 
     Parameters
     ----------
     path
-        The run directory; its configuration is used. Of an experiment with repeats, the repeats
-        that are missing are made and those that were cut short gone on with.
-    address, progress
+        The run directory; its configuration is used. Where it holds repeats, those that are
+        missing are made and those that were cut short are continued.
+    address, progress, observe
         As for `run`.
     force
-        Go on also where the problem has changed, see `asgd.rundir.problem_record`.
+        Continue even if the problem has changed, see `asgd.rundir.problem_record`.
 
     Raises
     ------
     InputError
-        There is no such run, it is finished, it is still at work, or its problem has changed.
+        There is no such run, it is finished or still running, or its problem has changed.
     RunFailedError, KeyboardInterrupt
         As for `run`.
     """
-    with unfinished_repeats(path, force=force) as left, contextlib.ExitStack() as shared:
+    launcher = _Launcher(address, observe or (lambda _: nullcontext(progress)))
+    with unfinished_repeats(path, force=force) as left, ExitStack() as stack:
         if len(left) > 1:
-            page = load_config(Path(path) / "config.json").metrics.page
-            shared.enter_context(ray_session(address, metrics_port=page))
-        for directory, anew in left:
-            if anew is None:
-                _resume_one(directory, address, progress, force)
+            config = load_config(Path(path) / "config.json")
+            stack.enter_context(launcher.ray_of_repeats(config))
+        for directory, missing in left:
+            if missing is None:
+                launcher.resume(directory, force)
             else:
-                run(anew, directory, address, progress)
+                launcher.start(missing, directory)
     return Path(path)
 
 
-def _resume_one(
-    path: Path,
-    address: str | None,
-    progress: Callable[[Progress], None] | None,
-    force: bool,
-) -> Path:
-    found = read_run(path)
-    if not (found.path / CHECKPOINTS).is_dir():
-        raise InputError(f"{path}: not a run of workers and a server; only these are resumed")
-    if found.state == "finished":
-        raise InputError(f"{path}: the run is finished")
-    check_metrics(found.config.metrics)
-    problem = make_problem(found.config)
-    check_problem(found, problem, "resume", force=force)
-    initial = _initial(found.config, problem)
-    check_address(address)
-    with only_launcher(found.path / CHECKPOINTS):
-        for _ in take_requests(found.path):  # those that the process before left
-            pass  # nobody asks yet
-        with sign_of_life(found.path):
-            writer = RunWriter(found.path)
-            return _launch(found.config, initial, writer, address, progress, resumed=True)
+@dataclass(frozen=True)
+class _Launcher:
+    """Starts and continues single runs on the Ray at an address, each before its own observer."""
 
+    address: str | None
+    observe: Observe
 
-def _initial(config: RunConfig, problem: Problem) -> Array:
-    """Return x_0, shape (d,)."""
-    return problem.initial_point(stream(config.run.seed, "initial"))
+    def ray_of_repeats(self, config: RunConfig) -> AbstractContextManager[None]:
+        """Provide one Ray for all repeats: a `ray_session` inside another starts nothing."""
+        return self._ray(config, self._checked_problem(config))
 
+    def start(self, config: RunConfig, path: Path) -> None:
+        """Make a run."""
+        problem = self._checked_problem(config)
+        record = ProblemRecord.of(problem, config.run.seed)
+        writer = RunWriter.create(path, config)
+        with only_launcher(path / CHECKPOINTS):
+            self._launch(config, problem, writer, record)
 
-def _launch(
-    config: RunConfig,
-    initial: Array,
-    writer: RunWriter,
-    address: str | None,
-    progress: Callable[[Progress], None] | None,
-    *,
-    resumed: bool,
-) -> Path:
-    end = _End(writer)
-    session = ray_session(address, _object_store_bytes(config, initial), config.metrics.page)
-    # What cannot start is noted, too, and what fails before Ray, which may not end in order, does.
-    with witnessed(writer.path), end.noted(), session, end.noted():
-        _supervise(config, initial, writer, progress, resumed)
-        writer.event("finish")
-    return writer.path
+    def resume(self, path: Path, force: bool) -> None:
+        """Continue a run."""
+        found = read_run(path)
+        if not (path / CHECKPOINTS).is_dir():
+            raise InputError(f"{path}: not a run of workers and a server; only these are resumed")
+        if found.state == "finished":
+            raise InputError(f"{path}: the run is finished")
+        problem = self._checked_problem(found.config)
+        check_problem(found, problem, "resume", force=force)
+        with only_launcher(path / CHECKPOINTS):
+            for _ in take_requests(path):
+                pass  # from before the run was cut short: nobody waits for an answer any more
+            self._launch(found.config, problem, RunWriter(path))
+
+    def _checked_problem(self, config: RunConfig) -> Problem:
+        """Refuse unusable input before anything is made, and return the problem."""
+        check_metrics(config.metrics)
+        problem = make_problem(config)
+        check_address(self.address)
+        return problem
+
+    def _ray(self, config: RunConfig, problem: Problem) -> AbstractContextManager[None]:
+        # Room for every worker's snapshot and gradient, and for records on their way.
+        vectors = 4 * (config.cluster.workers + 8)
+        store = 100_000_000 + vectors * 8 * problem.dim
+        return ray_session(self.address, store, config.metrics.page)
+
+    def _launch(
+        self,
+        config: RunConfig,
+        problem: Problem,
+        writer: RunWriter,
+        record: ProblemRecord | None = None,
+    ) -> None:
+        """Make the updates of a run; a new one has a `record` of its problem to write."""
+        end, failure = _End(writer), None
+        try:
+            with (
+                self.observe(writer.path) as progress,
+                witnessed(writer.path),
+                end.noted(),  # also a failure of Ray's start
+                sign_of_life(writer.path),
+                self._ray(config, problem),
+                end.noted(),  # before Ray's shutdown, which may fail after a failure
+            ):
+                if record is not None:
+                    record.note(writer)
+                initial = initial_point(problem, config.run.seed)
+                supervise(config, initial, writer, progress, resumed=record is None)
+                writer.event("finish")
+        except CallbackError as error:
+            failure = error.raised
+        if failure is not None:  # outside of the handler: not as an error in handling an error
+            raise failure
 
 
 class _End:
-    """Notes in the events how a run ends, once."""
+    """Writes into the events how a run ended, once."""
 
     def __init__(self, writer: RunWriter) -> None:
         self._writer = writer
@@ -184,17 +200,20 @@ class _End:
 
     @contextmanager
     def noted(self) -> Iterator[None]:
-        """Note what ends the block.
+        """Note the exception that ends the block.
 
         Raises
         ------
         RunFailedError
-            What the block raised means that the run failed.
+            In place of every other exception but interruptions and those of the caller's callback.
         """
         try:
             yield
-        except (KeyboardInterrupt, SystemExit, BrokenPipeError):  # nobody reads our output any more
+        except (KeyboardInterrupt, SystemExit, BrokenPipeError):  # the last: our output is closed
             self._note("interrupted")
+            raise
+        except CallbackError as error:
+            self._note("failed", reason=f"the progress callback: {error}")
             raise
         except Exception as error:
             failure = _failure(self._writer.path, error)
@@ -206,7 +225,7 @@ class _End:
     def _note(self, kind: str, **fields: str) -> None:
         if not self._noted:
             self._noted = True
-            # Where the disk is full, that is the error to be shown, not this one.
+            # On a full disk this fails as well; the first error is the one to show.
             with contextlib.suppress(OSError):
                 self._writer.event(kind, **fields)
 
@@ -214,7 +233,7 @@ class _End:
 def _failure(path: Path, error: Exception) -> RunFailedError:
     if isinstance(error, RunFailedError) and error.run is not None:
         return error
-    if not path.is_dir():  # whatever came of it
+    if not path.is_dir():  # whatever else went wrong because of it
         failure = RunFailedError(what_is_wrong(path, OSError()))
     elif isinstance(error, RunFailedError):
         failure = error
@@ -225,7 +244,7 @@ def _failure(path: Path, error: Exception) -> RunFailedError:
 
 
 def _reason(path: Path, error: Exception) -> str:
-    """Return in one line why something ended a run that is not meant to."""
+    """Return in one line why an exception ended a run."""
     if isinstance(error, RayError):
         return ray_death() or cause_of(error)
     if isinstance(error, OSError):
@@ -233,120 +252,3 @@ def _reason(path: Path, error: Exception) -> str:
     if isinstance(error, AsgdError):
         return str(error)
     return UserError.describe(error).message
-
-
-def _object_store_bytes(config: RunConfig, initial: Array) -> int:
-    """Room for every worker's snapshot and gradient, and for records on their way."""
-    return 100_000_000 + 4 * (config.cluster.workers + 8) * initial.nbytes
-
-
-def _supervise(
-    config: RunConfig,
-    initial: Array,
-    writer: RunWriter,
-    progress: Callable[[Progress], None] | None,
-    resumed: bool,
-) -> None:
-    fleet = Fleet(config, initial, writer, resumed)
-    try:
-        while True:
-            try:
-                _watch(fleet, progress)
-                break
-            # Those of workers are met where their work is looked at.
-            except RayError as error:
-                # A mistake in what we call another server would make, too.
-                if isinstance(error, RayTaskError) and not isinstance(error.cause, RayError):
-                    raise
-                fleet.replace_server(cause_of(error))
-    except BaseException:
-        patience = _FLUSH_SECONDS_WITHOUT_RAY if ray_death() else _FLUSH_SECONDS
-        with undisturbed(), contextlib.suppress(RayError):
-            # An asynchronous actor takes calls in any order.
-            ray.get(fleet.server.stop.remote("ended early"), timeout=patience)
-            ray.get(fleet.server.flush.remote(), timeout=patience)
-        raise
-    finally:
-        if ray_death() is None:
-            with undisturbed():
-                fleet.kill()
-
-
-def _watch(fleet: Fleet, progress: Callable[[Progress], None] | None) -> None:
-    """Return when the run is complete and on disk.
-
-    Raises
-    ------
-    RayError
-        The server or its recorder is dead.
-    RunFailedError
-        The run cannot go on.
-    """
-    rate = _Rate()
-    latest = fleet.recorder.latest.remote()
-    losses = Losses()
-    flushed = None
-    while True:
-        ready = _ready([flushed] if flushed else [fleet.stopped, *fleet.running])
-        if flushed is None:
-            check_ray()  # actors may go on for a minute, until Ray ends this process
-        if flushed is None and fleet.stopped in ready:
-            flushed = fleet.server.flush.remote()
-        finished = flushed is not None and flushed in ready
-        if flushed is not None and finished:
-            answer(flushed)
-            latest = fleet.recorder.latest.remote()
-        status: Status = answer(fleet.server.status.remote())
-        fleet.reached = status.version
-        # A recorder busy with a long evaluation must not keep the watch waiting.
-        if finished or ray.wait([latest], timeout=0)[0]:
-            losses = answer(latest)
-            _check_losses(losses, fleet.config)
-            latest = fleet.recorder.latest.remote()
-        if progress is not None:
-            speed = rate(status.version, time.monotonic())
-            updates, alive = fleet.config.run.updates, len(fleet.running)
-            mean, last = status.mean_staleness, losses.latest
-            waiting = status.waiting or (flushed is not None and not finished)
-            progress(Progress(status.version, updates, speed, mean, last, alive, waiting))
-        if finished:
-            if status.stopped != FINISHED:
-                raise RunFailedError(str(status.stopped))
-            return
-        if flushed is not None:
-            continue
-        fleet.replace_failed(ready, status)
-        for request in take_requests(fleet.path):
-            fleet.resize(request)
-
-
-def _ready(tasks: list[ray.ObjectRef[Any]]) -> list[ray.ObjectRef[Any]]:
-    """Wait a moment for a task to end, and return those that have."""
-    ray.wait(tasks, num_returns=1, timeout=_POLL_SECONDS)
-    return ray.wait(tasks, num_returns=len(tasks), timeout=0)[0]
-
-
-def _check_losses(losses: Losses, config: RunConfig) -> None:
-    if losses.error is not None:
-        raise RunFailedError(losses.error.message)
-    if losses.first is None or losses.latest is None or losses.update is None:
-        return
-    check_divergence(config, losses.first, losses.latest, losses.update)
-
-
-class _Rate:
-    """Updates per second over a sliding window, which is as long as it takes to see one."""
-
-    def __init__(self) -> None:
-        self._points: list[tuple[float, int]] = []
-
-    def __call__(self, version: int, now: float) -> float:
-        self._points.append((now, version))
-        while (
-            len(self._points) > 2
-            and self._points[1][0] < now - _RATE_WINDOW_SECONDS
-            and self._points[1][1] < version
-        ):
-            self._points.pop(0)
-        start, first = self._points[0]
-        return (version - first) / (now - start) if now > start else math.nan

@@ -8,7 +8,6 @@ order removes the file.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import platform
@@ -20,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from asgd.rundir.files import lock
+from asgd.rundir.files import locked
 from asgd.stored_json import parse_json
 
 _NAME = "alive"
@@ -54,8 +53,7 @@ class SignOfLife:
 def sign_of_life(directory: Path) -> Iterator[None]:
     """Give signs of life in a run directory during the block."""
     path, ended = directory / _NAME, threading.Event()
-    with path.open("a+", encoding="utf-8") as file:
-        lock(file, fcntl.LOCK_EX)
+    with locked(path) as file:
         file.truncate(0)
         file.write(json.dumps({"host": platform.node(), "pid": os.getpid()}) + "\n")
         file.flush()
@@ -87,10 +85,10 @@ def look_for_life(directory: Path) -> SignOfLife | None:
                 return SignOfLife(
                     "elsewhere" if age < _SILENT_SECONDS else "silent", host, pid, age
                 )
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return SignOfLife("here", host, pid, age)
-            return SignOfLife("gone", host, pid, age)
+        try:
+            with locked(directory / _NAME, "r", shared=True, wait=False):
+                return SignOfLife("gone", host, pid, age)
+        except BlockingIOError:
+            return SignOfLife("here", host, pid, age)
     except (OSError, ValueError, LookupError, TypeError, OverflowError):
         return None

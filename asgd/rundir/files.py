@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from asgd.errors import InputError
 
@@ -68,25 +70,44 @@ def _check_own(entry: os.DirEntry[str]) -> None:
         )
 
 
-def lock(file: IO[Any], how: int) -> None:
-    """Take the lock of an open file, `fcntl.LOCK_EX` or the like.
+@contextmanager
+def locked(
+    path: Path, mode: str = "a+", *, shared: bool = False, wait: bool = True
+) -> Iterator[IO[str]]:
+    """Provide an open file whose lock is held in the block; the kernel releases it with a process.
+
+    Parameters
+    ----------
+    path
+        The file; a link is refused.
+    mode
+        As for `open`.
+    shared
+        Whether others may hold the lock shared as well.
+    wait
+        Whether to wait for the lock.
 
     Raises
     ------
     BlockingIOError
-        Another process has it, and `how` says not to wait.
+        Another process holds the lock, with `wait=False`.
     InputError
         The file system has no locks.
+    OSError
+        The file cannot be opened.
     """
-    try:
-        fcntl.flock(file, how)
-    except BlockingIOError:
-        raise
-    except OSError as error:
-        raise InputError(
-            f"{file.name}: the file system gives no lock ({error.strerror or error}); put the run "
-            "on a local disk, or on NFS version 4"
-        ) from None
+    how = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
+    with open(path, mode, encoding="utf-8", errors="replace", opener=_without_links) as file:
+        try:
+            fcntl.flock(file, how)
+        except BlockingIOError:
+            raise
+        except OSError as error:
+            raise InputError(
+                f"{path}: the file system gives no lock ({error.strerror or error}); put the run "
+                "on a local disk, or on NFS version 4"
+            ) from None
+        yield file
 
 
 def what_is_wrong(directory: Path, error: OSError) -> str:
@@ -110,8 +131,8 @@ def make_directory(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
         probe = path / ".lock.tmp"  # before there is anything that would be in the way next time
         try:
-            with probe.open("x") as file:
-                lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with locked(probe, "x", wait=False):
+                pass
         finally:
             probe.unlink(missing_ok=True)
     except OSError as error:

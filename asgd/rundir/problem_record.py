@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from asgd.errors import InputError, ProblemChangedError
+from asgd.problems import initial_point
 from asgd.problems.base import Problem
 from asgd.rundir.reader import Run
 from asgd.rundir.writer import RunWriter
-from asgd.streams import stream
 
 # Relative: single precision on another machine makes less, other data more.
 _TOLERANCE = 1e-5
@@ -59,7 +59,7 @@ class ProblemRecord:
         """
         try:
             with np.errstate(all="ignore"):
-                x = problem.initial_point(stream(seed, "initial"))
+                x = initial_point(problem, seed)
                 loss = float(problem.loss(x))
                 gradient_norm = float(np.linalg.norm(problem.gradient(x)))
         except InputError:

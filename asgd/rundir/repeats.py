@@ -7,11 +7,10 @@ lock                          held by the process that makes them, which it name
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import msgspec
@@ -20,7 +19,7 @@ from asgd.config import RunConfig, load_config
 from asgd.errors import InputError
 from asgd.problems import make_problem
 from asgd.rundir.alive import look_for_life
-from asgd.rundir.files import check_no_links, lock, make_directory, replace_file
+from asgd.rundir.files import check_no_links, locked, make_directory, replace_file
 from asgd.rundir.problem_record import check_problem
 from asgd.rundir.reader import Run, read_run
 from asgd.rundir.writer import default_path
@@ -172,12 +171,11 @@ def _only_maker(path: Path) -> Iterator[None]:
     InputError
         One is at work there.
     """
-    with (path / "lock").open("a+", encoding="utf-8") as file:
+    with ExitStack() as stack:
         try:
-            lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            file = stack.enter_context(locked(path / "lock", wait=False))
         except BlockingIOError:
-            file.seek(0)
-            maker = file.read().strip()
+            maker = (path / "lock").read_text(encoding="utf-8", errors="replace").strip()
             raise InputError(f"{path}: is being made by process {maker}".rstrip()) from None
         file.truncate(0)
         file.write(f"{os.getpid()}\n")

@@ -9,12 +9,12 @@ import numpy as np
 import numpy.typing as npt
 
 from asgd.draws import WorkerDraws
+from asgd.problems import initial_point
 from asgd.problems.base import Array, Problem
 from asgd.rules import make_rule
 from asgd.rundir.columns import SHARED
 from asgd.rundir.reader import Run
 from asgd.schedules import learning_rate_schedule
-from asgd.streams import stream
 
 Ints = npt.NDArray[np.int64]
 
@@ -69,7 +69,7 @@ def replay(run: Run, problem: Problem) -> Iterator[Step]:
     config, gradients = run.config, _Gradients.of(run)
     draws, rule = WorkerDraws(config, problem.n_samples), make_rule(config.optimizer)
     learning_rate = learning_rate_schedule(config.optimizer)
-    x = np.array(problem.initial_point(stream(config.run.seed, "initial")), dtype=float)
+    x = initial_point(problem, config.run.seed)
     state = rule.init(x)
     last_read = np.arange(len(run.trace) + 1)
     updates = np.repeat(np.arange(len(run.trace)), np.diff(gradients.starts))

@@ -20,9 +20,9 @@ from asgd.delays import ComputeTime
 from asgd.divergence import NOT_FINITE, check_divergence, remedy
 from asgd.draws import WorkerDraws
 from asgd.errors import InputError, RunFailedError
-from asgd.problems import make_problem
+from asgd.problems import initial_point, make_problem
 from asgd.problems.base import Array, Problem
-from asgd.progress import Progress
+from asgd.progress import CallbackError, Progress, call_back
 from asgd.rules import make_rule
 from asgd.rundir.alive import sign_of_life
 from asgd.rundir.columns import LOSS_COLUMNS
@@ -62,7 +62,7 @@ def simulate(
         `runs/<kind of problem>-<date>-<time>`. With `run.repeats` it holds one of each repeat,
         see `asgd.rundir.repeats`.
     progress
-        Called a few times a second.
+        Called a few times a second. An exception from it ends the run as failed and propagates.
 
     Raises
     ------
@@ -86,15 +86,23 @@ def simulate(
     descent = _Descent(problem, config, order, draws)
     writer = RunWriter.create(out if out is not None else default_path(config), config)
     record = _Record(config, descent, order, writer, progress)
-    start.note(writer)
+    failure = None
     with sign_of_life(writer.path):
-        _make(descent, record, writer, config)
+        try:
+            _make(descent, record, writer, config, start)
+        except CallbackError as error:
+            failure = error.raised
+    if failure is not None:  # outside of the handler: not as an error in handling an error
+        raise failure
     return writer.path
 
 
-def _make(descent: _Descent, record: _Record, writer: RunWriter, config: RunConfig) -> None:
+def _make(
+    descent: _Descent, record: _Record, writer: RunWriter, config: RunConfig, start: ProblemRecord
+) -> None:
     """Make every update and record how the run ended."""
     try:
+        start.note(writer)
         with np.errstate(over="ignore", invalid="ignore"):  # not finite: refused by the descent
             _follow(descent, record, config)
         record.flush()
@@ -104,6 +112,9 @@ def _make(descent: _Descent, record: _Record, writer: RunWriter, config: RunConf
         raise
     except RunFailedError as error:
         _fail(record, writer, error)
+        raise
+    except CallbackError as error:
+        _note_end(record, writer, "failed", reason=f"the progress callback: {error}")
         raise
     except OSError as error:
         failure = RunFailedError(what_is_wrong(writer.path, error))
@@ -121,7 +132,7 @@ def _fail(record: _Record, writer: RunWriter, failure: RunFailedError) -> RunFai
 
 
 def _note_end(record: _Record, writer: RunWriter, kind: str, **fields: str) -> None:
-    # Where the disk is full, that is the error to be shown, not this one.
+    # On a full disk this fails as well; the first error is the one to show.
     with suppress(OSError):
         record.flush()
     with suppress(OSError):
@@ -187,7 +198,7 @@ class _Descent:
         self, problem: Problem, config: RunConfig, order: ServerOrder, draws: WorkerDraws
     ) -> None:
         self.problem = problem
-        self.x = np.array(problem.initial_point(stream(config.run.seed, "initial")), dtype=float)
+        self.x = initial_point(problem, config.run.seed)
         self.applied = 0
         batch_size = batch_schedule(config.optimizer).array(len(order.worker))
         self.batch_size = batch_size[order.read_version].astype(np.int64)
@@ -308,7 +319,8 @@ class _Record:
         if self._progress is not None and now > self._shown + _PROGRESS_SECONDS:
             staleness = float(np.mean(self._staleness[:applied])) if applied else math.nan
             speed = applied / (now - self._started)
-            self._progress(Progress(applied, len(self._staleness), speed, staleness, loss))
+            standing = Progress(applied, len(self._staleness), speed, staleness, loss)
+            call_back(self._progress, standing)
             self._shown = now
 
     def flush_full_part(self) -> None:

@@ -8,7 +8,6 @@ identifier means another process in another container that shares the disk.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import stat
@@ -16,6 +15,9 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from asgd.errors import InputError
+from asgd.rundir.files import locked
 
 _PREFIX = "asgd-ray-"
 _OWNER = ".asgd-ray-owner"
@@ -25,13 +27,12 @@ _OWNER = ".asgd-ray-owner"
 def private_directory(parent: str) -> Iterator[str]:
     """Provide a directory in `parent` that nobody else can read; it is gone after the block."""
     for old in Path(parent).glob(f"{_PREFIX}*"):
-        with suppress(OSError):  # somebody else's, of another kind, gone meanwhile, or in use
+        with suppress(OSError, InputError):  # in use, not ours, or gone meanwhile
             _remove_abandoned(old)
     directory = tempfile.mkdtemp(prefix=_PREFIX, dir=parent)
     try:
         unlocked = Path(directory, f"{_OWNER}.tmp")
-        with unlocked.open("x") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+        with locked(unlocked, "x"):
             unlocked.rename(Path(directory, _OWNER))
             yield directory
     finally:
@@ -49,9 +50,5 @@ def _remove_abandoned(directory: Path) -> None:
     status = directory.lstat()
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
         return
-    descriptor = os.open(directory / _OWNER, os.O_RDWR | os.O_NOFOLLOW)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with locked(directory / _OWNER, "r+", wait=False):
         shutil.rmtree(directory, ignore_errors=True)
-    finally:
-        os.close(descriptor)

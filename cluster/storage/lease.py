@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import IO
 
 from asgd.errors import InputError, RunFailedError
-from asgd.rundir.files import lock as locked
+from asgd.rundir.files import locked
 from cluster.storage.checkpoint import sync_directory
 
 LOG_FILES = "log-*.bin"  # segments of the write-ahead log: log-<epoch>-<version>.bin
@@ -53,7 +52,7 @@ class Lease:
         """
         self._path.parent.mkdir(exist_ok=True)
         self._path.touch()
-        with self._locked(fcntl.LOCK_EX) as file:
+        with self._locked(shared=False) as file:
             epoch = _number(file) + 1
             file.seek(0)
             file.write(f"{epoch:012d}\n")  # always as long: never empty in between
@@ -86,17 +85,14 @@ class Lease:
         LeaseLostError
             There is a newer one.
         """
-        with self._locked(fcntl.LOCK_SH) as file:
+        with self._locked(shared=True) as file:
             if _number(file) != epoch:
                 raise LeaseLostError(f"{self._path.parents[1]}: another server has taken over")
             yield
 
-    @contextmanager
-    def _locked(self, lock: int) -> Iterator[IO[str]]:
-        # Over NFS, the lock is for those who may write.
-        with self._path.open("r+", encoding="ascii", errors="replace") as file:
-            fcntl.flock(file, lock)
-            yield file  # closing the file writes it, then lets go of the lock
+    def _locked(self, *, shared: bool) -> AbstractContextManager[IO[str]]:
+        # Over NFS, a lock needs a file that is open for writing. Closing writes, then unlocks.
+        return locked(self._path, "r+", shared=shared)
 
 
 def check_lease(directory: Path) -> None:
@@ -141,10 +137,13 @@ def only_launcher(directory: Path) -> Iterator[None]:
     InputError
         One is at work there.
     """
-    directory.mkdir(exist_ok=True)
-    with (directory / "lock").open("w") as file:
+    with ExitStack() as stack:
         try:
-            locked(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            directory.mkdir(exist_ok=True)
+            stack.enter_context(locked(directory / "lock", wait=False))
         except BlockingIOError:
             raise InputError(f"{directory.parent}: a run is at work there") from None
+        except OSError as error:
+            reason = error.strerror or error
+            raise InputError(f"{directory}: cannot be written ({reason})") from None
         yield

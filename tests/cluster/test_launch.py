@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import re
 import select
@@ -21,6 +20,7 @@ import msgspec
 import numpy as np
 import pytest
 from ray._private import worker as ray_worker
+from ray.exceptions import RayError
 
 from asgd.config import RunConfig, make_config
 from asgd.draws import WorkerDraws
@@ -29,6 +29,7 @@ from asgd.problems import make_problem
 from asgd.progress import Progress
 from asgd.rundir.columns import SHARED
 from asgd.rundir.reader import Run, read_run, standing
+from asgd.rundir.writer import RunWriter
 from asgd.simulation.simulate import simulate
 from asgd.staleness import Geometric
 from asgd.streams import stream
@@ -199,19 +200,58 @@ def test_slow_loss_slows_the_run_down_and_freezes_nothing(tmp_path: Path, transp
 
 
 @pytest.mark.usefixtures("shared_ray")
-def test_full_disk_met_by_the_launcher_is_noted(tmp_path: Path) -> None:
-    events = tmp_path / "run" / "events.jsonl"
+@pytest.mark.parametrize(
+    "raised", [ZeroDivisionError("mine"), RunFailedError("mine"), RayError("mine")]
+)
+def test_exception_of_the_callers_callback_leaves_the_run_as_itself(
+    tmp_path: Path, raised: Exception
+) -> None:
+    def fail(progress: Progress) -> None:
+        raise raised
 
-    def fill(progress: Progress) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(events))
+    with pytest.raises(type(raised)) as caught:
+        run(configure({"kind": "softmax"}, updates=10**6, workers=1), tmp_path / "r", progress=fail)
+    assert caught.value is raised
+    result = read_run(tmp_path / "r")
+    assert (result.state, result.failure) == (
+        "failed",
+        f"the progress callback: {type(raised).__name__}: mine",
+    )
 
-    config = configure({"kind": "softmax"}, updates=10**6, workers=1)
-    with pytest.raises(RunFailedError, match="No space left on device") as raised:
-        run(config, events.parent, progress=fill)
-    assert raised.value.run == events.parent
-    result = read_run(events.parent)
-    assert result.state == "failed"
-    assert str(events) in result.events[-1]["reason"]
+
+@pytest.mark.usefixtures("shared_ray")
+def test_event_that_the_launcher_cannot_write_ends_the_run_with_one_line(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    events, aside = out / "events.jsonl", tmp_path / "events.jsonl"
+
+    def obstruct(progress: Progress) -> None:
+        if progress.update and not aside.exists():
+            events.rename(aside)
+            events.mkdir()
+            (out / "request-1.json").write_text('{"workers": 2}', encoding="utf-8")
+
+    config = configure({"kind": "quadratic"}, updates=10**6, workers=1)
+    with pytest.raises(RunFailedError, match=r"events.jsonl: cannot be used \(Is a dir") as raised:
+        run(config, out, progress=obstruct)
+    assert raised.value.run == out
+
+
+def test_problem_that_cannot_be_recorded_ends_the_run_with_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sync = RunWriter.sync
+
+    def obstruct(writer: RunWriter) -> None:
+        sync(writer)
+        (writer.path / "events.jsonl").unlink()
+        (writer.path / "events.jsonl").mkdir()
+
+    monkeypatch.setattr(RunWriter, "sync", obstruct)
+    config = configure({"kind": "quadratic"}, updates=10, workers=1)
+    for make, name in ((run, "real"), (simulate, "simulated")):
+        with pytest.raises(RunFailedError, match=r"cannot be used \(Is a directory"):
+            make(config, tmp_path / name)
+    assert (tmp_path / "real" / "checkpoints" / "lock").exists()  # nobody else could be at work
 
 
 @pytest.mark.usefixtures("shared_ray")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -176,6 +178,56 @@ def test_interrupted_repeats_are_resumed_to_the_last_bit(tmp_path: Path) -> None
     for path in (tmp_path / "two", other.path):
         with pytest.raises(InputError, match="finished"):
             resume(path)
+
+
+REPEATS = """
+import contextlib, json, sys
+import ray
+from asgd.__main__ import main
+from asgd.console.live import LiveRun
+from cluster import resume
+
+seen = []
+
+def look(live, progress=None):
+    (node,) = ray.nodes()
+    seen.append([node["MetricsExportPort"], int(node["Resources"]["object_store_memory"])])
+    if len(seen) <= 2:
+        raise KeyboardInterrupt
+
+LiveRun.__call__ = look
+config, out = sys.argv[1:]
+with contextlib.suppress(SystemExit):
+    main(["run", config, "--out", out, "--quiet"])
+with contextlib.suppress(KeyboardInterrupt):
+    resume(out, progress=look)
+main(["run", "--resume", out, "--quiet"])
+print(json.dumps(seen), file=sys.stderr)
+"""
+
+
+def test_repeats_share_a_ray_with_the_port_and_the_room_they_ask_for(tmp_path: Path) -> None:
+    """When they are made and when they are resumed, on the command line and in Python."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    tables = msgspec.to_builtins(configure(30, workers=1))
+    tables["problem"] = {"kind": "softmax"}  # of dimension 650
+    tables["run"]["repeats"] = 2
+    tables["metrics"] |= {"prometheus": True, "port": port}
+    (tmp_path / "c.json").write_text(json.dumps(tables), encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-c", REPEATS, tmp_path / "c.json", tmp_path / "two"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    assert [one.state for one in read_runs(tmp_path / "two")] == ["finished", "finished"]
+    seen = json.loads(done.stderr.splitlines()[-1])
+    assert len(seen) >= 4
+    room = 100_000_000 + 4 * (1 + 8) * 8 * 650
+    assert seen == [[port, room]] * len(seen)
 
 
 @pytest.fixture

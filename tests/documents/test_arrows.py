@@ -23,6 +23,7 @@ RAY = {
     "cluster/local_ray/causes.py",
     "cluster/local_ray/vitals.py",
     "cluster/launch.py",
+    "cluster/watch.py",
     "cluster/metrics.py",
     "cluster/local_ray/session.py",
 }
