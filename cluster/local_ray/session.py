@@ -1,13 +1,12 @@
-"""A Ray to run on: the caller's, an existing cluster, or one of our own that leaves no trace.
+"""A Ray to run on: the caller's, an existing cluster, or one that we start and stop.
 
-Our own Ray listens on loopback only, demands a token that exists in its own environment alone,
-keeps its files in a private directory and is gone, with every process it started, when the block
-ends. The environment, the signal handlers and the umask of this process are put back.
+Our own Ray listens on loopback only, demands a token that only its own environment holds, and
+keeps its files in a private directory. At the end of the block all its processes and files are
+gone, and this process has its environment, signal handlers and umask back.
 """
 
 from __future__ import annotations
 
-import functools
 import logging
 import os
 import secrets
@@ -21,20 +20,25 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray
-from ray._private import parameter, ray_constants, services
-from ray._private import worker as ray_worker
 
 from asgd.errors import InputError, RunFailedError
 from cluster.local_ray.guard import end_processes, guarded, mark
+from cluster.local_ray.internals import (
+    few_processes,
+    lines_logged,
+    loopback_only,
+    processes_marked,
+    reload_environment,
+)
 from cluster.local_ray.temporary import private_directory
-from cluster.local_ray.vitals import Vitals, ray_death, vitals_of
+from cluster.local_ray.vitals import ray_death, vitals_of
 
 _log = logging.getLogger(__name__)
 
 _SECONDS_TO_EXIT = 5.0
 _SECONDS_TO_ANSWER = 5.0
 _INNER = "r"  # Ray's directory in our private one
-# The longest path of a Unix socket is 107 bytes, of which Ray's part and our names take up to 87.
+# A Unix socket's path has at most 107 bytes. Ray's part and our names take up to 87 of them.
 _LONGEST_DIRECTORY = 20
 
 
@@ -44,10 +48,10 @@ def ray_session(
     object_store_bytes: int = 100_000_000,
     metrics_port: int | None = None,
 ) -> Iterator[None]:
-    """Provide a Ray for the block: one that is running in this process, `address`, or our own.
+    """Provide a Ray for the block: the one of this process if it has one, `address`, or our own.
 
-    Our own shows its page of metrics, which asks for no token, only where `metrics_port` says at
-    which port, 0 for any free one.
+    Our own opens its metrics page, which asks for no token, only if given a `metrics_port`; 0 is
+    any free port.
 
     Raises
     ------
@@ -60,26 +64,9 @@ def ray_session(
         yield
         return
     session = _own(object_store_bytes, metrics_port) if address is None else _joined(address)
-    with _ray_off_standard_output(), session:
+    # Results go to standard output. The events of a run say who was lost, and why.
+    with lines_logged(lambda lines: _log.info("%s", lines)), session:
         yield
-
-
-@contextmanager
-def _ray_off_standard_output() -> Iterator[None]:
-    """Log what Ray has to say of lost processes; it would print it where our results go.
-
-    The events of a run tell who was lost, and why.
-    """
-
-    def log(data: dict[str, Any], ignore_prefix: bool) -> None:
-        _log.info("%s", "\n".join(data["lines"]))
-
-    prints = ray_worker.print_to_stdstream
-    ray_worker.print_to_stdstream = log
-    try:
-        yield
-    finally:
-        ray_worker.print_to_stdstream = prints
 
 
 @contextmanager
@@ -110,10 +97,11 @@ def _own(object_store_bytes: int, metrics_port: int | None) -> Iterator[None]:
     token = secrets.token_hex(32)
     with (
         _restored_process_state(),
+        loopback_only(),
         private_directory(_parent_directory()) as directory,
         guarded(directory) as guard,
         vitals_of(guard, directory) as vitals,
-        _marked_processes(directory, vitals),
+        processes_marked(mark(directory), vitals.add),
     ):
         os.environ.update(
             RAY_AUTH_MODE="token",
@@ -122,16 +110,16 @@ def _own(object_store_bytes: int, metrics_port: int | None) -> Iterator[None]:
             RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0",
             # Ray prints a warning on our standard output beyond three times this many processes.
             RAY_worker_maximum_startup_concurrency="64",
-            # With Ray's 15 workers wait for whatever else runs, which shows as staleness.
+            # At Ray's default of 15, workers wait for every other process, which adds staleness.
             RAY_worker_niceness="0",
             RAY_enable_metrics_collection=str(int(metrics_port is not None)),
             PYTHONPATH=os.pathsep.join(dict.fromkeys(os.path.abspath(p) for p in sys.path)),
         )
-        # Workers share the cores: BLAS threads of their own would only fight for them.
+        # One BLAS thread per worker: more would compete for the same cores.
         for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
             os.environ[name] = "1"
-        _reload_ray_environment()
-        # Ray opens what it is given, and all below, to everybody: nobody gets through ours to it.
+        reload_environment()
+        # Ray makes its directory readable by everybody; ours around it is private.
         inner = os.path.join(directory, _INNER)
         os.mkdir(inner)
         handlers = _handlers()
@@ -141,18 +129,18 @@ def _own(object_store_bytes: int, metrics_port: int | None) -> Iterator[None]:
             yield
         finally:
             with undisturbed():
-                # Ray does not take down what an interrupted start has left.
+                # After an interrupted start, Ray leaves processes behind.
                 whole = ray.is_initialized() and ray_death() is None
                 patience = _SECONDS_TO_EXIT if whole else 0.0
                 ray.shutdown()
                 end_processes(directory, patience)
-    _reload_ray_environment()
+    reload_environment()
 
 
 def _start_ray(directory: str, object_store_bytes: int, metrics_port: int | None) -> None:
     umask = os.umask(0o077)
     try:
-        with _needed_processes_only():
+        with few_processes():
             ray.init(
                 address="local",
                 include_dashboard=False,
@@ -162,7 +150,7 @@ def _start_ray(directory: str, object_store_bytes: int, metrics_port: int | None
                 _metrics_export_port=metrics_port or None,
                 _temp_dir=directory,
             )
-    except Exception as error:  # of any kind: Ray tells little of what its processes met
+    except Exception as error:  # Ray raises anything, and says little about its processes
         reason = ray_death() or " ".join(str(error).split())
         raise RunFailedError(f"Ray could not be started: {reason}") from error
     finally:
@@ -175,20 +163,16 @@ def _restored_process_state() -> Iterator[None]:
     umask = os.umask(0o077)
     os.umask(umask)
     handlers = _handlers()
-    loopback_off = ray_constants.ENABLE_RAY_CLUSTER
-    # With clusters disabled, as Ray does on laptops, every listener binds to 127.0.0.1.
-    ray_constants.ENABLE_RAY_CLUSTER = False
     try:
         _exit_on_signals(handlers)
         yield
     finally:
-        ray_constants.ENABLE_RAY_CLUSTER = loopback_off
         os.umask(umask)
         _restore(environment, handlers)
 
 
 def check_address(address: str | None) -> None:
-    """Refuse at once what Ray would try to reach for minutes.
+    """Refuse at once an address that Ray would try to reach for minutes.
 
     Raises
     ------
@@ -220,16 +204,16 @@ def _handlers() -> dict[signal.Signals, Any]:
 
 
 def _exit_on_signals(before: dict[signal.Signals, Any]) -> None:
-    """End in order on SIGTERM and when the terminal is closed.
+    """Shut down in order on SIGTERM and when the terminal is closed.
 
-    Ray's own handler would take Ray down first, with what has not been written yet. What the
-    program had set up before, as nohup does, stays.
+    Ray's own handler would end Ray first and lose records that are not written yet. A handler
+    that was set before, as by nohup, stays.
     """
     if threading.current_thread() is not threading.main_thread():
         return
 
     def leave(*_: object) -> None:
-        sys.exit(1)  # the status of a run that was interrupted; Ray would make it so in its calls
+        sys.exit(1)  # the exit status of an interrupted run
 
     for number, handler in before.items():
         signal.signal(number, leave if handler is signal.SIG_DFL else handler)
@@ -241,53 +225,8 @@ def _parent_directory() -> str:
 
 
 @contextmanager
-def _marked_processes(directory: str, vitals: Vitals) -> Iterator[None]:
-    popen = services.ConsolePopen
-    services.ConsolePopen = functools.partial(_Popen, directory, vitals)  # type: ignore[assignment, misc]
-    try:
-        yield
-    finally:
-        services.ConsolePopen = popen  # type: ignore[misc]
-
-
-@contextmanager
-def _needed_processes_only() -> Iterator[None]:
-    """Leave out three processes of Ray, which take half of its start and a second of its end.
-
-    One machine has nothing to scale up, nobody reads what the workers print, and of the dashboard,
-    which is off, only the report of usage statistics would be left, which is off as well.
-    """
-    parameters, start_dashboard = parameter.RayParams, services.start_api_server
-    parameter.RayParams = functools.partial(  # type: ignore[assignment, misc]
-        parameters,
-        no_monitor=True,
-        include_log_monitor=False,  # type: ignore[arg-type]  # Ray's own hint is wrong
-        dashboard_agent_listen_port=0,  # for its fixed one, a second run here would wait seconds
-    )
-    services.start_api_server = lambda *_, **__: ("", None)
-    try:
-        yield
-    finally:
-        parameter.RayParams = parameters  # type: ignore[misc]
-        services.start_api_server = start_dashboard
-
-
-class _Popen(services.ConsolePopen):
-    """Starts a process of Ray with the mark of its directory and in a group of its own.
-
-    A signal to the whole group, from a terminal or a supervisor, is for the driver, which ends
-    the run in order with Ray still alive.
-    """
-
-    def __init__(self, directory: str, vitals: Vitals, *arguments: Any, **options: Any) -> None:
-        options["env"] = {**(options.get("env") or os.environ), **mark(directory)}
-        super().__init__(*arguments, process_group=0, **options)
-        vitals.add(self)
-
-
-@contextmanager
 def undisturbed() -> Iterator[None]:
-    """Ignore Ctrl-C while things are put in order: a second one would leave them torn."""
+    """Ignore Ctrl-C during the shutdown: a second one would interrupt it halfway."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -296,10 +235,3 @@ def undisturbed() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def _reload_ray_environment() -> None:
-    """Make the Ray in this process forget the token and settings it read before."""
-    raylet: Any = ray._raylet
-    raylet.Config.initialize("")
-    raylet.AuthenticationTokenLoader.instance().reset_cache()

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections import defaultdict
@@ -26,6 +27,7 @@ RAY = {
     "cluster/watch.py",
     "cluster/metrics.py",
     "cluster/local_ray/session.py",
+    "cluster/local_ray/internals.py",
 }
 DOOR = "asgd/__main__.py"
 # Rooms whose names are part of what users import.
@@ -132,6 +134,12 @@ def test_arrows(file: str) -> None:
         assert "analysis" not in used
     if own == "analysis":
         assert not used & {"cluster", "ray"}
+
+
+def test_only_one_module_touches_the_private_parts_of_ray() -> None:
+    sources = {file: (ROOT / file).read_text(encoding="utf-8") for file in FILES}
+    users = {file for file, text in sources.items() if re.search(r"\bray\._|ray import _", text)}
+    assert users == {"cluster/local_ray/internals.py"}
 
 
 def test_only_one_module_knows_how_tables_are_held() -> None:
