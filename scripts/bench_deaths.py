@@ -35,22 +35,11 @@ from pathlib import Path
 from asgd.errors import AsgdError
 from asgd.rundir.reader import read_run
 from tests.support.invariants import check_gradients
-from tests.support.processes import DEFAULT_SIGNALS, below, processes_in
+from tests.support.processes import DEFAULT_SIGNALS, LAUNCHER, PARTS, parts, processes_in
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# How the command line of each begins, or what is in it.
-VICTIMS = {
-    "gcs_server": "/gcs_server",
-    "raylet": "/raylet/raylet",
-    "dashboard_agent": "ray::DashboardAgent",
-    "runtime_env_agent": "ray::RuntimeEnvAgent",
-    "server": "ray::ServerActor",
-    "recorder": "ray::RecorderActor",
-    "worker": "ray::WorkerActor",
-    "guard": "/cluster/guard.py",
-    "launcher": "",
-}
+VICTIMS = (*PARTS, LAUNCHER)
 SECONDS = (0.5, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0)
 UPDATES = 800
 PATIENCE = 90.0  # seconds for a run to end, however it ends
@@ -86,14 +75,8 @@ class Death:
 
 def kill(launcher: int, victim: str, deadline: float) -> bool:
     """Kill a process of a run, when there is one; return whether there was."""
-    pattern = VICTIMS[victim]
     while time.monotonic() < deadline:
-        found = (
-            [launcher]
-            if not pattern
-            else [pid for pid, line in below(launcher).items() if pattern in line]
-        )
-        if found:
+        if found := parts(launcher, victim):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(found[0], signal.SIGKILL)
                 return True
@@ -168,7 +151,7 @@ def judge(out: Path, status: int, errors: str, victim: str) -> tuple[str, list[s
 def main(arguments: Iterable[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, nargs="+", default=SECONDS)
-    parser.add_argument("--victims", nargs="+", choices=VICTIMS, default=list(VICTIMS))
+    parser.add_argument("--victims", nargs="+", choices=VICTIMS, default=VICTIMS)
     options = parser.parse_args(arguments)
     wrong = 0
     for victim in options.victims:

@@ -37,16 +37,11 @@ from asgd.progress import Progress
 from asgd.rundir.reader import read_run
 from cluster import run
 from cluster.local_ray.session import ray_session
-from tests.support.processes import actor_processes
+from tests.support.processes import actor_processes, parts
 
 ROOT = Path(__file__).resolve().parents[1]
 
-ACTORS = {
-    "ServerActor": "server",
-    "RecorderActor": "recorder",
-    "WorkerActor": "worker",
-    "Idle": "idle",
-}
+ACTORS = ("server", "recorder", "worker")
 COLUMNS = ("process", "seconds", "updates", "rss", "heap", "shared", "files")
 SECONDS = 0.25
 PIECES = 10
@@ -64,9 +59,11 @@ class Enough(Exception):
 def processes() -> dict[str, int]:
     """Return our processes by what they are: this one, and the actors below it."""
     found = {"driver": os.getpid()}
-    for actor, name in ACTORS.items():
-        for number, pid in enumerate(sorted(actor_processes(actor))):
+    for name in ACTORS:
+        for number, pid in enumerate(parts(os.getpid(), name)):
             found[f"{name} {number}" if name == "worker" else name] = pid
+    for pid in actor_processes("Idle"):
+        found["idle"] = pid
     return found
 
 
@@ -164,7 +161,7 @@ def draw(samples: pd.DataFrame, path: Path) -> None:
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
-    kinds = ("driver", *ACTORS.values())
+    kinds = ("driver", *ACTORS, "idle")
     colours = dict(zip(kinds, plt.get_cmap("tab10").colors[: len(kinds)], strict=True))
     for name, rows in samples.groupby("process"):
         kind, _, number = name.partition(" ")

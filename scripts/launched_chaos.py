@@ -23,21 +23,11 @@ import numpy as np
 
 from asgd.errors import AsgdError
 from asgd.rundir.reader import read_run
-from tests.support.processes import DEFAULT_SIGNALS, below, listeners, processes_in
+from tests.support.processes import DEFAULT_SIGNALS, LAUNCHER, PARTS, listeners, parts, processes_in
 
 ROOT = Path(__file__).resolve().parents[1]
 
-KILLED = {  # how the command line of each begins, or what is in it
-    "gcs_server": "/gcs_server",
-    "raylet": "/raylet/raylet",
-    "dashboard_agent": "ray::DashboardAgent",
-    "runtime_env_agent": "ray::RuntimeEnvAgent",
-    "server": "ray::ServerActor",
-    "recorder": "ray::RecorderActor",
-    "worker": "ray::WorkerActor",
-    "guard": "/cluster/guard.py",
-    "launcher": "",
-}
+KILLED = (*PARTS, LAUNCHER)
 DAMAGED = {"trace": "trace/part-*.parquet", "loss": "loss.parquet/part-*.parquet"}
 DISK = ("read_only", "full_disk")  # where mounts of one's own are allowed
 CONFIG = """
@@ -113,8 +103,7 @@ class Launched:
     def inject(self, kind: str, launcher: int) -> bool:
         """Inject a fault; return whether there was something to be hit."""
         if kind in KILLED:
-            found = [p for p, line in below(launcher).items() if KILLED[kind] in line]
-            pid = launcher if kind == "launcher" else next(iter(found), None)
+            pid = next(iter(parts(launcher, kind)), None)
             if pid is not None:
                 os.kill(pid, signal.SIGKILL)
             return pid is not None
@@ -141,7 +130,7 @@ class Launched:
         return True
 
     def _flood(self, launcher: int) -> bool:
-        servers = [p for p, line in below(launcher).items() if KILLED["server"] in line]
+        servers = parts(launcher, "server")
         strangers = []
         for _, port in listeners(set(servers)):
             for _ in range(150):

@@ -35,7 +35,7 @@ from asgd.staleness import Geometric
 from asgd.streams import stream
 from cluster import run
 from tests.support.invariants import check_trace
-from tests.support.processes import DEFAULT_SIGNALS, below, listeners, processes_in
+from tests.support.processes import DEFAULT_SIGNALS, listeners, parts, processes_in
 
 pytestmark = pytest.mark.ray
 
@@ -589,7 +589,8 @@ def test_nobody_else_gets_into_the_directory_of_a_run_at_work(tmp_path: Path) ->
 def test_nothing_is_left_of_a_killed_driver(launch: Callable[..., Subprocess]) -> None:
     child = launch(updates=10**6, kind="quadratic")
     child.wait_for(child.running.exists)
-    guard = os.pidfd_open(guard_of(child.process.pid))
+    (found,) = parts(child.process.pid, "guard")
+    guard = os.pidfd_open(found)
     os.killpg(child.process.pid, signal.SIGKILL)
     assert select.select([guard], [], [], 60)[0]  # it has cleared up
     os.close(guard)
@@ -604,7 +605,7 @@ def test_nothing_is_left_of_a_killed_driver(launch: Callable[..., Subprocess]) -
 def test_run_whose_ray_dies_says_so(launch: Callable[..., Subprocess]) -> None:
     child = launch(updates=10**6, kind="quadratic")
     child.wait_for(child.running.exists)
-    (raylet,) = [pid for pid, line in below(child.process.pid).items() if "/raylet/raylet" in line]
+    (raylet,) = parts(child.process.pid, "raylet")
     os.kill(raylet, signal.SIGKILL)
     assert child.finish().endswith("RunFailedError: Ray's raylet was killed (Killed)\n")
     assert child.process.returncode == 1
@@ -622,14 +623,6 @@ def test_run_whose_ray_cannot_start_says_so(launch: Callable[..., Subprocess]) -
     result = read_run(child.out)
     assert result.state == "failed"
     assert str(result.failure).endswith("exceeded; see `ulimit -f`)")
-
-
-def guard_of(driver: int) -> int:
-    """Return the process that clears up behind a driver."""
-    children = Path(f"/proc/{driver}/task/{driver}/children").read_text().split()
-    lines = {int(pid): Path(f"/proc/{pid}/cmdline").read_bytes() for pid in children}
-    (found,) = [pid for pid, line in lines.items() if b"cluster/local_ray/guard.py" in line]
-    return found
 
 
 @pytest.mark.parametrize("which", [signal.SIGINT, signal.SIGHUP])

@@ -15,6 +15,27 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 DEFAULT_SIGNALS = ("env", "--default-signal=HUP,INT,TERM")
 
 
+# What the command line of each process of a run contains, the launcher's excepted.
+PARTS = {
+    "gcs_server": "/gcs_server",
+    "raylet": "/raylet/raylet",
+    "dashboard_agent": "ray::DashboardAgent",
+    "runtime_env_agent": "ray::RuntimeEnvAgent",
+    "server": "ray::ServerActor",
+    "recorder": "ray::RecorderActor",
+    "worker": "ray::WorkerActor",
+    "guard": "/local_ray/guard.py",
+}
+LAUNCHER = "launcher"
+
+
+def parts(launcher: int, name: str) -> list[int]:
+    """Return the processes of a run, started by the process `launcher`, that have this name."""
+    if name == LAUNCHER:
+        return [launcher]
+    return sorted(pid for pid, line in below(launcher).items() if PARTS[name] in line)
+
+
 def below(ancestor: int) -> dict[int, str]:
     """Return the command lines of the processes below one."""
     parents, lines = {}, {}
