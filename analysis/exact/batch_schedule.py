@@ -23,51 +23,6 @@ from asgd.streams import stream
 Batches = npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True)
-class MomentODE:
-    """The moments of one mode in SME time, d/dt (E X^2, E XY, E Y^2) = matrix @ . + forcing (B1).
-
-    Attributes
-    ----------
-    matrix
-        Shape (3, 3).
-    forcing
-        Shape (3,).
-    eigenvalues
-        -kappa and -kappa -+ sqrt(kappa^2 - 4 a), shape (3,), complex.
-    stationary
-        E X^2, E XY, E Y^2 at rest, shape (3,).
-    """
-
-    matrix: Array
-    forcing: Array
-    eigenvalues: npt.NDArray[np.complex128]
-    stationary: Array
-
-
-def moment_ode(
-    curvature: float, noise_variance: float, learning_rate: float, mu: float, batch_size: float = 1
-) -> MomentODE:
-    """Return the second-moment equations of f = (curvature / 2) x^2 with additive noise (B1).
-
-    An, Lu, Ying, section 4. Time runs sqrt(learning_rate (1 - mu)) per update.
-    """
-    _check_mode(curvature, noise_variance, learning_rate, mu)
-    kappa = np.sqrt((1.0 - mu) / learning_rate)
-    noise = learning_rate**1.5 / np.sqrt(1.0 - mu) * noise_variance / batch_size
-    matrix = np.array(
-        [[0.0, 2.0, 0.0], [-curvature, -kappa, 1.0], [0.0, -2.0 * curvature, -2.0 * kappa]]
-    )
-    root = np.sqrt(complex(kappa**2 - 4.0 * curvature))
-    second = noise * (1.0 / (2.0 * kappa) + kappa / (2.0 * curvature))
-    return MomentODE(
-        matrix=matrix,
-        forcing=np.array([noise, 0.0, 0.0]),
-        eigenvalues=np.array([-kappa, -kappa - root, -kappa + root]),
-        stationary=np.array([second, -noise / 2.0, curvature * noise / (2.0 * kappa)]),
-    )
-
-
 def decay_rate(curvature: npt.ArrayLike, learning_rate: float, mu: float) -> float:
     """Return the rate of the slowest second moment per unit of SME time (B2).
 

@@ -1,8 +1,6 @@
 """Exact moments of ASGD on problems with linear sample gradients, without Monte Carlo.
 
-Three levels. `asgd_moments`: mean and second moment at every update for geometric staleness and
-multiplicative noise. `mode_moments`: one Hessian mode, any staleness law, additive noise, by its
-impulse response. `server_moments`: the parameter server itself, with memoryless workers.
+Geometric staleness, independent or of a server's memoryless workers, and multiplicative noise.
 """
 
 from __future__ import annotations
@@ -11,14 +9,12 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
-import numpy.typing as npt
 
 from analysis.exact.linear_gradients import LinearGradients
 from analysis.models.ensemble import PerUpdate, initial_point, per_update
-from asgd.arguments import count, number
+from asgd.arguments import number
 from asgd.errors import InputError
 from asgd.problems.base import Array, Problem
-from asgd.staleness import StalenessLaw
 from asgd.streams import Seed, as_seed
 
 Closure = Literal["iid", "sampling", "pool"]
@@ -37,13 +33,6 @@ class Moments(NamedTuple):
 
     mean: Array
     second_moment: Array
-
-
-class ModeMoments(NamedTuple):
-    """Mean and variance of x_k along Hessian modes, both of shape (K + 1, ...)."""
-
-    mean: Array
-    variance: Array
 
 
 @dataclass(frozen=True)
@@ -225,8 +214,8 @@ def stationary_variance(
 ) -> StationaryVariance:
     """Return the exact stationary variances of ASGD on f = (curvature / 2) x^2, additive noise.
 
-    Of independent lags: a real server's depend on each other, see `server_moments`. With
-    h = eta a and T = eta s^2 / 2 (ours):
+    Of independent lags; those of a real server depend on each other. With h = eta a and
+    T = eta s^2 / 2 (ours):
 
         E m^2 = (T/a) (1 + mu) / Delta,   E x^2 = (T/a) (1 + mu + 2 mu h/(1-mu)) / Delta,
         Delta = 1 + mu - (1-mu) h/2 - mu h^2/(1-mu)
@@ -253,137 +242,3 @@ def stationary_variance(
         )
     base = learning_rate * noise_variance / (2.0 * curvature) / denominator
     return StationaryVariance(base * (1.0 + mu + 2.0 * mu * step / keep), base * (1.0 + mu))
-
-
-def impulse_response(
-    law: StalenessLaw, learning_rate: float, curvature: npt.ArrayLike, updates: int
-) -> Array:
-    """Return h_k, what is left of a unit push k updates later, on modes of given curvature.
-
-    h_0 = 1, h_{k+1} = h_k - eta a sum_l w_l h_{k-l}, h = 0 before 0 (ours).
-
-    Parameters
-    ----------
-    curvature
-        Eigenvalues a of the Hessian, shape (...).
-
-    Returns
-    -------
-    Array
-        Shape (updates + 1, ...).
-    """
-    return _follow(law, learning_rate * np.asarray(curvature, dtype=float), updates, 0.0)
-
-
-def _follow(law: StalenessLaw, step: Array, updates: int, before: float) -> Array:
-    """Solve y_{k+1} = y_k - step sum_l w_l y_{k-l} from y_0 = 1 with y = `before` before 0."""
-    reversed_weights = law.weights(law.support_length())[::-1]
-    length = len(reversed_weights)
-    y = np.full((length + updates, *step.shape), before)
-    y[length - 1] = 1.0
-    for k in range(length - 1, length - 1 + updates):
-        read = np.tensordot(reversed_weights, y[k - length + 1 : k + 1], axes=1)
-        y[k + 1] = y[k] - step * read
-    return y[length - 1 :]
-
-
-def mode_moments(
-    law: StalenessLaw,
-    learning_rate: float,
-    curvature: npt.ArrayLike,
-    noise_variance: npt.ArrayLike,
-    updates: int,
-    *,
-    batch_size: PerUpdate = 1,
-    initial: npt.ArrayLike = 1.0,
-) -> ModeMoments:
-    """Return mean and variance of each Hessian mode under any staleness law, additive noise.
-
-    E x follows the recursion of `impulse_response` from x_0 with constant history, and
-    Var x_k = eta^2 s^2 sum_{j<k} h_{k-1-j}^2 / b_j: the sampling closure (ours).
-
-    Parameters
-    ----------
-    curvature, noise_variance
-        Per mode: Hessian eigenvalue a and variance s^2 of one sample's gradient, shape (...).
-    batch_size
-        One value, or one for each update, shape (updates,).
-    initial
-        Distance of x_0 from the minimiser along the mode, shape (...).
-
-    Returns
-    -------
-    ModeMoments
-        Both of shape (updates + 1, ...), measured from the minimiser.
-    """
-    from scipy.signal import fftconvolve
-
-    step = learning_rate * np.asarray(curvature, dtype=float)
-    mean = np.asarray(initial) * _follow(law, step, updates, 1.0)
-    power = _follow(law, step, updates, 0.0)[:updates] ** 2
-    share = 1.0 / per_update(batch_size, updates, "batch_size", fractional=True)
-    if updates and np.all(share == share[0]):
-        total = share[0] * np.cumsum(power, axis=0)
-    else:
-        shares = share.reshape(-1, *[1] * step.ndim)
-        total = fftconvolve(power, np.broadcast_to(shares, power.shape), axes=0)[:updates]
-    variance = np.zeros_like(mean)
-    variance[1:] = learning_rate**2 * np.asarray(noise_variance) * total
-    return ModeMoments(mean, variance)
-
-
-def server_transition(step: float, workers: int) -> Array:
-    """Return the linear part of the server's second-moment recursion, shape (4, 4).
-
-    State E x^2, E x s_i, E s_i^2, E s_i s_j with s_i the snapshot worker i holds; `step` is
-    learning rate times curvature. Ours.
-    """
-    keep = 1.0 - 1.0 / workers
-    x_new = np.array([1.0, -2.0 * step, step**2, 0.0])
-    old = np.array([0.0, 1.0, 0.0, -step])
-    own = np.array([0.0, 0.0, 1.0, 0.0])
-    pair = np.array([0.0, 0.0, 0.0, 1.0])
-    return np.array(
-        [
-            x_new,
-            x_new / workers + keep * old,
-            x_new / workers + keep * own,
-            (2.0 * old + (workers - 2) * pair) / workers if workers > 1 else 0.0 * pair,
-        ]
-    )
-
-
-def server_moments(
-    curvature: float,
-    noise_variance: float,
-    learning_rate: float,
-    workers: int,
-    updates: int,
-    *,
-    initial: float = 1.0,
-) -> ModeMoments:
-    """Return mean and variance of x_k on a real parameter server with memoryless workers.
-
-    f = (curvature / 2) x^2 with additive gradient noise; every worker holds one snapshot, the
-    next to push is uniformly random and leaves with the new snapshot (ours).
-
-    Returns
-    -------
-    ModeMoments
-        Both of shape (updates + 1,).
-    """
-    workers, updates = count(workers, "workers"), count(updates, "updates")
-    number(curvature, "curvature", above=0.0)
-    number(noise_variance, "noise_variance", least=0.0)
-    number(learning_rate, "learning_rate", above=0.0)
-    step, move = learning_rate * curvature, 1.0 / workers
-    transition = server_transition(step, workers)
-    noise = learning_rate**2 * noise_variance * np.array([1.0, move, move, 0.0])
-    second = np.empty((updates + 1, 4))
-    first = np.empty((updates + 1, 2))
-    second[0], first[0] = initial**2, initial
-    for k in range(updates):
-        second[k + 1] = transition @ second[k] + noise
-        x = first[k, 0] - step * first[k, 1]
-        first[k + 1] = x, move * x + (1.0 - move) * first[k, 1]
-    return ModeMoments(first[:, 0], second[:, 0] - first[:, 0] ** 2)

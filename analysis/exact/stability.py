@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from analysis.exact.moments import server_transition
 from asgd.errors import InputError
 from asgd.problems.base import Array
 from asgd.staleness import ConstantPlusGeometric, Geometric, StalenessLaw
@@ -216,29 +215,3 @@ def _polish(polynomial: Array, z: complex) -> float:
 def _points(degree: int) -> int:
     wanted = max(_POINTS_PER_TURN * degree, _FEWEST_POINTS)
     return 1 << (wanted - 1).bit_length()
-
-
-def server_max_stable_learning_rate(workers: int, curvature: float) -> float:
-    """Return the learning rate at which E x^2 stops decaying on a memoryless parameter server.
-
-    The smallest root of spectral radius one of `analysis.exact.moments.server_transition`: the
-    mean-square limit. It lies below the limit of the mean, 2 (2 P - 1) / curvature.
-
-    Raises
-    ------
-    InputError
-        No worker, or a curvature that is not positive.
-    """
-    from scipy.optimize import brentq
-
-    if workers < 1:
-        raise InputError(f"workers = {workers}: expected an integer >= 1")
-    if not curvature > 0:
-        raise InputError(f"curvature = {curvature}: expected a positive number")
-
-    def excess(step: float) -> float:
-        return float(np.abs(np.linalg.eigvals(server_transition(step, workers))).max()) - 1.0
-
-    grid = np.geomspace(1e-2 / workers, 2.0 * (2 * workers - 1), 400)
-    first = next(i for i, step in enumerate(grid) if excess(step) > 0)
-    return float(brentq(excess, grid[first - 1], grid[first], xtol=1e-14)) / curvature

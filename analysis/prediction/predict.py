@@ -76,8 +76,7 @@ class PredictionSettings(msgspec.Struct, frozen=True, kw_only=True):
     law, closure
         The staleness law and how the staleness of one update depends on that of the others.
     turns
-        Whether "sme_law" drew the workers' turns by the law ("by hazard" in files of earlier
-        versions) or from the record.
+        Whether "sme_law" drew the workers' turns by the law or from the record.
     stability
         Whether the run is stable (`RunStability.to_dict`), None where it was not looked at.
     models
@@ -90,7 +89,7 @@ class PredictionSettings(msgspec.Struct, frozen=True, kw_only=True):
     mu: float
     law: dict[str, Any]
     closure: Closure
-    turns: Literal["by law", "by hazard", "recorded"]
+    turns: Literal["by law", "recorded"]
     stability: dict[str, Any] | None
     models: dict[str, PredictedWith]
 

@@ -25,7 +25,6 @@ from asgd.streams import stream
 LEADING = 6  # modes looked at
 _DENSE_DIM = 64  # up to here a full eigendecomposition is cheaper than Lanczos iterations
 _TOLERANCE = 1e-4  # relative, of the eigenvalues
-_WORST_FIRST: tuple[Verdict, ...] = ("diverges", "heavy tail", "stable")
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +26,7 @@ import pandas as pd
 
 from analysis.profile import dependence, diagnostics, goodness, stragglers
 from analysis.profile.estimators import ESTIMATORS
-from analysis.profile.law_fit import GOODNESS_RESAMPLES, ConfidenceInterval, LawFit, Sample
+from analysis.profile.law_fit import LawFit, Sample
 from analysis.profile.series import Series
 from analysis.profile.verdict import (
     CLOSE,
@@ -137,40 +137,6 @@ class StalenessFit:
     def recommended(self) -> StalenessLaw:
         """The law to predict with."""
         return self.selected.law
-
-    @property
-    def params(self) -> dict[str, Any]:
-        """Parameters of the law to predict with."""
-        return self.selected.params
-
-    @property
-    def llf(self) -> float:
-        """Log-likelihood of the law to predict with."""
-        return self.selected.llf
-
-    @property
-    def aic(self) -> float:
-        """Akaike's criterion of the law to predict with."""
-        return self.selected.aic
-
-    @property
-    def bic(self) -> float:
-        """Schwarz's criterion of the law to predict with."""
-        return self.selected.bic
-
-    def confidence_interval(
-        self,
-        confidence_level: float = 0.95,
-        method: Literal["percentile", "normal"] = "percentile",
-    ) -> dict[str, ConfidenceInterval]:
-        """Return `LawFit.confidence_interval` of the law to predict with."""
-        return self.selected.confidence_interval(confidence_level, method)
-
-    def goodness_of_fit(
-        self, statistic: goodness.Statistic = "tv", resamples: int = GOODNESS_RESAMPLES
-    ) -> goodness.GoodnessOfFit:
-        """Return `LawFit.goodness_of_fit` of the law to predict with."""
-        return self.selected.goodness_of_fit(statistic, resamples)
 
     @property
     def counts(self) -> pd.Series[Any]:

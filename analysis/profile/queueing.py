@@ -251,7 +251,16 @@ def measured_cycles(run: Run) -> MeasuredTimes:
     InputError
         A worker has fewer than two updates after the start-up.
     """
-    cycles, _ = _cycles(run)
+    trace = _steady(run).sort_values(["worker", "update"])
+    cycles = []
+    for worker, rows in trace.groupby("worker"):
+        if len(rows) < 2:
+            raise InputError(
+                f"{run.path}: worker {worker} has fewer than two updates after the start-up"
+            )
+        cycles.append(np.diff(rows["applied_seconds"].to_numpy(dtype=float)))
+    if not cycles:
+        raise InputError(f"{run.path}: recorded no update")
     return MeasuredTimes(cycles)
 
 
@@ -320,46 +329,13 @@ def explains_staleness(run: Run) -> QueueCheck | None:
     return None
 
 
-def measured_overhead(run: Run) -> float:
-    """Return the median time of a cycle that is not computing, in seconds.
-
-    Messages, service and waiting at the server: dead time to a queue of other workers.
-
-    Raises
-    ------
-    InputError
-        A worker has fewer than two updates after the start-up.
-    """
-    cycles, computing = _cycles(run)
-    return max(0.0, float(np.median(np.concatenate(cycles) - np.concatenate(computing))))
-
-
 def _steady(run: Run) -> pd.DataFrame:
     """Return the updates after the start-up, without workers that hardly took part."""
-    trace = run.trace[["update", "worker", "staleness", "compute_seconds", "applied_seconds"]]
+    trace = run.trace[["update", "worker", "staleness", "applied_seconds"]]
     left_out = stragglers_of(run)
     if left_out:
         trace = trace[taking_part(trace["worker"].to_numpy(), left_out)]
     return trace.iloc[start_up(trace["staleness"].to_numpy(), trace["update"].to_numpy()) :]
-
-
-def _cycles(run: Run) -> tuple[list[Array], list[Array]]:
-    """Return each worker's cycles after the start-up and their computing parts, in seconds.
-
-    Workers that hardly took part are left out.
-    """
-    trace = _steady(run).sort_values(["worker", "update"])
-    cycles, computing = [], []
-    for worker, rows in trace.groupby("worker"):
-        if len(rows) < 2:
-            raise InputError(
-                f"{run.path}: worker {worker} has fewer than two updates after the start-up"
-            )
-        cycles.append(np.diff(rows["applied_seconds"].to_numpy(dtype=float)))
-        computing.append(rows["compute_seconds"].to_numpy(dtype=float)[1:])
-    if not cycles:
-        raise InputError(f"{run.path}: recorded no update")
-    return cycles, computing
 
 
 def simulate_queue(

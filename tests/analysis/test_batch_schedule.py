@@ -9,7 +9,6 @@ from analysis.exact.batch_schedule import (
     FinalLoss,
     decay_rate,
     minimise_final_loss,
-    moment_ode,
     optimal_batch_schedule,
     stationary_loss,
     uniform_schedule,
@@ -22,6 +21,7 @@ from asgd.problems import make_problem
 from asgd.problems.linear import LeastSquares
 from asgd.problems.scalar import Quadratic
 from asgd.streams import stream
+from tests.support.exact import moment_ode
 
 
 def small_least_squares():

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from analysis.exact.moments import asgd_moments, expected_loss, mode_moments, server_moments
+from analysis.exact.moments import asgd_moments, expected_loss
 from analysis.models.discrete import asgd_iid, asgd_server, momentum_sgd, sgd
 from asgd.config import ProblemConfig
 from asgd.errors import InputError
@@ -10,6 +10,7 @@ from asgd.problems.linear import LeastSquares
 from asgd.problems.scalar import DoubleWell, Quadratic
 from asgd.staleness import ConstantPlusGeometric, Empirical, Geometric, Poisson
 from asgd.streams import stream
+from tests.support.exact import mode_moments, server_moments
 
 PATHS = 10_000
 

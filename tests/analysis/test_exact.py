@@ -19,7 +19,6 @@ from analysis.exact.given_reads import (
     recorded_reads,
 )
 from analysis.exact.linear_gradients import LinearGradients
-from analysis.exact.moments import server_moments
 from analysis.models.discrete import asgd_server
 from analysis.models.replay import sme_replay
 from analysis.models.sme_law import sme_law
@@ -31,6 +30,7 @@ from asgd.errors import InputError
 from asgd.problems import DoubleWell, Quadratic
 from asgd.problems.linear import diabetes
 from asgd.staleness import ConstantPlusGeometric, Geometric, Poisson
+from tests.support.exact import server_moments
 
 RECORD = np.arange(0, 301, 20)
 

@@ -332,7 +332,7 @@ def test_scheduled_order_is_geometric() -> None:
     assert fit.grade == "holds"
     assert fit.recommended == Geometric(fit.mu)
     assert fit.verdict.startswith("The geometric law holds")
-    low, high = fit.confidence_interval()["mu"]
+    low, high = fit.geometric.confidence_interval()["mu"]
     assert low <= 0.75 <= high
 
 
@@ -434,9 +434,8 @@ def fit() -> StalenessFit:
 
 
 def test_result_reads_like_scipys(fit: StalenessFit) -> None:
-    assert fit.params == fit.selected.law.params
-    assert (fit.llf, fit.aic, fit.bic) == (fit.selected.llf, fit.selected.aic, fit.selected.bic)
-    assert fit.goodness_of_fit().pvalue == fit.selected.pvalue
+    assert fit.selected.params == fit.selected.law.params
+    assert fit.selected.goodness_of_fit().pvalue == fit.selected.pvalue
     assert fit.verdict in repr(fit)
     assert html.escape(fit.verdict) in fit._repr_html_()
     assert fit.counts.sum() == 3000 - fit.start_up
@@ -532,11 +531,11 @@ def test_bad_input_is_refused(arguments: dict[str, object]) -> None:
 
 def test_unknown_options_are_refused(fit: StalenessFit) -> None:
     with pytest.raises(InputError, match="percentile"):
-        fit.confidence_interval(method="bca")
+        fit.selected.confidence_interval(method="bca")
     with pytest.raises(InputError, match="level"):
-        fit.confidence_interval(95)
+        fit.selected.confidence_interval(95)
     with pytest.raises(InputError, match="cvm"):
-        fit.goodness_of_fit("ad")
+        fit.selected.goodness_of_fit("ad")
 
 
 def test_conservation_with_workers_that_come_and_go() -> None:

@@ -6,11 +6,11 @@ import pytest
 import analysis
 from analysis.exact.limits import Limit, StabilityLimits
 from analysis.exact.mean_square import MemorylessServer
-from analysis.exact.moments import server_transition
 from analysis.exact.stability import max_stable_learning_rate
 from asgd.delays import ComputeTime
 from asgd.errors import InputError
 from asgd.staleness import ConstantPlusGeometric, Geometric, GeometricMixture, Poisson
+from tests.support.exact import server_transition
 
 MOMENTA = (0.0, 0.5, 0.9)
 

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from analysis.exact.limits import stability_limits
-from analysis.exact.moments import impulse_response, mode_moments, server_moments
 from analysis.models.sme_law import sme_law
 from analysis.prediction.linear_noise import (
     MeanPath,
@@ -22,6 +21,7 @@ from asgd.problems.linear import breast_cancer, digits
 from asgd.staleness import ConstantPlusGeometric, Geometric, NegativeBinomial, Poisson
 from asgd.streams import stream
 from scripts.bench_plan import PhaseRetrieval, TanhNetwork, curvature
+from tests.support.exact import impulse_response, mode_moments, server_moments
 
 LAWS = [Poisson(3.0), Geometric(0.75)]
 

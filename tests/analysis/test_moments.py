@@ -6,9 +6,6 @@ from analysis.exact.moments import (
     MomentRecursion,
     asgd_moments,
     expected_loss,
-    impulse_response,
-    mode_moments,
-    server_moments,
     stationary_variance,
 )
 from asgd.config import ProblemConfig
@@ -24,6 +21,7 @@ from asgd.staleness import (
     Poisson,
 )
 from asgd.streams import stream
+from tests.support.exact import impulse_response, mode_moments, server_moments
 
 
 @pytest.mark.parametrize(

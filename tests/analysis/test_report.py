@@ -229,7 +229,7 @@ def test_the_verdict_is_one_sentence(
     reports: Reports, error: float, scatter: float | None, said: str
 ) -> None:
     run = reports.runs[1]
-    prediction = with_turns(read_prediction(run.path), "by hazard")
+    prediction = with_turns(read_prediction(run.path), "by law")
     score = compare(run, prediction)
     models = {n: replace(m, relative_error=0.9 * error) for n, m in score.models.items()}
     models["sme_law"] = replace(models["sme_law"], relative_error=error)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from analysis.exact.moments import asgd_moments, mode_moments
+from analysis.exact.moments import asgd_moments
 from analysis.models.discrete import asgd_iid, asgd_server
 from analysis.models.replay import sme_replay
 from analysis.models.sme_law import sme_law
@@ -10,7 +10,7 @@ from asgd.problems.linear import LeastSquares, digits
 from asgd.problems.scalar import DoubleWell, Quadratic
 from asgd.staleness import ConstantPlusGeometric, Geometric, GeometricMixture, Poisson
 from asgd.streams import stream
-from tests.support.exact import check_quadratic, server_second_moment
+from tests.support.exact import check_quadratic, mode_moments, server_second_moment
 
 PATHS = 20_000
 # E x^2 for f = x^2, sampling variance 4, x_0 = 1: (eta, P, k, pool, iid, sampling)

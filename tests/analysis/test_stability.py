@@ -5,10 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from analysis.exact.moments import impulse_response, server_moments
 from analysis.exact.stability import (
     max_stable_learning_rate,
-    server_max_stable_learning_rate,
     spectral_radius,
 )
 from asgd.errors import InputError
@@ -21,6 +19,7 @@ from asgd.staleness import (
     Poisson,
     StalenessLaw,
 )
+from tests.support.exact import impulse_response
 
 LAWS = [
     Geometric(0.875),
@@ -117,23 +116,10 @@ def test_the_mean_decays_below_the_limit_and_grows_above(law):
     assert grows > 1e3
 
 
-@pytest.mark.parametrize("workers", [1, 2, 4, 8, 16])
-def test_server_limit_separates_bounded_from_growing_variance(workers):
-    limit = server_max_stable_learning_rate(workers, 2.0)
-    assert limit <= max_stable_learning_rate(Geometric(1 - 1 / workers), 2.0) + 1e-9
-    late = {}
-    for factor in (0.97, 1.03):
-        variance = server_moments(2.0, 4.0, factor * limit, workers, 4000).variance
-        late[factor] = variance[-1] / variance[-1000]
-    assert late[0.97] == pytest.approx(1.0, abs=0.01)
-    assert late[1.03] > 2
-
-
 @pytest.mark.parametrize(
     ("call", "message"),
     [
         (lambda: max_stable_learning_rate(Poisson(1.0), 0.0), "curvature = 0.0"),
-        (lambda: server_max_stable_learning_rate(0, 1.0), "workers = 0"),
         (lambda: spectral_radius(Poisson(1.0), -1.0), "step = -1.0"),
     ],
 )

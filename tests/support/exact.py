@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
+import numpy.typing as npt
+from scipy.signal import fftconvolve
 
 from asgd.problems import LeastSquares, Quadratic
+from asgd.problems.base import Array
+from asgd.staleness import StalenessLaw
 
 CHECK_CURVATURE, CHECK_NOISE = 2.0, 2.0
 
@@ -25,30 +31,101 @@ def small_least_squares(l2: float = 0.0) -> LeastSquares:
     return LeastSquares(features, features @ np.array([1.0, 2.0]) + residual, l2)
 
 
-def server_second_moment(
+def impulse_response(
+    law: StalenessLaw, learning_rate: float, curvature: npt.ArrayLike, updates: int
+) -> Array:
+    """Return h_k, what is left of a unit push k updates later, shape (updates + 1, ...).
+
+    h_0 = 1, h_{k+1} = h_k - eta a sum_l w_l h_{k-l}, h = 0 before 0.
+    """
+    return _follow(law, learning_rate * np.asarray(curvature, dtype=float), updates, 0.0)
+
+
+def _follow(law: StalenessLaw, step: Array, updates: int, before: float) -> Array:
+    """Solve y_{k+1} = y_k - step sum_l w_l y_{k-l} from y_0 = 1 with y = `before` before 0."""
+    reversed_weights = law.weights(law.support_length())[::-1]
+    length = len(reversed_weights)
+    y = np.full((length + updates, *step.shape), before)
+    y[length - 1] = 1.0
+    for k in range(length - 1, length - 1 + updates):
+        read = np.tensordot(reversed_weights, y[k - length + 1 : k + 1], axes=1)
+        y[k + 1] = y[k] - step * read
+    return y[length - 1 :]
+
+
+class ModeMoments(NamedTuple):
+    """Mean and variance of x_k along Hessian modes, both of shape (K + 1, ...)."""
+
+    mean: Array
+    variance: Array
+
+
+def mode_moments(
+    law: StalenessLaw,
+    learning_rate: float,
+    curvature: npt.ArrayLike,
+    noise_variance: npt.ArrayLike,
+    updates: int,
+    *,
+    batch_size: npt.ArrayLike = 1,
+    initial: npt.ArrayLike = 1.0,
+) -> ModeMoments:
+    """Return mean and variance of each mode under any law, additive noise, closure "sampling".
+
+    Var x_k = eta^2 s^2 sum_{j<k} h_{k-1-j}^2 / b_j with h of `impulse_response`.
+    """
+    step = learning_rate * np.asarray(curvature, dtype=float)
+    mean = np.asarray(initial) * _follow(law, step, updates, 1.0)
+    power = _follow(law, step, updates, 0.0)[:updates] ** 2
+    share = np.broadcast_to(1.0 / np.asarray(batch_size, dtype=float), updates)
+    shares = np.broadcast_to(share.reshape(-1, *[1] * step.ndim), power.shape)
+    variance = np.zeros_like(mean)
+    noise = learning_rate**2 * np.asarray(noise_variance)
+    variance[1:] = noise * fftconvolve(power, shares, axes=0)[:updates]
+    return ModeMoments(mean, variance)
+
+
+def server_transition(step: float, workers: int) -> Array:
+    """Return the linear part of a server's second-moment recursion, shape (4, 4).
+
+    State E x^2, E x s, E s^2, E s s' over the snapshots s, s' that workers hold, for memoryless
+    workers of equal rates; `step` is learning rate times curvature.
+    """
+    keep = 1.0 - 1.0 / workers
+    new = np.array([1.0, -2.0 * step, step**2, 0.0])
+    old = np.array([0.0, 1.0, 0.0, -step])
+    own, pair = np.array([0.0, 0.0, 1.0, 0.0]), np.array([0.0, 0.0, 0.0, 1.0])
+    others = (2.0 * old + (workers - 2) * pair) / workers if workers > 1 else 0.0 * pair
+    return np.array([new, new / workers + keep * old, new / workers + keep * own, others])
+
+
+def server_moments(
+    curvature: float,
+    noise_variance: float,
     learning_rate: float,
     workers: int,
     updates: int,
-    curvature: float = CHECK_CURVATURE,
-    noise: float = CHECK_NOISE,
+    *,
     initial: float = 1.0,
-) -> np.ndarray:
-    """Return E x_k^2, shape (updates + 1,), of a server with memoryless workers of equal rates.
+) -> ModeMoments:
+    """Return mean and variance of x_k on that server, f = (a/2) x^2 with additive noise."""
+    step, move = learning_rate * curvature, 1.0 / workers
+    noise = learning_rate**2 * noise_variance * np.array([1.0, move, move, 0.0])
+    transition = server_transition(step, workers)
+    second, first = np.empty((updates + 1, 4)), np.empty((updates + 1, 2))
+    second[0], first[0] = initial**2, initial
+    for k in range(updates):
+        second[k + 1] = transition @ second[k] + noise
+        x = first[k, 0] - step * first[k, 1]
+        first[k + 1] = x, move * x + (1.0 - move) * first[k, 1]
+    return ModeMoments(first[:, 0], second[:, 0] - first[:, 0] ** 2)
 
-    f = (a/2) x^2 with additive noise. a = E x^2, b = E x s, c = E s^2, d = E s s' over the
-    snapshots s, s' that workers hold; the next worker is uniform and independent of everything.
-    """
-    step, stay = learning_rate * curvature, 1.0 - 1.0 / workers
-    a = b = c = d = initial**2
-    history = [a]
-    for _ in range(updates):
-        crossed = b - step * d
-        a = a - 2.0 * step * b + step**2 * c + (learning_rate * noise) ** 2
-        b = a / workers + stay * crossed
-        c = a / workers + stay * c
-        d = 2.0 / workers * crossed + (1.0 - 2.0 / workers) * d
-        history.append(a)
-    return np.array(history)
+
+def server_second_moment(learning_rate: float, workers: int, updates: int) -> Array:
+    """Return E x_k^2 of the check quadratic on that server, shape (updates + 1,)."""
+    variance = CHECK_NOISE**2
+    exact = server_moments(CHECK_CURVATURE, variance, learning_rate, workers, updates)
+    return exact.variance + exact.mean**2
 
 
 # E x_k^2 of that server: (learning rate, workers, update, value)
@@ -62,3 +139,31 @@ SERVER_VALUES = [
     (0.3, 8, 16, 3.935),
     (0.3, 8, 600, 1857.0),
 ]
+
+
+class MomentODE(NamedTuple):
+    """d/dt (E X^2, E XY, E Y^2) = matrix @ . + forcing of one mode in SME time (B1)."""
+
+    matrix: Array
+    forcing: Array
+    eigenvalues: npt.NDArray[np.complex128]
+    stationary: Array
+
+
+def moment_ode(
+    curvature: float, noise_variance: float, learning_rate: float, mu: float, batch_size: float = 1
+) -> MomentODE:
+    """Return (B1) of f = (curvature / 2) x^2 with additive noise."""
+    kappa = np.sqrt((1.0 - mu) / learning_rate)
+    noise = learning_rate**1.5 / np.sqrt(1.0 - mu) * noise_variance / batch_size
+    matrix = np.array(
+        [[0.0, 2.0, 0.0], [-curvature, -kappa, 1.0], [0.0, -2.0 * curvature, -2.0 * kappa]]
+    )
+    root = np.sqrt(complex(kappa**2 - 4.0 * curvature))
+    second = noise * (1.0 / (2.0 * kappa) + kappa / (2.0 * curvature))
+    return MomentODE(
+        matrix=matrix,
+        forcing=np.array([noise, 0.0, 0.0]),
+        eigenvalues=np.array([-kappa, -kappa - root, -kappa + root]),
+        stationary=np.array([second, -noise / 2.0, curvature * noise / (2.0 * kappa)]),
+    )
