@@ -1,4 +1,4 @@
-"""The question before the run: python -m scripts.bench_plan [--quick] [--csv FILE].
+"""The question before the run: python -m scripts.bench_plan [--quick] [--where real] [--csv FILE].
 
 For each choice of a problem, compute times, workers and a learning rate, from far below the limit
 to 1.5 times it, `analysis.plan` is given the configuration alone: no staleness law, no recorded
@@ -373,7 +373,12 @@ def main() -> None:
         help="simulated runs of a choice (default 12, four times as many where they are cheap)",
     )
     parser.add_argument("--real-runs", type=int, default=4, help="real runs of a choice")
-    parser.add_argument("--simulated", action="store_true", help="leave out the real runs")
+    parser.add_argument(
+        "--where",
+        choices=("both", "simulated", "real"),
+        default="both",
+        help="choices run in virtual time, some of them on worker processes, or both",
+    )
     parser.add_argument("--csv", type=Path, help="file to write the table to")
     arguments = parser.parse_args()
     runs = arguments.runs or 12
@@ -390,13 +395,10 @@ def main() -> None:
         print("| " + " | ".join(str(value) for value in row.values()) + " |", flush=True)
 
     with tempfile.TemporaryDirectory() as directory:
-        for number, case in enumerate(chosen):
-            add(
-                measure(
-                    case, case.more * runs, Path(directory) / str(number), simulate, "simulated"
-                )
-            )
-        if not arguments.simulated and any(case.real for case in chosen):
+        for number, case in enumerate(chosen if arguments.where != "real" else ()):
+            place = Path(directory) / str(number)
+            add(measure(case, case.more * runs, place, simulate, "simulated"))
+        if arguments.where != "simulated" and any(case.real for case in chosen):
             os.environ["PYTHONPATH"] = os.getcwd()  # where workers find this file
             from cluster.launch import run
             from cluster.local_ray.session import ray_session

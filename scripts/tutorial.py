@@ -126,15 +126,16 @@ fig.savefig("tutorial.png")
 # %% [markdown]
 # ## What to change?
 #
-# How large a learning rate is stable depends on the law of the staleness, not on its mean. Near
-# the minimum:
+# How large a learning rate is stable depends on the law of the staleness, not on its mean. Up to the
+# first limit the mean square of the distance from the minimum stays bounded; up to the second, runs
+# converge with rare large excursions; beyond it they diverge. Near the minimum:
 
 # %%
 minimum, *_ = np.linalg.lstsq(features, target)
 curvature = np.linalg.eigvalsh(asgd.make_problem(config).hessian(minimum)).max()
 for name, law in {"measured": fit.recommended, "geometric": fit.geometric.law}.items():
-    limit = analysis.max_stable_learning_rate(law, curvature)
-    print(f"{name} law, mean staleness {law.mean():.2f}: stable up to {limit:.2f}")
+    limits = analysis.stability_limits(law, curvature=curvature, workers=4)
+    print(f"{name} law: {limits.mean_square.value:.2f}, {limits.almost_sure.value:.2f}")
 
 # %% [markdown]
 # Eight workers, tried in virtual time, which takes no more processes than this one:
