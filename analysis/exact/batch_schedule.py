@@ -29,7 +29,7 @@ def decay_rate(curvature: npt.ArrayLike, learning_rate: float, mu: float) -> flo
     rho = Re(kappa - sqrt(kappa^2 - 4 a)) of the slowest of the Hessian eigenvalues `curvature`.
     """
     kappa = np.sqrt((1.0 - mu) / learning_rate)
-    smallest = float(np.min(curvature))
+    smallest = float(np.min(np.asarray(curvature, dtype=float)))
     return float((kappa - np.sqrt(complex(kappa**2 - 4.0 * smallest))).real)
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import matplotlib
 import pytest
 
 from asgd.rundir.reader import read_run
@@ -35,10 +36,12 @@ def test_the_tutorial_opens_as_a_notebook() -> None:
 
 @pytest.mark.ray
 def test_the_tutorial_gets_from_a_problem_to_a_report(tmp_path: Path) -> None:
+    # Matplotlib says so where it has to look for fonts first.
+    cache = {"MPLCONFIGDIR": matplotlib.get_cachedir()}
     ended = subprocess.run(
         [sys.executable, "-W", "error", str(TUTORIAL)],
         cwd=tmp_path,
-        env={"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "PYTHONPATH": str(ROOT)},
+        env={"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "PYTHONPATH": str(ROOT), **cache},
         capture_output=True,
         text=True,
         check=False,
