@@ -126,9 +126,9 @@ fig.savefig("tutorial.png")
 # %% [markdown]
 # ## What to change?
 #
-# How large a learning rate is stable depends on the law of the staleness, not on its mean. Up to the
-# first limit the mean square of the distance from the minimum stays bounded; up to the second, runs
-# converge with rare large excursions; beyond it they diverge. Near the minimum:
+# How large a learning rate is stable depends on the law of the staleness, not on its mean. Up to
+# the first limit the mean square of the distance from the minimum stays bounded; up to the second,
+# runs converge with rare large excursions; beyond it they diverge. Near the minimum:
 
 # %%
 minimum, *_ = np.linalg.lstsq(features, target)

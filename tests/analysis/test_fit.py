@@ -175,8 +175,8 @@ def test_interval_of_mu_has_the_width_of_theory() -> None:
 @pytest.mark.slow
 @by_law
 def test_intervals_cover(law: StalenessLaw) -> None:
-    # an estimate of a mixture costs ten times the others
-    repeats = 20 if isinstance(law, GeometricMixture) else 40
+    # an estimate of these costs ten times the others
+    repeats = 20 if isinstance(law, GeometricMixture | ConwayMaxwellPoisson) else 40
     rng = np.random.default_rng(7)
     covered: list[np.ndarray] = []
     for seed in range(repeats):

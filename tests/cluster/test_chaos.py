@@ -30,15 +30,15 @@ def test_checkpoint_of_the_end_is_left_alone(tmp_path: Path) -> None:
 @pytest.mark.ray
 @pytest.mark.slow
 def test_runs_survive_the_death_of_workers_servers_and_a_node() -> None:
-    command = [sys.executable, "scripts/bench_chaos.py", "--runs", "3"]
+    command = [sys.executable, "scripts/bench_chaos.py", "--runs", "2"]
     command += ["--updates", "1000", "--faults", "2"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "runs finished         3 of 3" in done.stdout
+    assert "runs finished         2 of 2" in done.stdout
     assert "invariants violated   0" in done.stdout
     injected = re.search(r"(\d+) faults \(.*node \d", done.stdout)
     assert injected is not None
-    assert int(injected[1]) >= 4  # a run may end before its last fault is due
+    assert int(injected[1]) >= 2  # a run may end before its last fault is due
 
 
 @pytest.mark.ray
