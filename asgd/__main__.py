@@ -68,7 +68,7 @@ class _Commands(click.Group):
             close = difflib.get_close_matches(args[0], self.commands, n=1)
             hint = f"did you mean {close[0]}? " if close else ""
             accepted = ", ".join(self.commands)
-            raise InputError(f"{args[0]}: unknown command; {hint}accepted: {accepted}")
+            raise InputError(f"{args[0]}: unknown command; {hint}expected {accepted}")
         return super().resolve_command(ctx, args)
 
     def list_commands(self, ctx: click.Context) -> list[str]:

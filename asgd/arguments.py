@@ -49,7 +49,7 @@ def count(value: Any, key: str, least: int = 1) -> int:
     """
     whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
     if not whole or value < least:
-        raise InputError(f"{key}: {shown(value)}; accepted: at least {least}, a whole number")
+        raise InputError(f"{key} = {shown(value)}: expected a whole number >= {least}")
     return int(value)
 
 

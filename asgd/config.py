@@ -8,19 +8,23 @@ refused with the key, the value and what would be accepted.
 from __future__ import annotations
 
 import codecs
-import difflib
 import itertools
 import json
-import math
-import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import msgspec
 import numpy as np
 
+from asgd.config_defects import (
+    did_you_mean,
+    explained,
+    missing_table,
+    refuse_infinite,
+    refuse_unknown_keys,
+)
 from asgd.errors import InputError
 from asgd.stored_json import check_plain, parse_json
 
@@ -30,16 +34,7 @@ Count = Annotated[int, msgspec.Meta(ge=1)]
 
 SCALAR_KINDS = ("quadratic", "quartic", "double_well")
 LINEAR_KINDS = {"least_squares": "diabetes", "logistic": "breast_cancer", "softmax": "digits"}
-MOST_WORKERS = 512  # that a run is given while it goes on: far more nobody would on purpose
-_TYPES = {
-    "float": "a number",
-    "int": "a whole number",
-    "str": "text",
-    "bool": "true or false",
-    "array": "a list",
-    "object": "a table",
-    "null": "nothing",
-}
+MOST_WORKERS = 512  # of a run that is resized: a larger request is taken for a mistake
 _PROBLEM_KEYS = {
     "quadratic": ("curvature", "noise", "initial"),
     "quartic": ("noise", "initial"),
@@ -77,7 +72,7 @@ class ProblemConfig(_Table, frozen=True):
     def __post_init__(self) -> None:
         accepted = _PROBLEM_KEYS.get(self.kind, ("options",) if self.is_plugin else None)
         if accepted is None:
-            kinds, hint = ", ".join(_PROBLEM_KEYS), _did_you_mean(self.kind, _PROBLEM_KEYS)
+            kinds, hint = ", ".join(_PROBLEM_KEYS), did_you_mean(self.kind, _PROBLEM_KEYS)
             raise ValueError(
                 f'kind = {self.kind!r}: {hint}expected {kinds} or "package.module:factory"'
             )
@@ -331,12 +326,12 @@ def make_config(data: Mapping[str, Any] | None = None) -> RunConfig:
     if data is not None and not isinstance(data, Mapping):
         raise InputError(f"configuration: {type(data).__name__}; expected nested mappings")
     data = {key: _plain(value) for key, value in (data or {}).items()}
-    _refuse_unknown_keys(RunConfig, data, ())
-    _refuse_infinite(data, ())
+    refuse_unknown_keys(RunConfig, data)
+    refuse_infinite(data)
     try:
         config = msgspec.convert(data, RunConfig)
     except msgspec.ValidationError as error:
-        raise InputError(_explain(str(error), data)) from None
+        raise InputError(explained(str(error), data, RunConfig)) from None
     return msgspec.structs.replace(config, problem=_resolve_problem(config.problem))
 
 
@@ -371,7 +366,7 @@ def _override(data: dict[str, Any], entry: str) -> None:
     key, separator, text = entry.partition("=")
     names = [name.strip() for name in key.split(".")]
     if not separator or len(names) < 2 or not all(names):
-        hint = _meant(names[-1]) if len(names) < 2 else ""
+        hint = missing_table(names[-1], RunConfig) if len(names) < 2 else ""
         raise InputError(f"--set {entry}: expected table.key=value{hint}")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
@@ -383,26 +378,6 @@ def _override(data: dict[str, Any], entry: str) -> None:
         if not isinstance(table, dict):
             raise InputError(f"--set {entry}: {name} is a value, not a table")
     table[names[-1]] = value
-
-
-def _did_you_mean(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f"did you mean {close[0]}? " if close else ""
-
-
-def _meant(name: str) -> str:
-    """Return a hint at the keys that somebody may have meant who gave no table."""
-    keys = {
-        f"{table.name}.{field.name}": field.name
-        for table in msgspec.structs.fields(RunConfig)
-        for field in msgspec.structs.fields(table.type)
-    }
-    inside = [key for key in keys if key.startswith(f"{name}.")]
-    if inside:
-        return f"; {name} is a table with the keys {', '.join(keys[key] for key in inside)}"
-    close = difflib.get_close_matches(name, keys.values(), n=1)
-    meant = [key for key, own in keys.items() if own in close]
-    return f"; did you mean {' or '.join(meant)}?" if meant else ""
 
 
 def _resolve_problem(problem: ProblemConfig) -> ProblemConfig:
@@ -417,59 +392,3 @@ def _resolve_problem(problem: ProblemConfig) -> ProblemConfig:
         defaults = {}
     missing = {key: value for key, value in defaults.items() if getattr(problem, key) is None}
     return msgspec.structs.replace(problem, **missing)
-
-
-def _refuse_unknown_keys(
-    table: type[_Table], data: Mapping[str, Any], path: tuple[str, ...]
-) -> None:
-    known = {field.name: field.type for field in msgspec.structs.fields(table)}
-    for key, value in data.items():
-        where = ".".join((*path, key))
-        if key not in known:
-            hint = _did_you_mean(key, known)
-            kind = "table" if isinstance(value, dict) else "key"
-            raise InputError(f"{where}: unknown {kind}; {hint}accepted: {', '.join(known)}")
-        inner = known[key]
-        if isinstance(inner, type) and issubclass(inner, _Table):
-            if not isinstance(value, dict):
-                raise InputError(f"{where} = {value!r}: expected a table [{where}]")
-            _refuse_unknown_keys(inner, value, (*path, key))
-
-
-def _refuse_infinite(value: Any, path: tuple[str, ...]) -> None:
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            _refuse_infinite(inner, (*path, str(key)))
-    elif isinstance(value, list):
-        for number, inner in enumerate(value):
-            _refuse_infinite(inner, (*path[:-1], f"{path[-1]}[{number}]"))
-    elif isinstance(value, float) and not math.isfinite(value):
-        raise InputError(f"{'.'.join(path)} = {value}: expected a finite number")
-
-
-def _explain(message: str, data: Mapping[str, Any]) -> str:
-    """Turn the validator's message into `key = value: what is accepted`."""
-    reason, _, location = message.partition(" - at `$.")
-    location = location.rstrip("`")
-    value: Any = data
-    for name, number in re.findall(r"([^.\[\]]+)|\[(\d+)\]", location):
-        value = value[int(number)] if number else value[name]
-    if isinstance(value, dict):
-        return f"{location}: {reason}"
-    enum = re.match(r"Invalid enum value", reason)
-    if enum:
-        reason = f"expected one of {', '.join(_choices(location))}"
-    expected = reason.partition(", got ")[0]  # the value says what it is
-    reason = re.sub(
-        "`([^`]*)`",
-        lambda types: " or ".join(_TYPES.get(name, name) for name in types[1].split(" | ")),
-        expected,
-    )
-    return f"{location} = {value!r}: {reason[:1].lower() + reason[1:]}"
-
-
-def _choices(location: str) -> tuple[str, ...]:
-    table: Any = RunConfig
-    for name in location.split("."):
-        table = next(field.type for field in msgspec.structs.fields(table) if field.name == name)
-    return get_args(table)

@@ -10,11 +10,10 @@ from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
+from asgd.arrays import Array
 from asgd.config import OptimizerConfig
 
-Array = npt.NDArray[np.float64]
 State = tuple[Array, ...]
 
 

@@ -7,9 +7,9 @@ from hashlib import sha256
 
 import numpy as np
 
+from asgd.arrays import Array
 from asgd.errors import AsgdError
 from asgd.problems import make_problem
-from asgd.problems.base import Array
 from asgd.rundir.columns import LOSS, MEMBERS, SHARED, TABLES, TRACE
 from asgd.rundir.parts import most_rows, parts_of
 from asgd.rundir.reader import Run

@@ -14,6 +14,7 @@ from typing import Any
 
 import ray
 
+from asgd.arrays import Array
 from asgd.config import RunConfig
 from asgd.errors import AsgdError
 from asgd.problems import make_problem
@@ -22,7 +23,7 @@ from asgd.rundir.repair import recorded_updates
 from asgd.rundir.writer import RunWriter
 from cluster.core.backlog import Backlog
 from cluster.core.ledger import Record
-from cluster.core.messages import Array, Gradient
+from cluster.core.messages import Gradient
 from cluster.core.server import Replies
 from cluster.core.status import Status
 from cluster.core.worker import Worker

@@ -11,13 +11,13 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from asgd.arrays import Array
 from asgd.config import MOST_WORKERS, RunConfig
 from asgd.delays import ComputeTime
 from asgd.errors import InputError, RunFailedError
 from asgd.rundir.reader import read_run
 from asgd.rundir.writer import RunWriter
 from cluster.actors import Actor, RecorderActor, ServerActor, UserError, WorkerActor
-from cluster.core.messages import Array
 from cluster.core.status import Status, WorkerStatus
 from cluster.local_ray.causes import cause_of
 from cluster.local_ray.vitals import answer, check_ray

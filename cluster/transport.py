@@ -17,8 +17,9 @@ import numpy as np
 import ray
 from ray.exceptions import OutOfMemoryError, RayActorError
 
+from asgd.arrays import Array
 from asgd.config import RunConfig
-from cluster.core.messages import Array, Gradient, Reply, Snapshot, Stop
+from cluster.core.messages import Gradient, Reply, Snapshot, Stop
 from cluster.core.server import Replies
 from cluster.core.worker import Connection
 from cluster.sockets.connection import SocketConnection

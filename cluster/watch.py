@@ -11,10 +11,10 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
+from asgd.arrays import Array
 from asgd.config import RunConfig
 from asgd.divergence import check_divergence
 from asgd.errors import RunFailedError
-from asgd.problems.base import Array
 from asgd.progress import Progress, call_back
 from asgd.rundir.writer import RunWriter
 from cluster.actors import Losses

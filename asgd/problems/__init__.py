@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 import numpy as np
 
+from asgd.arrays import Array
 from asgd.config import LINEAR_KINDS, Configuration, ProblemConfig, as_config
-from asgd.problems.base import Array, Problem
+from asgd.problems.base import Problem
 from asgd.problems.linear import DATASETS, LeastSquares, Logistic, Softmax
 from asgd.problems.scalar import DoubleWell, Quadratic, Quartic
 from asgd.streams import stream

@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-Array = npt.NDArray[np.float64]
+from asgd.arrays import Array as Array
+
 Indices = npt.NDArray[np.integer[Any]]
 
 _FEW_SAMPLES = 32  # so many gradients one by one still cost little

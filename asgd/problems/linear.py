@@ -24,8 +24,9 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
+from asgd.arrays import Array
 from asgd.errors import InputError
-from asgd.problems.base import Array, Indices, Problem
+from asgd.problems.base import Indices, Problem
 from asgd.streams import standard_normals
 
 _BLOCK_OUTPUTS = 1 << 17  # scores of one block of points: what stays in the second-level cache

@@ -38,8 +38,9 @@ from typing import Any, cast
 
 import numpy as np
 
+from asgd.arrays import Array
 from asgd.errors import InputError
-from asgd.problems.base import Array, Indices, Problem
+from asgd.problems.base import Indices, Problem
 from asgd.streams import stream
 
 _OURS = ("asgd", "analysis", "cluster")

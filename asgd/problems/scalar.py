@@ -10,7 +10,8 @@ from abc import abstractmethod
 
 import numpy as np
 
-from asgd.problems.base import Array, Indices, Problem
+from asgd.arrays import Array
+from asgd.problems.base import Indices, Problem
 
 
 class ScalarProblem(Problem):

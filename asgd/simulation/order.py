@@ -15,15 +15,12 @@ from dataclasses import dataclass
 from itertools import chain, count
 
 import numpy as np
-import numpy.typing as npt
 
 from asgd.arguments import count as whole
 from asgd.arguments import shown
+from asgd.arrays import Array, Integers
 from asgd.delays import ComputeTime
 from asgd.errors import InputError
-
-Integers = npt.NDArray[np.int64]
-Seconds = npt.NDArray[np.float64]
 
 _CHUNK = 4096  # compute times drawn together
 
@@ -49,8 +46,8 @@ class ServerOrder:
     worker: Integers
     sequence: Integers
     read_version: Integers
-    compute_seconds: Seconds
-    applied_seconds: Seconds
+    compute_seconds: Array
+    applied_seconds: Array
 
     @property
     def staleness(self) -> Integers:
@@ -82,7 +79,7 @@ def simulate_staleness(
         "free" applies gradients as they arrive; "uniform" draws the next worker uniformly and
         waits for its gradient.
     gradient_time, message_time, service_time
-        Seconds added to every compute time; of one message, either way; of the server per update.
+        Array added to every compute time; of one message, either way; of the server per update.
 
     Raises
     ------
@@ -150,7 +147,7 @@ def server_order(
 
 
 def unhindered_order(
-    draw: Callable[[int, int, int], Seconds],
+    draw: Callable[[int, int, int], Array],
     workers: int,
     updates: int,
     message_time: float = 0.0,
@@ -197,7 +194,7 @@ class _Arrivals:
         self.arrival = np.empty(0)
         self._messages = 2 * message_time
 
-    def extend(self, computing: Seconds, blocks: int) -> None:
+    def extend(self, computing: Array, blocks: int) -> None:
         """Append the arrivals after so many more blocks of compute times."""
         # Added in the order of events, so that no rounding differs from theirs.
         times = np.empty(1 + 2 * len(computing))

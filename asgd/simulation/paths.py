@@ -11,9 +11,10 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
+from asgd.arrays import Array
 from asgd.delays import ComputeTime
 from asgd.errors import InputError
-from asgd.problems.base import Array, Problem
+from asgd.problems.base import Problem
 
 PerUpdate = npt.ArrayLike
 

@@ -6,17 +6,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from asgd.arrays import Array, Integers
 from asgd.draws import WorkerDraws
 from asgd.problems import initial_point
-from asgd.problems.base import Array, Problem
+from asgd.problems.base import Problem
 from asgd.rules import make_rule
 from asgd.rundir.columns import SHARED
 from asgd.rundir.reader import Run
 from asgd.schedules import learning_rate_schedule
-
-Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,11 +40,11 @@ class Step:
 class _Gradients:
     """All gradients in order, those of update k from row `starts[k]` to row `starts[k + 1]`."""
 
-    starts: Ints
-    worker: Ints
-    sequence: Ints
-    read_version: Ints
-    batch_size: Ints
+    starts: Integers
+    worker: Integers
+    sequence: Integers
+    read_version: Integers
+    batch_size: Integers
 
     @classmethod
     def of(cls, run: Run) -> _Gradients:

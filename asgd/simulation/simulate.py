@@ -15,13 +15,14 @@ from pathlib import Path
 
 import numpy as np
 
+from asgd.arrays import Array
 from asgd.config import Configuration, RunConfig, as_config
 from asgd.delays import ComputeTime
 from asgd.divergence import NOT_FINITE, check_divergence, remedy
 from asgd.draws import WorkerDraws
 from asgd.errors import InputError, RunFailedError
 from asgd.problems import initial_point, make_problem
-from asgd.problems.base import Array, Problem
+from asgd.problems.base import Problem
 from asgd.progress import CallbackError, Progress, call_back
 from asgd.rules import make_rule
 from asgd.rundir.alive import sign_of_life

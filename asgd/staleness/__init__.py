@@ -18,6 +18,7 @@ from typing import Any, overload
 import numpy as np
 import numpy.typing as npt
 
+from asgd.arrays import Integers
 from asgd.errors import InputError
 from asgd.staleness.counts import ConwayMaxwellPoisson, NegativeBinomial, Poisson
 from asgd.staleness.empirical import Empirical
@@ -39,8 +40,6 @@ __all__ = [
     "named_law",
     "staleness_of",
 ]
-
-Integers = npt.NDArray[np.int64]
 
 
 @overload

@@ -9,8 +9,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from asgd.arrays import Array
 from asgd.errors import InputError
-from asgd.staleness.law import Array, Size, StalenessLaw, check, check_mu, tail_of
+from asgd.staleness.law import Size, StalenessLaw, check, check_mu, tail_of
 
 # A table that each resample of a bootstrap makes anew: for means up to some 800.
 LONGEST_TABLE = 2**15

@@ -10,16 +10,9 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from asgd.arrays import Array
 from asgd.staleness.geometric import Geometric
-from asgd.staleness.law import (
-    LONGEST_SUPPORT,
-    Array,
-    Size,
-    StalenessLaw,
-    check,
-    check_mu,
-    tail_of,
-)
+from asgd.staleness.law import LONGEST_SUPPORT, Size, StalenessLaw, check, check_mu, tail_of
 from asgd.staleness.values import whole_numbers
 
 

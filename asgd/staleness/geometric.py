@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from asgd.staleness.law import Array, Size, StalenessLaw, check, check_mu
+from asgd.arrays import Array
+from asgd.staleness.law import Size, StalenessLaw, check, check_mu
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from typing import Any, ClassVar, cast
 import numpy as np
 import numpy.typing as npt
 
+from asgd.arrays import Array
 from asgd.errors import InputError
 
-Array = npt.NDArray[np.float64]
 Size = int | tuple[int, ...] | None
 
 LONGEST_SUPPORT = 10_000_000

@@ -12,11 +12,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from asgd.arrays import Array
 from asgd.rundir.columns import MEMBER_COLUMNS, TRACE_COLUMNS
 from cluster.core.state import State
 from cluster.core.update import Update
-
-Array = npt.NDArray[np.float64]
 
 _ROWS_PER_RECORD = 16_384
 _BYTES_PER_RECORD = 64_000_000  # of parameters to be evaluated

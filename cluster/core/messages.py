@@ -6,10 +6,8 @@ Structs rather than dataclasses: two are made for every update, in a ninth of th
 from __future__ import annotations
 
 import msgspec
-import numpy as np
-import numpy.typing as npt
 
-Array = npt.NDArray[np.float64]
+from asgd.arrays import Array
 
 
 class Gradient(msgspec.Struct, frozen=True, eq=False):

@@ -13,8 +13,8 @@ from collections.abc import Container, Iterable
 from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
+from asgd.arrays import Array
 from asgd.config import RunConfig
 from asgd.divergence import NOT_FINITE, remedy
 from asgd.rules import make_rule
@@ -27,7 +27,6 @@ from cluster.core.state import Counts, OrderState, State
 from cluster.core.status import Status, WorkerStatus
 from cluster.core.update import Entry, Incident, Update, find_defect, make_update
 
-Array = npt.NDArray[np.float64]
 Replies = list[tuple[int, Reply]]
 
 FINISHED = "finished"  # why a server stops that made all its updates

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import msgspec
 import numpy as np
 
-from cluster.core.messages import Array
+from asgd.arrays import Array
 
 
 class OrderState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -10,9 +10,10 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from asgd.arrays import Array
 from asgd.divergence import NOT_FINITE
 from asgd.rundir.columns import SHARED
-from cluster.core.messages import Array, Gradient
+from cluster.core.messages import Gradient
 from cluster.core.seat import Seat
 from cluster.core.state import OrderState
 

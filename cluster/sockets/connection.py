@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from cluster.core.messages import Array, Gradient, Reply, Snapshot, Stop
+from asgd.arrays import Array
+from cluster.core.messages import Gradient, Reply, Snapshot, Stop
 from cluster.sockets import wire
 from cluster.sockets.shared_memory import SharedVectors
 from cluster.sockets.wire import HEADER, Frame, VectorFormat, WireError

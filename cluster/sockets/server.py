@@ -24,7 +24,8 @@ from contextlib import suppress
 
 import numpy as np
 
-from cluster.core.messages import Array, Gradient, Reply, Snapshot
+from asgd.arrays import Array
+from cluster.core.messages import Gradient, Reply, Snapshot
 from cluster.core.server import ParameterServer, Replies
 from cluster.sockets import wire
 from cluster.sockets.connection import BRISK_SECONDS, Endpoint, may_look, tune

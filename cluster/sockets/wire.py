@@ -55,7 +55,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from cluster.core.messages import Array, Gradient, Snapshot
+from asgd.arrays import Array
+from cluster.core.messages import Gradient, Snapshot
 
 MAGIC = b"ASGD"
 PROTOCOL = 1

@@ -23,8 +23,8 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from asgd.arrays import Array
 from asgd.errors import AsgdError
-from cluster.core.messages import Array
 from cluster.core.state import Counts, State
 
 CHECKPOINTS = "checkpoints"  # in the run directory

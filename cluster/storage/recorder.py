@@ -6,13 +6,13 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
+from asgd.arrays import Array
 from asgd.problems.base import Problem
 from asgd.rundir.columns import LOSS_COLUMNS
 from asgd.rundir.reader import read_run
 from asgd.rundir.repair import recorded_losses
 from asgd.rundir.writer import RunWriter
 from cluster.core.ledger import Record
-from cluster.core.messages import Array
 from cluster.core.state import State
 from cluster.metrics import Metrics
 from cluster.storage.checkpoint import CHECKPOINTS, DamagedCheckpointError, paths, save, version_of

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from asgd.arrays import Array
 from asgd.config import RunConfig
 from asgd.errors import RunFailedError
 from asgd.rundir.reader import read_run
 from asgd.rundir.repair import cut_back, recorded_updates
 from asgd.rundir.writer import RunWriter
-from cluster.core.messages import Array
 from cluster.core.server import ParameterServer
 from cluster.core.state import State
 from cluster.core.update import Incident

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from asgd.arrays import Array
 from asgd.errors import InputError
 from asgd.rundir.reader import Run
 from asgd.verify import record_findings, replay_findings
-from cluster.core.messages import Array
 from cluster.storage.checkpoint import CHECKPOINTS, DamagedCheckpointError, load, paths
 from cluster.storage.lease import LOG_FILES, check_lease
 from cluster.storage.write_ahead import segments

@@ -305,7 +305,7 @@ def test_other_warnings_of_matplotlib_are_shown(
     [
         (("predict",), "asgd predict --help"),
         (("predcit", "runs/x"), "did you mean predict?"),
-        (("no-such-command",), "accepted: init, run"),
+        (("no-such-command",), "expected init, run"),
         (("predict", "x", "--path", "3"), "--paths"),
         (("predict", "x", "--paths", "1"), "2<=x<="),
         (("completion", "csh"), "'bash', 'zsh', 'fish'"),

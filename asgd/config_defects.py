@@ -1,0 +1,102 @@
+"""Defects of a configuration, each in one line: `key = value: expected ...`."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, get_args
+
+import msgspec
+
+from asgd.errors import InputError
+
+Table = type[msgspec.Struct]
+
+_TYPES = {
+    "float": "a number",
+    "int": "a whole number",
+    "str": "text",
+    "bool": "true or false",
+    "array": "a list",
+    "object": "a table",
+    "null": "nothing",
+}
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return a hint at the known name that is closest to a misspelt one, "" if none is close."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"did you mean {close[0]}? " if close else ""
+
+
+def missing_table(name: str, root: Table) -> str:
+    """Return a hint at the keys of a configuration that a name without its table may mean."""
+    keys = {
+        f"{table.name}.{field.name}": field.name
+        for table in msgspec.structs.fields(root)
+        for field in msgspec.structs.fields(table.type)
+    }
+    inside = [key for key in keys if key.startswith(f"{name}.")]
+    if inside:
+        return f"; {name} is a table with the keys {', '.join(keys[key] for key in inside)}"
+    close = difflib.get_close_matches(name, keys.values(), n=1)
+    meant = [key for key, own in keys.items() if own in close]
+    return f"; did you mean {' or '.join(meant)}?" if meant else ""
+
+
+def refuse_unknown_keys(table: Table, data: Mapping[str, Any], path: tuple[str, ...] = ()) -> None:
+    """Refuse a key that a table does not have, or a value in place of a table."""
+    known = {field.name: field.type for field in msgspec.structs.fields(table)}
+    for key, value in data.items():
+        where = ".".join((*path, key))
+        if key not in known:
+            hint = did_you_mean(key, known)
+            kind = "table" if isinstance(value, dict) else "key"
+            raise InputError(f"{where}: unknown {kind}; {hint}expected {', '.join(known)}")
+        inner = known[key]
+        if isinstance(inner, type) and issubclass(inner, msgspec.Struct):
+            if not isinstance(value, dict):
+                raise InputError(f"{where} = {value!r}: expected a table [{where}]")
+            refuse_unknown_keys(inner, value, (*path, key))
+
+
+def refuse_infinite(value: Any, path: tuple[str, ...] = ()) -> None:
+    """Refuse numbers that are not finite, which TOML and JSON can hold."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            refuse_infinite(inner, (*path, str(key)))
+    elif isinstance(value, list):
+        for number, inner in enumerate(value):
+            refuse_infinite(inner, (*path[:-1], f"{path[-1]}[{number}]"))
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise InputError(f"{'.'.join(path)} = {value}: expected a finite number")
+
+
+def explained(message: str, data: Mapping[str, Any], root: Table) -> str:
+    """Turn the validator's message into `key = value: what is accepted`."""
+    reason, _, location = message.partition(" - at `$.")
+    location = location.rstrip("`")
+    value: Any = data
+    for name, number in re.findall(r"([^.\[\]]+)|\[(\d+)\]", location):
+        value = value[int(number)] if number else value[name]
+    if isinstance(value, dict):
+        return f"{location}: {reason}"
+    enum = re.match(r"Invalid enum value", reason)
+    if enum:
+        reason = f"expected one of {', '.join(_choices(location, root))}"
+    expected = reason.partition(", got ")[0]  # the value says what it is
+    reason = re.sub(
+        "`([^`]*)`",
+        lambda types: " or ".join(_TYPES.get(name, name) for name in types[1].split(" | ")),
+        expected,
+    )
+    return f"{location} = {value!r}: {reason[:1].lower() + reason[1:]}"
+
+
+def _choices(location: str, root: Table) -> tuple[str, ...]:
+    table: Any = root
+    for name in location.split("."):
+        table = next(field.type for field in msgspec.structs.fields(table) if field.name == name)
+    return get_args(table)
