@@ -35,7 +35,8 @@ def commands(page: Path) -> list[str]:
         if "'asgd " in line:
             lines.append(line.split("'")[1])
     ticked = (" ".join(match.split()) for match in TICKED.findall(FENCE.sub("", text)))
-    found = [part.strip() for line in (*lines, *ticked) for part in line.split(" && ")]
+    parts = [part.strip() for line in (*lines, *ticked) for part in line.split(" && ")]
+    found = [re.sub(r"^[A-Z]+=\S+ ", "", part) for part in parts]
     return [line for line in found if STARTS.match(line)]
 
 
