@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,8 @@ from analysis.profile.estimators import Counts
 
 Array = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
+
+_AT_ONCE = 16  # resamples: a sparse table is read once for all of them
 
 
 @dataclass(frozen=True)
@@ -81,18 +84,22 @@ class Cells:
 
     def resamples(self, number: int, rng: np.random.Generator) -> Iterator[Counts]:
         """Yield the histograms of so many moving-block resamples."""
-        for index in block_resamples(self.number, self.block, number, rng):
-            yield self.chosen(index)
+        drawn = block_resamples(self.number, self.block, number, rng)
+        while some := list(islice(drawn, _AT_ONCE)):
+            yield from self._chosen(np.stack([self._weights(index) for index in some], axis=1))
 
     def chosen(self, index: Integers) -> Counts:
         """Return the histogram of these cells, each as often as it is named."""
-        weights = self._weights(index)
-        updates = self.updates @ weights
-        seen = updates > 0
-        counts = (self.staleness[seen], updates[seen])
-        if self.worker_updates is None or self.worker_staleness is None:
-            return Counts(*counts)
-        return Counts(*counts, self.worker_updates @ weights, self.worker_staleness @ weights)
+        return next(self._chosen(self._weights(index)[:, None]))
+
+    def _chosen(self, weights: Array) -> Iterator[Counts]:
+        """Yield the histogram of each column of weights, shape (cells, n)."""
+        by_worker = (self.worker_updates, self.worker_staleness)
+        columns = [(self.updates @ weights).T]
+        columns += [(table @ weights).T for table in by_worker if table is not None]
+        for updates, *of_workers in zip(*columns, strict=True):
+            seen = updates > 0
+            yield Counts(self.staleness[seen], updates[seen], *of_workers)
 
     def frequencies(self, index: Integers) -> Array:
         """Return the share of each value in these cells, shape (l,)."""

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
+from scipy.fft import irfft, next_fast_len, rfft
 
 Array = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
@@ -24,6 +25,8 @@ START_UP_RULE = (
 _BATCH = 5
 _FAR = 10.0  # interquartile ranges
 _CELLS = 50_000
+_PIECE = 1 << 16  # updates transformed at once
+_FEW_LAGS = 4096  # the autocorrelation is nearly always calm before it
 
 
 def without_outliers(values: Integers) -> Integers:
@@ -87,13 +90,22 @@ def autocorrelation(values: npt.ArrayLike, max_lag: int) -> Array:
     """
     series = np.asarray(values, dtype=float)
     centred = series - series.mean()
-    m = len(centred)
-    max_lag = min(max_lag, m - 1)
-    spectrum = np.abs(np.fft.rfft(centred, 2 * m)) ** 2
-    covariance = np.fft.irfft(spectrum)[: max_lag + 1] / m
+    covariance = _lagged_products(centred, min(max_lag, len(centred) - 1)) / len(centred)
     if covariance[0] <= 1e-12:
         return np.eye(1, max_lag + 1).ravel()
     return np.asarray(covariance / covariance[0], dtype=float)
+
+
+def _lagged_products(x: Array, max_lag: int) -> Array:
+    """Return sum_i x_i x_(i + lag) for each lag, by transforms of pieces."""
+    piece = max(max_lag, _PIECE)
+    size = next_fast_len(piece + max_lag, real=True)
+    spectrum = np.zeros(size // 2 + 1, dtype=complex)
+    for first in range(0, len(x), piece):
+        ahead = rfft(x[first : first + piece + max_lag], size)
+        here = rfft(x[first : first + piece], size)
+        spectrum += ahead * here.conj()
+    return np.asarray(irfft(spectrum, size)[: max_lag + 1])
 
 
 def block_length(values: Integers) -> int:
@@ -114,8 +126,11 @@ def block_length(values: Integers) -> int:
     centred = values - np.mean(values)
     last = 0
     for series in (centred, centred**2):
-        inside = np.abs(autocorrelation(series, longest + calm)[1:]) < band
-        runs = np.convolve(inside, np.ones(calm), "valid") >= calm
+        for lags in (min(longest, _FEW_LAGS), longest):
+            inside = np.abs(autocorrelation(series, lags + calm)[1:]) < band
+            runs = np.convolve(inside, np.ones(calm), "valid") >= calm
+            if runs.any():
+                break
         last = max(last, int(np.argmax(runs)) if runs.any() else longest)
     wanted = max(m ** (1.0 / 3.0), 4.0 * last, 2.0 * (1.0 + float(np.mean(values))))
     return int(min(np.ceil(wanted), longest))

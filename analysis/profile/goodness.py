@@ -198,7 +198,7 @@ def parametric_bootstrap(
 def _with_law(law: StalenessLaw, staleness: Integers, rng: np.random.Generator) -> Integers:
     """Return a series with this law and the ranks of `staleness`."""
     m = len(staleness)
-    order = np.lexsort((rng.random(m), staleness))
+    order = np.argsort(staleness + rng.random(m))
     level = np.empty(m)
     level[order] = (np.arange(m) + 0.5) / m
     return law.ppf(level)

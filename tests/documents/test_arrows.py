@@ -57,7 +57,11 @@ def packages(file: str) -> set[str]:
 
 MOST_FLOORS = 7
 # Rooms on the ground floor, and what a room must not know of.
-GROUND = {"asgd": {"arrays.py"}, "analysis": {"models", "profile"}, "cluster": {"core", "local_ray"}}
+GROUND = {
+    "asgd": {"arrays.py"},
+    "analysis": {"models", "profile"},
+    "cluster": {"core", "local_ray"},
+}
 CLOSED = {
     "cluster/core": ("cluster.sockets", "cluster.storage", "socket", "selectors", "mmap"),
     "analysis/figures": ("analysis.report", "analysis.planning", "scipy"),
