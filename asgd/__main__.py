@@ -6,9 +6,6 @@ imported inside the command that needs it, so that `asgd --help` answers at once
 
 from __future__ import annotations
 
-import difflib
-import logging
-import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -19,6 +16,7 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from asgd.console.commands import completion, init, runs, simulate, status
+from asgd.console.failures import one_line_errors
 from asgd.console.options import (
     PATH,
     Numbers,
@@ -32,13 +30,8 @@ from asgd.console.options import (
     runs_argument,
     set_option,
 )
-from asgd.console.output import Command, print_json, print_table, say
-from asgd.errors import (
-    AsgdError,
-    DivergedError,
-    InputError,
-    RunFailedError,
-)
+from asgd.console.output import Commands, print_json, print_table, quiet_matplotlib, say
+from asgd.errors import DivergedError, InputError
 from asgd.printable import printable
 
 if TYPE_CHECKING:
@@ -56,26 +49,7 @@ DEMO = {
 _LONG_SECONDS = 10.0  # of a prediction that is announced
 
 
-class _Commands(click.Group):
-    """Commands that are suggested when one is misspelt."""
-
-    command_class = Command
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        if self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
-            close = difflib.get_close_matches(args[0], self.commands, n=1)
-            hint = f"did you mean {close[0]}? " if close else ""
-            accepted = ", ".join(self.commands)
-            raise InputError(f"{args[0]}: unknown command; {hint}expected {accepted}")
-        return super().resolve_command(ctx, args)
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(self.commands)
-
-
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="asgd")
 def cli() -> None:
     """Run asynchronous SGD, measure its staleness, predict its loss curve.
@@ -457,55 +431,19 @@ def _announce(bar: Bar, paths: int) -> Callable[[float], None] | None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit: 0 success, 1 the run failed, 2 unusable input."""
-    for name in ("matplotlib", "matplotlib.font_manager"):
-        logging.getLogger(name).addFilter(_tells_more_than_of_its_caches)
-    try:
+    quiet_matplotlib()
+    with one_line_errors(_with_advice):
         status = cli.main(arguments, prog_name="asgd", standalone_mode=False)
-        if sys.stdout is not None:  # as after `>&-`
+        if sys.stdout is not None:  # it is None after `>&-`
             sys.stdout.flush()
-        if isinstance(status, int):  # of a command that ended with it, see click
+        if isinstance(status, int):  # click returns the status of a command that exits with one
             sys.exit(status)
-    except click.exceptions.NoArgsIsHelpError as error:
-        click.echo(error.format_message(), err=True)
-        sys.exit(2)
-    except click.UsageError as error:
-        where = error.ctx.command_path if error.ctx else "asgd"
-        message = error.format_message().rstrip(".")
-        joint = "" if message.endswith("?") else ";"
-        _fail(f"{message}{joint} `{where} --help` shows its use", 2)
-    except (KeyboardInterrupt, click.Abort):
-        _fail("interrupted", 1)
-    except DivergedError as error:
-        from analysis.prediction.advice import advised
-
-        _fail(advised(error), 1)
-    except RunFailedError as error:
-        _fail(str(error), 1)
-    except AsgdError as error:
-        _fail(str(error), 2)
-    except MemoryError as error:
-        _fail(f"not enough memory {error}".rstrip(), 2)
-    except BrokenPipeError:  # whoever read our output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
-    except OSError as error:
-        _fail(f"{error.filename or 'file'}: {error.strerror or error}", 2)
 
 
-def _tells_more_than_of_its_caches(record: logging.LogRecord) -> bool:
-    """Leave out what matplotlib says, at length, where it has no home to keep its caches in."""
-    of_caches = (
-        "mkdir -p failed",
-        "%s is not a writable directory",
-        "Matplotlib created a temporary cache",
-        "Matplotlib is building the font cache",
-    )
-    return not str(record.msg).startswith(of_caches)
+def _with_advice(error: DivergedError) -> str:
+    from analysis.prediction.advice import advised
 
-
-def _fail(message: str, status: int) -> None:
-    click.echo(f"asgd: {printable(message)}", err=True)
-    sys.exit(status)
+    return advised(error)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import json
+import logging
 import math
 import sys
 from collections.abc import Sequence
@@ -11,6 +13,7 @@ from typing import Any
 
 import click
 
+from asgd.errors import InputError
 from asgd.printable import printable
 
 _RESULTS = "asgd.results"
@@ -24,6 +27,27 @@ class Command(click.Command):
         ctx.meta[_RESULTS] = sys.stdout
         with redirect_stdout(sys.stderr):
             return super().invoke(ctx)
+
+
+class Commands(click.Group):
+    """Suggests a command for a misspelt one."""
+
+    command_class = Command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find a command, or refuse the name with a hint."""
+        if self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
+            close = difflib.get_close_matches(args[0], self.commands, n=1)
+            hint = f"did you mean {close[0]}? " if close else ""
+            accepted = ", ".join(self.commands)
+            raise InputError(f"{args[0]}: unknown command; {hint}expected {accepted}")
+        return super().resolve_command(ctx, args)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names in the order of their definition."""
+        return list(self.commands)
 
 
 def say(text: object) -> None:
@@ -60,3 +84,19 @@ def _finite(data: Any) -> Any:
     if isinstance(data, list | tuple):
         return [_finite(value) for value in data]
     return None if isinstance(data, float) and not math.isfinite(data) else data
+
+
+def quiet_matplotlib() -> None:
+    """Drop what matplotlib logs about its cache directory."""
+    for name in ("matplotlib", "matplotlib.font_manager"):
+        logging.getLogger(name).addFilter(_is_not_about_caches)
+
+
+def _is_not_about_caches(record: logging.LogRecord) -> bool:
+    about_caches = (
+        "mkdir -p failed",
+        "%s is not a writable directory",
+        "Matplotlib created a temporary cache",
+        "Matplotlib is building the font cache",
+    )
+    return not str(record.msg).startswith(about_caches)
