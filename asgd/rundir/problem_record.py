@@ -1,8 +1,8 @@
 """Whether the problem is still the one that a run began with.
 
-A run directory does not hold the user's own problem, whose code or data may have changed since. So
-a run notes what its problem is like where it begins, as the event `problem`; whoever goes on with
-the run or predicts it compares.
+A run directory does not contain the user's own problem, whose code or data may change later. So
+each run writes the size, loss and gradient norm of its problem at x_0 as the event `problem`, and
+every command that resumes or predicts the run compares them.
 """
 
 from __future__ import annotations
@@ -75,9 +75,7 @@ class ProblemRecord:
 
 
 def check_problem(run: Run, problem: Problem, task: str, *, force: bool = False) -> None:
-    """Refuse to take a run on with another problem than it began with.
-
-    Of a run without a record, made by an earlier version, the loss of x_0 is compared.
+    """Refuse to use a run with another problem than the one it began with.
 
     Parameters
     ----------
@@ -108,12 +106,11 @@ def check_problem(run: Run, problem: Problem, task: str, *, force: bool = False)
 
 
 def _recorded(run: Run) -> dict[str, Any]:
-    """Return what is on record of the problem as it was."""
+    """Return the record of the problem, empty if the run ended before it was written."""
     for event in run.events:
         if event.get("event") == "problem":
             return {name: event.get(name) for name in _NAMES}
-    at_start = run.loss.loc[run.loss["update"] == 0, "loss"]
-    return {} if at_start.empty else {"loss": float(at_start.iloc[0])}
+    return {}
 
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:

@@ -202,7 +202,7 @@ def _place(footer: bytes, name: str) -> int:
     key = name.encode() + b"\x18\x40"
     place = footer.find(key)
     if place < 0:
-        raise ValueError("it has no digest: damaged, or made by an earlier version")
+        raise ValueError("it has no digest")
     return place + len(key)
 
 

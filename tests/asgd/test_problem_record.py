@@ -148,17 +148,6 @@ def test_a_changed_dimension_is_named_with_both_values(
     assert predict(found, paths=2, models=["sme_sgd"], force=True).models == ["sme_sgd"]
 
 
-def test_a_run_without_a_record_is_held_against_its_first_loss(tmp_path: Path) -> None:
-    config = make_config({"problem": {"kind": "quadratic"}, "run": {"updates": 50}})
-    path = simulate(config, tmp_path / "run")
-    lines = (path / "events.jsonl").read_text(encoding="utf-8").splitlines()
-    kept = [line for line in lines if json.loads(line)["event"] != "problem"]
-    (path / "events.jsonl").write_text("\n".join(kept) + "\n", encoding="utf-8")
-    check_problem(read_run(path), make_problem(config), "predict")
-    with pytest.raises(ProblemChangedError, match=r"f\(x_0\) is 1.5, was 1;"):
-        check_problem(read_run(path), Quadratic(curvature=3.0), "predict")
-
-
 @pytest.mark.parametrize("value", ["a", None, [1], {"b": 2}, True, float("nan")])
 def test_a_damaged_record_is_no_change(tmp_path: Path, value: object) -> None:
     config = make_config({"problem": {"kind": "quadratic"}, "run": {"updates": 50}})
