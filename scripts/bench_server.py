@@ -349,7 +349,7 @@ def parse(arguments: Iterable[str] | None) -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, help="default 5, quick 1")
     parser.add_argument("--seconds", type=float, help="of one measurement; default 0.5")
     parser.add_argument("--out", type=Path, default=Path("figures"))
-    parser.add_argument("--table", type=Path, metavar="CSV", help="print it for the README")
+    parser.add_argument("--table", type=Path, metavar="CSV", help="print it for cluster/README.md")
     options = parser.parse_args(arguments)
     for name in options.sections:
         if name not in SECTIONS:
