@@ -176,7 +176,8 @@ def verify(run: Path, replayed: bool, as_json: bool, quiet: bool) -> None:
 @cli.command()
 @runs_argument
 @json_option
-def profile(runs: Sequence[Path], as_json: bool) -> None:
+@quiet_option
+def profile(runs: Sequence[Path], as_json: bool, quiet: bool) -> None:
     """Fit staleness laws to RUNS and say which one holds.
 
     And whether workers that do not wait for one another explain the staleness. Of several runs, a
@@ -188,13 +189,20 @@ def profile(runs: Sequence[Path], as_json: bool) -> None:
     asgd profile runs/digits
     asgd profile runs/p4 runs/p8 --json
     """
+    from analysis.profile.estimators import ESTIMATORS
     from analysis.profile.fit import compare_fits
     from analysis.profile.queueing import explains_staleness
+    from analysis.profile.verdict import name_in_words
     from analysis.study import Study
+    from asgd.console.live import Bar
 
     found, fits = [], []
     for path in runs:
         study = Study.open(path)
+        with Bar("profile", len(ESTIMATORS), quiet) as bar:
+            for done, (name, law) in enumerate(study.fit.laws.items()):
+                bar.whole(name_in_words(name), done)
+                law.work_out()
         study.save()
         fit, check = study.fit, explains_staleness(study.run)
         fits.append((printable(str(path)), fit))

@@ -4,7 +4,8 @@
 .venv/bin/python scripts/bench_long.py [--updates 5000000]
 
 The record of such a run is made up, in parts as a server of eight workers writes them. Then, each
-in a process of its own: `asgd status`, `asgd runs`, and all columns of the trace read. Printed are
+in a process of its own: `asgd status`, `asgd runs`, all columns of the trace read, `asgd profile`
+and `asgd verify`. Printed are
 seconds, those of its processor, and the largest memory.
 """
 
@@ -91,6 +92,7 @@ def main() -> None:
         measure("asgd status", asgd, "status", str(run))
         measure("asgd runs", asgd, "runs", place)
         measure("the whole trace", sys.executable, "-c", READ, str(run))
+        measure("asgd profile", asgd, "profile", str(run))
         measure("asgd verify --no-replay", asgd, "verify", "--no-replay", str(run))
 
 

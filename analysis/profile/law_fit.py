@@ -208,6 +208,12 @@ class LawFit:
         """P-value of the total variation distance."""
         return self.goodness_of_fit().pvalue
 
+    def work_out(self) -> None:
+        """Make the resamplings now that are otherwise made, and kept, when first asked for."""
+        self.confidence_interval()
+        if self.name != Empirical.name:
+            _ = self.pvalue
+
 
 def _vector(law: StalenessLaw, like: StalenessLaw) -> Array:
     """Return the parameters as one vector; frequencies of an empirical law as long as `like`'s."""
