@@ -65,9 +65,10 @@ def replay_findings(
 
     def compare(what: str, update: int, recorded: object, replayed: object) -> None:
         if not np.allclose(recorded, replayed, _TOLERANCE, _TOLERANCE, equal_nan=True):  # type: ignore[arg-type]
-            where = f"{run.path}: after update {update} a replay has "
-            shown = f"{replayed:.6g}, on record is {recorded:.6g}" if what != "parameters" else ""
-            found.setdefault(what, f"{where}another {what}{': ' if shown else ''}{shown}")
+            finding = f"{run.path}: after update {update} the {what} of a replay differ"
+            if what != "parameters":
+                finding += f"s: {replayed:.6g}, on record is {recorded:.6g}"
+            found.setdefault(what, finding)
 
     with np.errstate(over="ignore", invalid="ignore"):
         for step in replay(run, problem):

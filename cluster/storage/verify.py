@@ -8,6 +8,7 @@ from pathlib import Path
 
 from asgd.arrays import Array
 from asgd.errors import InputError
+from asgd.rundir.parts import told_losses
 from asgd.rundir.reader import Run
 from asgd.verify import record_findings, replay_findings
 from cluster.storage.checkpoint import CHECKPOINTS, DamagedCheckpointError, load, paths
@@ -58,6 +59,11 @@ def verify(
     if ahead:
         found.append(f"{directory}: a checkpoint is of update {ahead[0]}, which is not on record")
     checked = f"{len(run.trace)} updates, {len(run.loss)} losses, {len(states)} checkpoints"
+    gaps = len(told_losses(run.events))
+    if gaps:
+        checked += (
+            f", {gaps} damaged or missing part{'s' * (gaps > 1)} of losses named in the events"
+        )
     if not replayed:
         return Verdict(str(run.path), found, f"{checked}; not replayed")
     try:

@@ -75,6 +75,20 @@ def test_one_line_where_all_is_right(run: Path, capsys: pytest.CaptureFixture[st
     assert printed.startswith(f"{run}: all is right: 60 updates")
 
 
+def test_losses_that_were_set_aside_are_said(tmp_path: Path) -> None:
+    machine = Machine(tmp_path / "run", configure(durability="log"))
+    machine.work(30)
+    part = min((machine.path / "loss.parquet").glob("part-*"))
+    part.write_bytes(part.read_bytes()[:-20])
+    machine.restart()
+    machine.work(60)
+    verdict = verify(read_run(machine.path))
+    assert verdict.findings == []
+    assert (
+        "1 damaged or missing part of losses named in the events, and a replay" in verdict.checked
+    )
+
+
 def flip(name: str) -> Damage:
     def damage(run: Path) -> None:
         path = sorted(run.glob(name))[0]
@@ -132,8 +146,11 @@ DAMAGES = {
     "an event": (replace("events.jsonl", b'"finish"', b"finish"), "events.jsonl: line "),
     "a gradient twice": (write("trace", "sequence", 9), "was applied or reported twice, or never"),
     "a gradient lost": (event("gradient_lost", worker=0, sequence=99), "or reported twice, or"),
-    "a norm": (write("trace", "gradient_norm", 0.5), "after update 4 a replay has another norm"),
-    "a loss": (write("loss.parquet", "loss", 7.5), "after update 30 a replay has another loss: "),
+    "a norm": (
+        write("trace", "gradient_norm", 0.5),
+        "the norm of the gradient of a replay differs: ",
+    ),
+    "a loss": (write("loss.parquet", "loss", 7.5), "the loss of a replay differs: "),
     "a time": (write("loss.parquet", "seconds", 30.5), "the loss after update 30 has another time"),
 }
 
@@ -154,5 +171,5 @@ def test_parameters_that_a_replay_does_not_come_to(run: Path) -> None:
     for path in (other.path / "checkpoints").glob("checkpoint-*"):
         shutil.copy(path, run / "checkpoints")
     (finding,) = verify(read_run(run)).findings
-    assert finding.endswith("a replay has another parameters")
+    assert finding.endswith("the parameters of a replay differ")
     assert np.array_equal(verify(read_run(run), replayed=False).findings, [])
