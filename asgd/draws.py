@@ -1,4 +1,4 @@
-"""What workers draw for their gradients: sample numbers and compute times.
+"""The random draws of workers for their gradients: sample numbers and compute times.
 
 Every draw is a function of the seed, the worker, the number of its gradient and the batch size
 alone, so a restarted worker, a resumed run, a simulation and a serial replay all draw the same.
@@ -24,8 +24,8 @@ _ENTRIES = 1024  # sample numbers drawn together, unless one batch is larger
 class WorkerDraws:
     """The draws of all workers of a run.
 
-    Setting a keyed stream to an address costs more than most draws: those for up to 64 gradients
-    of a worker are made at one address and kept until others are asked for.
+    Setting a keyed stream to an address costs more than most draws, so the draws for up to 64
+    gradients of a worker are made at one address and kept.
 
     Parameters
     ----------

@@ -6,7 +6,7 @@ _ESCAPED_BYTES = range(0xDC80, 0xDD00)  # how Python holds bytes of a name that 
 
 
 def printable(text: str) -> str:
-    """Return a text in one line: what would not be seen is written as \\x1b, \\u2028, ..."""
+    """Return a text in one line, with invisible characters written as \\x1b, \\u2028, ..."""
     return text if text.isprintable() else "".join(map(_visible, text))
 
 

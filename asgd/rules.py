@@ -46,8 +46,8 @@ class Rule(NamedTuple):
         Whether each number of the step depends on the same one of the gradient alone, and there is
         no state: then `update` may be given one block of the vectors after another.
     momentum, staleness_aware
-        What a linear theory must know of it: beta of the heavy ball, and whether the step is
-        divided by one plus the staleness.
+        For linear theory: beta of the heavy ball, and whether the step is divided by one plus the
+        staleness.
     """
 
     init: Callable[[Array], State]

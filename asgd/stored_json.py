@@ -1,4 +1,4 @@
-"""JSON on file, which somebody else may have written: nothing in it surprises whoever reads it."""
+"""Reads JSON files, which may come from strangers: refuses values that no run writes."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Named independent random streams from one seed.
 
 Two kinds. `stream` is an ordinary generator for one purpose. `KeyedStream` is a generator for
-every address (worker, number): what is drawn there depends on the seed and the address alone.
+every address (worker, number), whose draws depend on the seed and the address alone.
 """
 
 from __future__ import annotations

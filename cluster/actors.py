@@ -1,4 +1,4 @@
-"""The thin Ray shells: each gives a plain object a process of its own."""
+"""The Ray actors: thin shells that run a plain object in a process of its own."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ from cluster.transport import EncodedReply, Waiting, connect, decode
 Actor = Any  # a Ray handle; Ray's own type does not know that its methods have `.remote`
 
 _SECONDS_PER_RECORD = 1.0
-_SECONDS_PER_CHECKPOINT = 0.25  # at least; the newest one of these is enough
-_SECONDS_WITH_SOCKETS = 0.01  # at a stretch; calls wait meanwhile
+_SECONDS_PER_CHECKPOINT = 0.25  # at least; only the newest of these is saved
+_SECONDS_WITH_SOCKETS = 0.01  # at a time; actor calls wait meanwhile
 _SECONDS_WITHOUT_SWEEP = 1.0
 
 
@@ -90,8 +90,8 @@ class UserError:
 class ServerActor:
     """The parameter server in its process.
 
-    One event loop for everything: calls come one at a time, and in between the loop lends itself
-    to the sockets of the data plane, so the parameter server needs no lock.
+    One event loop runs everything: actor calls one at a time and, between them, the sockets of the
+    data plane. So the parameter server needs no lock.
     """
 
     def __init__(
@@ -219,7 +219,7 @@ class ServerActor:
             self._hand_over_if_room()
 
     def _hand_over_if_room(self) -> None:
-        # A recorder that cannot keep up slows the run down rather than filling the memory.
+        # A slow recorder slows the run down instead of filling the memory.
         if self._backlog.has_room:
             self._hand_over()
             self._send(self._server.go_on(time.monotonic()))
@@ -235,7 +235,7 @@ class ServerActor:
 
     async def _follow(self, call: ray.ObjectRef[float], record: Record) -> None:
         """Wait for a record to be written, then hand over what had to wait for it."""
-        seconds = await call  # the launcher hears of a recorder that is dead, too
+        seconds = await call  # the launcher also notices a dead recorder
         self._backlog.remove(len(record.evaluations), seconds)
         self._server.ledger.most_evaluations = self._backlog.most_evaluations
         task = asyncio.current_task()
@@ -249,8 +249,8 @@ class WorkerActor:
 
     def run(self, config: RunConfig, worker: int, server: Actor) -> UserError | None:
         """Work until the server says stop; returns what went wrong, if anything did."""
-        # A snapshot that comes then waits for who computes already, rather than push it aside.
-        with contextlib.suppress(OSError):  # not everywhere may a process choose
+        # A worker that wakes up then does not preempt one that is computing.
+        with contextlib.suppress(OSError):  # not permitted on every system
             os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
         try:
             Worker(config, worker, make_problem(config)).run(connect(server, config, worker))
@@ -262,9 +262,9 @@ class WorkerActor:
 
 
 class RecorderActor:
-    """The recorder in its process; keeps the first error, after which it writes nothing.
+    """The recorder in its process; after the first error it writes nothing more.
 
-    A record without what came before it would leave a gap.
+    A later record would leave a gap.
     """
 
     def __init__(self, config: RunConfig, path: str, epoch: int, umask: int) -> None:
@@ -274,7 +274,7 @@ class RecorderActor:
         self._epoch = epoch
         self._recorder: Recorder | None = None
         self._error: UserError | None = None
-        # Before the run starts: what is imported and read here would take a core from it.
+        # Before the run starts: imports and reads would compete with it for a core.
         self._attempt(self._open)
 
     def record(self, record: Record) -> float:

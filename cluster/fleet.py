@@ -1,4 +1,4 @@
-"""The actors of one run: started, watched, started again, more or fewer of them."""
+"""The actors of one run: starts, watches, restarts and resizes them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _UNKNOWN = WorkerStatus(present=False, received=0, computing=0.0)
 
 
 def _start(kind: type, *arguments: Any, **options: Any) -> Actor:
-    """Start an actor. It reserves no core, so any number of workers fits on any machine."""
+    """Start an actor that reserves no core: any number of workers fits on any machine."""
     return ray.remote(kind).options(num_cpus=0, **options).remote(*arguments)
 
 
@@ -52,7 +52,7 @@ class Fleet:
     writer
         Of the run directory.
     resumed
-        Whether to go on from its newest good checkpoint, with the workers it had last.
+        Whether to continue from its newest good checkpoint, with its latest workers.
     """
 
     def __init__(self, config: RunConfig, initial: Array, writer: RunWriter, resumed: bool) -> None:
@@ -79,7 +79,7 @@ class Fleet:
             self._start_worker(worker)
 
     def _start_server(self, reason: str | None) -> None:
-        """Start a server and its recorder; with a reason, from where an earlier one was."""
+        """Start a server and its recorder; with a reason, from the restored state."""
         epoch = self._lease.take()
         restored = None
         if reason is not None:
@@ -94,7 +94,7 @@ class Fleet:
         path = str(self._writer.path.resolve())
         options: dict[str, Any] = {"scheduling_strategy": node}
         if self.config.metrics.prometheus:
-            # Ray hands metrics to its page every 10 s by default, which short runs do not live.
+            # Ray updates its metrics page every 10 s by default; short runs end before that.
             variables = {"RAY_metrics_report_interval_ms": "1000"}
             options["runtime_env"] = {"env_vars": variables}
         self.recorder = _start(RecorderActor, self.config, path, epoch, umask, **options)
@@ -108,26 +108,26 @@ class Fleet:
             restored,
             list(self.team.members),
             scheduling_strategy=node,
-            # With Ray's calls as transport, each worker has one that waits for its answer.
+            # With the transport "ray", each worker has one call waiting for its answer.
             max_concurrency=max(self.config.cluster.workers, MOST_WORKERS) + 16,
         )
         self.stopped = self.server.stopped.remote()
 
     def replace_server(self, cause: str) -> None:
-        """Start a new server where the one that died, or its recorder, had been.
+        """Start a new server and recorder after one of them died.
 
         Parameters
         ----------
         cause
-            Why it is lost, in one line.
+            Why it died, in one line.
 
         Raises
         ------
         RunFailedError
-            That has happened too often, what is recorded cannot be used, or Ray is dead.
+            The server died too often, the record cannot be used, or Ray is dead.
         """
         check_ray()
-        with contextlib.suppress(RayError):  # let the recorder write what it has got
+        with contextlib.suppress(RayError):  # let the recorder write its queue
             ray.get(self.recorder.latest.remote(), timeout=_DRAIN_SECONDS)
         ray.kill(self.server)
         ray.kill(self.recorder)
@@ -136,10 +136,10 @@ class Fleet:
                 f"the parameter server died {self._deaths + 1} times without coming further than "
                 f"the checkpoint of update {self._restored}; the last time: {cause}"
             )
-        # The processes of a node that is gone may be there for a while and keep their workers.
+        # Workers on a node that is gone may live on for a while, without a server.
         separated = self._server_node not in alive_nodes()
         self._start_server(f"the server or its recorder is lost: {cause}")
-        # A worker loses its connection, then goes on with this call.
+        # A worker loses its connection, then makes this call.
         workers = [*self.running.values(), *self._ended]
         self.running.clear()
         self._ended.clear()
@@ -156,7 +156,7 @@ class Fleet:
             self.server.leave.remote(worker)
 
     def resize(self, request: Request) -> None:
-        """Change the number of workers as asked; the event says what has become of it."""
+        """Resize as requested, and answer by an event."""
         try:
             if request.workers is None:
                 raise InputError("the request cannot be understood")
@@ -181,7 +181,7 @@ class Fleet:
             answer(self.server.retire.remote(worker))
 
     def _dismiss_others(self) -> None:
-        """Tell a new server of workers of the configuration that the run no longer has."""
+        """Retire on a new server the configured workers that the run no longer has."""
         for worker in set(range(self.config.cluster.workers)).difference(self.team.members):
             self.server.retire.remote(worker)
 
@@ -199,12 +199,12 @@ class Fleet:
         self.running[task] = worker
 
     def replace_failed(self, ready: list[ray.ObjectRef[Any]], status: Status) -> None:
-        """Take workers that ended or hang for lost, start those whose delay is over.
+        """Replace workers that ended or hang, and start those whose delay is over.
 
         Raises
         ------
         RunFailedError
-            No worker is left to go on.
+            No worker is left.
         """
         now = time.monotonic()
         for task in ready:
@@ -219,13 +219,13 @@ class Fleet:
         for task, worker in list(self.running.items()):
             known = status.workers.get(worker, _UNKNOWN)
             silent = known.computing if known.present else now - self._started[worker]
-            # To start a process and to import the problem's code may take longer than a gradient.
+            # Starting a process and importing the problem may take longer than a gradient.
             if silent > self._timeout + (0.0 if known.present else _SECONDS_TO_START):
                 self._lose(task, UserError(f"silent for {silent:.0f} s"), status, now)
         for worker in self.restarts.due(now):
             if worker in self.team.members:
                 self._start_worker(worker)
-        # Workers that were told to stop end before the driver hears of the stop itself.
+        # Workers may end before the driver knows that the server has stopped.
         if not (self.running or self._ended or self.restarts.pending):
             raise RunFailedError(
                 f"every worker failed again and again; {self.restarts.first_reason}"

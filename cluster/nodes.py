@@ -1,7 +1,7 @@
 """Which node of a Ray cluster gets which actor, and where its metrics are.
 
-Ray itself would put actors that reserve no core on any node it likes, and treats a wish for a node
-as a hint where the node is not known everywhere yet.
+Ray puts actors that reserve no core on any node, and treats a soft affinity as a hint while a node
+is not known everywhere. So we choose the node ourselves.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def alive_nodes() -> dict[str, dict[str, Any]]:
 def server_node() -> str:
     """Return the node for the server: one with its label, else the one of this process.
 
-    Only where the run directory can be written the server can be; a label is a promise of that.
+    The server needs write access to the run directory; the label promises it.
     """
     key, value = SERVER_LABEL
     here = str(ray.get_runtime_context().get_node_id())
@@ -37,7 +37,7 @@ def server_node() -> str:
 
 
 def worker_node(places: Iterable[str], avoided: str | None = None) -> str:
-    """Return the node for one more worker: that with the fewest per core.
+    """Return the node for one more worker: the one with the fewest workers per core.
 
     A node without cores gets none, unless there is no other.
 
@@ -46,7 +46,7 @@ def worker_node(places: Iterable[str], avoided: str | None = None) -> str:
     places
         The nodes of the workers there are, a node as often as it has workers.
     avoided
-        Where the worker was lost: Ray takes up to 15 s to notice that a whole node is.
+        Where the worker was lost: Ray may take 15 s to notice the loss of a whole node.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""When a worker that failed is started again, and when it is given up."""
+"""When a failed worker is restarted, and when it is given up."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 _FIRST_DELAY = 0.1  # seconds; doubles with each failure in a row
 _LONGEST_DELAY = 30.0
 _FAILURES = 5  # in a row, without a gradient delivered in between
-_PATIENCE = 180.0  # seconds for what may pass: processes killed, connections refused
+_PATIENCE = 180.0  # seconds in which transient failures, such as refused connections, may pass
 
 
 @dataclass
@@ -25,9 +25,9 @@ class _Streak:
 class Restarts:
     """The failures of the workers of one run.
 
-    A worker that delivered gradients since it was last started begins anew with the shortest
-    delay. One that delivers none is given up when the problem's code has raised five times in a
-    row, as it would again; of failures of any other kind, when they have gone on for three minutes.
+    A worker that has delivered gradients since its last start is restarted with the shortest delay.
+    One that has not is given up after five exceptions of the problem's code in a row, or after
+    three minutes of other failures.
     """
 
     _streaks: dict[int, _Streak] = field(default_factory=dict)
@@ -43,7 +43,7 @@ class Restarts:
         Parameters
         ----------
         worker
-            Who failed.
+            The worker that failed.
         reason
             Why, in one line.
         delivered

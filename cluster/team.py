@@ -1,9 +1,8 @@
-"""The workers of a run by number, and how another process asks to change how many there are.
+"""The workers of a run by number, and requests of other processes to resize it.
 
 A request is a file in the run directory that holds a number, written under a temporary name and
-renamed. The launcher of the run looks for it, takes it away and answers in `events.jsonl`. So
-nobody can ask who could not write into the run anyway, no port is open for it, and it works from
-any machine that sees the directory.
+renamed. The launcher polls for it, removes it and answers in `events.jsonl`. So a request needs
+write access to the run, opens no port, and works from any machine that sees the directory.
 """
 
 from __future__ import annotations
@@ -79,14 +78,14 @@ class Change:
 
 
 class Team:
-    """Which workers a run has. A number is given once: who is added gets one of its own.
+    """The numbers of a run's workers. Each number is used once: an added worker gets a new one.
 
     Parameters
     ----------
     config
         The run.
     events
-        Of its beginning, when it is resumed: the workers are those of the last change.
+        Of a resumed run, whose workers are those of the last change.
     """
 
     def __init__(self, config: RunConfig, events: Iterable[dict[str, Any]] = ()) -> None:
@@ -99,7 +98,7 @@ class Team:
                 self._next = max([self._next, *(worker + 1 for worker in self.members)])
 
     def resize(self, workers: int) -> Change:
-        """Add new workers, or let those that came last go.
+        """Add new workers, or remove the newest.
 
         Raises
         ------
@@ -133,7 +132,7 @@ def set_workers(path: str | Path, workers: int, timeout: float = 60.0) -> Change
     workers
         How many there shall be, 1 to 512.
     timeout
-        Seconds to wait for the answer. Whoever watches the run by `progress` must not wait.
+        Seconds to wait for the answer. Do not call this from a run's own `progress` callback.
 
     Raises
     ------
@@ -167,7 +166,7 @@ def _at_work(path: Path) -> bool:
 
 def _answer(path: Path, name: str, deadline: float) -> Change:
     while True:
-        at_work = _at_work(path)  # before the events are read: its last words count
+        at_work = _at_work(path)  # checked first: events written at the end count
         for event in reversed(read_run(path).events):
             if event.get("request") == name and event.get("event") in _ANSWERS:
                 if event["event"] == "workers_refused":

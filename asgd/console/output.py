@@ -1,4 +1,4 @@
-"""What commands print: results, in columns of text or as JSON."""
+"""Prints the results of commands, in columns of text or as JSON."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _RESULTS = "asgd.results"
 
 
 class Command(click.Command):
-    """Keeps standard output for results: what a user's problem prints goes to standard error."""
+    """Reserves standard output for results: prints of a user's problem go to standard error."""
 
     def invoke(self, ctx: click.Context) -> Any:
         """Do what the command does."""

@@ -1,9 +1,8 @@
-"""Whether the process that makes a run is still there.
+"""Whether the process that makes a run is still alive.
 
-While a run is being made, the file `alive` in its directory names the process and its host. The
-process holds the file's lock, which the kernel lets go of however the process ends, and touches
-the file every few seconds, which is all that can be seen from another host. A run that ends in
-order removes the file.
+During a run, the file `alive` in its directory names the process and its host. The process holds
+the file's lock, which the kernel releases however the process ends, and touches the file every few
+seconds, for readers on other hosts. A run that ends in order removes the file.
 """
 
 from __future__ import annotations
@@ -25,12 +24,12 @@ from asgd.stored_json import parse_json
 _NAME = "alive"
 _BEAT_SECONDS = 2.0
 _LONGEST = 10_000  # characters of the file
-_SILENT_SECONDS = 30.0  # without a beat, a run of another host is no longer taken to be at work
+_SILENT_SECONDS = 30.0  # without a beat, after which a run on another host counts as silent
 
 
 @dataclass(frozen=True)
 class SignOfLife:
-    """What can be known of the process that makes a run.
+    """What is known about the process that makes a run.
 
     Attributes
     ----------
@@ -64,13 +63,13 @@ def sign_of_life(directory: Path) -> Iterator[None]:
         finally:
             ended.set()
             beats.join()
-            with suppress(OSError):  # read-only by now, or moved: how the run ended matters more
+            with suppress(OSError):  # read-only or moved: the end of the run matters more
                 path.unlink(missing_ok=True)
 
 
 def _beat(path: Path, ended: threading.Event) -> None:
     while not ended.wait(_BEAT_SECONDS):
-        with suppress(OSError):  # a full disk is for those to report who have something to write
+        with suppress(OSError):  # writers report a full disk
             os.utime(path)
 
 

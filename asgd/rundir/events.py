@@ -1,4 +1,4 @@
-"""What the events of a run say: which are out of the ordinary, and each in words."""
+"""Reads the events of a run, picks the unusual ones and puts them into words."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from asgd.printable import printable
 from asgd.stored_json import parse_json
 
 _ORDINARY = {"start", "problem", "metrics", "finish"}
-_TORN = (b"{", b"\0")  # how a line begins that did not get to the disk as a whole
+_TORN = (b"{", b"\0")  # first bytes of a line that was written in part
 _NUMBERS = {"time", "seconds", "restart_seconds"}
 _INTEGERS = {
     "worker",
@@ -62,7 +62,7 @@ def read_events(path: Path) -> list[dict[str, Any]]:
 
 
 def _is_torn(line: bytes, error: ValueError) -> bool:
-    """Return whether a line is the beginning of one: the rest did not get to the disk."""
+    """Return whether a line was written in part."""
     if isinstance(error, json.JSONDecodeError):
         ends_within = not line.endswith(b"}") or error.pos >= len(line)
     else:
@@ -95,7 +95,7 @@ def _defect(event: Any) -> str | None:
 def incidents(events: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the events, in order, that an undisturbed run does not have.
 
-    Every worker joins once; whoever joins again came back.
+    A worker that joins a second time came back.
     """
     found, joined = [], set()
     for event in events:

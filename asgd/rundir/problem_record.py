@@ -75,7 +75,7 @@ class ProblemRecord:
 
 
 def check_problem(run: Run, problem: Problem, task: str, *, force: bool = False) -> None:
-    """Refuse to use a run with another problem than the one it began with.
+    """Refuse to use a run whose problem has changed.
 
     Parameters
     ----------

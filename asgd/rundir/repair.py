@@ -1,4 +1,4 @@
-"""What of a run is on record, and bringing its directory back there for the run to go on."""
+"""Finds what a run has on record, and cuts its directory back to it before the run continues."""
 
 from __future__ import annotations
 

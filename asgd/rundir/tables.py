@@ -2,14 +2,14 @@
 
 The footer of a file holds two digests, SHA-256 in hexadecimal: `asgd.pages` is that of everything
 before the footer, `asgd.footer` that of the footer and what follows it, with zeros in the digest's
-own place. A file and its digests are so one file, under one name: there is no moment at which the
-one is on the disk and the other is not. Any reader of Parquet reads it.
+own place. As the digests are part of the file, it is never on the disk without them. Any reader of
+Parquet reads it.
 
-Who reads all of a file compares both digests. Who reads a few columns compares that of the footer;
-each page of the columns has a checksum of its own.
+Reading a whole file compares both digests. Reading a few columns compares that of the footer, and
+the checksums of the pages read.
 
-Arrow's threads may outlive a call and let go of memory while the interpreter ends. If that memory
-belonged to Python they would abort the process; so what they read is Arrow's own.
+Arrow's threads may outlive a call and free memory while the interpreter ends. Freeing memory of
+Python would abort the process, so they read from buffers that Arrow allocated.
 """
 
 from __future__ import annotations

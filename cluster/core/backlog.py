@@ -1,23 +1,23 @@
-"""How far the recorder may be behind the server: at most a second or so of its work.
+"""How far the recorder may fall behind the server: about a second of its work.
 
-A loss that takes longer to evaluate than the updates between two of them slows the run down to its
-own pace. So the memory is not filled, whoever asks how the run stands is answered, and a run that
-is interrupted has little left to write.
+If evaluating a loss takes longer than the updates between two losses, the run slows down to the
+recorder's pace. So memory stays bounded, status calls are answered, and an interrupted run has
+little left to write.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-_RECORDS = 4  # on their way beside the one at hand
-_SECONDS = 0.3  # of evaluating, in a record
-_SECONDS_ON_THEIR_WAY = 0.45  # of evaluating, when another one may follow
-_AT_FIRST = 0.012  # seconds that an evaluation is taken to last before one is known
+_RECORDS = 4  # queued besides the one being written
+_SECONDS = 0.3  # of evaluation per record
+_SECONDS_ON_THEIR_WAY = 0.45  # of evaluation queued, below which another record may follow
+_AT_FIRST = 0.012  # assumed seconds of an evaluation until one was measured
 
 
 @dataclass
 class Backlog:
-    """The records that were handed over and are not written yet.
+    """The records that the recorder has not written yet.
 
     Attributes
     ----------

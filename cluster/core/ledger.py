@@ -1,4 +1,4 @@
-"""What the server notes of each update, until the recorder takes it."""
+"""Collects rows, losses to evaluate and events of updates until the recorder takes them."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Evaluation:
 
 @dataclass(frozen=True, eq=False)
 class Evaluations:
-    """Several of them, with all parameters in one array: many arrays cost more to send than one.
+    """Several evaluations, with all parameters in one array: sending many arrays costs more.
 
     Attributes
     ----------
@@ -79,7 +79,7 @@ NO_EVALUATIONS = Evaluations.of([])
 
 @dataclass(frozen=True)
 class Record:
-    """A stretch of a run: what happened since the record before it.
+    """Everything that happened in a run since the record before it.
 
     Attributes
     ----------
@@ -90,7 +90,7 @@ class Record:
     evaluations
         Points of the loss curve, in order of `update`.
     events
-        What else is worth a line in `events.jsonl`: the kind under "event", then its fields.
+        Lines for `events.jsonl`: the kind under "event", then its fields.
     checkpoint
         The newest state to be saved.
     number
@@ -191,8 +191,8 @@ class Ledger:
 class _Rows:
     """A growing table, whose numbers are packed as they come.
 
-    Kept as Python objects until the end they would cost a server that makes thousands of updates
-    between two records its cache, and then a pause to put them into arrays.
+    A server makes thousands of updates between two records. As Python objects their rows would
+    fill its cache, and converting them would pause it.
     """
 
     def __init__(self, types: Mapping[str, type]) -> None:

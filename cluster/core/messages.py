@@ -1,6 +1,6 @@
-"""What a worker and the server say to each other, whatever carries it.
+"""The messages between a worker and the server, for every transport.
 
-Structs rather than dataclasses: two are made for every update, in a ninth of the time.
+Structs instead of dataclasses: each update makes two, and a struct takes a ninth of the time.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ class Gradient(msgspec.Struct, frozen=True, eq=False):
     Attributes
     ----------
     worker
-        Who computed it.
+        Number of the worker that computed it.
     sequence
         The worker's own number of it, as told with the snapshot.
     read_version

@@ -1,9 +1,9 @@
 """The parameter server: applies every gradient exactly once and counts versions.
 
-Plain Python and a state machine: no clock, no transport, no file but the log it may be given, in
-which every update is written before it is made. Each call returns the replies to send now,
-possibly to other workers than the one that called: a worker whose turn has not come simply gets
-no reply yet. Whatever carries the messages calls one method at a time.
+A state machine in plain Python: no clock, no transport, and no file except an optional log, which
+gets every update before it is applied. Each call returns the replies to send now, possibly to
+other workers than the caller; a worker whose turn has not come gets no reply yet. The transport
+calls one method at a time.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from cluster.core.update import Entry, Incident, Update, find_defect, make_updat
 Replies = list[tuple[int, Reply]]
 
 FINISHED = "finished"  # why a server stops that made all its updates
-REMOVED = "removed"  # why it stops one worker and goes on
-_BLOCK = 1 << 15  # numbers of a step made at once: it then never leaves the cache
+REMOVED = "removed"  # why it stops one worker and continues
+_BLOCK = 1 << 15  # numbers in a block of a step: it stays in the cache
 
 
 class Log(Protocol):
-    """Where a server writes what it is about to do."""
+    """Takes each entry before the server acts on it."""
 
     def append(self, entry: Entry) -> None:
         """Write an update or an incident; raises `OSError` where it cannot be written."""
@@ -100,7 +100,7 @@ class ParameterServer:
             self._restore(state)
 
     def admit(self, worker: int) -> None:
-        """Let a worker join that the configuration does not know of."""
+        """Allow a worker to join that is not in the configuration."""
         self._seats.setdefault(worker, Seat())
 
     def knows(self, worker: int) -> bool:
@@ -110,8 +110,8 @@ class ParameterServer:
     def join(self, worker: int, now: float) -> Replies:
         """Take in a worker that has no snapshot: a new one, or one that came back.
 
-        A gradient it still owed is lost. `now` is in seconds on any steady clock. Who is none of
-        this run's is told to stop.
+        A gradient it still owed is lost. `now` is in seconds on any steady clock. A worker of
+        another run is told to stop.
         """
         if self._stop is not None:
             return [(worker, self._stop)]
@@ -129,13 +129,13 @@ class ParameterServer:
         return [] if worker in self._held else [self._grant(worker, seat, now)]
 
     def note_joined(self, worker: int, transport: str) -> None:
-        """Note who of this run's joins, through what, and after how many updates."""
+        """Write an event about a worker that joins: its transport, and the updates so far."""
         if self.knows(worker):
             update = self.version
             self.ledger.event("worker_joined", worker=worker, transport=transport, update=update)
 
     def leave(self, worker: int, now: float) -> Replies:
-        """Forget a worker that died or was removed: nobody waits for it any more.
+        """Remove a worker that died or was retired, so that no update waits for it.
 
         The gradient it owed is lost; one that already arrived is applied in its turn.
         """
@@ -153,7 +153,7 @@ class ParameterServer:
         return self._advance(now)
 
     def retire(self, worker: int, now: float) -> Replies:
-        """Part with a worker: the gradient it owes or that is held for it is its last."""
+        """Remove a worker after the gradient that it owes or that is held for it."""
         if self._stop is not None:
             return []
         seat = self._seats.setdefault(worker, Seat())
@@ -165,7 +165,7 @@ class ParameterServer:
         return [*told, *self.leave(worker, now)]
 
     def receive(self, gradient: Gradient, now: float) -> Replies:
-        """Take in a gradient; a repeat of one already counted only gets the current snapshot."""
+        """Take in a gradient; a repeated one is ignored and answered with the current snapshot."""
         worker = gradient.worker
         if self._stop is not None:
             return [(worker, self._stop)]
@@ -231,12 +231,12 @@ class ParameterServer:
         self._rejected = counts.rejected
 
     def replay(self, entries: Iterable[Entry], recorded: Container[tuple[float, int, int]]) -> None:
-        """Go on from the restored state to the end of a log, everything on record again.
+        """Apply a log to the restored state, and record it again.
 
         Parameters
         ----------
         entries
-            What the log holds beyond that state.
+            Of the log, after that state.
         recorded
             (time, worker, sequence) of the incidents that are on record already.
         """
@@ -270,7 +270,7 @@ class ParameterServer:
         return self.ledger.drain()
 
     def go_on(self, now: float) -> Replies:
-        """Apply what had to wait for room in the ledger."""
+        """Apply gradients that waited for room in the ledger."""
         return [] if math.isnan(self._started) else self._advance(now)
 
     def status(self, now: float) -> Status:
@@ -320,7 +320,7 @@ class ParameterServer:
         return replies
 
     def _next(self) -> list[Gradient]:
-        """Take the gradients of the next update, none while one of them is being computed."""
+        """Take the gradients of the next update; none if one of them is still being computed."""
         if self._drawn:
             return self._next_drawn()
         if not self._held:
@@ -362,7 +362,7 @@ class ParameterServer:
             self._commit(update)
 
     def _write_ahead(self, entry: Entry) -> bool:
-        """Log what is about to happen; return whether it may, for without its log a run ends."""
+        """Log an entry and return True, or stop the run if it cannot be logged."""
         try:
             if self.log is not None:
                 self.log.append(entry)
@@ -440,7 +440,7 @@ class ParameterServer:
         seat.granted = math.inf
 
     def _note(self, kind: str, worker: int, seat: Seat, **fields: str) -> None:
-        """Note that the gradient a worker is at will never be applied."""
+        """Write an event: the current gradient of a worker will never be applied."""
         event = self.ledger.event(
             kind, worker=worker, sequence=seat.sequence, update=self.version, **fields
         )

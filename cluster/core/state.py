@@ -1,4 +1,4 @@
-"""The state of a server: all that another one needs to go on from here."""
+"""The state of a server, from which another one can continue."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class OrderState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Counts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What the server knows besides vectors.
+    """The state of the server without vectors.
 
     Attributes
     ----------
@@ -83,10 +83,10 @@ class Counts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
 @dataclass(frozen=True, eq=False)
 class State:
-    """Everything a server needs to go on where another one was.
+    """Everything that another server needs to continue.
 
-    Gradients on their way are not part of it: a worker computes the same gradient number again,
-    from a snapshot of the version restored.
+    Gradients in flight are not part of it: a worker computes the same gradient number again, from a
+    snapshot of the restored version.
 
     Attributes
     ----------

@@ -1,4 +1,4 @@
-"""What the server tells about a run while it goes on."""
+"""The state of a running server, for its launcher."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class WorkerStatus:
-    """How a worker stands.
+    """The state of a worker.
 
     Attributes
     ----------
@@ -26,7 +26,7 @@ class WorkerStatus:
 
 @dataclass(frozen=True)
 class Status:
-    """How a run stands.
+    """The state of a run.
 
     Attributes
     ----------
@@ -43,7 +43,7 @@ class Status:
     stopped
         Why the server wants no more gradients, None while it does.
     waiting
-        Whether updates wait for the recorder, in general for losses to be evaluated.
+        Whether updates wait for the recorder, usually for the evaluation of losses.
     """
 
     version: int

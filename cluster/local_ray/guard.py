@@ -1,10 +1,10 @@
-"""A process that clears up behind a driver that could not: killed, crashed, its terminal closed.
+"""A process that cleans up after a driver that could not: killed, crashed, its terminal closed.
 
-Run as a program, it waits until its standard input ends or it has another parent, which happens
-however the driver ends, then kills what is left of the driver's Ray and removes its directory. Of
-a run that the driver was at, it says that it failed, in the run's events and on standard error. It
-has a session of its own and ignores signals that are meant for the driver. Nothing but the
-standard library is imported: it is there in 50 ms and takes 10 MB.
+Run as a program, it waits until its standard input closes or its parent changes, which happens
+however the driver ends. Then it kills what is left of the driver's Ray and removes its directory.
+If the driver was making a run, it notes the failure in the run's events and on standard error. It
+has a session of its own and ignores signals that are meant for the driver. It imports the standard
+library only (so it takes file locks itself): it starts in 50 ms and uses 10 MB.
 """
 
 from __future__ import annotations
@@ -26,27 +26,27 @@ from typing import IO, Any
 
 _MARK = "ASGD_RAY_DIRECTORY"
 _TITLE = b"ray::"  # what Ray's Python processes call themselves
-_SECONDS_TO_CLEAR = 10.0  # what is killed may have started something meanwhile
-_SECONDS_TO_LOOK = 0.2  # for the driver itself: forked, a child would keep the input open
+_SECONDS_TO_CLEAR = 10.0  # for repeated kills: a process may start another one before it dies
+_SECONDS_TO_LOOK = 0.2  # between polls of the driver: a forked child may keep the input open
 _POLL_SECONDS = 0.02
 
 
 def mark(directory: str) -> dict[str, str]:
-    """Return what is to be in the environment of the processes that make up a Ray, and in no other.
+    """Return the environment variable that marks the processes of a Ray.
 
-    The driver's own environment is no place for it: its other children would inherit it.
+    The driver does not set it in its own environment, which all its children inherit.
 
     Parameters
     ----------
     directory
-        Where this Ray has its files.
+        Of this Ray's files.
     """
     return {_MARK: directory}
 
 
 @dataclass(frozen=True)
 class Guard:
-    """The driver's end of the line to its guard.
+    """The driver's connection to its guard.
 
     Attributes
     ----------
@@ -57,15 +57,15 @@ class Guard:
     line: IO[bytes]
 
     def tell(self, **facts: Any) -> None:
-        """Tell the guard a fact: of `run`, what the driver is at, of `part`, a process of Ray."""
-        with suppress(BrokenPipeError):  # it was killed: then there is nobody to tell
+        """Tell the guard a fact: the `run` being made, or a `part` of Ray with its pid."""
+        with suppress(BrokenPipeError):  # the guard was killed
             self.line.write(json.dumps(facts).encode() + b"\n")
             self.line.flush()
 
 
 @contextmanager
 def guarded(directory: str | None = None) -> Iterator[Guard]:
-    """Have a directory and the processes of the Ray there removed should this process die here."""
+    """If this process dies in the block, remove a directory and end the processes of its Ray."""
     process = subprocess.Popen(
         [sys.executable, "-I", "-S", __file__],
         stdin=subprocess.PIPE,
@@ -83,7 +83,7 @@ def guarded(directory: str | None = None) -> Iterator[Guard]:
             process.stdin.close()
         try:
             process.wait(_SECONDS_TO_CLEAR)
-        except subprocess.TimeoutExpired:  # a child of the program keeps its standard input open
+        except subprocess.TimeoutExpired:  # a child of the caller keeps its input open
             process.kill()
             process.wait()
 
@@ -99,11 +99,11 @@ def end_processes(directory: str, patience: float) -> None:
 
 
 def processes(directory: str) -> list[int]:
-    """Return the processes of the Ray that has its files in a directory, and theirs.
+    """Return the processes of the Ray whose files are in a directory, with their children.
 
-    Each has the mark in its environment but for those that give themselves a title, which
-    overwrites the environment, and those that exit; they keep their log files. Others that look
-    into the directory, as `tail` on a log does, and the children of the driver are not among them.
+    They have the mark in their environment. Two kinds have lost it and are recognised by their
+    open log files: processes with a title, which overwrites the environment, and exiting ones.
+    Other readers of the directory, such as `tail` on a log, are not counted.
     """
     return [
         int(process.name)
@@ -116,7 +116,7 @@ def processes(directory: str) -> list[int]:
 def _is_marked(process: Path, directory: str) -> bool:
     try:
         variables = (process / "environ").read_bytes().split(b"\0")
-    except OSError:  # gone meanwhile, or somebody else's
+    except OSError:  # it has exited, or belongs to another user
         return False
     return f"{_MARK}={directory}".encode() in variables
 
@@ -126,7 +126,7 @@ def _has_no_environment(process: Path) -> bool:
         line = (process / "cmdline").read_bytes()
     except OSError:
         return False
-    # A process that exits loses its command line with its memory, and its files after that.
+    # An exiting process loses its memory, and so its command line, before its open files.
     return not line or line.startswith(_TITLE)
 
 
@@ -144,7 +144,7 @@ def _has_open(process: Path, directory: str) -> bool:
 
 @dataclass
 class _Told:
-    """What the driver has told its guard."""
+    """What the guard knows from its driver."""
 
     driver: int = 0
     directory: str | None = None
@@ -184,8 +184,8 @@ class _Told:
     def epitaph(self) -> str:
         """Return in words how the driver ended.
 
-        What kills the driver may kill Ray's processes at the same moment, and the kernel ends them
-        with the driver: only those that died a while before it are named.
+        One event may kill the driver and Ray's processes together, so only those are named that
+        died some time before the driver.
         """
         latest = time.monotonic() - _SECONDS_TO_LOOK
         before = [name for name, seen in self.dead.items() if seen < latest]
@@ -201,7 +201,7 @@ def _is_alive(pid: int) -> bool:
 
 
 def _note_failure(run: Path, reason: str) -> None:
-    """Say in the events of a run that it failed, unless it ended or somebody else is at it."""
+    """Write `failed` into the events of a run, unless it has ended or another process makes it."""
     with suppress(OSError), (run / "checkpoints" / "lock").open("r+") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         with (run / "events.jsonl").open("rb+") as file:

@@ -1,9 +1,8 @@
-"""A directory for the time that this process has use of it.
+"""A private temporary directory that is removed even after its owner was killed.
 
-Its owner holds the lock of a file in it, which the kernel lets go of however the owner ends. What
-has such a file that nobody holds was abandoned, and the next one to need a directory removes it.
-Nothing is removed for its name alone: anyone can give that to something else, and a process
-identifier means another process in another container that shares the disk.
+The owner holds the lock of a file in the directory; the kernel releases the lock however the owner
+ends. The next owner removes every directory whose file is unlocked. A name alone is never enough
+to remove one: anybody can use the name, and a process id may belong to another container.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ _OWNER = ".asgd-ray-owner"
 
 @contextmanager
 def private_directory(parent: str) -> Iterator[str]:
-    """Provide a directory in `parent` that nobody else can read; it is gone after the block."""
+    """Provide a directory in `parent` that only this user can read; remove it after the block."""
     for old in Path(parent).glob(f"{_PREFIX}*"):
         with suppress(OSError, InputError):  # in use, not ours, or gone meanwhile
             _remove_abandoned(old)
@@ -40,12 +39,12 @@ def private_directory(parent: str) -> Iterator[str]:
 
 
 def _remove_abandoned(directory: Path) -> None:
-    """Remove the directory of an owner that was killed before it could.
+    """Remove a directory whose owner was killed.
 
     Raises
     ------
     OSError
-        It is none, or not abandoned.
+        Its owner is alive, or it never had one.
     """
     status = directory.lstat()
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():

@@ -1,7 +1,7 @@
-"""What a run needs besides its own actors: the processes of our own Ray, and its guard.
+"""Whether Ray's own processes are alive, and the guard of this process.
 
-There is one Ray in a process, so this is kept for the process. A Ray that is not ours has no
-processes here, and its nodes are Ray's own business.
+A process has at most one Ray, so this is kept per process. A joined cluster has none of its
+processes here; Ray itself handles its nodes.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ import ray
 from asgd.errors import RunFailedError
 from cluster.local_ray.guard import Guard
 
-SECONDS_TO_DIE = 2.0  # of a raylet one of whose agents died, after it has ended its actors
+SECONDS_TO_DIE = 2.0  # a raylet whose agent died first ends its actors, then itself
 
-_NAMES = ("gcs_server", "raylet")  # without either of them, Ray ends this process sooner or later
+_NAMES = ("gcs_server", "raylet")  # without one of them, Ray ends this process sooner or later
 _AGENT = re.compile(r"one Ray agent failed, agent_name = (\w+)")
 _POLL_SECONDS = 0.25
 
 
 @dataclass
 class Vitals:
-    """Of one Ray.
+    """The processes of one Ray, and the guard.
 
     Attributes
     ----------
     guard
-        Who clears up behind this process.
+        Cleans up after this process.
     directory
-        Where this Ray has its files; None where it is not our own.
+        Of this Ray's files; None for a joined cluster.
     parts
-        Its processes that this process started.
+        The processes of Ray that this process started.
     """
 
     guard: Guard
@@ -79,7 +79,7 @@ def _name(process: subprocess.Popen[Any]) -> str:
 
 @dataclass
 class _Ours:
-    """Of this process: the Ray it has, and the run it is at."""
+    """The Ray and the run of this process."""
 
     vitals: Vitals | None = None
     run: str | None = None
@@ -90,7 +90,7 @@ _ours = _Ours()
 
 @contextmanager
 def vitals_of(guard: Guard, directory: str | None = None) -> Iterator[Vitals]:
-    """Keep what there is to know of the Ray of this process during the block."""
+    """Provide the vitals of the Ray of this process during the block."""
     guard.tell(run=_ours.run)
     _ours.vitals = Vitals(guard, directory)
     try:
@@ -101,7 +101,7 @@ def vitals_of(guard: Guard, directory: str | None = None) -> Iterator[Vitals]:
 
 @contextmanager
 def witnessed(run: Path) -> Iterator[None]:
-    """Have the run in a directory noted as failed should this process die with Ray in the block."""
+    """If this process dies in the block, its guard notes that the run failed."""
     _at(str(run.resolve()))
     try:
         yield
@@ -121,12 +121,12 @@ def ray_death() -> str | None:
 
 
 def check_ray(patience: float = 0.0) -> None:
-    """Refuse to go on without Ray.
+    """Check that Ray is alive.
 
     Parameters
     ----------
     patience
-        Seconds to wait for it to die, where that is to be expected.
+        Seconds to wait for its death, if that is expected.
 
     Raises
     ------
@@ -141,7 +141,7 @@ def check_ray(patience: float = 0.0) -> None:
 
 
 def answer(call: ray.ObjectRef[Any]) -> Any:
-    """Return the answer to a call of an actor, which without Ray would never come.
+    """Return the answer to an actor call, or fail if Ray dies first.
 
     Raises
     ------

@@ -19,9 +19,9 @@ from cluster.sockets import wire
 from cluster.sockets.shared_memory import SharedVectors
 from cluster.sockets.wire import HEADER, Frame, VectorFormat, WireError
 
-BRISK_SECONDS = 100e-6  # of waiting, up to which waking up is what takes time
+BRISK_SECONDS = 100e-6  # a shorter wait is mostly the time to wake up: busy-wait instead
 _HANDSHAKE_SECONDS = 10.0
-# A peer whose machine is gone says nothing: after these seconds of silence it is asked, so often.
+# TCP keepalive, which notices a dead machine: seconds idle, seconds between probes, probes.
 _KEEPALIVE_IDLE, _KEEPALIVE_INTERVAL, _KEEPALIVE_PROBES = 10, 5, 3
 _UNACKNOWLEDGED_MILLISECONDS = 30_000
 
@@ -132,8 +132,7 @@ class SocketConnection:
     def _wait(self) -> int:
         """Return how much of the answer is there.
 
-        Like the server in `SocketServer._wait`: to be awake saves the kernel of both sides more
-        than looking takes.
+        Busy-waits like `SocketServer._wait`: for short waits this costs less than sleeping.
         """
         began = time.monotonic()
         while self._brisk and time.monotonic() - began < BRISK_SECONDS:
@@ -151,7 +150,7 @@ class SocketConnection:
         return Snapshot(self._read_only, version, epoch, sequence, batch_size)
 
     def _greet(self, endpoint: Endpoint, shared: bool) -> SharedVectors | None:
-        """Prove to each other the knowledge of the secret; return the memory shared then."""
+        """Exchange proofs of the secret; return the shared memory if there is any."""
         nonce = secrets.token_bytes(wire.NONCE_BYTES)
         hello = wire.pack(wire.HELLO, self._worker, endpoint.vectors.hello(nonce, shared))
         self._socket.sendall(hello)
@@ -206,9 +205,9 @@ class SocketConnection:
 
 
 def may_look() -> bool:
-    """Return whether to look for what is about to come, rather than sleep, costs nobody anything.
+    """Return whether busy-waiting is free.
 
-    It does where there is a single processor, and in a container with a quota of their time.
+    It is not on a single processor, nor in a container with a quota of processor time.
     """
     if len(os.sched_getaffinity(0)) == 1:
         return False

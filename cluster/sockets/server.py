@@ -6,8 +6,8 @@ connection that breaks, keeps silent in the middle of a frame or does not keep t
 closed and reported, and the server goes on without its worker until that worker is back. The
 protocol is that of `cluster.sockets.wire`.
 
-Who has not shown that it knows the secret is a stranger, unless it comes over the local socket as
-this very user. There is room for so many strangers only: one more takes the place of the first.
+A connection is a stranger until it has proved that it knows the secret, except one of this user
+over the local socket. The number of strangers is limited: a new one replaces the oldest.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from cluster.sockets.wire import HEADER, Frame, VectorFormat, WireError
 _HANDSHAKE_SECONDS = 10.0
 _SILENCE_SECONDS = 30.0  # in the middle of a frame
 _SWEEP_SECONDS = 1.0
-_STRANGERS = 256  # connections that have not proved anything yet
+_STRANGERS = 256  # connections without a proof
 _REFUSALS_REPORTED = 100
 _HELLO_BYTES = wire.HELLO_PAYLOAD.size
 _CREDENTIALS = struct.Struct("3i")  # process, user, group
@@ -65,7 +65,7 @@ class _Peer:
         self.asked = self.stopped = False
 
     def open(self, worker: int, vectors: VectorFormat) -> None:
-        """Make room for the vectors of a worker that has proved itself."""
+        """Allocate buffers for the vectors of a worker that has proved itself."""
         self.worker = worker
         self.deadline = math.inf
         inline = 0 if self.shared else vectors.nbytes
@@ -89,7 +89,7 @@ class _Peer:
         }
 
     def hold(self) -> None:
-        """Wait for the answer: nothing may come on top of a gradient that the server holds."""
+        """Read nothing until the answer: the buffer holds the gradient meanwhile."""
         self.asked = True
         self.window = self.header
 
@@ -163,7 +163,7 @@ class SocketServer:
             self.sweep(now)
 
     def deliver(self, replies: Replies) -> None:
-        """Send replies to the workers that wait here; the others are not ours."""
+        """Send replies to the workers that wait on a socket; skip all others."""
         for worker, reply in replies:
             peer = self._workers.get(worker)
             if peer is not None and peer.asked:
@@ -189,9 +189,9 @@ class SocketServer:
     def _wait(self, seconds: float) -> list[tuple[int, int]]:
         """Return what arrives within `seconds`.
 
-        A processor that fell asleep takes longer to wake than the next gradient of a brisk run
-        takes to come. So while the last wait was short, look for a moment before sleeping, and let
-        any worker that waits for this processor have it between two looks.
+        In a fast run, waking a sleeping processor takes longer than the next gradient. So while
+        the last wait was short, busy-wait for a moment before sleeping, and yield the processor to
+        waiting workers between two polls.
         """
         began = time.monotonic()
         if self._brisk:
@@ -397,7 +397,7 @@ class SocketServer:
             self._epoll.modify(peer.socket, select.EPOLLIN)
 
     def _settle(self) -> None:
-        """Let go of broken connections, outside any loop over replies: this makes new ones."""
+        """Close broken connections, outside of loops over replies: this makes new replies."""
         while self._broken:
             peer, reason = self._broken.pop()
             descriptor = peer.socket.fileno()

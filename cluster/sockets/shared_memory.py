@@ -1,9 +1,8 @@
 """Vectors in memory that the server shares with one worker on its node.
 
-The memory has no name: its descriptor travels over a local socket, so whatever dies, nothing is
-left behind, and the size of /dev/shm does not matter. The frames on that socket say whose turn it
-is: a side writes its vector before it sends a frame and reads the other's after receiving one,
-and the kernel orders the two.
+The memory has no name: its descriptor is sent over a local socket. So nothing is left behind when a
+process dies, and the size of /dev/shm does not matter. Frames on the socket order the accesses: a
+side writes its vector before it sends a frame and reads the other's after it received one.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ def create_memory(vectors: VectorFormat) -> int:
     size = _layout(vectors)[1]
     descriptor = os.memfd_create("asgd", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
-        # Without its pages or after a cut by the other side, access would be a fatal signal.
+        # Allocated and sealed: access to missing pages would be a fatal signal.
         os.posix_fallocate(descriptor, 0, size)
         seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
         fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, seals)

@@ -34,11 +34,11 @@ knows the secret without sending it, and the dimension and the number format are
 it. Then the worker asks (JOIN, PUSH or MISFIT) and the server answers each question once
 (SNAPSHOT, STOP or ERROR), maybe much later; asking again before the answer is an error.
 
-The frames after the handshake carry no authentication code and nothing is encrypted. The secret
-keeps out everybody who can merely open a connection, and a TCP stream cannot be entered blindly;
-but who can read the network sees the vectors, and who can change packets on their way can change
-gradients and parameters unnoticed. So the sockets listen on loopback or on the address of the node
-alone, and between nodes they belong on a trusted network or inside a tunnel.
+The frames after the handshake are neither authenticated nor encrypted. The secret keeps out anybody
+who can only open a connection, and nobody can inject data into a TCP stream blindly. But an
+attacker who can read the network sees the vectors, and one who can change packets can change
+gradients and parameters unnoticed. So the sockets listen only on loopback or on the address of the
+node; between nodes, use a trusted network or a tunnel.
 
 Vectors are raw little-endian float64 or float32, d numbers. With `shared` they lie in the shared
 memory instead and the payload of PUSH and SNAPSHOT is empty. A length is compared with what the
@@ -63,8 +63,8 @@ PROTOCOL = 1
 HELLO, CHALLENGE, PROOF, WELCOME, JOIN, PUSH, MISFIT, SNAPSHOT, STOP, ERROR = range(1, 11)
 
 HEADER = struct.Struct("<4sBBHIIQqqqdQ")
-# Fewer fields cost less: what is before them is the same in all pushes of a worker, and in all
-# snapshots for it.
+# The bytes before these fields are the same in all pushes of a worker, and in all snapshots for it:
+# packing fewer fields is faster.
 _PUSH_START, _SNAPSHOT_START = 24, 12  # bytes
 PUSH_FIELDS = struct.Struct(f"<{_PUSH_START}sqqqd8x")  # sequence, version, epoch, compute_seconds
 # batch_size, length, sequence, version, epoch

@@ -1,4 +1,4 @@
-"""Checkpoints: the state of a run in one file, saved atomically and never believed unread.
+"""Checkpoints: the state of a run in one file, saved atomically and read back before it counts.
 
     offset  bytes  field
          0     18  magic "ASGD checkpoint 1\\n"
@@ -7,8 +7,8 @@
         58         header, JSON: `Counts`
                    arrays in NumPy's own format, one after another: the parameters, the rule's state
 
-A checkpoint is written under a temporary name, flushed to the disk, renamed and read back. The one
-before it is kept: should the newest be damaged later, a run loses the updates between the two.
+A checkpoint is written under a temporary name, flushed to the disk, read back and renamed. The
+previous one is kept: if the newest is damaged later, the run loses the updates between the two.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def load(path: Path) -> State:
 
 
 def save(directory: Path, state: State) -> Path:
-    """Write a checkpoint, read it back, and only then let go of all but the one before it.
+    """Write a checkpoint, read it back, then remove all but it and the one before.
 
     Raises
     ------
@@ -110,7 +110,7 @@ def save(directory: Path, state: State) -> Path:
     directory.mkdir(exist_ok=True)
     path = directory / f"checkpoint-{state.version:012d}.bin"
     data = pack(state)
-    # Of the same version there may be one already: it must not go before the new one is proved.
+    # There may be one of the same version already; it stays until the new one has been read back.
     with _temporary(path) as temporary:
         with temporary.open("wb") as file:
             file.write(data)

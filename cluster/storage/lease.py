@@ -25,13 +25,12 @@ class LeaseLostError(RunFailedError):
 class Lease:
     """The number of the incarnation that may write a run directory, in a file there.
 
-    Every incarnation of the server takes the next number. Whoever writes for it shares the file's
-    lock and looks at the number first; a number is given under the lock alone. So an older one
-    that is still alive somewhere writes nothing from the moment on at which the newer one was
-    given its number. To look at each update would cost as much as to write it: of the log, only
-    the making of a segment is under the lock. The segment that an older server appends to is taken
-    from under it: before the lock is let go of, a copy takes its name, and what the server has
-    open is a file without a name, gone with its process.
+    Every incarnation of the server takes the next number, under the exclusive lock of the file.
+    A writer takes the shared lock and compares its number first. So an old server that is still
+    alive writes nothing once the new one has its number. Checking the lease on every update would
+    double its cost, so for the log it is checked when a segment is created. The old server still
+    holds its segment open; before the lock is released we replace the file by a copy, so later
+    writes of the old server go to an unlinked file and are lost.
 
     Parameters
     ----------
@@ -43,7 +42,7 @@ class Lease:
         self._path = directory / "lease"
 
     def take(self) -> int:
-        """Return the number of a new incarnation: 0, 1, ...; on disk, it is never given again.
+        """Return the number of a new incarnation, 0, 1, ...; it is on disk and never reused.
 
         Raises
         ------
@@ -55,7 +54,7 @@ class Lease:
         with self._locked(shared=False) as file:
             epoch = _number(file) + 1
             file.seek(0)
-            file.write(f"{epoch:012d}\n")  # always as long: never empty in between
+            file.write(f"{epoch:012d}\n")  # overwrites in place: the file is never empty
             file.flush()
             os.fsync(file.fileno())
             self._take_segments()
@@ -64,7 +63,7 @@ class Lease:
 
     def _take_segments(self) -> None:
         paths = sorted(self._path.parent.glob(LOG_FILES))
-        newest = {path.name.split("-")[1]: path for path in paths}  # the one open, by epoch
+        newest = {path.name.split("-")[1]: path for path in paths}  # by epoch: the open one
         for path in newest.values():
             copy = path.with_name(f"{path.name}.tmp")
             try:
@@ -74,11 +73,11 @@ class Lease:
                     os.fsync(target.fileno())  # the original may be on the disk already
                 os.replace(copy, path)
             finally:
-                copy.unlink(missing_ok=True)  # a disk that is full needs the space
+                copy.unlink(missing_ok=True)  # free the space on a full disk
 
     @contextmanager
     def held(self, epoch: int) -> Iterator[None]:
-        """Write in the block what belongs to an incarnation; others of it may do so meanwhile.
+        """Hold the lease in the block, for writing as an incarnation; its writers may share it.
 
         Raises
         ------
@@ -114,12 +113,12 @@ def check_lease(directory: Path) -> None:
 
 
 def _number(file: IO[str]) -> int:
-    """Return the number in the file of a lease, -1 where none was given yet.
+    """Return the number in the file of a lease, -1 if it holds none yet.
 
     Raises
     ------
     InputError
-        It is damaged. To begin again would give numbers that older servers have.
+        It is damaged. Starting over at 0 would reuse the numbers of older servers.
     """
     file.seek(0)
     text = file.read(_LONGEST)
@@ -130,7 +129,7 @@ def _number(file: IO[str]) -> int:
 
 @contextmanager
 def only_launcher(directory: Path) -> Iterator[None]:
-    """Keep any other launcher from the run directory that `directory` is in.
+    """Keep every other launcher out of the run directory that contains `directory`.
 
     Raises
     ------

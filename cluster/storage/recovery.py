@@ -1,4 +1,4 @@
-"""Going back to the newest checkpoint that can be trusted, and on as far as the log goes."""
+"""Restores a run: the newest good checkpoint, then the log from there."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from cluster.storage.write_ahead import WriteAheadLog, is_logged, read_log
 
 @dataclass(frozen=True, eq=False)
 class Restored:
-    """Where a run can go on.
+    """The point from which a run can continue.
 
     Attributes
     ----------
     state
         The checkpoint; None if none was saved yet.
     version
-        How far the log goes from there; that of the checkpoint where it does not.
+        The last version in the log; that of the checkpoint if the log adds none.
     """
 
     state: State | None
@@ -76,11 +76,11 @@ def start_server(
 
 
 def restore(writer: RunWriter, epoch: int, reason: str, reached: int = 0) -> Restored:
-    """Cut a run directory back to its newest good checkpoint and report what is lost.
+    """Cut a run directory back to its newest good checkpoint and note the loss in the events.
 
-    What the log holds beyond the checkpoint is not lost: the server puts it on record again. The
-    event `server_restored` tells the versions and, by worker, the number of the gradient it is
-    to compute next: what older events say of such a gradient or a later one no longer counts.
+    The server writes the updates that the log adds to the checkpoint to the record again. The event
+    `server_restored` has the versions and, for each worker, the number of its next gradient: older
+    events about this gradient or later ones are void.
 
     Parameters
     ----------
@@ -91,8 +91,8 @@ def restore(writer: RunWriter, epoch: int, reason: str, reached: int = 0) -> Res
     reason
         Why, for the event.
     reached
-        Updates the run is known to have made: it may have made more that nobody saw, so
-        `updates_lost` is a lower bound.
+        Updates that the launcher last saw. It polls every 0.25 s, so `updates_lost` is a lower
+        bound.
 
     Returns
     -------
@@ -102,8 +102,7 @@ def restore(writer: RunWriter, epoch: int, reason: str, reached: int = 0) -> Res
     Raises
     ------
     RunFailedError
-        There are checkpoints, not only the first one, and none of them can be used; the record is
-        left as it was.
+        There are checkpoints after the first, and none can be used. The record is unchanged.
     """
     recorded = recorded_updates(writer.path)
     state, rejected = _newest(writer, recorded)
@@ -114,7 +113,7 @@ def restore(writer: RunWriter, epoch: int, reason: str, reached: int = 0) -> Res
         for worker, sequence in entry.numbers():
             sequences[worker] = max(sequences.get(worker, 0), sequence + 1)
     reached = max(reached, recorded, version)
-    # Before anything is cut: else nobody would know of it if this were interrupted.
+    # First the event, then the cut: an interruption between them leaves a trace.
     writer.event(
         "server_restored",
         reason=reason,
@@ -147,7 +146,7 @@ def _newest(writer: RunWriter, recorded: int) -> tuple[State | None, list[Path]]
             writer.event("checkpoint_damaged", file=path.name, reason=str(error))
         else:
             return state, rejected
-    # A run that has just begun can begin again; a long one must not be thrown away.
+    # Only a run before its first regular checkpoint may start over.
     every = read_run(writer.path).config.run.checkpoint_every
     if any(version_of(path) > every for path in rejected):
         raise RunFailedError(

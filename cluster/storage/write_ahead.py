@@ -1,8 +1,8 @@
-"""The write-ahead log: every update, on file before its answer leaves the server.
+"""The write-ahead log: each update is written to a file before the server answers.
 
-A killed process loses nothing it has written: what it wrote is in the system's memory. A machine
-that loses its power may lose what the system has not yet brought to the disk, seconds of updates;
-what is left of the log is then shorter, never wrong, and checkpoints are flushed.
+A killed process loses nothing that it has written: the page cache holds it. A power failure may
+lose the last seconds of updates that were not yet on the disk; the log is then shorter, never
+wrong. Checkpoints are flushed to the disk.
 
 The log of a run is a few segments, each begun by one incarnation of the server at some version:
 
@@ -20,7 +20,7 @@ The log of a run is a few segments, each begun by one incarnation of the server 
                    d float64; or an incident as JSON. The first byte tells which.
 
 All numbers are little-endian. The first record that is torn, damaged or out of place ends a
-segment. Segments are allocated ahead, which makes writing cheaper and finds a full disk early.
+segment. Space is allocated in advance: writes are cheaper, and a full disk is met early.
 """
 
 from __future__ import annotations
@@ -83,13 +83,13 @@ class WriteAheadLog:
     checkpoint_every
         Updates between two checkpoints: segments begin at one of these.
     segment_bytes
-        At least so long is a segment that another one follows.
+        Smallest length of a segment at which the next one may begin.
 
     Raises
     ------
     OSError
-        It cannot be written, or a newer incarnation has taken over and another segment is due;
-        so do the methods. What is appended to a segment that was taken away is nowhere.
+        It cannot be written, or a newer incarnation has taken over when a segment is due; `append`
+        raises it, too. After a takeover, writes to the old segment are lost.
     """
 
     def __init__(
@@ -217,7 +217,7 @@ class Segment:
 
 
 def segments(directory: Path) -> list[Segment]:
-    """Return the segments in a directory, in order of their making; a damaged header is none."""
+    """Return the segments in a directory, oldest first, without those whose header is damaged."""
     found = []
     for path in sorted(directory.glob(LOG_FILES)):
         with path.open("rb") as file:
@@ -231,9 +231,9 @@ def segments(directory: Path) -> list[Segment]:
 def read_log(directory: Path, version: int, end: int | None = None) -> Iterator[Entry]:
     """Yield what the log holds between two versions, up to the first gap.
 
-    An incarnation begins where the log before it ends: what an older one wrote beyond that point,
-    behind a gap, does not count. Incidents count with the update that follows them: after the last
-    one, the numbers of their gradients are free again.
+    An incarnation begins where the log before it ends: later entries of an older incarnation are
+    ignored. An incident counts only if an update follows it; otherwise the number of its gradient
+    is used again.
     """
     found = segments(directory)
     for number, segment in enumerate(found):
