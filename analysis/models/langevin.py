@@ -11,19 +11,17 @@ from functools import partial
 from typing import Unpack
 
 import numpy as np
-import numpy.typing as npt
 
-from analysis.models.ensemble import Ensemble, PathOptions, PerUpdate, per_update, run_ensemble
+from analysis.models.descent import Descent, DescentBlock
+from analysis.models.ensemble import Ensemble, PathOptions, PerUpdate, run_ensemble
 from analysis.models.noise import SNAPSHOTS, NoiseKind, staleness_noise
-from analysis.models.sme_asgd import check_mu, check_substeps
-from asgd.arguments import number
+from analysis.models.sme_asgd import check_mu
+from asgd.arguments import count, number
 from asgd.problems.base import Array, Problem
 from asgd.streams import Seed
 
-Schedule = npt.NDArray[np.float64]
 
-
-class SmeMsgd:
+class SmeMsgd(DescentBlock):
     """A block of paths of (L4) in steps of dt'/J, semi-implicit (An, Lu, Ying, section 2.1).
 
         v' = (1 - (1-zeta)/J) v - (eta/J) grad f(X) - (eta/sqrt(J)) (S(X)/b)^{1/2} z
@@ -43,18 +41,16 @@ class SmeMsgd:
 
     def __init__(
         self,
-        problem: Problem,
-        learning_rate: Schedule,
+        descent: Descent,
         momentum: float,
-        batch_size: Schedule,
-        substeps: int,
         x: Array,
         rng: np.random.Generator,
+        *,
+        substeps: int = 1,
     ) -> None:
-        self.problem, self.rng, self.substeps = problem, rng, substeps
-        self.learning_rate, self.batch_size = learning_rate.tolist(), batch_size.tolist()
-        self.retention = 1 - (1 - momentum) / substeps
-        self.x, self.v = x, np.zeros_like(x)
+        super().__init__(descent, x, rng)
+        self.substeps, self.retention = substeps, 1 - (1 - momentum) / substeps
+        self.v = np.zeros_like(x)
 
     def step(self, k: int) -> None:
         """Advance one update: J steps of length dt'/J."""
@@ -67,12 +63,8 @@ class SmeMsgd:
             self.v -= amplitude * noise
             self.x += self.v / self.substeps
 
-    def position(self) -> Array:
-        """Return X, shape (paths, d)."""
-        return self.x
 
-
-class SmeLangevin:
+class SmeLangevin(DescentBlock):
     """A block of paths of (L1) in steps of dt/J, with X by (L3) (An, Lu, Ying, section 2.1).
 
     The expected read M follows momentum SGD with zeta = mu and eta' = (1-mu) eta; the iterate is
@@ -91,22 +83,22 @@ class SmeLangevin:
 
     def __init__(
         self,
-        problem: Problem,
-        learning_rate: Schedule,
+        descent: Descent,
         mu: float,
-        batch_size: Schedule,
-        noise: NoiseKind,
-        substeps: int,
-        lag_noise: bool,
-        expected_read: bool,
         x: Array,
         rng: np.random.Generator,
+        *,
+        noise: NoiseKind = "auto",
+        substeps: int = 1,
+        lag_noise: bool = True,
+        expected_read: bool = False,
     ) -> None:
-        self.problem, self.mu, self.substeps = problem, mu, substeps
-        self.learning_rate, self.batch_size = learning_rate.tolist(), batch_size.tolist()
-        self.expected_read = expected_read
+        super().__init__(descent, x, rng)
+        self.mu, self.substeps, self.expected_read = mu, substeps, expected_read
         self.retention = 1 - (1 - mu) / substeps
-        self.noise, gradient = staleness_noise(noise, problem, x, rng, self.retention, lag_noise)
+        self.noise, gradient = staleness_noise(
+            noise, descent.problem, x, rng, self.retention, lag_noise
+        )
         self.m, self.v, self.g = x, np.zeros_like(x), gradient.astype(x.dtype)
 
     def step(self, k: int) -> None:
@@ -167,14 +159,8 @@ def sme_msgd(
         If an argument cannot be used.
     """
     number(momentum, "momentum", least=0.0, below=1.0)
-    block = partial(
-        SmeMsgd,
-        problem,
-        per_update(learning_rate, updates, "learning_rate"),
-        momentum,
-        per_update(batch_size, updates, "batch_size"),
-        check_substeps(substeps),
-    )
+    descent = Descent.of(problem, learning_rate, batch_size, updates)
+    block = partial(SmeMsgd, descent, momentum, substeps=count(substeps, "substeps"))
     return run_ensemble(block, problem, updates, paths, seed, "sme_msgd", 4, **options)
 
 
@@ -222,14 +208,12 @@ def sme_langevin(
     """
     block = partial(
         SmeLangevin,
-        problem,
-        per_update(learning_rate, updates, "learning_rate"),
+        Descent.of(problem, learning_rate, batch_size, updates),
         check_mu(mu),
-        per_update(batch_size, updates, "batch_size"),
-        noise,
-        check_substeps(substeps),
-        lag_noise,
-        expected_read,
+        noise=noise,
+        substeps=count(substeps, "substeps"),
+        lag_noise=lag_noise,
+        expected_read=expected_read,
     )
     return run_ensemble(
         block, problem, updates, paths, seed, "sme_langevin", 2 * SNAPSHOTS + 6, **options

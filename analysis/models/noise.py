@@ -113,12 +113,8 @@ def staleness_noise(
     return carrier(problem, x, rng, retention, lag_noise, kind == "two_point"), gradient
 
 
-class ScalarNoise:
-    """Sigma for d = 1 by (S4), in place: Gamma, from the choice of the lag, and s = E_l S.
-
-    Gamma is the h - g^2 of (S3) without the difference, so it is never negative. Additive noise
-    leaves s what it is at the start. Compiled: an update is two loops around the gradient.
-    """
+class _Carrier:
+    """What the ways to carry Sigma have in common, arguments as of `staleness_noise`."""
 
     def __init__(
         self,
@@ -126,14 +122,29 @@ class ScalarNoise:
         x: Array,
         rng: np.random.Generator,
         retention: float,
-        lag_noise: bool,
-        two_point: bool,
+        lag_noise: bool = True,
+        two_point: bool = False,
     ) -> None:
+        self.problem, self.rng, self.retention = problem, rng, retention
+        self.lag_noise, self.two_point = lag_noise, two_point
+        self.start(x)
+
+    def start(self, x: Array) -> None:
+        """Take in constant pre-history at x."""
+
+
+class ScalarNoise(_Carrier):
+    """Sigma for d = 1 by (S4), in place: Gamma, from the choice of the lag, and s = E_l S.
+
+    Gamma is the h - g^2 of (S3) without the difference, so it is never negative. Additive noise
+    leaves s what it is at the start. Compiled: an update is two loops around the gradient.
+    """
+
+    def start(self, x: Array) -> None:
+        """Take in constant pre-history at x."""
         from analysis.models import compiled
 
         self._compiled = compiled
-        self.problem, self.rng, self.retention = problem, rng, retention
-        self.lag_noise, self.two_point = lag_noise, two_point
         self.gamma, self.s = np.zeros(len(x), x.dtype), self._sampling(x)
         rows = min(DRAWN_UPDATES, max(1, DRAWN_NUMBERS // len(x)))
         self._drawn, self._used = np.empty((rows, len(x)), x.dtype), rows
@@ -158,22 +169,13 @@ class ScalarNoise:
         return self.problem.gradient_covariance(x).astype(x.dtype).reshape(-1)
 
 
-class MatrixNoise:
+class MatrixNoise(_Carrier):
     """Sigma with (d, d) matrices for each path: H of (S3) in two parts, h and s, and a factor."""
 
-    def __init__(
-        self,
-        problem: Problem,
-        x: Array,
-        rng: np.random.Generator,
-        retention: float,
-        lag_noise: bool,
-        two_point: bool,
-    ) -> None:
-        self.problem, self.rng, self.retention = problem, rng, retention
-        self.lag_noise, self.two_point = lag_noise, two_point
-        self.h = outer(problem.gradient(x).astype(x.dtype))
-        self.s = problem.gradient_covariance(x).astype(x.dtype)
+    def start(self, x: Array) -> None:
+        """Take in constant pre-history at x."""
+        self.h = outer(self.problem.gradient(x).astype(x.dtype))
+        self.s = self.problem.gradient_covariance(x).astype(x.dtype)
         self._z = np.empty_like(x)
 
     def kick(self, x: Array, g: Array, batch: float, eta: float, amplitude: float) -> None:
@@ -195,7 +197,7 @@ class MatrixNoise:
         _approach(g, gradient, self.retention)
 
 
-class ExplicitNoise:
+class ExplicitNoise(_Carrier):
     """Sigma carried itself, (S4), in two parts: Gamma, from the choice of the lag, and s = E_l S.
 
         dGamma = -kappa Gamma dt + kappa (grad f(X) + kappa Y)(grad f(X) + kappa Y)^T dt
@@ -204,16 +206,9 @@ class ExplicitNoise:
     h' - g' g'^T of (S3) exactly.
     """
 
-    def __init__(
-        self,
-        problem: Problem,
-        x: Array,
-        rng: np.random.Generator,
-        retention: float,
-        lag_noise: bool,
-    ) -> None:
-        self.problem, self.rng, self.retention, self.lag_noise = problem, rng, retention, lag_noise
-        self.s = problem.gradient_covariance(x).astype(x.dtype)
+    def start(self, x: Array) -> None:
+        """Take in constant pre-history at x."""
+        self.s = self.problem.gradient_covariance(x).astype(x.dtype)
         self.gamma = np.zeros_like(self.s)
         self._z = np.empty_like(x)
 
@@ -233,7 +228,7 @@ class ExplicitNoise:
         _approach(g, gradient, self.retention)
 
 
-class SnapshotNoise:
+class SnapshotNoise(_Carrier):
     """Sigma without matrices, from a few snapshots kept for each path (ours).
 
     Each of R slots holds the gradient G and one draw xi ~ N(0, S) of a past point, and takes the
@@ -246,21 +241,14 @@ class SnapshotNoise:
     gradients the first and second moments of x are those of (S5) exactly. Memory 2 R d a path.
     """
 
-    def __init__(
-        self,
-        problem: Problem,
-        x: Array,
-        rng: np.random.Generator,
-        retention: float,
-        lag_noise: bool,
-    ) -> None:
-        self.problem, self.rng, self.retention, self.lag_noise = problem, rng, retention, lag_noise
-        shape = (len(x), SNAPSHOTS, problem.dim)
-        self.gradients = np.empty(shape if lag_noise else (0, 0, 0), x.dtype)
+    def start(self, x: Array) -> None:
+        """Take in constant pre-history at x."""
+        shape = (len(x), SNAPSHOTS, self.problem.dim)
+        self.gradients = np.empty(shape if self.lag_noise else (0, 0, 0), x.dtype)
         self.noises = np.empty(shape, x.dtype)
         for slot in range(SNAPSHOTS):
-            self.newest, self.noises[:, slot] = problem.gradient_and_noise(x, rng)
-        if lag_noise:
+            self.newest, self.noises[:, slot] = self.problem.gradient_and_noise(x, self.rng)
+        if self.lag_noise:
             self.gradients[:] = self.newest[:, None, :]
 
     def kick(self, x: Array, g: Array, batch: float, eta: float, amplitude: float) -> None:

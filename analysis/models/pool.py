@@ -8,10 +8,9 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from analysis.models.descent import Descent, DescentBlock
 from analysis.models.noise import outer, psd_factor, standard_increments
-from asgd.problems.base import Array, Problem
-
-Schedule = npt.NDArray[np.float64]
+from asgd.problems.base import Array
 
 
 class PoolTurns(Protocol):
@@ -30,7 +29,7 @@ class TurnMaker(Protocol):
         """Return the turns, at update 0."""
 
 
-class Pool:
+class Pool(DescentBlock):
     """A block of paths of (P2): the P snapshots themselves, for each path.
 
     An update uses one snapshot, x' = x - eta (grad f + xi)(snapshot) with xi ~ N(0, S/b), and puts
@@ -42,18 +41,9 @@ class Pool:
     """
 
     def __init__(
-        self,
-        problem: Problem,
-        learning_rate: Schedule,
-        turns: TurnMaker,
-        batch_size: Schedule,
-        x: Array,
-        rng: np.random.Generator,
+        self, descent: Descent, turns: TurnMaker, x: Array, rng: np.random.Generator
     ) -> None:
-        self.problem = problem
-        self.learning_rate, self.batch_size = learning_rate.tolist(), batch_size.tolist()
-        self.rng = rng
-        self.x = x
+        super().__init__(descent, x, rng)
         self.turns = turns(len(x), rng)
         self.snapshots = np.repeat(x[:, None], self.turns.workers, axis=1)
         self._path = np.arange(len(x))
@@ -67,12 +57,8 @@ class Pool:
         self.x += self.learning_rate[k] / math.sqrt(self.batch_size[k]) * noise
         self.snapshots[self._path, slot] = self.x
 
-    def position(self) -> Array:
-        """Return x, shape (paths, d)."""
-        return self.x
 
-
-class PoolMoments:
+class PoolMoments(DescentBlock):
     """A block of paths of (P1): mean and second moment of the pool in place of its members.
 
     O(1) memory, geometric law, (d, d) matrices. One lag noise e enters both lines:
@@ -85,22 +71,11 @@ class PoolMoments:
     `Pool` and the recursion of the moments do not.
     """
 
-    def __init__(
-        self,
-        problem: Problem,
-        learning_rate: Schedule,
-        mu: float,
-        batch_size: Schedule,
-        x: Array,
-        rng: np.random.Generator,
-    ) -> None:
-        self.problem = problem
-        self.learning_rate, self.batch_size = learning_rate.tolist(), batch_size.tolist()
-        self.mu, self.rng = mu, rng
-        self.x = x
-        self.g = problem.gradient(x).astype(x.dtype)
+    def __init__(self, descent: Descent, mu: float, x: Array, rng: np.random.Generator) -> None:
+        super().__init__(descent, x, rng)
+        self.mu, self.g = mu, self.problem.gradient(x).astype(x.dtype)
         self.h = outer(self.g)
-        self.s = problem.gradient_covariance(x).astype(x.dtype)
+        self.s = self.problem.gradient_covariance(x).astype(x.dtype)
 
     def step(self, k: int) -> None:
         """Advance one update."""
@@ -112,10 +87,6 @@ class PoolMoments:
         self.g = mu * self.g + (1 - mu) * (gradient - e)
         self.h = mu * self.h + (1 - mu) * outer(gradient)
         self.s = mu * self.s + (1 - mu) * self.problem.gradient_covariance(self.x)
-
-    def position(self) -> Array:
-        """Return x, shape (paths, d)."""
-        return self.x
 
     def _normal(self, covariance: Array) -> Array:
         z = standard_increments(np.empty_like(self.x), self.rng, two_point=False)

@@ -10,17 +10,16 @@ from typing import Any, Unpack, cast
 import numpy as np
 import numpy.typing as npt
 
-from analysis.models.ensemble import Ensemble, PathOptions, PerUpdate, per_update, run_ensemble
+from analysis.models.descent import Descent, DescentBlock
+from analysis.models.ensemble import Ensemble, PathOptions, PerUpdate, run_ensemble
 from asgd.errors import InputError
 from asgd.problems.base import Array, Problem
 from asgd.rules import Rule, sgd
 from asgd.staleness.values import whole_numbers
 from asgd.streams import Seed
 
-Schedule = npt.NDArray[np.float64]
 
-
-class Replay:
+class Replay(DescentBlock):
     """A block of paths of x_{k+1} = x_k - eta (grad f(x_{k - tau_k}) + xi_k), xi_k ~ N(0, S/b).
 
     Keeps the points that a later update will read and no others. The gradient is taken when it is
@@ -29,20 +28,16 @@ class Replay:
 
     def __init__(
         self,
-        problem: Problem,
-        learning_rate: Schedule,
+        descent: Descent,
         read_version: npt.NDArray[np.int64],
         last_read: npt.NDArray[np.int64],
-        batch_size: Schedule,
         rule: Rule,
         x: Array,
         rng: np.random.Generator,
     ) -> None:
-        self.problem = problem
+        super().__init__(descent, x, rng)
         self.update, self.state = rule.update, rule.init(x)
-        self.learning_rate, self.batch_size = learning_rate.tolist(), batch_size.tolist()
-        self.read_version, self.last_read, self.rng = read_version, last_read, rng
-        self.x = x
+        self.read_version, self.last_read = read_version, last_read
         self.snapshots = {0: x.copy()}
 
     def step(self, k: int) -> None:
@@ -63,10 +58,6 @@ class Replay:
         self.x -= step
         if self.last_read[k + 1] >= 0:
             self.snapshots[k + 1] = self.x.copy()
-
-    def position(self) -> Array:
-        """Return x, shape (paths, d)."""
-        return self.x
 
 
 class Replays:
@@ -137,8 +128,7 @@ def sme_replay(
     given: Sequence[Any] = cast(Sequence[Any], staleness) if several else [staleness]
     sequences = [whole_numbers(tau, "staleness") for tau in given]
     updates = min(tau.size for tau in sequences) if updates is None else updates
-    eta = per_update(learning_rate, updates, "learning_rate")
-    batch = per_update(batch_size, updates, "batch_size")
+    descent = Descent.of(problem, learning_rate, batch_size, updates)
     makers, copies = [], 0
     for tau in sequences:
         read_version = _read_versions(tau, updates)
@@ -147,7 +137,7 @@ def sme_replay(
         held = np.cumsum(np.bincount(np.unique(read_version), minlength=updates + 1))[:-1]
         held -= np.cumsum(np.bincount(last_read[last_read >= 0], minlength=updates))
         copies = max(copies, int(held.max()) + 5)
-        makers.append(partial(Replay, problem, eta, read_version, last_read, batch, rule or sgd()))
+        makers.append(partial(Replay, descent, read_version, last_read, rule or sgd()))
     block = partial(Replays, makers) if several else makers[0]
     return run_ensemble(block, problem, updates, paths, seed, "sme_replay", copies, **options)
 

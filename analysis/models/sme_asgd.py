@@ -9,17 +9,16 @@ from typing import Unpack
 import numpy as np
 import numpy.typing as npt
 
-from analysis.models.ensemble import Ensemble, PathOptions, PerUpdate, per_update, run_ensemble
+from analysis.models.descent import Descent, DescentBlock
+from analysis.models.ensemble import Ensemble, PathOptions, PerUpdate, run_ensemble
 from analysis.models.noise import SNAPSHOTS, NoiseKind, staleness_noise
 from asgd.arguments import count, number, shown
 from asgd.errors import InputError
 from asgd.problems.base import Array, Problem
 from asgd.streams import Seed
 
-Schedule = npt.NDArray[np.float64]
 
-
-class SmeAsgd:
+class SmeAsgd(DescentBlock):
     """A block of paths of (S1)-(S3) in steps of dt/J, semi-implicit (An, Lu, Ying, section 2.2).
 
     The state is X and the expected read g, with Y = -sqrt(eta/(1-mu)) g: in g a learning rate
@@ -43,21 +42,21 @@ class SmeAsgd:
 
     def __init__(
         self,
-        problem: Problem,
-        learning_rate: Schedule,
+        descent: Descent,
         mu: float,
-        batch_size: Schedule,
-        noise: NoiseKind,
-        substeps: int,
-        lag_noise: bool,
         x: Array,
         rng: np.random.Generator,
+        *,
+        noise: NoiseKind = "auto",
+        substeps: int = 1,
+        lag_noise: bool = True,
     ) -> None:
-        self.learning_rate, self.batch_size = learning_rate.tolist(), batch_size.tolist()
-        self.substeps = substeps
-        self.retention = 1 - (1 - mu) / substeps
-        self.noise, gradient = staleness_noise(noise, problem, x, rng, self.retention, lag_noise)
-        self.x, self.g = x, gradient.astype(x.dtype)
+        super().__init__(descent, x, rng)
+        self.substeps, self.retention = substeps, 1 - (1 - mu) / substeps
+        self.noise, gradient = staleness_noise(
+            noise, descent.problem, x, rng, self.retention, lag_noise
+        )
+        self.g = gradient.astype(x.dtype)
 
     def step(self, k: int) -> None:
         """Advance one update: J steps of length dt/J."""
@@ -66,10 +65,6 @@ class SmeAsgd:
         for _ in range(self.substeps):
             self.noise.kick(self.x, self.g, self.batch_size[k], eta, amplitude)
             self.noise.absorb(self.x, self.g)
-
-    def position(self) -> Array:
-        """Return X, shape (paths, d)."""
-        return self.x
 
 
 def check_mu(mu: float) -> float:
@@ -84,17 +79,6 @@ def check_mu(mu: float) -> float:
         return number(mu, "mu", least=0.0, below=1.0)
     except InputError:
         raise InputError(f"mu: {shown(mu)}; accepted: 0 <= mu < 1") from None
-
-
-def check_substeps(substeps: int) -> int:
-    """Return the number of sub-steps if it is at least 1.
-
-    Raises
-    ------
-    InputError
-        If it is not.
-    """
-    return count(substeps, "substeps")
 
 
 def _short_calls(problem: Problem, noise: NoiseKind, dtype: npt.DTypeLike | None) -> bool:
@@ -149,16 +133,9 @@ def sme_asgd(
     """
     if options.get("threads") is None and _short_calls(problem, noise, options.get("dtype")):
         options["threads"] = 1
-    block = partial(
-        SmeAsgd,
-        problem,
-        per_update(learning_rate, updates, "learning_rate"),
-        check_mu(mu),
-        per_update(batch_size, updates, "batch_size"),
-        noise,
-        check_substeps(substeps),
-        True,
-    )
+    descent = Descent.of(problem, learning_rate, batch_size, updates)
+    substeps = count(substeps, "substeps")
+    block = partial(SmeAsgd, descent, check_mu(mu), noise=noise, substeps=substeps)
     return run_ensemble(
         block, problem, updates, paths, seed, "sme_asgd", 2 * SNAPSHOTS + 4, **options
     )

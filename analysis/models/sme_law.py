@@ -7,15 +7,14 @@ from functools import partial
 from typing import Literal, Unpack
 
 import numpy as np
-import numpy.typing as npt
 
 from analysis.models.clocks import pool_turns
+from analysis.models.descent import Descent, DescentBlock
 from analysis.models.ensemble import (
     BlockMaker,
     Ensemble,
     PathOptions,
     PerUpdate,
-    per_update,
     run_ensemble,
 )
 from analysis.models.history import History, HistoryMatrixNoise, HistorySnapshotNoise, Weights
@@ -30,13 +29,12 @@ from asgd.staleness import Geometric, GeometricMixture, StalenessLaw
 from asgd.staleness.law import a_law
 from asgd.streams import Seed, as_seed, stream
 
-Closure = Literal["iid", "sampling", "pool", "pool_moments"]
-Schedule = npt.NDArray[np.float64]
+PathClosure = Literal["iid", "sampling", "pool", "pool_moments"]
 
 _OFF = 0.1  # workers by which the mean of a measured law may be off
 
 
-class SmeLaw:
+class SmeLaw(DescentBlock):
     """A block of paths of (G1): the last L gradients under the weights of the law.
 
     x' = x - eta g + eta Sigma^{1/2} z with g = sum_l w_l grad f(x_{k-l}); Sigma with matrices up
@@ -46,16 +44,14 @@ class SmeLaw:
 
     def __init__(
         self,
-        problem: Problem,
-        learning_rate: Schedule,
+        descent: Descent,
         weights: Weights,
-        batch_size: Schedule,
         lag_noise: bool,
         x: Array,
         rng: np.random.Generator,
     ) -> None:
-        self.learning_rate, self.batch_size = learning_rate.tolist(), batch_size.tolist()
-        self.x = x
+        super().__init__(descent, x, rng)
+        problem = descent.problem
         gradient = problem.gradient(x).astype(x.dtype)
         self.gradients = History(weights, gradient)
         self.noise: HistoryMatrixNoise | HistorySnapshotNoise
@@ -73,10 +69,6 @@ class SmeLaw:
         self.x += kick
         self.gradients.push(self.noise.absorb(self.x))
 
-    def position(self) -> Array:
-        """Return x, shape (paths, d)."""
-        return self.x
-
 
 def sme_law(
     problem: Problem,
@@ -86,7 +78,7 @@ def sme_law(
     paths: int,
     seed: Seed,
     *,
-    closure: Closure = "pool",
+    closure: PathClosure = "pool",
     workers: int | None = None,
     turns: RecordedTurns | None = None,
     batch_size: PerUpdate = 1,
@@ -128,17 +120,16 @@ def sme_law(
         If an argument cannot be used.
     """
     seed = as_seed(seed)
-    eta = per_update(learning_rate, updates, "learning_rate")
-    batch = per_update(batch_size, updates, "batch_size")
+    descent = Descent.of(problem, learning_rate, batch_size, updates)
     routes: dict[str, Callable[[], tuple[BlockMaker, int]]] = {
         "pool": lambda: (
-            _pool(problem, eta, _laws_of_workers(law, workers), batch, seed)
+            _pool(descent, _laws_of_workers(law, workers), seed)
             if turns is None
-            else _recorded_pool(problem, eta, turns, batch)
+            else _recorded_pool(descent, turns)
         ),
-        "pool_moments": lambda: _pool_moments(problem, eta, _one_law(law), batch),
-        "iid": lambda: _independent(problem, eta, _one_law(law), batch, lag_noise=True),
-        "sampling": lambda: _independent(problem, eta, _one_law(law), batch, lag_noise=False),
+        "pool_moments": lambda: _pool_moments(descent, _one_law(law)),
+        "iid": lambda: _independent(descent, _one_law(law), lag_noise=True),
+        "sampling": lambda: _independent(descent, _one_law(law), lag_noise=False),
     }
     if closure not in routes:
         raise InputError(f"closure: {closure!r}; accepted: {', '.join(routes)}")
@@ -190,34 +181,25 @@ def _whole_pool(law: StalenessLaw) -> int:
     return round(workers)
 
 
-def _pool(
-    problem: Problem, eta: Schedule, laws: Sequence[StalenessLaw], batch: Schedule, seed: int
-) -> tuple[BlockMaker, int]:
+def _pool(descent: Descent, laws: Sequence[StalenessLaw], seed: int) -> tuple[BlockMaker, int]:
     turns = pool_turns(laws, stream(seed, "sme_law/turns"))
-    return partial(Pool, problem, eta, turns, batch), len(laws) + 4
+    return partial(Pool, descent, turns), len(laws) + 4
 
 
-def _recorded_pool(
-    problem: Problem, eta: Schedule, recorded: RecordedTurns, batch: Schedule
-) -> tuple[BlockMaker, int]:
+def _recorded_pool(descent: Descent, recorded: RecordedTurns) -> tuple[BlockMaker, int]:
     turns: TurnMaker = partial(ResampledTurns, recorded)
-    return partial(Pool, problem, eta, turns, batch), recorded.workers + 4
+    return partial(Pool, descent, turns), recorded.workers + 4
 
 
-def _pool_moments(
-    problem: Problem, eta: Schedule, law: StalenessLaw, batch: Schedule
-) -> tuple[BlockMaker, int]:
+def _pool_moments(descent: Descent, law: StalenessLaw) -> tuple[BlockMaker, int]:
     if not isinstance(law, Geometric):
         raise InputError(f"closure: pool_moments with {law}; accepted: a geometric law, or pool")
-    return partial(PoolMoments, problem, eta, law.mu, batch), 4 + 4 * problem.dim
+    return partial(PoolMoments, descent, law.mu), 4 + 4 * descent.problem.dim
 
 
-def _independent(
-    problem: Problem, eta: Schedule, law: StalenessLaw, batch: Schedule, lag_noise: bool
-) -> tuple[BlockMaker, int]:
+def _independent(descent: Descent, law: StalenessLaw, lag_noise: bool) -> tuple[BlockMaker, int]:
     if isinstance(law, Geometric):
-        block = partial(SmeAsgd, problem, eta, law.mu, batch, "auto", 1, lag_noise)
-        return block, 2 * SNAPSHOTS + 4
+        return partial(SmeAsgd, descent, law.mu, lag_noise=lag_noise), 2 * SNAPSHOTS + 4
     weights = law.weights(law.support_length())
-    copies = len(weights) * (1 + min(2 * problem.dim, 2)) + 4
-    return partial(SmeLaw, problem, eta, weights, batch, lag_noise), copies
+    copies = len(weights) * (1 + min(2 * descent.problem.dim, 2)) + 4
+    return partial(SmeLaw, descent, weights, lag_noise), copies

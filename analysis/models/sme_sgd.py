@@ -7,18 +7,16 @@ from functools import partial
 from typing import Unpack
 
 import numpy as np
-import numpy.typing as npt
 
-from analysis.models.ensemble import Ensemble, PathOptions, PerUpdate, per_update, run_ensemble
+from analysis.models.descent import Descent, DescentBlock
+from analysis.models.ensemble import Ensemble, PathOptions, PerUpdate, run_ensemble
 from asgd.arguments import count
 from asgd.errors import InputError
 from asgd.problems.base import Array, Problem
 from asgd.streams import Seed
 
-Schedule = npt.NDArray[np.float64]
 
-
-class SmeSgd:
+class SmeSgd(DescentBlock):
     """A block of paths of (S6) in steps of eta/J, Heun's drift with noise taken at the start.
 
         dX = -(grad f + (eta/2) Hess f grad f)(X) dt + sqrt(eta) (S(X)/b)^{1/2} dB
@@ -37,16 +35,14 @@ class SmeSgd:
 
     def __init__(
         self,
-        problem: Problem,
-        learning_rate: Schedule,
-        batch_size: Schedule,
-        substeps: int,
+        descent: Descent,
         x: Array,
         rng: np.random.Generator,
+        *,
+        substeps: int = 1,
     ) -> None:
-        self.problem, self.rng, self.substeps = problem, rng, substeps
-        self.learning_rate, self.batch_size = learning_rate.tolist(), batch_size.tolist()
-        self.x = x
+        super().__init__(descent, x, rng)
+        self.substeps = substeps
 
     def step(self, k: int) -> None:
         """Advance one update: J steps of length eta/J."""
@@ -61,15 +57,11 @@ class SmeSgd:
             self.x -= time_step / 2 * (first + second)
             self.x += kick
 
-    def position(self) -> Array:
-        """Return X, shape (paths, d)."""
-        return self.x
-
     def _slope(self, x: Array, gradient: Array, eta: float) -> Array:
         return gradient + eta / 2 * self.problem.hessian_vector(x, gradient)
 
 
-class GaussianSgd:
+class GaussianSgd(DescentBlock):
     """A block of paths of x' = x - eta grad f(x) + eta (S(x)/b)^{1/2} z.
 
     The native scheme of (S6): its drift is the flow of (S6) over one update to third order in eta,
@@ -83,27 +75,11 @@ class GaussianSgd:
 
     weak_order = 2.0
 
-    def __init__(
-        self,
-        problem: Problem,
-        learning_rate: Schedule,
-        batch_size: Schedule,
-        x: Array,
-        rng: np.random.Generator,
-    ) -> None:
-        self.problem, self.rng = problem, rng
-        self.learning_rate, self.batch_size = learning_rate.tolist(), batch_size.tolist()
-        self.x = x
-
     def step(self, k: int) -> None:
         """Advance one update."""
         gradient, noise = self.problem.gradient_and_noise(self.x, self.rng)
         self.x -= self.learning_rate[k] * gradient
         self.x += self.learning_rate[k] / math.sqrt(self.batch_size[k]) * noise
-
-    def position(self) -> Array:
-        """Return x, shape (paths, d)."""
-        return self.x
 
 
 def sme_sgd(
@@ -141,12 +117,11 @@ def sme_sgd(
     InputError
         If an argument cannot be used.
     """
-    eta = per_update(learning_rate, updates, "learning_rate")
-    batch = per_update(batch_size, updates, "batch_size")
+    descent = Descent.of(problem, learning_rate, batch_size, updates)
     if count(substeps, "substeps") > 1 and native:
         raise InputError(f"substeps: {substeps}; accepted: at least 1, and 1 where native is set")
     if native:
-        block = partial(GaussianSgd, problem, eta, batch)
+        block = partial(GaussianSgd, descent)
         return run_ensemble(block, problem, updates, paths, seed, "sme_sgd/native", 3, **options)
-    heun = partial(SmeSgd, problem, eta, batch, substeps)
+    heun = partial(SmeSgd, descent, substeps=substeps)
     return run_ensemble(heun, problem, updates, paths, seed, "sme_sgd", 8, **options)

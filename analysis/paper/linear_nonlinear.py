@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import ks_2samp
 
+from analysis.models.descent import Descent
 from analysis.models.ensemble import Block
 from analysis.models.langevin import SmeLangevin
 from analysis.models.sme_asgd import SmeAsgd
@@ -95,11 +96,11 @@ def _block(
     problem: Problem, pairing: Pairing, linear: bool, paths: int, rng: np.random.Generator
 ) -> Block:
     ones = np.ones(UPDATES)
-    eta, m = LEARNING_RATE * ones, pairing.substeps
+    descent, m = Descent(problem, LEARNING_RATE * ones, ones), pairing.substeps
     x = np.tile(problem.initial_point(rng), (paths, 1))
     if linear:
-        return pairing.linear(problem, eta, MU, ones, "matrix", m, True, False, x, rng)
-    return SmeAsgd(problem, eta, MU, ones, "matrix", m, True, x, rng)
+        return pairing.linear(descent, MU, x, rng, noise="matrix", substeps=m)
+    return SmeAsgd(descent, MU, x, rng, noise="matrix", substeps=m)
 
 
 def _same_noise(name: str, pairing: Pairing, seed: int) -> dict[str, object]:

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import ks_2samp
 
+from analysis.models.descent import Descent
 from analysis.models.discrete import AsgdIid, MomentumSgd
 from analysis.models.ensemble import Block, run_ensemble
 from analysis.paper.claim import Claim, pvalue_text, value
@@ -72,7 +73,7 @@ def _formulas() -> pd.DataFrame:
 def _asgd(eta: float, mu: float, updates: int, x: Array, rng: np.random.Generator) -> AsgdIid:
     length = min(Geometric(mu).support_length(1e-9), updates + 1)
     ones = np.ones(updates)
-    return AsgdIid(PROBLEM, eta * ones, Geometric(mu), length, ones, x, rng)
+    return AsgdIid(Descent(PROBLEM, eta * ones, ones), Geometric(mu), length, x, rng)
 
 
 def _read(eta: float, mu: float, updates: int, x: Array, rng: np.random.Generator) -> ExpectedRead:
@@ -83,7 +84,7 @@ def _momentum(
     eta: float, mu: float, updates: int, x: Array, rng: np.random.Generator
 ) -> MomentumSgd:
     ones = np.ones(updates)
-    return MomentumSgd(PROBLEM, (1.0 - mu) * eta * ones, mu, ones, x, rng)
+    return MomentumSgd(Descent(PROBLEM, (1.0 - mu) * eta * ones, ones), mu, x, rng)
 
 
 MakeBlock = Callable[[float, float, int, Array, np.random.Generator], Block]

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.exact.moments import stationary_variance
+from analysis.models.descent import Descent
 from analysis.models.discrete import AsgdIid
 from analysis.paper.claim import Claim
 from analysis.paper.stationary import ExpectedRead, decay_updates, thinned_samples
@@ -71,15 +72,9 @@ def _row(eta: float, mu: float, paths: int, seed: int) -> dict[str, float]:
     law = Geometric(mu)
     length = min(law.support_length(1e-9), updates)
     ones = np.ones(updates)
-    asgd = AsgdIid(
-        problem,
-        eta * ones,
-        law,
-        length,
-        ones,
-        np.zeros((paths, 1)),
-        stream(seed, f"temperature/{eta}/{mu}"),
-    )
+    rng = stream(seed, f"temperature/{eta}/{mu}")
+    descent = Descent(problem, eta * ones, ones)
+    asgd = AsgdIid(descent, law, length, np.zeros((paths, 1)), rng)
     read = ExpectedRead(asgd, mu)
     both = thinned_samples(_Both(asgd, read), burn_in, spacing, SAMPLES)
     iterate, expected_read = _variance(both[..., 0]), _variance(both[..., 1])

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from analysis.models.descent import Descent
 from analysis.models.history import History, HistoryMatrixNoise, HistorySnapshotNoise
 from analysis.models.noise import (
     DRAWN_UPDATES,
@@ -204,15 +205,13 @@ def test_compiled_step_is_the_equation(problem, noise, substeps, lag_noise, dtyp
     paths, updates, mu, eta, batch = 131, 20, 0.8, 0.2, 3.0
     start = np.linspace(-2, 2, paths)[:, None]
     block = SmeAsgd(
-        problem,
-        np.full(updates, eta),
+        Descent(problem, np.full(updates, eta), np.full(updates, batch)),
         mu,
-        np.full(updates, batch),
-        noise,
-        substeps,
-        lag_noise,
         start.astype(dtype),
         stream(9, "z"),
+        noise=noise,
+        substeps=substeps,
+        lag_noise=lag_noise,
     )
     for k in range(updates):
         block.step(k)

@@ -6,6 +6,7 @@ import pytest
 from scipy.integrate import solve_ivp
 
 from analysis.exact.moments import asgd_moments
+from analysis.models.descent import Descent
 from analysis.models.langevin import SmeLangevin, sme_langevin, sme_msgd
 from analysis.models.sme_asgd import SmeAsgd, sme_asgd
 from analysis.models.sme_sgd import sme_sgd
@@ -117,29 +118,9 @@ def test_langevin_form_is_the_nonlinear_form_for_linear_gradients(batch, substep
     problem, updates, mu = small_least_squares(2), 50, 0.8
     schedules = np.full(updates, 0.05), np.full(updates, float(batch))
     start = np.ones((20, 2))
-    native = SmeAsgd(
-        problem,
-        schedules[0],
-        mu,
-        schedules[1],
-        "matrix",
-        substeps,
-        True,
-        start.copy(),
-        stream(8, "z"),
-    )
-    langevin = SmeLangevin(
-        problem,
-        schedules[0],
-        mu,
-        schedules[1],
-        "matrix",
-        substeps,
-        True,
-        False,
-        start.copy(),
-        stream(8, "z"),
-    )
+    descent, options = Descent(problem, *schedules), {"noise": "matrix", "substeps": substeps}
+    native = SmeAsgd(descent, mu, start.copy(), stream(8, "z"), **options)
+    langevin = SmeLangevin(descent, mu, start.copy(), stream(8, "z"), **options)
     for k in range(updates):
         native.step(k)
         langevin.step(k)

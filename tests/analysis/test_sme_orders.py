@@ -5,6 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from analysis.models.descent import Descent
 from analysis.models.langevin import SmeLangevin, SmeMsgd
 from analysis.models.sme_asgd import SmeAsgd
 from analysis.models.sme_sgd import GaussianSgd, SmeSgd
@@ -79,23 +80,27 @@ def run(make, updates, eta, paths, rng, noise=0.8):
 
 
 def sme_asgd(m, noise="matrix"):
-    return lambda p, eta, b, x, rng: SmeAsgd(p, eta, MU, b, noise, m, True, x, rng)
+    return lambda p, eta, b, x, rng: SmeAsgd(
+        Descent(p, eta, b), MU, x, rng, noise=noise, substeps=m
+    )
 
 
 def langevin(m):
-    return lambda p, eta, b, x, rng: SmeLangevin(p, eta, MU, b, "matrix", m, True, False, x, rng)
+    return lambda p, eta, b, x, rng: SmeLangevin(
+        Descent(p, eta, b), MU, x, rng, noise="matrix", substeps=m
+    )
 
 
 def msgd(m):
-    return lambda p, eta, b, x, rng: SmeMsgd(p, eta, MU, b, m, x, rng)
+    return lambda p, eta, b, x, rng: SmeMsgd(Descent(p, eta, b), MU, x, rng, substeps=m)
 
 
 def sme_sgd(m):
-    return lambda p, eta, b, x, rng: SmeSgd(p, eta, b, m, x, rng)
+    return lambda p, eta, b, x, rng: SmeSgd(Descent(p, eta, b), x, rng, substeps=m)
 
 
 def native_sgd(p, eta, b, x, rng):
-    return GaussianSgd(p, eta, b, x, rng)
+    return GaussianSgd(Descent(p, eta, b), x, rng)
 
 
 MODELS = {
@@ -171,7 +176,9 @@ def test_equation_of_theorem3_is_the_integrator(problem, substeps):
     eta, updates, paths = 0.05, 40, 30
     z = stream(6, "given").standard_normal((updates * substeps, paths))
     ones, start = np.ones(updates), np.full((paths, 1), problem.initial)
-    block = SmeAsgd(problem, eta * ones, MU, ones, "matrix", substeps, True, start, Given(z))
+    block = SmeAsgd(
+        Descent(problem, eta * ones, ones), MU, start, Given(z), noise="matrix", substeps=substeps
+    )
     equation = _Equation(problem, eta / substeps, 1 - (1 - MU) / substeps, paths)
     for k in range(updates):
         block.step(k)

@@ -1,0 +1,44 @@
+"""What every model of a descent is given, and the state that its blocks of paths share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from analysis.models.ensemble import PerUpdate, per_update
+from asgd.problems.base import Array, Problem
+
+
+@dataclass(frozen=True)
+class Descent:
+    """A problem with the learning rate and the batch size of each update, shape (updates,)."""
+
+    problem: Problem
+    learning_rate: Array
+    batch_size: Array
+
+    @classmethod
+    def of(
+        cls, problem: Problem, learning_rate: PerUpdate, batch_size: PerUpdate, updates: int
+    ) -> Descent:
+        """Take numbers or schedules, whose errors `per_update` raises."""
+        return cls(
+            problem,
+            per_update(learning_rate, updates, "learning_rate"),
+            per_update(batch_size, updates, "batch_size"),
+        )
+
+
+class DescentBlock:
+    """Paths of a descent that start at `x`, shape (paths, d); a model adds `step`."""
+
+    def __init__(self, descent: Descent, x: Array, rng: np.random.Generator) -> None:
+        self.problem, self.x, self.rng = descent.problem, x, rng
+        # Python's numbers: with NumPy's own, float32 paths would be computed in float64.
+        self.learning_rate = descent.learning_rate.tolist()
+        self.batch_size = descent.batch_size.tolist()
+
+    def position(self) -> Array:
+        """Return x, shape (paths, d)."""
+        return self.x
