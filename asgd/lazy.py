@@ -36,6 +36,6 @@ def lazy(
         return value
 
     def names() -> list[str]:
-        return sorted({*vars(sys.modules[package]), *home})
+        return sorted(home)
 
     return get, names, list(home)

@@ -17,10 +17,10 @@ import numpy.typing as npt
 from analysis.exact.linear_gradients import LinearGradients
 from analysis.exact.moments import Closure, MomentRecursion
 from asgd.errors import InputError
-from asgd.problems.base import Array, Problem
-from asgd.streams import stream
+from asgd.problems.base import Array, Problem, starting_point
+from asgd.staleness import Integers
 
-Batches = npt.NDArray[np.int64]
+Batches = Integers
 
 
 def decay_rate(curvature: npt.ArrayLike, learning_rate: float, mu: float) -> float:
@@ -145,7 +145,7 @@ class FinalLoss:
     ) -> None:
         gradients = LinearGradients.of(problem)
         recursion = MomentRecursion(gradients, mu, closure)
-        start = problem.initial_point(stream(seed, "initial")) if initial is None else initial
+        start = starting_point(problem, seed) if initial is None else initial
         self._start = recursion.initial_state(np.asarray(start, dtype=float))
         self._fixed, self._noise = recursion.transition(learning_rate)
         self._weights = recursion.loss_weights()

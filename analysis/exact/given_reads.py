@@ -14,16 +14,13 @@ from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from analysis.exact.linear_gradients import LinearGradients
 from analysis.models.clocks import pool_turns
 from analysis.models.pool import PoolTurns
 from asgd.errors import InputError
 from asgd.problems.base import Array
-from asgd.staleness import StalenessLaw
-
-Integers = npt.NDArray[np.int64]
+from asgd.staleness import Integers, StalenessLaw
 
 # Covariances of all live snapshots that may be held: 2**26 doubles are 512 MB.
 LARGEST_STATE = 2**26

@@ -18,13 +18,10 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from analysis.profile.queueing import ServerTimes
 from asgd.problems.base import Array
-from asgd.staleness import StalenessLaw
-
-Integers = npt.NDArray[np.int64]
+from asgd.staleness import Integers, StalenessLaw
 
 
 class Turns(Protocol):

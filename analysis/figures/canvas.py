@@ -9,12 +9,9 @@ from typing import Any, Literal, cast
 
 import matplotlib
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-
-Array = npt.NDArray[np.float64]
 
 INK = "#1b1b1f"
 OBSERVED = INK

@@ -17,11 +17,11 @@ from analysis.figures.canvas import (
     INK,
     ORANGE,
     PINK,
-    Array,
     finish,
     key,
     new_axes,
 )
+from asgd.problems.base import Array
 
 _MARKS = 40  # points of a law that are marked
 _LAWS = ((ORANGE, "o-"), (BLUE, "s--"), (GREEN, "^:"))  # colour and mark of each, in order

@@ -15,14 +15,11 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-import numpy.typing as npt
 
 from analysis.models.pool import TurnMaker
 from analysis.models.turns import START_UP, TURNS, Turns, memoryless_rates, pool_hazards
 from asgd.problems.base import Array
-from asgd.staleness import StalenessLaw
-
-Integers = npt.NDArray[np.int64]
+from asgd.staleness import Integers, StalenessLaw
 
 # Levels at which the quantiles of a compute time are kept: evenly in logit, so that both tails are
 # resolved; the first and the last are 0 and 1.

@@ -15,8 +15,8 @@ import numpy.typing as npt
 from numba import njit
 
 from asgd.problems.base import Array
+from asgd.staleness import Integers
 
-Integers = npt.NDArray[np.int64]
 Loop = TypeVar("Loop", bound=Callable[..., Any])
 
 WRITTEN, READ = "{0}[::1]", "Array({0}, 1, 'C', readonly=True)"

@@ -34,7 +34,8 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from analysis.models.statistics import PathStatistics
 from asgd.arguments import count, number, shown
 from asgd.errors import InputError
-from asgd.problems.base import Array, Problem
+from asgd.problems.base import Array, Problem, starting_point
+from asgd.staleness import Integers
 from asgd.streams import Seed, as_seed, stream
 
 PerUpdate = float | Sequence[float] | npt.NDArray[Any]
@@ -90,13 +91,13 @@ class Ensemble:
         x after the last update, shape (paths, d).
     """
 
-    update: npt.NDArray[np.int64]
-    mean: npt.NDArray[np.float64]
-    second_moment: npt.NDArray[np.float64]
-    loss_mean: npt.NDArray[np.float64]
-    loss_std: npt.NDArray[np.float64]
-    quantile_levels: npt.NDArray[np.float64]
-    loss_quantiles: npt.NDArray[np.float64]
+    update: Integers
+    mean: Array
+    second_moment: Array
+    loss_mean: Array
+    loss_std: Array
+    quantile_levels: Array
+    loss_quantiles: Array
     paths: int
     final: Array
 
@@ -136,9 +137,7 @@ class PathOptions(TypedDict, total=False):
     progress: Callable[[int, int], None] | None
 
 
-def per_update(
-    value: PerUpdate, updates: int, key: str, *, fractional: bool = False
-) -> npt.NDArray[np.float64]:
+def per_update(value: PerUpdate, updates: int, key: str, *, fractional: bool = False) -> Array:
     """Return a constant or a schedule as one positive number per update, shape (updates,).
 
     A block takes `.tolist()` of it: with NumPy's own scalars float32 paths would be computed in
@@ -321,7 +320,7 @@ class _Watch:
 
 
 def _run_block(
-    block: Block, updates: int, at: npt.NDArray[np.int64], statistics: PathStatistics, watch: _Watch
+    block: Block, updates: int, at: Integers, statistics: PathStatistics, watch: _Watch
 ) -> None:
     wanted = iter(enumerate(at.tolist()))
     row, following = next(wanted)
@@ -371,15 +370,13 @@ def _over_blocks(
             raise
 
 
-def _quantile_paths(paths: int) -> npt.NDArray[np.int64]:
+def _quantile_paths(paths: int) -> Integers:
     """Return the paths whose losses are kept, spread evenly: a function of their number alone."""
     kept = min(paths, QUANTILE_PATHS)
     return np.arange(kept, dtype=np.int64) * paths // kept
 
 
-def _loss_quantiles(
-    losses: npt.NDArray[np.float64], levels: npt.NDArray[np.float64]
-) -> npt.NDArray[np.float64]:
+def _loss_quantiles(losses: Array, levels: Array) -> Array:
     # The k-th of n paths is put at level k/(n+1), the chance that one more path is below it. The
     # default puts the extremes at 0 and 1 and makes bands from few paths too narrow.
     with np.errstate(invalid="ignore"):
@@ -389,7 +386,7 @@ def _loss_quantiles(
 def initial_point(problem: Problem, initial: npt.ArrayLike | None, seed: int) -> Array:
     """Return x_0, shape (d,): as given, or the problem's own under this seed."""
     if initial is None:
-        return problem.initial_point(stream(seed, "initial"))
+        return starting_point(problem, seed)
     try:
         x = np.asarray(initial, dtype=float)
     except (TypeError, ValueError):
@@ -401,7 +398,7 @@ def initial_point(problem: Problem, initial: npt.ArrayLike | None, seed: int) ->
     return x
 
 
-def _recorded_updates(record: npt.ArrayLike | None, updates: int) -> npt.NDArray[np.int64]:
+def _recorded_updates(record: npt.ArrayLike | None, updates: int) -> Integers:
     if record is None:
         return np.arange(updates + 1, dtype=np.int64)
     given = np.asarray(record)

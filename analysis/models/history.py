@@ -5,12 +5,10 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import numpy.typing as npt
 
 from analysis.models.noise import SNAPSHOTS, outer, psd_factor, standard_increments
 from asgd.problems.base import Array, Problem
-
-Weights = npt.NDArray[np.float64]
+from asgd.staleness import Integers
 
 
 class History:
@@ -26,7 +24,7 @@ class History:
         The first value, any shape.
     """
 
-    def __init__(self, weights: Weights, first: Array) -> None:
+    def __init__(self, weights: Array, first: Array) -> None:
         self.length = len(weights)
         self.ring = np.tile(first, (self.length, *([1] * first.ndim)))
         self.newest = 0
@@ -44,7 +42,7 @@ class History:
         flat = self.ring.reshape(self.length, -1)
         return (self._table[start : start + self.length] @ flat).reshape(self.ring.shape[1:])
 
-    def pick(self, lag: npt.NDArray[np.int64]) -> Array:
+    def pick(self, lag: Integers) -> Array:
         """Return for path p the values lag[..., p] steps old, shape (..., paths, d)."""
         path = np.arange(self.ring.shape[1])
         return self.ring[(self.newest - lag) % self.length, path]
@@ -59,7 +57,7 @@ class HistoryMatrixNoise:
         x: Array,
         gradient: Array,
         rng: np.random.Generator,
-        weights: Weights,
+        weights: Array,
         lag_noise: bool,
     ) -> None:
         self.problem, self.rng = problem, rng
@@ -98,7 +96,7 @@ class HistorySnapshotNoise:
         problem: Problem,
         x: Array,
         rng: np.random.Generator,
-        weights: Weights,
+        weights: Array,
         gradients: History,
         lag_noise: bool,
     ) -> None:

@@ -6,11 +6,11 @@ import math
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from analysis.models.descent import Descent, DescentBlock
 from analysis.models.noise import outer, psd_factor, standard_increments
 from asgd.problems.base import Array
+from asgd.staleness import Integers
 
 
 class PoolTurns(Protocol):
@@ -18,7 +18,7 @@ class PoolTurns(Protocol):
 
     workers: int
 
-    def next(self) -> npt.NDArray[np.int64]:
+    def next(self) -> Integers:
         """Return the snapshot each path uses, shape (paths,), and make it the newest."""
 
 

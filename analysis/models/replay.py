@@ -15,6 +15,7 @@ from analysis.models.ensemble import Ensemble, PathOptions, PerUpdate, run_ensem
 from asgd.errors import InputError
 from asgd.problems.base import Array, Problem
 from asgd.rules import Rule, sgd
+from asgd.staleness import Integers
 from asgd.staleness.values import whole_numbers
 from asgd.streams import Seed
 
@@ -29,8 +30,8 @@ class Replay(DescentBlock):
     def __init__(
         self,
         descent: Descent,
-        read_version: npt.NDArray[np.int64],
-        last_read: npt.NDArray[np.int64],
+        read_version: Integers,
+        last_read: Integers,
         rule: Rule,
         x: Array,
         rng: np.random.Generator,
@@ -142,7 +143,7 @@ def sme_replay(
     return run_ensemble(block, problem, updates, paths, seed, "sme_replay", copies, **options)
 
 
-def _read_versions(tau: npt.NDArray[Any], updates: int) -> npt.NDArray[np.int64]:
+def _read_versions(tau: npt.NDArray[Any], updates: int) -> Integers:
     if tau.ndim != 1 or not 0 < updates <= len(tau):
         raise InputError(f"staleness: shape {tau.shape}; accepted: ({updates},) or longer")
     version: npt.NDArray[Any] = np.arange(updates) - tau[:updates]

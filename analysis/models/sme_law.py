@@ -17,7 +17,7 @@ from analysis.models.ensemble import (
     PerUpdate,
     run_ensemble,
 )
-from analysis.models.history import History, HistoryMatrixNoise, HistorySnapshotNoise, Weights
+from analysis.models.history import History, HistoryMatrixNoise, HistorySnapshotNoise
 from analysis.models.noise import MATRIX_DIM, SNAPSHOTS
 from analysis.models.pool import Pool, PoolMoments, TurnMaker
 from analysis.models.recorded_turns import RecordedTurns, ResampledTurns
@@ -45,7 +45,7 @@ class SmeLaw(DescentBlock):
     def __init__(
         self,
         descent: Descent,
-        weights: Weights,
+        weights: Array,
         lag_noise: bool,
         x: Array,
         rng: np.random.Generator,

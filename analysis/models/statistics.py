@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
 from asgd.problems.base import Array, Problem
+from asgd.staleness import Integers
 
 
 class PathStatistics:
@@ -27,8 +27,8 @@ class PathStatistics:
         problem: Problem,
         paths: int,
         records: int,
-        chosen: npt.NDArray[np.int64],
-        losses: npt.NDArray[np.float64] | None,
+        chosen: Integers,
+        losses: Array | None,
     ) -> None:
         self.problem, self.paths = problem, paths
         self.losses = losses

@@ -12,12 +12,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 
-from asgd.staleness import StalenessLaw
-
-Integers = npt.NDArray[np.int64]
-Hazards = npt.NDArray[np.float64]
+from asgd.problems.base import Array
+from asgd.staleness import Integers, StalenessLaw
 
 # Turns simulated for one correction of the hazards, after a start-up of so many turns of each
 # worker, and the number of corrections.
@@ -39,7 +36,7 @@ class Turns:
         Number of independent pools.
     """
 
-    def __init__(self, hazard: Hazards, paths: int, rng: np.random.Generator) -> None:
+    def __init__(self, hazard: Array, paths: int, rng: np.random.Generator) -> None:
         self.rng = rng
         self.workers, self.length = hazard.shape
         self.uniform = self.length == 1 and bool(np.all(hazard == hazard[0]))
@@ -79,7 +76,7 @@ class Turns:
         self.ages = self.ages[index]
 
 
-def pool_hazards(laws: Sequence[StalenessLaw], rng: np.random.Generator) -> Hazards:
+def pool_hazards(laws: Sequence[StalenessLaw], rng: np.random.Generator) -> Array:
     """Return hazards with which the age at use of each worker's snapshot has its law, (P, L).
 
     Fixed-point iteration: simulate the turns, and multiply each hazard by what its law wants over
@@ -102,14 +99,14 @@ def pool_hazards(laws: Sequence[StalenessLaw], rng: np.random.Generator) -> Haza
     return hazard
 
 
-def memoryless_rates(laws: Sequence[StalenessLaw]) -> Hazards | None:
+def memoryless_rates(laws: Sequence[StalenessLaw]) -> Array | None:
     """Return the constant hazard of each law, shape (P, 1), None if one of them varies with age."""
     length = max(law.support_length() for law in laws)
     hazard = np.stack([law.hazard(length) for law in laws])
     return hazard[:, :1] if np.ptp(hazard, axis=1).max() < 1e-9 else None
 
 
-def _count(hazard: Hazards, rng: np.random.Generator) -> tuple[Hazards, Hazards]:
+def _count(hazard: Array, rng: np.random.Generator) -> tuple[Array, Array]:
     """Return how often each worker's snapshot was used at each age, and how often it had it."""
     from analysis.models.compiled import tally
 

@@ -13,7 +13,7 @@ from analysis.models.descent import Descent
 from analysis.models.discrete import AsgdIid, MomentumSgd
 from analysis.models.ensemble import Block, run_ensemble
 from analysis.paper.claim import Claim, pvalue_text, value
-from analysis.paper.stationary import ExpectedRead, decay_updates, thinned_samples
+from analysis.paper.stationary import ExpectedReadPaths, decay_updates, thinned_samples
 from asgd.problems.base import Array
 from asgd.problems.scalar import Quadratic
 from asgd.staleness import Geometric
@@ -76,8 +76,10 @@ def _asgd(eta: float, mu: float, updates: int, x: Array, rng: np.random.Generato
     return AsgdIid(Descent(PROBLEM, eta * ones, ones), Geometric(mu), length, x, rng)
 
 
-def _read(eta: float, mu: float, updates: int, x: Array, rng: np.random.Generator) -> ExpectedRead:
-    return ExpectedRead(_asgd(eta, mu, updates, x, rng), mu)
+def _read(
+    eta: float, mu: float, updates: int, x: Array, rng: np.random.Generator
+) -> ExpectedReadPaths:
+    return ExpectedReadPaths(_asgd(eta, mu, updates, x, rng), mu)
 
 
 def _momentum(

@@ -8,7 +8,7 @@ from analysis.models.ensemble import Block
 from asgd.problems.base import Array
 
 
-class ExpectedRead:
+class ExpectedReadPaths:
     """A block of paths of ASGD seen through M = sum_l w_l x_{k-l}, geometric staleness.
 
     m' = mu m + (1 - mu) x', An, Lu, Ying, section 2.1.

@@ -9,7 +9,7 @@ from analysis.exact.moments import stationary_variance
 from analysis.models.descent import Descent
 from analysis.models.discrete import AsgdIid
 from analysis.paper.claim import Claim
-from analysis.paper.stationary import ExpectedRead, decay_updates, thinned_samples
+from analysis.paper.stationary import ExpectedReadPaths, decay_updates, thinned_samples
 from asgd.problems.base import Array
 from asgd.problems.scalar import Quadratic
 from asgd.staleness import Geometric
@@ -75,7 +75,7 @@ def _row(eta: float, mu: float, paths: int, seed: int) -> dict[str, float]:
     rng = stream(seed, f"temperature/{eta}/{mu}")
     descent = Descent(problem, eta * ones, ones)
     asgd = AsgdIid(descent, law, length, np.zeros((paths, 1)), rng)
-    read = ExpectedRead(asgd, mu)
+    read = ExpectedReadPaths(asgd, mu)
     both = thinned_samples(_Both(asgd, read), burn_in, spacing, SAMPLES)
     iterate, expected_read = _variance(both[..., 0]), _variance(both[..., 1])
     theory = _variances(a, s2, eta, mu)
@@ -96,7 +96,7 @@ def _row(eta: float, mu: float, paths: int, seed: int) -> dict[str, float]:
 class _Both:
     """Iterate and expected read of the same paths, side by side."""
 
-    def __init__(self, asgd: AsgdIid, read: ExpectedRead) -> None:
+    def __init__(self, asgd: AsgdIid, read: ExpectedReadPaths) -> None:
         self.asgd, self.read = asgd, read
 
     def step(self, k: int) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from asgd.config import RunConfig
 from asgd.errors import InputError
 
-MOST_WORKERS = 10_000
+MOST_PLANNED_WORKERS = 10_000
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,11 @@ def choices_of(
     own, rate = config.cluster.workers, config.optimizer.learning_rate
     if workers is None:
         around = {max(1, own // 2), own, 2 * own}
-        workers = sorted({min(count, MOST_WORKERS) for count in around})
+        workers = sorted({min(count, MOST_PLANNED_WORKERS) for count in around})
     learning_rates = [rate / 2, rate, 2 * rate] if learning_rates is None else learning_rates
     batch_sizes = [config.optimizer.batch_size] if batch_sizes is None else batch_sizes
     for name, counts, most in (
-        ("workers", workers, MOST_WORKERS),
+        ("workers", workers, MOST_PLANNED_WORKERS),
         ("batch size", batch_sizes, 10**9),
     ):
         wrong = [count for count in counts if not 1 <= count <= most]

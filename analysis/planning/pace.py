@@ -7,7 +7,6 @@ further worker is taken to have a core of its own.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
 from typing import Any, Protocol
@@ -24,7 +23,7 @@ from analysis.profile.queueing import (
     MeasuredTimes,
     ServerTimes,
     measured_cycles,
-    queue_staleness,
+    server_staleness,
 )
 from asgd.config import OptimizerConfig, RunConfig
 from asgd.delays import ComputeTime
@@ -37,7 +36,6 @@ from asgd.streams import stream
 MOST_LIMITED = 512  # workers whose limits are computed
 
 _UPDATES = 20_000  # simulated where law or speed are not known in closed form; or 20 per worker
-_CHUNK = 64  # times drawn at once for one worker
 _BOUNDED_PATHS = 16  # servers with a bound that the law and the speed are read off
 
 
@@ -172,7 +170,7 @@ class ConfiguredPace:
         turns = partial(QueueReads, server, drawn=drawn)
         # under a drawn order whose turn it is does not depend on times: that of memoryless workers
         alike = ServerTimes(ComputeTime("exponential", np.ones(workers))) if drawn else server
-        return Pace(_law(alike), speed, turns, alike)
+        return Pace(server_staleness(alike, _UPDATES), speed, turns, alike)
 
 
 @dataclass(frozen=True)
@@ -227,7 +225,7 @@ class MeasuredPace:
         cycles = [np.maximum(known[w % len(known)] + more, 0.0) for w in range(workers)]
         server = ServerTimes(MeasuredTimes(cycles))
         speed = _speed(server, "free")
-        return Pace(_law(server), speed, partial(QueueReads, server), server)
+        return Pace(server_staleness(server, _UPDATES), speed, partial(QueueReads, server), server)
 
 
 def with_workers(config: RunConfig, workers: int) -> RunConfig:
@@ -239,15 +237,6 @@ def with_workers(config: RunConfig, workers: int) -> RunConfig:
         compute = msgspec.structs.replace(compute, mean=means)
     cluster = msgspec.structs.replace(cluster, workers=workers, compute_time=compute)
     return msgspec.structs.replace(config, cluster=cluster)
-
-
-def _law(server: ServerTimes) -> StalenessLaw:
-    return queue_staleness(
-        server.times,
-        gradient_time=server.dead_time,
-        service_time=server.service_time,
-        updates=_UPDATES,
-    )
 
 
 def _synchronous(server: ServerTimes) -> Pace:
@@ -290,9 +279,9 @@ def _speed(server: ServerTimes, schedule: str) -> float:
         return float((1.0 / cycles).sum()) if np.all(cycles > 0) else np.inf
     workers, rng = len(cycles), stream(0, "pace")
     updates = max(_UPDATES, 20 * workers)
-    clocks = [_endless(server, worker, rng) for worker in range(workers)]
+    clocks = [server.cycles(worker, rng) for worker in range(workers)]
     order = server_order(
-        lambda worker, _: server.dead_time + next(clocks[worker]),
+        lambda worker, _: next(clocks[worker]),
         workers,
         updates,
         turns=rng.integers(workers, size=updates) if schedule == "uniform" else None,
@@ -301,8 +290,3 @@ def _speed(server: ServerTimes, schedule: str) -> float:
     half = updates // 2
     seconds = float(order.applied_seconds[-1] - order.applied_seconds[half - 1])
     return (updates - half) / seconds if seconds else np.inf
-
-
-def _endless(server: ServerTimes, worker: int, rng: np.random.Generator) -> Iterator[float]:
-    while True:
-        yield from server.times.draw_many(worker, _CHUNK, rng).tolist()

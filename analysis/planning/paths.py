@@ -20,8 +20,8 @@ from analysis.planning.turns import Reads, ServerTurns
 from asgd.problems.base import Array, Problem
 from asgd.problems.plugin import PluginProblem
 from asgd.rules import Rule, State
+from asgd.staleness import Integers
 
-Integers = npt.NDArray[np.int64]
 TurnsOf = Callable[[int, np.random.Generator], ServerTurns]
 
 # Of the paths: with more that diverged, the rest is not worth its time.

@@ -18,7 +18,6 @@ from typing import Any
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
 from analysis.exact.limits import StabilityLimits
@@ -28,27 +27,27 @@ from analysis.planning.pace import ConfiguredPace, MeasuredPace, Pace, PaceOf
 from analysis.planning.paths import PathSetting, PlannedPaths, path_count, planned_paths
 from analysis.planning.row import FAR, HEADS, PlanRow, PointLimits
 from analysis.prediction.run_stability import leading_curvatures
+from analysis.prediction.setting import path_dtype
 from asgd.config import OptimizerConfig, RunConfig
 from asgd.errors import InputError
 from asgd.problems import make_problem
-from asgd.problems.base import Array, Problem
-from asgd.problems.linear import LinearModel
+from asgd.problems.base import Array, Problem, starting_point
 from asgd.rules import make_rule
 from asgd.rundir.problem_record import check_problem
 from asgd.rundir.reader import Run
 from asgd.schedules import batch_schedule, learning_rate_schedule
+from asgd.staleness import Integers
 from asgd.streams import stream
 
 _EVEN, _EARLY = 40, 120  # points of a predicted curve, evenly in updates and in their logarithm
 _TARGET = 0.95  # of the way down: what is left at the end is slow, and hidden in scatter
-_SINGLE_DIM = 256  # from here on linear models are served in single precision
 
 # Paths of every choice, and more of one that would be called best; fewer where they cost more.
 _FIRST = {"numbers": 3e8, "fewest": 16, "most": 64}
 _MORE = {"numbers": 2e9, "fewest": 64, "most": 448}
 _FIRST_SHARE = 0.8  # of the progress
 
-Progress = Callable[[str, float], None]
+NamedProgress = Callable[[str, float], None]
 Share = Callable[[int, int], None]
 
 
@@ -165,7 +164,7 @@ def plan(
     updates: int | None = None,
     probe: bool = False,
     force: bool = False,
-    progress: Progress | None = None,
+    progress: NamedProgress | None = None,
 ) -> Plan:
     """Predict every combination of workers, learning rates and batch sizes.
 
@@ -207,7 +206,7 @@ def plan(
     problem = make_problem(config)
     if isinstance(source, Run):
         check_problem(source, problem, "plan", force=force)
-    initial = problem.initial_point(stream(config.run.seed, "initial"))
+    initial = starting_point(problem, config.run.seed)
     sizes = [choice.batch_size for choice in choices]
     cost = GradientCost.probe(problem, initial, sizes) if probe else None
     pace_of: PaceOf = (
@@ -280,7 +279,6 @@ class _Planner:
     ) -> PlannedPaths:
         optimizer = scaled(self._config.optimizer, choice)
         batch = batch_schedule(optimizer).array(self._updates).astype(np.int64) * pace.gradients
-        linear = isinstance(self._problem, LinearModel) and self._problem.dim > _SINGLE_DIM
         setting = PathSetting(
             problem=self._problem,
             initial=self._initial,
@@ -290,7 +288,7 @@ class _Planner:
             turns=pace.turns,
             record=_record(self._updates),
             largest_loss=self._config.run.divergence_factor * max(1.0, abs(self._first_loss)),
-            dtype=np.float32 if linear else np.float64,
+            dtype=path_dtype(self._problem),
         )
         paths = path_count(setting, choice.workers, **size)
         rng = stream(self._config.run.seed, f"plan/{name}/{choice}")
@@ -344,13 +342,13 @@ def scaled(optimizer: OptimizerConfig, choice: Choice) -> OptimizerConfig:
     )
 
 
-def _record(updates: int) -> npt.NDArray[np.int64]:
+def _record(updates: int) -> Integers:
     even = np.linspace(0, updates, _EVEN + 1)
     early = np.geomspace(1, updates, _EARLY)
     return np.unique(np.concatenate([even, early]).round().astype(np.int64))
 
 
-def _shares(progress: Progress | None, name: str, begun: float, part: float) -> Share:
+def _shares(progress: NamedProgress | None, name: str, begun: float, part: float) -> Share:
     """Return what turns the share of one choice's work into that of the whole."""
 
     def report(done: int, total: int) -> None:
@@ -377,7 +375,7 @@ def _timed(row: PlanRow, target: float) -> PlanRow:
 
 
 def _confirmed(
-    planner: _Planner, rows: list[PlanRow], target: float, progress: Progress | None
+    planner: _Planner, rows: list[PlanRow], target: float, progress: NamedProgress | None
 ) -> int | None:
     """Give the rows that lead many paths, in place, until the leading one has them; return it."""
     seen: set[int] = set()

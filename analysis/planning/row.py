@@ -7,7 +7,6 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from analysis.exact.limits import StabilityLimits, Verdict
 from analysis.planning.choices import Choice
@@ -15,6 +14,7 @@ from analysis.planning.pace import Pace
 from analysis.planning.paths import PlannedPaths
 from analysis.profile.verdict import in_words
 from asgd.problems.base import Array
+from asgd.staleness import Integers
 
 HEADS = (
     *("", "workers", "rate", "batch", "staleness", "law", "updates/s"),
@@ -253,7 +253,7 @@ class PlanRow:
         )
 
 
-def updates_to(update: npt.NDArray[np.int64], loss: Array, target: float) -> int | None:
+def updates_to(update: Integers, loss: Array, target: float) -> int | None:
     """Return the first update at which a curve is at or below the target, None if it never is.
 
     Between two recorded updates the curve is taken to be straight.

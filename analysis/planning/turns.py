@@ -9,13 +9,10 @@ from __future__ import annotations
 from typing import NamedTuple, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from analysis.profile.queueing import ServerTimes
 from asgd.problems.base import Array
-from asgd.staleness import StalenessLaw
-
-Integers = npt.NDArray[np.int64]
+from asgd.staleness import Integers, StalenessLaw
 
 
 class Reads(NamedTuple):

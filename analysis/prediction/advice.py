@@ -13,11 +13,11 @@ from analysis.profile.dependence import start_up
 from asgd.divergence import DIVERGED
 from asgd.errors import AsgdError, DivergedError
 from asgd.problems import make_problem
+from asgd.problems.base import starting_point
 from asgd.rules import make_rule
 from asgd.rundir.reader import Run, read_run
 from asgd.schedules import learning_rate_schedule
 from asgd.staleness import Empirical, staleness_of
-from asgd.streams import stream
 
 
 def diverged(run: Run) -> bool:
@@ -70,7 +70,7 @@ def _setting(run: Run) -> Setting:
         problem=problem,
         learning_rate=learning_rate_schedule(optimizer).array(len(trace)),
         batch_size=optimizer.batch_size,
-        initial=problem.initial_point(stream(run.config.run.seed, "initial")),
+        initial=starting_point(problem, run.config.run.seed),
         record=np.zeros(1, dtype=np.int64),
         law=Empirical.from_sample(staleness[start_up(staleness) :]),
         closure=closure_of(run),

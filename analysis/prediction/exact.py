@@ -15,7 +15,7 @@ from analysis.exact.given_reads import PointMoments, Reads, read_moments
 from analysis.exact.linear_gradients import LARGEST_DIM, LinearGradients
 from analysis.exact.moments import Closure, MomentRecursion
 from analysis.models.noise import psd_factor
-from analysis.prediction.loss_curve import QUANTILE_LEVELS, LossCurve
+from analysis.prediction.loss_curve import SCORED_LEVELS, LossCurve
 from analysis.prediction.setting import Setting
 from asgd.problems import LeastSquares, Quadratic
 from asgd.problems.base import Array
@@ -104,7 +104,7 @@ def _of_moments(
     curvature, basis = np.linalg.eigh(gradients.curvature)
     offset, size = basis.T @ gradients.offset, len(setting.record)
     loss_mean, std, mean_error = np.empty(size), np.empty(size), np.zeros(size)
-    quantiles = np.full((size, len(QUANTILE_LEVELS)), np.nan)
+    quantiles = np.full((size, len(SCORED_LEVELS)), np.nan)
     draws = np.empty(0)
     for row, (mean, covariance) in enumerate(moments):
         if row == 0:
@@ -122,7 +122,7 @@ def _of_moments(
         if np.isfinite(std[row]):
             z = draws @ psd_factor(covariance).swapaxes(-1, -2)
             rise = (z @ slope[:, :, None])[..., 0] + z**2 @ curvature / 2
-            quantiles[row] = np.quantile(value[:, None] + rise, QUANTILE_LEVELS)
+            quantiles[row] = np.quantile(value[:, None] + rise, SCORED_LEVELS)
     end = basis @ mean.mean(axis=0)
     return LossCurve(setting.record, loss_mean, std, quantiles, None, end, mean_error)
 

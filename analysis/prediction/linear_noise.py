@@ -38,10 +38,8 @@ from analysis.prediction.exact import quadratic_cumulants
 from analysis.prediction.loss_curve import LossCurve
 from asgd.errors import InputError
 from asgd.problems.base import Array, Problem
-from asgd.staleness import Geometric, StalenessLaw
+from asgd.staleness import Geometric, Integers, StalenessLaw
 from asgd.streams import stream
-
-Integers = npt.NDArray[np.int64]
 
 TIMES = 8  # at which curvature and noise are taken
 PROBES = 8  # draws of the noise at each of them

@@ -6,13 +6,13 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from analysis.models.ensemble import Ensemble
 from asgd.problems.base import Array
+from asgd.staleness import Integers
 
 # Levels i/40: the 5 % and 95 % ends of the band, and a grid even enough to score by (CRPS).
-QUANTILE_LEVELS = np.arange(1, 40) / 40.0
+SCORED_LEVELS = np.arange(1, 40) / 40.0
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class LossCurve:
     mean, std
         Of the loss, shape (m,).
     quantiles
-        At `QUANTILE_LEVELS`, shape (m, q).
+        At `SCORED_LEVELS`, shape (m, q).
     paths
         Simulated paths behind the numbers; None where none were.
     end
@@ -38,7 +38,7 @@ class LossCurve:
         Update from which on there are no values, because the method does not hold there; or None.
     """
 
-    update: npt.NDArray[np.int64]
+    update: Integers
     mean: Array
     std: Array
     quantiles: Array
@@ -59,7 +59,7 @@ class LossCurve:
 
     @classmethod
     def of_ensemble(cls, ensemble: Ensemble) -> LossCurve:
-        """Take the curve from an ensemble recorded at `QUANTILE_LEVELS`."""
+        """Take the curve from an ensemble recorded at `SCORED_LEVELS`."""
         return cls(
             ensemble.update,
             ensemble.loss_mean,
@@ -73,7 +73,7 @@ class LossCurve:
     @classmethod
     def of_cumulants(
         cls,
-        update: npt.NDArray[np.int64],
+        update: Integers,
         first: Array,
         second: Array,
         third: Array,
@@ -97,9 +97,9 @@ class LossCurve:
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             skew = np.where(std > 0, third / std**3, 0.0)[:, None]
             shape = 4.0 / skew**2
-            levels = np.where(skew < 0, 1.0 - QUANTILE_LEVELS, QUANTILE_LEVELS)
+            levels = np.where(skew < 0, 1.0 - SCORED_LEVELS, SCORED_LEVELS)
             gamma = np.sign(skew) * (gammaincinv(shape, levels) - shape) / np.sqrt(shape)
         # A gamma law of large shape is normal; its inverse is then inexact.
-        standard = np.where(np.abs(skew) > 1e-2, gamma, ndtri(QUANTILE_LEVELS))
+        standard = np.where(np.abs(skew) > 1e-2, gamma, ndtri(SCORED_LEVELS))
         quantiles = first[:, None] + std[:, None] * standard
         return cls(update, first, std, quantiles, None, end, np.zeros_like(std))

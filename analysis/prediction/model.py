@@ -29,7 +29,7 @@ from analysis.models.sme_law import sme_law
 from analysis.models.sme_sgd import sme_sgd
 from analysis.prediction.exact import drawn_sequences, geometric_curve, given_reads, is_linear
 from analysis.prediction.linear_noise import lag_amplification, linear_noise
-from analysis.prediction.loss_curve import QUANTILE_LEVELS, LossCurve
+from analysis.prediction.loss_curve import SCORED_LEVELS, LossCurve
 from analysis.prediction.run_stability import leading_curvatures
 from analysis.prediction.setting import RunSetting, Setting
 from asgd.errors import InputError, UnreliableEstimateError
@@ -368,7 +368,7 @@ def _path_options(setting: Setting, progress: Progress | None) -> PathOptions:
             "dtype": setting.dtype,
             "initial": setting.initial,
             "record": setting.record,
-            "quantile_levels": QUANTILE_LEVELS,
+            "quantile_levels": SCORED_LEVELS,
             "progress": progress,
         },
     )

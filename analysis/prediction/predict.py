@@ -18,7 +18,7 @@ import pandas as pd
 
 from analysis.exact.moments import Closure
 from analysis.prediction.duration import expected_seconds
-from analysis.prediction.loss_curve import QUANTILE_LEVELS, LossCurve
+from analysis.prediction.loss_curve import SCORED_LEVELS, LossCurve
 from analysis.prediction.model import MODELS, Model, Progress
 from analysis.prediction.run_stability import run_stability
 from analysis.prediction.setting import RunSetting, whole
@@ -45,7 +45,7 @@ _COLUMNS: Types = {
     "model": str,
     "update": np.int64,
     **dict.fromkeys(("loss_mean", "loss_std", "loss_mean_error"), np.float64),
-    **dict.fromkeys(map(quantile_column, QUANTILE_LEVELS), np.float64),
+    **dict.fromkeys(map(quantile_column, SCORED_LEVELS), np.float64),
 }
 
 
@@ -353,6 +353,6 @@ def _frame(name: str, curve: LossCurve) -> pd.DataFrame:
         "loss_mean_error": curve.mean_error,
     }
     quantiles = {
-        quantile_column(level): curve.quantiles[:, i] for i, level in enumerate(QUANTILE_LEVELS)
+        quantile_column(level): curve.quantiles[:, i] for i, level in enumerate(SCORED_LEVELS)
     }
     return pd.DataFrame({**columns, **quantiles})

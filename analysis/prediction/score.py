@@ -10,15 +10,15 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from analysis.prediction.loss_curve import QUANTILE_LEVELS
+from analysis.prediction.loss_curve import SCORED_LEVELS
 from analysis.prediction.model import LABELS
 from analysis.prediction.predict import Prediction, quantile_column
 from analysis.profile.repeats import as_runs
 from asgd.errors import InputError
+from asgd.problems.base import Array
 from asgd.rundir.reader import Run
+from asgd.staleness import Integers
 from asgd.streams import stream
-
-Array = npt.NDArray[np.float64]
 
 _DRAWS = 2000
 _LEVEL = 0.95  # of every interval
@@ -193,7 +193,7 @@ def _score(observed: Array, curve: pd.DataFrame) -> ModelScore:
 def _by_point(observed: Array, curve: pd.DataFrame) -> tuple[npt.NDArray[np.bool_], Array]:
     """Return whether each observed point is inside the band, and its CRPS, shape (runs, m)."""
     low, high = (curve[quantile_column(level)].to_numpy() for level in (0.05, 0.95))
-    quantiles = curve[[quantile_column(level) for level in QUANTILE_LEVELS]].to_numpy()
+    quantiles = curve[[quantile_column(level) for level in SCORED_LEVELS]].to_numpy()
     return (observed >= low) & (observed <= high), crps_from_quantiles(observed, quantiles)
 
 
@@ -321,14 +321,14 @@ def crps_from_quantiles(observed: Array, quantiles: Array) -> Array:
     """Return the continuous ranked probability score of forecasts given by their quantiles.
 
     The score is twice the integral of the pinball loss over the levels; the integrand vanishes
-    at the levels 0 and 1, so the even grid `QUANTILE_LEVELS` is a trapezoid rule for it.
+    at the levels 0 and 1, so the even grid `SCORED_LEVELS` is a trapezoid rule for it.
 
     Parameters
     ----------
     observed
         Shape (..., m).
     quantiles
-        At `QUANTILE_LEVELS`, shape (m, q).
+        At `SCORED_LEVELS`, shape (m, q).
 
     Returns
     -------
@@ -336,12 +336,12 @@ def crps_from_quantiles(observed: Array, quantiles: Array) -> Array:
         Shape (..., m), in units of the observation.
     """
     difference = observed[..., None] - quantiles
-    pinball = np.maximum(QUANTILE_LEVELS * difference, (QUANTILE_LEVELS - 1.0) * difference)
-    step = QUANTILE_LEVELS[1] - QUANTILE_LEVELS[0]
+    pinball = np.maximum(SCORED_LEVELS * difference, (SCORED_LEVELS - 1.0) * difference)
+    step = SCORED_LEVELS[1] - SCORED_LEVELS[0]
     return np.asarray(2.0 * step * pinball.sum(axis=-1))
 
 
-def _observed(run: Run, update: npt.NDArray[np.int64]) -> Array:
+def _observed(run: Run, update: Integers) -> Array:
     known = run.loss["update"].to_numpy()
     missing = np.setdiff1d(update, known)
     if len(missing):

@@ -15,13 +15,13 @@ from analysis.profile.repeats import as_runs
 from analysis.profile.stragglers import taking_part
 from asgd.config import OptimizerConfig
 from asgd.problems import make_problem
-from asgd.problems.base import Array, Problem
+from asgd.problems.base import Array, Problem, starting_point
 from asgd.problems.linear import LinearModel
 from asgd.rules import Rule, make_rule
 from asgd.rundir.events import team_sizes
 from asgd.rundir.reader import Run
 from asgd.schedules import learning_rate_schedule
-from asgd.staleness import Geometric, StalenessLaw, staleness_of
+from asgd.staleness import Geometric, Integers, StalenessLaw, staleness_of
 from asgd.streams import stream
 
 # Beyond this dimension linear models are served in single precision: its rounding moves a loss by
@@ -61,9 +61,9 @@ class Setting:
 
     problem: Problem
     initial: Array
-    learning_rate: float | npt.NDArray[np.float64]
-    batch_size: int | npt.NDArray[np.int64]
-    record: npt.NDArray[np.int64]
+    learning_rate: float | Array
+    batch_size: int | Integers
+    record: Integers
     law: StalenessLaw
     closure: Closure
     workers: int
@@ -77,9 +77,8 @@ class Setting:
 
     @property
     def dtype(self) -> npt.DTypeLike:
-        """The precision of paths, float32 for a linear model of many parameters."""
-        wide = isinstance(self.problem, LinearModel) and self.problem.dim > _SINGLE_DIM
-        return np.float32 if wide else np.float64
+        """The precision of paths."""
+        return path_dtype(self.problem)
 
     @property
     def updates(self) -> int:
@@ -107,7 +106,7 @@ class RunSetting(Setting):
         together.
     """
 
-    staleness: tuple[npt.NDArray[np.int64], ...]
+    staleness: tuple[Integers, ...]
     mu: float
     synchronous: bool = False
 
@@ -130,7 +129,7 @@ class RunSetting(Setting):
             batch_size=_batch_sizes(run, updates)
             if optimizer.batch_schedule.at or waits
             else batch_size,
-            initial=problem.initial_point(stream(config.run.seed, "initial")),
+            initial=starting_point(problem, config.run.seed),
             record=run.loss["update"].to_numpy(),
             staleness=tuple(
                 staleness_of(one.trace["update"].to_numpy(), one.trace["read_version"].to_numpy())
@@ -145,6 +144,12 @@ class RunSetting(Setting):
             rule=None if _plain(optimizer) else make_rule(optimizer),
             synchronous=config.cluster.mode == "sync",
         )
+
+
+def path_dtype(problem: Problem) -> npt.DTypeLike:
+    """Return the precision of paths: float32 for a linear model of many parameters."""
+    wide = isinstance(problem, LinearModel) and problem.dim > _SINGLE_DIM
+    return np.float32 if wide else np.float64
 
 
 def whole(runs: Sequence[Run]) -> list[Run]:
@@ -162,7 +167,7 @@ def _plain(optimizer: OptimizerConfig) -> bool:
     return optimizer.rule == "sgd" and optimizer.clip_norm is None
 
 
-def _batch_sizes(run: Run, updates: int) -> int | npt.NDArray[np.int64]:
+def _batch_sizes(run: Run, updates: int) -> int | Integers:
     """Return the samples behind each update, or their number if it never changes."""
     sizes = run.trace["batch_size"].to_numpy().astype(np.int64)[:updates]
     return int(sizes[0]) if np.all(sizes == sizes[0]) else sizes
@@ -184,7 +189,7 @@ def team_of(run: Run) -> int:
     return int(np.bincount(_team_sizes(run)).argmax())
 
 
-def _team_sizes(run: Run) -> npt.NDArray[np.int64]:
+def _team_sizes(run: Run) -> Integers:
     return team_sizes(run.events, run.config.cluster.workers, max(len(run.trace), 1))
 
 

@@ -16,9 +16,8 @@ from scipy.sparse import csr_array
 
 from analysis.profile.dependence import block_resamples, cell_size
 from analysis.profile.estimators import Counts
-
-Array = npt.NDArray[np.float64]
-Integers = npt.NDArray[np.int64]
+from asgd.problems.base import Array
+from asgd.staleness import Integers
 
 _AT_ONCE = 16  # resamples: a sparse table is read once for all of them
 

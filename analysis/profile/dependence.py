@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.fft import irfft, next_fast_len, rfft
 
-Array = npt.NDArray[np.float64]
-Integers = npt.NDArray[np.int64]
+from asgd.problems.base import Array
+from asgd.staleness import Integers
 
 START_UP_RULE = (
     "dropped up to the last update computed on version 0 and one mean life of a snapshot more, "

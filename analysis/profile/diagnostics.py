@@ -15,9 +15,7 @@ import pandas as pd
 
 from analysis.profile.cells import Cells
 from analysis.profile.dependence import block_resamples, standard_error
-
-Array = npt.NDArray[np.float64]
-Integers = npt.NDArray[np.int64]
+from asgd.staleness import Integers
 
 
 @dataclass(frozen=True)

@@ -12,23 +12,21 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import numpy.typing as npt
 from scipy.optimize import brentq
 from scipy.special import digamma, gammaln, xlogy
 
+from asgd.problems.base import Array
 from asgd.staleness import (
     ConstantPlusGeometric,
     ConwayMaxwellPoisson,
     Empirical,
     Geometric,
     GeometricMixture,
+    Integers,
     NegativeBinomial,
     Poisson,
     StalenessLaw,
 )
-
-Array = npt.NDArray[np.float64]
-Integers = npt.NDArray[np.int64]
 
 # Beyond these the laws equal their limits to all digits that matter: NegativeBinomial the Poisson
 # law, ConwayMaxwellPoisson a law on at most two neighbouring values.

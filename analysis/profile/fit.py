@@ -39,14 +39,12 @@ from analysis.profile.verdict import (
     recommendation,
 )
 from asgd.errors import InputError, UnreliableEstimateError
+from asgd.problems.base import Array
 from asgd.rundir.files import replace_file
 from asgd.rundir.reader import Run
 from asgd.rundir.repeats import as_run
-from asgd.staleness import Empirical, Geometric, StalenessLaw
+from asgd.staleness import Empirical, Geometric, Integers, StalenessLaw
 from asgd.streams import Seed, as_seed, stream
-
-Array = npt.NDArray[np.float64]
-Integers = npt.NDArray[np.int64]
 
 LEAST_UPDATES = 100
 LEAST_CYCLES = 10  # updates per worker

@@ -13,17 +13,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 from scipy.stats import chi2
 
 from analysis.profile.cells import Cells
 from analysis.profile.dependence import cell_size, long_run_covariance
 from analysis.profile.estimators import ESTIMATORS, Counts
 from asgd.errors import InputError
-from asgd.staleness import Geometric, StalenessLaw
+from asgd.problems.base import Array
+from asgd.staleness import Geometric, Integers, StalenessLaw
 
-Array = npt.NDArray[np.float64]
-Integers = npt.NDArray[np.int64]
 Statistic = Literal["tv", "ks", "cvm"]
 
 _BINS = 20

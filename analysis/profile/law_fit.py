@@ -11,7 +11,6 @@ from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 from scipy.stats import norm, t
 
 from analysis.profile import goodness
@@ -19,11 +18,9 @@ from analysis.profile.cells import Cells
 from analysis.profile.dependence import lost_variance
 from analysis.profile.estimators import ESTIMATORS, Counts, log_likelihood
 from asgd.errors import InputError
-from asgd.staleness import Empirical, StalenessLaw
+from asgd.problems.base import Array
+from asgd.staleness import Empirical, Integers, StalenessLaw
 from asgd.streams import stream
-
-Array = npt.NDArray[np.float64]
-Integers = npt.NDArray[np.int64]
 
 GOODNESS_RESAMPLES = 199
 _INTERVAL_RESAMPLES = 399

@@ -24,9 +24,10 @@ from analysis.profile.goodness import total_variation
 from analysis.profile.stragglers import stragglers_of, taking_part
 from analysis.profile.verdict import CLOSE
 from asgd.arguments import count, number, shown
-from asgd.config import Configuration, RunConfig, as_config
+from asgd.config import Configuration, RunConfig, SimulationConfig, as_config
 from asgd.delays import ComputeTime
 from asgd.errors import InputError
+from asgd.problems.base import Array
 from asgd.rundir.reader import Run
 from asgd.simulation.order import server_order
 from asgd.staleness import (
@@ -34,12 +35,10 @@ from asgd.staleness import (
     Empirical,
     Geometric,
     GeometricMixture,
+    Integers,
     StalenessLaw,
 )
 from asgd.streams import Seed, as_seed, stream
-
-Array = npt.NDArray[np.float64]
-Integers = npt.NDArray[np.int64]
 
 _WARM_UP = 10  # cycles of every worker before the law is read off
 _CHUNK = 64  # times drawn at once for one worker
@@ -109,6 +108,39 @@ class MeasuredTimes:
 
 
 @dataclass(frozen=True)
+class CycleTimes:
+    """What a worker's cycle takes beside computing, in seconds.
+
+    Attributes
+    ----------
+    gradient_time
+        Fixed part of every computation.
+    message_time
+        One way between worker and server.
+    service_time
+        What the server spends on one push; pushes wait for each other.
+    """
+
+    gradient_time: float = 0.0
+    message_time: float = 0.0
+    service_time: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            number(value, name, least=0.0)
+
+    @classmethod
+    def of(cls, given: SimulationConfig) -> CycleTimes:
+        """Take the `[simulation]` times of a configuration."""
+        return cls(given.gradient_time, given.message_time, given.service_time)
+
+    @property
+    def dead_time(self) -> float:
+        """The fixed part outside the server: the gradient, there and back."""
+        return self.gradient_time + 2.0 * self.message_time
+
+
+@dataclass(frozen=True)
 class ServerTimes:
     """What decides the turns of a server: its workers' compute times and the times beside them.
 
@@ -129,9 +161,9 @@ class ServerTimes:
     @classmethod
     def from_config(cls, config: RunConfig) -> ServerTimes:
         """Return the times of a configured run, its `[simulation]` times given."""
-        given = config.simulation
-        dead_time = given.gradient_time + 2.0 * given.message_time
-        return cls(ComputeTime.from_config(config.cluster), dead_time, given.service_time)
+        beside = CycleTimes.of(config.simulation)
+        times = ComputeTime.from_config(config.cluster)
+        return cls(times, beside.dead_time, beside.service_time)
 
     @property
     def workers(self) -> int:
@@ -142,6 +174,12 @@ class ServerTimes:
     def memoryless(self) -> bool:
         """Whether whose turn is next does not depend on the past."""
         return self.times.memoryless and not self.dead_time and not self.service_time
+
+    def cycles(self, worker: int, rng: np.random.Generator) -> Iterator[float]:
+        """Yield the seconds of one cycle of a worker after the other, service left out."""
+        while True:
+            for seconds in self.times.draw_many(worker, _CHUNK, rng).tolist():
+                yield self.dead_time + seconds
 
 
 def memoryless_law(rates: npt.ArrayLike) -> StalenessLaw:
@@ -204,22 +242,17 @@ def queue_staleness(
     if not hasattr(times, "draw_many"):
         raise InputError(f"times = {shown(times)}: expected an asgd.ComputeTime")
     updates = count(updates, "updates")
-    fixed = {
-        "gradient_time": gradient_time,
-        "message_time": message_time,
-        "service_time": service_time,
-    }
-    for name, value in fixed.items():
-        number(value, name, least=0.0)
-    if times.memoryless and not any(fixed.values()):
-        return memoryless_law(1.0 / times.mean)
-    staleness = simulate_queue(
-        times,
-        dead_time=gradient_time + 2.0 * message_time,
-        service_time=service_time,
-        updates=max(updates, 20 * len(times.mean)),
-        rng=stream(as_seed(seed), "queue"),
-    )
+    beside = CycleTimes(gradient_time, message_time, service_time)
+    server = ServerTimes(times, beside.dead_time, beside.service_time)
+    return server_staleness(server, updates, as_seed(seed))
+
+
+def server_staleness(server: ServerTimes, updates: int = 100_000, seed: int = 0) -> StalenessLaw:
+    """Return the stationary staleness law of a server, see `queue_staleness`."""
+    if server.memoryless:
+        return memoryless_law(1.0 / server.times.mean)
+    updates = max(updates, 20 * server.workers)
+    staleness = simulate_queue(server, updates, stream(seed, "queue"))
     if np.all(staleness == staleness[0]):
         return ConstantPlusGeometric(int(staleness[0]))
     return _smoothed(staleness)
@@ -230,13 +263,7 @@ def config_staleness(config: Configuration, seed: int = 0) -> StalenessLaw:
     config = as_config(config)
     if config.cluster.schedule == "uniform":
         return Geometric(1.0 - 1.0 / config.cluster.workers)
-    return queue_staleness(
-        ComputeTime.from_config(config.cluster),
-        gradient_time=config.simulation.gradient_time,
-        message_time=config.simulation.message_time,
-        service_time=config.simulation.service_time,
-        seed=seed,
-    )
+    return server_staleness(ServerTimes.from_config(config), seed=seed)
 
 
 def measured_cycles(run: Run) -> MeasuredTimes:
@@ -338,14 +365,7 @@ def _steady(run: Run) -> pd.DataFrame:
     return trace.iloc[start_up(trace["staleness"].to_numpy(), trace["update"].to_numpy()) :]
 
 
-def simulate_queue(
-    times: Times,
-    *,
-    dead_time: float,
-    service_time: float,
-    updates: int,
-    rng: np.random.Generator,
-) -> Integers:
+def simulate_queue(server: ServerTimes, updates: int, rng: np.random.Generator) -> Integers:
     """Return the staleness of consecutive updates in steady state.
 
     Workers begin at random points of their cycle. What is returned begins after 10 updates per
@@ -353,12 +373,6 @@ def simulate_queue(
 
     Parameters
     ----------
-    times
-        Compute times of the workers.
-    dead_time
-        Fixed part of every cycle outside the server, in seconds.
-    service_time
-        What the server spends on one push, in seconds.
     updates
         Updates to simulate after the first 10 per worker.
 
@@ -367,23 +381,18 @@ def simulate_queue(
     Integers
         Shape (m,), m <= updates.
     """
-    workers = len(times.mean)
-    clocks = [_endless(times, worker, rng) for worker in range(workers)]
+    workers = server.workers
+    clocks = [server.cycles(worker, rng) for worker in range(workers)]
     phases = rng.random(workers).tolist()
 
     def cycle(worker: int, sequence: int) -> float:
-        seconds = dead_time + next(clocks[worker])
+        seconds = next(clocks[worker])
         return seconds if sequence else phases[worker] * seconds
 
     warm_up = _WARM_UP * workers
-    order = server_order(cycle, workers, warm_up + updates, service_time=service_time)
+    order = server_order(cycle, workers, warm_up + updates, service_time=server.service_time)
     begun = np.flatnonzero(order.sequence == 0)[-1] + 1
     return order.staleness[max(warm_up, min(int(begun), (warm_up + updates) // 2)) :]
-
-
-def _endless(times: Times, worker: int, rng: np.random.Generator) -> Iterator[float]:
-    while True:
-        yield from times.draw_many(worker, _CHUNK, rng).tolist()
 
 
 def _smoothed(staleness: Integers) -> Empirical:

@@ -14,10 +14,8 @@ from analysis.profile.stragglers import stragglers, taking_part
 from asgd.errors import InputError
 from asgd.rundir.events import team_sizes
 from asgd.rundir.reader import Run
-from asgd.staleness import staleness_of
+from asgd.staleness import Integers, staleness_of
 from asgd.staleness.values import whole_numbers
-
-Integers = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)

@@ -8,14 +8,12 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
+from asgd.problems.base import Array
 from asgd.rundir.columns import SHARED
 from asgd.rundir.events import incidents
 from asgd.rundir.reader import Run
-
-Array = npt.NDArray[np.float64]
 
 _PARTS = {"q05": 0.05, "q25": 0.25, "q50": 0.5, "q75": 0.75, "q95": 0.95}
 _EVENT_COLUMNS = ("seconds", "event", "worker", "update", "incident", "details")

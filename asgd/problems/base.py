@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from asgd.arrays import Array as Array
+from asgd.streams import stream
 
 Indices = npt.NDArray[np.integer[Any]]
 
@@ -134,3 +135,8 @@ class Problem(ABC):
         """Return the Hessian of f at one point x of shape (d,), shape (d, d). For small d."""
         rows = self.hessian_vector(x, np.eye(self.dim))
         return (rows + rows.T) / 2
+
+
+def starting_point(problem: Problem, seed: int) -> Array:
+    """Return x_0 of every run and model under a seed, shape (d,)."""
+    return problem.initial_point(stream(seed, "initial"))

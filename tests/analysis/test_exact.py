@@ -23,7 +23,7 @@ from analysis.models.discrete import asgd_server
 from analysis.models.replay import sme_replay
 from analysis.models.sme_law import sme_law
 from analysis.prediction.exact import quadratic_cumulants
-from analysis.prediction.loss_curve import QUANTILE_LEVELS, LossCurve
+from analysis.prediction.loss_curve import SCORED_LEVELS, LossCurve
 from analysis.prediction.model import MODELS
 from analysis.prediction.setting import RunSetting
 from asgd.errors import InputError
@@ -197,7 +197,7 @@ def largest_miss(curve: LossCurve, loss: np.ndarray, weight: float) -> float:
     """How far the shares of losses below three quantiles are off, in standard errors."""
     misses = []
     for level in (0.05, 0.5, 0.95):
-        quantile = curve.quantiles[-1, np.searchsorted(QUANTILE_LEVELS, level - 1e-9)]
+        quantile = curve.quantiles[-1, np.searchsorted(SCORED_LEVELS, level - 1e-9)]
         error = np.sqrt(level * (1 - level) * weight)
         misses.append(abs(np.mean(loss < quantile) - level) / error)
     return float(max(misses))
@@ -288,7 +288,7 @@ def test_the_band_of_one_mode_is_the_exact_one() -> None:
     """(1/2) a x^2 of a normal x is chi-square with one degree of freedom."""
     cumulants = quadratic_cumulants(np.zeros((1, 1)), np.array([3.0]), np.full((1, 1, 1), 0.2))
     curve = LossCurve.of_cumulants(np.array([1]), *cumulants, np.zeros(1))
-    assert np.allclose(curve.quantiles[0], 0.3 * stats.chi2.ppf(QUANTILE_LEVELS, 1))
+    assert np.allclose(curve.quantiles[0], 0.3 * stats.chi2.ppf(SCORED_LEVELS, 1))
 
 
 def test_cumulants_of_a_quadratic_form_are_those_of_its_samples() -> None:
@@ -313,7 +313,7 @@ def test_quantiles_are_those_of_the_pearson_law(skew: float) -> None:
     curve = LossCurve.of_cumulants(
         np.array([1]), np.array([2.0]), np.array([4.0]), np.array([8.0 * skew]), np.zeros(1)
     )
-    assert np.allclose(curve.quantiles[0], stats.pearson3.ppf(QUANTILE_LEVELS, skew, 2.0, 2.0))
+    assert np.allclose(curve.quantiles[0], stats.pearson3.ppf(SCORED_LEVELS, skew, 2.0, 2.0))
     certain = LossCurve.of_cumulants(
         np.array([1]), np.array([2.0]), np.zeros(1), np.zeros(1), np.zeros(1)
     )

@@ -11,7 +11,7 @@ from analysis.prediction.linear_noise import (
     linear_noise,
     response_power,
 )
-from analysis.prediction.loss_curve import QUANTILE_LEVELS
+from analysis.prediction.loss_curve import SCORED_LEVELS
 from analysis.prediction.model import LAW
 from analysis.prediction.setting import Setting
 from asgd.errors import InputError, UnreliableEstimateError
@@ -87,7 +87,7 @@ def test_small_nonlinear_problems_are_those_of_simulated_paths(make) -> None:
         closure="pool",
         workers=4,
         record=record,
-        quantile_levels=QUANTILE_LEVELS,
+        quantile_levels=SCORED_LEVELS,
         **given,
     )
     error = (curve.mean - drawn.loss_mean)[1:]

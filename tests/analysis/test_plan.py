@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from analysis.exact.limits import stability_limits
-from analysis.planning.choices import MOST_WORKERS, choices_of
+from analysis.planning.choices import MOST_PLANNED_WORKERS, choices_of
 from analysis.planning.gradient_cost import GradientCost
 from analysis.planning.pace import ConfiguredPace, MeasuredPace
 from analysis.planning.plan import plan
@@ -190,7 +190,7 @@ def test_a_flat_start_tells_nothing() -> None:
 
 def test_default_workers_stay_among_the_accepted_ones() -> None:
     choices = choices_of(configure(workers=6000), None, [0.1], None)
-    assert [choice.workers for choice in choices] == [3000, 6000, MOST_WORKERS]
+    assert [choice.workers for choice in choices] == [3000, 6000, MOST_PLANNED_WORKERS]
 
 
 def test_the_fastest_stable_choice_is_marked() -> None:

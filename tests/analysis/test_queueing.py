@@ -13,6 +13,7 @@ from analysis.profile.fit import fit_run
 from analysis.profile.goodness import total_variation
 from analysis.profile.queueing import (
     MeasuredTimes,
+    ServerTimes,
     check_queue,
     config_staleness,
     measured_cycles,
@@ -65,11 +66,9 @@ def test_unequal_memoryless_workers_are_a_mixture() -> None:
 )
 def test_closed_law_is_what_the_simulation_gives(rates: list[float]) -> None:
     staleness = simulate_queue(
-        ComputeTime("exponential", 1.0 / np.array(rates), 0.5),
-        dead_time=0.0,
-        service_time=0.0,
-        updates=40_000,
-        rng=np.random.default_rng(1),
+        ServerTimes(ComputeTime("exponential", 1.0 / np.array(rates), 0.5)),
+        40_000,
+        np.random.default_rng(1),
     )
     law = memoryless_law(rates)
     assert total_variation(law, Counts.of(staleness)) < noise(law, 40_000)
@@ -124,7 +123,7 @@ def test_laws_may_be_wider_than_the_geometric_one() -> None:
         ratios = []
         for seed in range(20):
             rng, compute = np.random.default_rng(seed), times(law, 8, variation=variation)
-            tau = simulate_queue(compute, dead_time=0, service_time=0, updates=20_000, rng=rng)
+            tau = simulate_queue(ServerTimes(compute), 20_000, rng)
             ratios.append(tau.var() / geometric)
         error = np.std(ratios, ddof=1) / np.sqrt(len(ratios))
         assert np.mean(ratios) == pytest.approx(expected, abs=4 * error)

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import scoringrules
 
-from analysis.prediction.loss_curve import QUANTILE_LEVELS
+from analysis.prediction.loss_curve import SCORED_LEVELS
 from analysis.prediction.predict import (
     PredictedWith,
     Prediction,
@@ -34,7 +34,7 @@ def normal_prediction(
 ) -> Prediction:
     from scipy.stats import norm
 
-    quantiles = {quantile_column(level): mean + std * norm.ppf(level) for level in QUANTILE_LEVELS}
+    quantiles = {quantile_column(level): mean + std * norm.ppf(level) for level in SCORED_LEVELS}
     curve = {"model": model, "update": UPDATE, "loss_mean": mean, "loss_std": std}
     curve["loss_mean_error"] = std / np.sqrt(paths) if paths else 0.0
     return Prediction(pd.DataFrame({**curve, **quantiles}), settings({model: paths}))
@@ -190,7 +190,7 @@ def test_crps_agrees_with_the_closed_form_of_a_normal_forecast() -> None:
     from scipy.stats import norm
 
     observed = np.array([-2.0, -0.3, 0.0, 0.9, 1.5])
-    quantiles = np.tile(norm.ppf(QUANTILE_LEVELS), (len(observed), 1))
+    quantiles = np.tile(norm.ppf(SCORED_LEVELS), (len(observed), 1))
     exact = scoringrules.crps_normal(observed, 0.0, 1.0)
     # The trapezoid rule over 40 intervals leaves out most of the two end cells.
     assert np.allclose(crps_from_quantiles(observed, quantiles), exact, rtol=0.03)

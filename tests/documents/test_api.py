@@ -48,6 +48,12 @@ def test_a_type_checker_sees_the_same_names() -> None:
         assert source.count(" as ") == len(module.__all__) == len(set(module.__all__))
 
 
+def test_dir_lists_the_public_names_and_nothing_else() -> None:
+    for package in PACKAGES:
+        module = importlib.import_module(package)
+        assert dir(module) == sorted(module.__all__)
+
+
 def test_importing_modules_hides_no_function_and_leaves_the_backend_to_the_notebook() -> None:
     code = (
         "import matplotlib\n"
