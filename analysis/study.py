@@ -24,9 +24,10 @@ from asgd.rundir.repeats import read_runs
 class Study:
     """One run, or repeats of one, and what is found out about them.
 
-        study = analysis.Study.open("runs/digits")
-        study.predict(paths=64)
-        print(study.fit, study.prediction, study.score, sep="\\n\\n")
+    >>> study = analysis.Study.open(run.path)
+    >>> prediction, score = study.predict(paths=16)
+    >>> score.closest in prediction.models
+    True
 
     Parameters
     ----------

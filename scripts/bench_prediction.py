@@ -111,7 +111,7 @@ def measure(case: Case, repeats: int, directory: Path, run_one: Callable[..., ob
     score = compare(runs, prediction)
     inside, interval = score.models["sme_law"].coverage, score.intervals.loc["sme_law"]
     noise = float(score.parts.loc["sampling noise", "noise"])
-    share = case.learning_rate / prediction.settings.stability["largest_stable_learning_rate"]
+    share = case.learning_rate / prediction.settings.stability.largest_stable_learning_rate
     errors = {name: model.relative_error for name, model in score.models.items()}
     missed, reason = judge(errors, share >= NEAR_EDGE, noise, score)
     return {

@@ -53,6 +53,10 @@ def optimal_batch_schedule(
 ) -> Batches:
     """Return the closed optimal schedule: batch one, then exponential growth (B4).
 
+    >>> batches = analysis.optimal_batch_schedule(2.0, 4.0, 0.01, 0.8, 400, budget=1659)
+    >>> int(batches[0]), int(batches[-1]), int(batches.sum())
+    (1, 33, 1659)
+
     An, Lu, Ying, section 4. In d dimensions the slowest mode gives rho and the sum over the modes
     gives c. `asgd.with_batch_sizes` puts the schedule into the configuration of a run. Where
     gradients are linear, `LinearGradients.of(problem).modes()` has the first two arguments.

@@ -124,6 +124,10 @@ def stability_limits(
 ) -> StabilityLimits:
     """Return the limits of the mean, of the mean square and of almost every run.
 
+    >>> limits = analysis.stability_limits(asgd.ConstantPlusGeometric(7), curvature=2.0)
+    >>> round(limits.almost_sure.value, 4)
+    0.1045
+
     Parameters
     ----------
     staleness

@@ -49,6 +49,7 @@ def psd_factor(matrices: Array) -> Array:
     the rounding errors of differences are no exception; one pass of array operations for each of
     the d columns, over all matrices at once.
     """
+    # numpy.linalg.eigh takes these too, one matrix after the other and several times as long.
     rest = matrices.copy()
     factor = np.zeros_like(rest)
     floor = 64 * np.finfo(rest.dtype).eps * np.einsum("...ii->...i", matrices)

@@ -105,6 +105,10 @@ def sme_asgd(
 ) -> Ensemble:
     """Simulate SME-ASGD for independent geometric staleness: (S1)-(S3), O(1) memory.
 
+    >>> ensemble = analysis.sme_asgd(problem, 0.05, 0.75, updates=100, paths=64, seed=0)
+    >>> ensemble.loss_mean.shape
+    (101,)
+
     An, Lu, Ying, section 2.2; mini-batches by the exact Sigma_b (ours).
 
     Parameters

@@ -86,6 +86,10 @@ def sme_law(
 ) -> Ensemble:
     """Simulate the SME of a staleness law, (G1), (P1) or (P2).
 
+    >>> law = asgd.Geometric(0.75)
+    >>> analysis.sme_law(problem, 0.05, law, updates=100, paths=64, seed=0).loss_mean.shape
+    (101,)
+
     Parameters
     ----------
     learning_rate

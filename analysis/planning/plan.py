@@ -168,6 +168,10 @@ def plan(
 ) -> Plan:
     """Predict every combination of workers, learning rates and batch sizes.
 
+    >>> rows = analysis.plan(run.config, workers=[2, 4], learning_rates=[0.05]).rows
+    >>> [row.stable for row in rows]
+    [True, True]
+
     Any mode, rule and schedule is planned; a schedule is scaled with its first value.
 
     Parameters

@@ -20,7 +20,7 @@ from analysis.exact.moments import Closure
 from analysis.prediction.duration import expected_seconds
 from analysis.prediction.loss_curve import SCORED_LEVELS, LossCurve
 from analysis.prediction.model import MODELS, Model, Progress
-from analysis.prediction.run_stability import run_stability
+from analysis.prediction.run_stability import StabilityAnswer, run_stability
 from analysis.prediction.setting import RunSetting, whole
 from analysis.profile.fit import StalenessFit
 from analysis.profile.repeats import as_runs, fit_runs
@@ -78,7 +78,7 @@ class PredictionSettings(msgspec.Struct, frozen=True, kw_only=True):
     turns
         Whether "sme_law" drew the workers' turns by the law or from the record.
     stability
-        Whether the run is stable (`RunStability.to_dict`), None where it was not looked at.
+        Whether the run is stable.
     models
         By name, in the order of the curves.
     """
@@ -90,7 +90,7 @@ class PredictionSettings(msgspec.Struct, frozen=True, kw_only=True):
     law: dict[str, Any]
     closure: Closure
     turns: Literal["by law", "recorded"]
-    stability: dict[str, Any] | None
+    stability: StabilityAnswer
     models: dict[str, PredictedWith]
 
 
@@ -146,21 +146,17 @@ class Prediction:
         return table.assign(paths=paths).rename(index=self.label).rename_axis(None)
 
     def __repr__(self) -> str:
-        stability = self._stability()
-        return f"{self._title()}\n\n{self.table().to_string()}" + (stability and f"\n\n{stability}")
+        return (
+            f"{self._title()}\n\n{self.table().to_string()}\n\n{self.settings.stability.sentence}"
+        )
 
     def _repr_html_(self) -> str:
         """Return the table for a notebook."""
-        title, stability = html.escape(self._title()), html.escape(self._stability())
-        return f"<p>{title}</p>{self.table().to_html()}" + (stability and f"<p>{stability}</p>")
+        stability = html.escape(self.settings.stability.sentence)
+        return f"<p>{self._title()}</p>{self.table().to_html()}<p>{stability}</p>"
 
     def _title(self) -> str:
         return f"Predicted loss after {self.curves['update'].max()} updates"
-
-    def _stability(self) -> str:
-        """Return the sentence on stability; none where it was not looked at."""
-        stability = self.settings.stability
-        return str(stability["sentence"]) if stability else ""
 
     def save(self, directory: str | Path) -> None:
         """Write `prediction.parquet` and `prediction.json` into a run directory."""
@@ -184,6 +180,10 @@ def predict(
     progress: Callable[[str, float], None] | None = None,
 ) -> Prediction:
     """Predict the loss curve of a run with each model.
+
+    >>> prediction = analysis.predict(run, paths=16)
+    >>> prediction.models
+    ['sme_sgd', 'sme_asgd', 'sme_law', 'replay']
 
     Parameters
     ----------
@@ -252,7 +252,7 @@ def predict(
         law=setting.law.to_dict(),
         closure=setting.closure,
         turns="by law" if setting.turns is None or method == "fast" else "recorded",
-        stability=run_stability(setting, ends[0]).to_dict(),
+        stability=run_stability(setting, ends[0]).answer(),
         models={
             name: PredictedWith(_label(MODELS[name], setting, method), curve.paths)
             for name, curve in curves.items()

@@ -9,9 +9,10 @@ clipped run above its limit swings. Under a schedule its largest learning rate c
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import numpy as np
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
@@ -75,6 +76,32 @@ class PointStability:
     def verdict(self) -> Verdict:
         """On which side of the limits the learning rate is."""
         return "stable" if self.limits is None else self.limits.classify(self.learning_rate)
+
+
+class StabilityAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether a run is stable, as a prediction stores it; numbers of the tightest point.
+
+    Attributes
+    ----------
+    sentence
+        The answer in words.
+    verdict
+        On which side of its limits the learning rate is; None where no curvature is positive.
+    learning_rate, largest_stable_learning_rate, diverges_from, factor
+        Of the run; the limit; the almost-sure limit; the limit over that of the run. None where
+        there is no limit.
+    start, end
+        Stability at x_0 and at the predicted end, None where that is not finite.
+    """
+
+    sentence: str
+    verdict: Verdict | None
+    learning_rate: float
+    largest_stable_learning_rate: float | None
+    diverges_from: float | None
+    factor: float | None
+    start: PointStability
+    end: PointStability | None
 
 
 @dataclass(frozen=True)
@@ -157,18 +184,18 @@ class RunStability:
             f"saturates. The largest stable one (mean square) is {limit:.3g}."
         )
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return everything as JSON values."""
-        return {
-            "sentence": self.sentence,
-            "verdict": None if np.isinf(self.limit) else self.verdict,
-            "learning_rate": self.tightest.learning_rate,
-            "largest_stable_learning_rate": _finite(self.limit),
-            "diverges_from": _finite(self.tightest.almost_sure),
-            "factor": _finite(self.factor),
-            "start": asdict(self.start),
-            "end": None if self.end is None else asdict(self.end),
-        }
+    def answer(self) -> StabilityAnswer:
+        """Return what is stored with a prediction."""
+        return StabilityAnswer(
+            sentence=self.sentence,
+            verdict=None if np.isinf(self.limit) else self.verdict,
+            learning_rate=self.tightest.learning_rate,
+            largest_stable_learning_rate=_finite(self.limit),
+            diverges_from=_finite(self.tightest.almost_sure),
+            factor=_finite(self.factor),
+            start=self.start,
+            end=self.end,
+        )
 
 
 def run_stability(setting: Setting, end: Array | None = None) -> RunStability:

@@ -378,6 +378,10 @@ def fit_staleness(
 def fit_run(run: Run | str | Path) -> StalenessFit:
     """Fit the staleness of a run, or of a run directory.
 
+    >>> fit = analysis.fit_run(run)
+    >>> fit.laws["geometric"].law == asgd.Geometric(fit.mu)
+    True
+
     Raises
     ------
     InputError

@@ -281,15 +281,16 @@ def left_out(runs: Sequence[Run]) -> str:
 
 def _stability(prediction: Prediction | None) -> str | None:
     """Return the sentence on stability that goes with a prediction, if it has one."""
-    stability = prediction.settings.stability if prediction else None
-    return stability["sentence"] if stability else None
+    return prediction.settings.stability.sentence if prediction else None
 
 
 def room(prediction: Prediction | None) -> tuple[float, float]:
     """Return the largest stable learning rate over the run's, and itself; inf where unknown."""
-    stability = (prediction.settings.stability if prediction else None) or {}
-    values = (stability.get(key) for key in ("factor", "largest_stable_learning_rate"))
-    factor, limit = (np.inf if value is None else float(value) for value in values)
+    if prediction is None:
+        return np.inf, np.inf
+    stability = prediction.settings.stability
+    values = stability.factor, stability.largest_stable_learning_rate
+    factor, limit = (np.inf if value is None else value for value in values)
     return factor, limit
 
 
@@ -303,12 +304,12 @@ def _about_stability(prediction: Prediction) -> list[str]:
             f"The learning rate is within a factor of {factor:.2g} of the limit: no larger one, "
             "and more workers only with a smaller one."
         ]
-    stability = prediction.settings.stability or {}
-    less = "lower the momentum, " if stability.get("start", {}).get("momentum") else ""
+    stability = prediction.settings.stability
+    less = "lower the momentum, " if stability.start.momentum else ""
     tail = "; until then rare excursions dominate every average over repeats"
     return [
         f"Lower the learning rate below {limit:.3g}, {less}or take fewer workers"
-        f"{tail if stability.get('verdict') == 'heavy tail' else ''}."
+        f"{tail if stability.verdict == 'heavy tail' else ''}."
     ]
 
 

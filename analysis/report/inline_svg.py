@@ -19,6 +19,7 @@ _COLOURS = {
     "#999999": "var(--soft)",
 }
 _BAND = f"opacity: {BAND}"  # a dark ground wants more of the colour
+# Matplotlib defines each glyph once in a file, not once in a page of a dozen figures.
 _GLYPH = re.compile(r'<path id="([^"]*)"(?: d="[^"]*")? transform="scale\(0\.015625\)"/>')
 _ID = re.compile(r' id="([^":]*)"')
 _REFERENCE = re.compile(r'(?:href="#|url\(#)([^")]*)')

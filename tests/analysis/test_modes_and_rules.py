@@ -86,8 +86,7 @@ def test_prediction_is_within_the_scatter_of_the_runs(
     for model in {"sme_law", "replay"} & set(models) or models:
         assert mean_square_z(runs, prediction, model) < 5
     stability = prediction.settings.stability
-    assert stability is not None
-    assert stability["verdict"] == "stable"
+    assert stability.verdict == "stable"
     assert compare(runs, prediction).models[models[0]].relative_error < 0.1
 
 

@@ -556,13 +556,15 @@ def test_advice_minds_the_limit_of_stability(
     run = reports.runs[1]
     stored = read_prediction(run.path)
     limit = None if factor is None else 0.05 * factor
-    stability = {
-        "sentence": "",
-        "factor": factor,
-        "verdict": verdict,
-        "largest_stable_learning_rate": limit,
-        "start": {"momentum": momentum},
-    }
+    stored_answer = stored.settings.stability
+    stability = msgspec.structs.replace(
+        stored_answer,
+        sentence="",
+        factor=factor,
+        verdict=verdict,
+        largest_stable_learning_rate=limit,
+        start=replace(stored_answer.start, momentum=momentum),
+    )
     settings = msgspec.structs.replace(stored.settings, stability=stability)
     prediction = replace(stored, settings=settings)
     score = compare(run, prediction)

@@ -134,7 +134,7 @@ def test_sentences_say_which_side_and_how_far() -> None:
     assert diverged.end is None
     assert diverged.sentence.startswith("Stable at the start: ")
     flat = run_stability(setting(Quadratic(curvature=-1.0), 0.1))
-    assert flat.to_dict()["largest_stable_learning_rate"] is None
+    assert flat.answer().largest_stable_learning_rate is None
     assert flat.sentence.startswith("Cannot tell")
     memoryless = Geometric(0.75)
     between = run_stability(setting(Quadratic(), 0.48, law=memoryless), np.zeros(1))
