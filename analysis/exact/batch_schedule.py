@@ -16,9 +16,9 @@ import numpy.typing as npt
 
 from analysis.exact.linear_gradients import LinearGradients
 from analysis.exact.moments import Closure, MomentRecursion
+from asgd.arrays import Array, Integers
 from asgd.errors import InputError
-from asgd.problems.base import Array, Problem, starting_point
-from asgd.staleness import Integers
+from asgd.problems.base import Problem, starting_point
 
 Batches = Integers
 

@@ -18,9 +18,9 @@ import numpy as np
 from analysis.exact.linear_gradients import LinearGradients
 from analysis.models.clocks import pool_turns
 from analysis.models.pool import PoolTurns
+from asgd.arrays import Array, Integers
 from asgd.errors import InputError
-from asgd.problems.base import Array
-from asgd.staleness import Integers, StalenessLaw
+from asgd.staleness import StalenessLaw
 
 # Covariances of all live snapshots that may be held: 2**26 doubles are 512 MB.
 LARGEST_STATE = 2**26

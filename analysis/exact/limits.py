@@ -32,8 +32,8 @@ from analysis.exact.stability import max_stable_learning_rate
 from analysis.models.recorded_turns import RecordedTurns, ResampledTurns
 from analysis.models.turns import Turns, pool_hazards
 from analysis.profile.queueing import ServerTimes, Times, memoryless_law
+from asgd.arrays import Array
 from asgd.errors import InputError
-from asgd.problems.base import Array
 from asgd.staleness import ConstantPlusGeometric, Empirical, Geometric, StalenessLaw
 from asgd.streams import stream
 

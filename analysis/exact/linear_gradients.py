@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from asgd.arrays import Array
 from asgd.errors import InputError
-from asgd.problems.base import Array, Problem
+from asgd.problems.base import Problem
 from asgd.streams import stream
 
 LARGEST_DIM = 20

@@ -14,7 +14,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from asgd.problems.base import Array
+from asgd.arrays import Array
 
 _SCAN = 400  # steps looked at for the first that does not decay
 _DENSE = 300  # moments up to which the whole matrix is formed

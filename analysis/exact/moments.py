@@ -13,8 +13,9 @@ import numpy as np
 from analysis.exact.linear_gradients import LinearGradients
 from analysis.models.ensemble import PerUpdate, initial_point, per_update
 from asgd.arguments import number
+from asgd.arrays import Array
 from asgd.errors import InputError
-from asgd.problems.base import Array, Problem
+from asgd.problems.base import Problem
 from asgd.streams import Seed, as_seed
 
 Closure = Literal["iid", "sampling", "pool"]

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from asgd.arrays import Array
 from asgd.errors import InputError
-from asgd.problems.base import Array
 from asgd.staleness import ConstantPlusGeometric, Geometric, StalenessLaw
 
 Complex = npt.NDArray[np.complex128]

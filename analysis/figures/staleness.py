@@ -21,7 +21,7 @@ from analysis.figures.canvas import (
     key,
     new_axes,
 )
-from asgd.problems.base import Array
+from asgd.arrays import Array
 
 _MARKS = 40  # points of a law that are marked
 _LAWS = ((ORANGE, "o-"), (BLUE, "s--"), (GREEN, "^:"))  # colour and mark of each, in order

@@ -18,8 +18,8 @@ import numpy as np
 
 from analysis.models.pool import TurnMaker
 from analysis.models.turns import START_UP, TURNS, Turns, memoryless_rates, pool_hazards
-from asgd.problems.base import Array
-from asgd.staleness import Integers, StalenessLaw
+from asgd.arrays import Array, Integers
+from asgd.staleness import StalenessLaw
 
 # Levels at which the quantiles of a compute time are kept: evenly in logit, so that both tails are
 # resolved; the first and the last are 0 and 1.

@@ -14,8 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from asgd.problems.base import Array
-from asgd.staleness import Integers
+from asgd.arrays import Array, Integers
 
 Loop = TypeVar("Loop", bound=Callable[..., Any])
 

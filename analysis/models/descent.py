@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from analysis.models.ensemble import PerUpdate, per_update
-from asgd.problems.base import Array, Problem
+from asgd.arrays import Array
+from asgd.problems.base import Problem
 
 
 @dataclass(frozen=True)

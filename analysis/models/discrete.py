@@ -14,7 +14,8 @@ from analysis.models.descent import Descent, DescentBlock
 from analysis.models.ensemble import Ensemble, PathOptions, PerUpdate, run_ensemble
 from analysis.models.history import History
 from asgd.arguments import count, number
-from asgd.problems.base import Array, Problem
+from asgd.arrays import Array
+from asgd.problems.base import Problem
 from asgd.staleness import StalenessLaw
 from asgd.staleness.law import a_law
 from asgd.streams import Seed

@@ -33,9 +33,9 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from analysis.models.statistics import PathStatistics
 from asgd.arguments import count, number, shown
+from asgd.arrays import Array, Integers
 from asgd.errors import InputError
-from asgd.problems.base import Array, Problem, starting_point
-from asgd.staleness import Integers
+from asgd.problems.base import Problem, starting_point
 from asgd.streams import Seed, as_seed, stream
 
 PerUpdate = float | Sequence[float] | npt.NDArray[Any]

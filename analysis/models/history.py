@@ -7,8 +7,8 @@ import math
 import numpy as np
 
 from analysis.models.noise import SNAPSHOTS, outer, psd_factor, standard_increments
-from asgd.problems.base import Array, Problem
-from asgd.staleness import Integers
+from asgd.arrays import Array, Integers
+from asgd.problems.base import Problem
 
 
 class History:

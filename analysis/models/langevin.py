@@ -17,7 +17,8 @@ from analysis.models.ensemble import Ensemble, PathOptions, PerUpdate, run_ensem
 from analysis.models.noise import SNAPSHOTS, NoiseKind, staleness_noise
 from analysis.models.sme_asgd import check_mu
 from asgd.arguments import count, number
-from asgd.problems.base import Array, Problem
+from asgd.arrays import Array
+from asgd.problems.base import Problem
 from asgd.streams import Seed
 
 

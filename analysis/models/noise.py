@@ -13,8 +13,9 @@ from typing import Literal, Protocol, get_args
 
 import numpy as np
 
+from asgd.arrays import Array
 from asgd.errors import InputError
-from asgd.problems.base import Array, Problem
+from asgd.problems.base import Problem
 from asgd.streams import standard_normals
 
 NoiseKind = Literal["auto", "matrix", "samples", "two_point", "explicit"]

@@ -9,8 +9,7 @@ import numpy as np
 
 from analysis.models.descent import Descent, DescentBlock
 from analysis.models.noise import outer, psd_factor, standard_increments
-from asgd.problems.base import Array
-from asgd.staleness import Integers
+from asgd.arrays import Array, Integers
 
 
 class PoolTurns(Protocol):

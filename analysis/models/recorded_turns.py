@@ -17,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from analysis.models.clocks import pool_turns
-from asgd.staleness import Integers, StalenessLaw
+from asgd.arrays import Integers
+from asgd.staleness import StalenessLaw
 
 # A block ends at any update with probability one over this many turns of each worker; the next
 # begins in any run, at most this share of the run earlier or later: laws drift.

@@ -12,10 +12,10 @@ import numpy.typing as npt
 
 from analysis.models.descent import Descent, DescentBlock
 from analysis.models.ensemble import Ensemble, PathOptions, PerUpdate, run_ensemble
+from asgd.arrays import Array, Integers
 from asgd.errors import InputError
-from asgd.problems.base import Array, Problem
+from asgd.problems.base import Problem
 from asgd.rules import Rule, sgd
-from asgd.staleness import Integers
 from asgd.staleness.values import whole_numbers
 from asgd.streams import Seed
 

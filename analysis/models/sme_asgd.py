@@ -13,8 +13,9 @@ from analysis.models.descent import Descent, DescentBlock
 from analysis.models.ensemble import Ensemble, PathOptions, PerUpdate, run_ensemble
 from analysis.models.noise import SNAPSHOTS, NoiseKind, staleness_noise
 from asgd.arguments import count, number, shown
+from asgd.arrays import Array
 from asgd.errors import InputError
-from asgd.problems.base import Array, Problem
+from asgd.problems.base import Problem
 from asgd.streams import Seed
 
 

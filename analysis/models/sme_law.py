@@ -23,8 +23,9 @@ from analysis.models.pool import Pool, PoolMoments, TurnMaker
 from analysis.models.recorded_turns import RecordedTurns, ResampledTurns
 from analysis.models.sme_asgd import SmeAsgd
 from asgd.arguments import count
+from asgd.arrays import Array
 from asgd.errors import InputError
-from asgd.problems.base import Array, Problem
+from asgd.problems.base import Problem
 from asgd.staleness import Geometric, GeometricMixture, StalenessLaw
 from asgd.staleness.law import a_law
 from asgd.streams import Seed, as_seed, stream

@@ -11,8 +11,9 @@ import numpy as np
 from analysis.models.descent import Descent, DescentBlock
 from analysis.models.ensemble import Ensemble, PathOptions, PerUpdate, run_ensemble
 from asgd.arguments import count
+from asgd.arrays import Array
 from asgd.errors import InputError
-from asgd.problems.base import Array, Problem
+from asgd.problems.base import Problem
 from asgd.streams import Seed
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from asgd.problems.base import Array, Problem
-from asgd.staleness import Integers
+from asgd.arrays import Array, Integers
+from asgd.problems.base import Problem
 
 
 class PathStatistics:

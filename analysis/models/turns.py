@@ -13,8 +13,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from asgd.problems.base import Array
-from asgd.staleness import Integers, StalenessLaw
+from asgd.arrays import Array, Integers
+from asgd.staleness import StalenessLaw
 
 # Turns simulated for one correction of the hazards, after a start-up of so many turns of each
 # worker, and the number of corrections.

@@ -20,7 +20,8 @@ from analysis.models.ensemble import Block
 from analysis.models.langevin import SmeLangevin
 from analysis.models.sme_asgd import SmeAsgd
 from analysis.paper.claim import Claim, pvalue_text
-from asgd.problems.base import Array, Problem
+from asgd.arrays import Array
+from asgd.problems.base import Problem
 from asgd.problems.linear import LeastSquares
 from asgd.problems.scalar import DoubleWell, Quadratic
 from asgd.streams import stream

@@ -14,7 +14,7 @@ from analysis.models.discrete import AsgdIid, MomentumSgd
 from analysis.models.ensemble import Block, run_ensemble
 from analysis.paper.claim import Claim, pvalue_text, value
 from analysis.paper.stationary import ExpectedReadPaths, decay_updates, thinned_samples
-from asgd.problems.base import Array
+from asgd.arrays import Array
 from asgd.problems.scalar import Quadratic
 from asgd.staleness import Geometric
 from asgd.streams import stream

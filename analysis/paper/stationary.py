@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from analysis.models.ensemble import Block
-from asgd.problems.base import Array
+from asgd.arrays import Array
 
 
 class ExpectedReadPaths:

@@ -10,7 +10,7 @@ from analysis.models.descent import Descent
 from analysis.models.discrete import AsgdIid
 from analysis.paper.claim import Claim
 from analysis.paper.stationary import ExpectedReadPaths, decay_updates, thinned_samples
-from asgd.problems.base import Array
+from asgd.arrays import Array
 from asgd.problems.scalar import Quadratic
 from asgd.staleness import Geometric
 from asgd.streams import stream

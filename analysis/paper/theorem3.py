@@ -18,7 +18,7 @@ import pandas as pd
 
 from analysis.models.history import History
 from analysis.paper.claim import Claim, value
-from asgd.problems.base import Array
+from asgd.arrays import Array
 from asgd.problems.scalar import DoubleWell, Quadratic, ScalarProblem
 from asgd.staleness import Geometric
 from asgd.streams import stream

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from asgd.problems.base import Array, Problem
+from asgd.arrays import Array
+from asgd.problems.base import Problem
 from asgd.rundir.reader import Run
 from asgd.streams import stream
 

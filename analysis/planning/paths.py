@@ -17,10 +17,10 @@ import numpy.typing as npt
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from analysis.planning.turns import Reads, ServerTurns
-from asgd.problems.base import Array, Problem
+from asgd.arrays import Array, Integers
+from asgd.problems.base import Problem
 from asgd.problems.plugin import PluginProblem
 from asgd.rules import Rule, State
-from asgd.staleness import Integers
 
 TurnsOf = Callable[[int, np.random.Generator], ServerTurns]
 

@@ -28,15 +28,15 @@ from analysis.planning.paths import PathSetting, PlannedPaths, path_count, plann
 from analysis.planning.row import FAR, HEADS, PlanRow, PointLimits
 from analysis.prediction.run_stability import leading_curvatures
 from analysis.prediction.setting import path_dtype
+from asgd.arrays import Array, Integers
 from asgd.config import OptimizerConfig, RunConfig
 from asgd.errors import InputError
 from asgd.problems import make_problem
-from asgd.problems.base import Array, Problem, starting_point
+from asgd.problems.base import Problem, starting_point
 from asgd.rules import make_rule
 from asgd.rundir.problem_record import check_problem
 from asgd.rundir.reader import Run
 from asgd.schedules import batch_schedule, learning_rate_schedule
-from asgd.staleness import Integers
 from asgd.streams import stream
 
 _EVEN, _EARLY = 40, 120  # points of a predicted curve, evenly in updates and in their logarithm

@@ -13,8 +13,7 @@ from analysis.planning.choices import Choice
 from analysis.planning.pace import Pace
 from analysis.planning.paths import PlannedPaths
 from analysis.profile.verdict import in_words
-from asgd.problems.base import Array
-from asgd.staleness import Integers
+from asgd.arrays import Array, Integers
 
 HEADS = (
     *("", "workers", "rate", "batch", "staleness", "law", "updates/s"),

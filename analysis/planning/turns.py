@@ -11,8 +11,8 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from analysis.profile.queueing import ServerTimes
-from asgd.problems.base import Array
-from asgd.staleness import Integers, StalenessLaw
+from asgd.arrays import Array, Integers
+from asgd.staleness import StalenessLaw
 
 
 class Reads(NamedTuple):

@@ -17,8 +17,8 @@ from analysis.exact.moments import Closure, MomentRecursion
 from analysis.models.noise import psd_factor
 from analysis.prediction.loss_curve import SCORED_LEVELS, LossCurve
 from analysis.prediction.setting import Setting
+from asgd.arrays import Array
 from asgd.problems import LeastSquares, Quadratic
-from asgd.problems.base import Array
 from asgd.streams import stream
 
 # Numbers held for all sequences of reads together: as many sequences as one update has time for.

@@ -36,9 +36,10 @@ from analysis.models.history import History
 from analysis.models.turns import START_UP, Turns, pool_hazards
 from analysis.prediction.exact import quadratic_cumulants
 from analysis.prediction.loss_curve import LossCurve
+from asgd.arrays import Array, Integers
 from asgd.errors import InputError
-from asgd.problems.base import Array, Problem
-from asgd.staleness import Geometric, Integers, StalenessLaw
+from asgd.problems.base import Problem
+from asgd.staleness import Geometric, StalenessLaw
 from asgd.streams import stream
 
 TIMES = 8  # at which curvature and noise are taken

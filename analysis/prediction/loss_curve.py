@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from analysis.models.ensemble import Ensemble
-from asgd.problems.base import Array
-from asgd.staleness import Integers
+from asgd.arrays import Array, Integers
 
 # Levels i/40: the 5 % and 95 % ends of the band, and a grid even enough to score by (CRPS).
 SCORED_LEVELS = np.arange(1, 40) / 40.0

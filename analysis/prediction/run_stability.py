@@ -19,8 +19,9 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from analysis.exact.limits import StabilityLimits, Verdict, stability_limits
 from analysis.exact.stability import spectral_radius
 from analysis.prediction.setting import Setting
+from asgd.arrays import Array
 from asgd.errors import UnreliableEstimateError
-from asgd.problems.base import Array, Problem
+from asgd.problems.base import Problem
 from asgd.streams import stream
 
 LEADING = 6  # modes looked at

@@ -14,10 +14,9 @@ from analysis.prediction.loss_curve import SCORED_LEVELS
 from analysis.prediction.model import LABELS
 from analysis.prediction.predict import Prediction, quantile_column
 from analysis.profile.repeats import as_runs
+from asgd.arrays import Array, Integers
 from asgd.errors import InputError
-from asgd.problems.base import Array
 from asgd.rundir.reader import Run
-from asgd.staleness import Integers
 from asgd.streams import stream
 
 _DRAWS = 2000

@@ -13,15 +13,16 @@ from analysis.models.recorded_turns import RecordedTurns, has_spells
 from analysis.profile.fit import StalenessFit
 from analysis.profile.repeats import as_runs
 from analysis.profile.stragglers import taking_part
+from asgd.arrays import Array, Integers
 from asgd.config import OptimizerConfig
 from asgd.problems import make_problem
-from asgd.problems.base import Array, Problem, starting_point
+from asgd.problems.base import Problem, starting_point
 from asgd.problems.linear import LinearModel
 from asgd.rules import Rule, make_rule
 from asgd.rundir.events import team_sizes
 from asgd.rundir.reader import Run
 from asgd.schedules import learning_rate_schedule
-from asgd.staleness import Geometric, Integers, StalenessLaw, staleness_of
+from asgd.staleness import Geometric, StalenessLaw, staleness_of
 from asgd.streams import stream
 
 # Beyond this dimension linear models are served in single precision: its rounding moves a loss by

@@ -16,8 +16,7 @@ from scipy.sparse import csr_array
 
 from analysis.profile.dependence import block_resamples, cell_size
 from analysis.profile.estimators import Counts
-from asgd.problems.base import Array
-from asgd.staleness import Integers
+from asgd.arrays import Array, Integers
 
 _AT_ONCE = 16  # resamples: a sparse table is read once for all of them
 

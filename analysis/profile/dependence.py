@@ -13,8 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.fft import irfft, next_fast_len, rfft
 
-from asgd.problems.base import Array
-from asgd.staleness import Integers
+from asgd.arrays import Array, Integers
 
 START_UP_RULE = (
     "dropped up to the last update computed on version 0 and one mean life of a snapshot more, "

@@ -15,7 +15,7 @@ import pandas as pd
 
 from analysis.profile.cells import Cells
 from analysis.profile.dependence import block_resamples, standard_error
-from asgd.staleness import Integers
+from asgd.arrays import Integers
 
 
 @dataclass(frozen=True)

@@ -15,14 +15,13 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.special import digamma, gammaln, xlogy
 
-from asgd.problems.base import Array
+from asgd.arrays import Array, Integers
 from asgd.staleness import (
     ConstantPlusGeometric,
     ConwayMaxwellPoisson,
     Empirical,
     Geometric,
     GeometricMixture,
-    Integers,
     NegativeBinomial,
     Poisson,
     StalenessLaw,

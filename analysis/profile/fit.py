@@ -38,12 +38,12 @@ from analysis.profile.verdict import (
     name_in_words,
     recommendation,
 )
+from asgd.arrays import Array, Integers
 from asgd.errors import InputError, UnreliableEstimateError
-from asgd.problems.base import Array
 from asgd.rundir.files import replace_file
 from asgd.rundir.reader import Run
 from asgd.rundir.repeats import as_run
-from asgd.staleness import Empirical, Geometric, Integers, StalenessLaw
+from asgd.staleness import Empirical, Geometric, StalenessLaw
 from asgd.streams import Seed, as_seed, stream
 
 LEAST_UPDATES = 100

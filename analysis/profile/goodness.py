@@ -18,9 +18,9 @@ from scipy.stats import chi2
 from analysis.profile.cells import Cells
 from analysis.profile.dependence import cell_size, long_run_covariance
 from analysis.profile.estimators import ESTIMATORS, Counts
+from asgd.arrays import Array, Integers
 from asgd.errors import InputError
-from asgd.problems.base import Array
-from asgd.staleness import Geometric, Integers, StalenessLaw
+from asgd.staleness import Geometric, StalenessLaw
 
 Statistic = Literal["tv", "ks", "cvm"]
 

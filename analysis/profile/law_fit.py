@@ -17,9 +17,9 @@ from analysis.profile import goodness
 from analysis.profile.cells import Cells
 from analysis.profile.dependence import lost_variance
 from analysis.profile.estimators import ESTIMATORS, Counts, log_likelihood
+from asgd.arrays import Array, Integers
 from asgd.errors import InputError
-from asgd.problems.base import Array
-from asgd.staleness import Empirical, Integers, StalenessLaw
+from asgd.staleness import Empirical, StalenessLaw
 from asgd.streams import stream
 
 GOODNESS_RESAMPLES = 199

@@ -24,10 +24,10 @@ from analysis.profile.goodness import total_variation
 from analysis.profile.stragglers import stragglers_of, taking_part
 from analysis.profile.verdict import CLOSE
 from asgd.arguments import count, number, shown
+from asgd.arrays import Array, Integers
 from asgd.config import Configuration, RunConfig, SimulationConfig, as_config
 from asgd.delays import ComputeTime
 from asgd.errors import InputError
-from asgd.problems.base import Array
 from asgd.rundir.reader import Run
 from asgd.simulation.order import server_order
 from asgd.staleness import (
@@ -35,7 +35,6 @@ from asgd.staleness import (
     Empirical,
     Geometric,
     GeometricMixture,
-    Integers,
     StalenessLaw,
 )
 from asgd.streams import Seed, as_seed, stream

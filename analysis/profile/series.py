@@ -11,10 +11,11 @@ import numpy.typing as npt
 
 from analysis.profile import dependence
 from analysis.profile.stragglers import stragglers, taking_part
+from asgd.arrays import Integers
 from asgd.errors import InputError
 from asgd.rundir.events import team_sizes
 from asgd.rundir.reader import Run
-from asgd.staleness import Integers, staleness_of
+from asgd.staleness import staleness_of
 from asgd.staleness.values import whole_numbers
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from asgd.problems.base import Array
+from asgd.arrays import Array
 from asgd.rundir.columns import SHARED
 from asgd.rundir.events import incidents
 from asgd.rundir.reader import Run
