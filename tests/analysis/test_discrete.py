@@ -118,7 +118,7 @@ def test_results_depend_on_the_seed_alone(model):
     ("call", "message"),
     [
         (lambda: sgd(Quadratic(), 0.1, 5, 10, 0, batch_size=1.5), "whole numbers"),
-        (lambda: asgd_server(Quadratic(), 0.1, 0, 5, 10, 0), "workers: 0"),
+        (lambda: asgd_server(Quadratic(), 0.1, 0, 5, 10, 0), "workers = 0"),
         (lambda: momentum_sgd(Quadratic(), 0.1, 1.0, 5, 10, 0), "zeta = 1.0"),
         (lambda: asgd_iid(Quadratic(), -0.1, Geometric(0.5), 5, 10, 0), "learning_rate"),
     ],
