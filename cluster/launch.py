@@ -12,8 +12,8 @@ from ray.exceptions import RayError
 
 from asgd.config import Configuration, RunConfig, as_config, load_config
 from asgd.errors import AsgdError, InputError, RunFailedError
-from asgd.problems import initial_point, make_problem
-from asgd.problems.base import Problem
+from asgd.problems import make_problem
+from asgd.problems.base import Problem, starting_point
 from asgd.progress import CallbackError, Progress
 from asgd.rundir.alive import sign_of_life
 from asgd.rundir.files import what_is_wrong
@@ -182,7 +182,7 @@ class _Launcher:
             ):
                 if record is not None:
                     record.note(writer)
-                initial = initial_point(problem, config.run.seed)
+                initial = starting_point(problem, config.run.seed)
                 supervise(config, initial, writer, progress, resumed=record is None)
                 writer.event("finish")
         except CallbackError as error:

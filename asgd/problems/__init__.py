@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
-
-from asgd.arrays import Array
 from asgd.config import LINEAR_KINDS, Configuration, ProblemConfig, as_config
 from asgd.problems.base import Problem
 from asgd.problems.linear import DATASETS, LeastSquares, Logistic, Softmax
 from asgd.problems.scalar import DoubleWell, Quadratic, Quartic
-from asgd.streams import stream
 
 __all__ = [
     "DoubleWell",
@@ -21,7 +17,6 @@ __all__ = [
     "Quadratic",
     "Quartic",
     "Softmax",
-    "initial_point",
     "make_problem",
 ]
 
@@ -51,11 +46,6 @@ def make_problem(config: Configuration | ProblemConfig) -> Problem:
         return make_linear(**_given(l2=config.l2))
     options = _given(curvature=config.curvature, noise=config.noise, initial=config.initial)
     return _SCALAR[config.kind](**options)
-
-
-def initial_point(problem: Problem, seed: int) -> Array:
-    """Return x_0 of a run with this seed, shape (d,), as a new array of floats."""
-    return np.array(problem.initial_point(stream(seed, "initial")), dtype=float)
 
 
 def _given(**options: float | None) -> dict[str, float]:

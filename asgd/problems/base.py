@@ -138,5 +138,5 @@ class Problem(ABC):
 
 
 def starting_point(problem: Problem, seed: int) -> Array:
-    """Return x_0 of every run and model under a seed, shape (d,)."""
-    return problem.initial_point(stream(seed, "initial"))
+    """Return x_0 of every run and model under a seed, shape (d,), as a new array of floats."""
+    return np.array(problem.initial_point(stream(seed, "initial")), dtype=float)

@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 
 from asgd.errors import InputError, ProblemChangedError
-from asgd.problems import initial_point
-from asgd.problems.base import Problem
+from asgd.problems.base import Problem, starting_point
 from asgd.rundir.reader import Run
 from asgd.rundir.writer import RunWriter
 
@@ -59,7 +58,7 @@ class ProblemRecord:
         """
         try:
             with np.errstate(all="ignore"):
-                x = initial_point(problem, seed)
+                x = starting_point(problem, seed)
                 loss = float(problem.loss(x))
                 gradient_norm = float(np.linalg.norm(problem.gradient(x)))
         except InputError:

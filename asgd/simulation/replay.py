@@ -9,8 +9,7 @@ import numpy as np
 
 from asgd.arrays import Array, Integers
 from asgd.draws import WorkerDraws
-from asgd.problems import initial_point
-from asgd.problems.base import Problem
+from asgd.problems.base import Problem, starting_point
 from asgd.rules import make_rule
 from asgd.rundir.columns import SHARED
 from asgd.rundir.reader import Run
@@ -67,7 +66,7 @@ def replay(run: Run, problem: Problem) -> Iterator[Step]:
     config, gradients = run.config, _Gradients.of(run)
     draws, rule = WorkerDraws(config, problem.n_samples), make_rule(config.optimizer)
     learning_rate = learning_rate_schedule(config.optimizer)
-    x = initial_point(problem, config.run.seed)
+    x = starting_point(problem, config.run.seed)
     state = rule.init(x)
     last_read = np.arange(len(run.trace) + 1)
     updates = np.repeat(np.arange(len(run.trace)), np.diff(gradients.starts))

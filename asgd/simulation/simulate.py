@@ -21,8 +21,8 @@ from asgd.delays import ComputeTime
 from asgd.divergence import NOT_FINITE, check_divergence, remedy
 from asgd.draws import WorkerDraws
 from asgd.errors import InputError, RunFailedError
-from asgd.problems import initial_point, make_problem
-from asgd.problems.base import Problem
+from asgd.problems import make_problem
+from asgd.problems.base import Problem, starting_point
 from asgd.progress import CallbackError, Progress, call_back
 from asgd.rules import make_rule
 from asgd.rundir.alive import sign_of_life
@@ -199,7 +199,7 @@ class _Descent:
         self, problem: Problem, config: RunConfig, order: ServerOrder, draws: WorkerDraws
     ) -> None:
         self.problem = problem
-        self.x = initial_point(problem, config.run.seed)
+        self.x = starting_point(problem, config.run.seed)
         self.applied = 0
         batch_size = batch_schedule(config.optimizer).array(len(order.worker))
         self.batch_size = batch_size[order.read_version].astype(np.int64)
