@@ -1,4 +1,4 @@
-"""Staleness profiles and loss predictions: reads runs, simulates models, never starts workers.
+"""Staleness fits and loss predictions of recorded runs. Nothing here starts a worker.
 
     study = analysis.Study.open("runs/digits")
     study.fit                              # staleness laws and a verdict
@@ -6,7 +6,7 @@
     analysis.write_report(study)
     analysis.figures.loss_overlay([run.loss], prediction.curves)
 
-Public names are imported when they are first used.
+Public names are imported on first use.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A run or its repeats with their fit, prediction and score, each made once and kept."""
+"""A run or its repeats with fit, prediction and score, each computed once and kept."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from asgd.rundir.repeats import read_runs
 
 
 class Study:
-    """One run, or repeats of one, and what is found out about them.
+    """One run, or repeats of it, with its fit, prediction and score.
 
     >>> study = analysis.Study.open(run.path)
     >>> prediction, score = study.predict(paths=16)
@@ -34,42 +34,42 @@ class Study:
     path
         The directory of the run or of the repeats.
     runs
-        One run, or repeats that differ in the seed alone. Their tables are read now: those of a
-        run at work, read one by one, would not fit together.
+        One run, or repeats that differ only in the seed. Their tables are read at once, because
+        tables of a running run that are read at different times do not match.
 
     Raises
     ------
     InputError
-        There is no run, or two are not repeats of each other.
+        There is no run, or two runs are not repeats of each other.
     """
 
     def __init__(self, path: str | Path, runs: Run | Sequence[Run]) -> None:
         self.path, self.runs = Path(path), as_runs(runs)
         for run in self.runs:
-            # The losses first: the trace has to cover every one of them.
+            # The losses first: the trace must cover all of them.
             _ = run.loss, run.trace, run.members, run.events
         self._made: tuple[Prediction, Score] | None = None
         self._refusal: str | None = None
 
     @classmethod
     def open(cls, path: str | Path) -> Study:
-        """Read a run directory, or that of repeats.
+        """Read the directory of a run or of repeats.
 
         Raises
         ------
         InputError
-            There is neither at `path`.
+            `path` is neither.
         """
         return cls(path, read_runs(path))
 
     @property
     def run(self) -> Run:
-        """The run whose workers are shown, the first repeat."""
+        """The first repeat; figures of workers show this one."""
         return self.runs[0]
 
     @cached_property
     def whole(self) -> list[Run]:
-        """The repeats that were not cut short of the furthest: those that can be predicted."""
+        """The repeats that went as far as the furthest one; only these are predicted."""
         return whole(self.runs)
 
     @property
@@ -80,7 +80,7 @@ class Study:
         ------
         InputError
             A run recorded no update.
-        UnreliableEstimateError
+            The trace is too short; use `estimate` to get the fit all the same.
             The trace is too short; `estimate` is what can be had of it.
         """
         fit, error = self._fitted
@@ -90,12 +90,12 @@ class Study:
 
     @property
     def estimate(self) -> StalenessFit:
-        """The staleness fit, also where it should not be relied on."""
+        """The staleness fit, even if it is unreliable."""
         return self._fitted[0]
 
     @property
     def doubt(self) -> str | None:
-        """Why the fit should not be relied on, None if it may be."""
+        """Why the fit is unreliable; None if it is reliable."""
         error = self._fitted[1]
         return None if error is None else str(error)
 
@@ -108,26 +108,26 @@ class Study:
 
     @property
     def prediction(self) -> Prediction | None:
-        """The prediction made by `predict`, or else the one stored with the runs as they are."""
+        """The prediction made by `predict`, else a stored one that matches the runs."""
         made = self._made or self._stored[0]
         return made and made[0]
 
     @property
     def score(self) -> Score | None:
-        """The errors of the prediction, None where there is none."""
+        """The errors of the prediction; None without a prediction."""
         made = self._made or self._stored[0]
         return made and made[1]
 
     @property
     def missing(self) -> str | None:
-        """Why there is no prediction, None where there is one."""
+        """Why there is no prediction; None if there is one."""
         if self._made or self._stored[0]:
             return None
         return self._refusal or self._stored[1]
 
     @cached_property
     def _stored(self) -> tuple[tuple[Prediction, Score] | None, str]:
-        """The prediction stored with the runs and its score, or why it cannot be used."""
+        """The stored prediction and its score, or the reason why there is none."""
         if not has_prediction(self.path):
             return None, "no prediction is stored; `asgd predict` makes one"
         try:
@@ -139,19 +139,19 @@ class Study:
                     "`asgd predict` makes a new one"
                 )
             return (prediction, compare(self.whole, prediction)), ""
-        except InputError as error:  # damaged, or of other runs
+        except InputError as error:  # damaged, or made from other runs
             return None, str(error)
 
     def check_problem(self, task: str, *, force: bool = False) -> None:
-        """Refuse runs whose problem has changed, see `asgd.rundir.problem_record`.
+        """Raise if the problem has changed since the run, see `asgd.rundir.problem_record`.
 
-        Where the problem is not to be had, as a plug-in of somebody else's, nothing is said: what
-        is stored can be reported on.
+        The check passes if the problem cannot be loaded, as a missing plug-in: the stored results
+        can still be reported.
 
         Raises
         ------
         ProblemChangedError
-            It has changed, and it is not `force` to go on all the same.
+            The problem has changed and `force` is False.
         """
         try:
             problem = make_problem(self.run.config)
@@ -181,7 +181,7 @@ class Study:
         Raises
         ------
         InputError, UnreliableEstimateError
-            As for `analysis.predict` and `analysis.compare`; what was kept before stays.
+            As for `analysis.predict` and `analysis.compare`; an earlier prediction is kept.
         """
         prediction = predict(
             self.runs,
@@ -205,11 +205,11 @@ class Study:
         announce: Callable[[float], None] | None = None,
         progress: Callable[[str, float], None] | None = None,
     ) -> None:
-        """Predict and store where no prediction is; where none can be had, `missing` says why."""
+        """Predict and store unless a prediction exists; if that fails, `missing` says why."""
         if self.prediction is not None:
             return
         try:
-            self.save()  # what cannot be stored is not worth the paths
+            self.save()  # before the paths: an unwritable directory must fail early
             self.predict(paths=paths, force=force, announce=announce, progress=progress)
             self.save()
         except (InputError, UnreliableEstimateError) as error:
@@ -233,7 +233,7 @@ class Study:
 
 @contextmanager
 def _writable() -> Iterator[None]:
-    """Say what to do about a run of somebody else's."""
+    """Turn an `OSError` into advice on runs in read-only directories."""
     try:
         yield
     except PermissionError as error:

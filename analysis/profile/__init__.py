@@ -1,1 +1,1 @@
-"""Staleness: estimators, fitted laws, goodness of fit, dependence, laws from times."""
+"""Staleness: estimators, fitted laws, goodness of fit, dependence, laws from compute times."""

@@ -1,7 +1,7 @@
-"""A staleness series cut into cells of neighbouring updates, whose histograms are added up.
+"""Cuts a staleness series into cells of neighbouring updates and keeps their histograms.
 
-A bootstrap of five million updates need not draw and count each of them 400 times: a resample of
-blocks is a weighted sum of the histograms of what the blocks are made of.
+A block resample is then a weighted sum of histograms; a bootstrap of five million updates need not
+count each update 400 times.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from analysis.profile.dependence import block_resamples, cell_size
 from analysis.profile.estimators import Counts
 from asgd.arrays import Array, Integers
 
-_AT_ONCE = 16  # resamples: a sparse table is read once for all of them
+_AT_ONCE = 16  # resamples for each pass over the sparse table
 
 
 @dataclass(frozen=True)
@@ -28,11 +28,11 @@ class Cells:
     Attributes
     ----------
     staleness
-        The different values, ascending, shape (l,).
+        The distinct values, ascending, shape (l,).
     updates
-        How often each cell has each value, shape (l, cells), sparse.
+        Count of each value in each cell, shape (l, cells), sparse.
     worker_updates, worker_staleness
-        Updates of each worker in each cell and the sum of their staleness, shape (workers, cells),
+        Number of updates and sum of staleness of each worker in each cell, shape (workers, cells),
         sparse; or None.
     block
         Length of a block in cells.
@@ -46,7 +46,7 @@ class Cells:
 
     @classmethod
     def of(cls, staleness: Integers, block: int, workers: Integers | None = None) -> Cells:
-        """Cut a series; what is left at its end, less than a cell, is dropped.
+        """Cut a series; an incomplete cell at its end is dropped.
 
         Parameters
         ----------
@@ -77,17 +77,17 @@ class Cells:
 
     @property
     def number(self) -> int:
-        """How many cells there are."""
+        """Number of cells."""
         return int(self.updates.shape[1])
 
     def resamples(self, number: int, rng: np.random.Generator) -> Iterator[Counts]:
-        """Yield the histograms of so many moving-block resamples."""
+        """Yield the histograms of `number` moving-block resamples."""
         drawn = block_resamples(self.number, self.block, number, rng)
         while some := list(islice(drawn, _AT_ONCE)):
             yield from self._chosen(np.stack([self._weights(index) for index in some], axis=1))
 
     def chosen(self, index: Integers) -> Counts:
-        """Return the histogram of these cells, each as often as it is named."""
+        """Return the summed histogram of these cells; repeated cells count repeatedly."""
         return next(self._chosen(self._weights(index)[:, None]))
 
     def _chosen(self, weights: Array) -> Iterator[Counts]:

@@ -1,8 +1,8 @@
 """Serial dependence of a staleness series: start-up, autocorrelation, blocks, effective size.
 
-Staleness is not independent: each snapshot is used exactly once, so the staleness of neighbouring
-updates is tied, and slow workers make it positively correlated. Standard errors and resampling
-here work on blocks of neighbouring updates, long enough to hold that dependence.
+Neighbouring staleness values depend on each other because each snapshot is used exactly once; slow
+workers correlate them positively. Standard errors and resampling therefore use blocks of
+neighbouring updates that are longer than this dependence.
 """
 
 from __future__ import annotations
@@ -24,14 +24,15 @@ START_UP_RULE = (
 _BATCH = 5
 _FAR = 10.0  # interquartile ranges
 _CELLS = 50_000
-_PIECE = 1 << 16  # updates transformed at once
-_FEW_LAGS = 4096  # the autocorrelation is nearly always calm before it
+_PIECE = 1 << 16  # updates in one Fourier transform
+_FEW_LAGS = 4096  # lags tried first; the autocorrelation nearly always dies out before
 
 
 def without_outliers(values: Integers) -> Integers:
-    """Return the series with what is far outside, see `START_UP_RULE`, moved to where far begins.
+    """Return the series with outliers clipped to the limit of `START_UP_RULE`.
 
-    One gradient of a worker that slept would else decide on means, start-up and autocorrelation.
+    Otherwise one gradient of a worker that slept would dominate means, start-up and
+    autocorrelation.
     """
     if not len(values):
         return values
@@ -41,19 +42,19 @@ def without_outliers(values: Integers) -> Integers:
 
 
 def start_up(staleness: Integers, update: Integers | None = None) -> int:
-    """Return how many entries belong to the start-up, see `START_UP_RULE`.
+    """Return the length of the start-up, see `START_UP_RULE`.
 
-    At first every worker holds version 0, so update k has staleness k whoever computed it, and
-    right after the last of these reads all snapshots are young. This part of the rule applies only
-    if the series can begin at update 0 (staleness <= k). A worker that delivers its first gradient
-    long after the others have come many times does not prolong it.
+    At first every worker holds version 0, so update k has staleness k, and right after the last of
+    these reads all snapshots are young. This part of the rule applies only if the series can begin
+    at update 0 (staleness <= k). It does not wait for a worker that delivers its first gradient
+    long after the others have delivered many.
 
     Parameters
     ----------
     staleness
         In order of update, shape (m,).
     update
-        Numbers of the updates, ascending, shape (m,), where they are not 0, 1, ...
+        Numbers of the updates, ascending, shape (m,), if they are not 0, 1, ...
     """
     update = np.arange(len(staleness)) if update is None else update
     usual = without_outliers(staleness)
@@ -77,7 +78,7 @@ def _mser(values: Integers) -> int:
     left = batches - np.arange(batches // 2)
     total = np.cumsum(means[::-1])[::-1][: batches // 2]
     square = np.cumsum(means[::-1] ** 2)[::-1][: batches // 2]
-    # rounding leaves a constant series with squares of the order of 1e-32
+    # rounding errors give a constant series squares of the order of 1e-32
     spread = np.maximum(square - total**2 / left, 0.0).round(12)
     return int(np.argmin(spread / left**2)) * _BATCH
 
@@ -96,7 +97,7 @@ def autocorrelation(values: npt.ArrayLike, max_lag: int) -> Array:
 
 
 def _lagged_products(x: Array, max_lag: int) -> Array:
-    """Return sum_i x_i x_(i + lag) for each lag, by transforms of pieces."""
+    """Return sum_i x_i x_(i + lag) for each lag, by Fourier transforms of pieces."""
     piece = max(max_lag, _PIECE)
     size = next_fast_len(piece + max_lag, real=True)
     spectrum = np.zeros(size // 2 + 1, dtype=complex)
@@ -108,12 +109,12 @@ def _lagged_products(x: Array, max_lag: int) -> Array:
 
 
 def block_length(values: Integers) -> int:
-    """Return a length of blocks of neighbouring updates that holds the dependence.
+    """Return a block length for the moving-block bootstrap.
 
-    The largest of m^(1/3); four times the lag after which the autocorrelations of the series and
-    of its squares stay inside a noise band (detected as by Politis and White 2004);
-    and twice the mean number of updates a snapshot lives. At most a twentieth of the series, which
-    may be too short: see `lost_variance`. Outliers are moved, see `without_outliers`.
+    It is the largest of m^(1/3); four times the lag after which the autocorrelations of the series
+    and of its squares stay inside a noise band (Politis and White 2004); and twice the mean number
+    of updates a snapshot lives. It is at most a twentieth of the series, which may be too short:
+    see `lost_variance`. Outliers are clipped, see `without_outliers`.
     """
     m = len(values)
     if m < 40:
@@ -151,7 +152,7 @@ def long_run_covariance(values: npt.ArrayLike, block: int) -> Array:
     block = max(1, min(block, m - 1))
     sums = np.cumsum(np.vstack([np.zeros((1, x.shape[1])), x]), axis=0)
     blocks = (sums[block:] - sums[:-block]) / np.sqrt(block)
-    # the sample mean stands in for the true one: unbiased for independent values
+    # corrects for the estimated mean; unbiased for independent values
     return np.asarray(blocks.T @ blocks / len(blocks) / (1.0 - block / m))
 
 
@@ -164,10 +165,10 @@ def standard_error(values: npt.ArrayLike, block: int) -> float:
 
 
 def lost_variance(values: Integers, block: int) -> float:
-    """Return by what factor the blocks are too short for the variance of the mean, at least 1.
+    """Return true over block variance of the mean if the blocks are too short, at least 1.
 
-    Blocks shorter than the dependence lose part of it. Filtered by its first autocorrelation the
-    series has less, which blocks hold better (prewhitening, Andrews and Monahan 1992).
+    Blocks shorter than the dependence underestimate the variance. Filtering by the first
+    autocorrelation shortens the dependence (prewhitening, Andrews and Monahan 1992).
     """
     series = without_outliers(values).astype(float)
     rho = float(np.clip(autocorrelation(series, 1)[-1], 0.0, 0.97)) if len(series) > 2 else 0.0
@@ -180,10 +181,10 @@ def lost_variance(values: Integers, block: int) -> float:
 
 
 def effective_size(values: npt.ArrayLike, block: int) -> float:
-    """Return how many independent values would give the mean the same standard error.
+    """Return the number of independent values whose mean has the same standard error.
 
-    More than there are values where neighbours compensate each other, as on a real server, whose
-    mean staleness is fixed by the number of workers; the number of values for a constant series.
+    It exceeds the number of values if neighbours are negatively correlated, as on a real server,
+    where the number of workers fixes the mean staleness. For a constant series it is their number.
     """
     series = np.asarray(values, dtype=float)
     variance = float(np.var(series))
@@ -192,10 +193,10 @@ def effective_size(values: npt.ArrayLike, block: int) -> float:
 
 
 def cell_size(m: int, block: int) -> int:
-    """Return how many neighbouring updates may be taken as one where blocks are added up.
+    """Return the number of neighbouring updates that block resampling treats as one.
 
-    One up to 100 000 updates; beyond, blocks begin at every so-manieth update only, at four or
-    more places of their length.
+    It is 1 up to 100 000 updates. Beyond, blocks start only at multiples of the cell, at least
+    four times per block length.
     """
     return max(1, min(m // _CELLS, block // 4))
 
@@ -203,7 +204,7 @@ def cell_size(m: int, block: int) -> int:
 def block_resamples(
     m: int, block: int, resamples: int, rng: np.random.Generator
 ) -> Iterator[Integers]:
-    """Yield index arrays of shape (m,) made of random blocks; the series is closed to a circle."""
+    """Yield index arrays of shape (m,) of random blocks of the series, closed to a circle."""
     offsets = np.arange(block)
     for _ in range(resamples):
         starts = rng.integers(0, m, -(-m // block))

@@ -1,9 +1,9 @@
-"""The staleness law of a parameter server from its times, without running anything.
+"""Computes the staleness law of a parameter server from its times.
 
-Each worker repeats: receive a snapshot, compute for a random time, push; the server applies pushes
-one at a time in order of arrival and answers each with the new snapshot. With memoryless times
-and nothing else to wait for the law is known in closed form; otherwise the queue is simulated event
-by event, in time only, without any gradient.
+Each worker repeats: receive a snapshot, compute for a random time, push. The server applies pushes
+one at a time in order of arrival and answers each with the new snapshot. For memoryless compute
+times and no other delay the law is known in closed form; otherwise an event simulation of the
+queue, without gradients, gives it.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ from asgd.staleness import (
 )
 from asgd.streams import Seed, as_seed, stream
 
-_WARM_UP = 10  # cycles of every worker before the law is read off
+_WARM_UP = 10  # cycles of every worker before staleness is recorded
 _CHUNK = 64  # times drawn at once for one worker
-_GROUP = 100  # updates behind each probability of a simulated law
+_GROUP = 100  # least number of updates behind each probability of a simulated law
 
 
 class Times(Protocol):
-    """What the queue asks of the workers' compute times; `asgd.delays.ComputeTime` has it."""
+    """The interface of compute times; `asgd.delays.ComputeTime` implements it."""
 
     @property
     def mean(self) -> Array:
@@ -59,12 +59,12 @@ class Times(Protocol):
         """Return independent times of a worker in seconds, shape (size,)."""
 
     def draw_each(self, workers: Integers, rng: np.random.Generator) -> Array:
-        """Return an independent time of each worker named in seconds, same shape (m,)."""
+        """Return an independent time in seconds for each of `workers`, same shape (m,)."""
 
 
 @dataclass(frozen=True)
 class MeasuredTimes:
-    """Times drawn from measured ones.
+    """Times resampled from measured ones.
 
     Attributes
     ----------
@@ -89,7 +89,7 @@ class MeasuredTimes:
         return rng.choice(self.samples[worker], size)
 
     def draw_each(self, workers: Integers, rng: np.random.Generator) -> Array:
-        """Return an independent time of each worker named in seconds, same shape (m,)."""
+        """Return an independent time in seconds for each of `workers`, same shape (m,)."""
         chosen = rng.random(len(workers)) * self._sizes[workers]
         return self._flat[self._begin[workers] + chosen.astype(np.int64)]
 
@@ -108,16 +108,16 @@ class MeasuredTimes:
 
 @dataclass(frozen=True)
 class CycleTimes:
-    """What a worker's cycle takes beside computing, in seconds.
+    """The times of a worker's cycle other than computing, in seconds.
 
     Attributes
     ----------
     gradient_time
-        Fixed part of every computation.
+        Fixed part of each computation.
     message_time
-        One way between worker and server.
+        One-way delay between worker and server.
     service_time
-        What the server spends on one push; pushes wait for each other.
+        Time of the server for one push; pushes queue.
     """
 
     gradient_time: float = 0.0
@@ -135,22 +135,22 @@ class CycleTimes:
 
     @property
     def dead_time(self) -> float:
-        """The fixed part outside the server: the gradient, there and back."""
+        """The fixed time outside the server: gradient and two messages."""
         return self.gradient_time + 2.0 * self.message_time
 
 
 @dataclass(frozen=True)
 class ServerTimes:
-    """What decides the turns of a server: its workers' compute times and the times beside them.
+    """The times that determine the order of pushes at a server.
 
     Attributes
     ----------
     times
         Compute times of the workers.
     dead_time
-        Fixed part of every cycle outside the server, in seconds: the gradient, two messages.
+        Fixed part of each cycle outside the server, in seconds: the gradient, two messages.
     service_time
-        What the server spends on one push, in seconds; pushes wait for each other.
+        Time of the server for one push, in seconds; pushes queue.
     """
 
     times: Times
@@ -159,7 +159,7 @@ class ServerTimes:
 
     @classmethod
     def from_config(cls, config: RunConfig) -> ServerTimes:
-        """Return the times of a configured run, its `[simulation]` times given."""
+        """Return the times of a configured run, from its `[simulation]` section."""
         beside = CycleTimes.of(config.simulation)
         times = ComputeTime.from_config(config.cluster)
         return cls(times, beside.dead_time, beside.service_time)
@@ -171,11 +171,11 @@ class ServerTimes:
 
     @property
     def memoryless(self) -> bool:
-        """Whether whose turn is next does not depend on the past."""
+        """Whether the next worker is independent of the past."""
         return self.times.memoryless and not self.dead_time and not self.service_time
 
     def cycles(self, worker: int, rng: np.random.Generator) -> Iterator[float]:
-        """Yield the seconds of one cycle of a worker after the other, service left out."""
+        """Yield the durations in seconds of a worker's cycles, without service."""
         while True:
             for seconds in self.times.draw_many(worker, _CHUNK, rng).tolist():
                 yield self.dead_time + seconds
@@ -184,10 +184,9 @@ class ServerTimes:
 def memoryless_law(rates: npt.ArrayLike) -> StalenessLaw:
     """Return the law of memoryless workers that push at these rates.
 
-    Worker i makes the share p_i = rate_i / sum of the rates of the updates, and each of its
-    gradients meets other workers' updates until its own turn comes, with probability p_i each
-    time: a geometric law with mu = 1 - 1/P for P equal workers, else a mixture with
-    mu_i = 1 - p_i and shares p_i (ours).
+    Worker i makes the share p_i = rate_i / sum of the rates of the updates. Each update that a
+    gradient waits for is its own with probability p_i: a geometric law with mu = 1 - 1/P for P
+    equal workers, else a mixture of geometric laws with mu_i = 1 - p_i and shares p_i (ours).
 
     Parameters
     ----------
@@ -215,9 +214,9 @@ def queue_staleness(
 ) -> StalenessLaw:
     """Return the stationary staleness law of the queue.
 
-    Closed for memoryless times with no other time beside them, see `memoryless_law`; otherwise
-    the frequencies of a simulation. Any time the workers do not spend waiting memorylessly pushes
-    the law off the geometric: for a fixed part r of a cycle beside a memoryless part of mean c,
+    The law is closed for memoryless times without other delays, see `memoryless_law`; otherwise it
+    is the histogram of a simulation. Every delay that is not memoryless makes the law deviate from
+    the geometric: for a fixed part r of a cycle and a memoryless part of mean c,
     P(tau = 0) = (1/P) (1 + r/c)^-(P-1) (ours).
 
     Parameters
@@ -225,13 +224,13 @@ def queue_staleness(
     times
         Compute times of the workers.
     gradient_time
-        Fixed part of every computation, in seconds.
+        Fixed part of each computation, in seconds.
     message_time
-        One way between worker and server, in seconds.
+        One-way delay between worker and server, in seconds.
     service_time
-        What the server spends on one push, in seconds; pushes wait for each other.
+        Time of the server for one push, in seconds; pushes queue.
     updates
-        Least number of simulated updates the law is read from; 20 per worker if that is more.
+        Least number of simulated updates; 20 per worker if that is more.
 
     Raises
     ------
@@ -258,7 +257,7 @@ def server_staleness(server: ServerTimes, updates: int = 100_000, seed: int = 0)
 
 
 def config_staleness(config: Configuration, seed: int = 0) -> StalenessLaw:
-    """Return the staleness law a configured run will have, its `[simulation]` times given."""
+    """Return the staleness law of a configured run, from its `[simulation]` section."""
     config = as_config(config)
     if config.cluster.schedule == "uniform":
         return Geometric(1.0 - 1.0 / config.cluster.workers)
@@ -266,11 +265,11 @@ def config_staleness(config: Configuration, seed: int = 0) -> StalenessLaw:
 
 
 def measured_cycles(run: Run) -> MeasuredTimes:
-    """Return the whole cycles of a run's workers: from one update of a worker to its next.
+    """Return the cycles of a run's workers: the times between updates of the same worker.
 
-    They hold everything a cycle is made of: computing, messages, service, waiting. As times of a
-    queue with nothing beside them they give the run's law up to the dependence of neighbouring
-    cycles: workers that wait for one another.
+    A cycle contains computing, messages, service and waiting. A queue with these times and no
+    other delay has the staleness law of the run unless neighbouring cycles depend on each other,
+    as when workers wait for one another.
 
     Raises
     ------
@@ -301,7 +300,7 @@ class QueueCheck:
     distance
         Its total variation distance to the measured staleness.
     chance
-        What that distance would be if the queue were right, for so many independent updates.
+        The expected distance if the queue is right, for as many independent updates.
     """
 
     law: StalenessLaw
@@ -310,12 +309,12 @@ class QueueCheck:
 
     @property
     def holds(self) -> bool:
-        """Whether the distance is within `CLOSE` of what chance makes of it."""
+        """Whether the distance is within `CLOSE` of the expected one."""
         return self.distance < CLOSE + 2.0 * self.chance
 
     @property
     def sentence(self) -> str:
-        """The answer in a sentence."""
+        """The answer as a sentence."""
         if self.holds:
             return f"Independent cycles explain the staleness: distance {self.distance:.2f}."
         return (
@@ -326,12 +325,12 @@ class QueueCheck:
 
 
 def check_queue(run: Run, updates: int = 20_000) -> QueueCheck:
-    """Compare the queue of a run's measured cycles, taken as independent, with its staleness.
+    """Compare the staleness of a run with a queue that draws its measured cycles independently.
 
     Parameters
     ----------
     updates
-        Simulated updates behind the queue's law.
+        Number of simulated updates of the queue.
 
     Raises
     ------
@@ -346,7 +345,7 @@ def check_queue(run: Run, updates: int = 20_000) -> QueueCheck:
 
 
 def explains_staleness(run: Run) -> QueueCheck | None:
-    """Return `check_queue` of a run; None where its workers wait by design, or for want of data."""
+    """Return `check_queue`; None if workers wait by design or the run is too short."""
     cluster = run.config.cluster
     if (cluster.mode, cluster.schedule) != ("async", "free"):
         return None
@@ -356,7 +355,7 @@ def explains_staleness(run: Run) -> QueueCheck | None:
 
 
 def _steady(run: Run) -> pd.DataFrame:
-    """Return the updates after the start-up, without workers that hardly took part."""
+    """Return the updates after the start-up, without stragglers."""
     trace = run.trace[["update", "worker", "staleness", "applied_seconds"]]
     left_out = stragglers_of(run)
     if left_out:
@@ -367,8 +366,8 @@ def _steady(run: Run) -> pd.DataFrame:
 def simulate_queue(server: ServerTimes, updates: int, rng: np.random.Generator) -> Integers:
     """Return the staleness of consecutive updates in steady state.
 
-    Workers begin at random points of their cycle. What is returned begins after 10 updates per
-    worker and, within the first half of the simulation, after every worker's first push.
+    Workers begin at random points of their cycle. The result starts after 10 updates per worker
+    and after every worker's first push, but at the latest at half of the simulation.
 
     Parameters
     ----------
@@ -395,9 +394,9 @@ def simulate_queue(server: ServerTimes, updates: int, rng: np.random.Generator) 
 
 
 def _smoothed(staleness: Integers) -> Empirical:
-    """Return the frequencies, averaged over neighbours where fewer than `_GROUP` updates fell.
+    """Return the frequencies, averaged over neighbours that have fewer than `_GROUP` updates.
 
-    With thousands of workers the law spreads over more values than there are updates.
+    With thousands of workers the law has more values than there are updates.
     """
     law = Empirical.from_sample(staleness, tail_count=_GROUP)
     p = np.array(law.probabilities)

@@ -1,4 +1,4 @@
-"""Repeats of one run taken together."""
+"""Repeats of a run, fitted as one series."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ Runs = Run | str | Path | Sequence[Run | str | Path]
 
 
 def as_runs(run: Runs) -> list[Run]:
-    """Return one run, or repeats of one, themselves or their directories, as a list.
+    """Return a run, or repeats, given as objects or as directories, as a list.
 
     Raises
     ------
     InputError
-        There is none, or two differ in more than the seed.
+        There is no run, or two differ in more than the seed.
     """
     runs = _listed(run)
     seedless = [_seedless(one) for one in runs]
@@ -35,7 +35,7 @@ def as_runs(run: Runs) -> list[Run]:
 
 
 def fit_runs(runs: Runs) -> StalenessFit:
-    """Fit the staleness of repeats as one series, the start-up of each left out.
+    """Fit the staleness of repeats as one series; drop the start-up of each.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""The staleness of updates made ready for a fit: checked, without stragglers and start-up."""
+"""Prepares staleness for a fit: checks it, removes stragglers and the start-up."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from asgd.staleness.values import whole_numbers
 
 @dataclass(frozen=True)
 class Series:
-    """What a fit is made of.
+    """The input of a fit.
 
     Attributes
     ----------
     staleness
         In order of update, shape (m,).
     worker
-        Who made each update, shape (m,), or None.
+        Worker of each update, shape (m,), or None.
     team
-        Number of workers, their mean where it changed, without those left out; or None.
+        Number of workers without stragglers, averaged if it changed; or None.
     start_up
         Updates dropped at the start.
     left_out
-        How often each worker delivered that hardly took part, see `analysis.profile.stragglers`.
+        Deliveries of each straggler, see `analysis.profile.stragglers`.
     """
 
     staleness: Integers
@@ -52,7 +52,7 @@ class Series:
         update: npt.ArrayLike | None,
         start_up: int | None,
     ) -> Series:
-        """Take the arguments of `fit_staleness`, whose errors it raises."""
+        """Check and convert the arguments of `fit_staleness`; raises its errors."""
         values = whole_numbers(staleness, "staleness")
         ids = None if worker_ids is None else _as_long("worker_ids", worker_ids, values)
         number = np.arange(len(values)) if update is None else _numbers(update, values)
@@ -86,7 +86,7 @@ class Series:
         Raises
         ------
         InputError
-            It recorded none.
+            The run recorded no update.
         """
         trace = run.trace
         if trace.empty:
@@ -102,7 +102,7 @@ class Series:
 
     @classmethod
     def joined(cls, several: Sequence[Series]) -> Series:
-        """Put the series of repeats one after another."""
+        """Concatenate the series of repeats."""
         sizes = [len(series.staleness) for series in several]
         workers = [series.worker for series in several if series.worker is not None]
         teams = [series.team for series in several if series.team is not None]

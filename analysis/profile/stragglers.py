@@ -1,8 +1,8 @@
-"""Workers that hardly take part in a run: a staleness law of theirs cannot be told.
+"""Finds stragglers: workers with too few updates to estimate their staleness.
 
-The one or two gradients of a worker that sleeps are older than everything else by orders of
-magnitude. Among thousands of updates they would decide on the mean, and on the start-up if that
-lasted until each worker has delivered; the other workers behave as if it were not there.
+The one or two gradients of a worker that slept are older than all others by orders of magnitude.
+Among thousands of updates they would dominate the mean, and would prolong a start-up that waits for
+every worker; the other workers are not affected by them.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from asgd.rundir.events import team_sizes
 from asgd.rundir.reader import Run
 
 _FEW = 2  # deliveries
-_BEHIND = 20  # times as many that an even share would be
+_BEHIND = 20  # factor below an even share
 _TIMES = ("never", "once", "twice")
 
 
 def stragglers(worker: npt.NDArray[Any], workers: int) -> dict[Any, int]:
-    """Return how often each worker delivered that hardly took part, by its name.
+    """Return the number of deliveries of each straggler, by worker.
 
-    That is at most twice, where an even share would be 20 times as often and 20 times more. Whoever
-    never delivered is known where the workers have the numbers 0, ..., workers - 1.
+    A straggler delivered at most twice, and an even share is at least 20 times as many and 20 more.
+    Workers that never delivered are found only if the workers are numbered 0, ..., workers - 1.
 
     Parameters
     ----------
     worker
         Of each update, shape (m,).
     workers
-        How many there were, from the first update to the last.
+        Number of workers during the whole run.
     """
     names, delivered = np.unique(worker, return_counts=True)
     if SHARED in names.tolist():
@@ -46,7 +46,7 @@ def stragglers(worker: npt.NDArray[Any], workers: int) -> dict[Any, int]:
 
 
 def stragglers_of(run: Run) -> dict[int, int]:
-    """Return the stragglers of a run; none where workers came or left."""
+    """Return the stragglers of a run; none if workers joined or left."""
     trace = run.trace
     sizes = team_sizes(run.events, run.config.cluster.workers, len(trace))
     if not len(sizes) or sizes.min() != sizes.max():
@@ -55,19 +55,19 @@ def stragglers_of(run: Run) -> dict[int, int]:
 
 
 def taking_part(worker: npt.NDArray[Any], left_out: Collection[Any]) -> npt.NDArray[np.bool_]:
-    """Return which updates are not of these workers, shape (m,)."""
+    """Return a mask of the updates by other workers, shape (m,)."""
     return ~np.isin(worker, list(left_out))
 
 
 def in_words(left_out: Mapping[Any, int], workers: float | None) -> str:
-    """Return the sentence on workers that are left out, "" where there is none.
+    """Return a sentence on the stragglers, "" if there are none.
 
     Parameters
     ----------
     left_out
-        How often each delivered.
+        Deliveries of each straggler.
     workers
-        The number of the others.
+        Number of other workers.
     """
     if not left_out:
         return ""

@@ -1,4 +1,4 @@
-"""The verdict on a staleness fit, in words."""
+"""States the verdict on a staleness fit in words."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Grade = Literal["holds", "close", "rejected", "unclear"]
 
 LEVEL = 0.01  # significance level at which a law counts as rejected
 CLOSE = 0.08  # total variation distance below which a rejected geometric law counts as close
-FAR = 0.3  # and above which no law is said to hold, whatever a test makes of it
+FAR = 0.3  # distance above which no law counts as holding, whatever the test says
 
 _PERCENT = f"{100 * LEVEL:.0f} %"
 _OPENING = {
@@ -34,21 +34,21 @@ _WORDS = {
 
 
 def in_words(law: StalenessLaw) -> str:
-    """Return what to call the law in a sentence."""
+    """Return the phrase for the law."""
     if isinstance(law, ConstantPlusGeometric) and law.mu == 0.0:
         return f"constant law (always {law.offset})"
     return _WORDS[law.name]
 
 
 def name_in_words(name: str) -> str:
-    """Return what to call a law of that name."""
+    """Return the phrase for the law of this name."""
     return _WORDS[name]
 
 
 def finding(
     grade: Grade, geometric: LawFit, shape: Shape, chi_square: ChiSquare, workers: float | None
 ) -> str:
-    """Return whether the geometric law holds, and the evidence, as the beginning of a sentence."""
+    """Return the start of the verdict: whether the geometric law holds, and the evidence."""
     one = "1/P" if workers else "the law's"
     evidence = (
         f"{100 * shape.zeros:.1f} % of updates have staleness 0 against {one} = "
@@ -60,7 +60,7 @@ def finding(
 
 
 def recommendation(grade: Grade, geometric: LawFit, selected: LawFit) -> str:
-    """Return which law should predict, and why, as the end of a sentence."""
+    """Return the end of the verdict: the law to predict with, and why."""
     return f"predict with {_advice(grade, geometric, selected)}."
 
 
