@@ -1,8 +1,7 @@
-"""What a staleness series says beside its law: shape, conservation, workers, drift.
+"""Diagnostics of a staleness series beside its law: shape, conservation, workers, drift.
 
-The mean is fixed by the number of workers whatever the compute times are, so a geometric law
-fitted by its mean always has mu near 1 - 1/P. Only the shape can contradict it: the share of
-zeros, the variance.
+The number of workers fixes the mean for any compute times, so a geometric law fitted by its mean
+always has mu near 1 - 1/P. Only the shape can contradict it: the share of zeros, the variance.
 """
 
 from __future__ import annotations
@@ -20,14 +19,14 @@ from asgd.arrays import Integers
 
 @dataclass(frozen=True)
 class Shape:
-    """Share of zeros and variance against those of the geometric law.
+    """Share of zeros and variance, measured and of the geometric law.
 
     Attributes
     ----------
     zeros, zeros_error, zeros_geometric
-        Measured share of staleness 0, its standard error, and 1/P (1 - mu where P is unknown).
+        Measured share of staleness 0, its standard error, and 1/P (1 - mu if P is unknown).
     variance, variance_geometric
-        Measured, and of the geometric law of the same mean, m (1 + m).
+        Measured, and of the geometric law with the same mean m, m (1 + m).
     variance_ratio, variance_ratio_error
         Measured over geometric, and its standard error.
     """
@@ -43,7 +42,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Conservation:
-    """Mean staleness against workers - 1, which it equals when every snapshot is used once.
+    """Mean staleness compared with workers - 1, its value if every snapshot is used once.
 
     Attributes
     ----------
@@ -52,7 +51,7 @@ class Conservation:
     expected
         Workers - 1.
     slack
-        The most by which the snapshots in flight at both ends can move the mean.
+        Largest effect on the mean of the snapshots in flight at both ends.
     holds
         Whether mean and expected differ by at most three standard errors, or the slack.
     """
@@ -92,7 +91,7 @@ def shape(staleness: Integers, workers: float | None, block: int) -> Shape:
     ratio, error = 1.0, 0.0
     if geometric > 0.0:
         ratio = variance / geometric
-        # the delta method for v / (m + m^2)
+        # delta method for v / (m + m^2)
         influence = (influence - ratio * (1.0 + 2.0 * mean) * (x - mean)) / geometric
         error = standard_error(influence, block)
     zero = x == 0
@@ -108,7 +107,7 @@ def shape(staleness: Integers, workers: float | None, block: int) -> Shape:
 
 
 def conservation(staleness: Integers, workers: float, block: int) -> Conservation:
-    """Check mean staleness = workers - 1, whose mean it is where their number changed.
+    """Check mean staleness = workers - 1; `workers` is the mean number if it changed.
 
     Over m updates the two differ by the change of the summed age of the P snapshots in flight,
     divided by m; each age is at most the largest staleness.

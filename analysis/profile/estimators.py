@@ -1,7 +1,7 @@
-"""Maximum-likelihood estimates of staleness laws from counts.
+"""Maximum-likelihood estimates of staleness laws from histograms.
 
-Every estimator reads a histogram, so that a bootstrap can refit thousands of resamples, and takes
-the previous estimate as a start where it iterates.
+Iterative estimators start from a previous estimate, so that a bootstrap can refit thousands of
+resamples.
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ from asgd.staleness import (
     StalenessLaw,
 )
 
-# Beyond these the laws equal their limits to all digits that matter: NegativeBinomial the Poisson
-# law, ConwayMaxwellPoisson a law on at most two neighbouring values.
+# Above these the laws equal their limits to working precision: NegativeBinomial the Poisson law,
+# ConwayMaxwellPoisson a law on at most two neighbouring values.
 LARGEST_SHAPE = 1e6
 LARGEST_NU = 1e3
 _MIXTURE_STEPS = 400
-_MIXTURE_RESTEPS = 100  # from the estimate of a sample to that of a resample
-_MIXTURE_VALUES = 300  # beyond so many different values, neighbours are taken together
+_MIXTURE_RESTEPS = 100  # steps for a resample, from the estimate of the sample
+_MIXTURE_VALUES = 300  # with more distinct values, EM groups neighbours
 
 
 @dataclass(frozen=True)
 class Counts:
-    """What the estimators need of a sample.
+    """The histogram of a sample, the input of every estimator.
 
     Attributes
     ----------
     staleness
-        The different values, ascending, shape (l,): one outlier costs one entry.
+        The distinct values, ascending, shape (l,).
     updates
-        How many updates have each, at least one, shape (l,).
+        Number of updates with each value, at least one, shape (l,).
     worker_updates, worker_staleness
         Updates of each worker and the sum of their staleness, shape (workers,), or None.
     """
@@ -57,7 +57,7 @@ class Counts:
 
     @classmethod
     def of(cls, staleness: Integers, workers: Integers | None = None, n_workers: int = 0) -> Counts:
-        """Count a sample; `workers` are numbers 0, ..., n_workers - 1 for each of its values."""
+        """Count a sample; `workers` has the number 0, ..., n_workers - 1 of each update."""
         values, counts = np.unique(staleness, return_counts=True)
         if workers is None:
             return cls(values, counts.astype(float))
@@ -92,16 +92,17 @@ def geometric(counts: Counts, start: StalenessLaw | None = None) -> Geometric:
 
 
 def poisson(counts: Counts, start: StalenessLaw | None = None) -> Poisson:
-    """Return the Poisson law of the sample's mean."""
+    """Return the Poisson law with the mean of the sample."""
     return Poisson(counts.mean)
 
 
 def constant_plus_geometric(
     counts: Counts, start: StalenessLaw | None = None
 ) -> ConstantPlusGeometric:
-    """Return the largest possible offset, the minimum, with the geometric law of the rest.
+    """Return the minimum as offset, with the geometric law of the rest.
 
-    The likelihood grows with the offset: the geometric law's entropy grows with its mean.
+    The likelihood grows with the offset, because a geometric law has less entropy the smaller its
+    mean is.
     """
     offset = int(counts.staleness[0])
     excess = max(counts.mean - offset, 0.0)
@@ -164,7 +165,7 @@ def _moments(law: ConwayMaxwellPoisson) -> tuple[Array, Array]:
 
 
 def _newton(theta: Array, target: Array, widest: float) -> ConwayMaxwellPoisson:
-    """Maximise log_rate t_0 - nu t_1 - log Z; the mode may not leave 0..widest on the way."""
+    """Maximise log_rate t_0 - nu t_1 - log Z; keep the mode in [0, widest] on the way."""
     sign = np.array([1.0, -1.0])
     law = ConwayMaxwellPoisson(float(theta[0]), float(theta[1]))
     for _ in range(100):
@@ -187,7 +188,7 @@ def _newton(theta: Array, target: Array, widest: float) -> ConwayMaxwellPoisson:
 def _move(
     law: ConwayMaxwellPoisson, step: Array, gradient: Array, target: Array, widest: float
 ) -> ConwayMaxwellPoisson | None:
-    """Return the law after the longest halved step that gains likelihood, or None."""
+    """Return the law after the first halved step that raises the likelihood, or None."""
     if step @ gradient < 1e-12:
         return None
     value = _value(law, target)
@@ -208,7 +209,7 @@ def _value(law: ConwayMaxwellPoisson, target: Array) -> float:
 
 
 def geometric_mixture(counts: Counts, start: StalenessLaw | None = None) -> GeometricMixture:
-    """Return one geometric law for each worker, or two components by EM where none is known."""
+    """Return one geometric law per worker, or two components by EM if workers are unknown."""
     if counts.worker_updates is not None and counts.worker_staleness is not None:
         updates = np.maximum(counts.worker_updates, 1.0)
         mean = counts.worker_staleness / updates
@@ -231,7 +232,7 @@ def _expectation_maximisation(
     seen = np.bincount(group, counts.updates * counts.staleness) / n
     before = -math.inf
     for _ in range(steps):
-        # by logarithms: an outlier has a likelihood below the smallest float
+        # in logarithms: the likelihood of an outlier underflows
         with np.errstate(divide="ignore"):
             log_joint = np.log(shares) + np.log1p(-mus) + xlogy(seen[:, None], mus)
         total = np.logaddexp.reduce(log_joint, axis=1)
@@ -252,7 +253,7 @@ ESTIMATORS: dict[str, Callable[[Counts, StalenessLaw | None], StalenessLaw]] = {
     GeometricMixture.name: geometric_mixture,
     NegativeBinomial.name: negative_binomial,
     Poisson.name: poisson,
-    # before the Conway-Maxwell-Poisson law, which fits a constant as well but less plainly
+    # before the Conway-Maxwell-Poisson law: it fits a constant as well and is simpler
     ConstantPlusGeometric.name: constant_plus_geometric,
     ConwayMaxwellPoisson.name: conway_maxwell_poisson,
     Empirical.name: empirical,

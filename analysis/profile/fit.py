@@ -1,4 +1,4 @@
-"""The staleness of a run: its laws, how well each holds, and which one should predict.
+"""Fits the staleness laws of a run, tests them, and selects one to predict with.
 
     fit = fit_staleness(staleness, workers=8)
     print(fit.verdict)
@@ -6,7 +6,7 @@
     fit.laws["geometric"].confidence_interval()["mu"]
     fit.recommended.pmf(0)                           # the law a predictor should use
 
-The laws are marginal: they say how often each staleness occurs, not how one follows another.
+The laws are marginal: they give the share of each staleness, not the order of the values.
 """
 
 from __future__ import annotations
@@ -49,32 +49,31 @@ from asgd.streams import Seed, as_seed, stream
 LEAST_UPDATES = 100
 LEAST_CYCLES = 10  # updates per worker
 LEAST_EFFECTIVE = 30.0  # independent updates
-_FEW_EFFECTIVE = 80.0  # below which intervals are doubted
-_INVISIBLE = 1e-3  # share of updates below which the tail of the histogram is left out
+_FEW_EFFECTIVE = 80.0  # independent updates below which a warning accompanies the intervals
+_INVISIBLE = 1e-3  # share of updates in the tail that the histogram leaves out
 _LONGEST_HISTOGRAM = 10_000
 
 
 @dataclass(frozen=True, repr=False)
 class StalenessFit:
-    """The staleness of one run: every law, and which one to believe.
+    """The fitted staleness laws of one run, and the one to predict with.
 
     Attributes
     ----------
     laws
         Each fitted law by name.
     workers
-        Number of workers, the mean where it changed, or None.
+        Number of workers, averaged if it changed, or None.
     start_up
-        Updates dropped at the start, by `dependence.START_UP_RULE` or as told.
+        Updates dropped at the start, by `dependence.START_UP_RULE` or as given.
     sample
-        What was fitted.
+        The fitted series.
     worker_names
-        What the caller calls worker 0, 1, ... of the sample, or None.
+        The caller's names of workers 0, 1, ... of the sample, or None.
     left_out
-        How often each worker delivered that hardly took part, by name: sample and `workers` are
-        those of the others.
+        Deliveries of each straggler, by name; `sample` and `workers` exclude stragglers.
     unfitted
-        Why a law could not be fitted, by its name.
+        The reason why a law could not be fitted, by its name.
     """
 
     laws: Mapping[str, LawFit]
@@ -87,12 +86,12 @@ class StalenessFit:
 
     @property
     def geometric(self) -> LawFit:
-        """The geometric fit, the law of the theory."""
+        """The geometric fit."""
         return self.laws[Geometric.name]
 
     @property
     def mu(self) -> float:
-        """Parameter of the geometric fit; near 1 - 1/P for every law."""
+        """Parameter of the geometric fit; near 1 - 1/P whatever the true law is."""
         return float(self.geometric.params["mu"])
 
     @cached_property
@@ -105,9 +104,9 @@ class StalenessFit:
     def grade(self) -> Grade:
         """How well the geometric law holds.
 
-        "holds": rejected at 1 % neither by its bins nor by its distance from the data;
+        "holds": neither the chi-square test nor the distance from the data rejects it at 1 %;
         "unclear": the same, but the distance is above `FAR`; "close": rejected, but the distance is
-        below `CLOSE`; "rejected": neither.
+        below `CLOSE`; "rejected": otherwise.
         """
         fit = self.geometric
         if self.chi_square.pvalue >= LEVEL and fit.pvalue >= LEVEL:
@@ -118,9 +117,9 @@ class StalenessFit:
     def selected(self) -> LawFit:
         """The law to predict with.
 
-        The geometric law unless it is rejected at 1 %; then, of the other parametric laws that
-        their parametric bootstrap does not reject at 1 %, the one of lowest AIC; else the measured
-        law, or, where that is too wide for a table, the law nearest to it.
+        The geometric law unless it is rejected at 1 %. Then the law of lowest AIC among the other
+        parametric laws that their bootstrap does not reject at 1 %. If there is none, the measured
+        law, or the law nearest to it if the measured one is too wide for a table.
         """
         if self.grade == "holds":
             return self.geometric
@@ -138,21 +137,21 @@ class StalenessFit:
 
     @property
     def counts(self) -> pd.Series[Any]:
-        """How many updates have each staleness that occurs after the start-up."""
+        """Number of updates with each staleness, after the start-up."""
         counts = self.sample.counts
         index = pd.Index(counts.staleness, name="staleness")
         return pd.Series(counts.updates, index, dtype=np.int64, name="updates")
 
     def histogram(self) -> tuple[Array, dict[str, Array]]:
-        """Return what `figures.staleness_histogram` draws, the invisible tail left out.
+        """Return the input of `figures.staleness_histogram`, without the invisible tail.
 
         Returns
         -------
         counts
-            Updates with staleness 0, 1, ..., shape (l,).
+            Number of updates with staleness 0, 1, ..., shape (l,).
         laws
-            The pmf, shape (l,), of the geometric law and of the best other parametric one, by
-            their names in words.
+            The pmf, shape (l,), of the geometric law and of the best other parametric law, by
+            phrase.
         """
         counts = self.sample.counts
         beyond = 1.0 - np.cumsum(counts.updates) / counts.size
@@ -167,7 +166,7 @@ class StalenessFit:
 
     @cached_property
     def effective_size(self) -> float:
-        """How many independent updates would fix the mean as well."""
+        """Number of independent updates that would determine the mean equally well."""
         size = dependence.effective_size(self.sample.staleness, self.sample.block)
         return size / self.sample.lost_variance
 
@@ -177,19 +176,19 @@ class StalenessFit:
 
     @cached_property
     def shape(self) -> diagnostics.Shape:
-        """Share of zeros and variance against the geometric law."""
+        """Share of zeros and variance compared with the geometric law."""
         return diagnostics.shape(self.sample.staleness, self.workers, self.sample.block)
 
     @cached_property
     def conservation(self) -> diagnostics.Conservation | None:
-        """Mean staleness against workers - 1; None where the number of workers is unknown."""
+        """Mean staleness against workers - 1; None if the number of workers is unknown."""
         if self.workers is None:
             return None
         return diagnostics.conservation(self.sample.staleness, self.workers, self.sample.block)
 
     @cached_property
     def per_worker(self) -> pd.DataFrame | None:
-        """One row per worker; None where the workers are unknown."""
+        """One row per worker; None if the workers are unknown."""
         if self.sample.workers is None or self.worker_names is None:
             return None
         return diagnostics.per_worker(self.sample.staleness, self.worker_names[self.sample.workers])
@@ -202,19 +201,19 @@ class StalenessFit:
 
     @cached_property
     def verdict(self) -> str:
-        """One sentence: does the geometric law hold, which law should predict, and why."""
+        """One sentence: whether the geometric law holds, which law should predict, and why."""
         return f"{self.finding}; {recommendation(self.grade, self.geometric, self.selected)}"
 
     @property
     def finding(self) -> str:
-        """The first half of the verdict: does the geometric law hold, and why."""
+        """The first half of the verdict: whether the geometric law holds, and the evidence."""
         return finding(self.grade, self.geometric, self.shape, self.chi_square, self.workers)
 
     def table(self) -> pd.DataFrame:
         """Return the laws side by side, best AIC first.
 
         Columns: law, parameters (free ones), mean, variance, zeros, llf, aic, bic, tv (total
-        variation distance to the data) and pvalue (parametric bootstrap; none for the measured
+        variation distance to the data) and pvalue (parametric bootstrap; missing for the measured
         law).
         """
         rows = [
@@ -343,40 +342,40 @@ def fit_staleness(
     start_up: int | None = None,
     seed: Seed = 0,
 ) -> StalenessFit:
-    """Fit every staleness law to the updates of one run, in order.
+    """Fit every staleness law to the updates of one run.
 
     Parameters
     ----------
     staleness
-        Of each update, shape (m,).
+        Staleness of each update, in order, shape (m,).
     workers
-        Number of workers P, to check the series against 1/P and P - 1: one, or one for each
-        update, shape (m,), of which the mean counts. Default: as many as `worker_ids` names.
+        Number of workers P, to check the series against 1/P and P - 1: a number, or one for each
+        update, shape (m,), which is averaged. Default: the number of distinct `worker_ids`.
     worker_ids
-        The worker of each update, shape (m,): makes the mixture one of workers, and leaves out
-        those that hardly took part, see `analysis.profile.stragglers`.
+        The worker of each update, shape (m,). With them the mixture has one component per worker,
+        and stragglers are left out, see `analysis.profile.stragglers`.
     update
-        Number of each update, ascending, shape (m,), of a series that has gaps or does not begin
-        with the run; by default 0, 1, ...
+        Number of each update, ascending, shape (m,), for a series that has gaps or does not start
+        with the run; default 0, 1, ...
     start_up
-        Updates to drop at the start; by default those of `dependence.START_UP_RULE`.
+        Updates to drop at the start; default by `dependence.START_UP_RULE`.
     seed
-        Seed of every resampling, or a generator to draw it from.
+        Seed of every resampling, or a generator that draws it.
 
     Raises
     ------
     InputError
-        The values are no staleness, or the arguments do not fit each other.
+        The values are not staleness, or the arguments do not match.
     UnreliableEstimateError
-        Fewer than 100 updates, 10 per worker, or 30 effectively independent ones are left after
-        the start-up. It carries the fit as `estimate`.
+        After the start-up fewer than 100 updates, 10 per worker, or 30 effectively independent
+        updates are left. The error carries the fit as `estimate`.
     """
     series = Series.of(staleness, workers, worker_ids, update, start_up)
     return fit_series(series, as_seed(seed))
 
 
 def fit_run(run: Run | str | Path) -> StalenessFit:
-    """Fit the staleness of a run, or of a run directory.
+    """Fit the staleness of a run or of a run directory.
 
     >>> fit = analysis.fit_run(run)
     >>> fit.laws["geometric"].law == asgd.Geometric(fit.mu)
@@ -385,7 +384,7 @@ def fit_run(run: Run | str | Path) -> StalenessFit:
     Raises
     ------
     InputError
-        The run recorded no update, or there is none.
+        There is no run, or it recorded no update.
     UnreliableEstimateError
         See `fit_staleness`.
     """
@@ -394,7 +393,7 @@ def fit_run(run: Run | str | Path) -> StalenessFit:
 
 
 def fit_series(series: Series, seed: int) -> StalenessFit:
-    """Fit a series that is ready; see `fit_staleness`."""
+    """Fit a prepared series; see `fit_staleness`."""
     values, names, numbers = series.staleness, None, None
     if series.worker is not None:
         names, numbers = np.unique(series.worker, return_inverse=True)

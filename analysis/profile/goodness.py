@@ -1,4 +1,4 @@
-"""Does a law hold? Distances and tests that allow for serial dependence.
+"""Distances between law and data, and goodness-of-fit tests that allow for serial dependence.
 
 Textbook tests assume independent values. Here the chi-square test takes the variance of the bin
 frequencies from the series itself (Rao and Scott 1984, with Satterthwaite's degrees of freedom),
@@ -39,8 +39,8 @@ class ChiSquare:
     pvalue
         Probability of a larger statistic under the geometric law with this serial dependence.
     degrees_of_freedom, design_effect
-        The statistic over `design_effect` is referred to a chi-square law of so many degrees of
-        freedom. Independent values have design effect 1 and bins - 2 degrees of freedom.
+        The statistic over `design_effect` is compared with the chi-square law of
+        `degrees_of_freedom`. Independent values have design effect 1 and bins - 2 degrees.
     bins
         Number of pooled bins.
     """
@@ -61,9 +61,9 @@ class GoodnessOfFit:
     statistic
         Distance between the law and the measured frequencies.
     pvalue
-        Share of bootstrap samples, the measured one included, at least as far from their refit.
+        Share of bootstrap samples, including the measured one, at least as far from their refit.
     null
-        The distances of the bootstrap samples, shape (resamples,): what a true law would show.
+        The distances of the bootstrap samples, shape (resamples,): the null distribution.
     """
 
     statistic: float
@@ -79,7 +79,7 @@ def total_variation(law: StalenessLaw, counts: Counts) -> float:
 
 
 def _largest_cdf_gap(law: StalenessLaw, counts: Counts) -> float:
-    # largest at a value that was seen, or just before one
+    # the supremum is reached at a measured value or just before one
     at, before = (law.cdf(counts.staleness - step) for step in (0, 1))
     reached = np.cumsum(counts.updates) / counts.size
     short = np.append(0.0, reached[:-1])
@@ -101,9 +101,9 @@ DISTANCES: dict[str, Callable[[StalenessLaw, Counts], float]] = {
 def chi_square(staleness: Integers, law: Geometric, block: int) -> ChiSquare:
     """Test the maximum-likelihood geometric law of a stationary series.
 
-    Bins are single staleness values or runs of them, about equally likely, with at least five
-    values expected in each. The covariance of their frequencies, less what fitting mu explains,
-    comes from blocks of the series.
+    Bins are single staleness values or ranges, about equally likely, with at least five expected
+    values each. The covariance of their frequencies comes from blocks of the series, less the part
+    that the fit of mu explains.
 
     Parameters
     ----------
@@ -112,7 +112,7 @@ def chi_square(staleness: Integers, law: Geometric, block: int) -> ChiSquare:
     law
         The geometric law fitted to it.
     block
-        Length of a block that holds the serial dependence.
+        Length of a block, longer than the serial dependence.
     """
     edges = _bin_edges(law, len(staleness))
     tail = np.append(law.tail(edges), 0.0)
@@ -146,7 +146,7 @@ def _bin_edges(law: Geometric, m: int) -> Array:
     least = max(_SMALLEST_EXPECTED / m, 1.0 / _BINS)
     edges = [0]
     while (left := float(law.tail(edges[-1]))) >= 2.0 * least and law.mu > 0.0:
-        # the smallest l whose bin edges[-1]..l-1 holds at least `least`
+        # the smallest l such that the bin edges[-1]..l-1 holds at least `least`
         width = np.ceil(np.log1p(-least / left) / np.log(law.mu) - 1e-12)
         following = edges[-1] + max(int(width), 1)
         if law.tail(following) < least:
@@ -165,7 +165,7 @@ def parametric_bootstrap(
     resamples: int = 199,
     rng: np.random.Generator,
 ) -> GoodnessOfFit:
-    """Test a fitted law, of any kind, with every sample refitted.
+    """Test a fitted law of any kind; every bootstrap sample is refitted.
 
     The bootstrap samples follow the law and keep the serial dependence: the ranks of the measured
     series (ties in random order) are mapped to quantiles of the law and drawn in blocks.
@@ -175,7 +175,7 @@ def parametric_bootstrap(
     law
         The fitted law.
     staleness, workers
-        What it was fitted to, in order of update, shape (m,); `workers` only for a law by worker.
+        The fitted series in order of update, shape (m,); `workers` only for a law per worker.
     block
         Length of the blocks.
     """
@@ -186,15 +186,15 @@ def parametric_bootstrap(
     cells = Cells.of(_with_law(law, staleness, rng), block, workers)
     null = np.zeros(resamples)
     for i, counts in enumerate(cells.resamples(resamples, rng)):
-        with suppress(InputError):  # of a resample that this law cannot be fitted to
+        with suppress(InputError):  # the law cannot be fitted to this resample
             null[i] = distance(estimate(counts, law), counts)
-    # a law that fits exactly has distances of rounding size on both sides
+    # both sides of an exact fit have distances of the order of rounding errors
     as_far = int(np.sum(null >= observed - 1e-9))
     return GoodnessOfFit(observed, (1.0 + as_far) / (1.0 + resamples), null)
 
 
 def _with_law(law: StalenessLaw, staleness: Integers, rng: np.random.Generator) -> Integers:
-    """Return a series with this law and the ranks of `staleness`."""
+    """Return a series with this law and with the ranks of `staleness`."""
     m = len(staleness)
     order = np.argsort(staleness + rng.random(m))
     level = np.empty(m)

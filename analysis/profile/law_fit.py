@@ -1,4 +1,4 @@
-"""One fitted staleness law: estimate, intervals, goodness of fit.
+"""A fitted staleness law: estimate, intervals, goodness of fit.
 
 Intervals and tests resample blocks of neighbouring updates, so they allow for serial dependence.
 """
@@ -35,16 +35,16 @@ class ConfidenceInterval(NamedTuple):
 
 @dataclass(frozen=True)
 class Sample:
-    """A stationary staleness series and what its resampling needs.
+    """A stationary staleness series and the settings of its resampling.
 
     Attributes
     ----------
     staleness
         In order of update, shape (m,).
     workers
-        Number 0, 1, ... of the worker of each update, shape (m,), or None.
+        Worker 0, 1, ... of each update, shape (m,), or None.
     block
-        Length of the blocks that hold its serial dependence, in updates.
+        Length of the blocks in updates, longer than the serial dependence.
     seed
         Seed of every resampling.
     """
@@ -56,7 +56,7 @@ class Sample:
 
     @property
     def n_workers(self) -> int:
-        """Number of workers seen, 0 where they are unknown."""
+        """Number of workers, 0 if they are unknown."""
         return 0 if self.workers is None else int(self.workers.max()) + 1
 
     @cached_property
@@ -73,7 +73,7 @@ class Sample:
 
     @cached_property
     def lost_variance(self) -> float:
-        """By what factor the blocks are too short for the variance of the mean, at least 1."""
+        """True over block variance of the mean if the blocks are too short, at least 1."""
         return lost_variance(self.staleness, self.block)
 
 
@@ -86,13 +86,13 @@ class LawFit:
     law
         The fitted law.
     llf
-        Log-likelihood, in nats, as of independent values.
+        Log-likelihood in nats, computed as for independent values.
     aic, bic
         Information criteria.
     tv
         Total variation distance to the measured frequencies.
     sample
-        What it was fitted to.
+        The fitted series.
     """
 
     law: StalenessLaw
@@ -104,12 +104,12 @@ class LawFit:
 
     @classmethod
     def of(cls, name: str, sample: Sample) -> LawFit:
-        """Fit the law of that name.
+        """Fit the law called `name`.
 
         Raises
         ------
         InputError
-            It cannot be fitted to this sample.
+            The law cannot be fitted to this sample.
         """
         counts = sample.counts
         law = ESTIMATORS[name](counts, None)
@@ -134,13 +134,13 @@ class LawFit:
     ) -> dict[str, ConfidenceInterval]:
         """Return an interval for each parameter, from refits of moving-block resamples.
 
-        It is wider, by Student's law, the fewer blocks there are, and, by `lost_variance`, where
-        they are too short to hold the dependence of the series.
+        The interval is widened by Student's law for few blocks, and by `lost_variance` for blocks
+        shorter than the dependence.
 
         Parameters
         ----------
         confidence_level
-            Probability of covering the true value.
+            Probability that the interval covers the true value.
         method
             "percentile": quantiles of the refits; "normal": estimate +- z standard deviations of
             the refits.
@@ -148,7 +148,7 @@ class LawFit:
         if not 0.0 < confidence_level < 1.0:
             raise InputError(f"confidence_level = {confidence_level}: expected 0 < level < 1")
         refits, estimate = self._refits, _vector(self.law, self.law)
-        # overlapping blocks tell as much of a variance as half as many more that do not overlap
+        # overlapping blocks determine a variance as well as 1.5 times as many disjoint ones
         freedom = 1.5 * len(self.sample.staleness) / self.sample.block
         wide = t.ppf(0.5 + confidence_level / 2.0, freedom) * np.sqrt(self.sample.lost_variance)
         if method == "percentile":
@@ -171,7 +171,7 @@ class LawFit:
         estimate = ESTIMATORS[self.name]
         refits = []
         for counts in self.sample.resampled:
-            with suppress(InputError):  # of a resample that this law cannot be fitted to
+            with suppress(InputError):  # the law cannot be fitted to this resample
                 refits.append(_vector(estimate(counts, self.law), self.law))
         return np.array(refits or [_vector(self.law, self.law) * np.nan])
 
@@ -206,14 +206,14 @@ class LawFit:
         return self.goodness_of_fit().pvalue
 
     def work_out(self) -> None:
-        """Make the resamplings now that are otherwise made, and kept, when first asked for."""
+        """Run the resamplings now; otherwise they run on first access."""
         self.confidence_interval()
         if self.name != Empirical.name:
             _ = self.pvalue
 
 
 def _vector(law: StalenessLaw, like: StalenessLaw) -> Array:
-    """Return the parameters as one vector; frequencies of an empirical law as long as `like`'s."""
+    """Return the parameters as one vector; pad an empirical law to the length of `like`'s."""
     if isinstance(law, Empirical) and isinstance(like, Empirical):
         return np.append(law.pmf(np.arange(len(like.probabilities))), law.tail_mu)
     return np.concatenate([np.ravel(value) for value in law.params.values()]).astype(float)
