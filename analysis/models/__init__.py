@@ -1,1 +1,1 @@
-"""Ensembles of paths: the stochastic modified equations and their discrete counterparts."""
+"""Ensembles of paths: stochastic modified equations and the discrete algorithms they model."""

@@ -1,11 +1,10 @@
-"""Whose turn it is, by clocks: compute times of independent workers that have the staleness law.
+"""Turns by clocks: finds compute times of independent workers that have given staleness laws (P2).
 
-A worker reads, computes for a random time and pushes: who pushes next depends on how long each has
-been computing, in time. Ages in updates, as in `analysis.models.turns`, tell less: for laws wider
-than the geometric one E x^2 is then up to 8 % off. `worker_clocks` looks for compute times whose
-staleness has the law; most laws of a server have some. One that moves between a fixed order and
-none, or comes from a pipeline, has not: then the hazards of `analysis.models.turns` are used.
-(P2), ours.
+Which worker pushes next depends on how long each has been computing. Ages in updates, as in
+`analysis.models.turns`, lose part of this: for laws wider than the geometric one they put E x^2 up
+to 8 % off. Most laws of a server have such compute times. A law that switches between a fixed and
+a random order, or comes from a pipeline, has none; then `pool_turns` uses the hazards of
+`analysis.models.turns`. Ours.
 """
 
 from __future__ import annotations
@@ -21,27 +20,27 @@ from analysis.models.turns import START_UP, TURNS, Turns, memoryless_rates, pool
 from asgd.arrays import Array, Integers
 from asgd.staleness import StalenessLaw
 
-# Levels at which the quantiles of a compute time are kept: evenly in logit, so that both tails are
-# resolved; the first and the last are 0 and 1.
+# Levels of the quantiles of a compute time: even in logit to resolve both tails, then 0 and 1 at
+# the ends.
 _LOGIT = 1 / (1 + np.exp(-np.linspace(-12.0, 12.0, 600)))
 LEVELS: Array = np.concatenate([[0.0], _LOGIT, [1.0]])
-# Corrections of the quantiles at most, and the power of each: a whole one overshoots where all
-# times are nearly the same.
+# Largest number of corrections of the quantiles, and the power of each: full corrections overshoot
+# if all times are nearly equal.
 CORRECTIONS, DAMPING = 10, 0.8
-# Largest difference of the distribution functions below which the clocks have the law, and from
-# which on they do not.
+# Difference of the distribution functions at which the iteration stops, and from which on the
+# clocks are rejected.
 NEAR, FAR = 0.005, 0.03
 
 
 class ClockTurns:
-    """Workers on many paths, each computing until its clock rings; who rings first has the turn.
+    """Workers on many paths; the worker whose clock rings first has the turn.
 
     Parameters
     ----------
     quantiles
-        Of each worker's compute time at `LEVELS`, shape (P, L).
+        Quantiles of each worker's compute time at `LEVELS`, shape (P, L).
     paths
-        Number of independent servers. All workers of one start at once.
+        Number of independent servers. All workers of a server start together.
     """
 
     def __init__(self, quantiles: Array, paths: int, rng: np.random.Generator) -> None:
@@ -51,7 +50,7 @@ class ClockTurns:
         self.due = np.stack(drawn, axis=1)
 
     def next(self) -> Integers:
-        """Return the worker each path hears of next, shape (paths,), and let it compute again."""
+        """Return the next worker of each path, shape (paths,), and restart its clock."""
         from analysis.models.compiled import first_due
 
         slot = np.empty(len(self.due), dtype=np.int64)
@@ -61,14 +60,15 @@ class ClockTurns:
 
 @dataclass(frozen=True)
 class WorkerClocks:
-    """Compute times found for staleness laws.
+    """Compute times fitted to staleness laws.
 
     Attributes
     ----------
     quantiles
-        Of each worker's compute time at `LEVELS`, in units of the mean time per update, (P, L).
+        Quantiles of each worker's compute time at `LEVELS`, in units of the mean time per update,
+        shape (P, L).
     distance
-        Largest difference between the distribution function of their staleness and that of the
+        Largest difference between the distribution functions of the simulated staleness and of the
         law, averaged over updates.
     """
 
@@ -77,10 +77,9 @@ class WorkerClocks:
 
 
 def pool_turns(laws: Sequence[StalenessLaw], rng: np.random.Generator) -> TurnMaker:
-    """Return the turns of workers whose staleness has these laws, one of each worker (P2).
+    """Return turns of workers with these staleness laws, one law per worker (P2).
 
-    Memoryless workers draw at fixed rates; others have clocks, and where no clocks have the laws,
-    hazards of age.
+    Memoryless workers draw at fixed rates. Others have clocks, or hazards of age if no clocks fit.
     """
     rates = memoryless_rates(laws)
     if rates is not None:
@@ -92,15 +91,15 @@ def pool_turns(laws: Sequence[StalenessLaw], rng: np.random.Generator) -> TurnMa
 
 
 def worker_clocks(laws: Sequence[StalenessLaw], rng: np.random.Generator) -> WorkerClocks:
-    """Return compute times of independent workers whose staleness has these laws, or nearly.
+    """Return compute times of independent workers that have these staleness laws, or nearly so.
 
-    Fixed-point iteration: simulate the workers and multiply each quantile of a compute time by
-    what its law wants, at the same level, over what was seen. A worker's mean time is 1 + E tau.
+    Fixed-point iteration: simulate the workers, then multiply each quantile of a compute time by
+    the law's over the simulated quantile at the same level. A worker's mean time is 1 + E tau.
 
     Parameters
     ----------
     laws
-        Of each worker. They are those of one server if the rates 1 / (1 + E tau) sum to one.
+        One per worker. A server can have them if the rates 1 / (1 + E tau) sum to one.
     """
     alike = all(law == laws[0] for law in laws)
     lengths = [law.support_length() for law in laws]
@@ -126,7 +125,7 @@ def worker_clocks(laws: Sequence[StalenessLaw], rng: np.random.Generator) -> Wor
 def _quantiles(weights: Array) -> Array:
     """Return quantiles of tau + 1/2 + U at `LEVELS`, U uniform in [0, 1)."""
     below = np.concatenate([[0.0], np.cumsum(weights)])
-    # Strictly increasing, or a level in a gap of the law would have no quantile.
+    # Strictly increasing; otherwise a level in a gap of the law has no quantile.
     below += 1e-12 * np.arange(len(below))
     return np.asarray(np.interp(LEVELS, below / below[-1], np.arange(len(below)) + 0.5))
 
@@ -138,9 +137,9 @@ def _of_mean(quantiles: Array, mean: Array) -> Array:
 
 
 def _staleness(quantiles: Array, length: int, rng: np.random.Generator) -> Array:
-    """Return how often each worker's staleness was 0, 1, ..., in steady state, shape (P, length).
+    """Return counts of each worker's staleness 0, 1, ..., in steady state, shape (P, length).
 
-    Values of `length` and more count as `length` - 1.
+    Values from `length` on count as `length` - 1.
     """
     workers = len(quantiles)
     start_up = START_UP * workers
@@ -149,13 +148,13 @@ def _staleness(quantiles: Array, length: int, rng: np.random.Generator) -> Array
     turns = ClockTurns(quantiles, paths, rng)
     read = np.empty((paths, workers), dtype=np.int64)
     for worker, own in enumerate(quantiles):
-        # A time that is under way is a long one, in proportion to its length, at any point of it.
+        # In steady state the running time is length-biased, and its age is uniform.
         share = np.concatenate([[0.0], np.cumsum(np.diff(LEVELS) * (own[1:] + own[:-1]))])
         level = np.interp(rng.random(paths), share / share[-1], LEVELS)
         whole = np.interp(level, LEVELS, own)
         passed = whole * rng.random(paths)
         turns.due[:, worker] = whole - passed
-        # An update per unit of time.
+        # One update per unit of time.
         read[:, worker] = -start_up - np.rint(passed)
     path, cells = np.arange(paths), np.empty((steps, paths), dtype=np.int64)
     for step in range(-start_up, steps):
@@ -168,7 +167,7 @@ def _staleness(quantiles: Array, length: int, rng: np.random.Generator) -> Array
 
 
 def _distance(weights: Sequence[Array], counts: Array) -> float:
-    """Return the mean over updates of how far the distribution functions are apart."""
+    """Return the largest difference of the distribution functions, averaged over updates."""
     total = 0.0
     for law, own in zip(weights, counts, strict=True):
         expected = np.zeros(len(own))

@@ -1,8 +1,7 @@
-"""Inner loops, compiled: of paths in one dimension, of turns, of moments given the reads.
+"""Compiled inner loops: paths in one dimension, turns, moments given the reads.
 
-Between threads the many short NumPy calls of an update spend their time on handing over the
-interpreter; these loops run without it. Importing this module brings numba, so it is imported
-where the loops are needed, not at the top of a module.
+The many short NumPy calls of an update make threads compete for the interpreter lock; these loops
+run without it. Import this module inside functions, because it imports numba.
 """
 
 from __future__ import annotations
@@ -22,11 +21,11 @@ WRITTEN, READ = "{0}[::1]", "Array({0}, 1, 'C', readonly=True)"
 
 
 def compiled(*parameters: str, any_order: bool = False) -> Callable[[Loop], Loop]:
-    """Compile a loop for float64 and for float32, if {0} stands for them in `parameters`.
+    """Compile a loop for float64 and float32; {0} in `parameters` stands for the type.
 
-    The code is kept beside this file or in the user's cache. It is for both types at once, in this
-    order, so that processes that start together write the same files, whoever comes first.
-    `any_order` lets sums be taken in any order, hence several terms at a time; inf and nan stay.
+    The compiled code is cached beside this file or in the user's cache directory. Both types are
+    always compiled in this order, so that processes that start together write the same files.
+    `any_order` allows any order of summation, so that sums vectorise; inf and nan are kept.
     """
     pattern = f"({', '.join(parameters)},)"
     signatures = list(dict.fromkeys(pattern.format(kind) for kind in ("float64", "float32")))
@@ -38,8 +37,8 @@ def compiled(*parameters: str, any_order: bool = False) -> Callable[[Loop], Loop
         try:
             return cast(Loop, njit(signatures, cache=True, **options)(loop))
         except Exception:
-            # No directory to write to, a full disk, a torn file: this process compiles for itself.
-            # An error of the loop is raised again.
+            # The cache cannot be written or read: compile without it. If the loop itself is
+            # wrong, its error is raised again here.
             return cast(Loop, njit(signatures, **options)(loop))
 
     return decorate
@@ -61,7 +60,7 @@ def kick(
     step, size, share = kind(eta), kind(amplitude), kind(1 / batch)
     for i in range(x.size):
         variance = gamma[i] + share * s[i]
-        if variance < 0:  # an s that is zero but for rounding
+        if variance < 0:  # s is zero up to rounding
             variance = kind(0)
         x[i] += size * np.sqrt(variance) * z[i] - step * g[i]
 
@@ -81,7 +80,7 @@ def relax(g: Array, gamma: Array, gradient: Array, retention: float, lag_noise: 
 
 @compiled(WRITTEN, "Array(uint64, 1, 'C', readonly=True)")
 def signs(out: Array, words: npt.NDArray[np.uint64]) -> None:
-    """Fill `out` with +-1, one bit of the words each."""
+    """Fill `out` with +-1, one per bit of the words."""
     one = out.dtype.type(1)
     for j in range(words.size):
         word, start = words[j], 64 * j
@@ -107,10 +106,10 @@ def moments(x: Array, loss: Array) -> tuple[float, float, float, float]:
 
 @compiled("int64[:, ::1]", "float64[:, ::1]", "float64[::1]", "int64[::1]")
 def choose(ages: Integers, hazard: Array, uniform: Array, slot: Integers) -> None:
-    """Choose a snapshot of each path with chance proportional to the hazard of its age.
+    """Choose a snapshot of each path with probability proportional to the hazard of its age.
 
-    ages (paths, P), hazard (P, L), numbers in [0, 1) and the choice (paths,). Where no age is
-    possible the oldest is chosen.
+    ages (paths, P), hazard (P, L), uniform numbers in [0, 1) and the choice (paths,). If all
+    hazards are zero, choose the oldest.
     """
     workers, last = hazard.shape[0], hazard.shape[1] - 1
     for path in range(len(ages)):
@@ -133,10 +132,10 @@ def choose(ages: Integers, hazard: Array, uniform: Array, slot: Integers) -> Non
     "int64[::1]",
 )
 def first_due(due: Array, quantiles: Array, levels: Array, uniform: Array, slot: Integers) -> None:
-    """Choose the worker of each path that is due first, and add a new time to when it was due.
+    """Choose the worker of each path that is due first, and add its next time to its due time.
 
-    due (paths, P), quantiles of the times (P, L) at the levels (L,), numbers in [0, 1) and the
-    choice (paths,). Of several due at once it is the first.
+    due (paths, P), quantiles of the times (P, L) at the levels (L,), uniform numbers in [0, 1) and
+    the choice (paths,). On a tie choose the first.
     """
     for path in range(len(due)):
         first = 0
@@ -152,7 +151,7 @@ def first_due(due: Array, quantiles: Array, levels: Array, uniform: Array, slot:
 
 @compiled("int64[:, ::1]", "int64[::1]", "float64[:, ::1]", "float64[:, ::1]")
 def tally(ages: Integers, slot: Integers, used: Array, visited: Array) -> None:
-    """Count the snapshots by worker and age, (P, L), those that are used and all of them."""
+    """Count used snapshots and all snapshots by worker and age, shape (P, L) each."""
     last = used.shape[1] - 1
     for path in range(len(ages)):
         used[slot[path], min(ages[path, slot[path]], last)] += 1
@@ -172,9 +171,9 @@ def read_update(
 ) -> None:
     """Apply one update to the moments of x, slot 0, and of the snapshots, in place.
 
-    mean (runs, slots, d), cov (runs, slots, slots, d, d); read and write, the slots (runs,); pull
-    and kick, eta times curvature and offset (d,). `own`, (runs, d, d), holds the covariance of the
-    noise of the update and receives that of the new x.
+    mean (runs, slots, d), cov (runs, slots, slots, d, d); read and write are slots (runs,); pull
+    and kick are eta times curvature and offset (d,). `own`, (runs, d, d), is the noise covariance
+    of the update on entry and the covariance of the new x on return.
     """
     runs, slots, d = mean.shape
     row = np.empty((slots, d, d))
@@ -188,7 +187,7 @@ def read_update(
             mean[r, 0, a] += kick[a] - pull[a] * mean[r, s, a]
             for b in range(d):
                 own[r, a, b] += row[0, a, b] - row[s, a, b] * pull[b]
-        # Rounding leaves an antisymmetric part, which can grow where the covariance does not.
+        # Rounding leaves an antisymmetric part, which can grow even if the covariance does not.
         for a in range(d):
             mean[r, w, a] = mean[r, 0, a]
             for b in range(a + 1):
@@ -204,9 +203,9 @@ def read_update(
 
 @compiled("float64[:, ::1]", "int64[:, ::1]", "int64[::1]")
 def first_come(arrival: Array, since: Integers, slot: Integers) -> None:
-    """Choose the snapshot of each path whose gradient arrives first; of several, the oldest.
+    """Choose the snapshot of each path whose gradient arrives first; on a tie the oldest.
 
-    arrival and since, the update after which each snapshot was read, (paths, P); choice (paths,).
+    arrival and since (the update after which each snapshot was read), (paths, P); choice (paths,).
     """
     for path in range(len(arrival)):
         first = 0
@@ -236,9 +235,9 @@ def come_again(
     service_time: float,
     turn: int,
 ) -> None:
-    """Serve the push of each path's slot and let its worker compute for so many seconds, in place.
+    """Serve the push of each path's slot; its worker then computes for `seconds`, in place.
 
-    arrival and since (paths, P); now, the time until which the server is busy, (paths,).
+    arrival and since (paths, P); now, the time until which the server is busy (paths,).
     """
     for path in range(len(slot)):
         i = slot[path]
@@ -274,7 +273,7 @@ def grow(
 
     Update k of a path reads slot read[path, k] and writes its new point to slot write[path, k],
     (paths, updates); x and v (paths,), s and the versions held (paths, slots), in place. `aware`
-    divides the step by one plus the staleness. All paths end with x^2 + v^2 + mean s^2 = 1.
+    divides the step by one plus the staleness. Paths are rescaled to x^2 + v^2 + mean s^2 = 1.
     """
     slots, last = s.shape[1], read.shape[1] - 1
     for path in range(len(read)):

@@ -1,4 +1,4 @@
-"""What every model of a descent is given, and the state that its blocks of paths share."""
+"""The arguments that all descent models share, and the common state of their blocks of paths."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from asgd.problems.base import Problem
 
 @dataclass(frozen=True)
 class Descent:
-    """A problem with the learning rate and the batch size of each update, shape (updates,)."""
+    """A problem with learning rate and batch size of each update, shape (updates,) each."""
 
     problem: Problem
     learning_rate: Array
@@ -23,7 +23,7 @@ class Descent:
     def of(
         cls, problem: Problem, learning_rate: PerUpdate, batch_size: PerUpdate, updates: int
     ) -> Descent:
-        """Take numbers or schedules, whose errors `per_update` raises."""
+        """Expand numbers or schedules; raises the errors of `per_update`."""
         return cls(
             problem,
             per_update(learning_rate, updates, "learning_rate"),
@@ -32,11 +32,11 @@ class Descent:
 
 
 class DescentBlock:
-    """Paths of a descent that start at `x`, shape (paths, d); a model adds `step`."""
+    """Paths of a descent that start at `x`, shape (paths, d); subclasses add `step`."""
 
     def __init__(self, descent: Descent, x: Array, rng: np.random.Generator) -> None:
         self.problem, self.x, self.rng = descent.problem, x, rng
-        # Python's numbers: with NumPy's own, float32 paths would be computed in float64.
+        # Python floats: NumPy scalars would promote float32 paths to float64.
         self.learning_rate = descent.learning_rate.tolist()
         self.batch_size = descent.batch_size.tolist()
 

@@ -1,6 +1,6 @@
-"""The discrete algorithms themselves, many paths at once: what the models are compared with.
+"""The discrete algorithms, many paths at once, to compare the models with.
 
-Every update of every path draws its own sample indices; nothing here is Gaussian.
+Every update of every path draws its own sample indices; no noise is Gaussian.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from asgd.staleness import StalenessLaw
 from asgd.staleness.law import a_law
 from asgd.streams import Seed
 
-# Lags beyond this tail mass read the oldest point kept: no run meets one in 1e9 updates.
+# Lags beyond this tail mass read the oldest kept point; a run has one in 1e9 updates.
 LAG_TAIL = 1e-9
 
 
 class SampledBlock(DescentBlock):
-    """Paths whose gradients are over batches drawn uniformly with replacement, one for each."""
+    """Paths with gradients of mini-batches, drawn uniformly with replacement."""
 
     def gradient(self, x: Array, k: int) -> Array:
         """Return the gradient of update k at the points x, shape (paths, d)."""
@@ -58,7 +58,7 @@ class AsgdIid(SampledBlock):
 class AsgdServer(SampledBlock):
     """A block of paths of a parameter server with P memoryless workers of equal rates.
 
-    Each worker holds a snapshot; the next to push is uniform, and leaves with the new one.
+    Each worker holds a snapshot. The next to push is uniform, and receives the new point.
     """
 
     def __init__(self, descent: Descent, workers: int, x: Array, rng: np.random.Generator) -> None:
@@ -115,7 +115,7 @@ def asgd_iid(
     Raises
     ------
     InputError
-        If an argument cannot be used.
+        If an argument is invalid.
     """
     descent = Descent.of(problem, learning_rate, batch_size, updates)
     length = min(a_law(law).support_length(LAG_TAIL), updates + 1)
@@ -134,14 +134,14 @@ def asgd_server(
     batch_size: PerUpdate = 1,
     **options: Unpack[PathOptions],
 ) -> Ensemble:
-    """Run ASGD as a parameter server with memoryless workers does; staleness is geometric.
+    """Run ASGD on a parameter server with memoryless workers; staleness is geometric.
 
-    Its lags depend on each other, as every snapshot is used exactly once: mu = 1 - 1/workers.
+    Each snapshot is used exactly once, so lags depend on each other; mu = 1 - 1/workers.
 
     Parameters
     ----------
     workers
-        P >= 1; all start from x_0. The others as in `asgd_iid`.
+        P >= 1; all start from x_0. Other arguments as in `asgd_iid`.
     """
     workers = count(workers, "workers")
     descent = Descent.of(problem, learning_rate, batch_size, updates)
@@ -165,7 +165,7 @@ def momentum_sgd(
     Parameters
     ----------
     zeta
-        Share of the velocity kept, in [0, 1). The others as in `asgd_iid`.
+        Factor of the velocity, in [0, 1). Other arguments as in `asgd_iid`.
     """
     number(zeta, "zeta", least=0.0, below=1.0)
     descent = Descent.of(problem, learning_rate, batch_size, updates)

@@ -1,7 +1,7 @@
-"""Ensembles of paths: run a model block by block and keep statistics, never all paths x updates.
+"""Ensembles of paths: runs a model in blocks of paths and keeps statistics instead of paths.
 
-The seam with the models is one class. A `Block` is some paths of a model that advance together;
-a `BlockMaker` builds one from its initial points and its own random generator:
+A model implements `Block`: some paths that advance together. A `BlockMaker` builds one from its
+initial points and its own random generator:
 
     class Heun:                                       # a Block
         def __init__(self, problem, ..., x, rng): ...
@@ -10,8 +10,8 @@ a `BlockMaker` builds one from its initial points and its own random generator:
 
     run_ensemble(partial(Heun, problem, ...), problem, updates, paths, seed, "heun")
 
-How the paths are cut into blocks depends on their number and on d alone, and every block has its
-own random stream, so no result depends on the number of threads.
+The number of paths and d alone determine the blocks, and each block has its own random stream, so
+results do not depend on the number of threads.
 """
 
 from __future__ import annotations
@@ -41,24 +41,24 @@ from asgd.streams import Seed, as_seed, stream
 PerUpdate = float | Sequence[float] | npt.NDArray[Any]
 
 QUANTILE_LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
-# Paths whose losses are kept for the quantiles: a quantile is then the one at level
-# q +- sqrt(q (1 - q) / 4096), 0.8 % of the paths at the median.
+# Paths whose losses are kept for the quantiles. A quantile of level q then has a standard error of
+# sqrt(q (1 - q) / 4096) in level, 0.8 % at the median.
 QUANTILE_PATHS = 4096
 
-# Below the first number an array operation costs more in calls than in arithmetic; up to the
-# second, threads still lose time in handing over the interpreter. (d, d) arrays count.
+# Below the first number calls cost more than arithmetic. Threads still compete for the interpreter
+# lock up to the second. (d, d) arrays count.
 BLOCK_SCALARS = 10_000
 LARGE_BLOCK_SCALARS = 40_000
-# A matrix product over fewer paths than this is bound by reading the data set.
+# With fewer paths, a matrix product is bound by reading the data set.
 BLOCK_PATHS = 16
-# Numbers held by the state of one block: 2**26 doubles are 512 MB.
+# Numbers in the state of one block: 2**26 doubles are 512 MB.
 BLOCK_STATE = 2**26
-# Bytes of statistics an ensemble may hold; fewer threads keep fewer at a time.
+# Bytes of statistics an ensemble may hold; memory limits the number of threads.
 STATISTICS_BYTES = 4 * 2**30
-# From here on an ensemble says how much memory it takes.
+# From this size on an ensemble logs its memory.
 ANNOUNCED_BYTES = 2**27
 
-# Options of single models, for a guess at what a misspelt one was meant to be.
+# Options of single models, to suggest corrections of misspelt ones.
 _OF_MODELS = ("batch_size", "closure", "noise", "substeps", "turns", "updates", "workers")
 
 _log = logging.getLogger(__name__)
@@ -68,12 +68,12 @@ _log = logging.getLogger(__name__)
 class Ensemble:
     """Statistics of simulated paths at the recorded updates.
 
-    A path that diverges is kept: its statistics become inf or nan.
+    Diverged paths are included: their statistics become inf or nan.
 
     Attributes
     ----------
     update
-        Recorded updates, shape (m,): after how many applied updates. Update 0 is x_0.
+        Recorded updates, shape (m,), as numbers of applied updates. Update 0 is x_0.
     mean
         E x, shape (m, d).
     second_moment
@@ -83,8 +83,8 @@ class Ensemble:
     quantile_levels
         Shape (q,).
     loss_quantiles
-        Quantiles of f(x), shape (m, q): over all paths up to `QUANTILE_PATHS` of them, and over
-        that many, spread evenly, beyond. Everything else is over all paths.
+        Quantiles of f(x), shape (m, q), over at most `QUANTILE_PATHS` paths, spread evenly. All
+        other statistics are over all paths.
     paths
         Number of paths.
     final
@@ -116,18 +116,18 @@ class Block(Protocol):
         """Advance every path from update k to update k + 1, in place."""
 
     def position(self) -> Array:
-        """Return x now, shape (paths, d); valid until the next step."""
+        """Return the current x, shape (paths, d); valid until the next step."""
 
 
 class BlockMaker(Protocol):
-    """Builds the block that starts at `x`, shape (paths, d), which it may keep and overwrite."""
+    """Builds the block that starts at `x`, shape (paths, d); the block may overwrite `x`."""
 
     def __call__(self, x: Array, rng: np.random.Generator) -> Block:
         """Return the block, at update 0."""
 
 
 class PathOptions(TypedDict, total=False):
-    """Keyword arguments that every model function hands on to `run_ensemble`."""
+    """Keyword arguments that every model function passes on to `run_ensemble`."""
 
     initial: npt.ArrayLike | None
     record: npt.ArrayLike | None
@@ -140,14 +140,13 @@ class PathOptions(TypedDict, total=False):
 def per_update(value: PerUpdate, updates: int, key: str, *, fractional: bool = False) -> Array:
     """Return a constant or a schedule as one positive number per update, shape (updates,).
 
-    A block takes `.tolist()` of it: with NumPy's own scalars float32 paths would be computed in
-    float64.
+    A block takes `.tolist()` of it, because NumPy scalars would promote float32 paths to float64.
 
     Raises
     ------
     InputError
-        If a schedule is not as long as the run or a value is not positive and finite; a batch size
-        is a whole number, unless `fractional`, as moments take it.
+        If a schedule has the wrong length or a value is not positive and finite. Batch sizes must
+        be whole numbers unless `fractional`, as for moments.
     """
     updates = count(updates, "updates")
     try:
@@ -172,7 +171,7 @@ def per_update(value: PerUpdate, updates: int, key: str, *, fractional: bool = F
 
 
 def block_sizes(paths: int, dim: int, state_copies: int = 4) -> list[int]:
-    """Return how many paths each block gets; a function of the model and never of the machine.
+    """Return the number of paths of each block; it depends on the model, not on the machine.
 
     Parameters
     ----------
@@ -199,11 +198,10 @@ def run_ensemble(
 ) -> Ensemble:
     """Simulate `paths` paths of a model over `updates` updates and return their statistics.
 
-    Memory, for m records: 2 m d moments per block at work or waiting to be merged, the state of
-    one block per thread, m min(paths, `QUANTILE_PATHS`) losses if quantiles are asked for, and the
-    final points. Only these last grow with the number of paths. Where it is more than
-    `ANNOUNCED_BYTES` altogether, it is logged as a warning beforehand. What the problem's own
-    methods take comes on top.
+    Memory for m records: 2 m d moments per running or unmerged block, the state of one block per
+    thread, m min(paths, `QUANTILE_PATHS`) losses if quantiles are asked for, and the final points.
+    Only the last grows with the number of paths. A total above `ANNOUNCED_BYTES` is logged as a
+    warning beforehand. Memory of the problem's own methods is extra.
 
     Parameters
     ----------
@@ -214,20 +212,20 @@ def run_ensemble(
     initial
         x_0, shape (d,). Default: the problem's initial point under this seed.
     record
-        Updates at which to keep statistics. Default: every one, 0 and `updates` included.
+        Updates to record. Default: all, including 0 and `updates`.
     quantile_levels
-        Levels of the loss quantiles; an empty tuple saves their memory.
+        Levels of the loss quantiles; an empty tuple saves memory.
     threads
-        Threads to run blocks on. Default: the processors this process may use.
+        Threads for the blocks. Default: the processors this process may use.
     dtype
         float64 or float32, the precision of the paths. Statistics are float64.
     progress
-        Called as progress(done, total) about a hundred times, from any thread; in block-updates.
+        Called as progress(done, total) about a hundred times, from any thread, in block-updates.
 
     Raises
     ------
     InputError
-        If an option cannot be used, or the statistics would need more than 4 GB.
+        If an option is invalid, or the statistics would need more than 4 GB.
     """
     updates, paths, seed = count(updates, "updates"), count(paths, "paths"), as_seed(seed)
     _check_options(problem, options)
@@ -260,7 +258,7 @@ def run_ensemble(
         statistics = PathStatistics(problem, sizes[i], len(at), chosen, out)
         x = np.tile(start.astype(dtype), (sizes[i], 1))
         block = make_block(x, stream(seed, f"{name}/{i}"))
-        # A diverging path is an answer, reported as inf or nan.
+        # Diverged paths are reported as inf or nan.
         with np.errstate(over="ignore", invalid="ignore"):
             _run_block(block, updates, at, statistics, watch)
         final[rows] = block.position()
@@ -283,7 +281,7 @@ def run_ensemble(
 
 
 def _check_options(problem: Problem, options: Mapping[str, Any]) -> None:
-    """Refuse what is no problem, options nobody knows, and values of the wrong kind."""
+    """Raise if the problem is none, an option is unknown, or a value has the wrong type."""
     if not isinstance(getattr(problem, "dim", None), int):
         raise InputError(f"problem: {shown(problem)}; accepted: one as make_problem returns it")
     known = PathOptions.__annotations__
@@ -304,7 +302,7 @@ def _check_options(problem: Problem, options: Mapping[str, Any]) -> None:
 
 
 class _Watch:
-    """Counts updates over all blocks, tells the caller, and stops every block when one fails."""
+    """Counts updates over all blocks, reports progress, and stops every block when one fails."""
 
     def __init__(self, total: int, progress: Callable[[int, int], None] | None) -> None:
         self.stopped = False
@@ -342,15 +340,15 @@ def _run_block(
 def _over_blocks(
     run: Callable[[int], PathStatistics], blocks: int, dim: int, threads: int, watch: _Watch
 ) -> PathStatistics:
-    # One BLAS thread for each block: with more, blocks compete, and rounding would depend on them.
-    # Only a single block of matrix products gains from more; sums over paths lose.
+    # One BLAS thread per block: otherwise blocks compete, and rounding depends on their number.
+    # Only a single block of matrix products gains from more threads.
     limit = None if blocks == 1 and dim >= BLOCK_PATHS else 1
     with (
         threadpool_limits(limit, user_api="blas"),
         ThreadPoolExecutor(threads) as pool,
     ):
         try:
-            # In the order of the blocks, whichever ends first: sums then round the same way.
+            # Merge in the order of the blocks: the sums then round the same way every time.
             left = iter(range(blocks))
             waiting = deque(pool.submit(run, i) for i in islice(left, _ahead(threads)))
             merged = None
@@ -371,20 +369,20 @@ def _over_blocks(
 
 
 def _quantile_paths(paths: int) -> Integers:
-    """Return the paths whose losses are kept, spread evenly: a function of their number alone."""
+    """Return the paths whose losses are kept, spread evenly; depends only on their number."""
     kept = min(paths, QUANTILE_PATHS)
     return np.arange(kept, dtype=np.int64) * paths // kept
 
 
 def _loss_quantiles(losses: Array, levels: Array) -> Array:
-    # The k-th of n paths is put at level k/(n+1), the chance that one more path is below it. The
-    # default puts the extremes at 0 and 1 and makes bands from few paths too narrow.
+    # The k-th of n paths has level k/(n+1), the probability that one more path is below it. The
+    # default puts the extremes at 0 and 1, which makes bands of few paths too narrow.
     with np.errstate(invalid="ignore"):
         return np.quantile(losses, levels, axis=1, overwrite_input=True, method="weibull").T
 
 
 def initial_point(problem: Problem, initial: npt.ArrayLike | None, seed: int) -> Array:
-    """Return x_0, shape (d,): as given, or the problem's own under this seed."""
+    """Return x_0, shape (d,): `initial`, or the problem's initial point under this seed."""
     if initial is None:
         return starting_point(problem, seed)
     try:
@@ -409,7 +407,7 @@ def _recorded_updates(record: npt.ArrayLike | None, updates: int) -> Integers:
 
 
 def _ahead(threads: int) -> int:
-    """Return how many blocks are at work or wait to be merged, so that no thread has to wait."""
+    """Return how many blocks may run or wait to be merged without idle threads."""
     return threads + (threads > 1)
 
 
@@ -423,7 +421,7 @@ def _plan_memory(
     kept: int,
     threads: int | None,
 ) -> int:
-    """Return how many threads fit into memory; say how much that is where it is much."""
+    """Return how many threads fit into memory; log the memory if it is large."""
     blocks, paths = len(sizes), sum(sizes)
     moments, once = 16 * records * dim, 8 * records * kept + itemsize * paths * dim
 

@@ -1,4 +1,4 @@
-"""Averages over the last L points of a path under any staleness law, and the noise that fits."""
+"""Averages over the last L points of a path under any staleness law, and the matching noise."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from asgd.problems.base import Problem
 
 
 class History:
-    """A ring of the last L values of an array, newest first in the order of the weights.
+    """A ring of the last L values of an array, with weights from newest to oldest.
 
-    Before the first value there was always that value: x_{-l} = x_0.
+    The past before the first value is constant: x_{-l} = x_0.
 
     Parameters
     ----------
     weights
-        w_0, ..., w_{L-1}: w_l is the weight of the value l steps old.
+        w_0, ..., w_{L-1}; w_l is the weight of the value l steps old.
     first
         The first value, any shape.
     """
@@ -28,11 +28,11 @@ class History:
         self.length = len(weights)
         self.ring = np.tile(first, (self.length, *([1] * first.ndim)))
         self.newest = 0
-        # Row `newest` of the ring is `newest` steps behind the end of one period of this table.
+        # Row `newest` of the ring is `newest` steps before the end of one period of this table.
         self._table = np.tile(weights[::-1], 2).astype(first.dtype)
 
     def push(self, value: Array) -> None:
-        """Make `value` the newest and forget the oldest."""
+        """Append `value` and drop the oldest value."""
         self.newest = (self.newest + 1) % self.length
         self.ring[self.newest] = value
 
@@ -88,7 +88,7 @@ class HistoryMatrixNoise:
 class HistorySnapshotNoise:
     """Sigma of (G1) without matrices, the counterpart of `SnapshotNoise` for any law (ours).
 
-    The same signed sum, over R points whose lags are drawn from the law for each path and update.
+    The signed sum runs over R points whose lags are drawn from the law for each path and update.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class HistorySnapshotNoise:
         self.problem, self.rng, self.lag_noise = problem, rng, lag_noise
         self.gradients = gradients
         self.noises = History(weights, np.zeros_like(x))
-        # The reads of x_0 need independent draws; as many as one update adds up are enough.
+        # Reads of x_0 need independent draws; R are enough, because one update sums R of them.
         draws = [problem.gradient_and_noise(x, rng)[1] for _ in range(min(len(weights), SNAPSHOTS))]
         for lag in range(len(weights)):
             self.noises.push(draws[lag % len(draws)])

@@ -1,7 +1,7 @@
 """Kinetic Langevin equations: SME-ASGD for linear gradients, (L1), and SME-MSGD, (L4).
 
-Both are dX = Q dt, dQ = -grad f(X) dt - friction Q dt + amplitude Sigma^{1/2} dB. The state kept
-is the displacement v = dt Q of one update, which needs no rescaling when the step changes.
+Both are dX = Q dt, dQ = -grad f(X) dt - friction Q dt + amplitude Sigma^{1/2} dB. The state is the
+displacement v = dt Q of one update, because it needs no rescaling when the step changes.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ class SmeMsgd(DescentBlock):
         v' = (1 - (1-zeta)/J) v - (eta/J) grad f(X) - (eta/sqrt(J)) (S(X)/b)^{1/2} z
         X' = X + v'/J
 
-    For J = 1 this is the recursion of momentum SGD itself with Gaussian noise.
+    For J = 1 this is momentum SGD with Gaussian noise.
 
     Attributes
     ----------
     strong_order, weak_order
-        Orders in dt'/J towards (L4). The noise enters Q and depends on X alone, so Euler's scheme
-        is Milstein's.
+        Orders in dt'/J towards (L4). The noise enters Q and depends only on X, so Euler's scheme
+        equals Milstein's.
     """
 
     strong_order = 1.0
@@ -70,8 +70,8 @@ class SmeLangevin(DescentBlock):
 
     The expected read M follows momentum SGD with zeta = mu and eta' = (1-mu) eta; the iterate is
     X = M + r sqrt(eta/(1-mu)) Q = M + r/(1-mu) v with the retention r = 1 - (1-mu)/J of one step:
-    the mu of (L3) for J = 1, and 1 in the continuous equation (ours). Sigma is that of SME-ASGD,
-    carried along X. For linear gradients X is that of `SmeAsgd`, number by number, for every J.
+    r is the mu of (L3) for J = 1, and 1 in the continuous equation (ours). Sigma is that of
+    SME-ASGD along X. For linear gradients X equals that of `SmeAsgd`, path by path, for every J.
 
     Attributes
     ----------
@@ -111,11 +111,11 @@ class SmeLangevin(DescentBlock):
             self.noise.kick(self.v, self.g, self.batch_size[k], eta, amplitude)
             self.m += self.v / self.substeps
             self.noise.absorb(self._iterate(), self.g)
-            # that moved g towards the gradient at the iterate; in (L1) it is the one at M
+            # absorb moved g towards the gradient at the iterate; (L1) has the gradient at M
             self.g[:] = self.problem.gradient(self.m)
 
     def position(self) -> Array:
-        """Return X, or M if the expected read was asked for, shape (paths, d)."""
+        """Return X, or M if `expected_read`, shape (paths, d)."""
         return self.m if self.expected_read else self._iterate()
 
     def _iterate(self) -> Array:
@@ -136,7 +136,7 @@ def sme_msgd(
 ) -> Ensemble:
     """Simulate SME-MSGD, (L4), the modified equation of momentum SGD.
 
-    With `momentum` = mu and a learning rate (1-mu) eta it has the time step, friction, temperature
+    With `momentum` = mu and learning rate (1-mu) eta it has the time step, friction, temperature
     and stationary law of (L1) (Proposition 2).
 
     Parameters
@@ -150,14 +150,14 @@ def sme_msgd(
     batch_size
         Samples of each gradient, a number or one for each update.
     substeps
-        1 is momentum SGD with Gaussian noise; J approaches the continuous equation.
+        1 is momentum SGD with Gaussian noise; large J approaches the continuous equation.
     options
         See `run_ensemble`.
 
     Raises
     ------
     InputError
-        If an argument cannot be used.
+        If an argument is invalid.
     """
     number(momentum, "momentum", least=0.0, below=1.0)
     descent = Descent.of(problem, learning_rate, batch_size, updates)
@@ -180,7 +180,7 @@ def sme_langevin(
     expected_read: bool = False,
     **options: Unpack[PathOptions],
 ) -> Ensemble:
-    """Simulate SME-ASGD in its form for linear gradients, (L1) with (L3); see `SmeLangevin`.
+    """Simulate SME-ASGD in the form for linear gradients, (L1) with (L3); see `SmeLangevin`.
 
     Parameters
     ----------
@@ -191,21 +191,21 @@ def sme_langevin(
     updates, paths
         Numbers of updates and of paths.
     batch_size
-        Samples averaged at one stale point, a number or one for each update.
+        Samples per gradient, all at one stale point: a number or one for each update.
     noise, substeps
         As in `sme_asgd`.
     lag_noise
-        False leaves out the random choice of the lag: Sigma = s^2 I for additive noise, as (L2) and
+        False omits the random choice of the lag: Sigma = s^2 I for additive noise, as (L2) and
         Proposition 2 assume.
     expected_read
-        True returns the statistics of M, the expected read, in place of those of the iterate X.
+        True returns statistics of the expected read M instead of the iterate X.
     options
         See `run_ensemble`.
 
     Raises
     ------
     InputError
-        If an argument cannot be used.
+        If an argument is invalid.
     """
     block = partial(
         SmeLangevin,

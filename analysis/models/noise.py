@@ -1,9 +1,9 @@
-"""The noise of one update under geometric staleness, Sigma^{1/2} z, carried along each path.
+"""The noise Sigma^{1/2} z of one update under geometric staleness, carried along each path.
 
 Sigma_k = sum_l w_l [grad f grad f^T + S/b](x_{k-l}) - g_k g_k^T with w_l = (1-mu) mu^l: the first
 part is the random choice of a lag, the second the random choice of b samples at one stale point.
-Four ways to have it, all with `kick` (the move of the next update) and `absorb` (a new point,
-which moves the expected read g).
+The implementations share `kick` (moves x by one update) and `absorb` (takes a new point and moves
+the expected read g).
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ NoiseKind = Literal["auto", "matrix", "samples", "two_point", "explicit"]
 
 # Up to this dimension (d, d) matrices are cheaper than draws over all samples.
 MATRIX_DIM = 4
-# In one dimension increments are drawn for up to so many updates at once, and up to so many
-# numbers: fewer calls, each long enough for other threads, within the second-level cache.
+# In one dimension increments are drawn for up to this many updates, and this many numbers, at
+# once: calls are fewer, long enough for other threads to run, and fit the second-level cache.
 DRAWN_UPDATES, DRAWN_NUMBERS = 16, 2**15
-# Snapshots kept for each path by `SnapshotNoise`: enough for nearly Gaussian sums.
+# Snapshots per path of `SnapshotNoise`: enough for nearly Gaussian sums.
 SNAPSHOTS = 8
 
 
 def standard_increments(out: Array, rng: np.random.Generator, two_point: bool) -> Array:
     """Fill `out` with independent numbers of mean 0 and variance 1, and return it.
 
-    Two-point numbers are +-1 with equal chance: moments up to the third are those of N(0, 1), so
-    means and covariances of a path are kept and its tails are not.
+    Two-point numbers are +-1 with equal probability. Their moments up to the third are those of
+    N(0, 1), so they keep means and covariances of a path but not its tails.
     """
     if not two_point:
         return standard_normals(out, rng)
@@ -46,11 +46,11 @@ def standard_increments(out: Array, rng: np.random.Generator, two_point: bool) -
 def psd_factor(matrices: Array) -> Array:
     """Return lower triangular L with L L^T = A for positive semi-definite A, shape (..., d, d).
 
-    A Cholesky factor that puts zero where a pivot is zero or negative, so singular matrices and
-    the rounding errors of differences are no exception; one pass of array operations for each of
-    the d columns, over all matrices at once.
+    A Cholesky factor that sets a column to zero if its pivot is not positive, so it accepts
+    singular matrices and rounding errors. Each of the d columns takes one pass of array operations
+    over all matrices.
     """
-    # numpy.linalg.eigh takes these too, one matrix after the other and several times as long.
+    # numpy.linalg.eigh works too, but takes several times as long: it loops over the matrices.
     rest = matrices.copy()
     factor = np.zeros_like(rest)
     floor = 64 * np.finfo(rest.dtype).eps * np.einsum("...ii->...i", matrices)
@@ -70,7 +70,7 @@ class StalenessNoise(Protocol):
     def kick(self, x: Array, g: Array, batch: float, eta: float, amplitude: float) -> None:
         """Add -eta g + amplitude Sigma^{1/2} z to x, shape (paths, d), in place.
 
-        g, of the same shape, is the expected read; each path is contiguous with the next.
+        g has the same shape and is the expected read; all arrays are contiguous.
         """
 
     def absorb(self, x: Array, g: Array) -> None:
@@ -85,18 +85,18 @@ def staleness_noise(
     retention: float,
     lag_noise: bool = True,
 ) -> tuple[StalenessNoise, Array]:
-    """Return the noise of paths that start at x with constant pre-history, and grad f(x).
+    """Return the noise of paths that start at x with constant past, and grad f(x).
 
     Parameters
     ----------
     kind
         "matrix" carries (d, d) averages; "two_point" the same with +-1 increments; "explicit"
-        carries Sigma itself; "samples" needs no matrix; "auto" is "matrix" up to d = 4 and
-        "samples" beyond.
+        carries Sigma itself; "samples" needs no matrix; "auto" is "matrix" up to d = 4, then
+        "samples".
     retention
         Factor of the old average in the new one: mu for one step per update.
     lag_noise
-        False leaves out the random choice of the lag: closure "sampling".
+        False omits the random choice of the lag: closure "sampling".
 
     Raises
     ------
@@ -116,7 +116,7 @@ def staleness_noise(
 
 
 class _Carrier:
-    """What the ways to carry Sigma have in common, arguments as of `staleness_noise`."""
+    """Base of the implementations, with the arguments of `staleness_noise`."""
 
     def __init__(
         self,
@@ -132,18 +132,18 @@ class _Carrier:
         self.start(x)
 
     def start(self, x: Array) -> None:
-        """Take in constant pre-history at x."""
+        """Take in a constant past at x."""
 
 
 class ScalarNoise(_Carrier):
     """Sigma for d = 1 by (S4), in place: Gamma, from the choice of the lag, and s = E_l S.
 
-    Gamma is the h - g^2 of (S3) without the difference, so it is never negative. Additive noise
-    leaves s what it is at the start. Compiled: an update is two loops around the gradient.
+    Gamma equals h - g^2 of (S3) but is computed without a difference, so it is never negative.
+    Additive noise leaves s constant. An update is two compiled loops around the gradient.
     """
 
     def start(self, x: Array) -> None:
-        """Take in constant pre-history at x."""
+        """Take in a constant past at x."""
         from analysis.models import compiled
 
         self._compiled = compiled
@@ -152,7 +152,7 @@ class ScalarNoise(_Carrier):
         self._drawn, self._used = np.empty((rows, len(x)), x.dtype), rows
 
     def kick(self, x: Array, g: Array, batch: float, eta: float, amplitude: float) -> None:
-        """Move x with the square root of a variance."""
+        """Move x by the square root of the variance."""
         if self._used == len(self._drawn):
             standard_increments(self._drawn, self.rng, self.two_point)
             self._used = 0
@@ -172,16 +172,16 @@ class ScalarNoise(_Carrier):
 
 
 class MatrixNoise(_Carrier):
-    """Sigma with (d, d) matrices for each path: H of (S3) in two parts, h and s, and a factor."""
+    """Sigma with (d, d) matrices per path: H of (S3) in two parts, h and s, and its factor."""
 
     def start(self, x: Array) -> None:
-        """Take in constant pre-history at x."""
+        """Take in a constant past at x."""
         self.h = outer(self.problem.gradient(x).astype(x.dtype))
         self.s = self.problem.gradient_covariance(x).astype(x.dtype)
         self._z = np.empty_like(x)
 
     def kick(self, x: Array, g: Array, batch: float, eta: float, amplitude: float) -> None:
-        """Move x with a Cholesky factor."""
+        """Move x by a Cholesky factor."""
         covariance = self.s / batch
         if self.lag_noise:
             covariance += self.h
@@ -200,22 +200,22 @@ class MatrixNoise(_Carrier):
 
 
 class ExplicitNoise(_Carrier):
-    """Sigma carried itself, (S4), in two parts: Gamma, from the choice of the lag, and s = E_l S.
+    """Sigma itself, (S4), in two parts: Gamma, from the choice of the lag, and s = E_l S.
 
         dGamma = -kappa Gamma dt + kappa (grad f(X) + kappa Y)(grad f(X) + kappa Y)^T dt
 
-    where kappa Y = -g. One step is Gamma' = r Gamma + r (1-r) (grad f - g)(grad f - g)^T, which is
-    h' - g' g'^T of (S3) exactly.
+    where kappa Y = -g. One step is Gamma' = r Gamma + r (1-r) (grad f - g)(grad f - g)^T, which
+    equals h' - g' g'^T of (S3) exactly.
     """
 
     def start(self, x: Array) -> None:
-        """Take in constant pre-history at x."""
+        """Take in a constant past at x."""
         self.s = self.problem.gradient_covariance(x).astype(x.dtype)
         self.gamma = np.zeros_like(self.s)
         self._z = np.empty_like(x)
 
     def kick(self, x: Array, g: Array, batch: float, eta: float, amplitude: float) -> None:
-        """Move x with a Cholesky factor."""
+        """Move x by a Cholesky factor."""
         z = standard_increments(self._z, self.rng, two_point=False)
         factor = psd_factor(self.gamma + self.s / batch)
         _move(x, g, eta, amplitude, np.einsum("pij,pj->pi", factor, z))
@@ -234,17 +234,17 @@ class SnapshotNoise(_Carrier):
     """Sigma without matrices, from a few snapshots kept for each path (ours).
 
     Each of R slots holds the gradient G and one draw xi ~ N(0, S) of a past point, and takes the
-    new point with chance 1 - mu at every step: the age of what it holds is geometric. The noise is
+    new point with probability 1 - mu at every step, so its age is geometric. The noise is
 
         (1/sqrt(R)) sum_r eps_r (G_r - g + xi_r / sqrt(b)),   eps_r = +-1, fresh for every update
 
-    The fresh signs make updates that use one slot uncorrelated, so one draw for each point is
-    enough. Averaged over the slots' coins the covariance is Sigma exactly, and for linear
-    gradients the first and second moments of x are those of (S5) exactly. Memory 2 R d a path.
+    Fresh signs decorrelate updates that use the same slot, so one draw per point is enough.
+    Averaged over the coins of the slots the covariance is exactly Sigma, and for linear gradients
+    the first and second moments of x are exactly those of (S5). Memory: 2 R d per path.
     """
 
     def start(self, x: Array) -> None:
-        """Take in constant pre-history at x."""
+        """Take in a constant past at x."""
         shape = (len(x), SNAPSHOTS, self.problem.dim)
         self.gradients = np.empty(shape if self.lag_noise else (0, 0, 0), x.dtype)
         self.noises = np.empty(shape, x.dtype)
@@ -254,7 +254,7 @@ class SnapshotNoise(_Carrier):
             self.gradients[:] = self.newest[:, None, :]
 
     def kick(self, x: Array, g: Array, batch: float, eta: float, amplitude: float) -> None:
-        """Move x with the signed sum over the slots."""
+        """Move x by the signed sum over the slots."""
         signs = np.empty((len(g), 1, SNAPSHOTS), g.dtype)
         standard_increments(signs, self.rng, two_point=True)
         signs /= math.sqrt(SNAPSHOTS)
@@ -266,7 +266,7 @@ class SnapshotNoise(_Carrier):
         _move(x, g, eta, amplitude, noise)
 
     def absorb(self, x: Array, g: Array) -> None:
-        """Put x into the slots whose coin says so and relax g."""
+        """Put x into slots by their coins, and relax g."""
         self.newest, noise = self.problem.gradient_and_noise(x, self.rng)
         path, slot = np.nonzero(self.rng.random((len(x), SNAPSHOTS)) >= self.retention)
         self.noises[path, slot] = noise[path]
@@ -283,7 +283,7 @@ def _move(x: Array, g: Array, eta: float, amplitude: float, noise: Array) -> Non
 
 
 def _approach(g: Array, gradient: Array, retention: float) -> None:
-    """Replace g by retention * g + (1 - retention) * gradient, exactly so where both agree."""
+    """Replace g by retention * g + (1 - retention) * gradient; equal values stay equal."""
     change = gradient - g
     change *= 1 - retention
     g += change

@@ -1,4 +1,4 @@
-"""The pool closure: P workers hold P snapshots and each is used exactly once (ours)."""
+"""The pool closure: P workers hold P snapshots, and each is used exactly once (ours)."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from asgd.arrays import Array, Integers
 
 
 class PoolTurns(Protocol):
-    """Whose turn it is on many paths."""
+    """The order of turns on many paths."""
 
     workers: int
 
     def next(self) -> Integers:
-        """Return the snapshot each path uses, shape (paths,), and make it the newest."""
+        """Return the snapshot each path uses next, shape (paths,), and make it the newest."""
 
 
 class TurnMaker(Protocol):
@@ -29,14 +29,14 @@ class TurnMaker(Protocol):
 
 
 class Pool(DescentBlock):
-    """A block of paths of (P2): the P snapshots themselves, for each path.
+    """A block of paths of (P2), with the P snapshots of each path.
 
-    An update uses one snapshot, x' = x - eta (grad f + xi)(snapshot) with xi ~ N(0, S/b), and puts
-    x' in its place; the turns say which: `pool_turns` by the law, (P2), `ResampledTurns` as
-    recorded, (P3). Uniform turns are those of memoryless workers: then this is their server with
-    Gaussian sampling noise, exactly. At the start all workers hold x_0. Points are kept, not
-    gradients, so every use has noise of its own. A recursion, one step per update, without an
-    order.
+    An update uses one snapshot, x' = x - eta (grad f + xi)(snapshot) with xi ~ N(0, S/b), and
+    replaces it by x'. The turns choose the snapshot: `pool_turns` by the law, (P2),
+    `ResampledTurns` as recorded, (P3). Uniform turns give exactly the server of memoryless workers
+    with Gaussian sampling noise. At the start all workers hold x_0. The pool keeps points, not
+    gradients, so every use draws its own noise. This is a recursion with one step per update; it
+    has no order.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Pool(DescentBlock):
         self._path = np.arange(len(x))
 
     def step(self, k: int) -> None:
-        """Apply one snapshot of each path and put the new point in its place."""
+        """Apply one snapshot of each path and replace it by the new point."""
         slot = self.turns.next()
         used = self.snapshots[self._path, slot]
         gradient, noise = self.problem.gradient_and_noise(used, self.rng)
@@ -58,16 +58,16 @@ class Pool(DescentBlock):
 
 
 class PoolMoments(DescentBlock):
-    """A block of paths of (P1): mean and second moment of the pool in place of its members.
+    """A block of paths of (P1): mean and second moment of the pool instead of its members.
 
     O(1) memory, geometric law, (d, d) matrices. One lag noise e enters both lines:
 
         x' = x - eta (g + e + xi),   g' = mu g + (1-mu) (grad f(x') - e),
         h' = mu h + (1-mu) grad f(x') grad f(x')^T,   e ~ N(0, h - g g^T),   xi ~ N(0, S_w / b)
 
-    A recursion, one step per update, without an order. A Gaussian e can push h - g g^T below zero
-    on single paths, where it is taken as zero: E x^2 then comes out up to 1 % too large, which
-    `Pool` and the recursion of the moments do not.
+    This is a recursion with one step per update; it has no order. A Gaussian e can push h - g g^T
+    below zero on single paths, where it is taken as zero. E x^2 is then up to 1 % too large; `Pool`
+    and the recursion of the moments have no such error.
     """
 
     def __init__(self, descent: Descent, mu: float, x: Array, rng: np.random.Generator) -> None:

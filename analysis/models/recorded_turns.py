@@ -1,10 +1,10 @@
-"""The turns of recorded runs, resampled: whose snapshot is used next, as it was measured (ours).
+"""Resampled turns of recorded runs (P3), ours.
 
-A server holds P snapshots. Sorted by age, newest first, the ranks r_0, r_1, ... of those used say
-everything about the reads: the one used goes to the front as the new point. Memoryless workers
-draw ranks independently and uniformly, workers in a fixed order always use the oldest, and real
-ones do both by turns. Turns drawn from a staleness law know nothing of such spells, of the
-start, or of repeats that differ; blocks of recorded ranks keep all three               (P3).
+A server holds P snapshots. The rank by age of the snapshot that each update uses, 0 for the newest,
+determines all reads, because the new point replaces the one used. Memoryless workers draw ranks
+independently and uniformly, workers in a fixed order always use the oldest, and real workers
+alternate between both in spells. Turns drawn from a staleness law miss these spells, the start, and
+differences between repeats; blocks of recorded ranks keep all three.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from analysis.models.clocks import pool_turns
 from asgd.arrays import Integers
 from asgd.staleness import StalenessLaw
 
-# A block ends at any update with probability one over this many turns of each worker; the next
-# begins in any run, at most this share of the run earlier or later: laws drift.
+# A block ends at each update with probability one over this many turns of each worker. The next
+# block begins in any run, displaced by at most this share of the run, because laws drift.
 BLOCK_TURNS = 8
 DRIFT_SHARE = 0.125
 
-# Spells: blocks of so many turns of each worker, in so many simulated records, of so many updates.
+# Spells: turns of each worker in a block, number of simulated records, updates of each.
 _SPELL_TURNS = 4
 _RECORDS = 40
 _LONGEST = 1000
@@ -33,14 +33,14 @@ _LONGEST = 1000
 
 @dataclass(frozen=True)
 class RecordedTurns:
-    """Ranks by age of the snapshots that recorded runs used.
+    """Ranks by age of the snapshots used in recorded runs.
 
     Attributes
     ----------
     ranks
-        Of each run, shape (updates,), in 0, ..., workers - 1: 0 is the newest snapshot.
+        Ranks of each run, shape (updates,), in 0, ..., workers - 1; 0 is the newest snapshot.
     start_up
-        Updates of each run before every worker had delivered twice; these are only replayed.
+        Updates of each run until every worker delivered twice; they are replayed, not resampled.
     workers
         P.
     """
@@ -51,12 +51,12 @@ class RecordedTurns:
 
     @classmethod
     def of(cls, turns: Sequence[npt.ArrayLike]) -> RecordedTurns:
-        """Take the turns of some runs.
+        """Compute the ranks from the turns of some runs.
 
         Parameters
         ----------
         turns
-            The worker of each update of a run, shape (updates,), for each run.
+            For each run the worker of each update, shape (updates,).
         """
         workers, flat = np.unique(np.concatenate(turns), return_inverse=True)
         numbers = np.split(flat, np.cumsum([len(np.asarray(one)) for one in turns])[:-1])
@@ -75,7 +75,7 @@ class RecordedTurns:
 
 
 class ResampledTurns:
-    """Turns on many paths: each begins as one of the runs did and goes on in blocks of any of them.
+    """Turns on many paths: each starts as one of the runs and continues in blocks of any run.
 
     Parameters
     ----------
@@ -101,7 +101,7 @@ class ResampledTurns:
         self._k = 0
 
     def next(self) -> Integers:
-        """Return the snapshot each path uses, shape (paths,), and make it the newest."""
+        """Return the snapshot each path uses next, shape (paths,), and make it the newest."""
         rank = self._ranks[self._at]
         slot: Integers = self._order[self._path, rank]
         older = np.roll(self._order, 1, axis=1)
@@ -112,7 +112,7 @@ class ResampledTurns:
         return slot
 
     def keep(self, index: Integers) -> None:
-        """Take the pools named in place of the present ones, shape (paths,)."""
+        """Replace the pools by those at `index`, shape (paths,)."""
         self._at, self._last, self._free = self._at[index], self._last[index], self._free[index]
         self._order = self._order[index]
 
@@ -136,18 +136,18 @@ def has_spells(
     law: StalenessLaw,
     rng: np.random.Generator,
 ) -> bool:
-    """Return whether the turns come in spells that workers of their law do not make.
+    """Return whether the turns come in spells that independent workers of the law do not show.
 
-    Compared is how much min(|tau - P + 1|, P), averaged over blocks of four turns of each worker,
-    varies over blocks and runs, with the largest of 40 records simulated by (P2). Only the
-    first 1000 updates of each run are looked at: later spells are not seen.
+    The statistic is the variance, over blocks and runs, of min(|tau - P + 1|, P) averaged over
+    blocks of four turns of each worker. Spells are found if it exceeds the largest of 40 records
+    simulated by (P2). Only the first 1000 updates of each run count.
 
     Parameters
     ----------
     staleness
         tau_0, tau_1, ... of each run.
     law
-        The law of all of them.
+        The law of all runs.
     """
     workers, length = recorded.workers, min(_LONGEST, *(len(tau) for tau in staleness))
     dropped = min(max(recorded.start_up), length // 2)
@@ -173,8 +173,8 @@ def _unevenness(staleness: Integers, workers: int) -> float:
 
 
 def _ranks(turns: list[int], workers: int) -> tuple[Integers, int]:
-    """Return how many snapshots are newer than the one each update uses, and the start-up."""
-    # All hold x_0 at first: whoever comes next is as good as the oldest.
+    """Return the rank by age of the snapshot each update uses, and the start-up."""
+    # All hold x_0 at first, so whichever comes next counts as the oldest.
     came = list(dict.fromkeys(turns))
     newest_first = [worker for worker in range(workers) if worker not in came] + came[::-1]
     ranks = np.empty(len(turns), dtype=np.int64)

@@ -1,4 +1,4 @@
-"""Trace replay: (G1) driven by the staleness that was measured, update by update (ours)."""
+"""Trace replay: (G1) with the measured staleness of every update (ours)."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from asgd.streams import Seed
 class Replay(DescentBlock):
     """A block of paths of x_{k+1} = x_k - eta (grad f(x_{k - tau_k}) + xi_k), xi_k ~ N(0, S/b).
 
-    Keeps the points that a later update will read and no others. The gradient is taken when it is
-    used, so two reads of one version have noise of their own, as two workers would.
+    Keeps only points that a later update reads. The gradient is drawn at its use, so two reads of
+    one version have independent noise, as with two workers.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Replay(DescentBlock):
         self.snapshots = {0: x.copy()}
 
     def step(self, k: int) -> None:
-        """Apply update k at the version the trace read."""
+        """Apply update k at the version that the trace reads."""
         version = int(self.read_version[k])
         gradient, noise = self.problem.gradient_and_noise(self.snapshots[version], self.rng)
         if self.last_read[version] == k:
@@ -62,7 +62,7 @@ class Replay(DescentBlock):
 
 
 class Replays:
-    """A block of paths shared out among several recorded runs, each path a `Replay` of one."""
+    """A block of paths divided among several recorded runs; each path replays one."""
 
     def __init__(
         self,
@@ -71,7 +71,7 @@ class Replays:
         rng: np.random.Generator,
     ) -> None:
         self.x = x
-        # Which runs get one path more is left to chance: blocks are small.
+        # Blocks are small, so chance decides which runs get one path more.
         chosen = rng.permutation(len(makers))
         parts = np.array_split(x, len(makers))
         self.replays = [
@@ -79,7 +79,7 @@ class Replays:
         ]
 
     def step(self, k: int) -> None:
-        """Apply update k at the versions the traces read."""
+        """Apply update k at the versions that the traces read."""
         for replay in self.replays:
             replay.step(k)
 
@@ -100,7 +100,7 @@ def sme_replay(
     rule: Rule | None = None,
     **options: Unpack[PathOptions],
 ) -> Ensemble:
-    """Simulate paths that read the same versions as recorded runs, with Gaussian noise.
+    """Simulate paths that read the same versions as recorded runs did, with Gaussian noise.
 
     Parameters
     ----------
@@ -108,22 +108,22 @@ def sme_replay(
         eta, a number or one for each update.
     staleness
         tau_0, tau_1, ..., whole numbers with 0 <= tau_k <= k; or such a sequence for each of
-        several runs, among which the paths are shared out.
+        several runs, which share the paths evenly.
     paths
         Number of paths.
     updates
         Updates to replay. Default: all of the shortest sequence.
     batch_size
-        Samples averaged at one stale point, a number or one for each update.
+        Samples per gradient, all at one stale point: a number or one for each update.
     rule
-        Turns each gradient into a step; plain SGD if not given.
+        Update rule that turns each gradient into a step; default plain SGD.
     options
         See `run_ensemble`.
 
     Raises
     ------
     InputError
-        If a sequence is not one of staleness, or another argument cannot be used.
+        If a sequence is not staleness, or another argument is invalid.
     """
     several = isinstance(staleness, Sequence) and len(staleness) > 0 and np.ndim(staleness[0]) > 0
     given: Sequence[Any] = cast(Sequence[Any], staleness) if several else [staleness]

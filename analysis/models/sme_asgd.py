@@ -22,20 +22,20 @@ from asgd.streams import Seed
 class SmeAsgd(DescentBlock):
     """A block of paths of (S1)-(S3) in steps of dt/J, semi-implicit (An, Lu, Ying, section 2.2).
 
-    The state is X and the expected read g, with Y = -sqrt(eta/(1-mu)) g: in g a learning rate
-    that changes between updates needs no rescaling. With retention r = 1 - (1-mu)/J a step is
+    The state is X and the expected read g, with Y = -sqrt(eta/(1-mu)) g, because g needs no
+    rescaling when the learning rate changes. With retention r = 1 - (1-mu)/J a step is
 
         X' = X - (eta/J) g + (eta/sqrt(J)) Sigma^{1/2} z
         g' = r g + (1-r) grad f(X'),   H' = r H + (1-r) V(X')
 
-    which for J = 1 is (S5): the recursion of ASGD itself with Gaussian noise. For d = 1, and with
-    noise "explicit", it is Sigma that is kept, by (S4), in place of H.
+    which for J = 1 is (S5): the recursion of ASGD with Gaussian noise. For d = 1, and with noise
+    "explicit", the state holds Sigma, by (S4), instead of H.
 
     Attributes
     ----------
     strong_order, weak_order
-        Orders in dt/J towards (S1)-(S3). The noise enters X and depends on Y and H alone, so
-        Euler's scheme is Milstein's.
+        Orders in dt/J towards (S1)-(S3). The noise enters X and depends only on Y and H, so
+        Euler's scheme equals Milstein's.
     """
 
     strong_order = 1.0
@@ -69,7 +69,7 @@ class SmeAsgd(DescentBlock):
 
 
 def check_mu(mu: float) -> float:
-    """Return the geometric parameter if it lies in [0, 1).
+    """Return the geometric parameter mu after checking that it lies in [0, 1).
 
     Raises
     ------
@@ -83,9 +83,9 @@ def check_mu(mu: float) -> float:
 
 
 def _short_calls(problem: Problem, noise: NoiseKind, dtype: npt.DTypeLike | None) -> bool:
-    """Return whether an update is over in calls so short that threads wait for each other.
+    """Return whether calls of an update are so short that threads wait for each other.
 
-    So it is in one dimension with additive noise, but for the normals of float64.
+    This holds in one dimension with additive noise, except for normal increments in float64.
     """
     quick = noise == "two_point" or (noise != "samples" and np.dtype(dtype) == np.float32)
     return quick and problem.dim == 1 and problem.additive_noise
@@ -121,20 +121,20 @@ def sme_asgd(
     updates, paths
         Numbers of updates and of paths.
     batch_size
-        Samples averaged at one stale point, a number or one for each update.
+        Samples per gradient, all at one stale point: a number or one for each update.
     noise
         "matrix" carries (d, d) averages, "samples" needs no matrix, "auto" takes the cheaper;
-        "two_point" is "matrix" with +-1 increments: moments right, quantiles not; "explicit" is
-        "matrix" with (S4) in place of (S3).
+        "two_point" is "matrix" with +-1 increments: exact moments, wrong quantiles; "explicit" is
+        "matrix" with (S4) instead of (S3).
     substeps
-        1 is the native scheme (S5); J approaches the continuous SME with steps dt/J.
+        1 is the native scheme (S5); large J approaches the continuous SME with steps dt/J.
     options
-        See `run_ensemble`; `threads` is 1 by default where one is as fast as several.
+        See `run_ensemble`; the default of `threads` is 1 if more would not be faster.
 
     Raises
     ------
     InputError
-        If an argument cannot be used.
+        If an argument is invalid.
     """
     if options.get("threads") is None and _short_calls(problem, noise, options.get("dtype")):
         options["threads"] = 1

@@ -32,15 +32,15 @@ from asgd.streams import Seed, as_seed, stream
 
 PathClosure = Literal["iid", "sampling", "pool", "pool_moments"]
 
-_OFF = 0.1  # workers by which the mean of a measured law may be off
+_OFF = 0.1  # tolerance in workers for the mean of a measured law
 
 
 class SmeLaw(DescentBlock):
     """A block of paths of (G1): the last L gradients under the weights of the law.
 
-    x' = x - eta g + eta Sigma^{1/2} z with g = sum_l w_l grad f(x_{k-l}); Sigma with matrices up
-    to d = 4 and from signed sums of snapshots beyond. A recursion, one step per update: it is the
-    model itself and approximates no equation, so it has no order.
+    x' = x - eta g + eta Sigma^{1/2} z with g = sum_l w_l grad f(x_{k-l}); Sigma from matrices up
+    to d = 4 and from signed sums of snapshots beyond. A recursion with one step per update: it
+    approximates no equation, so it has no order.
     """
 
     def __init__(
@@ -96,33 +96,33 @@ def sme_law(
     learning_rate
         eta, a number or one for each update.
     law
-        The staleness law; the weights end where less than 1e-6 of its mass is left. For "pool"
-        also one law for each worker, where they differ (a straggler); a `GeometricMixture` with
-        one component for each worker is taken as such.
+        The staleness law, cut off where less than 1e-6 of its mass is left. "pool" also accepts
+        one law per worker (for a straggler, say), and takes a `GeometricMixture` with one component
+        per worker in this way.
     updates, paths
         Numbers of updates and of paths.
     closure
-        How the staleness of one update depends on that of the others:
-        "pool": each snapshot is used exactly once, as in a real server; P snapshots a path, and
-        workers whose staleness has the law (`pool_turns`).
+        How the lags of different updates depend on each other:
+        "pool": each snapshot is used exactly once, as on a real server; P snapshots per path, and
+        workers that have the staleness law (`pool_turns`).
         "pool_moments": the same by (P1), for a geometric law and small d; O(1) memory.
         "iid": no dependence, Sigma = H - g g^T (An, Lu, Ying); overstates the noise.
         "sampling": no noise from the choice of the lag; understates it.
         "iid" and "sampling" take O(1) memory for a geometric law and L gradients otherwise.
     workers
-        P, for "pool" alone: its mean staleness is P - 1 whatever the law says. Default: E tau + 1,
+        P, only for "pool"; it fixes the mean staleness at P - 1 for any law. Default: E tau + 1,
         rounded, or the number of laws.
     turns
-        Recorded turns, for "pool" alone: resampled in place of those of the law, (P3).
+        Recorded turns, only for "pool"; resampled instead of turns by the law, (P3).
     batch_size
-        Samples averaged at one stale point, a number or one for each update.
+        Samples per gradient, all at one stale point: a number or one for each update.
     options
         See `run_ensemble`.
 
     Raises
     ------
     InputError
-        If an argument cannot be used.
+        If an argument is invalid.
     """
     seed = as_seed(seed)
     descent = Descent.of(problem, learning_rate, batch_size, updates)
@@ -167,7 +167,7 @@ def _laws_of_workers(
     else:
         law = a_law(law)
         workers = _whole_pool(law) if workers is None else workers
-        # the pool of a geometric law is that of P memoryless workers, whatever its mu
+        # a geometric law means P memoryless workers, whatever its mu
         one = Geometric(1 - 1 / max(workers, 1)) if isinstance(law, Geometric) else law
         law = [one] * workers
     if len(law) == 0 or workers not in (None, len(law)):
@@ -176,7 +176,7 @@ def _laws_of_workers(
 
 
 def _whole_pool(law: StalenessLaw) -> int:
-    """Return the number of workers whose mean staleness is that of the law."""
+    """Return the number of workers that has the law's mean staleness."""
     workers = 1 + law.mean()
     if abs(workers - round(workers)) > _OFF:
         raise InputError(

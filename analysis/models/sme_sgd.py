@@ -18,17 +18,17 @@ from asgd.streams import Seed
 
 
 class SmeSgd(DescentBlock):
-    """A block of paths of (S6) in steps of eta/J, Heun's drift with noise taken at the start.
+    """A block of paths of (S6) in steps of eta/J: Heun's drift, noise at the start of the step.
 
         dX = -(grad f + (eta/2) Hess f grad f)(X) dt + sqrt(eta) (S(X)/b)^{1/2} dB
 
-    (Li, Tai, E; eta/2 because grad |grad f|^2 = 2 Hess f grad f.) Over one update the drift is
-    as accurate as the correction term it carries; Euler's would cancel that term.
+    (Li, Tai, E; eta/2 because grad |grad f|^2 = 2 Hess f grad f.) Euler's drift has an error as
+    large as the correction term and would cancel it; Heun's is accurate enough.
 
     Attributes
     ----------
     strong_order, weak_order
-        Orders in eta/J towards (S6). The noise depends on X, so its strong order is Euler's.
+        Orders in eta/J towards (S6). The noise depends on X, so the strong order is Euler's.
     """
 
     strong_order = 0.5
@@ -65,13 +65,13 @@ class SmeSgd(DescentBlock):
 class GaussianSgd(DescentBlock):
     """A block of paths of x' = x - eta grad f(x) + eta (S(x)/b)^{1/2} z.
 
-    The native scheme of (S6): its drift is the flow of (S6) over one update to third order in eta,
-    at one gradient for each update.
+    The native scheme of (S6): its drift equals the flow of (S6) over one update up to third order
+    in eta, with one gradient per update.
 
     Attributes
     ----------
     weak_order
-        Order in eta towards (S6) at fixed time; the noise keeps the order of its variance.
+        Order in eta towards (S6) at fixed time.
     """
 
     weak_order = 2.0
@@ -106,17 +106,17 @@ def sme_sgd(
     batch_size
         Samples of each gradient, a number or one for each update.
     native
-        True takes the recursion of SGD with Gaussian noise, which (S6) approximates to second
-        order: one gradient for each update instead of two and two Hessian-vector products.
+        True uses the recursion of SGD with Gaussian noise, which (S6) approximates to second
+        order. It takes one gradient per update, not two and two Hessian-vector products.
     substeps
-        Steps for each update, of length eta/substeps, where `native` is False.
+        Steps per update, of length eta/substeps, if `native` is False.
     options
         See `run_ensemble`.
 
     Raises
     ------
     InputError
-        If an argument cannot be used.
+        If an argument is invalid.
     """
     descent = Descent.of(problem, learning_rate, batch_size, updates)
     if count(substeps, "substeps") > 1 and native:

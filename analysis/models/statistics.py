@@ -1,4 +1,4 @@
-"""Streamed statistics of a block of paths, and how those of two blocks combine."""
+"""Streaming statistics of a block of paths, and how those of two blocks combine."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from asgd.problems.base import Problem
 
 
 class PathStatistics:
-    """Means over some paths at the recorded updates; never all paths x updates.
+    """Means over some paths at the recorded updates.
 
-    The losses of the `chosen` paths, positions in this block, go to `losses`, shape
-    (m, len(chosen)), for quantiles: those cannot be streamed.
+    Quantiles cannot be streamed, so `losses`, shape (m, len(chosen)), keeps the losses of the paths
+    at the positions `chosen` in this block.
 
     Attributes
     ----------
@@ -59,7 +59,7 @@ class PathStatistics:
         self.loss_variance[row] = np.dot(deviation, deviation) / self.paths
 
     def merge(self, other: PathStatistics) -> None:
-        """Add the paths of another block."""
+        """Merge the statistics of another block."""
         self.paths += other.paths
         share = other.paths / self.paths
         between = share * (1 - share) * (other.loss_mean - self.loss_mean) ** 2

@@ -165,7 +165,7 @@ def standard_error(values: npt.ArrayLike, block: int) -> float:
 
 
 def lost_variance(values: Integers, block: int) -> float:
-    """Return true over block variance of the mean if the blocks are too short, at least 1.
+    """Return the factor by which short blocks underestimate the variance of the mean, >= 1.
 
     Blocks shorter than the dependence underestimate the variance. Filtering by the first
     autocorrelation shortens the dependence (prewhitening, Andrews and Monahan 1992).

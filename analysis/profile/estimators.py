@@ -253,7 +253,7 @@ ESTIMATORS: dict[str, Callable[[Counts, StalenessLaw | None], StalenessLaw]] = {
     GeometricMixture.name: geometric_mixture,
     NegativeBinomial.name: negative_binomial,
     Poisson.name: poisson,
-    # before the Conway-Maxwell-Poisson law: it fits a constant as well and is simpler
+    # the simpler law for constant staleness, so before Conway-Maxwell-Poisson
     ConstantPlusGeometric.name: constant_plus_geometric,
     ConwayMaxwellPoisson.name: conway_maxwell_poisson,
     Empirical.name: empirical,

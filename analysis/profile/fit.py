@@ -151,7 +151,7 @@ class StalenessFit:
             Number of updates with staleness 0, 1, ..., shape (l,).
         laws
             The pmf, shape (l,), of the geometric law and of the best other parametric law, by
-            phrase.
+            name in words.
         """
         counts = self.sample.counts
         beyond = 1.0 - np.cumsum(counts.updates) / counts.size

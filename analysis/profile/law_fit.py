@@ -73,7 +73,7 @@ class Sample:
 
     @cached_property
     def lost_variance(self) -> float:
-        """True over block variance of the mean if the blocks are too short, at least 1."""
+        """Factor by which short blocks underestimate the variance of the mean, at least 1."""
         return lost_variance(self.staleness, self.block)
 
 
