@@ -1,1 +1,1 @@
-"""What needs no paths: moments of linear gradients, limits of stability, batch schedules."""
+"""Results without paths: moments for linear gradients, limits of stability, batch schedules."""

@@ -1,9 +1,9 @@
-"""Optimal mini-batch schedules: the closed one of the paper and the optimum of the exact moments.
+"""Optimal mini-batch schedules: the paper's closed form and the optimum of the exact moments.
 
-`optimal_batch_schedule` is (B4) of An, Lu, Ying, section 4: it sees the slowest decay rate only.
-`minimise_final_loss` (ours) minimises the final expected loss of the full moment recursion of
-ASGD at a given number of gradients. That loss is a sum of products of powers of 1/b_k with
-coefficients >= 0, so it is convex in log b and the optimum found is the global one.
+`optimal_batch_schedule` is (B4) of An, Lu, Ying, section 4; it uses only the slowest decay rate.
+`minimise_final_loss` (ours) minimises the final expected loss of the full moment recursion of ASGD
+for a given number of gradients. That loss is a sum of products of powers of 1/b_k with
+coefficients >= 0, so it is convex in log b, and its local minimum is global.
 """
 
 from __future__ import annotations
@@ -51,25 +51,25 @@ def optimal_batch_schedule(
     sample_cost: float | None = None,
     budget: int | None = None,
 ) -> Batches:
-    """Return the closed optimal schedule: batch one, then exponential growth (B4).
+    """Return the closed-form optimal schedule: batch one, then exponential growth (B4).
 
     >>> batches = analysis.optimal_batch_schedule(2.0, 4.0, 0.01, 0.8, 400, budget=1659)
     >>> int(batches[0]), int(batches[-1]), int(batches.sum())
     (1, 33, 1659)
 
     An, Lu, Ying, section 4. In d dimensions the slowest mode gives rho and the sum over the modes
-    gives c. `asgd.with_batch_sizes` puts the schedule into the configuration of a run. Where
-    gradients are linear, `LinearGradients.of(problem).modes()` has the first two arguments.
+    gives c. `asgd.with_batch_sizes` puts the schedule into a configuration. For linear gradients
+    `LinearGradients.of(problem).modes()` returns the first two arguments.
 
     Parameters
     ----------
     curvature, noise_variance
-        Hessian eigenvalues and variance of one sample's gradient along each, shape () or (d,).
+        Hessian eigenvalues, and variance of a sample gradient along each, shape () or (d,).
     sample_cost
-        c_u, loss worth paying for one extra sample per unit of SME time. Either this or budget.
+        c_u, the loss that one extra sample per unit of SME time is worth. Either this or budget.
     budget
-        Total number of gradients, >= updates; met exactly by the schedule, and by a run of several
-        workers nearly, see `asgd.with_batch_sizes`.
+        Total number of gradients, >= updates. The schedule meets it exactly; a run of several
+        workers meets it nearly, see `asgd.with_batch_sizes`.
 
     Returns
     -------
@@ -79,7 +79,7 @@ def optimal_batch_schedule(
     Raises
     ------
     InputError
-        Both or none of sample_cost and budget, or an argument outside its range.
+        Both or neither of sample_cost and budget, or an argument outside its range.
     """
     _check_mode(curvature, noise_variance, learning_rate, mu)
     if (sample_cost is None) == (budget is None):
@@ -98,23 +98,23 @@ def optimal_batch_schedule(
 
 
 def uniform_schedule(updates: int, budget: int) -> Batches:
-    """Return the same batch at every update, or two neighbouring sizes evenly mixed; (updates,)."""
+    """Return equal batches, or two neighbouring sizes mixed evenly, shape (updates,)."""
     _check_budget(budget, updates)
     return np.diff(np.arange(updates + 1) * budget // updates).astype(np.int64)
 
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """The batch sequence of least final loss.
+    """The batch sequence with the least final loss.
 
     Attributes
     ----------
     batch_size
         Integer batch of each update, shape (updates,); sums to the budget.
     final_loss
-        E f(x_K) - min f under it.
+        E f(x_K) - min f for this sequence.
     lower_bound
-        No sequence of this budget, integer or real, has a smaller final loss.
+        Lower bound on the final loss of every sequence with this budget, integer or real.
     """
 
     batch_size: Batches
@@ -123,7 +123,7 @@ class BatchPlan:
 
 
 class FinalLoss:
-    """E f(x_K) - min f as a function of the batch sequence, with its derivatives.
+    """E f(x_K) - min f and its derivatives as a function of the batch sequence.
 
     Parameters
     ----------
@@ -132,7 +132,7 @@ class FinalLoss:
     learning_rate, mu
         Step size and geometric parameter of the staleness.
     initial
-        x_0, shape (d,); default the problem's own under this seed.
+        x_0, shape (d,); default the problem's initial point under this seed.
     closure
         As in `analysis.exact.moments.MomentRecursion`.
     """
@@ -162,14 +162,14 @@ class FinalLoss:
     def value_and_weights(self, batch: Array) -> tuple[float, Array]:
         """Return the loss and its derivatives c_k by 1/b_k, shape (K,), by the adjoint recursion.
 
-        c_k is what is left at the end of the sampling noise of update k with batch one.
+        c_k is the final effect of the sampling noise of update k with batch one.
         """
         states, pushes = self._forward(batch)
         adjoint, weights = self._weights, np.empty(len(batch))
         for k in range(len(batch) - 1, -1, -1):
             weights[k] = adjoint @ pushes[k]
             adjoint = adjoint @ self._fixed + (adjoint @ self._noise) / batch[k]
-        # rounding may leave a vanishing weight below zero
+        # rounding can make a vanishing weight negative
         return float(self._weights @ states[-1]), np.maximum(weights, 0.0)
 
     def _forward(self, batch: Array) -> tuple[Array, Array]:
@@ -183,20 +183,20 @@ class FinalLoss:
 
 
 def minimise_final_loss(final_loss: FinalLoss, updates: int, budget: int) -> BatchPlan:
-    """Return the batch sequence of least final loss at a given number of gradients.
+    """Return the batch sequence with the least final loss for a given number of gradients.
 
     Ours. With additive noise b_k ~ sqrt(c_k) where that exceeds one. c_k follows the squared
     impulse response, so for complex eigenvalues the batch oscillates with it. The real-valued
-    optimum is rounded to integers and improved by single moves.
+    optimum is rounded to integers and improved by moving single samples.
 
     Parameters
     ----------
     final_loss
-        What is minimised.
+        The loss to minimise.
     updates
         Number of updates K.
     budget
-        Total number of gradients, >= updates; met exactly by the schedule.
+        Total number of gradients, >= updates; the schedule meets it exactly.
     """
     _check_budget(budget, updates)
     real, lower_bound = minimise_real(final_loss, updates, budget)
@@ -213,7 +213,7 @@ def minimise_final_loss(final_loss: FinalLoss, updates: int, budget: int) -> Bat
 
 
 class DifferentiableLoss(Protocol):
-    """A loss of the batch sequence with its derivatives by 1/b_k, as `FinalLoss`."""
+    """A loss of the batch sequence with its derivatives by 1/b_k, such as `FinalLoss`."""
 
     def value_and_weights(self, batch: Array) -> tuple[float, Array]:
         """Return the loss and its derivatives."""
@@ -222,12 +222,12 @@ class DifferentiableLoss(Protocol):
 def minimise_real(final_loss: DifferentiableLoss, updates: int, budget: int) -> tuple[Array, float]:
     """Minimise over real batches b >= 1 of the given sum; return them and a lower bound.
 
-    Each step solves the problem with the adjoint weights held fixed, exact for additive noise,
-    and is halved in log b while it does not help. log E f is convex in log b, so its tangent
-    plane, minimised over the same batches, bounds every sequence from below.
+    Each step solves the problem for fixed adjoint weights, exact for additive noise, and is halved
+    in log b until the loss falls. log E f is convex in log b, so the minimum of its tangent plane
+    over the same batches is a lower bound.
 
-    General optimisers reach the same value (`scripts/bench_control.py`); this takes two
-    gradients where the noise is additive.
+    General optimisers reach the same value (`scripts/bench_control.py`); this needs two gradients
+    for additive noise.
     """
     batch = np.full(updates, budget / updates)
     value, weights = final_loss.value_and_weights(batch)
@@ -265,7 +265,7 @@ def _scale(shape: Array, budget: int) -> float:
     """Return the level at which max(1, level shape) sums to the budget."""
     from scipy.optimize import brentq
 
-    # for a single update the level is `top` itself, and rounding must not lose the change of sign
+    # for one update the level is `top`; rounding must not remove the change of sign
     top = budget / shape.max() * (1.0 + 1e-9)
     if budget <= len(shape):
         return 0.0
@@ -273,7 +273,7 @@ def _scale(shape: Array, budget: int) -> float:
 
 
 def _round_to(batch: Array, budget: int) -> Batches:
-    """Round to integers >= 1 of the given sum: those with the largest remainders go up."""
+    """Round to integers >= 1 of the given sum; the largest remainders round up."""
     floor = np.floor(batch + 1e-9).astype(np.int64)
     missing = budget - int(floor.sum())
     floor[np.argsort(floor - batch, kind="stable")[:missing]] += 1
@@ -281,9 +281,9 @@ def _round_to(batch: Array, budget: int) -> Batches:
 
 
 def _fill_integers(weights: Array, batch: Batches) -> Batches:
-    """Minimise sum_k c_k / b_k over integers b_k >= 1 of the same sum, moving one at a time.
+    """Minimise sum_k c_k / b_k over integers b_k >= 1 of the same sum by moving single samples.
 
-    The terms are convex in b_k, so no single move that helps means no sequence that is better.
+    The terms are convex in b_k, so a sequence that no single move improves is optimal.
     """
     batch = batch.copy()
     for _ in range(int(batch.sum())):

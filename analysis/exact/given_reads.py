@@ -1,10 +1,10 @@
-"""Exact moments of ASGD with linear gradients, given which version every update reads (ours).
+"""Exact moments of ASGD with linear gradients, given the version that every update reads (ours).
 
-Given the reads, one update is x' = x - eta (grad f(s) + xi) with s one known snapshot and xi of
-covariance S(s)/b. For sample gradients linear in x, mean and covariance of x and of all snapshots
-that are still to be read then follow a closed recursion, whatever law the reads came from. For a
-recorded run the reads are known. For a law they are drawn, a few sequences are enough: what is
-left to chance is the staleness alone, never the samples.
+Given the reads, an update is x' = x - eta (grad f(s) + xi) with a known snapshot s and xi of
+covariance S(s)/b. For sample gradients linear in x, mean and covariance of x and of all live
+snapshots follow a closed recursion, whatever law the reads come from. A recorded run supplies its
+reads. For a law, reads are drawn, and a few sequences suffice, because only the staleness is
+random, not the samples.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from asgd.arrays import Array, Integers
 from asgd.errors import InputError
 from asgd.staleness import StalenessLaw
 
-# Covariances of all live snapshots that may be held: 2**26 doubles are 512 MB.
+# Numbers in the covariances of all live snapshots: 2**26 doubles are 512 MB.
 LARGEST_STATE = 2**26
-# Updates whose independent lags are drawn together.
+# Updates whose independent lags are drawn in one call.
 _DRAWN_AT_ONCE = 256
 
 
 class Reads(NamedTuple):
-    """Which snapshot each update reads, for one or several independent runs.
+    """The snapshot that each update reads, for one or several independent runs.
 
     Attributes
     ----------
     turns
-        Of each update k in order, to be gone through once: the slot that it reads and the slot
-        that the new point x_{k+1} goes to, shape (runs,) each. All slots hold x_0 at first.
+        An iterator over the updates, usable once: the slot that update k reads and the slot that
+        receives x_{k+1}, shape (runs,) each. All slots hold x_0 at first.
     slots
         Number of slots.
     runs
@@ -58,7 +58,7 @@ class PointMoments(NamedTuple):
 
 
 def live_snapshots(staleness: Integers) -> int:
-    """Return the largest number of snapshots still to be read, or read, at one update of a run.
+    """Return the largest number of snapshots that are live at one update of a run.
 
     Parameters
     ----------
@@ -74,7 +74,7 @@ def live_snapshots(staleness: Integers) -> int:
 
 
 def recorded_reads(staleness: Sequence[Integers]) -> Reads:
-    """Return the reads of recorded runs of one length, in as few slots as they need.
+    """Return the reads of recorded runs of equal length, with as few slots as possible.
 
     Parameters
     ----------
@@ -88,14 +88,14 @@ def recorded_reads(staleness: Sequence[Integers]) -> Reads:
 
 
 def _recorded_slots(staleness: Integers) -> tuple[Integers, Integers]:
-    """Return the slot that each update of one run reads, and the one it fills."""
+    """Return the slots that each update of one run reads and writes."""
     updates = len(staleness)
     version = np.arange(updates) - staleness
     last_read = np.full(updates + 1, -1)
     last_read[version] = np.arange(updates)
     slot_of = np.zeros(updates + 1, dtype=np.int64)
     read, write = np.empty(updates, dtype=np.int64), np.zeros(updates, dtype=np.int64)
-    # Slot 0 takes every point that nobody will read.
+    # Slot 0 receives every point that no update reads.
     free, slots = [1] if last_read[0] < 0 else [], 2
     slot_of[0] = 1
     for k in range(updates):
@@ -111,7 +111,7 @@ def _recorded_slots(staleness: Integers) -> tuple[Integers, Integers]:
 
 
 def turn_reads(turns: PoolTurns, runs: int) -> Reads:
-    """Return the reads of servers whose turns are given, without end."""
+    """Return the endless reads of servers with these turns."""
 
     def slots() -> Iterator[tuple[Integers, Integers]]:
         while True:
@@ -122,9 +122,9 @@ def turn_reads(turns: PoolTurns, runs: int) -> Reads:
 
 
 def pool_reads(law: StalenessLaw, workers: int, runs: int, rng: np.random.Generator) -> Reads:
-    """Draw the reads of servers with P workers, (P2): each snapshot is used exactly once.
+    """Draw the endless reads of servers with P workers, (P2).
 
-    Without end.
+    Each snapshot is used exactly once.
     """
     return turn_reads(pool_turns([law] * workers, rng)(runs, rng), runs)
 
@@ -132,7 +132,7 @@ def pool_reads(law: StalenessLaw, workers: int, runs: int, rng: np.random.Genera
 def independent_reads(
     law: StalenessLaw, updates: int, runs: int, rng: np.random.Generator
 ) -> Reads:
-    """Draw the reads of (A1): independent lags, versions before 0 being x_0."""
+    """Draw the reads of (A1): independent lags; versions before 0 are x_0."""
     length = min(law.support_length(), updates + 1)
 
     def slots() -> Iterator[tuple[Integers, Integers]]:
@@ -155,7 +155,7 @@ def read_moments(
     initial: Array,
     record: Integers,
 ) -> Iterator[PointMoments]:
-    """Return mean and covariance of x_k given the reads, one recorded update after the other.
+    """Yield mean and covariance of x_k given the reads, at each recorded update.
 
     Parameters
     ----------
@@ -164,7 +164,7 @@ def read_moments(
     initial
         x_0, shape (d,).
     record
-        Updates to keep, ascending, shape (m,).
+        Updates to record, ascending, shape (m,).
 
     Raises
     ------

@@ -1,13 +1,13 @@
-"""The learning rates that a server's staleness allows: three limits, which are not one another.
+"""The largest stable learning rates under staleness: three different limits.
 
-On a mode of curvature a, where gradients are a x, a run follows x' = x - eta a s_j with the
-snapshot s_j of the worker whose turn it is. Turns are random, and so is what becomes of x:
+On a mode of curvature a, where the gradient is a x, a run follows x' = x - eta a s_j with the
+snapshot s_j of the worker that has the turn. Turns are random, so stability has three meanings:
 
-- the mean E x decays below its limit, which bounds no run: runs of both signs cancel in it;
-- E x^2 decays below the limit of the mean square: there runs converge and their average does;
-- almost every run decays below the almost-sure limit, and almost every one grows above it.
-  Between the two, runs converge with rare large excursions, which dominate every average: the law
-  of x under noise has a heavy tail, without a variance.
+- the mean E x decays below its limit; single runs can still diverge, as both signs cancel in it;
+- E x^2 decays below the mean-square limit: runs converge, and so do their averages;
+- almost every run decays below the almost-sure limit and grows above it. Between the last two
+  limits runs converge with rare large excursions, which dominate every average: with noise, x has
+  a heavy-tailed law without variance.
 
 Ours; the equations are in section 5 of THEORY.md.
 """
@@ -39,18 +39,18 @@ from asgd.streams import stream
 
 Verdict = Literal["stable", "heavy tail", "diverges"]
 
-# Standard errors by which a learning rate must be on one side of a limit to be called so.
+# Standard errors between a learning rate and a limit for a definite verdict.
 _SURE = 2.0
 
-# Updates behind the almost-sure limit, and of all paths of one population; of each path at least
-# so many turns of each worker, and a start-up before.
+# Updates for the almost-sure limit, and of all paths of one population; least turns of each worker
+# on a path, and in the start-up before it.
 _TYPICAL = 400_000
 _POPULATION = 300_000
 _TURNS_EACH = 60
 _FEWEST = 600
 _START_UP_TURNS = 20
 _POPULATIONS = 6
-# The last populations are at steps this far below and above the estimate of the ones before.
+# The last populations are at steps this far, relatively, below and above the previous estimate.
 _APART = 0.03
 
 
@@ -63,7 +63,7 @@ class Limit:
     value
         The learning rate.
     error
-        Standard error of its computation, 0 where it is exact.
+        Standard error of the value, 0 if it is exact.
     """
 
     value: float
@@ -80,12 +80,12 @@ class StabilityLimits:
     Attributes
     ----------
     mean
-        Of E x, where lags are independent or workers memoryless; else of the recursion of the
-        mean with the law of the staleness.
+        Limit of E x for independent lags or memoryless workers; otherwise limit of the mean
+        recursion with the staleness law.
     mean_square
-        Of E x^2; None where it is not known.
+        Limit of E x^2; None if unknown.
     almost_sure
-        Of a single run.
+        Limit of single runs.
     """
 
     mean: Limit
@@ -95,8 +95,8 @@ class StabilityLimits:
     def classify(self, learning_rate: float) -> Verdict:
         """Return "stable", "heavy tail" or "diverges"; within two standard errors, "heavy tail".
 
-        Stable is what is below the limit of the mean square, so never where that is not known;
-        what diverges is above the almost-sure one.
+        "stable" means below the mean-square limit, so it needs that limit; "diverges" means above
+        the almost-sure limit.
         """
         second, sure = self.mean_square, self.almost_sure
         if learning_rate >= sure.value + _SURE * sure.error:
@@ -106,7 +106,7 @@ class StabilityLimits:
         return "heavy tail"
 
     def at_curvature(self, curvature: float) -> StabilityLimits:
-        """Return the limits on a mode of so many times the curvature of this one."""
+        """Return the limits on a mode with `curvature` times the curvature of this one."""
         second = self.mean_square and self.mean_square / curvature
         return StabilityLimits(self.mean / curvature, second, self.almost_sure / curvature)
 
@@ -122,7 +122,7 @@ def stability_limits(
     mean_square: bool = True,
     seed: int = 0,
 ) -> StabilityLimits:
-    """Return the limits of the mean, of the mean square and of almost every run.
+    """Return the limits of the mean, of the mean square, and of almost every run.
 
     >>> limits = analysis.stability_limits(asgd.ConstantPlusGeometric(7), curvature=2.0)
     >>> round(limits.almost_sure.value, 4)
@@ -131,30 +131,30 @@ def stability_limits(
     Parameters
     ----------
     staleness
-        A law: turns by its hazards, (P2). Compute times of the workers, or `ServerTimes` with what
-        a cycle takes beside them: the queue. Recorded turns: resampled, (P3).
+        A law: turns by its hazards, (P2). Compute times of the workers, or `ServerTimes` with the
+        other times of a cycle: the queue. Recorded turns: resampled, (P3).
     curvature
         Largest eigenvalue of the Hessian, > 0.
     workers
-        P, for a law; as many as 1 + its mean if not given. Elsewhere it must be that of the times.
+        P, for a law; default 1 + its mean. Otherwise it must equal the number of workers given.
     momentum
         beta of the heavy ball, in [0, 1).
     staleness_aware
         Whether the step is eta / (1 + tau).
     independent
-        Whether every update draws its lag from the law by itself, as in the model of An, Lu, Ying,
-        and not a server.
+        Whether every update draws its lag independently, as in the model of An, Lu, Ying, instead
+        of on a server.
     mean_square
-        Whether to simulate populations for the limit of the mean square, most of the work, where
-        there is no exact form.
+        Whether to simulate populations for the mean-square limit if it has no exact form; this is
+        most of the work.
     seed
-        Seed of what is simulated.
+        Seed of the simulations.
 
     Raises
     ------
     InputError
-        A number is outside its range; a law whose mean is not that of a whole number of workers
-        and none is given; independent lags that are no law.
+        A number is outside its range; the mean of the law belongs to no whole number of workers and
+        none is given; or independent lags come from something other than a law.
     """
     if not curvature > 0:
         raise InputError(f"curvature = {curvature}: expected a positive number")
@@ -190,7 +190,7 @@ def _of_law(
 
 
 def _workers_of(law: StalenessLaw) -> int:
-    """Return 1 + the mean of a law, a whole number up to sampling error."""
+    """Return 1 + the mean of a law, which must be whole up to sampling error."""
     wanted = 1.0 + law.mean()
     workers = round(wanted)
     if abs(workers - wanted) > 0.05 * wanted:
@@ -203,7 +203,7 @@ def _workers_of(law: StalenessLaw) -> int:
 
 @dataclass(frozen=True)
 class _Mode:
-    """A mode of curvature one under some turns; no workers stand for independent lags."""
+    """A mode of curvature one under given turns; independent lags have no workers."""
 
     source: StalenessLaw | ServerTimes | RecordedTurns
     workers: int
@@ -212,7 +212,7 @@ class _Mode:
     seed: int
 
     def limits(self, mean_square: bool) -> StabilityLimits:
-        """Return its limits, that of the mean square if it is asked for or costs nothing."""
+        """Return its limits; the mean-square limit only on request or if it is cheap."""
         delay = self._constant_delay()
         if delay is not None:
             same = Limit(self._mean_limit(ConstantPlusGeometric(delay)))
@@ -226,7 +226,7 @@ class _Mode:
         return StabilityLimits(self._mean(), second, sure)
 
     def _constant_delay(self) -> int | None:
-        """Return the staleness of every update if it is always the same."""
+        """Return the staleness if it is constant."""
         source = self.source
         if self.workers == 1:
             return 0
@@ -284,7 +284,7 @@ class _Mode:
         )
 
     def _mean(self) -> Limit:
-        """Return the limit of the mean: with the law, or with that of what was drawn."""
+        """Return the limit of the mean, from the law or from the drawn staleness."""
         if isinstance(self.source, StalenessLaw):
             return Limit(self._mean_limit(self.source))
         if isinstance(self.source, ServerTimes) and self.source.memoryless:
@@ -296,7 +296,7 @@ class _Mode:
         return Limit(value, float(np.std(values, ddof=1) / np.sqrt(len(values))))
 
     def _exact_mean_square(self) -> float | None:
-        """Return the limit of the mean square where workers are memoryless and steps alike."""
+        """Return the exact mean-square limit for memoryless workers and equal steps."""
         source = self.source
         if self.staleness_aware:
             return None
@@ -307,7 +307,7 @@ class _Mode:
         return None
 
     def _mean_square(self, almost_sure: float) -> Limit:
-        """Return the limit of the mean square from populations of paths."""
+        """Return the mean-square limit from populations of paths."""
         updates = self._updates
         paths = max(100, _POPULATION // updates)
         rng = stream(self.seed, "populations")
@@ -322,7 +322,7 @@ class _Mode:
                 rng=rng,
             )
 
-        # L(2) is positive at the almost-sure limit, where L(0) is zero.
+        # L(0) is zero at the almost-sure limit, and L(2) is positive there.
         above, high = almost_sure, growth(almost_sure, 0.5)
         below, low = above, high
         while low > 0.0:
@@ -356,7 +356,7 @@ def _almost_sure_limit(growth: TypicalGrowth) -> Limit:
 
 
 def _zero(steps: Array, values: Array) -> Limit:
-    """Return where the regression line of the values is zero."""
+    """Return the zero of the regression line of the values."""
     slope, value = np.polyfit(steps - steps.mean(), values, 1)
     away = value / slope
     residual = values - value - slope * (steps - steps.mean())

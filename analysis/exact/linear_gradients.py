@@ -1,4 +1,4 @@
-"""Problems with linear sample gradients: what the closed moment equations need of them.
+"""Problems with linear sample gradients: coefficients for the closed moment equations.
 
 grad f_i(x) = A_i x - c_i for every sample. Then f is quadratic, its mean gradient is A x - c, and
 the second moment V of the sample gradients is quadratic in x, so E V needs only E x and E x x^T.
@@ -48,12 +48,12 @@ class LinearGradients:
 
     @classmethod
     def of(cls, problem: Problem) -> LinearGradients:
-        """Read the coefficients off the sample gradients.
+        """Compute the coefficients from the sample gradients.
 
         Raises
         ------
         InputError
-            The gradients are not linear in x, or d is above 20: the moment equations carry four
+            The gradients are not linear in x, or d exceeds 20; the moment equations carry four
             d x d matrices.
         """
         d = problem.dim
@@ -95,7 +95,7 @@ class LinearGradients:
         second
             E r r^T, shape (..., d, d).
         one
-            E 1, shape (...): other than 1 only for the columns of a linear map.
+            E 1, shape (...); other than 1 only for the columns of a linear map.
 
         Returns
         -------
@@ -115,7 +115,7 @@ class LinearGradients:
         return np.asarray(quadratic - cross - np.swapaxes(cross, -1, -2) + constant)
 
     def modes(self) -> tuple[Array, Array]:
-        """Return curvature and sampling variance at the minimiser of each Hessian mode, (d,) each.
+        """Return curvature and sampling variance at the minimiser per Hessian mode, (d,) each.
 
         The variance of mode i is q_i^T S q_i with q_i the Hessian's eigenvector.
         """

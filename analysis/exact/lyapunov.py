@@ -1,14 +1,14 @@
-"""How fast x' = x - h s_j grows or decays along the turns j of a server (ours).
+"""Growth rates of x' = x - h s_j along the turns j of a server (ours).
 
-A mode of curvature a follows v' = beta v - h s_j, x' = x + v', s_j := x' with h = eta a, or with
-h / (1 + tau) where the step is divided so. Given the turns this is a product of random matrices.
-Its exponents per update are
+A mode of curvature a follows v' = beta v - h s_j, x' = x + v', s_j := x' with h = eta a, or
+h / (1 + tau) for a staleness-aware step. Given the turns this is a product of random matrices. Its
+exponents per update are
 
     L(0) = lim log |x_k| / k, of almost every run;   L(2) = lim log E |x_k|^2 / k              (Y1)
 
-the first from long independent paths; the second from populations of paths, each with turns of its
-own, that are resampled in proportion to the squared growth: with it a sample of E |x_k|^2 is
-followed and not one of the runs, almost all of which are smaller.
+Long independent paths give the first. The second needs populations of paths with independent turns,
+resampled in proportion to the squared growth: almost all runs are smaller than sqrt(E |x_k|^2), so
+plain sampling would miss the few that dominate it.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from asgd.staleness import StalenessLaw
 
 
 class Turns(Protocol):
-    """Which of the points it keeps each path uses next, and which one the new point replaces."""
+    """The point that each path uses next and replaces by the new one."""
 
     def next(self) -> Integers:
-        """Return the slot each path reads, shape (paths,), and let one update pass."""
+        """Return the slot each path reads, shape (paths,), and advance one update."""
 
     def keep(self, index: Integers) -> None:
-        """Take the paths named in place of the present ones, shape (paths,)."""
+        """Replace the paths by those at `index`, shape (paths,)."""
 
 
 TurnMaker = Callable[[int, np.random.Generator], Turns]
 
 
 class QueueTurns:
-    """Turns by the times of a server: who arrives first is next."""
+    """Turns by the times of a server: the first to arrive is next."""
 
     def __init__(self, server: ServerTimes, paths: int, rng: np.random.Generator) -> None:
         self.rng, self._server = rng, server
@@ -50,7 +50,7 @@ class QueueTurns:
         self._now, self._turn = np.zeros(paths), 0
 
     def next(self) -> Integers:
-        """Return the snapshot each path uses, shape (paths,), and when its worker comes again."""
+        """Return the snapshot each path uses, shape (paths,), and schedule its next arrival."""
         from analysis.models.compiled import come_again, first_come
 
         slot, server = np.empty(len(self._now), dtype=np.int64), self._server
@@ -62,27 +62,27 @@ class QueueTurns:
         return slot
 
     def keep(self, index: Integers) -> None:
-        """Take the paths named in place of the present ones, shape (paths,)."""
+        """Replace the paths by those at `index`, shape (paths,)."""
         self._arrival, self._since = self._arrival[index], self._since[index]
         self._now = self._now[index]
 
 
 class IndependentLags:
-    """Every update draws its lag from the law by itself: the last points are kept in a circle."""
+    """Independent lags from the law; the last points are kept in a ring."""
 
     def __init__(self, law: StalenessLaw, length: int, paths: int, rng: np.random.Generator):
         self.rng, self._length, self._paths, self._turn = rng, length, paths, 0
         self._below = np.cumsum(law.weights(length))[:-1]
 
     def next(self) -> Integers:
-        """Return the place of the point each path reads, shape (paths,)."""
+        """Return the slot of the point each path reads, shape (paths,)."""
         lag = np.searchsorted(self._below, self.rng.random(self._paths), "right")
         place: Integers = (self._turn - lag) % self._length
         self._turn += 1
         return place
 
     def keep(self, index: Integers) -> None:
-        """Take the paths named in place of the present ones: they have no turns of their own."""
+        """Replace the paths by those at `index`; they have no turns, so nothing changes."""
 
 
 @dataclass(frozen=True)
@@ -92,16 +92,16 @@ class Recursion:
     Attributes
     ----------
     turns
-        Makes the turns of some paths.
+        Makes the turns of a number of paths.
     slots
-        Points kept: P, or the length of the law of independent lags.
+        Points kept: P, or the length of the law for independent lags.
     momentum
         beta of the heavy ball.
     staleness_aware
         Whether the step is divided by one plus the staleness.
     circular
-        Whether points are replaced one after another: independent lags. On a server the new point
-        replaces the one used.
+        Whether points are replaced in a ring: independent lags. On a server the new point replaces
+        the one used.
     """
 
     turns: TurnMaker
@@ -116,7 +116,7 @@ class Recursion:
 
 
 class Paths:
-    """The points of some paths of a recursion, all one at first."""
+    """The points of some paths of a recursion, initially one."""
 
     def __init__(self, recursion: Recursion, paths: int) -> None:
         self._recursion, self._turn = recursion, 0
@@ -125,7 +125,7 @@ class Paths:
         self._version = np.zeros(self._s.shape, dtype=np.int64)
 
     def follow(self, read: Integers, step: float) -> Array:
-        """Return the logarithm of each path's growth along these turns, shape (paths,)."""
+        """Return the log growth of each path along these turns, shape (paths,)."""
         from analysis.models.compiled import grow
 
         recursion, updates = self._recursion, read.shape[1]
@@ -141,19 +141,19 @@ class Paths:
         return growth
 
     def keep(self, index: Integers) -> None:
-        """Take the paths named in place of the present ones."""
+        """Replace the paths by those at `index`."""
         self._x, self._v, self._s = self._x[index], self._v[index], self._s[index]
         self._version = self._version[index]
 
 
 @dataclass(frozen=True)
 class TypicalGrowth:
-    """L(0) as a function of the step, along one set of turns for all steps: it is continuous.
+    """L(0) as a function of the step; continuous, because all steps share one set of turns.
 
     Attributes
     ----------
     recursion
-        What is followed.
+        The recursion.
     read
         Slots read, shape (paths, updates).
     start_up
@@ -173,11 +173,11 @@ class TypicalGrowth:
         return cls(recursion, recursion.draw(turns, start_up + updates), start_up)
 
     def part(self, paths: int) -> TypicalGrowth:
-        """Return the same along the first paths alone."""
+        """Return the same function along the first `paths` paths."""
         return TypicalGrowth(self.recursion, self.read[:paths], self.start_up)
 
     def staleness(self) -> Integers:
-        """Return the staleness of the updates that are counted, shape (paths, updates)."""
+        """Return the staleness of the counted updates, shape (paths, updates)."""
         from analysis.models.compiled import ages_at_use
 
         version = np.zeros((len(self.read), self.recursion.slots), dtype=np.int64)
@@ -190,7 +190,7 @@ class TypicalGrowth:
         return float(self.of_paths(step).mean())
 
     def of_paths(self, step: float) -> Array:
-        """Return its independent estimates, one from each path, shape (paths,)."""
+        """Return an independent estimate from each path, shape (paths,)."""
         paths = Paths(self.recursion, len(self.read))
         paths.follow(np.ascontiguousarray(self.read[:, : self.start_up]), step)
         late = np.ascontiguousarray(self.read[:, self.start_up :])
@@ -207,10 +207,10 @@ def mean_square_growth(
     start_up: int,
     rng: np.random.Generator,
 ) -> float:
-    """Return an estimate of L(2) from so many updates after the start-up.
+    """Return an estimate of L(2) from `updates` updates after the start-up.
 
-    Go with the winners (Grassberger, 2002): the mean of the squared growth between two
-    resamplings is an unbiased factor of E |x_k|^2 of all paths.
+    Go with the winners (Grassberger, 2002): the mean squared growth between two resamplings is an
+    unbiased factor of E |x_k|^2.
     """
     turns, points = recursion.turns(paths, rng), Paths(recursion, paths)
     weight, total, begun = np.zeros(paths), 0.0, 0.0

@@ -1,9 +1,9 @@
-"""When E x^2 decays on a server of memoryless workers, exactly (ours).
+"""The exact decay of E x^2 on a server of memoryless workers (ours).
 
-Whose turn is next does not depend on the past, so the second moments of the point x, the velocity
-v of the heavy ball and the snapshots s_i that the workers hold follow a linear recursion of their
-own. Workers of one rate are alike: a state holds E x^2, E x v, E v^2 and, of each group of them,
-E x s, E v s, E s^2, and of each pair of groups E s s' of two workers.
+The next turn does not depend on the past, so the second moments of the point x, the velocity v of
+the heavy ball and the workers' snapshots s_i follow a closed linear recursion. Workers of equal
+rate are interchangeable: a state holds E x^2, E x v, E v^2; per group of workers E x s, E v s,
+E s^2; and per pair of groups E s s' of two workers.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import numpy.typing as npt
 
 from asgd.arrays import Array
 
-_SCAN = 400  # steps looked at for the first that does not decay
-_DENSE = 300  # moments up to which the whole matrix is formed
+_SCAN = 400  # steps scanned for the first without decay
+_DENSE = 300  # number of moments up to which the full matrix is formed
 
 
 @dataclass(frozen=True)
 class MemorylessServer:
-    """Workers that come in groups of equal rate.
+    """Workers in groups of equal rate.
 
     Attributes
     ----------
@@ -40,7 +40,7 @@ class MemorylessServer:
 
     @classmethod
     def of_rates(cls, rates: Array, momentum: float = 0.0) -> MemorylessServer:
-        """Group workers by the rates at which they push, shape (workers,)."""
+        """Group workers by their push rates, shape (workers,)."""
         different, sizes = np.unique(rates, return_counts=True)
         return cls(sizes.astype(float), different / np.sum(rates), momentum)
 
@@ -68,17 +68,17 @@ class MemorylessServer:
         xs, vs, own, pair = np.split(state[..., 3:], np.arange(1, 4) * groups, axis=-1)
         both = np.zeros((*state.shape[:-1], groups, groups))
         both[..., one, other] = both[..., other, one] = pair
-        # the new velocity and point, by the group whose snapshot is used
+        # the new velocity and point, by the group of the used snapshot
         velocity2 = beta**2 * vv - 2.0 * beta * h * vs + h**2 * own
-        moved = beta * xv - h * xs + velocity2  # of the new point and the new velocity
+        moved = beta * xv - h * xs + velocity2  # E of new point times new velocity
         point2 = xx + 2.0 * (beta * xv - h * xs) + velocity2
-        # another worker's snapshot stays: summed over all whose turn it may have been
+        # the snapshot of a given worker stays if another has the turn: sum over the others
         used = both @ (n * p) - p * np.diagonal(both, axis1=-2, axis2=-1)
         stays = beta * vs * (1.0 - p) - h * used
         new_pair = both * (1.0 - p[:, None] - p[None, :])
         carried = (xs + beta * vs)[..., None, :] - h * both  # of the new point by group used
         new_pair = new_pair + p[:, None] * carried + p[None, :] * np.swapaxes(carried, -1, -2)
-        alone = np.flatnonzero(n == 1)  # has no other worker in its group
+        alone = np.flatnonzero(n == 1)  # groups of one worker have no pair
         new_pair[..., alone, alone] = 0.0
         return np.concatenate(
             [
@@ -94,7 +94,7 @@ class MemorylessServer:
         )
 
     def factor(self, step: float) -> float:
-        """Return by how much E x^2 grows in one update in the end: the spectral radius."""
+        """Return the asymptotic growth of E x^2 per update: the spectral radius."""
         if self.moments <= _DENSE:
             matrix = self.advance(np.eye(self.moments), step)
             return float(np.abs(np.linalg.eigvals(matrix)).max())
@@ -104,7 +104,7 @@ class MemorylessServer:
         operator = LinearOperator(
             shape, matvec=lambda s: self.advance(s.ravel(), step), dtype=float
         )
-        # The moments of points that are all one: not orthogonal to what dominates.
+        # The moments of points that are all one are not orthogonal to the dominant vector.
         start = np.ones(self.moments)
         largest = eigs(operator, k=1, v0=start, tol=1e-9, return_eigenvectors=False)
         return float(np.abs(largest[0]))

@@ -1,6 +1,6 @@
 """Exact moments of ASGD on problems with linear sample gradients, without Monte Carlo.
 
-Geometric staleness, independent or of a server's memoryless workers, and multiplicative noise.
+Geometric staleness, independent or from memoryless workers, and multiplicative noise.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ class Moments(NamedTuple):
 class MomentRecursion:
     """The moments of ASGD as a linear recursion s' = (F + G / b) s in one flat state vector.
 
-    s holds, in this order, 1, E x, E m, E x x^T, E x m^T, E m m^T and E n: m and n are the
-    expected read sum_l w_l x_{k-l} and its second moment sum_l w_l x_{k-l} x_{k-l}^T. Its length
-    is 1 + 2 d + 4 d^2.
+    s holds, in this order, 1, E x, E m, E x x^T, E x m^T, E m m^T and E n, with the expected read
+    m = sum_l w_l x_{k-l} and its second moment n = sum_l w_l x_{k-l} x_{k-l}^T. Its length is
+    1 + 2 d + 4 d^2.
 
     Attributes
     ----------
@@ -51,9 +51,9 @@ class MomentRecursion:
     mu
         Geometric parameter of the staleness.
     closure
-        What is assumed of the random lags. "iid": independent at every update, the model of An,
-        Lu, Ying, section 1; then the moments are those of (A1) and of (S5). "pool": each snapshot
-        is used once, as on a server with memoryless workers, (P1). "sampling": no lag noise.
+        Assumption on the random lags. "iid": independent at every update, the model of An, Lu,
+        Ying, section 1; the moments are those of (A1) and of (S5). "pool": each snapshot is used
+        once, as on a server with memoryless workers, (P1). "sampling": no lag noise.
     """
 
     gradients: LinearGradients
@@ -80,7 +80,7 @@ class MomentRecursion:
         return one[..., 0], x, m, *squares
 
     def advance(self, state: Array, learning_rate: float, inverse_batch: float) -> Array:
-        """Return the state one update later; state of shape (..., n), linear in it.
+        """Return the state one update later; linear in `state` of shape (..., n).
 
         (S5), An, Lu, Ying, section 3, in expectation; (P1) for the pool closure.
         """
@@ -100,7 +100,7 @@ class MomentRecursion:
         xm_new = mu * x_new_m + (1.0 - mu) * xx_new
         mm_new = mu**2 * mm + mu * (1.0 - mu) * (x_new_m + _transpose(x_new_m))
         mm_new = mm_new + (1.0 - mu) ** 2 * xx_new
-        # one worker has no lag: without this, rounding in n - mm would grow
+        # one worker has no lag; rounding in n - mm would grow
         if self.closure == "pool" and mu > 0.0:
             lag = n - mm
             used = eta * hessian @ lag
@@ -133,7 +133,7 @@ class MomentRecursion:
         x
             x_0, shape (d,).
         learning_rate, batch
-            Of each update, shape (K,).
+            Of each update, shape (K,) each.
         """
         states = np.empty((len(batch) + 1, 1 + 2 * len(x) + 4 * len(x) ** 2))
         states[0] = self.initial_state(x)
@@ -160,10 +160,10 @@ def asgd_moments(
     closure: Closure = "iid",
     seed: Seed = 0,
 ) -> Moments:
-    """Return the exact mean and second moment of ASGD at every update; no Monte Carlo.
+    """Return the exact mean and second moment of ASGD at every update.
 
-    The moments of (A1) with independent geometric staleness, which are those of the native scheme
-    (S5) (An, Lu, Ying, section 3); with `closure="pool"` those of a parameter server with
+    The moments of (A1) with independent geometric staleness; the native scheme (S5) has the same
+    (An, Lu, Ying, section 3). `closure="pool"`: the moments of a parameter server with
     P = 1 / (1 - mu) memoryless workers, (P1) (ours).
 
     Parameters
@@ -215,8 +215,7 @@ def stationary_variance(
 ) -> StationaryVariance:
     """Return the exact stationary variances of ASGD on f = (curvature / 2) x^2, additive noise.
 
-    Of independent lags; those of a real server depend on each other. With h = eta a and
-    T = eta s^2 / 2 (ours):
+    For independent lags, unlike those of a real server. With h = eta a and T = eta s^2 / 2 (ours):
 
         E m^2 = (T/a) (1 + mu) / Delta,   E x^2 = (T/a) (1 + mu + 2 mu h/(1-mu)) / Delta,
         Delta = 1 + mu - (1-mu) h/2 - mu h^2/(1-mu)
@@ -228,7 +227,7 @@ def stationary_variance(
     ------
     InputError
         An argument is outside its range, or the variance grows without bound at this learning
-        rate: Delta <= 0.
+        rate (Delta <= 0).
     """
     number(curvature, "curvature", above=0.0)
     number(noise_variance, "noise_variance", least=0.0)

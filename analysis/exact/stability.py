@@ -1,9 +1,9 @@
-"""How large a learning rate a staleness law allows.
+"""The largest stable learning rate of the mean under a staleness law.
 
 On a mode of curvature a the mean obeys x_{k+1} = x_k - h sum_l w_l x_{k-l} with h = eta a. Its
-factors per update are the roots of z - 1 + h W(1/z), W(s) = sum_l w_l s^l; the mean is stable
-while all of them lie inside the unit circle. Laws may be thousands of updates long: everything
-here works on circles by FFT, never on the L x L companion matrix. Ours.
+factors per update are the roots of z - 1 + h W(1/z), W(s) = sum_l w_l s^l; the mean is stable if
+all of them lie inside the unit circle. Laws can be thousands of updates long, so everything here
+works on circles by FFT instead of on the L x L companion matrix. Ours.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from asgd.staleness import ConstantPlusGeometric, Geometric, StalenessLaw
 
 Complex = npt.NDArray[np.complex128]
 
-# A polynomial of degree L turns at most L times along a circle: sixteen points for each turn
-# follow its argument, and this many at least place a root of a short law.
+# A polynomial of degree L turns at most L times along a circle: sixteen points per turn follow its
+# argument, and the minimum locates a root of a short law.
 _POINTS_PER_TURN = 16
 _FEWEST_POINTS = 2**14
-# Mass of the law left out where roots are counted, and where the largest is refined: where two
-# roots meet they move by the square root of what is missing, and a factor r has it over r^L.
+# Mass of the law cut off for counting roots, and for refining the largest. The second is small: a
+# double root moves by the square root of the cut, and a factor r divides the cut by r^L.
 _TAIL, _FINE_TAIL = 1e-9, 1e-24
-# What counting can be off by, as a share of the radius; first step of the refinement beyond which
-# it leads to another root; and its steps.
+# Relative error of the radius from counting; first step of the refinement that is too long, as it
+# leads to another root; and number of steps.
 _NEAR, _FAR, _STEPS = 0.02, 0.1, 6
 
 
@@ -40,10 +40,10 @@ def max_stable_learning_rate(
 ) -> float:
     """Return the smallest learning rate at which the mean of a mode no longer decays.
 
-    No single run need decay up to there: see `analysis.stability_limits`. Boundary locus: on the
-    unit circle h = (1 - z)(1 - beta/z) / W(1/z) must be real and positive; the smallest such h is
-    where the first root leaves the disc. Closed forms: geometric 2 (1 + mu) / (1 - mu), constant
-    delay D 2 sin(pi / (2 (2 D + 1))), over the curvature; for the heavy ball `_geometric`.
+    Single runs need not decay up to this rate: see `analysis.stability_limits`. Boundary locus: on
+    the unit circle h = (1 - z)(1 - beta/z) / W(1/z) must be real and positive; at the smallest such
+    h the first root leaves the disc. Closed forms over the curvature: geometric
+    2 (1 + mu) / (1 - mu), constant delay D 2 sin(pi / (2 (2 D + 1))); heavy ball `_geometric`.
 
     Parameters
     ----------
@@ -54,7 +54,7 @@ def max_stable_learning_rate(
     momentum
         beta of the heavy ball, in [0, 1).
     staleness_aware
-        Whether the step is eta / (1 + tau): then w_l / (1 + l) stands for w_l.
+        Whether the step is eta / (1 + tau); w_l / (1 + l) then replaces w_l.
 
     Raises
     ------
@@ -77,7 +77,7 @@ def max_stable_learning_rate(
 
 
 def _geometric(mu: float, momentum: float, staleness_aware: bool) -> float:
-    """Return the limit of geometric staleness: min over where the root leaves, z = -1 or not.
+    """Return the limit for geometric staleness: the minimum over exits at z = -1 and elsewhere.
 
     Heavy ball min{(1 - beta)(1 - beta mu) / (beta mu), 2 (1 + beta)(1 + mu) / (1 - mu)}; step
     eta / (1 + tau) without momentum 2 mu / ((1 - mu) log(1 + mu)). Ours.
@@ -110,7 +110,7 @@ def _boundary_locus(weights: Array, momentum: float = 0.0) -> float:
     angle = np.linspace(0.0, np.pi, points // 2 + 1)
     read = np.fft.rfft(weights, points)
     locus = own(angle) * np.conj(read)
-    locus[-1] = locus[-1].real  # z = -1 lies on the real axis, whatever rounding says
+    locus[-1] = locus[-1].real  # z = -1 lies on the real axis up to rounding
     crossing = np.flatnonzero(locus.imag[:-1] * locus.imag[1:] < 0)
     crossing = crossing[(locus.real[crossing] > 0) | (locus.real[crossing + 1] > 0)]
     found = [step(np.pi)]
@@ -124,10 +124,10 @@ def _boundary_locus(weights: Array, momentum: float = 0.0) -> float:
 def spectral_radius(
     law: StalenessLaw, step: float, *, momentum: float = 0.0, staleness_aware: bool = False
 ) -> float:
-    """Return the mean's slowest factor per update: the largest modulus among the roots.
+    """Return the mean's slowest factor per update: the largest modulus of the roots.
 
-    Bisection on the radius, the argument principle (one FFT of the law) counting the roots
-    inside; then a refinement that also takes two roots that meet.
+    Bisection on the radius; the argument principle (one FFT of the law) counts the roots inside. A
+    final refinement also handles a double root.
 
     Parameters
     ----------
@@ -141,8 +141,8 @@ def spectral_radius(
     Returns
     -------
     float
-        Below one: stable. To 1e-6, where it exceeds the rate at which the tail of the law
-        decays; a faster decay of the mean is returned as about that rate.
+        Below one: stable. Accurate to 1e-6 if it exceeds the decay rate of the law's tail; a faster
+        decay of the mean returns about that rate.
     """
     if not step >= 0:
         raise InputError(f"step = {step}: expected learning rate times curvature >= 0")
@@ -175,7 +175,7 @@ def _polynomial(
 
 
 def _scaled(polynomial: Array, radius: float) -> Array:
-    """Return p_i radius^i, scaled to a largest value of one: its roots are divided by radius."""
+    """Return p_i radius^i, scaled to a largest value of one; its roots are divided by radius."""
     with np.errstate(divide="ignore"):
         logs = np.log(np.abs(polynomial)) + np.arange(len(polynomial)) * np.log(radius)
     return np.asarray(np.sign(polynomial) * np.exp(logs - logs.max()))
@@ -188,8 +188,8 @@ def _on_circle(polynomial: Array) -> Complex:
 def _polish(polynomial: Array, z: complex) -> float:
     """Return the largest modulus, near one, of the two roots next to z; one if there is none.
 
-    Each step goes to a root of the parabola with the polynomial's value, slope and bend: where two
-    roots are about to meet, where Newton's method fails, it has both.
+    Each step goes to a root of the parabola with the polynomial's value and first two derivatives.
+    Unlike Newton's method this works near a double root.
     """
     powers = np.arange(len(polynomial))
 
