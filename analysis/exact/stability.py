@@ -26,6 +26,8 @@ _FEWEST_POINTS = 2**14
 # Mass of the law cut off for counting roots, and for refining the largest. The second is small: a
 # double root moves by the square root of the cut, and a factor r divides the cut by r^L.
 _TAIL, _FINE_TAIL = 1e-9, 1e-24
+# Share of its limit up to which a fixed order is taken to be stable.
+_WITHIN = 0.97
 # Relative error of the radius from counting; first step of the refinement that is too long, as it
 # leads to another root; and number of steps.
 _NEAR, _FAR, _STEPS = 0.02, 0.1, 6
@@ -74,6 +76,33 @@ def max_stable_learning_rate(
     if staleness_aware:
         weights = weights / np.arange(1, len(weights) + 1)
     return _boundary_locus(weights, momentum) / curvature
+
+
+def most_workers(step: float, momentum: float = 0.0, fewer_than: int = 513) -> int:
+    """Return how many workers are stable whatever their compute times, 0 where not even one is.
+
+    A fixed order of turns has lower limits than any other server of as many workers that we
+    simulated, so its limit is taken.
+
+    Parameters
+    ----------
+    step
+        Learning rate times curvature.
+    momentum
+        beta of the heavy ball, in [0, 1).
+    fewer_than
+        The answer is below it.
+    """
+
+    def stable(workers: int) -> bool:
+        order = ConstantPlusGeometric(workers - 1)
+        return step < _WITHIN * max_stable_learning_rate(order, 1.0, momentum=momentum)
+
+    low, high = 0, fewer_than
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if stable(middle) else (low, middle)
+    return low
 
 
 def _geometric(mu: float, momentum: float, staleness_aware: bool) -> float:

@@ -134,12 +134,12 @@ class PlanRow:
 
     @property
     def of_limit(self) -> float:
-        """The learning rate over the largest stable one, where that is smallest."""
+        """The learning rate over that from which on every run diverges, where that is lowest."""
         return max(self.start.of_limit, self.end.of_limit)
 
     @property
-    def largest_stable(self) -> float:
-        """The learning rate beyond which every run diverges; under a schedule, its first value."""
+    def diverges_from(self) -> float:
+        """The learning rate from which on every run diverges; under a schedule, its first value."""
         share = self.of_limit
         return self.choice.learning_rate / share if share else np.inf
 
@@ -213,7 +213,7 @@ class PlanRow:
             "mean_staleness": self.pace.law.mean(),
             "law": self.pace.law.to_dict(),
             "updates_per_second": self.pace.updates_per_second,
-            "largest_stable_learning_rate": self.largest_stable,
+            "diverges_from": self.diverges_from,
             "of_limit": self.of_limit,
             "stable": self.stable,
             "heavy_tailed": self.heavy_tailed,

@@ -7,7 +7,8 @@ from contextlib import suppress
 
 import numpy as np
 
-from analysis.prediction.run_stability import limits_of, run_stability
+from analysis.exact.stability import most_workers
+from analysis.prediction.run_stability import PointStability, limits_of, run_stability
 from analysis.prediction.setting import Setting, closure_of
 from analysis.profile.dependence import start_up
 from asgd.divergence import DIVERGED
@@ -28,6 +29,8 @@ def diverged(run: Run) -> bool:
 def advice_on_divergence(run: Run) -> str | None:
     """Return up to which learning rate a run would have been stable and what to change, in words.
 
+    Each change alone makes it stable, as far as curvature and noise stay what they were.
+
     The limits are those of its rule along its own turns; the curvature is that of the starting
     point. None where no update was recorded, or no curvature is positive there.
     """
@@ -37,27 +40,46 @@ def advice_on_divergence(run: Run) -> str | None:
     stability = run_stability(setting).start
     if stability.limits is None:
         return None
-    momentum = stability.momentum
-    rule = f" and its momentum of {momentum:g}" if momentum else ""
-    limit, sure = f"{stability.limit:.2g}", f"{stability.almost_sure:.2g}"
+    rule = f" and its momentum of {stability.momentum:g}" if stability.momentum else ""
+    measured = f"with the staleness it measured{rule}"
+    limit, sure = f"{stability.limit:.3g}", f"{stability.almost_sure:.3g}"
     if stability.verdict == "stable":
         return (
-            f"where it started, learning rates up to {limit} are stable with the staleness it "
-            f"measured{rule}: what grew is the curvature or the noise; take a smaller learning "
-            "rate or larger batches"
+            f"where it started, learning rates up to {limit} are stable {measured}: the curvature "
+            "or the noise grew on the way; halve the learning rate until it converges"
         )
-    less = f"{_without_momentum(setting, stability.curvature[0])}, " if momentum else ""
-    noise = "" if stability.additive_noise else "; small batches lower it further"
+    advice = (
+        f"{measured}, the largest stable learning rate is {limit}, and single runs diverge from "
+        f"{sure} on: take a smaller one"
+    )
+    others = "".join(f", or {change}" for change in _other_changes(setting, stability))
+    if stability.additive_noise:
+        return f"{advice}{others}"
+    batch = run.config.optimizer.batch_size
     return (
-        f"with the staleness it measured{rule}, the largest stable learning rate is {limit}, and "
-        f"single runs diverge from {sure} on: take a smaller one, {less}or fewer workers{noise}"
+        f"{advice} and larger batches{others}; not counted is the gradient noise of batches of "
+        f"{batch}, which lowers every limit: `asgd plan` simulates it"
     )
 
 
-def _without_momentum(setting: Setting, curvature: float) -> str:
-    limits = limits_of(setting, momentum=0.0).at_curvature(curvature)
-    plain = limits.mean_square or limits.almost_sure
-    return f"less momentum (without any, the largest is {plain.value:.2g})"
+def _other_changes(setting: Setting, point: PointStability) -> list[str]:
+    """Return what else would do, each alone and with the learning rate as it is, in words."""
+    rate, curvature, found = point.learning_rate, point.curvature[0], []
+    if point.momentum:
+        limits = limits_of(setting, momentum=0.0).at_curvature(curvature)
+        if limits.classify(rate) == "stable":
+            plain = limits.mean_square or limits.almost_sure
+            found.append(f"no momentum (the largest is then {plain.value:.3g})")
+    if not (setting.rule and setting.rule.staleness_aware):
+        workers = most_workers(rate * curvature, point.momentum, setting.workers)
+        if workers:
+            found.append(at_most(workers))
+    return found
+
+
+def at_most(workers: int) -> str:
+    """Return so many workers as advice."""
+    return "one worker" if workers == 1 else f"at most {workers} workers"
 
 
 def _setting(run: Run) -> Setting:

@@ -158,7 +158,7 @@ class RunStability:
         rate, limit, sure = point.learning_rate, point.limit, point.almost_sure
         rule = f" with momentum {point.momentum:g}" if point.momentum else ""
         if end is not None and end.verdict == "stable" != start.verdict:
-            what = {"heavy tail": "Near the limit", "diverges": "Unstable"}[start.verdict]
+            what = {"heavy tail": "Heavy tail", "diverges": "Unstable"}[start.verdict]
             return (
                 f"{what} at the start, stable at the end: the largest stable learning rate{rule} "
                 f"goes from {start.limit:.3g} to {end.limit:.3g} (mean square), the one from which "
@@ -175,9 +175,9 @@ class RunStability:
             )
         if point.verdict == "heavy tail":
             return (
-                f"Near the limit: at the learning rate {rate:g} of this run{rule}, runs converge, "
-                "with rare large excursions: a heavy tail. Their mean square is bounded up to "
-                f"{limit:.3g}; single runs diverge from {sure:.3g} on."
+                f"Heavy tail: at the learning rate {rate:g} of this run{rule}, runs converge with "
+                f"rare large excursions. The largest stable one (mean square) is {limit:.3g}; "
+                f"single runs diverge from {sure:.3g} on."
             )
         return (
             f"Unstable: the learning rate {rate:g} of this run is {rate / sure:.3g} times "

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from analysis.exact.limits import Verdict
 from analysis.prediction.score import Score
 from analysis.profile.fit import StalenessFit, compare_fits
 from analysis.report.clock import Clock, clock_of, common_clock
@@ -18,6 +19,12 @@ from asgd.rundir.reader import Run
 # Share of the way down to a loss that every run reached, at which the clock is stopped: the last
 # bit would be decided by scatter.
 _TARGET = 0.95
+# What is said of runs above a limit.
+_ABOVE: dict[Verdict, str] = {
+    "diverges": "Unstable, above the almost-sure limit",
+    "heavy tail": "Heavy tail, between the limit of the mean square and the almost-sure one",
+}
+_SHORT: dict[Verdict, str] = {"diverges": "unstable", "heavy tail": "heavy-tailed"}
 _ALIKE = 1.25  # ratio of two numbers of updates that is mostly scatter
 
 
@@ -112,10 +119,12 @@ def comparison_headline(
     fits: Sequence[StalenessFit],
     comparison: Comparison,
     rooms: Sequence[float],
+    verdicts: Sequence[Verdict | None],
 ) -> Facts:
     """Return what a reader should know of several runs first, in named sentences.
 
-    `rooms` are the largest stable learning rates over those of the runs, inf where unknown.
+    `rooms` are the largest stable learning rates over those of the runs, inf where unknown;
+    `verdicts` say on which side of its limits each run is, None where unknown.
     """
     table = comparison.table
     kinds = sorted({problem_name(run) for run in runs})
@@ -138,9 +147,13 @@ def comparison_headline(
         ),
         ("Which law", _which_law(fits)),
         ("How well predicted", _how_well(comparison)),
-        *([("Stable or not", _stability(table, rooms))] if np.isfinite(rooms).any() else []),
+        *(
+            [("Stable or not", _stability(table, rooms, verdicts))]
+            if np.isfinite(rooms).any()
+            else []
+        ),
         ("How fast", _how_fast(comparison)),
-        ("What to try", _what_to_try(comparison, rooms)),
+        ("What to try", _what_to_try(comparison, verdicts)),
     ]
 
 
@@ -221,19 +234,29 @@ def _how_well(comparison: Comparison) -> str:
     return f"Mean error over the runs: {errors}.{closest}"
 
 
-def _stability(table: pd.DataFrame, rooms: Sequence[float]) -> str:
-    known = [
-        (str(run), room) for run, room in zip(table["run"], rooms, strict=True) if np.isfinite(room)
-    ]
-    beyond = ", ".join(run for run, room in known if room < 1)
-    listed = ", ".join(f"{room:.2g} in {run}" for run, room in known)
+def _stability(
+    table: pd.DataFrame, rooms: Sequence[float], verdicts: Sequence[Verdict | None]
+) -> str:
+    """Return which runs are above which limit, and how far each is from that of the mean square."""
+    found = []
+    for verdict, what in _ABOVE.items():
+        names = [
+            str(run) for run, one in zip(table["run"], verdicts, strict=True) if one == verdict
+        ]
+        if len(names):
+            found.append(f"{what}: {', '.join(names)}.")
+    listed = ", ".join(
+        f"{room:.2g} in {run}"
+        for run, room in zip(table["run"], rooms, strict=True)
+        if np.isfinite(room)
+    )
     return (
-        f"{'Beyond' if beyond else 'No run is beyond'} the limit{beyond and f': {beyond}'}. "
-        f"Largest stable learning rate over that of the run: {listed}."
+        f"{' '.join(found) or 'No run is above the limit of the mean square.'} "
+        f"Largest stable learning rate (mean square) over that of the run: {listed}."
     )
 
 
-def _what_to_try(comparison: Comparison, rooms: Sequence[float]) -> str:
+def _what_to_try(comparison: Comparison, verdicts: Sequence[Verdict | None]) -> str:
     """Return which run to take: of the stable ones, the first at the target."""
     order, best, better = "seconds_to_target", "was the fastest to the target", "was faster"
     if comparison.clock == "mixed":
@@ -247,15 +270,15 @@ def _what_to_try(comparison: Comparison, rooms: Sequence[float]) -> str:
             "All runs took about as many updates to the target: take the real one that was there "
             "first by its own clock."
         )
-    ranked = comparison.table.assign(room=rooms).sort_values(order, kind="stable")
-    stable = ranked[ranked["room"] >= 1]
+    ranked = comparison.table.assign(verdict=verdicts).sort_values(order, kind="stable")
+    stable = ranked[~ranked["verdict"].isin(list(_ABOVE))]
     first = ranked["run"].iloc[0]
     if stable.empty:
-        return "Lower the learning rate: every run is beyond the limit of stability."
+        return "Lower the learning rate: every run is above the limit of the mean square."
     if stable["run"].iloc[0] == first:
-        known = ", and is stable" if np.isfinite(stable["room"].iloc[0]) else ""
+        known = ", and is stable" if stable["verdict"].iloc[0] else ""
         return f"Take the settings of {first}: it {best}{known}."
     return (
         f"Take the settings of {stable['run'].iloc[0]}: of the stable runs it {best}; {first} "
-        f"{better} but is beyond the limit of stability: it needs a smaller learning rate."
+        f"{better} but is {_SHORT[ranked['verdict'].iloc[0]]}: it needs a smaller learning rate."
     )

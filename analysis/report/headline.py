@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from analysis.exact.stability import most_workers
+from analysis.prediction.advice import at_most
 from analysis.prediction.predict import Prediction
 from analysis.prediction.score import Score
 from analysis.prediction.setting import last_update, whole
@@ -82,7 +84,7 @@ def headline(
     stability = _stability(prediction)
     if stability:
         facts.append(("Stable or not", stability))
-    advice = [*_about_loss(fit, prediction, score), *_about_workers(workers, events)]
+    advice = [*_about_loss(runs[0], fit, prediction, score), *_about_workers(workers, events)]
     facts.append(("What to try", " ".join(advice or ["Nothing stands out."])))
     return facts
 
@@ -294,8 +296,8 @@ def room(prediction: Prediction | None) -> tuple[float, float]:
     return factor, limit
 
 
-def _about_stability(prediction: Prediction) -> list[str]:
-    """Return what to change where the learning rate is beyond or near its limit."""
+def _about_stability(prediction: Prediction, run: Run) -> list[str]:
+    """Return what to change where the learning rate is above or near the limit."""
     factor, limit = room(prediction)
     if factor >= _AMPLE:
         return []
@@ -305,21 +307,29 @@ def _about_stability(prediction: Prediction) -> list[str]:
             "and more workers only with a smaller one."
         ]
     stability = prediction.settings.stability
-    less = "lower the momentum, " if stability.start.momentum else ""
+    points, momentum = (stability.start, stability.end), stability.start.momentum
+    step = stability.learning_rate * max(point.curvature[0] for point in points if point)
+    workers = run.config.cluster.workers
+    aware = run.config.optimizer.rule == "staleness_aware"
+    few = 0 if aware else most_workers(step, momentum, workers)
+    fewer = f", or take {at_most(few)}" if few else ""
+    less = " Less momentum raises the limit." if momentum and workers > 1 else ""
     tail = "; until then rare excursions dominate every average over repeats"
     return [
-        f"Lower the learning rate below {limit:.3g}, {less}or take fewer workers"
-        f"{tail if stability.verdict == 'heavy tail' else ''}."
+        f"Lower the learning rate below {limit:.3g}{fewer}"
+        f"{tail if stability.verdict == 'heavy tail' else ''}.{less}"
     ]
 
 
-def _about_loss(fit: StalenessFit, prediction: Prediction | None, score: Score | None) -> list[str]:
+def _about_loss(
+    run: Run, fit: StalenessFit, prediction: Prediction | None, score: Score | None
+) -> list[str]:
     """Return what stability and the predictions advise."""
     if prediction is None or score is None:
         return []
     advice = []
     factor, _ = room(prediction)
-    advice.extend(_about_stability(prediction))
+    advice.extend(_about_stability(prediction, run))
     best = score.models[score.closest]
     cost = staleness_cost(prediction)
     if best.relative_error > _POOR and best.coverage >= _COVERED:

@@ -255,14 +255,16 @@ def _comparison(studies: Sequence[Study]) -> tuple[dict[str, Any], list[Picture]
     names = labels([study.path for study in studies])
     compared = compare_runs(names, runs, fits, [study.score for study in studies])
     drawn = pictures.comparison(names, runs, compared)
-    rooms = [room(study.prediction)[0] for study in studies]
+    predictions = [study.prediction for study in studies]
+    rooms = [room(one)[0] for one in predictions]
+    verdicts = [one.settings.stability.verdict if one else None for one in predictions]
     table = compared.table.rename(columns=_COMPARISON_NAMES)
     left_out = _OF_SECONDS if compared.clock == "mixed" else ("kind",)
     columns = [name for name in _COMPARISON_NAMES.values() if name not in left_out]
     errors = compared.table[["run", "workers", *compared.models]].rename(columns=compared.labels)
     percent = [compared.labels[name] for name in compared.models]
     section = {
-        "headline": comparison_headline(runs, fits, compared, rooms),
+        "headline": comparison_headline(runs, fits, compared, rooms, verdicts),
         "table": page_table("runs side by side", table[columns]),
         "note": f"Target: loss {compared.target:.4g}, which every run reached.",
         "errors": page_table("errors side by side", errors, percent) if percent else None,

@@ -1,6 +1,9 @@
-"""Advice on runs that diverged."""
+"""Advice on runs that diverged: what it says, and whether following it helps."""
 
+import re
+from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -46,3 +49,94 @@ def test_a_loss_that_is_no_number_or_far_above_the_first_is_divergence(latest: f
     check_divergence(make_config(), 0.5, 9e5, 100)
     with pytest.raises(DivergedError, match=r"the run diverged: loss \S+ at update 100, 0.5 at"):
         check_divergence(make_config(), 0.5, latest, 100)
+
+
+EIGHT = {"workers": 8, "compute_time": {"law": "exponential", "mean": 0.02}}
+WIDE = {"workers": 8, "compute_time": {"law": "lognormal", "mean": 0.02, "variation": 2.0}}
+STEADY = {"workers": 8, "compute_time": {"law": "gamma", "mean": 0.02, "variation": 0.2}}
+QUARTIC = {"kind": "quartic", "initial": 1.5, "noise": 0.5}
+QUADRATIC = {"kind": "quadratic"}
+HEAVY_BALL = {"rule": "momentum", "momentum": 0.9}
+
+# A configuration that diverges, and what its advice consists of. Fewer workers are advised only
+# where so few are enough whatever their compute times, no momentum only at a rate stable without.
+DIVERGING: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any], set[str]]] = {
+    "quartic": (QUARTIC, EIGHT, {"learning_rate": 0.4}, {"rate"}),
+    "quartic, wide law": (QUARTIC, WIDE, {"learning_rate": 0.4}, {"rate"}),
+    "quadratic": (QUADRATIC, STEADY, {"learning_rate": 0.2}, {"rate", "workers"}),
+    "heavy ball": (
+        QUADRATIC,
+        EIGHT,
+        {"learning_rate": 0.1, **HEAVY_BALL},
+        {"rate", "momentum", "workers"},
+    ),
+    "least squares, one sample": (
+        {"kind": "least_squares"},
+        EIGHT,
+        {"learning_rate": 2.0, "batch_size": 1},
+        {"rate"},
+    ),
+}
+
+
+def simulated(tables: dict[str, Any], path: Path, seed: int) -> bool:
+    """Run a configuration and return whether it diverged."""
+    run = {"updates": 600, "eval_every": 10, "seed": seed}
+    try:
+        simulate(make_config({**tables, "run": run}), path)
+    except DivergedError:
+        return True
+    return False
+
+
+def changes(advice: str, tables: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the configurations in which one piece of the advice is followed, all else the same."""
+    found = {}
+    limit = re.search(r"the largest stable learning rate is ([\d.e-]+), ", advice)
+    assert limit is not None
+    found["rate"] = deepcopy(tables)
+    found["rate"]["optimizer"]["learning_rate"] = float(limit[1])
+    if "and larger batches" in advice:  # the limit does not count the noise of small ones
+        found["rate"]["optimizer"]["batch_size"] = 64
+    if "no momentum" in advice:
+        found["momentum"] = deepcopy(tables)
+        found["momentum"]["optimizer"]["momentum"] = 0.0
+    workers = re.search(r"or (?:at most (\d+) workers|one worker)", advice)
+    if workers:
+        found["workers"] = deepcopy(tables)
+        found["workers"]["cluster"]["workers"] = int(workers[1] or 1)
+    return found
+
+
+@pytest.mark.parametrize("name", DIVERGING)
+def test_a_run_that_follows_any_piece_of_the_advice_does_not_diverge(
+    tmp_path: Path, name: str
+) -> None:
+    problem, cluster, optimizer, pieces = DIVERGING[name]
+    optimizer = {"batch_size": 4, **optimizer}
+    tables = {"problem": problem, "cluster": cluster, "optimizer": optimizer}
+    assert simulated(tables, tmp_path / "wild", 0)
+    advice = advice_on_divergence(read_run(tmp_path / "wild"))
+    assert advice is not None
+    followed = changes(advice, tables)
+    assert set(followed) == pieces
+    for piece, changed in followed.items():
+        for seed in range(1, 5):
+            path = tmp_path / f"{piece}{seed}"
+            assert not simulated(changed, path, seed), f"{piece}, seed {seed}: {advice}"
+
+
+def test_noise_that_threw_a_run_is_not_told_a_limit_of_its_start(tmp_path: Path) -> None:
+    """Batches of 1024 do not help a quartic that starts where it is flat; a smaller rate does."""
+    problem = {"kind": "quartic", "initial": 0.1, "noise": 3.0}
+    tables = {
+        "problem": problem,
+        "cluster": EIGHT,
+        "optimizer": {"learning_rate": 1.0, "batch_size": 4},
+    }
+    assert simulated(tables, tmp_path / "wild", 0)
+    advice = advice_on_divergence(read_run(tmp_path / "wild"))
+    assert advice is not None
+    assert advice.endswith("grew on the way; halve the learning rate until it converges")
+    tables["optimizer"]["learning_rate"] = 0.125
+    assert not any(simulated(tables, tmp_path / f"calm{seed}", seed) for seed in range(1, 5))

@@ -76,7 +76,7 @@ def test_a_run_gives_the_plan_of_its_configuration(repeats: list[Run]) -> None:
         assert measured(workers, 16).updates_per_second == pytest.approx(speed, rel=0.03)
     kept = {"workers": [4], "learning_rates": [0.05]}
     one, other = (plan(source, **kept).rows[0] for source in (repeats[0], configure()))
-    assert one.largest_stable == pytest.approx(other.largest_stable, rel=0.03)
+    assert one.diverges_from == pytest.approx(other.diverges_from, rel=0.03)
     assert one.updates_to_target == pytest.approx(other.updates_to_target, rel=0.03)
     assert str(repeats[0].path) in plan(repeats[0], workers=[1], learning_rates=[0.1]).note
 
@@ -89,7 +89,7 @@ def test_what_is_unstable_is_said_to_be_and_diverges(tmp_path: Path) -> None:
     assert (wild.stable, wild.seconds_to_target) == (False, None)
     assert wild.remark.startswith("unstable: ")
     assert wild.of_limit > 1 > calm.of_limit
-    rate = 3 * wild.largest_stable
+    rate = 3 * wild.diverges_from
     with pytest.raises(DivergedError):
         simulate(configure(rate, 8, problem={"kind": "least_squares"}), tmp_path / "run")
     nothing = plan(config, workers=[8], learning_rates=[rate])
@@ -222,7 +222,7 @@ def test_synchronous_rounds_have_no_staleness_and_wait_for_the_slowest() -> None
     assert 1 / pace.updates_per_second == pytest.approx(0.001 + 0.01 * 25 / 12, rel=0.03)
     asynchronous = configure(cluster={**cluster, "mode": "async"})
     rows = [plan(c, workers=[4], learning_rates=[0.1]).rows[0] for c in (config, asynchronous)]
-    assert rows[0].largest_stable > 1.5 * rows[1].largest_stable
+    assert rows[0].diverges_from > 1.5 * rows[1].diverges_from
     assert rows[0].paths.loss[-1].std() < rows[1].paths.loss[-1].std()
 
 

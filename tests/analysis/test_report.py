@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from analysis.exact.limits import Verdict
 from analysis.prediction.model import LABELS
 from analysis.prediction.predict import Prediction, has_prediction, read_prediction
 from analysis.prediction.score import compare
@@ -127,31 +128,62 @@ def test_several_runs_are_compared_in_words_tables_and_figures(reports: Reports)
 
 
 @pytest.mark.parametrize(
-    ("rooms", "advice"),
+    ("rooms", "verdicts", "stability", "advice"),
     [
-        ((2.0, 1.5), "Take the settings of p4: it was the fastest to the target, and is stable."),
+        (
+            (2.0, 1.5),
+            ("stable", "stable"),
+            "No run is above the limit of the mean square. ",
+            "Take the settings of p4: it was the fastest to the target, and is stable.",
+        ),
         (
             (2.0, 0.5),
+            ("stable", "diverges"),
+            "Unstable, above the almost-sure limit: p4. ",
             "Take the settings of p2: of the stable runs it was the fastest to the target; p4 was "
-            "faster but is beyond",
+            "faster but is unstable: it needs",
         ),
-        ((0.9, 0.5), "Lower the learning rate"),
-        ((np.inf, np.inf), "Take the settings of p4: it was the fastest to the target."),
+        (
+            (2.0, 0.9),
+            ("stable", "heavy tail"),
+            "Heavy tail, between the limit of the mean square and the almost-sure one: p4. ",
+            "Take the settings of p2: of the stable runs it was the fastest to the target; p4 was "
+            "faster but is heavy-tailed: it needs",
+        ),
+        (
+            (0.9, 0.5),
+            ("heavy tail", "diverges"),
+            "Unstable, above the almost-sure limit: p4. Heavy tail, between the limit of the mean "
+            "square and the almost-sure one: p2. ",
+            "Lower the learning rate: every run is above the limit of the mean square.",
+        ),
+        (
+            (np.inf, np.inf),
+            (None, None),
+            None,
+            "Take the settings of p4: it was the fastest to the target.",
+        ),
     ],
 )
-def test_advice_on_several_runs_is_the_fastest_stable_one(
-    reports: Reports, rooms: tuple[float, float], advice: str
+def test_several_runs_are_told_which_limit_each_is_above(
+    reports: Reports,
+    rooms: tuple[float, float],
+    verdicts: tuple[Verdict | None, Verdict | None],
+    stability: str | None,
+    advice: str,
 ) -> None:
     fits = [fit_run(run) for run in reports.runs]
     compared = compare_runs(["p2", "p4"], reports.runs, fits, [None, None])
     assert compared.models == []
     table = compared.table.assign(seconds_to_target=[2.0, 1.0])
     compared = replace(compared, table=table, clock="real")
-    facts = dict(comparison_headline(reports.runs, fits, compared, rooms))
+    facts = dict(comparison_headline(reports.runs, fits, compared, rooms, verdicts))
+    assert facts.get("Stable or not", "").startswith(stability or "")
+    assert ("Stable or not" in facts) == (stability is not None)
     assert facts["What to try"].startswith(advice)
     assert facts["How well predicted"] == "No model was computed for every run."
     virtual = replace(compared, clock="simulated")
-    said = dict(comparison_headline(reports.runs, fits, virtual, rooms))["What to try"]
+    said = dict(comparison_headline(reports.runs, fits, virtual, rooms, verdicts))["What to try"]
     assert ("in virtual time" in said) == ("fastest" in said)
 
 
@@ -169,7 +201,7 @@ def test_runs_on_different_clocks_are_never_ranked_in_seconds(
     compared = compare_runs(["p2", "p4"], reports.runs, fits, [None, None])
     table = compared.table.assign(seconds_to_target=[1e-9, 9.0], updates_to_target=updates)
     mixed = replace(compared, table=table, clock="mixed")
-    facts = dict(comparison_headline(reports.runs, fits, mixed, (2.0, 2.0)))
+    facts = dict(comparison_headline(reports.runs, fits, mixed, (2.0, 2.0), ("stable", "stable")))
     assert facts["What to try"].startswith(advice)
     assert "are compared in updates." in facts["How fast"]
     assert " s;" not in facts["How fast"]
@@ -537,8 +569,8 @@ def test_what_comes_from_a_run_stays_text(reports: Reports) -> None:
 @pytest.mark.parametrize(
     ("factor", "verdict", "momentum", "said", "unsaid"),
     [
-        (0.5, "diverges", 0.0, "below 0.025, or take fewer workers.", "afforded"),
-        (0.5, "diverges", 0.9, "below 0.025, lower the momentum, or take fewer", "excursions"),
+        (0.5, "diverges", 0.0, "below 0.025, or take at most 3 workers.", "afforded"),
+        (0.5, "diverges", 0.9, "0.025, or take one worker. Less momentum raises", "excursions"),
         (0.9, "heavy tail", 0.0, "until then rare excursions dominate every", "momentum"),
         (1.4, "stable", 0.0, "no larger one", "afforded"),
         (9.0, "stable", 0.0, "", "no larger one"),

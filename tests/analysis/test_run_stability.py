@@ -138,8 +138,8 @@ def test_sentences_say_which_side_and_how_far() -> None:
     assert flat.sentence.startswith("Cannot tell")
     memoryless = Geometric(0.75)
     between = run_stability(setting(Quadratic(), 0.48, law=memoryless), np.zeros(1))
-    assert between.sentence.startswith("Near the limit: at the learning rate 0.48 of this run")
-    assert "a heavy tail" in between.sentence
+    assert between.sentence.startswith("Heavy tail: at the learning rate 0.48 of this run")
+    assert "with rare large excursions" in between.sentence
     growing = breast_cancer()
     uncounted = run_stability(setting(growing, 0.01, law=memoryless), np.zeros(growing.dim))
     assert uncounted.sentence.startswith("Stable: ")
