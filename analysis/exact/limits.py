@@ -296,7 +296,11 @@ class _Mode:
         return Limit(value, float(np.std(values, ddof=1) / np.sqrt(len(values))))
 
     def _exact_mean_square(self) -> float | None:
-        """Return the exact mean-square limit for memoryless workers and equal steps."""
+        """Return the exact mean-square limit: memoryless workers, or independent geometric lags.
+
+        None for unequal steps. For independent lags it is the zero of Delta, the denominator of
+        `stationary_variance`.
+        """
         source = self.source
         if self.staleness_aware:
             return None
@@ -304,6 +308,9 @@ class _Mode:
             return MemorylessServer.of_rates(1.0 / source.times.mean, self.momentum).limit()
         if isinstance(source, Geometric) and self.workers:
             return MemorylessServer.of_rates(np.ones(self.workers), self.momentum).limit()
+        if isinstance(source, Geometric) and source.mu > 0 and not self.momentum:
+            mu, half = source.mu, (1.0 - source.mu) / 2.0
+            return float(half / mu * (np.sqrt(half**2 + 2.0 * mu * (1.0 + mu) / half) - half))
         return None
 
     def _mean_square(self, almost_sure: float) -> Limit:

@@ -270,14 +270,16 @@ def _what_to_try(comparison: Comparison, verdicts: Sequence[Verdict | None]) -> 
             "All runs took about as many updates to the target: take the real one that was there "
             "first by its own clock."
         )
-    ranked = comparison.table.assign(verdict=verdicts).sort_values(order, kind="stable")
+    ranked = comparison.table.assign(verdict=np.array(verdicts, dtype=object)).sort_values(
+        order, kind="stable"
+    )
     stable = ranked[~ranked["verdict"].isin(list(_ABOVE))]
     first = ranked["run"].iloc[0]
     if stable.empty:
         return "Lower the learning rate: every run is above the limit of the mean square."
     if stable["run"].iloc[0] == first:
-        known = ", and is stable" if stable["verdict"].iloc[0] else ""
-        return f"Take the settings of {first}: it {best}{known}."
+        stably = ", and is stable" if stable["verdict"].iloc[0] else ""
+        return f"Take the settings of {first}: it {best}{stably}."
     return (
         f"Take the settings of {stable['run'].iloc[0]}: of the stable runs it {best}; {first} "
         f"{better} but is {_SHORT[ranked['verdict'].iloc[0]]}: it needs a smaller learning rate."

@@ -145,11 +145,84 @@ def test_independent_lags_have_a_mean_square_limit_of_their_own() -> None:
         ]
         return float(np.abs(np.linalg.eigvals(np.array(matrix))).max())
 
-    limit = analysis.stability_limits(Geometric(0.875), independent=True).mean_square
-    assert limit is not None
-    low = limit.value - 4 * limit.error
-    assert factor(low, 0.875) < 1 < factor(limit.value + 4 * limit.error, 0.875)
-    assert limit.error < 0.01 * limit.value
+    for mu in (0.2, 0.5, 0.875, 0.9):
+        limit = analysis.stability_limits(Geometric(mu), independent=True).mean_square
+        assert limit is not None
+        assert limit.error == 0.0
+        assert factor(limit.value, mu) == pytest.approx(1.0, abs=1e-9)
+        assert factor(0.999 * limit.value, mu) < 1 < factor(1.001 * limit.value, mu)
+    # without the closed form: the same law under another name
+    law = GeometricMixture((0.875, 0.875), (0.5, 0.5))
+    simulated = analysis.stability_limits(law, independent=True).mean_square
+    exact = analysis.stability_limits(Geometric(0.875), independent=True).mean_square
+    assert simulated is not None
+    assert exact is not None
+    assert 0.0 < simulated.error < 0.01 * exact.value
+    assert abs(simulated.value - exact.value) < 4 * simulated.error
+
+
+# Limits of E x by the law that another simulation drew, and its error.
+OF_THE_MEAN = [
+    (times("gamma", 8, 0.7), 0.531, 0.006),
+    (times("lognormal", 8, 1.0), 0.841, 0.005),
+    (times("lognormal", 8, 2.0), 7.99, 0.3),
+]
+
+
+@pytest.mark.parametrize(("server", "expected", "error"), OF_THE_MEAN)
+def test_limits_of_the_mean_of_a_queue(server: ComputeTime, expected: float, error: float) -> None:
+    limit = analysis.stability_limits(server, mean_square=False).mean
+    assert 0 < limit.error < 0.05 * expected
+    assert abs(limit.value - expected) < 4 * np.hypot(limit.error, error)
+
+
+# Limits of E x^2, checked below by a simulation of its own.
+SQUARES = [
+    ("gamma", 0.5, 0.2941),
+    ("lognormal", 1.0, 0.4581),
+    ("lognormal", 2.0, 0.6746),
+]
+
+
+@pytest.mark.parametrize(("law", "variation", "limit"), SQUARES)
+def test_mean_square_of_a_queue_lies_where_populations_change_sign(
+    law: str, variation: float, limit: float
+) -> None:
+    """L(2) of a population of an event simulation of its own: negative below, positive above."""
+
+    def growth(step: float) -> float:
+        rng = np.random.default_rng(0)
+        paths, workers, updates, start = 2_500, 8, 400, 100
+        sigma = np.sqrt(np.log1p(variation**2))
+
+        def draw(number: int) -> np.ndarray:
+            if law == "gamma":
+                return rng.gamma(1 / variation**2, variation**2, number)
+            return rng.lognormal(-(sigma**2) / 2, sigma, number)
+
+        x, held = np.ones(paths), np.ones((paths, workers))
+        due = draw(paths * workers).reshape(paths, workers)
+        every, total = np.arange(paths), 0.0
+        for k in range(updates):
+            turn = due.argmin(axis=1)
+            before = np.square(held).mean(axis=1)
+            x = x - step * held[every, turn]
+            held[every, turn] = x
+            due[every, turn] += draw(paths)
+            weight = np.square(held).mean(axis=1)
+            ratio = weight / before
+            total += np.log(ratio.mean()) * (k >= start)
+            chosen = np.searchsorted(
+                np.cumsum(ratio) / ratio.sum(), (np.arange(paths) + rng.random()) / paths
+            ).clip(max=paths - 1)
+            scale = np.sqrt(weight[chosen])
+            x, held, due = x[chosen] / scale, held[chosen] / scale[:, None], due[chosen]
+        return float(total / (updates - start))
+
+    assert growth(0.94 * limit) < 0 < growth(1.06 * limit)
+    found = analysis.stability_limits(times(law, 8, variation)).mean_square
+    assert found is not None
+    assert abs(found.value - limit) < 0.01 * limit + 4 * found.error
 
 
 def test_limits_of_the_mean() -> None:
