@@ -1,7 +1,7 @@
 """Update rules: pairs of pure functions (init, update) that turn a gradient into a step.
 
-The server applies `x <- x - step`. `update` returns the step and the next state; it changes
-neither its gradient nor its state, and writes the step into `out` where one is given.
+The server applies `x <- x - step`. `update` returns the step and the next state. It does not modify
+its gradient or its state, and writes the step into `out` if given.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ class Rule(NamedTuple):
     Attributes
     ----------
     init
-        The state before the first update, from x_0 of shape (d,).
+        Returns the state before the first update, given x_0 of shape (d,).
     update
-        The step and the next state, from a gradient of shape (d,).
+        Returns the step and the next state, given a gradient of shape (d,).
     blockwise
-        Whether each number of the step depends on the same one of the gradient alone, and there is
-        no state: then `update` may be given one block of the vectors after another.
+        Whether the rule is elementwise and has no state, so that `update` may be applied to one
+        block of the vector at a time.
     momentum, staleness_aware
-        For linear theory: beta of the heavy ball, and whether the step is divided by one plus the
-        staleness.
+        For linear theory: the factor of the heavy ball, and whether the step is divided by
+        1 + staleness.
     """
 
     init: Callable[[Array], State]
@@ -58,7 +58,7 @@ class Rule(NamedTuple):
 
 
 def sgd() -> Rule:
-    """Return stochastic gradient descent, x_{k+1} = x_k - eta g, (A1); no state."""
+    """Return stochastic gradient descent, x_{k+1} = x_k - eta g (A1). It has no state."""
 
     def init(x: Array) -> State:
         return ()
@@ -119,7 +119,7 @@ def staleness_aware() -> Rule:
 
 
 def clipped(rule: Rule, norm: float) -> Rule:
-    """Return a rule that sees no gradient longer than `norm`: g min(1, norm / |g|)."""
+    """Return `rule` with gradients clipped to length `norm`: g min(1, norm / |g|)."""
 
     def update(
         gradient: Array,
@@ -140,7 +140,7 @@ def clipped(rule: Rule, norm: float) -> Rule:
 
 
 def make_rule(optimizer: OptimizerConfig) -> Rule:
-    """Return the rule a configuration names."""
+    """Return the configured rule."""
     if optimizer.rule == "momentum":
         rule = momentum(optimizer.momentum)
     else:

@@ -28,12 +28,12 @@ _SCALAR: dict[str, Callable[..., Problem]] = {
 
 
 def make_problem(config: Configuration | ProblemConfig) -> Problem:
-    """Return the problem a configuration names.
+    """Return the configured problem.
 
     Raises
     ------
     InputError
-        A plug-in does not import, or what its factory returns is not a problem.
+        A plug-in does not import, or its factory does not return a problem.
     """
     if not isinstance(config, ProblemConfig):
         config = as_config(config).problem

@@ -1,14 +1,14 @@
-"""What a problem is: f(x) = (1/n) sum_i f_i(x), its gradients and its gradient noise.
+"""The interface of a problem: f(x) = (1/n) sum_i f_i(x), its gradients and its gradient noise.
 
-A subclass must give `dim`, `n_samples`, `initial_point`, `loss` and `gradient`. Everything else
-has a general form here, built on those alone; a subclass overrides what it can do faster.
+A subclass must define `dim`, `n_samples`, `initial_point`, `loss` and `gradient`. All other methods
+have general implementations in terms of these; a subclass may override them with faster ones.
 
 Every method is vectorised over leading axes of `x`, written `...` below: a single point is
 `(d,)`, an ensemble of paths `(paths, d)`.
 
-The arrays handed in are lent: read-only where a worker lends them, for they lie in the memory that
-receives the next snapshot, and valid during the call alone. A problem that keeps one copies it. The
-gradient it returns is copied before the next call, so its memory may be used again.
+Array arguments are valid only during the call: a worker passes read-only views of its receive
+buffer, which the next snapshot overwrites. A problem must copy an array to keep it. The caller
+copies the returned gradient before the next call, so the problem may reuse that memory.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from asgd.streams import stream
 
 Indices = npt.NDArray[np.integer[Any]]
 
-_FEW_SAMPLES = 32  # so many gradients one by one still cost little
-_BLOCK_ENTRIES = 1 << 21  # numbers in the sample gradients held at a time
-_RESAMPLED = 256  # batch whose mean gradient stands in for Gaussian noise
+_FEW_SAMPLES = 32  # up to this many samples, one `gradient` call per sample is cheap
+_BLOCK_ENTRIES = 1 << 21  # entries of the sample gradients held in memory at once
+_RESAMPLED = 256  # batch size of the resampled noise
 
 
 class Problem(ABC):
@@ -39,7 +39,7 @@ class Problem(ABC):
     n_samples
         Number of samples n.
     additive_noise
-        Whether S(x) is known to be the same at every x.
+        Whether S(x) is known not to depend on x.
     """
 
     dim: int
@@ -64,7 +64,7 @@ class Problem(ABC):
             Shape (..., d).
         indices
             Sample numbers in [0, n): shape (b,), the same batch for every point, or (..., b), one
-            batch for each. None means all n samples.
+            batch per point. None means all n samples.
 
         Returns
         -------
@@ -74,7 +74,7 @@ class Problem(ABC):
 
     @property
     def gives_sample_gradients(self) -> bool:
-        """Whether `sample_gradients` is better than one call of `gradient` for each sample."""
+        """Whether `sample_gradients` is faster than one call of `gradient` per sample."""
         return type(self).sample_gradients is not Problem.sample_gradients
 
     def sample_gradients(self, x: Array) -> Array:
@@ -97,11 +97,12 @@ class Problem(ABC):
     def gradient_and_noise(self, x: Array, rng: np.random.Generator) -> tuple[Array, Array]:
         """Return grad f(x) and a draw xi of mean 0 and covariance S(x), both of shape (..., d).
 
-        xi = (1/sqrt(n)) sum_i z_i (grad f_i(x) - grad f(x)) with z_i independent N(0, 1): it is
-        Gaussian, its covariance is S(x) exactly and no (d, d) array is formed. A problem of many
-        samples that does not give `sample_gradients` is resampled instead: xi = sqrt(m) (mean
-        gradient of m = 256 samples drawn with replacement - grad f(x)), the same covariance,
-        Gaussian up to O(1/sqrt(m)), at the cost of one more mini-batch.
+        xi = (1/sqrt(n)) sum_i z_i (grad f_i(x) - grad f(x)) with z_i independent N(0, 1). It is
+        Gaussian with covariance exactly S(x), and no (d, d) array is formed.
+
+        With more than 32 samples and no fast `sample_gradients`, the noise is resampled instead:
+        xi = sqrt(m) (mean gradient of m = 256 samples drawn with replacement - grad f(x)). It has
+        the same covariance, is Gaussian up to O(1/sqrt(m)) and costs one more mini-batch.
         """
         if not self.gives_sample_gradients and self.n_samples > _FEW_SAMPLES:
             mean = self.gradient(x)
@@ -113,7 +114,7 @@ class Problem(ABC):
         for block in (slice(i, i + size) for i in range(0, len(points), size)):
             g = self.sample_gradients(points[block])
             z = rng.standard_normal(g.shape[:-1], dtype=g.dtype.type)
-            z -= z.mean(axis=-1, keepdims=True)  # the same as centring g, and cheaper
+            z -= z.mean(axis=-1, keepdims=True)  # equivalent to centring g, and cheaper
             mean[block], noise[block] = g.mean(axis=-2), (z[..., None, :] @ g)[..., 0, :]
         noise /= np.sqrt(x.dtype.type(self.n_samples))
         return mean.reshape(x.shape), noise.reshape(x.shape)
@@ -121,8 +122,8 @@ class Problem(ABC):
     def hessian_vector(self, x: Array, v: Array) -> Array:
         """Return the product of the Hessian of f at x with v, shape (..., d).
 
-        x of shape (d,) serves every v of shape (..., d); otherwise one x for each v.
-        General form: a central difference of the gradient.
+        x has shape (d,), shared by every v, or the shape of v, (..., d). The general
+        implementation is a central difference of the gradient.
         """
         scale = np.maximum(1.0, np.abs(x).max(axis=-1, keepdims=True))
         step = np.cbrt(np.finfo(x.dtype).eps) * scale
@@ -138,5 +139,5 @@ class Problem(ABC):
 
 
 def starting_point(problem: Problem, seed: int) -> Array:
-    """Return x_0 of every run and model under a seed, shape (d,), as a new array of floats."""
+    """Return x_0 for a seed, shape (d,), as a new float array; runs and models start here."""
     return np.array(problem.initial_point(stream(seed, "initial")), dtype=float)

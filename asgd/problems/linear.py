@@ -6,10 +6,10 @@ matrix X of shape (C, m), row after row in x of shape (d,), d = C m,
     f_i(x) = loss_i(X a_i) + (l2/2) |x|^2
     grad f_i(x) = (response(X a_i) - target_i) a_i^T + l2 x
 
-so a full gradient is two matrix products and gradient noise is a third. The l2 term belongs to
-every sample and to every parameter, the intercept included: all curvatures are at least l2.
+so a full gradient takes two matrix products and gradient noise a third. The l2 term is part of
+every f_i and covers every parameter, including the intercept: all curvatures are at least l2.
 
-Computations follow the type of x: float32 parameters are served from float32 data.
+Computations use the dtype of x; a float32 copy of the data serves float32 parameters.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ from asgd.errors import InputError
 from asgd.problems.base import Indices, Problem
 from asgd.streams import standard_normals
 
-_BLOCK_OUTPUTS = 1 << 17  # scores of one block of points: what stays in the second-level cache
+_BLOCK_OUTPUTS = 1 << 17  # scores per block of points; a block fits in the L2 cache
 
 
 class LinearModel(Problem):
-    """What the linear models share.
+    """Base class of the linear models.
 
     Parameters
     ----------
     features
         Shape (n, m).
     targets
-        Shape (n, C): what the response of each sample should be.
+        Target response of each sample, shape (n, C).
     l2
         Weight of the penalty (l2/2) |x|^2.
     """
@@ -62,18 +62,21 @@ class LinearModel(Problem):
 
     @abstractmethod
     def respond(self, scores: Array) -> None:
-        """Replace scores X a_i, shape (..., C, b), by the responses the model predicts."""
+        """Replace the scores X a_i, shape (..., C, b), by the predicted responses, in place."""
 
     @abstractmethod
     def response_change(self, response: Array, change: Array) -> Array:
-        """Return the first-order change of the response, (..., C, b), for a change of scores."""
+        """Return the derivative of the response along a change of the scores, (..., C, b)."""
 
     @abstractmethod
     def sample_losses(self, scores: Array, targets: Array) -> Array:
-        """Return the loss of each sample without the penalty, (..., b) for (..., C, b)."""
+        """Return the loss of each sample without the penalty, shape (..., b).
+
+        `scores` has shape (..., C, b).
+        """
 
     def initial_point(self, rng: np.random.Generator) -> Array:
-        """Return zeros, shape (d,): the losses are convex; nothing is drawn."""
+        """Return zeros, shape (d,); the losses are convex, so nothing is drawn."""
         return np.zeros(self.dim)
 
     def loss(self, x: Array) -> Array:
@@ -102,7 +105,10 @@ class LinearModel(Problem):
         return total.reshape(x.shape)
 
     def _gradient_at(self, point: Array, features: Array, targets: Array) -> Array:
-        """Return what a worker computes; blocks of one point would take half as long again."""
+        """Return the gradient at one point, as a worker computes it.
+
+        The block code would take 1.5 times as long for a single point.
+        """
         residual = point @ features.T
         self.respond(residual)
         residual -= targets
@@ -142,7 +148,7 @@ class LinearModel(Problem):
         return self.gradient_covariance(x) + g[..., :, None] * g[..., None, :]
 
     def gradient_covariance(self, x: Array) -> Array:
-        """Return S(x), shape (..., d, d), from centred gradients."""
+        """Return S(x), shape (..., d, d), computed from centred gradients."""
         points, features, targets = self._prepare(x)
         covariance = np.empty((len(points), self.dim, self.dim), dtype=points.dtype)
         for block, residuals in self._residuals(points, features, targets):
@@ -154,13 +160,13 @@ class LinearModel(Problem):
         return covariance.reshape(*x.shape, self.dim)
 
     def gradient_and_noise(self, x: Array, rng: np.random.Generator) -> tuple[Array, Array]:
-        """Return grad f(x) and a draw xi ~ N(0, S(x)), by three products for many points."""
+        """Return grad f(x) and a draw xi ~ N(0, S(x)), with three matrix products per block."""
         points, features, targets = self._prepare(x)
         total, noise = np.empty_like(points), np.empty_like(points)
         for block, residual in self._residuals(points, features, targets):
             _sum_outer(residual, features, total[block])
             z = standard_normals(np.empty((len(residual), self.n_samples), points.dtype), rng)
-            # sum_i z_i (g_i - g) = sum_i (z_i - mean z) g_i, and the penalty drops out
+            # sum_i z_i (g_i - g) = sum_i (z_i - mean z) g_i; the penalty cancels.
             z -= z.mean(axis=-1, keepdims=True)
             residual *= z[:, None, :]
             _sum_outer(residual, features, noise[block])
@@ -200,13 +206,13 @@ class LinearModel(Problem):
         return hessian
 
     def _prepare(self, x: Array) -> tuple[Array, Array, Array]:
-        """Return contiguous points (points, C, m) with features and targets of their type."""
+        """Return contiguous points (points, C, m), and features and targets of their dtype."""
         features, targets = self._data[x.dtype == np.float32]
         points = x.reshape(-1, self.n_outputs, self.n_features)
         return np.ascontiguousarray(points), features, targets
 
     def _scores(self, points: Array, features: Array) -> Iterator[tuple[slice, Array]]:
-        """Yield the scores of one block of points after another, in a buffer that is reused."""
+        """Yield the scores of each block of points, in a buffer that is reused."""
         buffer = None
         for block in _blocks(len(points), self.n_outputs * len(features)):
             rows = points[block]
@@ -231,7 +237,7 @@ class LinearModel(Problem):
 
 
 def _blocks(points: int, outputs: int) -> Iterator[slice]:
-    """Cut points of so many outputs each into blocks that stay in cache."""
+    """Cut points into blocks that fit in cache; each point has `outputs` scores."""
     size = max(1, _BLOCK_OUTPUTS // outputs)
     return (slice(start, start + size) for start in range(0, points, size))
 
@@ -257,7 +263,7 @@ class SingleOutputModel(LinearModel):
         super().__init__(features, np.asarray(target)[:, None], l2)
 
     def gradient_covariance(self, x: Array) -> Array:
-        """Return S(x), shape (..., d, d), by one product for many points."""
+        """Return S(x), shape (..., d, d), with one matrix product for many points."""
         points, features, targets = self._prepare(x)
         upper = np.triu_indices(self.dim)
         products = features[:, upper[0]] * features[:, upper[1]]
@@ -280,7 +286,7 @@ class LeastSquares(SingleOutputModel):
     """f_i = (1/2) (a_i . x - y_i)^2 + (l2/2) |x|^2."""
 
     def respond(self, scores: Array) -> None:
-        """Leave the scores: they are the response."""
+        """Do nothing: the scores are the response."""
 
     def response_change(self, response: Array, change: Array) -> Array:
         """Return the change of scores."""
@@ -295,7 +301,7 @@ class Logistic(SingleOutputModel):
     """f_i = log(1 + exp(s)) - y_i s + (l2/2) |x|^2 with s = a_i . x and y_i in {0, 1}."""
 
     def respond(self, scores: Array) -> None:
-        """Replace scores by probabilities of y = 1."""
+        """Replace the scores by probabilities of y = 1."""
         scores *= 0.5  # (1 + tanh(s/2)) / 2 does not overflow
         np.tanh(scores, out=scores)
         scores += 1.0
@@ -324,7 +330,7 @@ class Softmax(LinearModel):
         super().__init__(features, np.eye(int(labels.max()) + 1)[labels], l2)
 
     def respond(self, scores: Array) -> None:
-        """Replace scores by class probabilities."""
+        """Replace the scores by class probabilities."""
         scores -= scores.max(axis=-2, keepdims=True)
         np.exp(scores, out=scores)
         scores /= scores.sum(axis=-2, keepdims=True)
@@ -344,27 +350,29 @@ class Softmax(LinearModel):
 
 
 def diabetes(l2: float = 1e-3) -> LeastSquares:
-    """Least squares on the diabetes data: n = 442, d = 10.
+    """Return least squares on the diabetes data: n = 442, d = 10.
 
-    Features and target are centred and scaled to unit variance, so the best intercept is zero and
-    none is fitted; the loss at x = 0 is 1/2.
+    Features and target are standardised, so no intercept is needed; the loss at x = 0 is 1/2.
     """
     features, target = _read("diabetes_data_raw.csv.gz"), _read("diabetes_target.csv.gz")
     return LeastSquares(_standardise(features), _standardise(target), l2)
 
 
 def breast_cancer(l2: float = 1e-3) -> Logistic:
-    """Logistic regression on the breast cancer data: n = 569, d = 30 features and an intercept."""
+    """Return logistic regression on the breast cancer data.
+
+    n = 569; d = 31, which is 30 features and an intercept.
+    """
     table = _read("breast_cancer.csv", delimiter=",", skiprows=1)
     features, target = table[:, :-1], table[:, -1].astype(int)
     return Logistic(_with_intercept(_standardise(features)), target, l2)
 
 
 def digits(l2: float = 1e-3) -> Softmax:
-    """Softmax regression on the digits data: n = 1797, d = 10 x (64 pixels and an intercept).
+    """Return softmax regression on the digits data: n = 1797, d = 10 x (64 pixels + intercept).
 
-    Pixels are scaled from 0..16 to 0..1, not standardised: they share one unit, and some are
-    always blank.
+    Pixels are scaled from 0..16 to 0..1 and not standardised, because they share one unit and
+    some are always blank.
     """
     table = _read("digits.csv.gz", delimiter=",")
     features, labels = table[:, :-1], table[:, -1].astype(int)
@@ -379,7 +387,7 @@ DATASETS: dict[str, Callable[..., LinearModel]] = {
 
 
 def _read(file: str, **options: Any) -> Array:
-    """Read a table that scikit-learn comes with; to import it takes each worker a second."""
+    """Read a data file of scikit-learn without importing it: the import takes a second."""
     package = find_spec("sklearn")
     places = (package and package.submodule_search_locations) or ["scikit-learn"]
     try:

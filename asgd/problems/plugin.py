@@ -1,4 +1,4 @@
-"""A user's own problem, named "package.module:factory" in the configuration.
+"""Problems defined by the user, named "package.module:factory" in the configuration.
 
 The factory is called with the entries of `problem.options` and returns an object with
 
@@ -7,20 +7,19 @@ The factory is called with the entries of `problem.options` and returns an objec
     loss(x)                   f(x), a number, for x of shape (d,)
     gradient(x, indices)      mean gradient over the samples `indices`, shape (d,)
 
-and, where it has them, `sample_gradients(x)` of shape (n, d), `gradient_noise(x, rng)` of shape
-(d,) with covariance S(x), and `hessian(x)` of shape (d, d). Floats of any size, in arrays or
-lists, are taken as float64, bfloat16 too; where float16 overflows, it is named. If `indices` has a
-default, the full gradient is asked for as `gradient(x)`, else with all sample numbers.
+and optionally `sample_gradients(x)` of shape (n, d), `gradient_noise(x, rng)` of shape (d,) with
+covariance S(x), and `hessian(x)` of shape (d, d). Floats of any size, including bfloat16, in arrays
+or lists, are converted to float64; an overflow in float16 is reported. If `indices` has a default
+value, the full gradient is `gradient(x)`, otherwise `gradient(x, all sample numbers)`.
 
-Methods are called point by point. Where `loss` and `gradient` turn out on a trial to treat an
-array of points (k, d) row by row, they are given whole ensembles instead. An object that inherits
-from `asgd.problems.Problem` is used as it is, and so has to keep that class's contract, which the
-same trial checks.
+Methods are called with one point at a time. If a trial shows that `loss` and `gradient` treat an
+array of points (k, d) row by row, they get whole ensembles. An object that inherits from
+`asgd.problems.Problem` is used unchanged; the trial checks that it keeps the contract of the class.
 
-Nothing is imported unless the configuration names it. The configuration may be that of a stranger's
-run directory, and almost any function can be made to do harm by its arguments (`os:system`,
-`pandas:read_pickle`). So a function is called only where it is defined in a module of the user's
-own; of Python itself, of installed packages and of this one, only classes of problems are.
+Security: a module is imported only if the configuration names it. The configuration may come from
+an untrusted run directory, and many functions do harm with chosen arguments (`os:system`,
+`pandas:read_pickle`). So a plain function is called only if the user's own module defines it; from
+the standard library, installed packages and this package, only problem classes are called.
 """
 
 from __future__ import annotations
@@ -47,25 +46,25 @@ _OURS = ("asgd", "analysis", "cluster")
 _METHODS = ("initial_point", "loss", "gradient")
 _REQUIRED = ("dim", "n_samples", *_METHODS)
 _TRIAL_BATCH = 3
-_LARGEST_HESSIAN = 1000  # rows of a Hessian small enough to be formed only to look at it
-_SPACING = {"bfloat16": 2.0**-7, "float16": 2.0**-10}  # relative, of the numbers of a short type
+_LARGEST_HESSIAN = 1000  # rows; a larger Hessian is not formed for a check
+_SPACING = {"bfloat16": 2.0**-7, "float16": 2.0**-10}  # relative spacing of short floats
 
 
 def load_plugin(kind: str, options: Mapping[str, Any]) -> Problem:
-    """Import a factory, call it, and return its problem, checked once.
+    """Import a factory, call it, check its problem and return it.
 
     Parameters
     ----------
     kind
-        "package.module:factory"; modules of the current directory can be imported.
+        "package.module:factory"; modules in the current directory can be imported.
     options
         Keyword arguments of the factory.
 
     Raises
     ------
     InputError
-        The module does not import, the factory is missing or raises, or what it returns is not a
-        problem: a member is missing, or gives the wrong shape or type.
+        The module does not import, the factory is missing or raises, or its result is not a
+        problem: a member is missing, or has the wrong shape or type.
     """
     where = f"problem.kind = {kind!r}"
     factory = _import_factory(kind, where)
@@ -90,7 +89,7 @@ def load_plugin(kind: str, options: Mapping[str, Any]) -> Problem:
 
 
 class PluginProblem(Problem):
-    """Makes a `Problem` of an object whose methods take single points.
+    """Adapts an object whose methods take single points to `Problem`.
 
     Parameters
     ----------
@@ -142,14 +141,14 @@ class PluginProblem(Problem):
         return self._map("sample_gradients", self._user.sample_gradients, x)
 
     def gradient_and_noise(self, x: Array, rng: np.random.Generator) -> tuple[Array, Array]:
-        """Return grad f(x) and noise of covariance S(x): the user's own draws where given."""
+        """Return grad f(x) and noise of covariance S(x), from `gradient_noise` if defined."""
         if hasattr(self._user, "gradient_noise"):
             draw = lambda p: self._user.gradient_noise(p, rng)  # noqa: E731
             return self.gradient(x), self._map("gradient_noise", draw, x)
         return super().gradient_and_noise(x, rng)
 
     def hessian(self, x: Array) -> Array:
-        """Return the Hessian of f at x, shape (..., d, d): the user's own where given."""
+        """Return the Hessian of f at x, shape (..., d, d), from `hessian` if defined."""
         if not hasattr(self._user, "hessian"):
             return super().hessian(x)
         return self._map("hessian", self._user.hessian, x)
@@ -157,7 +156,7 @@ class PluginProblem(Problem):
     def _map(
         self, name: str, function: Callable[[Array], Any], x: Array, rowwise: bool = False
     ) -> Array:
-        """Apply a method of single points to all points of x; results have the type of x."""
+        """Apply a method to all points of x, one by one unless `rowwise`; keep the dtype of x."""
         if x.ndim == 1:
             return np.asarray(self._array(name, function(x)), dtype=x.dtype)[()]
         points = x.reshape(-1, self.dim)
@@ -173,7 +172,7 @@ class PluginProblem(Problem):
 
 
 class _Trial:
-    """Calls every method of a user's problem once and refuses what cannot be used."""
+    """Calls every method of a user's problem once and checks the results."""
 
     def __init__(self, where: str, user: Any) -> None:
         self.where = where
@@ -257,16 +256,16 @@ class _Trial:
 
 
 def _as_array(where: str, returned: Any, expected: str = "floats") -> Array:
-    """Return what a method returned as an array.
+    """Convert the result of a method to an array.
 
     Raises
     ------
     InputError
-        NumPy makes no array of numbers of it, or it overflowed in float16.
+        NumPy cannot convert it to an array of numbers, or it overflowed in float16.
     """
     try:
-        if _type_name(returned).endswith("bfloat16"):  # which NumPy does not have
-            # A tensor of PyTorch converts itself, an array of JAX is converted.
+        if _type_name(returned).endswith("bfloat16"):  # NumPy has no bfloat16
+            # PyTorch tensors have `float()`; JAX arrays convert through NumPy.
             returned = returned.float() if hasattr(returned, "float") else np.float32(returned)
         value = np.asarray(returned)
     except Exception as error:  # a tensor's own code may raise anything
@@ -290,7 +289,7 @@ def _as_array(where: str, returned: Any, expected: str = "floats") -> Array:
 
 
 def _type_name(returned: Any) -> str:
-    """Return what a library calls the type of the numbers, "" where they are not its own."""
+    """Return the name of the dtype, "" for an object without one."""
     return str(getattr(returned, "dtype", ""))
 
 
@@ -299,11 +298,11 @@ def _kind(value: Any) -> str:
 
 
 def _agree(call: Callable[[], Any], expected: Array) -> bool:
-    """Whether a trial call succeeds, quietly, with the expected result."""
+    """Whether a trial call returns the expected result; errors and warnings are suppressed."""
     try:
         with np.errstate(all="ignore"):
             value = _as_array("", call())
-    except Exception:  # user code may raise anything when it is not made for this
+    except Exception:  # the user's code may raise anything
         return False
     return value.shape == expected.shape and np.allclose(value, expected, rtol=1e-9, atol=1e-12)
 
@@ -349,10 +348,10 @@ def _import_factory(kind: str, where: str) -> Callable[..., Any]:
 
 
 def _check_options(where: str, factory: Callable[..., Any], options: Mapping[str, Any]) -> None:
-    """Refuse options that are no arguments of the factory, by its own name."""
+    """Refuse options that are not arguments of the factory."""
     try:
         signature = inspect.signature(factory)
-    except (TypeError, ValueError):  # some classes written in C have none
+    except (TypeError, ValueError):  # some classes written in C have no signature
         return
     try:
         signature.bind(**options)
@@ -364,7 +363,7 @@ def _check_options(where: str, factory: Callable[..., Any], options: Mapping[str
 
 
 def _is_installed(module: ModuleType) -> bool:
-    """Return whether a module is of Python, of an installed package or of this one."""
+    """Whether a module belongs to the standard library, an installed package or this package."""
     if module.__name__.partition(".")[0] in (*_OURS, *sys.stdlib_module_names):
         return True
     path = Path(getattr(module, "__file__", None) or "")
@@ -382,7 +381,7 @@ def _call(where: str, name: str, call: Callable[[], Any]) -> Any:
 
 
 def _line(error: BaseException) -> str:
-    """Return an exception as one line: its type, its message, where the user's code raised it."""
+    """Return the type, message and location (in the user's code) of an exception in one line."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next

@@ -1,6 +1,6 @@
 """One-dimensional problems with two samples f_1 = f - c x and f_2 = f + c x.
 
-The two gradients are f'(x) - c and f'(x) + c: additive noise of variance c^2, whatever x.
+The sample gradients are f'(x) - c and f'(x) + c: additive noise of variance c^2 at every x.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class ScalarProblem(Problem):
     Parameters
     ----------
     noise
-        The constant c, standard deviation of one sample's gradient.
+        The constant c, the standard deviation of a sample gradient.
     initial
         x_0.
     """
@@ -109,7 +109,7 @@ class Quadratic(ScalarProblem):
 
 
 class Quartic(ScalarProblem):
-    """f = x^4 / 4: convex, its gradient not Lipschitz."""
+    """f = x^4 / 4: convex, with a gradient that is not Lipschitz."""
 
     def value(self, x: Array) -> Array:
         """Return x^4 / 4."""
@@ -125,10 +125,10 @@ class Quartic(ScalarProblem):
 
 
 class DoubleWell(ScalarProblem):
-    """f = x^2/2 - 2 log cosh x: Lipschitz gradient, wells near x = -1.915 and 1.915."""
+    """f = x^2/2 - 2 log cosh x: Lipschitz gradient, minima near x = -1.915 and 1.915."""
 
     def value(self, x: Array) -> Array:
-        """Return x^2/2 - 2 log cosh x; the cosh, which would overflow, is not formed."""
+        """Return x^2/2 - 2 log cosh x, without computing cosh, which overflows."""
         size = np.abs(x)
         log_cosh = size + np.log1p(np.exp(-2.0 * size)) - math.log(2.0)
         return 0.5 * x * x - 2.0 * log_cosh

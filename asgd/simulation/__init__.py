@@ -1,1 +1,1 @@
-"""The parameter server in virtual time: a run, the order of its updates, many runs at once."""
+"""The parameter server in virtual time: single runs, the order of updates, ensembles of runs."""

@@ -1,10 +1,10 @@
 """The order in which a parameter server applies gradients, in virtual time.
 
-Nothing here knows parameters: who pushes when depends on times alone. One cycle of a worker is
+The order depends on times alone, not on parameters. One cycle of a worker is
 
     snapshot -> message_time -> compute -> message_time -> queue -> service_time -> next snapshot
 
-All times are in seconds. The server serves one gradient at a time, in the order of arrival.
+All times are in seconds. The server handles one gradient at a time, first come, first served.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ _CHUNK = 4096  # compute times drawn together
 
 @dataclass(frozen=True)
 class ServerOrder:
-    """Who delivered each update, which version it was computed on, and when; all shape (updates,).
+    """Worker, versions and times of each update; all arrays have shape (updates,).
 
     Attributes
     ----------
     worker
-        Who computed the gradient.
+        Worker that computed the gradient.
     sequence
-        The worker's own number of this gradient.
+        Number of the gradient among those of its worker.
     read_version
-        Updates applied before its snapshot was read.
+        Version of the snapshot: the number of updates applied before it was read.
     compute_seconds
         From snapshot received to gradient ready.
     applied_seconds
@@ -65,12 +65,12 @@ def simulate_staleness(
     message_time: float = 0.0,
     service_time: float = 0.0,
 ) -> ServerOrder:
-    """Simulate who pushes when, without any gradients.
+    """Simulate the order of updates without computing gradients.
 
     Parameters
     ----------
     compute_time
-        Compute-time law, one mean for each worker: it says how many workers there are.
+        Compute-time law with one mean per worker; its length is the number of workers.
     updates
         Number of updates.
     rng
@@ -79,12 +79,12 @@ def simulate_staleness(
         "free" applies gradients as they arrive; "uniform" draws the next worker uniformly and
         waits for its gradient.
     gradient_time, message_time, service_time
-        Array added to every compute time; of one message, either way; of the server per update.
+        Seconds added to every compute time, per message (one way), and per update on the server.
 
     Raises
     ------
     InputError
-        Another schedule.
+        `schedule`, `updates` or `rng` is not valid.
     """
     workers = len(compute_time.mean)
     if not isinstance(rng, np.random.Generator):
@@ -115,16 +115,16 @@ def server_order(
     message_time: float = 0.0,
     service_time: float = 0.0,
 ) -> ServerOrder:
-    """Simulate who pushes when, given every compute time.
+    """Simulate the order of updates, given the compute times.
 
     Parameters
     ----------
     compute_seconds
-        Time from snapshot received to gradient ready, of (worker, sequence); asked for once each,
-        a worker's in order.
+        Returns the time from snapshot received to gradient ready for (worker, sequence). It is
+        called once for each pair, with the sequence numbers of a worker in order.
     turns
-        Who delivers each update, shape (updates,); None: whoever arrives first, and of those who
-        arrive together whoever got its snapshot first.
+        Worker of each update, shape (updates,). None takes the worker that arrives first; among
+        simultaneous arrivals, the one with the older snapshot.
     """
     computing = [compute_seconds(worker, 0) for worker in range(workers)]
     arrival = [seconds + 2 * message_time for seconds in computing]
@@ -152,15 +152,17 @@ def unhindered_order(
     updates: int,
     message_time: float = 0.0,
 ) -> ServerOrder | None:
-    """Return what `server_order` returns where the server takes no time, many times faster.
+    """Return `server_order` for a service time of zero, many times faster.
 
-    Nobody waits then: a worker's arrivals are sums of its own times, and all that is left to do is
-    to merge them. None where two arrive together: who is first then is a matter of the queue.
+    Without service time there is no queue: the arrivals of each worker are cumulative sums of its
+    own times, and only have to be merged. Returns None if two gradients arrive at the same time,
+    because the queue of `server_order` then decides the order.
 
     Parameters
     ----------
     draw
-        The compute times in blocks (first, how many) of a worker, all of one length.
+        Returns the compute times of `(worker, first block, number of blocks)`; all blocks have the
+        same length.
     workers, updates, message_time
         As in `server_order`.
     """
@@ -172,7 +174,7 @@ def unhindered_order(
             more = max(1, own.blocks)
             own.extend(draw(worker, own.blocks, more), more)
         arrival = np.concatenate([own.arrival for own in known])
-        # Of arrivals after this one it does not matter whether they are known.
+        # Every worker's arrivals up to `last` must be known.
         last = np.partition(arrival, updates - 1)[updates - 1] if len(arrival) >= updates else None
         behind = [w for w, own in enumerate(known) if last is None or own.arrival[-1] <= last]
     first = np.argsort(arrival, kind="stable")[:updates]
@@ -186,7 +188,7 @@ def unhindered_order(
 
 
 class _Arrivals:
-    """When the gradients of one worker reach a server that never keeps it waiting."""
+    """Arrival times of one worker's gradients at a server without a queue."""
 
     def __init__(self, message_time: float) -> None:
         self.blocks = 0
@@ -195,8 +197,8 @@ class _Arrivals:
         self._messages = 2 * message_time
 
     def extend(self, computing: Array, blocks: int) -> None:
-        """Append the arrivals after so many more blocks of compute times."""
-        # Added in the order of events, so that no rounding differs from theirs.
+        """Append the arrivals after `blocks` more blocks of compute times."""
+        # Adding in the order of events gives the same rounding as `server_order`.
         times = np.empty(1 + 2 * len(computing))
         times[0] = self.arrival[-1] if self.blocks else 0.0
         times[1::2], times[2::2] = computing, self._messages
@@ -206,7 +208,7 @@ class _Arrivals:
 
 
 def _first_come(arrival: list[float]) -> Iterator[int]:
-    """Yield the worker that arrives next; it has a new arrival when the next one is asked for."""
+    """Yield the next worker to arrive; the caller updates `arrival` before the next iteration."""
     heap = [(time, number, number) for number, time in enumerate(arrival)]
     heapq.heapify(heap)
     for number in count(len(arrival)):
@@ -216,7 +218,7 @@ def _first_come(arrival: list[float]) -> Iterator[int]:
 
 
 def _previous_turns(worker: Integers) -> tuple[Integers, Integers]:
-    """Return how many turns each worker had before each turn, and its last one, or -1."""
+    """Return, for each turn, how many earlier turns its worker had, and the last of them or -1."""
     by_worker = np.argsort(worker, kind="stable")
     sorted_worker = worker[by_worker]
     first = np.ones(len(worker), dtype=bool)

@@ -1,7 +1,7 @@
-"""Many parameter servers at once: the truth that predictions are compared with, cheaply.
+"""Ensembles of parameter servers, vectorised over paths; the reference for predictions.
 
-Every path is a server of its own, with its own order of arrivals and its own mini-batches; arrays
-run over paths, so an update of all of them costs a few array operations.
+Every path is an independent server with its own arrivals and mini-batches. One update of all paths
+takes a few array operations.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ PerUpdate = npt.ArrayLike
 
 
 class ServerPaths:
-    """Parameter servers that advance together, one update of each at a time.
+    """An ensemble of parameter servers; each step applies one update on every path.
 
     Parameters
     ----------
     problem
-        What is minimised.
+        The problem to minimise.
     learning_rate, batch_size
-        Indexed by update: shape (updates,).
+        Values per update, shape (updates,).
     compute_time
-        Compute-time law, one mean for each worker.
+        Compute-time law, one mean per worker.
     x
-        Initial points, shape (paths, d); kept and overwritten.
+        Initial points, shape (paths, d); updated in place.
     rng
         Draws compute times, turns and mini-batches.
     schedule, gradient_time, message_time, service_time
@@ -91,7 +91,7 @@ class ServerPaths:
 
     def _next_worker(self) -> npt.NDArray[np.int64]:
         paths, workers = self._arrival.shape
-        if self._uniform:  # turns are drawn, so who is when does not matter
+        if self._uniform:  # arrival times do not matter
             return self._rng.integers(workers, size=(paths,))
         worker: npt.NDArray[np.int64] = self._arrival.argmin(axis=1)
         arrival = self._arrival[self._path, worker]
@@ -120,20 +120,20 @@ def server_ensemble(
     message_time: float = 0.0,
     service_time: float = 0.0,
 ) -> Iterator[tuple[int, Array]]:
-    """Yield (k, x) of many servers after k updates, x of shape (paths, d), for each recorded k.
+    """Yield (k, x) for each recorded k: x of shape (paths, d) after k updates on every path.
 
-    The array is reused: copy what is to be kept.
+    The array x is reused; copy it to keep it.
 
     Parameters
     ----------
     problem, compute_time, rng, schedule, gradient_time, message_time, service_time
         As in `ServerPaths`.
     learning_rate, batch_size
-        A number, or one for each update.
+        A number, or one per update.
     initial
-        x_0, shape (d,); default: the problem's, drawn from `rng`.
+        x_0, shape (d,); default: `problem.initial_point(rng)`.
     record
-        Updates to stop at, from 0 to `updates`; default: every one.
+        Updates to yield, from 0 to `updates`; default: all.
     """
     start = problem.initial_point(rng) if initial is None else np.asarray(initial, dtype=float)
     servers = ServerPaths(

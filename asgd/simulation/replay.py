@@ -1,4 +1,4 @@
-"""The record of a run, applied again: the parameters after each update, from the trace alone."""
+"""Replays a run: computes the parameters after each update from the trace."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from asgd.schedules import learning_rate_schedule
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """Where a replay is.
+    """The state of a replay after an update.
 
     Attributes
     ----------
     update
         Updates applied.
     parameters
-        After them, shape (d,).
+        Shape (d,).
     gradient_norm
-        Euclidean norm of the gradient applied last; nan before the first.
+        Euclidean norm of the last applied gradient; nan before the first.
     """
 
     update: int
@@ -37,7 +37,7 @@ class Step:
 
 @dataclass(frozen=True, eq=False)
 class _Gradients:
-    """All gradients in order, those of update k from row `starts[k]` to row `starts[k + 1]`."""
+    """All gradients in order; update k has the rows from `starts[k]` to `starts[k + 1]`."""
 
     starts: Integers
     worker: Integers
@@ -47,7 +47,7 @@ class _Gradients:
 
     @classmethod
     def of(cls, run: Run) -> _Gradients:
-        """Take the means of a run apart."""
+        """Collect the gradients of a run; an update by a mean is split into its members."""
         names = ("worker", "sequence", "read_version", "batch_size")
         own = run.trace[run.trace["worker"] != SHARED]
         update = np.concatenate([own["update"], run.members["update"]])
@@ -59,9 +59,9 @@ class _Gradients:
 def replay(run: Run, problem: Problem) -> Iterator[Step]:
     """Yield x_0, x_1, ... of a run.
 
-    Each worker's gradient is computed again, from the parameters it read and the samples it drew,
-    and the update rule applied to it: what a real run does in many processes, in one. Parameters
-    are kept as long as a later update has read them.
+    Each gradient is recomputed in this process, at the parameters its worker read and with the
+    samples it drew, and the update rule is applied. Old parameters are kept until the last update
+    that read them.
     """
     config, gradients = run.config, _Gradients.of(run)
     draws, rule = WorkerDraws(config, problem.n_samples), make_rule(config.optimizer)

@@ -1,8 +1,8 @@
-"""Asynchronous SGD in virtual time: a parameter server, or independent staleness of a named law.
+"""Asynchronous SGD in virtual time: a parameter server, or independent draws of the staleness.
 
-`simulate` makes the run directory that a real run would make, reproducibly to the last bit. The
-order of updates does not depend on parameters, so it is simulated first; then the gradients are
-computed, all those together whose snapshots exist.
+`simulate` writes the same run directory as a real run, and is bitwise reproducible. The order of
+updates does not depend on parameters, so it is simulated first. The gradients are then computed in
+blocks whose snapshots already exist.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ from asgd.streams import stream
 __all__ = ["ServerOrder", "ServerPaths", "server_ensemble", "simulate", "simulate_staleness"]
 
 _PART = 100_000  # updates in one part of the trace
-_BLOCK_NUMBERS = 1 << 20  # numbers in the gradients computed together
+_BLOCK_NUMBERS = 1 << 20  # entries of the gradients of one block
 _PROGRESS_SECONDS = 0.25
-_CONTINUOUS = ("exponential", "gamma", "lognormal")  # laws under which no two arrive together
-_FEW = 8  # gradients for whose batches one call each costs less than arrays do
+_CONTINUOUS = ("exponential", "gamma", "lognormal")  # laws without simultaneous arrivals
+_FEW = 8  # for fewer gradients, single calls are faster than array code
 
 
 def simulate(
@@ -56,23 +56,24 @@ def simulate(
     Parameters
     ----------
     config
-        The run, or nested mappings or a file to make it from; `config.simulation` says what a real
-        run would measure. Only `mode = "async"` is simulated, and how vectors travel is not.
+        The run as a configuration, nested mappings or a file. `config.simulation` sets the times
+        that a real run would measure. Only `mode = "async"` can be simulated; the transport is
+        ignored.
     out
-        The run directory, which must not hold anything yet; default
-        `runs/<kind of problem>-<date>-<time>`. With `run.repeats` it holds one of each repeat,
-        see `asgd.rundir.repeats`.
+        The run directory, which must be empty or missing; default
+        `runs/<kind of problem>-<date>-<time>`. With `run.repeats` it contains one run directory per
+        repeat, see `asgd.rundir.repeats`.
     progress
-        Called a few times a second. An exception from it ends the run as failed and propagates.
+        Called a few times per second. An exception from it ends the run as failed and propagates.
 
     Raises
     ------
     InputError
         The configuration or the directory cannot be used.
     RunFailedError
-        A gradient is not finite or the loss diverged; the directory is readable and ends there.
+        A gradient is not finite or the loss diverged; the directory is readable up to there.
     KeyboardInterrupt
-        Ctrl-C; the directory is readable and says so.
+        Ctrl-C; the directory is readable and records the interrupt.
     """
     config = as_config(config)
     if config.run.repeats > 1:
@@ -93,7 +94,7 @@ def simulate(
             _make(descent, record, writer, config, start)
         except CallbackError as error:
             failure = error.raised
-    if failure is not None:  # outside of the handler: not as an error in handling an error
+    if failure is not None:  # raised outside the handler, so that its context is not CallbackError
         raise failure
     return writer.path
 
@@ -104,7 +105,7 @@ def _make(
     """Make every update and record how the run ended."""
     try:
         start.note(writer)
-        with np.errstate(over="ignore", invalid="ignore"):  # not finite: refused by the descent
+        with np.errstate(over="ignore", invalid="ignore"):  # _Descent checks for non-finite values
             _follow(descent, record, config)
         record.flush()
         writer.event("finish")
@@ -133,7 +134,7 @@ def _fail(record: _Record, writer: RunWriter, failure: RunFailedError) -> RunFai
 
 
 def _note_end(record: _Record, writer: RunWriter, kind: str, **fields: str) -> None:
-    # On a full disk this fails as well; the first error is the one to show.
+    # On a full disk this fails too; report the first error.
     with suppress(OSError):
         record.flush()
     with suppress(OSError):
@@ -170,9 +171,9 @@ def _server_order(config: RunConfig, draws: WorkerDraws) -> ServerOrder:
 
 
 def _independent_order(config: RunConfig, draws: WorkerDraws) -> ServerOrder:
-    """Draw each staleness from the law, cut where it reaches before x_0.
+    """Draw each staleness from the law, cut off at x_0.
 
-    No queue of workers reads such versions: workers take turns, at their common pace.
+    No queue produces such reads, so the workers simply take turns at their average rate.
     """
     times, workers, updates = config.simulation, config.cluster.workers, config.run.updates
     mean = workers - 1 if times.mean_staleness is None else times.mean_staleness
@@ -189,10 +190,10 @@ def _independent_order(config: RunConfig, draws: WorkerDraws) -> ServerOrder:
 
 
 class _Descent:
-    """The parameters on their way: gradients at snapshots, applied one after another.
+    """Computes gradients at snapshots and applies them in order.
 
-    A snapshot is kept in a slot until it is read for the last time: each worker's own, or, where
-    any update may read any recent version, a ring of as many as the largest staleness needs.
+    Snapshots are kept in slots: one per worker, or, for independent staleness, a ring buffer as
+    long as the largest staleness plus one.
     """
 
     def __init__(
@@ -225,7 +226,7 @@ class _Descent:
         self._snapshots = np.tile(self.x, (max(self._write_slot) + 1, 1))
 
     def blocks(self) -> Iterator[tuple[int, int]]:
-        """Cut the updates into runs of one batch size that read nothing newer than their start."""
+        """Cut the updates into blocks of equal batch size that read no version after their start."""
         longest = max(1, _BLOCK_NUMBERS // self.problem.dim)
         start, size = 0, int(self.batch_size[0])
         read = zip(self._order.read_version.tolist(), self.batch_size.tolist(), strict=True)
@@ -240,7 +241,7 @@ class _Descent:
         size = int(self.batch_size[start])
         worker, sequence = self._order.worker[start:stop], self._order.sequence[start:stop]
         points = self._snapshots[self._read_slot[start:stop]]
-        if stop - start == 1:  # exactly the call a real worker makes
+        if stop - start == 1:  # the same call as in a real worker
             batch = self._draws.batch(int(worker[0]), int(sequence[0]), size)
             return np.asarray(self.problem.gradient(points[0], batch), dtype=float)[None]
         if self._own_slots and stop - start >= _FEW:  # no worker delivers twice in a block
@@ -250,7 +251,7 @@ class _Descent:
         return self.problem.gradient(points, np.concatenate(batches).reshape(-1, size))
 
     def apply(self, gradients: Array) -> None:
-        """Apply the next gradients one after another, shape (any number, d)."""
+        """Apply the next gradients in order, shape (updates, d)."""
         if self._plain and self.problem.dim == 1 and len(gradients) >= _FEW:
             self._apply_scalars(gradients[:, 0])
             return
@@ -272,7 +273,7 @@ class _Descent:
             self.applied = number + 1
 
     def _apply_scalars(self, gradients: Array) -> None:
-        """Apply the steps of SGD in one dimension, where they are only added up."""
+        """Apply plain SGD steps in one dimension as a cumulative sum."""
         squares = gradients * gradients
         finite = np.isfinite(squares)
         good = len(gradients) if finite.all() else int(finite.argmin())
@@ -309,7 +310,7 @@ class _Record:
         self._started = self._shown = time.perf_counter()
 
     def evaluate(self) -> None:
-        """Evaluate the loss now."""
+        """Evaluate the loss and report progress."""
         applied = self._descent.applied
         seconds = float(self._order.applied_seconds[applied - 1]) if applied else 0.0
         loss = float(self._descent.problem.loss(self._descent.x))
@@ -325,12 +326,12 @@ class _Record:
             self._shown = now
 
     def flush_full_part(self) -> None:
-        """Write a part of the trace if it is long enough."""
+        """Flush if the next part of the trace is full."""
         if self._descent.applied - self._written >= _PART:
             self.flush()
 
     def flush(self) -> None:
-        """Write what was applied and evaluated so far."""
+        """Write the new rows of the trace and the new losses."""
         part = slice(self._written, self._descent.applied)
         order = self._order
         self._writer.trace(

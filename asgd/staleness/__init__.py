@@ -1,12 +1,12 @@
-"""The one definition of staleness, and its laws.
+"""The definition of staleness, and staleness laws.
 
-The staleness of an update is the number of updates applied between reading the snapshot its
-gradient was computed on and applying that gradient: `staleness = update - read_version >= 0`,
-where `update` counts the updates applied before this one.
+The staleness of an update is the number of updates applied between reading its snapshot and
+applying its gradient: `staleness = update - read_version >= 0`, where `update` counts the updates
+applied before this one.
 
-A law is a probability distribution of staleness on 0, 1, 2, ... in scipy's conventions: `pmf`,
-`cdf`, `mean`, `var`, `rvs`. Laws are frozen, comparable and can be stored: `to_dict`,
-`law_from_dict`.
+A law is a probability distribution of staleness on 0, 1, 2, ... with the methods of a scipy
+distribution: `pmf`, `cdf`, `mean`, `var`, `rvs`. Laws are frozen, comparable and serialisable
+(`to_dict`, `law_from_dict`).
 """
 
 from __future__ import annotations
@@ -52,15 +52,15 @@ def staleness_of(update: Any, read_version: Any) -> Any:
     Parameters
     ----------
     update
-        How many updates were applied before this one, integer or shape (m,).
+        Number of updates applied before this one, an integer or of shape (m,).
     read_version
-        The version of the snapshot the gradient was computed on, same shape.
+        Version of the snapshot, same shape.
 
     Raises
     ------
     InputError
-        A version is no whole number, is negative, or was read before it existed; the shapes
-        differ.
+        A value is negative or not a whole number, a version is later than its update, or the
+        shapes differ.
     """
     single = np.ndim(update) == 0 and np.ndim(read_version) == 0
     updates = whole_numbers([update] if single else update, "update", least=0)
@@ -90,12 +90,12 @@ LAWS: dict[str, type[StalenessLaw]] = {
 
 
 def law_from_dict(description: Mapping[str, Any]) -> StalenessLaw:
-    """Rebuild a law from what its `to_dict` returned.
+    """Return the law of a description made by `to_dict`.
 
     Raises
     ------
     InputError
-        The law is unknown or its parameters are not its own.
+        The law or one of its parameters is unknown.
     """
     params = dict(description)
     name = params.pop("law", None)
@@ -108,12 +108,12 @@ def law_from_dict(description: Mapping[str, Any]) -> StalenessLaw:
 
 
 def named_law(name: str, mean: float) -> StalenessLaw:
-    """Return the law of that name and mean (in updates): geometric, poisson or constant.
+    """Return the geometric, poisson or constant law with a given mean, in updates.
 
     Raises
     ------
     InputError
-        Another name, a negative mean, or a constant that is not a whole number.
+        The name is unknown, the mean is negative, or the constant is not a whole number.
     """
     check(0.0 <= mean < math.inf, "mean_staleness", mean, "a number >= 0")
     if name == Geometric.name:

@@ -1,4 +1,4 @@
-"""The classical laws of counts: negative binomial, Poisson, Conway-Maxwell-Poisson."""
+"""Count distributions: negative binomial, Poisson, Conway-Maxwell-Poisson."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from asgd.arrays import Array
 from asgd.errors import InputError
 from asgd.staleness.law import Size, StalenessLaw, check, check_mu, tail_of
 
-# A table that each resample of a bootstrap makes anew: for means up to some 800.
+# Bounds the cost of a bootstrap, which computes a table per resample; allows means up to 800.
 LONGEST_TABLE = 2**15
 
 
@@ -32,8 +32,8 @@ class NegativeBinomial(StalenessLaw):
     def _logpmf(self, k: Array) -> Array:
         from scipy.special import betaln, xlog1py, xlogy
 
-        # log of Gamma(k + shape) / (Gamma(shape) k!), without the cancellation of three large
-        # log-gammas when the shape is large
+        # log of Gamma(k + shape) / (Gamma(shape) k!); for a large shape, a sum of three log-gammas
+        # would cancel.
         log_choose = -np.log(k + self.shape) - betaln(self.shape, k + 1.0)
         return np.asarray(log_choose + xlog1py(self.shape, -self.mu) + xlogy(k, self.mu))
 
@@ -79,7 +79,7 @@ class Poisson(StalenessLaw):
 
 @dataclass(frozen=True)
 class ConwayMaxwellPoisson(StalenessLaw):
-    """P(tau = l) ~ exp(l log_rate - nu log l!): any dispersion; nu 1 Poisson, nu 0 geometric."""
+    """P(tau = l) ~ exp(l log_rate - nu log l!): any dispersion; Poisson nu = 1, geometric nu = 0."""
 
     name: ClassVar[str] = "conway_maxwell_poisson"
     log_rate: float
@@ -92,7 +92,7 @@ class ConwayMaxwellPoisson(StalenessLaw):
 
     @cached_property
     def table(self) -> Array:
-        """Probabilities up to where the rest is below double precision."""
+        """Probabilities of 0, 1, ..., cut where the rest is below double precision."""
         from scipy.special import gammaln
 
         length = 64

@@ -1,4 +1,4 @@
-"""Measured staleness: frequencies with a smooth tail."""
+"""The empirical law: measured frequencies with a geometric tail."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from asgd.staleness.values import whole_numbers
 
 @dataclass(frozen=True)
 class Empirical(StalenessLaw):
-    """Measured frequencies, continued by a geometric tail.
+    """Measured frequencies with a geometric tail.
 
-    `probabilities` are P(tau = l) for l < threshold = len(probabilities); the mass that is left
-    lies at threshold + a geometric variable of parameter `tail_mu`.
+    `probabilities` are P(tau = l) for l < threshold = len(probabilities). The remaining mass is
+    that of threshold plus a geometric variable with parameter `tail_mu`.
     """
 
     name: ClassVar[str] = "empirical"
@@ -37,16 +37,16 @@ class Empirical(StalenessLaw):
 
     @classmethod
     def from_sample(cls, sample: npt.ArrayLike, tail_count: int | None = None) -> Empirical:
-        """Return the law of a sample; its mean is the sample's mean exactly.
+        """Return the law of a sample; its mean equals the sample mean.
 
         Parameters
         ----------
         sample
             Staleness values, shape (m,).
         tail_count
-            The tail starts at the largest value that at least this many observations reach; its
-            parameter is the maximum-likelihood one of their excesses. Default sqrt(m), at least
-            10.
+            The tail starts at the largest value reached by at least this many observations; its
+            parameter is the maximum-likelihood estimate from their excesses. Default sqrt(m), at
+            least 10.
         """
         values, counts = np.unique(whole_numbers(sample, "sample"), return_counts=True)
         return cls.from_counts(values, counts, tail_count)
@@ -58,19 +58,19 @@ class Empirical(StalenessLaw):
         counts: npt.NDArray[Any],
         tail_count: int | None = None,
     ) -> Empirical:
-        """Return the law of a sample, as `from_sample`, from how often it has each value.
+        """Return the law of a sample, as `from_sample`, given its distinct values and counts.
 
         Parameters
         ----------
         values
-            Different ones, ascending, shape (l,).
+            Distinct values, ascending, shape (l,).
         counts
-            How often each occurs, shape (l,).
+            Number of observations of each value, shape (l,).
 
         Raises
         ------
         InputError
-            The frequencies would take a table of more than `LONGEST_SUPPORT` values.
+            The table of frequencies would have more than `LONGEST_SUPPORT` entries.
         """
         size = int(counts.sum())
         if tail_count is None:
@@ -87,7 +87,7 @@ class Empirical(StalenessLaw):
 
     @property
     def n_parameters(self) -> int:
-        """The frequencies that are not zero, and the tail's parameter."""
+        """Number of nonzero frequencies, plus one for the tail."""
         return sum(p > 0.0 for p in self.probabilities) + (self.tail_mu > 0.0)
 
     @cached_property

@@ -1,4 +1,4 @@
-"""Geometric staleness: memoryless workers, equal, unequal, or behind a fixed pipeline."""
+"""Geometric laws: memoryless workers with equal or unequal rates, or behind a fixed pipeline."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from asgd.staleness.law import Size, StalenessLaw, check, check_mu
 
 @dataclass(frozen=True)
 class Geometric(StalenessLaw):
-    """P(tau = l) = (1 - mu) mu^l: a server whose next worker is always uniformly random."""
+    """P(tau = l) = (1 - mu) mu^l: the next worker to push is always uniformly random."""
 
     name: ClassVar[str] = "geometric"
     mu: float
@@ -43,7 +43,7 @@ class Geometric(StalenessLaw):
 
 @dataclass(frozen=True)
 class GeometricMixture(StalenessLaw):
-    """sum_i w_i (1 - mu_i) mu_i^l: memoryless workers of unequal rates, one component each.
+    """P(tau = l) = sum_i w_i (1 - mu_i) mu_i^l: one component per memoryless worker.
 
     `mus` are the mu_i and `shares` the w_i, which sum to one.
     """
@@ -64,7 +64,7 @@ class GeometricMixture(StalenessLaw):
 
     @property
     def n_parameters(self) -> int:
-        """One mu for each component, and the shares but one."""
+        """The mus, and all shares but one."""
         return 2 * len(self.mus) - 1
 
     @cached_property
@@ -94,7 +94,7 @@ class GeometricMixture(StalenessLaw):
 
 @dataclass(frozen=True)
 class ConstantPlusGeometric(StalenessLaw):
-    """tau = offset + a geometric part: a fixed pipeline depth and memoryless waiting."""
+    """tau = offset + a geometric variable: a fixed pipeline depth and memoryless waiting."""
 
     name: ClassVar[str] = "constant_plus_geometric"
     offset: int

@@ -1,4 +1,4 @@
-"""What every staleness law can do, in scipy's conventions."""
+"""The base class of staleness laws, with the methods of a scipy distribution."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from asgd.errors import InputError
 Size = int | tuple[int, ...] | None
 
 LONGEST_SUPPORT = 10_000_000
-_TABLE = 20_000  # values below which a table beats bisection
+_TABLE = 20_000  # for fewer values, `ppf` searches a table instead of bisecting
 
 
 class StalenessLaw(ABC):
     """A probability distribution on 0, 1, 2, ...; subclasses are frozen dataclasses.
 
-    A subclass gives `_pmf` (or `_logpmf`) and `_tail` at whole numbers k >= 0 held as floats, its
-    mean and variance `_moments`, and `_rvs`; `_tail(0)` is not used.
+    A subclass defines `_pmf` or `_logpmf` and `_tail`, for whole numbers k >= 0 as floats, `_moments`
+    (mean and variance) and `_rvs`. The result of `_tail(0)` is ignored.
     """
 
     name: ClassVar[str]
@@ -65,7 +65,7 @@ class StalenessLaw(ABC):
         return np.where(outside, -np.inf, self._logpmf(k))[()]
 
     def tail(self, l: npt.ArrayLike) -> Array:
-        """Return P(tau >= l), shape of l, accurate where it is small."""
+        """Return P(tau >= l), shape of l, accurate even for tiny probabilities."""
         k = np.maximum(np.ceil(np.asarray(l, dtype=float)), 0.0)
         return np.where(k == 0, 1.0, self._tail(k))[()]
 
@@ -112,7 +112,7 @@ class StalenessLaw(ABC):
     def rvs(self, size: Size = None, rng: np.random.Generator | None = None) -> Any:
         """Draw staleness: an integer, or an int64 array of the given size.
 
-        Without a generator the draws are new on every call, as in scipy.
+        Without `rng`, every call uses a new, unseeded generator.
         """
         return self._rvs(size, np.random.default_rng() if rng is None else rng)
 
@@ -130,27 +130,27 @@ class StalenessLaw(ABC):
         return high
 
     def weights(self, length: int) -> Array:
-        """Return pmf(0), ..., pmf(length - 1) scaled to sum to one, shape (length,)."""
+        """Return pmf(0), ..., pmf(length - 1) normalised to sum to one, shape (length,)."""
         weights = self.pmf(np.arange(length))
         total = float(weights.sum())
         check(total > 0.0, "length", length, f"more: {self!r} has no mass below it")
         return np.asarray(weights / total)
 
     def hazard(self, length: int) -> Array:
-        """Return P(tau = l | tau >= l) for l = 0, ..., length - 1; one beyond the support."""
+        """Return P(tau = l | tau >= l) for l = 0, ..., length - 1; 1 beyond the support."""
         l = np.arange(length)
         tail = self.tail(l)
         beyond = tail <= 0.0
         return np.minimum(np.where(beyond, 1.0, self.pmf(l) / np.where(beyond, 1.0, tail)), 1.0)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return a description that `law_from_dict` reads and JSON can store."""
+        """Return a description for `law_from_dict` that JSON can store."""
         params = {k: list(v) if isinstance(v, tuple) else v for k, v in self.params.items()}
         return {"law": self.name, **params}
 
 
 def _counts(l: npt.ArrayLike) -> tuple[Array, npt.NDArray[np.bool_]]:
-    """Return l as floats with everything outside 0, 1, 2, ... replaced by 0, and where it was."""
+    """Return l as floats, with values outside 0, 1, 2, ... set to 0, and a mask of these."""
     values = np.asarray(l, dtype=float)
     outside = (values < 0) | (values != np.floor(values))
     return np.where(outside, 0.0, values), outside
@@ -163,12 +163,12 @@ def check(condition: bool, key: str, value: Any, accepted: str) -> None:
 
 
 def a_law(law: Any, key: str = "law") -> StalenessLaw:
-    """Return the law.
+    """Return `law` unchanged.
 
     Raises
     ------
     InputError
-        It is none, such as a mean or a name in its place.
+        It is not a staleness law, for example a mean or a name.
     """
     if not isinstance(law, StalenessLaw):
         raise InputError(f"{key} = {law!r}: expected a staleness law such as asgd.Geometric(0.875)")
@@ -176,11 +176,11 @@ def a_law(law: Any, key: str = "law") -> StalenessLaw:
 
 
 def check_mu(mu: float, key: str = "mu") -> None:
-    """Raise InputError unless mu is the parameter of a geometric law."""
+    """Raise InputError unless 0 <= mu < 1."""
     check(0.0 <= mu < 1.0, key, mu, f"0 <= {key} < 1")
 
 
 def tail_of(probabilities: Array, k: Array) -> Array:
-    """Return P(tau >= k) from a table of probabilities, summed from the small end."""
+    """Return P(tau >= k) from a table of probabilities; the sum starts at the far end."""
     tails = np.append(np.cumsum(probabilities[::-1])[::-1], 0.0)
     return np.asarray(tails[np.minimum(k, len(probabilities)).astype(np.int64)])

@@ -1,4 +1,4 @@
-"""What counts as staleness: whole numbers from 0 to the length of the longest run."""
+"""Validation of staleness values: whole numbers from 0 to the length of the longest run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from asgd.errors import InputError
 
-LARGEST = 10**9  # updates of the longest run that a configuration allows
+LARGEST = 10**9  # largest `run.updates` of a configuration
 _LONGEST_SHOWN = 40
 
 
@@ -22,13 +22,13 @@ def whole_numbers(
     Raises
     ------
     InputError
-        It is no series, or holds something else: its position and value are named. So are those
-        of a masked entry: what to do about a gap in a series is not for us to decide.
+        It is not a series, is too short, or has a bad or masked entry; the message gives its
+        position.
     """
     accepted = f"whole numbers from 0 to {largest:,}"
     try:
         given: Any = np.ma.asanyarray(values)
-    except (ValueError, TypeError, RuntimeError) as error:  # ragged, or not to be converted
+    except (ValueError, TypeError, RuntimeError) as error:  # ragged or not convertible
         reason = " ".join(str(error).split())
         raise InputError(f"{name}: expected {accepted}, shape (m,) ({reason})") from None
     if given.ndim == 0:
