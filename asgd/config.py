@@ -1,8 +1,8 @@
-"""The whole configuration: typed, frozen, validated. Every default lives here.
+"""The configuration: typed, frozen, validated, with all defaults.
 
 A configuration is a TOML file with the tables `[problem]`, `[optimizer]`, `[cluster]`,
-`[cluster.compute_time]`, `[simulation]`, `[run]` and `[metrics]`. Whatever cannot be used is
-refused with the key, the value and what would be accepted.
+`[cluster.compute_time]`, `[simulation]`, `[run]` and `[metrics]`. An error message names the key,
+the value and the accepted values.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Count = Annotated[int, msgspec.Meta(ge=1)]
 
 SCALAR_KINDS = ("quadratic", "quartic", "double_well")
 LINEAR_KINDS = {"least_squares": "diabetes", "logistic": "breast_cancer", "softmax": "digits"}
-MOST_WORKERS = 512  # of a run that is resized: a larger request is taken for a mistake
+MOST_WORKERS = 512  # limit for resizing a run; a larger request is probably a mistake
 _PROBLEM_KEYS = {
     "quadratic": ("curvature", "noise", "initial"),
     "quartic": ("noise", "initial"),
@@ -44,14 +44,14 @@ _PROBLEM_KEYS = {
 
 
 class _Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A table of the configuration file."""
+    """A table of the configuration file; unknown keys are refused."""
 
 
 class ProblemConfig(_Table, frozen=True):
-    """What is minimised.
+    """The problem to minimise.
 
-    `kind` is one of the built-in problems or a plug-in `"package.module:factory"`, which is called
-    with the entries of `options`. `curvature`, `noise` and `initial` belong to the one-dimensional
+    `kind` is a built-in problem or a plug-in `"package.module:factory"`; the factory is called with
+    the entries of `options`. `curvature`, `noise` and `initial` belong to the one-dimensional
     problems, `dataset` and `l2` to the linear models.
     """
 
@@ -65,7 +65,7 @@ class ProblemConfig(_Table, frozen=True):
 
     @property
     def is_plugin(self) -> bool:
-        """Whether `kind` names a user's own factory."""
+        """Whether `kind` names a user-defined factory."""
         module, colon, _ = self.kind.partition(":")
         return bool(colon) and all(name.isidentifier() for name in module.split("."))
 
@@ -89,7 +89,7 @@ class ProblemConfig(_Table, frozen=True):
 
 
 class LearningRateSchedule(_Table, frozen=True):
-    """Learning rates from given update numbers on: `values[i]` from update `at[i]`."""
+    """Changes of the learning rate: it is `values[i]` from update `at[i]` on."""
 
     at: list[Count] = []
     values: list[Positive] = []
@@ -99,9 +99,9 @@ class LearningRateSchedule(_Table, frozen=True):
 
 
 class BatchSchedule(_Table, frozen=True):
-    """Batch sizes from given versions on: `values[i]` for snapshots of version `at[i]` and later.
+    """Changes of the batch size: it is `values[i]` for snapshots of version `at[i]` and later.
 
-    A worker learns its batch size together with its snapshot.
+    The server sends the batch size together with the snapshot.
     """
 
     at: list[Count] = []
@@ -119,11 +119,11 @@ def _check_changes(at: list[int], values: list[Any]) -> None:
 
 
 class OptimizerConfig(_Table, frozen=True):
-    """How a gradient changes the parameters. `batch_size` is in samples per gradient.
+    """The update rule, the learning rate and the batch size (samples per gradient).
 
     `rule = "momentum"` is the heavy ball with factor `momentum`; `"staleness_aware"` divides the
-    learning rate by 1 + staleness. A gradient longer than `clip_norm` is cut to that length. The
-    schedules change what `learning_rate` and `batch_size` start with.
+    learning rate by 1 + staleness. Gradients longer than `clip_norm` are clipped to that length.
+    `learning_rate` and `batch_size` are initial values, which the schedules change.
     """
 
     rule: Literal["sgd", "momentum", "staleness_aware"] = "sgd"
@@ -136,7 +136,7 @@ class OptimizerConfig(_Table, frozen=True):
 
 
 class ComputeTimeConfig(_Table, frozen=True):
-    """Time added to every gradient computation, in seconds; lists give one value per worker.
+    """Time added to every gradient computation, in seconds; a list has one mean per worker.
 
     `variation` is the coefficient of variation (standard deviation over mean) of the gamma and
     lognormal laws.
@@ -148,18 +148,18 @@ class ComputeTimeConfig(_Table, frozen=True):
 
 
 class ClusterConfig(_Table, frozen=True):
-    """The workers, the order in which the server applies their gradients, and how these travel.
+    """The workers, the order in which the server applies their gradients, and the transport.
 
-    `mode = "async"` applies each gradient as it comes; `"sync"` waits for all workers and applies
-    the mean of their gradients; `"bounded"` keeps staleness at `max_staleness` or below: whoever
-    is ahead waits, and gradients that fall due at the same update are applied as their mean.
+    `mode = "async"` applies each gradient as it arrives; `"sync"` waits for all workers and applies
+    the mean of their gradients; `"bounded"` keeps staleness at `max_staleness` or below: workers
+    that are too far ahead wait, and gradients due at the same update are applied as their mean.
     `schedule = "free"` applies gradients as they arrive; `"uniform"` draws the next worker
     uniformly and waits for its gradient, which makes staleness exactly geometric.
-    A worker that owes a gradient for longer than `worker_timeout` seconds and 20 times its mean
-    compute time is taken for dead.
+    A worker is considered dead if its gradient takes longer than `worker_timeout` seconds and
+    longer than 20 times its mean compute time.
     `transport` is "ray" (a call per gradient), "tcp", "shm" (shared memory for workers on the
-    server's node, tcp for the others) or "auto". Vectors travel in `wire_dtype`; the server's
-    parameters are float64 under both.
+    server's node, tcp for the others) or "auto". Messages carry vectors as `wire_dtype`; the
+    parameters on the server are always float64.
     """
 
     workers: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 4
@@ -183,7 +183,7 @@ class ClusterConfig(_Table, frozen=True):
 
 
 class SimulationConfig(_Table, frozen=True):
-    """Virtual time only: what `asgd simulate` cannot measure and has to be told.
+    """Times and staleness for `asgd simulate`, which cannot measure them.
 
     `staleness = "server"` simulates the parameter server event by event; the name of a law draws
     each staleness independently from it, with mean `mean_staleness` (default workers - 1).
@@ -198,17 +198,17 @@ class SimulationConfig(_Table, frozen=True):
 
 
 class RunSettings(_Table, frozen=True):
-    """How long, from which seed, how often the loss is evaluated (in updates), when to give up.
+    """Length, seed, evaluation interval (in updates), durability and limits of a run.
 
-    Every `checkpoint_every` updates a real run saves the state it can be continued from. With
-    `durability = "log"` every update is also written to a file before its answer leaves the
-    server, and a killed server loses none; with `"checkpoint"` it loses those since the last one.
-    `"auto"` logs up to 1000 parameters.
+    A real run saves a checkpoint every `checkpoint_every` updates. With `durability = "log"`, the
+    server also writes every update to a write-ahead log before it answers, so no update is lost if
+    the server is killed; with `"checkpoint"`, the updates since the last checkpoint are lost.
+    `"auto"` means `"log"` for at most 1000 parameters.
 
-    More than `max_bad_gradients` gradients that are not finite or have the wrong shape end the
-    run; so does a loss that is not finite or above `divergence_factor` times the first one (or
-    times one, where the first is smaller). `repeats` runs as many seeds, `seed`, `seed` + 1, ...,
-    and stores them together.
+    The run fails after more than `max_bad_gradients` gradients that are not finite or have the
+    wrong shape, or if the loss is not finite or exceeds `divergence_factor` times the larger of the
+    first loss and 1. `repeats` is the number of runs, with seeds `seed`, `seed` + 1, ..., that are
+    stored together.
     """
 
     updates: Annotated[int, msgspec.Meta(ge=1, le=10**9)] = 5000
@@ -222,11 +222,11 @@ class RunSettings(_Table, frozen=True):
 
 
 class MetricsConfig(_Table, frozen=True):
-    """Where else a real run shows how it stands; nowhere by default.
+    """Dashboards of a real run; none by default.
 
     `tensorboard` writes event files into `tensorboard/` of the run directory. `prometheus` adds the
-    run to the metrics page of its Ray; a Ray of our own opens that page on 127.0.0.1 at `port`, 0
-    for any free one. The event `metrics` in `events.jsonl` names it.
+    run to the metrics page of Ray. If we start Ray, the page is on 127.0.0.1 at `port`, where 0
+    means any free port. The event `metrics` in `events.jsonl` contains its address.
     """
 
     tensorboard: bool = False
@@ -235,12 +235,12 @@ class MetricsConfig(_Table, frozen=True):
 
     @property
     def page(self) -> int | None:
-        """Port of the page, None without one: whoever reaches it can read it."""
+        """Port of the metrics page, which needs no password; None without a page."""
         return self.port if self.prometheus else None
 
 
 class RunConfig(_Table, frozen=True):
-    """A whole run."""
+    """The configuration of a run."""
 
     problem: ProblemConfig = ProblemConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -262,7 +262,7 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
     path
         The file.
     overrides
-        Entries `"table.key=value"`; the value is read as TOML, else taken as a string.
+        Entries `"table.key=value"`; a value that is not valid TOML is taken as a string.
 
     Raises
     ------
@@ -298,12 +298,12 @@ def _parse_toml(text: str) -> dict[str, Any]:
 
 
 def _read_text(path: Path) -> str:
-    """Read a file of UTF-8, with or without the mark in front that editors of Windows write.
+    """Read a UTF-8 file, with or without a byte order mark.
 
     Raises
     ------
     OSError, ValueError
-        It cannot be read, or is not of UTF-8.
+        It cannot be read, or is not UTF-8.
     """
     content = path.read_bytes()
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in content[:2]:
@@ -339,12 +339,12 @@ Configuration = RunConfig | Mapping[str, Any] | str | Path
 
 
 def as_config(config: Configuration) -> RunConfig:
-    """Return a configuration as it is, built from a mapping, or read from a file.
+    """Return a configuration unchanged, build one from a mapping, or read one from a file.
 
     Raises
     ------
     InputError
-        It is none of these, or cannot be used.
+        The argument is none of these, or is not a valid configuration.
     """
     if isinstance(config, RunConfig):
         return config
@@ -354,7 +354,7 @@ def as_config(config: Configuration) -> RunConfig:
 
 
 def _plain(value: Any) -> Any:
-    """Return a value as TOML would give it: NumPy's numbers and arrays as Python's."""
+    """Convert NumPy scalars and arrays, at any depth, to Python numbers and lists."""
     if isinstance(value, Mapping):
         return {str(key): _plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -381,7 +381,7 @@ def _override(data: dict[str, Any], entry: str) -> None:
 
 
 def _resolve_problem(problem: ProblemConfig) -> ProblemConfig:
-    """Fill in the defaults that depend on the kind of problem."""
+    """Fill in the defaults of the kind of problem."""
     if problem.kind in SCALAR_KINDS:
         defaults: dict[str, Any] = {"noise": 2.0, "initial": 1.0}
         if problem.kind == "quadratic":

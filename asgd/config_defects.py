@@ -1,4 +1,4 @@
-"""Defects of a configuration, each in one line: `key = value: expected ...`."""
+"""Error messages for a bad configuration, in one line: `key = value: expected ...`."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ _TYPES = {
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return a hint at the known name that is closest to a misspelt one, "" if none is close."""
+    """Return a hint with the closest known name, "" if none is close."""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f"did you mean {close[0]}? " if close else ""
 
 
 def missing_table(name: str, root: Table) -> str:
-    """Return a hint at the keys of a configuration that a name without its table may mean."""
+    """Return a hint for a key that was given without its table."""
     keys = {
         f"{table.name}.{field.name}": field.name
         for table in msgspec.structs.fields(root)
@@ -47,7 +47,7 @@ def missing_table(name: str, root: Table) -> str:
 
 
 def refuse_unknown_keys(table: Table, data: Mapping[str, Any], path: tuple[str, ...] = ()) -> None:
-    """Refuse a key that a table does not have, or a value in place of a table."""
+    """Refuse unknown keys, and values in place of tables."""
     known = {field.name: field.type for field in msgspec.structs.fields(table)}
     for key, value in data.items():
         where = ".".join((*path, key))
@@ -63,7 +63,7 @@ def refuse_unknown_keys(table: Table, data: Mapping[str, Any], path: tuple[str, 
 
 
 def refuse_infinite(value: Any, path: tuple[str, ...] = ()) -> None:
-    """Refuse numbers that are not finite, which TOML and JSON can hold."""
+    """Refuse nan and inf, which TOML and Python's JSON allow."""
     if isinstance(value, dict):
         for key, inner in value.items():
             refuse_infinite(inner, (*path, str(key)))
@@ -75,7 +75,7 @@ def refuse_infinite(value: Any, path: tuple[str, ...] = ()) -> None:
 
 
 def explained(message: str, data: Mapping[str, Any], root: Table) -> str:
-    """Turn the validator's message into `key = value: what is accepted`."""
+    """Turn a message of msgspec into `key = value: expected ...`."""
     reason, _, location = message.partition(" - at `$.")
     location = location.rstrip("`")
     value: Any = data
@@ -86,7 +86,7 @@ def explained(message: str, data: Mapping[str, Any], root: Table) -> str:
     enum = re.match(r"Invalid enum value", reason)
     if enum:
         reason = f"expected one of {', '.join(_choices(location, root))}"
-    expected = reason.partition(", got ")[0]  # the value says what it is
+    expected = reason.partition(", got ")[0]  # our message contains the value
     reason = re.sub(
         "`([^`]*)`",
         lambda types: " or ".join(_TYPES.get(name, name) for name in types[1].split(" | ")),

@@ -1,7 +1,7 @@
-"""How a run stands, for dashboards: TensorBoard event files, and Prometheus by Ray's own metrics.
+"""Metrics for dashboards: TensorBoard event files, and Prometheus through Ray's metrics.
 
-The recorder writes both, off the server's critical path. Each evaluation of the loss gives a
-`Reading` of the updates since the one before it.
+The recorder writes both, off the server's critical path. Each evaluation of the loss yields a
+`Reading` of the updates since the previous one.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _INSTALL = 'pip install "asgd[{}]"'
 
 @dataclass(frozen=True)
 class Reading:
-    """How a run stands after an evaluation of its loss.
+    """The metrics of a run at an evaluation of the loss.
 
     Attributes
     ----------
@@ -37,11 +37,11 @@ class Reading:
     seconds
         Since the start of the run.
     loss
-        Of the parameters after `update` updates.
+        After `update` updates.
     staleness_mean
-        Over all updates this recorder has seen, nan before the first.
+        Over all updates seen by this recorder, nan before the first.
     staleness_recent, gradient_norm, updates_per_second
-        Over the updates since the evaluation before, nan without one.
+        Over the updates since the previous evaluation, nan without any.
     """
 
     update: int
@@ -54,12 +54,12 @@ class Reading:
 
 
 class Readings:
-    """Makes readings of a trace that comes piece by piece."""
+    """Computes readings from a trace that arrives in pieces."""
 
     def __init__(self) -> None:
         self._staleness = np.empty(0)
         self._norm = np.empty(0)
-        self._first: int | None = None  # update of the first row that is not in a reading yet
+        self._first: int | None = None  # update of the first row not yet in a reading
         self._seconds = math.nan
         self._sum = 0.0
         self._seen = 0
@@ -67,14 +67,14 @@ class Readings:
     def take(
         self, trace: Mapping[str, npt.NDArray[Any]], losses: Sequence[tuple[int, float, float]]
     ) -> list[Reading]:
-        """Return the readings that a piece of the run completes.
+        """Take the next piece of the run and return its readings.
 
         Parameters
         ----------
         trace
             The next rows, columns `asgd.rundir.reader.TRACE_COLUMNS`.
         losses
-            The next evaluations, each after rows that were given: update, seconds, loss.
+            The next evaluations, (update, seconds, loss); the rows before them must be known.
         """
         if self._first is None and len(trace["update"]):
             self._first = int(trace["update"][0])
@@ -103,13 +103,13 @@ class Readings:
 
 
 class Board(Protocol):
-    """What shows readings."""
+    """A dashboard."""
 
     def show(self, readings: Sequence[Reading], staleness: npt.NDArray[Any]) -> None:
         """Show new readings, and the staleness of the updates since the last call, shape (n,)."""
 
     def close(self) -> None:
-        """Let go of files."""
+        """Close open files."""
 
 
 class TensorBoard:
@@ -118,11 +118,11 @@ class TensorBoard:
     Parameters
     ----------
     directory
-        Of the event files, made where missing.
+        Directory of the event files, created if missing.
     epoch
-        Incarnation of the server: each writes a file of its own.
+        Incarnation of the server; each writes its own file.
     known
-        Updates that an earlier incarnation kept; what it wrote of later ones is hidden.
+        Updates kept from the earlier incarnations; TensorBoard hides their later points.
     """
 
     def __init__(self, directory: Path, epoch: int = 0, known: int = 0) -> None:
@@ -133,18 +133,18 @@ class TensorBoard:
         self._summary, self._event = summary, Event
         self._update = known
         directory.mkdir(exist_ok=True)
-        # Written at once, without the library's thread: an error must end the run, not the thread.
+        # Synchronous, without the writer thread of tensorboardX: an error must end the run.
         self._file = EventsWriter(str(directory / "events"), f".{epoch}")
         if known:
             begin = SessionLog(status=SessionLog.START)
             self._file.write_event(Event(step=known + 1, wall_time=time.time(), session_log=begin))
-        self._file.flush()  # nothing is left to be written when the lease may be lost
+        self._file.flush()  # no buffered data may be written after the lease is lost
 
     def show(self, readings: Sequence[Reading], staleness: npt.NDArray[Any]) -> None:
         """Add a point of each quantity per reading, and a histogram of the staleness."""
         now = time.time()
         for reading in readings:
-            # Seconds between readings are the run's own, whenever they are written.
+            # Readings keep their distance in run time, even if written together.
             moment = now - (readings[-1].seconds - reading.seconds)
             for name, value in _quantities(reading).items():
                 if math.isfinite(value):
@@ -167,7 +167,7 @@ class TensorBoard:
         edges = np.arange(low, high + width + 1, width) - 0.5
         counts, _ = np.histogram(staleness, edges)
         total, squares = float(staleness.sum()), float((staleness.astype(float) ** 2).sum())
-        # Buckets are given by their upper ends: an empty one in front gives the first its lower.
+        # A bucket is given by its upper edge; an empty first bucket sets the lowest edge.
         buckets = [0, *counts.tolist()]
         return self._summary.histogram_raw(
             "staleness", low, high, len(staleness), total, squares, edges.tolist(), buckets
@@ -175,7 +175,7 @@ class TensorBoard:
 
 
 class Prometheus:
-    """Metrics of Ray, `ray_asgd_*` on the page that Prometheus reads; tag `run`, the directory."""
+    """Ray metrics `ray_asgd_*` for Prometheus, with the name of the run directory as tag `run`."""
 
     def __init__(self, run: str) -> None:
         from ray.util.metrics import Counter, Gauge, Histogram
@@ -215,7 +215,7 @@ class Prometheus:
                     self._gauges[name].set(number)
 
     def close(self) -> None:
-        """Nothing to let go of: Ray drops the metrics of a process with it."""
+        """Do nothing: Ray drops the metrics when the process ends."""
 
 
 def _quantities(reading: Reading) -> dict[str, float]:
@@ -229,7 +229,7 @@ def _quantities(reading: Reading) -> dict[str, float]:
 
 
 class Metrics:
-    """Every board a configuration asks for; none by default."""
+    """The configured dashboards; none by default."""
 
     def __init__(self, boards: Sequence[Board] = ()) -> None:
         self._boards = boards
@@ -237,7 +237,7 @@ class Metrics:
 
     @classmethod
     def open(cls, config: MetricsConfig, run: Path, epoch: int, known: int) -> Metrics:
-        """Open the boards for a run directory that holds `known` updates."""
+        """Open the dashboards of a run directory with `known` updates."""
         boards: list[Board] = []
         if config.tensorboard:
             boards.append(TensorBoard(run / TENSORBOARD, epoch, known))
@@ -248,7 +248,7 @@ class Metrics:
     def show(
         self, trace: Mapping[str, npt.NDArray[Any]], losses: Sequence[tuple[int, float, float]]
     ) -> None:
-        """Show the next rows of the trace and the next evaluations: update, seconds, loss.
+        """Show the next rows of the trace and the next evaluations, (update, seconds, loss).
 
         Raises
         ------
@@ -262,7 +262,7 @@ class Metrics:
             board.show(readings, trace["staleness"])
 
     def close(self) -> None:
-        """Close the boards."""
+        """Close the dashboards."""
         for board in self._boards:
             board.close()
 
@@ -273,7 +273,7 @@ def check_metrics(config: MetricsConfig) -> None:
     Raises
     ------
     InputError
-        One is missing; the message says what installs it.
+        One is missing; the message contains the pip command.
     """
     needs = {"tensorboard": ("tensorboardX",), "prometheus": ("aiohttp_cors", "opencensus")}
     for name, modules in needs.items():

@@ -177,12 +177,12 @@ class _Trial:
     def __init__(self, where: str, user: Any) -> None:
         self.where = where
         self.user = user
-        self.spacing = 0.0  # of the numbers it returns, where their type is short
+        self.spacing = 0.0  # relative spacing of the returned floats, if of a short type
         self.dim, n = int(user.dim), int(user.n_samples)
         rng = stream(0, "plugin")
         start = self._array("initial_point(rng)", lambda: user.initial_point(rng), (self.dim,))
         self.x = start.copy()
-        self.x.flags.writeable = False  # as a worker's snapshot is
+        self.x.flags.writeable = False  # like a worker's snapshot
         self.indices = rng.integers(n, size=_TRIAL_BATCH)
         self.points = self.x + 0.1 * rng.standard_normal((4, self.dim))
         self._array("loss(x)", lambda: user.loss(self.x), ())
@@ -191,7 +191,7 @@ class _Trial:
         self._array("gradient(x, indices)", batch, (self.dim,))
 
     def check_optional(self) -> None:
-        """Refuse optional methods of the wrong shape, or at odds with the gradient."""
+        """Refuse optional methods with a wrong shape or values that contradict the gradient."""
         user, d, rng = self.user, self.dim, stream(1, "plugin")
         if hasattr(user, "hessian") and d <= _LARGEST_HESSIAN:
             self._array("hessian(x)", lambda: user.hessian(self.x), (d, d))

@@ -226,7 +226,7 @@ class _Descent:
         self._snapshots = np.tile(self.x, (max(self._write_slot) + 1, 1))
 
     def blocks(self) -> Iterator[tuple[int, int]]:
-        """Cut the updates into blocks of equal batch size that read no version after their start."""
+        """Cut the updates into blocks of one batch size that read no version after their start."""
         longest = max(1, _BLOCK_NUMBERS // self.problem.dim)
         start, size = 0, int(self.batch_size[0])
         read = zip(self._order.read_version.tolist(), self.batch_size.tolist(), strict=True)

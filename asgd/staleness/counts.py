@@ -79,7 +79,7 @@ class Poisson(StalenessLaw):
 
 @dataclass(frozen=True)
 class ConwayMaxwellPoisson(StalenessLaw):
-    """P(tau = l) ~ exp(l log_rate - nu log l!): any dispersion; Poisson nu = 1, geometric nu = 0."""
+    """P(tau = l) ~ exp(l log_rate - nu log l!): nu = 1 is Poisson, nu = 0 geometric."""
 
     name: ClassVar[str] = "conway_maxwell_poisson"
     log_rate: float

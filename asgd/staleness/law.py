@@ -22,8 +22,8 @@ _TABLE = 20_000  # for fewer values, `ppf` searches a table instead of bisecting
 class StalenessLaw(ABC):
     """A probability distribution on 0, 1, 2, ...; subclasses are frozen dataclasses.
 
-    A subclass defines `_pmf` or `_logpmf` and `_tail`, for whole numbers k >= 0 as floats, `_moments`
-    (mean and variance) and `_rvs`. The result of `_tail(0)` is ignored.
+    A subclass defines `_pmf` or `_logpmf`, `_tail`, `_moments` (mean and variance) and `_rvs`. The
+    arguments k are whole numbers >= 0 as floats; the result of `_tail(0)` is ignored.
     """
 
     name: ClassVar[str]
