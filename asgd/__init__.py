@@ -1,4 +1,4 @@
-"""Asynchronous SGD: its problems, its staleness and its record. Never imports Ray.
+"""Asynchronous SGD: problems, staleness laws, run directories, simulation. Does not import Ray.
 
     config = asgd.load_config("run.toml", ["cluster.workers=8"])
     path = asgd.simulate(config)           # in virtual time; `cluster.run` trains on real processes

@@ -1,7 +1,7 @@
 """The command line: `asgd init`, `run`, `simulate`, `status`, `profile`, `predict`, `report`, ...
 
-The one module that imports from every package. What is slow to import (Ray, SciPy, matplotlib) is
-imported inside the command that needs it, so that `asgd --help` answers at once.
+Only this module imports from all packages. Commands import slow modules (Ray, SciPy, matplotlib)
+when they run, so that `asgd --help` answers at once.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from analysis.study import Study
     from asgd.console.live import Bar
 
-# Four workers near the edge of stability, where the law of the staleness shows in the loss.
+# Four workers near the stability limit, where the staleness law affects the loss.
 DEMO = {
     "optimizer": {"learning_rate": 0.8, "batch_size": 64},
     "cluster": {"workers": 4, "compute_time": {"law": "gamma", "mean": 0.01, "variation": 0.2}},
@@ -46,7 +46,7 @@ DEMO = {
 }
 
 
-_LONG_SECONDS = 10.0  # of a prediction that is announced
+_LONG_SECONDS = 10.0  # announce a prediction that takes longer
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -85,7 +85,7 @@ def run(
     quiet: bool,
     lines: bool,
 ) -> None:
-    """Train on real worker processes as CONFIG (TOML) says.
+    """Train on real worker processes, configured by CONFIG (TOML).
 
     \b
     asgd run scripts/configs/digits.toml --out runs/digits
@@ -123,9 +123,9 @@ for _command in (simulate, runs, status):
 @click.argument("count", metavar="N", type=int)
 @json_option
 def workers(run: Path, count: int, as_json: bool) -> None:
-    """Change how many workers RUN has to N, while it goes on.
+    """Change the number of workers of RUN to N, while it is running.
 
-    Removed workers finish the gradient they are computing.
+    Removed workers first deliver the gradient they are computing.
 
     \b
     asgd workers runs/digits 8
@@ -145,14 +145,15 @@ def workers(run: Path, count: int, as_json: bool) -> None:
 @json_option
 @quiet_option
 def verify(run: Path, replayed: bool, as_json: bool, quiet: bool) -> None:
-    """Check that RUN is what was written and can be what happened.
+    """Check that RUN is undamaged and consistent.
 
-    Digests of its files, what must hold between its tables, and whether a replay of the updates
-    comes to the same gradients, losses and parameters. One line per fault, and exit status 1.
+    Compares the digests of its files, checks invariants of its tables, and replays the updates,
+    which must give the same gradients, losses and parameters. Prints one line per fault and exits
+    with status 1 if there are any.
 
     \b
     asgd verify runs/digits
-    asgd verify runs/digits --no-replay     in seconds, also of millions of updates
+    asgd verify runs/digits --no-replay     seconds, even for millions of updates
     """
     from asgd.console.live import Bar
     from asgd.rundir.repeats import read_runs
@@ -178,12 +179,12 @@ def verify(run: Path, replayed: bool, as_json: bool, quiet: bool) -> None:
 @json_option
 @quiet_option
 def profile(runs: Sequence[Path], as_json: bool, quiet: bool) -> None:
-    """Fit staleness laws to RUNS and say which one holds.
+    """Fit staleness laws to RUNS and report which one fits best.
 
-    And whether workers that do not wait for one another explain the staleness. Of several runs, a
-    table at the end: mu beside 1 - 1/P.
+    Also tests whether independent workers explain the staleness. For several runs, a table at the
+    end compares mu with 1 - 1/P.
 
-    With --json: of several runs an object with the list `runs`.
+    With --json, several runs give an object with the list `runs`.
 
     \b
     asgd profile runs/digits
@@ -337,12 +338,12 @@ def plan(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Predict what other workers, learning rates and batch sizes would do.
+    """Predict the effect of other numbers of workers, learning rates and batch sizes.
 
-    No worker is started. From CONFIG, with the times it gives the workers, or from RUN, with the
-    cycles its workers took; any mode, rule and schedule. For each combination: staleness, speed,
-    learning rate over the one from which on runs diverge, updates and seconds to the target loss,
-    by simulated paths. The fastest that stays bounded is marked.
+    Starts no workers. Uses the times in CONFIG, or the cycle times measured in RUN; supports every
+    mode, rule and schedule. For each combination, simulated paths give the staleness, the speed,
+    the learning rate relative to the stability limit, and the updates and seconds to the target
+    loss. The fastest stable combination is marked.
 
     \b
     asgd plan run.toml --workers 2,4,8,16
@@ -423,7 +424,7 @@ def _predict_if_missing(study: Study, paths: int, quiet: bool, force: bool = Fal
 
 
 def _announce(bar: Bar, paths: int) -> Callable[[float], None] | None:
-    """Return what tells whoever watches how long a long prediction will take."""
+    """Return a callback that announces a long prediction, None if nothing is shown."""
     from analysis.prediction.duration import in_words
 
     def say(seconds: float) -> None:
@@ -443,7 +444,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         status = cli.main(arguments, prog_name="asgd", standalone_mode=False)
         if sys.stdout is not None:  # it is None after `>&-`
             sys.stdout.flush()
-        if isinstance(status, int):  # click returns the status of a command that exits with one
+        if isinstance(status, int):  # click returns the exit status of a command that exits
             sys.exit(status)
 
 

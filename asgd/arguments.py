@@ -24,7 +24,7 @@ def number(
     Raises
     ------
     InputError
-        It is none: no number, an array, nan, or out of bounds.
+        The value is not a number, not finite, or out of bounds.
     """
     bounds = [
         f"{sign} {bound:g}"
@@ -45,7 +45,7 @@ def count(value: Any, key: str, least: int = 1) -> int:
     Raises
     ------
     InputError
-        It is none.
+        The value is not such a number.
     """
     whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
     if not whole or value < least:
@@ -54,7 +54,7 @@ def count(value: Any, key: str, least: int = 1) -> int:
 
 
 def shown(value: Any) -> str:
-    """Return a value as text of one short line."""
+    """Return a value as one short line of text."""
     text = str(value) if isinstance(value, numbers.Number) else repr(value)
     text = " ".join(text.split())
     return text if len(text) <= 60 else f"{text[:60]}..."

@@ -1,4 +1,4 @@
-"""The types of arrays that all packages use."""
+"""Array types."""
 
 from __future__ import annotations
 

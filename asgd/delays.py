@@ -1,7 +1,7 @@
 """Compute-time laws of a worker, in seconds.
 
-A law gives the time added to one gradient computation of one worker. `memoryless` marks the laws
-under which the parameter server is the queue of the theory: geometric staleness.
+A law gives the time added to a gradient computation. Under a `memoryless` law the staleness is
+geometric, as in the theory.
 """
 
 from __future__ import annotations
@@ -55,14 +55,14 @@ class ComputeTime:
 
     @classmethod
     def from_config(cls, cluster: ClusterConfig) -> ComputeTime:
-        """Build the law of a cluster's workers; a scalar mean serves every worker."""
+        """Return the configured law; a scalar mean applies to every worker."""
         compute = cluster.compute_time
         mean = np.broadcast_to(np.asarray(compute.mean, dtype=float), (cluster.workers,))
         return cls(compute.law, mean * (compute.law != "none"), compute.variation)
 
     @property
     def memoryless(self) -> bool:
-        """Whether the time still to wait does not depend on the time already waited."""
+        """Whether the remaining time does not depend on the time already elapsed."""
         return self.law == "exponential"
 
     def draw_many(
@@ -70,21 +70,21 @@ class ComputeTime:
     ) -> npt.NDArray[np.float64]:
         """Return `size` independent compute times of `worker`, in seconds, shape (size,)."""
         times = self.draw_relative(size, rng)
-        # Workers added to a run have the number after those of the configuration; only where one
-        # mean serves all are they accepted.
+        # An added worker has a number beyond the configured ones; workers can only be added if all
+        # means are equal.
         times *= self.mean[min(worker, len(self.mean) - 1)]
         return times
 
     def draw_each(
         self, workers: npt.NDArray[np.int64], rng: np.random.Generator
     ) -> npt.NDArray[np.float64]:
-        """Return an independent compute time of each worker named, in seconds, same shape."""
+        """Return independent compute times of the given workers, in seconds, same shape."""
         return self.draw_relative(len(workers), rng) * self.mean[workers]
 
     def draw_relative(self, size: int, rng: np.random.Generator) -> npt.NDArray[np.float64]:
-        """Return `size` independent compute times over their mean, shape (size,).
+        """Return `size` independent compute times divided by their mean, shape (size,).
 
-        All laws are scale families: a worker's time is its mean times such a draw.
+        All laws are scale families: a compute time is the worker's mean times such a draw.
         """
         if self.law == "exponential":
             return rng.standard_exponential(size)

@@ -1,4 +1,4 @@
-"""When a run, real or simulated, has diverged."""
+"""Detects divergence of real and simulated runs."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ NOT_FINITE = "not finite"  # what is wrong with such a gradient
 
 
 def remedy(update: int) -> str:
-    """Return what to do about a gradient that is not finite, before so many updates."""
-    if update == 0:  # no learning rate has made a difference yet
+    """Return advice for a gradient that is not finite after `update` updates."""
+    if update == 0:  # the learning rate cannot be the cause
         return "it is that of the initial point: look for NaN in the data"
     return "lower optimizer.learning_rate, or look for a mistake in the problem's gradient"
 
@@ -26,13 +26,12 @@ def check_divergence(config: RunConfig, first: float, latest: float, update: int
     first
         Loss at x_0.
     latest, update
-        A later loss, and the number of updates applied before it.
+        A later loss, and its number of applied updates.
 
     Raises
     ------
     DivergedError
-        The loss is above `divergence_factor` times the first one, or times one where that is
-        less.
+        The loss is not finite, or above `divergence_factor` times the larger of `first` and 1.
     """
     limit = config.run.divergence_factor * max(1.0, abs(first))
     if not latest <= limit:

@@ -1,7 +1,7 @@
-"""The random draws of workers for their gradients: sample numbers and compute times.
+"""The random draws of workers: sample numbers and compute times.
 
-Every draw is a function of the seed, the worker, the number of its gradient and the batch size
-alone, so a restarted worker, a resumed run, a simulation and a serial replay all draw the same.
+A draw depends only on the seed, the worker, the sequence number of its gradient and the batch size.
+So a restarted worker, a resumed run, a simulation and a replay draw the same numbers.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from asgd.config import RunConfig
 from asgd.delays import ComputeTime
 from asgd.streams import KeyedStream
 
-_ROWS = 64  # gradients whose draws are made together
+_ROWS = 64  # gradients drawn together
 _ENTRIES = 1024  # sample numbers drawn together, unless one batch is larger
 
 
 class WorkerDraws:
     """The draws of all workers of a run.
 
-    Setting a keyed stream to an address costs more than most draws, so the draws for up to 64
-    gradients of a worker are made at one address and kept.
+    Seeking a keyed stream costs more than most draws, so the draws of up to 64 gradients of a
+    worker are made at one address and cached.
 
     Parameters
     ----------
     config
         The run.
     n_samples
-        Number of samples n of its problem.
+        Number of samples n of the problem.
     """
 
     def __init__(self, config: RunConfig, n_samples: int) -> None:
@@ -57,7 +57,7 @@ class WorkerDraws:
     def batches(
         self, worker: npt.NDArray[np.int64], sequence: npt.NDArray[np.int64], size: int
     ) -> npt.NDArray[np.int64]:
-        """Return `batch` of gradients of as many different workers, shape (gradients, size)."""
+        """Return `batch` of one gradient each of different workers, shape (gradients, size)."""
         number, row = np.divmod(sequence, _rows(size))
         if self._table.batches.shape[2] != size:
             self._table = _BatchTable(len(self._table.number), size)
@@ -78,7 +78,7 @@ class WorkerDraws:
         return times[row]
 
     def compute_seconds_of(self, worker: int, first: int, blocks: int) -> npt.NDArray[np.float64]:
-        """Return `compute_seconds` of all gradients in so many blocks of 64 from `first` on."""
+        """Return `compute_seconds` of the gradients in `blocks` blocks of 64 from block `first`."""
         times = [
             self._compute_time.draw_many(worker, _ROWS, self._time_stream.at(worker, number))
             for number in range(first, first + blocks)
@@ -100,7 +100,7 @@ class WorkerDraws:
 
 
 class _BatchTable:
-    """The batches drawn last for every worker, shape (workers, rows, size), and their number."""
+    """Cache of the latest batches of every worker, shape (workers, rows, size)."""
 
     def __init__(self, workers: int, size: int) -> None:
         self.batches = np.empty((workers, _rows(size), size), dtype=np.int64)

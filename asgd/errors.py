@@ -1,4 +1,4 @@
-"""The exceptions a user can meet; the command line turns each into one line and an exit status."""
+"""The public exceptions; the command line prints one line for each and sets the exit status."""
 
 from __future__ import annotations
 
@@ -7,40 +7,40 @@ from typing import Any
 
 
 class AsgdError(Exception):
-    """Base of every error this project raises on purpose."""
+    """Base class of all errors of this project."""
 
 
 class InputError(AsgdError, ValueError):
-    """The input cannot be used: the message names the key, the value and what would be accepted."""
+    """Invalid input; the message names the key, the value and the accepted values."""
 
 
 class ProblemChangedError(InputError):
-    """The problem is not the one that the run began with."""
+    """The problem has changed since the run began."""
 
 
 class RunFailedError(AsgdError, RuntimeError):
-    """The run ended before its last update; what it wrote so far is readable.
+    """The run ended before its last update; its directory is readable.
 
     Attributes
     ----------
     run
-        Its directory, where that is known.
+        The run directory, None if unknown.
     """
 
     run: Path | None = None
 
 
 class DivergedError(RunFailedError):
-    """The loss left every bound: the learning rate is too large for the staleness."""
+    """The loss diverged: the learning rate is too large for the staleness."""
 
 
 class UnreliableEstimateError(AsgdError):
-    """Too little data for the estimate asked for.
+    """There is too little data for a reliable estimate.
 
     Attributes
     ----------
     estimate
-        The estimate that is refused, for whoever wants to look at it all the same.
+        The unreliable estimate.
     """
 
     def __init__(self, message: str, estimate: Any) -> None:

@@ -1,6 +1,6 @@
-"""Names that a package gives without importing their modules before they are asked for.
+"""Lazy exports: a package imports a module when one of its names is first used.
 
-`asgd --help` answers at once because `import asgd` imports nothing.
+`import asgd` imports nothing else, so `asgd --help` answers at once.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ def lazy(
     Parameters
     ----------
     package
-        Its name.
+        Name of the package.
     homes
-        The names that each module gives, by the module's dotted name; those under the package
-        itself are submodules.
+        Public names by the dotted name of their module; names listed under the package itself are
+        submodules.
     """
     home = {name: module for module, names in homes.items() for name in names}
 

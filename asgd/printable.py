@@ -1,12 +1,12 @@
-"""Text from elsewhere, such as names and reasons, made safe for a terminal."""
+"""Makes untrusted text, such as file names and error messages, safe for a terminal."""
 
 from __future__ import annotations
 
-_ESCAPED_BYTES = range(0xDC80, 0xDD00)  # how Python holds bytes of a name that are not UTF-8
+_ESCAPED_BYTES = range(0xDC80, 0xDD00)  # Python's surrogates for bytes that are not UTF-8
 
 
 def printable(text: str) -> str:
-    """Return a text in one line, with invisible characters written as \\x1b, \\u2028, ..."""
+    """Return a text on one line, with invisible characters escaped as \\x1b, \\u2028, ..."""
     return text if text.isprintable() else "".join(map(_visible, text))
 
 

@@ -1,4 +1,4 @@
-"""What a run, real or simulated, reports to its caller while it goes on."""
+"""Progress callbacks of real and simulated runs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Progress:
-    """How a run stands.
+    """The progress of a run.
 
     Attributes
     ----------
@@ -19,11 +19,11 @@ class Progress:
     mean_staleness
         Over the run so far, in updates; nan before the first.
     loss
-        Evaluated last; None before the first.
+        Last evaluated loss; None before the first.
     workers
-        Worker processes alive; None in virtual time.
+        Live worker processes; None in virtual time.
     evaluating
-        Whether updates are held up until losses have been evaluated.
+        Whether updates wait for the evaluation of losses.
     """
 
     update: int
@@ -36,12 +36,12 @@ class Progress:
 
 
 class CallbackError(Exception):
-    """Carries an exception of the caller's callback past the handlers of the run's own failures.
+    """Wraps an exception of the progress callback, so that the run's error handlers skip it.
 
     Attributes
     ----------
     raised
-        The callback's exception, which is to leave the run as itself.
+        The original exception, which the run raises at its end.
     """
 
     def __init__(self, raised: Exception) -> None:
@@ -57,7 +57,7 @@ def call_back(progress: Callable[[Progress], None], standing: Progress) -> None:
     CallbackError
         The callback raised.
     BrokenPipeError
-        It writes where nobody reads any more, which interrupts a run.
+        The callback writes to a closed pipe; this interrupts the run.
     """
     try:
         progress(standing)

@@ -1,4 +1,4 @@
-"""Schedules by update number: a value and its changes."""
+"""Piecewise constant schedules of the learning rate and the batch size."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class Schedule:
     first
         The value before the first change.
     at
-        Update numbers from which on the next value holds, growing.
+        Update numbers of the changes, increasing.
     values
-        As many values.
+        The value from each change on.
     """
 
     first: float
@@ -51,37 +51,39 @@ def learning_rate_schedule(optimizer: OptimizerConfig) -> Schedule:
 
 
 def batch_schedule(optimizer: OptimizerConfig) -> Schedule:
-    """Return the batch size of snapshots by their version, in samples."""
+    """Return the batch size in samples, by the version of the snapshot."""
     changes = optimizer.batch_schedule
     return Schedule(optimizer.batch_size, changes.at, changes.values)
 
 
 def with_batch_sizes(config: Configuration, batch_sizes: npt.ArrayLike) -> RunConfig:
-    """Return a configuration whose batch size follows a sequence, such as an optimal one.
+    """Return a configuration with a given sequence of batch sizes, such as an optimal one.
 
         batches = analysis.optimal_batch_schedule(curvature, noise, eta, mu, 400, budget=1600)
         cluster.run(asgd.with_batch_sizes(config, batches))
 
-    `config.json` of the run holds it as `batch_size` and `batch_schedule`.
+    The result stores it as `batch_size` and `batch_schedule`.
 
-    Of P workers, all read version 0 and one each later version; the P - 1 gradients under way at
-    the end are never applied. So an asynchronous run that loses no gradient applies
-    `sum(batch_sizes[:updates])` samples less `batch_sizes[v] - batch_sizes[0]` for each of these,
-    read at v: of a growing schedule, about P - 1 times the last size minus the first. Of the 1600
-    above, 4 workers spend some 1514. In synchronous mode, each update is of P batches of its size.
+    All P workers read version 0, one worker reads each later version, and the P - 1 gradients in
+    flight at the end are never applied. So an asynchronous run without lost gradients applies
+    `sum(batch_sizes[:updates])` samples, less `batch_sizes[v] - batch_sizes[0]` for each gradient
+    in flight, read at version v. For an increasing schedule the difference is about P - 1 times
+    (last size - first size): in the example above, 4 workers apply about 1514 of 1600 samples. In
+    synchronous mode, each update uses P batches.
 
     Parameters
     ----------
     config
-        Everything else.
+        The other settings.
     batch_sizes
-        Integers, shape (updates,): `batch_sizes[v]` is for snapshots of version v, so it is applied
-        as many updates later as the gradient is stale. The last one holds from there on.
+        Integers, shape (updates,). A gradient on a snapshot of version v uses `batch_sizes[v]`
+        samples, and is applied `staleness` updates later. The last value applies to all later
+        versions.
 
     Raises
     ------
     InputError
-        There is none, or one is not a whole number of samples.
+        The sequence is empty, or an entry is not a positive whole number.
     """
     config, sizes = as_config(config), np.asarray(batch_sizes)
     if sizes.ndim != 1 or not len(sizes) or not np.issubdtype(sizes.dtype, np.integer):

@@ -1,4 +1,4 @@
-"""Reads JSON files, which may come from strangers: refuses values that no run writes."""
+"""Reads untrusted JSON files: refuses values that no run writes."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 
 from asgd.errors import InputError
 
-_DEEPEST = 64  # tables and lists in one another: far below where Python gives up
-_LARGEST = 2**63  # integers, in amount
+_DEEPEST = 64  # nesting of tables and lists, far below Python's recursion limit
+_LARGEST = 2**63  # absolute value of integers
 
 
 def parse_json(text: str | bytes) -> Any:
@@ -18,8 +18,7 @@ def parse_json(text: str | bytes) -> Any:
     Raises
     ------
     ValueError
-        It is none, or one that no run writes: too deep, an integer beyond 64 bits, half a
-        character.
+        It is not JSON, or `check_plain` refuses the value.
     """
     try:
         value = json.loads(text)
@@ -35,7 +34,7 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises
     ------
     InputError
-        There is none that can be read.
+        The file is missing, unreadable or not a JSON object.
     """
     try:
         value = parse_json(path.read_bytes())
@@ -48,12 +47,12 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def check_plain(value: Any) -> None:
-    """Check that a value is one that a file of a run, or of a configuration, may hold.
+    """Check the limits on values in configurations and run directories.
 
     Raises
     ------
     ValueError
-        It is too deep, or has in it an integer beyond 64 bits or half a character.
+        The value is nested too deeply, or contains an integer beyond 64 bits or a lone surrogate.
     """
     level = [value]
     for _ in range(_DEEPEST):

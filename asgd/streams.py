@@ -1,7 +1,7 @@
 """Named independent random streams from one seed.
 
-Two kinds. `stream` is an ordinary generator for one purpose. `KeyedStream` is a generator for
-every address (worker, number), whose draws depend on the seed and the address alone.
+`stream` returns an ordinary generator for one purpose. `KeyedStream` has a generator for every
+address (worker, number), whose draws depend only on the seed and the address.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ Seed = int | np.random.Generator
 
 
 def as_seed(seed: Seed) -> int:
-    """Return a seed as it is, or one drawn from a generator.
+    """Return a seed unchanged, or draw one from a generator.
 
     Raises
     ------
     InputError
-        It is neither a whole number >= 0 nor a generator.
+        The argument is neither a whole number >= 0 nor a generator.
     """
     if isinstance(seed, np.random.Generator):
         return int(seed.integers(2**63))
@@ -46,12 +46,12 @@ def standard_normals(
 ) -> npt.NDArray[np.float64]:
     """Fill a C-contiguous array with standard normals and return it.
 
-    In float32 by Box and Muller, three times as fast as the generator's own method: NumPy's
-    float32 logarithm, sine and cosine are vectorised, its rejection method is not. Uniform numbers
-    of 24 bits reach |z| = 5.8.
+    For float32 it uses the Box-Muller transform, which is three times as fast as NumPy's rejection
+    method because NumPy vectorises float32 logarithm, sine and cosine. With 24-bit uniform numbers,
+    |z| is at most 5.8.
     """
     bits = rng.bit_generator if out.dtype == np.float32 else None
-    if bits is None or isinstance(bits, np.random.MT19937):  # whose words have 32 bits
+    if bits is None or isinstance(bits, np.random.MT19937):  # MT19937 has 32-bit words
         return rng.standard_normal(out=out, dtype=out.dtype.type)
     flat = out.reshape(-1)
     pairs = (flat.size + 1) // 2
@@ -73,22 +73,22 @@ def standard_normals(
 
 
 class KeyedStream:
-    """Independent generators addressed by (worker, number, variant), counter-based.
+    """Independent counter-based generators addressed by (worker, number, variant).
 
-    Philox maps (key, counter) to random bits. The key comes from the seed and the name; the upper
-    three words of the 256-bit counter are (variant, number, worker), so each address owns 2**66
-    words of 64 bits.
+    Philox maps (key, counter) to random bits. The key is derived from the seed and the name; the
+    upper three words of the 256-bit counter are (variant, number, worker), so each address has
+    2**66 words of 64 bits.
     """
 
     def __init__(self, seed: int, name: str) -> None:
         self._bits = np.random.Philox(_seed_sequence(seed, name))
         self._generator = np.random.Generator(self._bits)
-        self._state = self._bits.state  # a copy, with nothing buffered: only its counter changes
+        self._state = self._bits.state  # a copy with empty buffers; only its counter changes
 
     def at(self, worker: int, number: int, variant: int = 0) -> np.random.Generator:
-        """Return the generator at the start of its draws for this address.
+        """Return the generator at the first draw of an address.
 
-        The object returned is shared: it is valid until the next call.
+        The generator is shared between calls: it is valid until the next call.
         """
         self._state["state"]["counter"][:] = (0, variant, number, worker)
         self._bits.state = self._state

@@ -1,4 +1,4 @@
-"""Whether the record of a run is what was written, and can be what happened."""
+"""Verifies a run directory: undamaged files, consistent tables, and equal results of a replay."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from asgd.rundir.tables import check_digests, read_table
 from asgd.simulation.replay import replay
 from asgd.stored_json import read_json
 
-_TOLERANCE = 1e-6  # of a replay: another machine may add up in another order
+_TOLERANCE = 1e-6  # relative and absolute; another machine may sum in another order
 
 
 def record_findings(run: Run) -> list[str]:
-    """Return what is wrong with the files of a run, and with what they say, a line each."""
+    """Return the faults in the files and tables of a run, one line each."""
     found = _file_findings(run)
     damaged = [
         finding
@@ -32,7 +32,7 @@ def record_findings(run: Run) -> list[str]:
         )
     ]
     tables = [lambda: run.trace, lambda: run.members, lambda: run.loss]
-    if not damaged:  # each of them would say of one part again what is said of all
+    if not damaged:  # otherwise these checks would repeat the damage of a part
         damaged = [finding for read in tables for finding in _refusal(read)]
     if not damaged and not found:
         found = [*_end_findings(run), *_gradient_findings(run), *_clock_findings(run)]
@@ -42,21 +42,21 @@ def record_findings(run: Run) -> list[str]:
 def replay_findings(
     run: Run, states: Mapping[int, Array], progress: Callable[[float], None] | None = None
 ) -> list[str]:
-    """Return where a replay of the updates gives something else than a run has on record.
+    """Return the differences between a replay of the updates and the record.
 
     Parameters
     ----------
     run
-        The run, whose record has no other fault.
+        A run without other findings.
     states
-        Parameters of checkpoints, by the updates applied.
+        Parameters of the checkpoints, by version.
     progress
-        Called with the share that is done.
+        Called with the completed fraction.
 
     Raises
     ------
     InputError
-        The problem cannot be made.
+        The problem cannot be created.
     """
     problem = make_problem(run.config)
     norms = run.trace["gradient_norm"].to_numpy()
@@ -85,7 +85,7 @@ def replay_findings(
 
 
 def _file_findings(run: Run) -> list[str]:
-    """Return what is wrong with the files that are no tables of the run."""
+    """Return the faults in files other than tables."""
     stored = [
         run.path / name
         for name in ("profile.json", "prediction.json")
@@ -111,7 +111,7 @@ def _file_findings(run: Run) -> list[str]:
 
 
 def _end_findings(run: Run) -> list[str]:
-    """Return whether a run that says it is finished ends where it should."""
+    """Return faults at the end of a finished run."""
     reached, updates = len(run.trace), run.config.run.updates
     if run.state != "finished" or reached == updates:
         return []
@@ -119,9 +119,9 @@ def _end_findings(run: Run) -> list[str]:
 
 
 def _gradient_findings(run: Run) -> list[str]:
-    """Return of which worker a gradient was applied twice, or never and nothing says so.
+    """Return the workers with a gradient that was applied twice, or is missing without an event.
 
-    A restored server hands numbers out again: from these on, what older events say does not count.
+    A restored server reuses sequence numbers, which voids the older events about them.
     """
     trace, members, found = run.trace, run.members, []
     shared = trace["update"][trace["worker"] == SHARED]
@@ -152,10 +152,10 @@ def _gradient_findings(run: Run) -> list[str]:
 
 
 def _clock_findings(run: Run) -> list[str]:
-    """Return where a loss has another time than the update it is of."""
+    """Return the losses whose time differs from that of their update."""
     update, seconds = run.loss["update"].to_numpy(), run.loss["seconds"].to_numpy()
     applied = np.concatenate([[0.0], run.trace["applied_seconds"].to_numpy()])
-    there = update < len(applied)  # a run at work may have gone on meanwhile
+    there = update < len(applied)  # a running run may have written more losses meanwhile
     wrong = np.flatnonzero(seconds[there] != applied[update[there]])
     if not len(wrong):
         return []
@@ -163,7 +163,7 @@ def _clock_findings(run: Run) -> list[str]:
 
 
 def _refusal(read: Callable[[], object]) -> list[str]:
-    """Return why something cannot be read."""
+    """Return the reason if a read fails, else nothing."""
     try:
         read()
     except AsgdError as error:

@@ -1,1 +1,1 @@
-"""What a terminal sees: commands, options, the live view, tables."""
+"""The terminal interface: commands, options, the live view, tables."""

@@ -1,6 +1,6 @@
 """The commands that need neither Ray nor the analysis: `asgd init`, `simulate`, `runs`, ...
 
-What is slow to import is imported inside the command that needs it.
+Commands import slow modules when they run.
 """
 
 from __future__ import annotations
@@ -59,9 +59,9 @@ def init(config: Path) -> None:
 def simulate(
     config: Path, overrides: Sequence[str], out: Path | None, quiet: bool, lines: bool
 ) -> None:
-    """Run CONFIG (TOML) in virtual time.
+    """Simulate CONFIG (TOML) in virtual time.
 
-    One process, reproducible to the last bit, no Ray.
+    Runs in one process without Ray and is bitwise reproducible.
 
     \b
     asgd simulate scripts/configs/digits.toml --out runs/sim
@@ -85,10 +85,10 @@ def simulate(
 @click.argument("directory", type=PATH, default="runs")
 @json_option
 def runs(directory: Path, as_json: bool) -> None:
-    """List the runs in DIRECTORY and how they stand.
+    """List the runs in DIRECTORY with their state.
 
     \b
-    asgd runs                          what is under runs/
+    asgd runs                          the runs in runs/
     asgd runs experiments --json
     """
     from asgd.console.tables import runs_table
@@ -110,9 +110,9 @@ def runs(directory: Path, as_json: bool) -> None:
 @run_argument
 @json_option
 def status(run: Path, as_json: bool) -> None:
-    """Tell how RUN stands, also while it runs.
+    """Show the state of RUN, even while it is running.
 
-    Of a run that did not say how it ended: whether its process is still there.
+    If RUN did not record its end, the command checks whether its process is alive.
 
     \b
     asgd status runs/digits
@@ -132,7 +132,7 @@ def status(run: Path, as_json: bool) -> None:
 @click.command(cls=Command)
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
-    """Print a script for completion in SHELL.
+    """Print a completion script for SHELL.
 
     \b
     eval "$(asgd completion bash)"     for this session, or in ~/.bashrc
@@ -141,6 +141,6 @@ def completion(shell: str) -> None:
     from click.shell_completion import get_completion_class
 
     kind = get_completion_class(shell)
-    assert kind is not None  # click has all three
+    assert kind is not None  # click supports all three shells
     root = click.get_current_context().find_root().command
     say(kind(root, {}, "asgd", "_ASGD_COMPLETE").source())

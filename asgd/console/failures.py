@@ -1,4 +1,4 @@
-"""How a command that fails ends: one line on standard error, and an exit status."""
+"""Errors of commands: one line on standard error, and an exit status."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from asgd.printable import printable
 
 @contextmanager
 def one_line_errors(advice: Callable[[DivergedError], str]) -> Iterator[None]:
-    """Exit with 1 if a run failed and 2 if the input cannot be used, after one line.
+    """Turn errors in the block into one line; exit with 1 for a failed run, 2 for invalid input.
 
     Parameters
     ----------
     advice
-        Returns the line about a run that diverged.
+        Returns a line of advice for a run that diverged.
     """
     try:
         yield
@@ -43,7 +43,7 @@ def one_line_errors(advice: Callable[[DivergedError], str]) -> Iterator[None]:
         _fail(str(error), 2)
     except MemoryError as error:
         _fail(f"not enough memory {error}".rstrip(), 2)
-    except BrokenPipeError:  # the reader of our output, such as `head`, has ended
+    except BrokenPipeError:  # the reader of our output, such as `head`, has exited
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""A run while it runs: a live view on a terminal; elsewhere nothing, or lines if asked for."""
+"""The live view of a run on a terminal; elsewhere nothing, or lines on request."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ _WIDTH = 40  # losses in the sparkline
 
 
 class LiveRun:
-    """Shows how one run stands; call it with every `Progress`.
+    """The live view of one run; call it with every `Progress`.
 
     Parameters
     ----------
     task
-        What is going on, in a word.
+        Name of the task, one word.
     path
-        The run directory, whose events are shown; None shows none.
+        The run directory whose events are shown; None shows no events.
     quiet
         Show nothing.
     lines
-        Where there is no terminal, print a line every 10 s.
+        Print a line every 10 s if there is no terminal.
     console
-        Where to show it; standard error by default.
+        Output; standard error by default.
     clock
-        Seconds that only grow.
+        A monotonic clock, in seconds.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class LiveRun:
             self._live.stop()
 
     def __call__(self, progress: Progress) -> None:
-        """Take note of how the run stands, and show it."""
+        """Show the new progress."""
         if self._quiet:
             return
         now = self._clock()
@@ -91,7 +91,7 @@ class LiveRun:
             self._console.print(self.line(progress), highlight=False, soft_wrap=True)
 
     def line(self, progress: Progress) -> str:
-        """Return how the run stands in one line."""
+        """Return the progress as one line."""
         parts = [
             f"{self._task} {progress.update}/{progress.updates}",
             f"{_rate(progress)} updates/s{_wait(progress)}",
@@ -104,7 +104,7 @@ class LiveRun:
         return ", ".join(parts)
 
     def recent_staleness(self, progress: Progress) -> float:
-        """Return the mean staleness of the updates of the last seconds; nan where none was."""
+        """Return the mean staleness of the updates in the last 5 s; nan without updates."""
         _, update, mean = self._past[0]
         applied = progress.update - update
         if applied <= 0 or math.isnan(progress.mean_staleness):
@@ -113,7 +113,7 @@ class LiveRun:
         return (progress.update * progress.mean_staleness - before) / applied
 
     def _remember(self, progress: Progress, now: float) -> None:
-        # After the last update the workers go home: that says nothing about the run.
+        # After the last update the workers exit, which is not a loss of workers.
         if progress.update < progress.updates or self._alive is None:
             self._alive = progress.workers
         self._past.append((now, progress.update, progress.mean_staleness))
@@ -153,14 +153,14 @@ class LiveRun:
 
 
 class Bar:
-    """A progress bar of several parts on a terminal, nothing elsewhere.
+    """A progress bar with several parts on a terminal; elsewhere nothing.
 
     Parameters
     ----------
     task
-        What is going on, in a word.
+        Name of the task, one word.
     parts
-        How many parts there are.
+        Number of parts.
     quiet
         Show nothing.
     """
@@ -183,21 +183,21 @@ class Bar:
 
     @property
     def shown(self) -> bool:
-        """Whether somebody is watching."""
+        """Whether the bar is shown."""
         return not self._bar.disable
 
     def say(self, text: str) -> None:
-        """Say something above the bar, where there is one."""
+        """Print a line above the bar, if it is shown."""
         self._bar.print(text)
 
     def whole(self, name: str, done: float) -> None:
-        """Show the part at work, and how many are done."""
+        """Show the current part, and the number of completed parts."""
         description = f"{self._name} {name}"
         self._bar.update(self._task, completed=done, description=description)
 
 
 def sparkline(values: list[float], width: int = _WIDTH) -> str:
-    """Return values as a row of bars, on a logarithmic scale where all are positive."""
+    """Return values as a row of bars, on a logarithmic scale if all are positive."""
     step = max(1, -(-len(values) // width))
     shown = [value for value in values[::step] if math.isfinite(value)]
     if not shown:
@@ -210,12 +210,12 @@ def sparkline(values: list[float], width: int = _WIDTH) -> str:
 
 
 def recent_events(path: Path | None, count: int = 3) -> list[str]:
-    """Return the latest events of a run that are out of the ordinary, in words."""
+    """Return the latest incidents of a run, in words."""
     if path is None:
         return []
     try:
         events = read_events(path / "events.jsonl")
-    except InputError as error:  # no reason to end the run
+    except InputError as error:  # must not end the run
         return [str(error)]
     return [in_words(event) for event in incidents(events)][-count:]
 

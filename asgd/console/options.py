@@ -1,4 +1,4 @@
-"""Arguments and options that several commands have."""
+"""Arguments and options shared by several commands."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 PATH = click.Path(path_type=Path)
-MOST_PATHS = 1_000_000  # of an ensemble: their mean is then known to a thousandth of the scatter
+MOST_PATHS = 1_000_000  # the standard error of their mean is a thousandth of their scatter
 config_argument = click.argument("config", type=PATH)
 run_argument = click.argument("run", type=PATH)
 runs_argument = click.argument("runs", type=PATH, nargs=-1, required=True)
@@ -34,7 +34,7 @@ lines_option = click.option(
 
 
 class Numbers(click.ParamType[list[int] | list[float]]):
-    """Numbers between commas."""
+    """Comma-separated numbers."""
 
     name = "N,..."
 

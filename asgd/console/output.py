@@ -1,4 +1,4 @@
-"""Prints the results of commands, in columns of text or as JSON."""
+"""Prints the results of commands as columns of text or as JSON."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _RESULTS = "asgd.results"
 
 
 class Command(click.Command):
-    """Reserves standard output for results: prints of a user's problem go to standard error."""
+    """Reserves standard output for results; other prints, as in a plug-in, go to standard error."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Do what the command does."""
+        """Run the command."""
         ctx.meta[_RESULTS] = sys.stdout
         with redirect_stdout(sys.stderr):
             return super().invoke(ctx)
@@ -53,12 +53,12 @@ class Commands(click.Group):
 def say(text: object) -> None:
     """Print a result, within a command."""
     results = click.get_current_context().meta[_RESULTS]
-    if results is not None:  # as after `>&-`
+    if results is not None:  # None after `>&-`
         click.echo(text, file=results)
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return rows of text in columns, each row in a line of printable characters."""
+    """Return rows as lines with aligned columns; unprintable characters are escaped."""
     shown = [[printable(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
     return [
@@ -68,7 +68,7 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def print_json(data: Any) -> None:
-    """Print data as JSON in one line; what is not a finite number is null."""
+    """Print data as JSON on one line; nan and inf become null."""
     say(json.dumps(_finite(data), allow_nan=False))
 
 
@@ -87,7 +87,7 @@ def _finite(data: Any) -> Any:
 
 
 def quiet_matplotlib() -> None:
-    """Drop what matplotlib logs about its cache directory."""
+    """Suppress matplotlib's log messages about its cache directory."""
     for name in ("matplotlib", "matplotlib.font_manager"):
         logging.getLogger(name).addFilter(_is_not_about_caches)
 

@@ -9,7 +9,7 @@ from asgd.console.live import sparkline
 
 
 def runs_table(rows: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
-    """Return what `list_runs` found as a table of text, heads first."""
+    """Return the result of `list_runs` as a table of text, starting with the header."""
     heads = ("run", "state", "problem", "workers", "updates", "updates/s", "staleness", "loss")
     table: list[tuple[str, ...]] = [heads]
     for row in rows:
@@ -26,7 +26,7 @@ def runs_table(rows: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
 
 
 def status_table(found: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return what `status` found as a table of text: names and values."""
+    """Return the result of `status` as a table of names and values."""
     number = {
         name: "none yet" if value is None else f"{value:.4g}"
         for name, value in found.items()

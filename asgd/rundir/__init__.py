@@ -1,1 +1,1 @@
-"""The run directory: what is recorded of a run, how it is written, read and verified."""
+"""The run directory: its files and tables, and how they are written, read and repaired."""

@@ -1,8 +1,8 @@
-"""Whether the process that makes a run is still alive.
+"""The heartbeat of a run: whether its process is still alive.
 
-During a run, the file `alive` in its directory names the process and its host. The process holds
-the file's lock, which the kernel releases however the process ends, and touches the file every few
-seconds, for readers on other hosts. A run that ends in order removes the file.
+During a run, the file `alive` in its directory names the process and its host. The process locks
+the file, and the kernel releases the lock when the process ends. For readers on other hosts, the
+process touches the file every few seconds. A run that ends normally removes the file.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from asgd.stored_json import parse_json
 _NAME = "alive"
 _BEAT_SECONDS = 2.0
 _LONGEST = 10_000  # characters of the file
-_SILENT_SECONDS = 30.0  # without a beat, after which a run on another host counts as silent
+_SILENT_SECONDS = 30.0  # without a heartbeat, until a run on another host counts as silent
 
 
 @dataclass(frozen=True)
 class SignOfLife:
-    """What is known about the process that makes a run.
+    """The state of the process of a run.
 
     Attributes
     ----------
     presence
-        "here" and "gone" are certain; "elsewhere" and "silent" say whether a process of another
-        host was heard of lately.
+        "here" (alive) or "gone" for a process of this host, which is certain; "elsewhere" (recent
+        heartbeat) or "silent" for a process of another host.
     host, pid
-        Of the process.
+        Host and process id.
     age
-        Seconds since it was last heard of, at least zero.
+        Seconds since the last heartbeat, at least zero.
     """
 
     presence: Literal["here", "gone", "elsewhere", "silent"]
@@ -50,7 +50,7 @@ class SignOfLife:
 
 @contextmanager
 def sign_of_life(directory: Path) -> Iterator[None]:
-    """Give signs of life in a run directory during the block."""
+    """Write heartbeats into a run directory during the block."""
     path, ended = directory / _NAME, threading.Event()
     with locked(path) as file:
         file.truncate(0)
@@ -63,7 +63,7 @@ def sign_of_life(directory: Path) -> Iterator[None]:
         finally:
             ended.set()
             beats.join()
-            with suppress(OSError):  # read-only or moved: the end of the run matters more
+            with suppress(OSError):  # a read-only or moved directory must not end the run
                 path.unlink(missing_ok=True)
 
 
@@ -74,7 +74,7 @@ def _beat(path: Path, ended: threading.Event) -> None:
 
 
 def look_for_life(directory: Path) -> SignOfLife | None:
-    """Return what the file in a run directory says; None if there is none that can be read."""
+    """Return the state of the process of a run, None without a readable file."""
     try:
         with (directory / _NAME).open(encoding="utf-8") as file:
             said = parse_json(file.read(_LONGEST))

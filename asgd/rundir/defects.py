@@ -1,4 +1,4 @@
-"""What cannot be in the tables of a run: the first thing found, in words."""
+"""Consistency checks of the tables of a run; each returns its first finding."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Rows = npt.NDArray[np.bool_]
 
 
 def trace_defect(trace: Columns, first: int = 0) -> str | None:
-    """Return what is wrong with rows of a trace, the first of which is of update `first`."""
+    """Return the first fault in rows of a trace that begin at update `first`, or None."""
     update = np.arange(first, first + len(trace["update"]))
     wrong = np.flatnonzero(trace["update"] != update)
     if len(wrong):
@@ -30,7 +30,7 @@ def trace_defect(trace: Columns, first: int = 0) -> str | None:
 
 
 def member_defect(members: Columns) -> str | None:
-    """Return what is wrong with rows of the gradients that went into means."""
+    """Return the first fault in rows of `members`, or None."""
     update = members["update"]
     checks = (
         ("update", "is negative or after the next one", _unordered(update, 0)),
@@ -41,7 +41,7 @@ def member_defect(members: Columns) -> str | None:
 
 
 def loss_defect(loss: Columns) -> str | None:
-    """Return what is wrong with rows of losses."""
+    """Return the first fault in rows of losses, or None."""
     update = loss["update"]
     checks = (
         ("update", "is negative or not before the next one", _unordered(update, 1)),

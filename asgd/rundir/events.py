@@ -1,4 +1,4 @@
-"""Reads the events of a run, picks the unusual ones and puts them into words."""
+"""Reads the events of a run, selects incidents and describes them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from asgd.printable import printable
 from asgd.stored_json import parse_json
 
 _ORDINARY = {"start", "problem", "metrics", "finish"}
-_TORN = (b"{", b"\0")  # first bytes of a line that was written in part
+_TORN = (b"{", b"\0")  # first bytes of a partly written line
 _NUMBERS = {"time", "seconds", "restart_seconds"}
 _INTEGERS = {
     "worker",
@@ -33,7 +33,7 @@ _NEEDED = {"server_restored": ("to_version",), "workers_changed": ("after",)}
 
 
 def read_events(path: Path) -> list[dict[str, Any]]:
-    """Return the events in a file, in order; none if there is no file. Torn lines are left out.
+    """Return the events in a file, in order; none if there is no file. Torn lines are skipped.
 
     Raises
     ------
@@ -62,7 +62,7 @@ def read_events(path: Path) -> list[dict[str, Any]]:
 
 
 def _is_torn(line: bytes, error: ValueError) -> bool:
-    """Return whether a line was written in part."""
+    """Whether a line was written partly."""
     if isinstance(error, json.JSONDecodeError):
         ends_within = not line.endswith(b"}") or error.pos >= len(line)
     else:
@@ -71,7 +71,7 @@ def _is_torn(line: bytes, error: ValueError) -> bool:
 
 
 def _defect(event: Any) -> str | None:
-    """Return what is wrong with the fields of an event that somebody reads."""
+    """Return the first fault in the fields of an event that this project reads, or None."""
     if not isinstance(event, dict) or not isinstance(event.get("event"), str):
         return "expected an object that names its event"
     for name in _NEEDED.get(event["event"], ()):
@@ -93,9 +93,9 @@ def _defect(event: Any) -> str | None:
 
 
 def incidents(events: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the events, in order, that an undisturbed run does not have.
+    """Return the events, in order, that do not occur in an undisturbed run.
 
-    A worker that joins a second time came back.
+    The second and later `worker_joined` of a worker count as incidents.
     """
     found, joined = [], set()
     for event in events:
@@ -111,21 +111,21 @@ def incidents(events: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 def team_sizes(
     events: Iterable[dict[str, Any]], workers: int, updates: int
 ) -> npt.NDArray[np.int64]:
-    """Return how many workers were there at each update, shape (updates,).
+    """Return the number of workers at each update, shape (updates,).
 
     Parameters
     ----------
     events
-        Of the run: `worker_joined`, `worker_removed` and `worker_lost` count where they tell the
-        update; what was cut off by `server_restored` does not.
+        Events of the run. `worker_joined`, `worker_removed` and `worker_lost` count if they contain
+        the update and are not void because of a later `server_restored`.
     workers
-        Of the configuration, all there at update 0.
+        Configured number of workers, all present at update 0.
     updates
         Updates applied.
     """
     present = set(range(workers))
     changes = [(0, workers)]
-    # The launcher writes what it notes at once, the recorder some time later.
+    # The launcher writes its events at once, the recorder later.
     for event in sorted(events, key=lambda event: float(event.get("time", 0.0))):
         kind, update = event.get("event"), event.get("update")
         if kind == "server_restored":
@@ -142,7 +142,7 @@ def team_sizes(
 
 
 def in_words(event: dict[str, Any]) -> str:
-    """Return an event as a line of printable text."""
+    """Describe an event in one line of printable text."""
     known = {
         key: value for key, value in event.items() if key not in ("event", "time", "sequences")
     }

@@ -1,4 +1,4 @@
-"""Files of a run directory: written whole or not at all, and nothing outside it."""
+"""Atomic writes, locks, and checks of the files of a run directory."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from asgd.errors import InputError
 
 
 def replace_file(path: Path, content: bytes, *, flush: bool = False) -> None:
-    """Write a file under a temporary name and rename it: readers see the old one or the new.
+    """Replace a file atomically: write a temporary file and rename it.
 
-    With `flush` the new one is on the disk before it takes the name, so that a machine that loses
-    its power is not left with the name of the old one and the content of neither.
+    `flush` writes the content to the disk before the rename. Without it, the file may be empty
+    after a power failure.
     """
     temporary = path.with_name(f".{path.name}.tmp")  # hidden: pandas reads whole directories
     try:
-        temporary.unlink(missing_ok=True)  # it might be a link, which writing would follow
+        temporary.unlink(missing_ok=True)  # if it is a link, writing would follow it
         with open(temporary, "wb", opener=_without_links) as file:
             file.write(content)
             if flush:
@@ -29,7 +29,7 @@ def replace_file(path: Path, content: bytes, *, flush: bool = False) -> None:
                 os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        # The name that a reader knows, unless the other one is what is in the way.
+        # Report the final name, unless a directory has the temporary name.
         error.filename = os.fspath(temporary if temporary.is_dir() else path)
         raise
 
@@ -39,14 +39,14 @@ def _without_links(path: str, flags: int) -> int:
 
 
 def check_no_links(directory: Path) -> None:
-    """Refuse a run directory, or one of repeats, that leads out of itself.
+    """Refuse a directory of runs that contains links.
 
-    A stranger's might, to have files elsewhere read into a report, written to or removed.
+    In an untrusted directory, a link could make us read, write or remove files elsewhere.
 
     Raises
     ------
     InputError
-        Something in it, however deep, is a link, a pipe or the like, or cannot be read.
+        An entry at any depth is a link, a pipe or another special file, or cannot be read.
     """
     places = [os.fspath(directory)]
     try:
@@ -63,7 +63,7 @@ def check_no_links(directory: Path) -> None:
 
 def _check_own(entry: os.DirEntry[str]) -> None:
     own = entry.is_file(follow_symlinks=False) or entry.is_dir(follow_symlinks=False)
-    if not own and os.path.lexists(entry):  # a run at work removes files meanwhile
+    if not own and os.path.lexists(entry):  # a running run may have removed the file
         raise InputError(
             f"{entry.path}: is neither a file nor a directory, which is all that a run directory "
             "holds"
@@ -74,7 +74,7 @@ def _check_own(entry: os.DirEntry[str]) -> None:
 def locked(
     path: Path, mode: str = "a+", *, shared: bool = False, wait: bool = True
 ) -> Iterator[IO[str]]:
-    """Provide an open file whose lock is held in the block; the kernel releases it with a process.
+    """Open a file and hold its lock during the block; the kernel releases it if the process ends.
 
     Parameters
     ----------
@@ -83,7 +83,7 @@ def locked(
     mode
         As for `open`.
     shared
-        Whether others may hold the lock shared as well.
+        Take the lock shared instead of exclusively.
     wait
         Whether to wait for the lock.
 
@@ -111,25 +111,25 @@ def locked(
 
 
 def what_is_wrong(directory: Path, error: OSError) -> str:
-    """Return in one line what a run in a directory met that was at work."""
+    """Describe in one line an I/O error of a running run."""
     if not directory.is_dir():
         return f"{directory}: was removed or moved while the run was at work"
     return f"{error.filename or directory}: cannot be used ({error.strerror or error})"
 
 
 def make_directory(path: Path) -> None:
-    """Make a directory for new results.
+    """Create a directory for new results.
 
     Raises
     ------
     InputError
-        It cannot be made, holds something already, or its file system has no locks.
+        It cannot be created, is not empty, or its file system has no locks.
     """
     try:
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise InputError(f"{path}: exists and is not empty; choose another --out")
         path.mkdir(parents=True, exist_ok=True)
-        probe = path / ".lock.tmp"  # before there is anything that would be in the way next time
+        probe = path / ".lock.tmp"  # test for locks while the directory is still empty
         try:
             with locked(probe, "x", wait=False):
                 pass

@@ -1,4 +1,4 @@
-"""What a run's parts say at a glance: of millions of updates, three columns, part by part."""
+"""Summary statistics of a trace, from three columns, one part at a time."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from asgd.rundir.tables import Table
 
 @dataclass(frozen=True)
 class Outline:
-    """Sums over a trace.
+    """Summary statistics of a trace.
 
     Attributes
     ----------
     updates
-        How many are on record.
+        Number of updates on record.
     seconds
-        From the start of the run to the last of them; None if there is none.
+        From the start of the run to the last update; None without updates.
     mean_staleness, recent_staleness
-        Of all, and of the last tenth; None likewise.
+        Over all updates, and over the last tenth; None without updates.
     by_worker
-        Updates of each worker.
+        Number of updates of each worker.
     """
 
     updates: int
@@ -35,7 +35,7 @@ class Outline:
 
 
 def outline(parts: Iterable[Table], known: int) -> Outline:
-    """Return what a trace of so many updates says at a glance, from its parts in order."""
+    """Return the statistics of a trace of `known` updates, given its parts in order."""
     tail = known - max(1, known // 10)
     updates = total = recent = 0
     seconds = None

@@ -1,4 +1,4 @@
-"""The parts in which a run directory holds its tables: their names, and what may be in them."""
+"""The parts of the tables of a run directory: file names, size limits, missing losses."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ _DAMAGED = re.compile(r".*/_damaged-(\d{12})\.parquet")
 
 
 def part_name(first: int) -> str:
-    """Return the name of the part that begins with an update."""
+    """Return the file name of the part that begins with update `first`."""
     return f"part-{first:012d}.parquet"
 
 
 def damaged_name(first: int) -> str:
-    """Return the name under which it is put aside where it cannot be read."""
+    """Return the file name under which a damaged part is set aside."""
     return f"_damaged-{first:012d}.parquet"
 
 
 def first_update(part: Path) -> int:
-    """Return the update that a part begins with, from its name."""
+    """Return the first update of a part, from its file name."""
     return int(part.stem.removeprefix("part-"))
 
 
@@ -46,13 +46,13 @@ def parts_of(directory: Path) -> list[Path]:
         names = sorted(name for name in os.listdir(directory) if _PART.fullmatch(name))
     except FileNotFoundError:
         return []
-    except OSError as error:  # a glob would find nothing there
+    except OSError as error:  # a glob would silently return nothing
         raise InputError(f"{directory}: cannot be read ({error.strerror})") from None
     return [directory / name for name in names]
 
 
 def most_rows(config: RunConfig, table: str) -> int:
-    """Return how many rows a table of a run can have: a few bytes of Parquet can claim millions."""
+    """Return the largest valid number of rows, because a tiny Parquet file can claim millions."""
     updates = config.run.updates
     if table == LOSS:
         return updates // config.run.eval_every + 2
@@ -67,11 +67,11 @@ def missing_losses(
     Parameters
     ----------
     update
-        Of the losses there are, in order.
+        Updates of the recorded losses, in order.
     config
-        The run, which says when losses are due.
+        The run; it defines when losses are due.
     reached
-        Updates by which all that were due are on record; default: the last loss there is.
+        Losses are due up to this update; default: the last recorded loss.
     """
     every, updates = config.run.eval_every, config.run.updates
     end = reached if reached is not None else int(update[-1]) if len(update) else -1
@@ -85,6 +85,6 @@ def missing_losses(
 
 
 def told_losses(events: Iterable[dict[str, Any]]) -> set[int]:
-    """Return the updates at which a gap in the losses begins of which the events tell."""
+    """Return the first update of each gap in the losses that is reported by the events."""
     named = (str(event.get("file")) for event in events if event["event"] == "loss_damaged")
     return {int(match[1]) for match in map(_DAMAGED.fullmatch, named) if match}

@@ -1,8 +1,8 @@
-"""Whether the problem is still the one that a run began with.
+"""Detects whether the problem has changed since a run began.
 
-A run directory does not contain the user's own problem, whose code or data may change later. So
-each run writes the size, loss and gradient norm of its problem at x_0 as the event `problem`, and
-every command that resumes or predicts the run compares them.
+A run directory does not contain the code and data of a plug-in, which may change later. So each run
+writes the size, loss and gradient norm of its problem at x_0 as the event `problem`. Commands that
+resume or predict the run compare these values.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from asgd.problems.base import Problem, starting_point
 from asgd.rundir.reader import Run
 from asgd.rundir.writer import RunWriter
 
-# Relative: single precision on another machine makes less, other data more.
+# Relative; above single-precision differences between machines, below the effect of other data.
 _TOLERANCE = 1e-5
 _NAMES = {
     "dim": "dim",
@@ -31,15 +31,15 @@ _NAMES = {
 
 @dataclass(frozen=True)
 class ProblemRecord:
-    """What a problem is like where a run begins.
+    """The size of a problem, and its values at x_0.
 
     Attributes
     ----------
     dim, n_samples
-        Of the problem.
+        Number of parameters and of samples.
     loss, gradient_norm
-        f(x_0) and the Euclidean norm of grad f(x_0); None where they are not finite. Of a
-        classifier that starts at 0 the loss says nothing about the data, the gradient does.
+        f(x_0) and the Euclidean norm of grad f(x_0); None if not finite. The loss of a classifier
+        at zero does not depend on the data, but the gradient does.
     """
 
     dim: int
@@ -49,7 +49,7 @@ class ProblemRecord:
 
     @classmethod
     def of(cls, problem: Problem, seed: int) -> ProblemRecord:
-        """Evaluate a problem at the x_0 of a run's seed.
+        """Evaluate a problem at x_0.
 
         Raises
         ------
@@ -63,13 +63,13 @@ class ProblemRecord:
                 gradient_norm = float(np.linalg.norm(problem.gradient(x)))
         except InputError:
             raise
-        except Exception as error:  # the user's own problem may raise anything
+        except Exception as error:  # a plug-in may raise anything
             reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
             raise InputError(f"the problem raised at the initial point: {reason}") from error
         return cls(problem.dim, problem.n_samples, _finite(loss), _finite(gradient_norm))
 
     def note(self, writer: RunWriter) -> None:
-        """Write the event that later commands compare with."""
+        """Write the event `problem`."""
         writer.event("problem", **asdict(self))
 
 
@@ -79,9 +79,9 @@ def check_problem(run: Run, problem: Problem, task: str, *, force: bool = False)
     Parameters
     ----------
     task
-        What is about to be done, for the event.
+        The command's task, for the event.
     force
-        Go on all the same and leave the event `problem_changed`.
+        Continue despite a change, and write the event `problem_changed`.
 
     Raises
     ------
@@ -113,7 +113,7 @@ def _recorded(run: Run) -> dict[str, Any]:
 
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """Return what differs, with both values; numbers that are not known do not."""
+    """Describe the differences with both values; unknown numbers are skipped."""
     scale = abs(now["loss"] or 0.0)
     known = [key for key in _NAMES if _is_number(before.get(key)) and _is_number(now[key])]
     return ", ".join(

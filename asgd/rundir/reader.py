@@ -1,4 +1,4 @@
-"""Reads a run directory; tables are read when they are first asked for."""
+"""Reads a run directory."""
 
 from __future__ import annotations
 
@@ -42,9 +42,7 @@ _ENDS = {
 
 @dataclass(frozen=True, repr=False)
 class Run:
-    """A run directory, read.
-
-    Tables are read when they are first asked for, and then kept.
+    """A run directory, opened for reading. Tables are loaded on first use and cached.
 
     Attributes
     ----------
@@ -61,8 +59,8 @@ class Run:
     def trace(self) -> pd.DataFrame:
         """One row per applied update, in order.
 
-        Columns: `update`, its number 0, 1, ..., each once; `worker`, who computed the gradient, or
-        -1 for a mean of several; `sequence`, that worker's own number of the gradient;
+        Columns: `update`, its number 0, 1, ..., each once; `worker` that computed the gradient, or
+        -1 for a mean of several; `sequence`, the number of the gradient among those of its worker;
         `read_version`, updates applied before its snapshot was read; `staleness` = `update` -
         `read_version`; `batch_size`, in samples; `compute_seconds`, from snapshot received to
         gradient ready; `applied_seconds`, since the start of the run; `gradient_norm`, Euclidean.
@@ -71,7 +69,7 @@ class Run:
 
     @cached_property
     def members(self) -> pd.DataFrame:
-        """One row per gradient of the updates that are means; columns as in the trace."""
+        """One row per gradient of each update by a mean; columns as in the trace."""
         members = self._table(MEMBERS)
         self._refuse(MEMBERS, member_defect(_columns_of(members)))
         return members
@@ -80,11 +78,11 @@ class Run:
     def loss(self) -> pd.DataFrame:
         """One row per loss evaluation.
 
-        Columns: `update`, how many were applied; `seconds` since the start of the run, when they
-        were; `loss`, f at the parameters of that moment. Losses may be missing that the event
-        `loss_damaged` tells of; others are an error.
+        Columns: `update`, the number of applied updates; `seconds` from the start of the run to
+        the last of them; `loss`, f at the parameters after them. Missing losses are an error,
+        except those reported by the event `loss_damaged`.
         """
-        # First: of a run that finishes meanwhile, the losses would seem to end too early.
+        # Read the state first: a run that finishes in between would seem to miss losses.
         reached = self.recorded_updates if self.state == "finished" else None
         loss = self._table(LOSS)
         self._refuse(LOSS, loss_defect(_columns_of(loss)))
@@ -95,7 +93,7 @@ class Run:
 
     @cached_property
     def recorded_updates(self) -> int:
-        """How many updates are in the trace, which is not read for it."""
+        """Number of updates in the trace, without reading all of it."""
         count = 0
         for part in self.parts(TRACE):
             if first_update(part.path) != count:
@@ -105,7 +103,7 @@ class Run:
 
     @cached_property
     def outline(self) -> Outline:
-        """Sums over the trace, read part by part.
+        """Summary statistics of the trace, read part by part.
 
         Raises
         ------
@@ -115,13 +113,13 @@ class Run:
         return outline(self.parts(TRACE), self.recorded_updates)
 
     def parts(self, table: str) -> Iterator[Table]:
-        """Open the parts of a table one after another, for whoever needs few of its columns."""
+        """Open the parts of a table one after another, to read only a few columns."""
         for path in parts_of(self.path / table):
             with Table(path, TABLES[table], most_rows(self.config, table)) as part:
                 yield part
 
     def last_row(self, table: str) -> dict[str, Any] | None:
-        """Return the last row of a table, None if there is none; no more is read for it."""
+        """Return the last row of a table, None if it is empty; reads only the last part."""
         paths = parts_of(self.path / table)
         if not paths:
             return None
@@ -130,7 +128,7 @@ class Run:
 
     @cached_property
     def events(self) -> list[dict[str, Any]]:
-        """The events in order; torn lines are left out."""
+        """The events in order; torn lines are skipped."""
         return read_events(self.path / "events.jsonl")
 
     @cached_property
@@ -140,18 +138,18 @@ class Run:
 
     @property
     def state(self) -> str:
-        """Return "finished", "interrupted", "failed" or, when none was recorded, "unfinished"."""
+        """Return "finished", "interrupted", "failed", or "unfinished" if no end was recorded."""
         return _ENDS.get(str(self._end.get("event")), "unfinished")
 
     @property
     def failure(self) -> str | None:
-        """Return why the run failed; None where it did not, or did not say why."""
+        """Return the recorded reason of a failure, else None."""
         reason = self._end.get("reason") if self.state == "failed" else None
         return None if reason is None else str(reason)
 
     @property
     def _end(self) -> dict[str, Any]:
-        """The latest event that says how the run stands."""
+        """The latest event that changed the state."""
         ends = (event for event in reversed(self.events) if event.get("event") in _ENDS)
         return next(ends, {})
 
@@ -197,8 +195,8 @@ def read_run(path: str | Path) -> Run:
     Raises
     ------
     InputError
-        There is no run at `path`, or several: repeats of one, see `asgd.rundir.repeats`; or it
-        leads out of its directory.
+        There is no run at `path`, it holds the repeats of a run (see `asgd.rundir.repeats`), or
+        it contains links.
     """
     path = Path(path)
     if not (path / "config.json").is_file():
@@ -213,11 +211,11 @@ def read_run(path: str | Path) -> Run:
 
 
 def standing(run: Run) -> tuple[str, str]:
-    """Return the state of a run, and what is behind it in words.
+    """Return the state of a run and a description of it.
 
-    "finished", "interrupted" and "failed" are what the run recorded of its end, "running" has
-    lately given a sign of life, "stopped" never said so but its process is gone, and "unknown"
-    has given none for long, from a host that cannot be looked into.
+    "finished", "interrupted" and "failed" are recorded by the run. Otherwise the state is "running"
+    if the process is alive, "stopped" if it is gone, and "unknown" if it ran on another host and
+    its heartbeat has stopped.
     """
     recorded, sign = run.state, look_for_life(run.path)
     alive = sign is not None and sign.presence in ("here", "elsewhere")
@@ -244,9 +242,8 @@ def summary(run: Run) -> dict[str, Any]:
     """Return the state and the headline numbers of a run as JSON values.
 
     Keys: `run`, `state` and `detail` (see `standing`), `problem`, `workers`, `updates` (applied so
-    far), `of` (updates asked for), `updates_per_second`, `mean_staleness`, `loss` (evaluated last)
-    and `grade`, how well the geometric law holds according to the stored profile; None where
-    unknown.
+    far), `of` (configured updates), `updates_per_second`, `mean_staleness`, `loss` (last evaluated)
+    and `grade`, the fit of the geometric law in the stored profile; None if unknown.
     """
     config, found, loss = run.config, run.outline, run.last_row(LOSS)
     problem = config.problem
@@ -267,7 +264,7 @@ def summary(run: Run) -> dict[str, Any]:
 
 
 def in_a_line(run: Run) -> str:
-    """Return the headline of a run in words; of one that cannot be read, why."""
+    """Return the headline numbers of a run in one line, or the reason why it cannot be read."""
     try:
         facts = summary(run)
     except AsgdError as error:
@@ -283,13 +280,13 @@ def in_a_line(run: Run) -> str:
 
 
 def _workers(run: Run) -> int:
-    """Return how many workers a run has since the last change of their number."""
+    """Return the number of workers after the last resize."""
     changes = [event for event in run.events if event.get("event") == "workers_changed"]
     return int(changes[-1]["after"]) if changes else run.config.cluster.workers
 
 
 def _grade(run: Run) -> str | None:
-    """Return the grade in the stored profile, None where there is none that can be read."""
+    """Return the grade in the stored profile, None without a readable profile."""
     try:
         grade = read_json(run.path / "profile.json").get("grade")
     except InputError:

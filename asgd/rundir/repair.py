@@ -1,4 +1,4 @@
-"""Finds what a run has on record, and cuts its directory back to it before the run continues."""
+"""Finds the last complete update on record and truncates the tables before a run resumes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from asgd.rundir.writer import RunWriter
 
 
 def recorded_updates(path: Path) -> int:
-    """Return how many updates are on record, members included, without a gap from the first."""
+    """Return the number of updates on record, with their members, before the first gap."""
     config = _config(path)
     count, shared = 0, [np.empty(0, np.int64)]
     for part in parts_of(path / TRACE):
@@ -42,9 +42,9 @@ def recorded_updates(path: Path) -> int:
 
 
 def recorded_losses(path: Path) -> list[tuple[int, float, float]]:
-    """Return the first and the last loss on record, none if there is none: `LOSS_COLUMNS`.
+    """Return the first and the last recorded loss as `LOSS_COLUMNS`, or nothing.
 
-    Only two parts are read: a long run has very many.
+    Only two parts are read, because a long run has many.
     """
     config, parts = _config(path), parts_of(path / LOSS)
     ends = [(parts[0], 0), (parts[-1], -1)] if parts else []
@@ -57,13 +57,13 @@ def recorded_losses(path: Path) -> list[tuple[int, float, float]]:
 
 
 def cut_back(path: Path, updates: int) -> None:
-    """Cut trace, members and loss back to what they were after so many updates.
+    """Truncate trace, members and loss after `updates` updates.
 
-    -1 leaves nothing, not even the loss of x_0. These updates must be on record, see
-    `recorded_updates`. An interrupted cut is completed by repeating it. Losses that cannot be read
-    are set aside; the event `loss_damaged` names them, and those that are missing.
+    -1 removes everything, including the loss at x_0. The updates must be on record, see
+    `recorded_updates`. After an interruption, call it again to complete the cut. Unreadable losses
+    are set aside; the event `loss_damaged` lists them and the missing ones.
     """
-    # Other temporary files may belong to a process that is at work on them.
+    # Another process may be using other temporary files.
     for pattern in ("trace/*.tmp", "members/*.tmp", f"{LOSS}/*.tmp", "checkpoints/*.tmp"):
         for torn in path.glob(pattern):
             torn.unlink(missing_ok=True)
@@ -81,7 +81,7 @@ def cut_back(path: Path, updates: int) -> None:
 
 
 def _updates_with_members(path: Path, config: RunConfig) -> npt.NDArray[np.int64]:
-    """Return the updates whose members are on record."""
+    """Return the updates with recorded members."""
     known = [np.empty(0, np.int64)]
     for part in parts_of(path / MEMBERS):
         try:
@@ -118,7 +118,7 @@ def _cut_part(writer: RunWriter, config: RunConfig, part: Path, table: str, end:
     rows = int(np.searchsorted(columns["update"], end))
     if rows < len(columns["update"]):
         kept = {name: column[:rows] for name, column in columns.items()}
-        # The whole part was on the disk under this name, so its replacement must be, too.
+        # The old part was on the disk, so its replacement must be flushed too.
         writer.write_part(part, kept, table, flush=True)
 
 

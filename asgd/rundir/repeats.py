@@ -1,4 +1,4 @@
-"""Repeats of one run under other seeds, stored together.
+"""Repeats of a run with different seeds, stored in one directory.
 
 config.json                   the configuration of all, `run.repeats` included
 repeat-000, repeat-001, ...   a complete run directory each, of seed, seed + 1, ...
@@ -30,14 +30,14 @@ def run_repeats(
     out: str | Path | None,
     run_one: Callable[[RunConfig, Path], object],
 ) -> Path:
-    """Run a configuration as often as `run.repeats` says and return the directory.
+    """Run a configuration `run.repeats` times and return the directory.
 
     Parameters
     ----------
     config
-        The run. Without repeats `run_one` is called once, for `out` itself.
+        The run. Without repeats, `run_one` is called once with `out`.
     out
-        The directory, which must not hold anything yet; default
+        The directory, which must be empty or missing; default
         `runs/<kind of problem>-<date>-<time>`.
     run_one
         Makes one run directory.
@@ -65,28 +65,28 @@ def run_repeats(
 def unfinished_repeats(
     path: str | Path, *, force: bool = False
 ) -> Iterator[list[tuple[Path, RunConfig | None]]]:
-    """Provide the repeats of an experiment of real runs that are missing or were cut short.
+    """Yield the missing and unfinished repeats of an experiment of real runs.
 
-    In the block, no other process makes or completes them.
+    The block holds the experiment's lock, so no other process works on the repeats.
 
     Parameters
     ----------
     path
-        The experiment; of a single run, it is the run itself that is returned.
+        The experiment, or a single run, which is then yielded itself.
     force
-        Make repeats also where the problem is not that of those there are.
+        Continue even if the problem has changed.
 
     Yields
     ------
     list
-        The directory of each and, where it is to be made anew, its configuration. What a repeat
-        left that was cut short before its first update on record is removed.
+        The directory of each repeat, and its configuration if the repeat must start over. The
+        files of a repeat that ended before its first recorded update are removed.
 
     Raises
     ------
     InputError
-        There is nothing to complete at `path`, another process is making it, something else is in
-        a repeat's place, or the problem has changed.
+        There is nothing to complete at `path`, another process works on it, something else is in
+        the place of a repeat, or the problem has changed.
     """
     path = Path(path)
     config = _experiment(path)
@@ -124,7 +124,7 @@ def _unfinished(config: RunConfig, path: Path) -> list[tuple[Path, RunConfig | N
 def _check_problem(
     config: RunConfig, path: Path, found: list[tuple[Path, RunConfig | None]], force: bool
 ) -> None:
-    """Check that repeats to be made anew will be of the same problem as those that are there."""
+    """Check that new repeats will have the same problem as the existing ones."""
     new = {directory for directory, anew in found if anew is not None}
     there = [directory for _, directory in _repeats(config, path) if directory not in new]
     if new and there:
@@ -134,12 +134,12 @@ def _check_problem(
 
 
 def _check_no_loss(config: RunConfig, directory: Path) -> None:
-    """Check that a directory, if there is one, may be removed for a repeat to be made there.
+    """Check that the directory of a repeat is missing or may be removed.
 
     Raises
     ------
     InputError
-        It is no such repeat, or one that is being made.
+        It is not such a repeat, or the repeat is running.
     """
     if not os.path.lexists(directory):
         return
@@ -150,7 +150,7 @@ def _check_no_loss(config: RunConfig, directory: Path) -> None:
         raise InputError(f"{directory}: is being made by process {life.pid} of {life.host}")
     if (directory / "config.json").is_file():
         ours = load_config(directory / "config.json") == config
-    else:  # what is made before the configuration
+    else:  # files created before the configuration
         ours = {file.name for file in directory.iterdir()} <= {"trace", ".config.json.tmp"}
     if not ours:
         raise _is_no_repeat(directory)
@@ -162,14 +162,14 @@ def _is_no_repeat(directory: Path) -> InputError:
 
 @contextmanager
 def _only_maker(path: Path) -> Iterator[None]:
-    """Keep every other process from making or completing an experiment.
+    """Lock an experiment during the block.
 
-    The file stays: another process may have it open already to lock it next.
+    The lock file is not removed, because another process may already be waiting for it.
 
     Raises
     ------
     InputError
-        One is at work there.
+        Another process holds the lock.
     """
     with ExitStack() as stack:
         try:
@@ -184,12 +184,12 @@ def _only_maker(path: Path) -> Iterator[None]:
 
 
 def as_run(run: Run | str | Path) -> Run:
-    """Return a run as it is, or the one in a directory.
+    """Return a run unchanged, or open the run in a directory.
 
     Raises
     ------
     InputError
-        It is neither.
+        The argument is not a run, or there is no run in the directory.
     """
     if isinstance(run, str | Path):
         return read_run(run)
@@ -217,7 +217,7 @@ def read_runs(path: str | Path) -> list[Run]:
 
 
 def _experiment(path: Path) -> RunConfig | None:
-    """Return the configuration of an experiment, None if there is none at `path`."""
+    """Return the configuration of an experiment, None if `path` is not one."""
     if not (path / "config.json").is_file():
         return None
     config = load_config(path / "config.json")

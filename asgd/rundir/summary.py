@@ -1,4 +1,4 @@
-"""Runs on disk at a glance: their state, headline numbers, and tables of these."""
+"""Summaries of runs on disk: state and headline numbers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from asgd.rundir.reader import Run, read_run, summary
 
 
 def find_runs(directory: str | Path) -> list[Path]:
-    """Return the run directories in a directory, repeats of one among them, by name.
+    """Return the run directories in a directory, including repeats, sorted by name.
 
     Raises
     ------
@@ -26,11 +26,10 @@ def find_runs(directory: str | Path) -> list[Path]:
 
 
 def status(run: Run) -> dict[str, Any]:
-    """Return `summary` and more of one run: recent staleness, workers, events.
+    """Return the `summary` of a run with more details.
 
-    Keys beside those of `summary`: `recent_staleness` (the last tenth of the updates),
-    `seconds`, `by_worker` (updates of each worker), `losses`, and `events` out of
-    the ordinary, in words.
+    Additional keys: `recent_staleness` (over the last tenth of the updates), `seconds`, `by_worker`
+    (updates of each worker), `losses`, and `events` (incidents, in words).
     """
     found = run.outline
     return {
@@ -44,7 +43,7 @@ def status(run: Run) -> dict[str, Any]:
 
 
 def list_runs(directory: str | Path) -> list[dict[str, Any]]:
-    """Return the summary of each run in a directory; of one that cannot be read, why."""
+    """Return the summary of each run in a directory, or the reason why it cannot be read."""
     rows = []
     for path in find_runs(directory):
         try:

@@ -1,15 +1,14 @@
-"""Tables on file: Parquet with digests, so that damage to any byte is noticed.
+"""Parquet files with digests that detect damage to any byte.
 
-The footer of a file holds two digests, SHA-256 in hexadecimal: `asgd.pages` is that of everything
-before the footer, `asgd.footer` that of the footer and what follows it, with zeros in the digest's
-own place. As the digests are part of the file, it is never on the disk without them. Any reader of
-Parquet reads it.
+The footer of a file contains two SHA-256 digests in hexadecimal: `asgd.pages` covers everything
+before the footer; `asgd.footer` covers the rest of the file, with zeros in place of itself. The
+files are valid Parquet for any reader.
 
-Reading a whole file compares both digests. Reading a few columns compares that of the footer, and
-the checksums of the pages read.
+Reading a whole file checks both digests. Reading a few columns checks the digest of the footer and
+the checksums of the pages.
 
-Arrow's threads may outlive a call and free memory while the interpreter ends. Freeing memory of
-Python would abort the process, so they read from buffers that Arrow allocated.
+Arrow's threads may outlive a call and free memory while the interpreter exits. Freeing Python's
+memory then would abort the process, so they read from buffers allocated by Arrow.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ _LONGEST_FOOTER = 1_000_000
 
 
 class DamagedTableError(InputError):
-    """A file is not the table that was written, or one that does not belong there."""
+    """A table file is damaged, or is a different table."""
 
 
 def write_table(
@@ -53,7 +52,7 @@ def write_table(
     *,
     flush: bool = False,
 ) -> None:
-    """Write equally long columns; for those that are not `repetitive` a dictionary costs time.
+    """Write columns of equal length; only `repetitive` ones get a dictionary, which costs time.
 
     `flush` is as in `replace_file`.
     """
@@ -88,9 +87,9 @@ def read_table(path: Path, types: Types, most_rows: int) -> Columns:
     path
         The file.
     types
-        Of its columns, in order.
+        Its columns and their types, in order.
     most_rows
-        How many rows it may have.
+        Largest accepted number of rows.
 
     Returns
     -------
@@ -100,26 +99,26 @@ def read_table(path: Path, types: Types, most_rows: int) -> Columns:
     Raises
     ------
     DamagedTableError
-        It cannot be read, is not what was written, or not such a table.
+        It cannot be read, is damaged, or has other columns or too many rows.
     """
     with _explained(path):
         return _columns(_opened(_whole(path), types, most_rows), list(types), types)
 
 
 def check_digests(path: Path) -> None:
-    """Check that a table is what was written, whatever its columns.
+    """Check the digests of a table, whatever its columns.
 
     Raises
     ------
     DamagedTableError
-        It cannot be read, or is something else.
+        It cannot be read or is damaged.
     """
     with _explained(path):
         _whole(path)
 
 
 class Table:
-    """A table of which a few columns are read, and nothing else.
+    """A table for reading a few columns without the others.
 
     Parameters
     ----------
@@ -131,7 +130,7 @@ class Table:
     path
         The file.
     rows
-        How many there are.
+        Number of rows.
 
     Raises
     ------
@@ -144,7 +143,7 @@ class Table:
 
         self.path, self._types = path, types
         with _explained(path):
-            source = pa.OSFile(os.fsencode(path))  # a name of text would have to be UTF-8
+            source = pa.OSFile(os.fsencode(path))  # bytes, as a str would have to be UTF-8
             _checked_footer(source)
             self._file = _opened(source, types, most_rows)
         self.rows: int = self._file.metadata.num_rows
@@ -162,7 +161,7 @@ class Table:
 
 
 def _whole(path: Path) -> pa.NativeFile:
-    """Return the content of a file, whose digests fit it."""
+    """Return the content of a file after checking its digests."""
     import pyarrow as pa
 
     with path.open("rb", buffering=0) as file:
@@ -198,7 +197,7 @@ def _sealed(content: bytearray) -> bytes:
 
 
 def _place(footer: bytes, name: str) -> int:
-    """Return where in a footer a digest is: after its name, two bytes that say text, 64 long."""
+    """Return the offset of a digest in a footer: its name, two bytes (text, length 64), digest."""
     key = name.encode() + b"\x18\x40"
     place = footer.find(key)
     if place < 0:
@@ -207,7 +206,7 @@ def _place(footer: bytes, name: str) -> int:
 
 
 def _checked_footer(source: pa.NativeFile) -> tuple[int, bytes]:
-    """Return where the footer begins and the digest of the pages before it."""
+    """Check the footer; return its offset and the digest of the pages before it."""
     size, tail = source.size(), len(_END) + _LENGTH_BYTES
     end = source.read_at(tail, size - tail) if size > tail else b""
     length = int.from_bytes(end[:_LENGTH_BYTES], "little")
@@ -245,7 +244,7 @@ def _columns(file: pq.ParquetFile, names: list[str], types: Types) -> Columns:
 
 @contextmanager
 def _explained(path: Path) -> Iterator[None]:
-    """Say of a file that cannot be read which one it is, and why."""
+    """Turn read errors into DamagedTableError with the path and the reason."""
     import pyarrow as pa
 
     try:

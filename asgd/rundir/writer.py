@@ -38,7 +38,7 @@ class RunWriter:
         Raises
         ------
         InputError
-            The directory cannot be written, or holds something already.
+            The directory cannot be written or is not empty.
         """
         path = Path(path)
         make_directory(path)
@@ -50,7 +50,7 @@ class RunWriter:
                 "environment.json": f"{json.dumps(_environment(), indent=2)}\n".encode(),
             }
             for name, content in files.items():
-                # On the disk: a checkpoint is worth nothing without them.
+                # Flushed to the disk, because checkpoints cannot be used without them.
                 replace_file(path / name, content, flush=True)
             digests = {name: sha256(content).hexdigest() for name, content in files.items()}
             writer.event("start", sha256=digests)
@@ -60,21 +60,21 @@ class RunWriter:
         return writer
 
     def trace(self, columns: Mapping[str, Sequence[Any] | np.ndarray[Any, Any]]) -> None:
-        """Write one part of the trace: equally long `TRACE_COLUMNS`, in order of `update`."""
+        """Write one part of the trace: `TRACE_COLUMNS` of equal length, ordered by `update`."""
         self._part(TRACE, columns)
 
     def members(self, columns: Mapping[str, Sequence[Any] | np.ndarray[Any, Any]]) -> None:
-        """Write one part of the members: equally long `MEMBER_COLUMNS`, in order of `update`."""
+        """Write one part of the members: `MEMBER_COLUMNS` of equal length, ordered by `update`."""
         self._part(MEMBERS, columns)
 
     def loss(self, columns: Mapping[str, Sequence[Any] | np.ndarray[Any, Any]]) -> None:
-        """Write one part of the losses: equally long `LOSS_COLUMNS`, in order of `update`."""
+        """Write one part of the losses: `LOSS_COLUMNS` of equal length, ordered by `update`."""
         self._part(LOSS, columns)
 
     def write_part(
         self, path: Path, columns: Mapping[str, Any], table: str, *, flush: bool = False
     ) -> None:
-        """Write a part of a table; `flush` brings it to the disk before it is renamed."""
+        """Write a part of a table; `flush` as in `replace_file`."""
         write_table(path, columns, TABLES[table], _REPETITIVE, flush=flush)
         self._unsynced.add(path)
 
@@ -84,16 +84,16 @@ class RunWriter:
         with (self.path / "events.jsonl").open("ab+") as file:
             if file.seek(0, os.SEEK_END):
                 file.seek(-1, os.SEEK_END)
-                if file.read(1) != b"\n":  # torn: it must not take this one with it
+                if file.read(1) != b"\n":  # end a torn line, so that this event is readable
                     line = "\n" + line
             file.write(line.encode())
 
     def note_change(self, path: Path) -> None:
-        """Have the next `sync` flush the directory of a file that was renamed or removed."""
+        """Note a renamed or removed file; the next `sync` flushes its directory."""
         self._unsynced.add(path)
 
     def sync(self) -> None:
-        """Flush what was written since the last call to the disk."""
+        """Flush everything written since the last call to the disk."""
         changed = self._unsynced | {self.path / "events.jsonl"}
         files = {path for path in changed if path.exists()}
         for path in files | {path.parent for path in changed}:
@@ -112,7 +112,7 @@ class RunWriter:
 
 
 def default_path(config: RunConfig, name: str | None = None) -> Path:
-    """Return a new directory under runs/, named after the problem, or as given, and the time."""
+    """Return a new path under runs/ from `name`, by default the kind of problem, and the time."""
     name = name or config.problem.kind.replace(":", "-")
     return Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
 
