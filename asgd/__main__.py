@@ -293,9 +293,9 @@ def report(
 ) -> None:
     """Write one HTML report on RUNS.
 
-    A self-contained file; several runs are compared.
+    The file is self-contained and compares several runs.
 
-    Predicts first where no prediction is stored.
+    Runs without a stored prediction are predicted first.
 
     \b
     asgd report runs/digits -o digits.html

@@ -6,9 +6,9 @@ from asgd.config import RunConfig
 from asgd.errors import DivergedError
 from asgd.schedules import learning_rate_schedule
 
-DIVERGED = "the run diverged"  # how every message begins
+DIVERGED = "the run diverged"  # start of every message
 
-NOT_FINITE = "not finite"  # what is wrong with such a gradient
+NOT_FINITE = "not finite"  # defect of a gradient with nan or inf
 
 
 def remedy(update: int) -> str:

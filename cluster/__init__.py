@@ -1,8 +1,8 @@
-"""Real runs on Ray: a parameter server, its workers and their record.
+"""Real runs on Ray: a parameter server, workers and a recorder.
 
     path = cluster.run(asgd.load_config("run.toml"))
 
-Ray takes half a second to import: only who launches a run pays for it.
+Ray takes half a second to import, so it is imported only when a run is launched.
 """
 
 from __future__ import annotations

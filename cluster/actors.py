@@ -1,4 +1,4 @@
-"""The Ray actors: thin shells that run a plain object in a process of its own."""
+"""The Ray actors: thin wrappers that run a plain object in its own process."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ from cluster.transport import EncodedReply, Waiting, connect, decode
 Actor = Any  # a Ray handle; Ray's own type does not know that its methods have `.remote`
 
 _SECONDS_PER_RECORD = 1.0
-_SECONDS_PER_CHECKPOINT = 0.25  # at least; only the newest of these is saved
-_SECONDS_WITH_SOCKETS = 0.01  # at a time; actor calls wait meanwhile
+_SECONDS_PER_CHECKPOINT = 0.25  # shortest interval; the newest of several checkpoints is saved
+_SECONDS_WITH_SOCKETS = 0.01  # longest time on sockets while actor calls wait
 _SECONDS_WITHOUT_SWEEP = 1.0
 
 
@@ -62,9 +62,9 @@ class UserError:
     Attributes
     ----------
     message
-        Of an exception in the problem's code: what and where.
+        Type, text and location of the exception.
     in_code
-        Whether it was one.
+        Whether the problem's code raised it.
     """
 
     message: str
@@ -72,7 +72,7 @@ class UserError:
 
     @classmethod
     def describe(cls, error: BaseException) -> UserError:
-        """Put an exception into one line, with the innermost place in the user's own code."""
+        """Describe an exception in one line, with its innermost location in the user's code."""
         frames = traceback.extract_tb(error.__traceback__)
         root = str(Path(__file__).parents[1])
         inner = tuple(f"{root}/{name}/" for name in ("asgd", "cluster"))
@@ -119,7 +119,7 @@ class ServerActor:
         self._last_record = time.monotonic()
 
     async def endpoint(self) -> tuple[Endpoint, str]:
-        """Return where the data plane is, which the first call opens, and this node."""
+        """Return the endpoint of the data plane, opened by the first call, and this node's id."""
         if self._sockets is None:
             host: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
             self._sockets = SocketServer(self._server, host, self._dtype)
@@ -127,7 +127,7 @@ class ServerActor:
         return self._sockets.endpoint, ray.get_runtime_context().get_node_id()
 
     async def join(self, worker: int) -> EncodedReply:
-        """Answer with the worker's first snapshot."""
+        """Return the worker's first snapshot."""
         answer = self._waiting.expect(worker)
         self._server.note_joined(worker, "ray")
         self._send(self._server.join(worker, time.monotonic()))
@@ -143,7 +143,7 @@ class ServerActor:
         shape: tuple[int, ...],
         compute_seconds: float,
     ) -> EncodedReply:
-        """Take a gradient; answer with the worker's next snapshot."""
+        """Take a gradient; return the worker's next snapshot."""
         answer = self._waiting.expect(worker)
         value = decode(data, self._dtype).reshape(shape)
         gradient = Gradient(worker, sequence, read_version, epoch, value, compute_seconds)
@@ -152,15 +152,15 @@ class ServerActor:
         return await answer
 
     async def admit(self, worker: int) -> None:
-        """Let a worker join that has been added."""
+        """Allow an added worker to join."""
         self._server.admit(worker)
 
     async def leave(self, worker: int) -> None:
-        """Go on without a worker."""
+        """Remove a worker."""
         self._send(self._server.leave(worker, time.monotonic()))
 
     async def retire(self, worker: int) -> None:
-        """Part with a worker after the gradient it owes."""
+        """Remove a worker after its pending gradient."""
         self._send(self._server.retire(worker, time.monotonic()))
 
     async def stop(self, reason: str) -> None:
@@ -169,23 +169,23 @@ class ServerActor:
         self._stopped.set()
 
     async def status(self) -> Status:
-        """Return how the run stands; hand over what waits for the recorder."""
+        """Return the status of the run; hand pending records to the recorder."""
         now = time.monotonic()
         if now - self._last_record >= _SECONDS_PER_RECORD:
             self._hand_over_if_room()
         return self._server.status(now)
 
     async def stopped(self) -> None:
-        """Return when the server wants no more gradients."""
+        """Return when the server has stopped."""
         await self._stopped.wait()
 
     async def flush(self) -> None:
-        """Return when everything that happened so far is on disk."""
+        """Return when everything so far is on disk."""
         self._hand_over()
         await asyncio.gather(*self._written)
 
     async def _serve(self, sockets: SocketServer) -> None:
-        """Serve the data plane whenever something arrives there; sleep meanwhile."""
+        """Serve the data plane when messages arrive; sleep otherwise."""
         arrived = asyncio.Event()
         asyncio.get_running_loop().add_reader(sockets.fileno(), arrived.set)
         try:
@@ -234,7 +234,7 @@ class ServerActor:
         self._written.add(written)
 
     async def _follow(self, call: ray.ObjectRef[float], record: Record) -> None:
-        """Wait for a record to be written, then hand over what had to wait for it."""
+        """Wait until a record is written, then hand over pending records."""
         seconds = await call  # the launcher also notices a dead recorder
         self._backlog.remove(len(record.evaluations), seconds)
         self._server.ledger.most_evaluations = self._backlog.most_evaluations
@@ -245,11 +245,11 @@ class ServerActor:
 
 
 class WorkerActor:
-    """A worker in its process."""
+    """A worker in its own process."""
 
     def run(self, config: RunConfig, worker: int, server: Actor) -> UserError | None:
-        """Work until the server says stop; returns what went wrong, if anything did."""
-        # A worker that wakes up then does not preempt one that is computing.
+        """Work until the server says stop; return the error, if there was one."""
+        # SCHED_BATCH: a worker that wakes up does not preempt one that is computing.
         with contextlib.suppress(OSError):  # not permitted on every system
             os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
         try:
@@ -262,9 +262,9 @@ class WorkerActor:
 
 
 class RecorderActor:
-    """The recorder in its process; after the first error it writes nothing more.
+    """The recorder in its own process.
 
-    A later record would leave a gap.
+    After the first error it writes nothing, because later records would leave a gap.
     """
 
     def __init__(self, config: RunConfig, path: str, epoch: int, umask: int) -> None:
@@ -289,7 +289,7 @@ class RecorderActor:
         known = recorded_updates(self._path)
         with Lease(self._path / CHECKPOINTS).held(self._epoch):
             metrics = Metrics.open(wanted, self._path, self._epoch, known)
-            if wanted.prometheus:  # null: this Ray, which is not ours, shows no page
+            if wanted.prometheus:  # the page is null if a Ray started by others has none
                 RunWriter(self._path).event("metrics", url=metrics_page())
         self._recorder = Recorder(self._path, problem, self._epoch, metrics)
 
@@ -308,7 +308,7 @@ class RecorderActor:
         return None
 
     def latest(self) -> Losses:
-        """Return what is known of the loss, and the first error."""
+        """Return the first and latest loss, and the first error."""
         if self._recorder is None:
             return Losses(error=self._error)
         first, (update, latest) = self._recorder.first_loss, self._recorder.latest_loss

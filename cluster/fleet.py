@@ -1,4 +1,4 @@
-"""The actors of one run: starts, watches, restarts and resizes them."""
+"""Starts, watches, restarts and resizes the actors of one run."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ from cluster.storage.recovery import restore
 from cluster.team import Request, Team
 
 _DRAIN_SECONDS = 10.0
-_SERVER_DEATHS = 5  # in a row without a checkpoint in between
+_SERVER_DEATHS = 5  # in a row, without a new checkpoint
 _SECONDS_TO_START = 60.0
-_LONG_COMPUTE_TIME = 20.0  # means: an exponential time is longer once in 5e8 gradients
+_LONG_COMPUTE_TIME = 20.0  # in means; an exponential time is longer once in 5e8 gradients
 _UNKNOWN = WorkerStatus(present=False, received=0, computing=0.0)
 
 
 def _start(kind: type, *arguments: Any, **options: Any) -> Actor:
-    """Start an actor that reserves no core: any number of workers fits on any machine."""
+    """Start an actor that reserves no core, so that any number of workers fits on a machine."""
     return ray.remote(kind).options(num_cpus=0, **options).remote(*arguments)
 
 
@@ -52,7 +52,7 @@ class Fleet:
     writer
         Of the run directory.
     resumed
-        Whether to continue from its newest good checkpoint, with its latest workers.
+        Continue from the newest good checkpoint, with the latest workers.
     """
 
     def __init__(self, config: RunConfig, initial: Array, writer: RunWriter, resumed: bool) -> None:
@@ -156,7 +156,7 @@ class Fleet:
             self.server.leave.remote(worker)
 
     def resize(self, request: Request) -> None:
-        """Resize as requested, and answer by an event."""
+        """Resize as requested, and answer with an event."""
         try:
             if request.workers is None:
                 raise InputError("the request cannot be understood")
@@ -181,7 +181,7 @@ class Fleet:
             answer(self.server.retire.remote(worker))
 
     def _dismiss_others(self) -> None:
-        """Retire on a new server the configured workers that the run no longer has."""
+        """Tell a new server to retire the configured workers that were removed earlier."""
         for worker in set(range(self.config.cluster.workers)).difference(self.team.members):
             self.server.retire.remote(worker)
 
@@ -199,7 +199,7 @@ class Fleet:
         self.running[task] = worker
 
     def replace_failed(self, ready: list[ray.ObjectRef[Any]], status: Status) -> None:
-        """Replace workers that ended or hang, and start those whose delay is over.
+        """Replace workers that have exited or hang, and start workers whose delay is over.
 
         Raises
         ------
@@ -259,7 +259,7 @@ class Fleet:
 
 
 def _failure(task: ray.ObjectRef[Any]) -> UserError | None:
-    """Return why the work of a worker ended, None if it was told to stop."""
+    """Return the error of a worker, None if the server told it to stop."""
     try:
         error: UserError | None = ray.get(task)
     except RayError as lost:

@@ -1,4 +1,4 @@
-"""From a configuration to a run directory: start, watch, always shut down."""
+"""Launches runs: starts Ray and the actors, watches them, and always shuts down."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def run(
     Parameters
     ----------
     config
-        The run. With `run.repeats` the directory holds a run for each repeat, see
-        `asgd.rundir.repeats`; all of them share one Ray.
+        The run. With `run.repeats` the directory contains a run per repeat, see
+        `asgd.rundir.repeats`; all repeats share one Ray.
     out
         The run directory, which must be empty or not exist; default
         `runs/<kind of problem>-<date>-<time>`.
@@ -68,7 +68,7 @@ def run(
     RunFailedError
         The run ended early; its directory is readable.
     KeyboardInterrupt
-        Ctrl-C; the directory is readable and says so.
+        Ctrl-C; the directory is readable and records the interrupt.
     """
     config = as_config(config)
     launcher = _Launcher(address, observe or (lambda _: nullcontext(progress)))
@@ -84,13 +84,13 @@ def resume(
     force: bool = False,
     observe: Observe | None = None,
 ) -> Path:
-    """Continue a run that was cut short, from its newest good checkpoint.
+    """Continue an unfinished run from its newest good checkpoint.
 
     Parameters
     ----------
     path
-        The run directory; its configuration is used. Where it holds repeats, those that are
-        missing are made and those that were cut short are continued.
+        The run directory, with its configuration. If it contains repeats, missing ones are started
+        and unfinished ones are continued.
     address, progress, observe
         As for `run`.
     force
@@ -99,7 +99,7 @@ def resume(
     Raises
     ------
     InputError
-        There is no such run, it is finished or still running, or its problem has changed.
+        There is no such run, it has finished or is still running, or its problem has changed.
     RunFailedError, KeyboardInterrupt
         As for `run`.
     """
@@ -118,7 +118,7 @@ def resume(
 
 @dataclass(frozen=True)
 class _Launcher:
-    """Starts and continues single runs on the Ray at an address, each before its own observer."""
+    """Starts and continues single runs on the Ray at an address, each with its own observer."""
 
     address: str | None
     observe: Observe
@@ -128,7 +128,7 @@ class _Launcher:
         return self._ray(config, self._checked_problem(config))
 
     def start(self, config: RunConfig, path: Path) -> None:
-        """Make a run."""
+        """Start a run."""
         problem = self._checked_problem(config)
         record = ProblemRecord.of(problem, config.run.seed)
         writer = RunWriter.create(path, config)
@@ -146,18 +146,18 @@ class _Launcher:
         check_problem(found, problem, "resume", force=force)
         with only_launcher(path / CHECKPOINTS):
             for _ in take_requests(path):
-                pass  # from before the run was cut short: nobody waits for an answer any more
+                pass  # the requester of an old request no longer waits for an answer
             self._launch(found.config, problem, RunWriter(path))
 
     def _checked_problem(self, config: RunConfig) -> Problem:
-        """Refuse unusable input before anything is made, and return the problem."""
+        """Check the input before anything is created, and return the problem."""
         check_metrics(config.metrics)
         problem = make_problem(config)
         check_address(self.address)
         return problem
 
     def _ray(self, config: RunConfig, problem: Problem) -> AbstractContextManager[None]:
-        # Room for every worker's snapshot and gradient, and for records on their way.
+        # Space for every worker's snapshot and gradient, and for records in flight.
         vectors = 4 * (config.cluster.workers + 8)
         store = 100_000_000 + vectors * 8 * problem.dim
         return ray_session(self.address, store, config.metrics.page)
@@ -169,16 +169,16 @@ class _Launcher:
         writer: RunWriter,
         record: ProblemRecord | None = None,
     ) -> None:
-        """Make the updates of a run; a new one has a `record` of its problem to write."""
+        """Run until the last update; a new run also writes the `record` of its problem."""
         end, failure = _End(writer), None
         try:
             with (
                 self.observe(writer.path) as progress,
                 witnessed(writer.path),
-                end.noted(),  # also a failure of Ray's start
+                end.noted(),  # also records a failed start of Ray
                 sign_of_life(writer.path),
                 self._ray(config, problem),
-                end.noted(),  # before Ray's shutdown, which may fail after a failure
+                end.noted(),  # before Ray's shutdown, which may fail too
             ):
                 if record is not None:
                     record.note(writer)
@@ -187,12 +187,12 @@ class _Launcher:
                 writer.event("finish")
         except CallbackError as error:
             failure = error.raised
-        if failure is not None:  # outside of the handler: not as an error in handling an error
+        if failure is not None:  # raised outside the handler, so that its context is clean
             raise failure
 
 
 class _End:
-    """Writes into the events how a run ended, once."""
+    """Writes the event that ends a run, once."""
 
     def __init__(self, writer: RunWriter) -> None:
         self._writer = writer
@@ -205,11 +205,15 @@ class _End:
         Raises
         ------
         RunFailedError
-            In place of every other exception but interruptions and those of the caller's callback.
+            Replaces all exceptions except interrupts and those of the caller's callback.
         """
         try:
             yield
-        except (KeyboardInterrupt, SystemExit, BrokenPipeError):  # the last: our output is closed
+        except (
+            KeyboardInterrupt,
+            SystemExit,
+            BrokenPipeError,
+        ):  # BrokenPipeError: stdout is closed
             self._note("interrupted")
             raise
         except CallbackError as error:
@@ -233,7 +237,7 @@ class _End:
 def _failure(path: Path, error: Exception) -> RunFailedError:
     if isinstance(error, RunFailedError) and error.run is not None:
         return error
-    if not path.is_dir():  # whatever else went wrong because of it
+    if not path.is_dir():  # the cause of the other errors
         failure = RunFailedError(what_is_wrong(path, OSError()))
     elif isinstance(error, RunFailedError):
         failure = error
@@ -244,7 +248,7 @@ def _failure(path: Path, error: Exception) -> RunFailedError:
 
 
 def _reason(path: Path, error: Exception) -> str:
-    """Return in one line why an exception ended a run."""
+    """Describe in one line the exception that ended a run."""
     if isinstance(error, RayError):
         return ray_death() or cause_of(error)
     if isinstance(error, OSError):

@@ -1,7 +1,7 @@
-"""Which node of a Ray cluster gets which actor, and where its metrics are.
+"""Chooses the nodes of a Ray cluster for the actors, and finds the metrics page.
 
-Ray puts actors that reserve no core on any node, and treats a soft affinity as a hint while a node
-is not known everywhere. So we choose the node ourselves.
+Ray places actors that reserve no core on any node, and may ignore a soft affinity for a new node.
+So we choose the node ourselves.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ import ray
 from asgd.errors import RunFailedError
 from cluster.local_ray.vitals import SECONDS_TO_DIE, check_ray
 
-SERVER_LABEL = ("asgd", "server")  # of nodes that may have the server
+SERVER_LABEL = ("asgd", "server")  # label of nodes for the server
 
 
 def alive_nodes() -> dict[str, dict[str, Any]]:
-    """Return Ray's description of each node that is alive by the node's id."""
+    """Return Ray's description of each live node, by node id."""
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
     return {str(node["NodeID"]): node for node in nodes if node["Alive"]}
 
 
 def server_node() -> str:
-    """Return the node for the server: one with its label, else the one of this process.
+    """Return the node for the server: one with its label, else this node.
 
-    The server needs write access to the run directory; the label promises it.
+    The label promises write access to the run directory, which the server needs.
     """
     key, value = SERVER_LABEL
     here = str(ray.get_runtime_context().get_node_id())
@@ -37,16 +37,16 @@ def server_node() -> str:
 
 
 def worker_node(places: Iterable[str], avoided: str | None = None) -> str:
-    """Return the node for one more worker: the one with the fewest workers per core.
+    """Return the node for a new worker: the one with the fewest workers per core.
 
-    A node without cores gets none, unless there is no other.
+    A node without cores is used only if there is no other.
 
     Parameters
     ----------
     places
-        The nodes of the workers there are, a node as often as it has workers.
+        The node of each existing worker.
     avoided
-        Where the worker was lost: Ray may take 15 s to notice the loss of a whole node.
+        The node where the worker was lost; Ray may take 15 s to notice the loss of a node.
 
     Raises
     ------
@@ -68,7 +68,7 @@ def worker_node(places: Iterable[str], avoided: str | None = None) -> str:
 
 
 def metrics_page() -> str | None:
-    """Return where Prometheus finds the metrics of this node's processes; None: nowhere."""
+    """Return the address of this node's metrics page for Prometheus, None without one."""
     node = alive_nodes()[str(ray.get_runtime_context().get_node_id())]
     if node["MetricsExportPort"] <= 0:
         return None

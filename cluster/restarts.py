@@ -1,4 +1,4 @@
-"""When a failed worker is restarted, and when it is given up."""
+"""Decides when a failed worker is restarted, and when it is given up."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 
 _FIRST_DELAY = 0.1  # seconds; doubles with each failure in a row
 _LONGEST_DELAY = 30.0
-_FAILURES = 5  # in a row, without a gradient delivered in between
-_PATIENCE = 180.0  # seconds in which transient failures, such as refused connections, may pass
+_FAILURES = 5  # in a row, without a delivered gradient
+_PATIENCE = 180.0  # seconds of transient failures, such as refused connections
 
 
 @dataclass
 class _Streak:
-    """The failures of a worker in a row, `raised` of them in the problem's code at the end."""
+    """Consecutive failures of a worker; the last `raised` were in the problem's code."""
 
     since: float
     delivered: int
@@ -26,8 +26,8 @@ class Restarts:
     """The failures of the workers of one run.
 
     A worker that has delivered gradients since its last start is restarted with the shortest delay.
-    One that has not is given up after five exceptions of the problem's code in a row, or after
-    three minutes of other failures.
+    Otherwise the delay doubles, and the worker is given up after five exceptions in a row of the
+    problem's code, or after three minutes of other failures.
     """
 
     _streaks: dict[int, _Streak] = field(default_factory=dict)
@@ -51,12 +51,12 @@ class Restarts:
         now
             Seconds on any steady clock.
         in_code
-            Whether the problem's code raised; the first such reason is the one to be shown.
+            Whether the problem's code raised; the first such reason is shown.
 
         Returns
         -------
         float or None
-            Seconds until the worker is to be started again; None if it is given up.
+            Seconds until the restart; None if the worker is given up.
         """
         if self.first_reason is None or (in_code and not self._in_code):
             self.first_reason = f"worker {worker}: {reason}"
@@ -74,12 +74,12 @@ class Restarts:
         return delay
 
     def streak(self, worker: int, now: float) -> str:
-        """Return in words how often a worker has failed in a row, and for how long."""
+        """Describe how often a worker has failed in a row, and for how long."""
         streak = self._streaks[worker]
         return f"{streak.failures} failures in a row, {now - streak.since:.0f} s"
 
     def due(self, now: float) -> list[int]:
-        """Take the workers that are to be started now."""
+        """Remove and return the workers to start now."""
         workers = []
         while self._waiting and self._waiting[0][0] <= now:
             workers.append(heapq.heappop(self._waiting)[1])
@@ -87,5 +87,5 @@ class Restarts:
 
     @property
     def pending(self) -> bool:
-        """Whether any worker is still to be started again."""
+        """Whether a restart is still pending."""
         return bool(self._waiting)

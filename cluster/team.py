@@ -1,8 +1,8 @@
-"""The workers of a run by number, and requests of other processes to resize it.
+"""The worker numbers of a run, and requests of other processes to resize it.
 
-A request is a file in the run directory that holds a number, written under a temporary name and
-renamed. The launcher polls for it, removes it and answers in `events.jsonl`. So a request needs
-write access to the run, opens no port, and works from any machine that sees the directory.
+A request is a file in the run directory with the new number of workers. The launcher polls for it,
+removes it and answers in `events.jsonl`. So a request needs write access to the run directory but
+no port, and works from any machine that shares the directory.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ _ANSWERS = ("workers_changed", "workers_refused")
 
 
 class _Content(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a request file holds."""
+    """The content of a request file."""
 
     workers: Annotated[int, msgspec.Meta(ge=1, le=MOST_WORKERS)]
 
 
 @dataclass(frozen=True)
 class Request:
-    """Somebody wants another number of workers.
+    """A request to change the number of workers.
 
     Attributes
     ----------
     name
-        Of the request, which the answer repeats.
+        Name of the request; the answer repeats it.
     workers
-        How many there shall be; None if the request cannot be understood.
+        Requested number of workers; None if the request is malformed.
     """
 
     name: str
@@ -53,14 +53,14 @@ class Request:
 
 @dataclass(frozen=True)
 class Change:
-    """The workers of a run have changed.
+    """A change of the workers of a run.
 
     Attributes
     ----------
     before, after
-        How many there were and are.
+        Number of workers before and after.
     added, removed
-        The numbers of those that came or go.
+        Numbers of the added or removed workers.
     """
 
     before: int
@@ -78,14 +78,14 @@ class Change:
 
 
 class Team:
-    """The numbers of a run's workers. Each number is used once: an added worker gets a new one.
+    """The worker numbers of a run. Numbers are never reused: an added worker gets a new one.
 
     Parameters
     ----------
     config
         The run.
     events
-        Of a resumed run, whose workers are those of the last change.
+        Events of a resumed run; its workers are those after the last change.
     """
 
     def __init__(self, config: RunConfig, events: Iterable[dict[str, Any]] = ()) -> None:
@@ -103,7 +103,7 @@ class Team:
         Raises
         ------
         InputError
-            The configuration does not say how long an added worker takes.
+            The configuration has no compute time for an added worker.
         """
         before = len(self.members)
         if workers > before and not self._expandable:
@@ -119,25 +119,27 @@ class Team:
 
 
 def set_workers(path: str | Path, workers: int, timeout: float = 60.0) -> Change:
-    """Change how many workers a run has while another process is at work on it.
+    """Change the number of workers of a run that another process is running.
 
-    Added workers join with a fresh snapshot, a new number and streams of their own. Removed ones,
-    the newest first, deliver the gradient they are computing and go. In synchronous mode the mean
-    is over as many gradients as there are workers.
+    Added workers join with a fresh snapshot, a new number and their own random streams. The newest
+    workers are removed first, after delivering the gradient they are computing. In synchronous
+    mode, each mean is over the current workers.
+
+    Do not call this from the run's own `progress` callback.
 
     Parameters
     ----------
     path
         The run directory.
     workers
-        How many there shall be, 1 to 512.
+        New number of workers, 1 to 512.
     timeout
-        Seconds to wait for the answer. Do not call this from a run's own `progress` callback.
+        Seconds to wait for the answer.
 
     Raises
     ------
     InputError
-        The number cannot be used, no run is at work there, or it did not answer.
+        The number is not valid, no run is running there, or it did not answer in time.
     """
     path = Path(path)
     if not 1 <= workers <= MOST_WORKERS:
@@ -180,13 +182,13 @@ def _answer(path: Path, name: str, deadline: float) -> Change:
 
 
 def take_requests(path: Path) -> Iterator[Request]:
-    """Take the requests that wait in a run directory one by one, in order of their names."""
+    """Remove and yield the pending requests in a run directory, ordered by name."""
     for file in sorted(path.glob(f"{_PREFIX}*.json")):
         try:
             with file.open("rb") as opened:
                 content = opened.read(_LONGEST_REQUEST)
             file.unlink()
-        except OSError:  # taken back
+        except OSError:  # withdrawn
             continue
         try:
             workers = msgspec.json.decode(content, type=_Content).workers

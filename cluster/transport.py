@@ -1,9 +1,9 @@
-"""How messages travel between a worker and the server.
+"""The transports between workers and the server.
 
-`ray`: one actor call per gradient; the server answers it when it has a snapshot for the worker,
-which may be long after. Parameters and gradients cross as raw little-endian numbers.
+`ray`: one actor call per gradient. The call returns when the server has a snapshot for the worker,
+which may be much later. Vectors are sent as raw little-endian numbers.
 
-`tcp` and `shm`: the data plane of `cluster.sockets.server`; Ray only tells the workers where it is.
+`tcp` and `shm`: the data plane of `cluster.sockets.server`; workers get its address through Ray.
 """
 
 from __future__ import annotations
@@ -31,32 +31,32 @@ _SECONDS_BETWEEN_DIALS = (0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4)
 
 
 class ServerGoneError(ConnectionError):
-    """The server's process is dead: no dial will reach it."""
+    """The server's process is dead, so dialling again is useless."""
 
 
 def encode(array: Array, dtype: str = "float64") -> bytes:
-    """Return the raw numbers of a vector; what does not fit into float32 becomes infinite."""
+    """Return the bytes of a vector; an overflow in float32 becomes infinite."""
     with np.errstate(over="ignore"):
         return array.astype(VectorFormat(array.size, dtype).numbers).tobytes()
 
 
 def decode(data: bytes, dtype: str = "float64") -> Array:
-    """Return the vector of raw numbers, read-only."""
+    """Return the vector in a message, read-only."""
     value = np.frombuffer(data, VectorFormat(0, dtype).numbers).astype(float, copy=False)
     value.flags.writeable = False
     return value
 
 
 def connect(server: Any, config: RunConfig, worker: int) -> Connection:
-    """Return a worker's way to the server actor.
+    """Connect a worker to the server.
 
-    On the server's node "auto" and "shm" go through shared memory, elsewhere over TCP. "auto"
-    takes TCP, too, where the server's local socket cannot be reached, as between containers.
+    "auto" and "shm" use shared memory on the server's node and TCP elsewhere. "auto" also uses TCP
+    if the server's local socket cannot be reached, as between containers.
 
     Raises
     ------
     ConnectionError
-        The server is gone, or could not be reached at any of several dials over 13 s.
+        The server is dead, or several attempts over 13 s failed.
     """
     transport = config.cluster.transport
     if transport == "ray":
@@ -67,10 +67,10 @@ def connect(server: Any, config: RunConfig, worker: int) -> Connection:
 def persist(
     dial: Callable[[], Connection], delays: Sequence[float] = _SECONDS_BETWEEN_DIALS
 ) -> Connection:
-    """Dial until there is a connection, a last time after the last delay.
+    """Dial until a connection succeeds, at most once more than there are delays.
 
-    A server that is there may be out of reach for a while: strangers flood it, or the machine is
-    busy. To start the worker's process anew takes longer than to dial again.
+    A live server may be unreachable for a while, under a flood of connections or a heavy load.
+    Dialling again is faster than restarting the worker's process.
     """
     for delay in delays:
         try:
@@ -98,7 +98,7 @@ def _dial(server: Any, transport: str, worker: int) -> Connection:
 
 
 class RayConnection:
-    """The worker's end: blocks in `ray.get` until the server answers."""
+    """The worker's side of the transport `ray`; blocks in `ray.get` until the server answers."""
 
     def __init__(self, server: Any, dtype: str = "float64") -> None:
         self._server = server
@@ -134,17 +134,14 @@ class RayConnection:
 
 
 class Waiting:
-    """The server's end: one future for each worker that waits for an answer."""
+    """The server's side of the transport `ray`: one future per waiting worker."""
 
     def __init__(self, dtype: str = "float64") -> None:
         self._dtype = dtype
         self._futures: dict[int, asyncio.Future[EncodedReply]] = {}
 
     def expect(self, worker: int) -> asyncio.Future[EncodedReply]:
-        """Return the future of a call that has just come in.
-
-        An older call of the same worker has nobody left who reads its answer.
-        """
+        """Return the future of a new call; an older call of the same worker is abandoned."""
         older = self._futures.pop(worker, None)
         if older is not None:
             older.cancel()
@@ -152,7 +149,7 @@ class Waiting:
         return future
 
     def send(self, replies: Replies) -> None:
-        """Answer; a reply to a worker that does not wait is dropped."""
+        """Send replies; those to workers that are not waiting are dropped."""
         for worker, reply in replies:
             future = self._futures.pop(worker, None)
             if future is not None and not future.done():

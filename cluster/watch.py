@@ -28,7 +28,7 @@ from cluster.team import take_requests
 
 _POLL_SECONDS = 0.25
 _FLUSH_SECONDS = 60.0
-_FLUSH_SECONDS_WITHOUT_RAY = 5.0  # actors still answer for a while after Ray's own processes died
+_FLUSH_SECONDS_WITHOUT_RAY = 5.0  # actors answer for a while after Ray's own processes have died
 _RATE_WINDOW_SECONDS = 2.0
 
 
@@ -39,7 +39,7 @@ def supervise(
     progress: Callable[[Progress], None] | None,
     resumed: bool,
 ) -> None:
-    """Run the actors of a run until its last update is on disk; end them all, however it ends.
+    """Run the actors until the last update is on disk; kill all actors at the end or on failure.
 
     Parameters
     ----------
@@ -48,11 +48,11 @@ def supervise(
     initial
         x_0, shape (d,).
     writer
-        Of the run directory.
+        Writer of the run directory.
     progress
-        Called a few times a second.
+        Called a few times per second.
     resumed
-        Whether to continue from the newest good checkpoint.
+        Continue from the newest good checkpoint.
 
     Raises
     ------
@@ -67,15 +67,15 @@ def supervise(
             try:
                 _watch(fleet, progress)
                 break
-            except RayError as error:  # of the server or recorder; the fleet handles its workers'
-                # An error in our own code would happen again on a new server.
+            except RayError as error:  # of the server or recorder; the fleet handles its workers
+                # A bug in our own code would recur on a new server.
                 if isinstance(error, RayTaskError) and not isinstance(error.cause, RayError):
                     raise
                 fleet.replace_server(cause_of(error))
     except BaseException:
         patience = _FLUSH_SECONDS_WITHOUT_RAY if ray_death() else _FLUSH_SECONDS
         with undisturbed(), contextlib.suppress(RayError):
-            # Wait for the first: an asynchronous actor may run two calls in either order.
+            # Wait for this call: an async actor may run two calls in either order.
             ray.get(fleet.server.stop.remote("ended early"), timeout=patience)
             ray.get(fleet.server.flush.remote(), timeout=patience)
         raise
@@ -111,7 +111,7 @@ def _watch(fleet: Fleet, progress: Callable[[Progress], None] | None) -> None:
             latest = fleet.recorder.latest.remote()
         status: Status = answer(fleet.server.status.remote())
         fleet.reached = status.version
-        # A recorder may be busy with a long evaluation: do not wait for it.
+        # Do not wait for the recorder, which may be busy with a long evaluation.
         if finished or ray.wait([latest], timeout=0)[0]:
             losses = answer(latest)
             _check_losses(losses, fleet.config)
@@ -139,7 +139,7 @@ def _watch(fleet: Fleet, progress: Callable[[Progress], None] | None) -> None:
 
 
 def _ready(tasks: list[ray.ObjectRef[Any]]) -> list[ray.ObjectRef[Any]]:
-    """Return the tasks that have ended, after waiting a moment for one."""
+    """Wait a moment for a task to end; return the tasks that have ended."""
     ray.wait(tasks, num_returns=1, timeout=_POLL_SECONDS)
     return ray.wait(tasks, num_returns=len(tasks), timeout=0)[0]
 
@@ -153,7 +153,7 @@ def _check_losses(losses: Losses, config: RunConfig) -> None:
 
 
 class _Rate:
-    """Updates per second over a sliding window, extended until it contains an update."""
+    """Updates per second over a sliding window that always contains an update."""
 
     def __init__(self) -> None:
         self._points: list[tuple[float, int]] = []

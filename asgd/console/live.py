@@ -18,10 +18,10 @@ from asgd.rundir.events import in_words, incidents, read_events
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
-_LINE_SECONDS = 10.0  # between two lines where nobody watches
-_RECENT_SECONDS = 5.0  # what counts as recent staleness
+_LINE_SECONDS = 10.0  # between two lines without a terminal
+_RECENT_SECONDS = 5.0  # window of the recent staleness
 _BARS = " ▁▂▃▄▅▆▇█"
-_WIDTH = 40  # losses in the sparkline
+_WIDTH = 40  # characters of the sparkline
 
 
 class LiveRun:

@@ -173,11 +173,11 @@ class Run:
             name: np.empty(sum(rows.values()), kind) for name, kind in types.items()
         }
         count = 0
-        for path in rows:  # into its place: parts joined later would be there twice
+        for path in rows:  # copied into place: joining the parts would double the memory
             part = read_table(path, types, rows[path])
             if len(part["update"]) != rows[path]:
                 self._refuse(table, f"{path.name} changed while it was read")
-            if table == TRACE:  # of members and losses all together: there are fewer
+            if table == TRACE:  # members and losses are smaller and checked as a whole
                 self._refuse(TRACE, trace_defect(part, count))
             for name, column in part.items():
                 columns[name][count : count + rows[path]] = column

@@ -30,13 +30,13 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-Types = Mapping[str, type]  # of columns: numbers of NumPy, or str
+Types = Mapping[str, type]  # columns and their types: a NumPy number or str
 Columns = dict[str, npt.NDArray[Any]]
 
 _NO_DIGEST = b"0" * 64
 _PAGES, _FOOTER = "asgd.pages", "asgd.footer"
 _END = b"PAR1"
-_LENGTH_BYTES = 4  # of the length of the footer, before the end
+_LENGTH_BYTES = 4  # size of the field before `_END`, the length of the footer
 _LONGEST_FOOTER = 1_000_000
 
 

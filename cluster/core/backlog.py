@@ -1,32 +1,32 @@
-"""How far the recorder may fall behind the server: about a second of its work.
+"""Limits the recorder's backlog to about a second of work.
 
 If evaluating a loss takes longer than the updates between two losses, the run slows down to the
-recorder's pace. So memory stays bounded, status calls are answered, and an interrupted run has
-little left to write.
+recorder's speed. This bounds the memory, keeps status calls fast, and leaves little to write when
+a run is interrupted.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-_RECORDS = 4  # queued besides the one being written
-_SECONDS = 0.3  # of evaluation per record
-_SECONDS_ON_THEIR_WAY = 0.45  # of evaluation queued, below which another record may follow
-_AT_FIRST = 0.012  # assumed seconds of an evaluation until one was measured
+_RECORDS = 4  # in the queue, besides the record being written
+_SECONDS = 0.3  # evaluation time per record
+_SECONDS_ON_THEIR_WAY = 0.45  # another record may be queued below this evaluation time
+_AT_FIRST = 0.012  # assumed seconds per evaluation before the first measurement
 
 
 @dataclass
 class Backlog:
-    """The records that the recorder has not written yet.
+    """The records that the recorder has not yet written.
 
     Attributes
     ----------
     records
-        How many there are.
+        Number of records.
     evaluations
-        Of losses, in all of them.
+        Number of losses to evaluate in all of them.
     seconds_each
-        That the latest evaluations took.
+        Seconds per evaluation, recently measured.
     """
 
     records: int = 0
@@ -35,12 +35,12 @@ class Backlog:
 
     @property
     def most_evaluations(self) -> int:
-        """How many losses to be evaluated make a record."""
+        """Number of losses to evaluate in a full record."""
         return max(1, round(_SECONDS / self.seconds_each))
 
     @property
     def has_room(self) -> bool:
-        """Whether another record may be handed over now."""
+        """Whether another record may be queued now."""
         return self.records <= _RECORDS and self._seconds < _SECONDS_ON_THEIR_WAY
 
     @property
@@ -48,12 +48,12 @@ class Backlog:
         return self.evaluations * self.seconds_each
 
     def add(self, evaluations: int) -> None:
-        """Take note of a record that is handed over."""
+        """Count a queued record."""
         self.records += 1
         self.evaluations += evaluations
 
     def remove(self, evaluations: int, seconds: float) -> None:
-        """Take note of a record that is written, and how long its evaluations took."""
+        """Count a written record, and the seconds its evaluations took."""
         self.records -= 1
         self.evaluations -= evaluations
         if evaluations:

@@ -1,4 +1,4 @@
-"""Collects rows, losses to evaluate and events of updates until the recorder takes them."""
+"""Collects rows, events and losses to evaluate for the recorder."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from cluster.core.state import State
 from cluster.core.update import Update
 
 _ROWS_PER_RECORD = 16_384
-_BYTES_PER_RECORD = 64_000_000  # of parameters to be evaluated
+_BYTES_PER_RECORD = 64_000_000  # of parameters to evaluate
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Parameters whose loss is to be evaluated.
+    """A loss to evaluate.
 
     Attributes
     ----------
@@ -42,12 +42,12 @@ class Evaluation:
 
 @dataclass(frozen=True, eq=False)
 class Evaluations:
-    """Several evaluations, with all parameters in one array: sending many arrays costs more.
+    """Several evaluations with their parameters in one array, which is cheaper to send.
 
     Attributes
     ----------
     update, seconds
-        Of each, shape (m,).
+        As in `Evaluation`, shape (m,).
     parameters
         Shape (m, d).
     """
@@ -58,7 +58,7 @@ class Evaluations:
 
     @classmethod
     def of(cls, evaluations: list[Evaluation]) -> Evaluations:
-        """Put evaluations together."""
+        """Stack evaluations."""
         update = np.array([one.update for one in evaluations], np.int64)
         seconds = np.array([one.seconds for one in evaluations])
         if len(evaluations) == 1:
@@ -79,22 +79,22 @@ NO_EVALUATIONS = Evaluations.of([])
 
 @dataclass(frozen=True)
 class Record:
-    """Everything that happened in a run since the record before it.
+    """Everything that happened in a run since the previous record.
 
     Attributes
     ----------
     trace
-        The columns `TRACE_COLUMNS`, equally long, in order of `update`.
+        The columns `TRACE_COLUMNS` of equal length, ordered by `update`.
     members
-        The columns `MEMBER_COLUMNS`, equally long: who took part in the updates that are means.
+        The columns `MEMBER_COLUMNS` of equal length: the gradients of updates by means.
     evaluations
-        Points of the loss curve, in order of `update`.
+        Points of the loss curve, ordered by `update`.
     events
-        Lines for `events.jsonl`: the kind under "event", then its fields.
+        Lines for `events.jsonl`: the kind under "event", then the other fields.
     checkpoint
-        The newest state to be saved.
+        The newest state to save.
     number
-        Of this record: 0, 1, ...
+        Number of this record: 0, 1, ...
     """
 
     trace: dict[str, npt.NDArray[Any]]
@@ -114,12 +114,12 @@ class Record:
 class Ledger:
     """Collects what happens and hands it over as a `Record`.
 
-    Of the states put into `checkpoint` only the last one before a hand-over is kept.
+    Each record contains only the last state assigned to `checkpoint`.
 
     Attributes
     ----------
     most_evaluations
-        With so many losses to be evaluated it is full.
+        The ledger is full with this many losses to evaluate.
     """
 
     def __init__(self) -> None:
@@ -142,7 +142,7 @@ class Ledger:
 
     @property
     def full(self) -> bool:
-        """Whether nothing more should happen until this is handed over."""
+        """Whether updates must wait until the ledger is drained."""
         return self._fills(2)
 
     def _fills(self, records: int) -> bool:
@@ -159,18 +159,18 @@ class Ledger:
             self._members.add(member)
 
     def evaluation(self, update: int, seconds: float, parameters: Array) -> None:
-        """Keep a copy of parameters whose loss is to be evaluated."""
+        """Add a loss to evaluate; the parameters are copied."""
         self._evaluations.append(Evaluation(update, seconds, parameters.copy()))
         self._evaluation_bytes += parameters.nbytes
 
     def event(self, kind: str, **fields: Any) -> dict[str, Any]:
-        """Keep an event with the time of day and return it; `fields` are JSON values."""
+        """Add an event with the current time and return it; `fields` are JSON values."""
         event = {"event": kind, "time": time.time(), **fields}
         self._events.append(event)
         return event
 
     def note(self, event: dict[str, Any]) -> None:
-        """Keep an event that has its time already."""
+        """Add an event that already has a time."""
         self._events.append(event)
 
     def drain(self) -> Record:
@@ -189,10 +189,10 @@ class Ledger:
 
 
 class _Rows:
-    """A growing table, whose numbers are packed as they come.
+    """A growing table with packed rows.
 
-    A server makes thousands of updates between two records. As Python objects their rows would
-    fill its cache, and converting them would pause it.
+    The server makes thousands of updates between two records. Rows of Python objects would fill the
+    cache, and converting them would pause the server.
     """
 
     def __init__(self, types: Mapping[str, type]) -> None:

@@ -18,9 +18,9 @@ class Gradient(msgspec.Struct, frozen=True, eq=False):
     worker
         Number of the worker that computed it.
     sequence
-        The worker's own number of it, as told with the snapshot.
+        Number of the gradient among those of its worker, as sent with the snapshot.
     read_version
-        Updates applied before the snapshot it was computed at.
+        Version of the snapshot.
     epoch
         Incarnation of the server that sent the snapshot.
     gradient
@@ -38,13 +38,13 @@ class Gradient(msgspec.Struct, frozen=True, eq=False):
 
 
 class Snapshot(msgspec.Struct, frozen=True, eq=False):
-    """What a worker computes its next gradient from.
+    """Parameters and instructions for a worker's next gradient.
 
     Attributes
     ----------
     parameters
-        Shape (d,). On the server's side this is the live array: whoever sends it encodes it
-        before the server is called again.
+        Shape (d,). On the server this is the live array, so the transport must encode it before it
+        calls the server again.
     version
         Updates applied so far.
     epoch
@@ -52,7 +52,7 @@ class Snapshot(msgspec.Struct, frozen=True, eq=False):
     sequence
         Number of the gradient to compute.
     batch_size
-        Samples to compute it from.
+        Number of samples.
     """
 
     parameters: Array
@@ -68,7 +68,7 @@ class Stop(msgspec.Struct, frozen=True):
     Attributes
     ----------
     reason
-        "finished", "interrupted" or what went wrong.
+        "finished", "interrupted" or a description of the failure.
     """
 
     reason: str

@@ -1,4 +1,4 @@
-"""What the server knows of one worker."""
+"""The server's state of one worker."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 @dataclass(slots=True)
 class Seat:
-    """What the server knows of one worker.
+    """The server's state of one worker.
 
-    `sequence` is the number of the gradient it computes, or of the one held for it, whose norm is
-    `norm`; `granted` is when it got the snapshot for that gradient, infinite while it owes none.
-    A worker that is `retired` gets no further snapshot.
+    `sequence` is the number of the gradient that the worker computes or that the server holds;
+    `norm` is the norm of a held gradient. `granted` is the time when the worker got its snapshot,
+    infinite if it owes no gradient. A `retired` worker gets no more snapshots.
     """
 
     sequence: int = 0
@@ -26,5 +26,5 @@ class Seat:
 
     @property
     def owes(self) -> bool:
-        """Whether a snapshot is out and its gradient has not arrived."""
+        """Whether the worker has a snapshot and its gradient has not arrived."""
         return self.granted < math.inf

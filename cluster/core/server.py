@@ -1,9 +1,9 @@
 """The parameter server: applies every gradient exactly once and counts versions.
 
-A state machine in plain Python: no clock, no transport, and no file except an optional log, which
-gets every update before it is applied. Each call returns the replies to send now, possibly to
-other workers than the caller; a worker whose turn has not come gets no reply yet. The transport
-calls one method at a time.
+It is a state machine in plain Python without clock, transport or files, except for an optional
+write-ahead log. Each call returns the replies to send now, possibly to other workers than the
+caller; a worker whose gradient has to wait gets its reply later. The transport calls one method at
+a time.
 """
 
 from __future__ import annotations
@@ -29,30 +29,29 @@ from cluster.core.update import Entry, Incident, Update, find_defect, make_updat
 
 Replies = list[tuple[int, Reply]]
 
-FINISHED = "finished"  # why a server stops that made all its updates
-REMOVED = "removed"  # why it stops one worker and continues
-_BLOCK = 1 << 15  # numbers in a block of a step: it stays in the cache
+FINISHED = "finished"  # reason for stopping: all updates are applied
+REMOVED = "removed"  # reason for stopping a single worker
+_BLOCK = 1 << 15  # entries of a block of a step; it stays in the cache
 
 
 class Log(Protocol):
-    """Takes each entry before the server acts on it."""
+    """A write-ahead log; gets each entry before the server applies it."""
 
     def append(self, entry: Entry) -> None:
-        """Write an update or an incident; raises `OSError` where it cannot be written."""
+        """Write an update or an incident; raises `OSError` if that fails."""
 
 
 class ParameterServer:
-    """The state of a run and every decision about it.
+    """The state of a run and all decisions about it.
 
-    The first snapshots go out when all workers of the configuration have joined, so that every
-    run starts with its full strength. `schedule = "free"` applies gradients in the order of their
-    arrival; `"uniform"` draws the next worker uniformly among those present and holds the others'
-    gradients until their turn.
+    The first snapshots are sent when all configured workers have joined. `schedule = "free"`
+    applies gradients in the order of arrival; `"uniform"` draws the next worker uniformly among
+    those present and holds the other gradients until their turn.
 
-    With a bound on staleness, a gradient read at version v falls due at update v + bound. That
-    update waits for every gradient due at it and applies their mean; until then, gradients are
-    applied one by one as they arrive. Bound 0 makes every gradient due at once, which is the
-    synchronous mode; no gradient is ever thrown away.
+    With a bound on staleness, a gradient read at version v is due at update v + bound. That update
+    waits for all gradients due at it and applies their mean; other gradients are applied one by one
+    as they arrive. With bound 0, all gradients are due at once: the synchronous mode. No gradient
+    is discarded.
 
     Parameters
     ----------
@@ -61,9 +60,9 @@ class ParameterServer:
     parameters
         x_0, shape (d,); copied.
     epoch
-        Incarnation of the server: gradients of another one are refused.
+        Incarnation of the server; gradients for another incarnation are refused.
     state
-        Where an earlier incarnation was, to go on from; default: the start.
+        State of an earlier incarnation to continue from; default: the start.
     """
 
     def __init__(
@@ -100,17 +99,17 @@ class ParameterServer:
             self._restore(state)
 
     def admit(self, worker: int) -> None:
-        """Allow a worker to join that is not in the configuration."""
+        """Allow a worker that is not in the configuration to join."""
         self._seats.setdefault(worker, Seat())
 
     def knows(self, worker: int) -> bool:
-        """Return whether a worker is one of this run's."""
+        """Whether a worker belongs to this run."""
         return worker in self._seats
 
     def join(self, worker: int, now: float) -> Replies:
-        """Take in a worker that has no snapshot: a new one, or one that came back.
+        """Let a new or restarted worker join; it needs a snapshot.
 
-        A gradient it still owed is lost. `now` is in seconds on any steady clock. A worker of
+        A gradient that it still owed is lost. `now` is in seconds on any steady clock. A worker of
         another run is told to stop.
         """
         if self._stop is not None:
@@ -129,15 +128,15 @@ class ParameterServer:
         return [] if worker in self._held else [self._grant(worker, seat, now)]
 
     def note_joined(self, worker: int, transport: str) -> None:
-        """Write an event about a worker that joins: its transport, and the updates so far."""
+        """Write the event `worker_joined` with the transport and the version."""
         if self.knows(worker):
             update = self.version
             self.ledger.event("worker_joined", worker=worker, transport=transport, update=update)
 
     def leave(self, worker: int, now: float) -> Replies:
-        """Remove a worker that died or was retired, so that no update waits for it.
+        """Remove a dead or retired worker, so that no update waits for it.
 
-        The gradient it owed is lost; one that already arrived is applied in its turn.
+        A gradient that it owed is lost; a gradient that has arrived is applied in its turn.
         """
         seat = self._seats.get(worker)
         if self._stop is not None or seat is None:
@@ -153,7 +152,7 @@ class ParameterServer:
         return self._advance(now)
 
     def retire(self, worker: int, now: float) -> Replies:
-        """Remove a worker after the gradient that it owes or that is held for it."""
+        """Remove a worker after its pending or held gradient."""
         if self._stop is not None:
             return []
         seat = self._seats.setdefault(worker, Seat())
@@ -165,7 +164,7 @@ class ParameterServer:
         return [*told, *self.leave(worker, now)]
 
     def receive(self, gradient: Gradient, now: float) -> Replies:
-        """Take in a gradient; a repeated one is ignored and answered with the current snapshot."""
+        """Take a gradient; a duplicate is ignored and answered with the current snapshot."""
         worker = gradient.worker
         if self._stop is not None:
             return [(worker, self._stop)]
@@ -185,7 +184,7 @@ class ParameterServer:
         return self._advance(now)
 
     def stop(self, reason: str) -> Replies:
-        """End the run; every worker that waits for a snapshot is told."""
+        """End the run and tell every waiting worker to stop."""
         if self._stop is None:
             self._stop = Stop(reason)
             if math.isfinite(self._started):
@@ -195,11 +194,11 @@ class ParameterServer:
 
     @property
     def stopping(self) -> bool:
-        """Whether the server wants no more gradients."""
+        """Whether the server takes no more gradients."""
         return self._stop is not None
 
     def state(self) -> State:
-        """Return a copy of everything another server needs to go on from here."""
+        """Return a copy of everything that another server needs to continue from here."""
         counts = Counts(
             version=self.version,
             epoch=self.epoch,
@@ -231,14 +230,14 @@ class ParameterServer:
         self._rejected = counts.rejected
 
     def replay(self, entries: Iterable[Entry], recorded: Container[tuple[float, int, int]]) -> None:
-        """Apply a log to the restored state, and record it again.
+        """Apply a log to the restored state, and record its updates again.
 
         Parameters
         ----------
         entries
-            Of the log, after that state.
+            Log entries after the restored state.
         recorded
-            (time, worker, sequence) of the incidents that are on record already.
+            (time, worker, sequence) of the incidents that are already on record.
         """
         for entry in entries:
             if not self._restored:
@@ -266,15 +265,15 @@ class ParameterServer:
             self.ledger.note(event)
 
     def drain(self) -> Record:
-        """Return what happened since the last call, for the recorder."""
+        """Return the record since the last call, for the recorder."""
         return self.ledger.drain()
 
     def go_on(self, now: float) -> Replies:
-        """Apply gradients that waited for room in the ledger."""
+        """Apply gradients that waited for space in the ledger."""
         return [] if math.isnan(self._started) else self._advance(now)
 
     def status(self, now: float) -> Status:
-        """Return how the run stands."""
+        """Return the status of the run."""
         return Status(
             self.version,
             max(0.0, now - self._started) if math.isfinite(self._started) else 0.0,
@@ -305,7 +304,7 @@ class ParameterServer:
         self._restored = True
 
     def _advance(self, now: float) -> Replies:
-        """Apply whatever may be applied now."""
+        """Apply all gradients that can be applied now."""
         replies: Replies = []
         while self._stop is None and not self.ledger.full and (group := self._next()):
             if replies:  # the snapshots granted so far keep their array
@@ -320,7 +319,7 @@ class ParameterServer:
         return replies
 
     def _next(self) -> list[Gradient]:
-        """Take the gradients of the next update; none if one of them is still being computed."""
+        """Take the gradients of the next update; none if one of them has not arrived."""
         if self._drawn:
             return self._next_drawn()
         if not self._held:
@@ -352,7 +351,7 @@ class ParameterServer:
         return self._seats[worker].present or worker in self._held
 
     def _apply(self, group: list[Gradient], now: float) -> None:
-        """Make one update with the mean of a group of gradients, nearly always a single one."""
+        """Apply the mean of a group of gradients, usually of one, as one update."""
         order = None
         if self.log is not None and self._drawn:
             order = OrderState.of(self._order, None)
@@ -440,7 +439,7 @@ class ParameterServer:
         seat.granted = math.inf
 
     def _note(self, kind: str, worker: int, seat: Seat, **fields: str) -> None:
-        """Write an event: the current gradient of a worker will never be applied."""
+        """Write an event saying that a worker's current gradient will never be applied."""
         event = self.ledger.event(
             kind, worker=worker, sequence=seat.sequence, update=self.version, **fields
         )

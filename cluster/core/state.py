@@ -1,4 +1,4 @@
-"""The state of a server, from which another one can continue."""
+"""The state of a server, from which another server can continue."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from asgd.arrays import Array
 
 
 class OrderState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The position of the stream that draws whose turn it is.
+    """The position of the stream that draws the next worker.
 
     Attributes
     ----------
     words
         The state of the SFC64 generator.
     buffered, buffer
-        Half a word not used yet.
+        Half a word that is not yet used.
     turn
-        The worker drawn whose gradient is awaited.
+        The worker drawn last, if its gradient has not yet been applied.
     """
 
     words: list[int]
@@ -36,7 +36,7 @@ class OrderState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return cls(words, int(state["has_uint32"]), int(state["uinteger"]), turn)
 
     def set(self, generator: np.random.Generator) -> None:
-        """Put a generator there."""
+        """Set a generator to this position."""
         generator.bit_generator.state = {
             "bit_generator": "SFC64",
             "state": {"state": np.array(self.words, np.uint64)},
@@ -53,21 +53,21 @@ class Counts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     version
         Updates applied.
     epoch
-        Incarnation of the server that saved this.
+        Incarnation of the server that saved the state.
     seconds
         From the start of the run to the last update.
     sequence
-        By worker: number of its gradient that is next to be applied or refused.
+        By worker: number of the next gradient to apply or refuse.
     received
         By worker: gradients received.
     order
-        Whose turn it is.
+        Position of the stream that draws the next worker.
     staleness_sum
         Over all updates.
     shared_updates
-        Updates that were means.
+        Updates by means of several gradients.
     rejected
-        Gradients refused because they cannot be applied.
+        Gradients refused as invalid.
     """
 
     version: int
@@ -85,13 +85,13 @@ class Counts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 class State:
     """Everything that another server needs to continue.
 
-    Gradients in flight are not part of it: a worker computes the same gradient number again, from a
-    snapshot of the restored version.
+    Gradients in flight are not included: a worker computes the gradient with the same number again,
+    on a snapshot of the restored version.
 
     Attributes
     ----------
     counts
-        Versions, numbers, streams.
+        Version, sequence numbers, streams.
     parameters
         Shape (d,).
     rule

@@ -12,11 +12,11 @@ class WorkerStatus:
     Attributes
     ----------
     present
-        Whether it has joined and has not left.
+        Whether it has joined and not left.
     received
         Gradients received from it so far.
     computing
-        Seconds since it got the snapshot it owes a gradient for, 0 if it owes none.
+        Seconds since it got its snapshot, 0 if it owes no gradient.
     """
 
     present: bool
@@ -33,15 +33,15 @@ class Status:
     version
         Updates applied so far.
     seconds
-        Since the first snapshot was handed out.
+        Since the first snapshot was sent.
     mean_staleness
         Over all updates so far, nan before the first.
     workers
-        Every worker that ever joined or was expected to.
+        Every worker that has joined or was expected to join.
     rejected
-        Gradients refused because they cannot be applied.
+        Gradients refused as invalid.
     stopped
-        Why the server wants no more gradients, None while it does.
+        Reason why the server has stopped, None while it runs.
     waiting
         Whether updates wait for the recorder, usually for the evaluation of losses.
     """

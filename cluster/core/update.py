@@ -1,4 +1,4 @@
-"""An update: the gradients of one worker or of several, as the server applies and records them."""
+"""Updates and incidents, as the server applies, logs and records them."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ Member = tuple[int, int, int, int, int, float]
 
 
 class Update(msgspec.Struct, frozen=True, eq=False):
-    """Everything that makes an update the same when it is applied again.
+    """Everything needed to apply an update again.
 
     Attributes
     ----------
     row
-        Its row of the trace, in the order of `TRACE_COLUMNS`.
+        Row of the trace, in the order of `TRACE_COLUMNS`.
     members
-        In the order of `MEMBER_COLUMNS`, each gradient of a mean; empty for a single gradient.
+        A row of `MEMBER_COLUMNS` per gradient of a mean; empty for a single gradient.
     gradient
-        What the update rule is given, shape (d,).
+        Input of the update rule, shape (d,).
     order
-        Where the stream that draws whose turn it is stood then, if it draws and a log asks.
+        Position of the stream that draws the next worker, if there is one and a log needs it.
     """
 
     row: Row
@@ -42,7 +42,7 @@ class Update(msgspec.Struct, frozen=True, eq=False):
     order: OrderState | None = None
 
     def numbers(self) -> list[tuple[int, int]]:
-        """Return (worker, sequence) of each gradient in it."""
+        """Return (worker, sequence) of each gradient."""
         if not self.members:
             return [(self.row[1], self.row[2])]
         return [(worker, sequence) for _, worker, sequence, *_ in self.members]
@@ -55,13 +55,13 @@ class Incident:
     Attributes
     ----------
     event
-        As in `events.jsonl`, with "worker" and "sequence".
+        The event as in `events.jsonl`, with "worker" and "sequence".
     """
 
     event: dict[str, Any]
 
     def numbers(self) -> list[tuple[int, int]]:
-        """Return its (worker, sequence)."""
+        """Return (worker, sequence) of the gradient."""
         return [(self.event["worker"], self.event["sequence"])]
 
 
@@ -76,22 +76,22 @@ def make_update(
     seconds: float,
     order: OrderState | None,
 ) -> Update:
-    """Put together the update that applies the mean of a group of gradients, mostly a single one.
+    """Build the update that applies the mean of a group of gradients, usually of one.
 
     Parameters
     ----------
     group
         Gradients of different workers.
     seats
-        Of these workers, at least.
+        Seats by worker; at least those of the group.
     number
-        Of the update: 0, 1, ...
+        Number of the update: 0, 1, ...
     shared_updates
-        How many of the updates before it were means.
+        Number of earlier updates by means.
     seconds
         From the start of the run.
     order
-        Kept with it.
+        Stored in the update.
     """
     if len(group) == 1:
         one = group[0]
@@ -119,12 +119,12 @@ def make_update(
 
 
 def find_defect(gradient: Gradient, seat: Seat, shape: tuple[int, ...], version: int) -> str | None:
-    """Return why a gradient cannot be applied at a version, None if it can; note its norm."""
+    """Return the defect of a gradient at a version, None if it is valid; store its norm."""
     value = gradient.gradient
     if value.shape != shape:
         return f"shape {value.shape}, expected {shape}"
     seat.norm = euclidean_norm(value)
-    # The norm may overflow where every entry is finite; it costs less than to look at each.
+    # The norm is cheaper than checking every entry, but may overflow if all are finite.
     if not math.isfinite(seat.norm) and not np.isfinite(value).all():
         return NOT_FINITE
     if not seat.read_version <= gradient.read_version <= version:
@@ -135,5 +135,5 @@ def find_defect(gradient: Gradient, seat: Seat, shape: tuple[int, ...], version:
 
 
 def euclidean_norm(vector: Array) -> float:
-    """Return |vector|; infinite, without a warning, where its square is beyond a float."""
-    return math.sqrt(np.vdot(vector, vector))  # unlike dot, vdot overflows in silence
+    """Return |vector|; infinite, without a warning, if the square overflows."""
+    return math.sqrt(np.vdot(vector, vector))  # unlike dot, vdot overflows without a warning

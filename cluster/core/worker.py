@@ -14,9 +14,9 @@ from cluster.core.messages import Gradient, Reply, Snapshot, Stop
 
 
 class Connection(Protocol):
-    """The way to the server; both calls block until the server answers.
+    """A worker's connection to the server; both calls block until the server answers.
 
-    A server that is gone raises `ConnectionError`.
+    They raise `ConnectionError` if the server is gone.
     """
 
     def join(self, worker: int) -> Reply:
@@ -31,8 +31,8 @@ class Connection(Protocol):
 class Worker:
     """One worker of a run.
 
-    What it draws for its s-th gradient depends on the seed, its number and s alone. The added
-    compute time is slept on top of the gradient's own.
+    The random draws for its s-th gradient depend only on the seed, its number and s. After
+    computing a gradient, the worker sleeps for the added compute time.
     """
 
     def __init__(self, config: RunConfig, worker: int, problem: Problem) -> None:
@@ -41,14 +41,14 @@ class Worker:
         self._draws = WorkerDraws(config, problem.n_samples)
 
     def run(self, connection: Connection) -> Stop:
-        """Compute gradients until the server says stop; returns what it said."""
+        """Compute gradients until the server says stop; return its message."""
         reply = connection.join(self.worker)
         while isinstance(reply, Snapshot):
             reply = connection.push(self.compute(reply))
         return reply
 
     def compute(self, snapshot: Snapshot) -> Gradient:
-        """Return the gradient that belongs to a snapshot."""
+        """Return the gradient at a snapshot."""
         start = time.perf_counter()
         indices = self._draws.batch(self.worker, snapshot.sequence, snapshot.batch_size)
         gradient = np.asarray(self._problem.gradient(snapshot.parameters, indices), dtype=float)

@@ -1,1 +1,1 @@
-"""A Ray of our own on one machine: session, guard, directory, signs of life, causes of death."""
+"""A private Ray on one machine: session, guard, directory, liveness, causes of failures."""

@@ -1,4 +1,4 @@
-"""Why an actor's call failed, in one line, from what Ray raises."""
+"""Describes Ray's exceptions in one line."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from ray.exceptions import (
 
 _MEMORY = re.compile(r"was (\S+ used / \S+ limit)")
 _IN_CONSTRUCTOR = "because of an error raised in its creation task"
-_TRACEBACK = re.compile(r"\n(?=\S)")  # what is not indented begins another part
+_TRACEBACK = re.compile(r"\n(?=\S)")  # a line without indentation begins another part
 
 
 def cause_of(error: BaseException) -> str:
-    """Return in one line why an actor, or the answer to a call of it, was lost.
+    """Describe in one line why an actor died or a call failed.
 
     Parameters
     ----------
     error
-        That `ray.get` raised.
+        The exception raised by `ray.get`.
     """
     text = str(error)
     if isinstance(error, OutOfMemoryError):
@@ -43,7 +43,7 @@ def cause_of(error: BaseException) -> str:
 
 
 def _last_part(text: str) -> str:
-    """Return the exception at the end of a traceback, which names its type."""
+    """Return the exception, with its type, at the end of a traceback."""
     parts = [part for part in _TRACEBACK.split(text.strip()) if part]
     named = [number for number, part in enumerate(parts) if re.match(r"[\w.]+(:|$)", part)]
     return _in_a_line(" ".join(parts[named[-1] :] if named else parts[-1:]))

@@ -1,10 +1,10 @@
-"""A process that cleans up after a driver that could not: killed, crashed, its terminal closed.
+"""The guard: a process that cleans up after a driver that was killed or crashed.
 
 Run as a program, it waits until its standard input closes or its parent changes, which happens
-however the driver ends. Then it kills what is left of the driver's Ray and removes its directory.
-If the driver was making a run, it notes the failure in the run's events and on standard error. It
-has a session of its own and ignores signals that are meant for the driver. It imports the standard
-library only (so it takes file locks itself): it starts in 50 ms and uses 10 MB.
+however the driver ends. Then it kills the remaining processes of the driver's Ray and removes its
+directory. If a run was running, it writes the failure to the run's events and to standard error. It
+has its own session and ignores signals for the driver. It imports only the standard library (so it
+has its own file locks): it starts in 50 ms and uses 10 MB.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from pathlib import Path
 from typing import IO, Any
 
 _MARK = "ASGD_RAY_DIRECTORY"
-_TITLE = b"ray::"  # what Ray's Python processes call themselves
-_SECONDS_TO_CLEAR = 10.0  # for repeated kills: a process may start another one before it dies
-_SECONDS_TO_LOOK = 0.2  # between polls of the driver: a forked child may keep the input open
+_TITLE = b"ray::"  # process title of Ray's Python processes
+_SECONDS_TO_CLEAR = 10.0  # of repeated kills, as a process may start another before it dies
+_SECONDS_TO_LOOK = 0.2  # between polls of the driver; a forked child may keep the input open
 _POLL_SECONDS = 0.02
 
 
 def mark(directory: str) -> dict[str, str]:
     """Return the environment variable that marks the processes of a Ray.
 
-    The driver does not set it in its own environment, which all its children inherit.
+    The driver does not set it in its own environment, because all its children would inherit it.
 
     Parameters
     ----------
     directory
-        Of this Ray's files.
+        Directory of the Ray's files.
     """
     return {_MARK: directory}
 
@@ -57,7 +57,7 @@ class Guard:
     line: IO[bytes]
 
     def tell(self, **facts: Any) -> None:
-        """Tell the guard a fact: the `run` being made, or a `part` of Ray with its pid."""
+        """Tell the guard a fact: the current `run`, or a `part` of Ray with its pid."""
         with suppress(BrokenPipeError):  # the guard was killed
             self.line.write(json.dumps(facts).encode() + b"\n")
             self.line.flush()
@@ -65,7 +65,7 @@ class Guard:
 
 @contextmanager
 def guarded(directory: str | None = None) -> Iterator[Guard]:
-    """If this process dies in the block, remove a directory and end the processes of its Ray."""
+    """Start a guard that ends Ray and removes its directory if this process dies in the block."""
     process = subprocess.Popen(
         [sys.executable, "-I", "-S", __file__],
         stdin=subprocess.PIPE,
@@ -89,7 +89,7 @@ def guarded(directory: str | None = None) -> Iterator[Guard]:
 
 
 def end_processes(directory: str, patience: float) -> None:
-    """Wait up to `patience` seconds for the processes of a Ray to exit; kill what stays."""
+    """Wait up to `patience` seconds for the processes of a Ray to exit, then kill the rest."""
     deadline = time.monotonic() + patience
     while (left := processes(directory)) and time.monotonic() < deadline:
         time.sleep(_POLL_SECONDS)
@@ -99,11 +99,11 @@ def end_processes(directory: str, patience: float) -> None:
 
 
 def processes(directory: str) -> list[int]:
-    """Return the processes of the Ray whose files are in a directory, with their children.
+    """Return the processes, with children, of the Ray with its files in `directory`.
 
-    They have the mark in their environment. Two kinds have lost it and are recognised by their
-    open log files: processes with a title, which overwrites the environment, and exiting ones.
-    Other readers of the directory, such as `tail` on a log, are not counted.
+    They are recognised by the mark in their environment, or by their open log files if the mark is
+    lost: a process title overwrites the environment, and an exiting process has none. Other readers
+    of the directory, such as `tail` on a log, do not count.
     """
     return [
         int(process.name)
@@ -116,7 +116,7 @@ def processes(directory: str) -> list[int]:
 def _is_marked(process: Path, directory: str) -> bool:
     try:
         variables = (process / "environ").read_bytes().split(b"\0")
-    except OSError:  # it has exited, or belongs to another user
+    except OSError:  # exited, or of another user
         return False
     return f"{_MARK}={directory}".encode() in variables
 
@@ -126,7 +126,7 @@ def _has_no_environment(process: Path) -> bool:
         line = (process / "cmdline").read_bytes()
     except OSError:
         return False
-    # An exiting process loses its memory, and so its command line, before its open files.
+    # An exiting process loses its memory, including the command line, before its open files.
     return not line or line.startswith(_TITLE)
 
 
@@ -144,7 +144,7 @@ def _has_open(process: Path, directory: str) -> bool:
 
 @dataclass
 class _Told:
-    """What the guard knows from its driver."""
+    """The facts that the driver has told the guard."""
 
     driver: int = 0
     directory: str | None = None
@@ -175,17 +175,17 @@ class _Told:
                 return
 
     def look(self) -> bool:
-        """Return whether the driver is alive; note when each dead part of Ray was first seen."""
+        """Return whether the driver is alive; record when parts of Ray were first seen dead."""
         for name, pid in self.parts.items():
             if name not in self.dead and not _is_alive(pid):
                 self.dead[name] = time.monotonic()
         return os.getppid() == self.driver
 
     def epitaph(self) -> str:
-        """Return in words how the driver ended.
+        """Describe how the driver ended.
 
-        One event may kill the driver and Ray's processes together, so only those are named that
-        died some time before the driver.
+        One cause may kill the driver and Ray together, so only parts of Ray that died some time
+        before the driver are named.
         """
         latest = time.monotonic() - _SECONDS_TO_LOOK
         before = [name for name, seen in self.dead.items() if seen < latest]
@@ -201,7 +201,7 @@ def _is_alive(pid: int) -> bool:
 
 
 def _note_failure(run: Path, reason: str) -> None:
-    """Write `failed` into the events of a run, unless it has ended or another process makes it."""
+    """Write the event `failed`, unless the run has ended or another process has taken it over."""
     with suppress(OSError), (run / "checkpoints" / "lock").open("r+") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         with (run / "events.jsonl").open("rb+") as file:

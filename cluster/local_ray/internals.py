@@ -1,7 +1,7 @@
-"""Every private part of Ray that we touch, one function each.
+"""Every private part of Ray that we use, one function each.
 
-Ray offers no public way to do any of this, and may change its private parts in any release. So
-`pyproject.toml` pins the version, and each function here refuses another one.
+Ray has no public interface for these, and may change its private parts in any release. So
+`pyproject.toml` pins Ray's version, and each function here refuses any other.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _VERSION = "2.60."
 
 
 def lines_logged(log: Callable[[str], None]) -> AbstractContextManager[None]:
-    """Give what Ray would print on standard output about lost processes to `log` in the block."""
+    """Send Ray's messages about lost processes to `log` instead of standard output."""
 
     def take(data: Mapping[str, Any], ignore_prefix: bool) -> None:
         log("\n".join(data["lines"]))
@@ -31,23 +31,23 @@ def lines_logged(log: Callable[[str], None]) -> AbstractContextManager[None]:
 
 
 def loopback_only() -> AbstractContextManager[None]:
-    """Have a Ray that is started in the block listen on 127.0.0.1 alone, as it does on laptops."""
+    """Make a Ray started in the block listen only on 127.0.0.1."""
     return _replaced(ray_constants, "ENABLE_RAY_CLUSTER", False)
 
 
 @contextmanager
 def few_processes() -> Iterator[None]:
-    """Have a Ray that is started in the block leave out three processes it does not need here.
+    """Make a Ray started in the block omit three processes that are not needed on one machine.
 
-    They take half of its start and a second of its end. One machine has nothing to scale up,
-    nobody reads what the workers print, and the dashboard is off; without it, its process would
-    only report usage statistics, which are off as well.
+    The autoscaler, the log monitor and the dashboard take half of the start and a second of the
+    shutdown. With the dashboard off, its process would only report usage statistics, which are off
+    as well.
     """
     parameters = partial(
         parameter.RayParams,
         no_monitor=True,
-        include_log_monitor=False,  # type: ignore[arg-type]  # Ray's own hint is wrong
-        dashboard_agent_listen_port=0,  # with the fixed default, a second run would wait seconds
+        include_log_monitor=False,  # type: ignore[arg-type]  # Ray's type hint is wrong
+        dashboard_agent_listen_port=0,  # the default port would delay a second run by seconds
     )
     with (
         _replaced(parameter, "RayParams", parameters),
@@ -59,17 +59,17 @@ def few_processes() -> Iterator[None]:
 def processes_marked(
     variables: Mapping[str, str], started: Callable[[Any], None]
 ) -> AbstractContextManager[None]:
-    """Start Ray's processes in the block with environment variables and a process group of its own.
+    """Start Ray's processes in the block with environment variables and their own process group.
 
-    A signal to the whole group, from a terminal or a supervisor, is for the driver, which ends
-    the run in order while Ray is still alive.
+    A signal to the driver's group, from a terminal or a supervisor, then does not reach Ray, so the
+    driver can shut down in order while Ray is still alive.
 
     Parameters
     ----------
     variables
         Added to the environment of each process.
     started
-        Called with the `subprocess.Popen` of each.
+        Called with the `subprocess.Popen` of each process.
     """
 
     class Popen(services.ConsolePopen):
@@ -82,7 +82,7 @@ def processes_marked(
 
 
 def reload_environment() -> None:
-    """Make Ray in this process read its settings and its token from the environment again."""
+    """Make Ray in this process reread its settings and its token from the environment."""
     _check_version("_raylet")
     raylet: Any = ray._raylet
     raylet.Config.initialize("")

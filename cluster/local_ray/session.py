@@ -1,8 +1,8 @@
-"""A Ray to run on: the caller's, an existing cluster, or one that we start and stop.
+"""Provides Ray: the caller's, an existing cluster, or a private one that we start and stop.
 
-Our own Ray listens on loopback only, demands a token that only its own environment holds, and
-keeps its files in a private directory. At the end of the block all its processes and files are
-gone, and this process has its environment, signal handlers and umask back.
+A private Ray listens only on loopback, requires a token that only its own environment contains, and
+keeps its files in a private directory. At the end of the block its processes and files are gone,
+and the environment, signal handlers and umask of this process are restored.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ _log = logging.getLogger(__name__)
 
 _SECONDS_TO_EXIT = 5.0
 _SECONDS_TO_ANSWER = 5.0
-_INNER = "r"  # Ray's directory in our private one
-# A Unix socket's path has at most 107 bytes. Ray's part and our names take up to 87 of them.
+_INNER = "r"  # Ray's directory inside our private one
+# The path of a Unix socket has at most 107 bytes; Ray's part and our names use up to 87.
 _LONGEST_DIRECTORY = 20
 
 
@@ -48,23 +48,23 @@ def ray_session(
     object_store_bytes: int = 100_000_000,
     metrics_port: int | None = None,
 ) -> Iterator[None]:
-    """Provide a Ray for the block: the one of this process if it has one, `address`, or our own.
+    """Provide Ray for the block: that of this process if there is one, `address`, or a private one.
 
-    Our own opens its metrics page, which asks for no token, only if given a `metrics_port`; 0 is
-    any free port.
+    A private Ray opens its metrics page, which needs no token, only if `metrics_port` is given; 0
+    means any free port.
 
     Raises
     ------
     InputError
         There is no cluster at `address`.
     RunFailedError
-        Our own could not be started.
+        The private Ray could not be started.
     """
     if ray.is_initialized():
         yield
         return
     session = _own(object_store_bytes, metrics_port) if address is None else _joined(address)
-    # Results go to standard output. The events of a run say who was lost, and why.
+    # Standard output is for results; lost processes are in the events of the run.
     with lines_logged(lambda lines: _log.info("%s", lines)), session:
         yield
 
@@ -108,18 +108,18 @@ def _own(object_store_bytes: int, metrics_port: int | None) -> Iterator[None]:
             RAY_AUTH_TOKEN=token,
             RAY_USAGE_STATS_ENABLED="0",
             RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0",
-            # Ray prints a warning on our standard output beyond three times this many processes.
+            # Beyond three times this many processes, Ray prints a warning on standard output.
             RAY_worker_maximum_startup_concurrency="64",
-            # At Ray's default of 15, workers wait for every other process, which adds staleness.
+            # At Ray's default of 15, workers wait for other processes, which adds staleness.
             RAY_worker_niceness="0",
             RAY_enable_metrics_collection=str(int(metrics_port is not None)),
             PYTHONPATH=os.pathsep.join(dict.fromkeys(os.path.abspath(p) for p in sys.path)),
         )
-        # One BLAS thread per worker: more would compete for the same cores.
+        # One BLAS thread per worker, as more would compete for the same cores.
         for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
             os.environ[name] = "1"
         reload_environment()
-        # Ray makes its directory readable by everybody; ours around it is private.
+        # Ray's directory is readable by everybody, so it is inside our private one.
         inner = os.path.join(directory, _INNER)
         os.mkdir(inner)
         handlers = _handlers()
@@ -150,7 +150,7 @@ def _start_ray(directory: str, object_store_bytes: int, metrics_port: int | None
                 _metrics_export_port=metrics_port or None,
                 _temp_dir=directory,
             )
-    except Exception as error:  # Ray raises anything, and says little about its processes
+    except Exception as error:  # Ray may raise anything
         reason = ray_death() or " ".join(str(error).split())
         raise RunFailedError(f"Ray could not be started: {reason}") from error
     finally:
@@ -172,7 +172,7 @@ def _restored_process_state() -> Iterator[None]:
 
 
 def check_address(address: str | None) -> None:
-    """Refuse at once an address that Ray would try to reach for minutes.
+    """Refuse an unreachable address at once; Ray would try for minutes.
 
     Raises
     ------
@@ -206,8 +206,8 @@ def _handlers() -> dict[signal.Signals, Any]:
 def _exit_on_signals(before: dict[signal.Signals, Any]) -> None:
     """Shut down in order on SIGTERM and when the terminal is closed.
 
-    Ray's own handler would end Ray first and lose records that are not written yet. A handler
-    that was set before, as by nohup, stays.
+    Ray's own handler would end Ray first and lose unwritten records. Earlier handlers, such as
+    that of nohup, stay in place.
     """
     if threading.current_thread() is not threading.main_thread():
         return
@@ -226,7 +226,7 @@ def _parent_directory() -> str:
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Ignore Ctrl-C during the shutdown: a second one would interrupt it halfway."""
+    """Ignore Ctrl-C during the shutdown, which a second Ctrl-C would interrupt halfway."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,8 +1,8 @@
 """A private temporary directory that is removed even after its owner was killed.
 
-The owner holds the lock of a file in the directory; the kernel releases the lock however the owner
-ends. The next owner removes every directory whose file is unlocked. A name alone is never enough
-to remove one: anybody can use the name, and a process id may belong to another container.
+The owner locks a file in the directory; the kernel releases the lock when the owner ends. The next
+owner removes every directory with an unlocked file. The name of a directory is not enough to remove
+it: anybody can use the name, and a process id may belong to another container.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ _OWNER = ".asgd-ray-owner"
 
 @contextmanager
 def private_directory(parent: str) -> Iterator[str]:
-    """Provide a directory in `parent` that only this user can read; remove it after the block."""
+    """Create a directory in `parent` that only this user can read; remove it after the block."""
     for old in Path(parent).glob(f"{_PREFIX}*"):
-        with suppress(OSError, InputError):  # in use, not ours, or gone meanwhile
+        with suppress(OSError, InputError):  # in use, of another user, or already removed
             _remove_abandoned(old)
     directory = tempfile.mkdtemp(prefix=_PREFIX, dir=parent)
     try:
@@ -44,7 +44,7 @@ def _remove_abandoned(directory: Path) -> None:
     Raises
     ------
     OSError
-        Its owner is alive, or it never had one.
+        The owner is alive, or the directory has no lock file.
     """
     status = directory.lstat()
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():

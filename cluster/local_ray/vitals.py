@@ -1,7 +1,7 @@
-"""Whether Ray's own processes are alive, and the guard of this process.
+"""Monitors Ray's own processes, and holds the guard of this process.
 
-A process has at most one Ray, so this is kept per process. A joined cluster has none of its
-processes here; Ray itself handles its nodes.
+A process has at most one Ray, so this state is global. A joined cluster has none of its processes
+here; Ray itself handles its nodes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import ray
 from asgd.errors import RunFailedError
 from cluster.local_ray.guard import Guard
 
-SECONDS_TO_DIE = 2.0  # a raylet whose agent died first ends its actors, then itself
+SECONDS_TO_DIE = 2.0  # time for a raylet whose agent died to end its actors and itself
 
 _NAMES = ("gcs_server", "raylet")  # without one of them, Ray ends this process sooner or later
 _AGENT = re.compile(r"one Ray agent failed, agent_name = (\w+)")
@@ -37,9 +37,9 @@ class Vitals:
     guard
         Cleans up after this process.
     directory
-        Of this Ray's files; None for a joined cluster.
+        Directory of Ray's files; None for a joined cluster.
     parts
-        The processes of Ray that this process started.
+        Ray's processes, if this process started them.
     """
 
     guard: Guard
@@ -47,13 +47,13 @@ class Vitals:
     parts: list[subprocess.Popen[Any]] = field(default_factory=list)
 
     def add(self, process: subprocess.Popen[Any]) -> None:
-        """Watch a process that was started for Ray."""
+        """Watch a new process of Ray."""
         if _name(process) in _NAMES:
             self.parts.append(process)
             self.guard.tell(part=_name(process), pid=process.pid)
 
     def death(self) -> str | None:
-        """Return which process of Ray is dead and how it died, None while all are alive."""
+        """Describe the death of a process of Ray, None while all are alive."""
         for process in self.parts:
             status = process.poll()
             if status is not None:
@@ -101,7 +101,7 @@ def vitals_of(guard: Guard, directory: str | None = None) -> Iterator[Vitals]:
 
 @contextmanager
 def witnessed(run: Path) -> Iterator[None]:
-    """If this process dies in the block, its guard notes that the run failed."""
+    """If this process dies in the block, its guard records that the run failed."""
     _at(str(run.resolve()))
     try:
         yield
@@ -116,7 +116,7 @@ def _at(run: str | None) -> None:
 
 
 def ray_death() -> str | None:
-    """Return how our own Ray died, None while it lives."""
+    """Describe how our private Ray died, None while it is alive."""
     return None if _ours.vitals is None else _ours.vitals.death()
 
 
@@ -126,7 +126,7 @@ def check_ray(patience: float = 0.0) -> None:
     Parameters
     ----------
     patience
-        Seconds to wait for its death, if that is expected.
+        Seconds to wait for an expected death.
 
     Raises
     ------
@@ -141,12 +141,12 @@ def check_ray(patience: float = 0.0) -> None:
 
 
 def answer(call: ray.ObjectRef[Any]) -> Any:
-    """Return the answer to an actor call, or fail if Ray dies first.
+    """Return the result of an actor call, or fail if Ray dies first.
 
     Raises
     ------
     RunFailedError
-        Our own Ray is dead.
+        The private Ray is dead.
     """
     while not ray.wait([call], timeout=_POLL_SECONDS)[0]:
         check_ray()

@@ -1,4 +1,4 @@
-"""The worker's end of the data plane: one socket to the server, frames of `wire`."""
+"""The worker's side of the data plane: one socket to the server, with the frames of `wire`."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ from cluster.sockets import wire
 from cluster.sockets.shared_memory import SharedVectors
 from cluster.sockets.wire import HEADER, Frame, VectorFormat, WireError
 
-BRISK_SECONDS = 100e-6  # a shorter wait is mostly the time to wake up: busy-wait instead
+BRISK_SECONDS = 100e-6  # busy-wait in shorter waits, where waking up would take most of the time
 _HANDSHAKE_SECONDS = 10.0
-# TCP keepalive, which notices a dead machine: seconds idle, seconds between probes, probes.
+# TCP keepalive, to detect a dead machine: idle seconds, seconds between probes, probes.
 _KEEPALIVE_IDLE, _KEEPALIVE_INTERVAL, _KEEPALIVE_PROBES = 10, 5, 3
 _UNACKNOWLEDGED_MILLISECONDS = 30_000
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where and how workers reach the server; handed to them by Ray, never over the sockets.
+    """The address of the server and its secret; workers get it through Ray, not over the sockets.
 
     Attributes
     ----------
     host, port
-        Of the TCP listener.
+        Address of the TCP listener.
     local
         Name of the local socket, for workers on the same node.
     vectors
-        How gradients and parameters travel.
+        Format of gradients and parameters.
     secret
-        Of the run.
+        Secret of the run.
     """
 
     host: str
@@ -62,12 +62,12 @@ class SocketConnection:
     worker
         Number of the worker.
     shared
-        Over the local socket with shared memory, for a worker on the server's node; else TCP.
+        Use the local socket and shared memory (on the server's node); else TCP.
 
     Raises
     ------
     ConnectionError
-        The server cannot be reached, or one side does not know the secret.
+        The server cannot be reached, or the secrets differ.
     """
 
     def __init__(self, endpoint: Endpoint, worker: int, shared: bool = False) -> None:
@@ -116,7 +116,7 @@ class SocketConnection:
             self._socket.sendall(question)
             got = self._wait()
             if got == len(self._push):
-                # What nearly every answer is: all of one snapshot.
+                # The usual case: exactly one whole snapshot.
                 start, size, length, *fields = wire.SNAPSHOT_FIELDS.unpack_from(self._in)
                 if start == self._snapshot_start and length == got - HEADER.size:
                     return self._read(size, *fields)
@@ -130,9 +130,9 @@ class SocketConnection:
         raise WireError(f"the server sent a frame of kind {frame.kind} for an answer")
 
     def _wait(self) -> int:
-        """Return how much of the answer is there.
+        """Wait for the answer and return the number of bytes received.
 
-        Busy-waits like `SocketServer._wait`: for short waits this costs less than sleeping.
+        Busy-waits like `SocketServer._wait`, because sleeping costs more in short waits.
         """
         began = time.monotonic()
         while self._brisk and time.monotonic() - began < BRISK_SECONDS:
@@ -150,7 +150,7 @@ class SocketConnection:
         return Snapshot(self._read_only, version, epoch, sequence, batch_size)
 
     def _greet(self, endpoint: Endpoint, shared: bool) -> SharedVectors | None:
-        """Exchange proofs of the secret; return the shared memory if there is any."""
+        """Exchange proofs of the secret; return the shared memory, if any."""
         nonce = secrets.token_bytes(wire.NONCE_BYTES)
         hello = wire.pack(wire.HELLO, self._worker, endpoint.vectors.hello(nonce, shared))
         self._socket.sendall(hello)
@@ -164,7 +164,7 @@ class SocketConnection:
             self._receive()
             memory = None
         else:
-            # A descriptor rides on the first byte of its frame.
+            # The descriptor is attached to the first byte of its frame.
             first, descriptors, _, _ = socket.recv_fds(self._socket, 1, 1)
             self._in[: len(first)] = first
             self._receive(len(first))
@@ -179,7 +179,7 @@ class SocketConnection:
         return self._in[HEADER.size : HEADER.size + frame.length]
 
     def _receive(self, got: int = 0) -> Frame:
-        """Return the next frame, whose first `got` bytes are here already."""
+        """Return the next frame; its first `got` bytes are already received."""
         data = self._in
         if not got:
             got = self._socket.recv_into(data)
@@ -205,9 +205,9 @@ class SocketConnection:
 
 
 def may_look() -> bool:
-    """Return whether busy-waiting is free.
+    """Whether busy-waiting is free.
 
-    It is not on a single processor, nor in a container with a quota of processor time.
+    It is not on a single core, or in a container with a quota of processor time.
     """
     if len(os.sched_getaffinity(0)) == 1:
         return False
@@ -218,7 +218,7 @@ def may_look() -> bool:
 
 
 def tune(connection: socket.socket) -> None:
-    """Send small frames at once over TCP, and notice a machine that is gone."""
+    """Set TCP_NODELAY and keepalive: send small frames at once and detect a dead machine."""
     if connection.family == socket.AF_UNIX:
         return
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

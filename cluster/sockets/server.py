@@ -1,13 +1,13 @@
-"""The data plane: workers' sockets around the very same `ParameterServer` object.
+"""The data plane: sockets that connect the workers to the `ParameterServer` object.
 
-`SocketServer` is one loop over `epoll` for all workers; it sleeps when nothing arrives. Workers
-come over TCP or, on the server's node, over a local socket with the vectors in shared memory. A
-connection that breaks, keeps silent in the middle of a frame or does not keep to the protocol is
-closed and reported, and the server goes on without its worker until that worker is back. The
-protocol is that of `cluster.sockets.wire`.
+`SocketServer` is one `epoll` loop for all workers. Workers connect over TCP or, on the server's
+node, over a local socket with the vectors in shared memory. The protocol is in
+`cluster.sockets.wire`. A connection that breaks, stalls in the middle of a frame or violates the
+protocol is closed and reported; its worker is removed until it connects again.
 
-A connection is a stranger until it has proved that it knows the secret, except one of this user
-over the local socket. The number of strangers is limited: a new one replaces the oldest.
+A connection is unauthenticated until it has proved that it knows the secret; local connections of
+the same user need no proof. The number of unauthenticated connections is limited: a new one
+replaces the oldest.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from cluster.sockets.wire import HEADER, Frame, VectorFormat, WireError
 _HANDSHAKE_SECONDS = 10.0
 _SILENCE_SECONDS = 30.0  # in the middle of a frame
 _SWEEP_SECONDS = 1.0
-_STRANGERS = 256  # connections without a proof
+_STRANGERS = 256  # unauthenticated connections
 _REFUSALS_REPORTED = 100
 _HELLO_BYTES = wire.HELLO_PAYLOAD.size
 _CREDENTIALS = struct.Struct("3i")  # process, user, group
@@ -43,10 +43,11 @@ _OUT = select.EPOLLOUT
 
 
 class _Peer:
-    """One connection and how far it has come.
+    """The state of one connection.
 
-    `window` is what may be read into now and `got` how much of it is there; `accepts` gives the
-    lengths of the kinds of frame that may come; `asked` says that the worker waits for an answer.
+    `window` is the current receive buffer and `got` the number of bytes in it; `accepts` maps the
+    kinds of frame that are allowed now to their lengths; `asked` is true while the worker waits for
+    an answer.
     """
 
     def __init__(self, connection: socket.socket, name: str, deadline: float) -> None:
@@ -65,7 +66,7 @@ class _Peer:
         self.asked = self.stopped = False
 
     def open(self, worker: int, vectors: VectorFormat) -> None:
-        """Allocate buffers for the vectors of a worker that has proved itself."""
+        """Allocate buffers for the vectors of an authenticated worker."""
         self.worker = worker
         self.deadline = math.inf
         inline = 0 if self.shared else vectors.nbytes
@@ -89,20 +90,20 @@ class _Peer:
         }
 
     def hold(self) -> None:
-        """Read nothing until the answer: the buffer holds the gradient meanwhile."""
+        """Read nothing until the answer, because the buffer holds the gradient."""
         self.asked = True
         self.window = self.header
 
 
 class SocketServer:
-    """Serves a parameter server to workers that connect.
+    """Connects workers to a parameter server.
 
-    All methods belong to one thread, the one that calls the parameter server.
+    All methods must be called by the thread that calls the parameter server.
 
     Parameters
     ----------
     server
-        What answers; events of the connections go into its ledger.
+        The parameter server; events of connections go into its ledger.
     host
         Address to listen on.
     dtype
@@ -116,7 +117,7 @@ class SocketServer:
         self._vectors = VectorFormat(len(server.parameters), dtype)
         self._peers: dict[int, _Peer] = {}
         self._workers: dict[int, _Peer] = {}
-        self._strangers: dict[int, _Peer] = {}  # the one that came first is the first
+        self._strangers: dict[int, _Peer] = {}  # unauthenticated, the oldest first
         self._broken: list[tuple[_Peer, str]] = []
         self._refusals = 0
         self._brisk = False
@@ -137,7 +138,7 @@ class SocketServer:
         self.endpoint = Endpoint(host, port, name, self._vectors, secrets.token_bytes(32))
 
     def fileno(self) -> int:
-        """Return a descriptor that is readable while there is something to serve."""
+        """Return a descriptor that is readable when messages have arrived."""
         return self._epoll.fileno()
 
     def close(self) -> None:
@@ -163,7 +164,7 @@ class SocketServer:
             self.sweep(now)
 
     def deliver(self, replies: Replies) -> None:
-        """Send replies to the workers that wait on a socket; skip all others."""
+        """Send replies to the workers that wait on a socket; skip the others."""
         for worker, reply in replies:
             peer = self._workers.get(worker)
             if peer is not None and peer.asked:
@@ -172,7 +173,7 @@ class SocketServer:
             self._settle()
 
     def sweep(self, now: float) -> None:
-        """Close connections that are overdue."""
+        """Close connections that have stalled for too long."""
         self._next_sweep = now + _SWEEP_SECONDS
         for listener in self._listeners.values():
             self._epoll.modify(listener, select.EPOLLIN)
@@ -187,11 +188,11 @@ class SocketServer:
         self._settle()
 
     def _wait(self, seconds: float) -> list[tuple[int, int]]:
-        """Return what arrives within `seconds`.
+        """Return the `epoll` events within `seconds`.
 
-        In a fast run, waking a sleeping processor takes longer than the next gradient. So while
-        the last wait was short, busy-wait for a moment before sleeping, and yield the processor to
-        waiting workers between two polls.
+        In a fast run, waking a sleeping core takes longer than the next gradient. So if the last
+        wait was short, busy-wait for a moment before sleeping, and yield the core to waiting
+        workers between two polls.
         """
         began = time.monotonic()
         if self._brisk:
@@ -230,7 +231,7 @@ class SocketServer:
             connection, address = listener.accept()
         except BlockingIOError:
             return
-        except OSError:  # out of descriptors: listen again at the next sweep, not at once
+        except OSError:  # out of descriptors: accept again after the next sweep
             self._epoll.modify(listener, 0)
             return
         name = "local" if listener.family == socket.AF_UNIX else f"{address[0]}:{address[1]}"
@@ -252,7 +253,7 @@ class SocketServer:
             raise ConnectionResetError("closed by the other side")
         worker = peer.worker
         if worker is not None and count == peer.push_bytes and not peer.got and not peer.asked:
-            # What nearly every event is: all of one gradient.
+            # The usual case: exactly one whole gradient.
             start, sequence, version, epoch, seconds = wire.PUSH_FIELDS.unpack_from(peer.buffer)
             if start == peer.push_start:
                 self._gradient(peer, worker, sequence, version, epoch, seconds)
@@ -323,7 +324,7 @@ class SocketServer:
                 os.close(descriptor)
         older = self._workers.get(worker)
         if older is not None:
-            # Whatever the worker asked there, it will not read the answer.
+            # The worker no longer reads answers on the old connection.
             self._broken.append((older, "replaced by a newer connection"))
         peer.open(worker, self._vectors)
         self._strangers.pop(peer.socket.fileno(), None)
@@ -397,7 +398,7 @@ class SocketServer:
             self._epoll.modify(peer.socket, select.EPOLLIN)
 
     def _settle(self) -> None:
-        """Close broken connections, outside of loops over replies: this makes new replies."""
+        """Close broken connections; as this creates replies, call it outside loops over replies."""
         while self._broken:
             peer, reason = self._broken.pop()
             descriptor = peer.socket.fileno()
@@ -424,7 +425,7 @@ class SocketServer:
 
 
 def _is_own(connection: socket.socket) -> bool:
-    """Return whether the kernel says that a process of this user is at the other end."""
+    """Whether a process of the same user is at the other end, according to the kernel."""
     if connection.family != socket.AF_UNIX:
         return False
     shown = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)

@@ -1,8 +1,9 @@
-"""Vectors in memory that the server shares with one worker on its node.
+"""Vectors in memory shared by the server and one worker on its node.
 
-The memory has no name: its descriptor is sent over a local socket. So nothing is left behind when a
-process dies, and the size of /dev/shm does not matter. Frames on the socket order the accesses: a
-side writes its vector before it sends a frame and reads the other's after it received one.
+The memory is anonymous; its descriptor is sent over a local socket. So nothing remains when a
+process dies, and the size of /dev/shm does not matter. Frames on the socket order the accesses:
+each side writes its vector before it sends a frame, and reads the other vector after it receives
+one.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ class SharedVectors:
     Attributes
     ----------
     gradient, snapshot
-        Shape (d,), of the number type on the wire.
+        Shape (d,), of the dtype on the wire.
     """
 
     def __init__(self, descriptor: int, vectors: VectorFormat) -> None:
@@ -39,7 +40,7 @@ class SharedVectors:
 
 
 def create_memory(vectors: VectorFormat) -> int:
-    """Return a descriptor of new memory for the vectors of one worker; the caller closes it.
+    """Return the descriptor of new memory for the vectors of one worker; the caller closes it.
 
     Raises
     ------
@@ -49,7 +50,7 @@ def create_memory(vectors: VectorFormat) -> int:
     size = _layout(vectors)[1]
     descriptor = os.memfd_create("asgd", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
-        # Allocated and sealed: access to missing pages would be a fatal signal.
+        # Allocate and seal now, because access to missing pages would kill the process.
         os.posix_fallocate(descriptor, 0, size)
         seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
         fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, seals)

@@ -1,4 +1,4 @@
-"""The frames in which workers and the server talk over a socket: the whole protocol, version 1.
+"""The socket protocol between workers and the server, version 1.
 
 Every frame is a header of 64 bytes, little-endian, and `length` bytes of payload:
 
@@ -20,7 +20,7 @@ Every frame is a header of 64 bytes, little-endian, and `length` bytes of payloa
     1 HELLO       worker  nonce (32 bytes), dimension d (8), bytes per number (1), shared (1)
     2 CHALLENGE   server  nonce (32), proof of the server (32)
     3 PROOF       worker  proof of the worker (32)
-    4 WELCOME     server  none; with `shared`, a descriptor of the shared memory rides along
+    4 WELCOME     server  none; with `shared`, the descriptor of the shared memory is attached
     5 JOIN        worker  none
     6 PUSH        worker  the gradient
     7 MISFIT      worker  shape of a gradient that is not (d,): 8 bytes each, at most 32 of them
@@ -28,21 +28,21 @@ Every frame is a header of 64 bytes, little-endian, and `length` bytes of payloa
     9 STOP        server  reason, UTF-8
     10 ERROR      server  reason, UTF-8; the connection is closed
 
-A connection opens with HELLO, CHALLENGE, PROOF, WELCOME. A proof is HMAC-SHA-256, under the secret
-of the run, of the side's name, the HELLO frame and the server's nonce: each side shows that it
-knows the secret without sending it, and the dimension and the number format are agreed on under
-it. Then the worker asks (JOIN, PUSH or MISFIT) and the server answers each question once
-(SNAPSHOT, STOP or ERROR), maybe much later; asking again before the answer is an error.
+The handshake is HELLO, CHALLENGE, PROOF, WELCOME. A proof is the HMAC-SHA-256, keyed with the
+secret of the run, of the side's name, the HELLO frame and the server's nonce. So each side proves
+that it knows the secret without sending it, and the proof covers the dimension and the number
+format. Then the worker sends requests (JOIN, PUSH or MISFIT). The server answers each request once
+(SNAPSHOT, STOP or ERROR), possibly much later; a second request before the answer is an error.
 
-The frames after the handshake are neither authenticated nor encrypted. The secret keeps out anybody
-who can only open a connection, and nobody can inject data into a TCP stream blindly. But an
-attacker who can read the network sees the vectors, and one who can change packets can change
+Frames after the handshake are neither authenticated nor encrypted. The secret keeps out attackers
+that can only open connections; injecting data into a TCP stream blindly is not feasible. But an
+attacker that can read the network sees the vectors, and one that can modify packets can change
 gradients and parameters unnoticed. So the sockets listen only on loopback or on the address of the
 node; between nodes, use a trusted network or a tunnel.
 
-Vectors are raw little-endian float64 or float32, d numbers. With `shared` they lie in the shared
-memory instead and the payload of PUSH and SNAPSHOT is empty. A length is compared with what the
-kind allows before anything is done with it; nothing is ever unpickled.
+Vectors are d raw little-endian numbers, float64 or float32. With `shared` they are in the shared
+memory and the payload of PUSH and SNAPSHOT is empty. Every length is checked against the kind of
+frame before it is used; nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ PROTOCOL = 1
 HELLO, CHALLENGE, PROOF, WELCOME, JOIN, PUSH, MISFIT, SNAPSHOT, STOP, ERROR = range(1, 11)
 
 HEADER = struct.Struct("<4sBBHIIQqqqdQ")
-# The bytes before these fields are the same in all pushes of a worker, and in all snapshots for it:
-# packing fewer fields is faster.
+# The bytes before these fields are constant for a worker's pushes and for its snapshots, so they
+# are packed once.
 _PUSH_START, _SNAPSHOT_START = 24, 12  # bytes
 PUSH_FIELDS = struct.Struct(f"<{_PUSH_START}sqqqd8x")  # sequence, version, epoch, compute_seconds
 # batch_size, length, sequence, version, epoch
@@ -79,11 +79,11 @@ Buffer = bytearray | memoryview
 
 
 class WireError(ConnectionError):
-    """The other side does not keep to the protocol."""
+    """The other side violated the protocol."""
 
 
 class Frame(NamedTuple):
-    """The header of a frame, field by field."""
+    """The header of a frame."""
 
     magic: bytes
     protocol: int
@@ -101,12 +101,12 @@ class Frame(NamedTuple):
 
 @dataclass(frozen=True)
 class VectorFormat:
-    """How gradients and parameters travel.
+    """The format of gradients and parameters on the wire.
 
     Attributes
     ----------
     dimension
-        Numbers in a vector, d.
+        Length of a vector, d.
     dtype
         "float64" or "float32".
     """
@@ -116,16 +116,16 @@ class VectorFormat:
 
     @property
     def numbers(self) -> np.dtype[np.floating]:
-        """The type of one number on the wire, little-endian."""
+        """The little-endian dtype on the wire."""
         return np.dtype(self.dtype).newbyteorder("<")
 
     @property
     def nbytes(self) -> int:
-        """Bytes of a vector."""
+        """Size of a vector in bytes."""
         return self.dimension * self.numbers.itemsize
 
     def view(self, buffer: memoryview) -> npt.NDArray[Any]:
-        """Return the vector in a frame, shape (d,), on the memory of the frame."""
+        """Return the vector in a frame, shape (d,), as a view of the frame's memory."""
         return np.frombuffer(buffer, self.numbers, self.dimension, HEADER.size)
 
     def hello(self, nonce: bytes, shared: bool) -> bytes:
@@ -139,7 +139,7 @@ def parse(buffer: Buffer) -> Frame:
     Raises
     ------
     WireError
-        It is not one of this protocol's.
+        It is not a header of this protocol.
     """
     frame = Frame._make(HEADER.unpack_from(buffer))
     if frame.magic != MAGIC:
@@ -150,12 +150,12 @@ def parse(buffer: Buffer) -> Frame:
 
 
 def push_start(worker: int, length: int, kind: int = PUSH) -> bytes:
-    """Return what every PUSH (or MISFIT) of a worker and a length begins with."""
+    """Return the constant first bytes of every PUSH (or MISFIT) of a worker with a given length."""
     return _start(kind, worker, length)[:_PUSH_START]
 
 
 def snapshot_start(worker: int) -> bytes:
-    """Return what every SNAPSHOT for a worker begins with."""
+    """Return the constant first bytes of every SNAPSHOT for a worker."""
     return _start(SNAPSHOT, worker, 0)[:_SNAPSHOT_START]
 
 
@@ -169,7 +169,7 @@ def pack(kind: int, worker: int = 0, payload: bytes = b"") -> bytes:
 
 
 def pack_text(kind: int, text: str) -> bytes:
-    """Return a STOP or ERROR frame; a long text is cut."""
+    """Return a STOP or ERROR frame; a long text is truncated."""
     return pack(kind, payload=text.encode()[:LONGEST_TEXT])
 
 
@@ -192,7 +192,7 @@ def pack_push(buffer: Buffer, start: bytes, gradient: Gradient) -> None:
 
 
 def pack_misfit(gradient: Gradient) -> bytes:
-    """Return the frame of a gradient whose shape is not that of the parameters."""
+    """Return the frame that reports a gradient of the wrong shape."""
     shape = gradient.gradient.shape
     header = bytearray(HEADER.size)
     pack_push(header, push_start(gradient.worker, 8 * len(shape), MISFIT), gradient)
@@ -229,7 +229,7 @@ def pack_snapshot(buffer: Buffer, start: bytes, length: int, snapshot: Snapshot)
 
 
 def copy_vector(destination: npt.NDArray[Any], source: npt.NDArray[Any]) -> None:
-    """Copy between float64 and the type on the wire; what does not fit becomes infinite."""
+    """Copy between float64 and the dtype on the wire; overflows become infinite."""
     if destination.itemsize == source.itemsize:
         destination[:] = source
         return
@@ -238,5 +238,5 @@ def copy_vector(destination: npt.NDArray[Any], source: npt.NDArray[Any]) -> None
 
 
 def proof(secret: bytes, side: bytes, hello: bytes, nonce: bytes) -> bytes:
-    """Return what `side`, b"server" or b"worker", shows to prove that it knows the secret."""
+    """Return the proof that `side`, b"server" or b"worker", knows the secret."""
     return hmac.digest(secret, side + hello + nonce, "sha256")

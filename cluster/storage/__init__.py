@@ -1,1 +1,1 @@
-"""What a killed server comes back from: checkpoints, the write-ahead log, the lease, recovery."""
+"""Durable state of a run: checkpoints, the write-ahead log, the lease, recovery."""

@@ -1,4 +1,4 @@
-"""Checkpoints: the state of a run in one file, saved atomically and read back before it counts.
+"""Checkpoints: the state of a run in one file, saved atomically and read back.
 
     offset  bytes  field
          0     18  magic "ASGD checkpoint 1\\n"
@@ -8,7 +8,7 @@
                    arrays in NumPy's own format, one after another: the parameters, the rule's state
 
 A checkpoint is written under a temporary name, flushed to the disk, read back and renamed. The
-previous one is kept: if the newest is damaged later, the run loses the updates between the two.
+previous checkpoint is kept in case the newest one is damaged later.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _KEPT = 2
 
 
 class DamagedCheckpointError(AsgdError):
-    """A file is not the checkpoint that was saved."""
+    """A checkpoint file is damaged."""
 
 
 def pack(state: State) -> bytes:
@@ -56,7 +56,7 @@ def unpack(data: bytes) -> State:
     Raises
     ------
     DamagedCheckpointError
-        It is not what `pack` returned.
+        The content is damaged.
     """
     start = len(_MAGIC) + _DIGEST_BYTES
     content = data[start:]
@@ -88,7 +88,7 @@ def load(path: Path) -> State:
     Raises
     ------
     DamagedCheckpointError
-        It cannot be read or is not what was saved.
+        It cannot be read or is damaged.
     """
     try:
         data = path.read_bytes()
@@ -98,25 +98,25 @@ def load(path: Path) -> State:
 
 
 def save(directory: Path, state: State) -> Path:
-    """Write a checkpoint, read it back, then remove all but it and the one before.
+    """Write a checkpoint, read it back, then remove all but the two newest.
 
     Raises
     ------
     OSError
-        It cannot be written; the older ones are untouched.
+        It cannot be written; the older checkpoints are unchanged.
     DamagedCheckpointError
-        What was read back is something else; the older ones are untouched.
+        Reading it back gave other content; the older checkpoints are unchanged.
     """
     directory.mkdir(exist_ok=True)
     path = directory / f"checkpoint-{state.version:012d}.bin"
     data = pack(state)
-    # There may be one of the same version already; it stays until the new one has been read back.
+    # A checkpoint of the same version may exist; it stays until the new one has been read back.
     with _temporary(path) as temporary:
         with temporary.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-            # What is read back shall come from the disk, not from memory.
+            # What is read back must come from the disk, not from the page cache.
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         if temporary.read_bytes() != data:
             raise DamagedCheckpointError(f"{path.name}: reads differently from what was written")
@@ -133,12 +133,12 @@ def paths(directory: Path) -> list[Path]:
 
 
 def version_of(path: Path) -> int:
-    """Return the updates applied at a checkpoint, from its name."""
+    """Return the version of a checkpoint, from its file name."""
     return int(path.stem.removeprefix("checkpoint-"))
 
 
 def sync_directory(directory: Path) -> None:
-    """Flush the names in a directory to the disk."""
+    """Flush the entries of a directory to the disk."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""Who may write a run directory: one launcher at a time, and its newest server alone."""
+"""The right to write a run directory: one launcher at a time, and only its newest server."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ class LeaseLostError(RunFailedError):
 
 
 class Lease:
-    """The number of the incarnation that may write a run directory, in a file there.
+    """A file with the number of the incarnation that may write the run directory.
 
-    Every incarnation of the server takes the next number, under the exclusive lock of the file.
-    A writer takes the shared lock and compares its number first. So an old server that is still
-    alive writes nothing once the new one has its number. Checking the lease on every update would
-    double its cost, so for the log it is checked when a segment is created. The old server still
-    holds its segment open; before the lock is released we replace the file by a copy, so later
-    writes of the old server go to an unlinked file and are lost.
+    Every incarnation of the server takes the next number under the exclusive lock of the file.
+    Before writing, an incarnation takes the shared lock and compares its number, so an old server
+    that is still alive stops writing. Checking the lease on every update would double its cost, so
+    the write-ahead log checks it when a segment is created. The old server still holds its segment
+    open: before releasing the lock, `take` replaces the file by a copy, so later writes of the old
+    server go to an unlinked file and are lost.
 
     Parameters
     ----------
     directory
-        Where the file is; made by the first `take`.
+        Directory of the file; created by the first `take`.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -54,7 +54,7 @@ class Lease:
         with self._locked(shared=False) as file:
             epoch = _number(file) + 1
             file.seek(0)
-            file.write(f"{epoch:012d}\n")  # overwrites in place: the file is never empty
+            file.write(f"{epoch:012d}\n")  # overwritten in place, so the file is never empty
             file.flush()
             os.fsync(file.fileno())
             self._take_segments()
@@ -63,7 +63,7 @@ class Lease:
 
     def _take_segments(self) -> None:
         paths = sorted(self._path.parent.glob(LOG_FILES))
-        newest = {path.name.split("-")[1]: path for path in paths}  # by epoch: the open one
+        newest = {path.name.split("-")[1]: path for path in paths}  # by epoch: the open segment
         for path in newest.values():
             copy = path.with_name(f"{path.name}.tmp")
             try:
@@ -77,12 +77,12 @@ class Lease:
 
     @contextmanager
     def held(self, epoch: int) -> Iterator[None]:
-        """Hold the lease in the block, for writing as an incarnation; its writers may share it.
+        """Hold the lease of an incarnation during the block; its writers share the lock.
 
         Raises
         ------
         LeaseLostError
-            There is a newer one.
+            There is a newer incarnation.
         """
         with self._locked(shared=True) as file:
             if _number(file) != epoch:
@@ -95,12 +95,12 @@ class Lease:
 
 
 def check_lease(directory: Path) -> None:
-    """Check that the file of a lease, if there is one, can be used.
+    """Check that the lease file is missing or valid.
 
     Raises
     ------
     InputError
-        It cannot.
+        The file is damaged.
     """
     path = directory / "lease"
     try:
@@ -113,12 +113,12 @@ def check_lease(directory: Path) -> None:
 
 
 def _number(file: IO[str]) -> int:
-    """Return the number in the file of a lease, -1 if it holds none yet.
+    """Return the number in a lease file, -1 if the file is empty.
 
     Raises
     ------
     InputError
-        It is damaged. Starting over at 0 would reuse the numbers of older servers.
+        The file is damaged. Starting over at 0 would reuse the numbers of older servers.
     """
     file.seek(0)
     text = file.read(_LONGEST)
@@ -129,12 +129,12 @@ def _number(file: IO[str]) -> int:
 
 @contextmanager
 def only_launcher(directory: Path) -> Iterator[None]:
-    """Keep every other launcher out of the run directory that contains `directory`.
+    """Lock the run directory that contains `directory` against other launchers.
 
     Raises
     ------
     InputError
-        One is at work there.
+        Another launcher holds the lock.
     """
     with ExitStack() as stack:
         try:

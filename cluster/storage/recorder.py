@@ -21,22 +21,22 @@ from cluster.storage.write_ahead import cut_log, remove_log
 
 
 class EvaluationError(Exception):
-    """The problem's own code raised when its loss was evaluated; the cause is what it raised."""
+    """The problem's code raised during an evaluation of the loss; see `__cause__`."""
 
 
 class Recorder:
-    """Writes the records of one server, in the order in which they are given.
+    """Writes the records of one server, in order.
 
     Parameters
     ----------
     path
-        The run directory, which exists and may hold the beginning of the run.
+        The existing run directory, which may contain the beginning of the run.
     problem
-        What the loss belongs to.
+        The problem, for evaluating its loss.
     epoch
-        Incarnation of the server; when there is a newer one, nothing is written any more.
+        Incarnation of the server; once there is a newer one, nothing more is written.
     metrics
-        Where else to show how the run stands.
+        The dashboards.
 
     Attributes
     ----------
@@ -49,7 +49,7 @@ class Recorder:
     def __init__(
         self, path: Path, problem: Problem, epoch: int, metrics: Metrics | None = None
     ) -> None:
-        import pandas  # noqa: F401  # else pyarrow does at the first table, with the run at work
+        import pandas  # noqa: F401  # else pyarrow imports it at the first table, during the run
 
         self._writer = RunWriter(path)
         self._problem = problem
@@ -69,7 +69,7 @@ class Recorder:
         Returns
         -------
         float
-            Seconds that the evaluation took.
+            Seconds spent on evaluating losses.
 
         Raises
         ------
@@ -80,7 +80,7 @@ class Recorder:
         EvaluationError
             A loss cannot be evaluated.
         """
-        # When a server dies, Ray may lose a large record and still deliver a small one after it.
+        # When a server dies, Ray may lose a large record but deliver a later small one.
         if record.empty or record.number != self._next:
             return 0.0
         self._next += 1
@@ -116,7 +116,7 @@ class Recorder:
             self.latest_loss = update, loss
 
     def _save(self, state: State) -> None:
-        # A checkpoint must never know of more than the record: that goes to the disk first.
+        # A checkpoint must not be ahead of the record, so the record is flushed first.
         self._writer.sync()
         try:
             save(self._checkpoints, state)

@@ -1,4 +1,4 @@
-"""Restores a run: the newest good checkpoint, then the log from there."""
+"""Restores a run from its newest good checkpoint and the write-ahead log."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class Restored:
     Attributes
     ----------
     state
-        The checkpoint; None if none was saved yet.
+        State of the checkpoint; None if there is no checkpoint yet.
     version
-        The last version in the log; that of the checkpoint if the log adds none.
+        The last version in the log, or that of the checkpoint if the log has no later updates.
     """
 
     state: State | None
@@ -35,14 +35,14 @@ class Restored:
 
     @property
     def checkpoint(self) -> int:
-        """Updates applied at the checkpoint."""
+        """Version of the checkpoint."""
         return self.state.version if self.state is not None else 0
 
 
 def start_server(
     config: RunConfig, initial: Array, path: Path, epoch: int, restored: Restored | None
 ) -> ParameterServer:
-    """Return the server of a run, with its log if it keeps one.
+    """Return the server of a run, with its write-ahead log if it has one.
 
     Parameters
     ----------
@@ -55,7 +55,7 @@ def start_server(
     epoch
         Incarnation of the server.
     restored
-        Where to go on; default: at the start.
+        The point to continue from; default: the start.
     """
     server = ParameterServer(config, initial, epoch, restored.state if restored else None)
     directory = path / CHECKPOINTS
@@ -76,28 +76,28 @@ def start_server(
 
 
 def restore(writer: RunWriter, epoch: int, reason: str, reached: int = 0) -> Restored:
-    """Cut a run directory back to its newest good checkpoint and note the loss in the events.
+    """Truncate a run directory to its newest good checkpoint and write `server_restored`.
 
-    The server writes the updates that the log adds to the checkpoint to the record again. The event
-    `server_restored` has the versions and, for each worker, the number of its next gradient: older
-    events about this gradient or later ones are void.
+    The new server records the logged updates after the checkpoint again. The event has the versions
+    and, for each worker, the number of its next gradient; older events about this gradient or later
+    ones are void.
 
     Parameters
     ----------
     writer
-        Of the run; no recorder of it writes any more.
+        Writer of the run; all its recorders must have stopped.
     epoch
-        Incarnation of the server that is to go on.
+        Incarnation of the new server.
     reason
-        Why, for the event.
+        Reason for the restore, for the event.
     reached
-        Updates that the launcher last saw. It polls every 0.25 s, so `updates_lost` is a lower
+        Updates last seen by the launcher. It polls every 0.25 s, so `updates_lost` is a lower
         bound.
 
     Returns
     -------
     Restored
-        Where to go on.
+        The point to continue from.
 
     Raises
     ------
@@ -113,7 +113,7 @@ def restore(writer: RunWriter, epoch: int, reason: str, reached: int = 0) -> Res
         for worker, sequence in entry.numbers():
             sequences[worker] = max(sequences.get(worker, 0), sequence + 1)
     reached = max(reached, recorded, version)
-    # First the event, then the cut: an interruption between them leaves a trace.
+    # Write the event before the cut, so that an interruption in between is on record.
     writer.event(
         "server_restored",
         reason=reason,
@@ -132,7 +132,7 @@ def restore(writer: RunWriter, epoch: int, reason: str, reached: int = 0) -> Res
 
 
 def _newest(writer: RunWriter, recorded: int) -> tuple[State | None, list[Path]]:
-    """Return the newest state that can be used and the files that cannot."""
+    """Return the newest usable state, and the unusable checkpoint files."""
     rejected: list[Path] = []
     for path in paths(writer.path / CHECKPOINTS):
         try:

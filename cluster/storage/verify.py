@@ -1,4 +1,4 @@
-"""Whether everything in a run directory is what was written, and can be what happened."""
+"""Verifies a run directory, including the server's checkpoints, log and lease."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from cluster.storage.write_ahead import segments
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was found in a run directory.
+    """The result of `verify`.
 
     Attributes
     ----------
     run
         The directory, as text.
     findings
-        What is wrong, a line each; none where all is right.
+        The faults, one line each.
     checked
-        What was looked at, in words.
+        The checks, in words.
     """
 
     run: str
@@ -38,16 +38,16 @@ class Verdict:
 def verify(
     run: Run, replayed: bool = True, progress: Callable[[float], None] | None = None
 ) -> Verdict:
-    """Check digests, invariants and, if wanted, that a replay comes to the same parameters.
+    """Check digests, invariants and, optionally, that a replay gives the same parameters.
 
     Parameters
     ----------
     run
         The run.
     replayed
-        Whether its updates are made again, which takes about as long as it did to compute them.
+        Replay the updates, which takes about as long as all gradients of the run.
     progress
-        Called with the share of the replay that is done.
+        Called with the completed fraction of the replay.
     """
     directory = run.path / CHECKPOINTS
     states, found = _states(directory)
@@ -74,7 +74,7 @@ def verify(
 
 
 def _states(directory: Path) -> tuple[dict[int, Array], list[str]]:
-    """Return the parameters of each checkpoint, and which cannot be used."""
+    """Return the parameters of each checkpoint, and the faults of unusable ones."""
     states, found = {}, []
     for path in paths(directory):
         try:
@@ -87,7 +87,7 @@ def _states(directory: Path) -> tuple[dict[int, Array], list[str]]:
 
 
 def _others(directory: Path) -> list[str]:
-    """Return which other files of a server cannot be used."""
+    """Return the faults of the server's other files."""
     if not directory.is_dir():
         return []
     known = {segment.path for segment in segments(directory)}

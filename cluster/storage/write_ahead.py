@@ -1,10 +1,9 @@
 """The write-ahead log: each update is written to a file before the server answers.
 
-A killed process loses nothing that it has written: the page cache holds it. A power failure may
-lose the last seconds of updates that were not yet on the disk; the log is then shorter, never
-wrong. Checkpoints are flushed to the disk.
+If the process is killed, its writes survive in the page cache. A power failure may lose the last
+seconds of updates; the log is then shorter, but not wrong. Checkpoints are flushed to the disk.
 
-The log of a run is a few segments, each begun by one incarnation of the server at some version:
+The log of a run consists of segments, each started by one incarnation of the server at a version:
 
     offset  bytes  field
          0     11  magic "ASGD log 1\\n"
@@ -17,10 +16,10 @@ The log of a run is a few segments, each begun by one incarnation of the server 
          4      4  CRC-32 of number and content
          8      8  number of the record in its segment: 0, 1, ...
         16         content: an update as `_ROW`, its members, the drawn order, the gradient of
-                   d float64; or an incident as JSON. The first byte tells which.
+                   d float64; or an incident as JSON. The first byte is the kind.
 
-All numbers are little-endian. The first record that is torn, damaged or out of place ends a
-segment. Space is allocated in advance: writes are cheaper, and a full disk is met early.
+All numbers are little-endian. A segment ends at the first record that is torn, damaged or out of
+order. Space is allocated in advance, which makes writes cheaper and detects a full disk early.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ from cluster.core.state import OrderState
 from cluster.core.update import Entry, Incident, Update
 from cluster.storage.lease import LOG_FILES, Lease, LeaseLostError
 
-LARGEST_DIMENSION = 1000  # of a problem that durability = "auto" logs
+LARGEST_DIMENSION = 1000  # durability = "auto" logs problems up to this dimension
 
 _MAGIC = b"ASGD log 1\n"
 _HEADER = struct.Struct("<QQI")
@@ -57,11 +56,11 @@ _SEGMENT_BYTES = 1_000_000
 
 
 def is_logged(config: RunConfig, dimension: int) -> bool:
-    """Return whether a run of so many parameters keeps a log.
+    """Whether a run with `dimension` parameters has a log.
 
-    "auto" does up to 1000 parameters: for each update the log takes the server 3 us with one of
-    them, 8 us with 1000 and 31 us with 10 000, and 1000 updates fill 8 MB, then 80 MB.
-    `scripts/bench_durability.py` measures this.
+    "auto" logs up to 1000 parameters: the log costs the server 3 us per update for one parameter,
+    8 us for 1000 (8 MB per 1000 updates) and 31 us for 10 000 (80 MB), as measured by
+    `scripts/bench_durability.py`.
     """
     durability = config.run.durability
     return durability == "log" or (durability == "auto" and dimension <= LARGEST_DIMENSION)
@@ -73,23 +72,23 @@ class WriteAheadLog:
     Parameters
     ----------
     directory
-        Where the segments go, which exists.
+        Existing directory of the segments.
     epoch
         The incarnation.
     version
-        Updates applied before the first one to be logged.
+        Updates applied before the first logged one.
     dimension
         Number of parameters.
     checkpoint_every
-        Updates between two checkpoints: segments begin at one of these.
+        Updates between two checkpoints; a new segment begins only at a checkpoint.
     segment_bytes
-        Smallest length of a segment at which the next one may begin.
+        Smallest length of a segment before the next one begins.
 
     Raises
     ------
     OSError
-        It cannot be written, or a newer incarnation has taken over when a segment is due; `append`
-        raises it, too. After a takeover, writes to the old segment are lost.
+        A write fails, or a newer incarnation has taken over when a segment is created; `append`
+        raises it too. After a takeover, writes to the old segment are lost.
     """
 
     def __init__(
@@ -163,14 +162,14 @@ class WriteAheadLog:
 
 @dataclass(frozen=True)
 class Segment:
-    """A segment on file.
+    """A segment of the log.
 
     Attributes
     ----------
     path
         The file.
     epoch
-        Who wrote it.
+        Incarnation that wrote it.
     version
         Updates applied before its first one.
     dimension
@@ -183,7 +182,7 @@ class Segment:
     dimension: int
 
     def entries(self) -> Iterator[Entry]:
-        """Yield its entries in order, up to the first that is torn, damaged or out of place."""
+        """Yield the entries in order, up to the first that is torn, damaged or out of order."""
         with self.path.open("rb") as file:
             file.seek(_HEADER_BYTES)
             number = 0
@@ -196,7 +195,7 @@ class Segment:
                     return
                 try:
                     entry = self._entry(content)
-                except (struct.error, ValueError):  # msgspec's errors are of the second kind
+                except (struct.error, ValueError):  # msgspec's errors are ValueErrors
                     return
                 yield entry
                 number += 1
@@ -217,7 +216,7 @@ class Segment:
 
 
 def segments(directory: Path) -> list[Segment]:
-    """Return the segments in a directory, oldest first, without those whose header is damaged."""
+    """Return the segments with intact headers in a directory, oldest first."""
     found = []
     for path in sorted(directory.glob(LOG_FILES)):
         with path.open("rb") as file:
@@ -229,11 +228,11 @@ def segments(directory: Path) -> list[Segment]:
 
 
 def read_log(directory: Path, version: int, end: int | None = None) -> Iterator[Entry]:
-    """Yield what the log holds between two versions, up to the first gap.
+    """Yield the entries between two versions, up to the first gap.
 
-    An incarnation begins where the log before it ends: later entries of an older incarnation are
-    ignored. An incident counts only if an update follows it; otherwise the number of its gradient
-    is used again.
+    Each incarnation starts at the version it restored; entries of older incarnations after that
+    version are ignored. An incident counts only if an update follows it; otherwise the number of
+    its gradient is reused.
     """
     found = segments(directory)
     for number, segment in enumerate(found):
@@ -257,7 +256,7 @@ def read_log(directory: Path, version: int, end: int | None = None) -> Iterator[
 
 
 def cut_log(directory: Path, version: int) -> None:
-    """Remove the segments that end before a version."""
+    """Remove segments that end before a version."""
     found = segments(directory)
     for number, segment in enumerate(found):
         if any(later.version <= version for later in found[number + 1 :]):
