@@ -30,7 +30,7 @@ from cluster import resume, run
 from cluster.storage.checkpoint import CHECKPOINTS, load, paths
 from tests.support.faults import replay_run
 from tests.support.invariants import check_gradients
-from tests.support.processes import actor_processes, processes_in
+from tests.support.processes import actor_processes, below, processes_in
 
 pytestmark = pytest.mark.ray
 
@@ -296,9 +296,10 @@ def machine() -> Iterator[Callable[[Path, RunConfig], int]]:
         )
         assert child.stdout is not None
         reached = int(child.stdout.readline())
-        # All at one instant, as by a power cut: none may see the others die.
+        # All at one instant, as by a power cut: none may see the others die, the guard least of all.
+        machine = {child.pid, *below(child.pid), *processes_in(tmp.name)}
         for number in (signal.SIGSTOP, signal.SIGKILL):
-            for pid in {child.pid, *processes_in(tmp.name)}:
+            for pid in machine:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, number)
         child.communicate()
