@@ -221,7 +221,7 @@ def test_repeats_share_a_ray_with_the_port_and_the_room_they_ask_for(tmp_path: P
         capture_output=True,
         text=True,
         check=True,
-        timeout=120,
+        timeout=280,
     )
     assert [one.state for one in read_runs(tmp_path / "two")] == ["finished", "finished"]
     seen = json.loads(done.stderr.splitlines()[-1])
@@ -296,7 +296,7 @@ def machine() -> Iterator[Callable[[Path, RunConfig], int]]:
         )
         assert child.stdout is not None
         reached = int(child.stdout.readline())
-        # All at one instant, as by a power cut: none may see the others die, the guard least of all.
+        # All at one instant, as by a power cut: no process sees another die.
         machine = {child.pid, *below(child.pid), *processes_in(tmp.name)}
         for number in (signal.SIGSTOP, signal.SIGKILL):
             for pid in machine:
