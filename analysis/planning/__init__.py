@@ -1,1 +1,1 @@
-"""What if: choices of workers, rate and batch, judged before a run."""
+"""Plans: choices of workers, learning rate and batch size, judged before a run."""

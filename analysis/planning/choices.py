@@ -1,4 +1,4 @@
-"""What a plan may choose: combinations of workers, learning rates and batch sizes."""
+"""The choices of a plan: combinations of workers, learning rates and batch sizes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MOST_PLANNED_WORKERS = 10_000
 
 @dataclass(frozen=True)
 class Choice:
-    """One combination of what can be chosen; `batch_size` in samples per gradient."""
+    """A combination of workers, learning rate and batch size, in samples per gradient."""
 
     workers: int
     learning_rate: float
@@ -31,12 +31,12 @@ def choices_of(
     learning_rates: Sequence[float] | None,
     batch_sizes: Sequence[int] | None,
 ) -> list[Choice]:
-    """Return every combination, each once; for what is not given, values around the own ones.
+    """Return every combination once; values that are not given lie around the configured ones.
 
     Raises
     ------
     InputError
-        A value cannot be used.
+        A value is invalid.
     """
     own, rate = config.cluster.workers, config.optimizer.learning_rate
     if workers is None:

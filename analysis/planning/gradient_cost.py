@@ -1,4 +1,4 @@
-"""What a gradient takes by its batch size: a fixed part and one for each sample, in seconds."""
+"""The time of a gradient as a function of its batch size: a fixed part and a part per sample."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from asgd.problems.base import Problem
 from asgd.rundir.reader import Run
 from asgd.streams import stream
 
-_SECONDS = 0.2  # spent on each of the two batch sizes
+_SECONDS = 0.2  # measuring time per batch size
 _LEAST_CALLS = 5
-_WIDENED = 4  # times the batch size, where there is only one
-_LEAST_ROWS = 20  # of a run with one batch size, for its median to count
+_WIDENED = 4  # factor to a second batch size if only one is given
+_LEAST_ROWS = 20  # gradients per batch size of a run for a reliable median
 
 
 @dataclass(frozen=True)
 class GradientCost:
-    """Seconds of a gradient, fixed + per_sample b.
+    """Seconds of a gradient, fixed + per_sample b for batch size b.
 
     Attributes
     ----------
     fixed, per_sample
         Both at least 0.
     source
-        How it was measured, in words.
+        How it was measured, as a phrase.
     """
 
     fixed: float
@@ -45,7 +45,7 @@ class GradientCost:
 
     @classmethod
     def probe(cls, problem: Problem, x: Array, batch_sizes: list[int]) -> GradientCost:
-        """Time gradients at x, shape (d,), with the smallest and the largest batch, here."""
+        """Time gradients at x, shape (d,), with the smallest and the largest batch, in process."""
         small, large = min(batch_sizes), max(batch_sizes)
         large = _WIDENED * small if large == small else large
         near, far = ((b, _seconds(problem, x, b)) for b in (small, large))
@@ -53,7 +53,7 @@ class GradientCost:
 
     @classmethod
     def of_run(cls, run: Run) -> GradientCost | None:
-        """Read it off a run whose batch size changed; None if it hardly did."""
+        """Estimate it from a run whose batch size changed; None if it hardly changed."""
         computed = run.trace.groupby("batch_size")["compute_seconds"].agg(["median", "size"])
         computed = computed[computed["size"] >= _LEAST_ROWS]
         if len(computed) < 2:
@@ -82,4 +82,4 @@ def _seconds(problem: Problem, x: Array, batch_size: int) -> float:
         started = time.perf_counter()
         problem.gradient(x, batch)
         taken.append(time.perf_counter() - started)
-    return float(np.median(taken[1:]))  # the first call finds nothing in the cache
+    return float(np.median(taken[1:]))  # the first call has a cold cache

@@ -1,8 +1,8 @@
-"""How stale and how fast a parameter server would be with another number of workers (ours).
+"""Staleness and speed of a parameter server with another number of workers (ours).
 
-The times come from a configuration (its compute-time law and `[simulation]` times) or from a run
-that was measured. Workers beyond those that have times of their own take these in turn, so each
-further worker is taken to have a core of its own.
+The times come from a configuration (its compute-time law and `[simulation]` times) or from a
+measured run. Workers beyond those that have times reuse them in turn, so every further worker is
+assumed to have its own core.
 """
 
 from __future__ import annotations
@@ -33,28 +33,28 @@ from asgd.simulation.order import server_order
 from asgd.staleness import ConstantPlusGeometric, Empirical, StalenessLaw, named_law
 from asgd.streams import stream
 
-MOST_LIMITED = 512  # workers whose limits are computed
+MOST_LIMITED = 512  # workers for which limits are computed
 
-_UPDATES = 20_000  # simulated where law or speed are not known in closed form; or 20 per worker
-_BOUNDED_PATHS = 16  # servers with a bound that the law and the speed are read off
+_UPDATES = 20_000  # simulated updates if law or speed have no closed form; 20 per worker if more
+_BOUNDED_PATHS = 16  # simulated servers if staleness is bounded
 
 
 @dataclass(frozen=True)
 class Pace:
-    """How so many workers go.
+    """Staleness and speed for a number of workers.
 
     Attributes
     ----------
     law
         Staleness of an update.
     updates_per_second
-        In the long run; inf where nothing takes any time.
+        Long-run average; inf if nothing takes any time.
     turns
-        Makes servers with such workers.
+        Makes the turns of servers with these workers.
     server
-        The times behind it; None where lags are independent or their number is bounded.
+        The underlying times; None if lags are independent or staleness is bounded.
     gradients
-        In the mean that makes an update.
+        Number of gradients whose mean makes an update.
     """
 
     law: StalenessLaw
@@ -68,8 +68,8 @@ class Pace:
     ) -> StabilityLimits | None:
         """Return the limits of the learning rate on a mode of curvature one.
 
-        None for more than `MOST_LIMITED` workers: they would take too long. Of the mean square only
-        if it is asked for or costs nothing.
+        None for more than `MOST_LIMITED` workers, which would take too long. The mean-square limit
+        only on request or if it is cheap.
         """
         if workers > MOST_LIMITED:
             return None
@@ -92,7 +92,7 @@ def _known_limits(
     service_time: float,
     *rule: Any,
 ) -> StabilityLimits:
-    """Return the limits under a law of compute times, computed once for each law."""
+    """Return the limits under a law of compute times, cached per law."""
     name, mean, variation = law
     times = ComputeTime(name, np.array(mean), variation)
     return _limits(ServerTimes(times, dead_time, service_time), *rule)
@@ -115,30 +115,30 @@ def _limits(
 
 
 class PaceOf(Protocol):
-    """Tells the pace of any number of workers."""
+    """Returns the pace of any number of workers."""
 
     @property
     def source(self) -> str:
-        """Where the times are from, in words."""
+        """Where the times come from, as a phrase."""
 
     @property
     def cost(self) -> GradientCost | None:
-        """What a gradient takes by its batch size; None where that is not known."""
+        """The cost of a gradient by batch size; None if unknown."""
 
     def __call__(self, workers: int, batch_size: int) -> Pace:
-        """Return the pace of so many workers with such batches."""
+        """Return the pace of `workers` with batches of `batch_size`."""
 
 
 @dataclass(frozen=True)
 class ConfiguredPace:
-    """The pace that the times of a configuration give.
+    """The pace from the times of a configuration.
 
     Attributes
     ----------
     config
-        Its `[cluster.compute_time]` and `[simulation]` times are used, its mode and schedule.
+        The source of `[cluster.compute_time]`, `[simulation]` times, mode and schedule.
     cost
-        What a gradient takes, in place of `simulation.gradient_time`; None if not measured.
+        Gradient cost, instead of `simulation.gradient_time`; None if not measured.
     """
 
     config: RunConfig
@@ -146,11 +146,11 @@ class ConfiguredPace:
 
     @property
     def source(self) -> str:
-        """Where the times are from, in words."""
+        """Where the times come from, as a phrase."""
         return "the compute-time law and the [simulation] times of the configuration"
 
     def __call__(self, workers: int, batch_size: int) -> Pace:
-        """Return the pace of so many workers with such batches."""
+        """Return the pace of `workers` with batches of `batch_size`."""
         config = with_workers(self.config, workers)
         if self.cost is not None:
             seconds = self.cost.seconds(batch_size)
@@ -168,23 +168,23 @@ class ConfiguredPace:
             return Pace(law, speed, partial(IndependentReads, law, speed))
         drawn = cluster.schedule == "uniform"
         turns = partial(QueueReads, server, drawn=drawn)
-        # under a drawn order whose turn it is does not depend on times: that of memoryless workers
+        # a drawn order is independent of the times: it has the limits of memoryless workers
         alike = ServerTimes(ComputeTime("exponential", np.ones(workers))) if drawn else server
         return Pace(server_staleness(alike, _UPDATES), speed, turns, alike)
 
 
 @dataclass(frozen=True)
 class MeasuredPace:
-    """The pace that the cycles of a run's workers give: all that a cycle is made of, waiting too.
+    """The pace from the measured cycles of a run's workers, which include all waiting.
 
     Attributes
     ----------
     run
-        Recorded in mode async, its gradients applied as they arrived.
+        Recorded in mode async; gradients were applied in order of arrival.
     cycles
         Seconds from one update of a worker to its next.
     cost
-        What a gradient takes by its batch size; None if not measured.
+        Gradient cost by batch size; None if not measured.
     """
 
     run: Run
@@ -193,13 +193,13 @@ class MeasuredPace:
 
     @classmethod
     def of(cls, run: Run, cost: GradientCost | None = None) -> MeasuredPace:
-        """Measure a run.
+        """Measure the cycles of a run.
 
         Raises
         ------
         InputError
-            Another mode or order, whose cycles say nothing of other numbers of workers; or a
-            worker has fewer than two updates after the start-up.
+            Another mode or order, whose cycles do not carry over to other numbers of workers; or
+            a worker has fewer than two updates after the start-up.
         """
         cluster = run.config.cluster
         if (cluster.mode, cluster.schedule) != ("async", "free") or closure_of(run) == "iid":
@@ -211,7 +211,7 @@ class MeasuredPace:
 
     @property
     def source(self) -> str:
-        """Where the times are from, in words."""
+        """Where the times come from, as a phrase."""
         return f"the cycles measured in {self.run.path}"
 
     @cached_property
@@ -219,7 +219,7 @@ class MeasuredPace:
         return float(self.run.trace["batch_size"].mean())
 
     def __call__(self, workers: int, batch_size: int) -> Pace:
-        """Return the pace of so many workers with such batches."""
+        """Return the pace of `workers` with batches of `batch_size`."""
         known = self.cycles.samples
         more = self.cost.per_sample * (batch_size - self._batch_size) if self.cost else 0.0
         cycles = [np.maximum(known[w % len(known)] + more, 0.0) for w in range(workers)]
@@ -229,7 +229,7 @@ class MeasuredPace:
 
 
 def with_workers(config: RunConfig, workers: int) -> RunConfig:
-    """Return a configuration with another number of workers; means of their own are repeated."""
+    """Return a configuration with another number of workers; per-worker means are repeated."""
     cluster = config.cluster
     compute = cluster.compute_time
     if isinstance(compute.mean, list):
@@ -240,7 +240,7 @@ def with_workers(config: RunConfig, workers: int) -> RunConfig:
 
 
 def _synchronous(server: ServerTimes) -> Pace:
-    """Return the pace of rounds that wait for the slowest worker."""
+    """Return the pace of rounds; each waits for the slowest worker."""
     rounds = max(100, _UPDATES // server.workers)
     turns = Rounds(server, rounds, stream(0, "rounds"))
     turns.next(0)
@@ -251,7 +251,7 @@ def _synchronous(server: ServerTimes) -> Pace:
 
 
 def _bounded(server: ServerTimes, bound: int) -> Pace:
-    """Return the pace of workers that wait where they are ahead, from some servers simulated."""
+    """Return the pace of bounded staleness, where workers ahead wait, from simulated servers."""
     make = partial(QueueReads, server, bound=bound)
     turns, staleness = make(_BOUNDED_PATHS, stream(0, "bounded")), []
     half = max(500, 10 * server.workers)
@@ -271,7 +271,7 @@ def _bounded(server: ServerTimes, bound: int) -> Pace:
 def _speed(server: ServerTimes, schedule: str) -> float:
     """Return updates per second in the long run.
 
-    Workers that wait for nobody make one update a cycle each; otherwise the queue is simulated.
+    Workers that do not wait make one update per cycle each; otherwise the queue is simulated.
     """
     times = server.times
     cycles = times.mean + server.dead_time

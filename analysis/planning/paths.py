@@ -1,9 +1,9 @@
-"""Paths of a choice: servers in virtual time, under the run's own rule and mini-batches (ours).
+"""Paths of a choice: servers in virtual time with the run's own rule and mini-batches (ours).
 
-This is what a run of the choice would do, many times over and without its workers: the turns of
-`analysis.planning.turns`, snapshots that are used when they are, mini-batches drawn from the data,
-any update rule. Nothing is assumed small or linear, so whether paths stay bounded is seen and not
-inferred. A path counts as diverged where a run would stop.
+They repeat a run of the choice many times without workers: turns from `analysis.planning.turns`,
+the real snapshots, mini-batches from the data, any update rule. Nothing is assumed small or linear,
+so paths show directly whether they stay bounded. A path diverges at the loss where a run would
+stop.
 """
 
 from __future__ import annotations
@@ -24,35 +24,35 @@ from asgd.rules import Rule, State
 
 TurnsOf = Callable[[int, np.random.Generator], ServerTurns]
 
-# Of the paths: with more that diverged, the rest is not worth its time.
+# Share of the paths: if more diverge, the rest is given up.
 _ENOUGH_DIVERGED = 0.25
 
-# Numbers that are touched while an update of one path is made, or one method of a user is called,
-# and those that all paths may hold together.
+# Numbers touched per update of one path, and per call of a user's method; and numbers that all
+# paths may hold together.
 _UPDATE_NUMBERS, _CALL_NUMBERS = 1_000, 20_000
 _LARGEST_STATE = 2**27
 
 
 @dataclass(frozen=True)
 class PathSetting:
-    """What all paths of a choice have in common.
+    """The common settings of all paths of a choice.
 
     Attributes
     ----------
     problem, initial
-        initial is x_0, shape (d,).
+        The problem, and x_0, shape (d,).
     rule
-        Turns gradients into steps.
+        Update rule that turns gradients into steps.
     learning_rate
         Of each update, shape (updates,).
     batch_size
-        In samples, of snapshots by their version, shape (updates,).
+        Samples per gradient, by version of the snapshot, shape (updates,).
     turns
-        Makes the turns of so many servers.
+        Makes the turns of a number of servers.
     record
-        Updates to record at, ascending from 0, shape (m,).
+        Updates to record, ascending from 0, shape (m,).
     largest_loss
-        Above it a path has diverged.
+        Loss above which a path has diverged.
     dtype
         float64 or float32, the precision of the paths.
     """
@@ -77,13 +77,13 @@ class PlannedPaths:
     update
         Shape (m,).
     loss
-        Shape (m, paths), nan after a path diverged or once all were given up.
+        Shape (m, paths), nan after a path diverged or after all were given up.
     seconds
-        Mean over the paths of when each update was made, shape (m,).
+        Time of each update, averaged over the paths, shape (m,).
     diverged
-        Which paths did, shape (paths,).
+        Whether each path diverged, shape (paths,).
     final
-        x after the last update, shape (paths, d); x_0 and later where a path diverged.
+        x after the last update, shape (paths, d); diverged paths restarted at x_0.
     """
 
     update: Integers
@@ -94,12 +94,12 @@ class PlannedPaths:
 
     @property
     def paths(self) -> int:
-        """How many there are."""
+        """Number of paths."""
         return int(self.loss.shape[1])
 
     @property
     def reached(self) -> int:
-        """The last update that some path was followed to."""
+        """The last recorded update of any path."""
         return int(self.update[np.isfinite(self.loss).any(axis=1)][-1])
 
     def joined(self, other: PlannedPaths) -> PlannedPaths:
@@ -122,7 +122,7 @@ def planned_paths(
 ) -> PlannedPaths:
     """Simulate some paths.
 
-    Where a quarter of them has diverged, the others are given up.
+    If a quarter of them diverges, the others are given up.
 
     Parameters
     ----------
@@ -152,7 +152,7 @@ def planned_paths(
 
 
 class _Servers:
-    """A block of servers that advance together, one update of each at a time."""
+    """A block of servers that advance together, one update at a time."""
 
     def __init__(self, setting: PathSetting, paths: int, rng: np.random.Generator) -> None:
         self.turns = setting.turns(paths, rng)
@@ -169,7 +169,7 @@ class _Servers:
         """Advance every server from update k to update k + 1."""
         setting, reads = self._setting, self.turns.next(k)
         gradient, staleness = self._gradient(reads), k - reads.version
-        if len(reads.path) > len(self.x):  # the mean of those that are applied together
+        if len(reads.path) > len(self.x):  # average the gradients that are applied together
             first = np.searchsorted(reads.path, np.arange(len(self.x)))
             count = np.diff(first, append=len(reads.path))[:, None]
             gradient = np.add.reduceat(gradient, first) / count.astype(gradient.dtype)
@@ -178,7 +178,7 @@ class _Servers:
             gradient,
             self._state,
             learning_rate=self._rate[k],
-            # one of each path, where a server has one number
+            # an array over paths instead of the single number of a server
             staleness=staleness[:, None].astype(gradient.dtype),  # type: ignore[arg-type]
         )
         self.x -= step
@@ -188,7 +188,7 @@ class _Servers:
         self._held[reads.path, reads.new_slot] = self.x[reads.path]
 
     def restart(self, diverged: npt.NDArray[np.bool_]) -> None:
-        """Note which paths have diverged and put them where their numbers are finite."""
+        """Mark diverged paths and restart them from finite numbers."""
         if not diverged.any():
             return
         self.diverged = self.diverged | diverged
@@ -216,20 +216,20 @@ class _Servers:
 
 
 def path_count(setting: PathSetting, slots: int, *, numbers: float, fewest: int, most: int) -> int:
-    """Return how many paths to simulate: a function of the choice and never of the machine.
+    """Return the number of paths; it depends on the choice, not on the machine.
 
     Parameters
     ----------
     slots
-        Snapshots that a path keeps.
+        Snapshots per path.
     numbers
-        To be touched altogether: d for each sample of a gradient or of a recorded loss, and what an
-        update costs in calls.
+        Total numbers to touch: d for each sample of a gradient or of a recorded loss, plus the
+        overhead of calls per update.
     """
     problem, updates = setting.problem, len(setting.batch_size)
     samples = float(setting.batch_size.sum()) + len(setting.record) * problem.n_samples
     each = updates * _UPDATE_NUMBERS + samples * problem.dim
-    if isinstance(problem, PluginProblem):  # one call for each path
+    if isinstance(problem, PluginProblem):  # one call per path
         each += updates * _CALL_NUMBERS
     held = _LARGEST_STATE // (problem.dim * (slots + 4))
     return max(2, min(held, max(fewest, min(most, math.floor(numbers / each)))))

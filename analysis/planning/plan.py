@@ -1,11 +1,10 @@
-"""What if: more workers, another learning rate, another batch size? (ours).
+"""What-if plans: more workers, another learning rate, another batch size (ours).
 
-For every combination the staleness law and the speed follow from the times of the workers
-(`analysis.planning.pace`), the limits of the learning rate from whose turn it is
-(`analysis.exact.limits`), and the loss from paths of the choice in virtual time under the run's own
-rule (`analysis.planning.paths`).
-A few paths of every choice are simulated; whichever would then be called best gets many, until one
-is left that they confirm. No worker is started.
+For every choice the times of the workers give the staleness law and the speed
+(`analysis.planning.pace`), the turns give the limits of the learning rate
+(`analysis.exact.limits`), and paths in virtual time under the run's own rule give the loss
+(`analysis.planning.paths`). A few paths of every choice are simulated first. The leading choice
+then gets many more, until one stays in the lead with them. No worker is started.
 """
 
 from __future__ import annotations
@@ -39,13 +38,13 @@ from asgd.rundir.reader import Run
 from asgd.schedules import batch_schedule, learning_rate_schedule
 from asgd.streams import stream
 
-_EVEN, _EARLY = 40, 120  # points of a predicted curve, evenly in updates and in their logarithm
-_TARGET = 0.95  # of the way down: what is left at the end is slow, and hidden in scatter
+_EVEN, _EARLY = 40, 120  # points of a predicted curve, even in updates and in their logarithm
+_TARGET = 0.95  # share of the way down; the rest is slow and hidden in scatter
 
-# Paths of every choice, and more of one that would be called best; fewer where they cost more.
+# Paths of every choice, and extra paths of a leading one; fewer if paths are expensive.
 _FIRST = {"numbers": 3e8, "fewest": 16, "most": 64}
 _MORE = {"numbers": 2e9, "fewest": 64, "most": 448}
-_FIRST_SHARE = 0.8  # of the progress
+_FIRST_SHARE = 0.8  # share of the progress for the first paths
 
 NamedProgress = Callable[[str, float], None]
 Share = Callable[[int, int], None]
@@ -53,24 +52,24 @@ Share = Callable[[int, int], None]
 
 @dataclass(frozen=True, repr=False)
 class Plan:
-    """Every choice with what is expected of it.
+    """Every choice with its predictions.
 
     Attributes
     ----------
     rows
         In the order of the choices.
     target
-        Loss to reach; nan where no choice gets anywhere.
+        Loss to reach; nan if no choice makes progress.
     updates
-        Updates looked ahead.
+        Number of updates planned.
     source
-        Where the times of the workers are from.
+        Where the times of the workers come from.
     cost
-        What a gradient takes by its batch size; None where that is not known.
+        Gradient cost by batch size; None if unknown.
     cores
-        Of the machine of the run, or of this one.
+        Cores of the machine of the run, or of this one.
     best
-        Position of the recommendable row that is at the target first; None if none gets there.
+        Index of the recommendable row that reaches the target first; None if none does.
     """
 
     rows: list[PlanRow]
@@ -82,14 +81,14 @@ class Plan:
     best: int | None
 
     def table(self) -> pd.DataFrame:
-        """Return one row per choice with the columns of `PlanRow.to_dict` that are one number."""
+        """Return one row per choice, with the scalar columns of `PlanRow.to_dict`."""
         rows = [row.to_dict() for row in self.rows]
         left_out = ("law", "update", "loss_mean", "loss_median", "loss_std")
         table = pd.DataFrame(rows).drop(columns=list(left_out))
         return table.assign(best=[number == self.best for number in range(len(rows))])
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything as JSON values; numbers may be infinite or not a number."""
+        """Return everything as JSON values; numbers can be inf or nan."""
         cost = self.cost
         return {
             "target": self.target,
@@ -103,7 +102,7 @@ class Plan:
 
     @property
     def sentence(self) -> str:
-        """The answer in a sentence."""
+        """The answer as a sentence."""
         if self.best is not None:
             row = self.rows[self.best]
             seconds = row.seconds_to_target or 0.0
@@ -122,7 +121,7 @@ class Plan:
 
     @property
     def note(self) -> str:
-        """What the numbers rest on, in a sentence or two."""
+        """The basis of the numbers, in a sentence or two."""
         batches = {row.choice.batch_size for row in self.rows}
         cost = "; a gradient takes as long whatever its batch size" if len(batches) > 1 else ""
         cost = f"; {self.cost}" if self.cost else cost
@@ -136,7 +135,7 @@ class Plan:
 
     @property
     def _cores_in_words(self) -> str:
-        """The sentence on choices that need more cores than there are; empty without any."""
+        """The sentence on choices that need more cores than there are; "" without any."""
         if max(row.choice.workers for row in self.rows) <= self.cores:
             return ""
         return (
@@ -146,7 +145,7 @@ class Plan:
         )
 
     def cells(self) -> list[tuple[str, ...]]:
-        """Return the table for people: a row of heads, then one of texts for each choice."""
+        """Return the table as text: a row of headings, then one row per choice."""
         rows = [row.cells("*" if i == self.best else "") for i, row in enumerate(self.rows)]
         return [HEADS, *rows]
 
@@ -172,33 +171,33 @@ def plan(
     >>> [row.stable for row in rows]
     [True, True]
 
-    Any mode, rule and schedule is planned; a schedule is scaled with its first value.
+    Works for any mode, rule and schedule; a schedule scales with its first value.
 
     Parameters
     ----------
     source
-        A configuration, or a run whose measured cycles say how fast its workers are.
+        A configuration, or a run; the measured cycles of a run give the speed of its workers.
     workers, learning_rates
-        By default half, once and twice the source's own.
+        Default: half, once and twice the source's value.
     batch_sizes
-        In samples per gradient; by default the source's own.
+        Samples per gradient; default the source's value.
     target
-        Loss to reach. By default 95 % of the way down to the lowest loss predicted for the
-        source's own choice or, where that is not among the stable ones, for any.
+        Loss to reach. Default: 95 % of the way down to the lowest loss predicted for the source's
+        own choice, or for any choice if that one is unstable.
     updates
-        How far to look ahead; by default as far as the source goes.
+        Number of updates to plan; default as in the source.
     probe
-        Whether to time the gradient in this process, at two batch sizes; otherwise a gradient takes
-        as long whatever its batch size, unless the run had several.
+        Whether to time the gradient in this process at two batch sizes. Otherwise a gradient takes
+        the same time for any batch size, unless the run used several.
     force
-        Plan also where the problem of a run has changed, see `asgd.rundir.problem_record`.
+        Plan even if the problem of a run has changed, see `asgd.rundir.problem_record`.
     progress
-        Called with the choice at work and the share of the whole that is done.
+        Called with the current choice and the completed share of the work.
 
     Raises
     ------
     InputError
-        A value cannot be used, the start is flat, or the source is a run that waits for workers.
+        A value is invalid, the start is flat, or the source is a run whose workers wait.
     """
     config = source.config if isinstance(source, Run) else source
     choices = choices_of(config, workers, learning_rates, batch_sizes)
@@ -242,7 +241,7 @@ def plan(
 
 
 class _Planner:
-    """Makes the row of a choice, and simulates more paths of it."""
+    """Makes the rows of choices and simulates more paths of them."""
 
     def __init__(
         self, config: RunConfig, problem: Problem, initial: Array, updates: int, pace_of: PaceOf
@@ -266,12 +265,12 @@ class _Planner:
         return self._judged(choice, pace, paths)
 
     def more(self, row: PlanRow, progress: Share) -> PlanRow:
-        """Return a row from many more paths."""
+        """Return a row with many more paths."""
         paths = self._paths(row.choice, row.pace, _MORE, "more", progress)
         return self._judged(row.choice, row.pace, row.paths.joined(paths))
 
     def _pace(self, choice: Choice) -> Pace:
-        # without a cost by batch size, all batches go at one pace
+        # without a cost by batch size the pace is the same for all batches
         key = choice.workers, choice.batch_size if self._pace_of.cost else 0
         if key not in self._paces:
             pace = self._pace_of(choice.workers, choice.batch_size)
@@ -303,7 +302,7 @@ class _Planner:
         begin = end = self._curvature, rates(0)
         kept = np.flatnonzero(~paths.diverged)
         if len(kept) and np.isfinite(paths.loss[-1, kept]).all():
-            # the mean of points in different valleys would be in none
+            # a median path, because the mean of points in different valleys lies in none
             typical = kept[np.argsort(paths.loss[-1, kept])[len(kept) // 2]]
             point = paths.final[typical].astype(float)
             curvature = float(leading_curvatures(self._problem, point)[0])
@@ -324,7 +323,7 @@ class _Planner:
 
 
 def _at(limits: StabilityLimits | None, curvature: float, learning_rate: float) -> PointLimits:
-    """Return where a learning rate stands at a point, from the limits for curvature one."""
+    """Compare a learning rate with the limits at a point, given those for curvature one."""
     there = limits.at_curvature(curvature) if limits and curvature > 0 else None
     return PointLimits(learning_rate, there)
 
@@ -353,7 +352,7 @@ def _record(updates: int) -> Integers:
 
 
 def _shares(progress: NamedProgress | None, name: str, begun: float, part: float) -> Share:
-    """Return what turns the share of one choice's work into that of the whole."""
+    """Return a callback that maps the progress of one choice to the total progress."""
 
     def report(done: int, total: int) -> None:
         if progress is not None:
@@ -381,10 +380,10 @@ def _timed(row: PlanRow, target: float) -> PlanRow:
 def _confirmed(
     planner: _Planner, rows: list[PlanRow], target: float, progress: NamedProgress | None
 ) -> int | None:
-    """Give the rows that lead many paths, in place, until the leading one has them; return it."""
+    """Give leading rows many paths, in place, until the leader has them; return its index."""
     seen: set[int] = set()
     while (leading := _leading(rows)) is not None and leading not in seen:
-        left = (1.0 - _FIRST_SHARE) * 0.5 ** len(seen)  # nobody knows how many there will be
+        left = (1.0 - _FIRST_SHARE) * 0.5 ** len(seen)  # the number of rounds is unknown
         share = _shares(progress, str(rows[leading].choice), 1.0 - left, 0.5 * left)
         seen.add(leading)
         rows[leading] = _timed(planner.more(rows[leading], share), target)
@@ -394,7 +393,7 @@ def _confirmed(
 
 
 def _leading(rows: list[PlanRow]) -> int | None:
-    """Return which row is at the target first, or ends lowest if none is; None if none can be."""
+    """Return the row that reaches the target first, else ends lowest; None if none qualifies."""
     able = [number for number, row in enumerate(rows) if row.recommendable]
     if not able:
         return None

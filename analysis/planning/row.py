@@ -1,4 +1,4 @@
-"""What is expected of one choice of a plan, and what is thought of it (ours)."""
+"""The row of a plan: predictions for one choice, and remarks on them (ours)."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ HEADS = (
 )
 
 _SURE = 2.0  # standard errors of a mean loss
-_FEW_DIVERGE = 0.02  # share of the paths up to which a choice is not called unstable
-_FEW_SWING = 0.05  # share of the paths up to which their swings are not worth a word
-FAR = 0.5  # of the almost-sure limit: below it the limit of the mean square is not looked for
-_NEAR = 1.3  # times the learning rate: a limit nearer than this is near
-_RISEN = 0.05  # of the way down: less is scatter
+_FEW_DIVERGE = 0.02  # share of diverged paths up to which a choice is not called unstable
+_FEW_SWING = 0.05  # share of swinging paths up to which there is no remark
+FAR = 0.5  # of the almost-sure limit: below it the mean-square limit is not computed
+_NEAR = 1.3  # factor on the learning rate within which a limit is near
+_RISEN = 0.05  # of the way down: smaller rises are scatter
 
 
 @dataclass(frozen=True)
 class PointLimits:
-    """Where the learning rate stands at one point of a run.
+    """The learning rate compared with its limits at one point of a run.
 
     Attributes
     ----------
     learning_rate
-        There.
+        Learning rate at the point.
     limits
-        For the largest curvature there; None where none is positive, or they are not known.
+        Limits for the largest curvature; None if it is not positive or limits are unknown.
     """
 
     learning_rate: float
@@ -45,26 +45,26 @@ class PointLimits:
 
     @property
     def verdict(self) -> Verdict:
-        """What becomes of a run on a quadratic with this curvature."""
+        """The fate of a run on a quadratic with this curvature."""
         if self.limits is None or self.of_limit < FAR:
             return "stable"
         return self.limits.classify(self.learning_rate)
 
     @property
     def of_limit(self) -> float:
-        """The learning rate over that from which on every run diverges."""
+        """The learning rate over the almost-sure limit."""
         return self.learning_rate / self.limits.almost_sure.value if self.limits else 0.0
 
     @property
     def near(self) -> bool:
-        """Whether the limit of the mean square is near."""
+        """Whether the mean-square limit is near."""
         second = self.limits.mean_square if self.limits else None
         return second is not None and self.learning_rate * _NEAR > second.value
 
 
 @dataclass(frozen=True)
 class PlanRow:
-    """What is expected of one choice.
+    """The predictions for one choice.
 
     Attributes
     ----------
@@ -75,9 +75,9 @@ class PlanRow:
     paths
         Simulated runs of the choice.
     start, end
-        The limits where the paths begin and where a typical one of them ends.
+        Limits at the start of the paths and at the end of a typical one.
     updates_to_target, seconds_to_target
-        Until the loss is at the target; None where it does not get there.
+        Updates and seconds until the loss reaches the target; None if it does not.
     """
 
     choice: Choice
@@ -90,7 +90,7 @@ class PlanRow:
 
     @cached_property
     def stable(self) -> bool:
-        """Whether paths stay bounded, and not for want of time alone."""
+        """Whether paths stay bounded, and would so over more updates."""
         if self.paths.diverged.mean() > _FEW_DIVERGE:
             return False
         if self.start.verdict == self.end.verdict == "diverges":
@@ -99,18 +99,18 @@ class PlanRow:
 
     @cached_property
     def heavy_tailed(self) -> bool:
-        """Whether single paths are thrown so far, or may be, that they rule every average."""
+        """Whether excursions of single paths dominate, or may dominate, every average."""
         thrown = self.paths.diverged.any() or self._swings > _FEW_SWING
         return bool(thrown) or self.end.verdict != "stable"
 
     @property
     def recommendable(self) -> bool:
-        """Whether the choice may be called best."""
+        """Whether the plan may recommend this choice."""
         return self.stable and not self.heavy_tailed
 
     @property
     def remark(self) -> str:
-        """Why the row is to be read with care; "" if there is no reason."""
+        """Why the row needs care; "" if it does not."""
         diverged, paths = int(self.paths.diverged.sum()), self.paths.paths
         if not self.stable:
             if diverged:
@@ -134,18 +134,18 @@ class PlanRow:
 
     @property
     def of_limit(self) -> float:
-        """The learning rate over that from which on every run diverges, where that is lowest."""
+        """The learning rate over the almost-sure limit, at the tighter point."""
         return max(self.start.of_limit, self.end.of_limit)
 
     @property
     def diverges_from(self) -> float:
-        """The learning rate from which on every run diverges; under a schedule, its first value."""
+        """The learning rate above which every run diverges; under a schedule its first value."""
         share = self.of_limit
         return self.choice.learning_rate / share if share else np.inf
 
     @cached_property
     def mean(self) -> Array:
-        """Mean loss over the paths that did not diverge, shape (m,)."""
+        """Mean loss over the paths that stay bounded, shape (m,)."""
         return np.asarray(self.paths.loss[:, ~self.paths.diverged].mean(axis=1))
 
     @cached_property
@@ -156,16 +156,16 @@ class PlanRow:
 
     @property
     def curve(self) -> Array | None:
-        """The mean loss, the median where the tail is heavy, shape (m,); None where unstable."""
+        """Mean loss, or median loss if heavy-tailed, shape (m,); None if unstable."""
         if not self.stable:
             return None
         return self.median if self.heavy_tailed else self.mean
 
     @property
     def lowest(self) -> float | None:
-        """The lowest loss the curve is surely at, scatter of the paths allowed for.
+        """The lowest loss of the curve, raised by the scatter of the paths.
 
-        None where unstable. The least of a noisy mean is a matter of luck: a target near it would
+        None if unstable. The minimum of a noisy mean depends on chance: a target close to it could
         be reached at any time.
         """
         if self.curve is None:
@@ -176,7 +176,7 @@ class PlanRow:
 
     @cached_property
     def _swings(self) -> float:
-        """Share of the paths whose loss rises above its start by as much as the way down."""
+        """Share of the paths whose loss rises above its start by the whole way down."""
         start = self.paths.loss[0, 0]
         kept = self.paths.loss[:, ~self.paths.diverged]
         if not kept.shape[1]:
@@ -186,7 +186,7 @@ class PlanRow:
 
     @cached_property
     def _rises(self) -> bool:
-        """Whether the typical loss rises at its end by ever more and by more than scatter."""
+        """Whether the typical loss rises at its end at a growing rate, by more than scatter."""
         update = self.paths.update
         even = np.interp(np.linspace(0, update[-1], 80), update, self.median)
         second, third, last = (float(part.max()) for part in np.array_split(even, 4)[1:])
@@ -194,7 +194,7 @@ class PlanRow:
         return rise > max(third - second, 0.0) and rise > _RISEN * float(even[0] - even.min())
 
     def at_target(self, target: float) -> tuple[int | None, float | None]:
-        """Return after how many updates and seconds the loss is at the target."""
+        """Return the updates and the seconds until the loss is at the target."""
         if self.curve is None:
             return None, None
         updates = updates_to(self.paths.update, self.curve, target)
@@ -203,7 +203,7 @@ class PlanRow:
         return updates, float(np.interp(updates, self.paths.update, self.paths.seconds))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything as JSON values; numbers may be infinite."""
+        """Return everything as JSON values; numbers can be infinite."""
         curve = self.curve
         shown = curve is not None
         return {
@@ -231,7 +231,7 @@ class PlanRow:
         }
 
     def cells(self, mark: str) -> tuple[str, ...]:
-        """Return the row for people, under `HEADS`."""
+        """Return the row as text, under `HEADS`."""
         curve, law = self.curve, self.pace.law
         missing = "" if curve is None else "not reached"
         updates, seconds = self.updates_to_target, self.seconds_to_target
@@ -255,7 +255,7 @@ class PlanRow:
 def updates_to(update: Integers, loss: Array, target: float) -> int | None:
     """Return the first update at which a curve is at or below the target, None if it never is.
 
-    Between two recorded updates the curve is taken to be straight.
+    The curve is interpolated linearly between recorded updates.
 
     Parameters
     ----------

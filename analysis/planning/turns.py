@@ -1,7 +1,7 @@
-"""Whose gradients make each update of many servers at once, in virtual time, mode by mode (ours).
+"""The gradients behind each update of many servers in virtual time, by mode (ours).
 
-When who pushes depends on times alone and never on parameters. Every path is a server of its own;
-arrays run over paths, so one update of all of them costs a few array operations.
+The order of pushes depends only on times, never on parameters. Every path is a separate server;
+arrays run over paths, so one update of all paths costs a few array operations.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from asgd.staleness import StalenessLaw
 
 
 class Reads(NamedTuple):
-    """The snapshots that one update of every path uses, several where their mean is applied.
+    """The snapshots that one update of every path uses; several per path are averaged.
 
     Attributes
     ----------
     path
-        Ascending, each path at least once, shape (r,).
+        Path of each read, ascending, each at least once, shape (r,).
     slot
-        Where the path keeps the snapshot, and where its new point goes, shape (r,) each.
+        Slot of the snapshot, shape (r,).
     new_slot
-        See `slot`.
+        Slot that receives the new point, shape (r,).
     version
         Updates made before the snapshot was read, shape (r,).
     """
@@ -37,39 +37,39 @@ class Reads(NamedTuple):
 
 
 class ServerTurns(Protocol):
-    """Who is next on many servers.
+    """The turns of many servers.
 
     Attributes
     ----------
     slots
-        Snapshots that a path keeps; all are x_0 at first.
+        Snapshots per path; all are x_0 at first.
     seconds
-        When the last update of each path was made, shape (paths,).
+        Time of the last update of each path, shape (paths,).
     """
 
     slots: int
     seconds: Array
 
     def next(self, k: int) -> Reads:
-        """Return what update k uses; asked for in order."""
+        """Return the reads of update k; call in order."""
 
 
 class QueueReads:
     """Workers that push when they are ready, modes async and bounded.
 
     With a bound on staleness, a gradient read at version v is due at update v + bound. That update
-    waits for all that are due at it and applies their mean; any other takes what arrives next.
+    waits for all gradients due at it and applies their mean; other updates take the next arrival.
 
     Parameters
     ----------
     server
         Times of the workers and of the server.
     paths, rng
-        Independent servers, and what draws their times.
+        Number of independent servers, and the generator of their times.
     bound
-        On the staleness; None for none.
+        Bound on the staleness; None for none.
     drawn
-        Whether the next worker is drawn uniformly and waited for.
+        Whether the next worker is drawn uniformly, and the server waits for it.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class QueueReads:
         self._arrival = self._cycle(worker).reshape(paths, self.slots)
 
     def next(self, k: int) -> Reads:
-        """Return what update k uses; asked for in order."""
+        """Return the reads of update k; call in order."""
         path, worker = self._path, self._next_worker()
         if self._bound is not None:
             due = self._read + self._bound <= k
@@ -131,18 +131,18 @@ class Rounds:
         self._worker = np.tile(np.arange(server.workers), paths)
 
     def next(self, k: int) -> Reads:
-        """Return what update k uses; asked for in order."""
+        """Return the reads of update k; call in order."""
         server = self._server
         times = server.times.draw_each(self._worker, self._rng)
         slowest = times.reshape(len(self._path), server.workers).max(axis=1)
-        # a new array: whoever has the last one may keep it
+        # a new array, because callers may keep the old one
         self.seconds = self.seconds + slowest + server.dead_time
         self.seconds += server.workers * server.service_time
         return Reads(self._path, self._slot, self._slot, np.full_like(self._path, k))
 
 
 class IndependentReads:
-    """Staleness drawn from a law at every update, as in the model of An, Lu, Ying; even paces."""
+    """Staleness drawn independently at every update (An, Lu, Ying), at an even pace."""
 
     def __init__(
         self, law: StalenessLaw, pace: float, paths: int, rng: np.random.Generator
@@ -153,7 +153,7 @@ class IndependentReads:
         self._path = np.arange(paths)
 
     def next(self, k: int) -> Reads:
-        """Return what update k uses; asked for in order."""
+        """Return the reads of update k; call in order."""
         drawn = self._law.rvs(len(self._path), self._rng)
         version = k - np.minimum(drawn, min(k, self.slots - 1))
         self.seconds = np.full(len(self._path), (k + 1) / self._pace)
