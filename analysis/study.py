@@ -80,8 +80,8 @@ class Study:
         ------
         InputError
             A run recorded no update.
+        UnreliableEstimateError
             The trace is too short; use `estimate` to get the fit all the same.
-            The trace is too short; `estimate` is what can be had of it.
         """
         fit, error = self._fitted
         if error is not None:

@@ -1,13 +1,13 @@
-"""Tables in, matplotlib figures out. Computes nothing.
+"""Draws tables with matplotlib. Computes nothing.
 
     fig, (left, right) = plt.subplots(1, 2)
     figures.loss_overlay([run.loss], prediction.curves, left)
     figures.staleness_histogram(*fit.histogram(), right)
 
-Every function draws into the Axes it is given, or a new one, and returns it: what it drew can be
-restyled. Without Axes the figure is not one of pyplot's; `ax.figure.savefig` writes it. Colours are
-Okabe and Ito's, distinguishable under the common colour-vision deficiencies; models also differ in
-their line style.
+Every function draws into the given Axes, or into new ones, and returns them for restyling. New Axes
+do not belong to pyplot; write their figure with `ax.figure.savefig`. The colours are Okabe and
+Ito's, distinguishable under the common colour-vision deficiencies; models also differ in line
+style.
 """
 
 from matplotlib.axes import Axes

@@ -1,4 +1,4 @@
-"""Workers at work: staleness, compute time and throughput over a run."""
+"""Figures of worker activity: staleness, compute time and throughput over a run."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from analysis.figures.canvas import (
     new_axes,
 )
 
-_LONGEST_LABEL = 20  # letters, so that two labels stand side by side
+_LONGEST_LABEL = 20  # letters, so that two labels fit side by side
 
-# Name of the axis, and what a table's unit is worth in the axis's.
+# Label of the axis, and the factor from the table's unit to its unit.
 _SCALES = {"staleness": (r"staleness $\tau$ (updates)", 1.0), "compute": ("compute time (ms)", 1e3)}
 
 
@@ -35,7 +35,7 @@ def band_over_time(
     *,
     clock: str = "time (s)",
 ) -> Axes:
-    """Draw mean and central 90 % of a quantity over the seconds of a run, events marked.
+    """Draw mean and central 90 % of a quantity over the seconds of a run, with events.
 
     Parameters
     ----------
@@ -45,7 +45,7 @@ def band_over_time(
     events
         Columns `seconds` and `event`, as from `analysis.events_table`.
     clock
-        What to call the seconds.
+        Label of the seconds.
     """
     ax = ax or new_axes(height=_height(events))
     label, scale = _SCALES[quantity]
@@ -66,7 +66,7 @@ def throughput(
     *,
     clock: str = "time (s)",
 ) -> Axes:
-    """Draw updates per second over the seconds of a run, events marked.
+    """Draw updates per second over the seconds of a run, with events.
 
     Parameters
     ----------
@@ -75,7 +75,7 @@ def throughput(
     events
         Columns `seconds` and `event`, as from `analysis.events_table`.
     clock
-        What to call the seconds.
+        Label of the seconds.
     """
     ax = ax or new_axes(height=_height(events))
     ax.step(
@@ -123,7 +123,7 @@ def by_worker(
 
 
 def contributions(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """Draw how many gradients of each worker were applied.
+    """Draw the number of applied gradients of each worker.
 
     Parameters
     ----------
@@ -138,7 +138,7 @@ def contributions(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
 
 
 def speed_by_workers(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """Draw updates per second of several runs against their workers, and a proportional line.
+    """Draw updates per second of several runs against their workers, with a proportional line.
 
     Parameters
     ----------
@@ -167,14 +167,14 @@ def target_by_workers(
     column: Literal["seconds_to_target", "updates_to_target"] = "seconds_to_target",
     unit: str = "time (s)",
 ) -> Axes:
-    """Draw what several runs took to one loss against their workers.
+    """Draw the time or updates of several runs to a common loss against their workers.
 
     Parameters
     ----------
     table
-        Columns `clock` (real or simulated), `workers` and the one of that name.
+        Columns `clock` (real or simulated), `workers` and `column`.
     unit
-        What to call its numbers.
+        Label of the values.
     """
     ax = ax or new_axes()
     table = table.sort_values("workers")
@@ -200,7 +200,7 @@ def _worker_axis(ax: Axes, worker: pd.Series[int]) -> None:
 
 
 def _height(events: pd.DataFrame | None) -> float:
-    """Return the height in inches that leaves the events room in the legend."""
+    """Return the height in inches that fits the events into the legend."""
     return 2.5 + 0.1 * (0 if events is None else events["event"].nunique())
 
 

@@ -1,4 +1,4 @@
-"""An Axes of the project's look, and what becomes of it: SVG."""
+"""Axes in the style of the project, and their conversion to SVG."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ INK = "#1b1b1f"
 OBSERVED = INK
 BLUE, ORANGE, GREEN = "#0072b2", "#d55e00", "#009e73"
 PINK, SKY, AMBER, GREY = "#cc79a7", "#56b4e9", "#e69f00", "#999999"
-BAR = "#bbbbbb"  # of a histogram
+BAR = "#bbbbbb"  # histogram bars
 BAND = 0.18  # opacity of a band
 STYLE: Mapping[str, tuple[str, Any]] = {
     "sme_law": (BLUE, "-"),
@@ -32,8 +32,8 @@ SERIES = (BLUE, ORANGE, GREEN, PINK, SKY, AMBER, GREY)
 DASHES = ("-", (0, (5, 2)), (0, (7, 1.5, 1, 1.5)), (0, (1, 1.2)))
 EVENT_COLOURS = (ORANGE, GREEN, PINK, SKY, AMBER)
 LONGEST_CURVE = 2000
-_LETTER, _HANDLE = 0.07, 0.42  # inches of a legend's entry
-_SCALE = 0.6  # inches beside the plot, where a legend does not go
+_LETTER, _HANDLE = 0.07, 0.42  # width in inches of a letter and a handle of a legend
+_SCALE = 0.6  # inches beside the plot that the legend cannot use
 _NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
 
 
@@ -54,7 +54,7 @@ def new_axes(width: float = 4.6, height: float = 2.9) -> Axes:
 
 
 def plot_box(ax: Axes) -> dict[str, Any]:
-    """Return where the data area of a saved figure lies in its SVG, and which values it spans.
+    """Return the position of the data area in the SVG of a figure, and its limits.
 
     Returns
     -------
@@ -79,7 +79,7 @@ def to_svg(ax: Axes, description: str, *, legend: bool = True) -> str:
     Parameters
     ----------
     description
-        Text for readers who do not see the picture; also keeps the ids of figures apart.
+        Alternative text; also makes the ids of figures distinct.
     legend
         Whether to draw the legend.
     """
@@ -96,7 +96,7 @@ def to_svg(ax: Axes, description: str, *, legend: bool = True) -> str:
 
 
 def is_cut(ax: Axes) -> bool:
-    """Return whether a curve leaves the plot at the top or the bottom."""
+    """Return whether a curve leaves the plot at the top or bottom."""
     low, high = ax.get_ylim()
     for line in ax.get_lines():
         values = np.asarray(line.get_ydata(), dtype=float)
@@ -107,12 +107,12 @@ def is_cut(ax: Axes) -> bool:
 
 
 def cycle(length: int, colours: Sequence[str] = SERIES) -> list[str]:
-    """Return so many colours, repeated where they do not suffice."""
+    """Return `length` colours, repeated if there are too few."""
     return [colours[i % len(colours)] for i in range(length)]
 
 
 def thin(table: pd.DataFrame) -> pd.DataFrame:
-    """Return every n-th row, so that at most `LONGEST_CURVE` are left."""
+    """Return every n-th row, at most `LONGEST_CURVE` rows."""
     step = -(-len(table) // LONGEST_CURVE)
     return table.iloc[:: max(step, 1)]
 
@@ -123,7 +123,7 @@ def key(
     place: Literal["best", "upper left", "upper right", "lower right", "above"] = "best",
     first: str = "",
 ) -> None:
-    """Draw the legend, the label `first` at its head, in as many columns as fit above the plot."""
+    """Draw the legend, with the label `first` first, in as many columns as fit above the plot."""
     above = place == "above"
     handles, labels = ax.get_legend_handles_labels()
     if above and labels:
@@ -131,7 +131,7 @@ def key(
         sizes = [_LETTER * len(label) + _HANDLE for label in labels]
         if len(labels) > columns or sum(sizes) > width:
             columns = max(1, min(columns, int(width / max(sizes))))
-            columns = -(-len(labels) // -(-len(labels) // columns))  # rows of one length
+            columns = -(-len(labels) // -(-len(labels) // columns))  # rows of equal length
     order = sorted(range(len(labels)), key=lambda i: labels[i] != first)
     ax.legend(
         [handles[i] for i in order],
@@ -148,7 +148,7 @@ def key(
 
 
 def finish(ax: Axes) -> Axes:
-    """Give the frame and the grid their look."""
+    """Style the frame and the grid."""
     ax.spines[["top", "right"]].set_visible(False)
     ax.grid(alpha=0.25, lw=0.6)
     ax.set_axisbelow(True)

@@ -1,4 +1,4 @@
-"""Loss curves: observed, predicted, and their difference."""
+"""Figures of loss curves: observed, predicted, and their difference."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from analysis.figures.canvas import (
 from analysis.prediction.model import LABELS
 from analysis.prediction.predict import quantile_column
 
-_WIDE = 20.0  # largest over usual error beyond which large errors are drawn on a logarithmic scale
+_WIDE = 20.0  # largest over typical error above which the scale of large errors is logarithmic
 
 
 def loss_overlay(
@@ -48,9 +48,9 @@ def loss_overlay(
     until
         The last update to draw.
     group
-        Prefix of the SVG ids of what belongs to a model: `<group>:<model>:<part>`.
+        Prefix of the SVG ids of a model's parts: `<group>:<model>:<part>`.
     labels
-        What to call each model.
+        Label of each model.
     """
     ax = ax or new_axes(height=3.1)
     if until is not None:
@@ -92,7 +92,7 @@ def error_over_time(
     group: str = "",
     labels: Mapping[str, str] = LABELS,
 ) -> Axes:
-    """Draw (predicted mean - observed) over the mean observed loss, for each model.
+    """Draw (predicted mean - observed) over the mean observed loss for each model.
 
     Parameters
     ----------
@@ -129,7 +129,7 @@ def error_over_time(
 
 
 def _largest_error(errors: pd.DataFrame) -> float:
-    """Return the largest error that is drawn: a model that runs away must not hide the others."""
+    """Return the largest error to show; a diverging model must not hide the others."""
     size = errors["error"].abs().replace(np.inf, np.nan)
     of_models = size.groupby(errors["model"]).max()
     return min(float(of_models.max()), 5.0 * float(of_models.min()))
@@ -148,13 +148,13 @@ def loss_over_time(
     Parameters
     ----------
     tables
-        Label of each run and its columns `seconds`, `update` and `loss`.
+        Columns `seconds`, `update` and `loss` of each run, by its label.
     target
         A loss to mark.
     column
-        What to draw it over.
+        The horizontal axis.
     clock
-        What to call the seconds.
+        Label of the seconds.
     """
     ax = ax or new_axes(height=2.9 + 0.1 * len(tables))
     for number, ((label, table), colour) in enumerate(
@@ -183,7 +183,7 @@ def error_by_workers(
     Parameters
     ----------
     table
-        Columns `workers` and the models.
+        Columns `workers` and one per model.
     labels
         As in `loss_overlay`.
     """
@@ -217,10 +217,10 @@ def error_by_workers(
 def _loss_scale(
     ax: Axes, losses: pd.Series[float], predicted: pd.Series[float] | None = None
 ) -> None:
-    """Choose a linear or a logarithmic axis that holds all losses, predicted ones within reason.
+    """Choose a linear or logarithmic axis that holds all losses, and predicted ones within reason.
 
-    Whether it is logarithmic is not decided by single dips of a noisy loss. A prediction that runs
-    away must not hide the others.
+    Single dips of a noisy loss do not make it logarithmic. A diverging prediction must not hide the
+    others.
     """
     losses = losses[np.isfinite(losses)]
     low, high = float(losses.min()), float(losses.max())
@@ -232,7 +232,7 @@ def _loss_scale(
             low = min(low, max(float(known.min()), low / 10))
         low = max(low, usual / 100)
         ax.set_yscale("log")
-        ax.yaxis.set_major_formatter("{x:g}")  # exponents would be small type
+        ax.yaxis.set_major_formatter("{x:g}")  # exponents would be too small
         if high / low < 1000:
             ax.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
             ax.yaxis.set_minor_formatter("{x:g}")

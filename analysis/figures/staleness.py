@@ -1,4 +1,4 @@
-"""Staleness: its distribution, its laws."""
+"""Figures of staleness: its histogram and its laws."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from analysis.figures.canvas import (
 )
 from asgd.arrays import Array
 
-_MARKS = 40  # points of a law that are marked
-_LAWS = ((ORANGE, "o-"), (BLUE, "s--"), (GREEN, "^:"))  # colour and mark of each, in order
+_MARKS = 40  # marked points of a law
+_LAWS = ((ORANGE, "o-"), (BLUE, "s--"), (GREEN, "^:"))  # colour and mark of each law, in order
 
 
 def staleness_histogram(
@@ -35,9 +35,9 @@ def staleness_histogram(
     Parameters
     ----------
     counts
-        Updates with staleness 0, 1, ..., shape (L,).
+        Number of updates with staleness 0, 1, ..., shape (L,).
     laws
-        Label of each law and its pmf at 0, 1, ..., shape (L,).
+        The pmf of each law at 0, 1, ..., shape (L,), by its label.
     """
     ax = ax or new_axes()
     values = np.asarray(counts, dtype=float)
@@ -52,7 +52,7 @@ def staleness_histogram(
 
 
 def _mark_size(l: np.ndarray[Any, Any]) -> float:
-    """Return 0 where marks would run into one another."""
+    """Return the mark size, 0 if marks would overlap."""
     return 4.0 if len(l) <= _MARKS else 0.0
 
 
@@ -66,19 +66,19 @@ def staleness_rootogram(
 ) -> Axes:
     """Draw a hanging rootogram: measured counts hang from a law, on a square-root scale.
 
-    A bar that ends above zero is a staleness seen less often than the law says, one that ends
-    below zero a staleness seen more often.
+    A bar that ends above zero is a staleness rarer than under the law, one that ends below zero a
+    more frequent one.
 
     Parameters
     ----------
     counts
-        Updates with staleness 0, 1, ..., shape (L,).
+        Number of updates with staleness 0, 1, ..., shape (L,).
     pmf
-        Of the law at 0, 1, ..., shape (L,).
+        Pmf of the law at 0, 1, ..., shape (L,).
     label
         Name of the law.
     number
-        Which of the laws of a histogram it is, 0, 1, ...: it is drawn as there.
+        Index 0, 1, ... of the law in the histogram; determines its colour and mark.
     """
     ax = ax or new_axes()
     values = np.asarray(counts, dtype=float)
@@ -87,7 +87,7 @@ def staleness_rootogram(
     ax.bar(l, np.sqrt(values), bottom=expected - np.sqrt(values), width=0.85, color=BAR)
     colour, mark = _LAWS[number % len(_LAWS)]
     ax.plot(l, expected, mark, color=colour, ms=_mark_size(l), lw=1.5, label=label)
-    # sqrt of a Poisson count has standard deviation 1/2
+    # the square root of a Poisson count has standard deviation 1/2
     ax.axhspan(-1, 1, color=PINK, alpha=0.25, lw=0, label="two standard errors")
     ax.axhline(0, color=INK, lw=0.9)
     low, high = min(-1.0, float((expected - np.sqrt(values)).min())), float(expected.max())

@@ -1,4 +1,4 @@
-"""An, Lu, Ying, claim by claim: each module computes the tables and numbers behind one figure."""
+"""The claims of An, Lu, Ying: each module computes the tables and numbers behind one figure."""
 
 from __future__ import annotations
 

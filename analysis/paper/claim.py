@@ -1,4 +1,4 @@
-"""What the reproduction of one claim of the paper returns."""
+"""The result of reproducing one claim of the paper."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import pandas as pd
 
 @dataclass(frozen=True)
 class Claim:
-    """Tables and numbers behind one figure; nothing is drawn here.
+    """Tables and numbers behind one figure.
 
     Attributes
     ----------
     name
-        Name of the figure and stem of its files.
+        Name of the figure; stem of its files.
     caption
-        What was run, with every constant, and what it shows, with the numbers found.
+        The experiment with every constant, and its result in numbers.
     tables
         Data by name.
     numbers
-        The numbers that tests and the caption speak of.
+        Numbers for tests and for the caption.
     """
 
     name: str

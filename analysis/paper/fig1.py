@@ -21,10 +21,10 @@ SUBSTEPS = 16
 
 
 def fig1(paths: int = 20_000, seed: int = 0) -> Claim:
-    """Compare first and second moments along time with the exact ones of ASGD.
+    """Compare first and second moments over time with the exact ones of ASGD.
 
     Models: ASGD with i.i.d. geometric staleness (A1), SME-ASGD by its native scheme (S5) and by
-    sub-steps, which approach the continuous (S1)-(S3), and SME-SGD (S6).
+    sub-steps that approach the continuous (S1)-(S3), and SME-SGD (S6).
     """
     curves, errors = [], []
     for mu in MUS:
@@ -96,7 +96,7 @@ def _errors(mu: float, model: str, ensemble: Ensemble, exact: Moments) -> dict[s
 
 
 def _ratios(errors: pd.DataFrame) -> dict[str, float]:
-    """Return how many times closer than SME-SGD the continuous equation is, at each mu.
+    """Return the error of SME-SGD over that of the continuous equation at each mu.
 
     `low MU` and `high MU`: the smaller and the larger of the ratios of E x and of E x^2.
     """

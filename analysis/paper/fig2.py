@@ -1,4 +1,4 @@
-"""Nonlinear gradients: the convex quartic, and which well of the double well a path ends in."""
+"""Nonlinear gradients: the convex quartic, and the final well of paths in the double well."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Simulate = Callable[..., Ensemble]
 def fig2(paths: int = 20_000, seed: int = 0, starts: tuple[float, ...] = STARTS) -> Claim:
     """Compare ASGD, SME-ASGD and SME-SGD on the quartic and on the double well.
 
-    SME-ASGD by its native scheme (S5) and by sub-steps, which approach the continuous (S1)-(S3).
+    SME-ASGD by its native scheme (S5) and by sub-steps that approach the continuous (S1)-(S3).
     """
     quartic, quartic_errors = _quartic(paths, seed)
     wells = pd.concat([_wells(start, paths, seed) for start in starts], ignore_index=True)
@@ -116,7 +116,7 @@ def _wells(start: float, paths: int, seed: int) -> pd.DataFrame:
     rows = []
     problem = DoubleWell(WELL_NOISE, start)
     for model, simulate in _models(WELL_RATE, WELL_MU, WELL_UPDATES).items():
-        own = seed + round(1000 * start)  # or neighbouring starting points err together
+        own = seed + round(1000 * start)  # independent errors of neighbouring starting points
         ensemble = simulate(problem, paths, own, record=[WELL_UPDATES], quantile_levels=())
         right = int(np.count_nonzero(ensemble.final > 0))
         interval = binomtest(right, paths).proportion_ci(0.95)
@@ -142,7 +142,7 @@ def _standard_error(share: float, paths: int) -> float:
 
 
 def _largest_z(wells: pd.DataFrame, model: str, paths: int) -> float:
-    """Return the largest difference to ASGD in standard errors of a pooled share."""
+    """Return the largest difference from ASGD in standard errors of a pooled share."""
     share = wells.pivot(index="initial", columns="model", values="share")
     pooled = (share[model] + share["ASGD"]) / 2
     error = np.sqrt(2 * pooled * (1 - pooled) / paths)

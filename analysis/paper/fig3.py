@@ -1,4 +1,4 @@
-"""Optimal mini-batches against uniform ones of equal gradient budget and against batch one."""
+"""Optimal mini-batches compared with uniform ones of equal budget and with batch one."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Setting:
 
 
 def settings() -> tuple[Setting, ...]:
-    """Return what is compared."""
+    """Return the settings to compare."""
     diabetes = make_problem(ProblemConfig(kind="least_squares"))
     wide, steep = Quadratic(2.0, 2.0), Quadratic(10.0, 3.0)
     return (
@@ -58,7 +58,7 @@ def settings() -> tuple[Setting, ...]:
 
 
 def fig3(paths: int = 20_000, seed: int = 0) -> Claim:
-    """Compare batch schedules by the exact final loss, and that by ASGD itself."""
+    """Compare batch schedules by the exact final loss and by simulated ASGD."""
     curves, schedules, finals = [], [], []
     for setting in settings():
         for name, batch in _strategies(setting).items():
@@ -97,7 +97,7 @@ def _strategies(setting: Setting) -> dict[str, Batches]:
 def _follow(
     setting: Setting, name: str, batch: Batches, paths: int, seed: int
 ) -> tuple[pd.DataFrame, dict[str, float]]:
-    """Return loss above its minimum along time and at the end, exact and simulated."""
+    """Return the loss above its minimum over time and at the end, exact and simulated."""
     problem, updates = setting.problem, len(batch)
     eta, mu = setting.learning_rate, setting.mu
     minimum = float(problem.loss(LinearGradients.of(problem).minimiser))
@@ -135,7 +135,7 @@ def _follow(
 
 
 def _numbers(finals: pd.DataFrame) -> dict[str, float]:
-    """Return by what factor each schedule ends above the optimum, by `setting/schedule`."""
+    """Return the ratio of each schedule's final loss to the optimum, by `setting/schedule`."""
     numbers = {}
     for setting in settings():
         here = finals[finals["setting"] == setting.name]

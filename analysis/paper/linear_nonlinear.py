@@ -1,10 +1,9 @@
-"""The linear form (L1) and the nonlinear form (S1)-(S3) are one law when gradients are linear.
+"""The linear form (L1) and the nonlinear form (S1)-(S3) have the same law for linear gradients.
 
-They are, if the iterate is taken from (M, Q) consistently. (L3), X = M + mu Q/kappa, is exact for
-differences over one update, hence for the native scheme. In the continuous limit (S1)-(S3) give
-dM = kappa (X - M) dt, hence X = M + Q/kappa; over sub-steps of dt/J the factor is the retention
-r = 1 - (1-mu)/J of one sub-step (ours), as `SmeLangevin` has it. (L3) to the letter is kept here
-to show the difference.
+This requires a consistent iterate. (L3), X = M + mu Q/kappa, is exact for differences over one
+update, hence for the native scheme. In the continuous limit (S1)-(S3) give dM = kappa (X - M) dt,
+hence X = M + Q/kappa. Over sub-steps of dt/J the factor is the retention r = 1 - (1-mu)/J of one
+sub-step (ours), as in `SmeLangevin`. This module also runs the literal (L3) to show the difference.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ FEW_PATHS = 200
 
 
 class LiteralLangevin(SmeLangevin):
-    """(L1) with X = M + mu Q/kappa whatever the number of sub-steps."""
+    """(L1) with X = M + mu Q/kappa for any number of sub-steps."""
 
     def _iterate(self) -> Array:
         return self.m + self.mu / (1 - self.mu) * self.v
@@ -41,7 +40,7 @@ class LiteralLangevin(SmeLangevin):
 
 @dataclass(frozen=True)
 class Pairing:
-    """A linear form to lay beside (S1)-(S3) at the same number of sub-steps."""
+    """A linear form to compare with (S1)-(S3) at the same number of sub-steps."""
 
     name: str
     linear: type[SmeLangevin]
@@ -56,7 +55,7 @@ PAIRINGS = (
 
 
 def linear_nonlinear(paths: int = 20_000, seed: int = 0) -> Claim:
-    """Compare the two forms number by number under the same noise, and in law under their own."""
+    """Compare the two forms path by path under equal noise, and in law under independent noise."""
     same_noise = pd.DataFrame(
         [_same_noise(name, pairing, seed) for name in _problems() for pairing in PAIRINGS]
     )
@@ -105,7 +104,7 @@ def _block(
 
 
 def _same_noise(name: str, pairing: Pairing, seed: int) -> dict[str, object]:
-    """Run both forms from one stream of normal numbers."""
+    """Run both forms with the same stream of normal numbers."""
     blocks = [
         _block(_problems()[name], pairing, form, FEW_PATHS, stream(seed, "linear_nonlinear/both"))
         for form in (True, False)
@@ -120,7 +119,7 @@ def _same_noise(name: str, pairing: Pairing, seed: int) -> dict[str, object]:
 
 
 def _positions(pairing: Pairing, linear: bool, paths: int, seed: int) -> Array:
-    """Return x of f = x^2 after every update under noise of its own, (UPDATES + 1, paths)."""
+    """Return x of f = x^2 after every update, independent noise, (UPDATES + 1, paths)."""
     rng = stream(seed, f"linear_nonlinear/{pairing.name}/{linear}")
     block = _block(Quadratic(), pairing, linear, paths, rng)
     x = np.empty((UPDATES + 1, paths))

@@ -1,4 +1,4 @@
-"""Asynchrony begets momentum: ASGD against momentum SGD with zeta = mu, eta' = (1 - mu) eta."""
+"""Proposition 2: ASGD compared with momentum SGD of zeta = mu, eta' = (1 - mu) eta."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PROBLEM = Quadratic()
 
 
 def proposition2(paths: int = 20_000, thinned_paths: int = 5_000, seed: int = 0) -> Claim:
-    """Compare friction, temperature, stationary law and the way there."""
+    """Compare friction, temperature, stationary law and transient."""
     stationary, quantiles, courses = [], [], []
     for eta, mu in (SMALL, LARGE):
         samples = _thinned(eta, mu, thinned_paths, seed)

@@ -1,4 +1,4 @@
-"""Samples of the stationary law of a model: thinned paths, and the expected read of ASGD."""
+"""Samples of a model's stationary law: thinned paths, and the expected read of ASGD."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from asgd.arrays import Array
 
 
 class ExpectedReadPaths:
-    """A block of paths of ASGD seen through M = sum_l w_l x_{k-l}, geometric staleness.
+    """A block of ASGD paths with position M = sum_l w_l x_{k-l}, geometric staleness.
 
     m' = mu m + (1 - mu) x', An, Lu, Ying, section 2.1.
     """
@@ -19,7 +19,7 @@ class ExpectedReadPaths:
         self.m = asgd.position().copy()
 
     def step(self, k: int) -> None:
-        """Advance the paths by one update, and their expected reads."""
+        """Advance the paths and their expected reads by one update."""
         self.asgd.step(k)
         self.m *= self.mu
         self.m += (1.0 - self.mu) * self.asgd.position()
@@ -40,7 +40,7 @@ def thinned_samples(block: Block, burn_in: int, spacing: int, samples: int) -> A
 
 
 def decay_updates(curvature: float, learning_rate: float, mu: float) -> float:
-    """Return after how many updates the slowest mode of the mean has fallen by e."""
+    """Return the number of updates in which the slowest mode of the mean falls by e."""
     product = learning_rate * curvature
     roots = np.roots([1.0, -(1.0 + mu - (1.0 - mu) * product), mu])
     return float(-1.0 / np.log(np.abs(roots).max()))

@@ -17,11 +17,11 @@ from asgd.streams import stream
 
 LEARNING_RATES = (0.005, 0.01, 0.02, 0.05, 0.1)
 MUS = (0.0, 0.5, 0.75, 0.9)
-BURN_IN, SPACING, SAMPLES = 6.0, 2.0, 10  # in decay times of the mean, and thinned positions
+BURN_IN, SPACING, SAMPLES = 6.0, 2.0, 10  # decay times of the mean, twice; number of samples
 
 
 def temperature(paths: int = 20_000, seed: int = 0) -> Claim:
-    """Measure E x^2 and E m^2 of ASGD at rest and compare with T/a of (L2), (L3) and (B3)."""
+    """Compare the stationary E x^2 and E m^2 of ASGD with T/a of (L2), (L3) and (B3)."""
     rows = [_row(eta, mu, paths, seed) for mu in MUS for eta in LEARNING_RATES]
     table = pd.DataFrame(rows)
     numbers = {
@@ -94,7 +94,7 @@ def _row(eta: float, mu: float, paths: int, seed: int) -> dict[str, float]:
 
 
 class _Both:
-    """Iterate and expected read of the same paths, side by side."""
+    """Iterate and expected read of the same paths as one block."""
 
     def __init__(self, asgd: AsgdIid, read: ExpectedReadPaths) -> None:
         self.asgd, self.read = asgd, read

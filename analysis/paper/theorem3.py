@@ -1,11 +1,11 @@
 """The strong error of SME-ASGD against its time step, with coupled noise (Theorem 3).
 
-The discrete algorithm and a fine solution of (S1)-(S3) are driven by the same noise: the SME's
-Brownian increments over an update sum to the noise z_k of that update. Four choices of z_k:
-Gaussian, as the theorem has it; the standardised noise of the algorithm with its own random lags
-and samples, to which the increments of X are shifted, so that X is then driven by increments that
-are not Gaussian; two-point noise sign(B_{k+1} - B_k), samples coupled to a Brownian motion no
-closer than sign by sign; and no noise at all, which leaves the error of the drift.
+The same noise drives the discrete algorithm and a fine solution of (S1)-(S3): the SME's Brownian
+increments over an update sum to the noise z_k of that update. There are four choices of z_k:
+Gaussian, as in the theorem; the standardised noise of the algorithm with its own random lags and
+samples, to which the increments of X are shifted, so that X has increments that are not Gaussian;
+two-point noise sign(B_{k+1} - B_k), for samples coupled to a Brownian motion only by their sign;
+and no noise, for the error of the drift.
 """
 
 from __future__ import annotations
@@ -119,10 +119,10 @@ def _squared_errors(
 
 
 class _Equation:
-    """(S5) on a scalar problem, driven by given noise; with eta/J and r it is a sub-step of it.
+    """(S5) on a scalar problem, driven by given noise; with eta/J and r it is one sub-step.
 
-    The numbers of `SmeAsgd`, path by path, in a form that can also be asked which noise would apply
-    a given gradient.
+    It computes the numbers of `SmeAsgd`, path by path, and can also return the noise that would
+    apply a given gradient.
     """
 
     def __init__(
@@ -141,7 +141,7 @@ class _Equation:
         return np.sqrt(np.maximum(self.h - self.g**2, 0.0) + self.problem.noise**2)
 
     def standardise(self, row: int, gradient: Array) -> Array:
-        """Return the z for which `advance` applies this gradient to one row of the paths."""
+        """Return the z with which `advance` applies this gradient to one row of the paths."""
         z: Array = (self.g[row] - gradient) / self._deviation()[row]
         return z
 
@@ -155,7 +155,7 @@ class _Equation:
 def _slope(squares: list[Array], replicates: int, seed: int) -> tuple[float, float, float]:
     """Return the slope of log error against log dt, with a 95 % bootstrap interval over paths.
 
-    The interval holds the sampling error alone, not how the slope still changes with dt.
+    The interval covers only the sampling error, not the change of the slope with dt.
     """
     log_dt = np.log(TIME_STEPS[-len(squares) :])
     errors = np.array([square.mean(axis=1).max() for square in squares])

@@ -1,1 +1,1 @@
-"""The loss curve of a run from models or exact moments, and its score."""
+"""The predicted loss curve of a run, by simulation or from exact moments, and its score."""

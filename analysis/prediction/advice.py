@@ -1,4 +1,4 @@
-"""What to tell whoever made a run that diverged."""
+"""Advice for runs that diverged."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from asgd.staleness import Empirical, staleness_of
 
 
 def diverged(run: Run) -> bool:
-    """Return whether a run ended because its loss left every bound."""
+    """Return whether a run ended because its loss diverged."""
     return (run.failure or "").startswith(DIVERGED)
 
 
 def advice_on_divergence(run: Run) -> str | None:
-    """Return up to which learning rate a run would have been stable and what to change, in words.
+    """Return the learning rate up to which a run would have been stable, and what to change.
 
-    Each change alone makes it stable, as far as curvature and noise stay what they were.
+    Each change alone makes it stable, provided curvature and noise stay the same.
 
-    The limits are those of its rule along its own turns; the curvature is that of the starting
-    point. None where no update was recorded, or no curvature is positive there.
+    The limits are those of its rule along its own turns, with the curvature at the starting point.
+    None if no update was recorded or no curvature is positive there.
     """
     if run.trace.empty:
         return None
@@ -83,7 +83,7 @@ def at_most(workers: int) -> str:
 
 
 def _setting(run: Run) -> Setting:
-    """Return the setting of a run that may have been too short to fit a law to."""
+    """Return the setting of a run that may be too short for a fit."""
     trace, optimizer = run.trace, run.config.optimizer
     staleness = staleness_of(trace["update"].to_numpy(), trace["read_version"].to_numpy())
     problem = make_problem(run.config)
@@ -102,14 +102,14 @@ def _setting(run: Run) -> Setting:
 
 
 def advised(error: DivergedError) -> str:
-    """Return the message of a run that diverged with what the theory advises."""
+    """Return the error message of a diverged run, with advice if available."""
     advice = None
-    with suppress(AsgdError):  # the run's own error is the one to be shown
+    with suppress(AsgdError):  # show the run's own error, not one of the advice
         advice = advice_on_divergence(read_run(error.run)) if error.run else None
     return f"{error}; {advice}" if advice else str(error)
 
 
 def why_not_predicted(error: AsgdError, runs: Sequence[Run]) -> str:
-    """Return why there is no prediction of runs, with advice where one of them diverged."""
+    """Return why there is no prediction of runs, with advice if one of them diverged."""
     advice = [advice_on_divergence(run) for run in runs if diverged(run)]
     return "; ".join([str(error), *(text for text in advice[:1] if text)])

@@ -1,4 +1,4 @@
-"""How long a prediction will take, from the first updates of its paths."""
+"""Estimates the duration of a prediction from the first updates of its paths."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import numpy as np
 from analysis.prediction.model import Model
 from analysis.prediction.setting import RunSetting
 
-_FIRST, _SECOND = 8, 24  # updates: the difference leaves out what is done once
-_LONG = 10 * _SECOND  # updates of a run too long to be waited for unasked
+_FIRST, _SECOND = 8, 24  # updates: their difference excludes one-time costs
+_LONG = 10 * _SECOND  # shorter runs are not measured
 
 
 def expected_seconds(
@@ -22,23 +22,23 @@ def expected_seconds(
     seed: int,
     clock: Callable[[], float] = time.perf_counter,
 ) -> float:
-    """Return the seconds that ensembles of paths will take; 0 where it is not worth measuring.
+    """Return the seconds that ensembles of paths will take; 0 if a run is too short to measure.
 
     Parameters
     ----------
     models
-        Those whose paths will be simulated.
+        The models to simulate.
     setting, paths, seed
         As for the prediction.
     clock
-        Seconds that only grow.
+        A monotonic clock, in seconds.
     """
     if setting.updates < _LONG:
         return 0.0
     total = 0.0
     for model in models:
         spent = []
-        for updates in (_FIRST, _FIRST, _SECOND):  # the first time, code may have to be compiled
+        for updates in (_FIRST, _FIRST, _SECOND):  # the first call may compile code
             start = clock()
             model.simulate(_beginning(setting, updates), paths, seed)
             spent.append(clock() - start)
@@ -47,7 +47,7 @@ def expected_seconds(
 
 
 def _beginning(setting: RunSetting, updates: int) -> RunSetting:
-    """Return the setting of the first updates alone."""
+    """Return the setting of the first updates only."""
     rate, size = setting.learning_rate, setting.batch_size
     return replace(
         setting,
@@ -59,7 +59,7 @@ def _beginning(setting: RunSetting, updates: int) -> RunSetting:
 
 
 def in_words(seconds: float) -> str:
-    """Return a duration as people say it."""
+    """Return a duration in everyday words."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     if seconds < 5400:

@@ -1,8 +1,8 @@
-"""Predicted loss curves of quadratics and least squares from exact moments, without sampled noise.
+"""Predicted loss curves from exact moments, for quadratics and least squares.
 
 Mean and spread of the loss are exact given the reads and a normal x. The quantiles of its quadratic
-form are read off draws of that normal law: a shifted gamma law with the same three cumulants puts
-its 5 % end at the 10 % one where curvatures differ much, as in the diabetes data.
+form come from draws of that normal law. A shifted gamma law with the same three cumulants would put
+the 5 % quantile at the 10 % one if curvatures differ much, as in the diabetes data.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from asgd.arrays import Array
 from asgd.problems import LeastSquares, Quadratic
 from asgd.streams import stream
 
-# Numbers held for all sequences of reads together: as many sequences as one update has time for.
+# Numbers in the state of all sequences of reads together; determines the number of sequences.
 _STATE = 2**17
 _FEWEST, _MOST = 16, 512
-# Draws of x behind the quantiles: the 5 % one is then at 5 +- 0.35 %, or better.
+# Draws of x for the quantiles: the 5 % quantile is then at 5 +- 0.35 %, or better.
 _DRAWS = 4096
 
 
@@ -35,33 +35,33 @@ def is_linear(setting: Setting) -> bool:
 
 
 def drawn_sequences(slots: int, dim: int) -> int:
-    """Return how many sequences of reads to draw, each of which keeps `slots` snapshots."""
+    """Return the number of sequences of reads to draw, each with `slots` snapshots."""
     return int(np.clip(_STATE / ((slots + 1) * dim) ** 2, _FEWEST, _MOST))
 
 
 def geometric_curve(setting: Setting, mu: float, closure: Closure, seed: int) -> LossCurve:
-    """Return the curve of geometric staleness under a closure, exact moments at every update.
+    """Return the curve of geometric staleness under a closure, from exact moments.
 
     Parameters
     ----------
     seed
-        Seed of the draws behind the quantiles.
+        Seed of the draws for the quantiles.
     """
     gradients = LinearGradients.of(setting.problem)
     return _of_moments(gradients, setting, _geometric(gradients, setting, mu, closure), seed)
 
 
 def given_reads(setting: Setting, reads: Reads, seed: int, *, drawn: bool = False) -> LossCurve:
-    """Return the curve from the moments given which version every update reads.
+    """Return the curve from the moments given the version that every update reads.
 
     Parameters
     ----------
     reads
-        Of one or several runs, all of the same weight.
+        Reads of one or several runs with equal weights.
     seed
-        Seed of the draws behind the quantiles.
+        Seed of the draws for the quantiles.
     drawn
-        Whether the reads are a sample, whose scatter is an error of the mean.
+        Whether the reads are a sample; their scatter is then an error of the mean.
     """
     gradients = LinearGradients.of(setting.problem)
     moments = read_moments(
@@ -100,7 +100,7 @@ def _of_moments(
     seed: int,
     drawn_reads: bool = False,
 ) -> LossCurve:
-    """Return the curve of x normal given the reads, all sequences of reads alike."""
+    """Return the curve for x normal given the reads, with equal weights of their sequences."""
     curvature, basis = np.linalg.eigh(gradients.curvature)
     offset, size = basis.T @ gradients.offset, len(setting.record)
     loss_mean, std, mean_error = np.empty(size), np.empty(size), np.zeros(size)
@@ -128,10 +128,10 @@ def _of_moments(
 
 
 def _standard_draws(runs: int, dim: int, rng: np.random.Generator) -> Array:
-    """Return standard normal draws of their own for each run, shape (runs, m, d).
+    """Return independent standard normal draws for each run, shape (runs, m, d).
 
-    Each coordinate takes every quantile of the normal law once, in an order of its own, which
-    scatters less than independent draws.
+    Each coordinate takes every quantile of the normal law once, in random order, which scatters
+    less than independent draws.
     """
     from scipy.special import ndtri
 

@@ -1,26 +1,26 @@
 """Fast prediction: one mean path under the law, and linear noise around it (ours).
 
 The mean path is (G1) without noise. Around it a small deviation of one Hessian mode obeys the
-recursion of `analysis.exact.moments.impulse_response`, h_i; with the Hessian taken at the time of
-interest and the noise S from where it was injected,
+recursion of `analysis.exact.moments.impulse_response`, h_i. With the Hessian at the time of
+interest and the noise S from the time of its injection,
 
     Cov_k = (eta^2 / b) sum_{j<k} h_{k-1-j}(H) S_j h_{k-1-j}(H)
     E f = f(mean) + tr(H Cov)/2,   Var f = g.Cov g + tr((H Cov)^2)/2,   g = grad f(mean)       (F1)
 
-and the curvature's own slope bends the mean path by the force
+and the slope of the curvature bends the mean path by the force
 
     E grad f - grad f(mean) = (1/2) f''' : Cov                                                  (F2)
 
 H, S and the force are taken at a few times; the cumulants of the loss are interpolated between
-them, the force is held. In small dimension the sums are formed; beyond, draws of the noise are
-pushed through functions of H by Lanczos iterations, Hessian-vector products only.
+them, the force is constant. In small dimension the sums are formed. Beyond, draws of the noise are
+multiplied by functions of H by Lanczos iterations, with Hessian-vector products only.
 
-What it leaves out: the noise of the random lag, and all that is beyond second order in the noise.
-It fails where these matter: near the limits of stability, where random lags make of a push more
-than its mean says (`lag_amplification` tells); where noise carries paths from one valley to
-another, unnoticed; and beyond the edge of stability, where small noise grows until it is not
-small. From the time on when it grows and has cost half of what the mean path had gained there is no
-value: the loss of a real run saturates there, the linear theory does not.
+The theory omits the noise of the random lag, and everything beyond second order in the noise. It
+fails where these matter: near the limits of stability, where random lags amplify the noise (see
+`lag_amplification`); where noise carries paths from one valley to another, which it cannot detect;
+and beyond the edge of stability, where small noise grows large. There are no values from the time
+on when growing noise costs half of the gain of the mean path: the loss of a real run saturates
+there, the linear theory does not.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ from asgd.problems.base import Problem
 from asgd.staleness import Geometric, StalenessLaw
 from asgd.streams import stream
 
-TIMES = 8  # at which curvature and noise are taken
-PROBES = 8  # draws of the noise at each of them
-FEW_PROBES, WIDE_DIM = 4, 10_000  # beyond this dimension a sum over modes averages by itself
+TIMES = 8  # number of times with curvature and noise
+PROBES = 8  # draws of the noise at each time
+FEW_PROBES, WIDE_DIM = 4, 10_000  # above this dimension a sum over modes averages by itself
 LANCZOS_STEPS = 12
-DENSE_DIM = 64  # up to here sums over all modes are formed
+DENSE_DIM = 64  # largest dimension for sums over all modes
 LARGEST_COST = 0.5  # of growing noise, as a share of the mean path's gain
 
-# Pools behind the worth of a push, and how long it is followed: so many times 1/step and so many
+# Pools for the amplification of a push, and how long it is followed: multiples of 1/step and of the
 # turns of each worker.
 _PUSHED_PATHS = 1000
 _LIVES, _LONGEST_PUSH = 10.0, 4000
@@ -63,7 +63,7 @@ class ExpectedRead:
     law
         The staleness law.
     first, before
-        v_0, and the value of v before it; any one shape.
+        v_0, and the constant value of v before it; both of the same shape.
     """
 
     def __init__(self, law: StalenessLaw, first: Array, before: Array) -> None:
@@ -82,19 +82,19 @@ class ExpectedRead:
             self._average = self._mu * self._average + (1 - self._mu) * value
 
     def value(self) -> Array:
-        """Return the average now."""
+        """Return the current average."""
         return self._history.average() if self._mu is None else self._average
 
 
 class MeanPath:
-    """(G1) without noise, with the force by which noise bends it, one update at a time.
+    """(G1) without noise, but with the force of noise on the mean, one update at a time.
 
     Attributes
     ----------
     x
-        The point now, shape (d,).
+        The current point, shape (d,).
     force
-        E grad f - grad f(mean), shape (d,): zero without noise.
+        E grad f - grad f(mean), shape (d,); zero without noise.
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class MeanPath:
         self._read.push(self._problem.gradient(self.point()) + self.force)
 
     def point(self) -> Array:
-        """Return x in the precision that gradients are taken in."""
+        """Return x in the precision of the gradients."""
         return self.x.astype(self._dtype, copy=False)
 
 
@@ -129,7 +129,7 @@ def response_power(
     Parameters
     ----------
     curvature
-        Shape (..., n): modes that share their products.
+        Shape (..., n): the n modes of one product.
     lags
         Ascending, shape (q,).
 
@@ -175,16 +175,16 @@ def linear_noise(
     dtype: npt.DTypeLike = np.float64,
     progress: Callable[[int, int], None] | None = None,
 ) -> LossCurve:
-    """Predict the loss by one mean path and linear noise around it, (F1), (F2).
+    """Predict the loss from one mean path and linear noise around it, (F1), (F2).
 
     Parameters
     ----------
     seed
-        Seed of the draws of the noise beyond 64 dimensions.
+        Seed of the draws of the noise above 64 dimensions.
     initial
         x_0, shape (d,).
     record
-        Updates to predict at, ascending, shape (m,).
+        Updates to predict, ascending, shape (m,).
     dtype
         float64 or float32, the precision of gradients and Hessian-vector products.
     progress
@@ -193,7 +193,7 @@ def linear_noise(
     Returns
     -------
     LossCurve
-        Without values from `unstable_from` on, if noise outgrows the linear theory.
+        Without values from `unstable_from` on if noise outgrows the linear theory.
 
     Raises
     ------
@@ -225,12 +225,12 @@ def linear_noise(
                 number = int(np.searchsorted(times, k))
                 try:
                     spread = noise.spread(path.point(), times[: number + 1])
-                except np.linalg.LinAlgError:  # a path on its way to infinity
+                except np.linalg.LinAlgError:  # the path diverges
                     unstable_from = int(times[number - 1]) + 1
                     break
                 cumulants[number], path.force, top = spread
                 gain = abs(start - float(problem.loss(path.x)))
-                # Without a force gradients are linear, and so is the noise however large.
+                # Without a force gradients are linear, and the theory holds for large noise too.
                 bent = np.linalg.norm(path.force) > 1e-9 * np.linalg.norm(path.x - initial)
                 costly = not cumulants[number, 0] <= LARGEST_COST * gain
                 if bent and costly and _grows(law, learning_rate * top):
@@ -252,10 +252,10 @@ def linear_noise(
 def lag_amplification(
     law: StalenessLaw, workers: int, step: float, rng: np.random.Generator
 ) -> float:
-    """Return what random lags make of a push: sum_k E h_k^2 over sum_k (E h_k)^2, under (P2).
+    """Return the amplification of a push by random lags, sum_k E h_k^2 / sum_k (E h_k)^2 by (P2).
 
-    One where lags do not vary, infinite from the limit of the mean square on. The second sum is all
-    that (F1) knows, so its cost of noise is too small by this factor on a mode of this step.
+    It is one for constant lags and infinite from the mean-square limit on. (F1) knows only the
+    second sum, so it underestimates the cost of noise on a mode of this step by this factor.
 
     Parameters
     ----------
@@ -287,7 +287,7 @@ def _grows(law: StalenessLaw, step: float) -> bool:
 
 
 def _times(last: int) -> Integers:
-    """Return 0 and up to `TIMES` updates, evenly in the logarithm, `last` included."""
+    """Return 0 and up to `TIMES` updates, even in the logarithm, including `last`."""
     times = np.geomspace(min(8, last), last, TIMES).round().astype(np.int64)
     return np.concatenate([[0], np.unique(times)])
 
@@ -308,7 +308,7 @@ class _AllModes:
         self._sources: list[Array] = []
 
     def add_source(self, x: Array) -> None:
-        """Take the noise of the current interval of times from a point of it."""
+        """Take the noise of the current interval at a point x of it."""
         self._sources.append(self._problem.gradient_covariance(x))
 
     def spread(self, x: Array, times: Integers) -> tuple[Array, Array, float]:
@@ -333,7 +333,7 @@ class _AllModes:
 
 
 class _SampledModes:
-    """The spread of the paths from draws of the noise, by Hessian-vector products only.
+    """The spread of the paths from draws of the noise, with Hessian-vector products only.
 
     A draw xi of covariance S_j becomes one of covariance K S_j K with K^2 = sum h_i(H)^2. Then
     tr(H Cov)/2 is the mean of xi.K H K xi / 2, and tr((H Cov)^2) that of (x.H y)^2 over pairs.
@@ -353,7 +353,7 @@ class _SampledModes:
         self._sources: list[Array] = []
 
     def add_source(self, x: Array) -> None:
-        """Take the noise of the current interval of times from a point of it."""
+        """Take the noise of the current interval at a point x of it."""
         points = np.tile(x, (self._probes, 1))
         self._sources.append(self._problem.gradient_and_noise(points, self._rng)[1])
 
@@ -361,7 +361,7 @@ class _SampledModes:
         """Return three cumulants of the loss about f(x), the force and the top curvature."""
         problem, probes = self._problem, self._probes
         deviation, first, top = np.zeros((probes, problem.dim)), 0.0, 0.0
-        # One source at a time: the Lanczos vectors of all would be the largest arrays here.
+        # One source at a time: the Lanczos vectors of all would need too much memory.
         for j, source in enumerate(self._sources):
             curvature, modes, basis = _lanczos(problem, x, source)
             top = max(top, float(curvature.max()))
@@ -373,14 +373,14 @@ class _SampledModes:
         along = float(((deviation @ problem.gradient(x)) ** 2).mean())
         curved = problem.hessian_vector(x, deviation)
         trace = float(((deviation @ curved.T)[np.triu_indices(probes, 1)] ** 2).mean())
-        # Third cumulant: as if all modes were alike, and the slope along one of them.
+        # Third cumulant: as for equal modes, with the slope along one of them.
         typical = trace / (2 * first) if first > 0 else 0.0
         cumulants = np.array([first, trace / 2 + along, typical * (trace + 3 * along)])
         return cumulants, _bend(problem, x, deviation).mean(axis=0), top
 
 
 def _bend(problem: Problem, x: Array, deviation: Array) -> Array:
-    """Return the mean of grad f(x + z) and grad f(x - z) less grad f(x), shape (r, d)."""
+    """Return the mean of grad f(x + z) and grad f(x - z) minus grad f(x), shape (r, d)."""
     change = problem.gradient(x + deviation) + problem.gradient(x - deviation)
     return np.asarray(change / 2 - problem.gradient(x))
 
@@ -388,12 +388,12 @@ def _bend(problem: Problem, x: Array, deviation: Array) -> Array:
 def _lanczos(problem: Problem, x: Array, start: Array) -> tuple[Array, Array, Array]:
     """Return Ritz values, components of the starts along Ritz vectors, and these vectors.
 
-    Against all earlier vectors, once: the few steps are over before orthogonality is lost.
+    One orthogonalisation against all earlier vectors suffices for the few steps.
 
     Parameters
     ----------
     start
-        One start vector a row, shape (r, d).
+        One start vector per row, shape (r, d).
 
     Returns
     -------

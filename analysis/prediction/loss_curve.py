@@ -10,13 +10,13 @@ import numpy as np
 from analysis.models.ensemble import Ensemble
 from asgd.arrays import Array, Integers
 
-# Levels i/40: the 5 % and 95 % ends of the band, and a grid even enough to score by (CRPS).
+# Levels i/40: they include the 5 % and 95 % ends of the band and form an even grid for the CRPS.
 SCORED_LEVELS = np.arange(1, 40) / 40.0
 
 
 @dataclass(frozen=True)
 class LossCurve:
-    """Distribution of f(x_k) at some updates.
+    """The distribution of f(x_k) at some updates.
 
     Attributes
     ----------
@@ -27,14 +27,14 @@ class LossCurve:
     quantiles
         At `SCORED_LEVELS`, shape (m, q).
     paths
-        Simulated paths behind the numbers; None where none were.
+        Number of simulated paths; None without simulation.
     end
         Mean of x after the last update, shape (d,).
     mean_error
-        Standard error of the mean by what was drawn, paths or reads, shape (m,); zero where nothing
-        was.
+        Standard error of the mean due to drawn paths or reads, shape (m,); zero if none were
+        drawn.
     unstable_from
-        Update from which on there are no values, because the method does not hold there; or None.
+        First update without values, because the method fails there; or None.
     """
 
     update: Integers
@@ -47,7 +47,7 @@ class LossCurve:
     unstable_from: int | None = None
 
     def cut(self, update: int) -> LossCurve:
-        """Return the curve without its values from an update on."""
+        """Return the curve without its values from `update` on."""
         lost = self.update >= update
         columns = [a.copy() for a in (self.mean, self.std, self.quantiles, self.mean_error)]
         for column in columns:
@@ -78,10 +78,10 @@ class LossCurve:
         third: Array,
         end: Array,
     ) -> LossCurve:
-        """Take the quantiles of the gamma law, shifted, that has the given cumulants (Pearson III).
+        """Take the quantiles of the shifted gamma law with the given cumulants (Pearson III).
 
-        The loss near a minimum is a quadratic form of a nearly normal point. With one mode this
-        law is that of the form exactly; with many it tends to the normal law as the form does.
+        The loss near a minimum is a quadratic form of a nearly normal point. For one mode the form
+        has exactly this law; for many modes both tend to the normal law.
 
         Parameters
         ----------
@@ -98,7 +98,7 @@ class LossCurve:
             shape = 4.0 / skew**2
             levels = np.where(skew < 0, 1.0 - SCORED_LEVELS, SCORED_LEVELS)
             gamma = np.sign(skew) * (gammaincinv(shape, levels) - shape) / np.sqrt(shape)
-        # A gamma law of large shape is normal; its inverse is then inexact.
+        # A gamma law of large shape is nearly normal, and its inverse is inexact.
         standard = np.where(np.abs(skew) > 1e-2, gamma, ndtri(SCORED_LEVELS))
         quantiles = first[:, None] + std[:, None] * standard
         return cls(update, first, std, quantiles, None, end, np.zeros_like(std))

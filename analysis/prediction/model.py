@@ -1,7 +1,7 @@
-"""The models that predict the loss curve of a run: a class for each, and the list of them.
+"""The models that predict the loss curve of a run: a class for each, and their list.
 
-A model has up to three ways to its curve: an ensemble of simulated paths, which every model has;
-exact moments where gradients are linear; one mean path with linear noise around it, (F1).
+A model has up to three methods: an ensemble of simulated paths, which every model has; exact
+moments for linear gradients; one mean path with linear noise around it, (F1).
 """
 
 from __future__ import annotations
@@ -38,20 +38,20 @@ from asgd.streams import stream
 
 Progress = Callable[[int, int], None]
 
-LARGEST_AMPLIFICATION = 1.1  # of noise by random lags that the fast mode may leave out
+LARGEST_AMPLIFICATION = 1.1  # of noise by random lags, up to which the fast method is accepted
 
 
 class Model(ABC):
-    """One way to predict the loss curve of a run.
+    """A model of the loss curve of a run.
 
     Attributes
     ----------
     name
-        What it is called in code, options and files.
+        Name in code, options and files.
     label
-        What it is called in tables and figures.
+        Name in tables and figures.
     takes_rule
-        Whether the model knows update rules other than plain SGD.
+        Whether the model supports update rules other than plain SGD.
     has_fast
         Whether it has a mean path for `fast`.
     """
@@ -62,11 +62,11 @@ class Model(ABC):
     has_fast = True
 
     def label_for(self, setting: RunSetting) -> str:
-        """Return the label, more precise where the setting makes a difference."""
+        """Return the label, made more precise by the setting."""
         return self.label
 
     def is_default(self, setting: RunSetting) -> bool:
-        """Return whether a run is predicted with this model when none is asked for."""
+        """Return whether the model is used if none is asked for."""
         return False
 
     @abstractmethod
@@ -85,17 +85,17 @@ class Model(ABC):
         Parameters
         ----------
         seed
-            Of drawn reads, if any, and of the draws behind the quantiles.
+            Seed of drawn reads, if any, and of the draws for the quantiles.
 
         Raises
         ------
         InputError
-            The model has none for this setting.
+            The model has no exact moments for this setting.
         """
         raise InputError(f"model = {self.name!r}: expected one with exact moments")
 
     def fast_law(self, setting: RunSetting) -> StalenessLaw:
-        """Return the staleness law of the mean path that `fast` follows.
+        """Return the staleness law of the mean path of `fast`.
 
         Raises
         ------
@@ -105,12 +105,12 @@ class Model(ABC):
         raise InputError(f"method: 'fast' has no {self.name}; accepted: 'auto', 'simulate'")
 
     def fast(self, setting: RunSetting, seed: int, progress: Progress | None = None) -> LossCurve:
-        """Return the curve of one mean path and linear noise around it, (F1).
+        """Return the curve of one mean path with linear noise around it, (F1).
 
         Raises
         ------
         InputError
-            The model has no mean path, or the setting follows a schedule.
+            The model has no mean path, or the setting has a schedule.
         """
         law = self.fast_law(setting)
         if not setting.steady:
@@ -166,12 +166,12 @@ class WithoutStaleness(Model):
 
 
 class GeometricStaleness(Model):
-    """SME-ASGD of An, Lu and Ying, (S1) to (S3), with the geometric fit of a run."""
+    """SME-ASGD of An, Lu and Ying, (S1) to (S3), with the geometric fit of the run."""
 
     name, label = "sme_asgd", "SME-ASGD (geometric fit)"
 
     def is_default(self, setting: RunSetting) -> bool:
-        """Return True under plain SGD whose gradients can be stale."""
+        """Return True under plain SGD with stale gradients."""
         return setting.rule is None and not setting.synchronous
 
     def simulate(
@@ -208,21 +208,21 @@ class MeasuredLaw(Model):
     Parameters
     ----------
     name, label
-        As of every model.
+        As for every model.
     closure
-        How the staleness of one update depends on that of the others. None: the closure that fits
-        the run, and for "pool" its recorded turns where these come in spells, (P3).
+        How the lags of different updates depend on each other. None: the closure of the run, and
+        for "pool" its recorded turns if they come in spells, (P3).
     """
 
     def __init__(self, name: str, label: str, closure: Closure | None = None) -> None:
         self.name, self.label, self._closure = name, label, closure
 
     def label_for(self, setting: RunSetting) -> str:
-        """Return the label; another one where recorded turns take the place of the law."""
+        """Return the label; it differs if recorded turns replace the law."""
         return self.label if self._turns(setting) is None else "SME with recorded turns"
 
     def is_default(self, setting: RunSetting) -> bool:
-        """Return True for the closure that fits the run, under plain SGD with stale gradients."""
+        """Return True for the closure of the run, under plain SGD with stale gradients."""
         return self._closure is None and setting.rule is None and not setting.synchronous
 
     def simulate(
@@ -247,7 +247,7 @@ class MeasuredLaw(Model):
     def has_exact(self, setting: Setting) -> bool:
         """Return whether gradients are linear and the live snapshots fit into memory.
 
-        Closure "sampling" is closed for the geometric law alone.
+        For closure "sampling" moments close only for the geometric law.
         """
         if not is_linear(setting):
             return False
@@ -261,8 +261,8 @@ class MeasuredLaw(Model):
     def exact(self, setting: Setting, seed: int) -> LossCurve:
         """Return the curve from moments.
 
-        Exact for independent geometric staleness and for the pool of memoryless workers; for any
-        other law given the reads, averaged over a few drawn sequences of reads.
+        Exact for independent geometric staleness and for the pool of memoryless workers; for other
+        laws exact given the reads, and averaged over a few drawn sequences of reads.
         """
         closure, law, dim = self._closure or setting.closure, setting.law, setting.problem.dim
         if isinstance(law, Geometric):
@@ -285,12 +285,12 @@ class MeasuredLaw(Model):
         return setting.law
 
     def fast(self, setting: RunSetting, seed: int, progress: Progress | None = None) -> LossCurve:
-        """Return the curve of one mean path and linear noise around it, (F1).
+        """Return the curve of one mean path with linear noise around it, (F1).
 
         Raises
         ------
         UnreliableEstimateError
-            Each snapshot is used once and random lags matter, of which (F1) knows nothing: carries
+            Each snapshot is used once and random lags matter, which (F1) omits. The error carries
             the curve.
         """
         curve = super().fast(setting, seed, progress)
@@ -315,7 +315,7 @@ class MeasuredLaw(Model):
         return setting.turns if self._closure is None else None
 
     def _slots(self, setting: Setting) -> int:
-        """Return how many snapshots a sequence of drawn reads keeps."""
+        """Return the number of snapshots that a sequence of drawn reads keeps."""
         if (self._closure or setting.closure) == "iid":
             return min(setting.law.support_length(), setting.updates + 1)
         turns = self._turns(setting)
@@ -323,7 +323,7 @@ class MeasuredLaw(Model):
 
 
 class Replay(Model):
-    """(G1) driven by the measured sequence of staleness; the only model that knows every rule."""
+    """(G1) with the measured sequence of staleness; the only model for every update rule."""
 
     name, label = "replay", "replay of the measured staleness"
     takes_rule, has_fast = True, False
@@ -335,7 +335,7 @@ class Replay(Model):
     def simulate(
         self, setting: RunSetting, paths: int, seed: int, progress: Progress | None = None
     ) -> Ensemble:
-        """Return an ensemble, of several runs each by its share of the paths."""
+        """Return an ensemble; several runs share the paths."""
         return sme_replay(
             setting.problem,
             setting.learning_rate,
@@ -356,7 +356,7 @@ class Replay(Model):
         return fits(max(live) + 1, len(live), setting.problem.dim)
 
     def exact(self, setting: RunSetting, seed: int) -> LossCurve:
-        """Return the curve from moments given the reads of each run."""
+        """Return the curve from the moments given the reads of each run."""
         reads = recorded_reads([tau[: setting.updates] for tau in setting.staleness])
         return given_reads(setting, reads, seed)
 

@@ -1,7 +1,7 @@
-"""From a run directory to the loss curve each model predicts for it.
+"""Predicts the loss curve of a run with each model.
 
-Every model runs on the run's own problem, starting point, step size, batch size and number of
-updates, and is recorded at the updates at which the run evaluated its loss.
+Every model uses the run's own problem, starting point, step size, batch size and number of updates,
+and is recorded at the updates at which the run evaluated its loss.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Method = Literal["auto", "simulate", "fast"]
 
 
 def quantile_column(level: float) -> str:
-    """Return the name of the column of `Prediction.curves` that holds a quantile."""
+    """Return the name of the column of `Prediction.curves` for a quantile."""
     return f"q{level:.3f}"
 
 
@@ -50,14 +50,14 @@ _COLUMNS: Types = {
 
 
 class PredictedWith(msgspec.Struct, frozen=True):
-    """How one curve was made.
+    """The origin of one curve.
 
     Attributes
     ----------
     label
-        What to call the model.
+        Label of the model.
     paths
-        How many paths were simulated; None where the curve was computed.
+        Number of simulated paths; None for a computed curve.
     """
 
     label: str
@@ -65,22 +65,22 @@ class PredictedWith(msgspec.Struct, frozen=True):
 
 
 class PredictionSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """What the models of a prediction were given.
+    """The inputs of the models of a prediction.
 
     Attributes
     ----------
     paths, method, seed
-        As asked of `predict`.
+        Arguments of `predict`.
     mu
         Parameter of the geometric fit.
     law, closure
-        The staleness law and how the staleness of one update depends on that of the others.
+        The staleness law, and how the lags of different updates depend on each other.
     turns
-        Whether "sme_law" drew the workers' turns by the law or from the record.
+        Whether "sme_law" takes the turns of the workers from the law or from the record.
     stability
-        Whether the run is stable.
+        Stability of the run.
     models
-        By name, in the order of the curves.
+        Origin of each curve by model, in the order of the curves.
     """
 
     paths: int
@@ -101,12 +101,12 @@ class Prediction:
     Attributes
     ----------
     curves
-        One row per model and recorded update: `model` (a name out of `MODELS`), `update` (applied
-        updates so far), and of the loss of a single run, in units of the loss: `loss_mean`,
-        `loss_std`, `loss_mean_error`, the standard error of the mean by the paths or reads that
-        were drawn, and the quantiles `q0.025`, `q0.050`, ..., `q0.975`.
+        One row per model and recorded update: `model` (a name from `MODELS`), `update` (number of
+        applied updates), and for the loss of a single run, in units of the loss: `loss_mean`,
+        `loss_std`, `loss_mean_error` (the standard error of the mean due to drawn paths or reads),
+        and the quantiles `q0.025`, `q0.050`, ..., `q0.975`.
     settings
-        What the models were given.
+        The inputs of the models.
     """
 
     curves: pd.DataFrame
@@ -123,22 +123,22 @@ class Prediction:
 
     @property
     def recorded_turns(self) -> bool:
-        """Whether "sme_law" resamples the turns recorded in the run and does not use the law."""
+        """Whether "sme_law" resamples the recorded turns of the run instead of using the law."""
         return self.settings.turns == "recorded" and "sme_law" in self.models
 
     def label(self, model: str) -> str:
-        """Return what to call a model."""
+        """Return the label of a model."""
         return self.settings.models[model].label
 
     def paths(self, model: str) -> int | None:
-        """Return how many paths were simulated; None where the curve was computed."""
+        """Return the number of simulated paths; None for a computed curve."""
         return self.settings.models[model].paths
 
     def table(self) -> pd.DataFrame:
         """Return the loss after the last update, one row per model.
 
-        Columns: `loss_mean`, the ends `q0.050` and `q0.950` of its 90 % band, and `paths`, how
-        many were simulated (0 where the curve was computed).
+        Columns: `loss_mean`, the ends `q0.050` and `q0.950` of its 90 % band, and `paths`, the
+        number of simulated paths (0 for a computed curve).
         """
         last = self.curves.groupby("model", sort=False).tail(1).set_index("model")
         table = last[["loss_mean", quantile_column(0.05), quantile_column(0.95)]]
@@ -188,41 +188,40 @@ def predict(
     Parameters
     ----------
     run
-        The run. Its trace gives the staleness, its configuration everything else. Or repeats
-        of one run under other seeds: the staleness of all is fitted, and each replayed by its
-        share of the paths. Repeats cut short of the furthest are left out.
+        The run, or repeats of it with other seeds. The trace gives the staleness, the configuration
+        everything else. For repeats the staleness is fitted jointly, and each is replayed by its
+        share of the paths. Repeats that were cut short are left out.
     paths
-        Paths of each ensemble.
+        Number of paths of each ensemble.
     models
-        Names out of `MODELS`; by default "sme_sgd", "sme_asgd", "sme_law" and "replay", of which
-        "fast" has no replay, synchronous runs have those without staleness, and a rule other than
-        sgd the replay alone.
-        "sme_law" takes the closure that fits the run: where each snapshot was used once, as on a
-        server, the pool with the turns of the law, "law_pool", or, where turns come in spells,
-        with the recorded turns resampled, (P3); otherwise "law_iid".
+        Names from `MODELS`. Default: "sme_sgd", "sme_asgd", "sme_law" and "replay"; for "fast" all
+        but the replay, for synchronous runs those without staleness, and for rules other than sgd
+        only the replay. "sme_law" takes the closure of the run. If each snapshot was used once, as
+        on a server, this is the pool: with the turns of the law ("law_pool"), or with resampled
+        recorded turns if these come in spells, (P3). Otherwise it is "law_iid".
     method
         "auto" computes the curves of quadratics and least squares from exact moments, without
         paths, and simulates all others; "simulate" simulates all; "fast" follows one mean path
-        of each model with linear noise around it, (F1).
+        per model with linear noise around it, (F1).
     seed
-        Seed of the ensembles; the run's own seed by default.
+        Seed of the ensembles; default the run's own seed.
     fit
-        The staleness fit, computed from the trace when not given.
+        The staleness fit; default computed from the trace.
     force
-        Predict also where the problem has changed, see `asgd.rundir.problem_record`.
+        Predict even if the problem has changed, see `asgd.rundir.problem_record`.
     announce
-        Called before the paths are simulated with the seconds they are expected to take.
+        Called before the simulation with its expected seconds.
     progress
-        Called with the name of the model at work and the share of all models' work that is done.
+        Called with the name of the current model and the completed share of all work.
 
     Raises
     ------
     InputError
-        The run evaluated no loss, its problem has changed, or a model is unknown or not to be had
-        by this method or for this rule.
+        The run evaluated no loss, its problem has changed, or a model is unknown or not available
+        for this method or rule.
     UnreliableEstimateError
-        The trace is too short for a staleness fit; or "fast" fails, because the run is so far
-        above its largest stable learning rate that noise does not stay small: carries the curve.
+        The trace is too short for a staleness fit; or "fast" fails because the run is so far above
+        its largest stable learning rate that noise grows large. The error then carries the curve.
     """
     if method not in get_args(Method):
         raise InputError(f"method: {method!r}; accepted: {', '.join(get_args(Method))}")
@@ -263,7 +262,7 @@ def predict(
 
 
 def _models(setting: RunSetting, asked: Sequence[str] | None, method: Method) -> list[Model]:
-    """Return the models to predict with, those of the setting if none are asked for."""
+    """Return the models asked for, or the default models of the setting."""
     if asked is None:
         chosen = [model for model in MODELS.values() if model.is_default(setting)]
         if method == "fast":
@@ -337,7 +336,7 @@ def read_prediction(directory: str | Path) -> Prediction:
 def _share(
     progress: Callable[[str, float], None] | None, name: str, number: int, models: int
 ) -> Progress | None:
-    """Return what turns the progress of one model into that of all, and report its start."""
+    """Report the start of a model; return a callback that maps its progress to the total."""
     if progress is None:
         return None
     progress(name, number / models)

@@ -1,10 +1,10 @@
-"""Is a run stable, what is the largest stable learning rate, how far is the run from it? (ours).
+"""The stability of a run: its verdict, the largest stable learning rate, the distance to it (ours).
 
-The three limits of `analysis.exact.limits` for the run's turns and rule, over the leading curvature
-of the Hessian. Curvature changes along a run, so it is looked at where the run starts and where its
-prediction ends. Gradient noise that grows with the distance from the minimum lowers the limits,
-and so do other modes through it; that is not counted. Clipped gradients count as unclipped: a
-clipped run above its limit swings. Under a schedule its largest learning rate counts.
+These are the three limits of `analysis.exact.limits` for the run's turns and rule, over the leading
+curvature of the Hessian, at the start of the run and at the end of its prediction. Gradient noise
+that grows with the distance from the minimum lowers the limits, and so do other modes through it;
+this is not included. Clipped gradients count as unclipped: a clipped run above its limit
+oscillates. Under a schedule the largest learning rate counts.
 """
 
 from __future__ import annotations
@@ -24,29 +24,29 @@ from asgd.errors import UnreliableEstimateError
 from asgd.problems.base import Problem
 from asgd.streams import stream
 
-LEADING = 6  # modes looked at
+LEADING = 6  # number of modes
 _DENSE_DIM = 64  # up to here a full eigendecomposition is cheaper than Lanczos iterations
-_TOLERANCE = 1e-4  # relative, of the eigenvalues
+_TOLERANCE = 1e-4  # relative tolerance of the eigenvalues
 
 
 @dataclass(frozen=True)
 class PointStability:
-    """Stability with the curvatures of one point.
+    """Stability at the curvatures of one point.
 
     Attributes
     ----------
     learning_rate
-        Of the run, the largest under a schedule.
+        Learning rate of the run, the largest under a schedule.
     curvature
         Leading eigenvalues of the Hessian, largest first.
     spectral_radius
-        Slowest factor per update of each of these modes; the mean decays below one.
+        Slowest factor per update of each of these modes; the mean decays if it is below one.
     limits
-        On the leading mode; None where no curvature is positive.
+        Limits on the leading mode; None if no curvature is positive.
     momentum
         beta of the run's rule.
     additive_noise
-        Whether the gradient noise is the same everywhere; other noise lowers the limits.
+        Whether the gradient noise is constant; noise that grows lowers the limits.
     """
 
     learning_rate: float
@@ -58,7 +58,7 @@ class PointStability:
 
     @property
     def limit(self) -> float:
-        """The largest stable learning rate, that of the mean square; inf without curvature."""
+        """The largest stable learning rate, from the mean square; inf without curvature."""
         if self.limits is None:
             return np.inf
         return (self.limits.mean_square or self.limits.almost_sure).value
@@ -70,29 +70,29 @@ class PointStability:
 
     @property
     def factor(self) -> float:
-        """The limit over the learning rate: above one is stable."""
+        """The limit over the learning rate; above one is stable."""
         return self.limit / self.learning_rate
 
     @property
     def verdict(self) -> Verdict:
-        """On which side of the limits the learning rate is."""
+        """The learning rate compared with the limits."""
         return "stable" if self.limits is None else self.limits.classify(self.learning_rate)
 
 
 class StabilityAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    """Whether a run is stable, as a prediction stores it; numbers of the tightest point.
+    """The stability answer that a prediction stores, with the numbers of the tightest point.
 
     Attributes
     ----------
     sentence
-        The answer in words.
+        The answer as text.
     verdict
-        On which side of its limits the learning rate is; None where no curvature is positive.
+        The learning rate compared with its limits; None if no curvature is positive.
     learning_rate, largest_stable_learning_rate, diverges_from, factor
-        Of the run; the limit; the almost-sure limit; the limit over that of the run. None where
-        there is no limit.
+        The run's learning rate; its limit; the almost-sure limit; the limit over the learning
+        rate. None without a limit.
     start, end
-        Stability at x_0 and at the predicted end, None where that is not finite.
+        Stability at x_0 and at the predicted end; None if that is not finite.
     """
 
     sentence: str
@@ -120,7 +120,7 @@ class RunStability:
 
     @property
     def tightest(self) -> PointStability:
-        """The point where the learning rate is nearest to its limit, or farthest above."""
+        """The point at which the learning rate is closest to its limit or furthest above it."""
         return min((p for p in (self.start, self.end) if p is not None), key=lambda p: p.factor)
 
     @property
@@ -130,17 +130,17 @@ class RunStability:
 
     @property
     def factor(self) -> float:
-        """The limit over the run's learning rate: above one is stable."""
+        """The limit over the run's learning rate; above one is stable."""
         return self.tightest.factor
 
     @property
     def verdict(self) -> Verdict:
-        """On which side of its limits the learning rate is at the tightest point."""
+        """The learning rate compared with the limits at the tightest point."""
         return self.tightest.verdict
 
     @property
     def sentence(self) -> str:
-        """The answer in a sentence or two."""
+        """The answer as a sentence or two."""
         if np.isinf(self.limit):
             return (
                 "Cannot tell whether it is stable: no curvature is positive where it was looked at."
@@ -186,7 +186,7 @@ class RunStability:
         )
 
     def answer(self) -> StabilityAnswer:
-        """Return what is stored with a prediction."""
+        """Return the answer to store with a prediction."""
         return StabilityAnswer(
             sentence=self.sentence,
             verdict=None if np.isinf(self.limit) else self.verdict,
@@ -205,9 +205,9 @@ def run_stability(setting: Setting, end: Array | None = None) -> RunStability:
     Parameters
     ----------
     setting
-        The run's problem, learning rate, rule and staleness: recorded turns where it has them.
+        The run's problem, learning rate, rule and staleness; with recorded turns if available.
     end
-        The mean of its predicted final points, shape (d,).
+        The mean of the predicted final points, shape (d,).
 
     Raises
     ------
@@ -227,7 +227,7 @@ def limits_of(setting: Setting, momentum: float | None = None) -> StabilityLimit
     Parameters
     ----------
     momentum
-        In place of that of the setting's rule.
+        Replaces the momentum of the setting's rule.
     """
     rule = setting.rule
     own = rule.momentum if rule else 0.0
@@ -262,7 +262,7 @@ def leading_curvatures(problem: Problem, x: Array, count: int = LEADING) -> Arra
     )
     start = stream(0, "lanczos").standard_normal(d)
     try:
-        # One BLAS thread: a product with one vector has too little work to share.
+        # One BLAS thread: a product with one vector is too small to share.
         with threadpool_limits(1, user_api="blas"):
             values = eigsh(
                 operator, k=count, which="LA", v0=start, tol=_TOLERANCE, return_eigenvectors=False

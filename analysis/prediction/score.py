@@ -1,4 +1,4 @@
-"""Prediction against observation: how far off, how well covered, how sharp."""
+"""Scores a prediction against observed losses: error, coverage, sharpness."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _DRAWS = 2000
 _LEVEL = 0.95  # of every interval
 _UPPER = (1.0 + _LEVEL) / 2.0
 
-# The error of the geometric prediction, part by part: what it is, predicted by, against.
+# Parts of the error of the geometric prediction: name, prediction, reference.
 PARTS = (
     ("sampling noise", "replay", None),
     ("shape and dependence of staleness", "sme_law", "replay"),
@@ -74,10 +74,10 @@ class Score:
         `relative_error_high`, `coverage_low`, `coverage_high`, `crps_low` and `crps_high`; and
         `coverage_error`, the standard error of the coverage over runs, since the points of one run
         are inside or outside together. None for a single run. Coverage and CRPS have Student's
-        interval of a mean over runs; that of the relative error is longer than it need be, see
-        `relative_error_interval`, and its upper end is infinite where the runs tell nothing.
+        Student's interval of a mean over runs. The interval of the relative error is conservative,
+        see `relative_error_interval`; its upper end is infinite if the runs scatter too much.
     labels
-        What to call each model.
+        Label of each model.
     """
 
     models: dict[str, ModelScore]
@@ -89,12 +89,12 @@ class Score:
 
     @property
     def closest(self) -> str:
-        """Name of the model of the smallest relative error; a replay does not compete."""
+        """Name of the model with the smallest relative error, without replays."""
         names = [name for name in self.models if name != "replay"] or list(self.models)
         return min(names, key=lambda name: self.models[name].relative_error)
 
     def numbers(self, model: str) -> dict[str, float]:
-        """Return the errors of one model and, of repeats, the ends of their intervals."""
+        """Return the errors of one model and, for repeats, the ends of their intervals."""
         found: dict[str, float] = asdict(self.models[model])
         if self.intervals is not None:
             ends = self.intervals.loc[model]
@@ -102,19 +102,19 @@ class Score:
         return found
 
     def interval(self, model: str, error: str) -> tuple[float, float] | None:
-        """Return the ends of the 95 % interval of an error, None where it has none."""
+        """Return the ends of the 95 % interval of an error, None if it has none."""
         numbers = self.numbers(model)
         ends = numbers.get(f"{error}_low"), numbers.get(f"{error}_high")
         return None if ends[0] is None or ends[1] is None else (ends[0], ends[1])
 
     @property
     def scatter(self) -> float | None:
-        """Relative error that chance alone would make of a perfect prediction, where known."""
+        """Relative error of a perfect prediction by chance alone, None if unknown."""
         noise = self.parts["noise"]
         return float(noise["sampling noise"]) if "sampling noise" in noise.index else None
 
     def table(self) -> pd.DataFrame:
-        """Return one row per model, columns as in `ModelScore`, then those of `intervals`."""
+        """Return one row per model, with the columns of `ModelScore` and of `intervals`."""
         rows = {self.labels[name]: self.numbers(name) for name in self.models}
         return pd.DataFrame.from_dict(rows, orient="index")
 
@@ -127,7 +127,7 @@ class Score:
         return self._cells().to_html() + (note and f"<p>{note}</p>")
 
     def _cells(self) -> pd.DataFrame:
-        """Return the table for people: each error with its interval, if it has one."""
+        """Return the table as text: each error with its interval, if it has one."""
         rows: dict[str, dict[str, str]] = {}
         for name, score in self.models.items():
             rows[self.labels[name]] = {
@@ -141,14 +141,14 @@ class Score:
 
 
 def _in_brackets(value: float, ends: tuple[float, float] | None) -> str:
-    """Return a value with its interval, as a reader sees it."""
+    """Return a value with its interval as text."""
     return f"{value:.4f}" + (f" ({ends[0]:.4f} to {ends[1]:.4f})" if ends else "")
 
 
 def compare(run: Run | Sequence[Run], prediction: Prediction) -> Score:
     """Score a prediction against a run, or against repeats of it.
 
-    The starting point, which every model is given, is left out of every number.
+    Every number excludes the starting point, because every model is given it.
 
     Raises
     ------
@@ -190,14 +190,14 @@ def _score(observed: Array, curve: pd.DataFrame) -> ModelScore:
 
 
 def _by_point(observed: Array, curve: pd.DataFrame) -> tuple[npt.NDArray[np.bool_], Array]:
-    """Return whether each observed point is inside the band, and its CRPS, shape (runs, m)."""
+    """Return whether each observed point is inside the band, and its CRPS, shape (runs, m) each."""
     low, high = (curve[quantile_column(level)].to_numpy() for level in (0.05, 0.95))
     quantiles = curve[[quantile_column(level) for level in SCORED_LEVELS]].to_numpy()
     return (observed >= low) & (observed <= high), crps_from_quantiles(observed, quantiles)
 
 
 def _intervals(observed: Array, curve: pd.DataFrame) -> dict[str, float]:
-    """Take whole runs as units, since the points of one run depend on each other."""
+    """Treat runs as units, because the points of one run depend on each other."""
     inside, scores = (values.mean(axis=1) for values in _by_point(observed, curve))
     predicted, mean_error = (curve[name].to_numpy() for name in ("loss_mean", "loss_mean_error"))
     share = _mean_interval(inside)
@@ -217,35 +217,34 @@ def _intervals(observed: Array, curve: pd.DataFrame) -> dict[str, float]:
 def relative_error_interval(
     observed: Array, predicted: Array, mean_error: Array
 ) -> tuple[float, float]:
-    """Return a 95 % interval of the relative error against the mean over endless repeats.
+    """Return a 95 % interval of the relative error against the mean over infinitely many repeats.
 
-    Ours. An error is a mean of absolute values, so it holds the scatter of the observed mean, and
-    resampling runs would add that scatter once more: the interval of a right prediction would not
-    reach 0. But with the true mean curve t, the observed one o and `off` the mean over the
-    evaluations of |o - t|, the triangle inequality bounds the relative error (I1):
+    Ours. An error is a mean of absolute values, so it includes the scatter of the observed mean.
+    Resampling runs would add that scatter again, and the interval of a right prediction would not
+    reach 0. With the true mean curve t, the observed one o, and `off` the mean over the evaluations
+    of |o - t|, the triangle inequality bounds the relative error (I1):
 
         (mean |p - o| - off) / (mean |o| + off) <= mean |p - t| / mean |t|
                                                 <= (mean |p - o| + off) / (mean |o| - off)
 
-    `off` is not known, but what it stays below in 95 % of all experiments is: o - t is taken for
-    Gaussian with the covariance of the runs, itself estimated from R - 1 degrees of freedom, hence
-    Student's factor. That is exact where the points of a run move together, and too long where
-    they do not; the triangle inequality makes it longer still. To `off` is added
-    |z| mean(`mean_error`) with a standard normal z, as if the paths behind p put it off at all
-    points together. The prediction is taken as it is: that it may have been fitted to these runs is
-    not counted.
+    `off` is unknown, and its 95 % quantile is used: o - t is taken as Gaussian with the covariance
+    of the runs, estimated with R - 1 degrees of freedom, hence Student's factor. This is exact if
+    the points of a run move together, and conservative otherwise; the triangle inequality adds to
+    that. To `off` is added |z| mean(`mean_error`) with a standard normal z, as if the drawn paths
+    shifted all points of p together. The interval ignores that the prediction may have been fitted
+    to these runs.
 
     Parameters
     ----------
     observed
-        Of R >= 2 runs, shape (R, m).
+        Losses of R >= 2 runs, shape (R, m).
     predicted, mean_error
-        Predicted mean p and its standard error by the paths that were drawn, shape (m,).
+        Predicted mean p and its standard error due to the drawn paths, shape (m,).
 
     Returns
     -------
     tuple
-        The ends; the upper one is infinite where `off` is beyond the mean of |o|.
+        The ends; the upper one is infinite if `off` exceeds the mean of |o|.
     """
     from scipy.special import ndtri
 
@@ -261,7 +260,7 @@ def relative_error_interval(
 
 
 def _student(runs: int) -> float:
-    """Return how many standard errors Student's interval reaches with so many runs."""
+    """Return the half-width of Student's interval in standard errors."""
     from scipy.special import stdtrit
 
     return float(stdtrit(runs - 1, _UPPER))
@@ -274,7 +273,7 @@ def _mean_interval(values: Array) -> tuple[float, float]:
 
 
 def split_error(run: Run | Sequence[Run], prediction: Prediction) -> pd.DataFrame:
-    """Return the error of the geometric prediction, part by part.
+    """Return the parts of the error of the geometric prediction.
 
     Replay against observation is sampling noise; the law against replay is the shape and
     dependence of staleness; the geometric fit against the law is the assumption of the theory.
@@ -282,10 +281,10 @@ def split_error(run: Run | Sequence[Run], prediction: Prediction) -> pd.DataFram
     Returns
     -------
     DataFrame
-        One row for each part whose models were predicted. Columns: `error`, the mean over the
+        One row per part if both of its models were predicted. Columns: `error`, the mean over the
         evaluations of |difference of the two mean curves| over the mean of |observed mean|; and
-        `noise`, what it would be if the two curves differed by the scatter of the observed runs and
-        of the paths, or reads, behind the predictions alone.
+        `noise`, its value if the curves differed only by the scatter of the observed runs and of
+        the drawn paths or reads.
     """
     runs = as_runs(run)
     rows = {}

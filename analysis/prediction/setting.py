@@ -1,4 +1,4 @@
-"""What a model is given: a `Setting`, and what was measured of a run in a `RunSetting`."""
+"""The input of a model: a `Setting`, and a `RunSetting` with the measurements of a run."""
 
 from __future__ import annotations
 
@@ -25,37 +25,37 @@ from asgd.schedules import learning_rate_schedule
 from asgd.staleness import Geometric, StalenessLaw, staleness_of
 from asgd.streams import stream
 
-# Beyond this dimension linear models are served in single precision: its rounding moves a loss by
-# some 1e-7 of itself, the scatter of a hundred paths by 1e-3 and more.
+# Above this dimension linear models use single precision: its rounding changes a loss by about
+# 1e-7 of its value, the scatter of a hundred paths by 1e-3 and more.
 _SINGLE_DIM = 256
 
-# A pool may have another size at this share of the updates, and miss the mean staleness of a
-# server by this share of P: workers are lost and come back.
+# A pool may have another size at this share of the updates, and may miss the mean staleness of a
+# server by this share of P, because workers are lost and come back.
 _CHANGED_SHARE = 0.1
 _OFF_SHARE = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What a model needs to know of what it predicts.
+    """The input of every model.
 
     Attributes
     ----------
     problem, initial
         The problem and x_0, shape (d,).
     learning_rate, batch_size
-        A number, or under a schedule one for each update, shape (updates,).
+        A number, or under a schedule an array with one per update, shape (updates,).
     record
-        Updates to predict at, ascending, shape (m,).
+        Updates to predict, ascending, shape (m,).
     law
         The staleness law.
     closure
-        How the staleness of one update depends on that of the others; "pool" for a server.
+        How the lags of different updates depend on each other; "pool" for a server.
     workers
-        P, the number there at most updates.
+        P, the number of workers at most updates.
     turns
-        Recorded turns of the workers, to be resampled in place of the law, (P3); None if the law
-        says enough about them, (P2), or snapshots are not used once each.
+        Recorded turns to resample instead of using the law, (P3); None if the law suffices, (P2),
+        or snapshots are not used exactly once.
     rule
         The update rule, None for plain SGD.
     """
@@ -73,7 +73,7 @@ class Setting:
 
     @property
     def steady(self) -> bool:
-        """Whether learning rate and batch size are the same at every update."""
+        """Whether learning rate and batch size are constant."""
         return np.ndim(self.learning_rate) == 0 and np.ndim(self.batch_size) == 0
 
     @property
@@ -88,13 +88,13 @@ class Setting:
 
     @property
     def pool_law(self) -> StalenessLaw:
-        """The law under the pool closure: a geometric one has mu = 1 - 1/P there."""
+        """The law under the pool closure; for a geometric law mu = 1 - 1/P."""
         return Geometric(1 - 1 / self.workers) if isinstance(self.law, Geometric) else self.law
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunSetting(Setting):
-    """The setting of a run or its repeats, with what was measured of them but the losses.
+    """The setting of a run or its repeats, with their measurements except the losses.
 
     Attributes
     ----------
@@ -103,8 +103,7 @@ class RunSetting(Setting):
     mu
         Parameter of the geometric fit.
     synchronous
-        Whether every update is the mean of all workers' gradients: batch_size is that of them
-        together.
+        Whether every update is the mean of all workers' gradients; batch_size is then their total.
     """
 
     staleness: tuple[Integers, ...]
@@ -113,7 +112,7 @@ class RunSetting(Setting):
 
     @classmethod
     def of(cls, runs: Run | Sequence[Run], fit: StalenessFit) -> RunSetting:
-        """Read the setting off a run or its repeats; of what is no staleness, off the first."""
+        """Take the setting from a run, or from repeats: all but the staleness from the first."""
         runs = whole(as_runs(runs))
         run, updates = runs[0], last_update(runs[0])
         config, optimizer = run.config, run.config.optimizer
@@ -154,7 +153,7 @@ def path_dtype(problem: Problem) -> npt.DTypeLike:
 
 
 def whole(runs: Sequence[Run]) -> list[Run]:
-    """Return the runs evaluated as far as the furthest: a repeat cut short has no later loss."""
+    """Return the runs that were evaluated as far as the furthest."""
     ends = [last_update(run) for run in runs]
     return [run for run, end in zip(runs, ends, strict=True) if end == max(ends)]
 
@@ -169,7 +168,7 @@ def _plain(optimizer: OptimizerConfig) -> bool:
 
 
 def _batch_sizes(run: Run, updates: int) -> int | Integers:
-    """Return the samples behind each update, or their number if it never changes."""
+    """Return the samples of each update, or their number if it is constant."""
     sizes = run.trace["batch_size"].to_numpy().astype(np.int64)[:updates]
     return int(sizes[0]) if np.all(sizes == sizes[0]) else sizes
 
@@ -179,14 +178,14 @@ def _turns(runs: Sequence[Run], fit: StalenessFit) -> RecordedTurns | None:
     recorded = RecordedTurns.of([trace["worker"].to_numpy() for trace in traces])
     staleness = [trace["staleness"].to_numpy() for trace in traces]
     rng = stream(runs[0].config.run.seed, "spells")
-    # others came in the place of those that left
+    # new workers replaced those that left
     if recorded.workers != team_of(runs[0]) - len(fit.left_out):
         return None
     return recorded if has_spells(staleness, recorded, fit.recommended, rng) else None
 
 
 def team_of(run: Run) -> int:
-    """Return how many workers there were at most updates."""
+    """Return the number of workers at most updates."""
     return int(np.bincount(_team_sizes(run)).argmax())
 
 
@@ -197,12 +196,12 @@ def _team_sizes(run: Run) -> Integers:
 def closure_of(run: Run) -> Closure:
     """Return "pool" if the run used each snapshot of one team once, as a server does, else "iid".
 
-    Three things make a pool. Its size hardly changes. Every worker reads version 0; any later
-    version then belongs to one worker, but for the few that a worker read which joined late or
-    again; independent draws of staleness that vary read at least a quarter of the versions twice
-    or more. And an update makes P - 1 snapshots one older and one new, so the staleness of N
-    updates and the ages of the snapshots held at the end are (P - 1) N together; independent
-    constant staleness reads no version twice but has any mean.
+    A pool has three properties. Its size hardly changes. All workers read version 0, and every
+    later version is read by one worker, except for a few by workers that joined late or again;
+    independent lags that vary read at least a quarter of the versions twice or more. And the mean
+    staleness matches: an update makes P - 1 snapshots one older and replaces one, so the staleness
+    of N updates and the ages of the snapshots held at the end sum to (P - 1) N. Independent
+    constant lags read no version twice but can have any mean.
     """
     trace, updates = run.trace, len(run.trace)
     sizes, workers = _team_sizes(run), team_of(run)
@@ -215,7 +214,7 @@ def closure_of(run: Run) -> Closure:
     if not updates:
         return "pool"
     staleness = trace["update"].to_numpy() - read_version.to_numpy()
-    # who left holds nothing
+    # workers that left hold nothing
     last = trace.groupby("worker")["update"].max().nlargest(workers).to_numpy()
     held = int(np.sum(updates - 1 - last)) + updates * max(workers - len(last), 0)
     off = abs((staleness.sum() + held) / updates - (sizes.mean() - 1.0))

@@ -1,1 +1,1 @@
-"""The report: one HTML file of one run or several."""
+"""The report: one HTML file on one or several runs."""

@@ -1,4 +1,4 @@
-"""What the workers of a run did, when: tables of its trace and events."""
+"""Tables of worker activity, from the trace and the events of a run."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ _OUTSIDE = {"event", "time", "worker", "update", "seconds", "sha256"}
 
 
 def timeline(run: Run, bins: int = 100) -> pd.DataFrame:
-    """Cut a run into equal parts of its time.
+    """Cut a run into parts of equal duration.
 
     Returns
     -------
     DataFrame
-        One row per part: `seconds` (its middle), `update` (the last one before its end),
-        `updates_per_second`, and of staleness (in updates) and compute time (in seconds) the
+        One row per part: `seconds` (its middle), `update` (the last before its end),
+        `updates_per_second`, and for staleness (in updates) and compute time (in seconds) the
         columns `staleness_mean`, `_q05`, `_q25`, `_q50`, `_q75`, `_q95`, `compute_mean`, ...; nan
-        where nothing was applied.
+        in parts without updates.
     """
     trace = run.trace
     seconds = trace["applied_seconds"].to_numpy(dtype=float)
@@ -48,11 +48,11 @@ def timeline(run: Run, bins: int = 100) -> pd.DataFrame:
 
 
 def workers_table(run: Run) -> pd.DataFrame:
-    """Return one row per worker: what it did, how stale, how fast.
+    """Return one row per worker: contributions, staleness, speed.
 
-    Columns: `worker`, `updates` (its gradients went into), `share` (of all gradients),
-    `updates_per_second`, `transport` (how it joined last; "" in virtual time), and of staleness
-    and compute time those of `timeline`.
+    Columns: `worker`, `updates` (that contain its gradients), `share` (of all gradients),
+    `updates_per_second`, `transport` (at its last join; "" in virtual time), and the columns of
+    staleness and compute time of `timeline`.
     """
     trace = _gradients(run)
     seconds = max(float(run.trace["applied_seconds"].max()), 1e-9)
@@ -71,7 +71,7 @@ def workers_table(run: Run) -> pd.DataFrame:
 
 
 def _gradients(run: Run) -> pd.DataFrame:
-    """Return one row per gradient: the trace, means of several workers' gradients taken apart."""
+    """Return the trace with one row per gradient: means of several gradients are split."""
     trace, members = run.trace, run.members
     if members.empty:
         return trace
@@ -95,13 +95,12 @@ def _summary(trace: pd.DataFrame, group: pd.Series[int]) -> pd.DataFrame:
 def events_table(run: Run) -> pd.DataFrame:
     """Return one row per event.
 
-    Columns: `seconds` since the start, `event`, `worker`, `update`, `incident` (out of the
-    ordinary) and `details`.
+    Columns: `seconds` since the start, `event`, `worker`, `update`, `incident` (whether it is out
+    of the ordinary) and `details`.
 
-    The server's clock starts with its first snapshot, and stands still while there is no server.
-    An event that names an update happened when that was applied; any other is placed by the time
-    of day since the latest such event, or until the first, or else back from the end of the run,
-    where it has one.
+    The server's clock starts with its first snapshot and stops while there is no server. An event
+    that names an update has the time of that update. Other events are placed by wall-clock time
+    relative to the latest such event, else to the first, or, without any, to the end of the run.
     """
     applied = run.trace["applied_seconds"].to_numpy(dtype=float)
     events = run.events
@@ -130,19 +129,19 @@ def events_table(run: Run) -> pd.DataFrame:
 
 
 def _update_of(event: dict[str, Any]) -> int | None:
-    """Return the update an event names: that it is about, or that a restored server is at."""
+    """Return the update that an event is about, or at which a server was restored."""
     update = event.get("update", event.get("to_version"))
     return update if isinstance(update, int) else None
 
 
 def _clock(events: list[dict[str, Any]], applied: Array) -> tuple[Callable[[float], float], float]:
-    """Return what makes a time of day the second of the run, and the last second of the run."""
+    """Return the map from wall-clock time to seconds of the run, and the run's last second."""
     last = float(applied[-1]) if len(applied) else 0.0
     times = [float(event["time"]) for event in events if "time" in event]
     if not times:
         return lambda time: time, last
     ended = any(event.get("event") in ("finish", "interrupted", "failed") for event in events)
-    # virtual time has nothing to do with the time of day
+    # virtual time is unrelated to wall-clock time
     if not ended or times[-1] - times[0] < last:
         return lambda time: time - times[0], max(last, times[-1] - times[0])
     known = sorted(

@@ -1,7 +1,6 @@
-"""The clock of a run: of real workers or virtual, and how long whoever started it waited.
+"""The clock of a run, real or virtual, and the waiting time of whoever started it.
 
-Seconds of the two are no seconds of one another, so runs on different clocks are compared in
-updates.
+Real and virtual seconds are not comparable, so runs on different clocks are compared in updates.
 """
 
 from __future__ import annotations
@@ -13,26 +12,26 @@ from asgd.rundir.reader import Run
 
 Clock = Literal["real", "simulated", "mixed"]
 
-_CUT_SHORT = ("interrupted", "failed", "server_restored")  # time passed in which nobody worked
+_CUT_SHORT = ("interrupted", "failed", "server_restored")  # events with idle time around them
 AXIS = {"real": "time (s)", "simulated": "virtual time (s)"}
 
 
 def clock_of(run: Run) -> Literal["real", "simulated"]:
-    """Return whether a run was made by real workers or in virtual time."""
+    """Return whether a run has real workers or virtual time."""
     joined = any(event.get("event") == "worker_joined" for event in run.events)
     return "real" if joined or (run.path / "checkpoints").is_dir() else "simulated"
 
 
 def common_clock(runs: Iterable[Run]) -> Clock:
-    """Return the clock that all runs have, "mixed" where they differ."""
+    """Return the common clock of all runs, "mixed" if they differ."""
     clocks = {clock_of(run) for run in runs}
     return clocks.pop() if len(clocks) == 1 else "mixed"
 
 
 def seconds_waited(run: Run) -> float | None:
-    """Return the seconds from the start of a run to its end, start-up and evaluation included.
+    """Return the seconds from the start of a run to its end, with start-up and evaluation.
 
-    None where it did not finish in one go.
+    None if the run did not finish without interruption.
     """
     kinds = [event.get("event") for event in run.events]
     if not {"start", "finish"} <= set(kinds) or set(kinds).intersection(_CUT_SHORT):

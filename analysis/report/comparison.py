@@ -1,4 +1,4 @@
-"""Several runs side by side."""
+"""Compares several runs."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from analysis.report.clock import Clock, clock_of, common_clock
 from analysis.report.headline import Facts, problem_name
 from asgd.rundir.reader import Run
 
-# Share of the way down to a loss that every run reached, at which the clock is stopped: the last
-# bit would be decided by scatter.
+# The target, as a share of the way down to a loss that every run reached: scatter would decide when
+# the last bit is reached.
 _TARGET = 0.95
-# What is said of runs above a limit.
+# Phrases for runs above a limit.
 _ABOVE: dict[Verdict, str] = {
     "diverges": "Unstable, above the almost-sure limit",
     "heavy tail": "Heavy tail, between the limit of the mean square and the almost-sure one",
 }
 _SHORT: dict[Verdict, str] = {"diverges": "unstable", "heavy tail": "heavy-tailed"}
-_ALIKE = 1.25  # ratio of two numbers of updates that is mostly scatter
+_ALIKE = 1.25  # ratio of two update counts that may be scatter
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Several runs side by side.
+    """The comparison of several runs.
 
     Attributes
     ----------
@@ -42,11 +42,11 @@ class Comparison:
     target
         A loss that every run reached.
     clock
-        Of the runs; where it is mixed, their seconds must not be compared.
+        Clock of the runs; if mixed, their seconds are not comparable.
     models
-        Names of the models that every run was predicted with; none where one was not predicted.
+        Names of the models that predicted every run.
     labels
-        What to call each of them.
+        Label of each model.
     """
 
     table: pd.DataFrame
@@ -62,9 +62,9 @@ def compare_runs(
     fits: Sequence[StalenessFit],
     scores: Sequence[Score | None],
 ) -> Comparison:
-    """Put named runs side by side, each with its staleness fit and the score of its prediction.
+    """Compare named runs by their staleness fits and the scores of their predictions.
 
-    A run that was not predicted has None for a score.
+    The score is None for a run without prediction.
     """
     target = common_target([run.loss for run in runs])
     fitted = compare_fits(list(zip(names, fits, strict=True)))
@@ -93,7 +93,7 @@ def compare_runs(
 
 
 def labels(paths: Sequence[Path]) -> list[str]:
-    """Return a short name for each directory: its own, and more of the path where that repeats."""
+    """Return a short name per directory: its own, with more of its path if names repeat."""
     for depth in range(1, 10):
         names = ["/".join(path.resolve().parts[-depth:]) for path in paths]
         if len(set(names)) == len(names):
@@ -102,14 +102,14 @@ def labels(paths: Sequence[Path]) -> list[str]:
 
 
 def common_target(losses: Sequence[pd.DataFrame]) -> float:
-    """Return a loss that every run reached: 95 % of the way down to the worst of their best."""
+    """Return 95 % of the way down to the loss that every run reached."""
     start = float(np.mean([table["loss"].iloc[0] for table in losses]))
     best = max(float(table["loss"].min()) for table in losses)
     return best + (1 - _TARGET) * max(start - best, 0.0)
 
 
 def _first(loss: pd.DataFrame, target: float) -> tuple[int, float]:
-    """Return the update and the second of the first evaluation at or below the target."""
+    """Return update and second of the first evaluation at or below the target."""
     row = loss[loss["loss"] <= target].iloc[0]
     return int(row["update"]), float(row["seconds"])
 
@@ -121,10 +121,10 @@ def comparison_headline(
     rooms: Sequence[float],
     verdicts: Sequence[Verdict | None],
 ) -> Facts:
-    """Return what a reader should know of several runs first, in named sentences.
+    """Return the main findings on several runs, as named sentences.
 
-    `rooms` are the largest stable learning rates over those of the runs, inf where unknown;
-    `verdicts` say on which side of its limits each run is, None where unknown.
+    `rooms` are the largest stable learning rates over those of the runs, inf if unknown;
+    `verdicts` compare each run with its limits, None if unknown.
     """
     table = comparison.table
     kinds = sorted({problem_name(run) for run in runs})
@@ -158,7 +158,7 @@ def comparison_headline(
 
 
 def _counted(table: pd.DataFrame) -> str:
-    """Return how many runs of which kind there are."""
+    """Return the sentence that counts the runs by kind."""
     counts = table["clock"].value_counts()
     kinds = " and ".join(
         f"{counts[kind]} {kind}" for kind in ("real", "simulated") if kind in counts
@@ -167,7 +167,7 @@ def _counted(table: pd.DataFrame) -> str:
 
 
 def _how_fast(comparison: Comparison) -> str:
-    """Return who was first at the target, by the clock if all runs have the same."""
+    """Return the sentence on the first run at the target, by the clock if it is common."""
     table = comparison.table
     frugal = table.iloc[int(table["updates_to_target"].argmin())]
     updates = sorted(set(table["updates_to_target"]))
@@ -191,7 +191,7 @@ def _how_fast(comparison: Comparison) -> str:
 
 
 def _shared(runs: Sequence[Run]) -> str:
-    """Return the learning rate and the batch size that all runs have, if so."""
+    """Return the learning rate and the batch size if all runs share them."""
     optimizers = [run.config.optimizer for run in runs]
     rates = {optimizer.learning_rate for optimizer in optimizers}
     sizes = {optimizer.batch_size for optimizer in optimizers}
@@ -203,12 +203,12 @@ def _shared(runs: Sequence[Run]) -> str:
 
 
 def _digit(number: float) -> str:
-    """Return a small number with one digit, without an exponent."""
+    """Return a small number with one digit and no exponent."""
     return "0.0001" if number < 1e-4 else np.format_float_positional(float(f"{number:.1g}"))
 
 
 def _which_law(fits: Sequence[StalenessFit]) -> str:
-    """Return in how many runs the geometric law holds, is close, is rejected."""
+    """Return the sentence that counts the grades of the geometric law."""
     grades = [fit.grade for fit in fits]
     words = {
         "holds": "holds",
@@ -257,7 +257,7 @@ def _stability(
 
 
 def _what_to_try(comparison: Comparison, verdicts: Sequence[Verdict | None]) -> str:
-    """Return which run to take: of the stable ones, the first at the target."""
+    """Return the recommended run: of the stable ones, the first at the target."""
     order, best, better = "seconds_to_target", "was the fastest to the target", "was faster"
     if comparison.clock == "mixed":
         order, best = "updates_to_target", "took the fewest updates to the target"

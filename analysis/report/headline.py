@@ -1,4 +1,4 @@
-"""What a reader should know of a run first, in sentences."""
+"""The main findings on a run, in sentences."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from asgd.rundir.reader import Run
 
 Facts = list[tuple[str, str]]
 
-_SLIGHT = 0.03  # change of the predicted loss that calls for nothing
-_POOR = 0.15  # error above which a prediction should not be relied on
-_AMPLE = 2.0  # distance to the limit of stability, as a factor, that leaves room
+_SLIGHT = 0.03  # change of the predicted loss that needs no advice
+_POOR = 0.15  # error above which a prediction is unreliable
+_AMPLE = 2.0  # factor from the learning rate to its limit that leaves room
 _COVERED = 0.7  # coverage of the 90 % band above which the error of one run is mostly scatter
-_ALIKE = 1.1  # ratio of two errors below which neither model is said to be closer
+_ALIKE = 1.1  # ratio of two errors below which neither model counts as closer
 _RULES = {
     "sgd": "SGD",
     "momentum": "SGD with momentum",
@@ -33,9 +33,9 @@ _RULES = {
 }
 _LISTED = 5  # workers named in a sentence
 _UNEVEN = 2.0  # updates of the busiest worker over those of the idlest
-_CLOSELY = 0.05  # error up to which a prediction counts as close though it is not chance
-# Of a right prediction whose points are off together, the error over its mean by chance is below
-# 1.96 sqrt(pi / 2) in 95 % of all runs.
+_CLOSELY = 0.05  # error up to which a prediction counts as close, even beyond chance
+# Quantile 95 % of the error of a right prediction over its mean, if all points are off together:
+# 1.96 sqrt(pi / 2).
 _CHANCE = 2.46
 _MU = (
     " Here mu is the parameter of the geometric law: each staleness is mu times as likely as the "
@@ -54,18 +54,18 @@ def headline(
     doubt: str | None = None,
     missing: str | None = None,
 ) -> Facts:
-    """Return named sentences: what was run, how stale, which law, how well predicted, what to try.
+    """Return named sentences: the run, its staleness and law, the prediction, and advice.
 
     Parameters
     ----------
     runs
         One run, or its repeats.
     prediction, score
-        None where there is none.
+        None without a prediction.
     workers, events
-        As `analysis.report.activity` makes them; of the events, those out of the ordinary.
+        Tables from `analysis.report.activity`; only extraordinary events.
     doubt
-        Why the fit should not be relied on, if so.
+        Why the fit is unreliable, None if it is reliable.
     missing
         Why there is no prediction.
     """
@@ -92,8 +92,8 @@ def headline(
 def verdict(prediction: Prediction | None, score: Score | None, missing: str | None = None) -> str:
     """Return in one sentence how well a run was predicted.
 
-    Judged is the model that is told the most of the staleness and nothing of its order, since the
-    closest of several is partly so by chance.
+    The verdict is on the model that knows most of the staleness but not its order. The closest
+    model would be biased, because chance selects it in part.
     """
     if prediction is None or score is None:
         return f"Not predicted: {missing}."
@@ -118,14 +118,14 @@ def _how_closely(error: float) -> str:
 
 
 def count(number: int, noun: str) -> str:
-    """Return a number with its noun, in the plural where that is due."""
+    """Return a number with its noun, in the plural if needed."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def problem_name(run: Run) -> str:
-    """Return what to call the problem of a run."""
+    """Return the name of a run's problem for sentences."""
     problem = run.config.problem
-    own = ":" in problem.kind  # a name of the user's
+    own = ":" in problem.kind  # a user's plug-in
     kind = problem.kind if own else problem.kind.replace("_", " ").capitalize()
     return f"{kind} on {problem.dataset}" if problem.dataset else kind
 
@@ -147,7 +147,7 @@ def _what(runs: Sequence[Run]) -> str:
 
 
 def _waited(run: Run, seconds: float) -> str:
-    """Return the sentence on what the seconds of a run leave out."""
+    """Return the sentence on the time that the seconds of a run exclude."""
     waited = seconds_waited(run)
     if waited is None:
         return ""
@@ -160,7 +160,7 @@ def _waited(run: Run, seconds: float) -> str:
 
 
 def _who(run: Run, workers: pd.DataFrame) -> str:
-    """Return the sentence on the share of each worker."""
+    """Return the sentence on the workers' shares."""
     if run.config.cluster.workers == len(workers) == 1:
         return "One worker alone."
     busy, idle = workers["share"].max(), workers["share"].min()
@@ -176,7 +176,7 @@ def _who(run: Run, workers: pd.DataFrame) -> str:
 
 
 def _which_law(fit: StalenessFit, prediction: Prediction | None, doubt: str | None) -> str:
-    """Return the verdict on the law, without its advice where the prediction went another way."""
+    """Return the verdict on the law, without its advice if the prediction did not follow it."""
     if doubt is not None:
         return f"Too short to tell: {doubt}."
     text = fit.verdict
@@ -195,7 +195,7 @@ def _team(run: Run) -> str:
 
 
 def _ended(run: Run) -> str:
-    """Return how the run ended, and why if it failed."""
+    """Return the sentence on the end of the run, with the reason of a failure."""
     return f"failed: {run.failure}" if run.failure else run.state
 
 
@@ -224,7 +224,7 @@ def _how_well(prediction: Prediction, score: Score) -> str:
     of = "the observed loss" if score.repeats == 1 else f"the mean of {score.repeats} runs"
     errors = [f"{score.labels[n]} {_percent(m.relative_error)}" for n, m in score.models.items()]
     best, scatter = score.models[score.closest].relative_error, score.scatter
-    # As much as scatter makes of an error, it may have turned the order of two round.
+    # Scatter can swap the order of two errors that differ by less.
     limit = max(_ALIKE * best, best + (scatter or 0.0))
     alike = [
         name
@@ -246,7 +246,7 @@ def _how_well(prediction: Prediction, score: Score) -> str:
 
 
 def _scatter(score: Score) -> str:
-    """Return the sentence on the error that a perfect prediction would have, where it is known."""
+    """Return the sentence on the error of a perfect prediction, if known."""
     if score.scatter is None:
         return ""
     of = "a single run" if score.repeats == 1 else f"{score.repeats} runs"
@@ -254,12 +254,12 @@ def _scatter(score: Score) -> str:
 
 
 def _listed(names: Sequence[str]) -> str:
-    """Return names with commas, and "and" before the last."""
+    """Return names joined by commas and a final "and"."""
     return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
 def _recorded(prediction: Prediction) -> str:
-    """Return the sentence on what "sme_law" took from the run, where that is more than its law."""
+    """Return the sentence on recorded turns, if "sme_law" used more of the run than its law."""
     if not prediction.recorded_turns:
         return ""
     return (
@@ -270,7 +270,7 @@ def _recorded(prediction: Prediction) -> str:
 
 
 def left_out(runs: Sequence[Run]) -> str:
-    """Return the sentence on repeats that are not predicted because they were cut short."""
+    """Return the sentence on repeats that were cut short and therefore not predicted."""
     kept = whole(runs)
     short = len(runs) - len(kept)
     if not short:
@@ -282,12 +282,12 @@ def left_out(runs: Sequence[Run]) -> str:
 
 
 def _stability(prediction: Prediction | None) -> str | None:
-    """Return the sentence on stability that goes with a prediction, if it has one."""
+    """Return the stability sentence of a prediction, if it has one."""
     return prediction.settings.stability.sentence if prediction else None
 
 
 def room(prediction: Prediction | None) -> tuple[float, float]:
-    """Return the largest stable learning rate over the run's, and itself; inf where unknown."""
+    """Return the largest stable learning rate, over the run's and itself; inf if unknown."""
     if prediction is None:
         return np.inf, np.inf
     stability = prediction.settings.stability
@@ -297,7 +297,7 @@ def room(prediction: Prediction | None) -> tuple[float, float]:
 
 
 def _about_stability(prediction: Prediction, run: Run) -> list[str]:
-    """Return what to change where the learning rate is above or near the limit."""
+    """Return advice for a learning rate above or near its limit."""
     factor, limit = room(prediction)
     if factor >= _AMPLE:
         return []
@@ -324,7 +324,7 @@ def _about_stability(prediction: Prediction, run: Run) -> list[str]:
 def _about_loss(
     run: Run, fit: StalenessFit, prediction: Prediction | None, score: Score | None
 ) -> list[str]:
-    """Return what stability and the predictions advise."""
+    """Return advice from stability and predictions."""
     if prediction is None or score is None:
         return []
     advice = []
@@ -377,7 +377,7 @@ def _about_loss(
 
 
 def _about_workers(workers: pd.DataFrame, events: pd.DataFrame) -> list[str]:
-    """Return what uneven workers and events advise."""
+    """Return advice from uneven workers and events."""
     advice = []
     busy, idle = workers["share"].max(), workers["share"].min()
     if len(workers) > 1 and busy > _UNEVEN * idle:
@@ -394,10 +394,10 @@ def _about_workers(workers: pd.DataFrame, events: pd.DataFrame) -> list[str]:
 
 
 def staleness_cost(prediction: Prediction) -> float | None:
-    """Return by how much the measured staleness raises the mean loss predicted without staleness.
+    """Return by how much the measured staleness raises the mean predicted loss.
 
-    The mean over the recorded updates of the difference, over the mean staleness-free loss; None
-    where either was not predicted, or is not finite.
+    This is the difference averaged over the recorded updates, over the mean loss predicted without
+    staleness; None if either is not predicted or not finite.
     """
     if not {"sme_sgd", "sme_law"} <= set(prediction.models):
         return None

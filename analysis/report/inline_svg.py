@@ -1,4 +1,4 @@
-"""Figures inside a page: its colours, no repeated glyphs, no repeated ids."""
+"""Inlines figures into a page: page colours, shared glyphs, unique ids."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 
 from analysis.figures.canvas import BAND
 
-# What the page calls a colour, so that it can be another one on a dark ground.
+# CSS names of the colours, so that a dark theme can change them.
 _COLOURS = {
     "#1b1b1f": "currentColor",
     "#0072b2": "var(--blue)",
@@ -18,30 +18,30 @@ _COLOURS = {
     "#bbbbbb": "var(--bar)",
     "#999999": "var(--soft)",
 }
-_BAND = f"opacity: {BAND}"  # a dark ground wants more of the colour
-# Matplotlib defines each glyph once in a file, not once in a page of a dozen figures.
+_BAND = f"opacity: {BAND}"  # a dark theme uses a higher opacity
+# Matplotlib repeats glyphs in every figure; no library shares them within a page.
 _GLYPH = re.compile(r'<path id="([^"]*)"(?: d="[^"]*")? transform="scale\(0\.015625\)"/>')
 _ID = re.compile(r' id="([^":]*)"')
 _REFERENCE = re.compile(r'(?:href="#|url\(#)([^")]*)')
 
 
 def page_colour(colour: str) -> str:
-    """Return what the page calls a colour of a figure."""
+    """Return the CSS value of a figure's colour."""
     return _COLOURS[colour]
 
 
 class SvgInliner:
-    """Fits the figures of one page into it, in the order of the page.
+    """Inlines the figures of one page, in page order.
 
-    A glyph is defined where it is first used and referred to from then on, which makes a report a
-    third smaller. Ids that nothing refers to go; those with a colon name the parts of a model.
+    Each glyph is defined at its first use and referenced afterwards, which makes a report a third
+    smaller. Unreferenced ids are removed, except those with a colon, which name parts of a model.
     """
 
     def __init__(self) -> None:
         self._glyphs: set[str] = set()
 
     def __call__(self, svg: str) -> str:
-        """Return the SVG element of one figure as it goes into the page."""
+        """Return the SVG element of one figure for the page."""
         for colour, name in _COLOURS.items():
             svg = svg.replace(colour, name)
         svg = svg.replace(_BAND, "opacity: var(--band)")

@@ -1,4 +1,4 @@
-"""The figures of a report, each with its data, its caption and a text for who cannot see it."""
+"""The figures of a report, each with data, caption and alternative text."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from analysis.report.comparison import Comparison
 from asgd.rundir.files import replace_file
 from asgd.rundir.reader import Run
 
-# Points of a curve that the page shows values of.
+# Points per curve with values shown under the pointer.
 _HOVER = 400
 _HANGING = (
     " The top of each bar is put where the law says; its length is the count that was measured, "
@@ -31,8 +31,8 @@ _HANGING = (
 )
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 _CUT = " What is larger is cut off."
-_FALLEN = 0.95  # of the way down, until which a loss counts as falling
-_SHORT = 0.4  # share of a run that is looked at separately if the loss falls within it
+_FALLEN = 0.95  # of the way down: the end of the transient
+_SHORT = 0.4  # share of a run below which the transient gets a figure of its own
 _NO_CURVES = pd.DataFrame(columns=["model", "update", "loss_mean"])
 
 
@@ -43,17 +43,17 @@ class Picture:
     Attributes
     ----------
     id
-        Name of the figure, unique in its report: the id in the page and the name of its files.
+        Unique name in the report: id in the page and stem of the files.
     svg
-        For the page, without a legend where the page has one.
+        For the page, without legend if the page has one.
     file
-        For a file of its own.
+        Standalone SVG.
     caption
-        What is shown, in a sentence.
+        A sentence on the content.
     data
-        What was drawn.
+        The data drawn.
     values
-        What the page shows under the pointer, as JSON values; None without.
+        Values that the page shows under the pointer, as JSON; or None.
     """
 
     id: str
@@ -71,7 +71,7 @@ class Picture:
 
 
 def _defused(cell: Any) -> Any:
-    """Return what a spreadsheet takes for text where it would take a name for a formula."""
+    """Return text that a spreadsheet does not take for a formula."""
     return f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA) else cell
 
 
@@ -119,12 +119,12 @@ def _picture(
 def overlay(
     prefix: str, runs: Sequence[Run], prediction: Prediction | None, until: int | None = None
 ) -> Picture:
-    """Observed loss of one run, or of repeats, over the predicted mean and band of each model.
+    """Observed loss of a run or its repeats, with predicted mean and band of each model.
 
     Parameters
     ----------
     until
-        The last update to show, for a picture of the beginning.
+        Last update to show.
     """
     losses = pd.concat([run.loss for run in runs])
     observed = losses.groupby("update", as_index=False)[["seconds", "loss"]].mean()
@@ -169,9 +169,9 @@ def overlay(
 
 
 def transient(runs: Sequence[Run]) -> int | None:
-    """Return the update by which the loss is down and twice that long; None if that is not short.
+    """Return twice the update by which the loss is down, or None if that is not early.
 
-    There the models differ, and are told apart on an axis of its own.
+    The models differ in this transient, which needs an axis of its own.
     """
     observed = pd.concat([run.loss for run in runs]).groupby("update")["loss"].mean()
     lowest = float(observed.min())
@@ -256,7 +256,7 @@ def staleness(
 def activity(
     prefix: str, run: Run, timeline: pd.DataFrame, workers: pd.DataFrame, events: pd.DataFrame
 ) -> list[Picture]:
-    """Throughput over time and compute time of each worker, events marked."""
+    """Throughput over time and compute time of each worker, with events."""
     marked, clock = _marked(events), AXIS[clock_of(run)]
     drawn = timeline.assign(compute_mean=1000 * timeline["compute_mean"])
     return [
@@ -298,7 +298,7 @@ def activity(
 
 
 def comparison(names: Sequence[str], runs: Sequence[Run], compared: Comparison) -> list[Picture]:
-    """Several runs: loss, mu, errors of the models; over time if they have the same clock."""
+    """Loss, mu and model errors of several runs; also over time if they share a clock."""
     named = [f"{name} ({clock_of(run)})" for name, run in zip(names, runs, strict=True)]
     losses = dict(zip(named, (run.loss for run in runs), strict=True))
     data = pd.concat([table.assign(run=name) for name, table in losses.items()])

@@ -1,4 +1,4 @@
-"""Tables of a page: text to read beside the value to sort by, one precision for each column."""
+"""Tables of a page: cells with text and sort value, equal precision within a column."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ import pandas as pd
 
 Range = tuple[float, float] | tuple[()]
 
-_NOTHING = 1e-9  # shown as 0
-_LARGE_END = 100.0  # of a range: written by itself
-_DIGITS, _DIGITS_OF_PERCENT = 4, 3  # of the largest number of a column
+_NOTHING = 1e-9  # smaller numbers are shown as 0
+_LARGE_END = 100.0  # interval ends from here on are formatted separately
+_DIGITS, _DIGITS_OF_PERCENT = 4, 3  # significant digits of the largest number of a column
 
 
 def page_table(
@@ -30,11 +30,11 @@ def page_table(
     Parameters
     ----------
     name
-        What the table is called for readers who do not see it.
+        Label of the table for screen readers.
     percent
-        Columns of shares to be shown in per cent.
+        Columns of shares to show in per cent.
     ranges
-        Of a column of numbers: the two ends to show in brackets after each, () for none.
+        For a column of numbers, the interval to show in brackets after each; () for none.
     """
     columns = [
         _cells(list(table[column]), column in percent, ranges.get(column, ()))
@@ -81,12 +81,12 @@ def _is_number(value: object) -> TypeGuard[float]:
 def aligned_numbers(
     numbers: Sequence[float], digits: int = _DIGITS, ends: Sequence[float] = ()
 ) -> list[str]:
-    """Return numbers with the same decimals, so that they can be read down a column.
+    """Return numbers with the same decimals, to be read down a column.
 
-    The largest has so many significant digits, the smallest two if one decimal more makes that
-    possible; zeros at the end of all of them are left out. Numbers too far apart for that, very
-    large ones and those that are not finite are each written by themselves. So are the ends of
-    ranges from 100 on, which follow the numbers; smaller ends have the decimals of the numbers.
+    The largest has `digits` significant digits, and the smallest two if one more decimal allows it;
+    common trailing zeros are dropped. Numbers of too different size, very large numbers and those
+    that are not finite are formatted individually. Interval `ends` follow the numbers; from 100 on
+    they are formatted individually, smaller ones have the decimals of the numbers.
     """
     numbers, ends = (
         [0.0 if abs(number) < _NOTHING else number for number in part] for part in (numbers, ends)
@@ -109,12 +109,12 @@ def aligned_numbers(
 
 
 def _leading(size: float) -> int:
-    """Return how many digits a number has before the point; 0 and less below 0.1."""
+    """Return the number of digits before the point; 0 or less below 0.1."""
     return int(np.floor(np.log10(size))) + 1
 
 
 def plain_number(number: float, digits: int = _DIGITS) -> str:
-    """Return a number as a reader writes it: no exponent where digits do."""
+    """Return a number as text, without exponent if possible."""
     if not np.isfinite(number):
         return str(number)
     if abs(number) < _NOTHING or (number == int(number) and abs(number) < 1e9):

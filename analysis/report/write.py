@@ -1,7 +1,7 @@
-"""Run directories in, one self-contained HTML file out.
+"""Writes a self-contained HTML report on run directories.
 
-The page needs no network: styles, script and figures are inside it. Every text that comes from a
-run is escaped by the template engine.
+The page needs no network: styles, script and figures are inline. The template engine escapes every
+text that comes from a run.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from analysis.study import Study
 from asgd.errors import InputError
 from asgd.rundir.files import replace_file
 
-_LONGEST_TABLE = 200  # events listed
+_LONGEST_TABLE = 200  # events shown
 _ERROR_NAMES = {
     "relative_error": "relative error",
     "worst_error": "worst point",
@@ -56,7 +56,7 @@ _COMPARISON_NAMES = {
     "updates_to_target": "updates to target",
     "seconds_to_target": "seconds to target",
 }
-_OF_SECONDS = ("updates/s", "seconds to target")  # columns that mixed clocks do not have
+_OF_SECONDS = ("updates/s", "seconds to target")  # columns omitted if clocks are mixed
 _INTERVALS = (
     "In brackets: 95 % intervals over the repeats; that of the relative error comes from the "
     "triangle inequality and is longer than it need be."
@@ -73,12 +73,12 @@ def write_report(
     Parameters
     ----------
     studies
-        One or several studies, or directories of a run or of repeats of one. Without a prediction
-        the report is one of what happened.
+        One or several studies, or directories of a run or of its repeats. Without a prediction
+        the report describes only what happened.
     output
         The file; `report.html` in the first directory by default.
     figures_directory
-        Where to write every figure as SVG and its data as CSV; nowhere by default.
+        Directory for every figure as SVG with its data as CSV; default none.
 
     Raises
     ------
@@ -118,12 +118,12 @@ def write_report(
 def check_places(
     output: str | Path | None = None, figures_directory: str | Path | None = None
 ) -> None:
-    """Make the directories of a report and its figures; refuse what nothing can be written to.
+    """Create the directories of a report and its figures; fail early if they are not writable.
 
     Raises
     ------
     InputError
-        The output is a directory, or a directory cannot be made.
+        The output is a directory, or a directory cannot be created.
     """
     if output is not None and Path(output).is_dir():
         file = Path(output) / "report.html"
@@ -138,7 +138,7 @@ def check_places(
 
 @contextmanager
 def _written_or_said(output: Path) -> Iterator[None]:
-    """Turn the failure to write a file into an error for people."""
+    """Turn an `OSError` into an `InputError` that names the output."""
     try:
         yield
     except OSError as error:
@@ -160,7 +160,7 @@ def _template() -> Any:
 
 
 def _section(study: Study, prefix: str) -> tuple[dict[str, Any], list[Picture]]:
-    """Return what the template needs of one run, and its pictures."""
+    """Return the template data of one run, and its pictures."""
     run, fit, prediction, score = study.run, study.estimate, study.prediction, study.score
     course, workers, events = timeline(run), workers_table(run), events_table(run)
     unusual = events[events["incident"].astype(bool)]
@@ -215,7 +215,7 @@ def _section(study: Study, prefix: str) -> tuple[dict[str, Any], list[Picture]]:
 
 
 def _loss_pictures(prefix: str, study: Study) -> list[Picture]:
-    """Return the loss; with a prediction, how it begins, if that is short, and the errors too."""
+    """Return the loss; with a prediction also a short transient, and the errors."""
     runs, prediction = study.whole, study.prediction
     drawn = [pictures.overlay(prefix, runs, prediction)]
     if prediction is None or study.score is None:
@@ -227,7 +227,7 @@ def _loss_pictures(prefix: str, study: Study) -> list[Picture]:
 
 
 def _start_up(study: Study) -> str:
-    """Return the sentences on how long the start-up of a run was, and why."""
+    """Return the sentences on length and cause of the start-up."""
     fit, trace = study.estimate, study.run.trace
     if len(study.runs) > 1:
         return f"Start-up: {fit.start_up:,} updates of all repeats, {START_UP_RULE}."
@@ -249,7 +249,7 @@ def _start_up(study: Study) -> str:
 
 
 def _comparison(studies: Sequence[Study]) -> tuple[dict[str, Any], list[Picture]]:
-    """Return what the template needs of several runs, and the pictures."""
+    """Return the template data of several runs, and the pictures."""
     runs = [study.run for study in studies]
     fits = [study.estimate for study in studies]
     names = labels([study.path for study in studies])
@@ -291,7 +291,7 @@ def _key(prediction: Prediction, name: str) -> dict[str, str]:
 
 
 def _scores(score: Score) -> dict[str, Any]:
-    """Return the errors of each model, each with its interval in brackets, if it has one."""
+    """Return the errors of each model, with intervals in brackets if known."""
     table = score.table()[list(_ERROR_NAMES)].rename(columns=_ERROR_NAMES)
     ranges = {
         name: [score.interval(model, error) or () for model in score.models]
@@ -342,7 +342,7 @@ def _workers(workers: pd.DataFrame) -> dict[str, Any]:
 
 
 def _reproduce(study: Study) -> str:
-    """Return the commands that make such a run again and report on it."""
+    """Return the commands that repeat the run and its report."""
     config, prediction = shlex.quote(str(study.path / "config.json")), study.prediction
     real = clock_of(study.run) == "real"
     lines = [f"asgd {'run' if real else 'simulate'} {config} --out NEW_DIRECTORY"]
