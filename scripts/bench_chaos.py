@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Runs that lose workers, servers, recorders, checkpoints and nodes, and what is left of them.
+"""Injects faults into runs: kills processes and nodes, damages files, and checks the results.
 
 .venv/bin/python scripts/bench_chaos.py [--runs 10] [--updates 3000] [--faults 6] [--no-nodes]
 .venv/bin/python scripts/bench_chaos.py --launched 20 [--faults 2] [--seed 0]
@@ -9,7 +9,6 @@ order and durability than the one before. Faults come at random updates: kill -9
 a worker, of the server or of the recorder; one flipped bit in the newest checkpoint, unless it is
 the one of the run's end, and then kill -9 of the server; kill -9 of a whole Ray node with the
 workers on it, at most once in a run.
-Processes are found below this one by the name Ray gives them.
 
 Of every run it is checked: each update once and none missing, staleness as defined and never
 negative, each gradient of each worker applied once or reported, no update lost that was seen to be
@@ -99,7 +98,7 @@ def flip(path: Path, random: np.random.Generator) -> None:
 
 
 class Injector:
-    """Injects the faults of one run from a thread of its own; `watch` is the run's progress."""
+    """Injects the faults of one run in its own thread; `watch` is the run's progress callback."""
 
     def __init__(
         self, path: Path, updates: int, kinds: list[str], seed: int, nodes: Nodes | None
@@ -176,7 +175,7 @@ class Injector:
 
 
 def violations(run: Run, falls: list[tuple[int, int]]) -> list[str]:
-    """Return in words what does not hold of a run that should be finished."""
+    """Return the violated invariants of a run that should be finished."""
     found = []
     checks: list[Callable[[], None]] = [
         lambda: check_complete(run),
@@ -227,7 +226,7 @@ def check_replay(run: Run) -> None:
 
 
 class Nodes:
-    """A Ray of two nodes on this machine: that of the driver, and one that can be killed."""
+    """A Ray cluster of two nodes on this machine: the driver's, and one that can be killed."""
 
     def __init__(self) -> None:
         import ray
@@ -247,12 +246,12 @@ class Nodes:
         self._node: Any = None
 
     def complete(self) -> None:
-        """Start the second node where there is none. Ray wants that done in the main thread."""
+        """Start the second node if it is missing; Ray requires the main thread for this."""
         if self._node is None:
             self._node = self._cluster.add_node(**self._size)
 
     def kill(self) -> bool:
-        """Kill the second node and all of its processes; return whether there was one."""
+        """Kill the second node and its processes; return whether there was one."""
         node, self._node = self._node, None
         if node is not None:
             self._cluster.remove_node(node, allow_graceful=False)
@@ -267,7 +266,7 @@ class Nodes:
 
 @contextmanager
 def nodes_of(many: bool) -> Iterator[Nodes | None]:
-    """Provide a Ray: a cluster whose files are in a directory of its own, or one node."""
+    """Provide Ray: a cluster with its own directory, or a single node."""
     from cluster.local_ray.session import ray_session
 
     if not many:
@@ -284,7 +283,7 @@ def nodes_of(many: bool) -> Iterator[Nodes | None]:
 
 
 def launched(first: int, runs: int, faults: int, seed: int) -> int:
-    """Take runs in processes of their own through faults that end them."""
+    """Inject faults that end the run into runs in separate processes."""
     from scripts.launched_chaos import Launched, chaos, own_mounts, plan
 
     mounts = own_mounts()
@@ -318,7 +317,7 @@ def launched(first: int, runs: int, faults: int, seed: int) -> int:
 
 
 def still_wrong(path: Path, finished: bool, damaged: list[Path]) -> list[str]:
-    """Return what does not hold of a run that says it is finished."""
+    """Return the violated invariants of a run that claims to be finished."""
     if not finished:
         return []
     run = read_run(path)

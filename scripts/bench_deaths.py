@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Kills each process of a run once at each second of its life, and looks at what the run says.
+"""Kills each process of a run at each second of its life, and checks how the run ends.
 
 .venv/bin/python scripts/bench_deaths.py [--seconds 0.5 1 2 ...] [--victims raylet gcs_server ...]
 
@@ -42,7 +42,7 @@ ROOT = Path(__file__).resolve().parents[1]
 VICTIMS = (*PARTS, LAUNCHER)
 SECONDS = (0.5, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0)
 UPDATES = 800
-PATIENCE = 90.0  # seconds for a run to end, however it ends
+PATIENCE = 90.0  # seconds for a run to end in any way
 CONFIG = f"""
 problem.kind = "quadratic"
 optimizer.learning_rate = 0.05
@@ -53,18 +53,18 @@ run = {{updates = {UPDATES}, checkpoint_every = 200}}
 
 @dataclass(frozen=True)
 class Death:
-    """What became of a run one of whose processes was killed.
+    """The outcome of a run with one killed process.
 
     Attributes
     ----------
     killed
         Seconds after the start; None if the run ended first.
     seconds
-        The run took in all.
+        Total duration of the run.
     end
-        How it ended, in words.
+        How the run ended, in words.
     wrong
-        What should not be, in words.
+        The faults, in words.
     """
 
     killed: float | None
@@ -74,7 +74,7 @@ class Death:
 
 
 def kill(launcher: int, victim: str, deadline: float) -> bool:
-    """Kill a process of a run, when there is one; return whether there was."""
+    """Kill a process of a run once it exists; return whether it was killed."""
     while time.monotonic() < deadline:
         if found := parts(launcher, victim):
             with contextlib.suppress(ProcessLookupError):
@@ -88,7 +88,7 @@ def kill(launcher: int, victim: str, deadline: float) -> bool:
 
 
 def die(directory: Path, victim: str, after: float) -> Death:
-    """Make a run, kill one of its processes, and look at what is left."""
+    """Start a run, kill one of its processes, and check what remains."""
     config, out, tmp = directory / "c.toml", directory / "run", directory / "t"
     tmp.mkdir()
     config.write_text(CONFIG)
@@ -128,7 +128,7 @@ def die(directory: Path, victim: str, after: float) -> Death:
 
 
 def judge(out: Path, status: int, errors: str, victim: str) -> tuple[str, list[str]]:
-    """Return how a run ended, and what should not be."""
+    """Return how a run ended, and the faults."""
     wrong = []
     try:
         run = read_run(out)

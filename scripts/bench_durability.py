@@ -1,23 +1,22 @@
 #!/usr/bin/env python3
-"""What it costs a run to be recorded, to save checkpoints and to keep a log.
+"""Measures the cost of the record, the checkpoints and the write-ahead log of a run.
 
 .venv/bin/python scripts/bench_durability.py [CASE ...] [--repeats 5] [--seconds 2] [--out figures]
 
 The same run, in turn, with the same server, workers and sockets:
 
-nothing      the server notes nothing: no trace, no loss, no checkpoint, no log
+nothing      the server records nothing: no trace, no loss, no checkpoint, no log
 recorded     the trace, and a checkpoint every 1000 updates
 evaluated    the same, and the loss every 25 updates, which the recorder computes
 logged       the same, and the write-ahead log
 
 for softmax regression on the digits data (case "digits", d = 650) and for gradients of 10, 1000
-and 10000 numbers that cost nothing ("free-10", ...), which is the worst case: then the server is
-all there is. Printed are updates/s and processor seconds of the
-server's process for an update, as medians over the repeats of the ratio to "nothing" of the same
-repeat. Where other work shares the machine, processor seconds are the better measure.
+and 10000 numbers that cost nothing ("free-10", ...), the worst case, where the server does all the
+work. Prints updates/s and processor seconds per update of the server, as medians of the ratio to
+"nothing" in the same repeat. On a shared machine, processor seconds are the better measure.
 
-First of all the log alone, by number of parameters: processor seconds of a server in this process
-that is given gradients, with the log and without in turn, and what the log of 1000 updates fills.
+The first measurement is the log alone, by number of parameters: processor seconds of a server in
+this process, alternately with and without the log, and the size of the log of 1000 updates.
 """
 
 from __future__ import annotations
@@ -67,7 +66,7 @@ LARGEST_LOGGED = 1000  # beyond, a log of these runs fills the disk rather than 
 
 
 class Silent(Ledger):
-    """Notes nothing."""
+    """Records nothing."""
 
     def update(self, update: Any) -> None:
         pass
@@ -77,7 +76,7 @@ class Silent(Ledger):
 
 
 class TimedServer(ServerActor):
-    """Tells the seconds of the run and those of its processor."""
+    """Reports the seconds of the run and its processor seconds."""
 
     async def silence(self) -> None:
         self._server.ledger = Silent()
@@ -87,7 +86,7 @@ class TimedServer(ServerActor):
 
 
 class TimedRecorder(RecorderActor):
-    """Tells its processor seconds."""
+    """Reports its processor seconds."""
 
     def cost(self) -> float:
         return time.process_time()
@@ -107,7 +106,7 @@ def configure(problem: dict[str, Any], updates: int, variant: str) -> RunConfig:
 
 
 def measure(config: RunConfig, path: Path, silent: bool) -> dict[str, float]:
-    """Make a run and return updates/s and microseconds of processor for each update."""
+    """Run and return updates/s and processor microseconds per update."""
     RunWriter.create(path, config)
     epoch = Lease(path / CHECKPOINTS).take()
     initial = make_problem(config).initial_point(stream(config.run.seed, "initial"))
@@ -134,7 +133,7 @@ def measure(config: RunConfig, path: Path, silent: bool) -> dict[str, float]:
 
 
 def serve(dim: int, updates: int, directory: Path | None) -> float:
-    """Return microseconds of processor for each update of a server in this process."""
+    """Return processor microseconds per update of a server in this process."""
     config = make_config(
         {"cluster": {"workers": 1}, "run": {"updates": NEVER, "eval_every": NEVER}}
     )

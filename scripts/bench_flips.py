@@ -1,13 +1,12 @@
 #!/usr/bin/env python3
-"""How many flipped bits in the tables of a run go unnoticed.
+"""Counts the flipped bits in the tables of a run that go undetected.
 
 .venv/bin/python scripts/bench_flips.py [--flips 600]
 
-A run of 20 000 updates is simulated. In copies of a part of its trace and of its losses one random
-bit each is flipped, and the part is read in three ways: as any reader of Parquet does, with the
-checksums of pages, and as a run is read, with digests. Printed is of how many flips each said
-nothing and gave other values than were written ("silent"), and nothing but gave the same
-("harmless"). Exit status 1 where a flip is silent with digests.
+Simulates a run of 20 000 updates. Flips one random bit in each copy of a part of its trace and of
+its losses, and reads the copy in three ways: as plain Parquet, with page checksums, and with
+digests, as a run is read. Prints how many flips gave wrong values without an error ("silent"), and
+the right values without an error ("harmless"). Exit status 1 if a flip is silent with digests.
 """
 
 from __future__ import annotations

@@ -1,19 +1,18 @@
 #!/usr/bin/env python3
-"""Time to a common loss, against Hogwild in PyTorch: processes that share their parameters.
+"""Time to a common loss, compared with Hogwild in PyTorch (processes with shared parameters).
 
 python scripts/bench_hogwild.py [--workers 2 4 8] [--repeats 5] [--updates 30000] [--out figures]
 
-Needs the extra `hogwild` (PyTorch). Both sides minimise softmax regression on the digits data, with
-the penalty in the loss, from zero, with the same batch and learning rate, one thread in each
-process. Hogwild is the usual one: every process draws a batch, calls `backward` and lets
-`torch.optim.SGD` step on the shared parameters, without locks, in float32 as PyTorch does by
-default; nobody knows its staleness. Ours is all of `cluster.run` in float64: exact staleness, every
-gradient applied exactly once, a trace, checkpoints (updates are not logged one by one) and the
-loss, evaluated while the run goes on; Hogwild's parameters are only copied by the clock and their
-loss is evaluated afterwards.
+Needs the extra `hogwild` (PyTorch). Both minimise softmax regression on the digits data, with the
+penalty, from zero, with the same batch size and learning rate and one thread per process. In
+Hogwild, every process draws a batch, calls `backward` and applies `torch.optim.SGD` to the shared
+parameters, without locks and in float32; its staleness is unknown. Ours is `cluster.run` in
+float64, with exact staleness, every gradient applied exactly once, a trace, checkpoints (no
+write-ahead log) and losses evaluated during the run. Hogwild's parameters are copied at intervals
+and their loss is evaluated afterwards.
 
-The clock starts when every process is ready. The common loss is the one that serial SGD of the same
-step reaches, on average over its last tenth, after half of the updates.
+The clock starts when every process is ready. The common loss is the mean over the last tenth of a
+serial SGD run with the same step and half of the updates.
 """
 
 from __future__ import annotations
@@ -134,7 +133,7 @@ def common_loss(updates: int) -> float:
 
 
 def seconds_to(loss: pd.DataFrame, target: float) -> float:
-    """Return when a loss curve first is at the target or below."""
+    """Return the time at which a loss curve first reaches the target."""
     below = loss["loss"].to_numpy() <= target
     if not below.any():
         raise RuntimeError(f"the loss {target:.4f} was not reached: more --updates")
@@ -153,7 +152,7 @@ def main() -> None:
     target = common_loss(options.updates)
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; loss {target:.4f}, medians")
     rows: list[dict[str, Any]] = []
-    # Before the session, which at its end ends every process that was started in it.
+    # Before the session, because the session ends every process started in it.
     resource_tracker.ensure_running()
     with ray_session():
         for workers in options.workers:

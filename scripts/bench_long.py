@@ -1,12 +1,11 @@
 #!/usr/bin/env python3
-"""How long it takes, and how much memory, to look at a run of millions of updates.
+"""Time and memory to inspect a run of millions of updates.
 
 .venv/bin/python scripts/bench_long.py [--updates 5000000]
 
-The record of such a run is made up, in parts as a server of eight workers writes them. Then, each
-in a process of its own: `asgd status`, `asgd runs`, all columns of the trace read, `asgd profile`
-and `asgd verify`. Printed are
-seconds, those of its processor, and the largest memory.
+Generates the record of such a run, in parts like those of a server with eight workers. Then runs,
+each in its own process, `asgd status`, `asgd runs`, a read of all columns of the trace,
+`asgd profile` and `asgd verify`. Prints seconds, processor seconds and peak memory.
 """
 
 from __future__ import annotations
@@ -81,7 +80,7 @@ def main() -> None:
     asgd = str(Path(sys.executable).with_name("asgd"))
     with tempfile.TemporaryDirectory() as place:
         run = Path(place) / "run"
-        # Elsewhere: what a process inherits in memory would count as its own.
+        # In another process, because children would inherit this memory in their peak.
         maker = get_context("spawn").Process(target=make, args=(run, updates))
         maker.start()
         maker.join()

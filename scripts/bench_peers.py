@@ -1,4 +1,4 @@
-"""What `bench_server.py` compares with: Ray's own loop, a bare echo, the memory, no recorder."""
+"""Baselines of `bench_server.py`: Ray's own loop, a socket echo, memory bandwidth, no recorder."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Constant:
 
 
 def constant(dim: int) -> Constant:
-    """Make the problem: a plug-in, `bench_peers:constant`."""
+    """Return the problem; the plug-in is `bench_peers:constant`."""
     return Constant(dim)
 
 
@@ -69,14 +69,14 @@ class LoopWorker:
 
 
 class RayLoop:
-    """The asynchronous parameter server of Ray's documentation, its actors kept between calls."""
+    """The asynchronous parameter server of Ray's documentation; actors are kept between calls."""
 
     def __init__(self, dim: int, workers: int, dtype: str) -> None:
         self._server = start(LoopServer, dim, dtype)
         self._workers = [start(LoopWorker, dim, dtype) for _ in range(workers)]
 
     def rate(self, updates: int) -> float:
-        """Return updates/s: each gradient is applied as it comes; the first tenth warms up."""
+        """Return updates/s; gradients are applied as they arrive, the first tenth is warm-up."""
         weights = self._server.weights.remote()
         pending = {worker.gradient.remote(weights): worker for worker in self._workers}
         warm, begin = max(2 * len(pending), updates // 10), 0.0
@@ -99,7 +99,7 @@ class RayLoop:
 
 
 class EchoServer:
-    """Sends every frame back: what any server over these sockets does at the least."""
+    """Sends every frame back: the least work of any server over these sockets."""
 
     def __init__(self) -> None:
         self.listener = socket.create_server(("127.0.0.1", 0))
@@ -134,7 +134,7 @@ class EchoServer:
 
 
 class EchoClient:
-    """Sends a frame whenever the last one is back."""
+    """Sends the next frame when the previous one is back."""
 
     def echo(self, port: int, size: int) -> None:
         with socket.create_connection(("127.0.0.1", port)) as connection:
@@ -150,7 +150,7 @@ class EchoClient:
 
 
 def echo_rate(dim: int, workers: int, frames: int) -> float:
-    """Return the frames of a vector that a bare echo sends back, per second."""
+    """Return the vector frames per second of a bare echo."""
     size = HEADER.size + 8 * dim
     server, clients = start(EchoServer), [start(EchoClient) for _ in range(workers)]
     port = ray.get(server.port.remote())
@@ -163,7 +163,7 @@ def echo_rate(dim: int, workers: int, frames: int) -> float:
 
 
 def memory_bytes_per_second(dim: int, seconds: float) -> float:
-    """Return what one core copies, read and written, between as many vectors as a run has."""
+    """Return the copy bandwidth of one core (bytes read plus written) over a run's vectors."""
     vectors = [np.ones(dim) for _ in range(10)]
     begin, count = time.perf_counter(), 0
     while time.perf_counter() < begin + seconds:
@@ -175,9 +175,9 @@ def memory_bytes_per_second(dim: int, seconds: float) -> float:
 def server_bytes(dim: int, dtype: str) -> int:
     """Return the bytes that the server reads and writes for one update over shared memory.
 
-    The norm reads g; the step, which stays in the cache, reads g; the parameters are read and
-    written; the snapshot reads them and is written. A gradient in float32 is first converted, and
-    the snapshot is half as long.
+    The norm and the step read g (the step stays in the cache); the parameters are read and written;
+    the snapshot reads them and is written. A float32 gradient is first converted, and a float32
+    snapshot is half as long.
     """
     wire = np.dtype(dtype).itemsize
     convert = (wire + 8) if wire == 4 else 0
@@ -185,7 +185,7 @@ def server_bytes(dim: int, dtype: str) -> int:
 
 
 class Discard(RecorderActor):
-    """A recorder that drops what it gets and remembers the pace alone."""
+    """A recorder that discards records and only measures the rate."""
 
     def _open(self) -> None:
         self._paces: list[tuple[int, float]] = []

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Whether reading a run ends as it should: thousands of processes, six at a time.
+"""Checks that processes that read a run exit cleanly: thousands of processes, six at a time.
 
 .venv/bin/python scripts/bench_reading.py [--calls 2000] [--at-once 6]
 
@@ -51,7 +51,7 @@ def as_a_notebook(run: Path) -> None:
 
 
 def start(call: Call) -> int:
-    """Return the process that makes a call and then leaves Python."""
+    """Fork a process that makes a call and exits normally; return its id."""
     pid = os.fork()
     if pid == 0:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -64,7 +64,7 @@ def start(call: Call) -> int:
 def ends(
     calls: Sequence[Call], count: int, at_once: int, enough: int | None = None
 ) -> Counter[int]:
-    """Make calls by turns and return how often each exit status came; a signal is negative."""
+    """Make calls in turn and count their exit statuses; a signal is negative."""
     found: Counter[int] = Counter()
     running: set[int] = set()
     for number in range(count + at_once):
@@ -96,7 +96,7 @@ def main() -> None:
 
 
 def compare(runs: Path, calls: int, at_once: int) -> bool:
-    """Make a run and read it so often; return whether one of our calls went wrong."""
+    """Make a run and read it `calls` times; return whether one of our calls failed."""
     gc.freeze()  # what is shared with the children need not be copied for them
     run = runs / "run"
     made = start(lambda: make(run))  # elsewhere: what it starts would be forked

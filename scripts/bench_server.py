@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Updates per second of a real run, against plain Ray calls and against the machine's limits.
+"""Updates per second of a real run, compared with plain Ray calls and the machine's limits.
 
 .venv/bin/python scripts/bench_server.py [SECTION ...] [--quick | --full] [--out figures]
 .venv/bin/python scripts/bench_server.py --table figures/bench_server.csv
@@ -17,10 +17,9 @@ idle      the processor time of a server and of workers that wait
 scaling   gradients that take 2, 10 and 50 ms: updates/s against the ideal workers / time, and the
           law of the staleness
 
-What is compared is measured in turn, within the same minute; medians and their ratios are printed
-and every single measurement goes into a CSV file, from which the figure and `--table` are made. The
-gradient of sections loop, limits and idle is a constant vector that costs nothing: this measures
-the parameter server alone.
+Alternatives are measured in turn, within the same minute. Prints medians and their ratios; a CSV
+file contains every measurement, for the figure and `--table`. The gradient of sections loop, limits
+and idle is a constant vector that costs nothing, so they measure the parameter server alone.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ from cluster import fleet, run
 from cluster.local_ray.session import ray_session
 
 LOOP, TRANSPORTS = "Ray loop", ("ray", "tcp", "shm")
-# Updates per second to be expected: they set how long a measurement takes, nothing else.
+# Expected updates per second; they only set the length of a measurement.
 EXPECTED = {
     LOOP: {10: 900, 1000: 800, 100_000: 130, 1_000_000: 60},
     "ray": {10: 900, 1000: 800, 100_000: 130, 1_000_000: 60},
@@ -225,7 +224,7 @@ def section_idle(rows: Rows, options: argparse.Namespace) -> None:
 
 
 def watch_idle(over: threading.Event, used: dict[str, list[float]]) -> None:
-    """Note every second what share of a core each server and worker took."""
+    """Record every second the share of a core used by each server and worker."""
     before: dict[int, float] = {}
     while not over.wait(1.0):
         now = {}

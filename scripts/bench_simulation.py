@@ -3,9 +3,9 @@
 
 .venv/bin/python scripts/bench_simulation.py [--repeats 3]
 
-Processor seconds of this process and wall-clock seconds, medians. The server has 10 000 workers,
-makes 1e6 updates of a one-dimensional problem and writes its whole run directory; with a service
-time its workers queue for it and the order is found event by event.
+Prints medians of processor and wall-clock seconds. The server has 10 000 workers, makes 1e6 updates
+of a one-dimensional problem and writes its run directory; with a service time, its workers queue
+and the order is simulated event by event.
 """
 
 from __future__ import annotations

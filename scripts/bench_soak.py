@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""A long run, and whether anything in its processes grows with it.
+"""Checks whether memory or open files of the processes grow during a long run.
 
 .venv/bin/python scripts/bench_soak.py [--seconds 90] [--workers 8] [--out figures]
 
@@ -53,11 +53,11 @@ MOST = {"rss": 5.0, "heap": 5.0, "shared": 0.5, "files": 0.5}
 
 
 class Enough(Exception):
-    """The run has lasted as long as it was asked to."""
+    """The run has lasted for the requested time."""
 
 
 def processes() -> dict[str, int]:
-    """Return our processes by what they are: this one, and the actors below it."""
+    """Return our processes by role: this one, and the actors below it."""
     found = {"driver": os.getpid()}
     for name in ACTORS:
         for number, pid in enumerate(parts(os.getpid(), name)):
@@ -80,14 +80,14 @@ def sample(pid: int) -> dict[str, float]:
 
 
 class Idle:
-    """An actor that does nothing: what grows here is Ray's."""
+    """An actor that does nothing; its growth is due to Ray."""
 
     def ready(self) -> None:
         pass
 
 
 class Sampler:
-    """Samples every process while the block runs, into a file: here it would grow."""
+    """Samples every process during the block, into a file, so that this process does not grow."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("w")
@@ -135,7 +135,7 @@ def growth(updates: np.ndarray, values: np.ndarray) -> tuple[float, float, float
 
 
 def judge(samples: pd.DataFrame) -> bool:
-    """Print how each process grows; return whether none does."""
+    """Print the growth of each process; return whether none grows."""
     flat = True
     late = samples[samples["seconds"] >= WARM_UP]
     for name, rows in late.groupby("process", sort=False):

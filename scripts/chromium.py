@@ -1,4 +1,4 @@
-"""A page in headless Chromium, driven through its DevTools pipe; no driver package, no port."""
+"""Controls headless Chromium through its DevTools pipe, without a driver package or a port."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ FLAGS = (
 
 
 def find_chromium() -> str | None:
-    """Return the path of the browser, None where none is installed."""
+    """Return the path of the browser, None if none is installed."""
     return next((path for name in NAMES if (path := shutil.which(name))), None)
 
 
 class Page:
-    """One page. What the browser said went wrong is in `errors`, what it loaded in `requests`."""
+    """One page; `errors` has the errors reported by the browser, `requests` the loaded URLs."""
 
     def __init__(self, write: int, read: int) -> None:
         self._write, self._read = write, read
@@ -86,7 +86,7 @@ class Page:
         self.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
 
     def click(self, selector: str) -> None:
-        """Press the mouse on the middle of the first element that matches."""
+        """Click on the middle of the first element that matches."""
         x, y = self.evaluate(
             f"(() => {{ const e = document.querySelector({json.dumps(selector)});"
             "e.scrollIntoView({block: 'center'}); const b = e.getBoundingClientRect();"
@@ -124,7 +124,7 @@ class Page:
                 return result
 
     def _receive(self) -> dict[str, Any]:
-        """Return the next message; keep it where it is an event."""
+        """Return the next message; events are kept."""
         while b"\0" not in self._rest:
             part = os.read(self._read, 1 << 20)
             if not part:
@@ -147,7 +147,7 @@ class Page:
 
 
 def _pipe() -> tuple[int, int]:
-    """Return a pipe whose ends are out of the way of the descriptors the browser uses."""
+    """Return a pipe with descriptors that do not collide with those of the browser."""
     ends = os.pipe()
     moved = [fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in ends]
     for end in ends:
@@ -157,7 +157,7 @@ def _pipe() -> tuple[int, int]:
 
 @contextmanager
 def chromium_page() -> Iterator[Page]:
-    """Provide a page of a browser of our own, gone afterwards.
+    """Provide a page in a new browser, which is closed after the block.
 
     Raises
     ------

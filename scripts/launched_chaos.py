@@ -1,9 +1,8 @@
 """Faults that end a launcher or damage what is on disk: the second half of `bench_chaos.py`.
 
-Each run is `asgd run` in a process of its own, with a Ray of its own, on a small disk of its own.
-Once its workers have joined, faults come in random order at random moments. What ends the run is
-mended (the disk is freed, writable again) and the run gone on with, until it is finished or says
-why it cannot be.
+Each run is `asgd run` in its own process, with its own Ray, on its own small disk. Once its workers
+have joined, faults are injected in random order at random times. If a fault ends the run, the disk
+is repaired and the run resumed, until it finishes or reports why it cannot.
 """
 
 from __future__ import annotations
@@ -37,13 +36,13 @@ cluster = {workers = 2, transport = "tcp", compute_time = {law = "exponential", 
 run = {updates = 500, checkpoint_every = 100}
 """
 DISK_BYTES = 64_000_000
-PATIENCE = 150.0  # seconds for a run to end, however it ends
+PATIENCE = 150.0  # seconds for a run to end in any way
 MOST_ATTEMPTS = 8
 SECONDS_TO_CLEAR = 15.0  # of a guard
 
 
 def own_mounts() -> bool:
-    """Return whether this process may mount what nobody else sees."""
+    """Whether this process may create private mounts."""
     done = subprocess.run(["unshare", "-m", "true"], capture_output=True, check=False)
     return os.geteuid() == 0 and done.returncode == 0
 
@@ -55,7 +54,7 @@ def plan(random: np.random.Generator, faults: int, mounts: bool) -> list[str]:
 
 
 class Launched:
-    """One run, whose files, home and temporary files are below `directory`."""
+    """One run; its files, home and temporary files are below `directory`."""
 
     def __init__(self, directory: Path, random: np.random.Generator, mounts: bool) -> None:
         self.disk, self._tmp = directory / "disk", directory / "t"
@@ -81,7 +80,7 @@ class Launched:
             subprocess.run(["umount", self.disk], check=True)
 
     def start(self) -> subprocess.Popen[str]:
-        """Start the run, or go on with it."""
+        """Start or resume the run."""
         go_on = (self.out / "config.json").exists()
         what = ["--resume", self.out] if go_on else [self._config, "--out", self.out]
         return subprocess.Popen(
@@ -95,13 +94,13 @@ class Launched:
         )
 
     def joined(self) -> int:
-        """Return how often a worker has joined."""
+        """Return the number of `worker_joined` events."""
         with contextlib.suppress(OSError):
             return (self.out / "events.jsonl").read_bytes().count(b'"worker_joined"')
         return 0
 
     def inject(self, kind: str, launcher: int) -> bool:
-        """Inject a fault; return whether there was something to be hit."""
+        """Inject a fault; return whether its target existed."""
         if kind in KILLED:
             pid = next(iter(parts(launcher, kind)), None)
             if pid is not None:
@@ -154,14 +153,14 @@ class Launched:
         return True
 
     def mend(self) -> None:
-        """Make the disk as it should be."""
+        """Repair the disk."""
         if self._read_only:
             subprocess.run(["umount", self.out], check=True)
         (self.disk / "filler").unlink(missing_ok=True)
         self._read_only = self._unwritable = False
 
     def judge(self, status: int, errors: str) -> None:
-        """Note how a process ended, and what should not be."""
+        """Record how a process ended, and the faults."""
         deadline = time.monotonic() + SECONDS_TO_CLEAR
         while (processes_in(self._tmp) or any(self._tmp.iterdir())) and time.monotonic() < deadline:
             time.sleep(0.05)
@@ -187,7 +186,7 @@ class Launched:
 
 
 def chaos(run: Launched, kinds: list[str]) -> list[str]:
-    """Take a run through faults to its end; return those that hit something."""
+    """Inject faults into a run until it ends; return those that hit a target."""
     left, hit = list(kinds), []
     for _ in range(MOST_ATTEMPTS):
         before, process = run.joined(), run.start()

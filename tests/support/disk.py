@@ -1,8 +1,8 @@
-"""A disk that forgets: what may be left of a directory were the power lost at any moment.
+"""Simulates a power failure: the possible contents of a directory if power is lost at any moment.
 
-A file's bytes are safe once it was flushed, a name once its directory was. Of everything else any
-part may be there, in any order: a new name before the bytes it stands for, bytes before their name,
-half of what was appended, zeros for the rest of what was allocated.
+The bytes of a file are safe once it was flushed, and a name once its directory was. Any part of
+everything else may survive, in any order: a new name before its bytes, bytes before their name,
+half of an append, zeros for the rest of an allocation.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ VARIANTS = ("flushed", "names", "mixed", "kept")
 
 @dataclass(eq=False)
 class _File:
-    """The bytes that a name stands for, those on the disk and those that a reader sees."""
+    """The content of a file: the bytes on the disk, and those visible to a reader."""
 
     flushed: bytes = b""
     current: bytes = b""
 
     def some(self, random: np.random.Generator) -> bytes:
-        """Return what may be left of them."""
+        """Return a possible content after a power failure."""
         known, seen = self.flushed, self.current
         if len(seen) <= len(known) or not seen.startswith(known) or random.random() < 0.3:
             return known if random.random() < 0.5 else seen
@@ -44,16 +44,16 @@ Names = dict[str, "_File | Names"]
 
 @dataclass
 class Disk:
-    """Watches a directory in this process; calls `before` ahead of each step that changes it.
+    """Watches a directory in this process; calls `before` ahead of each change.
 
     Attributes
     ----------
     root
         The directory, which need not exist yet.
     before
-        Is given the disk and what is about to happen.
+        Called with the disk and the next step.
     steps
-        What has happened.
+        The steps so far.
     """
 
     root: Path
@@ -69,7 +69,7 @@ class Disk:
         writev = os.writev
 
         def flush(descriptor: int) -> None:
-            """Note it only: the real disk may take its time, and the power will not really go."""
+            """Only record the flush: a real one is slow and not needed."""
             path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
             self._step(f"flush {self._name(path)}", path)
             self._note_flushed(descriptor, path)
@@ -90,11 +90,10 @@ class Disk:
             monkeypatch.undo()
 
     def image(self, variant: str, random: np.random.Generator) -> dict[Path, bytes | None]:
-        """Return what may be left, by relative path; None is a directory.
+        """Return the content after a power failure, by relative path; None is a directory.
 
-        "flushed" is what was flushed and no more, "names" has every name there is and of the bytes
-        those that were flushed, "mixed" any part of both, "kept" all of it, as if this process
-        were killed instead.
+        "flushed" has only what was flushed; "names" has all names, but only flushed bytes; "mixed"
+        has any part of both; "kept" has everything, as if only this process were killed.
         """
         left: dict[Path, bytes | None] = {}
         self._add_directory(self.root, variant, random, left)
@@ -146,7 +145,7 @@ class Disk:
         self._on = True
 
     def _look(self) -> None:
-        """Note what a reader sees; a file that has no name any more makes way for another one."""
+        """Record what a reader sees; forget files that were unlinked."""
         seen: dict[int, _File] = {}
         for path in self.root.rglob("*"):
             if path.is_file():
@@ -171,7 +170,7 @@ class Disk:
 
 
 def lay_out(image: dict[Path, bytes | None], directory: Path) -> Path:
-    """Write what is left into a new directory."""
+    """Write an image into a new directory."""
     for path, content in image.items():
         if content is None:
             (directory / path).mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Pages of the project, their links and the places these lead to."""
+"""Markdown pages of the project, their links and anchors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def pages() -> list[Path]:
 
 
 def links(page: Path) -> list[str]:
-    """Return the targets of a page's links that lead to this project."""
+    """Return the targets of a page's links within this project."""
     text = FENCED.sub("", page.read_text(encoding="utf-8"))
     return [to for to in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in to]
 

@@ -34,7 +34,7 @@ def small_least_squares(l2: float = 0.0) -> LeastSquares:
 def impulse_response(
     law: StalenessLaw, learning_rate: float, curvature: npt.ArrayLike, updates: int
 ) -> Array:
-    """Return h_k, what is left of a unit push k updates later, shape (updates + 1, ...).
+    """Return h_k, the impulse response after k updates, shape (updates + 1, ...).
 
     h_0 = 1, h_{k+1} = h_k - eta a sum_l w_l h_{k-l}, h = 0 before 0.
     """

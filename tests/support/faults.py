@@ -1,4 +1,4 @@
-"""Faults for tests: messages repeated, lost and late, workers that die, without any process."""
+"""Faults without processes: duplicate, lost and late messages, and workers that die."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from cluster.core.worker import Worker
 
 
 class Crowd:
-    """A server and its workers in one process; the test decides which message arrives when.
+    """A server and its workers in one process; the test decides the order of messages.
 
-    `at_hand` holds the snapshot each worker has received and not yet answered, `sent` every
-    gradient a worker ever sent, `stopped` the workers that were told to stop.
+    `at_hand` has each worker's unanswered snapshot, `sent` all gradients sent so far, and `stopped`
+    the workers that were told to stop.
     """
 
     def __init__(self, config: RunConfig, problem: Problem | None = None) -> None:
@@ -37,7 +37,7 @@ class Crowd:
         self.now = 0.0
 
     def join(self, worker: int) -> None:
-        """Let a worker ask for its first snapshot; what it had at hand is gone."""
+        """Let a worker ask for its first snapshot and lose an earlier one."""
         self.at_hand.pop(worker, None)
         self._deliver(self.server.join(worker, self._tick()))
 
@@ -46,18 +46,18 @@ class Crowd:
             self.join(worker)
 
     def add(self, worker: int) -> None:
-        """Let a worker join that the configuration does not know of."""
+        """Let a worker join that is not in the configuration."""
         self.workers[worker] = Worker(self.config, worker, self.problem)
         self.sent[worker] = []
         self.server.admit(worker)
         self.join(worker)
 
     def retire(self, worker: int) -> None:
-        """Let a worker go after the gradient it owes."""
+        """Retire a worker after its pending gradient."""
         self._deliver(self.server.retire(worker, self._tick()))
 
     def push(self, worker: int) -> None:
-        """Let a worker answer the snapshot it has at hand."""
+        """Let a worker answer its snapshot."""
         gradient = self.workers[worker].compute(self.at_hand.pop(worker))
         self.sent[worker].append(gradient)
         self.send(gradient)
@@ -67,12 +67,12 @@ class Crowd:
         self._deliver(self.server.receive(gradient, self._tick()))
 
     def die(self, worker: int) -> None:
-        """Let a worker die; the server is told."""
+        """Let a worker die, and tell the server."""
         self.at_hand.pop(worker, None)
         self._deliver(self.server.leave(worker, self._tick()))
 
     def go_on(self) -> None:
-        """Let the server go on once there is room in its ledger."""
+        """Let the server continue with space in its ledger."""
         self._deliver(self.server.go_on(self._tick()))
 
     def _tick(self) -> float:
@@ -110,7 +110,7 @@ def gradients_of(record: Record) -> list[list[tuple[int, int, int, int]]]:
 
 
 def replay(config: RunConfig, problem: Problem, initial: Array, record: Record) -> list[Array]:
-    """Return x_0, x_1, ...: the trace applied again, one update after another."""
+    """Return x_0, x_1, ... by replaying a trace."""
     rule = make_rule(config.optimizer)
     rate = learning_rate_schedule(config.optimizer)
     points, state = [initial.copy()], rule.init(initial)
@@ -131,7 +131,7 @@ def replay(config: RunConfig, problem: Problem, initial: Array, record: Record) 
 
 
 def replay_run(run: Run) -> list[Array]:
-    """Return x_0, x_1, ... of a run, from its record alone; compute times are not waited for."""
+    """Return x_0, x_1, ... of a run by replaying its record, without compute times."""
     config = msgspec.structs.replace(
         run.config,
         cluster=msgspec.structs.replace(run.config.cluster, compute_time=ComputeTimeConfig()),

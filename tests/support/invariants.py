@@ -1,4 +1,4 @@
-"""What holds for the trace of every finished run, real or simulated."""
+"""Invariants of the trace of every finished run, real or simulated."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ def check_trace(
 ) -> None:
     """Assert the invariants of a finished run in which no gradient was lost.
 
-    `added` gives the update at which each worker joined that the configuration does not know of.
-    `server = False` leaves out those that independent staleness does not have: there, workers do
-    not read the version that their own last gradient made.
+    `added` has the update at which each worker outside the configuration joined. `server = False`
+    skips the invariants that fail for independent staleness, where workers do not read the version
+    after their own last gradient.
     """
     trace, loss, config = run.trace, run.loss, run.config
     assert run.state == "finished"
@@ -39,7 +39,7 @@ def check_trace(
 
     for worker, own in trace.groupby("worker"):
         np.testing.assert_array_equal(own["sequence"], np.arange(len(own)))
-        if server:  # a push is answered with the version it made, and that is what is read next
+        if server:  # the worker next reads the version that its push created
             np.testing.assert_array_equal(
                 own["read_version"], [added.get(worker, 0), *(own["update"].to_numpy()[:-1] + 1)]
             )
@@ -53,11 +53,10 @@ def check_trace(
 
 
 def check_gradients(run: Run) -> None:
-    """Assert that every gradient was applied once or is reported, and staleness is what it is.
+    """Assert that every gradient was applied once or reported, and that staleness is correct.
 
-    Of each worker, the numbers of the applied gradients and of those that events call lost or
-    refused are 0, 1, 2, ... up to its last. A restored server hands some numbers out again: from
-    these on, what older events say does not count.
+    For each worker, the numbers of applied, lost and refused gradients are 0, 1, 2, ... without
+    gaps. A restored server reuses some numbers, which voids the older events about them.
     """
     trace, members = run.trace, run.members
     np.testing.assert_array_equal(trace["update"], np.arange(len(trace)))

@@ -1,4 +1,4 @@
-"""A server with its sockets, and workers in threads, for tests of the data plane."""
+"""A server with sockets, and workers in threads, for tests of the data plane."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def configure(workers: int, updates: int, problem: Any = None, **cluster: Any) -
 
 
 class Line:
-    """A parameter server behind sockets; the test's own thread serves."""
+    """A parameter server with sockets, served by the test's thread."""
 
     def __init__(
         self,
@@ -59,7 +59,7 @@ class Line:
             connection.close()
 
     def connect(self, worker: int) -> SocketConnection:
-        """Return the connection of a worker; the test does the worker's part."""
+        """Return the connection of a worker that the test plays."""
         end = self.sockets.endpoint
         connection: SocketConnection = self.meanwhile(
             lambda: SocketConnection(end, worker, self.shared)
@@ -114,7 +114,7 @@ class Line:
             self.sockets.serve(0.02, 0.02)
 
     def finish(self, workers: int) -> Record:
-        """Serve until so many workers have been told to stop; return the whole record."""
+        """Serve until `workers` workers have been told to stop; return the whole record."""
         self.serve_until(lambda: len(self.replies) == workers)
         for reply in self.replies.values():
             if isinstance(reply, Exception):

@@ -1,4 +1,4 @@
-"""A run directory on which servers work one after another, without any process."""
+"""A run directory with one server after another, without processes."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ def configure(
 
 
 def work(crowd: Crowd, updates: int, seed: int = 0) -> None:
-    """Let workers push in random order until so many updates are made or all are stopped."""
+    """Let workers push in random order until `updates` updates, or until all are stopped."""
     arrivals = np.random.default_rng(seed)
     while crowd.at_hand and crowd.server.version < updates:
         crowd.push(int(arrivals.choice(sorted(crowd.at_hand))))
 
 
 def contents(directory: Path) -> dict[Path, tuple[int, bytes]]:
-    """Return what is in a directory: when each file and directory was changed, and its bytes."""
+    """Return the modification time and the bytes of each entry of a directory."""
     return {
         path: (path.stat().st_mtime_ns, path.read_bytes() if path.is_file() else b"")
         for path in [directory, *directory.rglob("*")]
@@ -49,10 +49,10 @@ def contents(directory: Path) -> dict[Path, tuple[int, bytes]]:
 
 
 class Machine:
-    """A run directory, and crowds that work on it one after another."""
+    """A run directory, and one crowd after another that works on it."""
 
     def __init__(self, path: Path, config: RunConfig, *, left: bool = False) -> None:
-        """Begin a run, or go on from what is left of one in the directory."""
+        """Begin a run, or resume the run `left` in the directory."""
         self.config = config
         self.path = path
         self.writer = RunWriter(path) if left else RunWriter.create(path, config)
@@ -69,7 +69,7 @@ class Machine:
         self.crowd.join_all()
 
     def restart(self) -> None:
-        """Lose everything that is not on disk and go on from there."""
+        """Lose everything that is not on disk, and resume."""
         epoch = self.lease.take()
         self.start(restore(self.writer, epoch, "test", self.crowd.server.version), epoch)
 
@@ -78,7 +78,7 @@ class Machine:
         self.record()
 
     def record(self) -> None:
-        """Bring what happened so far to the disk."""
+        """Write everything so far to the disk."""
         self.recorder.record(self.crowd.server.drain())
 
     def events(self, kind: str) -> list[dict[str, Any]]:

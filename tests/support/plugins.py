@@ -1,4 +1,4 @@
-"""Problems of a user, for tests: some of their code fails."""
+"""Plug-in problems for tests; some fail on purpose."""
 
 from __future__ import annotations
 
@@ -65,5 +65,5 @@ class Bowl:
 
 
 def bowl(**options: Any) -> Bowl:
-    """Make the problem; the name a configuration gives is `tests.support.plugins:bowl`."""
+    """Return the problem; the plug-in is `tests.support.plugins:bowl`."""
     return Bowl(**options)

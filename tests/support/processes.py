@@ -1,4 +1,4 @@
-"""What processes there are, by what the kernel says of them."""
+"""Finds processes in /proc."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pathlib import Path
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
-# Starts a program with the default answer to signals. A background job of a script is started with
-# Ctrl-C ignored, and hands that down: to this suite, say, and to what it starts.
+# Starts a program with default signal handlers. A background job of a script ignores SIGINT, and
+# its children, such as this suite, inherit that.
 DEFAULT_SIGNALS = ("env", "--default-signal=HUP,INT,TERM")
 
 
-# What the command line of each process of a run contains, the launcher's excepted.
+# A part of the command line of each process of a run, except the launcher.
 PARTS = {
     "gcs_server": "/gcs_server",
     "raylet": "/raylet/raylet",
@@ -30,14 +30,14 @@ LAUNCHER = "launcher"
 
 
 def parts(launcher: int, name: str) -> list[int]:
-    """Return the processes of a run, started by the process `launcher`, that have this name."""
+    """Return the processes called `name` of the run started by the process `launcher`."""
     if name == LAUNCHER:
         return [launcher]
     return sorted(pid for pid, line in below(launcher).items() if PARTS[name] in line)
 
 
 def below(ancestor: int) -> dict[int, str]:
-    """Return the command lines of the processes below one."""
+    """Return the command lines of all descendants of a process."""
     parents, lines = {}, {}
     for directory in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
@@ -54,12 +54,12 @@ def below(ancestor: int) -> dict[int, str]:
 
 
 def actor_processes(kind: str) -> set[int]:
-    """Return the processes below this one that are Ray actors of a kind."""
+    """Return the descendants of this process that are Ray actors of a kind."""
     return {pid for pid, line in below(os.getpid()).items() if line.startswith(f"ray::{kind}")}
 
 
 def processes_in(directory: Path | str) -> set[int]:
-    """Return the processes that have files of a directory open."""
+    """Return the processes with open files in a directory."""
     found = set()
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):

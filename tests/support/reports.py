@@ -1,4 +1,4 @@
-"""Runs to report on, made in virtual time; one of them by a hostile user."""
+"""Simulated runs for reports, including a hostile one."""
 
 from __future__ import annotations
 
@@ -74,14 +74,14 @@ def repeats(path: Path) -> Path:
 
 
 def predicted(path: Path) -> Study:
-    """Return the study of a directory, predicted and stored where that can be had."""
+    """Return the study of a directory, with a stored prediction if possible."""
     study = Study.open(path)
     study.predict_if_missing(paths=8)
     return study
 
 
 def unpredicted(base: Path) -> Path:
-    """Report on a run of one worker, too short to fit, that nobody predicted."""
+    """Report on an unpredicted run of one worker that is too short to fit."""
     path = base / "unpredicted"
     run = simulated_run(path, workers=1, updates=40)
     RunWriter(run.path).event("failed", reason=f"no reason {HOSTILE}")
@@ -89,7 +89,7 @@ def unpredicted(base: Path) -> Path:
 
 
 def hostile_run(path: Path) -> Path:
-    """Make a run whose every free text tries to become a part of the page."""
+    """Make a run with HTML injection in every free text."""
     predicted_run(path, kind="tests.support.plugins:bowl", options={"fault": HOSTILE})
     environment = json.dumps({"host": HOSTILE, "packages": {HOSTILE: '"></script>'}})
     (path / "environment.json").write_text(environment, encoding="utf-8")
