@@ -1,7 +1,7 @@
 """Fast prediction: one mean path under the law, and linear noise around it (ours).
 
-The mean path is (G1) without noise. Around it a small deviation of one Hessian mode obeys the
-recursion of `analysis.exact.moments.impulse_response`, h_i. With the Hessian at the time of
+The mean path is (G1) without noise. Around it a small deviation of one Hessian mode obeys a linear
+recursion with the delays of the law; h_i is its impulse response. With the Hessian at the time of
 interest and the noise S from the time of its injection,
 
     Cov_k = (eta^2 / b) sum_{j<k} h_{k-1-j}(H) S_j h_{k-1-j}(H)
