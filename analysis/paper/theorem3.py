@@ -53,7 +53,7 @@ SCALINGS = (Scaling("fixed mu"), Scaling("fixed friction"))
 
 
 def theorem3(paths: int = 1_000, seed: int = 0, replicates: int = 400) -> Claim:
-    """Measure max over k dt <= T of E |x_k - X_{k dt}|^2 and fit its slope against dt."""
+    """Measure max over k dt <= HORIZON of E |x_k - X_{k dt}|^2 and fit its slope against dt."""
     errors, slopes = [], []
     for problem in PROBLEMS:
         for scaling in SCALINGS:
@@ -181,7 +181,7 @@ def _caption(slopes: pd.DataFrame, paths: int) -> str:
         )
 
     return (
-        f"max over k dt <= T = {HORIZON:g} of E |x_k - X_(k dt)|^2 against dt, {paths} paths, "
+        f"max over k dt <= {HORIZON:g} of E |x_k - X_(k dt)|^2 against dt, {paths} paths, "
         f"x_0 = 1, samples f -+ 2x; X by {SUBSTEPS} sub-steps per update. Theorem 3 says O(dt^2). "
         f"Slopes over the {FITTED} smallest dt, for f = x^2 and for the double well, with 95 % "
         f"bootstrap intervals over paths; slopes that still change with dt are not in the "
@@ -191,8 +191,8 @@ def _caption(slopes: pd.DataFrame, paths: int) -> str:
         f"whose standardised noise then drives the SME, {found('fixed mu', 'no noise')} without "
         f"noise. The bound holds and is not sharp: friction (1 - mu)/dt grows as dt falls and x "
         f"follows the slow mode on which the SME starts; for linear gradients its decay per update "
-        f"differs by (eta a)^2/2, squared O(dt^6) at fixed T (O(dt^4) while x has time to relax), "
-        f"and the noise fades. At fixed friction (1 - mu)/dt = {FIXED_FRICTION:g}, "
+        f"differs by (eta a)^2/2, squared O(dt^6) at a fixed time (O(dt^4) while x has time to "
+        f"relax), and the noise fades. At fixed friction (1 - mu)/dt = {FIXED_FRICTION:g}, "
         f"where the limit keeps its inertia, the slope is the claimed two, from above: "
         f"{found('fixed friction', 'gaussian')}, and "
         f"{found('fixed friction', 'own lags and samples')}. The coupling matters there: two-point "

@@ -6,7 +6,7 @@ import pytest
 import analysis
 from analysis.exact.limits import Limit, StabilityLimits
 from analysis.exact.mean_square import MemorylessServer
-from analysis.exact.stability import max_stable_learning_rate
+from analysis.exact.stability import max_stable_learning_rate, most_workers
 from asgd.delays import ComputeTime
 from asgd.errors import InputError
 from asgd.staleness import ConstantPlusGeometric, Geometric, GeometricMixture, Poisson
@@ -72,6 +72,26 @@ def test_a_fixed_order_has_one_limit(momentum: float, expected: list[float]) -> 
         assert limits.mean.value == pytest.approx(value, rel=1e-3)
         law = analysis.stability_limits(ConstantPlusGeometric(delay), momentum=momentum)
         assert law == limits
+
+
+@pytest.mark.parametrize(
+    "server",
+    [
+        times("gamma", 4, 0.1),
+        times("constant", 4, slow=1.3),
+    ],
+)
+def test_a_fixed_order_has_the_lowest_limits(server: ComputeTime) -> None:
+    """So many workers as are stable in a fixed order are stable whatever their compute times."""
+    for momentum in (0.0, 0.9):
+        lowest = max_stable_learning_rate(ConstantPlusGeometric(3), 1.0, momentum=momentum)
+        limit = analysis.stability_limits(server, momentum=momentum).mean_square
+        assert limit is not None
+        assert limit.value + 3 * limit.error > lowest
+        assert most_workers(0.9 * lowest, momentum) == 4
+        assert most_workers(1.1 * lowest, momentum) == 3
+        assert most_workers(1.1 * lowest, momentum, fewer_than=2) == 1
+    assert most_workers(2.1) == 0
 
 
 def test_memoryless_mean_square_is_exact() -> None:
