@@ -331,7 +331,9 @@ def test_run_goes_on_without_a_lost_worker_which_comes_back(
     lost = [event for event in result.events if event["event"] == "worker_lost"]
     assert lost
     assert all(event["reason"].startswith(reason) for event in lost)
-    assert all(0 < event["update"] < 300 for event in lost)
+    # The first is lost in mid-run; another may end with the last update and be noticed after it.
+    assert 0 < lost[0]["update"] < 300
+    assert all(event["update"] <= 300 for event in lost)
     joined = [event["worker"] for event in result.events if event["event"] == "worker_joined"]
     assert len(joined) > 2
     check_every_gradient_is_accounted_for(result)
