@@ -190,7 +190,6 @@ def profile(runs: Sequence[Path], as_json: bool, quiet: bool) -> None:
     asgd profile runs/digits
     asgd profile runs/p4 runs/p8 --json
     """
-    from analysis.profile.estimators import ESTIMATORS
     from analysis.profile.fit import compare_fits
     from analysis.profile.queueing import explains_staleness
     from analysis.profile.verdict import name_in_words
@@ -200,8 +199,9 @@ def profile(runs: Sequence[Path], as_json: bool, quiet: bool) -> None:
     found, fits = [], []
     for path in runs:
         study = Study.open(path)
-        with Bar("profile", len(ESTIMATORS), quiet) as bar:
-            for done, (name, law) in enumerate(study.fit.laws.items()):
+        laws = study.fit.laws
+        with Bar("profile", len(laws), quiet) as bar:
+            for done, (name, law) in enumerate(laws.items()):
                 bar.whole(name_in_words(name), done)
                 law.work_out()
         study.save()

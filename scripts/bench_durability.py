@@ -35,8 +35,8 @@ import ray
 
 from asgd.config import RunConfig, make_config
 from asgd.problems import make_problem
+from asgd.problems.base import starting_point
 from asgd.rundir.writer import RunWriter
-from asgd.streams import stream
 from cluster.actors import RecorderActor, ServerActor, WorkerActor
 from cluster.core.ledger import Ledger
 from cluster.core.messages import Gradient
@@ -109,7 +109,7 @@ def measure(config: RunConfig, path: Path, silent: bool) -> dict[str, float]:
     """Run and return updates/s and processor microseconds per update."""
     RunWriter.create(path, config)
     epoch = Lease(path / CHECKPOINTS).take()
-    initial = make_problem(config).initial_point(stream(config.run.seed, "initial"))
+    initial = starting_point(make_problem(config), config.run.seed)
     recorder = actor(TimedRecorder, config, str(path), epoch, 0o077)
     server = actor(TimedServer, config, initial, recorder, str(path), epoch)
     if silent:

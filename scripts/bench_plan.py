@@ -34,7 +34,7 @@ from analysis.prediction.run_stability import leading_curvatures
 from asgd.config import RunConfig, make_config
 from asgd.errors import RunFailedError
 from asgd.problems import make_problem
-from asgd.problems.base import Array, Indices, Problem
+from asgd.problems.base import Array, Indices, Problem, starting_point
 from asgd.rundir.reader import read_run
 from asgd.simulation.simulate import simulate
 from asgd.streams import stream
@@ -194,7 +194,7 @@ class Case:
 def curvature(name: str) -> float:
     """Return the largest curvature at the start or where gradient descent from there ends."""
     problem = make_problem(make_config({"problem": PROBLEMS[name][0]}))
-    x = problem.initial_point(stream(0, "initial"))
+    x = starting_point(problem, 0)
     first = float(leading_curvatures(problem, x)[0])
     rate = 0.3 / max(first, 1.0)
     for _ in range(500):

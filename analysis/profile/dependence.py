@@ -126,7 +126,7 @@ def block_length(values: Integers) -> int:
     centred = values - np.mean(values)
     last = 0
     for series in (centred, centred**2):
-        for lags in (min(longest, _FEW_LAGS), longest):
+        for lags in sorted({min(longest, _FEW_LAGS), longest}):
             inside = np.abs(autocorrelation(series, lags + calm)[1:]) < band
             runs = np.convolve(inside, np.ones(calm), "valid") >= calm
             if runs.any():
