@@ -1,13 +1,11 @@
-"""Update rules: pairs of pure functions (init, update) that turn a gradient into a step.
+"""Update rules: pure functions of a gradient and a state, that return a step and the next state.
 
-The server applies `x <- x - step`. `update` returns the step and the next state. It does not modify
-its gradient or its state, and writes the step into `out` if given.
+The server applies `x <- x - step`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -17,132 +15,71 @@ from asgd.config import OptimizerConfig
 State = tuple[Array, ...]
 
 
-class Update(Protocol):
-    """Turns one gradient into one step."""
+@dataclass(frozen=True)
+class Rule:
+    """An update rule; the default is SGD, x_{k+1} = x_k - eta g (A1).
 
-    def __call__(
+    Attributes
+    ----------
+    momentum
+        zeta of the heavy ball, v_{k+1} = zeta v_k - eta g, x_{k+1} = x_k + v_{k+1} (An, Lu, Ying,
+        section 2.1, before (L4)). 0 is SGD without a state.
+    staleness_aware
+        Whether the step is eta / (1 + tau) (Zhang et al., Staleness-aware async-SGD, 2016).
+    clip_norm
+        Gradients are clipped to this length: g min(1, clip_norm / |g|). None clips nothing.
+    """
+
+    momentum: float = 0.0
+    staleness_aware: bool = False
+    clip_norm: float | None = None
+
+    @property
+    def blockwise(self) -> bool:
+        """Whether `update` may be applied to one block of the vector at a time."""
+        return self.momentum == 0.0 and self.clip_norm is None
+
+    def init(self, x: Array) -> State:
+        """Return the state before the first update: -v, shape (d,), for the heavy ball."""
+        return (np.zeros_like(x),) if self.momentum else ()
+
+    def update(
         self,
         gradient: Array,
         state: State,
         *,
         learning_rate: float,
-        staleness: int,
+        staleness: int | Array,
         out: Array | None = None,
     ) -> tuple[Array, State]:
-        """Return the step, shape (d,), and the next state."""
-        ...
+        """Return the step, shape (d,), and the next state; the arguments are not modified.
 
-
-class Rule(NamedTuple):
-    """An update rule.
-
-    Attributes
-    ----------
-    init
-        Returns the state before the first update, given x_0 of shape (d,).
-    update
-        Returns the step and the next state, given a gradient of shape (d,).
-    blockwise
-        Whether the rule is elementwise and has no state, so that `update` may be applied to one
-        block of the vector at a time.
-    momentum, staleness_aware
-        For linear theory: the factor of the heavy ball, and whether the step is divided by
-        1 + staleness.
-    """
-
-    init: Callable[[Array], State]
-    update: Update
-    blockwise: bool = False
-    momentum: float = 0.0
-    staleness_aware: bool = False
-
-
-def sgd() -> Rule:
-    """Return stochastic gradient descent, x_{k+1} = x_k - eta g (A1). It has no state."""
-
-    def init(x: Array) -> State:
-        return ()
-
-    def update(
-        gradient: Array,
-        state: State,
-        *,
-        learning_rate: float,
-        staleness: int,
-        out: Array | None = None,
-    ) -> tuple[Array, State]:
-        return np.multiply(gradient, learning_rate, out=out), state
-
-    return Rule(init, update, blockwise=True)
-
-
-def momentum(zeta: float) -> Rule:
-    """Return the heavy ball, v_{k+1} = zeta v_k - eta g, x_{k+1} = x_k + v_{k+1}.
-
-    An, Lu, Ying, section 2.1, before (L4). The state is -v, shape (d,).
-    """
-
-    def init(x: Array) -> State:
-        return (np.zeros_like(x),)
-
-    def update(
-        gradient: Array,
-        state: State,
-        *,
-        learning_rate: float,
-        staleness: int,
-        out: Array | None = None,
-    ) -> tuple[Array, State]:
-        velocity = zeta * state[0]
-        velocity += np.multiply(gradient, learning_rate, out=out)
+        Parameters
+        ----------
+        gradient
+            Shape (d,), or (paths, d).
+        staleness
+            A number, or one per path, shape (paths, 1).
+        out
+            Array for the step; it may be the gradient, which is then overwritten.
+        """
+        if self.clip_norm is not None:
+            length = np.linalg.norm(gradient, axis=-1, keepdims=True)
+            if np.any(length > self.clip_norm):
+                gradient = gradient * (self.clip_norm / np.maximum(length, self.clip_norm))
+        eta = learning_rate / (1 + staleness) if self.staleness_aware else learning_rate
+        step = np.multiply(gradient, eta, out=out)
+        if not self.momentum:
+            return step, state
+        velocity = self.momentum * state[0]
+        velocity += step
         return velocity, (velocity,)
-
-    return Rule(init, update, momentum=zeta)
-
-
-def staleness_aware() -> Rule:
-    """Return SGD with step eta / (1 + tau) (Zhang et al., Staleness-aware async-SGD, 2016)."""
-    plain = sgd()
-
-    def update(
-        gradient: Array,
-        state: State,
-        *,
-        learning_rate: float,
-        staleness: int,
-        out: Array | None = None,
-    ) -> tuple[Array, State]:
-        reduced = learning_rate / (1 + staleness)
-        return plain.update(gradient, state, learning_rate=reduced, staleness=staleness, out=out)
-
-    return Rule(plain.init, update, blockwise=True, staleness_aware=True)
-
-
-def clipped(rule: Rule, norm: float) -> Rule:
-    """Return `rule` with gradients clipped to length `norm`: g min(1, norm / |g|)."""
-
-    def update(
-        gradient: Array,
-        state: State,
-        *,
-        learning_rate: float,
-        staleness: int,
-        out: Array | None = None,
-    ) -> tuple[Array, State]:
-        length = np.linalg.norm(gradient, axis=-1, keepdims=True)
-        if np.any(length > norm):
-            gradient = gradient * (norm / np.maximum(length, norm))
-        return rule.update(
-            gradient, state, learning_rate=learning_rate, staleness=staleness, out=out
-        )
-
-    return rule._replace(update=update, blockwise=False)
 
 
 def make_rule(optimizer: OptimizerConfig) -> Rule:
     """Return the configured rule."""
-    if optimizer.rule == "momentum":
-        rule = momentum(optimizer.momentum)
-    else:
-        rule = staleness_aware() if optimizer.rule == "staleness_aware" else sgd()
-    return rule if optimizer.clip_norm is None else clipped(rule, optimizer.clip_norm)
+    return Rule(
+        optimizer.momentum if optimizer.rule == "momentum" else 0.0,
+        optimizer.rule == "staleness_aware",
+        optimizer.clip_norm,
+    )

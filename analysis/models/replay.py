@@ -15,7 +15,7 @@ from analysis.models.ensemble import Ensemble, PathOptions, PerUpdate, run_ensem
 from asgd.arrays import Array, Integers
 from asgd.errors import InputError
 from asgd.problems.base import Problem
-from asgd.rules import Rule, sgd
+from asgd.rules import Rule
 from asgd.staleness.values import whole_numbers
 from asgd.streams import Seed
 
@@ -138,7 +138,7 @@ def sme_replay(
         held = np.cumsum(np.bincount(np.unique(read_version), minlength=updates + 1))[:-1]
         held -= np.cumsum(np.bincount(last_read[last_read >= 0], minlength=updates))
         copies = max(copies, int(held.max()) + 5)
-        makers.append(partial(Replay, descent, read_version, last_read, rule or sgd()))
+        makers.append(partial(Replay, descent, read_version, last_read, rule or Rule()))
     block = partial(Replays, makers) if several else makers[0]
     return run_ensemble(block, problem, updates, paths, seed, "sme_replay", copies, **options)
 

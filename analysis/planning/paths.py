@@ -178,8 +178,7 @@ class _Servers:
             gradient,
             self._state,
             learning_rate=self._rate[k],
-            # an array over paths instead of the single number of a server
-            staleness=staleness[:, None].astype(gradient.dtype),  # type: ignore[arg-type]
+            staleness=staleness[:, None].astype(gradient.dtype),
         )
         self.x -= step
         lost = ~np.isfinite(self.x).all(axis=1)

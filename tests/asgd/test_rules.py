@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from asgd.config import make_config
-from asgd.rules import Rule, clipped, make_rule, momentum, sgd, staleness_aware
+from asgd.rules import Rule, make_rule
 
 RULES = {
-    "sgd": sgd(),
-    "momentum": momentum(0.9),
-    "staleness_aware": staleness_aware(),
-    "clipped": clipped(momentum(0.5), 0.1),
+    "sgd": Rule(),
+    "momentum": Rule(momentum=0.9),
+    "staleness_aware": Rule(staleness_aware=True),
+    "clipped": Rule(momentum=0.5, clip_norm=0.1),
 }
 
 
@@ -41,7 +41,7 @@ def test_update_is_pure_and_out_changes_nothing(rule: Rule) -> None:
 def test_momentum_is_the_heavy_ball() -> None:
     rng = np.random.default_rng(1)
     gradients = rng.standard_normal((6, 3))
-    rule = momentum(0.8)
+    rule = Rule(momentum=0.8)
     state = rule.init(np.zeros(3))
     x, x_ball, v = np.zeros(3), np.zeros(3), np.zeros(3)
     for gradient in gradients:
@@ -53,7 +53,7 @@ def test_momentum_is_the_heavy_ball() -> None:
 
 
 def test_staleness_aware_divides_the_step() -> None:
-    rule = staleness_aware()
+    rule = Rule(staleness_aware=True)
     for staleness in (0, 1, 7):
         step, _ = rule.update(np.array([2.0]), (), learning_rate=0.3, staleness=staleness)
         assert step[0] == pytest.approx(0.6 / (1 + staleness), rel=1e-15)
@@ -62,7 +62,7 @@ def test_staleness_aware_divides_the_step() -> None:
 @pytest.mark.parametrize(("gradient", "length"), [([3.0, 4.0], 2.0), ([0.3, 0.4], 0.5)])
 def test_clipping_keeps_the_direction(gradient: list[float], length: float) -> None:
     value = np.array(gradient)
-    step, _ = clipped(sgd(), 2.0).update(value, (), learning_rate=1.0, staleness=0)
+    step, _ = Rule(clip_norm=2.0).update(value, (), learning_rate=1.0, staleness=0)
     assert np.linalg.norm(step) == pytest.approx(length, rel=1e-15)
     np.testing.assert_allclose(step / np.linalg.norm(step), value / np.linalg.norm(value))
 
