@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from asgd.rundir.reader import read_run as read_run
     from asgd.rundir.repeats import read_runs as read_runs
     from asgd.schedules import with_batch_sizes as with_batch_sizes
+    from asgd.simulation.order import simulate_staleness as simulate_staleness
     from asgd.simulation.simulate import simulate as simulate
-    from asgd.simulation.simulate import simulate_staleness as simulate_staleness
     from asgd.staleness import ConstantPlusGeometric as ConstantPlusGeometric
     from asgd.staleness import ConwayMaxwellPoisson as ConwayMaxwellPoisson
     from asgd.staleness import Empirical as Empirical
@@ -56,7 +56,8 @@ else:
             "asgd.rundir.repeats": ["read_runs"],
             "asgd.problems": ["Problem", "make_problem"],
             "asgd.schedules": ["with_batch_sizes"],
-            "asgd.simulation.simulate": ["simulate", "simulate_staleness"],
+            "asgd.simulation.order": ["simulate_staleness"],
+            "asgd.simulation.simulate": ["simulate"],
             "asgd.staleness": [
                 "ConstantPlusGeometric",
                 "ConwayMaxwellPoisson",

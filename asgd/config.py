@@ -19,13 +19,12 @@ import msgspec
 import numpy as np
 
 from asgd.config_defects import (
-    did_you_mean,
     explained,
     missing_table,
     refuse_infinite,
     refuse_unknown_keys,
 )
-from asgd.errors import InputError
+from asgd.errors import InputError, did_you_mean
 from asgd.stored_json import check_plain, parse_json
 
 Positive = Annotated[float, msgspec.Meta(gt=0)]

@@ -5,12 +5,12 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, get_args
 
 import msgspec
 
-from asgd.errors import InputError
+from asgd.errors import InputError, did_you_mean
 
 Table = type[msgspec.Struct]
 
@@ -23,12 +23,6 @@ _TYPES = {
     "object": "a table",
     "null": "nothing",
 }
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return a hint with the closest known name, "" if none is close."""
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f"did you mean {close[0]}? " if close else ""
 
 
 def missing_table(name: str, root: Table) -> str:

@@ -1,4 +1,4 @@
-"""Compute-time laws of a worker, in seconds.
+"""Compute-time laws and the other times of a worker's cycle, in seconds.
 
 A law gives the time added to a gradient computation. Under a `memoryless` law the staleness is
 geometric, as in the theory.
@@ -6,15 +6,14 @@ geometric, as in the theory.
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from asgd.arguments import number, shown
-from asgd.config import ClusterConfig
-from asgd.errors import InputError
+from asgd.config import ClusterConfig, SimulationConfig
+from asgd.errors import InputError, did_you_mean
 
 LAWS = ("none", "constant", "exponential", "gamma", "lognormal")
 
@@ -39,8 +38,7 @@ class ComputeTime:
 
     def __post_init__(self) -> None:
         if self.law not in LAWS:
-            near = difflib.get_close_matches(str(self.law), LAWS, 1)
-            hint = f"did you mean {near[0]}? " if near else ""
+            hint = did_you_mean(str(self.law), LAWS)
             raise InputError(f"law = {self.law!r}: {hint}expected {', '.join(LAWS)}")
         try:
             mean = np.asarray(self.mean, dtype=float)
@@ -95,3 +93,41 @@ class ComputeTime:
             sigma = np.sqrt(np.log1p(self.variation**2))
             return rng.lognormal(-(sigma**2) / 2, sigma, size)
         return np.ones(size)
+
+
+@dataclass(frozen=True)
+class CycleTimes:
+    """The times of a worker's cycle other than computing, in seconds.
+
+    Attributes
+    ----------
+    gradient_time
+        Fixed part of each computation.
+    message_time
+        One-way delay between worker and server.
+    service_time
+        Time of the server for one push; pushes queue.
+    """
+
+    gradient_time: float = 0.0
+    message_time: float = 0.0
+    service_time: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            number(value, name, least=0.0)
+
+    @classmethod
+    def of(cls, given: SimulationConfig) -> CycleTimes:
+        """Take the `[simulation]` times of a configuration."""
+        return cls(given.gradient_time, given.message_time, given.service_time)
+
+    @property
+    def messages(self) -> float:
+        """The time of both messages of a cycle."""
+        return 2.0 * self.message_time
+
+    @property
+    def dead_time(self) -> float:
+        """The fixed time outside the server: gradient and both messages."""
+        return self.gradient_time + self.messages

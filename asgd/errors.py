@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -46,3 +48,9 @@ class UnreliableEstimateError(AsgdError):
     def __init__(self, message: str, estimate: Any) -> None:
         super().__init__(message)
         self.estimate = estimate
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return a hint with the closest known name, "" if none is close."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"did you mean {close[0]}? " if close else ""

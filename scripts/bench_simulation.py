@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Speed of the simulators: one large server in virtual time, and many servers at once.
+"""Speed of a large simulation.
 
 .venv/bin/python scripts/bench_simulation.py [--repeats 3]
 
@@ -17,15 +17,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-
 from asgd.config import make_config
-from asgd.delays import ComputeTime
-from asgd.problems import Quadratic
-from asgd.simulation.simulate import server_ensemble, simulate
+from asgd.simulation.simulate import simulate
 
 WORKERS, UPDATES = 10_000, 1_000_000
-PATHS, STEPS = 10_000, 500
 
 
 def one_server(service_time: float) -> None:
@@ -43,15 +38,6 @@ def one_server(service_time: float) -> None:
     )
     with tempfile.TemporaryDirectory() as directory:
         simulate(config, Path(directory) / "run")
-
-
-def many_servers() -> None:
-    compute_time = ComputeTime("exponential", np.ones(8))
-    rng = np.random.default_rng(0)
-    for _ in server_ensemble(
-        Quadratic(), compute_time, learning_rate=0.01, updates=STEPS, paths=PATHS, rng=rng
-    ):
-        pass
 
 
 def measure(job: Callable[[], None], repeats: int) -> tuple[float, float]:
@@ -73,13 +59,6 @@ def main() -> None:
     for name, service_time in (("no service time", 0.0), ("service time 1e-5 s", 1e-5)):
         used, taken = measure(lambda t=service_time: one_server(t), repeats)
         print(f"{size}, {name}: {used:.1f} s of processor, {taken:.1f} s", flush=True)
-    used, taken = measure(many_servers, repeats)
-    rate = PATHS * STEPS / used / 1e6
-    print(
-        f"{PATHS:,} servers at once, {STEPS} updates, 8 workers: {used:.1f} s of processor, "
-        f"{taken:.1f} s; {rate:.1f} million updates per processor second",
-        flush=True,
-    )
 
 
 if __name__ == "__main__":

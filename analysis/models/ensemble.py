@@ -16,7 +16,6 @@ results do not depend on the number of threads.
 
 from __future__ import annotations
 
-import difflib
 import logging
 import os
 import threading
@@ -34,7 +33,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from analysis.models.statistics import PathStatistics
 from asgd.arguments import count, number, shown
 from asgd.arrays import Array, Integers
-from asgd.errors import InputError
+from asgd.errors import InputError, did_you_mean
 from asgd.problems.base import Problem, starting_point
 from asgd.streams import Seed, as_seed, stream
 
@@ -287,8 +286,7 @@ def _check_options(problem: Problem, options: Mapping[str, Any]) -> None:
     known = PathOptions.__annotations__
     for key in options:
         if key not in known:
-            near = difflib.get_close_matches(key, [*known, *_OF_MODELS], 1)
-            hint = f"did you mean {near[0]}? " if near else ""
+            hint = did_you_mean(key, [*known, *_OF_MODELS])
             raise InputError(f"{key}: unknown option; {hint}accepted: {', '.join(known)}")
     if options.get("threads") is not None:
         count(options["threads"], "threads")

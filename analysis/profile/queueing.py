@@ -23,10 +23,10 @@ from analysis.profile.estimators import Counts
 from analysis.profile.goodness import total_variation
 from analysis.profile.stragglers import stragglers_of, taking_part
 from analysis.profile.verdict import CLOSE
-from asgd.arguments import count, number, shown
+from asgd.arguments import count, shown
 from asgd.arrays import Array, Integers
-from asgd.config import Configuration, RunConfig, SimulationConfig, as_config
-from asgd.delays import ComputeTime
+from asgd.config import Configuration, RunConfig, as_config
+from asgd.delays import ComputeTime, CycleTimes
 from asgd.errors import InputError
 from asgd.rundir.reader import Run
 from asgd.simulation.order import server_order
@@ -104,39 +104,6 @@ class MeasuredTimes:
     @cached_property
     def _begin(self) -> Integers:
         return np.cumsum(self._sizes) - self._sizes
-
-
-@dataclass(frozen=True)
-class CycleTimes:
-    """The times of a worker's cycle other than computing, in seconds.
-
-    Attributes
-    ----------
-    gradient_time
-        Fixed part of each computation.
-    message_time
-        One-way delay between worker and server.
-    service_time
-        Time of the server for one push; pushes queue.
-    """
-
-    gradient_time: float = 0.0
-    message_time: float = 0.0
-    service_time: float = 0.0
-
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            number(value, name, least=0.0)
-
-    @classmethod
-    def of(cls, given: SimulationConfig) -> CycleTimes:
-        """Take the `[simulation]` times of a configuration."""
-        return cls(given.gradient_time, given.message_time, given.service_time)
-
-    @property
-    def dead_time(self) -> float:
-        """The fixed time outside the server: gradient and two messages."""
-        return self.gradient_time + 2.0 * self.message_time
 
 
 @dataclass(frozen=True)

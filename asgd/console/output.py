@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import logging
 import math
@@ -13,7 +12,7 @@ from typing import Any
 
 import click
 
-from asgd.errors import InputError
+from asgd.errors import InputError, did_you_mean
 from asgd.printable import printable
 
 _RESULTS = "asgd.results"
@@ -39,9 +38,7 @@ class Commands(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Find a command, or refuse the name with a hint."""
         if self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
-            close = difflib.get_close_matches(args[0], self.commands, n=1)
-            hint = f"did you mean {close[0]}? " if close else ""
-            accepted = ", ".join(self.commands)
+            hint, accepted = did_you_mean(args[0], self.commands), ", ".join(self.commands)
             raise InputError(f"{args[0]}: unknown command; {hint}expected {accepted}")
         return super().resolve_command(ctx, args)
 

@@ -1,1 +1,1 @@
-"""The parameter server in virtual time: single runs, the order of updates, ensembles of runs."""
+"""The parameter server in virtual time: the order of updates, runs, and their replay."""

@@ -19,7 +19,7 @@ import numpy as np
 from asgd.arguments import count as whole
 from asgd.arguments import shown
 from asgd.arrays import Array, Integers
-from asgd.delays import ComputeTime
+from asgd.delays import ComputeTime, CycleTimes
 from asgd.errors import InputError
 
 _CHUNK = 4096  # compute times drawn together
@@ -84,9 +84,9 @@ def simulate_staleness(
     Raises
     ------
     InputError
-        `schedule`, `updates` or `rng` is not valid.
+        A time, `schedule`, `updates` or `rng` is not valid.
     """
-    workers = len(compute_time.mean)
+    times, workers = CycleTimes(gradient_time, message_time, service_time), len(compute_time.mean)
     if not isinstance(rng, np.random.Generator):
         raise InputError(f"rng = {shown(rng)}: expected a numpy Generator")
     updates = whole(updates, "updates")
@@ -97,12 +97,12 @@ def simulate_staleness(
     relative = chain.from_iterable(chunks)
     mean = compute_time.mean.tolist()
     return server_order(
-        lambda worker, _: gradient_time + mean[worker] * next(relative),
+        lambda worker, _: times.gradient_time + mean[worker] * next(relative),
         workers,
         updates,
         turns=turns,
-        message_time=message_time,
-        service_time=service_time,
+        messages=times.messages,
+        service_time=times.service_time,
     )
 
 
@@ -112,7 +112,7 @@ def server_order(
     updates: int,
     *,
     turns: Integers | None = None,
-    message_time: float = 0.0,
+    messages: float = 0.0,
     service_time: float = 0.0,
 ) -> ServerOrder:
     """Simulate the order of updates, given the compute times.
@@ -125,9 +125,11 @@ def server_order(
     turns
         Worker of each update, shape (updates,). None takes the worker that arrives first; among
         simultaneous arrivals, the one with the older snapshot.
+    messages, service_time
+        Seconds of both messages of a cycle, and of each update on the server.
     """
     computing = [compute_seconds(worker, 0) for worker in range(workers)]
-    arrival = [seconds + 2 * message_time for seconds in computing]
+    arrival = [seconds + messages for seconds in computing]
     turn = _first_come(arrival) if turns is None else iter(turns.tolist())
     sequence = [0] * workers
     chosen, computed, applied = [], [], []
@@ -140,7 +142,7 @@ def server_order(
         computed.append(computing[worker])
         sequence[worker] += 1
         computing[worker] = seconds = compute_seconds(worker, sequence[worker])
-        arrival[worker] = now + seconds + 2 * message_time
+        arrival[worker] = now + seconds + messages
     worker_of = np.array(chosen, dtype=np.int64)
     order, previous = _previous_turns(worker_of)
     return ServerOrder(worker_of, order, previous + 1, np.array(computed), np.array(applied))
@@ -150,7 +152,7 @@ def unhindered_order(
     draw: Callable[[int, int, int], Array],
     workers: int,
     updates: int,
-    message_time: float = 0.0,
+    messages: float = 0.0,
 ) -> ServerOrder | None:
     """Return `server_order` for a service time of zero, many times faster.
 
@@ -163,10 +165,10 @@ def unhindered_order(
     draw
         Returns the compute times of `(worker, first block, number of blocks)`; all blocks have the
         same length.
-    workers, updates, message_time
+    workers, updates, messages
         As in `server_order`.
     """
-    known = [_Arrivals(message_time) for _ in range(workers)]
+    known = [_Arrivals(messages) for _ in range(workers)]
     behind = list(range(workers))
     while behind:
         for worker in behind:
@@ -190,11 +192,11 @@ def unhindered_order(
 class _Arrivals:
     """Arrival times of one worker's gradients at a server without a queue."""
 
-    def __init__(self, message_time: float) -> None:
+    def __init__(self, messages: float) -> None:
         self.blocks = 0
         self.computing = np.empty(0)
         self.arrival = np.empty(0)
-        self._messages = 2 * message_time
+        self._messages = messages
 
     def extend(self, computing: Array, blocks: int) -> None:
         """Append the arrivals after `blocks` more blocks of compute times."""

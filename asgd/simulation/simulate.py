@@ -17,7 +17,7 @@ import numpy as np
 
 from asgd.arrays import Array
 from asgd.config import Configuration, RunConfig, as_config
-from asgd.delays import ComputeTime
+from asgd.delays import ComputeTime, CycleTimes
 from asgd.divergence import NOT_FINITE, check_divergence, remedy
 from asgd.draws import WorkerDraws
 from asgd.errors import InputError, RunFailedError
@@ -32,12 +32,9 @@ from asgd.rundir.problem_record import ProblemRecord
 from asgd.rundir.repeats import run_repeats
 from asgd.rundir.writer import RunWriter, default_path
 from asgd.schedules import batch_schedule, learning_rate_schedule
-from asgd.simulation.order import ServerOrder, server_order, simulate_staleness, unhindered_order
-from asgd.simulation.paths import ServerPaths, server_ensemble
+from asgd.simulation.order import ServerOrder, server_order, unhindered_order
 from asgd.staleness import named_law
 from asgd.streams import stream
-
-__all__ = ["ServerOrder", "ServerPaths", "server_ensemble", "simulate", "simulate_staleness"]
 
 _PART = 100_000  # updates in one part of the trace
 _BLOCK_NUMBERS = 1 << 20  # entries of the gradients of one block
@@ -146,8 +143,8 @@ def _not_finite(update: int) -> str:
 
 
 def _server_order(config: RunConfig, draws: WorkerDraws) -> ServerOrder:
-    times, workers, updates = config.simulation, config.cluster.workers, config.run.updates
-    turns = None
+    workers, updates = config.cluster.workers, config.run.updates
+    times, turns = CycleTimes.of(config.simulation), None
     if config.cluster.schedule == "uniform":
         turns = stream(config.run.seed, "schedule").integers(workers, size=updates)
     elif times.service_time == 0.0 and config.cluster.compute_time.law in _CONTINUOUS:
@@ -155,7 +152,7 @@ def _server_order(config: RunConfig, draws: WorkerDraws) -> ServerOrder:
             lambda *block: times.gradient_time + draws.compute_seconds_of(*block),
             workers,
             updates,
-            times.message_time,
+            times.messages,
         )
         if order is not None:
             return order
@@ -165,7 +162,7 @@ def _server_order(config: RunConfig, draws: WorkerDraws) -> ServerOrder:
         workers,
         updates,
         turns=turns,
-        message_time=times.message_time,
+        messages=times.messages,
         service_time=times.service_time,
     )
 
@@ -184,7 +181,7 @@ def _independent_order(config: RunConfig, draws: WorkerDraws) -> ServerOrder:
     added = [draws.all_compute_seconds(worker) for worker in range(workers)]
     computing = times.gradient_time + np.array([next(added[w]) for w in worker.tolist()])
     mean_compute = float(ComputeTime.from_config(config.cluster).mean.mean())
-    cycle = times.gradient_time + mean_compute + 2 * times.message_time
+    cycle = times.gradient_time + mean_compute + CycleTimes.of(times).messages
     applied = max(cycle / workers, times.service_time) * np.arange(1.0, updates + 1.0)
     return ServerOrder(worker, sequence, update - np.minimum(staleness, update), computing, applied)
 

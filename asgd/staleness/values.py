@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from asgd.arguments import shown
 from asgd.errors import InputError
 
 LARGEST = 10**9  # largest `run.updates` of a configuration
-_LONGEST_SHOWN = 40
 
 
 def whole_numbers(
@@ -32,7 +32,7 @@ def whole_numbers(
         reason = " ".join(str(error).split())
         raise InputError(f"{name}: expected {accepted}, shape (m,) ({reason})") from None
     if given.ndim == 0:
-        raise InputError(f"{name} = {_shown(values)}: expected {accepted}, shape (m,)")
+        raise InputError(f"{name} = {shown(values)}: expected {accepted}, shape (m,)")
     if given.ndim != 1 or given.size < least:
         raise InputError(f"{name}: expected shape (m,) with m >= {least}, got {given.shape}")
     masked = np.flatnonzero(np.ma.getmaskarray(given))
@@ -46,16 +46,10 @@ def whole_numbers(
         fits = np.array([_is_whole(value, largest) for value in series.tolist()])
     if not fits.all():
         at = int(np.argmin(fits))
-        raise InputError(f"{name}[{at}] = {_shown(series.tolist()[at])}: expected {accepted}")
+        raise InputError(f"{name}[{at}] = {shown(series.tolist()[at])}: expected {accepted}")
     return series.astype(np.int64)
 
 
 def _is_whole(value: Any, largest: int) -> bool:
     number = isinstance(value, numbers.Real) and not isinstance(value, (bool, np.bool_))
     return number and 0 <= value <= largest and value == int(value)
-
-
-def _shown(value: Any) -> str:
-    text = str(value) if isinstance(value, numbers.Number) else repr(value)
-    text = " ".join(text.split())
-    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."

@@ -6,7 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -18,14 +18,13 @@ from asgd.config import RunConfig, make_config
 from asgd.delays import ComputeTime
 from asgd.draws import WorkerDraws
 from asgd.errors import DivergedError, InputError, RunFailedError
-from asgd.problems import Quadratic, make_problem
+from asgd.problems import make_problem
 from asgd.rundir.reader import Run, read_run
 from asgd.simulation.order import server_order, simulate_staleness, unhindered_order
-from asgd.simulation.paths import ServerPaths, server_ensemble
 from asgd.simulation.simulate import simulate
 from asgd.staleness import Geometric, Poisson
 from asgd.streams import stream
-from tests.support.exact import SERVER_VALUES, check_quadratic, server_second_moment
+from tests.support.exact import SERVER_VALUES, server_second_moment
 from tests.support.faults import Crowd
 from tests.support.invariants import check_trace
 
@@ -154,7 +153,7 @@ def test_a_busy_server_serves_in_turn():
 
 def test_order_by_hand():
     times = {0: [1.0, 1.0, 1.0, 9.0], 1: [2.5, 2.0, 9.0]}
-    order = server_order(lambda w, s: times[w][s], 2, 5, message_time=0.25, service_time=0.5)
+    order = server_order(lambda w, s: times[w][s], 2, 5, messages=0.5, service_time=0.5)
     # worker 0 arrives at 1.5, 3.5 and, having waited for worker 1, 5.5; worker 1 at 3 and 6
     assert order.worker.tolist() == [0, 1, 0, 0, 1]
     assert order.sequence.tolist() == [0, 0, 1, 2, 1]
@@ -163,17 +162,17 @@ def test_order_by_hand():
     assert order.compute_seconds.tolist() == [1.0, 2.5, 1.0, 1.0, 2.0]
 
 
-@pytest.mark.parametrize("message_time", [0.0, 0.3])
+@pytest.mark.parametrize("messages", [0.0, 0.6])
 @pytest.mark.parametrize("mean", [np.ones(30), np.geomspace(0.02, 50.0, 5), np.ones(1)])
-def test_merged_arrivals_are_the_order_of_the_queue(mean, message_time):
+def test_merged_arrivals_are_the_order_of_the_queue(mean, messages):
     times = np.random.default_rng(5).exponential(size=(len(mean), 64 * 64)) * mean[:, None]
     fast = unhindered_order(
         lambda worker, first, blocks: times[worker, 64 * first : 64 * (first + blocks)],
         len(mean),
         2000,
-        message_time,
+        messages,
     )
-    slow = server_order(lambda w, s: float(times[w, s]), len(mean), 2000, message_time=message_time)
+    slow = server_order(lambda w, s: float(times[w, s]), len(mean), 2000, messages=messages)
     assert fast is not None
     for field in fields(slow):
         np.testing.assert_array_equal(getattr(fast, field.name), getattr(slow, field.name))
@@ -381,102 +380,9 @@ def test_bad_input_writes_nothing(tmp_path, monkeypatch):
     assert read_run(path).state == "finished"
 
 
-# many servers at once
-
-
 @pytest.mark.parametrize(("rate", "workers", "update", "value"), SERVER_VALUES)
 def test_closed_second_moment_of_the_server(rate, workers, update, value):
     assert server_second_moment(rate, workers, update)[-1] == pytest.approx(value, rel=3e-4)
-
-
-@pytest.mark.parametrize("schedule", ["free", "uniform"])
-@pytest.mark.parametrize(("rate", "workers"), [(0.05, 8), (0.1, 8), (0.2, 4)])
-def test_second_moment_of_memoryless_servers(rate, workers, schedule):
-    exact = server_second_moment(rate, workers, 120)
-    ensemble = server_ensemble(
-        check_quadratic(),
-        ComputeTime("exponential", np.ones(workers)),
-        learning_rate=rate,
-        updates=120,
-        paths=20_000,
-        rng=stream(7, "servers"),
-        record=[0, 1, 16, 40, 120],
-        schedule=schedule,
-    )
-    for k, x in ensemble:
-        square = x[:, 0] ** 2
-        error = abs(square.mean() - exact[k])
-        assert error <= 4.0 * square.std() / np.sqrt(len(square)) + 1e-12, k
-
-
-def test_batches_and_steps_by_update():
-    rate = np.array([0.1, 0.2, 0.3])
-    batch = np.array([1, 4, 2])
-    (_, x), *_ = server_ensemble(
-        Quadratic(2.0, 2.0, 1.0),
-        ComputeTime("exponential", np.ones(1)),
-        learning_rate=rate,
-        batch_size=batch,
-        updates=3,
-        paths=40_000,
-        rng=stream(8, "servers"),
-        initial=[2.0],
-        record=[3],
-    )
-    mean, variance = 2.0, 0.0
-    for eta, b in zip(rate, batch, strict=True):
-        mean *= 1 - 2 * eta
-        variance = (1 - 2 * eta) ** 2 * variance + 4.0 * eta**2 / b
-    assert abs(x.mean() - mean) < 4.0 * np.sqrt(variance / len(x))
-    assert abs(x.var() / variance - 1.0) < 4.0 * np.sqrt(2.0 / len(x))
-
-
-@pytest.mark.parametrize("law", ["constant", "gamma", "exponential"])
-def test_many_servers_have_the_staleness_of_one(law):
-    compute = ComputeTime(law, np.array([1.0, 1.0, 1.0, 1.0, 1.0, 3.0]))
-    overhead = {"gradient_time": 0.05, "message_time": 0.02, "service_time": 0.08}
-    updates, paths = 150, 2000
-    servers = ServerPaths(
-        check_quadratic(),
-        np.full(updates, 1e-3),
-        np.ones(updates, dtype=np.int64),
-        compute,
-        np.ones((paths, 1)),
-        stream(9, "servers"),
-        **overhead,
-    )
-    for k in range(updates):
-        servers.step(k)
-    single = simulate_staleness(compute, 100_000, stream(9, "single"), **overhead).staleness[1000:]
-    if law == "constant":
-        assert servers.staleness.min() == servers.staleness.max()
-        assert servers.staleness[0] in single
-        return
-    for moment in (lambda s: s, lambda s: s == 0, lambda s: s**2, lambda s: s > 12):
-        value, reference = moment(servers.staleness), moment(single).astype(float)
-        blocks = reference[: len(reference) // 200 * 200].reshape(-1, 200).mean(axis=1)
-        error = np.hypot(value.std() / np.sqrt(paths), blocks.std() / np.sqrt(len(blocks)))
-        assert abs(value.mean() - reference.mean()) < 4.0 * error
-
-
-def test_many_servers_on_vectors():
-    problem = make_problem(configure("least_squares"))
-    final = {
-        workers: np.array(x)
-        for workers in (1, 12)
-        for _, x in server_ensemble(
-            problem,
-            replace(MEMORYLESS, mean=np.ones(workers)),
-            learning_rate=0.05,
-            updates=60,
-            paths=50,
-            rng=stream(10, "servers"),
-            batch_size=4,
-            record=[60],
-        )
-    }
-    assert final[1].shape == final[12].shape == (50, 10)
-    assert problem.loss(final[12]).mean() > problem.loss(final[1]).mean()
 
 
 def test_full_disk_ends_a_simulation_with_status_1(tmp_path: Path) -> None:
