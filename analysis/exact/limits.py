@@ -27,7 +27,7 @@ from analysis.exact.lyapunov import (
     TypicalGrowth,
     mean_square_growth,
 )
-from analysis.exact.mean_square import MemorylessServer
+from analysis.exact.mean_square import MemorylessServer, independent_limit
 from analysis.exact.stability import max_stable_learning_rate
 from analysis.models.recorded_turns import RecordedTurns, ResampledTurns
 from analysis.models.turns import Turns, pool_hazards
@@ -52,6 +52,7 @@ _START_UP_TURNS = 20
 _POPULATIONS = 6
 # The last populations are at steps this far, relatively, below and above the previous estimate.
 _APART = 0.03
+_ROUGH = 0.25  # share of the paths of the first populations
 
 
 @dataclass(frozen=True)
@@ -258,19 +259,21 @@ class _Mode:
         return Recursion(lambda n, rng: Turns(hazards, n, rng), workers, *rule)
 
     @property
+    def _team(self) -> float:
+        """P, for independent lags that of a server of the same mean staleness."""
+        if isinstance(self.source, StalenessLaw) and not self.workers:
+            return 1.0 + self.source.mean()
+        return float(self.workers)
+
+    @property
     def _start_up(self) -> int:
-        remembered = self._recursion.slots if not self.workers else self.workers
         # Near its limit a heavy ball forgets its start far more slowly than its velocity decays.
-        return int(
-            _START_UP_TURNS * remembered + 10.0 + 60.0 * self.momentum / (1.0 - self.momentum)
-        )
+        forgets = 60.0 * self.momentum / (1.0 - self.momentum)
+        return int(_START_UP_TURNS * self._team + self._recursion.slots + 10.0 + forgets)
 
     @property
     def _updates(self) -> int:
-        team = float(self.workers)
-        if isinstance(self.source, StalenessLaw) and not self.workers:
-            team = 1.0 + self.source.mean()
-        return max(_FEWEST, int(_TURNS_EACH * team))
+        return max(_FEWEST, int(_TURNS_EACH * self._team))
 
     @cached_property
     def _typical(self) -> TypicalGrowth:
@@ -296,21 +299,21 @@ class _Mode:
         return Limit(value, float(np.std(values, ddof=1) / np.sqrt(len(values))))
 
     def _exact_mean_square(self) -> float | None:
-        """Return the exact mean-square limit: memoryless workers, or independent geometric lags.
+        """Return the exact mean-square limit of independent lags, or of memoryless workers.
 
-        None for unequal steps. For independent lags it is the zero of Delta, the denominator of
-        `stationary_variance`.
+        None for other turns, and for workers with unequal steps.
         """
         source = self.source
+        if isinstance(source, StalenessLaw) and not self.workers:
+            return independent_limit(
+                source, momentum=self.momentum, staleness_aware=self.staleness_aware
+            )
         if self.staleness_aware:
             return None
         if isinstance(source, ServerTimes) and source.memoryless:
             return MemorylessServer.of_rates(1.0 / source.times.mean, self.momentum).limit()
-        if isinstance(source, Geometric) and self.workers:
+        if isinstance(source, Geometric):
             return MemorylessServer.of_rates(np.ones(self.workers), self.momentum).limit()
-        if isinstance(source, Geometric) and source.mu > 0 and not self.momentum:
-            mu, half = source.mu, (1.0 - source.mu) / 2.0
-            return float(half / mu * (np.sqrt(half**2 + 2.0 * mu * (1.0 + mu) / half) - half))
         return None
 
     def _mean_square(self, almost_sure: float) -> Limit:
@@ -330,12 +333,12 @@ class _Mode:
             )
 
         # L(0) is zero at the almost-sure limit, and L(2) is positive there.
-        above, high = almost_sure, growth(almost_sure, 0.5)
+        above, high = almost_sure, growth(almost_sure, _ROUGH)
         below, low = above, high
         while low > 0.0:
             above, high = below, low
             below *= 0.9
-            low = growth(below, 0.5)
+            low = growth(below, _ROUGH)
         middle = below + (above - below) * (-low / (high - low) if high > low else 0.5)
         steps = middle * (1.0 + _APART * np.tile([-1.0, 1.0], _POPULATIONS // 2))
         return _zero(steps, np.array([growth(step) for step in steps]))
@@ -348,9 +351,9 @@ def _almost_sure_limit(growth: TypicalGrowth) -> Limit:
     few = growth.part(-(-len(growth.read) // 4))
     recursion = growth.recursion
     low = 0.02 * (1.0 - recursion.momentum) / recursion.slots
-    while few(low * 1.15) < 0.0:
-        low *= 1.15
-    high = low * 1.15 * 1.05
+    while few(low * 1.3) < 0.0:
+        low *= 1.3
+    high = low * 1.3 * 1.05
     low /= 1.05
     while growth(high) <= 0.0:
         high *= 1.05

@@ -19,16 +19,16 @@ from typing import Protocol
 
 import numpy as np
 
-from analysis.profile.queueing import ServerTimes
+from analysis.profile.queueing import ServerTimes, TimeTable
 from asgd.arrays import Array, Integers
 from asgd.staleness import StalenessLaw
 
 
 class Turns(Protocol):
-    """The point that each path uses next and replaces by the new one."""
+    """The points that each path uses and replaces by new ones."""
 
-    def next(self) -> Integers:
-        """Return the slot each path reads, shape (paths,), and advance one update."""
+    def several(self, updates: int) -> Integers:
+        """Return the slots each path reads in the next updates, shape (paths, updates)."""
 
     def keep(self, index: Integers) -> None:
         """Replace the paths by those at `index`, shape (paths,)."""
@@ -41,30 +41,32 @@ class QueueTurns:
     """Turns by the times of a server: the first to arrive is next."""
 
     def __init__(self, server: ServerTimes, paths: int, rng: np.random.Generator) -> None:
-        self.rng, self._server = rng, server
+        self.rng, self._server, self._table = rng, server, TimeTable.of(server.times)
         shape = paths, server.workers
         worker = np.tile(np.arange(server.workers), paths)
         seconds = server.times.draw_each(worker, rng) + server.dead_time
         self._arrival = seconds.reshape(shape) * rng.random(shape)
+        self._heap = np.argsort(self._arrival, axis=1, kind="stable")
         self._since = np.zeros(shape, dtype=np.int64)
         self._now, self._turn = np.zeros(paths), 0
 
-    def next(self) -> Integers:
-        """Return the snapshot each path uses, shape (paths,), and schedule its next arrival."""
-        from analysis.models.compiled import come_again, first_come
+    def several(self, updates: int) -> Integers:
+        """Return the snapshots each path uses in the next updates, shape (paths, updates)."""
+        from analysis.models.compiled import serve
 
-        slot, server = np.empty(len(self._now), dtype=np.int64), self._server
-        first_come(self._arrival, self._since, slot)
-        seconds = server.times.draw_each(slot, self.rng)
-        self._turn += 1
-        queue = self._arrival, self._since, self._now
-        come_again(*queue, slot, seconds, server.dead_time, server.service_time, self._turn)
+        paths, server, table = len(self._now), self._server, self._table
+        slot = np.empty((paths, updates), dtype=np.int64)
+        queue = self._heap, self._arrival, self._since, self._now
+        drawn = table.draw(updates * paths, self.rng).reshape(updates, paths)
+        times = table.times, table.begin, table.size
+        serve(*queue, *times, drawn, server.dead_time, server.service_time, self._turn, slot)
+        self._turn += updates
         return slot
 
     def keep(self, index: Integers) -> None:
         """Replace the paths by those at `index`, shape (paths,)."""
         self._arrival, self._since = self._arrival[index], self._since[index]
-        self._now = self._now[index]
+        self._heap, self._now = self._heap[index], self._now[index]
 
 
 class IndependentLags:
@@ -74,11 +76,11 @@ class IndependentLags:
         self.rng, self._length, self._paths, self._turn = rng, length, paths, 0
         self._below = np.cumsum(law.weights(length))[:-1]
 
-    def next(self) -> Integers:
-        """Return the slot of the point each path reads, shape (paths,)."""
-        lag = np.searchsorted(self._below, self.rng.random(self._paths), "right")
-        place: Integers = (self._turn - lag) % self._length
-        self._turn += 1
+    def several(self, updates: int) -> Integers:
+        """Return the slots of the points each path reads, shape (paths, updates)."""
+        lag = np.searchsorted(self._below, self.rng.random((self._paths, updates)), "right")
+        place: Integers = (self._turn + np.arange(updates) - lag) % self._length
+        self._turn += updates
         return place
 
     def keep(self, index: Integers) -> None:
@@ -110,9 +112,20 @@ class Recursion:
     staleness_aware: bool = False
     circular: bool = False
 
-    def draw(self, turns: Turns, updates: int) -> Integers:
-        """Return the slots read in the next updates, shape (paths, updates)."""
-        return np.ascontiguousarray(np.stack([turns.next() for _ in range(updates)], axis=1))
+
+def block_of(recursion: Recursion) -> int:
+    """Return the updates between two norms: few in an oscillation, which takes 4 P or more."""
+    return max(1, min(recursion.slots // 2, 16))
+
+
+def tapered_mean(growth: Array) -> Array:
+    """Return the mean of growth rates over time, shape (blocks, ...), that forgets both ends.
+
+    Paths that start alike oscillate together near the limit of a narrow law, and the logarithm of
+    an oscillation rises and falls by more than it grows. A smooth window averages over it.
+    """
+    weight = np.hanning(len(growth) + 2)[1:-1]
+    return np.asarray(weight @ growth / weight.sum())
 
 
 class Paths:
@@ -124,19 +137,23 @@ class Paths:
         self._s = np.ones((paths, recursion.slots))
         self._version = np.zeros(self._s.shape, dtype=np.int64)
 
-    def follow(self, read: Integers, step: float) -> Array:
-        """Return the log growth of each path along these turns, shape (paths,)."""
+    def follow(self, read: Integers, step: float, block: int = 0) -> Array:
+        """Return the log growth of each path along these turns, shape (paths, blocks).
+
+        A block has so many updates, all of them if that is 0; what is left over is not followed.
+        """
         from analysis.models.compiled import grow
 
         recursion, updates = self._recursion, read.shape[1]
+        block = block or updates
         write = read
         if recursion.circular:
             places = (self._turn + 1 + np.arange(updates)) % recursion.slots
             write = np.ascontiguousarray(np.broadcast_to(places, read.shape))
-        growth = np.zeros(len(read))
-        aware, first = recursion.staleness_aware, self._turn
-        points = self._x, self._v, self._s, self._version
-        grow(read, write, step, recursion.momentum, aware, first, *points, growth)
+        growth = np.zeros((len(read), updates // block))
+        aware, first, points = recursion.staleness_aware, self._turn, (self._x, self._v)
+        held = self._s, self._version
+        grow(read, write, step, recursion.momentum, aware, first, *points, *held, block, growth)
         self._turn += updates
         return growth
 
@@ -169,8 +186,8 @@ class TypicalGrowth:
         cls, recursion: Recursion, paths: int, updates: int, start_up: int, rng: np.random.Generator
     ) -> TypicalGrowth:
         """Draw the turns."""
-        turns = recursion.turns(paths, rng)
-        return cls(recursion, recursion.draw(turns, start_up + updates), start_up)
+        read = recursion.turns(paths, rng).several(start_up + updates)
+        return cls(recursion, read, start_up)
 
     def part(self, paths: int) -> TypicalGrowth:
         """Return the same function along the first `paths` paths."""
@@ -191,11 +208,10 @@ class TypicalGrowth:
 
     def of_paths(self, step: float) -> Array:
         """Return an independent estimate from each path, shape (paths,)."""
-        paths = Paths(self.recursion, len(self.read))
+        paths, block = Paths(self.recursion, len(self.read)), block_of(self.recursion)
         paths.follow(np.ascontiguousarray(self.read[:, : self.start_up]), step)
         late = np.ascontiguousarray(self.read[:, self.start_up :])
-        growth: Array = paths.follow(late, step) / late.shape[1]
-        return growth
+        return tapered_mean(paths.follow(late, step, block).T) / block
 
 
 def mean_square_growth(
@@ -213,23 +229,22 @@ def mean_square_growth(
     unbiased factor of E |x_k|^2.
     """
     turns, points = recursion.turns(paths, rng), Paths(recursion, paths)
-    weight, total, begun = np.zeros(paths), 0.0, 0.0
-    block = max(1, min(recursion.slots // 2, 16))
-    start_up, blocks = -(-start_up // block), -(-updates // block)
-    for number in range(start_up + blocks):
-        if number == start_up:
-            begun = total + _log_mean(weight)
-        weight += 2.0 * points.follow(recursion.draw(turns, block), step)
+    weight, total, grown = np.zeros(paths), 0.0, []
+    block = block_of(recursion)
+    for _ in range(-(-(start_up + updates) // block)):
+        weight += 2.0 * points.follow(turns.several(block), step)[:, 0]
+        grown.append(total + _log_mean(weight))
         share = np.exp(weight - weight.max())
         share /= share.sum()
         if 1.0 / (share @ share) < paths / 2:
-            total += _log_mean(weight)
+            total = grown[-1]
             at = (np.arange(paths) + rng.random()) / paths
             index = np.searchsorted(np.cumsum(share)[:-1], at, "right")
             points.keep(index)
             turns.keep(index)
             weight = np.zeros(paths)
-    return (total + _log_mean(weight) - begun) / (blocks * block)
+    counted = np.array(grown[start_up // block :])
+    return float(tapered_mean(np.diff(counted))) / block
 
 
 def _log_mean(weight: Array) -> float:

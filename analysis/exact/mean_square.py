@@ -1,9 +1,12 @@
-"""The exact decay of E x^2 on a server of memoryless workers (ours).
+"""The exact decay of E x^2: on a server of memoryless workers, and under independent lags (ours).
 
-The next turn does not depend on the past, so the second moments of the point x, the velocity v of
-the heavy ball and the workers' snapshots s_i follow a closed linear recursion. Workers of equal
-rate are interchangeable: a state holds E x^2, E x v, E v^2; per group of workers E x s, E v s,
-E s^2; and per pair of groups E s s' of two workers.
+If workers are memoryless, the next turn does not depend on the past, so the second moments of the
+point x, the velocity v of the heavy ball and the workers' snapshots s_i follow a closed linear
+recursion. Workers of equal rate are interchangeable: a state holds E x^2, E x v, E v^2; per group
+of workers E x s, E v s, E s^2; and per pair of groups E s s' of two workers.
+
+If lags are independent, the choice of a lag is noise that is uncorrelated with the past, and E x^2
+follows a renewal equation (`independent_limit`).
 """
 
 from __future__ import annotations
@@ -14,10 +17,13 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
+from analysis.exact.stability import circle_points, max_stable_learning_rate
 from asgd.arrays import Array
+from asgd.staleness import StalenessLaw
 
 _SCAN = 400  # steps scanned for the first without decay
 _DENSE = 300  # number of moments up to which the full matrix is formed
+_TAIL = 1e-12  # mass of a law that is cut off
 
 
 @dataclass(frozen=True)
@@ -121,3 +127,48 @@ class MemorylessServer:
         grid = np.geomspace(low, 4.0, _SCAN if self.moments <= _DENSE else _SCAN // 10)
         first = next(i for i, step in enumerate(grid) if excess(step) > 0)
         return float(brentq(excess, grid[first - 1], grid[first], xtol=1e-14))
+
+
+def independent_limit(
+    law: StalenessLaw, *, momentum: float = 0.0, staleness_aware: bool = False
+) -> float:
+    """Return the smallest step, over the curvature, at which E x^2 no longer decays.
+
+    Every update draws its lag l independently and moves by h c_l x_{k-l}, c_l = 1, or 1 / (1 + l)
+    for a staleness-aware step. That is its mean plus noise, and with the impulse response psi of
+    the mean and phi_k = sum_l w_l c_l psi_{k-l} noise of variance one at update 0 causes noise of
+    variance h^2 (sum_l w_l c_l^2 psi_{k-l}^2 - phi_k^2) at update k + 1. E x^2 decays while these
+    sum to less than one:
+
+        h^2 (sum_l w_l c_l^2 sum psi_k^2 - sum phi_k^2) < 1                                    (Y2)
+
+    The sums are means over the unit circle, by Parseval's identity.
+
+    Parameters
+    ----------
+    law
+        Staleness law.
+    momentum, staleness_aware
+        As in `max_stable_learning_rate`.
+    """
+    from scipy.optimize import brentq
+
+    weights = law.weights(law.support_length(_TAIL))
+    share = 1.0 / np.arange(1, len(weights) + 1) if staleness_aware else np.ones(len(weights))
+    points = circle_points(len(weights))
+    s = np.exp(-2j * np.pi * np.arange(points // 2 + 1) / points)
+    read = np.fft.rfft(weights * share, points)
+    noise = weights @ share**2 - np.abs(read) ** 2
+    noise[1:-1] *= 2.0  # the other half of the circle
+    own = (1.0 - s) * (1.0 - momentum * s)
+
+    def excess(step: float) -> float:
+        response = noise / np.abs(own + step * s * read) ** 2
+        return float(step**2 * response.sum() / points) - 1.0
+
+    of_mean = max_stable_learning_rate(law, 1.0, momentum=momentum, staleness_aware=staleness_aware)
+    grid = of_mean * np.geomspace(1e-4, 1.0 - 1e-9, _SCAN // 4)
+    above = next((i for i, step in enumerate(grid) if excess(step) > 0), 0)
+    if not above:  # lags that hardly vary
+        return of_mean
+    return float(brentq(excess, grid[above - 1], grid[above], xtol=1e-14))

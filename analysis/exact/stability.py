@@ -135,7 +135,7 @@ def _boundary_locus(weights: Array, momentum: float = 0.0) -> float:
         read = np.exp(-1j * theta * lags) @ weights
         return float(np.real(own(theta) / read))
 
-    points = _points(len(weights))
+    points = circle_points(len(weights))
     angle = np.linspace(0.0, np.pi, points // 2 + 1)
     read = np.fft.rfft(weights, points)
     locus = own(angle) * np.conj(read)
@@ -211,7 +211,7 @@ def _scaled(polynomial: Array, radius: float) -> Array:
 
 
 def _on_circle(polynomial: Array) -> Complex:
-    return np.fft.ifft(polynomial, _points(len(polynomial)), norm="forward")
+    return np.fft.ifft(polynomial, circle_points(len(polynomial)), norm="forward")
 
 
 def _polish(polynomial: Array, z: complex) -> float:
@@ -241,6 +241,7 @@ def _polish(polynomial: Array, z: complex) -> float:
     return max(found, default=1.0)
 
 
-def _points(degree: int) -> int:
+def circle_points(degree: int) -> int:
+    """Return how many points of a circle follow a polynomial of this degree, a power of two."""
     wanted = max(_POINTS_PER_TURN * degree, _FEWEST_POINTS)
     return 1 << (wanted - 1).bit_length()

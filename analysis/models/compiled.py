@@ -104,25 +104,28 @@ def moments(x: Array, loss: Array) -> tuple[float, float, float, float]:
     return total / x.size, squares / x.size, mean, deviations / x.size
 
 
-@compiled("int64[:, ::1]", "float64[:, ::1]", "float64[::1]", "int64[::1]")
+@compiled("int64[:, ::1]", *["float64[:, ::1]"] * 2, "int64[:, ::1]")
 def choose(ages: Integers, hazard: Array, uniform: Array, slot: Integers) -> None:
-    """Choose a snapshot of each path with probability proportional to the hazard of its age.
+    """Choose snapshots of each path with probability proportional to the hazard of their age.
 
-    ages (paths, P), hazard (P, L), uniform numbers in [0, 1) and the choice (paths,). If all
-    hazards are zero, choose the oldest.
+    ages (paths, P), which go on in place, hazard (P, L), uniform numbers in [0, 1) (updates, paths)
+    and the choices (paths, updates). If all hazards are zero, choose the oldest.
     """
     workers, last = hazard.shape[0], hazard.shape[1] - 1
     for path in range(len(ages)):
-        total, oldest = 0.0, 0
-        for i in range(workers):
-            total += hazard[i, min(ages[path, i], last)]
-            if ages[path, i] > ages[path, oldest]:
-                oldest = i
-        below, passed = 0.0, 0
-        for i in range(workers):
-            below += hazard[i, min(ages[path, i], last)]
-            passed += below <= uniform[path] * total
-        slot[path] = min(passed, workers - 1) if total > 0 else oldest
+        for k in range(len(uniform)):
+            total, oldest = 0.0, 0
+            for i in range(workers):
+                total += hazard[i, min(ages[path, i], last)]
+                if ages[path, i] > ages[path, oldest]:
+                    oldest = i
+            below, passed = 0.0, 0
+            for i in range(workers):
+                below += hazard[i, min(ages[path, i], last)]
+                passed += below <= uniform[k, path] * total
+                ages[path, i] += 1
+            slot[path, k] = min(passed, workers - 1) if total > 0 else oldest
+            ages[path, slot[path, k]] = 0
 
 
 @compiled(
@@ -149,14 +152,20 @@ def first_due(due: Array, quantiles: Array, levels: Array, uniform: Array, slot:
         due[path, first] += low + share * (high - low)
 
 
-@compiled("int64[:, ::1]", "int64[::1]", "float64[:, ::1]", "float64[:, ::1]")
+@compiled(*["int64[:, ::1]"] * 2, *["float64[:, ::1]"] * 2)
 def tally(ages: Integers, slot: Integers, used: Array, visited: Array) -> None:
-    """Count used snapshots and all snapshots by worker and age, shape (P, L) each."""
+    """Count used snapshots and all snapshots by worker and age, shape (P, L) each.
+
+    ages (paths, P) before the first of the choices, (paths, updates); they go on in place.
+    """
     last = used.shape[1] - 1
     for path in range(len(ages)):
-        used[slot[path], min(ages[path, slot[path]], last)] += 1
-        for i in range(used.shape[0]):
-            visited[i, min(ages[path, i], last)] += 1
+        for k in range(slot.shape[1]):
+            used[slot[path, k], min(ages[path, slot[path, k]], last)] += 1
+            for i in range(used.shape[0]):
+                visited[i, min(ages[path, i], last)] += 1
+                ages[path, i] += 1
+            ages[path, slot[path, k]] = 0
 
 
 @compiled(
@@ -218,32 +227,80 @@ def first_come(arrival: Array, since: Integers, slot: Integers) -> None:
 
 
 @compiled(
+    "int64[:, ::1]",
     "float64[:, ::1]",
     "int64[:, ::1]",
     "float64[::1]",
-    *["int64[::1]", "float64[::1]"],
+    "Array(float64, 1, 'C', readonly=True)",
+    *["Array(int64, 1, 'C', readonly=True)"] * 2,
+    "float64[:, ::1]",
     *["float64"] * 2,
     "int64",
+    "int64[:, ::1]",
 )
-def come_again(
+def serve(
+    heap: Integers,
     arrival: Array,
     since: Integers,
     now: Array,
-    slot: Integers,
-    seconds: Array,
+    times: Array,
+    begin: Integers,
+    size: Integers,
+    drawn: Array,
     dead_time: float,
     service_time: float,
     turn: int,
+    slot: Integers,
 ) -> None:
-    """Serve the push of each path's slot; its worker then computes for `seconds`, in place.
+    """Serve the pushes of each path in order of arrival, on a tie the one that read first.
 
-    arrival and since (paths, P); now, the time until which the server is busy (paths,).
+    heap (workers, the next one first), arrival and since (the update after which each snapshot was
+    read), (paths, P), and now, the time until which the server is busy (paths,), go on in place. A
+    number drawn, (updates, paths), becomes the next seconds of worker i by `TimeTable`: times,
+    begin and size. slot (paths, updates) receives the workers served.
     """
-    for path in range(len(slot)):
-        i = slot[path]
-        now[path] = max(now[path], arrival[path, i]) + service_time
-        arrival[path, i] = now[path] + seconds[path] + dead_time
-        since[path, i] = turn
+    workers = arrival.shape[1]
+    for path in range(len(arrival)):
+        for k in range(len(drawn)):
+            i, number = heap[path, 0], drawn[k, path]
+            slot[path, k] = i
+            if size[i]:
+                seconds = times[begin[i] + np.int64(number * size[i])]
+            else:
+                seconds = times[begin[i]] * number
+            now[path] = max(now[path], arrival[path, i]) + service_time
+            due = now[path] + seconds + dead_time
+            arrival[path, i], since[path, i] = due, turn + k + 1
+            place = 0
+            while True:
+                first, first_due, at = i, due, place
+                for child in (2 * place + 1, 2 * place + 2):
+                    if child < workers:
+                        j = heap[path, child]
+                        other = arrival[path, j]
+                        if other < first_due or (
+                            other == first_due and (since[path, j], j) < (since[path, first], first)
+                        ):
+                            first, first_due, at = j, other, child
+                heap[path, place] = first
+                if at == place:
+                    break
+                heap[path, at] = i
+                place = at
+
+
+@compiled(*["int64[:, ::1]"] * 3)
+def use_ranks(order: Integers, rank: Integers, slot: Integers) -> None:
+    """Choose the snapshots at ranks by age, 0 for the newest; each becomes the newest.
+
+    order (paths, P), newest first, goes on in place; ranks and choices (paths, updates).
+    """
+    for path in range(len(order)):
+        for k in range(rank.shape[1]):
+            used = order[path, rank[path, k]]
+            for i in range(rank[path, k], 0, -1):
+                order[path, i] = order[path, i - 1]
+            order[path, 0] = slot[path, k] = used
 
 
 @compiled(
@@ -254,7 +311,8 @@ def come_again(
     *["float64[::1]"] * 2,
     "float64[:, ::1]",
     "int64[:, ::1]",
-    "float64[::1]",
+    "int64",
+    "float64[:, ::1]",
 )
 def grow(
     read: Integers,
@@ -267,15 +325,17 @@ def grow(
     v: Array,
     s: Array,
     version: Integers,
+    block: int,
     growth: Array,
 ) -> None:
-    """Follow x' = x + v', v' = momentum v - step s_j on paths; add the logarithm of their growth.
+    """Follow x' = x + v', v' = momentum v - step s_j on paths; log growth of each `block` updates.
 
     Update k of a path reads slot read[path, k] and writes its new point to slot write[path, k],
     (paths, updates); x and v (paths,), s and the versions held (paths, slots), in place. `aware`
-    divides the step by one plus the staleness. Paths are rescaled to x^2 + v^2 + mean s^2 = 1.
+    divides the step by one plus the staleness. Paths are rescaled to x^2 + v^2 + mean s^2 = 1;
+    growth (paths, blocks).
     """
-    slots, last = s.shape[1], read.shape[1] - 1
+    slots, last = s.shape[1], block * growth.shape[1] - 1
     for path in range(len(read)):
         point, speed = x[path], v[path]
         for k in range(last + 1):
@@ -288,13 +348,14 @@ def grow(
             j = write[path, k]
             s[path, j] = point
             version[path, j] = first + k + 1
-            if k == last or k % 32 == 31:
+            ends = k % block == block - 1
+            if ends or k % 32 == 31:
                 squares = 0.0
                 for i in range(slots):
                     squares += s[path, i] * s[path, i]
                 norm = np.sqrt(point * point + speed * speed + squares / slots)
-                if k == last or not 1e-100 < norm < 1e100:
-                    growth[path] += np.log(norm)
+                if ends or not 1e-100 < norm < 1e100:
+                    growth[path, k // block] += np.log(norm)
                     point /= norm
                     speed /= norm
                     for i in range(slots):

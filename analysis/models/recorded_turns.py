@@ -97,18 +97,23 @@ class ResampledTurns:
         self._start_up = np.array(recorded.start_up)
         self._free = self._start_up[run]
         self._order = np.tile(np.arange(self.workers), (paths, 1))
-        self._path, self._column = np.arange(paths), np.arange(self.workers)
         self._k = 0
 
     def next(self) -> Integers:
         """Return the snapshot each path uses next, shape (paths,), and make it the newest."""
-        rank = self._ranks[self._at]
-        slot: Integers = self._order[self._path, rank]
-        older = np.roll(self._order, 1, axis=1)
-        self._order = np.where(self._column <= rank[:, None], older, self._order)
-        self._order[:, 0] = slot
-        self._k += 1
-        self._move()
+        return self.several(1)[:, 0]
+
+    def several(self, updates: int) -> Integers:
+        """Return the snapshots each path uses in the next updates, shape (paths, updates)."""
+        from analysis.models.compiled import use_ranks
+
+        rank = np.empty((len(self._at), updates), dtype=np.int64)
+        for k in range(updates):
+            rank[:, k] = self._ranks[self._at]
+            self._k += 1
+            self._move()
+        slot = np.empty_like(rank)
+        use_ranks(self._order, rank, slot)
         return slot
 
     def keep(self, index: Integers) -> None:

@@ -49,26 +49,23 @@ class Turns:
 
     def next(self) -> Integers:
         """Return the snapshot each path uses next, shape (paths,), and age the others."""
-        slot = self.draw()
-        self.use(slot)
-        return slot
+        return self.several(1)[:, 0]
 
-    def draw(self) -> Integers:
-        """Return the snapshot each path uses next, shape (paths,)."""
-        paths = len(self._path)
+    def several(self, updates: int) -> Integers:
+        """Return the snapshots each path uses in the next updates, shape (paths, updates)."""
+        paths = len(self.ages)
         if self.uniform:
-            return self.rng.integers(self.workers, size=paths, dtype=np.int64)
+            drawn = self.rng.integers(self.workers, size=(updates, paths), dtype=np.int64)
+            self.ages += updates
+            for k, used in enumerate(drawn):
+                self.ages[self._path, used] = updates - 1 - k
+            return np.ascontiguousarray(drawn.T)
         from analysis.models.compiled import choose
 
-        slot = np.empty(paths, dtype=np.int64)
+        slot = np.empty((paths, updates), dtype=np.int64)
         # Laws with gaps can give every age hazard zero: the oldest snapshot is then due.
-        choose(self.ages, self._hazard, self.rng.random(paths), slot)
+        choose(self.ages, self._hazard, self.rng.random((updates, paths)), slot)
         return slot
-
-    def use(self, slot: Integers) -> None:
-        """Make the used snapshots new and age the others."""
-        self.ages += 1
-        self.ages[self._path, slot] = 0
 
     def keep(self, index: Integers) -> None:
         """Replace the pools by those at `index`, shape (paths,)."""
@@ -114,9 +111,7 @@ def _count(hazard: Array, rng: np.random.Generator) -> tuple[Array, Array]:
     steps = max(2 * start_up, 200)
     turns = Turns(hazard, -(-TURNS // steps), rng)
     used, visited = np.zeros((workers, length)), np.zeros((workers, length))
-    for step in range(start_up + steps):
-        slot = turns.draw()
-        if step >= start_up:
-            tally(turns.ages, slot, used, visited)
-        turns.use(slot)
+    turns.several(start_up)
+    ages = turns.ages.copy()
+    tally(ages, turns.several(steps), used, visited)
     return used, visited

@@ -8,7 +8,7 @@ queue, without gradients, gives it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -104,6 +104,38 @@ class MeasuredTimes:
     @cached_property
     def _begin(self) -> Integers:
         return np.cumsum(self._sizes) - self._sizes
+
+
+@dataclass(frozen=True)
+class TimeTable:
+    """Compute times for compiled loops: one drawn number becomes the time of whoever has the turn.
+
+    The number u becomes times[begin] u of worker i, or times[begin + int(u size)] if size is not 0.
+
+    Attributes
+    ----------
+    times
+        Means, or measured times one worker after the other, in seconds.
+    begin, size
+        Where a worker's times begin, and their number, 0 for a mean; shape (workers,).
+    draw
+        Draws so many numbers.
+    """
+
+    times: Array
+    begin: Integers
+    size: Integers
+    draw: Callable[[int, np.random.Generator], Array]
+
+    @classmethod
+    def of(cls, times: Times) -> TimeTable:
+        """Make the table of configured or measured times."""
+        if isinstance(times, MeasuredTimes):
+            return cls(times._flat, times._begin, times._sizes, lambda n, rng: rng.random(n))
+        if isinstance(times, ComputeTime):
+            workers = np.arange(len(times.mean))
+            return cls(times.mean, workers, np.zeros_like(workers), times.draw_relative)
+        raise InputError(f"times = {shown(times)}: expected an asgd.ComputeTime")
 
 
 @dataclass(frozen=True)

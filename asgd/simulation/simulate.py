@@ -356,7 +356,12 @@ def _follow(descent: _Descent, record: _Record, config: RunConfig) -> None:
         gradients = descent.gradients(start, stop)
         due = [*range(start - start % every + every, stop, every), stop]
         for end in due:
-            descent.apply(gradients[descent.applied - start : end - start])
+            try:
+                descent.apply(gradients[descent.applied - start : end - start])
+            except RunFailedError:
+                if descent.applied % every:
+                    record.evaluate()  # a gradient that overflows is not finite either
+                raise
             if end % every == 0 or end == last:
                 record.evaluate()
         record.flush_full_part()

@@ -422,6 +422,9 @@ class ParameterServer:
         seat.sequence += 1
         if self._rejected > self._config.run.max_bad_gradients:
             advice = f"; {remedy(self.version)}" if defect == NOT_FINITE else ""
+            if self.version % self._config.run.eval_every:
+                # The launcher judges by the loss whether gradients overflow because it diverged.
+                self.ledger.evaluation(self.version, self._seconds, self.parameters)
             return self.stop(
                 f"{self._rejected} gradients were refused; the last one, of worker "
                 f"{gradient.worker} before update {self.version}: {defect}{advice}"

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from analysis.prediction.advice import advice_on_divergence, diverged
+from analysis.prediction.advice import advice_on_divergence, advised, diverged
 from asgd.config import make_config
 from asgd.divergence import check_divergence
 from asgd.errors import DivergedError
@@ -31,6 +31,24 @@ def test_the_rate_that_a_schedule_reached_is_judged(tmp_path: Path) -> None:
     advice = advice_on_divergence(run)
     assert advice is not None
     assert advice.startswith("with the staleness it measured, the largest stable learning rate is ")
+
+
+def test_gradients_that_overflow_between_two_losses_get_the_advice_too(tmp_path: Path) -> None:
+    tables = {
+        "problem": {"kind": "quartic", "initial": 5.0},
+        "optimizer": {"learning_rate": 1.0},
+        "run": {"updates": 1000, "eval_every": 1000},
+    }
+    with pytest.raises(DivergedError) as raised:
+        simulate(make_config(tables), tmp_path / "run")
+    run = read_run(tmp_path / "run")
+    assert diverged(run)
+    assert run.loss["update"].tolist() == [0, len(run.trace)]
+    assert re.search(
+        r"^the run diverged: loss .*; with the staleness it measured, the largest stable learning "
+        r"rate is \S+, and single runs diverge from \S+ on: take a smaller one",
+        advised(raised.value),
+    )
 
 
 def test_what_happened_later_does_not_hide_why_a_run_failed(tmp_path: Path) -> None:

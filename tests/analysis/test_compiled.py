@@ -11,8 +11,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from analysis.models.compiled import choose, compiled, first_due, moments, read_update, tally
+from analysis.models.compiled import (
+    choose,
+    compiled,
+    first_come,
+    first_due,
+    moments,
+    read_update,
+    serve,
+    tally,
+    use_ranks,
+)
 from analysis.models.sme_asgd import sme_asgd
+from analysis.profile.queueing import MeasuredTimes, TimeTable
+from asgd.delays import ComputeTime
 from asgd.problems.scalar import Quadratic
 
 ROOT = Path(__file__).parents[2]
@@ -128,14 +140,24 @@ def test_choice_of_a_snapshot(workers: int) -> None:
     hazard[:, 0], hazard[:, 1] = 0, 0.5
     uniform = rng.random(paths)
     uniform[:100] = 1 - 2.0**-53  # rounds to the whole sum, which must not run past the last one
-    slot = np.empty(paths, dtype=np.int64)
-    choose(ages, hazard, uniform, slot)
+    slot, later = np.empty((paths, 1), dtype=np.int64), ages.copy()
+    choose(later, hazard, uniform[None], slot)
     cumulative = np.cumsum(hazard[np.arange(workers), np.minimum(ages, length - 1)], axis=1)
     passed = (cumulative <= uniform[:, None] * cumulative[:, -1:]).sum(axis=1)
     possible = cumulative[:, -1] > 0
     assert 0 < possible.sum() < paths
     expected = np.where(possible, np.minimum(passed, workers - 1), ages.argmax(axis=1))
-    np.testing.assert_array_equal(slot, expected)
+    np.testing.assert_array_equal(slot[:, 0], expected)
+    ages += 1
+    ages[np.arange(paths), expected] = 0
+    np.testing.assert_array_equal(later, ages)
+    # several updates at once are single ones
+    numbers, several = rng.random((3, paths)), np.empty((paths, 3), dtype=np.int64)
+    choose(later, hazard, numbers, several)
+    for k in range(3):
+        choose(ages, hazard, numbers[k : k + 1], slot)
+        np.testing.assert_array_equal(slot[:, 0], several[:, k])
+    np.testing.assert_array_equal(later, ages)
 
 
 def test_the_first_due_has_the_turn() -> None:
@@ -158,13 +180,73 @@ def test_the_first_due_has_the_turn() -> None:
 def test_count_of_snapshots() -> None:
     paths, workers, length, rng = 300, 4, 6, np.random.default_rng(0)
     ages, slot = rng.integers(length + 3, size=(paths, workers)), rng.integers(workers, size=paths)
+    slot = np.stack([slot, rng.integers(workers, size=paths)], axis=1)
     used, visited = np.zeros((workers, length)), np.zeros((workers, length))
-    tally(ages, slot, used, visited)
-    tally(ages, slot, used, visited)
-    cell = np.minimum(ages, length - 1) + length * np.arange(workers)
-    for counts, cells in ((used, cell[np.arange(paths), slot]), (visited, cell.ravel())):
-        expected = 2 * np.bincount(cells, minlength=workers * length)
-        np.testing.assert_array_equal(counts.ravel(), expected)
+    expected = np.zeros((2, workers * length))
+    later = ages.copy()
+    tally(later, slot, used, visited)
+    for k in range(2):
+        cell = np.minimum(ages, length - 1) + length * np.arange(workers)
+        for row, cells in enumerate((cell[np.arange(paths), slot[:, k]], cell.ravel())):
+            expected[row] += np.bincount(cells, minlength=workers * length)
+        ages += 1
+        ages[np.arange(paths), slot[:, k]] = 0
+    np.testing.assert_array_equal([used.ravel(), visited.ravel()], expected)
+    np.testing.assert_array_equal(later, ages)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 7])
+@pytest.mark.parametrize("kind", ["configured", "constant", "measured"])
+def test_pushes_are_served_as_they_arrive(kind: str, workers: int) -> None:
+    """Update by update the first to arrive, on a tie who read first, then the lowest number."""
+    paths, updates, dead, service, rng = 20, 60, 0.25, 0.125, np.random.default_rng(workers)
+    times = {
+        "configured": ComputeTime("exponential", 1.0 + np.arange(workers)),
+        "constant": ComputeTime("constant", np.ones(workers)),
+        "measured": MeasuredTimes([rng.integers(1, 4, 3 + i) / 4 for i in range(workers)]),
+    }[kind]
+    table = TimeTable.of(times)
+    drawn = table.draw(updates * paths, rng).reshape(updates, paths)
+    arrival = rng.integers(3, size=(paths, workers)) / 4
+    since, now = np.zeros((paths, workers), dtype=np.int64), np.zeros(paths)
+    heap = np.argsort(arrival, axis=1, kind="stable")
+    slot = np.empty((paths, updates), dtype=np.int64)
+    expected, due, read, busy = np.empty_like(slot), arrival.copy(), since.copy(), now.copy()
+    for k in range(updates):
+        first = np.empty(paths, dtype=np.int64)
+        first_come(due, read, first)
+        for path, i in enumerate(first.tolist()):
+            number = drawn[k, path]
+            if kind == "measured":
+                seconds = times.samples[i][int(number * len(times.samples[i]))]
+            else:
+                seconds = times.mean[i] * number
+            busy[path] = max(busy[path], due[path, i]) + service
+            due[path, i], read[path, i] = busy[path] + seconds + dead, k + 1
+        expected[:, k] = first
+    for half in (slice(0, 25), slice(25, updates)):
+        part = np.empty((paths, half.stop - half.start), dtype=np.int64)
+        numbers = table.times, table.begin, table.size, drawn[half]
+        serve(heap, arrival, since, now, *numbers, dead, service, half.start, part)
+        slot[:, half] = part
+    np.testing.assert_array_equal(slot, expected)
+    np.testing.assert_array_equal(arrival, due)
+    np.testing.assert_array_equal(now, busy)
+
+
+def test_snapshots_at_ranks_by_age() -> None:
+    rng, paths, workers, updates = np.random.default_rng(0), 30, 5, 40
+    order = np.stack([rng.permutation(workers) for _ in range(paths)])
+    rank = rng.integers(workers, size=(paths, updates))
+    expected, lists = np.empty_like(rank), order.tolist()
+    for path, mine in enumerate(lists):
+        for k in range(updates):
+            mine.insert(0, mine.pop(rank[path, k]))
+            expected[path, k] = mine[0]
+    slot = np.empty_like(rank)
+    use_ranks(order, rank, slot)
+    np.testing.assert_array_equal(slot, expected)
+    np.testing.assert_array_equal(order, lists)
 
 
 @pytest.mark.parametrize("dim", [1, 3])

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from scipy import stats
@@ -319,28 +320,41 @@ def test_long_runs_are_written_in_parts(tmp_path):
     assert len(list((tmp_path / "run" / "trace").iterdir())) == 3
 
 
+@pytest.mark.parametrize("every", [1, 7, 1000])
 @pytest.mark.parametrize(
-    ("every", "error", "message"),
+    ("problem", "rate"),
     [
-        (1, DivergedError, r"the run diverged: loss \S+ at update \d+, 156 at the start; learning"),
-        (1000, RunFailedError, r"update \d+: the gradient is not finite; lower optimizer"),
+        ({"kind": "quartic", "initial": 5.0}, 1.0),
+        ({"kind": "tests.support.plugins:bowl", "options": {"fault": "grow"}}, 1e20),
     ],
 )
-def test_divergence_ends_the_run_and_leaves_it_readable(tmp_path, every, error, message):
+def test_divergence_ends_the_run_and_leaves_it_readable(tmp_path, every, problem, rate):
+    """Also where gradients overflow between two evaluations of the loss."""
     config = make_config(
         {
-            "problem": {"kind": "quartic", "initial": 5.0},
-            "optimizer": {"learning_rate": 1.0, "batch_size": 1},
+            "problem": problem,
+            "optimizer": {"learning_rate": rate, "batch_size": 1},
             "run": {"updates": 1000, "eval_every": every},
         }
     )
-    with pytest.raises(error, match=message):
+    message = r"the run diverged: loss \S+ at update \d+, \S+ at the start; learning"
+    with pytest.raises(DivergedError, match=message):
         simulate(config, tmp_path / "run")
     run = read_run(tmp_path / "run")
     assert run.state == "failed"
     assert 0 < len(run.trace) < 50
     assert np.isfinite(run.trace["gradient_norm"]).all()
-    assert run.loss["update"].tolist() == list(range(0, len(run.trace) + 1, every))
+    due = {*range(0, len(run.trace) + 1, every), len(run.trace)}
+    assert run.loss["update"].tolist() == sorted(due)[: len(run.loss)]
+
+
+def test_a_gradient_that_is_wrong_is_no_divergence(tmp_path):
+    problem = {"kind": "tests.support.plugins:bowl", "options": {"fault": "nan"}}
+    config = configure(updates=40)
+    config = msgspec.structs.replace(config, problem=make_config({"problem": problem}).problem)
+    with pytest.raises(RunFailedError, match="the gradient is not finite; lower") as raised:
+        simulate(config, tmp_path / "run")
+    assert not isinstance(raised.value, DivergedError)
 
 
 def test_interruption_leaves_the_run_readable(tmp_path):

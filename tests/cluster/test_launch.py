@@ -156,6 +156,7 @@ def total_variation(staleness: np.ndarray[Any, Any], law: Geometric) -> float:
         ("loss", RunFailedError, "of the loss: ArithmeticError: no loss below 0.9 (.*plugins.py:"),
         ("nan", RunFailedError, "11 gradients were refused; .* worker 0 .*: not finite; lower"),
         ("grow", DivergedError, "the run diverged: loss .*, 1 at the start; learning_rate = 0.05"),
+        ("soar", DivergedError, "the run diverged: loss .*, 1 at the start; learning_rate = 0.05"),
     ],
 )
 def test_run_that_cannot_go_on_ends_with_one_line(

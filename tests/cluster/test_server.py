@@ -214,6 +214,22 @@ def test_too_many_unusable_gradients_end_the_run() -> None:
         assert not crowd.stopped
         crowd.send(forged(0, sequence, [np.nan]))
     assert crowd.stopped[0].startswith("11 gradients were refused; the last one, of worker 0")
+    assert crowd.server.drain().evaluations.update.tolist() == [0]
+
+
+def test_a_run_that_unusable_gradients_end_is_judged_by_a_last_loss() -> None:
+    """Its launcher then knows whether they overflowed because it diverged."""
+    crowd = Crowd(configure(workers=2))
+    crowd.join_all()
+    for _ in range(3):
+        crowd.push(0)
+    for sequence in range(3, 14):
+        assert not crowd.stopped
+        crowd.send(forged(0, sequence, [np.inf]))
+    assert crowd.stopped
+    evaluations = crowd.server.drain().evaluations
+    assert evaluations.update.tolist() == [0, 3]
+    np.testing.assert_array_equal(evaluations.parameters[-1], crowd.server.parameters)
 
 
 def run_in_random_order(crowd: Crowd, seed: int = 0) -> Record:

@@ -19,7 +19,8 @@ class Bowl:
     """f(x) = |x|^2 / 2 with noisy samples, and a fault.
 
     "loss" and "raise" raise once the parameters have come below 0.9; "exit" and "hang" happen at
-    the `after`-th gradient of a process, "nan" from there on, "grow" turns every step around.
+    the `after`-th gradient of a process, "nan" from there on, "grow" turns every step around,
+    "soar" so far that gradients overflow before a loss is evaluated.
     "slow" takes longer and longer until there is a file `until`; "print" prints at every gradient;
     "slow loss" takes 30 ms for a loss, more than any transport takes for an update.
     """
@@ -53,6 +54,8 @@ class Bowl:
             print("printed by the problem")  # noqa: T201
         if self.fault == "grow":
             return -30.0 * x
+        if self.fault == "soar":
+            return -1e40 * x
         if self.calls >= self.after:
             if self.fault == "nan":
                 return np.array([np.nan, 0.0])
