@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from hashlib import sha256
 
 import numpy as np
 
 from asgd.arrays import Array
-from asgd.errors import AsgdError
+from asgd.errors import AsgdError, InputError
 from asgd.problems import make_problem
 from asgd.rundir.columns import LOSS, MEMBERS, SHARED, TABLES, TRACE
 from asgd.rundir.parts import most_rows, parts_of
+from asgd.rundir.problem_record import problem_changes
 from asgd.rundir.reader import Run
 from asgd.rundir.tables import check_digests, read_table
 from asgd.simulation.replay import replay
@@ -56,9 +58,12 @@ def replay_findings(
     Raises
     ------
     InputError
-        The problem cannot be created.
+        The problem cannot be created, or its code raises.
     """
     problem = make_problem(run.config)
+    changes = problem_changes(run, problem)
+    if changes:
+        return [f"{run.path}: the problem has changed since the run began: {changes}"]
     norms = run.trace["gradient_norm"].to_numpy()
     losses = dict(zip(run.loss["update"].tolist(), run.loss["loss"].tolist(), strict=True))
     found: dict[str, str] = {}
@@ -70,7 +75,8 @@ def replay_findings(
                 finding += f"s: {replayed:.6g}, on record is {recorded:.6g}"
             found.setdefault(what, finding)
 
-    with np.errstate(over="ignore", invalid="ignore"):
+    update = 0
+    with np.errstate(over="ignore", invalid="ignore"), _user_code(lambda: f"update {update}"):
         for step in replay(run, problem):
             update = step.update
             if update:
@@ -82,6 +88,18 @@ def replay_findings(
             if progress is not None and not update % 100:
                 progress(update / max(len(norms), 1))
     return list(found.values())
+
+
+@contextmanager
+def _user_code(place: Callable[[], str]) -> Iterator[None]:
+    """Turn what the code of a plug-in raises into an InputError."""
+    try:
+        yield
+    except AsgdError:
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise InputError(f"the problem raised after {place()}: {reason}") from error
 
 
 def _file_findings(run: Run) -> list[str]:

@@ -39,6 +39,8 @@ from cluster.transport import EncodedReply, Waiting, connect, decode
 
 Actor = Any  # a Ray handle; Ray's own type does not know that its methods have `.remote`
 
+ASIDE = "aside"  # the concurrency group of calls that do not wait for a busy actor
+
 _SECONDS_PER_RECORD = 1.0
 _SECONDS_PER_CHECKPOINT = 0.25  # shortest interval; the newest of several checkpoints is saved
 _SECONDS_WITH_SOCKETS = 0.01  # longest time on sockets while actor calls wait
@@ -283,6 +285,12 @@ class RecorderActor:
             return 0.0
         recorder = self._recorder
         return self._attempt(lambda: recorder.record(record)) or 0.0
+
+    @ray.method(concurrency_group=ASIDE)
+    def hurry(self) -> None:
+        """Give up a loss that takes long, and all that follow."""
+        if self._recorder is not None:
+            self._recorder.hurry()
 
     def _open(self) -> None:
         problem, wanted = make_problem(self._config), self._config.metrics

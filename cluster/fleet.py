@@ -17,7 +17,7 @@ from asgd.delays import ComputeTime
 from asgd.errors import InputError, RunFailedError
 from asgd.rundir.reader import read_run
 from asgd.rundir.writer import RunWriter
-from cluster.actors import Actor, RecorderActor, ServerActor, UserError, WorkerActor
+from cluster.actors import ASIDE, Actor, RecorderActor, ServerActor, UserError, WorkerActor
 from cluster.core.status import Status, WorkerStatus
 from cluster.local_ray.causes import cause_of
 from cluster.local_ray.vitals import answer, check_ray
@@ -37,7 +37,7 @@ _UNKNOWN = WorkerStatus(present=False, received=0, computing=0.0)
 
 def _start(kind: type, *arguments: Any, **options: Any) -> Actor:
     """Start an actor that reserves no core, so that any number of workers fits on a machine."""
-    return ray.remote(kind).options(num_cpus=0, **options).remote(*arguments)
+    return ray.remote(num_cpus=0, **options)(kind).remote(*arguments)
 
 
 class Fleet:
@@ -97,7 +97,15 @@ class Fleet:
             # Ray updates its metrics page every 10 s by default; short runs end before that.
             variables = {"RAY_metrics_report_interval_ms": "1000"}
             options["runtime_env"] = {"env_vars": variables}
-        self.recorder = _start(RecorderActor, self.config, path, epoch, umask, **options)
+        self.recorder = _start(
+            RecorderActor,
+            self.config,
+            path,
+            epoch,
+            umask,
+            concurrency_groups={ASIDE: 1},
+            **options,
+        )
         self.server = _start(
             ServerActor,
             self.config,

@@ -77,6 +77,7 @@ def supervise(
         with undisturbed(), contextlib.suppress(RayError):
             # Wait for this call: an async actor may run two calls in either order.
             ray.get(fleet.server.stop.remote("ended early"), timeout=patience)
+            fleet.recorder.hurry.remote()
             ray.get(fleet.server.flush.remote(), timeout=patience)
         raise
     finally:

@@ -37,7 +37,7 @@ from asgd.config import RunConfig, make_config
 from asgd.problems import make_problem
 from asgd.problems.base import starting_point
 from asgd.rundir.writer import RunWriter
-from cluster.actors import RecorderActor, ServerActor, WorkerActor
+from cluster.actors import ASIDE, RecorderActor, ServerActor, WorkerActor
 from cluster.core.ledger import Ledger
 from cluster.core.messages import Gradient
 from cluster.core.server import ParameterServer
@@ -173,9 +173,13 @@ def log_alone(repeats: int) -> None:
 
 
 def actor(kind: type, *arguments: Any) -> Any:
-    """Start an actor as `cluster.fleet` does: the server alone takes several calls at once."""
-    options = {"max_concurrency": 32} if issubclass(kind, ServerActor) else {}
-    return ray.remote(kind).options(num_cpus=0, **options).remote(*arguments)
+    """Start an actor as `cluster.fleet` does."""
+    options: dict[str, Any] = {}
+    if issubclass(kind, ServerActor):
+        options["max_concurrency"] = 32
+    elif issubclass(kind, RecorderActor):
+        options["concurrency_groups"] = {ASIDE: 1}
+    return ray.remote(num_cpus=0, **options)(kind).remote(*arguments)
 
 
 def main(arguments: Iterable[str] | None = None) -> None:

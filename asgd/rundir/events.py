@@ -29,7 +29,7 @@ _INTEGERS = {
     "before",
     "after",
 }
-_NEEDED = {"server_restored": ("to_version",), "workers_changed": ("after",)}
+_NEEDED = {"server_restored": ("to_version",), "workers_changed": ("after", "workers")}
 
 
 def read_events(path: Path) -> list[dict[str, Any]]:
@@ -84,6 +84,10 @@ def _defect(event: Any) -> str | None:
             continue
         if name in _NUMBERS and (type(value) not in (int, float) or not np.isfinite(value)):
             return f"{name} = {value!r:.40}: expected a number"
+    if event["event"] == "workers_changed":
+        workers = event["workers"]
+        if not isinstance(workers, list) or any(type(w) is not int or w < 0 for w in workers):
+            return "workers: expected a list of their numbers"
     sequences = event.get("sequences", {})
     if not isinstance(sequences, dict) or not all(
         worker.isdecimal() and isinstance(sequence, int) for worker, sequence in sequences.items()

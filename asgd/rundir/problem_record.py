@@ -73,6 +73,20 @@ class ProblemRecord:
         writer.event("problem", **asdict(self))
 
 
+def problem_changes(run: Run, problem: Problem) -> str:
+    """Describe how a problem differs from the record of a run, "" if it does not.
+
+    Raises
+    ------
+    InputError
+        The user's code raises.
+    """
+    before = _recorded(run)
+    if not before:
+        return ""
+    return _changes(before, asdict(ProblemRecord.of(problem, run.config.run.seed)))
+
+
 def check_problem(run: Run, problem: Problem, task: str, *, force: bool = False) -> None:
     """Refuse to use a run whose problem has changed.
 
@@ -88,10 +102,7 @@ def check_problem(run: Run, problem: Problem, task: str, *, force: bool = False)
     ProblemChangedError
         The problem has changed.
     """
-    before = _recorded(run)
-    if not before:
-        return
-    changes = _changes(before, asdict(ProblemRecord.of(problem, run.config.run.seed)))
+    changes = problem_changes(run, problem)
     if not changes:
         return
     if not force:

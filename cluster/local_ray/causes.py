@@ -13,8 +13,12 @@ from ray.exceptions import (
 )
 
 _MEMORY = re.compile(r"was (\S+ used / \S+ limit)")
+_STATUS = re.compile(r"Worker exits with an exit code (\d+)")
 _IN_CONSTRUCTOR = "because of an error raised in its creation task"
 _TRACEBACK = re.compile(r"\n(?=\S)")  # a line without indentation begins another part
+
+# Ray cannot tell a crash from SIGKILL, by which the kernel frees memory.
+_DIED = "its process died: killed (by the kernel, if memory ran out; see `dmesg`) or crashed"
 
 
 def cause_of(error: BaseException) -> str:
@@ -38,7 +42,8 @@ def cause_of(error: BaseException) -> str:
     if isinstance(error, ActorUnschedulableError | NodeDiedError) or "its node has died" in text:
         return "its node is gone"
     if isinstance(error, RayActorError):
-        return "its process died"
+        status = _STATUS.search(text)
+        return f"its process exited with status {status[1]}" if status else _DIED
     return _in_a_line(text)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 from asgd.arrays import Array
@@ -12,12 +13,14 @@ from asgd.rundir.columns import LOSS_COLUMNS
 from asgd.rundir.reader import read_run
 from asgd.rundir.repair import recorded_losses
 from asgd.rundir.writer import RunWriter
-from cluster.core.ledger import Record
+from cluster.core.ledger import Evaluations, Record
 from cluster.core.state import State
 from cluster.metrics import Metrics
 from cluster.storage.checkpoint import CHECKPOINTS, DamagedCheckpointError, paths, save, version_of
 from cluster.storage.lease import Lease
 from cluster.storage.write_ahead import cut_log, remove_log
+
+_HURRIED_SECONDS = 2.0  # for a loss, when the user waits for the end
 
 
 class EvaluationError(Exception):
@@ -58,6 +61,9 @@ class Recorder:
         self._checkpoints = path / CHECKPOINTS
         self._lease = Lease(self._checkpoints)
         self._next = 0
+        self._evaluator = ThreadPoolExecutor(1, "evaluation")
+        self._hurried: Future[None] = Future()
+        self._gave_up = False
         self._updates = read_run(path).config.run.updates
         self.first_loss: float | None = None
         self.latest_loss: tuple[int | None, float | None] = (None, None)
@@ -91,18 +97,47 @@ class Recorder:
                 fields = dict(event)
                 self._writer.event(fields.pop("event"), **fields)
         start = time.perf_counter()
-        losses = [
-            (each.update, each.seconds, self._loss(each.parameters)) for each in record.evaluations
-        ]
+        losses = self._losses(record.evaluations)
         seconds = time.perf_counter() - start
         with self._lease.held(self._epoch):
             if losses:
                 self._writer.loss(dict(zip(LOSS_COLUMNS, zip(*losses, strict=True), strict=True)))
                 self._note(losses)
-            if record.checkpoint is not None:
+            if record.checkpoint is not None and not self._gave_up:
                 self._save(record.checkpoint)
             self._metrics.show(record.trace, losses)
         return seconds
+
+    def hurry(self) -> None:
+        """Give up a loss that takes long, and all that follow; call this from another thread.
+
+        Then no more checkpoints are saved, so that a resumed run evaluates the missing losses.
+        """
+        if not self._hurried.done():
+            self._hurried.set_result(None)
+
+    def _losses(self, evaluations: Evaluations) -> list[tuple[int, float, float]]:
+        """Return the rows of `LOSS_COLUMNS`, up to a loss that was given up."""
+        losses: list[tuple[int, float, float]] = []
+
+        def evaluate() -> None:
+            for one in evaluations:
+                if self._gave_up:
+                    return
+                losses.append((one.update, one.seconds, self._loss(one.parameters)))
+
+        if not len(evaluations) or self._gave_up:
+            return []
+        evaluated = self._evaluator.submit(evaluate)
+        wait((evaluated, self._hurried), return_when=FIRST_COMPLETED)
+        while not evaluated.done():
+            known = len(losses)
+            wait((evaluated,), timeout=_HURRIED_SECONDS)
+            if not evaluated.done() and len(losses) == known:
+                self._gave_up = True
+                return losses[:known]
+        evaluated.result()
+        return losses
 
     def _loss(self, parameters: Array) -> float:
         try:

@@ -20,19 +20,31 @@ from analysis.prediction.predict import _COLUMNS, read_prediction
 from analysis.report.activity import events_table, workers_table
 from asgd.config import make_config
 from asgd.errors import AsgdError
+from asgd.problems import make_problem
 from asgd.rundir.events import in_words, incidents, team_sizes
+from asgd.rundir.problem_record import ProblemRecord, check_problem
 from asgd.rundir.reader import read_run, standing
 from asgd.rundir.repeats import unfinished_repeats
 from asgd.rundir.tables import write_table
 from asgd.simulation.simulate import simulate
 from asgd.stored_json import parse_json
+from cluster.team import Team
 from tests.asgd.test_cli import asgd
+from tests.support.machine import Machine
 
 
 def unfinished(path: Path) -> None:
     with unfinished_repeats(path):
         pass
 
+
+def same_problem(path: Path) -> None:
+    run = read_run(path)
+    check_problem(run, make_problem(run.config), "resume")
+
+
+ONE = object()  # the run, in the words of a command
+Words = tuple[object, ...]
 
 HALF = rb'{"event": "failed", "reason": "\ud800", "host": "\ud800", "pid": 1}'
 DEEP = b"[" * 100_000 + b"]" * 100_000
@@ -53,7 +65,9 @@ READ: list[Callable[[Path], object]] = [
     lambda path: team_sizes(read_run(path).events, 4, 400),
     lambda path: [in_words(event) for event in incidents(read_run(path).events)],
     lambda path: standing(read_run(path)),
+    lambda path: Team(read_run(path).config, read_run(path).events),
     unfinished,
+    same_problem,
 ]
 
 values = st.recursive(
@@ -72,20 +86,25 @@ values = st.recursive(
 
 @pytest.fixture(scope="module")
 def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that is profiled and predicted, beside another one."""
+    """An interrupted run that is profiled and predicted, beside a finished one."""
     base = tmp_path_factory.mktemp("odd") / "runs"
-    tables = {"problem": {"kind": "quadratic"}, "run": {"updates": 400, "eval_every": 50}}
-    for name in ("one", "two"):
-        simulate(make_config(tables), base / name)
-    run = read_run(base / "one")
+    every = {"eval_every": 50, "checkpoint_every": 100, "durability": "log"}
+    tables = {"problem": {"kind": "quadratic"}, "cluster": {"workers": 2}}
+    simulate(make_config(tables | {"run": {"updates": 100}}), base / "two")
+    config = make_config(tables | {"run": {"updates": 400, **every}})
+    machine = Machine(base / "one", config)
+    machine.work(250)
+    run = read_run(machine.path)
+    ProblemRecord.of(machine.crowd.problem, run.config.run.seed).note(machine.writer)
     fit_run(run).save(run.path)
     predict(run, method="fast").save(run.path)
     events = [
         {"event": "worker_lost", "time": 2.0, "worker": 1, "update": 30, "reason": "killed"},
         {"event": "worker_joined", "time": 3.0, "worker": 1, "update": 40, "transport": "tcp"},
         {"event": "server_restored", "time": 4.0, "to_version": 50, "sequences": {"1": 3}},
-        {"event": "workers_changed", "time": 5.0, "after": 4},
-        {"event": "finish", "time": 6.0},
+        {"event": "workers_changed", "time": 5.0, "after": 2, "workers": [0, 1]},
+        {"event": "gradient_lost", "time": 6.0, "worker": 1, "update": 99, "sequence": 77},
+        {"event": "interrupted", "time": 7.0},
     ]
     with (base / "one" / "events.jsonl").open("a") as file:
         file.writelines(json.dumps(event) + "\n" for event in events)
@@ -94,10 +113,9 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def check(capsys: pytest.CaptureFixture[str], base: Path) -> None:
-    """Assert that commands on the first run end in order, or with one line.
+    """Assert that quick commands on the first run end in order, or with one line.
 
-    `profile`, `predict`, `report` and `--resume` spend seconds on more than reading: of these, what
-    they read and make of it.
+    Of the slower ones, see `check_whole`, what they read and make of it.
     """
     for command, place in (("status", base / "one"), ("runs", base)):
         status, printed, errors = asgd(capsys, command, place)
@@ -108,6 +126,35 @@ def check(capsys: pytest.CaptureFixture[str], base: Path) -> None:
     for read in READ:
         with suppress(AsgdError):
             read(base / "one")
+
+
+# Commands that read each file. A run is resumed up to the search for Ray, then without Ray.
+PROFILE: Words = ("profile", ONE)
+PREDICT: Words = ("predict", ONE, "--method", "fast")
+REPORT: Words = ("report", ONE, "--paths", 2)
+PLAN: Words = ("plan", ONE, "--workers", 2, "--updates", 20)
+VERIFY: Words = ("verify", ONE)
+RESUME: Words = ("run", "--resume", ONE, "--address", "127.0.0.1:1")
+WHOLE: dict[str, list[Words]] = {
+    "config.json": [PROFILE, PREDICT, REPORT, PLAN, VERIFY, RESUME],
+    "environment.json": [REPORT, VERIFY],
+    "events.jsonl": [PROFILE, PREDICT, REPORT, PLAN, VERIFY, RESUME],
+    "alive": [RESUME],
+    "profile.json": [PROFILE, REPORT, VERIFY],
+    "prediction.json": [REPORT, VERIFY],
+}
+
+
+def check_whole(capsys: pytest.CaptureFixture[str], base: Path, name: str) -> None:
+    """Assert that every command that reads a file of the first run ends in order, or in a line."""
+    for command in WHOLE[name]:
+        words = [base / "one" if word is ONE else word for word in command]
+        status, printed, errors = asgd(capsys, *words)
+        found = command == VERIFY and status == 1 and printed
+        assert found or status in (0, 2), (command, errors)
+        assert errors.count("\n") == (status == 2), (command, errors)
+    with suppress(AsgdError):
+        Machine(base / "one", read_run(base / "one").config, left=True)
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -178,22 +225,8 @@ def put(value: Any, path: tuple[Any, ...], new: Any) -> Any:
     return value
 
 
-@pytest.mark.parametrize("name", FILES)
-@settings(
-    max_examples=12,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
-@given(data=st.data())
-def test_one_value_of_another_kind(
-    capsys: pytest.CaptureFixture[str],
-    good: Path,
-    tmp_path_factory: pytest.TempPathFactory,
-    name: str,
-    data: st.DataObject,
-) -> None:
-    base = tmp_path_factory.mktemp("drawn")
+def with_one_other_value(good: Path, base: Path, name: str, data: st.DataObject) -> Path:
+    """Copy the runs, and put something else in one place of a file of the first."""
     shutil.copytree(good, base / "runs")
     path = base / "runs" / "one" / name
     lines = path.read_text().splitlines() if name == "events.jsonl" else [path.read_text()]
@@ -202,7 +235,43 @@ def test_one_value_of_another_kind(
     place = data.draw(st.sampled_from(places(content)))
     lines[number] = json.dumps(put(content, place, data.draw(values)))
     path.write_text("\n".join(lines) + "\n")
-    check(capsys, base / "runs")
+    return base / "runs"
+
+
+def drawn(examples: int) -> settings:
+    return settings(
+        max_examples=examples,
+        deadline=None,
+        derandomize=True,
+        suppress_health_check=[HealthCheck.function_scoped_fixture],
+    )
+
+
+@pytest.mark.parametrize("name", FILES)
+@drawn(12)
+@given(data=st.data())
+def test_one_value_of_another_kind(
+    capsys: pytest.CaptureFixture[str],
+    good: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    name: str,
+    data: st.DataObject,
+) -> None:
+    check(capsys, with_one_other_value(good, tmp_path_factory.mktemp("drawn"), name, data))
+
+
+@pytest.mark.parametrize("name", FILES)
+@drawn(2)
+@given(data=st.data())
+def test_whole_commands_on_one_value_of_another_kind(
+    capsys: pytest.CaptureFixture[str],
+    good: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    name: str,
+    data: st.DataObject,
+) -> None:
+    base = with_one_other_value(good, tmp_path_factory.mktemp("drawn"), name, data)
+    check_whole(capsys, base, name)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -25,7 +26,10 @@ class Faulty:
             raise ValueError("no\n  such thing")
 
     def leave(self) -> None:
-        os._exit(3)
+        sys.exit(3)
+
+    def fall(self) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
 
     def err(self) -> None:
         raise KeyError("x")
@@ -37,7 +41,12 @@ class Faulty:
     ("raises", "method", "cause"),
     [
         (True, "err", "ValueError: no such thing"),
-        (False, "leave", "its process died"),
+        (False, "leave", "its process exited with status 3"),
+        (
+            False,
+            "fall",
+            "its process died: killed (by the kernel, if memory ran out; see `dmesg`) or crashed",
+        ),
         (False, "err", "KeyError: 'x'"),
     ],
 )

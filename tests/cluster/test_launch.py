@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,9 @@ import pytest
 from ray._private import worker as ray_worker
 from ray.exceptions import RayError
 
+from asgd.__main__ import main
 from asgd.config import RunConfig, make_config
+from asgd.console.live import LiveRun
 from asgd.draws import WorkerDraws
 from asgd.errors import DivergedError, InputError, RunFailedError
 from asgd.problems import make_problem
@@ -33,7 +36,7 @@ from asgd.rundir.writer import RunWriter
 from asgd.simulation.simulate import simulate
 from asgd.staleness import Geometric
 from asgd.streams import stream
-from cluster import run
+from cluster import resume, run
 from tests.support.invariants import check_trace
 from tests.support.processes import DEFAULT_SIGNALS, listeners, parts, processes_in
 
@@ -201,6 +204,40 @@ def test_slow_loss_slows_the_run_down_and_freezes_nothing(tmp_path: Path, transp
 
 
 @pytest.mark.usefixtures("shared_ray")
+def test_interrupt_does_not_wait_for_a_loss_that_takes_minutes(tmp_path: Path) -> None:
+    out, until = tmp_path / "run", tmp_path / "until"
+    options = {"fault": "hanging loss", "until": str(until)}
+    problem = {"kind": "tests.support.plugins:bowl", "options": options}
+    config = configure(problem, 2000, workers=2)
+    # No log: then what is missing is made again from the checkpoint alone.
+    settings = msgspec.structs.replace(config.run, durability="checkpoint", checkpoint_every=10)
+    config = msgspec.structs.replace(config, run=settings)
+    shown: list[Progress] = []
+    interrupted: list[float] = []
+
+    def interrupt(progress: Progress) -> None:
+        shown.append(progress)
+        hanging = progress.update == shown[len(shown) // 2].update  # for as long as it was at work
+        if progress.update and progress.evaluating and hanging:
+            interrupted.append(time.monotonic())
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(config, out, progress=interrupt)
+    assert time.monotonic() - interrupted[0] < 20.0  # 3 s on a machine that does nothing else
+    result = read_run(out)
+    assert result.state == "interrupted"
+    assert 0 < shown[-1].update <= len(result.trace)
+    assert len(result.loss) < len(result.trace) // 25
+    until.touch()
+    result = read_run(resume(out))
+    assert result.state == "finished"
+    np.testing.assert_array_equal(result.trace["update"], np.arange(2000))
+    assert not result.trace.duplicated(["worker", "sequence"]).any()
+    np.testing.assert_array_equal(result.loss["update"], np.arange(0, 2001, 25))
+
+
+@pytest.mark.usefixtures("shared_ray")
 @pytest.mark.parametrize(
     "raised", [ZeroDivisionError("mine"), RunFailedError("mine"), RayError("mine")]
 )
@@ -237,6 +274,7 @@ def test_event_that_the_launcher_cannot_write_ends_the_run_with_one_line(tmp_pat
     assert raised.value.run == out
 
 
+@pytest.mark.usefixtures("shared_ray")
 def test_problem_that_cannot_be_recorded_ends_the_run_with_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -256,17 +294,32 @@ def test_problem_that_cannot_be_recorded_ends_the_run_with_one_line(
 
 
 @pytest.mark.usefixtures("shared_ray")
-def test_directory_that_is_moved_in_mid_run_is_said_to_be(tmp_path: Path) -> None:
+@pytest.mark.parametrize("removed", [False, True])
+def test_directory_that_is_moved_or_removed_in_mid_run_is_said_to_be(
+    tmp_path: Path,
+    removed: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
     out, moved = tmp_path / "run", tmp_path / "moved"
 
-    def move(progress: Progress) -> None:
+    def take_away(live: LiveRun, progress: Progress) -> None:
         if progress.loss is not None and out.exists():
             out.rename(moved)
+            if removed:
+                shutil.rmtree(moved)
 
-    with pytest.raises(RunFailedError, match="was removed or moved while the run was at work"):
-        run(configure({"kind": "softmax"}, updates=10**6, workers=1), out, progress=move)
+    monkeypatch.setattr(LiveRun, "__call__", take_away)
+    (tmp_path / "c.toml").write_text("problem.kind = 'softmax'\nrun.updates = 1000000\n")
+    with pytest.raises(SystemExit) as ended:
+        main(["run", str(tmp_path / "c.toml"), "--out", str(out), "--quiet"])
+    assert ended.value.code == 1
+    message = f"asgd: {out}: was removed or moved while the run was at work\n"
+    assert capfd.readouterr() == ("", message)
     assert not out.exists()
-    assert len(read_run(moved).trace) > 0
+    assert moved.exists() is not removed
+    if not removed:
+        assert len(read_run(moved).trace) > 0
 
 
 BECOMES_READ_ONLY = """
@@ -363,7 +416,7 @@ def test_directory_in_use_is_refused_before_anything_starts(tmp_path: Path) -> N
 JOIN_SCRIPT = """
 import json, os, sys
 from asgd.config import make_config
-from cluster import run
+from cluster import resume, run
 before = dict(os.environ)
 run(make_config(json.loads(sys.argv[3])), sys.argv[1], address=sys.argv[2])
 assert dict(os.environ) == before
@@ -430,7 +483,7 @@ def test_address_without_a_cluster_is_refused(tmp_path: Path, address: str) -> N
 SCRIPT = """
 import json, os, signal, sys
 from asgd.config import make_config
-from cluster import run
+from cluster import resume, run
 
 def state():
     mask = os.umask(0)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
-from asgd.config import make_config
+from asgd.config import ProblemConfig, make_config
 from asgd.rundir.columns import TABLES
+from asgd.rundir.problem_record import ProblemRecord
 from asgd.rundir.reader import read_run
 from asgd.rundir.tables import write_table
 from asgd.rundir.writer import RunWriter
@@ -87,6 +91,62 @@ def test_losses_that_were_set_aside_are_said(tmp_path: Path) -> None:
     assert (
         "1 damaged or missing part of losses named in the events, and a replay" in verdict.checked
     )
+
+
+PLUGIN = """
+class Mine:
+    dim, n_samples = 2, 4
+    def initial_point(self, rng): return [1.0, 2.0]
+    def loss(self, x): return float(SIZE * (x @ x))
+    def gradient(self, x, indices): return GRADIENT
+mine = Mine
+"""
+
+
+def test_a_plugin_is_replayed_where_it_can_be_imported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def write_plugin(size: str, gradient: str) -> None:
+        importlib.invalidate_caches()
+        monkeypatch.delitem(sys.modules, "replayed_plugin", raising=False)
+        text = PLUGIN.replace("SIZE", size).replace("GRADIENT", gradient)
+        Path("replayed_plugin.py").write_text(text, encoding="utf-8")
+        shutil.rmtree("__pycache__", ignore_errors=True)
+
+    def verified() -> tuple[int, str]:
+        status, printed, errors = asgd(capsys, "verify", "run")
+        assert (errors, printed.count("\n")) == ("", 1)
+        return status, printed
+
+    write_plugin("1", "2 * x")
+    problem = {"kind": "replayed_plugin:mine"}
+    config = configure(workers=2)
+    machine = Machine(
+        tmp_path / "run", msgspec.structs.replace(config, problem=ProblemConfig(**problem))
+    )
+    ProblemRecord.of(machine.crowd.problem, config.run.seed).note(machine.writer)
+    machine.work(60)
+    assert verified() == (
+        0,
+        "run: all is right: 60 updates, 7 losses, 1 checkpoints, and a replay comes to the same\n",
+    )
+    write_plugin("1", "2 * x if x @ x > 4 else 1 / 0")
+    status, printed = verified()
+    assert status == 0
+    assert "; not replayed (the problem raised after update " in printed
+    write_plugin("3", "6 * x")
+    status, printed = verified()
+    assert status == 1
+    assert printed.startswith(
+        "run: the problem has changed since the run began: f(x_0) is 15, was 5"
+    )
+    Path("replayed_plugin.py").unlink()
+    monkeypatch.delitem(sys.modules, "replayed_plugin")
+    status, printed = verified()
+    assert status == 0
+    assert "; not replayed (problem.kind = 'replayed_plugin:mine': " in printed
 
 
 def flip(name: str) -> Damage:
