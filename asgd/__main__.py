@@ -70,7 +70,7 @@ cli.add_command(init)
 @click.argument("config", type=PATH, required=False)
 @set_option
 @out_option
-@click.option("--resume", type=PATH, metavar="RUN", help="Go on with RUN, which was cut short.")
+@click.option("--resume", type=PATH, metavar="RUN", help="Continue the unfinished RUN.")
 @force_option
 @click.option("--address", help="Address of a running Ray cluster.  [default: start one here]")
 @quiet_option
@@ -101,12 +101,12 @@ def run(
     if resume is not None:
         if config or overrides or out:
             raise InputError(
-                f"--resume {resume}: goes on as it began, without CONFIG, --set, --out"
+                f"--resume {resume}: has its own configuration; expected no CONFIG, --set or --out"
             )
         say(cluster.resume(resume, address, force=force, observe=observe))
         return
     if force:
-        raise InputError("--force: is for --resume RUN, whose problem has changed")
+        raise InputError("--force: expected only with --resume")
     if config is None:
         raise click.UsageError("Missing argument 'CONFIG'.")
     settings = load_config(config, overrides)
@@ -169,7 +169,7 @@ def verify(run: Path, replayed: bool, as_json: bool, quiet: bool) -> None:
         for finding in verdict.findings:
             say(printable(finding))
         if not verdict.findings:
-            say(printable(f"{verdict.run}: all is right: {verdict.checked}"))
+            say(printable(f"{verdict.run}: no faults: {verdict.checked}"))
     if any(verdict.findings for verdict in verdicts):
         raise click.exceptions.Exit(1)
 
@@ -357,7 +357,7 @@ def plan(
     from asgd.rundir.repeats import read_runs
 
     if source.is_dir() and overrides:
-        raise InputError(f"{source}: a run is taken as it was, --set is for configurations")
+        raise InputError(f"{source}: --set changes configurations, not runs")
     repeats = read_runs(source) if source.is_dir() else []
     start = repeats[0] if repeats else load_config(source, overrides)
     with Bar("plan", 1, quiet) as bar:
@@ -378,7 +378,7 @@ def plan(
         print_table(found.cells())
         say(f"\n{found.sentence}\n{printable(found.note)}")
         if len(repeats) > 1:
-            say(f"Of {len(repeats)} repeats the first alone was taken.")
+            say(f"Only the first of {len(repeats)} repeats was used.")
 
 
 @cli.command()

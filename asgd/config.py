@@ -112,9 +112,9 @@ class BatchSchedule(_Table, frozen=True):
 
 def _check_changes(at: list[int], values: list[Any]) -> None:
     if len(at) != len(values):
-        raise ValueError(f"at has {len(at)} entries and values {len(values)}: expected as many")
+        raise ValueError(f"at has {len(at)} entries, values has {len(values)}: expected equal")
     if any(later <= earlier for earlier, later in itertools.pairwise(at)):
-        raise ValueError(f"at = {at}: expected growing update numbers")
+        raise ValueError(f"at = {at}: expected increasing update numbers")
 
 
 class OptimizerConfig(_Table, frozen=True):

@@ -14,7 +14,7 @@ NOT_FINITE = "not finite"  # defect of a gradient with nan or inf
 def remedy(update: int) -> str:
     """Return advice for a gradient that is not finite after `update` updates."""
     if update == 0:  # the learning rate cannot be the cause
-        return "it is that of the initial point: look for NaN in the data"
+        return "this is at the initial point: look for NaN in the data"
     return "lower optimizer.learning_rate, or look for a mistake in the problem's gradient"
 
 

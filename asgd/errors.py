@@ -1,9 +1,13 @@
-"""The public exceptions; the command line prints one line for each and sets the exit status."""
+"""The public exceptions, and parts of their messages.
+
+The command line prints one line for each and sets the exit status.
+"""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -54,3 +58,13 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return a hint with the closest known name, "" if none is close."""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f"did you mean {close[0]}? " if close else ""
+
+
+@contextmanager
+def written(path: str | Path) -> Iterator[None]:
+    """Turn an `OSError` in the block into an `InputError`: the file cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        where = error.filename or path
+        raise InputError(f"{where}: cannot be written ({error.strerror or error})") from None

@@ -49,7 +49,7 @@ class CallbackError(Exception):
         self.raised = raised
 
 
-def call_back(progress: Callable[[Progress], None], standing: Progress) -> None:
+def call_back(progress: Callable[[Progress], None], now: Progress) -> None:
     """Call the caller's callback.
 
     Raises
@@ -60,7 +60,7 @@ def call_back(progress: Callable[[Progress], None], standing: Progress) -> None:
         The callback writes to a closed pipe; this interrupts the run.
     """
     try:
-        progress(standing)
+        progress(now)
     except BrokenPipeError:
         raise
     except Exception as error:

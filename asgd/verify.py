@@ -124,7 +124,7 @@ def _file_findings(run: Run) -> list[str]:
     for name in ("config.json", "environment.json"):
         path = run.path / name
         if path.is_file() and sha256(path.read_bytes()).hexdigest() != digests.get(name):
-            found.append(f"{path}: is not what the run began with")
+            found.append(f"{path}: has changed since the run began")
     return found
 
 
@@ -133,7 +133,7 @@ def _end_findings(run: Run) -> list[str]:
     reached, updates = len(run.trace), run.config.run.updates
     if run.state != "finished" or reached == updates:
         return []
-    return [f"{run.path / TRACE}: finished, but {reached} of {updates} updates are on record"]
+    return [f"{run.path / TRACE}: {reached} updates, but the finished run made {updates}"]
 
 
 def _gradient_findings(run: Run) -> list[str]:
@@ -163,8 +163,8 @@ def _gradient_findings(run: Run) -> list[str]:
     if len(wrong):
         row = wrong[0]
         found.append(
-            f"{run.path / TRACE}: of worker {worker[row]:.0f}, gradient "
-            f"{row - starts[row]} was applied or reported twice, or never"
+            f"{run.path / TRACE}: gradient {row - starts[row]} of "
+            f"worker {worker[row]:.0f} was applied or reported twice, or never"
         )
     return found
 
@@ -177,7 +177,8 @@ def _clock_findings(run: Run) -> list[str]:
     wrong = np.flatnonzero(seconds[there] != applied[update[there]])
     if not len(wrong):
         return []
-    return [f"{run.path / LOSS}: the loss after update {update[wrong[0]]} has another time than it"]
+    first = update[wrong[0]]
+    return [f"{run.path / LOSS}: the loss after update {first} has another time than the update"]
 
 
 def _refusal(read: Callable[[], object]) -> list[str]:

@@ -18,7 +18,7 @@ from asgd.arrays import Array
 from asgd.config import RunConfig
 from asgd.errors import AsgdError
 from asgd.problems import make_problem
-from asgd.rundir.files import what_is_wrong
+from asgd.rundir.files import describe_os_error
 from asgd.rundir.repair import recorded_updates
 from asgd.rundir.writer import RunWriter
 from cluster.core.backlog import Backlog
@@ -150,7 +150,7 @@ class ServerActor:
         value = decode(data, self._dtype).reshape(shape)
         gradient = Gradient(worker, sequence, read_version, epoch, value, compute_seconds)
         self._send(self._server.receive(gradient, time.monotonic()))
-        self._hand_over_if_ripe()
+        self._hand_over_if_ready()
         return await answer
 
     async def admit(self, worker: int) -> None:
@@ -198,7 +198,7 @@ class ServerActor:
                 arrived.clear()
                 sockets.serve(_SECONDS_WITH_SOCKETS)
                 self._note_stop()
-                self._hand_over_if_ripe()
+                self._hand_over_if_ready()
                 await asyncio.sleep(0)
         except Exception as error:
             self._send(self._server.stop(f"the data plane failed: {error!r}"))
@@ -214,10 +214,10 @@ class ServerActor:
         if self._server.stopping and not self._stopped.is_set():
             self._stopped.set()
 
-    def _hand_over_if_ripe(self) -> None:
+    def _hand_over_if_ready(self) -> None:
         ledger = self._server.ledger
         since = time.monotonic() - self._last_record
-        if ledger.ripe or (ledger.checkpoint is not None and since >= _SECONDS_PER_CHECKPOINT):
+        if ledger.ready or (ledger.checkpoint is not None and since >= _SECONDS_PER_CHECKPOINT):
             self._hand_over_if_room()
 
     def _hand_over_if_room(self) -> None:
@@ -243,7 +243,7 @@ class ServerActor:
         task = asyncio.current_task()
         assert task is not None
         self._written.discard(task)
-        self._hand_over_if_ripe()
+        self._hand_over_if_ready()
 
 
 class WorkerActor:
@@ -307,12 +307,13 @@ class RecorderActor:
         except AsgdError as error:
             self._error = UserError(str(error))
         except OSError as error:
-            self._error = UserError(what_is_wrong(self._path, error))
+            self._error = UserError(describe_os_error(self._path, error))
         except EvaluationError as error:
             reason = UserError.describe(error.__cause__ or error).message
-            self._error = UserError(f"evaluation of the loss: {reason}")
+            self._error = UserError(f"the loss cannot be evaluated: {reason}")
         except Exception as error:
-            self._error = UserError(f"the record: {UserError.describe(error).message}")
+            reason = UserError.describe(error).message
+            self._error = UserError(f"the record cannot be written: {reason}")
         return None
 
     def latest(self) -> Losses:

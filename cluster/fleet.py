@@ -141,12 +141,12 @@ class Fleet:
         ray.kill(self.recorder)
         if self._deaths >= _SERVER_DEATHS:
             raise RunFailedError(
-                f"the parameter server died {self._deaths + 1} times without coming further than "
-                f"the checkpoint of update {self._restored}; the last time: {cause}"
+                f"the parameter server died {self._deaths + 1} times without passing the "
+                f"checkpoint of update {self._restored}; last cause: {cause}"
             )
         # Workers on a node that is gone may live on for a while, without a server.
         separated = self._server_node not in alive_nodes()
-        self._start_server(f"the server or its recorder is lost: {cause}")
+        self._start_server(f"the server or its recorder died: {cause}")
         # A worker loses its connection, then makes this call.
         workers = [*self.running.values(), *self._ended]
         self.running.clear()
@@ -236,7 +236,7 @@ class Fleet:
         # Workers may end before the driver knows that the server has stopped.
         if not (self.running or self._ended or self.restarts.pending):
             raise RunFailedError(
-                f"every worker failed again and again; {self.restarts.first_reason}"
+                f"every worker failed too often; first failure: {self.restarts.first_reason}"
             )
 
     def _lose(

@@ -15,8 +15,8 @@ from asgd.errors import AsgdError, InputError, RunFailedError
 from asgd.problems import make_problem
 from asgd.problems.base import Problem, starting_point
 from asgd.progress import CallbackError, Progress
-from asgd.rundir.alive import sign_of_life
-from asgd.rundir.files import what_is_wrong
+from asgd.rundir.alive import heartbeat
+from asgd.rundir.files import describe_os_error
 from asgd.rundir.problem_record import ProblemRecord, check_problem
 from asgd.rundir.reader import read_run
 from asgd.rundir.repeats import run_repeats, unfinished_repeats
@@ -24,7 +24,7 @@ from asgd.rundir.writer import RunWriter
 from cluster.actors import UserError
 from cluster.local_ray.causes import cause_of
 from cluster.local_ray.session import check_address, ray_session
-from cluster.local_ray.vitals import ray_death, witnessed
+from cluster.local_ray.vitals import failure_recorded, ray_death
 from cluster.metrics import check_metrics
 from cluster.storage.checkpoint import CHECKPOINTS
 from cluster.storage.lease import only_launcher
@@ -139,7 +139,7 @@ class _Launcher:
         """Continue a run."""
         found = read_run(path)
         if not (path / CHECKPOINTS).is_dir():
-            raise InputError(f"{path}: not a run of workers and a server; only these are resumed")
+            raise InputError(f"{path}: a simulated run; only real runs can be resumed")
         if found.state == "finished":
             raise InputError(f"{path}: the run is finished")
         problem = self._checked_problem(found.config)
@@ -174,9 +174,9 @@ class _Launcher:
         try:
             with (
                 self.observe(writer.path) as progress,
-                witnessed(writer.path),
+                failure_recorded(writer.path),
                 end.noted(),  # also records a failed start of Ray
-                sign_of_life(writer.path),
+                heartbeat(writer.path),
                 self._ray(config, problem),
                 end.noted(),  # before Ray's shutdown, which may fail too
             ):
@@ -238,7 +238,7 @@ def _failure(path: Path, error: Exception) -> RunFailedError:
     if isinstance(error, RunFailedError) and error.run is not None:
         return error
     if not path.is_dir():  # the cause of the other errors
-        failure = RunFailedError(what_is_wrong(path, OSError()))
+        failure = RunFailedError(describe_os_error(path, OSError()))
     elif isinstance(error, RunFailedError):
         failure = error
     else:
@@ -252,7 +252,7 @@ def _reason(path: Path, error: Exception) -> str:
     if isinstance(error, RayError):
         return ray_death() or cause_of(error)
     if isinstance(error, OSError):
-        return what_is_wrong(path, error)
+        return describe_os_error(path, error)
     if isinstance(error, AsgdError):
         return str(error)
     return UserError.describe(error).message

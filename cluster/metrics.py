@@ -23,7 +23,7 @@ from asgd.errors import InputError
 TENSORBOARD = "tensorboard"  # directory of the event files in a run directory
 STALENESS_BUCKETS = [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0]
 
-_INSTALL = 'pip install "asgd[{}]"'
+_INSTALL = 'run `pip install ".[{}]"` in a clone of asgd'
 
 
 @dataclass(frozen=True)
@@ -108,9 +108,6 @@ class Board(Protocol):
     def show(self, readings: Sequence[Reading], staleness: npt.NDArray[Any]) -> None:
         """Show new readings, and the staleness of the updates since the last call, shape (n,)."""
 
-    def close(self) -> None:
-        """Close open files."""
-
 
 class TensorBoard:
     """TensorBoard event files, values over update numbers.
@@ -153,10 +150,6 @@ class TensorBoard:
         if len(staleness):
             self._write(self._update, now, self._histogram(staleness))
         self._file.flush()
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
 
     def _write(self, update: int, moment: float, summary: Any) -> None:
         self._file.write_event(self._event(step=update, wall_time=moment, summary=summary))
@@ -214,9 +207,6 @@ class Prometheus:
                 if math.isfinite(number):
                     self._gauges[name].set(number)
 
-    def close(self) -> None:
-        """Do nothing: Ray drops the metrics when the process ends."""
-
 
 def _quantities(reading: Reading) -> dict[str, float]:
     return {
@@ -260,11 +250,6 @@ class Metrics:
         readings = self._readings.take(trace, losses)
         for board in self._boards:
             board.show(readings, trace["staleness"])
-
-    def close(self) -> None:
-        """Close the dashboards."""
-        for board in self._boards:
-            board.close()
 
 
 def check_metrics(config: MetricsConfig) -> None:

@@ -17,8 +17,8 @@ from typing import Annotated, Any
 import msgspec
 
 from asgd.config import MOST_WORKERS, RunConfig
-from asgd.errors import InputError
-from asgd.rundir.alive import look_for_life
+from asgd.errors import InputError, written
+from asgd.rundir.alive import read_heartbeat
 from asgd.rundir.files import replace_file
 from asgd.rundir.reader import read_run
 from cluster.storage.checkpoint import CHECKPOINTS
@@ -74,7 +74,7 @@ class Change:
             for what, workers in (("added", self.added), ("removed", self.removed))
             if workers
         ]
-        return f"{self.after} workers, before {self.before}" + "".join(f"; {t}" for t in told)
+        return f"{self.after} workers instead of {self.before}" + "".join(f"; {t}" for t in told)
 
 
 class Team:
@@ -146,15 +146,13 @@ def set_workers(path: str | Path, workers: int, timeout: float = 60.0) -> Change
         raise InputError(f"workers = {workers}: expected 1 to {MOST_WORKERS}")
     run = read_run(path)
     if not (path / CHECKPOINTS).is_dir():
-        raise InputError(f"{path}: not a run of workers and a server; only these have workers")
+        raise InputError(f"{path}: a simulated run; only real runs can be resized")
     if not _at_work(path):
-        raise InputError(f"{path}: no run is at work there; it is {run.state}")
+        raise InputError(f"{path}: the run is not running; it is {run.state}")
     name = secrets.token_hex(8)
     request = path / f"{_PREFIX}{name}.json"
-    try:
+    with written(path):
         replace_file(request, msgspec.json.encode(_Content(workers)))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
     try:
         return _answer(path, name, time.monotonic() + timeout)
     finally:
@@ -162,7 +160,7 @@ def set_workers(path: str | Path, workers: int, timeout: float = 60.0) -> Change
 
 
 def _at_work(path: Path) -> bool:
-    found = look_for_life(path)
+    found = read_heartbeat(path)
     return found is not None and found.presence in ("here", "elsewhere")
 
 

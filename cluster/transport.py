@@ -61,10 +61,10 @@ def connect(server: Any, config: RunConfig, worker: int) -> Connection:
     transport = config.cluster.transport
     if transport == "ray":
         return RayConnection(server, config.cluster.wire_dtype)
-    return persist(lambda: _dial(server, transport, worker))
+    return retry(lambda: _dial(server, transport, worker))
 
 
-def persist(
+def retry(
     dial: Callable[[], Connection], delays: Sequence[float] = _SECONDS_BETWEEN_DIALS
 ) -> Connection:
     """Dial until a connection succeeds, at most once more than there are delays.

@@ -118,7 +118,7 @@ def _watch(fleet: Fleet, progress: Callable[[Progress], None] | None) -> None:
             _check_losses(losses, fleet.config)
             latest = fleet.recorder.latest.remote()
         if progress is not None:
-            standing = Progress(
+            progress_now = Progress(
                 update=status.version,
                 updates=fleet.config.run.updates,
                 updates_per_second=rate(status.version, time.monotonic()),
@@ -127,7 +127,7 @@ def _watch(fleet: Fleet, progress: Callable[[Progress], None] | None) -> None:
                 workers=len(fleet.running),
                 evaluating=status.waiting or (flushed is not None and not finished),
             )
-            call_back(progress, standing)
+            call_back(progress, progress_now)
         if finished:
             if status.stopped != FINISHED:
                 raise RunFailedError(str(status.stopped))

@@ -4,26 +4,30 @@
 .venv/bin/python scripts/bench_chaos.py [--runs 10] [--updates 3000] [--faults 6] [--no-nodes]
 .venv/bin/python scripts/bench_chaos.py --launched 20 [--faults 2] [--seed 0]
 
-Each run trains softmax regression on the digits data with four workers, under another transport,
-order and durability than the one before. Faults come at random updates: kill -9 of the process of
-a worker, of the server or of the recorder; one flipped bit in the newest checkpoint, unless it is
-the one of the run's end, and then kill -9 of the server; kill -9 of a whole Ray node with the
-workers on it, at most once in a run.
+Each run trains softmax regression on the digits data with four workers. Transport, order and
+durability change from run to run. Faults come at random updates:
 
-Of every run it is checked: each update once and none missing, staleness as defined and never
-negative, each gradient of each worker applied once or reported, no update lost that was seen to be
-made and is not reported and none at all with a log, every loss on record, and the final parameters
-equal, to the last bit, to a serial replay of the trace. Exit status 1 if a run did not finish or
-anything is violated.
+- kill -9 of a worker, the server or the recorder;
+- a flipped bit in the newest checkpoint, unless it is the last one, then kill -9 of the server;
+- kill -9 of a Ray node with its workers, at most once per run.
 
-With `--launched`, each run is `asgd run` in a process of its own, and the faults are drawn from
-those that end it or damage what it wrote: kill -9 of Ray's gcs_server, its raylet, an agent, the
-guard, the launcher, the server, the recorder or a worker; a flipped bit in a part of the trace or
-of the losses; a flood of connections by strangers; a run directory that becomes read-only; a full
-disk (these two as root alone, where `unshare -m` works). A run that ended is gone on with by
-`--resume`. Each end must say why, in one line and in the events, and leave nothing behind; a run
-that finishes must hold what is checked above, unless a flipped bit is still there: then reading it
-must say so.
+The checks of each run: every update is recorded once; staleness is right and never negative; each
+gradient is applied once or reported; every lost update is reported, and with a log none is lost;
+every loss is recorded; the final parameters equal, to the last bit, those of a serial replay of the
+trace. Exit status 1 if a run does not finish or fails a check.
+
+With `--launched`, each run is an `asgd run` in its own process, and the faults end it or damage its
+files:
+
+- kill -9 of Ray's gcs_server, raylet or an agent, the guard, the launcher, the server, the recorder
+  or a worker;
+- a flipped bit in a part of the trace or of the losses;
+- a flood of unauthenticated connections;
+- a run directory that becomes read-only, or a full disk (as root, if `unshare -m` works).
+
+A run that ended is resumed with `--resume`. Each end must give its reason in one line and in the
+events, and leave nothing behind. A finished run must pass the checks above. While a flipped bit is
+still there, reading it must fail.
 """
 
 from __future__ import annotations
@@ -140,7 +144,7 @@ class Injector:
                 self._changed.wait_for(lambda at=update: self._over or self._version >= at)
                 if self._over:
                     return
-            time.sleep(float(self._random.uniform(0.0, 0.25)))  # anywhere, not after a report
+            time.sleep(float(self._random.uniform(0.0, 0.25)))  # not always right after a report
             if self._fault(kind):
                 self.injected[kind] += 1
 
@@ -149,7 +153,7 @@ class Injector:
             return self._nodes is not None and self._nodes.kill()
         if kind == "checkpoint":
             newest = next(iter(paths(self._path / CHECKPOINTS)), None)
-            # The last one ends the run: with it the log goes, and nobody saves it again.
+            # The last checkpoint is never saved again, and the log is removed with it.
             if newest is None or version_of(newest) == self._updates:
                 return False
             with contextlib.suppress(FileNotFoundError):  # replaced meanwhile
@@ -187,14 +191,14 @@ def violations(run: Run, falls: list[tuple[int, int]]) -> list[str]:
         try:
             check()
         except (AssertionError, AsgdError) as error:
-            found.append(" ".join(str(error).split()) or "an invariant without words")
+            found.append(" ".join(str(error).split()) or "an assertion without a message")
     return found
 
 
 def check_complete(run: Run) -> None:
     updates, every = run.config.run.updates, run.config.run.eval_every
     assert run.state == "finished", f"the run is {run.state}"
-    assert len(run.trace) == updates, f"{len(run.trace)} of {updates} updates are on record"
+    assert len(run.trace) == updates, f"{len(run.trace)} of {updates} updates are recorded"
     assert run.loss["update"].tolist() == [*range(0, updates, every), updates], "losses are missing"
 
 
@@ -203,10 +207,10 @@ def check_lost(run: Run, falls: list[tuple[int, int]]) -> None:
     for event in restored:
         lost = event["from_version"] - event["to_version"]
         assert lost == event["updates_lost"] >= 0, f"{event}"
-        assert not (lost and run.config.run.durability == "log"), f"lost beside a log: {event}"
+        assert not (lost and run.config.run.durability == "log"), f"lost despite a log: {event}"
     for high, low in falls:
         told = any(e["from_version"] >= high and e["to_version"] <= low for e in restored)
-        assert told, f"the run fell from {high} to {low} and no event says so"
+        assert told, f"the run fell from {high} to {low} without an event"
 
 
 def check_replay(run: Run) -> None:
@@ -291,7 +295,7 @@ def launched(first: int, runs: int, faults: int, seed: int) -> int:
         os.environ["ASGD_OWN_MOUNTS"] = "1"
         os.execvp("unshare", ["unshare", "-m", sys.executable, *sys.argv])
     if not mounts:
-        print("no read-only directory and no full disk: not root, or no mounts of one's own")
+        print("without read-only directories and full disks: they need root and private mounts")
     wrong, faulty, totals = 0, 0, Counter[str]()
     for number in range(first, first + runs):
         random = np.random.default_rng([seed, number])
@@ -333,9 +337,9 @@ def still_wrong(path: Path, finished: bool, damaged: list[Path]) -> list[str]:
     there = any(part.exists() for part in damaged)
     if verify.returncode and not there:
         found.append(f"asgd verify: status {verify.returncode}: {verify.stdout}{verify.stderr}")
-    if there:  # nobody has read it since: then reading says so
+    if there:  # reading the part must fail
         found = [words for words in found if "digest" not in words]
-    if told:  # that a part cannot be read any more
+    if told:  # the event reports a part that cannot be read
         found = [words for words in found if words != "losses are missing"]
     return found
 
@@ -347,8 +351,8 @@ def main(arguments: Iterable[str] | None = None) -> int:
     parser.add_argument("--faults", type=int, default=6, help="of a run")
     parser.add_argument("--seed", type=int, default=0, help="of the faults")
     parser.add_argument("--first", type=int, default=0, help="number of the first run")
-    parser.add_argument("--no-nodes", action="store_true", help="one node, which never dies")
-    parser.add_argument("--launched", type=int, metavar="RUNS", help="in processes of their own")
+    parser.add_argument("--no-nodes", action="store_true", help="one node, which is not killed")
+    parser.add_argument("--launched", type=int, metavar="RUNS", help="in separate processes")
     options = parser.parse_args(arguments)
     if options.launched:
         return launched(options.first, options.launched, options.faults, options.seed)
@@ -357,7 +361,7 @@ def main(arguments: Iterable[str] | None = None) -> int:
         RAY_AUTH_TOKEN=secrets.token_hex(32),
         RAY_USAGE_STATS_ENABLED="0",
         RAY_worker_maximum_startup_concurrency="64",  # otherwise one for each core
-        RAY_worker_niceness="0",  # otherwise 15: workers wait for whatever else runs
+        RAY_worker_niceness="0",  # at Ray's 15, workers wait for other processes
         RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0",
         PYTHONPATH=str(ROOT),
         OMP_NUM_THREADS="1",
@@ -371,7 +375,7 @@ def main(arguments: Iterable[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as directory, nodes_of(not options.no_nodes) as nodes:
         for number in range(options.first, options.first + options.runs):
             config, path = configure(number, options.updates), Path(directory) / f"{number}"
-            # Every kind comes in turn, the others at random.
+            # The first fault takes the kinds in turn; the others are random.
             plan = [kinds[::-1][number % len(set(kinds))]]
             plan += random.choice(kinds, options.faults - 1).tolist()
             if nodes is not None:

@@ -1,10 +1,12 @@
-"""Batch schedules of equal budget, and two ways to the best: python scripts/bench_control.py.
+"""Compares batch schedules of equal budget, and our optimiser with SciPy.
 
-First the final loss above its minimum under the integer schedule of `minimise_final_loss`, (B4)
-and the uniform one, as multiples of a bound below which no schedule of that budget comes. Then the
-real-valued optimum by our fixed point and by scipy: L-BFGS-B on log b >= 0 with the same adjoint
-gradients, and brentq on the price of a gradient until the budget is met. (SLSQP takes the budget
-as a constraint, but its cost grows with the cube of the number of updates.)
+python scripts/bench_control.py
+
+First table: the final loss above its minimum, under the integer schedule of `minimise_final_loss`,
+(B4) and the uniform schedule, over a lower bound for every schedule of that budget. Second table:
+the real-valued optimum by our fixed point and by SciPy: L-BFGS-B on log b >= 0 with the same
+adjoint gradients, and brentq on the price of a gradient until the budget is met. (SLSQP takes the
+budget as a constraint, but its cost grows with the cube of the number of updates.)
 """
 
 from __future__ import annotations

@@ -3,18 +3,16 @@
 
 .venv/bin/python scripts/bench_deaths.py [--seconds 0.5 1 2 ...] [--victims raylet gcs_server ...]
 
-Each run is `asgd run` in a process of its own, of two workers on a problem of one dimension, with
-the log; it lasts about four seconds after a start of three. At one of the `--seconds` after its
-process began, one of the `--victims` gets kill -9: Ray's store of its state (gcs_server), its
-node manager (raylet), the agents that the raylet starts, the server, the recorder, a worker, the
-guard that clears up behind a launcher, or the launcher itself. Where there is no such process yet
-it is killed as soon as there is.
+Each run is an `asgd run` in its own process: two workers, one dimension, with the log. It starts in
+about three seconds and lasts about four more. At one of the `--seconds` after the start, one of the
+`--victims` gets kill -9: Ray's gcs_server, its raylet, an agent of the raylet, the server, the
+recorder, a worker, the guard or the launcher. If the process does not exist yet, the kill waits for
+it.
 
-A run must either finish, with every update once and every gradient accounted for, or end with exit
-status 1, one line on standard error, at most after what Ray itself has to say, and the same words
-as the reason in its last event, `failed`. A killed launcher cannot speak: there its guard must have
-said it. In no case may anything be left: processes, temporary files, shared memory. Exit status 1
-where any of this does not hold.
+A run must finish, with every update recorded once and every gradient accounted for. Or it must end
+with exit status 1, one line on standard error after Ray's own messages, and the same reason in its
+last event, `failed`. If the launcher was killed, its guard must have reported the failure. Nothing
+may be left: no processes, temporary files or shared memory. Exit status 1 if any of this fails.
 """
 
 from __future__ import annotations

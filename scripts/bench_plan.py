@@ -1,11 +1,11 @@
-"""The question before the run: python -m scripts.bench_plan [--quick] [--where real] [--csv FILE].
+"""Checks plans against runs: python -m scripts.bench_plan [--quick] [--where real] [--csv FILE].
 
-For each choice of a problem, compute times, workers and a learning rate, from far below the limit
-to 1.5 times it, `analysis.plan` is given the configuration alone: no staleness law, no recorded
-turns. Then the choice is run, with seeds the plan has not seen: many times in virtual time, some
-choices on real worker processes too. One row a choice: what the plan says, how many runs diverge or
-swing, predicted and observed updates to the plan's own target with the standard error of the
-observed one. At the end the aims, and every miss with its reason.
+Each case is a problem with compute times, workers and a learning rate, from far below the limit to
+1.5 times it. `analysis.plan` gets only the configuration: no staleness law, no recorded turns. The
+case then runs with other seeds than the plan's, many times in virtual time, and in part on real
+worker processes. Prints one row per case: what the plan says, how many runs diverge or swing, and
+the predicted and observed updates to the plan's target, with the standard error of the observed
+ones. Prints the aims at the end, and every miss with its reason.
 
 A run swings where its loss rises above the start by as much as it was expected to fall below it.
 """

@@ -1,12 +1,17 @@
 """How well each model predicts: python scripts/bench_prediction.py [--quick] [--csv FILE].
 
 Runs every case several times, half of the cases on real worker processes and half in virtual time,
-predicts them and prints one row a case as soon as it is done: the error of every model, relative to
-the mean observed loss; how many times closer the law is than the models without it, between bounds
-by the 95 % intervals of both errors, (I1); what scatter alone would make of it; coverage of the
-90 % band with its standard error, repeats being the units, at the end also by groups of cases.
-Aims, and which are missed why, are in the last columns. The learning rate is also given as a share
-of the largest stable one.
+and predicts them. Prints one row per case, as soon as it is done:
+
+- the error of every model, relative to the mean observed loss;
+- how many times closer the law is than the models without it, with bounds from the 95 % intervals
+  of both errors, (I1);
+- the error that scatter alone would cause;
+- coverage of the 90 % band, with its standard error over the repeats;
+- the learning rate as a share of the largest stable one;
+- which aims are missed, and why.
+
+Prints coverage by groups of cases at the end.
 """
 
 from __future__ import annotations

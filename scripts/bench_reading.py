@@ -3,12 +3,11 @@
 
 .venv/bin/python scripts/bench_reading.py [--calls 2000] [--at-once 6]
 
-A run of 20 000 updates is simulated. Then each call is a process of its own, forked with all
-modules imported, which reads the run and leaves Python in the ordinary way: by turns `asgd runs`,
-`asgd status`, and what a notebook does, reading all tables of the run. Before that, as many times
-at most as it takes to see one abort, a read from memory that belongs to Python:
-where that never aborts, the machine is not loaded enough for the rest to say anything. Printed are
-the calls by how they ended; exit status 1 where one of ours did not end with 0.
+Simulates a run of 20 000 updates. Each call is then a process, forked with all modules imported,
+that reads the run and exits normally: `asgd runs`, `asgd status`, or all tables as in a notebook.
+Before that, other processes read a table from memory that belongs to Python, until one aborts or
+all calls are used. If none aborts, the machine is too idle for the result to mean anything. Prints
+how many calls ended in which way. Exit status 1 if one of our reads did not end with 0.
 """
 
 from __future__ import annotations

@@ -6,13 +6,12 @@
 
 Sections (all by default):
 
-loop      the whole of `cluster.run`, recorder and all, over tcp and shm (with 4 workers and
-          float64 over ray, too), against an asynchronous parameter server in the shape of the one
-          in Ray's documentation: actor calls, a loop over `ray.wait` in the driver, nothing
-          recorded
+loop      `cluster.run` with its recorder, over tcp and shm (with 4 workers and float64 also over
+          ray), against an asynchronous parameter server like that in Ray's documentation: actor
+          calls, a loop over `ray.wait` in the driver, no record
 limits    the same runs against a bare socket echo of the same frames (d = 10) and against the
           memory bandwidth of one core for the bytes that the server moves (d = 1e6)
-record    what recording and evaluating the loss cost a run
+record    the cost of recording and of evaluating the loss
 idle      the processor time of a server and of workers that wait
 scaling   gradients that take 2, 10 and 50 ms: updates/s against the ideal workers / time, and the
           law of the staleness

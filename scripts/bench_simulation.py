@@ -4,8 +4,8 @@
 .venv/bin/python scripts/bench_simulation.py [--repeats 3]
 
 Prints medians of processor and wall-clock seconds. The server has 10 000 workers, makes 1e6 updates
-of a one-dimensional problem and writes its run directory; with a service time, its workers queue
-and the order is simulated event by event.
+of a one-dimensional problem and writes its run directory. With a service time, gradients queue, so
+the order is simulated event by event.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
 """Speed of the SME simulators: python scripts/bench_sme.py [scalar] [closed] [prediction].
 
-scalar: one SDE, f = x^2, 20 000 paths x 2 000 steps, statistics only, against diffrax, a loop by
-hand in JAX, torchsde, sdeint and the bare cost of the same normals; `pip install -e .[bench]` and
-`pip install torch torchsde` bring them, one that is missing is named. closed: exact moments against
-Monte Carlo of the same accuracy. prediction: the loss curve of a finished digits run, as a share
-of the machine's matrix-product rate. Everything by default, in less than four minutes.
+scalar: one SDE, f = x^2, 20 000 paths x 2 000 steps, statistics only, against diffrax, our own JAX
+loop, torchsde, sdeint and the cost of the same normals alone. Install them with
+`pip install -e .[bench]` and `pip install torch torchsde`; missing ones are skipped and named.
+closed: exact moments against Monte Carlo of the same accuracy. prediction: the loss curve of a
+finished digits run, as a share of the machine's matrix-product rate. All parts, which is the
+default, take less than four minutes.
 """
 
 from __future__ import annotations

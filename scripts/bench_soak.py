@@ -3,16 +3,16 @@
 
 .venv/bin/python scripts/bench_soak.py [--seconds 90] [--workers 8] [--out figures]
 
-A small problem (least squares on the diabetes data, d = 10) with the log and checkpoints,
-interrupted after so many seconds. Four times a second, of the processes of server, recorder, driver
-and workers, and of an actor that does nothing: resident memory, of that the private part (heap)
-and the shared part, and open files.
-Printed is the growth after the first 20 s, in which Ray itself still opens files, in the actor that
-does nothing as well, and caches fill: the slope of a line through the means of ten equally long
-pieces, with its 95 % interval, in units of the whole stretch. Exit status 1 where memory grows by
-more than 5 MB over the whole stretch, however long and fast it is, or open files or shared memory
-by more than a half, each with certainty; the actor that does nothing included: if it grows, Ray has
-not settled. Drawn into bench_soak.png, every sample in bench_soak.csv.
+Trains a small problem (least squares on the diabetes data, d = 10) with the log and checkpoints,
+and interrupts it after `--seconds`. Samples four times a second, for the server, the recorder, the
+driver, the workers and an actor that does nothing: resident memory, its private part (heap), its
+shared part, and open files.
+
+Prints the growth after the first 20 s, in which Ray opens files and caches fill: the slope of a
+line through the means of ten equal pieces, with its 95 % interval, times the length of the
+measurement. Exit status 1 if, beyond that interval, memory grows by more than 5 MB, or open files
+or shared memory by more than 0.5. The idle actor counts too: if it grows, Ray has not settled.
+Draws bench_soak.png and writes every sample to bench_soak.csv.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
-"""What the turns of a server are worth: python scripts/measure_turns.py [pool] [real].
+"""Measures how well modelled turns predict a server: python scripts/measure_turns.py [pool] [real].
 
 pool: E x^2 of (P2), by clocks and by hazards of age, and of (P3) from one and from eight recorded
-runs, against an event-driven server in virtual time; given the turns E x^2 is exact, so only they
-are left to chance. real: the staleness of real runs without delay, its variance in each repeat,
-and how far a queue with the measured cycles of the workers is from it, beside simulated runs.
+runs, against an event-driven server in virtual time. E x^2 is exact given the turns, so only the
+turns are random. real: the staleness of real runs without added compute time: its variance in each
+repeat, and its distance from a queue with the workers' measured cycles, beside that of simulated
+runs.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from asgd.arguments import count, number
 from asgd.arrays import Array
 from asgd.problems.base import Problem
 from asgd.staleness import StalenessLaw
-from asgd.staleness.law import a_law
+from asgd.staleness.law import checked_law
 from asgd.streams import Seed
 
 # Lags beyond this tail mass read the oldest kept point; a run has one in 1e9 updates.
@@ -118,7 +118,7 @@ def asgd_iid(
         If an argument is invalid.
     """
     descent = Descent.of(problem, learning_rate, batch_size, updates)
-    length = min(a_law(law).support_length(LAG_TAIL), updates + 1)
+    length = min(checked_law(law).support_length(LAG_TAIL), updates + 1)
     block = partial(AsgdIid, descent, law, length)
     return run_ensemble(block, problem, updates, paths, seed, "asgd_iid", length + 4, **options)
 

@@ -151,21 +151,21 @@ def per_update(value: PerUpdate, updates: int, key: str, *, fractional: bool = F
     try:
         values = np.asarray(value, dtype=float)
     except (TypeError, ValueError):
-        raise InputError(f"{key}: {shown(value)}; accepted: positive finite numbers") from None
+        raise InputError(f"{key} = {shown(value)}: expected positive finite numbers") from None
     if values.ndim == 0:
         values = np.broadcast_to(values, (updates,))
     if values.shape != (updates,):
         raise InputError(
-            f"{key}: shape {values.shape}; accepted: a number, or one for each of {updates} updates"
+            f"{key}: shape {values.shape}; expected a number, or one for each of {updates} updates"
         )
     wrong = ~(np.isfinite(values) & (values > 0))
     whole = key == "batch_size" and not fractional
     if whole:
         wrong |= values != np.floor(values)
     if wrong.any():
-        at = "" if np.ndim(value) == 0 else f" at update {int(np.argmax(wrong))}"
+        at = "" if np.ndim(value) == 0 else f"[{int(np.argmax(wrong))}]"
         accepted = "whole numbers >= 1" if whole else "positive finite numbers"
-        raise InputError(f"{key}: {values[np.argmax(wrong)]:g}{at}; accepted: {accepted}")
+        raise InputError(f"{key}{at} = {values[np.argmax(wrong)]:g}: expected {accepted}")
     return values
 
 
@@ -234,7 +234,7 @@ def run_ensemble(
     dtype = np.dtype(options.get("dtype", np.float64))
     sizes = block_sizes(paths, problem.dim, state_copies)
     offsets = np.cumsum([0, *sizes])
-    kept = _quantile_paths(paths)
+    kept = _quantile_paths(paths if len(levels) else 0)
     threads = _plan_memory(
         name,
         problem.dim,
@@ -242,19 +242,18 @@ def run_ensemble(
         len(at),
         sizes,
         state_copies,
-        len(kept) if len(levels) else 0,
+        len(kept),
         options.get("threads"),
     )
-    losses = np.empty((len(at), len(kept))) if len(levels) else None
+    losses = np.empty((len(at), len(kept)))
     final = np.empty((paths, problem.dim), dtype)
     watch = _Watch(len(sizes) * updates, options.get("progress"))
 
     def run(i: int) -> PathStatistics:
         rows = slice(int(offsets[i]), int(offsets[i + 1]))
         first, last = np.searchsorted(kept, [rows.start, rows.stop])
-        out = None if losses is None else losses[:, first:last]
         chosen = kept[first:last] - rows.start
-        statistics = PathStatistics(problem, sizes[i], len(at), chosen, out)
+        statistics = PathStatistics(problem, sizes[i], chosen, losses[:, first:last])
         x = np.tile(start.astype(dtype), (sizes[i], 1))
         block = make_block(x, stream(seed, f"{name}/{i}"))
         # Diverged paths are reported as inf or nan.
@@ -271,9 +270,7 @@ def run_ensemble(
         loss_mean=merged.loss_mean,
         loss_std=np.sqrt(merged.loss_variance),
         quantile_levels=levels,
-        loss_quantiles=np.empty((len(at), 0))
-        if losses is None
-        else _loss_quantiles(losses, levels),
+        loss_quantiles=_loss_quantiles(losses, levels),
         paths=paths,
         final=final,
     )
@@ -282,19 +279,19 @@ def run_ensemble(
 def _check_options(problem: Problem, options: Mapping[str, Any]) -> None:
     """Raise if the problem is none, an option is unknown, or a value has the wrong type."""
     if not isinstance(getattr(problem, "dim", None), int):
-        raise InputError(f"problem: {shown(problem)}; accepted: one as make_problem returns it")
+        raise InputError(f"problem = {shown(problem)}: expected one from make_problem")
     known = PathOptions.__annotations__
     for key in options:
         if key not in known:
             hint = did_you_mean(key, [*known, *_OF_MODELS])
-            raise InputError(f"{key}: unknown option; {hint}accepted: {', '.join(known)}")
+            raise InputError(f"{key}: unknown option; {hint}expected {', '.join(known)}")
     if options.get("threads") is not None:
         count(options["threads"], "threads")
     if options.get("dtype", "float64") not in ("float64", "float32", np.float64, np.float32):
-        raise InputError(f"dtype: {shown(options['dtype'])}; accepted: float64, float32")
+        raise InputError(f"dtype = {shown(options['dtype'])}: expected float64 or float32")
     levels = options.get("quantile_levels", ())
     if np.ndim(levels) != 1:
-        raise InputError(f"quantile_levels: {shown(levels)}; accepted: numbers from 0 to 1")
+        raise InputError(f"quantile_levels = {shown(levels)}: expected numbers from 0 to 1")
     for level in levels:
         number(level, "quantile_levels", least=0.0, below=np.nextafter(1.0, 2.0))
 
@@ -348,7 +345,7 @@ def _over_blocks(
         try:
             # Merge in the order of the blocks: the sums then round the same way every time.
             left = iter(range(blocks))
-            waiting = deque(pool.submit(run, i) for i in islice(left, _ahead(threads)))
+            waiting = deque(pool.submit(run, i) for i in islice(left, _blocks_in_flight(threads)))
             merged = None
             while waiting:
                 statistics = waiting.popleft().result()
@@ -369,10 +366,12 @@ def _over_blocks(
 def _quantile_paths(paths: int) -> Integers:
     """Return the paths whose losses are kept, spread evenly; depends only on their number."""
     kept = min(paths, QUANTILE_PATHS)
-    return np.arange(kept, dtype=np.int64) * paths // kept
+    return np.arange(kept, dtype=np.int64) * paths // max(kept, 1)
 
 
 def _loss_quantiles(losses: Array, levels: Array) -> Array:
+    if not len(levels):
+        return np.empty((len(losses), 0))
     # The k-th of n paths has level k/(n+1), the probability that one more path is below it. The
     # default puts the extremes at 0 and 1, which makes bands of few paths too narrow.
     with np.errstate(invalid="ignore"):
@@ -386,11 +385,11 @@ def initial_point(problem: Problem, initial: npt.ArrayLike | None, seed: int) ->
     try:
         x = np.asarray(initial, dtype=float)
     except (TypeError, ValueError):
-        raise InputError(f"initial: {shown(initial)}; accepted: {problem.dim} numbers") from None
+        raise InputError(f"initial = {shown(initial)}: expected {problem.dim} numbers") from None
     if x.shape != (problem.dim,):
-        raise InputError(f"initial: shape {x.shape}; accepted: ({problem.dim},)")
+        raise InputError(f"initial: shape {x.shape}; expected ({problem.dim},)")
     if not np.all(np.isfinite(x)):
-        raise InputError(f"initial: {shown(initial)}; accepted: finite numbers")
+        raise InputError(f"initial = {shown(initial)}: expected finite numbers")
     return x
 
 
@@ -400,11 +399,11 @@ def _recorded_updates(record: npt.ArrayLike | None, updates: int) -> Integers:
     given = np.asarray(record)
     fits = given.dtype.kind in "iuf" and np.all((given >= 0) & (given <= updates))
     if given.size == 0 or not fits or np.any(given != np.floor(given)):
-        raise InputError(f"record: {shown(record)}; accepted: updates from 0 to {updates}")
+        raise InputError(f"record = {shown(record)}: expected updates from 0 to {updates}")
     return np.unique(given.astype(np.int64))
 
 
-def _ahead(threads: int) -> int:
+def _blocks_in_flight(threads: int) -> int:
     """Return how many blocks may run or wait to be merged without idle threads."""
     return threads + (threads > 1)
 
@@ -424,13 +423,13 @@ def _plan_memory(
     moments, once = 16 * records * dim, 8 * records * kept + itemsize * paths * dim
 
     def statistics(threads: int) -> int:
-        return moments * (min(blocks, _ahead(threads)) + (blocks > 1)) + once
+        return moments * (min(blocks, _blocks_in_flight(threads)) + (blocks > 1)) + once
 
     if statistics(1) > STATISTICS_BYTES:
         raise InputError(
             f"record: {records} records of {dim} parameters, and {paths} paths, need "
-            f"{statistics(1) / 2**30:.1f} GB; accepted: at most {STATISTICS_BYTES / 2**30:.0f} GB, "
-            "so record fewer updates or simulate fewer paths"
+            f"{statistics(1) / 2**30:.1f} GB; expected at most {STATISTICS_BYTES / 2**30:.0f} GB: "
+            "record fewer updates or simulate fewer paths"
         )
     threads = min(threads or len(os.sched_getaffinity(0)), blocks)
     while statistics(threads) > STATISTICS_BYTES:

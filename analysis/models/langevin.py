@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import Unpack
+from typing import Any, Unpack
 
 import numpy as np
 
 from analysis.models.descent import Descent, DescentBlock
 from analysis.models.ensemble import Ensemble, PathOptions, PerUpdate, run_ensemble
-from analysis.models.noise import SNAPSHOTS, NoiseKind, staleness_noise
-from analysis.models.sme_asgd import check_mu
+from analysis.models.noise import SNAPSHOTS, NoiseKind
+from analysis.models.sme_asgd import SmeAsgd
 from asgd.arguments import count, number
 from asgd.arrays import Array
 from asgd.problems.base import Problem
@@ -65,7 +65,7 @@ class SmeMsgd(DescentBlock):
             self.x += self.v / self.substeps
 
 
-class SmeLangevin(DescentBlock):
+class SmeLangevin(SmeAsgd):
     """A block of paths of (L1) in steps of dt/J, with X by (L3) (An, Lu, Ying, section 2.1).
 
     The expected read M follows momentum SGD with zeta = mu and eta' = (1-mu) eta; the iterate is
@@ -76,11 +76,8 @@ class SmeLangevin(DescentBlock):
     Attributes
     ----------
     strong_order, weak_order
-        Orders in dt/J towards (L1).
+        Orders in dt/J towards (L1), those of `SmeAsgd`.
     """
-
-    strong_order = 1.0
-    weak_order = 1.0
 
     def __init__(
         self,
@@ -89,18 +86,12 @@ class SmeLangevin(DescentBlock):
         x: Array,
         rng: np.random.Generator,
         *,
-        noise: NoiseKind = "auto",
-        substeps: int = 1,
-        lag_noise: bool = True,
         expected_read: bool = False,
+        **scheme: Any,
     ) -> None:
-        super().__init__(descent, x, rng)
-        self.mu, self.substeps, self.expected_read = mu, substeps, expected_read
-        self.retention = 1 - (1 - mu) / substeps
-        self.noise, gradient = staleness_noise(
-            noise, descent.problem, x, rng, self.retention, lag_noise
-        )
-        self.m, self.v, self.g = x, np.zeros_like(x), gradient.astype(x.dtype)
+        super().__init__(descent, mu, x, rng, **scheme)
+        self.mu, self.expected_read = mu, expected_read
+        self.m, self.v = x, np.zeros_like(x)
 
     def step(self, k: int) -> None:
         """Advance one update: J steps of length dt/J."""
@@ -210,7 +201,7 @@ def sme_langevin(
     block = partial(
         SmeLangevin,
         Descent.of(problem, learning_rate, batch_size, updates),
-        check_mu(mu),
+        number(mu, "mu", least=0.0, below=1.0),
         noise=noise,
         substeps=count(substeps, "substeps"),
         lag_noise=lag_noise,

@@ -104,7 +104,7 @@ def staleness_noise(
         If `kind` is none of the above.
     """
     if kind not in get_args(NoiseKind):
-        raise InputError(f"noise: {kind!r}; accepted: {', '.join(get_args(NoiseKind))}")
+        raise InputError(f"noise = {kind!r}: expected {', '.join(get_args(NoiseKind))}")
     if kind == "samples" or (kind == "auto" and problem.dim > MATRIX_DIM):
         snapshots = SnapshotNoise(problem, x, rng, retention, lag_noise)
         return snapshots, snapshots.newest

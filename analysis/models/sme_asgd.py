@@ -12,9 +12,8 @@ import numpy.typing as npt
 from analysis.models.descent import Descent, DescentBlock
 from analysis.models.ensemble import Ensemble, PathOptions, PerUpdate, run_ensemble
 from analysis.models.noise import SNAPSHOTS, NoiseKind, staleness_noise
-from asgd.arguments import count, number, shown
+from asgd.arguments import count, number
 from asgd.arrays import Array
-from asgd.errors import InputError
 from asgd.problems.base import Problem
 from asgd.streams import Seed
 
@@ -66,20 +65,6 @@ class SmeAsgd(DescentBlock):
         for _ in range(self.substeps):
             self.noise.kick(self.x, self.g, self.batch_size[k], eta, amplitude)
             self.noise.absorb(self.x, self.g)
-
-
-def check_mu(mu: float) -> float:
-    """Return the geometric parameter mu after checking that it lies in [0, 1).
-
-    Raises
-    ------
-    InputError
-        If it does not.
-    """
-    try:
-        return number(mu, "mu", least=0.0, below=1.0)
-    except InputError:
-        raise InputError(f"mu: {shown(mu)}; accepted: 0 <= mu < 1") from None
 
 
 def _short_calls(problem: Problem, noise: NoiseKind, dtype: npt.DTypeLike | None) -> bool:
@@ -139,8 +124,8 @@ def sme_asgd(
     if options.get("threads") is None and _short_calls(problem, noise, options.get("dtype")):
         options["threads"] = 1
     descent = Descent.of(problem, learning_rate, batch_size, updates)
-    substeps = count(substeps, "substeps")
-    block = partial(SmeAsgd, descent, check_mu(mu), noise=noise, substeps=substeps)
+    mu, substeps = number(mu, "mu", least=0.0, below=1.0), count(substeps, "substeps")
+    block = partial(SmeAsgd, descent, mu, noise=noise, substeps=substeps)
     return run_ensemble(
         block, problem, updates, paths, seed, "sme_asgd", 2 * SNAPSHOTS + 4, **options
     )

@@ -27,7 +27,7 @@ from asgd.arrays import Array
 from asgd.errors import InputError
 from asgd.problems.base import Problem
 from asgd.staleness import Geometric, GeometricMixture, StalenessLaw
-from asgd.staleness.law import a_law
+from asgd.staleness.law import checked_law
 from asgd.streams import Seed, as_seed, stream
 
 PathClosure = Literal["iid", "sampling", "pool", "pool_moments"]
@@ -137,7 +137,7 @@ def sme_law(
         "sampling": lambda: _independent(descent, _one_law(law), lag_noise=False),
     }
     if closure not in routes:
-        raise InputError(f"closure: {closure!r}; accepted: {', '.join(routes)}")
+        raise InputError(f"closure = {closure!r}: expected {', '.join(routes)}")
     block, copies = routes[closure]()
     return run_ensemble(
         block, problem, updates, paths, seed, f"sme_law/{closure}", copies, **options
@@ -146,8 +146,8 @@ def sme_law(
 
 def _one_law(law: StalenessLaw | Sequence[StalenessLaw]) -> StalenessLaw:
     if isinstance(law, Sequence):
-        raise InputError(f"law: {len(law)} laws; accepted: one, or closure pool")
-    return a_law(law)
+        raise InputError(f"law: {len(law)} laws; expected one, or closure pool")
+    return checked_law(law)
 
 
 def _laws_of_workers(
@@ -163,15 +163,15 @@ def _laws_of_workers(
     if workers is not None:
         workers = count(workers, "workers")
     if isinstance(law, Sequence):
-        law = [a_law(one) for one in law]
+        law = [checked_law(one) for one in law]
     else:
-        law = a_law(law)
+        law = checked_law(law)
         workers = _whole_pool(law) if workers is None else workers
         # a geometric law means P memoryless workers, whatever its mu
         one = Geometric(1 - 1 / max(workers, 1)) if isinstance(law, Geometric) else law
         law = [one] * workers
     if len(law) == 0 or workers not in (None, len(law)):
-        raise InputError(f"workers: {workers}; accepted: at least 1, and one for each law")
+        raise InputError(f"workers = {workers}: expected at least 1, and one for each law")
     return law
 
 
@@ -180,8 +180,8 @@ def _whole_pool(law: StalenessLaw) -> int:
     workers = 1 + law.mean()
     if abs(workers - round(workers)) > _OFF:
         raise InputError(
-            f"law: {law!r} has the mean of {workers:.4g} workers; accepted: that of a whole "
-            "number, or workers given"
+            f"law = {law!r}: has the mean of {workers:.4g} workers; expected a whole number, "
+            "or the argument workers"
         )
     return round(workers)
 
@@ -198,7 +198,7 @@ def _recorded_pool(descent: Descent, recorded: RecordedTurns) -> tuple[BlockMake
 
 def _pool_moments(descent: Descent, law: StalenessLaw) -> tuple[BlockMaker, int]:
     if not isinstance(law, Geometric):
-        raise InputError(f"closure: pool_moments with {law}; accepted: a geometric law, or pool")
+        raise InputError(f"closure = 'pool_moments': expected a geometric law, not {law}; use pool")
     return partial(PoolMoments, descent, law.mu), 4 + 4 * descent.problem.dim
 
 

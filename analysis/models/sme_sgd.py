@@ -120,7 +120,7 @@ def sme_sgd(
     """
     descent = Descent.of(problem, learning_rate, batch_size, updates)
     if count(substeps, "substeps") > 1 and native:
-        raise InputError(f"substeps: {substeps}; accepted: at least 1, and 1 where native is set")
+        raise InputError(f"substeps = {substeps}: expected 1 with native")
     if native:
         block = partial(GaussianSgd, descent)
         return run_ensemble(block, problem, updates, paths, seed, "sme_sgd/native", 3, **options)

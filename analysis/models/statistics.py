@@ -26,12 +26,11 @@ class PathStatistics:
         self,
         problem: Problem,
         paths: int,
-        records: int,
         chosen: Integers,
-        losses: Array | None,
+        losses: Array,
     ) -> None:
         self.problem, self.paths = problem, paths
-        self.losses = losses
+        self.losses, records = losses, len(losses)
         self._chosen = slice(None) if len(chosen) == paths else chosen
         self.mean = np.zeros((records, problem.dim))
         self.second_moment = np.zeros((records, problem.dim))
@@ -41,8 +40,7 @@ class PathStatistics:
     def record(self, row: int, x: Array) -> None:
         """Take in the points at one recorded update, shape (paths, d)."""
         loss = np.asarray(self.problem.loss(x))
-        if self.losses is not None:
-            self.losses[row] = loss[self._chosen]
+        self.losses[row] = loss[self._chosen]
         if x.shape[1] == 1:
             from analysis.models.compiled import moments
 

@@ -118,12 +118,12 @@ def comparison_headline(
     runs: Sequence[Run],
     fits: Sequence[StalenessFit],
     comparison: Comparison,
-    rooms: Sequence[float],
+    margins: Sequence[float],
     verdicts: Sequence[Verdict | None],
 ) -> Facts:
     """Return the main findings on several runs, as named sentences.
 
-    `rooms` are the largest stable learning rates over those of the runs, inf if unknown;
+    `margins` are the largest stable learning rates over those of the runs, inf if unknown;
     `verdicts` compare each run with its limits, None if unknown.
     """
     table = comparison.table
@@ -148,8 +148,8 @@ def comparison_headline(
         ("Which law", _which_law(fits)),
         ("How well predicted", _how_well(comparison)),
         *(
-            [("Stable or not", _stability(table, rooms, verdicts))]
-            if np.isfinite(rooms).any()
+            [("Stable or not", _stability(table, margins, verdicts))]
+            if np.isfinite(margins).any()
             else []
         ),
         ("How fast", _how_fast(comparison)),
@@ -235,7 +235,7 @@ def _how_well(comparison: Comparison) -> str:
 
 
 def _stability(
-    table: pd.DataFrame, rooms: Sequence[float], verdicts: Sequence[Verdict | None]
+    table: pd.DataFrame, margins: Sequence[float], verdicts: Sequence[Verdict | None]
 ) -> str:
     """Return which runs are above which limit, and how far each is from that of the mean square."""
     found = []
@@ -246,9 +246,9 @@ def _stability(
         if len(names):
             found.append(f"{what}: {', '.join(names)}.")
     listed = ", ".join(
-        f"{room:.2g} in {run}"
-        for run, room in zip(table["run"], rooms, strict=True)
-        if np.isfinite(room)
+        f"{margin:.2g} in {run}"
+        for run, margin in zip(table["run"], margins, strict=True)
+        if np.isfinite(margin)
     )
     return (
         f"{' '.join(found) or 'No run is above the limit of the mean square.'} "
@@ -267,8 +267,8 @@ def _what_to_try(comparison: Comparison, verdicts: Sequence[Verdict | None]) -> 
     needed = comparison.table["updates_to_target"]
     if comparison.clock == "mixed" and needed.max() <= _ALIKE * needed.min():
         return (
-            "All runs took about as many updates to the target: take the real one that was there "
-            "first by its own clock."
+            "All runs took about as many updates to the target: take the real run that needed the "
+            "fewest seconds."
         )
     ranked = comparison.table.assign(verdict=np.array(verdicts, dtype=object)).sort_values(
         order, kind="stable"

@@ -23,7 +23,7 @@ Facts = list[tuple[str, str]]
 
 _SLIGHT = 0.03  # change of the predicted loss that needs no advice
 _POOR = 0.15  # error above which a prediction is unreliable
-_AMPLE = 2.0  # factor from the learning rate to its limit that leaves room
+_AMPLE = 2.0  # ample factor from the learning rate to its limit
 _COVERED = 0.7  # coverage of the 90 % band above which the error of one run is mostly scatter
 _ALIKE = 1.1  # ratio of two errors below which neither model counts as closer
 _RULES = {
@@ -70,8 +70,8 @@ def headline(
         Why there is no prediction.
     """
     facts = [
-        ("What was run", _what(runs)),
-        ("Who contributed", _who(runs[0], workers)),
+        ("What was run", _description(runs)),
+        ("Who contributed", _contributors(runs[0], workers)),
         ("How stale", _how_stale(runs[0], fit)),
         ("Which law", _which_law(fit, prediction, doubt)),
         (
@@ -108,7 +108,7 @@ def verdict(prediction: Prediction | None, score: Score | None, missing: str | N
     if free is not None and name != "sme_sgd" and free.relative_error > 2.0 * error:
         without = f" Without staleness the error would be {_percent(free.relative_error)}."
     if error <= _CHANCE * scatter:
-        wide = " That much scatter hides much: repeat the run." if scatter > _POOR else ""
+        wide = " The scatter is large: repeat the run." if scatter > _POOR else ""
         return f"Predicted within chance {by}: {numbers}.{without}{wide}"
     return f"Predicted {_how_closely(error)}, but not within chance, {by}: {numbers}.{without}"
 
@@ -130,7 +130,7 @@ def problem_name(run: Run) -> str:
     return f"{kind} on {problem.dataset}" if problem.dataset else kind
 
 
-def _what(runs: Sequence[Run]) -> str:
+def _description(runs: Sequence[Run]) -> str:
     run = runs[0]
     config, trace, loss = run.config, run.trace, run.loss["loss"]
     repeats = f"{len(runs)} repeats; the first: " if len(runs) > 1 else ""
@@ -154,12 +154,12 @@ def _waited(run: Run, seconds: float) -> str:
     if clock_of(run) == "simulated":
         return f" It was simulated in {waited:.2g} s."
     return (
-        f" From command to end it took {waited:.3g} s: starting the processes and evaluating the "
-        "loss are not in the time of the updates."
+        f" The whole command took {waited:.3g} s, with starting the processes and evaluating the "
+        "loss."
     )
 
 
-def _who(run: Run, workers: pd.DataFrame) -> str:
+def _contributors(run: Run, workers: pd.DataFrame) -> str:
     """Return the sentence on the workers' shares."""
     if run.config.cluster.workers == len(workers) == 1:
         return "One worker alone."
@@ -182,8 +182,8 @@ def _which_law(fit: StalenessFit, prediction: Prediction | None, doubt: str | No
     text = fit.verdict
     if prediction is not None and prediction.recorded_turns:
         text = (
-            f"{fit.finding}; no law alone predicts this run, whose workers' turns came in spells, "
-            "so the recorded turns are used."
+            f"{fit.finding}; the workers' turns came in spells, which no law describes, so the "
+            "prediction uses the recorded turns."
         )
     return text + (_MU if "mu = " in text else "")
 
@@ -204,19 +204,20 @@ def _how_stale(run: Run, fit: StalenessFit) -> str:
     left_out = in_words_of(fit.left_out, fit.workers)
     text = f"{left_out} " if left_out else ""
     if staleness.max() == 0:
-        return f"{text}Not at all: every gradient met the parameters it was computed from."
+        return f"{text}Staleness is 0: no update came between a snapshot and its gradient."
     middle, high = np.quantile(staleness, (0.5, 0.95))
     text += (
-        f"A gradient met parameters {fit.geometric.law.mean():.2f} updates newer than its own on "
-        f"average, {middle:.0f} at the median; one in twenty {high:.0f} or more, at most "
-        f"{staleness.max()}."
+        f"The mean staleness is {fit.geometric.law.mean():.2f} updates, the median {middle:.0f}; "
+        f"one gradient in twenty has {high:.0f} or more; the largest is {staleness.max()}."
     )
     team = fit.workers
     if run.config.cluster.mode == "async" and team is not None:
         on_average = (
             count(team, "worker") if isinstance(team, int) else f"{team:.3g} workers on average"
         )
-        text += f" With {on_average} that use every snapshot once, {team - 1:.3g} is expected."
+        text += (
+            f" For {on_average} that use every snapshot once, a mean of {team - 1:.3g} is expected."
+        )
     return text
 
 
@@ -236,7 +237,7 @@ def _how_well(prediction: Prediction, score: Score) -> str:
     if len(alike) == len(score.models) - ("replay" in score.models) > 1:
         closest = f"none, they {'differ by less than that scatter' if scatter else 'are alike'}"
     bands = "its 90 % band holds" if len(alike) == 1 else "their 90 % bands hold"
-    note = "; the replay, which is given every staleness of this very run, does not compete"
+    note = "; the replay does not count, because it is given the staleness of this run"
     return (
         f"Mean error against {of}: {'; '.join(errors)}. {_scatter(score)}Closest: {closest}"
         f"{note if 'replay' in score.models and len(score.models) > 1 else ''}; "
@@ -250,7 +251,7 @@ def _scatter(score: Score) -> str:
     if score.scatter is None:
         return ""
     of = "a single run" if score.repeats == 1 else f"{score.repeats} runs"
-    return f"The scatter of {of} alone makes about {_percent(score.scatter)}. "
+    return f"The scatter of {of} alone causes about {_percent(score.scatter)}. "
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -263,9 +264,9 @@ def _recorded(prediction: Prediction) -> str:
     if not prediction.recorded_turns:
         return ""
     return (
-        f" {prediction.label('sme_law')} does not use the law: the workers' turns came in spells, "
-        "so blocks of the turns recorded in this very run are put together anew; its staleness, "
-        "not its loss, is taken from the run itself."
+        f" {prediction.label('sme_law')} resamples blocks of this run's recorded turns instead of "
+        "using the law, because the turns came in spells. It takes the staleness, not the loss, "
+        "from the run."
     )
 
 
@@ -286,7 +287,7 @@ def _stability(prediction: Prediction | None) -> str | None:
     return prediction.settings.stability.sentence if prediction else None
 
 
-def room(prediction: Prediction | None) -> tuple[float, float]:
+def stability_margin(prediction: Prediction | None) -> tuple[float, float]:
     """Return the largest stable learning rate, over the run's and itself; inf if unknown."""
     if prediction is None:
         return np.inf, np.inf
@@ -298,13 +299,13 @@ def room(prediction: Prediction | None) -> tuple[float, float]:
 
 def _about_stability(prediction: Prediction, run: Run) -> list[str]:
     """Return advice for a learning rate above or near its limit."""
-    factor, limit = room(prediction)
+    factor, limit = stability_margin(prediction)
     if factor >= _AMPLE:
         return []
     if factor >= 1:
         return [
-            f"The learning rate is within a factor of {factor:.2g} of the limit: no larger one, "
-            "and more workers only with a smaller one."
+            f"The learning rate is within a factor of {factor:.2g} of the limit: do not "
+            "raise it, and lower it for more workers."
         ]
     stability = prediction.settings.stability
     points, momentum = (stability.start, stability.end), stability.start.momentum
@@ -328,24 +329,26 @@ def _about_loss(
     if prediction is None or score is None:
         return []
     advice = []
-    factor, _ = room(prediction)
+    factor, _ = stability_margin(prediction)
     advice.extend(_about_stability(prediction, run))
     best = score.models[score.closest]
     cost = staleness_cost(prediction)
     if best.relative_error > _POOR and best.coverage >= _COVERED:
         advice.append(
-            f"The errors are mostly the scatter of a single run, which stays inside the 90 % band "
-            f"{_percent(best.coverage)} of the time: repeat it with other seeds and report on all."
+            f"The errors are mostly scatter: the run is inside the 90 % band "
+            f"{_percent(best.coverage)} of the time. Repeat it with other seeds, report on all."
         )
     elif best.relative_error > _POOR:
         advice.append(
             f"No model comes closer than {_percent(best.relative_error)}, and the run is inside "
-            f"the 90 % band only {_percent(best.coverage)} of the time: rely on none before "
-            "knowing why; look at the drift of staleness and at the events."
+            f"the 90 % band only {_percent(best.coverage)} of the time: do not rely on a "
+            "prediction; look for the cause in the drift of staleness and in the events."
         )
     elif cost is not None and abs(cost) < _SLIGHT:
         afford = (
-            "" if factor < _AMPLE else ": more workers or a larger learning rate can be afforded"
+            ""
+            if factor < _AMPLE
+            else ": there is margin for more workers or a larger learning rate"
         )
         advice.append(f"Staleness changes the predicted loss by {_percent(abs(cost))}{afford}.")
     elif cost is not None and cost > 0:

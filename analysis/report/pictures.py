@@ -24,13 +24,12 @@ from asgd.rundir.reader import Run
 # Points per curve with values shown under the pointer.
 _HOVER = 400
 _HANGING = (
-    " The top of each bar is put where the law says; its length is the count that was measured, "
-    "both as square roots. A bar that stays above zero marks a staleness seen less often than the "
-    "law says, one that reaches below it one seen more often. The strip is what independent "
-    "scatter would do."
+    " The top of each bar is the count under the law, its length the measured count, both as "
+    "square roots. A bar that ends above zero was measured less often than the law says, one that "
+    "ends below zero more often. The strip is the range of independent scatter."
 )
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
-_CUT = " What is larger is cut off."
+_CUT = " Larger values are cut off."
 _FALLEN = 0.95  # of the way down: the end of the transient
 _SHORT = 0.4  # share of a run below which the transient gets a figure of its own
 _NO_CURVES = pd.DataFrame(columns=["model", "update", "loss_mean"])
@@ -66,11 +65,11 @@ class Picture:
     def save(self, directory: Path) -> None:
         """Write `<id>.svg` and `<id>.csv`."""
         replace_file(directory / f"{self.id}.svg", self.file.encode())
-        table = self.data.rename(columns=_defused).map(_defused)
+        table = self.data.rename(columns=_escaped).map(_escaped)
         replace_file(directory / f"{self.id}.csv", table.to_csv(index=False).encode())
 
 
-def _defused(cell: Any) -> Any:
+def _escaped(cell: Any) -> Any:
     """Return text that a spreadsheet does not take for a formula."""
     return f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA) else cell
 
@@ -155,7 +154,7 @@ def overlay(
         f"Lines: observed loss, and each model's mean{number}. Bands: central 90 % of a single "
         "run, as each model predicts it."
         if until is None
-        else f"The first {until:,} updates of it, in which the loss falls."
+        else f"The first {until:,} updates, in which the loss falls."
     )
     return _picture(
         id,
@@ -276,7 +275,7 @@ def activity(
             f"{prefix}contributions",
             figures.contributions(workers),
             "Gradients of each worker that were applied",
-            "What each worker contributed.",
+            "Contribution of each worker.",
             workers[["worker", "updates", "share", "updates_per_second"]],
         ),
         _picture(

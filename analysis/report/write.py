@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
@@ -27,12 +26,12 @@ from analysis.report import pictures
 from analysis.report.activity import events_table, timeline, workers_table
 from analysis.report.clock import clock_of
 from analysis.report.comparison import compare_runs, comparison_headline, labels
-from analysis.report.headline import count, headline, problem_name, room, verdict
+from analysis.report.headline import count, headline, problem_name, stability_margin, verdict
 from analysis.report.inline_svg import SvgInliner, page_colour
 from analysis.report.pictures import Picture
 from analysis.report.tables import page_table
 from analysis.study import Study
-from asgd.errors import InputError
+from asgd.errors import InputError, written
 from asgd.rundir.files import replace_file
 
 _LONGEST_TABLE = 200  # events shown
@@ -59,7 +58,7 @@ _COMPARISON_NAMES = {
 _OF_SECONDS = ("updates/s", "seconds to target")  # columns omitted if clocks are mixed
 _INTERVALS = (
     "In brackets: 95 % intervals over the repeats; that of the relative error comes from the "
-    "triangle inequality and is longer than it need be."
+    "triangle inequality and is wider than necessary."
 )
 
 
@@ -107,7 +106,7 @@ def write_report(
         style=_part("page.css"),
         script=_part("page.js"),
     )
-    with _written_or_said(output):
+    with written(output):
         replace_file(output, page.encode())
         if figures_directory is not None:
             for picture in drawn:
@@ -132,18 +131,8 @@ def check_places(
     if figures_directory is not None:
         folders.append(Path(figures_directory))
     for folder in folders:
-        with _written_or_said(folder):
+        with written(folder):
             folder.mkdir(parents=True, exist_ok=True)
-
-
-@contextmanager
-def _written_or_said(output: Path) -> Iterator[None]:
-    """Turn an `OSError` into an `InputError` that names the output."""
-    try:
-        yield
-    except OSError as error:
-        where = error.filename or output
-        raise InputError(f"{where}: cannot be written ({error.strerror or error})") from None
 
 
 def _part(name: str) -> str:
@@ -238,9 +227,9 @@ def _start_up(study: Study) -> str:
     last = first.iloc[-1]
     life = fit.start_up - int(last["update"])
     reason = (
-        "the rest is one life of a snapshot"
+        "the rest is the lifetime of one snapshot"
         if life <= 2 * (2 + fit.geometric.law.mean())
-        else f"with the {life:,} updates after it the mean staleness is less certain than without"
+        else f"the {life:,} updates after it would make the mean staleness less certain"
     )
     return (
         f"{text} Here the last gradient computed on version 0 was update {int(last['update']):,}, "
@@ -256,7 +245,7 @@ def _comparison(studies: Sequence[Study]) -> tuple[dict[str, Any], list[Picture]
     compared = compare_runs(names, runs, fits, [study.score for study in studies])
     drawn = pictures.comparison(names, runs, compared)
     predictions = [study.prediction for study in studies]
-    rooms = [room(one)[0] for one in predictions]
+    margins = [stability_margin(one)[0] for one in predictions]
     verdicts = [one.settings.stability.verdict if one else None for one in predictions]
     table = compared.table.rename(columns=_COMPARISON_NAMES)
     left_out = _OF_SECONDS if compared.clock == "mixed" else ("kind",)
@@ -264,7 +253,7 @@ def _comparison(studies: Sequence[Study]) -> tuple[dict[str, Any], list[Picture]
     errors = compared.table[["run", "workers", *compared.models]].rename(columns=compared.labels)
     percent = [compared.labels[name] for name in compared.models]
     section = {
-        "headline": comparison_headline(runs, fits, compared, rooms, verdicts),
+        "headline": comparison_headline(runs, fits, compared, margins, verdicts),
         "table": page_table("runs side by side", table[columns]),
         "note": f"Target: loss {compared.target:.4g}, which every run reached.",
         "errors": page_table("errors side by side", errors, percent) if percent else None,

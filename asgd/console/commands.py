@@ -22,7 +22,7 @@ from asgd.console.options import (
     set_option,
 )
 from asgd.console.output import Command, print_json, print_table, say
-from asgd.errors import InputError
+from asgd.errors import InputError, written
 from asgd.printable import printable
 
 if TYPE_CHECKING:
@@ -42,11 +42,9 @@ def init(config: Path) -> None:
 
     if config.exists():
         raise InputError(f"{config}: exists; choose another name")
-    try:
+    with written(config):
         config.parent.mkdir(parents=True, exist_ok=True)
         config.write_bytes(files("asgd").joinpath("starter.toml").read_bytes())
-    except OSError as error:
-        raise InputError(f"{config}: cannot be written ({error.strerror or error})") from None
     say(config)
 
 

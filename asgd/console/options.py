@@ -15,7 +15,7 @@ runs_argument = click.argument("runs", type=PATH, nargs=-1, required=True)
 set_option = click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key, repeatable."
 )
-out_option = click.option("--out", type=PATH, help="Run directory to make.  [default: under runs/]")
+out_option = click.option("--out", type=PATH, help="New run directory.  [default: under runs/]")
 paths_option = click.option(
     "--paths",
     type=click.IntRange(2, MOST_PATHS),
@@ -25,11 +25,11 @@ paths_option = click.option(
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 force_option = click.option(
-    "--force", is_flag=True, help="Go on though the problem is not as it was when the run began."
+    "--force", is_flag=True, help="Continue even if the problem has changed."
 )
 quiet_option = click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
 lines_option = click.option(
-    "--lines", is_flag=True, help="Without a terminal, say how it stands every 10 s."
+    "--lines", is_flag=True, help="Without a terminal, print a line every 10 s."
 )
 
 

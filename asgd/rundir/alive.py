@@ -28,7 +28,7 @@ _SILENT_SECONDS = 30.0  # without a heartbeat, until a run on another host count
 
 
 @dataclass(frozen=True)
-class SignOfLife:
+class Heartbeat:
     """The state of the process of a run.
 
     Attributes
@@ -49,7 +49,7 @@ class SignOfLife:
 
 
 @contextmanager
-def sign_of_life(directory: Path) -> Iterator[None]:
+def heartbeat(directory: Path) -> Iterator[None]:
     """Write heartbeats into a run directory during the block."""
     path, ended = directory / _NAME, threading.Event()
     with locked(path) as file:
@@ -73,7 +73,7 @@ def _beat(path: Path, ended: threading.Event) -> None:
             os.utime(path)
 
 
-def look_for_life(directory: Path) -> SignOfLife | None:
+def read_heartbeat(directory: Path) -> Heartbeat | None:
     """Return the state of the process of a run, None without a readable file."""
     try:
         with (directory / _NAME).open(encoding="utf-8") as file:
@@ -81,13 +81,11 @@ def look_for_life(directory: Path) -> SignOfLife | None:
             host, pid = str(said["host"]), int(said["pid"])
             age = max(0.0, time.time() - os.fstat(file.fileno()).st_mtime)
             if host != platform.node():
-                return SignOfLife(
-                    "elsewhere" if age < _SILENT_SECONDS else "silent", host, pid, age
-                )
+                return Heartbeat("elsewhere" if age < _SILENT_SECONDS else "silent", host, pid, age)
         try:
             with locked(directory / _NAME, "r", shared=True, wait=False):
-                return SignOfLife("gone", host, pid, age)
+                return Heartbeat("gone", host, pid, age)
         except BlockingIOError:
-            return SignOfLife("here", host, pid, age)
+            return Heartbeat("here", host, pid, age)
     except (OSError, ValueError, LookupError, TypeError, OverflowError):
         return None

@@ -21,10 +21,10 @@ def trace_defect(trace: Columns, first: int = 0) -> str | None:
     staleness = trace["staleness"] != update - trace["read_version"]
     checks = (
         ("staleness", "is not update - read_version", staleness),
-        ("worker", "is none", trace["worker"] < -1),
+        ("worker", "is not a worker", trace["worker"] < -1),
         *_of_a_gradient(trace, update),
         *_of_a_clock(trace["applied_seconds"], "applied_seconds"),
-        ("gradient_norm", "is none", ~(trace["gradient_norm"] >= 0)),
+        ("gradient_norm", "is not a norm", ~(trace["gradient_norm"] >= 0)),
     )
     return _first(trace, update, checks)
 
@@ -34,7 +34,7 @@ def member_defect(members: Columns) -> str | None:
     update = members["update"]
     checks = (
         ("update", "is negative or after the next one", _unordered(update, 0)),
-        ("worker", "is none", members["worker"] < 0),
+        ("worker", "is not a worker", members["worker"] < 0),
         *_of_a_gradient(members, update),
     )
     return _first(members, update, checks)
@@ -55,14 +55,18 @@ Check = tuple[str, str, Rows]
 
 def _of_a_gradient(table: Columns, update: npt.NDArray[np.int64]) -> Iterator[Check]:
     read_version, seconds = table["read_version"], table["compute_seconds"]
-    yield "read_version", "was not there", (read_version < 0) | (read_version > update)
+    yield (
+        "read_version",
+        "is negative or too late",
+        (read_version < 0) | (read_version > update),
+    )
     yield "sequence", "is negative", table["sequence"] < 0
-    yield "batch_size", "is no size", table["batch_size"] < 1
-    yield "compute_seconds", "is no time", ~((seconds >= 0) & np.isfinite(seconds))
+    yield "batch_size", "is not positive", table["batch_size"] < 1
+    yield "compute_seconds", "is not a time", ~((seconds >= 0) & np.isfinite(seconds))
 
 
 def _of_a_clock(seconds: npt.NDArray[np.float64], name: str) -> Iterator[Check]:
-    yield name, "is no time", ~((seconds >= 0) & np.isfinite(seconds))
+    yield name, "is not a time", ~((seconds >= 0) & np.isfinite(seconds))
     backwards = np.zeros(len(seconds), bool)
     backwards[1:] = np.diff(seconds) < 0
     yield name, "runs backwards", backwards

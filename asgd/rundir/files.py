@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from asgd.errors import InputError
+from asgd.errors import InputError, written
 
 
 def replace_file(path: Path, content: bytes, *, flush: bool = False) -> None:
@@ -65,8 +65,7 @@ def _check_own(entry: os.DirEntry[str]) -> None:
     own = entry.is_file(follow_symlinks=False) or entry.is_dir(follow_symlinks=False)
     if not own and os.path.lexists(entry):  # a running run may have removed the file
         raise InputError(
-            f"{entry.path}: is neither a file nor a directory, which is all that a run directory "
-            "holds"
+            f"{entry.path}: is neither a file nor a directory, so it does not belong to a run"
         )
 
 
@@ -104,16 +103,16 @@ def locked(
             raise
         except OSError as error:
             raise InputError(
-                f"{path}: the file system gives no lock ({error.strerror or error}); put the run "
-                "on a local disk, or on NFS version 4"
+                f"{path}: the file system does not support locks ({error.strerror or error}); "
+                "put the run on a local disk, or on NFS version 4"
             ) from None
         yield file
 
 
-def what_is_wrong(directory: Path, error: OSError) -> str:
+def describe_os_error(directory: Path, error: OSError) -> str:
     """Describe in one line an I/O error of a running run."""
     if not directory.is_dir():
-        return f"{directory}: was removed or moved while the run was at work"
+        return f"{directory}: was removed or moved during the run"
     return f"{error.filename or directory}: cannot be used ({error.strerror or error})"
 
 
@@ -125,7 +124,7 @@ def make_directory(path: Path) -> None:
     InputError
         It cannot be created, is not empty, or its file system has no locks.
     """
-    try:
+    with written(path):
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise InputError(f"{path}: exists and is not empty; choose another --out")
         path.mkdir(parents=True, exist_ok=True)
@@ -135,5 +134,3 @@ def make_directory(path: Path) -> None:
                 pass
         finally:
             probe.unlink(missing_ok=True)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None

@@ -84,7 +84,7 @@ def missing_losses(
     return found
 
 
-def told_losses(events: Iterable[dict[str, Any]]) -> set[int]:
+def reported_losses(events: Iterable[dict[str, Any]]) -> set[int]:
     """Return the first update of each gap in the losses that is reported by the events."""
     named = (str(event.get("file")) for event in events if event["event"] == "loss_damaged")
     return {int(match[1]) for match in map(_DAMAGED.fullmatch, named) if match}

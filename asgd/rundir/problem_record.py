@@ -108,7 +108,7 @@ def check_problem(run: Run, problem: Problem, task: str, *, force: bool = False)
     if not force:
         raise ProblemChangedError(
             f"{run.path}: the problem has changed since the run began: {changes}; "
-            "--force goes on all the same"
+            "--force continues anyway"
         )
     event = {"task": task, "changes": changes}
     if not any(event.items() <= known.items() for known in run.events):

@@ -12,7 +12,7 @@ import numpy as np
 
 from asgd.config import RunConfig, load_config
 from asgd.errors import AsgdError, InputError
-from asgd.rundir.alive import look_for_life
+from asgd.rundir.alive import read_heartbeat
 from asgd.rundir.columns import LOSS, MEMBERS, TABLES, TRACE
 from asgd.rundir.defects import loss_defect, member_defect, trace_defect
 from asgd.rundir.events import read_events
@@ -23,7 +23,7 @@ from asgd.rundir.parts import (
     missing_losses,
     most_rows,
     parts_of,
-    told_losses,
+    reported_losses,
 )
 from asgd.rundir.tables import Columns, Table, read_table
 from asgd.stored_json import read_json
@@ -87,7 +87,7 @@ class Run:
         loss = self._table(LOSS)
         self._refuse(LOSS, loss_defect(_columns_of(loss)))
         missing = missing_losses(loss["update"].to_numpy(), self.config, reached)
-        for update in set(missing) - told_losses(self.events):
+        for update in set(missing) - reported_losses(self.events):
             self._refuse(LOSS, f"the loss after update {update} is missing; a part was lost")
         return loss
 
@@ -168,7 +168,7 @@ class Run:
         types, most = TABLES[table], most_rows(self.config, table)
         rows = {part.path: part.rows for part in self.parts(table)}
         if sum(rows.values()) > most:
-            self._refuse(table, f"{sum(rows.values())} rows, where there can be {most}")
+            self._refuse(table, f"{sum(rows.values())} rows, expected at most {most}")
         columns: Columns = {
             name: np.empty(sum(rows.values()), kind) for name, kind in types.items()
         }
@@ -210,24 +210,24 @@ def read_run(path: str | Path) -> Run:
     return Run(path, config)
 
 
-def standing(run: Run) -> tuple[str, str]:
+def describe_state(run: Run) -> tuple[str, str]:
     """Return the state of a run and a description of it.
 
     "finished", "interrupted" and "failed" are recorded by the run. Otherwise the state is "running"
     if the process is alive, "stopped" if it is gone, and "unknown" if it ran on another host and
     its heartbeat has stopped.
     """
-    recorded, sign = run.state, look_for_life(run.path)
+    recorded, sign = run.state, read_heartbeat(run.path)
     alive = sign is not None and sign.presence in ("here", "elsewhere")
     if recorded == "finished" or (recorded != "unfinished" and not alive):
         return recorded, run.failure or ""
     if sign is None:
-        return recorded, "gives no sign of life"
-    heard = f"process {sign.pid} on {sign.host}, last sign of life {_ago(sign.age)} ago"
+        return recorded, "there is no heartbeat"
+    heard = f"process {sign.pid} on {sign.host}, last heartbeat {_ago(sign.age)} ago"
     if sign.presence == "gone":
-        return "stopped", f"without saying so, the process is gone: {heard}"
+        return "stopped", f"the process ended without a message: {heard}"
     if sign.presence != "here":
-        heard = f"{heard}; more cannot be known from this host"
+        heard = f"{heard}; this host cannot tell more"
     return "running" if alive else "unknown", heard
 
 
@@ -241,13 +241,14 @@ def _ago(seconds: float) -> str:
 def summary(run: Run) -> dict[str, Any]:
     """Return the state and the headline numbers of a run as JSON values.
 
-    Keys: `run`, `state` and `detail` (see `standing`), `problem`, `workers`, `updates` (applied so
-    far), `of` (configured updates), `updates_per_second`, `mean_staleness`, `loss` (last evaluated)
-    and `grade`, the fit of the geometric law in the stored profile; None if unknown.
+    Keys: `run`, `state` and `detail` (see `describe_state`), `problem`, `workers`, `updates`
+    (applied so far), `of` (configured updates), `updates_per_second`, `mean_staleness`, `loss`
+    (last evaluated) and `grade`, the fit of the geometric law in the stored profile; None if
+    unknown.
     """
     config, found, loss = run.config, run.outline, run.last_row(LOSS)
     problem = config.problem
-    state, detail = standing(run)
+    state, detail = describe_state(run)
     return {
         "run": str(run.path),
         "state": state,

@@ -18,7 +18,7 @@ from asgd.rundir.parts import (
     missing_losses,
     most_rows,
     parts_of,
-    told_losses,
+    reported_losses,
 )
 from asgd.rundir.tables import Columns, DamagedTableError, read_table
 from asgd.rundir.writer import RunWriter
@@ -105,11 +105,11 @@ def _set_damaged_losses_aside(writer: RunWriter, config: RunConfig) -> None:
             writer.event("loss_damaged", file=f"{LOSS}/{aside.name}", reason=str(error))
         else:
             known.append(loss["update"])
-    told = told_losses(read_events(writer.path / "events.jsonl"))
+    told = reported_losses(read_events(writer.path / "events.jsonl"))
     for missing in missing_losses(np.concatenate(known), config):
         if missing not in told:
             name = f"{LOSS}/{damaged_name(missing)}"
-            writer.event("loss_damaged", file=name, reason="it is missing")
+            writer.event("loss_damaged", file=name, reason="the part is missing")
 
 
 def _cut_part(writer: RunWriter, config: RunConfig, part: Path, table: str, end: int) -> None:

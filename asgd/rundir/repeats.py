@@ -18,7 +18,7 @@ import msgspec
 from asgd.config import RunConfig, load_config
 from asgd.errors import InputError
 from asgd.problems import make_problem
-from asgd.rundir.alive import look_for_life
+from asgd.rundir.alive import read_heartbeat
 from asgd.rundir.files import check_no_links, locked, make_directory, replace_file
 from asgd.rundir.problem_record import check_problem
 from asgd.rundir.reader import Run, read_run
@@ -52,7 +52,7 @@ def run_repeats(
         run_one(config, out)
         return out
     make_directory(out)
-    with _only_maker(out):
+    with _experiment_lock(out):
         if (out / "config.json").exists():
             raise InputError(f"{out}: exists and is not empty; choose another --out")
         replace_file(out / "config.json", config.to_json().encode())
@@ -93,11 +93,11 @@ def unfinished_repeats(
     if config is None:
         yield [(path, None)]
         return
-    with _only_maker(path):
+    with _experiment_lock(path):
         found = _unfinished(config, path)
         _check_problem(config, path, found, force)
-        for directory, anew in found:
-            if anew is not None and directory.exists():
+        for directory, fresh in found:
+            if fresh is not None and directory.exists():
                 shutil.rmtree(directory)
         yield found
 
@@ -111,9 +111,9 @@ def _unfinished(config: RunConfig, path: Path) -> list[tuple[Path, RunConfig | N
             continue
         run = read_run(directory)
         if run.config != one:
-            raise _is_no_repeat(directory)
+            raise _not_a_repeat(directory)
         if not (directory / "checkpoints").is_dir():
-            raise InputError(f"{path}: not runs of workers and a server; only these are resumed")
+            raise InputError(f"{path}: a simulated run; only real runs can be resumed")
         if run.state != "finished":
             found.append((directory, None))
     if not found:
@@ -125,7 +125,7 @@ def _check_problem(
     config: RunConfig, path: Path, found: list[tuple[Path, RunConfig | None]], force: bool
 ) -> None:
     """Check that new repeats will have the same problem as the existing ones."""
-    new = {directory for directory, anew in found if anew is not None}
+    new = {directory for directory, fresh in found if fresh is not None}
     there = [directory for _, directory in _repeats(config, path) if directory not in new]
     if new and there:
         problem = make_problem(config)
@@ -144,24 +144,24 @@ def _check_no_loss(config: RunConfig, directory: Path) -> None:
     if not os.path.lexists(directory):
         return
     if directory.is_symlink() or not directory.is_dir():
-        raise _is_no_repeat(directory)
-    life = look_for_life(directory)
+        raise _not_a_repeat(directory)
+    life = read_heartbeat(directory)
     if life is not None and life.presence in ("here", "elsewhere"):
-        raise InputError(f"{directory}: is being made by process {life.pid} of {life.host}")
+        raise InputError(f"{directory}: is being written by process {life.pid} on {life.host}")
     if (directory / "config.json").is_file():
         ours = load_config(directory / "config.json") == config
     else:  # files created before the configuration
         ours = {file.name for file in directory.iterdir()} <= {"trace", ".config.json.tmp"}
     if not ours:
-        raise _is_no_repeat(directory)
+        raise _not_a_repeat(directory)
 
 
-def _is_no_repeat(directory: Path) -> InputError:
-    return InputError(f"{directory}: is no repeat of {directory.parent}/config.json")
+def _not_a_repeat(directory: Path) -> InputError:
+    return InputError(f"{directory}: is not a repeat of {directory.parent}/config.json")
 
 
 @contextmanager
-def _only_maker(path: Path) -> Iterator[None]:
+def _experiment_lock(path: Path) -> Iterator[None]:
     """Lock an experiment during the block.
 
     The lock file is not removed, because another process may already be waiting for it.
@@ -176,7 +176,7 @@ def _only_maker(path: Path) -> Iterator[None]:
             file = stack.enter_context(locked(path / "lock", wait=False))
         except BlockingIOError:
             maker = (path / "lock").read_text(encoding="utf-8", errors="replace").strip()
-            raise InputError(f"{path}: is being made by process {maker}".rstrip()) from None
+            raise InputError(f"{path}: is being written by process {maker}".rstrip()) from None
         file.truncate(0)
         file.write(f"{os.getpid()}\n")
         file.flush()
@@ -211,7 +211,7 @@ def read_runs(path: str | Path) -> list[Run]:
         check_no_links(path)
         runs = [read_run(one.parent) for one in sorted(path.glob("repeat-*/config.json"))]
         if not runs:
-            raise InputError(f"{path}: an experiment without a repeat")
+            raise InputError(f"{path}: contains no repeats")
         return runs
     return [read_run(path)]
 

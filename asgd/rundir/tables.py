@@ -167,11 +167,11 @@ def _whole(path: Path) -> pa.NativeFile:
     with path.open("rb", buffering=0) as file:
         content = pa.allocate_buffer(os.fstat(file.fileno()).st_size)
         if file.readinto(content) != content.size:
-            raise ValueError("it changed meanwhile")
+            raise ValueError("it changed while it was read")
     source = pa.BufferReader(content)
     start, pages = _checked_footer(source)
     if sha256(memoryview(content)[:start]).hexdigest().encode() != pages:
-        raise ValueError("its digest does not fit its content")
+        raise ValueError("its digest does not match its content")
     return source
 
 
@@ -212,13 +212,13 @@ def _checked_footer(source: pa.NativeFile) -> tuple[int, bytes]:
     length = int.from_bytes(end[:_LENGTH_BYTES], "little")
     start = size - tail - length
     if not end.endswith(_END) or length > _LONGEST_FOOTER or start < len(_END):
-        raise ValueError("it does not end like a table")
+        raise ValueError("it has no Parquet footer")
     footer = source.read_at(size - start, start)
     place = _place(footer, _FOOTER)
     stored = footer[place : place + len(_NO_DIGEST)]
     covered = footer[:place] + _NO_DIGEST + footer[place + len(_NO_DIGEST) :]
     if sha256(covered).hexdigest().encode() != stored:
-        raise ValueError("its digest does not fit its footer")
+        raise ValueError("its digest does not match its footer")
     place = _place(footer, _PAGES)
     return start, footer[place : place + len(_NO_DIGEST)]
 
@@ -228,9 +228,9 @@ def _opened(source: pa.NativeFile, types: Types, most_rows: int) -> pq.ParquetFi
 
     file = pq.ParquetFile(source, page_checksum_verification=True, pre_buffer=False)
     if not file.schema_arrow.equals(_schema(types)):
-        raise ValueError(f"its columns are not {', '.join(types)}, or of other types")
+        raise ValueError(f"expected the columns {', '.join(types)} with their types")
     if file.metadata.num_rows > most_rows:
-        raise ValueError(f"{file.metadata.num_rows} rows, where there can be {most_rows}")
+        raise ValueError(f"{file.metadata.num_rows} rows, expected at most {most_rows}")
     return file
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from asgd.config import RunConfig
-from asgd.errors import InputError
+from asgd.errors import written
 from asgd.rundir.columns import LOSS, MEMBERS, TABLES, TRACE
 from asgd.rundir.files import make_directory, replace_file
 from asgd.rundir.parts import part_name
@@ -42,7 +42,7 @@ class RunWriter:
         """
         path = Path(path)
         make_directory(path)
-        try:
+        with written(path):
             (path / "trace").mkdir()
             writer = cls(path)
             files = {
@@ -55,8 +55,6 @@ class RunWriter:
             digests = {name: sha256(content).hexdigest() for name, content in files.items()}
             writer.event("start", sha256=digests)
             writer.sync()
-        except OSError as error:
-            raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
         return writer
 
     def trace(self, columns: Mapping[str, Sequence[Any] | np.ndarray[Any, Any]]) -> None:

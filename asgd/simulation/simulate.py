@@ -25,9 +25,9 @@ from asgd.problems import make_problem
 from asgd.problems.base import Problem, starting_point
 from asgd.progress import CallbackError, Progress, call_back
 from asgd.rules import make_rule
-from asgd.rundir.alive import sign_of_life
+from asgd.rundir.alive import heartbeat
 from asgd.rundir.columns import LOSS_COLUMNS
-from asgd.rundir.files import what_is_wrong
+from asgd.rundir.files import describe_os_error
 from asgd.rundir.problem_record import ProblemRecord
 from asgd.rundir.repeats import run_repeats
 from asgd.rundir.writer import RunWriter, default_path
@@ -76,7 +76,7 @@ def simulate(
     if config.run.repeats > 1:
         return run_repeats(config, out, lambda one, path: simulate(one, path, progress))
     if config.cluster.mode != "async":
-        raise InputError(f"cluster.mode = {config.cluster.mode!r}: a simulation takes async only")
+        raise InputError(f"cluster.mode = {config.cluster.mode!r}: a simulation needs async")
     problem = make_problem(config)
     start = ProblemRecord.of(problem, config.run.seed)
     draws = WorkerDraws(config, problem.n_samples)
@@ -86,7 +86,7 @@ def simulate(
     writer = RunWriter.create(out if out is not None else default_path(config), config)
     record = _Record(config, descent, order, writer, progress)
     failure = None
-    with sign_of_life(writer.path):
+    with heartbeat(writer.path):
         try:
             _make(descent, record, writer, config, start)
         except CallbackError as error:
@@ -116,7 +116,7 @@ def _make(
         _note_end(record, writer, "failed", reason=f"the progress callback: {error}")
         raise
     except OSError as error:
-        failure = RunFailedError(what_is_wrong(writer.path, error))
+        failure = RunFailedError(describe_os_error(writer.path, error))
         raise _fail(record, writer, failure) from error
     except Exception as error:  # the user's own problem may raise anything
         kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
@@ -318,8 +318,8 @@ class _Record:
         if self._progress is not None and now > self._shown + _PROGRESS_SECONDS:
             staleness = float(np.mean(self._staleness[:applied])) if applied else math.nan
             speed = applied / (now - self._started)
-            standing = Progress(applied, len(self._staleness), speed, staleness, loss)
-            call_back(self._progress, standing)
+            progress_now = Progress(applied, len(self._staleness), speed, staleness, loss)
+            call_back(self._progress, progress_now)
             self._shown = now
 
     def flush_full_part(self) -> None:

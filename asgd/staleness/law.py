@@ -162,7 +162,7 @@ def check(condition: bool, key: str, value: Any, accepted: str) -> None:
         raise InputError(f"{key} = {value}: expected {accepted}")
 
 
-def a_law(law: Any, key: str = "law") -> StalenessLaw:
+def checked_law(law: Any, key: str = "law") -> StalenessLaw:
     """Return `law` unchanged.
 
     Raises

@@ -136,7 +136,7 @@ class Ledger:
         self.checkpoint: State | None = None
 
     @property
-    def ripe(self) -> bool:
+    def ready(self) -> bool:
         """Whether there is enough for a record."""
         return self._fills(1)
 

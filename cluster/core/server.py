@@ -23,7 +23,7 @@ from asgd.streams import stream
 from cluster.core.ledger import Ledger, Record
 from cluster.core.messages import Gradient, Reply, Snapshot, Stop
 from cluster.core.seat import Seat
-from cluster.core.state import Counts, OrderState, State
+from cluster.core.state import OrderState, ServerCounts, State
 from cluster.core.status import Status, WorkerStatus
 from cluster.core.update import Entry, Incident, Update, find_defect, make_update
 
@@ -116,7 +116,7 @@ class ParameterServer:
             return [(worker, self._stop)]
         seat = self._seats.get(worker)
         if seat is None:
-            return [(worker, Stop(f"worker {worker} is none of this run's"))]
+            return [(worker, Stop(f"worker {worker} does not belong to this run"))]
         if seat.retired:
             return [(worker, Stop(REMOVED)), *self.leave(worker, now)]
         if seat.owes:
@@ -199,7 +199,7 @@ class ParameterServer:
 
     def state(self) -> State:
         """Return a copy of everything that another server needs to continue from here."""
-        counts = Counts(
+        counts = ServerCounts(
             version=self.version,
             epoch=self.epoch,
             seconds=self._seconds,

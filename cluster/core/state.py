@@ -45,7 +45,7 @@ class OrderState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         }
 
 
-class Counts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class ServerCounts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The state of the server without vectors.
 
     Attributes
@@ -98,7 +98,7 @@ class State:
         The state of the update rule.
     """
 
-    counts: Counts
+    counts: ServerCounts
     parameters: Array
     rule: tuple[Array, ...]
 

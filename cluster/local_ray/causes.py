@@ -33,7 +33,7 @@ def cause_of(error: BaseException) -> str:
     if isinstance(error, OutOfMemoryError):
         found = _MEMORY.search(text)
         much = f": {found[1]} on its node" if found else ""
-        return f"out of memory, so that Ray's memory monitor killed its process{much}"
+        return f"out of memory: Ray's memory monitor killed its process{much}"
     if isinstance(error, RayTaskError):
         cause = error.cause
         return _in_a_line(f"{type(cause).__name__}: {cause}") if cause else _last_part(text)

@@ -143,7 +143,7 @@ def _has_open(process: Path, directory: str) -> bool:
 
 
 @dataclass
-class _Told:
+class _Facts:
     """The facts that the driver has told the guard."""
 
     driver: int = 0
@@ -181,7 +181,7 @@ class _Told:
                 self.dead[name] = time.monotonic()
         return os.getppid() == self.driver
 
-    def epitaph(self) -> str:
+    def describe_end(self) -> str:
         """Describe how the driver ended.
 
         One cause may kill the driver and Ray together, so only parts of Ray that died some time
@@ -224,9 +224,9 @@ def _is_end(line: bytes) -> bool:
 def _guard() -> None:
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    told = _Told()
+    told = _Facts()
     told.listen()
-    reason = told.epitaph()
+    reason = told.describe_end()
     if told.directory is not None:
         deadline = time.monotonic() + _SECONDS_TO_CLEAR
         while processes(told.directory) and time.monotonic() < deadline:

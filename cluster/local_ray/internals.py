@@ -103,6 +103,6 @@ def _replaced(module: ModuleType, name: str, value: object) -> Iterator[None]:
 def _check_version(part: str) -> None:
     if not ray.__version__.startswith(_VERSION):
         raise InputError(
-            f"ray = {ray.__version__}: expected {_VERSION}x, of which {part} is known; "
+            f"ray = {ray.__version__}: expected {_VERSION}x, because we use its private {part}; "
             f'pip install "ray=={_VERSION}*"'
         )

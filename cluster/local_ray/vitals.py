@@ -100,7 +100,7 @@ def vitals_of(guard: Guard, directory: str | None = None) -> Iterator[Vitals]:
 
 
 @contextmanager
-def witnessed(run: Path) -> Iterator[None]:
+def failure_recorded(run: Path) -> Iterator[None]:
     """If this process dies in the block, its guard records that the run failed."""
     _at(str(run.resolve()))
     try:

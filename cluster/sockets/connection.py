@@ -19,7 +19,7 @@ from cluster.sockets import wire
 from cluster.sockets.shared_memory import SharedVectors
 from cluster.sockets.wire import HEADER, Frame, VectorFormat, WireError
 
-BRISK_SECONDS = 100e-6  # busy-wait in shorter waits, where waking up would take most of the time
+BUSY_WAIT_SECONDS = 100e-6  # in shorter waits, waking up would take most of the time
 _HANDSHAKE_SECONDS = 10.0
 # TCP keepalive, to detect a dead machine: idle seconds, seconds between probes, probes.
 _KEEPALIVE_IDLE, _KEEPALIVE_INTERVAL, _KEEPALIVE_PROBES = 10, 5, 3
@@ -74,13 +74,13 @@ class SocketConnection:
         self._worker = worker
         vectors = endpoint.vectors
         inline = 0 if shared else vectors.nbytes
-        room = HEADER.size + max(inline, wire.LONGEST_TEXT)
-        self._in = np.empty(room, np.uint8).data
-        self._out = np.empty(room, np.uint8).data
+        size = HEADER.size + max(inline, wire.LONGEST_TEXT)
+        self._in = np.empty(size, np.uint8).data
+        self._out = np.empty(size, np.uint8).data
         self._push = self._out[: HEADER.size + inline]
         self._push_start = wire.push_start(worker, inline)
-        self._brisk = False
-        self._may_look = may_look()
+        self._busy_waits = False
+        self._may_busy_wait = may_busy_wait()
         self._snapshot_start = wire.snapshot_start(worker)
         self._socket = _dial(endpoint, shared)
         try:
@@ -127,7 +127,7 @@ class SocketConnection:
             return self._read(frame.batch_size, frame.sequence, frame.version, frame.epoch)
         if frame.kind == wire.STOP:
             return Stop(wire.text(self._payload(frame)))
-        raise WireError(f"the server sent a frame of kind {frame.kind} for an answer")
+        raise WireError(f"the server sent a frame of kind {frame.kind} as an answer")
 
     def _wait(self) -> int:
         """Wait for the answer and return the number of bytes received.
@@ -135,13 +135,13 @@ class SocketConnection:
         Busy-waits like `SocketServer._wait`, because sleeping costs more in short waits.
         """
         began = time.monotonic()
-        while self._brisk and time.monotonic() - began < BRISK_SECONDS:
+        while self._busy_waits and time.monotonic() - began < BUSY_WAIT_SECONDS:
             try:
                 return self._socket.recv_into(self._in, 0, socket.MSG_DONTWAIT)
             except BlockingIOError:
                 os.sched_yield()
         got = self._socket.recv_into(self._in)
-        self._brisk = self._may_look and time.monotonic() - began < BRISK_SECONDS
+        self._busy_waits = self._may_busy_wait and time.monotonic() - began < BUSY_WAIT_SECONDS
         return got
 
     def _read(self, batch_size: int, sequence: int, version: int, epoch: int) -> Snapshot:
@@ -204,7 +204,7 @@ class SocketConnection:
             data = data[count:]
 
 
-def may_look() -> bool:
+def may_busy_wait() -> bool:
     """Whether busy-waiting is free.
 
     It is not on a single core, or in a container with a quota of processor time.

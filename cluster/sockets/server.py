@@ -28,14 +28,14 @@ from asgd.arrays import Array
 from cluster.core.messages import Gradient, Reply, Snapshot
 from cluster.core.server import ParameterServer, Replies
 from cluster.sockets import wire
-from cluster.sockets.connection import BRISK_SECONDS, Endpoint, may_look, tune
+from cluster.sockets.connection import BUSY_WAIT_SECONDS, Endpoint, may_busy_wait, tune
 from cluster.sockets.shared_memory import SharedVectors, create_memory
 from cluster.sockets.wire import HEADER, Frame, VectorFormat, WireError
 
 _HANDSHAKE_SECONDS = 10.0
 _SILENCE_SECONDS = 30.0  # in the middle of a frame
 _SWEEP_SECONDS = 1.0
-_STRANGERS = 256  # unauthenticated connections
+_MOST_UNAUTHENTICATED = 256  # unauthenticated connections
 _REFUSALS_REPORTED = 100
 _HELLO_BYTES = wire.HELLO_PAYLOAD.size
 _CREDENTIALS = struct.Struct("3i")  # process, user, group
@@ -70,10 +70,10 @@ class _Peer:
         self.worker = worker
         self.deadline = math.inf
         inline = 0 if self.shared else vectors.nbytes
-        room = HEADER.size + max(inline, wire.LONGEST_TEXT)
-        self.buffer = self.window = np.empty(room, np.uint8).data
+        size = HEADER.size + max(inline, wire.LONGEST_TEXT)
+        self.buffer = self.window = np.empty(size, np.uint8).data
         self.header = self.buffer[: HEADER.size]
-        self.out = np.empty(room, np.uint8).data
+        self.out = np.empty(size, np.uint8).data
         self.snapshot = self.out[: HEADER.size + inline]
         shared = self.shared
         self.received = shared.gradient if shared else vectors.view(self.buffer)
@@ -117,18 +117,18 @@ class SocketServer:
         self._vectors = VectorFormat(len(server.parameters), dtype)
         self._peers: dict[int, _Peer] = {}
         self._workers: dict[int, _Peer] = {}
-        self._strangers: dict[int, _Peer] = {}  # unauthenticated, the oldest first
+        self._unauthenticated: dict[int, _Peer] = {}  # unauthenticated, the oldest first
         self._broken: list[tuple[_Peer, str]] = []
         self._refusals = 0
-        self._brisk = False
-        self._may_look = may_look()
+        self._busy_waits = False
+        self._may_busy_wait = may_busy_wait()
         self._next_sweep = time.monotonic() + _SWEEP_SECONDS
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        tcp = socket.create_server((host, 0), family=family, backlog=_STRANGERS)
+        tcp = socket.create_server((host, 0), family=family, backlog=_MOST_UNAUTHENTICATED)
         local = socket.socket(socket.AF_UNIX)
         name = f"asgd-{secrets.token_hex(16)}"
         local.bind(f"\0{name}")
-        local.listen(_STRANGERS)
+        local.listen(_MOST_UNAUTHENTICATED)
         self._listeners = {listener.fileno(): listener for listener in (tcp, local)}
         self._epoll = select.epoll()
         for listener in self._listeners.values():
@@ -149,12 +149,12 @@ class SocketServer:
             listener.close()
         self._epoll.close()
 
-    def serve(self, seconds: float, lull: float = 0.001) -> None:
-        """Serve for about `seconds`, or until nothing arrives for `lull` seconds."""
+    def serve(self, seconds: float, idle_seconds: float = 0.001) -> None:
+        """Serve for about `seconds`, or until nothing arrives for `idle_seconds` seconds."""
         now = time.monotonic()
         end = now + seconds
         while now < end:
-            events = self._wait(min(lull, end - now))
+            events = self._wait(min(idle_seconds, end - now))
             for descriptor, event in events:
                 self._handle(descriptor, event)
             now = time.monotonic()
@@ -170,7 +170,7 @@ class SocketServer:
             if peer is not None and peer.asked:
                 self._answer(peer, worker, reply)
         if self._broken:
-            self._settle()
+            self._close_broken()
 
     def sweep(self, now: float) -> None:
         """Close connections that have stalled for too long."""
@@ -180,12 +180,12 @@ class SocketServer:
         for peer in list(self._peers.values()):
             if peer.deadline < now:
                 if peer.worker is None:
-                    reason = f"proved nothing within {_HANDSHAKE_SECONDS:.0f} s"
+                    reason = f"did not authenticate within {_HANDSHAKE_SECONDS:.0f} s"
                 else:
-                    what = "does not read" if peer.unsent else "stopped in mid-frame"
+                    what = "read nothing" if peer.unsent else "sent no more of a frame"
                     reason = f"{what} for {_SILENCE_SECONDS:.0f} s"
                 self._broken.append((peer, reason))
-        self._settle()
+        self._close_broken()
 
     def _wait(self, seconds: float) -> list[tuple[int, int]]:
         """Return the `epoll` events within `seconds`.
@@ -195,13 +195,15 @@ class SocketServer:
         workers between two polls.
         """
         began = time.monotonic()
-        if self._brisk:
-            while time.monotonic() - began < BRISK_SECONDS:
+        if self._busy_waits:
+            while time.monotonic() - began < BUSY_WAIT_SECONDS:
                 if events := self._epoll.poll(0):
                     return events
                 os.sched_yield()
         events = self._epoll.poll(seconds)
-        self._brisk = self._may_look and bool(events) and time.monotonic() - began < BRISK_SECONDS
+        self._busy_waits = (
+            self._may_busy_wait and bool(events) and time.monotonic() - began < BUSY_WAIT_SECONDS
+        )
         return events
 
     def _handle(self, descriptor: int, event: int) -> None:
@@ -224,7 +226,7 @@ class SocketServer:
         except OSError as error:
             self._broken.append((peer, _reason(error)))
         if self._broken:
-            self._settle()
+            self._close_broken()
 
     def _accept(self, listener: socket.socket) -> None:
         try:
@@ -241,11 +243,11 @@ class SocketServer:
         self._peers[connection.fileno()] = peer
         self._epoll.register(connection, select.EPOLLIN)
         if not _is_own(connection):
-            if len(self._strangers) >= _STRANGERS:
-                oldest = next(iter(self._strangers.values()))
-                self._broken.append((oldest, "proved nothing before too many others came"))
-                self._settle()
-            self._strangers[connection.fileno()] = peer
+            if len(self._unauthenticated) >= _MOST_UNAUTHENTICATED:
+                oldest = next(iter(self._unauthenticated.values()))
+                self._broken.append((oldest, "too many newer connections before it authenticated"))
+                self._close_broken()
+            self._unauthenticated[connection.fileno()] = peer
 
     def _read(self, peer: _Peer) -> None:
         count = peer.socket.recv_into(peer.window[peer.got :] if peer.got else peer.window)
@@ -280,10 +282,10 @@ class SocketServer:
     def _header(self, peer: _Peer) -> Frame:
         frame = wire.parse(peer.window)
         if peer.asked:
-            raise WireError("a question before the answer to the last one")
+            raise WireError("a request before the answer to the last one")
         if frame.length not in peer.accepts.get(frame.kind, ()):
             raise WireError(
-                f"a frame of kind {frame.kind} and {frame.length} bytes is out of place"
+                f"a frame of kind {frame.kind} and {frame.length} bytes is not allowed now"
             )
         if peer.worker not in (None, frame.worker):
             raise WireError(f"worker {frame.worker} on the connection of worker {peer.worker}")
@@ -303,10 +305,10 @@ class SocketServer:
             raise WireError("does not know the secret of this run")
         _, dimension, itemsize, shared = wire.HELLO_PAYLOAD.unpack_from(peer.hello, HEADER.size)
         if (dimension, itemsize) != (self._vectors.dimension, self._vectors.numbers.itemsize):
-            raise WireError(f"{dimension} numbers of {itemsize} bytes do not fit this run")
+            raise WireError(f"{dimension} numbers of {itemsize} bytes are not this run's format")
         worker = wire.parse(memoryview(peer.hello)).worker
         if not self._server.knows(worker):
-            raise WireError(f"worker {worker} is none of this run's")
+            raise WireError(f"worker {worker} does not belong to this run")
         self._welcome(peer, worker, bool(shared))
 
     def _welcome(self, peer: _Peer, worker: int, shared: bool) -> None:
@@ -327,7 +329,7 @@ class SocketServer:
             # The worker no longer reads answers on the old connection.
             self._broken.append((older, "replaced by a newer connection"))
         peer.open(worker, self._vectors)
-        self._strangers.pop(peer.socket.fileno(), None)
+        self._unauthenticated.pop(peer.socket.fileno(), None)
         self._workers[worker] = peer
 
     def _question(self, peer: _Peer, frame: Frame) -> None:
@@ -397,14 +399,14 @@ class SocketServer:
             peer.deadline = math.inf
             self._epoll.modify(peer.socket, select.EPOLLIN)
 
-    def _settle(self) -> None:
+    def _close_broken(self) -> None:
         """Close broken connections; as this creates replies, call it outside loops over replies."""
         while self._broken:
             peer, reason = self._broken.pop()
             descriptor = peer.socket.fileno()
             if self._peers.pop(descriptor, None) is None:
                 continue
-            self._strangers.pop(descriptor, None)
+            self._unauthenticated.pop(descriptor, None)
             peer.socket.close()
             worker = peer.worker
             if worker is None:

@@ -31,7 +31,7 @@ class SharedVectors:
     def __init__(self, descriptor: int, vectors: VectorFormat) -> None:
         start, size = _layout(vectors)
         if os.fstat(descriptor).st_size != size:
-            raise WireError("the shared memory has another size than agreed on")
+            raise WireError("the shared memory has the wrong size")
         memory = mmap.mmap(descriptor, size)
         self.gradient: npt.NDArray[Any] = np.frombuffer(memory, vectors.numbers, vectors.dimension)
         self.snapshot: npt.NDArray[Any] = np.frombuffer(

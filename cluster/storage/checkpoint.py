@@ -4,7 +4,7 @@
          0     18  magic "ASGD checkpoint 1\\n"
         18     32  SHA-256 of everything after it
         50      8  length of the header, little-endian
-        58         header, JSON: `Counts`
+        58         header, JSON: `ServerCounts`
                    arrays in NumPy's own format, one after another: the parameters, the rule's state
 
 A checkpoint is written under a temporary name, flushed to the disk, read back and renamed. The
@@ -25,7 +25,7 @@ import numpy as np
 
 from asgd.arrays import Array
 from asgd.errors import AsgdError
-from cluster.core.state import Counts, State
+from cluster.core.state import ServerCounts, State
 
 CHECKPOINTS = "checkpoints"  # in the run directory
 
@@ -61,12 +61,12 @@ def unpack(data: bytes) -> State:
     start = len(_MAGIC) + _DIGEST_BYTES
     content = data[start:]
     if not data.startswith(_MAGIC):
-        raise DamagedCheckpointError("does not begin like a checkpoint")
+        raise DamagedCheckpointError("is not a checkpoint: its first bytes are wrong")
     if hashlib.sha256(content).digest() != data[len(_MAGIC) : start]:
-        raise DamagedCheckpointError("its checksum does not fit its content")
+        raise DamagedCheckpointError("its checksum does not match its content")
     end = _LENGTH_BYTES + int.from_bytes(content[:_LENGTH_BYTES], "little")
     try:
-        counts = msgspec.json.decode(content[_LENGTH_BYTES:end], type=Counts)
+        counts = msgspec.json.decode(content[_LENGTH_BYTES:end], type=ServerCounts)
         arrays = list(_arrays(content[end:]))
         return State(counts, arrays[0], tuple(arrays[1:]))
     except (msgspec.DecodeError, ValueError, IndexError) as error:

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import IO
 
-from asgd.errors import InputError, RunFailedError
+from asgd.errors import InputError, RunFailedError, written
 from asgd.rundir.files import locked
 from cluster.storage.checkpoint import sync_directory
 
@@ -123,7 +123,7 @@ def _number(file: IO[str]) -> int:
     file.seek(0)
     text = file.read(_LONGEST)
     if text and not _NUMBER.fullmatch(text):
-        raise InputError(f"{file.name}: is damaged: not the number of a server, but {text!r}")
+        raise InputError(f"{file.name}: is damaged: expected the number of a server, got {text!r}")
     return int(text) if text else -1
 
 
@@ -137,12 +137,10 @@ def only_launcher(directory: Path) -> Iterator[None]:
         Another launcher holds the lock.
     """
     with ExitStack() as stack:
-        try:
-            directory.mkdir(exist_ok=True)
-            stack.enter_context(locked(directory / "lock", wait=False))
-        except BlockingIOError:
-            raise InputError(f"{directory.parent}: a run is at work there") from None
-        except OSError as error:
-            reason = error.strerror or error
-            raise InputError(f"{directory}: cannot be written ({reason})") from None
+        with written(directory):
+            try:
+                directory.mkdir(exist_ok=True)
+                stack.enter_context(locked(directory / "lock", wait=False))
+            except BlockingIOError:
+                raise InputError(f"{directory.parent}: the run is still running") from None
         yield

@@ -139,7 +139,7 @@ def _newest(writer: RunWriter, recorded: int) -> tuple[State | None, list[Path]]
             state = load(path)
             if state.version > recorded:
                 raise DamagedCheckpointError(
-                    f"is of update {state.version}, the record ends at update {recorded}"
+                    f"is ahead: of update {state.version}, but the record ends at update {recorded}"
                 )
         except DamagedCheckpointError as error:
             rejected.append(path)
@@ -151,6 +151,6 @@ def _newest(writer: RunWriter, recorded: int) -> tuple[State | None, list[Path]]
     if any(version_of(path) > every for path in rejected):
         raise RunFailedError(
             f"{writer.path}: none of its {len(rejected)} checkpoints can be used; its trace and "
-            f"members are whole up to update {recorded}; see `asgd verify {writer.path}`"
+            f"members are intact up to update {recorded}; see `asgd verify {writer.path}`"
         )
     return None, rejected

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from asgd.arrays import Array
 from asgd.errors import InputError
-from asgd.rundir.parts import told_losses
+from asgd.rundir.parts import reported_losses
 from asgd.rundir.reader import Run
 from asgd.verify import record_findings, replay_findings
 from cluster.storage.checkpoint import CHECKPOINTS, DamagedCheckpointError, load, paths
@@ -57,9 +57,9 @@ def verify(
         return Verdict(str(run.path), found, "")
     ahead = [update for update in states if update > len(run.trace)]
     if ahead:
-        found.append(f"{directory}: a checkpoint is of update {ahead[0]}, which is not on record")
+        found.append(f"{directory}: the checkpoint of update {ahead[0]} is ahead of the trace")
     checked = f"{len(run.trace)} updates, {len(run.loss)} losses, {len(states)} checkpoints"
-    gaps = len(told_losses(run.events))
+    gaps = len(reported_losses(run.events))
     if gaps:
         checked += (
             f", {gaps} damaged or missing part{'s' * (gaps > 1)} of losses named in the events"
@@ -70,7 +70,7 @@ def verify(
         found += replay_findings(run, states, progress)
     except InputError as error:
         return Verdict(str(run.path), found, f"{checked}; not replayed ({error})")
-    return Verdict(str(run.path), found, f"{checked}, and a replay comes to the same")
+    return Verdict(str(run.path), found, f"{checked}; a replay agrees")
 
 
 def _states(directory: Path) -> tuple[dict[int, Array], list[str]]:
@@ -92,7 +92,7 @@ def _others(directory: Path) -> list[str]:
         return []
     known = {segment.path for segment in segments(directory)}
     found = [
-        f"{path}: does not begin like a log"
+        f"{path}: is not a log: its header is damaged"
         for path in sorted(directory.glob(LOG_FILES))
         if path not in known
     ]

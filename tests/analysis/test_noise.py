@@ -292,7 +292,7 @@ def test_kinds():
     start = np.ones((5, 6))
     assert isinstance(staleness_noise("auto", wide, start, rng, 0.5)[0], SnapshotNoise)
     assert isinstance(staleness_noise("matrix", wide, start, rng, 0.5)[0], MatrixNoise)
-    with pytest.raises(InputError, match="noise: 'gauss'; accepted: auto, matrix"):
+    with pytest.raises(InputError, match="noise = 'gauss': expected auto, matrix"):
         staleness_noise("gauss", Quadratic(), x, rng, 0.5)
 
 

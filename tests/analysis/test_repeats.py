@@ -13,7 +13,7 @@ from analysis.profile.fit import fit_run
 from analysis.profile.repeats import as_runs, fit_runs
 from asgd.config import RunConfig, make_config
 from asgd.errors import InputError
-from asgd.rundir.alive import sign_of_life
+from asgd.rundir.alive import heartbeat
 from asgd.rundir.reader import Run, read_run
 from asgd.rundir.repeats import read_runs, run_repeats, unfinished_repeats
 from asgd.simulation.simulate import simulate
@@ -74,7 +74,7 @@ def test_directories_that_cannot_be_used_are_refused(experiment: Path, tmp_path:
         pass
 
     run_repeats(make_config(TABLES), tmp_path / "none", no_run)
-    with pytest.raises(InputError, match="without a repeat"):
+    with pytest.raises(InputError, match="contains no repeats"):
         read_runs(tmp_path / "none")
 
 
@@ -133,7 +133,7 @@ def four(tmp_path: Path) -> list[Path]:
     """Four finished repeats that look like those of workers and a server."""
     config = make_config({**TABLES, "run": {**TABLES["run"], "updates": 40, "repeats": 4}})
     out = run_repeats(config, tmp_path / "out", simulate)
-    with pytest.raises(InputError, match="only these are resumed"):
+    with pytest.raises(InputError, match="only real runs can be resumed"):
         unfinished(out)
     repeats = [out / f"repeat-{number:03d}" for number in range(4)]
     for repeat in repeats:
@@ -154,7 +154,7 @@ def test_repeats_that_are_missing_or_cut_short_are_found(four: list[Path]) -> No
     assert [anew and anew.run.seed for _, anew in found] == [5, None, 8]
     assert not four[0].exists()
     shutil.copy(four[2] / "config.json", four[1] / "config.json")
-    with pytest.raises(InputError, match="is no repeat of"):
+    with pytest.raises(InputError, match="is not a repeat of"):
         unfinished(out)
     assert unfinished(four[2]) == [(four[2], None)]
 
@@ -172,7 +172,7 @@ def test_what_is_no_repeat_of_ours_is_not_removed(four: list[Path]) -> None:
     four[3].symlink_to(away)
     while len(strangers := [path for path in four[1:] if os.path.lexists(path)]):
         before = sorted(out.parent.rglob("*"))
-        with pytest.raises(InputError, match=rf"{strangers[0].name}: is no repeat of"):
+        with pytest.raises(InputError, match=rf"{strangers[0].name}: is not a repeat of"):
             unfinished(out)
         assert sorted(out.parent.rglob("*")) == before
         strangers[0].rename(out.parent / f"was-{strangers[0].name}")
@@ -190,14 +190,14 @@ def test_a_repeat_that_is_elsewhere_is_not_read(four: list[Path], tmp_path: Path
 def test_what_another_process_makes_is_left_to_it(four: list[Path], tmp_path: Path) -> None:
     out = four[0].parent
     cut_short(four[0])
-    with sign_of_life(four[0]), pytest.raises(InputError, match=rf"000: .* process {os.getpid()}"):
+    with heartbeat(four[0]), pytest.raises(InputError, match=rf"000: .* process {os.getpid()}"):
         unfinished(out)
-    message = rf"out: is being made by process {os.getpid()}$"
+    message = rf"out: is being written by process {os.getpid()}$"
     with unfinished_repeats(out), pytest.raises(InputError, match=message):
         unfinished(out)
 
     def one(config: RunConfig, path: Path) -> None:
-        with pytest.raises(InputError, match="new: is being made by process"):
+        with pytest.raises(InputError, match="new: is being written by process"):
             unfinished(path.parent)
 
     config = make_config({**TABLES, "run": {**TABLES["run"], "repeats": 2}})

@@ -94,7 +94,7 @@ def test_report_without_a_prediction_says_why(reports: Reports) -> None:
     facts = dict(re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", text))
     assert facts["How well predicted"].startswith("Not predicted: staleness fit: 38 updates after")
     assert facts["Which law"].startswith("Too short to tell: ")
-    assert facts["How stale"].startswith("Not at all: ")
+    assert facts["How stale"].startswith("Staleness is 0: ")
     assert "40 updates by 1 worker in" in facts["What was run"]
     assert "failed: no reason &lt;script&gt;" in facts["What was run"]
     heads = re.findall(r"<h2>(.*?)</h2>", text)
@@ -128,7 +128,7 @@ def test_several_runs_are_compared_in_words_tables_and_figures(reports: Reports)
 
 
 @pytest.mark.parametrize(
-    ("rooms", "verdicts", "stability", "advice"),
+    ("margins", "verdicts", "stability", "advice"),
     [
         (
             (2.0, 1.5),
@@ -167,7 +167,7 @@ def test_several_runs_are_compared_in_words_tables_and_figures(reports: Reports)
 )
 def test_several_runs_are_told_which_limit_each_is_above(
     reports: Reports,
-    rooms: tuple[float, float],
+    margins: tuple[float, float],
     verdicts: tuple[Verdict | None, Verdict | None],
     stability: str | None,
     advice: str,
@@ -177,13 +177,13 @@ def test_several_runs_are_told_which_limit_each_is_above(
     assert compared.models == []
     table = compared.table.assign(seconds_to_target=[2.0, 1.0])
     compared = replace(compared, table=table, clock="real")
-    facts = dict(comparison_headline(reports.runs, fits, compared, rooms, verdicts))
+    facts = dict(comparison_headline(reports.runs, fits, compared, margins, verdicts))
     assert facts.get("Stable or not", "").startswith(stability or "")
     assert ("Stable or not" in facts) == (stability is not None)
     assert facts["What to try"].startswith(advice)
     assert facts["How well predicted"] == "No model was computed for every run."
     virtual = replace(compared, clock="simulated")
-    said = dict(comparison_headline(reports.runs, fits, virtual, rooms, verdicts))["What to try"]
+    said = dict(comparison_headline(reports.runs, fits, virtual, margins, verdicts))["What to try"]
     assert ("in virtual time" in said) == ("fastest" in said)
 
 
@@ -191,7 +191,7 @@ def test_several_runs_are_told_which_limit_each_is_above(
     ("updates", "advice"),
     [
         ([90, 40], "Take the settings of p4: it took the fewest updates to the target, and is"),
-        ([45, 40], "All runs took about as many updates to the target: take the real one that"),
+        ([45, 40], "All runs took about as many updates to the target: take the real run that"),
     ],
 )
 def test_runs_on_different_clocks_are_never_ranked_in_seconds(
@@ -232,7 +232,7 @@ def test_a_real_and_a_simulated_run_side_by_side(reports: Reports, tmp_path: Pat
         assert absent not in compared
     for badge in ("real", "simulated"):
         assert text.count(f'<span class="badge {badge}">{badge}</span>') == 2  # list and section
-    assert "From command to end it took 20 s: starting the processes" in text
+    assert "The whole command took 20 s, with starting the processes" in text
     assert "s of virtual time" in text
 
 
@@ -253,7 +253,7 @@ def test_a_run_that_was_cut_short_says_nothing_of_the_wait(
         (0.02, 0.005, "Predicted closely, but not within chance, by the SME with the measured"),
         (0.10, 0.005, "Predicted roughly, but not within chance"),
         (0.20, 0.005, "Predicted badly, but not within chance"),
-        (0.20, 0.300, "That much scatter hides much: repeat the run."),
+        (0.20, 0.300, "The scatter is large: repeat the run."),
         (0.02, None, "Predicted closely by the SME with the measured law: error 2 %."),
     ],
 )
@@ -300,7 +300,7 @@ def test_terms_are_explained_where_they_are_first_used(reports: Reports) -> None
     text = reports.text("one")
     assert 0 < text.index("continuous ranked probability score") < text.index("CRPS</th>")
     hung = text.index("Measured counts hung from the")
-    assert "The top of each bar is put where the law says" in text[hung : hung + 200]
+    assert "The top of each bar is the count under the law" in text[hung : hung + 200]
     several = reports.text("several")
     assert several.index("each staleness is mu times as likely") < several.index(">mu</th>")
 
@@ -355,7 +355,7 @@ def test_models_that_are_alike_are_not_ranked(reports: Reports) -> None:
     noise = pd.DataFrame({"error": 0.1, "noise": 0.05}, index=["sampling noise"])
     score = replace(score, parts=noise)
     text = said(0.14, 0.12, 0.1)
-    assert "The scatter of a single run alone makes about 5 %. " in text
+    assert "The scatter of a single run alone causes about 5 %. " in text
     assert "Closest: none, they differ by less than that scatter; their 90 % bands hold" in text
     assert "Closest: SME-ASGD (geometric fit) and SME with the measured law;" in said(
         0.2, 0.14, 0.1
@@ -383,8 +383,8 @@ def test_recorded_turns_are_not_called_the_law(tmp_path: Path) -> None:
     said = dict(headline([run], fit, prediction, score, workers_table(run), events))
     assert "Closest: SME with recorded turns; its" in said["How well predicted"]
     assert "predict with" not in said["Which law"]
-    assert "so the recorded turns are used." in said["Which law"]
-    assert "its staleness, not its loss, is taken from the run" in said["How well predicted"]
+    assert "so the prediction uses the recorded turns." in said["Which law"]
+    assert "It takes the staleness, not the loss, from the run" in said["How well predicted"]
     assert (
         "The recorded turns of the workers are needed: error 1 % against 10 % with the geometric "
         "law, 2 % with the measured law." in said["What to try"]
@@ -569,12 +569,12 @@ def test_what_comes_from_a_run_stays_text(reports: Reports) -> None:
 @pytest.mark.parametrize(
     ("factor", "verdict", "momentum", "said", "unsaid"),
     [
-        (0.5, "diverges", 0.0, "below 0.025, or take at most 3 workers.", "afforded"),
+        (0.5, "diverges", 0.0, "below 0.025, or take at most 3 workers.", "margin for more"),
         (0.5, "diverges", 0.9, "0.025, or take one worker. Less momentum raises", "excursions"),
         (0.9, "heavy tail", 0.0, "until then rare excursions dominate every", "momentum"),
-        (1.4, "stable", 0.0, "no larger one", "afforded"),
-        (9.0, "stable", 0.0, "", "no larger one"),
-        (None, None, 0.0, "", "no larger one"),
+        (1.4, "stable", 0.0, "do not raise it", "margin for more"),
+        (9.0, "stable", 0.0, "", "do not raise it"),
+        (None, None, 0.0, "", "do not raise it"),
     ],
 )
 def test_advice_minds_the_limit_of_stability(

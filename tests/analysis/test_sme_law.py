@@ -238,11 +238,11 @@ def test_single_precision_and_threads(closure):
     [
         (
             lambda p: sme_law(p, 0.1, Poisson(2.0), 5, 5, 0, closure="exact"),
-            "closure: 'exact'; accepted: pool, pool_moments, iid, sampling",
+            "closure = 'exact': expected pool, pool_moments, iid, sampling",
         ),
         (lambda p: sme_law(p, 0.1, Poisson(2.0), 5, 5, 0, closure="pool_moments"), "geometric"),
         (lambda p: sme_law(p, 0.1, Poisson(2.0), 5, 5, 0, workers=0), "workers = 0"),
-        (lambda p: sme_replay(p, 0.1, [0, 2], 5, 0), "staleness: 2 at update 1"),
+        (lambda p: sme_replay(p, 0.1, [0, 2], 5, 0), r"staleness\[1\] = 2: expected"),
         (lambda p: sme_replay(p, 0.1, [0, -1], 5, 0), r"staleness\[1\] = -1"),
         (lambda p: sme_replay(p, 0.1, [0, 0.5], 5, 0), r"staleness\[1\] = 0\.5"),
         (lambda p: sme_replay(p, 0.1, [0, 1], 5, 0, updates=3), "staleness: shape"),

@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 
 from asgd.rundir import alive
-from asgd.rundir.alive import look_for_life, sign_of_life
+from asgd.rundir.alive import heartbeat, read_heartbeat
 
 HOLDS = """
 import sys, time
 from pathlib import Path
-from asgd.rundir.alive import sign_of_life
-with sign_of_life(Path(sys.argv[1])):
+from asgd.rundir.alive import heartbeat
+with heartbeat(Path(sys.argv[1])):
     print("alive", flush=True)
     time.sleep(60)
 """
@@ -30,27 +30,27 @@ def test_a_process_is_here_until_it_is_killed(tmp_path: Path) -> None:
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "alive\n"
-        sign = look_for_life(tmp_path)
+        sign = read_heartbeat(tmp_path)
         assert sign is not None
         assert (sign.presence, sign.host, sign.pid) == ("here", platform.node(), process.pid)
         process.send_signal(signal.SIGKILL)
         process.wait()
-        sign = look_for_life(tmp_path)
+        sign = read_heartbeat(tmp_path)
         assert sign is not None
         assert sign.presence == "gone"
 
 
 def test_an_orderly_end_leaves_nothing(tmp_path: Path) -> None:
-    with sign_of_life(tmp_path):
-        assert look_for_life(tmp_path) is not None
-    assert look_for_life(tmp_path) is None
+    with heartbeat(tmp_path):
+        assert read_heartbeat(tmp_path) is not None
+    assert read_heartbeat(tmp_path) is None
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_process_goes_on_giving_signs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(alive, "_BEAT_SECONDS", 0.001)
     path = tmp_path / "alive"
-    with sign_of_life(tmp_path):
+    with heartbeat(tmp_path):
         os.utime(path, (0.0, 0.0))
         while path.stat().st_mtime == 0.0:
             pass
@@ -59,11 +59,11 @@ def test_a_process_goes_on_giving_signs(tmp_path: Path, monkeypatch: pytest.Monk
 def test_of_another_host_only_the_last_sign_is_known(tmp_path: Path) -> None:
     path = tmp_path / "alive"
     path.write_text(json.dumps({"host": "far-away", "pid": 1}), encoding="utf-8")
-    sign = look_for_life(tmp_path)
+    sign = read_heartbeat(tmp_path)
     assert sign is not None
     assert sign.presence == "elsewhere"
     os.utime(path, (0.0, 0.0))
-    sign = look_for_life(tmp_path)
+    sign = read_heartbeat(tmp_path)
     assert sign is not None
     assert sign.presence == "silent"
     assert sign.age > 1e9
@@ -72,4 +72,4 @@ def test_of_another_host_only_the_last_sign_is_known(tmp_path: Path) -> None:
 @pytest.mark.parametrize("damage", ["", "3", "{}", '{"host": "x", "pid": "y"}', "\udcff"])
 def test_a_damaged_file_says_nothing(tmp_path: Path, damage: str) -> None:
     (tmp_path / "alive").write_text(damage, encoding="utf-8", errors="surrogateescape")
-    assert look_for_life(tmp_path) is None
+    assert read_heartbeat(tmp_path) is None

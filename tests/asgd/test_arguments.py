@@ -109,5 +109,5 @@ def test_unsigned_versions_do_not_wrap() -> None:
 
 
 def test_a_value_of_a_schedule_is_named_with_its_update() -> None:
-    with pytest.raises(InputError, match=r"eta: -1 at update 2; accepted"):
+    with pytest.raises(InputError, match=r"eta\[2\] = -1: expected"):
         per_update([1, 2, -1], 3, "eta")

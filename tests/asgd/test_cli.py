@@ -17,7 +17,7 @@ import pytest
 
 from asgd.__main__ import cli, main
 from asgd.config import make_config
-from asgd.rundir.alive import sign_of_life
+from asgd.rundir.alive import heartbeat
 from asgd.rundir.reader import read_run
 from asgd.rundir.writer import RunWriter
 
@@ -501,10 +501,10 @@ def test_plan_marks_the_fastest_choice(
     asgd(capsys, "simulate", config, "--out", tmp_path / "twice", *free, *twice)
     status, printed, _ = asgd(capsys, "plan", tmp_path / "twice", "--workers", 2)
     assert status == 0
-    assert "Of 2 repeats the first alone was taken." in printed
+    assert "Only the first of 2 repeats was used." in printed
     for arguments, part in (
         ((tmp_path / "run",), "wait for nobody"),
-        ((tmp_path / "free", "--set", "run.updates=1"), "--set is for configurations"),
+        ((tmp_path / "free", "--set", "run.updates=1"), "--set changes configurations"),
         ((config, "--workers", "1,,2"), "expected numbers such as 2,4,8"),
         ((config, "--learning-rate", "-1"), "learning rate = -1.0: expected"),
         ((tmp_path / "nowhere",), "no such file"),
@@ -529,8 +529,8 @@ def test_status_tells_a_dead_run_from_one_at_work(
         assert (row["state"], row["detail"][:20]) == (found["state"], found["detail"][:20])
         return found["state"], found["detail"]
 
-    assert state() == ("unfinished", "gives no sign of life")
-    with sign_of_life(out):
+    assert state() == ("unfinished", "there is no heartbeat")
+    with heartbeat(out):
         name, detail = state()
         assert name == "running"
         assert f"process {os.getpid()} on " in detail
@@ -538,11 +538,11 @@ def test_status_tells_a_dead_run_from_one_at_work(
     (out / "alive").write_text(json.dumps(sign), encoding="utf-8")
     name, detail = state()
     assert name == "stopped"
-    assert "without saying so, the process is gone" in detail
+    assert "the process ended without a message" in detail
     (out / "alive").write_text(json.dumps({**sign, "host": "far-away"}), encoding="utf-8")
     name, detail = state()
     assert name == "running"
-    assert "more cannot be known from this host" in detail
+    assert "this host cannot tell more" in detail
     os.utime(out / "alive", (0.0, 0.0))
     assert state()[0] == "unknown"
     RunWriter(out).event("failed", reason="no power")

@@ -23,7 +23,7 @@ from asgd.errors import AsgdError
 from asgd.problems import make_problem
 from asgd.rundir.events import in_words, incidents, team_sizes
 from asgd.rundir.problem_record import ProblemRecord, check_problem
-from asgd.rundir.reader import read_run, standing
+from asgd.rundir.reader import describe_state, read_run
 from asgd.rundir.repeats import unfinished_repeats
 from asgd.rundir.tables import write_table
 from asgd.simulation.simulate import simulate
@@ -64,7 +64,7 @@ READ: list[Callable[[Path], object]] = [
     lambda path: workers_table(read_run(path)),
     lambda path: team_sizes(read_run(path).events, 4, 400),
     lambda path: [in_words(event) for event in incidents(read_run(path).events)],
-    lambda path: standing(read_run(path)),
+    lambda path: describe_state(read_run(path)),
     lambda path: Team(read_run(path).config, read_run(path).events),
     unfinished,
     same_problem,

@@ -200,7 +200,7 @@ def test_a_run_is_resumed_with_another_problem_only_by_force(
     assert noted["loss"] == 1.0
     rewrite_record(path, loss=4.0)
     status, said = asgd(capsys, "run", "--resume", path)
-    assert (status, "f(x_0) is 1, was 4; --force goes on" in said) == (2, True)
+    assert (status, "f(x_0) is 1, was 4; --force continues" in said) == (2, True)
     assert read_run(path).state == "interrupted"
     assert read_run(resume(path, force=True)).state == "finished"
     (event,) = events(path, "problem_changed")
@@ -209,7 +209,7 @@ def test_a_run_is_resumed_with_another_problem_only_by_force(
 
 def test_force_is_for_what_was_begun(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status, said = asgd(capsys, "run", tmp_path / "any.toml", "--force")
-    assert (status, "--force: is for --resume" in said) == (2, True)
+    assert (status, "--force: expected only with --resume" in said) == (2, True)
 
 
 def test_the_record_of_a_problem_that_raises_is_one_line() -> None:

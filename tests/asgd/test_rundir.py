@@ -170,11 +170,11 @@ def test_losses_that_are_missing_are_told(writer: RunWriter) -> None:
     [
         ("staleness", 2, "update 13: staleness 2 is not update - read_version"),
         ("sequence", -1, "update 13: sequence -1 is negative"),
-        ("worker", -2, "update 13: worker -2 is none"),
-        ("batch_size", 0, "update 13: batch_size 0 is no size"),
-        ("compute_seconds", np.nan, "update 13: compute_seconds nan is no time"),
-        ("applied_seconds", -1.0, "update 13: applied_seconds -1 is no time"),
-        ("gradient_norm", -1.0, "update 13: gradient_norm -1 is none"),
+        ("worker", -2, "update 13: worker -2 is not a worker"),
+        ("batch_size", 0, "update 13: batch_size 0 is not positive"),
+        ("compute_seconds", np.nan, "update 13: compute_seconds nan is not a time"),
+        ("applied_seconds", -1.0, "update 13: applied_seconds -1 is not a time"),
+        ("gradient_norm", -1.0, "update 13: gradient_norm -1 is not a norm"),
     ],
 )
 def test_rows_that_cannot_be_are_named(
@@ -192,11 +192,11 @@ def test_more_rows_than_the_run_has_updates_are_not_read(writer: RunWriter) -> N
     """A few bytes of Parquet can claim to be millions of rows."""
     writer.trace(rows(0, 5001))
     for read in (lambda run: run.trace, lambda run: run.outline):
-        with pytest.raises(InputError, match="5001 rows, where there can be 5000"):
+        with pytest.raises(InputError, match="5001 rows, expected at most 5000"):
             read(read_run(writer.path))
     writer.trace(rows(0, 5000))
     writer.trace(rows(5000, 1))
-    with pytest.raises(InputError, match="5001 rows, where there can be 5000"):
+    with pytest.raises(InputError, match="5001 rows, expected at most 5000"):
         _ = read_run(writer.path).trace
 
 

@@ -384,7 +384,7 @@ def test_bad_input_writes_nothing(tmp_path, monkeypatch):
     fractional = {"staleness": "constant", "mean_staleness": 2.5}
     with pytest.raises(InputError, match="a whole number for the constant law"):
         simulate(configure(simulation=fractional), tmp_path / "none")
-    with pytest.raises(InputError, match="mode = 'sync': a simulation takes async only"):
+    with pytest.raises(InputError, match="mode = 'sync': a simulation needs async"):
         simulate(configure(cluster={"mode": "sync"}), tmp_path / "none")
     with pytest.raises(InputError, match="No module named"):
         simulate(make_config({"problem": {"kind": "nowhere_at_all:make"}}), tmp_path / "none")
@@ -428,6 +428,6 @@ def test_file_system_without_locks_is_refused_before_anything_is_made(
     config = make_config({"problem": {"kind": "quadratic"}, "run": run})
     with monkeypatch.context() as patch:
         patch.setattr("fcntl.flock", refuse)
-        with pytest.raises(InputError, match=r"gives no lock \(No locks available\); put the run"):
+        with pytest.raises(InputError, match=r"support locks \(No locks available\); put the run"):
             simulate(config, tmp_path / "run")
     simulate(config, tmp_path / "run")

@@ -65,10 +65,10 @@ def test_cause_is_one_line(raises: bool, method: str, cause: str) -> None:
                 "1 worker(s) were killed due to the node running low on memory. Memory on the node "
                 "(IP: 127.0.0.1, ID: cc) was 22.7GB used / 23.54GB limit (0.96)\nOOM kill reason"
             ),
-            "out of memory, so that Ray's memory monitor killed its process: 22.7GB used / 23.54GB "
+            "out of memory: Ray's memory monitor killed its process: 22.7GB used / 23.54GB "
             "limit on its node",
         ),
-        (OutOfMemoryError("in other words"), "out of memory, so that Ray's memory monitor killed"),
+        (OutOfMemoryError("in other words"), "out of memory: Ray's memory monitor killed"),
         (NodeDiedError("the node\nis dead"), "its node is gone"),
         (WorkerCrashedError(), "The worker died unexpectedly while executing this task."),
     ],
@@ -105,4 +105,4 @@ def test_memory_is_named_as_the_cause(tmp_path: Path) -> None:
         timeout=280,
     )
     events = (tmp_path / "run" / "events.jsonl").read_text()
-    assert "out of memory, so that Ray's memory monitor killed its process" in events
+    assert "out of memory: Ray's memory monitor killed its process" in events

@@ -507,7 +507,7 @@ def test_one_launcher_at_a_time(tmp_path: Path) -> None:
     directory = tmp_path / CHECKPOINTS
     with (
         only_launcher(directory),
-        pytest.raises(InputError, match="at work"),
+        pytest.raises(InputError, match="still running"),
         only_launcher(directory),
     ):
         pass

@@ -179,7 +179,7 @@ def test_workers_come_and_go_while_the_run_goes_on(tmp_path: Path, transport: st
     fit = fit_run(result)
     assert fit.workers == pytest.approx(sizes[fit.start_up :].mean())
 
-    with pytest.raises(InputError, match="no run is at work there; it is finished"):
+    with pytest.raises(InputError, match="the run is not running; it is finished"):
         set_workers(path, 2)
 
 
@@ -223,7 +223,7 @@ def test_command_line_refuses_what_is_no_run_at_work(
     path = simulate(configure(20), tmp_path / "simulated")
     for run_, message in (
         (tmp_path / "none", "not a run directory"),
-        (path, "not a run of workers"),
+        (path, "a simulated run; only real runs"),
     ):
         with pytest.raises(SystemExit) as exit_:
             main(["workers", str(run_), "3"])

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.local_ray.guard import _Told, guarded, processes
+from cluster.local_ray.guard import _Facts, guarded, processes
 from tests.support.processes import processes_in
 
 DRIVER = """
@@ -110,18 +110,18 @@ def test_run_of_a_killed_driver_says_that_it_failed(
 
 def test_what_died_before_the_driver_is_named() -> None:
     never = 2**22 + 1  # larger than any process
-    told = _Told()
+    told = _Facts()
     told.hear(json.dumps({"directory": None, "driver": os.getppid()}).encode())
     told.hear(json.dumps({"part": "gcs_server", "pid": os.getpid()}).encode())
     told.hear(json.dumps({"part": "raylet", "pid": never}).encode())
     assert told.look()
-    assert told.epitaph().endswith("was killed or crashed")  # at the same moment
+    assert told.describe_end().endswith("was killed or crashed")  # at the same moment
     told.dead["raylet"] -= 1.0
-    assert told.epitaph().endswith("was killed or crashed after Ray's raylet had died")
+    assert told.describe_end().endswith("was killed or crashed after Ray's raylet had died")
     told.driver = never
     told.dead.clear()
     assert not told.look()
-    assert told.epitaph().endswith(f"process {never}, was killed or crashed")
+    assert told.describe_end().endswith(f"process {never}, was killed or crashed")
 
 
 TITLED = "import sys, time; file = open(sys.argv[1], 'a'); print(flush=True); time.sleep(60)"

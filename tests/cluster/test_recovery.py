@@ -344,7 +344,7 @@ def test_run_at_work_is_not_resumed_beside_it(tmp_path: Path) -> None:
             refused.append(str(raised.value))
 
     run(configure(60, workers=1), tmp_path / "run", progress=also_resume)
-    assert "at work" in refused[0]
+    assert "still running" in refused[0]
     assert not restored(read_run(tmp_path / "run"))
 
 
@@ -376,25 +376,25 @@ def test_server_that_always_dies_ends_the_run(tmp_path: Path) -> None:
         for pid in actor_processes("ServerActor"):
             os.kill(pid, signal.SIGKILL)
 
-    with pytest.raises(RunFailedError, match=r"died 6 times .*; the last time: its process died"):
+    with pytest.raises(RunFailedError, match=r"died 6 times .*; last cause: its process died"):
         run(config, tmp_path / "run", progress=kill)
     found = read_run(tmp_path / "run")
     assert found.state == "failed"
-    assert str(found.failure).endswith("; the last time: its process died")
+    assert str(found.failure).endswith("; last cause: its process died")
 
 
 def test_simulation_is_not_resumed(tmp_path: Path) -> None:
     path = simulate(configure(20), tmp_path / "simulated")
-    with pytest.raises(InputError, match="only these are resumed"):
+    with pytest.raises(InputError, match="only real runs can be resumed"):
         resume(path)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--resume", "{run}"], "only these are resumed"),
+        (["--resume", "{run}"], "only real runs can be resumed"),
         (["--resume", "{run}/nowhere"], "not a run directory"),
-        (["some.toml", "--resume", "{run}"], "without CONFIG"),
+        (["some.toml", "--resume", "{run}"], "expected no CONFIG"),
         ([], "Missing argument 'CONFIG'"),
     ],
 )

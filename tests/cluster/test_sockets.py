@@ -27,7 +27,7 @@ from cluster.core.messages import Snapshot, Stop
 from cluster.sockets import wire
 from cluster.sockets.connection import Endpoint, SocketConnection
 from cluster.sockets.wire import HEADER, WireError
-from cluster.transport import ServerGoneError, persist
+from cluster.transport import ServerGoneError, retry
 from tests.support.faults import replay
 from tests.support.lines import Line, answer, configure
 
@@ -248,7 +248,7 @@ def test_idle_server_sleeps() -> None:
 def test_waiting_worker_sleeps(brisk: bool) -> None:
     with Line(configure(1, updates=100), "tcp") as line:
         connection, snapshot = line.joined(0)
-        connection._brisk = brisk
+        connection._busy_waits = brisk
         before = time.process_time()
         line.spawn(0, lambda: connection.push(answer(snapshot, 0, np.ones(1))))
         time.sleep(0.5)
@@ -290,9 +290,12 @@ def test_bytes_of_a_stranger_are_refused(local: bool) -> None:
     with Line(configure(1, updates=100), "tcp") as line:
         for data, reason in [
             (b"GET / HTTP/1.1\r\nHost: " + b"x" * 100, "not a frame of this protocol"),
-            (wire.pack(wire.JOIN), "a frame of kind 5 and 0 bytes is out of place"),
+            (wire.pack(wire.JOIN), "a frame of kind 5 and 0 bytes is not allowed now"),
             (hello(line) + b"x" * 64, "not a frame of this protocol"),
-            (wire.pack(wire.HELLO, 0, bytes(99)), "a frame of kind 1 and 99 bytes is out of place"),
+            (
+                wire.pack(wire.HELLO, 0, bytes(99)),
+                "a frame of kind 1 and 99 bytes is not allowed now",
+            ),
         ]:
             connection = stranger(line, local)
             connection.sendall(data)
@@ -415,7 +418,7 @@ def test_silent_stranger_is_closed_in_time() -> None:
         line.sockets.sweep(time.monotonic() + 9.0)
         assert not line.events("connection_refused")
         line.sockets.sweep(time.monotonic() + 11.0)
-        assert refused(line, connection) == "proved nothing within 10 s"
+        assert refused(line, connection) == "did not authenticate within 10 s"
 
 
 def test_many_strangers_neither_exhaust_the_server_nor_fill_the_ledger() -> None:
@@ -442,7 +445,7 @@ def test_flood_of_idle_strangers_keeps_no_worker_out(transport: str) -> None:
         dropped = 300 - 256 + (transport == "tcp")  # the newcomer was one itself
         assert closed == [True] * dropped + [False] * (300 - dropped)
         (*_, last) = line.events("connection_refused")
-        assert last["reason"] == "proved nothing before too many others came"
+        assert last["reason"] == "too many newer connections before it authenticated"
 
 
 FLOOD = """
@@ -488,14 +491,14 @@ def test_dial_is_repeated_until_the_server_can_be_reached() -> None:
             nowhere = replace(line.sockets.endpoint, port=free.getsockname()[1])
         ends = [nowhere] * 3 + [line.sockets.endpoint]
         connection = line.meanwhile(
-            lambda: persist(lambda: SocketConnection(ends.pop(0), 0), [0.0] * 3)
+            lambda: retry(lambda: SocketConnection(ends.pop(0), 0), [0.0] * 3)
         )
         line.opened.append(connection)
         assert isinstance(line.meanwhile(lambda: connection.join(0)), Snapshot)
 
         ends = [nowhere] * 5
         with pytest.raises(ConnectionRefusedError):
-            persist(lambda: SocketConnection(ends.pop(), 0), [0.0] * 3)
+            retry(lambda: SocketConnection(ends.pop(), 0), [0.0] * 3)
         assert len(ends) == 1
 
 
@@ -507,7 +510,7 @@ def test_server_that_is_dead_is_not_dialled_again() -> None:
         raise ServerGoneError("the parameter server is gone")
 
     with pytest.raises(ServerGoneError):
-        persist(dial, [0.0] * 3)
+        retry(dial, [0.0] * 3)
     assert len(dials) == 1
 
 
@@ -515,7 +518,7 @@ def test_workers_that_are_none_of_the_run_are_refused() -> None:
     """Though they know the secret: the trace has no place for what they send."""
     with Line(configure(2, updates=100), "tcp") as line:
         for worker in (2, 7, 2**32 - 1):
-            with pytest.raises(WireError, match=f"worker {worker} is none of this run's"):
+            with pytest.raises(WireError, match=f"worker {worker} does not belong to this run"):
                 line.connect(worker)
         line.server.admit(2)
         line.connect(2)
@@ -540,7 +543,7 @@ def test_worker_with_another_dimension_is_refused() -> None:
         end = line.sockets.endpoint
         for vectors in (wire.VectorFormat(2), wire.VectorFormat(1, "float32")):
             wrong = type(end)(end.host, end.port, end.local, vectors, end.secret)
-            with pytest.raises(WireError, match="do not fit this run"):
+            with pytest.raises(WireError, match="are not this run's format"):
                 line.meanwhile(lambda wrong=wrong: SocketConnection(wrong, 0))
         line.joined(0)
 
@@ -556,10 +559,10 @@ def test_worker_out_of_protocol_is_closed_and_the_run_goes_on(transport: str) ->
     foreign[8] = 9
     for data, reason in [
         (b"noise" * 20, "not a frame of this protocol"),
-        (long, f"a frame of kind 6 and {2**40} bytes is out of place"),
+        (long, f"a frame of kind 6 and {2**40} bytes is not allowed now"),
         (foreign, "worker 9 on the connection of worker 0"),
         (push + b"x", "bytes after the end of a frame"),
-        (wire.pack(wire.HELLO, 0, bytes(42)), "a frame of kind 1 and 42 bytes is out of place"),
+        (wire.pack(wire.HELLO, 0, bytes(42)), "a frame of kind 1 and 42 bytes is not allowed now"),
     ]:
         # Under the uniform schedule the other worker cannot end the run before.
         with Line(configure(2, updates=100, schedule="uniform"), transport) as line:
@@ -595,7 +598,7 @@ def test_gradient_that_is_held_cannot_be_overwritten() -> None:
         connections[early]._socket.sendall(data)
         lost: list[dict[str, Any]] = []
         line.serve_until(lambda: lost.extend(line.events("connection_lost")) or lost)
-        assert lost[0]["reason"] == "a question before the answer to the last one"
+        assert lost[0]["reason"] == "a request before the answer to the last one"
         snapshot = snapshots[first_turn]
         while line.server.version < 2 or early not in line.server.drain().trace["worker"]:
             gradient = answer(snapshot, first_turn, np.zeros(1))
@@ -651,7 +654,7 @@ def torn_answer(line: Line, brisk: bool, first: bytes, rest: bytes) -> Any:
     connection, snapshot = line.joined(0)
     line.opened.append(connection._socket)
     ours, theirs = socket.socketpair()
-    connection._socket, connection._brisk = theirs, brisk
+    connection._socket, connection._busy_waits = theirs, brisk
     with ours:
         ours.sendall(first)  # is there when the worker looks, or waits, for the first time
         line.spawn(0, lambda: connection.push(answer(snapshot, 0, np.ones(1))))
@@ -692,7 +695,7 @@ def test_worker_that_stops_in_mid_frame_is_closed_in_time() -> None:
         line.sockets.sweep(time.monotonic() + 29.0)
         assert not line.events("connection_lost")
         line.sockets.sweep(time.monotonic() + 31.0)
-        assert line.events("connection_lost")[0]["reason"] == "stopped in mid-frame for 30 s"
+        assert line.events("connection_lost")[0]["reason"] == "sent no more of a frame for 30 s"
 
 
 class Wide:
@@ -736,7 +739,7 @@ def test_worker_that_does_not_read_is_closed_in_time() -> None:
         line.sockets.sweep(time.monotonic() + 29.0)
         assert not line.events("connection_lost")
         line.sockets.sweep(time.monotonic() + 31.0)
-        assert line.events("connection_lost")[0]["reason"] == "does not read for 30 s"
+        assert line.events("connection_lost")[0]["reason"] == "read nothing for 30 s"
 
 
 def test_server_that_is_gone_is_a_connection_error() -> None:

@@ -57,7 +57,7 @@ def test_a_simulated_run_is_right(tables: dict[str, dict[str, object]], tmp_path
     path = simulate(make_config(tables | {"run": {"updates": 130}}), tmp_path / "run")
     verdict = verify(read_run(path))
     assert verdict.findings == []
-    assert verdict.checked == "130 updates, 7 losses, 0 checkpoints, and a replay comes to the same"
+    assert verdict.checked == "130 updates, 7 losses, 0 checkpoints; a replay agrees"
 
 
 @pytest.mark.parametrize("mode", ["async", "sync"])
@@ -70,13 +70,13 @@ def test_a_run_that_lost_a_server_is_right(mode: str, tmp_path: Path) -> None:
     machine.work(60)
     verdict = verify(read_run(machine.path))
     assert verdict.findings == []
-    assert "60 updates, 7 losses, 2 checkpoints, and a replay" in verdict.checked
+    assert "60 updates, 7 losses, 2 checkpoints; a replay agrees" in verdict.checked
 
 
 def test_one_line_where_all_is_right(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status, printed, errors = asgd(capsys, "verify", run)
     assert (status, errors, printed.count("\n")) == (0, "", 1)
-    assert printed.startswith(f"{run}: all is right: 60 updates")
+    assert printed.startswith(f"{run}: no faults: 60 updates")
 
 
 def test_losses_that_were_set_aside_are_said(tmp_path: Path) -> None:
@@ -88,9 +88,7 @@ def test_losses_that_were_set_aside_are_said(tmp_path: Path) -> None:
     machine.work(60)
     verdict = verify(read_run(machine.path))
     assert verdict.findings == []
-    assert (
-        "1 damaged or missing part of losses named in the events, and a replay" in verdict.checked
-    )
+    assert "1 damaged or missing part of losses named in the events; a replay" in verdict.checked
 
 
 PLUGIN = """
@@ -193,15 +191,18 @@ def event(kind: str, **fields: int) -> Damage:
 DAMAGES = {
     "a bit of the trace": (flip("trace/part-*"), "trace/part-000000000000.parquet: cannot be read"),
     "a bit of a loss": (flip("loss.parquet/part-*"), "part-000000000000.parquet: cannot be read"),
-    "a bit of a checkpoint": (flip("checkpoints/checkpoint-*"), "its checksum does not fit"),
-    "the end of the trace": (remove("trace/part-*"), "but 40 of 60 updates are on record"),
+    "a bit of a checkpoint": (flip("checkpoints/checkpoint-*"), "its checksum does not match"),
+    "the end of the trace": (remove("trace/part-*"), "40 updates, but the finished run made 60"),
     "the end of the losses": (remove("loss.parquet/part-*"), "the loss after update 50 is missing"),
     "the environment": (remove("environment.json"), "environment.json: cannot be read"),
     "the configuration": (
         replace("config.json", b'"learning_rate": 0.05', b'"learning_rate": 0.06'),
-        "config.json: is not what the run began with",
+        "config.json: has changed since the run began",
     ),
-    "the lease": (replace("checkpoints/lease", b"0", b"\xff"), "lease: is damaged: not the number"),
+    "the lease": (
+        replace("checkpoints/lease", b"0", b"\xff"),
+        "lease: is damaged: expected the number",
+    ),
     "the profile": (lambda run: (run / "profile.json").write_text("[]"), "expected an object"),
     "an event": (replace("events.jsonl", b'"finish"', b"finish"), "events.jsonl: line "),
     "a gradient twice": (write("trace", "sequence", 9), "was applied or reported twice, or never"),
