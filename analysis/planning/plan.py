@@ -255,7 +255,7 @@ class _Planner:
         if not problem.gradient(initial).any() and not self._curvature:
             raise InputError(
                 "problem.initial: slope and curvature are 0 there, so nothing can be told of any "
-                "learning rate; accepted: another starting point"
+                "learning rate; expected another starting point"
             )
 
     def row(self, choice: Choice, progress: Share) -> PlanRow:

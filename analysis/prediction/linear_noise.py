@@ -201,7 +201,7 @@ def linear_noise(
         There is no update to predict.
     """
     if record[-1] < 1:
-        raise InputError(f"record: {record}; accepted: at least one update after the start")
+        raise InputError(f"record = {record}: expected at least one update after the start")
     last = int(record[-1])
     times = _times(last)
     middle = (times[1:] + times[:-1]) // 2

@@ -102,7 +102,7 @@ class Model(ABC):
         InputError
             The model has no mean path.
         """
-        raise InputError(f"method: 'fast' has no {self.name}; accepted: 'auto', 'simulate'")
+        raise InputError(f"method = 'fast': has no {self.name}; expected 'auto' or 'simulate'")
 
     def fast(self, setting: RunSetting, seed: int, progress: Progress | None = None) -> LossCurve:
         """Return the curve of one mean path with linear noise around it, (F1).
@@ -114,7 +114,7 @@ class Model(ABC):
         """
         law = self.fast_law(setting)
         if not setting.steady:
-            raise InputError("method: 'fast' takes no schedules; accepted: 'auto', 'simulate'")
+            raise InputError("method = 'fast': takes no schedules; expected 'auto' or 'simulate'")
         return linear_noise(
             setting.problem,
             float(setting.learning_rate),

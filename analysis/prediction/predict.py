@@ -224,7 +224,7 @@ def predict(
         its largest stable learning rate that noise grows large. The error then carries the curve.
     """
     if method not in get_args(Method):
-        raise InputError(f"method: {method!r}; accepted: {', '.join(get_args(Method))}")
+        raise InputError(f"method = {method!r}: expected {', '.join(get_args(Method))}")
     unknown = [name for name in models or () if name not in MODELS]
     if unknown:
         raise InputError(f"model {unknown[0]!r}: expected one of {', '.join(MODELS)}")
@@ -272,7 +272,7 @@ def _models(setting: RunSetting, asked: Sequence[str] | None, method: Method) ->
         if setting.rule is not None and not all(model.takes_rule for model in chosen):
             raise InputError(f"models = {list(asked)}: a rule other than sgd takes 'replay' alone")
     if not chosen:
-        raise InputError("method: 'fast' takes the rule sgd alone; accepted: 'auto', 'simulate'")
+        raise InputError("method = 'fast': takes only the rule sgd; expected 'auto' or 'simulate'")
     return chosen
 
 

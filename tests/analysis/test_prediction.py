@@ -283,7 +283,7 @@ def test_quadratics_are_computed_and_agree_with_their_simulation(run: Run) -> No
     shape = "shape and dependence of staleness"
     noise = compare(run, computed).parts.loc[shape, "noise"]
     assert 0 < noise < 0.5 * compare(run, drawn).parts.loc[shape, "noise"]
-    with pytest.raises(InputError, match="method: 'exact'"):
+    with pytest.raises(InputError, match="method = 'exact'"):
         predict(run, method="exact")  # type: ignore[arg-type]
 
 

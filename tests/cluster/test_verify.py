@@ -128,7 +128,7 @@ def test_a_plugin_is_replayed_where_it_can_be_imported(
     machine.work(60)
     assert verified() == (
         0,
-        "run: all is right: 60 updates, 7 losses, 1 checkpoints, and a replay comes to the same\n",
+        "run: no faults: 60 updates, 7 losses, 1 checkpoints; a replay agrees\n",
     )
     write_plugin("1", "2 * x if x @ x > 4 else 1 / 0")
     status, printed = verified()
