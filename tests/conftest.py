@@ -9,18 +9,28 @@ import pytest
 from xdist.scheduler import LoadScopeScheduling
 
 if TYPE_CHECKING:
+    from xdist.workermanage import WorkerController
+
     from tests.support.reports import Reports
 
 
 class Scheduling(LoadScopeScheduling):
-    """Each test goes where there is room, but those that read the reports to one process.
+    """Processes with even numbers take tests from the front, the others from the end.
 
-    The groups of pytest-xdist 3.8 would say so too, if pytest 9.2 still let it name a test anew.
+    Tests of real processes are in front, and wait more than they compute; the longest computations
+    are at the end. So the cores have work at any time, half of the processes need a Ray, and what
+    comes last, from the middle, is short. Tests that read the reports go to one process. (The
+    groups of pytest-xdist 3.8 would do that too, if pytest 9.2 still let it rename tests.)
     """
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
         return "reports" if file.endswith(("test_report.py", "test_browser.py")) else nodeid
+
+    def _assign_work_unit(self, node: WorkerController) -> None:
+        if int(node.gateway.id.removeprefix("gw")) % 2:
+            self.workqueue.move_to_end(next(reversed(self.workqueue)), last=False)
+        super()._assign_work_unit(node)
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -30,16 +40,14 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduling:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with real processes, which wait more than they compute, and with the longest ones.
-
-    At the end there is nothing left to wait for.
-    """
+    """Sort tests as `Scheduling` expects: long ones at both ends."""
 
     def rank(item: pytest.Item) -> tuple[bool, bool, bool]:
         fixtures = getattr(item, "fixturenames", ())
-        real = "shared_ray" in fixtures or item.get_closest_marker("ray") is not None
-        slow = item.get_closest_marker("slow") is not None
-        return not real, not slow, "reports" not in fixtures
+        slow, shared = item.get_closest_marker("slow") is not None, "shared_ray" in fixtures
+        if shared or item.get_closest_marker("ray") is not None:
+            return False, not slow, shared  # a test without the shared Ray starts its own
+        return True, "reports" in fixtures, slow
 
     items.sort(key=rank)
 

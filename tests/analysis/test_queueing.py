@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from analysis.profile.estimators import Counts
-from analysis.profile.fit import fit_run
 from analysis.profile.goodness import total_variation
 from analysis.profile.queueing import (
     MeasuredTimes,
@@ -259,26 +258,3 @@ def test_independent_cycles_explain_a_simulated_run(tmp_path: Path) -> None:
     check = check_queue(read_run(simulate(make_config(tables), tmp_path / "run")))
     assert check.holds
     assert check.distance < 2 * check.chance
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("shared_ray")
-def test_queue_law_is_what_a_real_run_shows(tmp_path: Path) -> None:
-    from cluster import run as run_cluster
-
-    config = make_config(
-        {
-            "problem": {"kind": "quadratic"},
-            "optimizer": {"learning_rate": 0.01},
-            "cluster": {"workers": 4, "compute_time": {"law": "exponential", "mean": 0.04}},
-            "run": {"updates": 1500},
-        }
-    )
-    run = read_run(run_cluster(config, tmp_path / "run"))
-    fit = fit_run(run)
-    law = queue_staleness(measured_cycles(run))
-    assert fit.conservation is not None
-    assert fit.conservation.holds
-    # 0.02 beside the sampling noise: the cycles of a loaded machine are not independent
-    distance = total_variation(law, fit.sample.counts)
-    assert distance < noise(law, len(fit.sample.staleness)) + 0.02

@@ -146,7 +146,7 @@ def test_workers_come_and_go_while_the_run_goes_on(tmp_path: Path, transport: st
         for count, newest in ((4, 3), (1, 0), (2, 4)):
             changes.append(set_workers(path, count))
             while newest not in joined(path):
-                pause.wait(0.02)
+                pause.wait(0.1)  # each look reads the events
         with pytest.raises(InputError, match=re.escape("workers = 0: expected 1 to 512")):
             set_workers(path, 0)
         changed.touch()

@@ -23,6 +23,8 @@ import pytest
 from ray._private import worker as ray_worker
 from ray.exceptions import RayError
 
+from analysis.profile.fit import fit_run
+from analysis.profile.queueing import measured_cycles, queue_staleness
 from asgd.__main__ import main
 from asgd.config import RunConfig, make_config
 from asgd.console.live import LiveRun
@@ -34,9 +36,10 @@ from asgd.rundir.columns import SHARED
 from asgd.rundir.reader import Run, describe_state, read_run
 from asgd.rundir.writer import RunWriter
 from asgd.simulation.simulate import simulate
-from asgd.staleness import Geometric
+from asgd.staleness import Geometric, StalenessLaw
 from asgd.streams import stream
 from cluster import resume, run
+from tests.analysis.test_queueing import noise
 from tests.support.invariants import check_trace
 from tests.support.processes import DEFAULT_SIGNALS, listeners, parts, processes_in
 
@@ -127,7 +130,9 @@ def test_without_delay_staleness_is_concentrated_near_its_mean(tmp_path: Path) -
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("shared_ray")
-def test_exponential_compute_times_are_nearly_geometric(tmp_path: Path) -> None:
+def test_exponential_compute_times_are_nearly_geometric_and_of_the_queue_law(
+    tmp_path: Path,
+) -> None:
     compute_time = {"law": "exponential", "mean": 0.1}
     config = configure({"kind": "quadratic"}, 1600, workers=4, compute_time=compute_time)
     result = read_run(run(config, tmp_path / "run"))
@@ -138,9 +143,15 @@ def test_exponential_compute_times_are_nearly_geometric(tmp_path: Path) -> None:
     assert total_variation(staleness, Geometric(mean / (1 + mean))) < 0.08
     # A busy machine only adds to it: at least the mean, less four standard errors.
     assert result.trace["compute_seconds"].mean() > 0.1 * (1 - 4 / np.sqrt(1600))
+    fit, law = fit_run(result), queue_staleness(measured_cycles(result))
+    assert fit.conservation is not None
+    assert fit.conservation.holds
+    # 0.02 beside the sampling noise: the cycles of a loaded machine are not independent
+    distance = total_variation(fit.sample.staleness, law)
+    assert distance < noise(law, len(fit.sample.staleness)) + 0.02
 
 
-def total_variation(staleness: np.ndarray[Any, Any], law: Geometric) -> float:
+def total_variation(staleness: np.ndarray[Any, Any], law: StalenessLaw) -> float:
     """Return the total variation distance of a sample to a law."""
     observed = np.bincount(staleness) / len(staleness)
     expected = law.pmf(np.arange(len(observed)))
@@ -328,6 +339,8 @@ def test_directory_that_is_moved_or_removed_in_mid_run_is_said_to_be(
 
 BECOMES_READ_ONLY = """
 import os, subprocess, sys
+from analysis.profile.fit import fit_run
+from analysis.profile.queueing import measured_cycles, queue_staleness
 from asgd.__main__ import main
 from asgd.console.live import LiveRun
 

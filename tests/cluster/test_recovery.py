@@ -192,22 +192,20 @@ seen = []
 def look(live, progress=None):
     (node,) = ray.nodes()
     seen.append([node["MetricsExportPort"], int(node["Resources"]["object_store_memory"])])
-    if len(seen) <= 2:
+    if len(seen) == 1:
         raise KeyboardInterrupt
 
 LiveRun.__call__ = look
 config, out = sys.argv[1:]
 with contextlib.suppress(SystemExit):
     main(["run", config, "--out", out, "--quiet"])
-with contextlib.suppress(KeyboardInterrupt):
-    resume(out, progress=look)
-main(["run", "--resume", out, "--quiet"])
+resume(out, progress=look)
 print(json.dumps(seen), file=sys.stderr)
 """
 
 
 def test_repeats_share_a_ray_with_the_port_and_the_room_they_ask_for(tmp_path: Path) -> None:
-    """When they are made and when they are resumed, on the command line and in Python."""
+    """When they are made, on the command line, and when they are resumed, in Python."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     tables = msgspec.to_builtins(configure(30, workers=1))
@@ -225,7 +223,7 @@ def test_repeats_share_a_ray_with_the_port_and_the_room_they_ask_for(tmp_path: P
     )
     assert [one.state for one in read_runs(tmp_path / "two")] == ["finished", "finished"]
     seen = json.loads(done.stderr.splitlines()[-1])
-    assert len(seen) >= 4
+    assert len(seen) >= 3
     room = 100_000_000 + 4 * (1 + 8) * 8 * 650
     assert seen == [[port, room]] * len(seen)
 
@@ -380,7 +378,7 @@ def test_server_that_always_dies_ends_the_run(tmp_path: Path) -> None:
         run(config, tmp_path / "run", progress=kill)
     found = read_run(tmp_path / "run")
     assert found.state == "failed"
-    assert str(found.failure).endswith("; last cause: its process died")
+    assert "; last cause: its process died: killed (" in str(found.failure)
 
 
 def test_simulation_is_not_resumed(tmp_path: Path) -> None:
