@@ -112,19 +112,21 @@ def choose(ages: Integers, hazard: Array, uniform: Array, slot: Integers) -> Non
     and the choices (paths, updates). If all hazards are zero, choose the oldest.
     """
     workers, last = hazard.shape[0], hazard.shape[1] - 1
+    below = np.empty(workers)
     for path in range(len(ages)):
         for k in range(len(uniform)):
-            total, oldest = 0.0, 0
+            total, oldest, age_of_oldest = 0.0, 0, ages[path, 0]
             for i in range(workers):
-                total += hazard[i, min(ages[path, i], last)]
-                if ages[path, i] > ages[path, oldest]:
-                    oldest = i
-            below, passed = 0.0, 0
-            for i in range(workers):
-                below += hazard[i, min(ages[path, i], last)]
-                passed += below <= uniform[k, path] * total
-                ages[path, i] += 1
-            slot[path, k] = min(passed, workers - 1) if total > 0 else oldest
+                age = ages[path, i]
+                total += hazard[i, min(age, last)]
+                below[i] = total
+                if age > age_of_oldest:
+                    oldest, age_of_oldest = i, age
+                ages[path, i] = age + 1
+            share, passed = uniform[k, path] * total, 0
+            while passed < workers - 1 and below[passed] <= share:
+                passed += 1
+            slot[path, k] = passed if total > 0 else oldest
             ages[path, slot[path, k]] = 0
 
 

@@ -38,7 +38,9 @@ from asgd.streams import stream
 
 Progress = Callable[[int, int], None]
 
-LARGEST_AMPLIFICATION = 1.1  # of noise by random lags, up to which the fast method is accepted
+# Amplification of noise by random lags up to which the fast method is accepted. On a tanh network
+# its loss is up to 9 % off at 1.07, 18 % at 1.15 and 26 % at 1.6, early, where the mean path moves.
+LARGEST_AMPLIFICATION = 1.07
 
 
 class Model(ABC):

@@ -292,7 +292,7 @@ def _curve(
     curve = model.fast(setting, seed, progress)
     if curve.unstable_from is not None:
         raise UnreliableEstimateError(
-            f"method 'fast', {model.label}: unstable, noise outgrows its linear theory by update "
+            f"method 'fast', {model.label}: noise outgrows its linear theory by update "
             f"{curve.unstable_from}; accepted here: 'auto', 'simulate'",
             curve,
         )

@@ -15,7 +15,7 @@ from analysis.prediction.loss_curve import SCORED_LEVELS
 from analysis.prediction.model import LAW
 from analysis.prediction.setting import Setting
 from asgd.errors import InputError, UnreliableEstimateError
-from asgd.problems import DoubleWell, Quadratic
+from asgd.problems import DoubleWell, Quadratic, Quartic
 from asgd.problems.base import Array, Indices, Problem
 from asgd.problems.linear import breast_cancer, digits
 from asgd.staleness import ConstantPlusGeometric, Geometric, NegativeBinomial, Poisson
@@ -235,3 +235,24 @@ def test_fast_is_right_or_refuses_where_lags_are_random(share: float, refused: b
     error_of_mean = drawn.loss_std[1:] / 8
     off = np.abs(curve.mean - drawn.loss_mean)[1:]
     assert np.all(off < 4 * error_of_mean + 0.03 * drawn.loss_mean[1:])
+
+
+@pytest.mark.parametrize(("share", "refused"), [(0.1, False), (0.2, False), (0.3, True)])
+def test_fast_is_right_or_refuses_where_curvature_vanishes(share: float, refused: bool) -> None:
+    """x^4/4: at its flat bottom noise is not small, though lags hardly amplify it."""
+    problem, workers = Quartic(initial=1.5, noise=0.5), 8
+    law = Geometric(1 - 1 / workers)
+    limit = stability_limits(law).mean_square
+    assert limit is not None
+    eta = share * limit.value / curvature("quartic")
+    given = {"batch_size": 4, "initial": np.array([1.5]), "record": np.arange(0, 601, 100)}
+    curve = linear_noise(problem, eta, law, 0, **given)
+    if refused:
+        assert curve.unstable_from is not None
+        return
+    assert curve.unstable_from is None
+    drawn = sme_law(problem, eta, law, 600, 1000, 1, closure="pool", workers=workers, **given)
+    error = drawn.loss_std[1:] / np.sqrt(1000)
+    off = np.abs(curve.mean - drawn.loss_mean)[1:]
+    assert np.all(off < 3 * error + 0.08 * drawn.loss_mean[1:])
+    assert np.all(error < 0.04 * drawn.loss_mean[1:])

@@ -211,7 +211,7 @@ def test_the_fast_mode_refuses_where_noise_outgrows_it(tmp_path: Path) -> None:
         run={"updates": 120},
     )
     with pytest.raises(
-        UnreliableEstimateError, match=r"'fast', .*: unstable.*accepted here: 'auto'"
+        UnreliableEstimateError, match=r"'fast', .*: noise outgrows.*accepted here: 'auto'"
     ):
         predict(above, method="fast", models=("sme_law",))
     curve = predict(above, method="fast", models=("sme_asgd",)).curve("sme_asgd")
