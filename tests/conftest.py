@@ -14,6 +14,11 @@ if TYPE_CHECKING:
     from tests.support.reports import Reports
 
 
+def reads_reports(nodeid: str) -> bool:
+    """Whether a test is in a file that shares the fixture `reports`."""
+    return nodeid.partition("::")[0].endswith(("test_report.py", "test_browser.py"))
+
+
 class Scheduling(LoadScopeScheduling):
     """Processes with even numbers take tests from the front, the others from the end.
 
@@ -24,8 +29,7 @@ class Scheduling(LoadScopeScheduling):
     """
 
     def _split_scope(self, nodeid: str) -> str:
-        file = nodeid.partition("::")[0]
-        return "reports" if file.endswith(("test_report.py", "test_browser.py")) else nodeid
+        return "reports" if reads_reports(nodeid) else nodeid
 
     def _assign_work_unit(self, node: WorkerController) -> None:
         if int(node.gateway.id.removeprefix("gw")) % 2:
@@ -47,7 +51,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         slow, shared = item.get_closest_marker("slow") is not None, "shared_ray" in fixtures
         if shared or item.get_closest_marker("ray") is not None:
             return False, not slow, shared  # a test without the shared Ray starts its own
-        return True, "reports" in fixtures, slow
+        return True, reads_reports(item.nodeid), slow
 
     items.sort(key=rank)
 
