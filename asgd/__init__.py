@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from asgd.errors import UnreliableEstimateError as UnreliableEstimateError
     from asgd.problems import Problem as Problem
     from asgd.problems import make_problem as make_problem
+    from asgd.problems.networks.jax_problem import JaxProblem as JaxProblem
+    from asgd.problems.networks.torch_problem import TorchProblem as TorchProblem
     from asgd.rundir.reader import Run as Run
     from asgd.rundir.reader import read_run as read_run
     from asgd.rundir.repeats import read_runs as read_runs
@@ -55,6 +57,8 @@ else:
             ],
             "asgd.rundir.repeats": ["read_runs"],
             "asgd.problems": ["Problem", "make_problem"],
+            "asgd.problems.networks.jax_problem": ["JaxProblem"],
+            "asgd.problems.networks.torch_problem": ["TorchProblem"],
             "asgd.schedules": ["with_batch_sizes"],
             "asgd.simulation.order": ["simulate_staleness"],
             "asgd.simulation.simulate": ["simulate"],

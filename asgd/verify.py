@@ -19,7 +19,8 @@ from asgd.rundir.tables import check_digests, read_table
 from asgd.simulation.replay import replay
 from asgd.stored_json import read_json
 
-_TOLERANCE = 1e-6  # relative and absolute; another machine may sum in another order
+# Relative and absolute; another machine may sum in another order.
+_TOLERANCE = {"float64": 1e-6, "float32": 1e-3}
 
 
 def record_findings(run: Run) -> list[str]:
@@ -68,8 +69,10 @@ def replay_findings(
     losses = dict(zip(run.loss["update"].tolist(), run.loss["loss"].tolist(), strict=True))
     found: dict[str, str] = {}
 
+    tolerance = _TOLERANCE[str(problem.dtype)]
+
     def compare(what: str, update: int, recorded: object, replayed: object) -> None:
-        if not np.allclose(recorded, replayed, _TOLERANCE, _TOLERANCE, equal_nan=True):  # type: ignore[arg-type]
+        if not np.allclose(recorded, replayed, tolerance, tolerance, equal_nan=True):  # type: ignore[arg-type]
             finding = f"{run.path}: after update {update} the {what} of a replay differ"
             if what != "parameters":
                 finding += f"s: {replayed:.6g}, on record is {recorded:.6g}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,6 +40,29 @@ class DescentBlock:
         # Python floats: NumPy scalars would promote float32 paths to float64.
         self.learning_rate = descent.learning_rate.tolist()
         self.batch_size = descent.batch_size.tolist()
+
+    def sampled_gradient(self, x: Array, k: int) -> Array:
+        """Return the gradient of update k at the points x with its sampling noise, (paths, d).
+
+        It is grad f + xi, xi ~ N(0, S/b), or, where such noise would need all samples
+        (`Problem.gives_noise`), that of one mini-batch of each path: the same mean and covariance,
+        and the tails of a real update. The result is new memory.
+        """
+        if not self.problem.gives_noise:
+            return self.batch_gradient(x, k)
+        gradient, noise = self.problem.gradient_and_noise(x, self.rng)
+        noise /= -math.sqrt(self.batch_size[k])
+        noise += gradient
+        return noise
+
+    def batch_gradient(self, x: Array, k: int) -> Array:
+        """Return the gradient of update k for a mini-batch of each path, shape (paths, d).
+
+        Samples are drawn uniformly with replacement.
+        """
+        shape = (len(x), int(self.batch_size[k]))
+        batches = self.rng.integers(self.problem.n_samples, size=shape)
+        return self.problem.gradient(x, batches).astype(x.dtype, copy=False)
 
     def position(self) -> Array:
         """Return x, shape (paths, d)."""

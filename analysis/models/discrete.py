@@ -5,14 +5,15 @@ Every update of every path draws its own sample indices; no noise is Gaussian.
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Unpack
 
 import numpy as np
 
 from analysis.models.descent import Descent, DescentBlock
-from analysis.models.ensemble import Ensemble, PathOptions, PerUpdate, run_ensemble
-from analysis.models.history import History
+from analysis.models.ensemble import BlockMaker, Ensemble, PathOptions, PerUpdate, run_ensemble
+from analysis.models.history import History, ReadPoints
 from asgd.arguments import count, number
 from asgd.arrays import Array
 from asgd.problems.base import Problem
@@ -24,16 +25,7 @@ from asgd.streams import Seed
 LAG_TAIL = 1e-9
 
 
-class SampledBlock(DescentBlock):
-    """Paths with gradients of mini-batches, drawn uniformly with replacement."""
-
-    def gradient(self, x: Array, k: int) -> Array:
-        """Return the gradient of update k at the points x, shape (paths, d)."""
-        shape = (len(x), int(self.batch_size[k]))
-        return self.problem.gradient(x, self.rng.integers(self.problem.n_samples, size=shape))
-
-
-class AsgdIid(SampledBlock):
+class AsgdIid(DescentBlock):
     """A block of paths of (A1): x' = x - eta grad f_gamma(x_{k - tau}), tau i.i.d. of any law."""
 
     def __init__(
@@ -51,11 +43,37 @@ class AsgdIid(SampledBlock):
     def step(self, k: int) -> None:
         """Draw a lag and a batch for each path and apply their gradients."""
         lag = np.minimum(self.law.rvs(len(self.x), self.rng), self.past.length - 1)
-        self.x -= self.learning_rate[k] * self.gradient(self.past.pick(lag), k)
+        self.x -= self.learning_rate[k] * self.batch_gradient(self.past.pick(lag), k)
         self.past.push(self.x)
 
 
-class AsgdServer(SampledBlock):
+class AsgdIidReads(DescentBlock):
+    """`AsgdIid` for many parameters: lags are drawn at the start, unread points are not kept."""
+
+    def __init__(
+        self, descent: Descent, law: StalenessLaw, x: Array, rng: np.random.Generator
+    ) -> None:
+        super().__init__(descent, x, rng)
+        updates, paths = len(self.learning_rate), len(x)
+        lag = law.rvs(updates * paths, rng).reshape(updates, paths)
+        self.past = ReadPoints(np.maximum(np.arange(updates)[:, None] - lag, 0), x)
+
+    def step(self, k: int) -> None:
+        """Apply to each path the gradient of a batch at the point that its lag chooses."""
+        self.x -= self.learning_rate[k] * self.batch_gradient(self.past.read(k), k)
+        self.past.keep(k + 1, self.x)
+
+
+def independent_lags(descent: Descent, law: StalenessLaw) -> tuple[BlockMaker, int]:
+    """Return the maker of blocks of (A1), and about how many vectors it holds for each path."""
+    updates = len(descent.learning_rate)
+    length = min(law.support_length(LAG_TAIL), updates + 1)
+    if length * descent.problem.dim <= updates:  # the lags would take more memory
+        return partial(AsgdIid, descent, law, length), length + 4
+    return partial(AsgdIidReads, descent, law), math.ceil(2 * law.mean()) + 6
+
+
+class AsgdServer(DescentBlock):
     """A block of paths of a parameter server with P memoryless workers of equal rates.
 
     Each worker holds a snapshot. The next to push is uniform, and receives the new point.
@@ -70,11 +88,11 @@ class AsgdServer(SampledBlock):
         """Apply the gradient of one worker of each path and hand it the new point."""
         worker = self.rng.integers(len(self.snapshots), size=len(self.x))
         used = self.snapshots[worker, self._path]
-        self.x -= self.learning_rate[k] * self.gradient(used, k)
+        self.x -= self.learning_rate[k] * self.batch_gradient(used, k)
         self.snapshots[worker, self._path] = self.x
 
 
-class MomentumSgd(SampledBlock):
+class MomentumSgd(DescentBlock):
     """A block of paths of v' = zeta v - eta grad f_gamma(x), x' = x + v'; zeta = 0 is SGD."""
 
     def __init__(self, descent: Descent, zeta: float, x: Array, rng: np.random.Generator) -> None:
@@ -84,7 +102,7 @@ class MomentumSgd(SampledBlock):
     def step(self, k: int) -> None:
         """Apply one batch gradient at the current point of each path."""
         self.v *= self.zeta
-        self.v -= self.learning_rate[k] * self.gradient(self.x, k)
+        self.v -= self.learning_rate[k] * self.batch_gradient(self.x, k)
         self.x += self.v
 
 
@@ -118,9 +136,8 @@ def asgd_iid(
         If an argument is invalid.
     """
     descent = Descent.of(problem, learning_rate, batch_size, updates)
-    length = min(checked_law(law).support_length(LAG_TAIL), updates + 1)
-    block = partial(AsgdIid, descent, law, length)
-    return run_ensemble(block, problem, updates, paths, seed, "asgd_iid", length + 4, **options)
+    block, copies = independent_lags(descent, checked_law(law))
+    return run_ensemble(block, problem, updates, paths, seed, "asgd_iid", copies, **options)
 
 
 def asgd_server(

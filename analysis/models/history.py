@@ -48,6 +48,53 @@ class History:
         return self.ring[(self.newest - lag) % self.length, path]
 
 
+class ReadPoints:
+    """The past points of paths whose reads are known beforehand.
+
+    A point leaves its slot after its last read, so there are about as many slots as snapshots
+    under way, not as many as the largest lag.
+
+    Parameters
+    ----------
+    version
+        The version that each update reads, at most its own number; shape (updates, paths).
+    first
+        x_0 of each path, shape (paths, d).
+    """
+
+    def __init__(self, version: Integers, first: Array) -> None:
+        updates, paths = version.shape
+        self._path = np.arange(paths)
+        self._version = version
+        self._last_read = np.full((updates + 1, paths), -1)
+        for update, read in enumerate(version):
+            self._last_read[read, self._path] = update
+        self._slot = np.zeros((updates + 1, paths), dtype=np.int32)  # of each version
+        self._free_after = np.full((1, paths), -1)  # the last read of what is in each slot
+        self._points = np.empty((1, *first.shape), first.dtype)
+        self.keep(0, first)
+
+    def read(self, update: int) -> Array:
+        """Return the point that an update reads on each path, shape (paths, d)."""
+        slot = self._slot[self._version[update], self._path]
+        points: Array = self._points[slot, self._path]
+        return points
+
+    def keep(self, version: int, points: Array) -> None:
+        """Take in x_version of each path, before update `version`; shape (paths, d)."""
+        last = self._last_read[version]
+        read_later = last >= version
+        slot = self._free_after.argmin(axis=0)
+        if np.any(self._free_after[slot, self._path][read_later] >= version):  # all in use
+            self._free_after = np.pad(self._free_after, ((0, 1), (0, 0)), constant_values=-1)
+            self._points = np.concatenate([self._points, np.empty_like(self._points[:1])])
+            slot = self._free_after.argmin(axis=0)
+        path, slot = self._path[read_later], slot[read_later]
+        self._points[slot, path] = points[read_later]
+        self._free_after[slot, path] = last[read_later]
+        self._slot[version, path] = slot
+
+
 class HistoryMatrixNoise:
     """Sigma of (G1) from (d, d) matrices: h = E_l grad f grad f^T and s = E_l S over the law."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Protocol
 
 import numpy as np
@@ -31,12 +30,12 @@ class TurnMaker(Protocol):
 class Pool(DescentBlock):
     """A block of paths of (P2), with the P snapshots of each path.
 
-    An update uses one snapshot, x' = x - eta (grad f + xi)(snapshot) with xi ~ N(0, S/b), and
-    replaces it by x'. The turns choose the snapshot: `pool_turns` by the law, (P2),
-    `ResampledTurns` as recorded, (P3). Uniform turns give exactly the server of memoryless workers
-    with Gaussian sampling noise. At the start all workers hold x_0. The pool keeps points, not
-    gradients, so every use draws its own noise. This is a recursion with one step per update; it
-    has no order.
+    An update uses one snapshot, x' = x - eta (grad f + xi)(snapshot) with xi ~ N(0, S/b) or of a
+    mini-batch (`sampled_gradient`), and replaces it by x'. The turns choose the snapshot:
+    `pool_turns` by the law, (P2), `ResampledTurns` as recorded, (P3). Uniform turns give exactly
+    the server of memoryless workers, but for Gaussian noise. At the start all workers hold x_0. The
+    pool keeps points, not gradients, so every use draws its own noise. This is a recursion with one
+    step per update; it has no order.
     """
 
     def __init__(
@@ -51,9 +50,7 @@ class Pool(DescentBlock):
         """Apply one snapshot of each path and replace it by the new point."""
         slot = self.turns.next()
         used = self.snapshots[self._path, slot]
-        gradient, noise = self.problem.gradient_and_noise(used, self.rng)
-        self.x -= self.learning_rate[k] * gradient
-        self.x += self.learning_rate[k] / math.sqrt(self.batch_size[k]) * noise
+        self.x -= self.learning_rate[k] * self.sampled_gradient(used, k)
         self.snapshots[self._path, slot] = self.x
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Unpack, cast
@@ -22,6 +21,8 @@ from asgd.streams import Seed
 
 class Replay(DescentBlock):
     """A block of paths of x_{k+1} = x_k - eta (grad f(x_{k - tau_k}) + xi_k), xi_k ~ N(0, S/b).
+
+    The noise may be that of a mini-batch (`sampled_gradient`).
 
     Keeps only points that a later update reads. The gradient is drawn at its use, so two reads of
     one version have independent noise, as with two workers.
@@ -44,11 +45,9 @@ class Replay(DescentBlock):
     def step(self, k: int) -> None:
         """Apply update k at the version that the trace reads."""
         version = int(self.read_version[k])
-        gradient, noise = self.problem.gradient_and_noise(self.snapshots[version], self.rng)
+        sample = self.sampled_gradient(self.snapshots[version], k)
         if self.last_read[version] == k:
             del self.snapshots[version]
-        sample = noise / -math.sqrt(self.batch_size[k])
-        sample += gradient
         step, self.state = self.update(
             sample,
             self.state,

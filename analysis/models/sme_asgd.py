@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import Unpack
+from typing import Literal, Unpack
 
 import numpy as np
 import numpy.typing as npt
 
 from analysis.models.descent import Descent, DescentBlock
+from analysis.models.discrete import independent_lags
 from analysis.models.ensemble import Ensemble, PathOptions, PerUpdate, run_ensemble
 from analysis.models.noise import SNAPSHOTS, NoiseKind, staleness_noise
 from asgd.arguments import count, number
 from asgd.arrays import Array
+from asgd.errors import InputError
 from asgd.problems.base import Problem
+from asgd.staleness import Geometric
 from asgd.streams import Seed
 
 
@@ -85,7 +88,7 @@ def sme_asgd(
     seed: Seed,
     *,
     batch_size: PerUpdate = 1,
-    noise: NoiseKind = "auto",
+    noise: NoiseKind | Literal["batch"] = "auto",
     substeps: int = 1,
     **options: Unpack[PathOptions],
 ) -> Ensemble:
@@ -109,8 +112,10 @@ def sme_asgd(
         Samples per gradient, all at one stale point: a number or one for each update.
     noise
         "matrix" carries (d, d) averages, "samples" needs no matrix, "auto" takes the cheaper;
-        "two_point" is "matrix" with +-1 increments: exact moments, wrong quantiles; "explicit" is
-        "matrix" with (S4) instead of (S3).
+        "batch" takes one mini-batch at a point of a random lag for each update, so that mean,
+        covariance and tails are those of (A1) by construction; "auto" does so where other noise
+        needs the gradients of all samples. "two_point" is "matrix" with +-1 increments: exact
+        moments, wrong quantiles; "explicit" is "matrix" with (S4) instead of (S3).
     substeps
         1 is the native scheme (S5); large J approaches the continuous SME with steps dt/J.
     options
@@ -121,10 +126,15 @@ def sme_asgd(
     InputError
         If an argument is invalid.
     """
-    if options.get("threads") is None and _short_calls(problem, noise, options.get("dtype")):
-        options["threads"] = 1
     descent = Descent.of(problem, learning_rate, batch_size, updates)
     mu, substeps = number(mu, "mu", least=0.0, below=1.0), count(substeps, "substeps")
+    if noise == "batch" or (noise == "auto" and substeps == 1 and not problem.gives_noise):
+        if substeps > 1:
+            raise InputError(f"noise = 'batch' with substeps = {substeps}: expected one step")
+        exact, copies = independent_lags(descent, Geometric(mu))
+        return run_ensemble(exact, problem, updates, paths, seed, "sme_asgd", copies, **options)
+    if options.get("threads") is None and _short_calls(problem, noise, options.get("dtype")):
+        options["threads"] = 1
     block = partial(SmeAsgd, descent, mu, noise=noise, substeps=substeps)
     return run_ensemble(
         block, problem, updates, paths, seed, "sme_asgd", 2 * SNAPSHOTS + 4, **options

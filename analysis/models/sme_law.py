@@ -10,6 +10,7 @@ import numpy as np
 
 from analysis.models.clocks import pool_turns
 from analysis.models.descent import Descent, DescentBlock
+from analysis.models.discrete import independent_lags
 from analysis.models.ensemble import (
     BlockMaker,
     Ensemble,
@@ -203,6 +204,8 @@ def _pool_moments(descent: Descent, law: StalenessLaw) -> tuple[BlockMaker, int]
 
 
 def _independent(descent: Descent, law: StalenessLaw, lag_noise: bool) -> tuple[BlockMaker, int]:
+    if lag_noise and not descent.problem.gives_noise:
+        return independent_lags(descent, law)
     if isinstance(law, Geometric):
         return partial(SmeAsgd, descent, law.mu, lag_noise=lag_noise), 2 * SNAPSHOTS + 4
     weights = law.weights(law.support_length())

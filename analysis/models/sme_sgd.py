@@ -62,11 +62,12 @@ class SmeSgd(DescentBlock):
         return gradient + eta / 2 * self.problem.hessian_vector(x, gradient)
 
 
-class GaussianSgd(DescentBlock):
+class NativeSgd(DescentBlock):
     """A block of paths of x' = x - eta grad f(x) + eta (S(x)/b)^{1/2} z.
 
     The native scheme of (S6): its drift equals the flow of (S6) over one update up to third order
-    in eta, with one gradient per update.
+    in eta, with one gradient per update. The noise may be that of a mini-batch
+    (`sampled_gradient`).
 
     Attributes
     ----------
@@ -78,9 +79,7 @@ class GaussianSgd(DescentBlock):
 
     def step(self, k: int) -> None:
         """Advance one update."""
-        gradient, noise = self.problem.gradient_and_noise(self.x, self.rng)
-        self.x -= self.learning_rate[k] * gradient
-        self.x += self.learning_rate[k] / math.sqrt(self.batch_size[k]) * noise
+        self.x -= self.learning_rate[k] * self.sampled_gradient(self.x, k)
 
 
 def sme_sgd(
@@ -106,8 +105,8 @@ def sme_sgd(
     batch_size
         Samples of each gradient, a number or one for each update.
     native
-        True uses the recursion of SGD with Gaussian noise, which (S6) approximates to second
-        order. It takes one gradient per update, not two and two Hessian-vector products.
+        True uses the recursion of SGD, which (S6) approximates to second order. It takes one
+        gradient per update, not two and two Hessian-vector products.
     substeps
         Steps per update, of length eta/substeps, if `native` is False.
     options
@@ -122,7 +121,7 @@ def sme_sgd(
     if count(substeps, "substeps") > 1 and native:
         raise InputError(f"substeps = {substeps}: expected 1 with native")
     if native:
-        block = partial(GaussianSgd, descent)
+        block = partial(NativeSgd, descent)
         return run_ensemble(block, problem, updates, paths, seed, "sme_sgd/native", 3, **options)
     heun = partial(SmeSgd, descent, substeps=substeps)
     return run_ensemble(heun, problem, updates, paths, seed, "sme_sgd", 8, **options)

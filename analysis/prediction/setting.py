@@ -147,9 +147,9 @@ class RunSetting(Setting):
 
 
 def path_dtype(problem: Problem) -> npt.DTypeLike:
-    """Return the precision of paths: float32 for a linear model of many parameters."""
+    """Return the precision of paths: the problem's, float32 for a wide linear model too."""
     wide = isinstance(problem, LinearModel) and problem.dim > _SINGLE_DIM
-    return np.float32 if wide else np.float64
+    return np.float32 if wide else problem.dtype
 
 
 def whole(runs: Sequence[Run]) -> list[Run]:

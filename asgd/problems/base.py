@@ -24,7 +24,7 @@ from asgd.streams import stream
 
 Indices = npt.NDArray[np.integer[Any]]
 
-_FEW_SAMPLES = 32  # up to this many samples, one `gradient` call per sample is cheap
+FEW_SAMPLES = 32  # up to this many samples, one `gradient` call per sample is cheap
 _BLOCK_ENTRIES = 1 << 21  # entries of the sample gradients held in memory at once
 _RESAMPLED = 256  # batch size of the resampled noise
 
@@ -40,11 +40,14 @@ class Problem(ABC):
         Number of samples n.
     additive_noise
         Whether S(x) is known not to depend on x.
+    dtype
+        Precision of its gradients; the trial of a plug-in tolerates its rounding.
     """
 
     dim: int
     n_samples: int
     additive_noise: bool = False
+    dtype: np.dtype[Any] = np.dtype(np.float64)
 
     @abstractmethod
     def initial_point(self, rng: np.random.Generator) -> Array:
@@ -77,6 +80,12 @@ class Problem(ABC):
         """Whether `sample_gradients` is faster than one call of `gradient` per sample."""
         return type(self).sample_gradients is not Problem.sample_gradients
 
+    @property
+    def gives_noise(self) -> bool:
+        """Whether `gradient_and_noise` costs less than the gradients of all samples."""
+        own = type(self).gradient_and_noise is not Problem.gradient_and_noise
+        return own or self.gives_sample_gradients or self.n_samples <= FEW_SAMPLES
+
     def sample_gradients(self, x: Array) -> Array:
         """Return grad f_i(x) for every sample, shape (..., n, d)."""
         rows = [self.gradient(x, np.array([i])) for i in range(self.n_samples)]
@@ -104,7 +113,7 @@ class Problem(ABC):
         xi = sqrt(m) (mean gradient of m = 256 samples drawn with replacement - grad f(x)). It has
         the same covariance, is Gaussian up to O(1/sqrt(m)) and costs one more mini-batch.
         """
-        if not self.gives_sample_gradients and self.n_samples > _FEW_SAMPLES:
+        if not self.gives_sample_gradients and self.n_samples > FEW_SAMPLES:
             mean = self.gradient(x)
             indices = rng.integers(self.n_samples, size=(*x.shape[:-1], _RESAMPLED))
             return mean, np.sqrt(x.dtype.type(_RESAMPLED)) * (self.gradient(x, indices) - mean)

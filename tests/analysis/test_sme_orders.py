@@ -8,7 +8,7 @@ import pytest
 from analysis.models.descent import Descent
 from analysis.models.langevin import SmeLangevin, SmeMsgd
 from analysis.models.sme_asgd import SmeAsgd
-from analysis.models.sme_sgd import GaussianSgd, SmeSgd
+from analysis.models.sme_sgd import NativeSgd, SmeSgd
 from analysis.paper.theorem3 import _Equation
 from asgd.problems.base import Problem
 from asgd.problems.scalar import DoubleWell, Quadratic
@@ -100,7 +100,7 @@ def sme_sgd(m):
 
 
 def native_sgd(p, eta, b, x, rng):
-    return GaussianSgd(Descent(p, eta, b), x, rng)
+    return NativeSgd(Descent(p, eta, b), x, rng)
 
 
 MODELS = {
@@ -153,7 +153,7 @@ def test_order_of_the_native_scheme_of_sgd():
         native = run(native_sgd, updates, eta, PATHS, Increments(substeps))
         equation = run(sme_sgd(substeps), updates, eta, PATHS, Increments(1))
         errors.append(abs(np.mean(native - equation)))
-    assert abs(order(errors, steps) - GaussianSgd.weak_order) < 0.3
+    assert abs(order(errors, steps) - NativeSgd.weak_order) < 0.3
 
 
 class Given(np.random.Generator):

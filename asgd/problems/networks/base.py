@@ -1,0 +1,230 @@
+"""What the adapters share: points as vectors, blocks of samples, weight decay, random losses.
+
+An adapter gives the mean loss of a batch and its derivatives for a few points; this class gives
+them for any leading axes, over all samples, in blocks that fit the memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from asgd.arrays import Array
+from asgd.errors import InputError
+from asgd.problems.base import Indices, Problem
+
+_BLOCK_ENTRIES = 1 << 24  # entries of the points, or of the sample gradients, in one call
+_BLOCK_SAMPLES = 1024  # samples in one call, where all of them are needed
+
+
+class Network(Problem):
+    """A problem whose loss and derivatives a framework computes.
+
+    f(x) = (1/n) sum_i loss_i(x) + weight_decay |x|^2 / 2. Arrays go in and come out as NumPy's, in
+    the precision of the network.
+
+    A random loss (dropout, augmentation) is seeded by the sample numbers of its batch. They come
+    from the run's stream "batch", so a run, its replay and its resumption draw the same; two
+    batches are equal with probability n^-b, so batches of one sample always draw the same for it.
+    The loss f and its derivatives over all samples are computed without randomness.
+
+    Attributes
+    ----------
+    dtype
+        Floating-point type of the parameters.
+    weight_decay
+        Factor of |x|^2 / 2.
+    random
+        Whether the loss of a batch draws random numbers.
+    """
+
+    def __init__(
+        self,
+        n_samples: int,
+        weight_decay: float,
+        random: bool,
+        metrics: Callable[[Any], Mapping[str, float]] | None,
+    ) -> None:
+        if not (np.isfinite(weight_decay) and weight_decay >= 0):
+            raise InputError(f"weight_decay = {weight_decay!r}: expected a number >= 0")
+        self.n_samples = n_samples
+        self.weight_decay = float(weight_decay)
+        self.random = random
+        self._metrics = metrics
+        # Threads that simulate paths share the framework, which uses the processors by itself.
+        self._lock = threading.RLock()
+
+    @abstractmethod
+    def unflatten(self, x: Array) -> Any:
+        """Return the parameters x, shape (d,), in the framework's own form."""
+
+    @abstractmethod
+    def flatten(self, state: Mapping[str, Array]) -> Array:
+        """Return the vector (d,) of named arrays; the inverse of `named_arrays`."""
+
+    @abstractmethod
+    def named_arrays(self, x: Array) -> dict[str, Array]:
+        """Return the parameters x, shape (d,), as arrays by name, buffers included."""
+
+    @abstractmethod
+    def _losses(self, points: Array, indices: Indices) -> Array:
+        """Return the loss of one batch (b,) at points (k, d), shape (k,)."""
+
+    @abstractmethod
+    def _gradients(self, points: Array, indices: Indices) -> Array:
+        """Return gradients at points (k, d) of one batch (b,), or of one each (k, b)."""
+
+    @abstractmethod
+    def _gradient_of_batch(self, x: Array, indices: Indices) -> Array:
+        """Return the gradient a worker computes: one point (d,), one batch (b,), randomness."""
+
+    @abstractmethod
+    def _sample_gradients(self, x: Array, indices: Indices) -> Array:
+        """Return the gradient of each of the samples (m,) at one point (d,), shape (m, d)."""
+
+    @abstractmethod
+    def _hessian_vectors(self, points: Array, vectors: Array, indices: Indices) -> Array:
+        """Return the Hessians of the loss of one batch at points (k, d) times vectors (k, d)."""
+
+    def metrics(self, x: Array) -> dict[str, float]:
+        """Return the user's metrics at x of shape (d,); none if none were given."""
+        if self._metrics is None:
+            return {}
+        with self._lock:
+            values = self._metrics(self.unflatten(x))
+        return {name: float(value) for name, value in values.items()}
+
+    def loss(self, x: Array) -> Array:
+        """Return f(x), shape (...), without randomness."""
+        points = self._points(x)
+        with self._lock:
+            values = self._over_samples(partial(self._losses, points), np.zeros(len(points)))
+        square = np.einsum("kd,kd->k", points, points, dtype=float)
+        values += self.weight_decay / 2 * square
+        return values.reshape(x.shape[:-1])[()]
+
+    def gradient(self, x: Array, indices: Indices | None = None) -> Array:
+        """Return the mean gradient over a mini-batch, or grad f(x), shape (..., d)."""
+        with self._lock:
+            if indices is not None and x.ndim == indices.ndim == 1:
+                gradients = self._gradient_of_batch(x.astype(self.dtype, copy=False), indices)
+            else:
+                gradients = self._gradients_of_points(x, indices)
+        if self.weight_decay:
+            gradients += self.dtype.type(self.weight_decay) * x.astype(self.dtype, copy=False)
+        return gradients
+
+    def _gradients_of_points(self, x: Array, indices: Indices | None) -> Array:
+        batches = () if indices is None else indices.shape[:-1]
+        lead = np.broadcast_shapes(x.shape[:-1], batches)
+        points = self._points(np.broadcast_to(x, (*lead, self.dim)))
+        own = None
+        if indices is not None and (indices.ndim > 1 or self.random):
+            own = np.broadcast_to(indices, (*lead, indices.shape[-1])).reshape(len(points), -1)
+        gradients = np.zeros(points.shape, self.dtype)
+        for block in _blocks(len(points), _BLOCK_ENTRIES // self.dim):
+            part, out = points[block], gradients[block]
+            if indices is None:
+                self._over_samples(partial(self._gradients, part), out)
+            elif own is None:
+                out[:] = self._gradients(part, indices)
+            elif self.random:  # a seed for each batch
+                out[:] = [
+                    self._gradient_of_batch(*one) for one in zip(part, own[block], strict=True)
+                ]
+            else:
+                out[:] = self._gradients(part, own[block])
+        return gradients.reshape(*lead, self.dim)
+
+    @property
+    def gives_sample_gradients(self) -> bool:
+        """False: the gradients of all samples cost more than one of a mini-batch."""
+        return False
+
+    def sample_gradients(self, x: Array) -> Array:
+        """Return grad f_i(x) for every sample, shape (..., n, d), without randomness."""
+        points = self._points(x)
+        gradients = np.empty((len(points), self.n_samples, self.dim), self.dtype)
+        for row, point in enumerate(points):
+            for block in _blocks(self.n_samples, _BLOCK_ENTRIES // self.dim):
+                numbers = np.arange(block.start, block.stop)
+                with self._lock:
+                    gradients[row, block] = self._sample_gradients(point, numbers)
+        gradients += self.dtype.type(self.weight_decay) * points[:, None]
+        return gradients.reshape(*x.shape[:-1], self.n_samples, self.dim)
+
+    def hessian_vector(self, x: Array, v: Array) -> Array:
+        """Return the product of the Hessian of f at x with v, shape (..., d); exact."""
+        vectors = self._points(v)
+        points = self._points(np.broadcast_to(x, v.shape))
+        products = np.zeros(vectors.shape, self.dtype)
+        for block in _blocks(len(points), _BLOCK_ENTRIES // self.dim):
+            at = partial(self._hessian_vectors, points[block], vectors[block])
+            with self._lock:
+                self._over_samples(at, products[block])
+        products += self.dtype.type(self.weight_decay) * vectors
+        return products.reshape(v.shape)
+
+    def _points(self, x: Array) -> Array:
+        return np.ascontiguousarray(x.reshape(-1, self.dim), dtype=self.dtype)
+
+    def _over_samples(self, of_batch: Callable[[Indices], Array], total: Array) -> Array:
+        """Add the mean over all samples of a function of a batch to `total`, in place."""
+        for block in _blocks(self.n_samples, _BLOCK_SAMPLES):
+            numbers = np.arange(block.start, block.stop)
+            total += of_batch(numbers) * total.dtype.type(len(numbers) / self.n_samples)
+        return total
+
+    def _refuse_a_sum(self) -> None:
+        """Refuse a loss that is not a mean over the batch.
+
+        Raises
+        ------
+        InputError
+            A sample taken twice has another loss than taken once.
+        """
+        x = self.initial_point(np.random.default_rng(0))[None].astype(self.dtype)
+        once, twice = (self._losses(x, np.zeros(m, dtype=np.int64))[0] for m in (1, 2))
+        if not np.isclose(once, twice, rtol=1e-3, atol=1e-6):
+            raise InputError(
+                f"loss of one sample is {once:.6g}, of the same sample twice {twice:.6g}: expected "
+                "the mean over the batch (a sum, or a layer that mixes the samples of a batch?)"
+            )
+
+
+def seed_of(indices: Indices) -> int:
+    """Return the seed of a random loss: a 63-bit digest of the sample numbers of its batch."""
+    numbers = np.ascontiguousarray(indices, dtype="<i8").tobytes()
+    return int.from_bytes(hashlib.blake2b(numbers, digest_size=8).digest(), "little") >> 1
+
+
+def as_arrays(data: Any) -> tuple[npt.NDArray[Any], ...]:
+    """Return the arrays of a data set, checked: as many samples in each, at least one.
+
+    Raises
+    ------
+    InputError
+        They are not, or there is no array.
+    """
+    arrays = tuple(data) if isinstance(data, tuple | list) else (data,)
+    lengths = {len(array) for array in arrays if getattr(array, "ndim", 0) > 0}
+    if len(lengths) != 1 or not min(lengths) or any(a.ndim == 0 for a in arrays):
+        shapes = ", ".join(str(tuple(getattr(a, "shape", ()))) for a in arrays) or "none"
+        raise InputError(
+            f"data: arrays of shapes {shapes}: expected a tuple of arrays with the samples along "
+            "their first axis, as many in each"
+        )
+    return arrays
+
+
+def _blocks(length: int, size: int) -> Iterator[slice]:
+    """Cut range(length) into slices of at most `size`, at least 1."""
+    size = max(1, size)
+    return (slice(start, min(start + size, length)) for start in range(0, length, size))

@@ -1,0 +1,153 @@
+"""A loss in JAX as a problem."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from asgd.arrays import Array
+from asgd.errors import InputError
+from asgd.problems.base import Indices
+from asgd.problems.networks.base import Network, as_arrays, seed_of
+
+try:
+    import jax
+    import jax.numpy as jnp
+    from jax.flatten_util import ravel_pytree
+except ImportError as error:
+    raise InputError(f"JaxProblem: {error}; pip install '.[jax]' brings JAX") from error
+
+
+class JaxProblem(Network):
+    """A loss, the pytree of its parameters and its data.
+
+        def make():
+            parameters = {"w": np.zeros((64, 10)), "b": np.zeros(10)}
+            return JaxProblem(loss, parameters, (images, labels))
+
+    Parameters
+    ----------
+    loss
+        loss(parameters, *arrays), the mean over the batch. JAX compiles it.
+    parameters
+        A pytree, the start of every run; or a function of a key that returns one: then the start
+        depends on the run's seed.
+    data
+        Arrays with the samples along the first axis. Floats are converted to the type of the
+        parameters.
+    weight_decay
+        Adds weight_decay |x|^2 / 2 to the loss.
+    random
+        Whether the loss draws random numbers: it is called loss(parameters, *arrays, key=key), and
+        with key=None where none must be drawn.
+    metrics
+        metrics(parameters) returns numbers by name, such as the accuracy on held-out data.
+
+    Raises
+    ------
+    InputError
+        JAX is missing, the parameters differ in type, or the loss is no mean over the batch.
+    """
+
+    def __init__(
+        self,
+        loss: Callable[..., Any],
+        parameters: Any,
+        data: Any,
+        *,
+        weight_decay: float = 0.0,
+        random: bool = False,
+        metrics: Callable[[Any], Mapping[str, float]] | None = None,
+    ) -> None:
+        self._make = parameters if callable(parameters) else None
+        tree = parameters(jax.random.key(0)) if callable(parameters) else parameters
+        kinds = {str(jnp.asarray(leaf).dtype) for leaf in jax.tree.leaves(tree)}
+        if len(kinds) != 1 or not kinds <= {"float32", "float64"}:
+            found = ", ".join(sorted(kinds)) or "no arrays"
+            raise InputError(f"parameters are {found}: expected all float32 or all float64")
+        self._tree = tree
+        self._start, self._unravel = ravel_pytree(tree)
+        self.dim = self._start.size
+        self.dtype = np.dtype(self._start.dtype)
+        self._data = tuple(_like(array, self._start.dtype) for array in as_arrays(data))
+        super().__init__(len(self._data[0]), weight_decay, random, metrics)
+        self._loss_function = loss
+        self._compile()
+        self._refuse_a_sum()
+
+    def _compile(self) -> None:
+        def calm(x: Any, batch: Any) -> Any:
+            tree = self._unravel(x)
+            return self._loss_function(tree, *batch, **({"key": None} if self.random else {}))
+
+        def drawn(x: Any, batch: Any, seed: Any) -> Any:
+            return self._loss_function(self._unravel(x), *batch, key=jax.random.key(seed))
+
+        def product(x: Any, v: Any, batch: Any) -> Any:
+            return jax.jvp(lambda y: jax.grad(calm)(y, batch), (x,), (v,))[1]
+
+        def of_sample(x: Any, sample: Any) -> Any:
+            return jax.grad(calm)(x, tuple(part[None] for part in sample))
+
+        shared, own = (0, None), (0, 0)
+        self._value = jax.jit(jax.vmap(calm, in_axes=shared))
+        self._slope = jax.jit(jax.grad(drawn if self.random else calm))
+        self._slopes_shared = jax.jit(jax.vmap(jax.grad(calm), in_axes=shared))
+        self._slopes_own = jax.jit(jax.vmap(jax.grad(calm), in_axes=own))
+        self._slopes_of_samples = jax.jit(jax.vmap(of_sample, in_axes=(None, 0)))
+        self._product = jax.jit(jax.vmap(product, in_axes=(0, 0, None)))
+
+    def initial_point(self, rng: np.random.Generator) -> Array:
+        """Return x_0, shape (d,): the parameters given, or those made from the seed."""
+        if self._make is None:
+            return np.asarray(self._start, dtype=float)
+        tree = self._make(jax.random.key(int(rng.integers(2**32))))
+        return np.asarray(ravel_pytree(tree)[0], dtype=float)
+
+    def unflatten(self, x: Array) -> Any:
+        """Return the pytree of the parameters x, shape (d,)."""
+        return self._unravel(jnp.asarray(x, dtype=self.dtype))
+
+    def named_arrays(self, x: Array) -> dict[str, Array]:
+        """Return the leaves of the pytree of x by their paths, such as "layers/0/w"."""
+        leaves = jax.tree_util.tree_leaves_with_path(self.unflatten(x))
+        return {_name(path): np.asarray(leaf) for path, leaf in leaves}
+
+    def flatten(self, state: Mapping[str, Array]) -> Array:
+        """Return the vector (d,) of named leaves."""
+        paths = jax.tree_util.tree_leaves_with_path(self._tree)
+        return np.concatenate([np.ravel(state[_name(path)]) for path, _ in paths]).astype(
+            self.dtype
+        )
+
+    def _batch(self, indices: Indices) -> tuple[Any, ...]:
+        return tuple(array[indices] for array in self._data)
+
+    def _losses(self, points: Array, indices: Indices) -> Array:
+        return np.asarray(self._value(points, self._batch(indices)), dtype=float)
+
+    def _gradient_of_batch(self, x: Array, indices: Indices) -> Array:
+        seed = (np.uint32(seed_of(indices) & 0xFFFFFFFF),) if self.random else ()
+        return np.array(self._slope(x, self._batch(indices), *seed))
+
+    def _gradients(self, points: Array, indices: Indices) -> Array:
+        slopes = self._slopes_shared if indices.ndim == 1 else self._slopes_own
+        return np.asarray(slopes(points, self._batch(indices)))
+
+    def _sample_gradients(self, x: Array, indices: Indices) -> Array:
+        return np.asarray(self._slopes_of_samples(x, self._batch(indices)))
+
+    def _hessian_vectors(self, points: Array, vectors: Array, indices: Indices) -> Array:
+        return np.asarray(self._product(points, vectors, self._batch(indices)))
+
+
+def _like(array: Any, dtype: Any) -> Any:
+    """Return an array of the host, floats in the type of the parameters."""
+    array = np.asarray(array)
+    return array.astype(dtype) if np.issubdtype(array.dtype, np.floating) else array
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/") or "parameters"

@@ -1,0 +1,292 @@
+"""A PyTorch module as a problem."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from asgd.arrays import Array
+from asgd.errors import InputError
+from asgd.problems.base import Indices
+from asgd.problems.networks.base import Network, as_arrays, seed_of
+
+try:
+    import torch
+    from torch.func import functional_call, grad, vmap
+    from torch.utils.data import Dataset, TensorDataset, default_collate
+except ImportError as error:
+    raise InputError(f"TorchProblem: {error}; pip install '.[torch]' brings PyTorch") from error
+
+_Running = torch.nn.modules.batchnorm._NormBase  # BatchNorm, InstanceNorm of every dimension
+_Dropout = torch.nn.modules.dropout._DropoutNd
+
+
+class TorchProblem(Network):
+    """A module, its loss and its data.
+
+        def make():
+            module = torch.nn.Sequential(torch.nn.Linear(64, 32), torch.nn.Tanh(),
+                                         torch.nn.Linear(32, 10))
+            return TorchProblem(module, torch.nn.functional.cross_entropy, (images, labels))
+
+    Parameters
+    ----------
+    module
+        A module, which is copied and starts as it is, or a function that makes one: then the
+        parameters at the start depend on the run's seed.
+    loss
+        loss(output, *targets), the mean over the batch; output is module(*inputs).
+    data
+        Tensors or arrays with the samples along the first axis, or a `Dataset` with a length.
+        Floats are converted to the type of the module.
+    inputs
+        The number of arrays that go to the module; the others are the targets.
+    weight_decay
+        Adds weight_decay |x|^2 / 2 to the loss.
+    random
+        Whether a batch's loss draws from torch's global generator. A module with dropout does.
+    freeze_statistics
+        Use the running statistics of normalisation layers as they are. Without it, such layers
+        are refused: what they do depends on the order of the updates of one process.
+    metrics
+        metrics(module) returns numbers by name, such as the accuracy on held-out data; the module
+        is in evaluation mode and must not be changed.
+    device
+        "cpu" or "cuda"; by default the accelerator that the process was given.
+
+    Raises
+    ------
+    InputError
+        PyTorch is missing, the module keeps running statistics, its parameters differ in type,
+        or the loss is no mean over the batch.
+    """
+
+    def __init__(
+        self,
+        module: torch.nn.Module | Callable[[], torch.nn.Module],
+        loss: Callable[..., torch.Tensor],
+        data: Any,
+        *,
+        inputs: int = 1,
+        weight_decay: float = 0.0,
+        random: bool = False,
+        freeze_statistics: bool = False,
+        metrics: Callable[[torch.nn.Module], Mapping[str, float]] | None = None,
+        device: str | None = None,
+    ) -> None:
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self._make: Any = None if isinstance(module, torch.nn.Module) else module
+        # a copy: two problems of one module would write into the same parameters
+        self.module: torch.nn.Module = copy.deepcopy(module) if self._make is None else self._make()
+        self._loss_function, self._inputs = loss, inputs
+        self._hold_parameters(freeze_statistics)
+        self._data = _as_data(data, self._flat)
+        dropout = any(isinstance(layer, _Dropout) and layer.p > 0 for layer in self._layers())
+        super().__init__(len(self._data), weight_decay, random or dropout, metrics)
+        self._refuse_a_sum()
+
+    def _layers(self) -> Iterator[torch.nn.Module]:
+        return iter(self.module.modules())
+
+    def _hold_parameters(self, freeze_statistics: bool) -> None:
+        """Move all parameters, and their gradients, into one vector each."""
+        for name, layer in self.module.named_modules():
+            if isinstance(layer, _Running) and layer.track_running_stats and not freeze_statistics:
+                raise InputError(
+                    f"module: layer {name!r} ({type(layer).__name__}) keeps running statistics, "
+                    "which are no parameters: use GroupNorm or LayerNorm, or pass "
+                    "freeze_statistics=True"
+                )
+        self._named = {k: p for k, p in self.module.named_parameters() if p.requires_grad}
+        kinds = {p.dtype for p in self._named.values()}
+        if len(kinds) != 1 or not kinds <= {torch.float32, torch.float64}:
+            found = ", ".join(sorted(str(kind) for kind in kinds)) or "no parameters"
+            raise InputError(f"module has {found}: expected parameters all float32 or all float64")
+        self.module.to(self.device)
+        self._flat = torch.cat([p.detach().reshape(-1) for p in self._named.values()])
+        self._flat_gradient = torch.zeros_like(self._flat)
+        self.dim = self._flat.numel()
+        self.dtype = np.dtype(str(self._flat.dtype).removeprefix("torch."))
+        self._start = self._flat.cpu().numpy().copy()
+        pinned = self.device.type == "cuda"
+        self._staging = torch.empty(self.dim, dtype=self._flat.dtype, pin_memory=pinned)
+        for name, view in self._views(self._flat).items():
+            self._named[name].data = view
+        for name, view in self._views(self._flat_gradient).items():
+            self._named[name].grad = view
+
+    def _views(self, vector: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return the parts of a vector that stand for the parameters, in their shapes."""
+        sizes = [p.numel() for p in self._named.values()]
+        parts = zip(self._named.items(), vector.split(sizes), strict=True)
+        return {name: part.view(p.shape) for (name, p), part in parts}
+
+    def initial_point(self, rng: np.random.Generator) -> Array:
+        """Return x_0, shape (d,): the module's own parameters, or those of a new module."""
+        if self._make is None:
+            return np.array(self._start, dtype=float)
+        with _seeded(int(rng.integers(2**63)), self.device):
+            new = dict(self._make().named_parameters())
+        start = torch.cat([new[name].detach().reshape(-1) for name in self._named])
+        return np.asarray(start.cpu().numpy(), dtype=float)
+
+    def load(self, x: Array) -> torch.nn.Module:
+        """Return the module with the parameters x, shape (d,), in evaluation mode.
+
+        It is the module of this problem; the next call of a method changes its parameters.
+        """
+        np.copyto(self._staging.numpy(), x, casting="same_kind")
+        with torch.no_grad():
+            self._flat.copy_(self._staging, non_blocking=True)
+        return self.module.eval()
+
+    def unflatten(self, x: Array) -> torch.nn.Module:
+        """Return the module with the parameters x; see `load`."""
+        return self.load(x)
+
+    def named_arrays(self, x: Array) -> dict[str, Array]:
+        """Return the state of the module with the parameters x, as `state_dict` names it."""
+        state = self.load(x).state_dict()
+        return {name: value.detach().cpu().numpy().copy() for name, value in state.items()}
+
+    def flatten(self, state: Mapping[str, Array]) -> Array:
+        """Return the vector (d,) of the parameters in a state; buffers must be the module's own."""
+        return np.concatenate([np.ravel(state[name]) for name in self._named]).astype(self.dtype)
+
+    def _gradient_of_batch(self, x: Array, indices: Indices) -> Array:
+        module = self.load(x)
+        if not self.random:
+            return self._backward(module, indices)
+        for layer in self._layers():
+            layer.training = not isinstance(layer, _Running)
+        with _seeded(seed_of(indices), self.device):
+            return self._backward(module, indices)
+
+    def _backward(self, module: torch.nn.Module, indices: Indices) -> Array:
+        """Return the gradient in new memory; autograd adds to the one vector of gradients."""
+        batch = self._data.batch(indices)
+        self._flat_gradient.zero_()
+        self._loss_function(module(*batch[: self._inputs]), *batch[self._inputs :]).backward()
+        if self.device.type == "cpu":
+            return np.array(self._flat_gradient.numpy())
+        self._staging.copy_(self._flat_gradient)
+        return np.array(self._staging.numpy())
+
+    def _loss_of(self, vector: torch.Tensor, *batch: torch.Tensor) -> torch.Tensor:
+        output = functional_call(self.module, self._views(vector), batch[: self._inputs])
+        return self._loss_function(output, *batch[self._inputs :])
+
+    def _calm_batch(self, indices: Indices) -> tuple[torch.Tensor, ...]:
+        """Return a batch; a data set that draws random numbers always draws the same for it."""
+        self.module.eval()
+        if not self.random:
+            return self._data.batch(indices)
+        with _seeded(seed_of(indices), self.device):
+            return self._data.batch(indices)
+
+    def _losses(self, points: Array, indices: Indices) -> Array:
+        batch = self._calm_batch(indices)
+        values = np.empty(len(points))
+        with torch.no_grad():
+            for row, point in enumerate(points):
+                module = self.load(point)
+                values[row] = self._loss_function(
+                    module(*batch[: self._inputs]), *batch[self._inputs :]
+                ).item()
+        return values
+
+    def _gradients(self, points: Array, indices: Indices) -> Array:
+        batch = self._calm_batch(indices)
+        shared = None if indices.ndim == 1 else 0
+        each = vmap(grad(self._loss_of), in_dims=(0, *[shared] * len(batch)))
+        return _numpy(each(self._tensor(points), *batch))
+
+    def _sample_gradients(self, x: Array, indices: Indices) -> Array:
+        batch = tuple(part.unsqueeze(1) for part in self._calm_batch(indices))
+        each = vmap(grad(self._loss_of), in_dims=(None, *[0] * len(batch)))
+        return _numpy(each(self._tensor(x), *batch))
+
+    def _hessian_vectors(self, points: Array, vectors: Array, indices: Indices) -> Array:
+        batch = self._calm_batch(indices)
+
+        def product(x: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+            slope: torch.Tensor = grad(lambda y: grad(self._loss_of)(y, *batch) @ v)(x)
+            return slope
+
+        return _numpy(vmap(product)(self._tensor(points), self._tensor(vectors)))
+
+    def _tensor(self, array: Array) -> torch.Tensor:
+        return torch.from_numpy(np.array(array)).to(self.device)
+
+
+class _Tensors:
+    """Data that are tensors: a batch is one selection of rows of each."""
+
+    def __init__(self, tensors: tuple[torch.Tensor, ...]) -> None:
+        self._tensors = tensors
+
+    def __len__(self) -> int:
+        return len(self._tensors[0])
+
+    def batch(self, indices: Indices) -> tuple[torch.Tensor, ...]:
+        """Return the samples `indices`, shape (..., sample's own shape), of each tensor."""
+        rows = torch.from_numpy(np.array(indices)).to(self._tensors[0].device)
+        return tuple(tensor[rows] for tensor in self._tensors)
+
+
+class _Items:
+    """Data of a `Dataset`, whose samples are made one by one."""
+
+    def __init__(self, dataset: Any, like: torch.Tensor) -> None:
+        self._dataset, self._like = dataset, like
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def batch(self, indices: Indices) -> tuple[torch.Tensor, ...]:
+        """Return the samples `indices`, stacked as PyTorch's loader does."""
+        items = default_collate([self._dataset[i] for i in np.ravel(indices).tolist()])
+        parts = tuple(items) if isinstance(items, list | tuple) else (items,)
+        parts = tuple(_like(part, self._like) for part in parts)
+        return tuple(part.reshape(*indices.shape, *part.shape[1:]) for part in parts)
+
+
+def _as_data(data: Any, like: torch.Tensor) -> _Tensors | _Items:
+    if isinstance(data, TensorDataset):
+        data = data.tensors
+    if isinstance(data, Dataset):
+        if not hasattr(data, "__len__") or not len(data):
+            raise InputError("data: the Dataset has no samples: expected one of known length >= 1")
+        return _Items(data, like)
+    arrays = as_arrays(data)
+    return _Tensors(tuple(_like(torch.as_tensor(array), like) for array in arrays))
+
+
+def _like(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """Move a tensor to the device, and floats to the type, of the parameters."""
+    return tensor.to(like.device, like.dtype if tensor.is_floating_point() else None)
+
+
+def _numpy(tensor: torch.Tensor) -> Array:
+    array: Array = tensor.detach().cpu().numpy()
+    return array
+
+
+@contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed torch's global generators, and put them back afterwards."""
+    generators = [torch.default_generator]
+    if device.type == "cuda":
+        generators.append(torch.cuda.default_generators[device.index or 0])
+    states = [generator.get_state() for generator in generators]
+    for generator in generators:
+        generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)

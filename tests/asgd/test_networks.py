@@ -1,0 +1,275 @@
+"""The contract of the adapters, in each framework that is installed; JAX comes with the tests."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+
+import asgd
+from asgd.errors import InputError
+from asgd.problems.plugin import load_plugin
+from tests.support import networks
+
+HAS_TORCH = find_spec("torch") is not None
+needs_torch = pytest.mark.skipif(not HAS_TORCH, reason="PyTorch is not installed")
+FRAMEWORKS = [
+    pytest.param("jax", id="jax"),
+    pytest.param("torch", id="torch", marks=needs_torch),
+]
+
+
+def perceptron(framework, drop=0.0, seeded=True):
+    make = networks.jax_perceptron if framework == "jax" else networks.torch_perceptron
+    return make(drop, seeded)
+
+
+def linear(framework, loss="mean", **options):
+    """Least squares with a bias-free linear layer, d = 3, and its data."""
+    rng = np.random.default_rng(0)
+    a, y = rng.standard_normal((40, 3)), rng.standard_normal(40)
+    if framework == "torch":
+        import torch
+
+        module = torch.nn.Linear(3, 1, bias=False).double()
+        half = {
+            "mean": lambda out, y: ((out[:, 0] - y) ** 2).mean() / 2,
+            "sum": lambda out, y: ((out[:, 0] - y) ** 2).sum() / 2,
+        }
+        return asgd.TorchProblem(module, half[loss], (a, y), **options), a, y
+    import jax.numpy as jnp
+
+    halves = {
+        "mean": lambda p, a, y: jnp.mean((a @ p["w"] - y) ** 2) / 2,
+        "sum": lambda p, a, y: jnp.sum((a @ p["w"] - y) ** 2) / 2,
+    }
+    start = {"w": np.ones(3, np.float32)}
+    return asgd.JaxProblem(halves[loss], start, (a, y), **options), a, y
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_values_of_a_linear_layer_are_those_of_least_squares(framework):
+    problem, a, y = linear(framework, weight_decay=0.3)
+    close = {"rtol": 2e-5, "atol": 2e-6} if problem.dtype == np.float32 else {"rtol": 1e-12}
+    x = np.random.default_rng(1).standard_normal((2, 5, 3))
+    residual = x @ a.T - y
+    np.testing.assert_allclose(
+        problem.loss(x), (residual**2).mean(-1) / 2 + 0.15 * (x**2).sum(-1), **close
+    )
+    full = residual @ a / 40 + 0.3 * x
+    np.testing.assert_allclose(problem.gradient(x), full, **close)
+    np.testing.assert_allclose(problem.gradient(x[0, 0]), full[0, 0], **close)
+    samples = residual[..., None] * a + 0.3 * x[..., None, :]
+    np.testing.assert_allclose(problem.sample_gradients(x), samples, **close)
+    batches = np.random.default_rng(2).integers(40, size=(2, 5, 7))
+    own = np.take_along_axis(samples, batches[..., None], axis=-2).mean(-2)
+    np.testing.assert_allclose(problem.gradient(x, batches), own, **close)
+    shared = samples[:, :, batches[0, 0]].mean(axis=-2)
+    np.testing.assert_allclose(problem.gradient(x, batches[0, 0]), shared, **close)
+    np.testing.assert_allclose(problem.gradient(x[1, 1], batches[1, 1]), own[1, 1], **close)
+    hessian = a.T @ a / 40 + 0.3 * np.eye(3)
+    v = np.random.default_rng(3).standard_normal((2, 5, 3))
+    np.testing.assert_allclose(problem.hessian_vector(x, v), v @ hessian, **close)
+    np.testing.assert_allclose(problem.hessian_vector(x[0, 0], v), v @ hessian, **close)
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_derivatives_of_a_network(framework):
+    """Gradient and Hessian-vector product against differences along random directions."""
+    problem = perceptron(framework)
+    rng = np.random.default_rng(0)
+    x = problem.initial_point(rng)
+    for _ in range(3):
+        v = rng.standard_normal(problem.dim)
+        v /= np.linalg.norm(v)
+        h = 0.05  # float32: rounding of the loss is about 1e-7
+        slope = (problem.loss(x + h * v) - problem.loss(x - h * v)) / (2 * h)
+        assert abs(problem.gradient(x) @ v - slope) < 5e-5
+        curvature = (problem.gradient(x + h * v) - problem.gradient(x - h * v)) / (2 * h)
+        np.testing.assert_allclose(problem.hessian_vector(x, v), curvature, atol=2e-4)
+    mean = problem.sample_gradients(x).mean(axis=0)
+    np.testing.assert_allclose(mean, problem.gradient(x), atol=1e-6)
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_there_and_back(framework):
+    problem = perceptron(framework)
+    x = problem.initial_point(np.random.default_rng(5)).astype(np.float32)
+    named = problem.named_arrays(x)
+    assert sum(array.size for array in named.values()) == problem.dim == x.size
+    np.testing.assert_array_equal(problem.flatten(named), x)
+    assert problem.dtype == np.float32
+    assert 0.0 <= problem.metrics(x)["test_accuracy"] < 0.4  # untrained: one in ten
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_the_start_is_what_was_given_or_depends_on_the_seed(framework):
+    given, drawn = perceptron(framework, seeded=False), perceptron(framework)
+
+    def start(problem, seed):
+        return problem.initial_point(np.random.default_rng(seed))
+
+    np.testing.assert_array_equal(start(given, 0), start(given, 1))
+    np.testing.assert_array_equal(start(drawn, 0), start(perceptron(framework), 0))
+    assert not np.array_equal(start(drawn, 0), start(drawn, 1))
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_a_random_loss_is_seeded_by_its_batch(framework):
+    problem = perceptron(framework, drop=0.5)
+    rng = np.random.default_rng(0)
+    x = problem.initial_point(rng)
+    batch = rng.integers(problem.n_samples, size=8)
+    first = problem.gradient(x, batch)
+    np.testing.assert_array_equal(problem.gradient(x, batch), first)
+    # the same samples in another order: other masks
+    assert not np.allclose(problem.gradient(x, batch[::-1]), first, rtol=0.1)
+    both = problem.gradient(np.stack([x, x]), np.stack([batch[::-1], batch]))
+    np.testing.assert_allclose(both[1], first, rtol=1e-5, atol=1e-7)
+    np.testing.assert_array_equal(problem.gradient(x), problem.gradient(x))
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_masks_of_different_batches_are_independent(framework):
+    """Means of halves differ as those of independent draws do, within three times the variance."""
+    problem = perceptron(framework, drop=0.5)
+    rng = np.random.default_rng(0)
+    x = problem.initial_point(rng)
+    gradients = np.stack(
+        [problem.gradient(x, np.r_[0, 1, 2, rng.integers(problem.n_samples)]) for _ in range(64)]
+    )
+    # three of four samples are always the same: a mask of the sample alone would repeat
+    deviation = gradients - gradients.mean(axis=0)
+    halves = gradients[:32].mean(axis=0) - gradients[32:].mean(axis=0)
+    variance = (deviation**2).sum() / 63
+    assert halves @ halves < 3 * variance * (2 / 32)
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_a_sum_over_the_batch_is_refused(framework):
+    with pytest.raises(InputError, match="expected the mean over the batch"):
+        linear(framework, loss="sum")
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_bad_arguments_are_named(framework):
+    with pytest.raises(InputError, match=r"weight_decay = -1: expected a number >= 0"):
+        linear(framework, weight_decay=-1)
+    make = asgd.JaxProblem
+    arguments = (lambda p, a: a.mean(), {"w": np.ones(2, np.float32)})
+    if framework == "torch":
+        import torch
+
+        make, arguments = asgd.TorchProblem, (torch.nn.Linear(2, 1), lambda out: out.mean())
+    with pytest.raises(InputError, match=r"data: arrays of shapes \(3, 2\), \(4,\): expected"):
+        make(*arguments, (np.ones((3, 2)), np.ones(4)))
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_a_network_passes_the_trial_of_plugins(framework):
+    for options in ({}, {"drop" if framework == "jax" else "dropout": 0.2}):
+        problem = load_plugin(f"tests.support.networks:{framework}_perceptron", options)
+        assert not problem.gives_noise
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_a_simulated_run_learns_repeats_and_is_verified(framework, tmp_path):
+    from cluster.storage.verify import verify
+
+    name = "drop" if framework == "jax" else "dropout"
+    config = asgd.make_config(
+        {
+            "problem": {
+                "kind": f"tests.support.networks:{framework}_perceptron",
+                "options": {name: 0.1},
+            },
+            "optimizer": {"learning_rate": 0.5, "batch_size": 16},
+            "cluster": {"workers": 3},
+            "run": {"updates": 120, "eval_every": 40},
+        }
+    )
+    first, second = (asgd.read_run(asgd.simulate(config, tmp_path / n)) for n in "ab")
+    np.testing.assert_array_equal(first.loss["loss"], second.loss["loss"])
+    losses = first.loss["loss"].to_numpy()
+    assert losses[-1] < 0.7 * losses[0]
+    verdict = verify(first)
+    assert not verdict.findings
+    assert verdict.checked.endswith("and a replay comes to the same")
+
+
+@needs_torch
+def test_running_statistics_are_refused_or_frozen():
+    import torch
+    from torch import nn
+
+    def module():
+        return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+
+    data = (torch.randn(20, 3), torch.randn(20, 1))
+    with pytest.raises(InputError, match=r"layer '1' \(BatchNorm1d\) keeps running statistics"):
+        asgd.TorchProblem(module(), nn.functional.mse_loss, data)
+    frozen = asgd.TorchProblem(module(), nn.functional.mse_loss, data, freeze_statistics=True)
+    x = frozen.initial_point(np.random.default_rng(0))
+    before = frozen.named_arrays(x)["1.running_mean"]
+    frozen.gradient(x, np.arange(8))
+    np.testing.assert_array_equal(frozen.named_arrays(x)["1.running_mean"], before)
+
+
+@needs_torch
+def test_parameters_of_several_types_are_refused():
+    import torch
+    from torch import nn
+
+    mixed = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 1).double())
+    with pytest.raises(InputError, match=r"torch.float32, torch.float64: expected parameters all"):
+        asgd.TorchProblem(mixed, nn.functional.mse_loss, (torch.ones(2, 3), torch.ones(2, 1)))
+
+
+@needs_torch
+def test_a_dataset_gives_what_its_tensors_give():
+    import torch
+    from torch import nn
+
+    class Pairs(torch.utils.data.Dataset):
+        def __init__(self, x, y):
+            self.x, self.y = x, y
+
+        def __len__(self):
+            return len(self.x)
+
+        def __getitem__(self, i):
+            return self.x[i], self.y[i]
+
+    x, y = torch.randn(20, 3), torch.randn(20, 1)
+    module = nn.Linear(3, 1)
+    of_tensors, of_dataset, of_items = (
+        asgd.TorchProblem(module, nn.functional.mse_loss, data)
+        for data in ((x, y), torch.utils.data.TensorDataset(x, y), Pairs(x, y))
+    )
+    points = np.random.default_rng(0).standard_normal((4, 4)).astype(np.float32)
+    batches = np.random.default_rng(1).integers(20, size=(4, 5))
+    for other in (of_dataset, of_items):
+        np.testing.assert_array_equal(other.loss(points), of_tensors.loss(points))
+        np.testing.assert_allclose(
+            other.gradient(points, batches), of_tensors.gradient(points, batches), atol=1e-6
+        )
+
+
+@needs_torch
+def test_a_random_loss_leaves_the_generator_of_torch_alone():
+    import torch
+
+    problem = perceptron("torch", drop=0.5)
+    x = problem.initial_point(np.random.default_rng(0))
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    problem.gradient(x, np.arange(4))
+    assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.skipif(HAS_TORCH, reason="PyTorch is installed")
+def test_without_torch_one_line_says_how_to_get_it():
+    with pytest.raises(InputError, match=r"TorchProblem: .*pip install '\.\[torch\]'"):
+        _ = asgd.TorchProblem
