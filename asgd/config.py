@@ -159,6 +159,9 @@ class ClusterConfig(_Table, frozen=True):
     `transport` is "ray" (a call per gradient), "tcp", "shm" (shared memory for workers on the
     server's node, tcp for the others) or "auto". Messages carry vectors as `wire_dtype`; the
     parameters on the server are always float64.
+
+    Ray gives each worker `gpus_per_worker` accelerators, a fraction below 1 or a whole number; with
+    0, no process of the run sees one. A worker computes on `threads_per_worker` threads.
     """
 
     workers: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 4
@@ -168,9 +171,16 @@ class ClusterConfig(_Table, frozen=True):
     worker_timeout: Positive = 60.0
     transport: Literal["auto", "ray", "tcp", "shm"] = "auto"
     wire_dtype: Literal["float64", "float32"] = "float64"
+    gpus_per_worker: NonNegative = 0.0
+    threads_per_worker: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 1
     compute_time: ComputeTimeConfig = ComputeTimeConfig()
 
     def __post_init__(self) -> None:
+        if self.gpus_per_worker > 1 and self.gpus_per_worker != int(self.gpus_per_worker):
+            raise ValueError(
+                f"gpus_per_worker = {self.gpus_per_worker:g}: expected a whole number, or a "
+                "fraction below 1"
+            )
         mean = self.compute_time.mean
         if isinstance(mean, list) and len(mean) != self.workers:
             raise ValueError(

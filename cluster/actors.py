@@ -28,7 +28,7 @@ from cluster.core.server import Replies
 from cluster.core.status import Status
 from cluster.core.worker import Worker
 from cluster.metrics import Metrics
-from cluster.nodes import metrics_page
+from cluster.nodes import metrics_page, take_devices
 from cluster.sockets.connection import Endpoint
 from cluster.sockets.server import SocketServer
 from cluster.storage.checkpoint import CHECKPOINTS
@@ -254,6 +254,7 @@ class WorkerActor:
         # SCHED_BATCH: a worker that wakes up does not preempt one that is computing.
         with contextlib.suppress(OSError):  # not permitted on every system
             os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+        take_devices(config.cluster, config.cluster.threads_per_worker)
         try:
             Worker(config, worker, make_problem(config)).run(connect(server, config, worker))
         except ConnectionError as error:
@@ -271,6 +272,7 @@ class RecorderActor:
 
     def __init__(self, config: RunConfig, path: str, epoch: int, umask: int) -> None:
         os.umask(umask)
+        take_devices(config.cluster, 1)
         self._config = config
         self._path = Path(path)
         self._epoch = epoch

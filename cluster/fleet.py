@@ -196,9 +196,10 @@ class Fleet:
     def _start_worker(self, worker: int) -> None:
         """Start the process of a worker and its work."""
         places = [node for other, node in self._places.items() if other in self._workers]
-        node = self._places[worker] = worker_node(places, self._places.get(worker))
+        gpus = self.config.cluster.gpus_per_worker
+        node = self._places[worker] = worker_node(places, self._places.get(worker), gpus)
         strategy = NodeAffinitySchedulingStrategy(node, soft=False)
-        self._workers[worker] = _start(WorkerActor, scheduling_strategy=strategy)
+        self._workers[worker] = _start(WorkerActor, scheduling_strategy=strategy, num_gpus=gpus)
         self._let_work(worker)
 
     def _let_work(self, worker: int) -> None:

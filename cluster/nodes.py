@@ -7,12 +7,15 @@ So we choose the node ourselves.
 from __future__ import annotations
 
 import math
+import os
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
 import ray
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
+from asgd.config import ClusterConfig
 from asgd.errors import RunFailedError
 from cluster.local_ray.vitals import SECONDS_TO_DIE, check_ray
 
@@ -36,7 +39,7 @@ def server_node() -> str:
     return here if here in labelled or not labelled else labelled[0]
 
 
-def worker_node(places: Iterable[str], avoided: str | None = None) -> str:
+def worker_node(places: Iterable[str], avoided: str | None = None, gpus: float = 0.0) -> str:
     """Return the node for a new worker: the one with the fewest workers per core.
 
     A node without cores is used only if there is no other.
@@ -47,11 +50,13 @@ def worker_node(places: Iterable[str], avoided: str | None = None) -> str:
         The node of each existing worker.
     avoided
         The node where the worker was lost; Ray may take 15 s to notice the loss of a node.
+    gpus
+        Accelerators that each worker needs.
 
     Raises
     ------
     RunFailedError
-        No node is alive.
+        No node is alive, or none has the accelerators left.
     """
     workers = Counter(places)
     nodes = alive_nodes()
@@ -59,12 +64,40 @@ def worker_node(places: Iterable[str], avoided: str | None = None) -> str:
         check_ray(SECONDS_TO_DIE)
         raise RunFailedError("no node of the Ray cluster is alive")
 
+    nodes = {name: node for name, node in nodes.items() if _gpu_places(node, gpus) > workers[name]}
+    if not nodes:
+        raise RunFailedError(
+            f"cluster.gpus_per_worker = {gpus:g}: no node of the Ray cluster has accelerators for "
+            f"more than {workers.total()} workers; expected fewer workers, or a smaller fraction"
+        )
+
     def load(name: str) -> tuple[bool, float, int]:
         cores = float(nodes[name]["Resources"].get("CPU", 0.0))
         share = (workers[name] + 1) / cores if cores > 0.0 else math.inf
         return name == avoided, share, workers[name]
 
     return min(nodes, key=load)
+
+
+def _gpu_places(node: dict[str, Any], gpus: float) -> float:
+    """Return how many workers a node has accelerators for; a fraction is of one of them."""
+    if gpus == 0.0:
+        return math.inf
+    available = float(node["Resources"].get("GPU", 0.0))
+    return available * math.floor(1 / gpus + 1e-9) if gpus <= 1 else available // gpus
+
+
+def take_devices(cluster: ClusterConfig, threads: int) -> None:
+    """Limit this process to the accelerators and threads of an actor, before it has a problem.
+
+    Ray sets what an actor with a reserved accelerator sees; the evaluation of the loss reserves
+    none and shares those of the workers.
+    """
+    if cluster.gpus_per_worker == 0.0:
+        os.environ.update(CUDA_VISIBLE_DEVICES="", HIP_VISIBLE_DEVICES="", JAX_PLATFORMS="cpu")
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ[name] = str(threads)  # for libraries that the problem imports
+    threadpool_limits(threads)  # of those that are loaded
 
 
 def metrics_page() -> str | None:
