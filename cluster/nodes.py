@@ -95,6 +95,8 @@ def take_devices(cluster: ClusterConfig, threads: int) -> None:
     """
     if cluster.gpus_per_worker == 0.0:
         os.environ.update(CUDA_VISIBLE_DEVICES="", HIP_VISIBLE_DEVICES="", JAX_PLATFORMS="cpu")
+    elif cluster.gpus_per_worker < 1.0:  # JAX would take most of its memory for one process
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[name] = str(threads)  # for libraries that the problem imports
     threadpool_limits(threads)  # of those that are loaded
