@@ -19,8 +19,7 @@ from asgd.rundir.tables import check_digests, read_table
 from asgd.simulation.replay import replay
 from asgd.stored_json import read_json
 
-# Relative and absolute; another machine may sum in another order.
-_TOLERANCE = {"float64": 1e-6, "float32": 1e-3}
+_TOLERANCE = 1e-6  # relative and absolute; another machine may sum in another order
 
 
 def record_findings(run: Run) -> list[str]:
@@ -69,7 +68,7 @@ def replay_findings(
     losses = dict(zip(run.loss["update"].tolist(), run.loss["loss"].tolist(), strict=True))
     found: dict[str, str] = {}
 
-    tolerance = _TOLERANCE[str(problem.dtype)]
+    tolerance = max(_TOLERANCE, 10 * problem.rounding)
 
     def compare(what: str, update: int, recorded: object, replayed: object) -> None:
         if not np.allclose(recorded, replayed, tolerance, tolerance, equal_nan=True):  # type: ignore[arg-type]

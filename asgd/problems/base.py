@@ -41,13 +41,16 @@ class Problem(ABC):
     additive_noise
         Whether S(x) is known not to depend on x.
     dtype
-        Precision of its gradients; the trial of a plug-in tolerates its rounding.
+        Precision of its gradients.
+    rounding
+        Relative error of its gradients by rounding, which a trial and a replay tolerate.
     """
 
     dim: int
     n_samples: int
     additive_noise: bool = False
     dtype: np.dtype[Any] = np.dtype(np.float64)
+    rounding: float = 1e-9
 
     @abstractmethod
     def initial_point(self, rng: np.random.Generator) -> Array:

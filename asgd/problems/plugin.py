@@ -183,7 +183,7 @@ class _Trial:
     def __init__(self, where: str, user: Any) -> None:
         self.where = where
         self.user = user
-        self.single = isinstance(user, Problem) and user.dtype == np.float32
+        self.rounding = user.rounding if isinstance(user, Problem) else Problem.rounding
         self.spacing = 0.0  # relative spacing of the returned floats, if of a short type
         self.dim, n = int(user.dim), int(user.n_samples)
         rng = stream(0, "plugin")
@@ -230,7 +230,7 @@ class _Trial:
         own = np.stack([np.roll(self.indices, shift) for shift in range(4)])[:, :2]
         rows = np.array([user.gradient(p, i) for p, i in zip(self.points, own, strict=True)])
         ok = self._same_by_row(user.loss) and self._same_by_row(user.gradient)
-        if not ok or not _agree(lambda: user.gradient(self.points, own), rows, self.single):
+        if not ok or not _agree(lambda: user.gradient(self.points, own), rows, self.rounding):
             raise InputError(
                 f"{self.where}: loss or gradient of points (4, {self.dim}) differs from the points "
                 "one by one; a subclass of Problem is vectorised over leading axes, any other "
@@ -242,7 +242,7 @@ class _Trial:
         where = f"{self.where}: {name}"
         calls = [partial(function, point) for point in self.points]
         rows = [_as_array(where, _call(self.where, name, call)) for call in calls]
-        return _agree(lambda: function(self.points), np.array(rows), self.single)
+        return _agree(lambda: function(self.points), np.array(rows), self.rounding)
 
     def _array(self, name: str, call: Callable[[], Any], shape: tuple[int, ...]) -> Array:
         where = f"{self.where}: {name}"
@@ -304,11 +304,8 @@ def _kind(value: Any) -> str:
     return f"an object of type {type(value).__name__}"
 
 
-def _agree(call: Callable[[], Any], expected: Array, single: bool) -> bool:
-    """Whether a trial call returns the expected result; errors and warnings are suppressed.
-
-    `single` allows for rounding in single precision.
-    """
+def _agree(call: Callable[[], Any], expected: Array, rounding: float) -> bool:
+    """Whether a trial call returns the expected result; errors and warnings are suppressed."""
     try:
         with np.errstate(all="ignore"):
             value = _as_array("", call())
@@ -316,9 +313,9 @@ def _agree(call: Callable[[], Any], expected: Array, single: bool) -> bool:
         return False
     if value.shape != expected.shape:
         return False
-    if single:  # sums in another order
-        return np.allclose(value, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
-    return np.allclose(value, expected, rtol=1e-9, atol=1e-12)
+    if rounding > Problem.rounding:  # of sums in another order, as large as their terms
+        return float(np.abs(value - expected).max()) <= rounding * float(np.abs(expected).max())
+    return np.allclose(value, expected, rtol=rounding, atol=1e-12)
 
 
 def _full_gradient(user: Any) -> Callable[[Array], Any]:

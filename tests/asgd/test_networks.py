@@ -51,7 +51,8 @@ def linear(framework, loss="mean", **options):
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_values_of_a_linear_layer_are_those_of_least_squares(framework):
     problem, a, y = linear(framework, weight_decay=0.3)
-    close = {"rtol": 2e-5, "atol": 2e-6} if problem.dtype == np.float32 else {"rtol": 1e-12}
+    single = {"rtol": 0, "atol": problem.rounding}
+    close = single if problem.dtype == np.float32 else {"rtol": 1e-12}
     x = np.random.default_rng(1).standard_normal((2, 5, 3))
     residual = x @ a.T - y
     np.testing.assert_allclose(
@@ -85,9 +86,9 @@ def test_derivatives_of_a_network(framework):
         v /= np.linalg.norm(v)
         h = 0.05  # float32: rounding of the loss is about 1e-7
         slope = (problem.loss(x + h * v) - problem.loss(x - h * v)) / (2 * h)
-        assert abs(problem.gradient(x) @ v - slope) < 5e-5
+        assert abs(problem.gradient(x) @ v - slope) < max(5e-5, problem.rounding)
         curvature = (problem.gradient(x + h * v) - problem.gradient(x - h * v)) / (2 * h)
-        np.testing.assert_allclose(problem.hessian_vector(x, v), curvature, atol=2e-4)
+        np.testing.assert_allclose(problem.hessian_vector(x, v), curvature, atol=2 * problem.rounding)
     mean = problem.sample_gradients(x).mean(axis=0)
     np.testing.assert_allclose(mean, problem.gradient(x), atol=1e-6)
 
@@ -190,7 +191,8 @@ def test_a_simulated_run_learns_repeats_and_is_verified(framework, tmp_path):
         }
     )
     first, second = (asgd.read_run(asgd.simulate(config, tmp_path / n)) for n in "ab")
-    np.testing.assert_array_equal(first.loss["loss"], second.loss["loss"])
+    if asgd.make_problem(config).rounding < 1e-3:  # accelerators sum in any order
+        np.testing.assert_array_equal(first.loss["loss"], second.loss["loss"])
     losses = first.loss["loss"].to_numpy()
     assert losses[-1] < 0.7 * losses[0]
     verdict = verify(first)

@@ -34,7 +34,7 @@ def torch_perceptron(dropout: float = 0.0, seeded: bool = True, dtype: str = "fl
 
     def metrics(module: Any) -> dict[str, float]:
         with torch.no_grad():
-            found = module(held_out).argmax(1).numpy()
+            found = module(held_out.to(module[0].weight.device)).argmax(1).cpu().numpy()
         return {"test_accuracy": float(np.mean(found == labels[TRAINED:]))}
 
     return asgd.TorchProblem(

@@ -39,6 +39,8 @@ class Network(Problem):
     ----------
     dtype
         Floating-point type of the parameters.
+    rounding
+        1e-4 in single precision, 1e-2 on accelerators, which multiply with ten bits.
     weight_decay
         Factor of |x|^2 / 2.
     random
@@ -60,6 +62,11 @@ class Network(Problem):
         self._metrics = metrics
         # Threads that simulate paths share the framework, which uses the processors by itself.
         self._lock = threading.RLock()
+
+    def _note_precision(self, dtype: np.dtype[Any], accelerated: bool) -> None:
+        self.dtype = dtype
+        if dtype == np.float32:
+            self.rounding = 1e-2 if accelerated else 1e-4
 
     @abstractmethod
     def unflatten(self, x: Array) -> Any:

@@ -70,7 +70,7 @@ class JaxProblem(Network):
         self._tree = tree
         self._start, self._unravel = ravel_pytree(tree)
         self.dim = self._start.size
-        self.dtype = np.dtype(self._start.dtype)
+        self._note_precision(np.dtype(self._start.dtype), jax.default_backend() != "cpu")
         self._data = tuple(_like(array, self._start.dtype) for array in as_arrays(data))
         super().__init__(len(self._data[0]), weight_decay, random, metrics)
         self._loss_function = loss

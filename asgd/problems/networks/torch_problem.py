@@ -22,6 +22,7 @@ except ImportError as error:
     raise InputError(f"TorchProblem: {error}; pip install '.[torch]' brings PyTorch") from error
 
 _Running = torch.nn.modules.batchnorm._NormBase  # BatchNorm, InstanceNorm of every dimension
+_Convolution = torch.nn.modules.conv._ConvNd
 _Dropout = torch.nn.modules.dropout._DropoutNd
 
 
@@ -110,7 +111,8 @@ class TorchProblem(Network):
         self._flat = torch.cat([p.detach().reshape(-1) for p in self._named.values()])
         self._flat_gradient = torch.zeros_like(self._flat)
         self.dim = self._flat.numel()
-        self.dtype = np.dtype(str(self._flat.dtype).removeprefix("torch."))
+        dtype = np.dtype(str(self._flat.dtype).removeprefix("torch."))
+        self._note_precision(dtype, self.device.type != "cpu")
         self._start = self._flat.cpu().numpy().copy()
         pinned = self.device.type == "cuda"
         self._staging = torch.empty(self.dim, dtype=self._flat.dtype, pin_memory=pinned)
@@ -160,15 +162,14 @@ class TorchProblem(Network):
     def _gradient_of_batch(self, x: Array, indices: Indices) -> Array:
         module = self.load(x)
         if not self.random:
-            return self._backward(module, indices)
+            return self._backward(module, self._data.batch(indices))
         for layer in self._layers():
             layer.training = not isinstance(layer, _Running)
         with _seeded(seed_of(indices), self.device):
-            return self._backward(module, indices)
+            return self._backward(module, self._data.batch(indices))
 
-    def _backward(self, module: torch.nn.Module, indices: Indices) -> Array:
+    def _backward(self, module: torch.nn.Module, batch: tuple[torch.Tensor, ...]) -> Array:
         """Return the gradient in new memory; autograd adds to the one vector of gradients."""
-        batch = self._data.batch(indices)
         self._flat_gradient.zero_()
         self._loss_function(module(*batch[: self._inputs]), *batch[self._inputs :]).backward()
         if self.device.type == "cpu":
@@ -200,6 +201,11 @@ class TorchProblem(Network):
         return values
 
     def _gradients(self, points: Array, indices: Indices) -> Array:
+        if any(isinstance(layer, _Convolution) for layer in self._layers()):
+            # one by one: convolutions with weights of their own are slower in one call
+            batches = np.broadcast_to(indices, (len(points), indices.shape[-1]))
+            rows = zip(points, map(self._calm_batch, batches), strict=True)
+            return np.stack([self._backward(self.load(x), batch) for x, batch in rows])
         batch = self._calm_batch(indices)
         shared = None if indices.ndim == 1 else 0
         each = vmap(grad(self._loss_of), in_dims=(0, *[shared] * len(batch)))
