@@ -88,7 +88,9 @@ def test_derivatives_of_a_network(framework):
         slope = (problem.loss(x + h * v) - problem.loss(x - h * v)) / (2 * h)
         assert abs(problem.gradient(x) @ v - slope) < max(5e-5, problem.rounding)
         curvature = (problem.gradient(x + h * v) - problem.gradient(x - h * v)) / (2 * h)
-        np.testing.assert_allclose(problem.hessian_vector(x, v), curvature, atol=2 * problem.rounding)
+        np.testing.assert_allclose(
+            problem.hessian_vector(x, v), curvature, atol=2 * problem.rounding
+        )
     mean = problem.sample_gradients(x).mean(axis=0)
     np.testing.assert_allclose(mean, problem.gradient(x), atol=1e-6)
 
