@@ -199,7 +199,7 @@ def test_a_simulated_run_learns_repeats_and_is_verified(framework, tmp_path):
     assert losses[-1] < 0.7 * losses[0]
     verdict = verify(first)
     assert not verdict.findings
-    assert verdict.checked.endswith("and a replay comes to the same")
+    assert verdict.checked.endswith("; a replay agrees")
 
 
 @needs_torch
