@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from asgd.problems import make_problem as make_problem
     from asgd.problems.networks.jax_problem import JaxProblem as JaxProblem
     from asgd.problems.networks.torch_problem import TorchProblem as TorchProblem
+    from asgd.rundir.export import export as export
     from asgd.rundir.reader import Run as Run
     from asgd.rundir.reader import read_run as read_run
     from asgd.rundir.repeats import read_runs as read_runs
@@ -55,6 +56,7 @@ else:
                 "RunFailedError",
                 "UnreliableEstimateError",
             ],
+            "asgd.rundir.export": ["export"],
             "asgd.rundir.repeats": ["read_runs"],
             "asgd.problems": ["Problem", "make_problem"],
             "asgd.problems.networks.jax_problem": ["JaxProblem"],

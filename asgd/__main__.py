@@ -382,6 +382,25 @@ def plan(
 
 
 @cli.command()
+@click.argument("path", metavar="RUN", type=PATH)
+@click.option("-o", "--output", type=PATH, required=True, help="FILE.npz, .safetensors or .pt.")
+def export(path: Path, output: Path) -> None:
+    """Write the parameters that RUN has reached into a file.
+
+    A network's arrays have the names that its framework gives them; .pt is a state dictionary of
+    PyTorch. `problem.initial_from` in a configuration starts a run from such a file.
+
+    \b
+    asgd export runs/mine -o model.npz
+    asgd export runs/mine -o model.safetensors
+    """
+    from asgd.rundir.export import export
+    from asgd.rundir.reader import read_run
+
+    say(export(read_run(path), output))
+
+
+@cli.command()
 @out_option
 @paths_option
 @quiet_option

@@ -51,7 +51,8 @@ class ProblemConfig(_Table, frozen=True):
 
     `kind` is a built-in problem or a plug-in `"package.module:factory"`; the factory is called with
     the entries of `options`. `curvature`, `noise` and `initial` belong to the one-dimensional
-    problems, `dataset` and `l2` to the linear models.
+    problems, `dataset` and `l2` to the linear models. A run of any problem starts from the
+    parameters in the file `initial_from`, as `asgd export` writes it.
     """
 
     kind: str = "softmax"
@@ -61,6 +62,7 @@ class ProblemConfig(_Table, frozen=True):
     noise: NonNegative | None = None
     initial: float | None = None
     options: dict[str, Any] = {}
+    initial_from: str | None = None
 
     @property
     def is_plugin(self) -> bool:
@@ -76,7 +78,7 @@ class ProblemConfig(_Table, frozen=True):
                 f'kind = {self.kind!r}: {hint}expected {kinds} or "package.module:factory"'
             )
         for key in self.__struct_fields__[1:]:
-            if key not in accepted and getattr(self, key) not in (None, {}):
+            if key not in (*accepted, "initial_from") and getattr(self, key) not in (None, {}):
                 takes = ", ".join(accepted)
                 raise ValueError(
                     f"{key} does not belong to kind {self.kind!r}, which takes {takes}"

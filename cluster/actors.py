@@ -18,6 +18,7 @@ from asgd.arrays import Array
 from asgd.config import RunConfig
 from asgd.errors import AsgdError
 from asgd.problems import make_problem
+from asgd.rundir.checkpoint import CHECKPOINTS
 from asgd.rundir.files import describe_os_error
 from asgd.rundir.repair import recorded_updates
 from asgd.rundir.writer import RunWriter
@@ -31,7 +32,6 @@ from cluster.metrics import Metrics
 from cluster.nodes import metrics_page, take_devices
 from cluster.sockets.connection import Endpoint
 from cluster.sockets.server import SocketServer
-from cluster.storage.checkpoint import CHECKPOINTS
 from cluster.storage.lease import Lease
 from cluster.storage.recorder import EvaluationError, Recorder
 from cluster.storage.recovery import Restored, start_server

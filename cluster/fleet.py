@@ -15,6 +15,7 @@ from asgd.arrays import Array
 from asgd.config import MOST_WORKERS, RunConfig
 from asgd.delays import ComputeTime
 from asgd.errors import InputError, RunFailedError
+from asgd.rundir.checkpoint import CHECKPOINTS
 from asgd.rundir.reader import read_run
 from asgd.rundir.writer import RunWriter
 from cluster.actors import ASIDE, Actor, RecorderActor, ServerActor, UserError, WorkerActor
@@ -23,7 +24,6 @@ from cluster.local_ray.causes import cause_of
 from cluster.local_ray.vitals import answer, check_ray
 from cluster.nodes import alive_nodes, server_node, worker_node
 from cluster.restarts import Restarts
-from cluster.storage.checkpoint import CHECKPOINTS
 from cluster.storage.lease import Lease
 from cluster.storage.recovery import restore
 from cluster.team import Request, Team

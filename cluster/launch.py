@@ -16,6 +16,7 @@ from asgd.problems import make_problem
 from asgd.problems.base import Problem, starting_point
 from asgd.progress import CallbackError, Progress
 from asgd.rundir.alive import heartbeat
+from asgd.rundir.checkpoint import CHECKPOINTS
 from asgd.rundir.files import describe_os_error
 from asgd.rundir.problem_record import ProblemRecord, check_problem
 from asgd.rundir.reader import read_run
@@ -26,7 +27,6 @@ from cluster.local_ray.causes import cause_of
 from cluster.local_ray.session import check_address, ray_session
 from cluster.local_ray.vitals import failure_recorded, ray_death
 from cluster.metrics import check_metrics
-from cluster.storage.checkpoint import CHECKPOINTS
 from cluster.storage.lease import only_launcher
 from cluster.team import take_requests
 from cluster.watch import supervise

@@ -19,9 +19,9 @@ import msgspec
 from asgd.config import MOST_WORKERS, RunConfig
 from asgd.errors import InputError, written
 from asgd.rundir.alive import read_heartbeat
+from asgd.rundir.checkpoint import CHECKPOINTS
 from asgd.rundir.files import replace_file
 from asgd.rundir.reader import read_run
-from cluster.storage.checkpoint import CHECKPOINTS
 
 _PREFIX = "request-"
 _LONGEST_REQUEST = 1000  # bytes

@@ -55,8 +55,9 @@ from asgd.config import RunConfig, make_config
 from asgd.errors import AsgdError
 from asgd.problems import make_problem
 from asgd.progress import Progress
+from asgd.rundir.checkpoint import CHECKPOINTS, paths, version_of
 from asgd.rundir.reader import Run, read_run
-from cluster.storage.checkpoint import CHECKPOINTS, load, paths, version_of
+from cluster.storage.checkpoint import load
 from tests.support.faults import replay_run
 from tests.support.invariants import check_gradients
 from tests.support.processes import actor_processes

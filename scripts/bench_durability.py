@@ -36,13 +36,13 @@ import ray
 from asgd.config import RunConfig, make_config
 from asgd.problems import make_problem
 from asgd.problems.base import starting_point
+from asgd.rundir.checkpoint import CHECKPOINTS
 from asgd.rundir.writer import RunWriter
 from cluster.actors import ASIDE, RecorderActor, ServerActor, WorkerActor
 from cluster.core.ledger import Ledger
 from cluster.core.messages import Gradient
 from cluster.core.server import ParameterServer
 from cluster.local_ray.session import ray_session
-from cluster.storage.checkpoint import CHECKPOINTS
 from cluster.storage.lease import Lease
 from cluster.storage.write_ahead import WriteAheadLog
 

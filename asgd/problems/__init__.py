@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
+import numpy as np
+
+from asgd.arrays import Array
 from asgd.config import LINEAR_KINDS, Configuration, ProblemConfig, as_config
+from asgd.errors import InputError
+from asgd.parameter_files import read_arrays
 from asgd.problems.base import Problem
 from asgd.problems.linear import DATASETS, LeastSquares, Logistic, Softmax
 from asgd.problems.scalar import DoubleWell, Quadratic, Quartic
@@ -33,10 +39,40 @@ def make_problem(config: Configuration | ProblemConfig) -> Problem:
     Raises
     ------
     InputError
-        A plug-in does not import, or its factory does not return a problem.
+        A plug-in does not import, its factory does not return a problem, or the file that it
+        starts from is not of this problem.
     """
     if not isinstance(config, ProblemConfig):
         config = as_config(config).problem
+    problem = _make(config)
+    if config.initial_from is not None:
+        problem.start = _start_from(config.initial_from, problem)
+    return problem
+
+
+def _start_from(file: str, problem: Problem) -> Array:
+    """Return the parameters in an exported file, shape (d,).
+
+    Raises
+    ------
+    InputError
+        The file cannot be read, or its arrays are not those of the problem.
+    """
+    where = f"problem.initial_from = {file!r}"
+    arrays = read_arrays(Path(file), where)
+    try:
+        x = problem.flatten(arrays).astype(float)
+    except KeyError as error:
+        has = ", ".join(arrays) or "nothing"
+        raise InputError(f"{where}: has {has}: expected {error} too") from None
+    if x.shape != (problem.dim,):
+        raise InputError(f"{where}: has {x.size} parameters: expected {problem.dim}")
+    if not np.isfinite(x).all():
+        raise InputError(f"{where}: has parameters that are not finite")
+    return x
+
+
+def _make(config: ProblemConfig) -> Problem:
     if config.is_plugin:
         from asgd.problems.plugin import load_plugin
 

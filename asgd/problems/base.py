@@ -14,6 +14,7 @@ copies the returned gradient before the next call, so the problem may reuse that
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,8 @@ class Problem(ABC):
         Precision of its gradients.
     rounding
         Relative error of its gradients by rounding, which a trial and a replay tolerate.
+    start
+        x_0 in place of the `initial_point`, shape (d,), if the configuration names a file.
     """
 
     dim: int
@@ -51,6 +54,7 @@ class Problem(ABC):
     additive_noise: bool = False
     dtype: np.dtype[Any] = np.dtype(np.float64)
     rounding: float = 1e-9
+    start: Array | None = None
 
     @abstractmethod
     def initial_point(self, rng: np.random.Generator) -> Array:
@@ -149,7 +153,23 @@ class Problem(ABC):
         rows = self.hessian_vector(x, np.eye(self.dim))
         return (rows + rows.T) / 2
 
+    def named_arrays(self, x: Array) -> dict[str, Array]:
+        """Return the parameters x, shape (d,), as named arrays for a file."""
+        return {"parameters": x}
+
+    def flatten(self, arrays: Mapping[str, Array]) -> Array:
+        """Return the vector (d,) of named arrays; the inverse of `named_arrays`.
+
+        Raises
+        ------
+        KeyError
+            An array is missing.
+        """
+        return np.ravel(arrays["parameters"])
+
 
 def starting_point(problem: Problem, seed: int) -> Array:
     """Return x_0 for a seed, shape (d,), as a new float array; runs and models start here."""
+    if problem.start is not None:
+        return np.array(problem.start)
     return np.array(problem.initial_point(stream(seed, "initial")), dtype=float)

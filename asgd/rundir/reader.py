@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from asgd.arrays import Array
 from asgd.config import RunConfig, load_config
 from asgd.errors import AsgdError, InputError
 from asgd.rundir.alive import read_heartbeat
@@ -18,6 +19,7 @@ from asgd.rundir.defects import loss_defect, member_defect, trace_defect
 from asgd.rundir.events import read_events
 from asgd.rundir.files import check_no_links
 from asgd.rundir.outline import Outline, outline
+from asgd.rundir.parameters import Reached
 from asgd.rundir.parts import (
     first_update,
     missing_losses,
@@ -90,6 +92,28 @@ class Run:
         for update in set(missing) - reported_losses(self.events):
             self._refuse(LOSS, f"the loss after update {update} is missing; a part was lost")
         return loss
+
+    @property
+    def parameters(self) -> Array:
+        """The parameters x, shape (d,), of the newest saved state.
+
+        A run that ended by itself, or by Ctrl-C, has saved its last state.
+
+        Raises
+        ------
+        InputError
+            None is saved.
+        """
+        return self._reached.parameters
+
+    @property
+    def parameters_update(self) -> int:
+        """The number of updates that led to `parameters`."""
+        return self._reached.update
+
+    @cached_property
+    def _reached(self) -> Reached:
+        return Reached.of(self.path)
 
     @cached_property
     def recorded_updates(self) -> int:

@@ -28,6 +28,7 @@ from asgd.rules import make_rule
 from asgd.rundir.alive import heartbeat
 from asgd.rundir.columns import LOSS_COLUMNS
 from asgd.rundir.files import describe_os_error
+from asgd.rundir.parameters import Reached
 from asgd.rundir.problem_record import ProblemRecord
 from asgd.rundir.repeats import run_repeats
 from asgd.rundir.writer import RunWriter, default_path
@@ -104,7 +105,7 @@ def _make(
         start.note(writer)
         with np.errstate(over="ignore", invalid="ignore"):  # _Descent checks for non-finite values
             _follow(descent, record, config)
-        record.flush()
+        record.end()
         writer.event("finish")
     except KeyboardInterrupt:
         _note_end(record, writer, "interrupted")
@@ -133,7 +134,7 @@ def _fail(record: _Record, writer: RunWriter, failure: RunFailedError) -> RunFai
 def _note_end(record: _Record, writer: RunWriter, kind: str, **fields: str) -> None:
     # On a full disk this fails too; report the first error.
     with suppress(OSError):
-        record.flush()
+        record.end()
     with suppress(OSError):
         writer.event(kind, **fields)
 
@@ -326,6 +327,11 @@ class _Record:
         """Flush if the next part of the trace is full."""
         if self._descent.applied - self._written >= _PART:
             self.flush()
+
+    def end(self) -> None:
+        """Write what is left and the parameters."""
+        self.flush()
+        Reached(self._descent.applied, self._descent.x).save(self._writer.path)
 
     def flush(self) -> None:
         """Write the new rows of the trace and the new losses."""

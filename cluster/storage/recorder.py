@@ -9,6 +9,7 @@ from pathlib import Path
 
 from asgd.arrays import Array
 from asgd.problems.base import Problem
+from asgd.rundir.checkpoint import CHECKPOINTS, DamagedCheckpointError, paths, version_of
 from asgd.rundir.columns import LOSS_COLUMNS
 from asgd.rundir.reader import read_run
 from asgd.rundir.repair import recorded_losses
@@ -16,7 +17,7 @@ from asgd.rundir.writer import RunWriter
 from cluster.core.ledger import Evaluations, Record
 from cluster.core.state import State
 from cluster.metrics import Metrics
-from cluster.storage.checkpoint import CHECKPOINTS, DamagedCheckpointError, paths, save, version_of
+from cluster.storage.checkpoint import save
 from cluster.storage.lease import Lease
 from cluster.storage.write_ahead import cut_log, remove_log
 

@@ -8,13 +8,14 @@ from pathlib import Path
 from asgd.arrays import Array
 from asgd.config import RunConfig
 from asgd.errors import RunFailedError
+from asgd.rundir.checkpoint import CHECKPOINTS, DamagedCheckpointError, paths, version_of
 from asgd.rundir.reader import read_run
 from asgd.rundir.repair import cut_back, recorded_updates
 from asgd.rundir.writer import RunWriter
 from cluster.core.server import ParameterServer
 from cluster.core.state import State
 from cluster.core.update import Incident
-from cluster.storage.checkpoint import CHECKPOINTS, DamagedCheckpointError, load, paths, version_of
+from cluster.storage.checkpoint import load
 from cluster.storage.write_ahead import WriteAheadLog, is_logged, read_log
 
 

@@ -8,10 +8,11 @@ from pathlib import Path
 
 from asgd.arrays import Array
 from asgd.errors import InputError
+from asgd.rundir.checkpoint import CHECKPOINTS, DamagedCheckpointError, paths
 from asgd.rundir.parts import reported_losses
 from asgd.rundir.reader import Run
 from asgd.verify import record_findings, replay_findings
-from cluster.storage.checkpoint import CHECKPOINTS, DamagedCheckpointError, load, paths
+from cluster.storage.checkpoint import load
 from cluster.storage.lease import LOG_FILES, check_lease
 from cluster.storage.write_ahead import segments
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from asgd.progress import Progress
-from cluster.storage.checkpoint import CHECKPOINTS
+from asgd.rundir.checkpoint import CHECKPOINTS
 from scripts.bench_chaos import Injector
 
 ROOT = Path(__file__).parents[2]

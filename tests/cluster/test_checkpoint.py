@@ -23,19 +23,12 @@ from msgspec import structs
 
 from asgd.config import MetricsConfig
 from asgd.errors import InputError, RunFailedError
+from asgd.rundir.checkpoint import CHECKPOINTS, DamagedCheckpointError, paths
 from asgd.rundir.reader import read_run
 from cluster.actors import RecorderActor
 from cluster.core.state import State
 from cluster.metrics import Metrics
-from cluster.storage.checkpoint import (
-    CHECKPOINTS,
-    DamagedCheckpointError,
-    load,
-    pack,
-    paths,
-    save,
-    unpack,
-)
+from cluster.storage.checkpoint import load, pack, save, unpack
 from cluster.storage.lease import Lease, LeaseLostError, only_launcher
 from cluster.storage.recorder import Recorder
 from cluster.storage.recovery import start_server
@@ -531,7 +524,7 @@ import numpy as np
 from asgd.config import make_config
 from asgd.problems import make_problem
 from asgd.rundir.writer import RunWriter
-from cluster.storage.checkpoint import CHECKPOINTS
+from asgd.rundir.checkpoint import CHECKPOINTS
 from cluster.storage.lease import Lease
 from cluster.core.messages import Gradient
 from cluster.storage.recorder import Recorder

@@ -23,11 +23,12 @@ from asgd.__main__ import main
 from asgd.config import RunConfig, make_config
 from asgd.errors import InputError, RunFailedError
 from asgd.progress import Progress
+from asgd.rundir.checkpoint import CHECKPOINTS, paths
 from asgd.rundir.reader import Run, read_run
 from asgd.rundir.repeats import read_runs
 from asgd.simulation.simulate import simulate
 from cluster import resume, run
-from cluster.storage.checkpoint import CHECKPOINTS, load, paths
+from cluster.storage.checkpoint import load
 from tests.support.faults import replay_run
 from tests.support.invariants import check_gradients
 from tests.support.processes import actor_processes, below, processes_in
@@ -267,7 +268,7 @@ SCRIPT = """
 import json, sys
 from asgd.config import make_config
 from cluster import run
-from cluster.storage.checkpoint import paths
+from asgd.rundir.checkpoint import paths
 from pathlib import Path
 
 def show(progress):

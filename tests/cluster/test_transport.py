@@ -15,12 +15,12 @@ import ray
 
 from asgd.config import make_config
 from asgd.progress import Progress
+from asgd.rundir.checkpoint import CHECKPOINTS
 from asgd.rundir.reader import read_run
 from asgd.simulation.simulate import simulate
 from cluster import run
 from cluster.actors import ServerActor
 from cluster.core.messages import Snapshot, Stop
-from cluster.storage.checkpoint import CHECKPOINTS
 from cluster.transport import ServerGoneError, Waiting, connect, decode, encode
 from tests.support.invariants import check_trace
 from tests.support.processes import actor_processes, listeners

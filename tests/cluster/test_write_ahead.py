@@ -14,11 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asgd.config import make_config
+from asgd.rundir.checkpoint import CHECKPOINTS
 from asgd.rundir.reader import read_run
 from cluster.core.messages import Gradient
 from cluster.core.state import OrderState
 from cluster.core.update import Entry, Incident, Update
-from cluster.storage.checkpoint import CHECKPOINTS
 from cluster.storage.lease import Lease
 from cluster.storage.write_ahead import WriteAheadLog, cut_log, is_logged, read_log, segments
 from tests.support.faults import replay_run

@@ -14,6 +14,7 @@ import shlex
 import subprocess
 import sys
 import tomllib
+from importlib.util import find_spec
 from pathlib import Path
 
 import matplotlib
@@ -59,6 +60,10 @@ def with_blocks() -> list[object]:
     found: list[object] = []
     for page in PAGES:
         text = "".join(text for _, text, _ in blocks(page))
+        if "import torch" in text and find_spec("torch") is None:
+            skipped = pytest.mark.skip("PyTorch is not installed")
+            found.append(pytest.param(page, False, marks=skipped, id=str(page.relative_to(ROOT))))
+            continue
         real = "asgd run " in text or "cluster.run(" in text
         marks = [pytest.mark.ray] if real else []
         if text:

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from asgd.config import RunConfig, make_config
+from asgd.rundir.checkpoint import CHECKPOINTS
 from asgd.rundir.reader import read_run
 from asgd.rundir.writer import RunWriter
-from cluster.storage.checkpoint import CHECKPOINTS
 from cluster.storage.lease import Lease
 from cluster.storage.recorder import Recorder
 from cluster.storage.recovery import Restored, restore, start_server

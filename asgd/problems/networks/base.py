@@ -73,14 +73,6 @@ class Network(Problem):
         """Return the parameters x, shape (d,), in the framework's own form."""
 
     @abstractmethod
-    def flatten(self, state: Mapping[str, Array]) -> Array:
-        """Return the vector (d,) of named arrays; the inverse of `named_arrays`."""
-
-    @abstractmethod
-    def named_arrays(self, x: Array) -> dict[str, Array]:
-        """Return the parameters x, shape (d,), as arrays by name, buffers included."""
-
-    @abstractmethod
     def _losses(self, points: Array, indices: Indices) -> Array:
         """Return the loss of one batch (b,) at points (k, d), shape (k,)."""
 

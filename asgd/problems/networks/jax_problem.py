@@ -115,10 +115,10 @@ class JaxProblem(Network):
         leaves = jax.tree_util.tree_leaves_with_path(self.unflatten(x))
         return {_name(path): np.asarray(leaf) for path, leaf in leaves}
 
-    def flatten(self, state: Mapping[str, Array]) -> Array:
+    def flatten(self, arrays: Mapping[str, Array]) -> Array:
         """Return the vector (d,) of named leaves."""
         paths = jax.tree_util.tree_leaves_with_path(self._tree)
-        return np.concatenate([np.ravel(state[_name(path)]) for path, _ in paths]).astype(
+        return np.concatenate([np.ravel(arrays[_name(path)]) for path, _ in paths]).astype(
             self.dtype
         )
 

@@ -155,9 +155,9 @@ class TorchProblem(Network):
         state = self.load(x).state_dict()
         return {name: value.detach().cpu().numpy().copy() for name, value in state.items()}
 
-    def flatten(self, state: Mapping[str, Array]) -> Array:
-        """Return the vector (d,) of the parameters in a state; buffers must be the module's own."""
-        return np.concatenate([np.ravel(state[name]) for name in self._named]).astype(self.dtype)
+    def flatten(self, arrays: Mapping[str, Array]) -> Array:
+        """Return the vector (d,) of the parameters; buffers are the module's own."""
+        return np.concatenate([np.ravel(arrays[name]) for name in self._named]).astype(self.dtype)
 
     def _gradient_of_batch(self, x: Array, indices: Indices) -> Array:
         module = self.load(x)
