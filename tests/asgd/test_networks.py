@@ -203,6 +203,20 @@ def test_a_simulated_run_learns_repeats_and_is_verified(framework, tmp_path):
 
 
 @needs_torch
+def test_a_module_that_was_given_out_is_its_owners():
+    problem = perceptron("torch")
+    x = problem.initial_point(np.random.default_rng(0)).astype(np.float32)
+    module = problem.unflatten(x)
+    problem.gradient(0 * x, np.arange(4))
+    np.testing.assert_array_equal(problem.flatten(_arrays(module)), x)
+    assert all(p.grad is None for p in module.parameters())
+
+
+def _arrays(module):
+    return {name: value.numpy() for name, value in module.state_dict().items()}
+
+
+@needs_torch
 def test_running_statistics_are_refused_or_frozen():
     import torch
     from torch import nn

@@ -54,8 +54,8 @@ def test_from_configuration() -> None:
 @pytest.mark.parametrize(
     ("schedule", "message"),
     [
-        ({"at": [1, 2], "values": [0.1]}, "at has 2 entries and values 1"),
-        ({"at": [5, 5], "values": [0.1, 0.2]}, "growing"),
+        ({"at": [1, 2], "values": [0.1]}, "at has 2 entries, values has 1"),
+        ({"at": [5, 5], "values": [0.1, 0.2]}, "expected increasing update numbers"),
         ({"at": [5], "values": [-0.1]}, "values"),
         ({"at": [0], "values": [0.1]}, "at"),
         ({"at": [5], "value": [0.1]}, "value: unknown key"),

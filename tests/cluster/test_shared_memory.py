@@ -39,7 +39,7 @@ def test_memory_cannot_be_cut_under_the_other_side() -> None:
 
 def test_memory_of_another_size_is_refused() -> None:
     descriptor = create_memory(VectorFormat(1000))
-    with pytest.raises(WireError, match="another size"):
+    with pytest.raises(WireError, match="wrong size"):
         SharedVectors(descriptor, VectorFormat(2000))
     os.close(descriptor)
 

@@ -92,12 +92,16 @@ class Network(Problem):
     def _hessian_vectors(self, points: Array, vectors: Array, indices: Indices) -> Array:
         """Return the Hessians of the loss of one batch at points (k, d) times vectors (k, d)."""
 
+    def load(self, x: Array) -> Any:
+        """Return what `unflatten` does, but valid only until the next call of a method."""
+        return self.unflatten(x)
+
     def metrics(self, x: Array) -> dict[str, float]:
         """Return the user's metrics at x of shape (d,); none if none were given."""
         if self._metrics is None:
             return {}
         with self._lock:
-            values = self._metrics(self.unflatten(x))
+            values = self._metrics(self.load(x))
         return {name: float(value) for name, value in values.items()}
 
     def loss(self, x: Array) -> Array:

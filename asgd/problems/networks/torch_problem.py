@@ -147,8 +147,10 @@ class TorchProblem(Network):
         return self.module.eval()
 
     def unflatten(self, x: Array) -> torch.nn.Module:
-        """Return the module with the parameters x; see `load`."""
-        return self.load(x)
+        """Return a module of its own with the parameters x, shape (d,), in evaluation mode."""
+        module: torch.nn.Module = copy.deepcopy(self.load(x))
+        module.zero_grad(set_to_none=True)
+        return module
 
     def named_arrays(self, x: Array) -> dict[str, Array]:
         """Return the state of the module with the parameters x, as `state_dict` names it."""
