@@ -146,9 +146,16 @@ class Launched:
         if not parts:
             return False
         part = parts[int(self._random.integers(len(parts)))]
-        data = bytearray(part.read_bytes())
-        data[int(self._random.integers(len(data)))] ^= 1 << int(self._random.integers(8))
-        part.write_bytes(data)
+        place = int(self._random.integers(part.stat().st_size))
+        bit = 1 << int(self._random.integers(8))
+        try:
+            with part.open("r+b", buffering=0) as file:  # in place: the disk may be full
+                file.seek(place)
+                byte = file.read(1)[0] ^ bit
+                file.seek(place)
+                file.write(bytes([byte]))
+        except OSError:  # an earlier fault made it read-only
+            return False
         self.damaged.append(part)
         return True
 
