@@ -213,14 +213,14 @@ MUTATIONS = [
     ),
     Mutation(
         "a checkpoint is not flushed",
-        "cluster/storage/checkpoint.py",
+        "asgd/rundir/checkpoint.py",
         "            os.fsync(file.fileno())\n            # What",
         "            # What",
         POWER,
     ),
     Mutation(
         "the name of a checkpoint is not flushed",
-        "cluster/storage/checkpoint.py",
+        "asgd/rundir/checkpoint.py",
         "    sync_directory(directory)\n    for older",
         "    for older",
         POWER,
@@ -248,7 +248,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a checkpoint is not read back",
-        "cluster/storage/checkpoint.py",
+        "asgd/rundir/checkpoint.py",
         "if temporary.read_bytes() != data:",
         "if False:",
         CHECKPOINT,
