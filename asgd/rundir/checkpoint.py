@@ -78,7 +78,7 @@ class Checkpoint:
         if not data.startswith(_MAGIC):
             raise DamagedCheckpointError("does not begin like a checkpoint")
         if hashlib.sha256(content).digest() != data[len(_MAGIC) : start]:
-            raise DamagedCheckpointError("its checksum does not fit its content")
+            raise DamagedCheckpointError("its checksum does not match its content")
         end = _LENGTH_BYTES + int.from_bytes(content[:_LENGTH_BYTES], "little")
         try:
             arrays = tuple(_arrays(content[end:]))
