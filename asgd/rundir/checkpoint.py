@@ -76,7 +76,7 @@ class Checkpoint:
         start = len(_MAGIC) + _DIGEST_BYTES
         content = data[start:]
         if not data.startswith(_MAGIC):
-            raise DamagedCheckpointError("does not begin like a checkpoint")
+            raise DamagedCheckpointError("is not a checkpoint: its first bytes are wrong")
         if hashlib.sha256(content).digest() != data[len(_MAGIC) : start]:
             raise DamagedCheckpointError("its checksum does not match its content")
         end = _LENGTH_BYTES + int.from_bytes(content[:_LENGTH_BYTES], "little")
