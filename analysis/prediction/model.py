@@ -36,7 +36,7 @@ from asgd.errors import InputError, UnreliableEstimateError
 from asgd.staleness import Geometric, StalenessLaw
 from asgd.streams import stream
 
-Progress = Callable[[int, int], None]
+OnProgress = Callable[[int, int], None]
 
 # Amplification of noise by random lags up to which the fast method is accepted. On a tanh network
 # its loss is up to 9 % off at 1.07, 18 % at 1.15 and 26 % at 1.6, early, where the mean path moves.
@@ -73,7 +73,7 @@ class Model(ABC):
 
     @abstractmethod
     def simulate(
-        self, setting: RunSetting, paths: int, seed: int, progress: Progress | None = None
+        self, setting: RunSetting, paths: int, seed: int, progress: OnProgress | None = None
     ) -> Ensemble:
         """Return an ensemble of paths, recorded at the updates of the setting."""
 
@@ -106,7 +106,7 @@ class Model(ABC):
         """
         raise InputError(f"method = 'fast': has no {self.name}; expected 'auto' or 'simulate'")
 
-    def fast(self, setting: RunSetting, seed: int, progress: Progress | None = None) -> LossCurve:
+    def fast(self, setting: RunSetting, seed: int, progress: OnProgress | None = None) -> LossCurve:
         """Return the curve of one mean path with linear noise around it, (F1).
 
         Raises
@@ -140,7 +140,7 @@ class WithoutStaleness(Model):
         return setting.rule is None
 
     def simulate(
-        self, setting: RunSetting, paths: int, seed: int, progress: Progress | None = None
+        self, setting: RunSetting, paths: int, seed: int, progress: OnProgress | None = None
     ) -> Ensemble:
         """Return an ensemble of the native scheme."""
         return sme_sgd(
@@ -177,7 +177,7 @@ class GeometricStaleness(Model):
         return setting.rule is None and not setting.synchronous
 
     def simulate(
-        self, setting: RunSetting, paths: int, seed: int, progress: Progress | None = None
+        self, setting: RunSetting, paths: int, seed: int, progress: OnProgress | None = None
     ) -> Ensemble:
         """Return an ensemble of the native scheme, (S5)."""
         return sme_asgd(
@@ -228,7 +228,7 @@ class MeasuredLaw(Model):
         return self._closure is None and setting.rule is None and not setting.synchronous
 
     def simulate(
-        self, setting: Setting, paths: int, seed: int, progress: Progress | None = None
+        self, setting: Setting, paths: int, seed: int, progress: OnProgress | None = None
     ) -> Ensemble:
         """Return an ensemble of (G1), (P2) or (P3)."""
         closure = self._closure or setting.closure
@@ -286,7 +286,7 @@ class MeasuredLaw(Model):
         """Return the measured law."""
         return setting.law
 
-    def fast(self, setting: RunSetting, seed: int, progress: Progress | None = None) -> LossCurve:
+    def fast(self, setting: RunSetting, seed: int, progress: OnProgress | None = None) -> LossCurve:
         """Return the curve of one mean path with linear noise around it, (F1).
 
         Raises
@@ -335,7 +335,7 @@ class Replay(Model):
         return True
 
     def simulate(
-        self, setting: RunSetting, paths: int, seed: int, progress: Progress | None = None
+        self, setting: RunSetting, paths: int, seed: int, progress: OnProgress | None = None
     ) -> Ensemble:
         """Return an ensemble; several runs share the paths."""
         return sme_replay(
@@ -363,7 +363,7 @@ class Replay(Model):
         return given_reads(setting, reads, seed)
 
 
-def _path_options(setting: Setting, progress: Progress | None) -> PathOptions:
+def _path_options(setting: Setting, progress: OnProgress | None) -> PathOptions:
     return cast(
         PathOptions,
         {

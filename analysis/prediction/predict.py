@@ -19,7 +19,7 @@ import pandas as pd
 from analysis.exact.moments import Closure
 from analysis.prediction.duration import expected_seconds
 from analysis.prediction.loss_curve import SCORED_LEVELS, LossCurve
-from analysis.prediction.model import MODELS, Model, Progress
+from analysis.prediction.model import MODELS, Model, OnProgress
 from analysis.prediction.run_stability import StabilityAnswer, run_stability
 from analysis.prediction.setting import RunSetting, whole
 from analysis.profile.fit import StalenessFit
@@ -282,7 +282,7 @@ def _curve(
     method: Method,
     paths: int,
     seed: int,
-    progress: Progress | None,
+    progress: OnProgress | None,
 ) -> LossCurve:
     """Return the curve of one model by the method asked for."""
     if method == "auto" and model.has_exact(setting):
@@ -335,7 +335,7 @@ def read_prediction(directory: str | Path) -> Prediction:
 
 def _share(
     progress: Callable[[str, float], None] | None, name: str, number: int, models: int
-) -> Progress | None:
+) -> OnProgress | None:
     """Report the start of a model; return a callback that maps its progress to the total."""
     if progress is None:
         return None
