@@ -163,7 +163,8 @@ class ClusterConfig(_Table, frozen=True):
     parameters on the server are always float64.
 
     Ray gives each worker `gpus_per_worker` accelerators, a fraction below 1 or a whole number; with
-    0, no process of the run sees one. A worker computes on `threads_per_worker` threads.
+    0, neither the workers nor the evaluation of the loss see one. A worker computes on
+    `threads_per_worker` threads.
     """
 
     workers: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 4

@@ -34,7 +34,9 @@ def packed(arrays: Mapping[str, Array], metadata: dict[str, str], path: Path, wh
 
 
 def read_arrays(path: Path, where: str) -> dict[str, Array]:
-    """Return the named arrays of a file; nothing is unpickled.
+    """Return the named arrays of a file.
+
+    No object is unpickled: .npz without pickles, .pt by the loader of PyTorch for weights only.
 
     Raises
     ------
@@ -45,7 +47,7 @@ def read_arrays(path: Path, where: str) -> dict[str, Array]:
     read = _of_suffix(path, where, formats)
     try:
         arrays: dict[str, Array] = read(path)
-    except InputError:
+    except InputError:  # a ValueError too, and complete
         raise
     except (OSError, ValueError, BadZipFile, EOFError, RuntimeError) as error:
         raise InputError(f"{where}: cannot be read ({' '.join(str(error).split())})") from None
@@ -102,7 +104,9 @@ def _from_pt(path: Path) -> dict[str, Array]:
         raise ValueError(
             "no state dictionary that torch.load reads with weights_only=True"
         ) from None
-    return {name: value.numpy() for name, value in state.items()}
+    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
+        raise ValueError("no state dictionary: its values are not all tensors")
+    return {name: value.detach().double().numpy() for name, value in state.items()}
 
 
 def _library(name: str, extra: str) -> Any:

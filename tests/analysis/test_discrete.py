@@ -3,6 +3,8 @@ import pytest
 
 from analysis.exact.moments import asgd_moments, expected_loss
 from analysis.models.discrete import asgd_iid, asgd_server, momentum_sgd, sgd
+from analysis.models.history import ReadPoints
+from analysis.models.sme_asgd import sme_asgd
 from asgd.config import ProblemConfig
 from asgd.errors import InputError
 from asgd.problems import make_problem
@@ -126,3 +128,22 @@ def test_results_depend_on_the_seed_alone(model):
 def test_unusable_input_is_named(call, message):
     with pytest.raises(InputError, match=message):
         call()
+
+
+def test_points_that_are_still_read_are_kept():
+    """Against the whole history: several reads of one version, and versions never read."""
+    rng = np.random.default_rng(0)
+    updates, paths, dim = 60, 5, 3
+    version = np.maximum(np.arange(updates)[:, None] - rng.geometric(0.2, (updates, paths)), 0)
+    history = rng.standard_normal((updates + 1, paths, dim))
+    past = ReadPoints(version, history[0])
+    for update in range(updates):
+        expected = history[version[update], np.arange(paths)]
+        np.testing.assert_array_equal(past.read(update), expected)
+        past.keep(update + 1, history[update + 1])
+
+
+def test_one_batch_of_each_path_takes_one_step_for_each_update():
+    problem = Quadratic()
+    with pytest.raises(InputError, match="expected one step"):
+        sme_asgd(problem, 0.1, 0.5, 10, 2, 0, noise="batch", substeps=2)

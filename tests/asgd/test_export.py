@@ -143,6 +143,13 @@ def test_other_files_are_refused_in_one_line(runs, tmp_path):
         if name != "text.pt" or find_spec("torch"):
             with pytest.raises(InputError, match=r"cannot be read"):
                 start(name)
+    if find_spec("torch"):
+        import torch
+
+        for number, content in enumerate(([1, 2], {"model": {}, "epoch": 3})):
+            torch.save(content, tmp_path / f"{number}.pt")
+            with pytest.raises(InputError, match="its values are not all tensors"):
+                start(f"{number}.pt")
     np.savez(tmp_path / "other.npz", w=np.ones(3))
     with pytest.raises(InputError, match=r"has w: expected 'parameters' too"):
         start("other.npz")

@@ -30,11 +30,11 @@ def test_checkpoint_of_the_end_is_left_alone(tmp_path: Path) -> None:
 @pytest.mark.ray
 @pytest.mark.slow
 def test_runs_survive_the_death_of_workers_servers_and_a_node() -> None:
-    command = [sys.executable, "scripts/bench_chaos.py", "--runs", "1"]
-    command += ["--updates", "1000", "--faults", "4"]
+    command = [sys.executable, "scripts/bench_chaos.py", "--runs", "2"]
+    command += ["--updates", "1000", "--faults", "2"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "runs finished         1 of 1" in done.stdout
+    assert "runs finished         2 of 2" in done.stdout
     assert "invariants violated   0" in done.stdout
     injected = re.search(r"(\d+) faults \(.*node \d", done.stdout)
     assert injected is not None
@@ -44,9 +44,9 @@ def test_runs_survive_the_death_of_workers_servers_and_a_node() -> None:
 @pytest.mark.ray
 @pytest.mark.slow
 def test_what_ends_a_launcher_is_said_and_leaves_nothing() -> None:
-    command = [sys.executable, "scripts/bench_chaos.py", "--launched", "1", "--seed", "5"]
+    command = [sys.executable, "scripts/bench_chaos.py", "--launched", "2", "--seed", "1"]
     done = subprocess.run(
-        [*command, "--faults", "3"], cwd=ROOT, capture_output=True, text=True, timeout=280
+        [*command, "--faults", "2"], cwd=ROOT, capture_output=True, text=True, timeout=280
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert re.search(r"1 runs, [1-3] faults \(.*\); 0 runs wrong", done.stdout)
+    assert re.search(r"2 runs, [1-4] faults \(.*\); 0 runs wrong", done.stdout)
