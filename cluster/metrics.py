@@ -72,7 +72,7 @@ class Readings:
         Parameters
         ----------
         trace
-            The next rows, columns `asgd.rundir.reader.TRACE_COLUMNS`.
+            The next rows, columns `asgd.rundir.columns.TRACE_COLUMNS`.
         losses
             The next evaluations, (update, seconds, loss); the rows before them must be known.
         """

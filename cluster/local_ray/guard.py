@@ -171,10 +171,10 @@ class _Facts:
                 *lines, heard = (heard + received).split(b"\n")
                 for line in lines:
                     self.hear(line)
-            elif self.driver and not self.look():
+            elif self.driver and not self.poll():
                 return
 
-    def look(self) -> bool:
+    def poll(self) -> bool:
         """Return whether the driver is alive; record when parts of Ray were first seen dead."""
         for name, pid in self.parts.items():
             if name not in self.dead and not _is_alive(pid):
