@@ -27,7 +27,7 @@ from typing import IO, Any
 _MARK = "ASGD_RAY_DIRECTORY"
 _TITLE = b"ray::"  # process title of Ray's Python processes
 _SECONDS_TO_CLEAR = 10.0  # of repeated kills, as a process may start another before it dies
-_SECONDS_TO_LOOK = 0.2  # between polls of the driver; a forked child may keep the input open
+_SECONDS_BETWEEN_POLLS = 0.2  # between polls of the driver; a forked child may keep the input open
 _POLL_SECONDS = 0.02
 
 
@@ -164,7 +164,7 @@ class _Facts:
         """Return when the driver is gone."""
         heard = b""
         while True:
-            if select.select([0], [], [], _SECONDS_TO_LOOK)[0]:
+            if select.select([0], [], [], _SECONDS_BETWEEN_POLLS)[0]:
                 received = os.read(0, 65536)
                 if not received:
                     return
@@ -187,7 +187,7 @@ class _Facts:
         One cause may kill the driver and Ray together, so only parts of Ray that died some time
         before the driver are named.
         """
-        latest = time.monotonic() - _SECONDS_TO_LOOK
+        latest = time.monotonic() - _SECONDS_BETWEEN_POLLS
         before = [name for name, seen in self.dead.items() if seen < latest]
         after = f" after Ray's {' and '.join(before)} had died" if before else ""
         return f"the launcher, process {self.driver}, was killed or crashed{after}"

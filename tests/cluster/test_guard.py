@@ -114,13 +114,13 @@ def test_what_died_before_the_driver_is_named() -> None:
     told.hear(json.dumps({"directory": None, "driver": os.getppid()}).encode())
     told.hear(json.dumps({"part": "gcs_server", "pid": os.getpid()}).encode())
     told.hear(json.dumps({"part": "raylet", "pid": never}).encode())
-    assert told.look()
+    assert told.poll()
     assert told.describe_end().endswith("was killed or crashed")  # at the same moment
     told.dead["raylet"] -= 1.0
     assert told.describe_end().endswith("was killed or crashed after Ray's raylet had died")
     told.driver = never
     told.dead.clear()
-    assert not told.look()
+    assert not told.poll()
     assert told.describe_end().endswith(f"process {never}, was killed or crashed")
 
 
