@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     from asgd.problems import make_problem as make_problem
     from asgd.problems.networks.jax_problem import JaxProblem as JaxProblem
     from asgd.problems.networks.torch_problem import TorchProblem as TorchProblem
+    from asgd.records.importing import from_frame as from_frame
+    from asgd.records.importing import import_log as import_log
+    from asgd.records.reader import Record as Record
+    from asgd.records.reader import read_record as read_record
     from asgd.rundir.export import export as export
     from asgd.rundir.reader import Run as Run
     from asgd.rundir.reader import read_run as read_run
@@ -56,6 +60,8 @@ else:
                 "RunFailedError",
                 "UnreliableEstimateError",
             ],
+            "asgd.records.importing": ["from_frame", "import_log"],
+            "asgd.records.reader": ["Record", "read_record"],
             "asgd.rundir.export": ["export"],
             "asgd.rundir.repeats": ["read_runs"],
             "asgd.problems": ["Problem", "make_problem"],

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -31,10 +31,12 @@ from asgd.console.options import (
     set_option,
 )
 from asgd.console.output import Commands, print_json, print_table, quiet_matplotlib, say
+from asgd.console.records import import_log
 from asgd.errors import DivergedError, InputError
 from asgd.printable import printable
 
 if TYPE_CHECKING:
+    from analysis.profile.fit import StalenessFit
     from analysis.study import Study
     from asgd.console.live import Bar
 
@@ -114,7 +116,7 @@ def run(
     say(cluster.run(settings, out, address, observe=observe))
 
 
-for _command in (simulate, runs, status):
+for _command in (simulate, import_log, runs, status):
     cli.add_command(_command)
 
 
@@ -156,9 +158,13 @@ def verify(run: Path, replayed: bool, as_json: bool, quiet: bool) -> None:
     asgd verify runs/digits --no-replay     seconds, even for millions of updates
     """
     from asgd.console.live import Bar
+    from asgd.records.columns import is_record
     from asgd.rundir.repeats import read_runs
     from cluster.storage.verify import verify as verify_run
 
+    if is_record(run):
+        _verify_record(run, as_json)
+        return
     verdicts = []
     for one in read_runs(run):
         with Bar("verify", 1, quiet) as bar:
@@ -195,9 +201,15 @@ def profile(runs: Sequence[Path], as_json: bool, quiet: bool) -> None:
     from analysis.profile.verdict import name_in_words
     from analysis.study import Study
     from asgd.console.live import Bar
+    from asgd.records.columns import is_record
 
     found, fits = [], []
     for path in runs:
+        if is_record(path):
+            data, record_fit = _profile_record(path, as_json, quiet)
+            found.append(data)
+            fits += [] if record_fit is None else [(printable(str(path)), record_fit)]
+            continue
         study = Study.open(path)
         laws = study.fit.laws
         with Bar("profile", len(laws), quiet) as bar:
@@ -301,10 +313,19 @@ def report(
     asgd report runs/digits -o digits.html
     asgd report runs/p2 runs/p4 runs/p8 -o workers.html --figures figures
     """
+    from analysis.records.report import write_record_report
+    from analysis.records.study import RecordStudy
     from analysis.report.write import check_places, write_report
     from analysis.study import Study
+    from asgd.records.columns import is_record
 
     check_places(output, figures)  # before any work
+    records = [path for path in runs if is_record(path)]
+    if records and len(runs) > 1:
+        raise InputError(f"{records[0]}: a record; expected it alone, or runs only")
+    if records:
+        say(write_record_report(RecordStudy.open(records[0]), output, figures))
+        return
     studies = [Study.open(path) for path in runs]
     for study in studies:
         study.check_problem("report", force=force)
@@ -431,6 +452,47 @@ def demo(out: Path | None, paths: int, quiet: bool) -> None:
 
 
 cli.add_command(completion)
+
+
+def _profile_record(
+    path: Path, as_json: bool, quiet: bool
+) -> tuple[dict[str, Any], StalenessFit | None]:
+    """Profile a record, store and print it; return it as JSON values, and its fit."""
+    from analysis.profile.fit import StalenessFit
+    from analysis.profile.verdict import name_in_words
+    from analysis.records.course import split_in_words
+    from analysis.records.study import RecordStudy
+    from asgd.console.live import Bar
+    from asgd.console.records import sentences
+
+    study = RecordStudy.open(path)
+    profile = study.profile
+    fit = profile if isinstance(profile, StalenessFit) else None
+    laws = {} if fit is None else fit.laws
+    with Bar("profile", max(len(laws), 1), quiet) as bar:
+        for done, (name, law) in enumerate(laws.items()):
+            bar.whole(name_in_words(name), done)
+            law.work_out()
+    study.save()
+    if not as_json:
+        say(f"{printable(str(path))}\n{profile}")
+        more = [split_in_words(study.record), *sentences(study.record.about)]
+        say("\n".join(["", *(printable(text) for text in more if text), ""]))
+    return {"run": str(path), **study.to_dict()}, fit
+
+
+def _verify_record(path: Path, as_json: bool) -> None:
+    from asgd.records.reader import findings, read_record
+
+    record = read_record(path)
+    found = findings(record)
+    if as_json:
+        print_json({"runs": [{"run": str(path), "findings": found, "checked": "files, tables"}]})
+    else:
+        for finding in found or [f"{path}: no faults: a record has no parameters to replay"]:
+            say(printable(finding))
+    if found:
+        raise click.exceptions.Exit(1)
 
 
 def _predict_if_missing(study: Study, paths: int, quiet: bool, force: bool = False) -> None:

@@ -27,6 +27,7 @@ from analysis.figures.loss import (
     loss_over_time,
     loss_overlay,
 )
+from analysis.figures.records import loss_over_updates, staleness_over_updates
 from analysis.figures.staleness import (
     mu_by_workers,
     staleness_by_workers,
@@ -44,6 +45,7 @@ __all__ = [
     "error_over_time",
     "is_cut",
     "loss_over_time",
+    "loss_over_updates",
     "loss_overlay",
     "mu_by_workers",
     "new_axes",
@@ -51,6 +53,7 @@ __all__ = [
     "speed_by_workers",
     "staleness_by_workers",
     "staleness_histogram",
+    "staleness_over_updates",
     "staleness_rootogram",
     "target_by_workers",
     "throughput",

@@ -28,7 +28,12 @@ _LAWS = ((ORANGE, "o-"), (BLUE, "s--"), (GREEN, "^:"))  # colour and mark of eac
 
 
 def staleness_histogram(
-    counts: Sequence[int] | Array, laws: Mapping[str, Array], ax: Axes | None = None
+    counts: Sequence[int] | Array,
+    laws: Mapping[str, Array],
+    ax: Axes | None = None,
+    *,
+    rows: str = "updates",
+    unit: str = "updates",
 ) -> Axes:
     """Draw the share of updates at each staleness against fitted laws.
 
@@ -38,6 +43,8 @@ def staleness_histogram(
         Number of updates with staleness 0, 1, ..., shape (L,).
     laws
         The pmf of each law at 0, 1, ..., shape (L,), by its label.
+    rows, unit
+        What has a staleness, and what it counts.
     """
     ax = ax or new_axes()
     values = np.asarray(counts, dtype=float)
@@ -45,7 +52,7 @@ def staleness_histogram(
     ax.bar(l, values / values.sum(), width=0.85, color=BAR, label="measured")
     for (label, pmf), (colour, mark) in zip(laws.items(), _LAWS, strict=False):
         ax.plot(l, pmf, mark, color=colour, ms=_mark_size(l), lw=1.5, label=label)
-    ax.set(xlabel=r"staleness $\tau$ (updates)", ylabel="share of updates")
+    ax.set(xlabel=rf"staleness $\tau$ ({unit})", ylabel=f"share of {rows}")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     key(ax, columns=2, place="above", first="measured")
     return finish(ax)
@@ -63,6 +70,8 @@ def staleness_rootogram(
     ax: Axes | None = None,
     *,
     number: int = 0,
+    rows: str = "updates",
+    unit: str = "updates",
 ) -> Axes:
     """Draw a hanging rootogram: measured counts hang from a law, on a square-root scale.
 
@@ -79,6 +88,8 @@ def staleness_rootogram(
         Name of the law.
     number
         Index 0, 1, ... of the law in the histogram; determines its colour and mark.
+    rows, unit
+        As for `staleness_histogram`.
     """
     ax = ax or new_axes()
     values = np.asarray(counts, dtype=float)
@@ -92,7 +103,7 @@ def staleness_rootogram(
     ax.axhline(0, color=INK, lw=0.9)
     low, high = min(-1.0, float((expected - np.sqrt(values)).min())), float(expected.max())
     ax.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
-    ax.set(xlabel=r"staleness $\tau$ (updates)", ylabel="square root of updates")
+    ax.set(xlabel=rf"staleness $\tau$ ({unit})", ylabel=f"square root of {rows}")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     key(ax, place="above")
     return finish(ax)

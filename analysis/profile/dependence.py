@@ -8,6 +8,7 @@ neighbouring updates that are longer than this dependence.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +29,7 @@ _PIECE = 1 << 16  # updates in one Fourier transform
 _FEW_LAGS = 4096  # lags tried first; the autocorrelation nearly always dies out before
 
 
-def without_outliers(values: Integers) -> Integers:
+def without_outliers(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Return the series with outliers clipped to the limit of `START_UP_RULE`.
 
     Otherwise one gradient of a worker that slept would dominate means, start-up and
@@ -38,7 +39,8 @@ def without_outliers(values: Integers) -> Integers:
         return values
     low, high = np.quantile(values, (0.25, 0.75))
     far = _FAR * max(high - low, 1.0)
-    return np.clip(values, int(low - far), int(high + far))
+    clipped: npt.NDArray[Any] = np.clip(values, int(low - far), int(high + far))
+    return clipped
 
 
 def start_up(staleness: Integers, update: Integers | None = None) -> int:
@@ -108,7 +110,7 @@ def _lagged_products(x: Array, max_lag: int) -> Array:
     return np.asarray(irfft(spectrum, size)[: max_lag + 1])
 
 
-def block_length(values: Integers) -> int:
+def block_length(values: npt.NDArray[Any]) -> int:
     """Return a block length for the moving-block bootstrap.
 
     It is the largest of m^(1/3); four times the lag after which the autocorrelations of the series
@@ -134,6 +136,32 @@ def block_length(values: Integers) -> int:
         last = max(last, int(np.argmax(runs)) if runs.any() else longest)
     wanted = max(m ** (1.0 / 3.0), 4.0 * last, 2.0 * (1.0 + float(np.mean(values))))
     return int(min(np.ceil(wanted), longest))
+
+
+def step_means(values: npt.NDArray[Any], step: Integers) -> Array:
+    """Return the mean of the values of each step, shape (steps,).
+
+    Parameters
+    ----------
+    values
+        In order of step, shape (m,).
+    step
+        Number of the step of each value, never falling, shape (m,).
+    """
+    starts = np.append(0, np.flatnonzero(np.diff(step)) + 1)
+    sizes = np.diff(starts, append=len(step))
+    return np.asarray(np.add.reduceat(values.astype(float), starts) / sizes)
+
+
+def block_of_steps(values: Integers, means: Array) -> int:
+    """Return the length of blocks, in values, for steps that many values share.
+
+    The values of a step are one cluster: the steps, not the values, are as many as the series
+    knows. The block has one step more than `block_length` of the means of the steps, because blocks
+    cut a step at their ends.
+    """
+    each = len(values) / len(means)
+    return int(min(np.ceil((block_length(means) + 1) * each), max(len(values) // 4, 1)))
 
 
 def long_run_covariance(values: npt.ArrayLike, block: int) -> Array:
@@ -164,7 +192,7 @@ def standard_error(values: npt.ArrayLike, block: int) -> float:
     return float(np.sqrt(long_run_covariance(series[:, None], block)[0, 0] / len(series)))
 
 
-def lost_variance(values: Integers, block: int) -> float:
+def lost_variance(values: npt.NDArray[Any], block: int) -> float:
     """Return the factor by which short blocks underestimate the variance of the mean, >= 1.
 
     Blocks shorter than the dependence underestimate the variance. Filtering by the first

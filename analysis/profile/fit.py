@@ -27,7 +27,7 @@ import pandas as pd
 from analysis.profile import dependence, diagnostics, goodness, stragglers
 from analysis.profile.estimators import ESTIMATORS
 from analysis.profile.law_fit import LawFit, Sample
-from analysis.profile.series import Series
+from analysis.profile.series import Nouns, Series
 from analysis.profile.verdict import (
     CLOSE,
     FAR,
@@ -74,6 +74,8 @@ class StalenessFit:
         Deliveries of each straggler, by name; `sample` and `workers` exclude stragglers.
     unfitted
         The reason why a law could not be fitted, by its name.
+    nouns
+        Words for sentences.
     """
 
     laws: Mapping[str, LawFit]
@@ -83,6 +85,7 @@ class StalenessFit:
     worker_names: npt.NDArray[Any] | None
     left_out: Mapping[Any, int] = field(default_factory=dict)
     unfitted: Mapping[str, str] = field(default_factory=dict)
+    nouns: Nouns = field(default_factory=Nouns)
 
     @property
     def geometric(self) -> LawFit:
@@ -202,12 +205,14 @@ class StalenessFit:
     @cached_property
     def verdict(self) -> str:
         """One sentence: whether the geometric law holds, which law should predict, and why."""
-        return f"{self.finding}; {recommendation(self.grade, self.geometric, self.selected)}"
+        end = recommendation(self.grade, self.geometric, self.selected, self.nouns.use)
+        return f"{self.finding}; {end}"
 
     @property
     def finding(self) -> str:
         """The first half of the verdict: whether the geometric law holds, and the evidence."""
-        return finding(self.grade, self.geometric, self.shape, self.chi_square, self.workers)
+        evidence = (self.geometric, self.shape, self.chi_square, self.workers)
+        return finding(self.grade, *evidence, self.nouns.rows)
 
     def table(self) -> pd.DataFrame:
         """Return the laws side by side, best AIC first.
@@ -294,11 +299,11 @@ class StalenessFit:
         replace_file(Path(directory) / "profile.json", text.encode())
 
     def __repr__(self) -> str:
-        return f"{self._summary()}\n\n{self._shown().to_string()}\n\n{self.verdict}"
+        return f"{self.summary}\n\n{self._shown().to_string()}\n\n{self.verdict}"
 
     def _repr_html_(self) -> str:
         """Return the table and the verdict for a notebook."""
-        summary, sentence = html.escape(self._summary()), html.escape(self.verdict)
+        summary, sentence = html.escape(self.summary), html.escape(self.verdict)
         return f"<p>{summary}</p>{self._shown().to_html()}<p>{sentence}</p>"
 
     def _shown(self) -> pd.DataFrame:
@@ -306,22 +311,26 @@ class StalenessFit:
         digits = {"llf": 1, "aic": 1, "bic": 1, "mean": 3, "variance": 2, "zeros": 4, "tv": 4}
         return table.round(digits | {"pvalue": 3})
 
-    def _summary(self) -> str:
+    @property
+    def summary(self) -> str:
+        """What was fitted, the mean staleness and mu, in a line or two."""
         low, high = self.geometric.confidence_interval()["mu"]
         text = stragglers.in_words(self.left_out, self.workers)
         text += "\n" if text else ""
         text += (
-            f"{len(self.sample.staleness)} updates after {self.start_up} of start-up; "
-            f"mean staleness {self.geometric.law.mean():.3f}"
+            f"{len(self.sample.staleness)} {self.nouns.rows}{self._of_steps} after "
+            f"{self.start_up} of start-up; mean staleness {self.geometric.law.mean():.3f}"
         )
+        text += f" {self.nouns.unit}" if self.nouns.unit else ""
         if self.conservation is not None:
             agrees = "as" if self.conservation.holds else "where"
             text += f", {agrees} P - 1 = {self.conservation.expected:.3g} is expected"
         text += f"; mu {self.mu:.4f} (95 % {low:.4f} to {high:.4f})"
         if self.effective_size < _FEW_EFFECTIVE:
             text += (
-                f", of {self.effective_size:.0f} effectively independent updates: such intervals "
-                "of strongly dependent updates miss the truth more often than they say"
+                f", of {self.effective_size:.0f} effectively independent {self.nouns.rows}: such "
+                f"intervals of strongly dependent {self.nouns.rows} miss the truth more often than "
+                "they say"
             )
         if self.drift.pvalue < LEVEL:
             text += (
@@ -331,6 +340,14 @@ class StalenessFit:
         for name, reason in self.unfitted.items():
             text += f"; the {name_in_words(name)} could not be fitted ({reason})"
         return text
+
+    @property
+    def _of_steps(self) -> str:
+        step = self.sample.step
+        if step is None:
+            return ""
+        steps = np.count_nonzero(np.diff(step)) + 1
+        return f" of {steps} steps, as good as {self.effective_size:.0f} independent ones,"
 
 
 def fit_staleness(
@@ -397,7 +414,11 @@ def fit_series(series: Series, seed: int) -> StalenessFit:
     values, names, numbers = series.staleness, None, None
     if series.worker is not None:
         names, numbers = np.unique(series.worker, return_inverse=True)
-    sample = Sample(values, numbers, dependence.block_length(values), seed)
+    if series.step is None:
+        block = dependence.block_length(values)
+    else:
+        block = dependence.block_of_steps(values, dependence.step_means(values, series.step))
+    sample = Sample(values, numbers, block, seed, series.step)
     laws, unfitted = {}, {}
     for name in ESTIMATORS:
         try:
@@ -405,14 +426,15 @@ def fit_series(series: Series, seed: int) -> StalenessFit:
         except InputError as error:
             unfitted[name] = str(error)
     team, start_up = series.team, series.start_up
-    fit = StalenessFit(laws, team, start_up, sample, names, series.left_out, unfitted)
+    left_out, nouns = series.left_out, series.nouns
+    fit = StalenessFit(laws, team, start_up, sample, names, left_out, unfitted, nouns)
     least = max(LEAST_UPDATES, math.ceil(LEAST_CYCLES * (team or 0)))
     effective = fit.effective_size
     if len(values) < least or effective < LEAST_EFFECTIVE:
         raise UnreliableEstimateError(
-            f"staleness fit: {len(values)} updates after a start-up of {start_up}, "
+            f"staleness fit: {len(values)} {nouns.rows} after a start-up of {start_up}, "
             f"{effective:.0f} of them effectively independent; expected at least {least} and "
-            f"{LEAST_EFFECTIVE:.0f}: a longer run (run.updates) has more",
+            f"{LEAST_EFFECTIVE:.0f}: {nouns.longer} has more",
             fit,
         )
     return fit

@@ -15,7 +15,7 @@ from scipy.stats import norm, t
 
 from analysis.profile import goodness
 from analysis.profile.cells import Cells
-from analysis.profile.dependence import lost_variance
+from analysis.profile.dependence import lost_variance, step_means
 from analysis.profile.estimators import ESTIMATORS, Counts, log_likelihood
 from asgd.arrays import Array, Integers
 from asgd.errors import InputError
@@ -47,12 +47,16 @@ class Sample:
         Length of the blocks in updates, longer than the serial dependence.
     seed
         Seed of every resampling.
+    step
+        Step of each update, never falling, shape (m,), if steps have several; the updates of one
+        are one cluster.
     """
 
     staleness: Integers
     workers: Integers | None
     block: int
     seed: int
+    step: Integers | None = None
 
     @property
     def n_workers(self) -> int:
@@ -74,7 +78,12 @@ class Sample:
     @cached_property
     def lost_variance(self) -> float:
         """Factor by which short blocks underestimate the variance of the mean, at least 1."""
-        return lost_variance(self.staleness, self.block)
+        if self.step is None:
+            return lost_variance(self.staleness, self.block)
+        means = step_means(self.staleness, self.step)
+        steps = self.block * len(means) / len(self.staleness)
+        # A block of b steps that cuts one in two holds the variance of b - 1/3 at worst.
+        return lost_variance(means, max(1, round(steps))) / (1.0 - 1.0 / (3.0 * max(steps, 1.0)))
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,28 @@ from asgd.staleness.values import whole_numbers
 
 
 @dataclass(frozen=True)
+class Nouns:
+    """Words of the sentences on a fit.
+
+    Attributes
+    ----------
+    rows
+        What has a staleness, in the plural.
+    unit
+        What the staleness counts, in the plural; "" where it is understood.
+    use
+        What the selected law is for.
+    longer
+        What has more rows.
+    """
+
+    rows: str = "updates"
+    unit: str = ""
+    use: str = "predict with"
+    longer: str = "a longer run (run.updates)"
+
+
+@dataclass(frozen=True)
 class Series:
     """The input of a fit.
 
@@ -35,6 +57,10 @@ class Series:
         Updates dropped at the start.
     left_out
         Deliveries of each straggler, see `analysis.profile.stragglers`.
+    step
+        Step of each update, never falling, shape (m,), if steps have several; else None.
+    nouns
+        What the values are of, and what they count, for sentences.
     """
 
     staleness: Integers
@@ -42,6 +68,8 @@ class Series:
     team: float | None
     start_up: int
     left_out: Mapping[Any, int] = field(default_factory=dict)
+    step: Integers | None = None
+    nouns: Nouns = field(default_factory=Nouns)
 
     @classmethod
     def of(

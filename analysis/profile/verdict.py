@@ -46,12 +46,17 @@ def name_in_words(name: str) -> str:
 
 
 def finding(
-    grade: Grade, geometric: LawFit, shape: Shape, chi_square: ChiSquare, workers: float | None
+    grade: Grade,
+    geometric: LawFit,
+    shape: Shape,
+    chi_square: ChiSquare,
+    workers: float | None,
+    rows: str = "updates",
 ) -> str:
     """Return the start of the verdict: whether the geometric law holds, and the evidence."""
     one = "1/P" if workers else "the law's"
     evidence = (
-        f"{100 * shape.zeros:.1f} % of updates have staleness 0 against {one} = "
+        f"{100 * shape.zeros:.1f} % of {rows} have staleness 0 against {one} = "
         f"{100 * shape.zeros_geometric:.1f} %, variance {shape.variance:.3g} against "
         f"{shape.variance_geometric:.3g}, total variation distance {geometric.tv:.3f}, "
         f"chi-square {_probability(chi_square.pvalue)}"
@@ -59,9 +64,11 @@ def finding(
     return f"{_OPENING[grade]} ({evidence})"
 
 
-def recommendation(grade: Grade, geometric: LawFit, selected: LawFit) -> str:
-    """Return the end of the verdict: the law to predict with, and why."""
-    return f"predict with {_advice(grade, geometric, selected)}."
+def recommendation(
+    grade: Grade, geometric: LawFit, selected: LawFit, use: str = "predict with"
+) -> str:
+    """Return the end of the verdict: the law to use, and why."""
+    return f"{use} {_advice(grade, geometric, selected)}."
 
 
 def _advice(grade: Grade, geometric: LawFit, selected: LawFit) -> str:

@@ -74,7 +74,7 @@ def _escaped(cell: Any) -> Any:
     return f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA) else cell
 
 
-def _picture(
+def draw(
     id: str,
     axes: figures.Axes,
     description: str,
@@ -128,7 +128,7 @@ def overlay(
     losses = pd.concat([run.loss for run in runs])
     observed = losses.groupby("update", as_index=False)[["seconds", "loss"]].mean()
     if prediction is None:
-        return _picture(
+        return draw(
             f"{prefix}loss",
             figures.loss_overlay([run.loss for run in runs], _NO_CURVES),
             "Observed loss over updates",
@@ -156,7 +156,7 @@ def overlay(
         if until is None
         else f"The first {until:,} updates, in which the loss falls."
     )
-    return _picture(
+    return draw(
         id,
         axes,
         f"Observed loss and the loss predicted by {len(prediction.models)} models over updates",
@@ -187,7 +187,7 @@ def errors(prefix: str, score: Score) -> Picture:
     labels = {name: f"{score.labels[name]} (%)" for name in table["model"].unique()}
     axes = figures.error_over_time(table, group=f"{prefix}errors", labels=score.labels)
     cut = _CUT if figures.is_cut(axes) else ""
-    return _picture(
+    return draw(
         f"{prefix}errors",
         axes,
         "Error of each model's predicted mean over updates",
@@ -213,7 +213,7 @@ def staleness(
     share[list(pmfs)] *= 100
     labels = {"updates": "measured (%)"} | {name: f"{name} (%)" for name in pmfs}
     pictures = [
-        _picture(
+        draw(
             f"{prefix}staleness",
             figures.staleness_histogram(counts, pmfs),
             "Histogram of staleness with fitted laws",
@@ -224,7 +224,7 @@ def staleness(
     ]
     for number, (name, pmf) in enumerate(pmfs.items()):
         pictures.append(
-            _picture(
+            draw(
                 f"{prefix}rootogram-{number + 1}",
                 figures.staleness_rootogram(counts, pmf, name, number=number),
                 f"Hanging rootogram of staleness under the {name}",
@@ -234,7 +234,7 @@ def staleness(
         )
     return [
         *pictures,
-        _picture(
+        draw(
             f"{prefix}staleness-time",
             figures.band_over_time(timeline, "staleness", events, clock=AXIS[clock_of(run)]),
             "Staleness over the time of the run",
@@ -242,7 +242,7 @@ def staleness(
             timeline[_columns(timeline, "seconds", "update", "staleness")],
             values=("second", timeline[["seconds", "staleness_mean"]], {"staleness_mean": "mean"}),
         ),
-        _picture(
+        draw(
             f"{prefix}staleness-workers",
             figures.by_worker(workers, "staleness"),
             "Staleness of each worker's gradients",
@@ -259,7 +259,7 @@ def activity(
     marked, clock = _marked(events), AXIS[clock_of(run)]
     drawn = timeline.assign(compute_mean=1000 * timeline["compute_mean"])
     return [
-        _picture(
+        draw(
             f"{prefix}throughput",
             figures.throughput(timeline, events, clock=clock),
             "Updates per second over the time of the run",
@@ -271,14 +271,14 @@ def activity(
                 {"updates_per_second": "updates/s"},
             ),
         ),
-        _picture(
+        draw(
             f"{prefix}contributions",
             figures.contributions(workers),
             "Gradients of each worker that were applied",
             "Contribution of each worker.",
             workers[["worker", "updates", "share", "updates_per_second"]],
         ),
-        _picture(
+        draw(
             f"{prefix}compute-time",
             figures.band_over_time(timeline, "compute", events, clock=clock),
             "Compute time of a gradient over the time of the run",
@@ -286,7 +286,7 @@ def activity(
             timeline[_columns(timeline, "seconds", "update", "compute")],
             values=("second", drawn[["seconds", "compute_mean"]], {"compute_mean": "mean (ms)"}),
         ),
-        _picture(
+        draw(
             f"{prefix}compute-workers",
             figures.by_worker(workers, "compute"),
             "Compute time of each worker's gradients",
@@ -312,21 +312,21 @@ def comparison(names: Sequence[str], runs: Sequence[Run], compared: Comparison) 
         of_loss = figures.loss_over_time(losses, compared.target, clock=unit)
         of_target = figures.target_by_workers(table, unit=unit)
     return [
-        _picture(
+        draw(
             "runs-loss",
             of_loss,
             f"Observed loss of each run over {over}",
             f"Observed loss over {over}; target: a loss that every run reached.",
             data,
         ),
-        _picture(
+        draw(
             "runs-target",
             of_target,
             f"{unit} of each run to the target loss against the number of workers",
             f"{over.capitalize()} to the target loss, {compared.target:.3g}.",
             table[["run", "clock", "workers", "updates_to_target", "seconds_to_target"]],
         ),
-        _picture(
+        draw(
             "runs-mu",
             figures.mu_by_workers(table),
             "Fitted geometric parameter of each run against the number of workers",
@@ -334,7 +334,7 @@ def comparison(names: Sequence[str], runs: Sequence[Run], compared: Comparison) 
             "one below it.",
             table[["run", "workers", "mu", "mu_low", "mu_high", "mu_expected"]],
         ),
-        _picture(
+        draw(
             "runs-staleness",
             figures.staleness_by_workers(table),
             "Staleness of each run against the number of workers",
@@ -350,7 +350,7 @@ def _speed_by_workers(compared: Comparison) -> list[Picture]:
     if compared.clock == "mixed":
         return []
     return [
-        _picture(
+        draw(
             "runs-speed",
             figures.speed_by_workers(compared.table),
             "Updates per second of each run against the number of workers",
@@ -365,7 +365,7 @@ def _errors_by_workers(compared: Comparison) -> list[Picture]:
     if not models:
         return []
     return [
-        _picture(
+        draw(
             "runs-errors",
             figures.error_by_workers(table, models, labels=compared.labels),
             "Error of each model against the number of workers",

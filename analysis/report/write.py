@@ -98,13 +98,13 @@ def write_report(
         comparison, own = _comparison(read)
         drawn += own
     title = sections[0]["title"] if comparison is None else f"{len(read)} runs side by side"
-    page = _template().render(
+    page = template("report.html.j2").render(
         title=title,
         version=version("asgd"),
         runs=sections,
         comparison=comparison,
-        style=_part("page.css"),
-        script=_part("page.js"),
+        style=part_of_page("page.css"),
+        script=part_of_page("page.js"),
     )
     with written(output):
         replace_file(output, page.encode())
@@ -135,17 +135,22 @@ def check_places(
             folder.mkdir(parents=True, exist_ok=True)
 
 
-def _part(name: str) -> str:
+def part_of_page(name: str) -> str:
+    """Return the text of a file of the page."""
     return files("analysis.report").joinpath("page", name).read_text(encoding="utf-8")
 
 
-def _template() -> Any:
+def template(name: str) -> Any:
+    """Return a template of a page."""
     environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, loader=FunctionLoader(_part)
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        loader=FunctionLoader(part_of_page),
     )
     environment.filters["inline"] = SvgInliner()
     environment.filters["unbroken"] = lambda text: text.replace(" %", "\N{NO-BREAK SPACE}%")
-    return environment.get_template("report.html.j2")
+    return environment.get_template(name)
 
 
 def _section(study: Study, prefix: str) -> tuple[dict[str, Any], list[Picture]]:
@@ -183,7 +188,7 @@ def _section(study: Study, prefix: str) -> tuple[dict[str, Any], list[Picture]]:
         "scores_note": _INTERVALS if score and score.intervals is not None else "",
         "parts": score and _parts(score),
         "staleness": staleness,
-        "laws": _laws(fit),
+        "laws": laws_table(fit),
         "laws_note": (
             f"Fitted to the {len(fit.sample.staleness):,} updates after the start-up. "
             f"{_start_up(study)} Zeros: share of updates with staleness 0. Distance: total "
@@ -297,7 +302,8 @@ def _parts(score: Score) -> dict[str, Any] | None:
     return page_table("parts of the error", table, ["error", "scatter"])
 
 
-def _laws(fit: StalenessFit) -> dict[str, Any]:
+def laws_table(fit: StalenessFit) -> dict[str, Any]:
+    """Return the fitted laws as a table of a page."""
     table = fit.table().drop(columns="llf").rename(columns=_LAW_NAMES)
     return page_table("staleness laws", table, ["zeros"])
 

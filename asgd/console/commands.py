@@ -89,13 +89,15 @@ def runs(directory: Path, as_json: bool) -> None:
     asgd runs                          the runs in runs/
     asgd runs experiments --json
     """
+    from asgd.console.records import in_runs_table, record_rows
     from asgd.console.tables import runs_table
     from asgd.rundir.summary import list_runs
 
-    rows = list_runs(directory)
+    rows, records = list_runs(directory), record_rows(directory)
     if as_json:
-        print_json({"runs": rows})
-    elif rows:
+        print_json({"runs": [*rows, *records]})
+    elif rows or records:
+        rows += in_runs_table(records)
         print_table(runs_table(rows))
         for row in rows:
             if row["state"] == "unreadable":
@@ -116,15 +118,19 @@ def status(run: Path, as_json: bool) -> None:
     asgd status runs/digits
     watch -n 2 asgd status runs/digits
     """
+    from asgd.console.records import record_table
     from asgd.console.tables import status_table
+    from asgd.records.columns import is_record
+    from asgd.records.reader import read_record, summary
     from asgd.rundir.reader import read_run
     from asgd.rundir.summary import status as status_of
 
-    found = status_of(read_run(run))
+    record = is_record(run)
+    found = summary(read_record(run)) if record else status_of(read_run(run))
     if as_json:
         print_json(found)
     else:
-        print_table(status_table(found))
+        print_table(record_table(found) if record else status_table(found))
 
 
 @click.command(cls=Command)

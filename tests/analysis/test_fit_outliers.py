@@ -178,7 +178,7 @@ def test_intervals_are_widened_where_blocks_are_too_short() -> None:
     slow = autoregressive_geometric(0.875, 0.95, 1200, np.random.default_rng(11))
     fit = fit_staleness(slow, start_up=0)
     assert 30 < fit.effective_size < 80
-    assert "effectively independent updates: such intervals" in fit._summary()
+    assert "effectively independent updates: such intervals" in fit.summary
 
 
 def test_long_series_are_resampled_by_cells() -> None:
@@ -275,7 +275,7 @@ def test_short_series_of_strong_dependence_are_refused_or_flagged() -> None:
             fit = fit_staleness(series, start_up=0, seed=seed)
         except UnreliableEstimateError:
             continue
-        assert "such intervals of strongly dependent updates miss the truth" in fit._summary()
+        assert "such intervals of strongly dependent updates miss the truth" in fit.summary
         low, high = fit.geometric.confidence_interval(0.95)["mu"]
         kept, covered = kept + 1, covered + (low <= 0.875 <= high)
     assert kept >= 10

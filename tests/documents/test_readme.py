@@ -23,6 +23,7 @@ import pytest
 
 from asgd.__main__ import cli, main
 from asgd.config import RunConfig, make_config
+from asgd.records.columns import RECORD_TABLES
 from asgd.rundir.columns import TABLES
 from tests.support.documents import ROOT, anchors, links, pages
 
@@ -207,6 +208,13 @@ def test_the_columns_of_a_run_are_those_documented(table: str) -> None:
     page = ROOT / "asgd" / "rundir" / "README.md"
     columns = [name.strip("`") for name, _ in rows(section(page, table) + "\n")]
     assert columns == list(TABLES[table])
+
+
+@pytest.mark.parametrize("table", RECORD_TABLES)
+def test_the_columns_of_a_record_are_those_documented(table: str) -> None:
+    page = ROOT / "asgd" / "records" / "README.md"
+    columns = [name.strip("`") for name, _ in rows(section(page, table) + "\n")]
+    assert columns == list(RECORD_TABLES[table])
 
 
 def test_every_key_of_the_configuration_is_documented() -> None:

@@ -1,0 +1,1 @@
+"""What a record without parameters tells: its law, its means, and what a cap would cost."""

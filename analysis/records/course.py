@@ -1,0 +1,71 @@
+"""The course of a record: staleness and loss in a bounded number of points."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from asgd.records.columns import ITEMS, STEPS, UNKNOWN
+from asgd.records.reader import Record
+
+_POINTS = 100
+
+
+def staleness_course(record: Record) -> pd.DataFrame:
+    """Return the staleness in at most a hundred parts of a record.
+
+    Columns: `update` (the first of the part), `mean`, `low` and `high`: the central 90 % of the
+    items, or the smallest and largest of all where only means are known. `attrs["band"]` says
+    which.
+    """
+    if record.about.rows == STEPS:
+        found = pd.DataFrame(record.columns(STEPS, "step", "mean", "min", "max"))
+        grouped = found.groupby(_parts(len(found)))
+        table = pd.DataFrame(
+            {
+                "update": grouped["step"].first(),
+                "mean": grouped["mean"].mean(),
+                "low": grouped["min"].min(),
+                "high": grouped["max"].max(),
+            }
+        )
+        table.attrs["band"] = "smallest to largest"
+        return table
+    columns = record.columns(ITEMS, "update", "staleness")
+    rows = []
+    for part in np.array_split(np.arange(len(columns["update"])), _POINTS):
+        if len(part):
+            stale = columns["staleness"][part[0] : part[-1] + 1]
+            low, high = np.quantile(stale, (0.05, 0.95))
+            rows.append((int(columns["update"][part[0]]), float(stale.mean()), low, high))
+    table = pd.DataFrame(rows, columns=["update", "mean", "low", "high"])
+    table.attrs["band"] = "central 90 %"
+    return table
+
+
+def loss_course(record: Record) -> pd.DataFrame:
+    """Return the mean logged loss in at most a hundred parts, columns `update` and `loss`."""
+    at = "step" if record.about.rows == STEPS else "update"
+    found = record.columns(record.about.rows, at, "loss")
+    known = np.isfinite(found["loss"])
+    table = pd.DataFrame({"update": found[at][known], "loss": found["loss"][known]})
+    grouped = table.groupby(_parts(len(table)))
+    return pd.DataFrame({"update": grouped["update"].first(), "loss": grouped["loss"].mean()})
+
+
+def split_in_words(record: Record) -> str | None:
+    """Return how staleness divides into flight and queue; None if the log does not say."""
+    if record.about.rows == STEPS:
+        return None
+    found = record.columns(ITEMS, "staleness", "in_flight")
+    known = found["in_flight"] != UNKNOWN
+    if not known.any():
+        return None
+    flight = float(found["in_flight"][known].mean())
+    queue = float((found["staleness"][known] - found["in_flight"][known]).mean())
+    text = f"In flight, while an item was computed, {flight:.3g} {record.about.unit} passed"
+    return f"{text}; in the queue, until it was used, {queue:.3g} (means)."
+
+
+def _parts(rows: int) -> np.ndarray:
+    return np.arange(rows) * min(_POINTS, max(rows, 1)) // max(rows, 1)

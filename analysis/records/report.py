@@ -1,0 +1,219 @@
+"""Writes the HTML report of a record."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pandas as pd
+
+from analysis import figures
+from analysis.profile.fit import StalenessFit
+from analysis.profile.verdict import LEVEL
+from analysis.records.course import loss_course, split_in_words, staleness_course
+from analysis.records.means import MeansProfile
+from analysis.records.study import RecordStudy
+from analysis.report.headline import count
+from analysis.report.pictures import Picture, draw
+from analysis.report.tables import page_table
+from analysis.report.write import check_places, laws_table, part_of_page, template
+from asgd.errors import written
+from asgd.records.reader import summary
+from asgd.rundir.files import replace_file
+
+_MOST_WORKERS = 200  # rows of the table
+
+
+def write_record_report(
+    study: RecordStudy, output: Path | None = None, figures_directory: Path | None = None
+) -> Path:
+    """Write the report on a record and return its path.
+
+    Parameters
+    ----------
+    study
+        The record.
+    output
+        The file; `report.html` in the record by default.
+    figures_directory
+        Directory for every figure as SVG with its data as CSV; default none.
+
+    Raises
+    ------
+    InputError
+        The record is empty or cannot be read, or a file cannot be written.
+    """
+    output = Path(output) if output is not None else study.path / "report.html"
+    check_places(output, figures_directory)
+    about, profile = study.record.about, study.estimate
+    drawn = _staleness(study)
+    fitted = isinstance(profile, StalenessFit)
+    sections = [*_workers(study), *_loss(study)]
+    page = template("record.html.j2").render(
+        title=f"{about.format}: {Path(about.source).name}",
+        kind=about.kind,
+        version=version("asgd"),
+        verdict=_verdict(profile),
+        headline=_headline(study),
+        staleness=drawn,
+        laws=laws_table(profile) if isinstance(profile, StalenessFit) else None,
+        laws_note=_LAWS_NOTE if fitted else "",
+        sections=sections,
+        about=json.dumps(msgspec.to_builtins(about), indent=2),
+        reproduce=_reproduce(study),
+        style=part_of_page("page.css"),
+        script=part_of_page("page.js"),
+    )
+    with written(output):
+        replace_file(output, page.encode())
+        if figures_directory is not None:
+            for picture in [*drawn, *(one for part in sections for one in part["figures"])]:
+                picture.save(Path(figures_directory))
+    return output
+
+
+_LAWS_NOTE = (
+    "Zeros: share of items with staleness 0. Distance: total variation distance between law and "
+    "data. p: parametric bootstrap with the serial dependence of the data; the items of one update "
+    "are one cluster."
+)
+
+
+def _verdict(profile: StalenessFit | MeansProfile) -> str:
+    if isinstance(profile, MeansProfile):
+        return "Means per step: no law can be fitted from them, and no limit follows from them."
+    sentence = profile.verdict
+    return sentence[:1].upper() + sentence[1:]
+
+
+def _headline(study: RecordStudy) -> list[tuple[str, str]]:
+    """Return named sentences on the record."""
+    record, profile = study.record, study.estimate
+    about, facts = record.about, summary(record)
+    verb = "logged" if about.kind == "logged" else "imported"
+    rows = f"{facts['rows']:,} {about.rows}"
+    if facts["steps"] != facts["rows"]:
+        rows += f" of {facts['steps']:,} updates"
+    found = [("What it is", f"{rows}, {verb} from {about.source} ({about.format}).")]
+    if about.left_out:
+        left = "; ".join(f"{count:,} rows {why}" for why, count in about.left_out.items())
+        found.append(("Left out", f"{left}."))
+    found.append(("What it counts", f"Staleness in {about.unit}."))
+    if isinstance(profile, MeansProfile):
+        found.append(("How stale", str(profile)))
+    else:
+        found.append(("How stale", f"{profile.summary}."))
+        found.append(("Drift", _drift(profile)))
+    split = split_in_words(record)
+    found += [("Where it comes from", split)] if split else []
+    found += [("Unreliable", f"{study.doubt}.")] if study.doubt else []
+    found += [("Met in the log", " ".join(about.notes))] if about.notes else []
+    found += [("Not known", " ".join(about.unknown))] if about.unknown else []
+    lacking = "A record has no parameters: no loss is predicted, and no update can be replayed."
+    return [*found, ("Not possible", lacking)]
+
+
+def _drift(fit: StalenessFit) -> str:
+    drift = fit.drift
+    moves = "The law drifts" if drift.pvalue < LEVEL else "No drift"
+    return (
+        f"{moves}: the laws of the two halves are {drift.distance:.3f} apart in total variation "
+        f"(p = {drift.pvalue:.2g})."
+    )
+
+
+def _staleness(study: RecordStudy) -> list[Picture]:
+    """Return the histogram with its laws, and the course of the staleness."""
+    unit, fit = study.record.about.unit, study.estimate
+    pictures = []
+    if isinstance(fit, StalenessFit):
+        counts, pmfs = fit.histogram()
+        data = pd.DataFrame({"staleness": np.arange(len(counts)), "items": counts, **pmfs})
+        share = data.assign(items=100 * counts / counts.sum())
+        share[list(pmfs)] *= 100
+        pictures.append(
+            draw(
+                "staleness",
+                figures.staleness_histogram(counts, pmfs, rows="items", unit=unit),
+                "Histogram of staleness with fitted laws",
+                "Share of items at each staleness, and the fitted laws.",
+                data,
+                values=(
+                    "staleness",
+                    share,
+                    {"items": "measured (%)"} | {name: f"{name} (%)" for name in pmfs},
+                ),
+            )
+        )
+        for number, (name, pmf) in enumerate(pmfs.items()):
+            pictures.append(
+                draw(
+                    f"rootogram-{number + 1}",
+                    figures.staleness_rootogram(
+                        counts, pmf, name, number=number, rows="items", unit=unit
+                    ),
+                    f"Hanging rootogram of staleness under the {name}",
+                    f"Measured counts hung from the {name}, square roots of both.",
+                    data[["staleness", "items", name]],
+                )
+            )
+    course = staleness_course(study.record)
+    pictures.append(
+        draw(
+            "staleness-course",
+            figures.staleness_over_updates(course, unit=unit),
+            f"Staleness over the {unit} of the record",
+            f"Mean staleness and {course.attrs['band']}.",
+            course,
+            values=(unit.removesuffix("s"), course[["update", "mean"]], {"mean": "mean"}),
+        )
+    )
+    return pictures
+
+
+def _workers(study: RecordStudy) -> list[dict[str, Any]]:
+    table = study.workers
+    if table is None:
+        return []
+    shown = table.sort_values("items", ascending=False).head(_MOST_WORKERS)
+    columns = ["worker", "items", "share", "mean", "variance", "zeros"]
+    rest = f"The {_MOST_WORKERS} with most items, of {len(table):,}. "
+    note = "Mean and variance of the staleness; zeros: share of its items with staleness 0."
+    return [
+        {
+            "title": f"By worker ({count(len(table), 'worker')})",
+            "figures": [],
+            "tables": [page_table("workers", shown[columns], ["share", "zeros"])],
+            "note": (rest if len(table) > len(shown) else "") + note,
+        }
+    ]
+
+
+def _loss(study: RecordStudy) -> list[dict[str, Any]]:
+    course, unit = loss_course(study.record), study.record.about.unit
+    if len(course) < 2:
+        return []
+    picture = draw(
+        "loss",
+        figures.loss_over_updates(course, unit=unit),
+        f"Logged loss over the {unit} of the record",
+        "Logged loss, the mean of each part of the record.",
+        course,
+        values=(unit.removesuffix("s"), course, {"loss": "loss"}),
+    )
+    return [{"title": "Loss", "figures": [picture], "tables": [], "note": ""}]
+
+
+def _reproduce(study: RecordStudy) -> str:
+    about, path = study.record.about, shlex.quote(str(study.path))
+    lines = [f"asgd profile {path}", f"asgd report {path}"]
+    if about.kind == "imported" and about.format != "frame":
+        columns = ",".join(f"{ours}={theirs}" for ours, theirs in about.columns.items())
+        words = ["asgd", "import", about.source, "--format", about.format, "--columns", columns]
+        lines.insert(0, shlex.join([*words, "--unit", about.unit, "--out", "NEW_DIRECTORY"]))
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""Records: the staleness that other systems, or a loop of one's own, have logged."""

@@ -1,0 +1,230 @@
+"""Turns the rows of a log into those of a record, and counts what cannot be used."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from asgd.arrays import Array
+from asgd.errors import InputError
+from asgd.records.columns import ITEM_COLUMNS, UNKNOWN
+from asgd.records.foreign import Batch, Names
+
+Columns = dict[str, npt.NDArray[Any]]
+
+NO_VERSION = "without a version"
+LATER = "with a version later than the update"
+DUPLICATE = "of an item that was there before in the same step"
+
+_MOST_WORKERS = 100_000
+_MOST_NOTES = 20
+_MANY_FALLS, _SHARE_OF_FALLS = 3, 100  # more falls, and one per so many rows: not in order
+
+
+class RowChecker:
+    """Checks the rows of a log, batch after batch.
+
+    Attributes
+    ----------
+    rows
+        Rows accepted.
+    left_out
+        Number of rows that cannot be used, by the reason.
+    notes
+        What was met, a sentence each.
+    """
+
+    def __init__(self) -> None:
+        self.rows = self._seen = self._session = self._falls = 0
+        self.left_out: Counter[str] = Counter()
+        self.notes: list[str] = []
+        self._where: dict[str, str] = {}
+        self._workers: dict[str, int] | None = {}
+        self._last: tuple[float, int] | None = None  # update in the log, update in the record
+        self._step_items: tuple[int, set[str]] = (-1, set())
+
+    @property
+    def workers(self) -> list[str]:
+        """Names of workers 0, 1, ..., none if there are too many of them."""
+        return list(self._workers or ())
+
+    def accept(self, batch: Batch, place: str) -> Columns:
+        """Return the rows of a record that a batch holds.
+
+        Parameters
+        ----------
+        batch
+            Columns of the log under our names, `asgd.records.formats.base.ITEM_KEYS`.
+        place
+            The file, for messages.
+
+        Raises
+        ------
+        InputError
+            A number that counts is not whole.
+        """
+        numbers = {key: column for key, column in batch.items() if isinstance(column, np.ndarray)}
+        _check_whole(numbers, place, self._seen)
+        staleness, in_flight = _staleness(numbers)
+        unknown = ~(staleness >= 0) & ~(staleness < 0)
+        for key in ("read_version", "staleness", "update"):
+            if key in numbers:  # many systems write -1 for what they do not know
+                unknown |= ~(numbers[key] >= 0)
+        later = ~unknown & (staleness < 0)
+        self._leave_out(NO_VERSION, unknown, place)
+        self._leave_out(LATER, later, place)
+        kept = ~unknown & ~later
+        updates = self._updates(numbers.get("update"), kept, place)
+        again = self._duplicates(batch.get("item"), updates, kept)
+        self._leave_out(DUPLICATE, again, place)
+        self._seen += len(kept)
+        kept &= ~again
+        found = self._columns(batch, numbers, kept)
+        found["update"] = updates[kept]
+        found["staleness"] = staleness[kept].astype(np.int64)
+        found["in_flight"] = np.nan_to_num(in_flight[kept], nan=UNKNOWN).astype(np.int64)
+        return {name: np.asarray(found[name], kind) for name, kind in ITEM_COLUMNS.items()}
+
+    def finish(self, source: object, *, leave_out: bool) -> None:
+        """Refuse a log that cannot be used as a whole.
+
+        Raises
+        ------
+        InputError
+            Nothing is left, rows cannot be used and `leave_out` is False, or the rows are not in
+            order.
+        """
+        if self._falls > max(_MANY_FALLS, self._seen // _SHARE_OF_FALLS):
+            raise InputError(
+                f"{source}: {self._falls:,} of {self._seen:,} rows have a smaller update than the "
+                "row before: sort the rows by update, or leave the update out of --columns"
+            )
+        if self.left_out and not leave_out:
+            found = "; ".join(
+                f"{count:,} of {self._seen:,} rows {why} (first: {self._where[why]})"
+                for why, count in self.left_out.items()
+            )
+            raise InputError(f"{source}: {found}; --leave-out imports the others")
+        if not self.rows:
+            raise InputError(f"{source}: no row that can be used, of {self._seen:,}")
+
+    def note(self, sentence: str) -> None:
+        """Keep a sentence on the log, if there are not too many."""
+        if len(self.notes) < _MOST_NOTES:
+            self.notes.append(sentence)
+
+    def _leave_out(self, why: str, rows: npt.NDArray[np.bool_], place: str) -> None:
+        if rows.any():
+            self.left_out[why] += int(rows.sum())
+            self._where.setdefault(why, f"row {self._seen + int(rows.argmax()) + 1}, in {place}")
+
+    def _updates(
+        self, given: Array | None, kept: npt.NDArray[np.bool_], place: str
+    ) -> npt.NDArray[np.int64]:
+        """Return the update of each row; numbers that fall go on after the last, as a session."""
+        found = np.zeros(len(kept), np.int64)
+        self._sessions = np.full(len(kept), self._session)
+        rows = int(kept.sum())
+        if not rows:
+            return found
+        if given is None:
+            found[kept] = self.rows + np.arange(rows)
+            return found
+        updates = given[kept]
+        before, stored = self._last or (updates[0], int(updates[0]))
+        steps = np.diff(updates, prepend=before)
+        fallen = steps < 0
+        for row in np.flatnonzero(fallen)[:_MOST_NOTES]:
+            earlier = updates[row - 1] if row else before
+            self.note(
+                f"The update falls from {earlier:.0f} to {updates[row]:.0f} in {place}: taken as "
+                "a restart; the numbers go on."
+            )
+        self._falls += int(fallen.sum())
+        found[kept] = stored + np.cumsum(np.where(fallen, 1, steps)).astype(np.int64)
+        self._sessions[kept] = self._session + np.cumsum(fallen)
+        self._session += int(fallen.sum())
+        self._last = float(updates[-1]), int(found[kept][-1])
+        return found
+
+    def _duplicates(
+        self, items: Array | Names | None, updates: npt.NDArray[np.int64], kept: npt.NDArray[Any]
+    ) -> npt.NDArray[np.bool_]:
+        """Return which rows repeat an item of the same update."""
+        again = np.zeros(len(kept), bool)
+        if not isinstance(items, Names):
+            return again
+        step, seen = self._step_items
+        for row in np.flatnonzero(kept & (items.codes >= 0)):
+            if updates[row] != step:
+                step, seen = int(updates[row]), set()
+            name = items.names[items.codes[row]]
+            again[row] = name in seen
+            seen.add(name)
+        self._step_items = step, seen
+        return again
+
+    def _columns(
+        self, batch: Batch, numbers: Mapping[str, Array], kept: npt.NDArray[np.bool_]
+    ) -> Columns:
+        """Return the columns that need no check."""
+        rows = int(kept.sum())
+        missing = np.full(rows, np.nan)
+        found: Columns = {
+            "item": self.rows + np.arange(rows),
+            "samples": np.ones(rows),
+            "loss": numbers["loss"][kept] if "loss" in numbers else missing,
+            "seconds": numbers["seconds"][kept] if "seconds" in numbers else missing,
+            "session": self._sessions[kept],
+            "worker": self._numbered(batch.get("worker"), rows, kept),
+        }
+        if "samples" in numbers:
+            found["samples"] = np.maximum(np.nan_to_num(numbers["samples"][kept], nan=1.0), 0.0)
+        self.rows += rows
+        return found
+
+    def _numbered(
+        self, workers: Array | Names | None, rows: int, kept: npt.NDArray[np.bool_]
+    ) -> npt.NDArray[np.int64]:
+        if not isinstance(workers, Names) or self._workers is None:
+            return np.full(rows, UNKNOWN)
+        known = self._workers
+        ours = [known.setdefault(name, len(known)) for name in workers.names]
+        if len(known) > _MOST_WORKERS:
+            self.note(f"More than {_MOST_WORKERS:,} workers: they are not told apart.")
+            self._workers = None
+            return np.full(rows, UNKNOWN)
+        return np.array([*ours, UNKNOWN])[workers.codes[kept]]
+
+
+def _staleness(numbers: Mapping[str, Array]) -> tuple[Array, Array]:
+    """Return the staleness of each row and its part in flight; nan where it is unknown."""
+    read, end = numbers.get("read_version"), numbers.get("end_version")
+    update = numbers.get("update")
+    rows = len(next(iter(numbers.values())))
+    in_flight = np.full(rows, np.nan)
+    if read is not None and end is not None:
+        in_flight = np.where((end >= read) & (read >= 0), end - read, np.nan)
+    if "staleness" in numbers:
+        return numbers["staleness"], in_flight
+    if read is not None and update is not None:
+        return update - read, in_flight
+    return in_flight, in_flight
+
+
+def _check_whole(numbers: Mapping[str, Array], place: str, seen: int) -> None:
+    for key in ("update", "read_version", "end_version", "staleness", "samples"):
+        if key not in numbers:
+            continue
+        column = numbers[key]
+        wrong = np.isfinite(column) & (column != np.floor(column)) | (np.abs(column) > 2.0**53)
+        if wrong.any():
+            row = int(wrong.argmax())
+            hint = "; means per step are read by --format metrics" if key == "staleness" else ""
+            raise InputError(
+                f"{place}: row {seen + row + 1}: {key} {column[row]:g} is not a whole number{hint}"
+            )

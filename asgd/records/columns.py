@@ -1,0 +1,114 @@
+"""The files of a record, the columns of its tables, and what is said about it.
+
+    record.json            what the record is: source, format, unit, what it cannot tell
+    items/part-*.parquet   a row per item that was used, columns `ITEM_COLUMNS`; or
+    steps/part-*.parquet   a row per step of which only means are known, columns `STEP_COLUMNS`
+    events.jsonl           `start`, `finish`
+    log.jsonl              of a `StalenessLog` that is not closed: a line per item
+
+A record has no parameters and no configuration: other systems do not log them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+import numpy as np
+
+from asgd.errors import InputError
+from asgd.rundir.tables import Types
+from asgd.stored_json import read_json
+
+RECORD = "record.json"
+ITEMS, STEPS = "items", "steps"
+UNKNOWN = -1  # of a worker, or of the staleness in flight
+
+Unit = Literal["updates", "versions", "steps"]
+
+ITEM_COLUMNS: Types = {
+    "item": np.int64,  # number of the row: 0, 1, ..., each once
+    "update": np.int64,  # updates (versions, steps) before the item was used; never falls
+    "staleness": np.int64,  # of these, how many the item's parameters lacked
+    "in_flight": np.int64,  # of these, how many passed while it was computed; UNKNOWN
+    "worker": np.int32,  # index into the workers of record.json, or UNKNOWN
+    "samples": np.int64,  # in the item; 1 if the log does not say
+    "loss": np.float64,  # nan if the log does not say
+    "seconds": np.float64,  # clock of the log; nan if it does not say
+    "session": np.int32,  # 0, and one more after each restart of the numbering
+}
+STEP_COLUMNS: Types = {
+    "step": np.int64,  # number of the step; rises
+    "mean": np.float64,  # mean staleness of the items of the step
+    "max": np.float64,  # largest, or nan
+    "min": np.float64,  # smallest, or nan
+    "items": np.float64,  # items of the step, or nan
+    "loss": np.float64,  # nan if the log does not say
+    "session": np.int32,  # as in the items
+}
+RECORD_TABLES: dict[str, Types] = {ITEMS: ITEM_COLUMNS, STEPS: STEP_COLUMNS}
+MOST_ROWS = 10**9
+
+
+class About(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a record is.
+
+    Attributes
+    ----------
+    kind
+        "imported" from another system's log, or "logged" by a `StalenessLog`.
+    format
+        Name of the log's format.
+    source
+        Where the log was.
+    unit
+        What staleness counts: updates, versions (publications of parameters) or steps.
+    rows
+        The table: "items", or "steps" of which only means are known.
+    columns
+        The columns that were read, by ours.
+    workers
+        Names of workers 0, 1, ...
+    unknown
+        What the log cannot tell, a sentence each.
+    left_out
+        Number of rows left out, by the reason.
+    notes
+        What was met in the log, a sentence each.
+    """
+
+    kind: Literal["imported", "logged"]
+    format: str
+    source: str
+    unit: Unit
+    rows: Literal["items", "steps"] = "items"
+    columns: dict[str, str] = {}
+    workers: list[str] = []
+    unknown: list[str] = []
+    left_out: dict[str, int] = {}
+    notes: list[str] = []
+
+    def to_json(self) -> bytes:
+        """Return the content of `record.json`."""
+        return msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n"
+
+    @classmethod
+    def read(cls, directory: Path) -> About:
+        """Read `record.json`.
+
+        Raises
+        ------
+        InputError
+            It is missing or is not such a file.
+        """
+        path = directory / RECORD
+        try:
+            return msgspec.convert(read_json(path), cls)
+        except msgspec.ValidationError as error:
+            raise InputError(f"{path}: cannot be read ({error})") from None
+
+
+def is_record(path: str | Path) -> bool:
+    """Whether a directory is a record, not a run."""
+    return (Path(path) / RECORD).is_file()

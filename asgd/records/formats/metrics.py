@@ -1,0 +1,125 @@
+"""Numbers per step, as trackers hold them: mean, maximum and minimum of the staleness.
+
+A new system needs a line in `_KNOWN`.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from asgd.errors import InputError
+from asgd.records.columns import Unit
+from asgd.records.foreign import flat, header, json_objects, kind_of, opened
+from asgd.records.formats.base import files_of
+
+NAME = "metrics"
+WHAT = "a row of means per step: verl, prime-rl, RLlib, or named columns"
+KEYS = ("step", "mean", "max", "min", "items", "loss")
+UNKNOWN = (
+    "The law of the staleness: many laws have these means and maxima, so none is fitted.",
+    "Which worker was how stale.",
+)
+_ENDS = (".jsonl", ".ndjson", ".json", ".csv")
+
+# By system: what its staleness counts, and a pattern for the name of each column, its nested names
+# joined by slashes.
+_KNOWN: dict[str, tuple[Unit, dict[str, str]]] = {
+    "verl": (
+        "versions",
+        {"step": "step", "loss": "data/actor/pg_loss"}
+        | {
+            key: rf"data/training/off_policy/trajectory_staleness/{key}"
+            for key in ("mean", "max", "min")
+        },
+    ),
+    "prime-rl": (
+        "steps",
+        {"step": "step", "mean": "off_policy/mean", "max": "off_policy/max", "loss": "loss/mean"},
+    ),
+    "RLlib": (
+        "updates",
+        {
+            "step": "training_iteration",
+            "mean": r"(info/)?learners?/[^/]+/diff_num_grad_updates_vs_sampler_policy",
+            "loss": r"(info/)?learners?/[^/]+/total_loss",
+        },
+    ),
+}
+
+
+def metrics_columns(source: Path) -> tuple[str, Unit, dict[str, str]] | None:
+    """Return the system of a log of means, the unit and its columns; None if it is no such log.
+
+    Raises
+    ------
+    InputError
+        Several columns could be meant.
+    """
+    files = files_of(source, *_ENDS)
+    names = header_of(files[0]) if files else []
+    for system, (unit, patterns) in _KNOWN.items():
+        found = {
+            key: [name for name in names if re.fullmatch(pattern, name.replace(".", "/"))]
+            for key, pattern in patterns.items()
+        }
+        if not found["step"] or not found["mean"]:
+            continue
+        if len(found["mean"]) > 1:
+            several = ", ".join(found["mean"])
+            raise InputError(f"{files[0]}: {several}; choose one by --columns mean=...")
+        return system, unit, {key: columns[0] for key, columns in found.items() if columns}
+    return None
+
+
+def header_of(path: Path) -> list[str]:
+    """Return the names of the columns; nested ones joined by slashes, of the first hundred rows."""
+    if kind_of(path) == ".csv":
+        return header(path)
+    found: dict[str, None] = {}
+    for _, row in zip(range(100), _json_rows(path), strict=False):
+        found |= dict.fromkeys(row)
+    return list(found)
+
+
+def metrics_rows(source: Path, columns: Mapping[str, str]) -> Iterator[dict[str, float]]:
+    """Yield our columns of each row that has a step; a missing number is nan.
+
+    Raises
+    ------
+    InputError
+        A file cannot be read, or a value is not a number.
+    """
+    for path in files_of(source, *_ENDS):
+        rows = _csv_rows(path) if kind_of(path) == ".csv" else _json_rows(path)
+        for number, row in enumerate(rows, start=1):
+            found = {key: _number(row.get(name), path, number) for key, name in columns.items()}
+            if not math.isnan(found["step"]):
+                yield found
+
+
+def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
+    try:
+        for row in json_objects(path):
+            yield flat(row, joint="/")
+    except (OSError, EOFError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read ({error})") from None
+
+
+def _csv_rows(path: Path) -> Iterator[dict[str, Any]]:
+    with opened(path) as file:
+        yield from csv.DictReader(io.TextIOWrapper(file, "utf-8-sig", newline=""))
+
+
+def _number(value: Any, path: Path, row: int) -> float:
+    if value in (None, ""):
+        return math.nan
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise InputError(f"{path}: row {row}: {value!r:.40} is not a number") from None

@@ -1,0 +1,204 @@
+"""Records: logs of other systems in, the same staleness out; what cannot be used is counted."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import asgd
+from asgd.records.reader import findings, summary
+from tests.support import logs
+
+STALENESS = np.random.default_rng(5).geometric(0.3, 880) - 1
+
+
+@pytest.mark.parametrize("name", logs.ITEMS)
+def test_the_staleness_of_every_format_comes_through(name: str, tmp_path: Path) -> None:
+    write, columns = logs.ITEMS[name]
+    record = asgd.import_log(write(tmp_path, STALENESS), tmp_path / "record", columns=columns)
+    items = record.items
+    assert record.about.format == name.split()[0]
+    assert items["staleness"].tolist() == STALENESS.tolist()
+    assert np.all(np.diff(items["update"]) >= 0)
+    assert record.state == "finished"
+    assert findings(record) == []
+    if "worker" in columns:
+        assert record.about.workers == [f"client {i}" for i in range(4)]
+        assert items["worker"].tolist() == [i % 4 for i in range(len(STALENESS))]
+    if "loss" in columns:
+        assert items["loss"].iloc[1] == pytest.approx(0.5)
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_prime_rl_has_steps_and_the_split_in_flight(tmp_path: Path) -> None:
+    record = asgd.import_log(logs.prime_rl(tmp_path, STALENESS), tmp_path / "record")
+    items = record.items
+    assert items["in_flight"].tolist() == (STALENESS - STALENESS // 2).tolist()
+    assert items["update"].tolist() == [1000 + i // logs.EACH for i in range(len(STALENESS))]
+    assert record.about.unit == "steps"
+    assert record.about.notes == ["110 steps have several files, read as one step each."]
+    assert summary(record)["steps"] == 110
+
+
+def test_rollouts_are_in_flight_only_and_say_so(tmp_path: Path) -> None:
+    record = asgd.import_log(logs.rollouts(tmp_path, STALENESS), tmp_path / "record")
+    assert record.items["in_flight"].tolist() == STALENESS.tolist()
+    assert "in flight only" in record.about.unknown[0]
+
+
+@pytest.mark.parametrize("name", logs.MEANS)
+def test_means_of_every_system_are_recognised(name: str, tmp_path: Path) -> None:
+    record = asgd.import_log(logs.MEANS[name](tmp_path), tmp_path / "record")
+    steps = record.steps
+    assert record.about.format == "metrics"
+    assert record.about.notes == [f"Read as {name.split()[0]}."] or name == "prime-rl metrics"
+    assert steps["step"].tolist() == list(range(60))
+    assert steps["mean"].mean() == pytest.approx(1.5)
+    assert record.items.empty
+    if name in ("verl", "prime-rl metrics"):
+        assert set(steps["max"]) == {3.0}
+    assert "none is fitted" in record.about.unknown[0]
+
+
+def test_a_frame_is_a_record_too(tmp_path: Path) -> None:
+    record = asgd.from_frame(logs.frame(STALENESS), tmp_path / "r", columns=logs.COLUMNS)
+    assert record.items["staleness"].tolist() == STALENESS.tolist()
+    assert "880 items, mean staleness" in repr(record)
+    plain = pd.DataFrame({"staleness": [0, 1, 1, 2]})
+    assert asgd.from_frame(plain, tmp_path / "p").items["update"].tolist() == [0, 1, 2, 3]
+
+
+def imported(tmp_path: Path, rows: list[dict[str, object]], **options: object) -> asgd.Record:
+    path = tmp_path / "log.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return asgd.import_log(path, tmp_path / "record", **options)  # type: ignore[arg-type]
+
+
+def test_unknown_versions_are_refused_or_counted_never_zero(tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = [{"update": i, "read_version": i} for i in range(20)]
+    rows[3]["read_version"] = None
+    rows[4]["read_version"] = -1
+    del rows[5]["read_version"]
+    rows[6]["read_version"] = float("nan")
+    rows[9]["read_version"] = 12
+    with pytest.raises(asgd.InputError, match=r"4 of 20 rows without a version \(first: row 4, in"):
+        imported(tmp_path, rows)
+    assert not (tmp_path / "record").exists()
+    record = imported(tmp_path, rows, leave_out=True)
+    assert record.about.left_out == {
+        "without a version": 4,
+        "with a version later than the update": 1,
+    }
+    assert record.items["update"].tolist() == [0, 1, 2, 7, 8, *range(10, 20)]
+
+
+def test_a_restart_goes_on_as_another_session(tmp_path: Path) -> None:
+    numbers = [*range(5), *range(2, 6), *range(3)]
+    rows: list[dict[str, object]] = [{"update": i, "staleness": 0} for i in numbers]
+    record = imported(tmp_path, rows)
+    assert record.items["update"].tolist() == list(range(12))
+    assert record.items["session"].tolist() == [0] * 5 + [1] * 4 + [2] * 3
+    assert "falls from 4 to 2" in record.about.notes[0]
+    assert "falls from 5 to 0" in record.about.notes[1]
+
+
+def test_a_restart_of_means_goes_on_too(tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = [{"n": i, "lag": 1.5} for i in (0, 1, 2, 1, 2)]
+    record = imported(tmp_path, rows, columns={"step": "n", "mean": "lag"})
+    assert record.steps["step"].tolist() == [0, 1, 2, 3, 4]
+    assert record.steps["session"].tolist() == [0, 0, 0, 1, 1]
+
+
+def test_rows_out_of_order_are_refused(tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = [{"update": i % 7, "staleness": 0} for i in range(200)]
+    with pytest.raises(asgd.InputError, match="smaller update than the row before: sort the rows"):
+        imported(tmp_path, rows)
+
+
+def test_an_item_that_is_there_twice_is_counted(tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = [
+        {"update": i // 2, "staleness": 0, "item": f"a{i}"} for i in range(10)
+    ]
+    rows.insert(4, rows[3])
+    with pytest.raises(asgd.InputError, match="1 of 11 rows of an item that was there before"):
+        imported(tmp_path, rows)
+    assert len(imported(tmp_path, rows, leave_out=True).items) == 10
+
+
+def test_a_line_that_is_being_written_is_no_error(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"staleness": 1}\n{"staleness": 2}\n{"stal', encoding="utf-8")
+    assert asgd.import_log(path, tmp_path / "record").items["staleness"].tolist() == [1, 2]
+
+
+BAD = {
+    "nothing there": (None, {}, "no such file or directory"),
+    "no columns": ("a,b\n1,2\n", {}, "it has a, b: name yours"),
+    "misspelt": ("lag\n1\n", {"staleness": "lga"}, "no column lga for staleness; did you mean lag"),
+    "unknown key": ("lag\n1\n", {"stale": "lag"}, "stale: did you mean staleness"),
+    "text": ("lag\none\n", {"staleness": "lag"}, "conversion error"),
+    "a mean": ("lag\n1.5\n", {"staleness": "lag"}, "1.5 is not a whole number; means per step"),
+    "empty": ("lag\n", {"staleness": "lag"}, "no row that can be used"),
+    "no text": ("", {}, "name yours"),
+    "huge": ("lag\n1e300\n", {"staleness": "lag"}, "is not a whole number"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_logs_get_one_line(case: str, tmp_path: Path) -> None:
+    text, columns, message = BAD[case]
+    path = tmp_path / "log.csv"
+    if text is not None:
+        path.write_text(text, encoding="utf-8")
+    with pytest.raises(asgd.InputError, match=message) as refused:
+        asgd.import_log(path, tmp_path / "record", columns=columns)
+    assert "\n" not in str(refused.value)
+    assert {file.name for file in tmp_path.iterdir()} <= {"log.csv"}
+
+
+def test_other_bad_sources_get_one_line(tmp_path: Path) -> None:
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1 but no more")
+    (tmp_path / "log.jsonl").write_text("{}\nno json\n{}\n", encoding="utf-8")
+    (tmp_path / "bad.csv.gz").write_bytes(gzip.compress(b"staleness\n1\n" * 999)[:40])
+    folder = tmp_path / "twice"
+    folder.mkdir()
+    (folder / "log.csv").write_text("staleness\n1\n", encoding="utf-8")
+    (folder / "log.csv.gz").write_bytes(gzip.compress(b"staleness\n1\n"))
+    (tmp_path / "empty").mkdir()
+    for name, message in (
+        ("broken.parquet", "cannot be read"),
+        ("log.jsonl", "line 2"),
+        ("bad.csv.gz", "cannot be read"),
+        ("twice", "which is the same file"),
+        ("empty", "no log of a known format"),
+    ):
+        with pytest.raises(asgd.InputError, match=message):
+            asgd.import_log(tmp_path / name, tmp_path / "record")
+    with pytest.raises(asgd.InputError, match="format = 'xml': expected one of auto, parquet"):
+        asgd.import_log(folder, tmp_path / "record", format="xml")
+
+
+def test_a_directory_that_is_not_empty_is_left_alone(tmp_path: Path) -> None:
+    path = logs.csv(tmp_path, STALENESS)
+    with pytest.raises(asgd.InputError, match="exists and is not empty"):
+        asgd.import_log(path, tmp_path, columns=logs.COLUMNS)
+    assert [file.name for file in tmp_path.iterdir()] == ["log.csv"]
+
+
+def test_damage_is_found(tmp_path: Path) -> None:
+    record = asgd.import_log(
+        logs.csv(tmp_path, STALENESS), tmp_path / "record", columns=logs.COLUMNS
+    )
+    part = next((record.path / "items").iterdir())
+    content = bytearray(part.read_bytes())
+    content[100] ^= 1
+    part.write_bytes(content)
+    assert len(findings(record)) == 1
+    about = record.path / "record.json"
+    about.write_text(about.read_text("utf-8").replace("updates", "versions"), encoding="utf-8")
+    assert "has changed since the record was made" in findings(record)[1]
