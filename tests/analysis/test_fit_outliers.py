@@ -281,4 +281,4 @@ def test_short_series_of_strong_dependence_are_refused_or_flagged() -> None:
     assert kept >= 10
     assert covered / kept > 0.86 - 3 * np.sqrt(0.86 * 0.14 / kept)
     calm = fit_staleness(autoregressive_geometric(0.875, 0.3, 2000, rng), start_up=0)
-    assert "such intervals" not in calm._summary()
+    assert "such intervals" not in calm.summary
