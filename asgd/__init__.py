@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from asgd.problems.networks.torch_problem import TorchProblem as TorchProblem
     from asgd.records.importing import from_frame as from_frame
     from asgd.records.importing import import_log as import_log
+    from asgd.records.log import StalenessLog as StalenessLog
     from asgd.records.reader import Record as Record
     from asgd.records.reader import read_record as read_record
     from asgd.rundir.export import export as export
@@ -61,6 +62,7 @@ else:
                 "UnreliableEstimateError",
             ],
             "asgd.records.importing": ["from_frame", "import_log"],
+            "asgd.records.log": ["StalenessLog"],
             "asgd.records.reader": ["Record", "read_record"],
             "asgd.rundir.export": ["export"],
             "asgd.rundir.repeats": ["read_runs"],

@@ -6,12 +6,13 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from asgd.arrays import Array
 from asgd.errors import InputError
-from asgd.records.columns import ITEM_COLUMNS, UNKNOWN
+from asgd.records.columns import ITEM_COLUMNS, UNKNOWN, About
 from asgd.records.foreign import Batch, Names
 
 Columns = dict[str, npt.NDArray[Any]]
@@ -111,6 +112,15 @@ class RowChecker:
             raise InputError(f"{source}: {found}; --leave-out imports the others")
         if not self.rows:
             raise InputError(f"{source}: no row that can be used, of {self._seen:,}")
+
+    def described(self, about: About) -> About:
+        """Return what is said about a record, with what was found in its rows."""
+        return msgspec.structs.replace(
+            about,
+            workers=self.workers,
+            left_out=dict(self.left_out),
+            notes=[*about.notes, *self.notes],
+        )
 
     def note(self, sentence: str) -> None:
         """Keep a sentence on the log, if there are not too many."""

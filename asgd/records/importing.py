@@ -13,7 +13,6 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-import msgspec
 import numpy as np
 
 from asgd.errors import InputError, did_you_mean, written
@@ -23,7 +22,8 @@ from asgd.records.foreign import TEXT, Batch, Names, batches, header
 from asgd.records.formats import metrics
 from asgd.records.formats.base import ITEM_KEYS, Format, Part
 from asgd.records.formats.known import FORMATS, NAMES, recognise
-from asgd.records.reader import Record, read_record
+from asgd.records.log import LOG, PUBLISHED
+from asgd.records.reader import Record, log_batches, read_record
 from asgd.rundir.files import replace_file
 from asgd.rundir.parts import part_name
 from asgd.rundir.tables import write_table
@@ -152,14 +152,30 @@ def write_items(
             parts.add(checker.accept(batch, name))
         checker.finish(about.source, leave_out=leave_out)
         parts.close()
-        done = msgspec.structs.replace(
-            about,
-            workers=checker.workers,
-            left_out=dict(checker.left_out),
-            notes=[*about.notes, *checker.notes],
-        )
-        _seal(place, done)
+        _seal(place, checker.described(about))
     return read_record(out)
+
+
+def close_log(path: Path) -> None:
+    """Replace the lines of a `StalenessLog` by tables; the lines stay until these are whole.
+
+    Raises
+    ------
+    InputError
+        The tables cannot be written.
+    """
+    about, checker = About.read(path), RowChecker()
+    place = path / f".{ITEMS}.tmp"
+    with written(path):
+        shutil.rmtree(place, ignore_errors=True)
+        parts = _Parts(place)
+        for batch in log_batches(path):
+            parts.add(checker.accept(batch, LOG))
+        parts.close()
+        os.replace(place, path / ITEMS)
+        _seal(path, checker.described(about))
+        for name in (LOG, PUBLISHED):
+            (path / name).unlink()
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from asgd.errors import AsgdError, InputError
+from asgd.records.checks import RowChecker
 from asgd.records.columns import ITEMS, MOST_ROWS, RECORD, RECORD_TABLES, STEPS, About
+from asgd.records.foreign import Batch, batches
+from asgd.records.formats.base import ITEM_KEYS
+from asgd.records.log import LOG
 from asgd.rundir.alive import read_heartbeat
 from asgd.rundir.events import read_events
 from asgd.rundir.files import check_no_links
@@ -35,10 +39,13 @@ class Record:
         The directory.
     about
         What the record is.
+    lines
+        The items of a log that is not closed, None otherwise.
     """
 
     path: Path
     about: About
+    lines: Columns | None = None
 
     @property
     def items(self) -> pd.DataFrame:
@@ -69,6 +76,8 @@ class Record:
             A part is damaged or missing.
         """
         types = RECORD_TABLES[table]
+        if self.lines is not None and table == ITEMS:
+            return {name: self.lines[name] for name in names}
         parts = [part.columns(*names) for part in self._parts(table)]
         empty: Columns = {name: np.empty(0, types[name]) for name in names}
         return {name: np.concatenate([empty[name], *(p[name] for p in parts)]) for name in names}
@@ -93,7 +102,9 @@ class Record:
         if any(event["event"] == "finish" for event in self.events):
             return "finished"
         sign = read_heartbeat(self.path)
-        if sign is None or sign.presence == "silent":
+        if sign is None:  # a log whose process ended without closing it
+            return "unknown" if self.lines is None else "stopped"
+        if sign.presence == "silent":
             return "unknown"
         return "stopped" if sign.presence == "gone" else "running"
 
@@ -122,7 +133,20 @@ def read_record(path: str | Path) -> Record:
     if not (path / RECORD).is_file():
         raise InputError(f"{path}: not a record (no {RECORD}); `asgd import` makes one")
     check_no_links(path)
-    return Record(path, About.read(path))
+    about = About.read(path)
+    if not (path / LOG).is_file():
+        return Record(path, about)
+    checker = RowChecker()
+    rows = [checker.accept(batch, LOG) for batch in log_batches(path)]
+    empty: Columns = {name: np.empty(0, kind) for name, kind in RECORD_TABLES[ITEMS].items()}
+    lines = {name: np.concatenate([empty[name], *(r[name] for r in rows)]) for name in empty}
+    return Record(path, checker.described(about), lines)
+
+
+def log_batches(path: Path) -> Iterator[Batch]:
+    """Read the lines of a `StalenessLog`, see `asgd.records.foreign.batches`."""
+    if (path / LOG).stat().st_size:
+        yield from batches(path / LOG, {key: key for key in ITEM_KEYS if key != "staleness"})
 
 
 def summary(record: Record) -> dict[str, Any]:

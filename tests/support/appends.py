@@ -1,0 +1,14 @@
+"""What processes of a test log; light, because each of them imports it."""
+
+from __future__ import annotations
+
+from multiprocessing.synchronize import Barrier
+
+import asgd
+
+
+def append(log: asgd.StalenessLog, worker: int, ready: Barrier) -> None:
+    """Log 400 items once all processes are there."""
+    ready.wait()
+    for _ in range(400):
+        log.applied(worker, log.computed(log.read()))
