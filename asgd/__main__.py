@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from asgd.console.commands import completion, init, runs, simulate, status
+from asgd.console.commands import completion, export, init, runs, simulate, status
 from asgd.console.failures import one_line_errors
 from asgd.console.options import (
     PATH,
@@ -46,7 +46,6 @@ DEMO = {
     "cluster": {"workers": 4, "compute_time": {"law": "gamma", "mean": 0.01, "variation": 0.2}},
     "run": {"updates": 600, "eval_every": 4},
 }
-
 
 _LONG_SECONDS = 10.0  # announce a prediction that takes longer
 
@@ -402,23 +401,7 @@ def plan(
             say(f"Only the first of {len(repeats)} repeats was used.")
 
 
-@cli.command()
-@click.argument("path", metavar="RUN", type=PATH)
-@click.option("-o", "--output", type=PATH, required=True, help="FILE.npz, .safetensors or .pt.")
-def export(path: Path, output: Path) -> None:
-    """Write the parameters that RUN has reached into a file.
-
-    A network's arrays have the names that its framework gives them; .pt is a state dictionary of
-    PyTorch. `problem.initial_from` in a configuration starts a run from such a file.
-
-    \b
-    asgd export runs/mine -o model.npz
-    asgd export runs/mine -o model.safetensors
-    """
-    from asgd.rundir.export import export
-    from asgd.rundir.reader import read_run
-
-    say(export(read_run(path), output))
+cli.add_command(export)
 
 
 @cli.command()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import html
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal, cast
 
 import matplotlib
@@ -88,11 +89,27 @@ def to_svg(ax: Axes, description: str, *, legend: bool = True) -> str:
     if box is not None:
         box.set_visible(legend)
     buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "path", "svg.hashsalt": description}):
+    with (
+        matplotlib.rc_context({"svg.fonttype": "path", "svg.hashsalt": description}),
+        _laid_out(figure),
+    ):
         figure.savefig(buffer, format="svg", metadata=_NO_METADATA, transparent=True)
     svg = buffer.getvalue()
     label = html.escape(description)
     return svg[svg.index("<svg") :].replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)
+
+
+@contextmanager
+def _laid_out(figure: Figure) -> Iterator[None]:
+    """Lay the figure out before the block; `savefig` would draw it twice to do so."""
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        engine.execute(figure)
+    figure.set_layout_engine(None)
+    try:
+        yield
+    finally:
+        figure.set_layout_engine(engine)
 
 
 def is_cut(ax: Axes) -> bool:

@@ -130,20 +130,16 @@ def sme_msgd(
     With `momentum` = mu and learning rate (1-mu) eta it has the time step, friction, temperature
     and stationary law of (L1) (Proposition 2).
 
+    Arguments that are not listed are those of `sme_asgd`.
+
     Parameters
     ----------
     learning_rate
         eta', a number or one for each update.
     momentum
         zeta in v' = zeta v - eta' grad f, in [0, 1).
-    updates, paths
-        Numbers of updates and of paths.
-    batch_size
-        Samples of each gradient, a number or one for each update.
     substeps
         1 is momentum SGD with Gaussian noise; large J approaches the continuous equation.
-    options
-        See `run_ensemble`.
 
     Raises
     ------
@@ -173,25 +169,15 @@ def sme_langevin(
 ) -> Ensemble:
     """Simulate SME-ASGD in the form for linear gradients, (L1) with (L3); see `SmeLangevin`.
 
+    Arguments that are not listed are those of `sme_asgd`.
+
     Parameters
     ----------
-    learning_rate
-        eta, a number or one for each update.
-    mu
-        Geometric parameter, P(tau = l) = (1-mu) mu^l, in [0, 1).
-    updates, paths
-        Numbers of updates and of paths.
-    batch_size
-        Samples per gradient, all at one stale point: a number or one for each update.
-    noise, substeps
-        As in `sme_asgd`.
     lag_noise
         False omits the random choice of the lag: Sigma = s^2 I for additive noise, as (L2) and
         Proposition 2 assume.
     expected_read
         True returns statistics of the expected read M instead of the iterate X.
-    options
-        See `run_ensemble`.
 
     Raises
     ------

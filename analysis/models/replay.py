@@ -101,23 +101,17 @@ def sme_replay(
 ) -> Ensemble:
     """Simulate paths that read the same versions as recorded runs did, with Gaussian noise.
 
+    Arguments that are not listed are those of `sme_asgd`.
+
     Parameters
     ----------
-    learning_rate
-        eta, a number or one for each update.
     staleness
         tau_0, tau_1, ..., whole numbers with 0 <= tau_k <= k; or such a sequence for each of
         several runs, which share the paths evenly.
-    paths
-        Number of paths.
     updates
         Updates to replay. Default: all of the shortest sequence.
-    batch_size
-        Samples per gradient, all at one stale point: a number or one for each update.
     rule
         Update rule that turns each gradient into a step; default plain SGD.
-    options
-        See `run_ensemble`.
 
     Raises
     ------

@@ -92,16 +92,14 @@ def sme_law(
     >>> analysis.sme_law(problem, 0.05, law, updates=100, paths=64, seed=0).loss_mean.shape
     (101,)
 
+    Arguments that are not listed are those of `sme_asgd`.
+
     Parameters
     ----------
-    learning_rate
-        eta, a number or one for each update.
     law
         The staleness law, cut off where less than 1e-6 of its mass is left. "pool" also accepts
         one law per worker (for a straggler, say), and takes a `GeometricMixture` with one component
         per worker in this way.
-    updates, paths
-        Numbers of updates and of paths.
     closure
         How the lags of different updates depend on each other:
         "pool": each snapshot is used exactly once, as on a real server; P snapshots per path, and
@@ -115,10 +113,6 @@ def sme_law(
         rounded, or the number of laws.
     turns
         Recorded turns, only for "pool"; resampled instead of turns by the law, (P3).
-    batch_size
-        Samples per gradient, all at one stale point: a number or one for each update.
-    options
-        See `run_ensemble`.
 
     Raises
     ------

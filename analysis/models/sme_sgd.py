@@ -96,21 +96,15 @@ def sme_sgd(
 ) -> Ensemble:
     """Simulate SME-SGD, (S6), which ignores asynchrony.
 
+    Arguments that are not listed are those of `sme_asgd`.
+
     Parameters
     ----------
-    learning_rate
-        eta, a number or one for each update.
-    updates, paths
-        Numbers of updates and of paths.
-    batch_size
-        Samples of each gradient, a number or one for each update.
     native
         True uses the recursion of SGD, which (S6) approximates to second order. It takes one
         gradient per update, not two and two Hessian-vector products.
     substeps
         Steps per update, of length eta/substeps, if `native` is False.
-    options
-        See `run_ensemble`.
 
     Raises
     ------

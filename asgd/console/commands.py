@@ -134,6 +134,25 @@ def status(run: Path, as_json: bool) -> None:
 
 
 @click.command(cls=Command)
+@click.argument("path", metavar="RUN", type=PATH)
+@click.option("-o", "--output", type=PATH, required=True, help="FILE.npz, .safetensors or .pt.")
+def export(path: Path, output: Path) -> None:
+    """Write the parameters that RUN has reached into a file.
+
+    A network's arrays have the names that its framework gives them; .pt is a state dictionary of
+    PyTorch. `problem.initial_from` in a configuration starts a run from such a file.
+
+    \b
+    asgd export runs/mine -o model.npz
+    asgd export runs/mine -o model.safetensors
+    """
+    from asgd.rundir.export import export as export_run
+    from asgd.rundir.reader import read_run
+
+    say(export_run(read_run(path), output))
+
+
+@click.command(cls=Command)
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
     """Print a completion script for SHELL.
