@@ -36,7 +36,7 @@ from analysis.models.sme_asgd import sme_asgd
 from asgd.problems.scalar import Quadratic
 assert loops.__file__.startswith(sys.argv[1]), loops.__file__
 final = sme_asgd(Quadratic(), 0.1, 0.5, 3, 10, 0).final
-hits = sum(sum(f.stats.cache_hits.values()) for f in (loops.kick, loops.relax, loops.moments))
+hits = sum(sum(f.code.stats.cache_hits.values()) for f in (loops.kick, loops.relax, loops.moments))
 print(hits, final.tobytes().hex())
 """
 
@@ -99,11 +99,12 @@ def test_nowhere_to_keep_loops(installation: Path) -> None:
 
 
 def test_an_error_of_a_loop_is_told() -> None:
-    with pytest.raises(Exception, match="no_such_name"):
+    @compiled("{0}[::1]")
+    def broken(x: object) -> object:
+        return no_such_name  # type: ignore[name-defined] # noqa: F821
 
-        @compiled("{0}[::1]")
-        def broken(x: object) -> object:
-            return no_such_name  # type: ignore[name-defined] # noqa: F821
+    with pytest.raises(Exception, match="no_such_name"):
+        broken(np.zeros(1))
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])

@@ -38,7 +38,7 @@ from asgd.rundir.repair import cut_back
 from asgd.rundir.repeats import read_runs, run_repeats
 from asgd.rundir.writer import RunWriter
 from asgd.simulation.simulate import simulate
-from tests.support.reports import HOSTILE, Reports, predicted, predicted_run, simulated_run
+from tests.support.reports import HOSTILE, Reports, predicted, simulated_run
 
 
 class Page(HTMLParser):
@@ -362,12 +362,11 @@ def test_models_that_are_alike_are_not_ranked(reports: Reports) -> None:
     )
 
 
-def test_recorded_turns_are_not_called_the_law(tmp_path: Path) -> None:
+def test_recorded_turns_are_not_called_the_law(reports: Reports, tmp_path: Path) -> None:
     """Nowhere on the page, beside another run neither, and the headline says what they are."""
-    paths = [predicted_run(tmp_path / name).path for name in ("a", "b")]
+    paths = [shutil.copytree(run.path, tmp_path / run.path.name) for run in reports.runs]
     for path in paths:
-        stored = read_prediction(path)
-        with_turns(stored, "recorded").save(path)
+        with_turns(read_prediction(path), "recorded").save(path)
     page = write_report(paths, tmp_path / "both.html", tmp_path / "figures")
     texts = [page, *(tmp_path / "figures").glob("*.svg")]
     assert not [path for path in texts if "SME with the measured law" in path.read_text("utf-8")]
