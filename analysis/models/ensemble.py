@@ -237,13 +237,13 @@ def run_ensemble(
     kept = _quantile_paths(paths if len(levels) else 0)
     threads = _plan_memory(
         name,
-        problem.dim,
-        dtype.itemsize,
-        len(at),
-        sizes,
-        state_copies,
-        len(kept),
-        options.get("threads"),
+        dim=problem.dim,
+        itemsize=dtype.itemsize,
+        records=len(at),
+        sizes=sizes,
+        state_copies=state_copies,
+        kept=len(kept),
+        threads=options.get("threads"),
     )
     losses = np.empty((len(at), len(kept)))
     final = np.empty((paths, problem.dim), dtype)
@@ -410,6 +410,7 @@ def _blocks_in_flight(threads: int) -> int:
 
 def _plan_memory(
     name: str,
+    *,
     dim: int,
     itemsize: int,
     records: int,

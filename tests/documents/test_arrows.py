@@ -29,7 +29,7 @@ RAY = {
     "cluster/local_ray/session.py",
     "cluster/local_ray/internals.py",
 }
-DOOR = "asgd/__main__.py"
+COMMAND_LINE = "asgd/__main__.py"
 # Rooms whose names are part of what users import.
 OPEN = {"problems", "staleness", "figures", "paper"}
 FILES = sorted(
@@ -75,8 +75,8 @@ def room(file: str) -> str:
 
 @cache
 def plan(package: str) -> dict[str, set[str]]:
-    """Return the rooms that each room of a package imports, the door left out."""
-    own = [file for file in FILES if file.startswith(f"{package}/") and file != DOOR]
+    """Return the rooms that each room of a package imports, the command line left out."""
+    own = [file for file in FILES if file.startswith(f"{package}/") and file != COMMAND_LINE]
     modules = {file.removesuffix(".py").replace("/", "."): file for file in own}
     modules |= {name.removesuffix(".__init__"): file for name, file in modules.items()}
     del modules[package]
@@ -132,7 +132,7 @@ def test_arrows(file: str) -> None:
     assert "matplotlib" not in used or file.startswith("analysis/figures/")
     assert "numba" not in used or file == "analysis/models/compiled.py"
     assert "asgd.__main__" not in imports(file)
-    if own == "asgd" and file != DOOR:
+    if own == "asgd" and file != COMMAND_LINE:
         assert not used & {"cluster", "analysis"}
     if own == "cluster":
         assert "analysis" not in used
