@@ -23,7 +23,7 @@ import pytest
 from ray._private import worker as ray_worker
 from ray.exceptions import RayError
 
-from analysis.profile.fit import fit_run
+from analysis.profile.fitting import fit_run
 from analysis.profile.queueing import measured_cycles, queue_staleness
 from asgd.__main__ import main
 from asgd.config import RunConfig, make_config
@@ -339,7 +339,7 @@ def test_directory_that_is_moved_or_removed_in_mid_run_is_said_to_be(
 
 BECOMES_READ_ONLY = """
 import os, subprocess, sys
-from analysis.profile.fit import fit_run
+from analysis.profile.fitting import fit_run
 from analysis.profile.queueing import measured_cycles, queue_staleness
 from asgd.__main__ import main
 from asgd.console.live import LiveRun
