@@ -195,7 +195,7 @@ def profile(runs: Sequence[Path], as_json: bool, quiet: bool) -> None:
     asgd profile runs/digits
     asgd profile runs/p4 runs/p8 --json
     """
-    from analysis.profile.fitting import compare_fits
+    from analysis.profile.fit import compare_fits
     from analysis.profile.queueing import explains_staleness
     from analysis.profile.verdict import name_in_words
     from analysis.study import Study
@@ -401,6 +401,50 @@ def plan(
             say(f"Only the first of {len(repeats)} repeats was used.")
 
 
+@cli.command()
+@click.argument("record", type=PATH)
+@click.option("--cap", "caps", type=Numbers(int), help="Such as 1,2,4.  [default: 1, 2, 4, ...]")
+@click.option("--momentum", type=float, default=0.0, show_default=True, help="Of the heavy ball.")
+@json_option
+@quiet_option
+def whatif(
+    record: Path, caps: list[int] | None, momentum: float, as_json: bool, quiet: bool
+) -> None:
+    """Tell what the staleness of RECORD costs, and what a cap would change.
+
+    RECORD is a log that `asgd import` or a `StalenessLog` made; needs no model. For each cap:
+    which share of the items is beyond it, whose they are, and how much larger a step would be
+    stable if these were discarded, or paced; and for half and twice the samplers.
+
+    \b
+    asgd whatif runs/theirs --cap 2
+    asgd whatif runs/theirs --momentum 0.9 --json
+    """
+    from analysis.records.means import MeansProfile
+    from analysis.records.study import RecordStudy
+    from analysis.records.whatif import bounds_of_caps, what_if
+    from asgd.console.live import Bar
+    from asgd.records.columns import is_record
+
+    if not is_record(record):
+        raise InputError(f"{record}: not a record of a log; `asgd plan` tells this of runs")
+    study = RecordStudy.open(record)
+    if isinstance(study.profile, MeansProfile):
+        sentences = bounds_of_caps(study.profile, caps)
+        if as_json:
+            print_json({**study.profile.to_dict(), "caps": sentences})
+        else:
+            say("\n".join([str(study.profile), "", *sentences]))
+        return
+    with Bar("whatif", 1, quiet) as bar:
+        found = what_if(study, caps=caps, momentum=momentum, progress=bar.whole)
+    if as_json:
+        print_json({"run": str(record), **found.to_dict()})
+        return
+    for line in str(found).splitlines():
+        say(printable(line))
+
+
 cli.add_command(export)
 
 
@@ -443,7 +487,7 @@ def _profile_record(
     """Profile a record, store and print it; return it as JSON values, and its fit."""
     from analysis.profile.fit import StalenessFit
     from analysis.profile.verdict import name_in_words
-    from analysis.records.course import split_in_words
+    from analysis.records.course import spells_in_words, split_in_words
     from analysis.records.study import RecordStudy
     from asgd.console.live import Bar
     from asgd.console.records import sentences
@@ -459,7 +503,8 @@ def _profile_record(
     study.save()
     if not as_json:
         say(f"{printable(str(path))}\n{profile}")
-        more = [split_in_words(study.record), *sentences(study.record.about)]
+        told = split_in_words(study.record), spells_in_words(study.record)
+        more = [*told, *sentences(study.record.about)]
         say("\n".join(["", *(printable(text) for text in more if text), ""]))
     return {"run": str(path), **study.to_dict()}, fit
 

@@ -15,7 +15,6 @@ from asgd.arrays import Array
 from asgd.config import RunConfig
 from asgd.divergence import check_divergence
 from asgd.errors import RunFailedError
-from asgd.goals import time_is_up
 from asgd.progress import Progress, call_back
 from asgd.rundir.writer import RunWriter
 from cluster.actors import Losses
@@ -39,10 +38,8 @@ def supervise(
     writer: RunWriter,
     progress: Callable[[Progress], None] | None,
     resumed: bool,
-) -> str | None:
+) -> None:
     """Run the actors until the last update is on disk; kill all actors at the end or on failure.
-
-    Returns the goal that ended the run before its last update, if one did.
 
     Parameters
     ----------
@@ -68,7 +65,8 @@ def supervise(
     try:
         while True:
             try:
-                return _watch(fleet, progress)
+                _watch(fleet, progress)
+                break
             except RayError as error:  # of the server or recorder; the fleet handles its workers
                 # A bug in our own code would recur on a new server.
                 if isinstance(error, RayTaskError) and not isinstance(error.cause, RayError):
@@ -88,8 +86,8 @@ def supervise(
                 fleet.kill()
 
 
-def _watch(fleet: Fleet, progress: Callable[[Progress], None] | None) -> str | None:
-    """Return when the run is complete and on disk, with the goal that ended it early, if any.
+def _watch(fleet: Fleet, progress: Callable[[Progress], None] | None) -> None:
+    """Return when the run is complete and on disk.
 
     Raises
     ------
@@ -101,7 +99,7 @@ def _watch(fleet: Fleet, progress: Callable[[Progress], None] | None) -> str | N
     rate = _Rate()
     latest = fleet.recorder.latest.remote()
     losses = Losses()
-    flushed = goal = None
+    flushed = None
     while True:
         ready = _ready([flushed] if flushed else [fleet.stopped, *fleet.running])
         if flushed is None:
@@ -119,10 +117,6 @@ def _watch(fleet: Fleet, progress: Callable[[Progress], None] | None) -> str | N
             losses = answer(latest)
             _check_losses(losses, fleet.config)
             latest = fleet.recorder.latest.remote()
-        if flushed is None and goal is None and status.stopped is None:
-            goal = _goal(fleet.config, losses, status)
-            if goal is not None:
-                fleet.server.finish.remote(goal)
         if progress is not None:
             progress_now = Progress(
                 update=status.version,
@@ -135,9 +129,9 @@ def _watch(fleet: Fleet, progress: Callable[[Progress], None] | None) -> str | N
             )
             call_back(progress, progress_now)
         if finished:
-            if status.stopped not in (FINISHED, goal):
+            if status.stopped != FINISHED:
                 raise RunFailedError(str(status.stopped))
-            return goal if status.stopped == goal else None
+            return
         if flushed is not None:
             continue
         fleet.replace_failed(ready, status)
@@ -149,11 +143,6 @@ def _ready(tasks: list[ray.ObjectRef[Any]]) -> list[ray.ObjectRef[Any]]:
     """Wait a moment for a task to end; return the tasks that have ended."""
     ray.wait(tasks, num_returns=1, timeout=_POLL_SECONDS)
     return ray.wait(tasks, num_returns=len(tasks), timeout=0)[0]
-
-
-def _goal(config: RunConfig, losses: Losses, status: Status) -> str | None:
-    """Return the goal of the run that is reached, if any."""
-    return losses.goal or time_is_up(config, status.seconds)
 
 
 def _check_losses(losses: Losses, config: RunConfig) -> None:

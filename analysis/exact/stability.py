@@ -132,8 +132,10 @@ def _boundary_locus(weights: Array, momentum: float = 0.0) -> float:
         return complex(own(theta) * (np.exp(1j * theta * lags) @ weights))
 
     def step(theta: float) -> float:
-        read = np.exp(-1j * theta * lags) @ weights
-        return float(np.real(own(theta) / read))
+        """Return h, or infinity where W vanishes, so that no h has a root there."""
+        away, read = own(theta), np.exp(-1j * theta * lags) @ weights
+        real = abs((away * np.conj(read)).imag) < 1e-6 * abs(away) * abs(read)
+        return float(np.real(away / read)) if abs(read) > 1e-12 and real else np.inf
 
     points = circle_points(len(weights))
     angle = np.linspace(0.0, np.pi, points // 2 + 1)
@@ -145,7 +147,12 @@ def _boundary_locus(weights: Array, momentum: float = 0.0) -> float:
     found = [step(np.pi)]
     estimate = np.abs(locus[crossing]) / np.abs(read[crossing]) ** 2
     for i in crossing[estimate < 1.1 * min(estimate, default=0.0)]:
-        theta = brentq(lambda t: product(t).imag, angle[i], angle[i + 1], xtol=1e-15)
+        ends = angle[i], angle[i + 1]
+        sides = [product(end).imag for end in ends]
+        if sides[0] * sides[1] > 0:  # a root at an end: its sign is that of a rounding error
+            theta = ends[int(np.argmin(np.abs(sides)))]
+        else:
+            theta = brentq(lambda t: product(t).imag, *ends, xtol=1e-15)
         found.append(step(theta))
     return min(h for h in found if h > 0)
 
@@ -236,8 +243,6 @@ def _polish(polynomial: Array, z: complex) -> float:
         root = z * (1.0 + first)
         for _ in range(_STEPS):
             root *= 1.0 + moves(root)[1]  # the nearer one
-            if not abs(abs(root) - 1.0) < _FAR:
-                break  # a step from where the slope vanishes leads anywhere
         if abs(abs(root) - 1.0) < _NEAR:
             found.append(float(abs(root)))
     return max(found, default=1.0)

@@ -27,7 +27,7 @@ from analysis.figures.loss import (
     loss_over_time,
     loss_overlay,
 )
-from analysis.figures.records import loss_over_updates, staleness_over_updates
+from analysis.figures.records import limit_by_cap, loss_over_updates, staleness_over_updates
 from analysis.figures.staleness import (
     mu_by_workers,
     staleness_by_workers,
@@ -44,6 +44,7 @@ __all__ = [
     "error_by_workers",
     "error_over_time",
     "is_cut",
+    "limit_by_cap",
     "loss_over_time",
     "loss_over_updates",
     "loss_overlay",

@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from analysis.profile.dependence import step_means
 from asgd.records.columns import ITEMS, STEPS, UNKNOWN
 from asgd.records.reader import Record
 
 _POINTS = 100
+_HIGH = 0.9
 
 
 def staleness_course(record: Record) -> pd.DataFrame:
@@ -69,3 +71,29 @@ def split_in_words(record: Record) -> str | None:
 
 def _parts(rows: int) -> np.ndarray:
     return np.arange(rows) * min(_POINTS, max(rows, 1)) // max(rows, 1)
+
+
+def spells_in_words(record: Record) -> str | None:
+    """Return how long staleness stays high, against independent steps; None without items.
+
+    High is above the 90 % quantile of the means of the steps. In m independent steps, each high
+    with probability p, the longest spell has about log(m (1 - p))/log(1/p) steps.
+    """
+    if record.about.rows == STEPS:
+        return None
+    found = record.columns(ITEMS, "update", "staleness")
+    means, update = step_means(found["staleness"], found["update"]), np.unique(found["update"])
+    limit = float(np.quantile(means, _HIGH))
+    high = means > limit
+    share = float(high.mean())
+    if not share:
+        return None
+    ends = np.flatnonzero(np.diff(np.concatenate([[False], high, [False]]).astype(np.int8)))
+    starts, lengths = ends[::2], np.diff(ends)[::2]
+    longest = int(lengths.argmax())
+    usual = max(1.0, np.log(len(means) * (1.0 - share)) / np.log(1.0 / share))
+    return (
+        f"The longest spell of staleness above {limit:.4g} (the highest {100 * share:.0f} %) is "
+        f"{lengths[longest]:,} {record.about.unit} long, from {update[starts[longest]]:,} on; "
+        f"independent ones would have {usual:.0f} or so."
+    )

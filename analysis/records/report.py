@@ -15,9 +15,10 @@ import pandas as pd
 from analysis import figures
 from analysis.profile.fit import StalenessFit
 from analysis.profile.verdict import LEVEL
-from analysis.records.course import loss_course, split_in_words, staleness_course
+from analysis.records.course import loss_course, spells_in_words, split_in_words, staleness_course
 from analysis.records.means import MeansProfile
 from analysis.records.study import RecordStudy
+from analysis.records.whatif import ASSUMPTIONS, bounds_of_caps, what_if
 from analysis.report.headline import count
 from analysis.report.pictures import Picture, draw
 from analysis.report.tables import page_table
@@ -53,7 +54,7 @@ def write_record_report(
     about, profile = study.record.about, study.estimate
     drawn = _staleness(study)
     fitted = isinstance(profile, StalenessFit)
-    sections = [*_workers(study), *_loss(study)]
+    sections = [*_caps(study), *_workers(study), *_loss(study)]
     page = template("record.html.j2").render(
         title=f"{about.format}: {Path(about.source).name}",
         kind=about.kind,
@@ -109,6 +110,8 @@ def _headline(study: RecordStudy) -> list[tuple[str, str]]:
     else:
         found.append(("How stale", f"{profile.summary}."))
         found.append(("Drift", _drift(profile)))
+        spells = spells_in_words(record)
+        found += [("Spells", spells)] if spells else []
     split = split_in_words(record)
     found += [("Where it comes from", split)] if split else []
     found += [("Unreliable", f"{study.doubt}.")] if study.doubt else []
@@ -174,6 +177,36 @@ def _staleness(study: RecordStudy) -> list[Picture]:
         )
     )
     return pictures
+
+
+def _caps(study: RecordStudy) -> list[dict[str, Any]]:
+    """Return what the staleness costs and caps would change; of a reliable fit only."""
+    title, profile = "What a cap would change", study.estimate
+    if isinstance(profile, MeansProfile):
+        note = " ".join(bounds_of_caps(profile))
+        return [{"title": title, "figures": [], "tables": [], "note": note}] if note else []
+    if study.doubt is not None:
+        return []
+    found = what_if(study)
+    drawn = found.drawn()
+    figures_of = []
+    if len(found.caps("discard")) > 1:
+        picture = draw(
+            "caps",
+            figures.limit_by_cap(drawn, unit=found.unit),
+            "Largest stable step under caps on the staleness",
+            f"{found.cost} Below each cap: the share of items that it would drop or delay.",
+            drawn,
+        )
+        figures_of.append(picture)
+    shares = ["beyond"]
+    tables = [page_table("choices", found.table(), shares)]
+    if found.workers is not None:
+        shares = [name for name in map(str, found.workers) if name not in ("worker", "items")]
+        tables.append(page_table("items beyond the caps, by worker", found.workers, shares))
+    note = f"Gain: of the step, in mean square. Delay: mean, by pacing. {ASSUMPTIONS}"
+    cost = "" if figures_of else f"{found.cost} "
+    return [{"title": title, "figures": figures_of, "tables": tables, "note": cost + note}]
 
 
 def _workers(study: RecordStudy) -> list[dict[str, Any]]:

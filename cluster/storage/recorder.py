@@ -8,7 +8,6 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 from asgd.arrays import Array
-from asgd.goals import reached_target
 from asgd.problems.base import Problem
 from asgd.rundir.checkpoint import CHECKPOINTS, DamagedCheckpointError, paths, version_of
 from asgd.rundir.columns import LOSS_COLUMNS
@@ -49,8 +48,6 @@ class Recorder:
         The loss before the first update, None until it is known.
     latest_loss
         The update evaluated last and its loss.
-    goal
-        That `run.target_loss` was reached, with the first loss that did.
     """
 
     def __init__(
@@ -68,10 +65,9 @@ class Recorder:
         self._evaluator = ThreadPoolExecutor(1, "evaluation")
         self._hurried: Future[None] = Future()
         self._gave_up = False
-        self._config = read_run(path).config
+        self._updates = read_run(path).config.run.updates
         self.first_loss: float | None = None
         self.latest_loss: tuple[int | None, float | None] = (None, None)
-        self.goal: str | None = None
         self._note(recorded_losses(path))
 
     def record(self, record: Record) -> float:
@@ -154,7 +150,6 @@ class Recorder:
         for update, _, loss in losses:
             self.first_loss = loss if self.first_loss is None else self.first_loss
             self.latest_loss = update, loss
-            self.goal = self.goal or reached_target(self._config, loss, update)
 
     def _save(self, state: State) -> None:
         # A checkpoint must not be ahead of the record, so the record is flushed first.
@@ -164,7 +159,7 @@ class Recorder:
         except DamagedCheckpointError as error:
             self._writer.event("checkpoint_damaged", reason=str(error))
             return
-        if state.version == self._config.run.updates:
+        if state.version == self._updates:
             remove_log(self._checkpoints)
             return
         for older in paths(self._checkpoints)[1:]:
