@@ -43,9 +43,9 @@ if TYPE_CHECKING:
     from analysis.prediction.score import Score as Score
     from analysis.prediction.score import compare as compare
     from analysis.profile.fit import StalenessFit as StalenessFit
-    from analysis.profile.fit import compare_fits as compare_fits
-    from analysis.profile.fit import fit_run as fit_run
-    from analysis.profile.fit import fit_staleness as fit_staleness
+    from analysis.profile.fitting import compare_fits as compare_fits
+    from analysis.profile.fitting import fit_run as fit_run
+    from analysis.profile.fitting import fit_staleness as fit_staleness
     from analysis.profile.queueing import ServerTimes as ServerTimes
     from analysis.profile.queueing import config_staleness as config_staleness
     from analysis.profile.queueing import queue_staleness as queue_staleness
@@ -65,7 +65,8 @@ else:
             "analysis.models.discrete": ["asgd_iid", "asgd_server", "momentum_sgd", "sgd"],
             "analysis.models.ensemble": ["Ensemble"],
             "analysis.profile.repeats": ["fit_runs"],
-            "analysis.profile.fit": ["StalenessFit", "compare_fits", "fit_run", "fit_staleness"],
+            "analysis.profile.fit": ["StalenessFit"],
+            "analysis.profile.fitting": ["compare_fits", "fit_run", "fit_staleness"],
             "analysis.models.langevin": ["sme_langevin", "sme_msgd"],
             "analysis.exact.limits": ["Limit", "StabilityLimits", "stability_limits"],
             "analysis.exact.moments": ["asgd_moments", "stationary_variance"],

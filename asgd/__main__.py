@@ -195,7 +195,7 @@ def profile(runs: Sequence[Path], as_json: bool, quiet: bool) -> None:
     asgd profile runs/digits
     asgd profile runs/p4 runs/p8 --json
     """
-    from analysis.profile.fit import compare_fits
+    from analysis.profile.fitting import compare_fits
     from analysis.profile.queueing import explains_staleness
     from analysis.profile.verdict import name_in_words
     from analysis.study import Study

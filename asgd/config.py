@@ -221,6 +221,9 @@ class RunSettings(_Table, frozen=True):
     wrong shape, or if the loss is not finite or exceeds `divergence_factor` times the larger of the
     first loss and 1. `repeats` is the number of runs, with seeds `seed`, `seed` + 1, ..., that are
     stored together.
+
+    The run ends early, with success, at the first evaluated loss not above `target_loss`, or after
+    `max_seconds`, from the first snapshot on; in a simulation these are virtual.
     """
 
     updates: Annotated[int, msgspec.Meta(ge=1, le=10**9)] = 5000
@@ -230,6 +233,8 @@ class RunSettings(_Table, frozen=True):
     durability: Literal["auto", "log", "checkpoint"] = "auto"
     max_bad_gradients: Annotated[int, msgspec.Meta(ge=0)] = 10
     divergence_factor: Positive = 1e6
+    target_loss: float | None = None
+    max_seconds: Positive | None = None
     repeats: Count = 1
 
 
@@ -344,7 +349,19 @@ def make_config(data: Mapping[str, Any] | None = None) -> RunConfig:
         config = msgspec.convert(data, RunConfig)
     except msgspec.ValidationError as error:
         raise InputError(explained(str(error), data, RunConfig)) from None
+    _refuse_uneven_repeats(config.run)
     return msgspec.structs.replace(config, problem=_resolve_problem(config.problem))
+
+
+def _refuse_uneven_repeats(run: RunSettings) -> None:
+    """Refuse repeats that would end at different updates, which no mean curve can compare."""
+    for key in ("target_loss", "max_seconds"):
+        value = getattr(run, key)
+        if run.repeats > 1 and value is not None:
+            raise InputError(
+                f"run.{key} = {value:g}: expected none with run.repeats = {run.repeats}, whose "
+                "runs would end at different updates"
+            )
 
 
 Configuration = RunConfig | Mapping[str, Any] | str | Path

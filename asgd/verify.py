@@ -133,7 +133,7 @@ def _file_findings(run: Run) -> list[str]:
 def _end_findings(run: Run) -> list[str]:
     """Return faults at the end of a finished run."""
     reached, updates = len(run.trace), run.config.run.updates
-    if run.state != "finished" or reached == updates:
+    if run.state != "finished" or reached == updates or run.ended_early is not None:
         return []
     return [f"{run.path / TRACE}: {reached} updates, but the finished run made {updates}"]
 

@@ -49,11 +49,22 @@ _SECONDS_WITHOUT_SWEEP = 1.0
 
 @dataclass(frozen=True)
 class Losses:
-    """The first loss, the latest with its update, and the first error in evaluating one."""
+    """The losses that the launcher judges a run by.
+
+    Attributes
+    ----------
+    first, latest
+        At x_0, and the latest with its update.
+    goal
+        That `run.target_loss` was reached.
+    error
+        The first error in evaluating a loss.
+    """
 
     first: float | None = None
     latest: float | None = None
     update: int | None = None
+    goal: str | None = None
     error: UserError | None = None
 
 
@@ -169,6 +180,10 @@ class ServerActor:
         """End the run."""
         self._send(self._server.stop(reason))
         self._stopped.set()
+
+    async def finish(self, reason: str) -> None:
+        """End the run early, with success."""
+        self._send(self._server.finish(reason))
 
     async def status(self) -> Status:
         """Return the status of the run; hand pending records to the recorder."""
@@ -322,5 +337,6 @@ class RecorderActor:
         """Return the first and latest loss, and the first error."""
         if self._recorder is None:
             return Losses(error=self._error)
-        first, (update, latest) = self._recorder.first_loss, self._recorder.latest_loss
-        return Losses(first, latest, update, self._error)
+        recorder = self._recorder
+        update, latest = recorder.latest_loss
+        return Losses(recorder.first_loss, latest, update, recorder.goal, self._error)

@@ -183,8 +183,8 @@ class _Launcher:
                 if record is not None:
                     record.note(writer)
                 initial = starting_point(problem, config.run.seed)
-                supervise(config, initial, writer, progress, resumed=record is None)
-                writer.event("finish")
+                goal = supervise(config, initial, writer, progress, resumed=record is None)
+                writer.event("finish", **({} if goal is None else {"reason": goal}))
         except CallbackError as error:
             failure = error.raised
         if failure is not None:  # raised outside the handler, so that its context is clean

@@ -15,6 +15,7 @@ from asgd.arrays import Array
 from asgd.config import RunConfig
 from asgd.divergence import check_divergence
 from asgd.errors import RunFailedError
+from asgd.goals import time_is_up
 from asgd.progress import Progress, call_back
 from asgd.rundir.writer import RunWriter
 from cluster.actors import Losses
@@ -38,8 +39,10 @@ def supervise(
     writer: RunWriter,
     progress: Callable[[Progress], None] | None,
     resumed: bool,
-) -> None:
+) -> str | None:
     """Run the actors until the last update is on disk; kill all actors at the end or on failure.
+
+    Returns the goal that ended the run before its last update, if one did.
 
     Parameters
     ----------
@@ -65,8 +68,7 @@ def supervise(
     try:
         while True:
             try:
-                _watch(fleet, progress)
-                break
+                return _watch(fleet, progress)
             except RayError as error:  # of the server or recorder; the fleet handles its workers
                 # A bug in our own code would recur on a new server.
                 if isinstance(error, RayTaskError) and not isinstance(error.cause, RayError):
@@ -86,8 +88,8 @@ def supervise(
                 fleet.kill()
 
 
-def _watch(fleet: Fleet, progress: Callable[[Progress], None] | None) -> None:
-    """Return when the run is complete and on disk.
+def _watch(fleet: Fleet, progress: Callable[[Progress], None] | None) -> str | None:
+    """Return when the run is complete and on disk, with the goal that ended it early, if any.
 
     Raises
     ------
@@ -99,7 +101,7 @@ def _watch(fleet: Fleet, progress: Callable[[Progress], None] | None) -> None:
     rate = _Rate()
     latest = fleet.recorder.latest.remote()
     losses = Losses()
-    flushed = None
+    flushed = goal = None
     while True:
         ready = _ready([flushed] if flushed else [fleet.stopped, *fleet.running])
         if flushed is None:
@@ -117,6 +119,10 @@ def _watch(fleet: Fleet, progress: Callable[[Progress], None] | None) -> None:
             losses = answer(latest)
             _check_losses(losses, fleet.config)
             latest = fleet.recorder.latest.remote()
+        if flushed is None and goal is None and status.stopped is None:
+            goal = _goal(fleet.config, losses, status)
+            if goal is not None:
+                fleet.server.finish.remote(goal)
         if progress is not None:
             progress_now = Progress(
                 update=status.version,
@@ -129,9 +135,9 @@ def _watch(fleet: Fleet, progress: Callable[[Progress], None] | None) -> None:
             )
             call_back(progress, progress_now)
         if finished:
-            if status.stopped != FINISHED:
+            if status.stopped not in (FINISHED, goal):
                 raise RunFailedError(str(status.stopped))
-            return
+            return goal if status.stopped == goal else None
         if flushed is not None:
             continue
         fleet.replace_failed(ready, status)
@@ -143,6 +149,11 @@ def _ready(tasks: list[ray.ObjectRef[Any]]) -> list[ray.ObjectRef[Any]]:
     """Wait a moment for a task to end; return the tasks that have ended."""
     ray.wait(tasks, num_returns=1, timeout=_POLL_SECONDS)
     return ray.wait(tasks, num_returns=len(tasks), timeout=0)[0]
+
+
+def _goal(config: RunConfig, losses: Losses, status: Status) -> str | None:
+    """Return the goal of the run that is reached, if any."""
+    return losses.goal or time_is_up(config, status.seconds)
 
 
 def _check_losses(losses: Losses, config: RunConfig) -> None:

@@ -341,18 +341,21 @@ def summary(table: pd.DataFrame) -> list[str]:
     """Return the aims and how they were met, a line each."""
     unstable = table["plan"].str.startswith("unstable")
     stable = table[~unstable]
-    wild = int((stable["missed"] == "diverges").sum())
+    heavy = stable["plan"].str.contains("heavy|at the end")
+    wild = stable["missed"] == "diverges"
     false = int((table.loc[unstable, "missed"] == "false alarm").sum())
     both = stable[(stable["predicted updates"] != "") & (stable["observed updates"] != "")]
     error = both["predicted updates"].astype(float) / both["observed updates"].astype(float) - 1
-    heavy = both["plan"].str.contains("heavy|at the end")
     lines = [
         f"{len(table)} choices, {int(unstable.sum())} called unstable.",
-        f"Called stable, more than {100 * FEW:.0f} % of runs diverge: {wild} (aim: none).",
+        f"Called stable, more than {100 * FEW:.0f} % of runs diverge: {int(wild[~heavy].sum())} of "
+        f"{int((~heavy).sum())} (aim: none); with a heavy tail: {int(wild[heavy].sum())} of "
+        f"{int(heavy.sum())}.",
         f"Called unstable and fine: {false} of {int(unstable.sum())} (aim: under "
         f"{100 * FALSE_ALARMS:.0f} %).",
     ]
-    parts = ("", error[~heavy], CLOSE), (" (heavy tail)", error[heavy], HEAVY_CLOSE)
+    tail = heavy[both.index]
+    parts = ("", error[~tail], CLOSE), (" (heavy tail)", error[tail], HEAVY_CLOSE)
     for name, part, aim in parts:
         if len(part):
             lines.append(

@@ -183,7 +183,7 @@ def fast_error(runs: list[Run], prediction: Prediction, fit: StalenessFit) -> fl
     try:
         fast = predict(runs, models=["sme_law"], method="fast", fit=fit)
     except UnreliableEstimateError:
-        return "unstable"
+        return "refused"
     first, second = (p.curve("sme_law")["loss_mean"][1:].to_numpy() for p in (fast, prediction))
     return percent(float(abs(first - second).mean() / abs(second).mean()))
 

@@ -218,9 +218,8 @@ class _Mode:
         if delay is not None:
             same = Limit(self._mean_limit(ConstantPlusGeometric(delay)))
             return StabilityLimits(same, same, same)
-        typical = self._typical
-        sure = _almost_sure_limit(typical)
         exact = self._exact_mean_square()
+        sure = _almost_sure_limit(self._typical, exact)
         second = None if exact is None else Limit(exact)
         if exact is None and mean_square:
             second = self._mean_square(sure.value)
@@ -344,13 +343,19 @@ class _Mode:
         return _zero(steps, np.array([growth(step) for step in steps]))
 
 
-def _almost_sure_limit(growth: TypicalGrowth) -> Limit:
-    """Return the smallest step at which L(0) is not negative."""
+def _almost_sure_limit(growth: TypicalGrowth, lower: float | None) -> Limit:
+    """Return the smallest step at which L(0) is not negative.
+
+    Parameters
+    ----------
+    lower
+        A lower bound, such as the mean-square limit; None if none is known.
+    """
     from scipy.optimize import brentq
 
     few = growth.part(-(-len(growth.read) // 4))
     recursion = growth.recursion
-    low = 0.02 * (1.0 - recursion.momentum) / recursion.slots
+    low = lower or 0.02 * (1.0 - recursion.momentum) / recursion.slots
     while few(low * 1.3) < 0.0:
         low *= 1.3
     high = low * 1.3 * 1.05

@@ -243,6 +243,8 @@ def _polish(polynomial: Array, z: complex) -> float:
         root = z * (1.0 + first)
         for _ in range(_STEPS):
             root *= 1.0 + moves(root)[1]  # the nearer one
+            if not abs(abs(root) - 1.0) < _FAR:
+                break  # a step from where the slope vanishes leads anywhere
         if abs(abs(root) - 1.0) < _NEAR:
             found.append(float(abs(root)))
     return max(found, default=1.0)

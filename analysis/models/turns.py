@@ -79,11 +79,9 @@ def pool_hazards(laws: Sequence[StalenessLaw], rng: np.random.Generator) -> Arra
     simulated frequency. Constant hazards that sum to one (memoryless workers) are exact and stay.
     A server can have these laws if the rates 1 / (1 + E tau) sum to one.
     """
-    rates = memoryless_rates(laws)
-    if rates is not None:
-        return rates
-    length = max(law.support_length() for law in laws)
-    target = np.stack([law.hazard(length) for law in laws])
+    target = _hazards(laws)
+    if _constant(target):
+        return target[:, :1]
     alike = all(law == laws[0] for law in laws)
     hazard = target.copy()
     for correction in range(CORRECTIONS):
@@ -97,9 +95,20 @@ def pool_hazards(laws: Sequence[StalenessLaw], rng: np.random.Generator) -> Arra
 
 def memoryless_rates(laws: Sequence[StalenessLaw]) -> Array | None:
     """Return the constant hazard of each law, shape (P, 1); None if one varies with age."""
-    length = max(law.support_length() for law in laws)
-    hazard = np.stack([law.hazard(length) for law in laws])
-    return hazard[:, :1] if np.ptp(hazard, axis=1).max() < 1e-9 else None
+    hazard = _hazards(laws)
+    return hazard[:, :1] if _constant(hazard) else None
+
+
+def _hazards(laws: Sequence[StalenessLaw]) -> Array:
+    """Return the hazard of each law by age, shape (P, L)."""
+    different = list(dict.fromkeys(laws))  # workers often share one law
+    length = max(law.support_length() for law in different)
+    rows = {law: law.hazard(length) for law in different}
+    return np.stack([rows[law] for law in laws])
+
+
+def _constant(hazard: Array) -> bool:
+    return bool(np.ptp(hazard, axis=1).max() < 1e-9)
 
 
 def _count(hazard: Array, rng: np.random.Generator) -> tuple[Array, Array]:

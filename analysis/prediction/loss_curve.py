@@ -77,6 +77,7 @@ class LossCurve:
         second: Array,
         third: Array,
         end: Array,
+        mean_error: Array,
     ) -> LossCurve:
         """Take the quantiles of the shifted gamma law with the given cumulants (Pearson III).
 
@@ -89,6 +90,8 @@ class LossCurve:
             Mean, variance and third central moment of the loss, shape (m,).
         end
             Mean of x after the last update, shape (d,).
+        mean_error
+            Standard error of the mean, shape (m,).
         """
         from scipy.special import gammaincinv, ndtri
 
@@ -98,7 +101,7 @@ class LossCurve:
             shape = 4.0 / skew**2
             levels = np.where(skew < 0, 1.0 - SCORED_LEVELS, SCORED_LEVELS)
             gamma = np.sign(skew) * (gammaincinv(shape, levels) - shape) / np.sqrt(shape)
-        # A gamma law of large shape is nearly normal, and its inverse is inexact.
-        standard = np.where(np.abs(skew) > 1e-2, gamma, ndtri(SCORED_LEVELS))
-        quantiles = first[:, None] + std[:, None] * standard
-        return cls(update, first, std, quantiles, None, end, np.zeros_like(std))
+            # A gamma law of large shape is nearly normal, and its inverse is inexact.
+            standard = np.where(np.abs(skew) > 1e-2, gamma, ndtri(SCORED_LEVELS))
+            quantiles = first[:, None] + std[:, None] * standard
+        return cls(update, first, std, quantiles, None, end, mean_error)

@@ -10,9 +10,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import cast
 
-import numpy as np
-
 from analysis.exact.given_reads import (
+    Reads,
     fits,
     independent_reads,
     live_snapshots,
@@ -27,20 +26,17 @@ from analysis.models.replay import sme_replay
 from analysis.models.sme_asgd import sme_asgd
 from analysis.models.sme_law import sme_law
 from analysis.models.sme_sgd import sme_sgd
+from analysis.models.turns import START_UP
 from analysis.prediction.exact import drawn_sequences, geometric_curve, given_reads, is_linear
-from analysis.prediction.linear_noise import lag_amplification, linear_noise
+from analysis.prediction.lag_noise import SERVERS, DrawnReads
+from analysis.prediction.linear_noise import linear_noise
 from analysis.prediction.loss_curve import SCORED_LEVELS, LossCurve
-from analysis.prediction.run_stability import leading_curvatures
 from analysis.prediction.setting import RunSetting, Setting
-from asgd.errors import InputError, UnreliableEstimateError
+from asgd.errors import InputError
 from asgd.staleness import Geometric, StalenessLaw
 from asgd.streams import stream
 
 OnProgress = Callable[[int, int], None]
-
-# Amplification of noise by random lags up to which the fast method is accepted. On a tanh network
-# its loss is up to 9 % off at 1.07, 18 % at 1.15 and 26 % at 1.6, early, where the mean path moves.
-LARGEST_AMPLIFICATION = 1.07
 
 
 class Model(ABC):
@@ -106,8 +102,12 @@ class Model(ABC):
         """
         raise InputError(f"method = 'fast': has no {self.name}; expected 'auto' or 'simulate'")
 
+    def fast_reads(self, setting: RunSetting, seed: int) -> DrawnReads | None:
+        """Return drawn reads for the lag noise of `fast`; None if there is none."""
+        return None
+
     def fast(self, setting: RunSetting, seed: int, progress: OnProgress | None = None) -> LossCurve:
-        """Return the curve of one mean path with linear noise around it, (F1).
+        """Return the curve of one mean path with linear noise around it, (F1) to (F3).
 
         Raises
         ------
@@ -125,6 +125,7 @@ class Model(ABC):
             batch_size=int(setting.batch_size),
             initial=setting.initial,
             record=setting.record,
+            reads=self.fast_reads(setting, seed),
             dtype=setting.dtype,
             progress=progress,
         )
@@ -203,6 +204,10 @@ class GeometricStaleness(Model):
         """Return the geometric fit."""
         return Geometric(setting.mu)
 
+    def fast_reads(self, setting: RunSetting, seed: int) -> DrawnReads | None:
+        """Return independent lags of the geometric fit."""
+        return _independent(Geometric(setting.mu), setting.updates, seed)
+
 
 class MeasuredLaw(Model):
     """The SME of the measured staleness law, (G1), with a closure of its noise.
@@ -272,46 +277,33 @@ class MeasuredLaw(Model):
             return geometric_curve(setting, mu, closure, seed)
         if closure == "sampling":
             raise InputError(f"closure = {closure!r} of {law}: expected pool or iid")
-        rng, turns = stream(seed, f"reads/{closure}"), self._turns(setting)
         runs = drawn_sequences(self._slots(setting), dim)
-        if closure == "iid":
-            reads = independent_reads(law, setting.updates, runs, rng)
-        elif turns is not None:
-            reads = turn_reads(ResampledTurns(turns, runs, rng), runs)
-        else:
-            reads = pool_reads(law, setting.workers, runs, rng)
+        reads = self._reads(setting, setting.updates, runs, seed)
         return given_reads(setting, reads, seed, drawn=True)
 
     def fast_law(self, setting: Setting) -> StalenessLaw:
         """Return the measured law."""
         return setting.law
 
-    def fast(self, setting: RunSetting, seed: int, progress: OnProgress | None = None) -> LossCurve:
-        """Return the curve of one mean path with linear noise around it, (F1).
+    def fast_reads(self, setting: Setting, seed: int) -> DrawnReads | None:
+        """Return reads of the closure, recorded turns included."""
+        closure, updates = self._closure or setting.closure, setting.updates
+        if closure == "sampling":
+            return None
+        if closure == "iid":
+            return _independent(setting.law, updates, seed)
+        start_up = START_UP * setting.workers
+        reads = self._reads(setting, updates + start_up, SERVERS, seed)
+        return DrawnReads.of(reads, updates, start_up)
 
-        Raises
-        ------
-        UnreliableEstimateError
-            Each snapshot is used once and random lags matter, which (F1) omits. The error carries
-            the curve.
-        """
-        curve = super().fast(setting, seed, progress)
-        if (self._closure or setting.closure) != "pool" or curve.unstable_from is not None:
-            return curve
-        points = [setting.initial, *([curve.end] if np.isfinite(curve.end).all() else [])]
-        top = max(float(leading_curvatures(setting.problem, point)[0]) for point in points)
-        if top <= 0:
-            return curve
-        step, rng = float(setting.learning_rate) * top, stream(seed, "lag amplification")
-        amplified = lag_amplification(setting.pool_law, setting.workers, step, rng)
-        if not amplified <= LARGEST_AMPLIFICATION:
-            raise UnreliableEstimateError(
-                f"method 'fast', {self.label}: random lags make noise {amplified:.3g} times what "
-                "its linear theory says, which knows nothing of them; accepted here: 'auto', "
-                "'simulate'",
-                curve,
-            )
-        return curve
+    def _reads(self, setting: Setting, updates: int, runs: int, seed: int) -> Reads:
+        closure, turns = self._closure or setting.closure, self._turns(setting)
+        rng = stream(seed, f"reads/{closure}")
+        if closure == "iid":
+            return independent_reads(setting.law, updates, runs, rng)
+        if turns is not None:
+            return turn_reads(ResampledTurns(turns, runs, rng), runs)
+        return pool_reads(setting.pool_law, setting.workers, runs, rng)
 
     def _turns(self, setting: Setting) -> RecordedTurns | None:
         return setting.turns if self._closure is None else None
@@ -374,6 +366,12 @@ def _path_options(setting: Setting, progress: OnProgress | None) -> PathOptions:
             "progress": progress,
         },
     )
+
+
+def _independent(law: StalenessLaw, updates: int, seed: int) -> DrawnReads:
+    start_up = min(law.support_length(), updates)
+    reads = independent_reads(law, updates + start_up, SERVERS, stream(seed, "reads/iid"))
+    return DrawnReads.of(reads, updates, start_up)
 
 
 LAW = MeasuredLaw("sme_law", "SME with the measured law")

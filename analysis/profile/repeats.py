@@ -7,7 +7,8 @@ from pathlib import Path
 
 import msgspec
 
-from analysis.profile.fit import StalenessFit, fit_series
+from analysis.profile.fit import StalenessFit
+from analysis.profile.fitting import fit_series
 from analysis.profile.series import Series
 from asgd.errors import InputError
 from asgd.rundir.reader import Run

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from analysis.profile import dependence
-from analysis.profile.fit import StalenessFit, fit_series
+from analysis.profile.fit import StalenessFit
+from analysis.profile.fitting import fit_series
 from analysis.profile.series import Nouns, Series
 from asgd.arrays import Integers
 from asgd.config import MOST_WORKERS

@@ -11,7 +11,8 @@ import pandas as pd
 
 from analysis.exact.limits import Verdict
 from analysis.prediction.score import Score
-from analysis.profile.fit import StalenessFit, compare_fits
+from analysis.profile.fit import StalenessFit
+from analysis.profile.fitting import compare_fits
 from analysis.report.clock import Clock, clock_of, common_clock
 from analysis.report.headline import Facts, problem_name
 from asgd.rundir.reader import Run

@@ -172,6 +172,12 @@ class Run:
         return None if reason is None else str(reason)
 
     @property
+    def ended_early(self) -> str | None:
+        """Return why a finished run made fewer updates than configured, None if it did not."""
+        reason = self._end.get("reason") if self.state == "finished" else None
+        return None if reason is None else str(reason)
+
+    @property
     def _end(self) -> dict[str, Any]:
         """The latest event that changed the state."""
         ends = (event for event in reversed(self.events) if event.get("event") in _ENDS)
@@ -244,7 +250,7 @@ def describe_state(run: Run) -> tuple[str, str]:
     recorded, sign = run.state, read_heartbeat(run.path)
     alive = sign is not None and sign.presence in ("here", "elsewhere")
     if recorded == "finished" or (recorded != "unfinished" and not alive):
-        return recorded, run.failure or ""
+        return recorded, run.failure or run.ended_early or ""
     if sign is None:
         return recorded, "there is no heartbeat"
     heard = f"process {sign.pid} on {sign.host}, last heartbeat {_ago(sign.age)} ago"

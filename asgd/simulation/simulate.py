@@ -21,6 +21,7 @@ from asgd.delays import ComputeTime, CycleTimes
 from asgd.divergence import NOT_FINITE, check_divergence, remedy
 from asgd.draws import WorkerDraws
 from asgd.errors import InputError, RunFailedError
+from asgd.goals import reached_target, time_is_up
 from asgd.problems import make_problem
 from asgd.problems.base import Problem, starting_point
 from asgd.progress import CallbackError, Progress, call_back
@@ -104,9 +105,9 @@ def _make(
     try:
         start.note(writer)
         with np.errstate(over="ignore", invalid="ignore"):  # _Descent checks for non-finite values
-            _follow(descent, record, config)
+            goal = _follow(descent, record, config, record.order.applied_seconds)
         record.end()
-        writer.event("finish")
+        writer.event("finish", **({} if goal is None else {"reason": goal}))
     except KeyboardInterrupt:
         _note_end(record, writer, "interrupted")
         raise
@@ -299,7 +300,7 @@ class _Record:
     ) -> None:
         self._config = config
         self._descent = descent
-        self._order = order
+        self.order = order
         self._staleness = order.staleness
         self._writer = writer
         self._progress = progress
@@ -307,10 +308,10 @@ class _Record:
         self._loss: dict[str, list[float]] = {name: [] for name in LOSS_COLUMNS}
         self._started = self._shown = time.perf_counter()
 
-    def evaluate(self) -> None:
-        """Evaluate the loss and report progress."""
+    def evaluate(self) -> float:
+        """Evaluate the loss, report progress, and return the loss."""
         applied = self._descent.applied
-        seconds = float(self._order.applied_seconds[applied - 1]) if applied else 0.0
+        seconds = float(self.order.applied_seconds[applied - 1]) if applied else 0.0
         loss = float(self._descent.problem.loss(self._descent.x))
         for column, value in zip(self._loss.values(), (applied, seconds, loss), strict=True):
             column.append(value)
@@ -322,6 +323,7 @@ class _Record:
             progress_now = Progress(applied, len(self._staleness), speed, staleness, loss)
             call_back(self._progress, progress_now)
             self._shown = now
+        return loss
 
     def flush_full_part(self) -> None:
         """Flush if the next part of the trace is full."""
@@ -336,7 +338,7 @@ class _Record:
     def flush(self) -> None:
         """Write the new rows of the trace and the new losses."""
         part = slice(self._written, self._descent.applied)
-        order = self._order
+        order = self.order
         self._writer.trace(
             {
                 "update": np.arange(part.start, part.stop),
@@ -354,11 +356,21 @@ class _Record:
         self._written, self._evaluated = part.stop, len(self._loss["loss"])
 
 
-def _follow(descent: _Descent, record: _Record, config: RunConfig) -> None:
-    """Apply every update; evaluate the loss where it is due."""
-    every, last = config.run.eval_every, config.run.updates
-    record.evaluate()
+def _follow(
+    descent: _Descent, record: _Record, config: RunConfig, applied_seconds: Array
+) -> str | None:
+    """Apply every update and evaluate the loss where it is due; return a goal that ended it."""
+    every, goal = config.run.eval_every, None
+    last = config.run.updates
+    if config.run.max_seconds is not None:
+        last = int(np.searchsorted(applied_seconds, config.run.max_seconds))
+        goal = None if last == config.run.updates else time_is_up(config, config.run.max_seconds)
+    if reached := reached_target(config, record.evaluate(), 0):
+        return reached
     for start, stop in descent.blocks():
+        if start >= last:
+            break
+        stop = min(stop, last)
         gradients = descent.gradients(start, stop)
         due = [*range(start - start % every + every, stop, every), stop]
         for end in due:
@@ -368,6 +380,8 @@ def _follow(descent: _Descent, record: _Record, config: RunConfig) -> None:
                 if descent.applied % every:
                     record.evaluate()  # a gradient that overflows is not finite either
                 raise
-            if end % every == 0 or end == last:
-                record.evaluate()
+            due_here = end % every == 0 or end == last
+            if due_here and (reached := reached_target(config, record.evaluate(), end)):
+                return reached
         record.flush_full_part()
+    return goal

@@ -192,6 +192,12 @@ class ParameterServer:
         waiting = [w for w, s in self._seats.items() if s.present and not s.owes]
         return [(worker, self._stop) for worker in waiting]
 
+    def finish(self, reason: str) -> Replies:
+        """End the run early, with success: its last loss is due."""
+        if self._stop is None and self.version % self._config.run.eval_every:
+            self.ledger.evaluation(self.version, self._seconds, self.parameters)
+        return self.stop(reason)
+
     @property
     def stopping(self) -> bool:
         """Whether the server takes no more gradients."""

@@ -8,6 +8,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 from asgd.arrays import Array
+from asgd.goals import reached_target
 from asgd.problems.base import Problem
 from asgd.rundir.checkpoint import CHECKPOINTS, DamagedCheckpointError, paths, version_of
 from asgd.rundir.columns import LOSS_COLUMNS
@@ -48,6 +49,8 @@ class Recorder:
         The loss before the first update, None until it is known.
     latest_loss
         The update evaluated last and its loss.
+    goal
+        That `run.target_loss` was reached, with the first loss that did.
     """
 
     def __init__(
@@ -65,9 +68,10 @@ class Recorder:
         self._evaluator = ThreadPoolExecutor(1, "evaluation")
         self._hurried: Future[None] = Future()
         self._gave_up = False
-        self._updates = read_run(path).config.run.updates
+        self._config = read_run(path).config
         self.first_loss: float | None = None
         self.latest_loss: tuple[int | None, float | None] = (None, None)
+        self.goal: str | None = None
         self._note(recorded_losses(path))
 
     def record(self, record: Record) -> float:
@@ -150,6 +154,7 @@ class Recorder:
         for update, _, loss in losses:
             self.first_loss = loss if self.first_loss is None else self.first_loss
             self.latest_loss = update, loss
+            self.goal = self.goal or reached_target(self._config, loss, update)
 
     def _save(self, state: State) -> None:
         # A checkpoint must not be ahead of the record, so the record is flushed first.
@@ -159,7 +164,7 @@ class Recorder:
         except DamagedCheckpointError as error:
             self._writer.event("checkpoint_damaged", reason=str(error))
             return
-        if state.version == self._updates:
+        if state.version == self._config.run.updates:
             remove_log(self._checkpoints)
             return
         for older in paths(self._checkpoints)[1:]:

@@ -15,7 +15,8 @@ from analysis.prediction.setting import RunSetting
 from analysis.profile import dependence, goodness
 from analysis.profile.cells import Cells
 from analysis.profile.estimators import Counts
-from analysis.profile.fit import StalenessFit, fit_run, fit_staleness
+from analysis.profile.fit import StalenessFit
+from analysis.profile.fitting import fit_run, fit_staleness
 from analysis.profile.queueing import check_queue
 from analysis.profile.repeats import fit_runs
 from analysis.profile.stragglers import stragglers

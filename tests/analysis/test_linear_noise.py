@@ -3,22 +3,29 @@
 import numpy as np
 import pytest
 
+from analysis.exact.given_reads import pool_reads
 from analysis.exact.limits import stability_limits
 from analysis.models.sme_law import sme_law
+from analysis.prediction.lag_noise import SERVERS, DrawnReads
 from analysis.prediction.linear_noise import (
     MeanPath,
-    lag_amplification,
     linear_noise,
-    response_power,
 )
 from analysis.prediction.loss_curve import SCORED_LEVELS
 from analysis.prediction.model import LAW
+from analysis.prediction.response import response_power
 from analysis.prediction.setting import Setting
-from asgd.errors import InputError, UnreliableEstimateError
+from asgd.errors import InputError
 from asgd.problems import DoubleWell, Quadratic, Quartic
 from asgd.problems.base import Array, Indices, Problem
 from asgd.problems.linear import breast_cancer, digits
-from asgd.staleness import ConstantPlusGeometric, Geometric, NegativeBinomial, Poisson
+from asgd.staleness import (
+    ConstantPlusGeometric,
+    Geometric,
+    NegativeBinomial,
+    Poisson,
+    StalenessLaw,
+)
 from asgd.streams import stream
 from scripts.bench_plan import PhaseRetrieval, TanhNetwork, curvature
 from tests.support.exact import impulse_response, mode_moments, server_moments
@@ -187,18 +194,56 @@ def test_there_must_be_an_update_to_predict() -> None:
         )
 
 
+def drawn(law: StalenessLaw, workers: int, updates: int, seed: int) -> DrawnReads:
+    start_up = 8 * workers
+    reads = pool_reads(law, workers, SERVERS, stream(seed, ""))
+    return DrawnReads.of(reads, updates, start_up)
+
+
 def test_random_lags_amplify_noise_as_the_recursion_of_the_server_says() -> None:
     """Memoryless workers: stationary E x^2 of the server over that without lag noise, exactly."""
-    workers, step = 8, 0.2
+    workers, step, lags = 8, np.array([0.2]), np.array([0, 500])
     law = Geometric(1 - 1 / workers)
-    server = server_moments(1.0, 1.0, step, workers, 2000).variance[-1]
-    without = mode_moments(law, step, 1.0, 1.0, 2000).variance[-1]
-    amplified = [lag_amplification(law, workers, step, stream(seed, "")) for seed in range(8)]
-    error = np.std(amplified) / np.sqrt(8)
-    assert abs(np.mean(amplified) - server / without) < 4 * error
-    assert error < 0.01
-    assert lag_amplification(ConstantPlusGeometric(7), 8, 0.15, stream(0, "")) == pytest.approx(1.0)
-    assert lag_amplification(law, workers, 0.6, stream(0, "")) > 3
+    server = server_moments(1.0, 1.0, 0.2, workers, 2000).variance[-1]
+    without = mode_moments(law, 0.2, 1.0, 1.0, 2000).variance[-1]
+    ratio, error = drawn(law, workers, 500, 0).amplification(step, lags)
+    assert ratio[0, 0] == 1.0
+    assert abs(ratio[1, 0] - server / without) < 4 * error[1, 0] < 0.2
+    fixed, none = drawn(ConstantPlusGeometric(7), 8, 500, 0).amplification(np.array([0.15]), lags)
+    assert fixed == pytest.approx(1.0)
+    assert none == pytest.approx(0.0, abs=1e-12)
+    assert drawn(law, workers, 500, 0).amplification(np.array([0.6]), lags)[0][1, 0] > 3
+
+
+def test_lag_noise_on_a_quadratic_is_that_of_the_recursion_of_the_server() -> None:
+    """From the start, where random versions of a moving path push, to the stationary state."""
+    record = np.array([0, 8, 20, 50, 200])
+    given = {"batch_size": 2, "initial": np.array([3.0]), "record": record}
+    law, reads = Geometric(7 / 8), drawn(Geometric(7 / 8), 8, 200, 0)
+    curve = linear_noise(Quadratic(), 0.13, law, 0, reads=reads, **given)
+    exact = server_moments(2.0, 2.0, 0.13, 8, 200, initial=3.0)
+    loss = exact.mean[record] ** 2 + exact.variance[record]
+    assert np.all(np.abs(curve.mean - loss) <= 4 * curve.mean_error + 1e-9)
+    # Without it a tenth and more of the loss is missing.
+    without = linear_noise(Quadratic(), 0.13, law, 0, **given).mean
+    assert np.all(without[1:] < 0.9 * loss[1:])
+    assert np.all(curve.mean_error[1:] < 0.05 * loss[1:])
+
+
+def test_lag_noise_in_many_dimensions_from_few_directions() -> None:
+    """Two hundred modes of a hundred curvatures, each exact; only the drawn noise is left."""
+    record, problem = np.array([0, 20, 60]), Wide(200)
+    law, reads = Geometric(7 / 8), drawn(Geometric(7 / 8), 8, 60, 1)
+    given = {"batch_size": 1, "initial": np.ones(200), "record": record}
+    curve = linear_noise(problem, 0.3, law, 0, reads=reads, **given)
+    without = linear_noise(problem, 0.3, law, 0, **given)
+    loss = np.zeros(3)
+    for each in problem.curvature[:100]:
+        mode = server_moments(each, 0.01**2, 0.3, 8, 60)
+        loss += each * (mode.mean[record] ** 2 + mode.variance[record])
+    missing = loss - without.mean
+    assert np.all(np.abs(curve.mean - loss) < 4 * curve.mean_error + 0.01 * missing + 1e-9)
+    assert np.all(missing[1:] > 8 * curve.mean_error[1:])
 
 
 def test_a_mean_path_on_its_way_to_infinity_is_no_traceback() -> None:
@@ -211,30 +256,33 @@ def test_a_mean_path_on_its_way_to_infinity_is_no_traceback() -> None:
     assert not np.isfinite(curve.mean[-1])
 
 
-@pytest.mark.parametrize(("share", "refused"), [(0.15, False), (0.65, True)])
+@pytest.mark.parametrize(("share", "refused"), [(0.3, False), (0.5, False), (0.95, True)])
 def test_fast_is_right_or_refuses_where_lags_are_random(share: float, refused: bool) -> None:
-    """A tanh network, eight memoryless workers; at 0.65 of the limit it once said nothing."""
+    """A tanh network, eight memoryless workers; at half of the limit it was once 21 % off."""
     problem, workers = TanhNetwork(), 8
-    limit = stability_limits(Geometric(1 - 1 / workers)).almost_sure.value
+    limit = stability_limits(Geometric(1 - 1 / workers)).mean_square
+    assert limit is not None
     setting = Setting(
         problem=problem,
         initial=problem.initial_point(stream(0, "")),
-        learning_rate=share * limit / curvature("tanh network"),
+        learning_rate=share * limit.value / curvature("tanh network"),
         batch_size=20,
-        record=np.array([0, 50, 100, 200, 300]),
+        record=np.array([0, 8, 14, 25, 50, 100, 200]),
         law=Geometric(1 - 1 / workers),
         closure="pool",
         workers=workers,
     )
+    curve = LAW.fast(setting, 0)
     if refused:
-        with pytest.raises(UnreliableEstimateError, match="random lags") as error:
-            LAW.fast(setting, 0)
-        assert np.isfinite(error.value.estimate.mean).all()
+        assert curve.unstable_from is not None
+        assert not np.isfinite(curve.mean[-1])
         return
-    drawn, curve = LAW.simulate(setting, 64, 0), LAW.fast(setting, 0)
-    error_of_mean = drawn.loss_std[1:] / 8
-    off = np.abs(curve.mean - drawn.loss_mean)[1:]
-    assert np.all(off < 4 * error_of_mean + 0.03 * drawn.loss_mean[1:])
+    paths = 200
+    simulated = LAW.simulate(setting, paths, 0)
+    error_of_mean = simulated.loss_std[1:] / np.sqrt(paths)
+    off = np.abs(curve.mean - simulated.loss_mean)[1:]
+    assert np.all(off < 3 * error_of_mean + 0.05 * simulated.loss_mean[1:])
+    assert np.all(error_of_mean < 0.04 * simulated.loss_mean[1:])
 
 
 @pytest.mark.parametrize(("share", "refused"), [(0.1, False), (0.2, False), (0.3, True)])

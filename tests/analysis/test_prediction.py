@@ -15,7 +15,7 @@ from analysis.prediction.predict import (
 )
 from analysis.prediction.score import compare
 from analysis.prediction.setting import RunSetting, closure_of
-from analysis.profile.fit import fit_run
+from analysis.profile.fitting import fit_run
 from analysis.profile.repeats import fit_runs
 from asgd.config import make_config
 from asgd.errors import InputError, UnreliableEstimateError

@@ -9,7 +9,7 @@ import pytest
 
 from analysis.prediction.predict import predict
 from analysis.prediction.score import compare
-from analysis.profile.fit import fit_run
+from analysis.profile.fitting import fit_run
 from analysis.profile.repeats import as_runs, fit_runs
 from asgd.config import RunConfig, make_config
 from asgd.errors import InputError

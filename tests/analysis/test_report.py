@@ -21,7 +21,7 @@ from analysis.exact.limits import Verdict
 from analysis.prediction.model import LABELS
 from analysis.prediction.predict import Prediction, has_prediction, read_prediction
 from analysis.prediction.score import compare
-from analysis.profile.fit import fit_run, fit_staleness
+from analysis.profile.fitting import fit_run, fit_staleness
 from analysis.report.activity import events_table, timeline, workers_table
 from analysis.report.clock import clock_of, seconds_waited
 from analysis.report.comparison import common_target, compare_runs, comparison_headline, labels

@@ -11,7 +11,7 @@ from analysis.exact.stability import max_stable_learning_rate
 from analysis.models.recorded_turns import RecordedTurns
 from analysis.prediction.run_stability import leading_curvatures, run_stability
 from analysis.prediction.setting import RunSetting, Setting
-from analysis.profile.fit import fit_run
+from analysis.profile.fitting import fit_run
 from asgd.config import make_config
 from asgd.errors import DivergedError
 from asgd.problems import Quadratic

@@ -9,6 +9,8 @@ from analysis.exact.stability import (
     max_stable_learning_rate,
     spectral_radius,
 )
+from analysis.profile.queueing import ServerTimes, server_staleness
+from asgd.delays import ComputeTime
 from asgd.errors import InputError
 from asgd.staleness import (
     ConstantPlusGeometric,
@@ -159,6 +161,17 @@ def test_spectral_radius_of_an_absurd_step_is_found_all_the_same(law: StalenessL
     # z^L (z - 1) = -h: for a large h the largest root is h^(1 / (L + 1)).
     root = 1e300 ** (1 / (law.mean() + 1))
     assert spectral_radius(law, 1e300) == pytest.approx(root, rel=1e-4)
+
+
+@pytest.mark.parametrize("step", [0.2294646086723907, 0.3413407140752465, 0.35871301998574995])
+def test_the_radius_of_a_simulated_law_is_found_where_a_step_to_the_root_leads_away(
+    step: float,
+) -> None:
+    # Newton steps from a flat place went to 1e300 and on, an OverflowError. The law's tail decays
+    # like .96^k, to .97 at its end.
+    times = ComputeTime("lognormal", np.ones(8), 1.0)
+    law = server_staleness(ServerTimes(times), 200_000)
+    assert spectral_radius(law, step) == pytest.approx(companion_radius(law, step), abs=0.02)
 
 
 @pytest.mark.parametrize(

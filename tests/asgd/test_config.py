@@ -50,6 +50,8 @@ def test_overrides_are_read_as_toml_or_text(tmp_path: Path) -> None:
         ({"cluster": {"workers": True}}, ("cluster.workers = True: expected a whole number",)),
         ({"cluster": {"schedule": "fair"}}, ("cluster.schedule", "'fair'", "free, uniform")),
         ({"cluster": {"compute_time": {"mean": [0.1, 0.2]}}}, ("2 values", "4")),
+        ({"run": {"max_seconds": 0}}, ("run.max_seconds = 0", "> 0")),
+        ({"run": {"target_loss": 0.1, "repeats": 2}}, ("run.target_loss = 0.1", "repeats = 2")),
         ({"cluster": {"compute_time": {"mean": [1, -2, 1, 1]}}}, ("mean[1]", "-2", "> 0")),
         (
             {"cluster": {"compute_time": {"mean": "1"}}},

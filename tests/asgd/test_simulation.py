@@ -11,6 +11,7 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
 from threadpoolctl import threadpool_limits
@@ -25,6 +26,7 @@ from asgd.simulation.order import server_order, simulate_staleness, unhindered_o
 from asgd.simulation.simulate import simulate
 from asgd.staleness import Geometric, Poisson
 from asgd.streams import stream
+from asgd.verify import record_findings
 from tests.support.exact import SERVER_VALUES, server_second_moment
 from tests.support.faults import Crowd
 from tests.support.invariants import check_trace
@@ -431,3 +433,35 @@ def test_file_system_without_locks_is_refused_before_anything_is_made(
         with pytest.raises(InputError, match=r"support locks \(No locks available\); put the run"):
             simulate(config, tmp_path / "run")
     simulate(config, tmp_path / "run")
+
+
+def test_a_simulation_ends_at_its_target_loss(tmp_path: Path) -> None:
+    whole = read_run(simulate(configure(updates=400), tmp_path / "whole"))
+    losses = whole.loss["loss"].to_numpy()
+    target = float(losses[6])
+    config = configure(updates=400)
+    settings = msgspec.structs.replace(config.run, target_loss=target)
+    run = read_run(simulate(msgspec.structs.replace(config, run=settings), tmp_path / "run"))
+    first = int(np.argmax(losses <= target))
+    end = int(whole.loss["update"][first])
+    assert run.state == "finished"
+    assert run.ended_early == (
+        f"loss {losses[first]:.4g} at update {end:,} reached run.target_loss = {target:g}"
+    )
+    pd.testing.assert_frame_equal(run.trace, whole.trace[:end])
+    pd.testing.assert_frame_equal(run.loss, whole.loss[: first + 1])
+    assert run.parameters_update == end
+    assert not record_findings(run)
+
+
+@pytest.mark.parametrize("updates", [0, 1, 77])
+def test_a_simulation_ends_when_its_virtual_time_is_up(tmp_path: Path, updates: int) -> None:
+    whole = read_run(simulate(configure(updates=200), tmp_path / "whole"))
+    seconds = float(whole.trace["applied_seconds"][updates])
+    config = configure(updates=200)
+    settings = msgspec.structs.replace(config.run, max_seconds=seconds)
+    run = read_run(simulate(msgspec.structs.replace(config, run=settings), tmp_path / "run"))
+    assert run.ended_early == f"run.max_seconds = {seconds:g} have passed"
+    pd.testing.assert_frame_equal(run.trace, whole.trace[:updates])
+    assert run.loss["update"].iloc[-1] == updates
+    assert not record_findings(run)

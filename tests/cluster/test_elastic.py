@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from analysis.profile.fit import fit_run
+from analysis.profile.fitting import fit_run
 from asgd.__main__ import main
 from asgd.config import RunConfig, make_config
 from asgd.errors import InputError

@@ -23,7 +23,7 @@ import pytest
 from ray._private import worker as ray_worker
 from ray.exceptions import RayError
 
-from analysis.profile.fit import fit_run
+from analysis.profile.fitting import fit_run
 from analysis.profile.queueing import measured_cycles, queue_staleness
 from asgd.__main__ import main
 from asgd.config import RunConfig, make_config
@@ -39,6 +39,7 @@ from asgd.simulation.simulate import simulate
 from asgd.staleness import Geometric, StalenessLaw
 from asgd.streams import stream
 from cluster import resume, run
+from cluster.storage.verify import verify
 from tests.analysis.test_queueing import noise
 from tests.support.invariants import check_trace
 from tests.support.processes import DEFAULT_SIGNALS, listeners, parts, processes_in
@@ -94,6 +95,33 @@ def test_uniform_schedule_is_geometric_and_equals_the_simulation(tmp_path: Path)
     for column in ("worker", "sequence", "read_version", "gradient_norm"):
         np.testing.assert_array_equal(real.trace[column], simulated.trace[column])
     np.testing.assert_array_equal(real.loss["loss"], simulated.loss["loss"])
+
+
+@pytest.mark.usefixtures("shared_ray")
+@pytest.mark.parametrize(
+    ("key", "value", "reason"),
+    [("target_loss", 0.4, "reached run.target_loss = 0.4"), ("max_seconds", 0.5, "have passed")],
+)
+def test_run_ends_early_with_success_and_all_of_its_record(
+    tmp_path: Path, key: str, value: float, reason: str
+) -> None:
+    config = configure({"kind": "logistic"}, updates=50_000_000, workers=2)
+    settings = msgspec.structs.replace(config.run, **{key: value})
+    result = read_run(run(msgspec.structs.replace(config, run=settings), tmp_path / "run"))
+    check_trace(result)
+    assert result.state == "finished"
+    assert result.ended_early is not None
+    assert result.ended_early.endswith(reason)
+    end = len(result.trace)
+    assert 0 < end < 50_000_000
+    assert result.loss["update"].iloc[-1] == end
+    assert result.parameters_update == end
+    assert result.loss["loss"].iloc[-1] == make_problem(config).loss(result.parameters)
+    assert not verify(result, replayed=False).findings
+    if key == "max_seconds":
+        assert result.trace["applied_seconds"].iloc[-1] >= 0.4
+    else:
+        assert (result.loss["loss"] <= 0.4).any()
 
 
 @pytest.mark.usefixtures("shared_ray")
@@ -339,7 +367,7 @@ def test_directory_that_is_moved_or_removed_in_mid_run_is_said_to_be(
 
 BECOMES_READ_ONLY = """
 import os, subprocess, sys
-from analysis.profile.fit import fit_run
+from analysis.profile.fitting import fit_run
 from analysis.profile.queueing import measured_cycles, queue_staleness
 from asgd.__main__ import main
 from asgd.console.live import LiveRun
