@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,8 @@ class Progress:
         Live worker processes; None in virtual time.
     evaluating
         Whether updates wait for the evaluation of losses.
+    metrics
+        Metrics of the problem at the last evaluation, by name.
     """
 
     update: int
@@ -33,6 +35,7 @@ class Progress:
     loss: float | None
     workers: int | None = None
     evaluating: bool = False
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 class CallbackError(Exception):

@@ -33,7 +33,7 @@ def record_findings(run: Run) -> list[str]:
             lambda: read_table(path, TABLES[table], most_rows(run.config, table))  # noqa: B023
         )
     ]
-    tables = [lambda: run.trace, lambda: run.members, lambda: run.loss]
+    tables = [lambda: run.trace, lambda: run.members, lambda: run.loss, lambda: run.metrics]
     if not damaged:  # otherwise these checks would repeat the damage of a part
         damaged = [finding for read in tables for finding in _refusal(read)]
     if not damaged and not found:

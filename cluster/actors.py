@@ -7,8 +7,8 @@ import contextlib
 import os
 import time
 import traceback
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,8 @@ class Losses:
     ----------
     first, latest
         At x_0, and the latest with its update.
+    metrics
+        The latest metrics of the problem.
     goal
         That `run.target_loss` was reached.
     error
@@ -64,6 +66,7 @@ class Losses:
     first: float | None = None
     latest: float | None = None
     update: int | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
     goal: str | None = None
     error: UserError | None = None
 
@@ -339,4 +342,5 @@ class RecorderActor:
             return Losses(error=self._error)
         recorder = self._recorder
         update, latest = recorder.latest_loss
-        return Losses(recorder.first_loss, latest, update, recorder.goal, self._error)
+        metrics, goal = dict(recorder.latest_metrics), recorder.goal
+        return Losses(recorder.first_loss, latest, update, metrics, goal, self._error)

@@ -10,9 +10,10 @@ import importlib.util
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from types import MappingProxyType
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +25,15 @@ TENSORBOARD = "tensorboard"  # directory of the event files in a run directory
 STALENESS_BUCKETS = [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0]
 
 _INSTALL = 'run `pip install ".[{}]"` in a clone of asgd'
+
+
+class Evaluated(NamedTuple):
+    """The loss after `update` updates, `seconds` from the start, and the problem's metrics."""
+
+    update: int
+    seconds: float
+    loss: float
+    metrics: Mapping[str, float] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -42,6 +52,8 @@ class Reading:
         Over all updates seen by this recorder, nan before the first.
     staleness_recent, gradient_norm, updates_per_second
         Over the updates since the previous evaluation, nan without any.
+    metrics
+        Of the problem, by name.
     """
 
     update: int
@@ -51,6 +63,7 @@ class Reading:
     staleness_recent: float
     gradient_norm: float
     updates_per_second: float
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 class Readings:
@@ -65,7 +78,7 @@ class Readings:
         self._seen = 0
 
     def take(
-        self, trace: Mapping[str, npt.NDArray[Any]], losses: Sequence[tuple[int, float, float]]
+        self, trace: Mapping[str, npt.NDArray[Any]], losses: Sequence[Evaluated]
     ) -> list[Reading]:
         """Take the next piece of the run and return its readings.
 
@@ -74,7 +87,7 @@ class Readings:
         trace
             The next rows, columns `asgd.rundir.columns.TRACE_COLUMNS`.
         losses
-            The next evaluations, (update, seconds, loss); the rows before them must be known.
+            The next evaluations; the rows before them must be known.
         """
         if self._first is None and len(trace["update"]):
             self._first = int(trace["update"][0])
@@ -82,7 +95,9 @@ class Readings:
         self._norm = np.concatenate([self._norm, trace["gradient_norm"]])
         return [self._reading(*evaluated) for evaluated in losses]
 
-    def _reading(self, update: int, seconds: float, loss: float) -> Reading:
+    def _reading(
+        self, update: int, seconds: float, loss: float, metrics: Mapping[str, float]
+    ) -> Reading:
         first = update if self._first is None else self._first
         count = max(update - first, 0)
         staleness, norm = self._staleness[:count], self._norm[:count]
@@ -99,6 +114,7 @@ class Readings:
             float(staleness.mean()) if count else math.nan,
             float(norm.mean()) if count else math.nan,
             count / elapsed if count and elapsed > 0 else math.nan,
+            metrics,
         )
 
 
@@ -143,7 +159,8 @@ class TensorBoard:
         for reading in readings:
             # Readings keep their distance in run time, even if written together.
             moment = now - (readings[-1].seconds - reading.seconds)
-            for name, value in _quantities(reading).items():
+            metrics = {f"metrics/{name}": value for name, value in reading.metrics.items()}
+            for name, value in (_quantities(reading) | metrics).items():
                 if math.isfinite(value):
                     self._write(reading.update, moment, self._summary.scalar(name, value))
         self._update += len(staleness)
@@ -189,11 +206,12 @@ class Prometheus:
                 "asgd_updates_per_second", "Updates per second since the evaluation before.", **tags
             ),
         }
+        self._metric = Gauge("asgd_metric", "A metric of the problem.", tag_keys=("run", "metric"))
         self._updates = Counter("asgd_updates", "Updates applied.", **tags)
         self._staleness = Histogram(
             "asgd_staleness", "Staleness of an update.", STALENESS_BUCKETS, **tags
         )
-        for metric in (*self._gauges.values(), self._updates, self._staleness):
+        for metric in (*self._gauges.values(), self._metric, self._updates, self._staleness):
             metric.set_default_tags({"run": run})
 
     def show(self, readings: Sequence[Reading], staleness: npt.NDArray[Any]) -> None:
@@ -206,6 +224,9 @@ class Prometheus:
             for name, number in _quantities(reading).items():
                 if math.isfinite(number):
                     self._gauges[name].set(number)
+            for name, number in reading.metrics.items():
+                if math.isfinite(number):
+                    self._metric.set(number, {"metric": name})
 
 
 def _quantities(reading: Reading) -> dict[str, float]:
@@ -235,10 +256,8 @@ class Metrics:
             boards.append(Prometheus(run.name))
         return cls(boards)
 
-    def show(
-        self, trace: Mapping[str, npt.NDArray[Any]], losses: Sequence[tuple[int, float, float]]
-    ) -> None:
-        """Show the next rows of the trace and the next evaluations, (update, seconds, loss).
+    def show(self, trace: Mapping[str, npt.NDArray[Any]], losses: Sequence[Evaluated]) -> None:
+        """Show the next rows of the trace and the next evaluations.
 
         Raises
         ------

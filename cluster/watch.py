@@ -132,6 +132,7 @@ def _watch(fleet: Fleet, progress: Callable[[Progress], None] | None) -> str | N
                 loss=losses.latest,
                 workers=len(fleet.running),
                 evaluating=status.waiting or (flushed is not None and not finished),
+                metrics=losses.metrics,
             )
             call_back(progress, progress_now)
         if finished:

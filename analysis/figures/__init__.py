@@ -26,6 +26,7 @@ from analysis.figures.loss import (
     error_over_time,
     loss_over_time,
     loss_overlay,
+    metric_over_updates,
 )
 from analysis.figures.records import limit_by_cap, loss_over_updates, staleness_over_updates
 from analysis.figures.staleness import (
@@ -48,6 +49,7 @@ __all__ = [
     "loss_over_time",
     "loss_over_updates",
     "loss_overlay",
+    "metric_over_updates",
     "mu_by_workers",
     "new_axes",
     "plot_box",

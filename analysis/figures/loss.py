@@ -85,6 +85,25 @@ def loss_overlay(
     return finish(ax)
 
 
+def metric_over_updates(
+    observed: Sequence[pd.DataFrame], name: str, ax: Axes | None = None
+) -> Axes:
+    """Draw a metric of the problem for each run.
+
+    Parameters
+    ----------
+    observed
+        One table per run with columns `update` and `name`.
+    """
+    ax = ax or new_axes(height=2.2)
+    for table in observed:
+        table = thin(table)
+        ax.plot(table["update"], table[name], color=OBSERVED, lw=1.4)
+    ax.set(xlabel="applied updates $k$", ylabel=name.replace("$", r"\$"))
+    ax.margins(x=0.01)
+    return finish(ax)
+
+
 def error_over_time(
     errors: pd.DataFrame,
     ax: Axes | None = None,

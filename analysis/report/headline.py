@@ -16,6 +16,7 @@ from analysis.profile.fit import StalenessFit
 from analysis.profile.stragglers import in_words as in_words_of
 from analysis.profile.verdict import in_words
 from analysis.report.clock import clock_of, seconds_waited
+from asgd.printable import printable
 from asgd.rundir.events import team_sizes
 from asgd.rundir.reader import Run
 
@@ -143,7 +144,17 @@ def _description(runs: Sequence[Run]) -> str:
         f"in {seconds:.3g} s{clock} ({len(trace) / max(seconds, 1e-9):,.0f} updates/s), "
         f"{_ended(run)}.{_waited(run, seconds)}"
         f"{'' if loss.empty else f' The loss went from {loss.iloc[0]:.4g} to {loss.iloc[-1]:.4g}.'}"
+        f"{_metrics(run)}"
     )
+
+
+def _metrics(run: Run) -> str:
+    """Return the sentence on the last metrics of the problem."""
+    if run.metrics.empty:
+        return ""
+    last = [f"{printable(str(name))} {value:.4g}" for name, value in run.metrics.iloc[-1].items()]
+    more = ", ..." if len(last) > _LISTED else ""
+    return f" At the end: {', '.join(last[:_LISTED])}{more}."
 
 
 def _waited(run: Run, seconds: float) -> str:

@@ -18,6 +18,7 @@ from analysis.prediction.score import Score
 from analysis.profile.fit import StalenessFit
 from analysis.report.clock import AXIS, clock_of
 from analysis.report.comparison import Comparison
+from asgd.printable import printable
 from asgd.rundir.files import replace_file
 from asgd.rundir.reader import Run
 
@@ -28,6 +29,7 @@ _HANGING = (
     "square roots. A bar that ends above zero was measured less often than the law says, one that "
     "ends below zero more often. The strip is the range of independent scatter."
 )
+_MOST_METRICS = 6  # drawn
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 _CUT = " Larger values are cut off."
 _FALLEN = 0.95  # of the way down: the end of the transient
@@ -165,6 +167,28 @@ def overlay(
         legend=False,
         values=("update", wide, labels),
     )
+
+
+def metrics(prefix: str, runs: Sequence[Run]) -> list[Picture]:
+    """Draw the first metrics of the problem, a picture each."""
+    names = [str(name) for name in runs[0].metrics][:_MOST_METRICS]
+    drawn = []
+    for number, name in enumerate(names):
+        tables = [run.metrics[[name]].dropna().reset_index() for run in runs if name in run.metrics]
+        observed = pd.concat(tables).groupby("update", as_index=False).mean()
+        last = float(observed[name].iloc[-1]) if len(observed) else math.nan
+        text = f"{printable(name)} beside the loss; at the end {last:.4g}."
+        picture = draw(
+            f"{prefix}metric-{number}",
+            figures.metric_over_updates(tables, name),
+            f"{printable(name)} over updates",
+            text if len(runs) == 1 else text.replace("at the end", "mean at the end"),
+            observed,
+            legend=False,
+            values=("update", observed, {name: name}),
+        )
+        drawn.append(picture)
+    return drawn
 
 
 def transient(runs: Sequence[Run]) -> int | None:

@@ -209,15 +209,15 @@ def _section(study: Study, prefix: str) -> tuple[dict[str, Any], list[Picture]]:
 
 
 def _loss_pictures(prefix: str, study: Study) -> list[Picture]:
-    """Return the loss; with a prediction also a short transient, and the errors."""
+    """Return the loss; with a prediction also a short transient and the errors; the metrics."""
     runs, prediction = study.whole, study.prediction
     drawn = [pictures.overlay(prefix, runs, prediction)]
-    if prediction is None or study.score is None:
-        return drawn
-    until = pictures.transient(runs)
-    if until is not None:
-        drawn.append(pictures.overlay(prefix, runs, prediction, until))
-    return [*drawn, pictures.errors(prefix, study.score)]
+    if prediction is not None and study.score is not None:
+        until = pictures.transient(runs)
+        if until is not None:
+            drawn.append(pictures.overlay(prefix, runs, prediction, until))
+        drawn.append(pictures.errors(prefix, study.score))
+    return [*drawn, *pictures.metrics(prefix, runs)]
 
 
 def _start_up(study: Study) -> str:

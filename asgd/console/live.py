@@ -97,6 +97,7 @@ class LiveRun:
             f"{_rate(progress)} updates/s{_wait(progress)}",
             f"staleness {_number(progress.mean_staleness, '.2f')}",
             "loss " + ("none yet" if progress.loss is None else f"{progress.loss:.4g}"),
+            *(f"{printable(name)} {value:.4g}" for name, value in progress.metrics.items()),
         ]
         if self._alive is not None:
             parts.append(f"{self._alive} workers")
@@ -143,12 +144,13 @@ class LiveRun:
             ("updates/s", _rate(progress) + _wait(progress)),
             ("staleness", _both(progress.mean_staleness, recent)),
             ("loss", f"{loss}  {sparkline(self._losses)}"),
+            *((name, f"{value:.4g}") for name, value in progress.metrics.items()),
         ]
         if self._alive is not None:
             rows.append(("workers", f"{self._alive} alive"))
         rows += [("event", text) for text in recent_events(self._path)]
         for name, text in rows:
-            body.add_row(Text(name, style="dim"), Text(printable(text)))
+            body.add_row(Text(printable(name), style="dim"), Text(printable(text)))
         return Group(head, body)
 
 

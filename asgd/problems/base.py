@@ -26,6 +26,7 @@ from asgd.streams import stream
 Indices = npt.NDArray[np.integer[Any]]
 
 FEW_SAMPLES = 32  # up to this many samples, one `gradient` call per sample is cheap
+MOST_METRICS = 64  # names of a problem
 _BLOCK_ENTRIES = 1 << 21  # entries of the sample gradients held in memory at once
 _RESAMPLED = 256  # batch size of the resampled noise
 
@@ -152,6 +153,13 @@ class Problem(ABC):
         """Return the Hessian of f at one point x of shape (d,), shape (d, d). For small d."""
         rows = self.hessian_vector(x, np.eye(self.dim))
         return (rows + rows.T) / 2
+
+    def metrics(self, x: Array) -> dict[str, float]:
+        """Return quantities by name, such as a test accuracy, at one point x of shape (d,).
+
+        They are recorded beside the loss. The general implementation returns none.
+        """
+        return {}
 
     def named_arrays(self, x: Array) -> dict[str, Array]:
         """Return the parameters x, shape (d,), as named arrays for a file."""

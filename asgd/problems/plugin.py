@@ -8,9 +8,10 @@ The factory is called with the entries of `problem.options` and returns an objec
     gradient(x, indices)      mean gradient over the samples `indices`, shape (d,)
 
 and optionally `sample_gradients(x)` of shape (n, d), `gradient_noise(x, rng)` of shape (d,) with
-covariance S(x), and `hessian(x)` of shape (d, d). Floats of any size, including bfloat16, in arrays
-or lists, are converted to float64; an overflow in float16 is reported. If `indices` has a default
-value, the full gradient is `gradient(x)`, otherwise `gradient(x, all sample numbers)`.
+covariance S(x), `hessian(x)` of shape (d, d), and `metrics(x)`, numbers by name. Floats of any
+size, including bfloat16, in arrays or lists, are converted to float64; an overflow in float16 is
+reported. If `indices` has a default value, the full gradient is `gradient(x)`, otherwise
+`gradient(x, all sample numbers)`.
 
 Methods are called with one point at a time. If a trial shows that `loss` and `gradient` treat an
 array of points (k, d) row by row, they get whole ensembles. An object that inherits from
@@ -39,7 +40,7 @@ import numpy as np
 
 from asgd.arrays import Array
 from asgd.errors import InputError
-from asgd.problems.base import FEW_SAMPLES, Indices, Problem
+from asgd.problems.base import FEW_SAMPLES, MOST_METRICS, Indices, Problem
 from asgd.streams import stream
 
 _OURS = ("asgd", "analysis", "cluster")
@@ -159,6 +160,12 @@ class PluginProblem(Problem):
             return super().hessian(x)
         return self._map("hessian", self._user.hessian, x)
 
+    def metrics(self, x: Array) -> dict[str, float]:
+        """Return the object's `metrics`, none if it has no such method."""
+        if not hasattr(self._user, "metrics"):
+            return {}
+        return {name: float(value) for name, value in self._user.metrics(x).items()}
+
     def _map(
         self, name: str, function: Callable[[Array], Any], x: Array, rowwise: bool = False
     ) -> Array:
@@ -196,6 +203,7 @@ class _Trial:
         self.full = self._array("gradient(x)", lambda: _full_gradient(user)(self.x), (self.dim,))
         batch = lambda: user.gradient(self.x, self.indices)  # noqa: E731
         self._array("gradient(x, indices)", batch, (self.dim,))
+        self._check_metrics()
 
     def check_optional(self) -> None:
         """Refuse optional methods with a wrong shape or values that contradict the gradient."""
@@ -214,6 +222,24 @@ class _Trial:
                     f"{self.where}: the mean of sample_gradients(x) over the samples is not "
                     "gradient(x)"
                 )
+
+    def _check_metrics(self) -> None:
+        """Refuse metrics that are not a few numbers by name."""
+        if not hasattr(self.user, "metrics"):
+            return
+        where = f"{self.where}: metrics(x)"
+        found = _call(self.where, "metrics(x)", lambda: self.user.metrics(self.x))
+        if not isinstance(found, Mapping):
+            raise InputError(f"{where} returned {_kind(found)}: expected numbers by name")
+        if len(found) > MOST_METRICS:
+            raise InputError(f"{where} has {len(found)} entries: expected at most {MOST_METRICS}")
+        for name, value in found.items():
+            if not isinstance(name, str) or not name.isprintable() or not name:
+                raise InputError(f"{where} has the name {name!r}: expected printable text")
+            try:
+                float(value)
+            except (TypeError, ValueError, RuntimeError):
+                raise InputError(f"{where}: {name} is {_kind(value)}: expected a number") from None
 
     def is_rowwise(self) -> bool:
         """Whether loss and gradient treat points of shape (4, d) row by row."""

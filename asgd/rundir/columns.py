@@ -7,6 +7,8 @@
                            columns `MEMBER_COLUMNS`; only if there are such updates
     loss.parquet/part-*.parquet
                            a row per evaluation, columns `LOSS_COLUMNS`
+    metrics/part-*.parquet a row per evaluation and metric of the problem, columns `METRIC_COLUMNS`;
+                           only if it has metrics
     events.jsonl           start, worker_lost, finish, ...: one JSON object per line
     checkpoints/           of real runs: the state from which an interrupted run resumes
 
@@ -20,7 +22,7 @@ import numpy as np
 
 from asgd.rundir.tables import Types
 
-TRACE, MEMBERS, LOSS = "trace", "members", "loss.parquet"
+TRACE, MEMBERS, LOSS, METRICS = "trace", "members", "loss.parquet", "metrics"
 
 SHARED = -1  # the worker of an update by the mean of several gradients
 
@@ -44,4 +46,10 @@ MEMBER_COLUMNS = {
     "compute_seconds": np.float64,
 }
 LOSS_COLUMNS = {"update": np.int64, "seconds": np.float64, "loss": np.float64}
-TABLES: dict[str, Types] = {TRACE: TRACE_COLUMNS, MEMBERS: MEMBER_COLUMNS, LOSS: LOSS_COLUMNS}
+METRIC_COLUMNS: Types = {"update": np.int64, "name": str, "value": np.float64}
+TABLES: dict[str, Types] = {
+    TRACE: TRACE_COLUMNS,
+    MEMBERS: MEMBER_COLUMNS,
+    LOSS: LOSS_COLUMNS,
+    METRICS: METRIC_COLUMNS,
+}

@@ -13,7 +13,8 @@ import numpy.typing as npt
 
 from asgd.config import MOST_WORKERS, RunConfig
 from asgd.errors import InputError
-from asgd.rundir.columns import LOSS, MEMBERS
+from asgd.problems.base import MOST_METRICS
+from asgd.rundir.columns import LOSS, MEMBERS, METRICS
 
 _PART = re.compile(r"part-(\d{12})\.parquet")
 _DAMAGED = re.compile(r".*/_damaged-(\d{12})\.parquet")
@@ -54,8 +55,9 @@ def parts_of(directory: Path) -> list[Path]:
 def most_rows(config: RunConfig, table: str) -> int:
     """Return the largest valid number of rows, because a tiny Parquet file can claim millions."""
     updates = config.run.updates
-    if table == LOSS:
-        return updates // config.run.eval_every + 2
+    if table in (LOSS, METRICS):
+        each = MOST_METRICS if table == METRICS else 1
+        return each * (updates // config.run.eval_every + 2)
     return updates * (max(MOST_WORKERS, config.cluster.workers) if table == MEMBERS else 1)
 
 

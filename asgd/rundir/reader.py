@@ -14,7 +14,7 @@ from asgd.arrays import Array
 from asgd.config import RunConfig, load_config
 from asgd.errors import AsgdError, InputError
 from asgd.rundir.alive import read_heartbeat
-from asgd.rundir.columns import LOSS, MEMBERS, TABLES, TRACE
+from asgd.rundir.columns import LOSS, MEMBERS, METRICS, TABLES, TRACE
 from asgd.rundir.defects import loss_defect, member_defect, trace_defect
 from asgd.rundir.events import read_events
 from asgd.rundir.files import check_no_links
@@ -92,6 +92,23 @@ class Run:
         for update in set(missing) - reported_losses(self.events):
             self._refuse(LOSS, f"the loss after update {update} is missing; a part was lost")
         return loss
+
+    @cached_property
+    def metrics(self) -> pd.DataFrame:
+        """One row per loss evaluation, one column per metric of the problem.
+
+        The index is `update`; a metric that was not evaluated there is nan. Missing metrics are an
+        error, except those reported by the event `metrics_damaged`.
+        """
+        due = self.loss["update"].to_numpy()  # each is written after its metrics
+        rows = self._table(METRICS).drop_duplicates(["update", "name"], keep="last")
+        order = rows["name"].unique()
+        table = rows.pivot(index="update", columns="name", values="value")
+        missing = np.setdiff1d(due[due >= table.index.min()] if len(table) else [], table.index)
+        told = any(event.get("event") == "metrics_damaged" for event in self.events)
+        if len(missing) and not told:
+            self._refuse(METRICS, f"update {missing[0]:.0f} is missing; a part was lost")
+        return table.reindex(columns=order).rename_axis(columns=None)
 
     @property
     def parameters(self) -> Array:
@@ -200,7 +217,8 @@ class Run:
         if sum(rows.values()) > most:
             self._refuse(table, f"{sum(rows.values())} rows, expected at most {most}")
         columns: Columns = {
-            name: np.empty(sum(rows.values()), kind) for name, kind in types.items()
+            name: np.empty(sum(rows.values()), object if kind is str else kind)
+            for name, kind in types.items()
         }
         count = 0
         for path in rows:  # copied into place: joining the parts would double the memory

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from asgd.config import RunConfig, load_config
-from asgd.rundir.columns import LOSS, MEMBERS, SHARED, TABLES, TRACE
+from asgd.rundir.columns import LOSS, MEMBERS, METRICS, SHARED, TABLES, TRACE
 from asgd.rundir.defects import member_defect, trace_defect
 from asgd.rundir.events import read_events
 from asgd.rundir.parts import (
@@ -57,19 +57,22 @@ def recorded_losses(path: Path) -> list[tuple[int, float, float]]:
 
 
 def cut_back(path: Path, updates: int) -> None:
-    """Truncate trace, members and loss after `updates` updates.
+    """Truncate trace, members, loss and metrics after `updates` updates.
 
     -1 removes everything, including the loss at x_0. The updates must be on record, see
     `recorded_updates`. After an interruption, call it again to complete the cut. Unreadable losses
-    are set aside; the event `loss_damaged` lists them and the missing ones.
+    and metrics are set aside; the events `loss_damaged` and `metrics_damaged` list them, and the
+    missing losses.
     """
     # Another process may be using other temporary files.
-    for pattern in ("trace/*.tmp", "members/*.tmp", f"{LOSS}/*.tmp", "checkpoints/*.tmp"):
+    for pattern in (*(f"{table}/*.tmp" for table in TABLES), "checkpoints/*.tmp"):
         for torn in path.glob(pattern):
             torn.unlink(missing_ok=True)
     config, writer = _config(path), RunWriter(path)
     _set_damaged_losses_aside(writer, config)
-    for table, end in ((TRACE, updates), (MEMBERS, updates), (LOSS, updates + 1)):
+    _set_damaged_aside(writer, config, METRICS, "metrics_damaged")
+    ends = {TRACE: updates, MEMBERS: updates, LOSS: updates + 1, METRICS: updates + 1}
+    for table, end in ends.items():
         parts = parts_of(path / table)
         kept = [part for part in parts if first_update(part) < end]
         for part in parts[len(kept) :]:
@@ -94,22 +97,28 @@ def _updates_with_members(path: Path, config: RunConfig) -> npt.NDArray[np.int64
 
 
 def _set_damaged_losses_aside(writer: RunWriter, config: RunConfig) -> None:
+    known = _set_damaged_aside(writer, config, LOSS, "loss_damaged")
+    told = reported_losses(read_events(writer.path / "events.jsonl"))
+    for missing in missing_losses(known, config):
+        if missing not in told:
+            name = f"{LOSS}/{damaged_name(missing)}"
+            writer.event("loss_damaged", file=name, reason="the part is missing")
+
+
+def _set_damaged_aside(
+    writer: RunWriter, config: RunConfig, table: str, event: str
+) -> npt.NDArray[np.int64]:
+    """Rename unreadable parts and report them; return the updates of the others."""
     known = [np.empty(0, np.int64)]
-    for part in parts_of(writer.path / LOSS):
+    for part in parts_of(writer.path / table):
         try:
-            loss = _read(part, LOSS, config)
+            known.append(_read(part, table, config)["update"])
         except DamagedTableError as error:
             aside = part.with_name(damaged_name(first_update(part)))
             os.replace(part, aside)
             writer.note_change(aside)
-            writer.event("loss_damaged", file=f"{LOSS}/{aside.name}", reason=str(error))
-        else:
-            known.append(loss["update"])
-    told = reported_losses(read_events(writer.path / "events.jsonl"))
-    for missing in missing_losses(np.concatenate(known), config):
-        if missing not in told:
-            name = f"{LOSS}/{damaged_name(missing)}"
-            writer.event("loss_damaged", file=name, reason="the part is missing")
+            writer.event(event, file=f"{table}/{aside.name}", reason=str(error))
+    return np.concatenate(known)
 
 
 def _cut_part(writer: RunWriter, config: RunConfig, part: Path, table: str, end: int) -> None:

@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
@@ -16,7 +16,7 @@ import numpy as np
 
 from asgd.config import RunConfig
 from asgd.errors import written
-from asgd.rundir.columns import LOSS, MEMBERS, TABLES, TRACE
+from asgd.rundir.columns import LOSS, MEMBERS, METRIC_COLUMNS, METRICS, TABLES, TRACE
 from asgd.rundir.files import make_directory, replace_file
 from asgd.rundir.parts import part_name
 from asgd.rundir.tables import write_table
@@ -68,6 +68,12 @@ class RunWriter:
     def loss(self, columns: Mapping[str, Sequence[Any] | np.ndarray[Any, Any]]) -> None:
         """Write one part of the losses: `LOSS_COLUMNS` of equal length, ordered by `update`."""
         self._part(LOSS, columns)
+
+    def metrics(self, rows: Iterable[tuple[int, Mapping[str, float]]]) -> None:
+        """Write one part of the metrics: of each update, numbers by name; ordered by update."""
+        flat = [(update, *one) for update, values in rows for one in values.items()]
+        if flat:
+            self._part(METRICS, dict(zip(METRIC_COLUMNS, zip(*flat, strict=True), strict=True)))
 
     def write_part(
         self, path: Path, columns: Mapping[str, Any], table: str, *, flush: bool = False

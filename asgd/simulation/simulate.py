@@ -306,13 +306,16 @@ class _Record:
         self._progress = progress
         self._written = self._evaluated = 0
         self._loss: dict[str, list[float]] = {name: [] for name in LOSS_COLUMNS}
+        self._metrics: list[tuple[int, dict[str, float]]] = []
         self._started = self._shown = time.perf_counter()
 
     def evaluate(self) -> float:
         """Evaluate the loss, report progress, and return the loss."""
         applied = self._descent.applied
         seconds = float(self.order.applied_seconds[applied - 1]) if applied else 0.0
-        loss = float(self._descent.problem.loss(self._descent.x))
+        problem, x = self._descent.problem, self._descent.x
+        loss, metrics = float(problem.loss(x)), problem.metrics(x)
+        self._metrics.append((applied, metrics))
         for column, value in zip(self._loss.values(), (applied, seconds, loss), strict=True):
             column.append(value)
         check_divergence(self._config, self._loss["loss"][0], loss, applied)
@@ -320,7 +323,8 @@ class _Record:
         if self._progress is not None and now > self._shown + _PROGRESS_SECONDS:
             staleness = float(np.mean(self._staleness[:applied])) if applied else math.nan
             speed = applied / (now - self._started)
-            progress_now = Progress(applied, len(self._staleness), speed, staleness, loss)
+            updates = len(self._staleness)
+            progress_now = Progress(applied, updates, speed, staleness, loss, metrics=metrics)
             call_back(self._progress, progress_now)
             self._shown = now
         return loss
@@ -352,6 +356,8 @@ class _Record:
                 "gradient_norm": self._descent.norms[part],
             }
         )
+        self._writer.metrics(self._metrics)
+        self._metrics.clear()
         self._writer.loss({name: column[self._evaluated :] for name, column in self._loss.items()})
         self._written, self._evaluated = part.stop, len(self._loss["loss"])
 

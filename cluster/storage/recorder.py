@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from asgd.rundir.repair import recorded_losses
 from asgd.rundir.writer import RunWriter
 from cluster.core.ledger import Evaluations, Record
 from cluster.core.state import State
-from cluster.metrics import Metrics
+from cluster.metrics import Evaluated, Metrics
 from cluster.storage.checkpoint import save
 from cluster.storage.lease import Lease
 from cluster.storage.write_ahead import cut_log, remove_log
@@ -49,6 +49,8 @@ class Recorder:
         The loss before the first update, None until it is known.
     latest_loss
         The update evaluated last and its loss.
+    latest_metrics
+        The metrics evaluated last.
     goal
         That `run.target_loss` was reached, with the first loss that did.
     """
@@ -71,8 +73,9 @@ class Recorder:
         self._config = read_run(path).config
         self.first_loss: float | None = None
         self.latest_loss: tuple[int | None, float | None] = (None, None)
+        self.latest_metrics: Mapping[str, float] = {}
         self.goal: str | None = None
-        self._note(recorded_losses(path))
+        self._note(Evaluated(*row) for row in recorded_losses(path))
 
     def record(self, record: Record) -> float:
         """Write the trace and the events of a record, evaluate its losses, save its checkpoint.
@@ -106,7 +109,9 @@ class Recorder:
         seconds = time.perf_counter() - start
         with self._lease.held(self._epoch):
             if losses:
-                self._writer.loss(dict(zip(LOSS_COLUMNS, zip(*losses, strict=True), strict=True)))
+                self._writer.metrics((one.update, one.metrics) for one in losses)
+                rows = zip(*(one[: len(LOSS_COLUMNS)] for one in losses), strict=True)
+                self._writer.loss(dict(zip(LOSS_COLUMNS, rows, strict=True)))
                 self._note(losses)
             if record.checkpoint is not None and not self._gave_up:
                 self._save(record.checkpoint)
@@ -121,15 +126,15 @@ class Recorder:
         if not self._hurried.done():
             self._hurried.set_result(None)
 
-    def _losses(self, evaluations: Evaluations) -> list[tuple[int, float, float]]:
-        """Return the rows of `LOSS_COLUMNS`, up to a loss that was given up."""
-        losses: list[tuple[int, float, float]] = []
+    def _losses(self, evaluations: Evaluations) -> list[Evaluated]:
+        """Return the evaluated losses and metrics, up to one that was given up."""
+        losses: list[Evaluated] = []
 
         def evaluate() -> None:
             for one in evaluations:
                 if self._gave_up:
                     return
-                losses.append((one.update, one.seconds, self._loss(one.parameters)))
+                losses.append(Evaluated(one.update, one.seconds, *self._evaluate(one.parameters)))
 
         if not len(evaluations) or self._gave_up:
             return []
@@ -144,16 +149,17 @@ class Recorder:
         evaluated.result()
         return losses
 
-    def _loss(self, parameters: Array) -> float:
+    def _evaluate(self, parameters: Array) -> tuple[float, dict[str, float]]:
         try:
-            return float(self._problem.loss(parameters))
+            return float(self._problem.loss(parameters)), self._problem.metrics(parameters)
         except Exception as error:
             raise EvaluationError from error
 
-    def _note(self, losses: Iterable[tuple[int, float, float]]) -> None:
-        for update, _, loss in losses:
+    def _note(self, losses: Iterable[Evaluated]) -> None:
+        for update, _, loss, metrics in losses:
             self.first_loss = loss if self.first_loss is None else self.first_loss
             self.latest_loss = update, loss
+            self.latest_metrics = metrics
             self.goal = self.goal or reached_target(self._config, loss, update)
 
     def _save(self, state: State) -> None:

@@ -637,6 +637,18 @@ def test_names_are_no_formulas_in_a_spreadsheet(tmp_path: Path) -> None:
     assert [float(row[1] or "nan") for row in rows] == pytest.approx(table["loss"], nan_ok=True)
 
 
+def test_metrics_of_the_problem_are_drawn_and_named(tmp_path: Path) -> None:
+    run = simulated_run(tmp_path / "run", kind="tests.support.plugins:measured")
+    page = write_report([run.path], tmp_path / "report.html", tmp_path / "figures")
+    text = page.read_text(encoding="utf-8")
+    last = run.metrics.iloc[-1]
+    assert f"At the end: distance {last['distance']:.4g}, =first {last['=first']:.4g}." in text
+    assert f"distance beside the loss; at the end {last['distance']:.4g}." in text
+    table = pd.read_csv(tmp_path / "figures" / "metric-1.csv")
+    assert list(table) == ["update", "'=first"]
+    np.testing.assert_allclose(table["'=first"], run.metrics["=first"])
+
+
 def test_values_under_the_pointer_are_those_of_the_run(reports: Reports) -> None:
     text = reports.text("one")
     found = re.search(r'id="loss-values">(.*?)</script>', text)

@@ -56,6 +56,13 @@ def test_a_pipe_gets_a_line_every_ten_seconds_if_asked_for() -> None:
     )
 
 
+def test_metrics_of_the_problem_stand_beside_the_loss() -> None:
+    state = Progress(30, 100, 2.0, 3.0, 0.5, 4, metrics={"accuracy": 0.91234, "\x1b[1m": 2.0})
+    text = LiveRun("train").line(state)
+    assert "loss 0.5, accuracy 0.9123, " in text
+    assert "\x1b" not in text
+
+
 def test_a_run_that_waits_for_losses_says_so_and_how_slow_it_is() -> None:
     state = Progress(30, 100, 0.25, 3.0, 0.5, 4, evaluating=True)
     assert LiveRun("train").line(state) == (

@@ -258,6 +258,22 @@ BROKEN = """
         def gradient_noise(self, x, rng):
             return 0.0
 
+    class MetricsOfALayer(Regression):
+        def metrics(self, x):
+            return {"norm": x}
+
+    class MetricsInAList(Regression):
+        def metrics(self, x):
+            return [1.0]
+
+    class UnnamedMetrics(Regression):
+        def metrics(self, x):
+            return {3: 1.0}
+
+    class ManyMetrics(Regression):
+        def metrics(self, x):
+            return {str(i): 1.0 for i in range(65)}
+
     not_callable = 3
 """
 
@@ -276,6 +292,10 @@ BROKEN = """
         ("WrongSamples", r"mean of sample_gradients\(x\) over the samples is not gradient\(x\)"),
         ("WrongHessian", r"hessian\(x\) has shape \(3,\): expected shape \(3, 3\)"),
         ("WrongNoise", r"gradient_noise\(x, rng\) has shape \(\): expected shape \(3,\)"),
+        ("MetricsOfALayer", r"metrics\(x\): norm is an object of type ndarray: expected a number"),
+        ("MetricsInAList", r"metrics\(x\) returned an object of type list: expected numbers by"),
+        ("UnnamedMetrics", r"metrics\(x\) has the name 3: expected printable text"),
+        ("ManyMetrics", r"metrics\(x\) has 65 entries: expected at most 64"),
         ("not_callable", "has no factory 'not_callable'; it has Regression, NoLoss"),
         ("absent", "has no factory 'absent'"),
         ("", "has no factory ''"),

@@ -165,6 +165,43 @@ def test_losses_that_are_missing_are_told(writer: RunWriter) -> None:
         _ = read_run(writer.path).loss
 
 
+def measured(writer: RunWriter, *updates: int) -> None:
+    """Write a part of metrics and a part of losses for each of the updates."""
+    for update in updates:
+        writer.metrics([(update, {"accuracy": 0.1 * update, "second": 1.0})])
+        writer.loss({"update": [update], "seconds": [0.1 * update], "loss": [2.3]})
+
+
+def test_metrics_have_a_column_each(writer: RunWriter) -> None:
+    assert read_run(writer.path).metrics.empty
+    writer.trace(rows(0, 10))
+    writer.loss({"update": [0], "seconds": [0.0], "loss": [2.3]})  # before there were metrics
+    measured(writer, 5, 10)
+    metrics = read_run(writer.path).metrics
+    assert metrics.index.tolist() == [5, 10]
+    assert metrics.to_dict("list") == {"accuracy": [0.5, 1.0], "second": [1.0, 1.0]}
+    cut_back(writer.path, 9)
+    assert read_run(writer.path).metrics.index.tolist() == [5]
+
+
+def test_metrics_that_are_missing_or_cannot_be_read_are_told(writer: RunWriter) -> None:
+    writer.trace(rows(0, 20))
+    measured(writer, 0, 5, 10, 15)
+    part = writer.path / "metrics" / "part-000000000010.parquet"
+    content = part.read_bytes()
+    part.unlink()
+    with pytest.raises(InputError, match="metrics: update 10 is missing; a part was lost"):
+        _ = read_run(writer.path).metrics
+    part.write_bytes(content[:-20])
+    with pytest.raises(InputError, match="part-000000000010"):
+        _ = read_run(writer.path).metrics
+    cut_back(writer.path, 20)
+    run = read_run(writer.path)
+    assert run.metrics.index.tolist() == [0, 5, 15]
+    assert run.events[-1]["event"] == "metrics_damaged"
+    assert run.events[-1]["file"] == "metrics/_damaged-000000000010.parquet"
+
+
 @pytest.mark.parametrize(
     ("name", "value", "reason"),
     [

@@ -21,6 +21,7 @@ from asgd.delays import ComputeTime
 from asgd.draws import WorkerDraws
 from asgd.errors import DivergedError, InputError, RunFailedError
 from asgd.problems import make_problem
+from asgd.progress import Progress
 from asgd.rundir.reader import Run, read_run
 from asgd.simulation.order import server_order, simulate_staleness, unhindered_order
 from asgd.simulation.simulate import simulate
@@ -465,3 +466,15 @@ def test_a_simulation_ends_when_its_virtual_time_is_up(tmp_path: Path, updates: 
     pd.testing.assert_frame_equal(run.trace, whole.trace[:updates])
     assert run.loss["update"].iloc[-1] == updates
     assert not record_findings(run)
+
+
+def test_metrics_of_a_problem_are_recorded_beside_its_loss(tmp_path: Path) -> None:
+    problem = {"kind": "tests.support.plugins:measured"}
+    settings = {"problem": problem, "run": {"updates": 100, "eval_every": 30}}
+    seen: list[Progress] = []
+    run = read_run(simulate(make_config(settings), tmp_path / "run", seen.append))
+    assert run.metrics.index.tolist() == run.loss["update"].tolist() == [0, 30, 60, 90, 100]
+    np.testing.assert_allclose(run.metrics["distance"] ** 2 / 2, run.loss["loss"])
+    assert run.metrics["=first"].iloc[-1] == run.parameters[0]
+    assert not record_findings(run)
+    assert all(set(progress.metrics) == {"distance", "=first"} for progress in seen)

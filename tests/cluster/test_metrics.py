@@ -16,9 +16,9 @@ from asgd.errors import InputError
 from asgd.progress import Progress
 from asgd.rundir.reader import read_run
 from cluster.launch import run
-from cluster.metrics import TENSORBOARD, Metrics, Readings, TensorBoard, check_metrics
+from cluster.metrics import TENSORBOARD, Evaluated, Metrics, Readings, TensorBoard, check_metrics
 
-SHOWN = ("loss", "gradient_norm", "staleness_recent", "staleness_count", "updates_total")
+SHOWN = ("loss", "metric", "gradient_norm", "staleness_recent", "staleness_count", "updates_total")
 SCALARS = ["gradient_norm", "loss", "staleness/mean", "staleness/recent", "updates_per_second"]
 
 
@@ -39,7 +39,7 @@ def read(directory: Path) -> EventAccumulator:
 def test_readings_do_not_depend_on_how_the_trace_is_cut() -> None:
     rng = np.random.default_rng(0)
     staleness, at = rng.integers(0, 9, 40).tolist(), (0, 15, 30)
-    losses = [(update, update / 10, 1.0 / (1 + update)) for update in at]
+    losses = [Evaluated(update, update / 10, 1.0 / (1 + update)) for update in at]
     whole = Readings().take(trace(0, staleness), losses)
     assert [reading.update for reading in whole] == [0, 15, 30]
     assert whole[1].staleness_recent == pytest.approx(np.mean(staleness[:15]))
@@ -60,10 +60,10 @@ def test_readings_do_not_depend_on_how_the_trace_is_cut() -> None:
 def test_a_recovered_run_hides_what_was_lost(tmp_path: Path) -> None:
     lost = TensorBoard(tmp_path / TENSORBOARD, epoch=1)
     first = Metrics([lost])
-    first.show(trace(0, [3, 1, 2, 0]), [(update, float(update), 9.0) for update in range(5)])
+    first.show(trace(0, [3, 1, 2, 0]), [Evaluated(k, float(k), 9.0) for k in range(5)])
     again = TensorBoard(tmp_path / TENSORBOARD, epoch=2, known=2)
     second = Metrics([again])
-    second.show(trace(2, [5, 5]), [(3, 3.0, 7.0), (4, 4.0, 7.0)])
+    second.show(trace(2, [5, 5]), [Evaluated(3, 3.0, 7.0), Evaluated(4, 4.0, 7.0)])
     events = read(tmp_path / TENSORBOARD)
     assert [(e.step, e.value) for e in events.Scalars("loss")] == [
         (0, 9.0),
@@ -85,7 +85,7 @@ class _Scraped(Exception):
 def test_readers_see_a_real_run(shared_ray: None, tmp_path: Path) -> None:
     config = make_config(
         {
-            "problem": {"kind": "quadratic"},
+            "problem": {"kind": "tests.support.plugins:measured"},
             "optimizer": {"learning_rate": 0.01},
             "cluster": {"workers": 2, "compute_time": {"law": "constant", "mean": 0.002}},
             "run": {"updates": 1_000_000, "eval_every": 50},
@@ -118,10 +118,15 @@ def test_readers_see_a_real_run(shared_ray: None, tmp_path: Path) -> None:
     assert 0 < samples["ray_asgd_updates_total"] <= len(record.trace)
     assert samples["ray_asgd_staleness_count"] == samples["ray_asgd_updates_total"]
     assert samples["ray_asgd_gradient_norm"] > 0
+    assert samples["ray_asgd_metric"] in record.metrics.to_numpy()
     assert samples["ray_asgd_updates_per_second"] > 0
 
     events = read(tmp_path / "run" / TENSORBOARD)
-    assert sorted(events.Tags()["scalars"]) == SCALARS
+    # TensorBoard takes letters, digits and few signs.
+    metrics = [f"metrics/{name.replace('=', '_')}" for name in record.metrics]
+    assert sorted(events.Tags()["scalars"]) == sorted([*SCALARS, *metrics])
+    shown = [event.value for event in events.Scalars("metrics/distance")]
+    np.testing.assert_allclose(shown, record.metrics["distance"], rtol=1e-6)
     loss = events.Scalars("loss")
     assert [event.step for event in loss] == record.loss["update"].tolist()
     np.testing.assert_allclose([event.value for event in loss], record.loss["loss"], rtol=1e-6)

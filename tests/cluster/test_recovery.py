@@ -17,6 +17,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import pandas as pd
 import pytest
 
 from asgd.__main__ import main
@@ -102,6 +103,7 @@ def check_same(one: Run, other: Run) -> None:
         np.testing.assert_array_equal(one.trace[column], other.trace[column])
     np.testing.assert_array_equal(one.loss["update"], other.loss["update"])
     np.testing.assert_array_equal(one.loss["loss"], other.loss["loss"])
+    pd.testing.assert_frame_equal(one.metrics, other.metrics)
     final = [load(paths(result.path / CHECKPOINTS)[0]) for result in (one, other)]
     np.testing.assert_array_equal(final[0].parameters, final[1].parameters)
 
@@ -144,12 +146,16 @@ def test_recorder_killed_comes_back_with_a_server(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("shared_ray")
 def test_one_worker_with_a_killed_server_equals_the_undisturbed_run(tmp_path: Path) -> None:
     config = configure(400, workers=1)
+    measured = make_config({"problem": {"kind": "tests.support.plugins:measured"}}).problem
+    config = msgspec.structs.replace(config, problem=measured)
     one = read_run(run(config, tmp_path / "one"))
     killer = Killer("ServerActor", tmp_path / "other", 50)
     other = read_run(run(config, tmp_path / "other", progress=killer))
     assert killer.killed
     check_continuous(other)
     check_same(one, other)
+    assert one.metrics.index.tolist() == one.loss["update"].tolist()
+    assert list(one.metrics) == ["distance", "=first"]
 
 
 @pytest.mark.usefixtures("shared_ray")

@@ -73,3 +73,15 @@ class Bowl:
 def bowl(**options: Any) -> Bowl:
     """Return the problem; the plug-in is `tests.support.plugins:bowl`."""
     return Bowl(**options)
+
+
+class Measured(Bowl):
+    """With metrics beside the loss."""
+
+    def metrics(self, x: Array) -> dict[str, float]:
+        return {"distance": float(np.linalg.norm(x)), "=first": float(x[0])}
+
+
+def measured(**options: Any) -> Measured:
+    """Return the problem with metrics; the plug-in is `tests.support.plugins:measured`."""
+    return Measured(**options)
