@@ -274,7 +274,8 @@ class WorkerActor:
             os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
         take_devices(config.cluster, config.cluster.threads_per_worker)
         try:
-            Worker(config, worker, make_problem(config)).run(connect(server, config, worker))
+            problem = make_problem(config, tried=True)
+            Worker(config, worker, problem).run(connect(server, config, worker))
         except ConnectionError as error:
             return UserError(" ".join(str(error).split()))
         except Exception as error:
@@ -313,7 +314,7 @@ class RecorderActor:
             self._recorder.hurry()
 
     def _open(self) -> None:
-        problem, wanted = make_problem(self._config), self._config.metrics
+        problem, wanted = make_problem(self._config, tried=True), self._config.metrics
         known = recorded_updates(self._path)
         with Lease(self._path / CHECKPOINTS).held(self._epoch):
             metrics = Metrics.open(wanted, self._path, self._epoch, known)

@@ -33,8 +33,14 @@ _SCALAR: dict[str, Callable[..., Problem]] = {
 }
 
 
-def make_problem(config: Configuration | ProblemConfig) -> Problem:
+def make_problem(config: Configuration | ProblemConfig, *, tried: bool = False) -> Problem:
     """Return the configured problem.
+
+    Parameters
+    ----------
+    tried
+        Another process has tried it with this configuration and gives the points, so the trial of
+        a plug-in, which holds ten vectors, and x_0 are left out.
 
     Raises
     ------
@@ -44,8 +50,8 @@ def make_problem(config: Configuration | ProblemConfig) -> Problem:
     """
     if not isinstance(config, ProblemConfig):
         config = as_config(config).problem
-    problem = _make(config)
-    if config.initial_from is not None:
+    problem = _make(config, tried)
+    if config.initial_from is not None and not tried:
         problem.start = _start_from(config.initial_from, problem)
     return problem
 
@@ -72,11 +78,11 @@ def _start_from(file: str, problem: Problem) -> Array:
     return x
 
 
-def _make(config: ProblemConfig) -> Problem:
+def _make(config: ProblemConfig, tried: bool) -> Problem:
     if config.is_plugin:
         from asgd.problems.plugin import load_plugin
 
-        return load_plugin(config.kind, config.options)
+        return load_plugin(config.kind, config.options, tried=tried)
     if config.kind in LINEAR_KINDS:
         make_linear = DATASETS[config.dataset or LINEAR_KINDS[config.kind]]
         return make_linear(**_given(l2=config.l2))

@@ -51,7 +51,7 @@ _LARGEST_HESSIAN = 1000  # rows; a larger Hessian is not formed for a check
 _SPACING = {"bfloat16": 2.0**-7, "float16": 2.0**-10}  # relative spacing of short floats
 
 
-def load_plugin(kind: str, options: Mapping[str, Any]) -> Problem:
+def load_plugin(kind: str, options: Mapping[str, Any], *, tried: bool = False) -> Problem:
     """Import a factory, call it, check its problem and return it.
 
     Parameters
@@ -60,6 +60,8 @@ def load_plugin(kind: str, options: Mapping[str, Any]) -> Problem:
         "package.module:factory"; modules in the current directory can be imported.
     options
         Keyword arguments of the factory.
+    tried
+        Whether to leave out the trial of the methods; arrays of points are then taken one by one.
 
     Raises
     ------
@@ -81,6 +83,8 @@ def load_plugin(kind: str, options: Mapping[str, Any]) -> Problem:
         value = getattr(user, name)
         if not isinstance(value, int | np.integer) or value < 1:
             raise InputError(f"{where}: {name} = {value!r}: expected an integer >= 1")
+    if tried:
+        return user if isinstance(user, Problem) else PluginProblem(user, rowwise=False)
     trial = _Trial(where, user)
     if isinstance(user, Problem):
         trial.check_contract()

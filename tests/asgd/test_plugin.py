@@ -539,3 +539,21 @@ IN_PLACE = """
 def test_a_gradient_that_writes_to_its_parameters_is_refused_at_once(plugin):
     with pytest.raises(InputError, match=r"gradient\(x\) raised ValueError: output array is read-"):
         plugin(IN_PLACE, "InPlace")
+
+
+def test_a_worker_makes_a_problem_that_was_tried_without_another_trial(plugin, tmp_path):
+    """A trial of ten million parameters holds ten vectors; each worker would hold them too."""
+    plugin(
+        """
+        class Once(Regression):
+            def _refuse(self, *_):
+                raise AssertionError("tried again")
+            initial_point = loss = gradient = _refuse
+        """,
+        "Regression",
+    )
+    settings = {"kind": "user_problem:Once", "initial_from": str(tmp_path / "nowhere.npz")}
+    config = make_config({"problem": settings})
+    assert make_problem(config, tried=True).dim == 3
+    with pytest.raises(InputError, match="tried again"):
+        make_problem(config)
