@@ -60,7 +60,7 @@ class Cells:
         size = cell_size(len(staleness), block)
         cells = len(staleness) // size
         column = np.repeat(np.arange(cells, dtype=np.int32), size)
-        values, row = np.unique(staleness[: len(column)], return_inverse=True)
+        values, row = _numbered(staleness[: len(column)])
 
         def table(rows: Integers, number: int, weights: npt.NDArray[np.float32]) -> csr_array:
             return csr_array((weights, (rows.astype(np.int32), column)), shape=(number, cells))
@@ -106,3 +106,11 @@ class Cells:
 
     def _weights(self, index: Integers) -> Array:
         return np.bincount(index, minlength=self.number).astype(float)
+
+
+def _numbered(values: Integers) -> tuple[Integers, Integers]:
+    """Return the distinct values and the number of each, without sorting millions of small ones."""
+    if not len(values) or values.min() < 0 or values.max() > len(values):
+        return np.unique(values, return_inverse=True)
+    seen = np.bincount(values) > 0
+    return np.flatnonzero(seen), (np.cumsum(seen) - 1)[values]

@@ -247,6 +247,8 @@ def read_run(path: str | Path) -> Run:
         it contains links.
     """
     path = Path(path)
+    if (path / "record.json").is_file():
+        raise InputError(f"{path}: a record of staleness, which has no parameters; expected a run")
     if not (path / "config.json").is_file():
         inside = next(path.glob("*/config.json"), None)
         hint = f"name one in it, such as {inside.parent}" if inside else "`asgd run` makes one"

@@ -65,6 +65,40 @@ def test_means_of_every_system_are_recognised(name: str, tmp_path: Path) -> None
     assert "none is fitted" in record.about.unknown[0]
 
 
+def test_means_are_found_beside_other_files(tmp_path: Path) -> None:
+    trial = tmp_path / "trial"
+    trial.mkdir()
+    logs.rllib_json(trial)
+    logs.rllib_csv(trial)
+    (trial / "params.json").write_text('{\n  "lr": 0.1\n}\n', encoding="utf-8")
+    record = asgd.import_log(trial, tmp_path / "record")
+    assert record.steps["step"].tolist() == list(range(60))
+    columns = {
+        "step": "training_iteration",
+        "mean": "learners/default_policy/diff_num_grad_updates_vs_sampler_policy",
+    }
+    named = asgd.import_log(trial, tmp_path / "named", columns=columns)
+    assert named.steps["mean"].tolist() == record.steps["mean"].tolist()
+
+
+def test_several_columns_of_means_are_refused(tmp_path: Path) -> None:
+    key = "diff_num_grad_updates_vs_sampler_policy"
+    row = {"training_iteration": 1, "learners": {"a": {key: 1.0}, "b": {key: 2.0}}}
+    (tmp_path / "result.json").write_text(json.dumps(row) + "\n", encoding="utf-8")
+    with pytest.raises(asgd.InputError, match="choose one by --columns mean="):
+        asgd.import_log(tmp_path / "result.json", tmp_path / "record")
+
+
+def test_a_record_is_no_run(tmp_path: Path) -> None:
+    record = asgd.import_log(
+        logs.csv(tmp_path, STALENESS), tmp_path / "record", columns=logs.COLUMNS
+    )
+    with pytest.raises(asgd.InputError, match="has no parameters; expected a run"):
+        asgd.read_run(record.path)
+    with pytest.raises(asgd.InputError, match=r"not a record \(no record.json\)"):
+        asgd.read_record(tmp_path)
+
+
 def test_a_frame_is_a_record_too(tmp_path: Path) -> None:
     record = asgd.from_frame(logs.frame(STALENESS), tmp_path / "r", columns=logs.COLUMNS)
     assert record.items["staleness"].tolist() == STALENESS.tolist()

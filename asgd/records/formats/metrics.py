@@ -59,10 +59,35 @@ def metrics_columns(source: Path) -> tuple[str, Unit, dict[str, str]] | None:
     Raises
     ------
     InputError
-        Several columns could be meant.
+        Several columns could be meant, or a file that is the source itself cannot be read.
+    """
+    files = _files(source, None)
+    return _system(files[0]) if files else None
+
+
+def _files(source: Path, columns: Mapping[str, str] | None) -> list[Path]:
+    """Return the files of a log of means; in a directory, beside others, those that are one.
+
+    RLlib writes the same twice, as JSON and as CSV; the JSON is taken.
     """
     files = files_of(source, *_ENDS)
-    names = header_of(files[0]) if files else []
+    if source.is_file():
+        return files
+    found = [path for path in files if _is_one(path, columns)]
+    return [path for path in found if kind_of(path) != ".csv"] or found
+
+
+def _is_one(path: Path, columns: Mapping[str, str] | None) -> bool:
+    try:
+        if columns is not None:
+            return {columns["step"], columns["mean"]} <= set(header_of(path))
+        return _system(path) is not None
+    except InputError:
+        return False
+
+
+def _system(path: Path) -> tuple[str, Unit, dict[str, str]] | None:
+    names = header_of(path)
     for system, (unit, patterns) in _KNOWN.items():
         found = {
             key: [name for name in names if re.fullmatch(pattern, name.replace(".", "/"))]
@@ -72,7 +97,7 @@ def metrics_columns(source: Path) -> tuple[str, Unit, dict[str, str]] | None:
             continue
         if len(found["mean"]) > 1:
             several = ", ".join(found["mean"])
-            raise InputError(f"{files[0]}: {several}; choose one by --columns mean=...")
+            raise InputError(f"{path}: {several}; choose one by --columns mean=...")
         return system, unit, {key: columns[0] for key, columns in found.items() if columns}
     return None
 
@@ -95,7 +120,7 @@ def metrics_rows(source: Path, columns: Mapping[str, str]) -> Iterator[dict[str,
     InputError
         A file cannot be read, or a value is not a number.
     """
-    for path in files_of(source, *_ENDS):
+    for path in _files(source, columns):
         rows = _csv_rows(path) if kind_of(path) == ".csv" else _json_rows(path)
         for number, row in enumerate(rows, start=1):
             found = {key: _number(row.get(name), path, number) for key, name in columns.items()}
