@@ -26,6 +26,7 @@ from cluster.actors import UserError
 from cluster.local_ray.causes import cause_of
 from cluster.local_ray.session import check_address, ray_session
 from cluster.local_ray.vitals import failure_recorded, ray_death
+from cluster.memory import check_memory
 from cluster.metrics import check_metrics
 from cluster.storage.lease import only_launcher
 from cluster.team import take_requests
@@ -154,6 +155,8 @@ class _Launcher:
         check_metrics(config.metrics)
         problem = make_problem(config)
         check_address(self.address)
+        if self.address is None:
+            check_memory(config.cluster.workers, problem.dim)
         return problem
 
     def _ray(self, config: RunConfig, problem: Problem) -> AbstractContextManager[None]:

@@ -518,6 +518,13 @@ def test_joined_cluster_is_left_as_it_was(
         check_trace(read_run(out))
 
 
+def test_more_memory_than_there_is_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    config = configure({"kind": "tests.support.plugins:wide"}, updates=10, workers=100_000)
+    with pytest.raises(InputError, match=r"with 100,000 parameters they take 400.0 GB .* are free"):
+        run(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "nowhere", "ray://127.0.0.1:10001"])
 def test_address_without_a_cluster_is_refused(tmp_path: Path, address: str) -> None:
     with pytest.raises(InputError, match="--address"):

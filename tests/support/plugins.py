@@ -85,3 +85,17 @@ class Measured(Bowl):
 def measured(**options: Any) -> Measured:
     """Return the problem with metrics; the plug-in is `tests.support.plugins:measured`."""
     return Measured(**options)
+
+
+class Wide(Bowl):
+    """With a hundred thousand parameters."""
+
+    dim = 100_000
+
+    def initial_point(self, rng: np.random.Generator) -> Array:
+        return np.ones(self.dim)
+
+
+def wide() -> Wide:
+    """Return the problem; the plug-in is `tests.support.plugins:wide`."""
+    return Wide()
