@@ -22,7 +22,7 @@ from asgd.records.foreign import TEXT, Batch, Names, batches, header
 from asgd.records.formats import metrics
 from asgd.records.formats.base import ITEM_KEYS, Format, Part
 from asgd.records.formats.known import FORMATS, NAMES, recognise
-from asgd.records.log import LOG, PUBLISHED
+from asgd.records.names import LOG, PUBLISHED
 from asgd.records.reader import Record, log_batches, read_record
 from asgd.rundir.files import replace_file
 from asgd.rundir.parts import part_name

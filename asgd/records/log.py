@@ -21,11 +21,11 @@ from typing import Any, NamedTuple
 
 from asgd.arguments import count
 from asgd.errors import InputError, written
+from asgd.records.names import LOG, PUBLISHED
 from asgd.rundir.alive import heartbeat
 from asgd.rundir.files import make_directory, replace_file
 
 UNITS = ("updates", "versions", "steps")
-LOG, PUBLISHED = "log.jsonl", "published"
 FORMAT = "staleness log"
 
 _CLOSED = -1  # in the place of the version

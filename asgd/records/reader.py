@@ -16,7 +16,7 @@ from asgd.records.checks import RowChecker
 from asgd.records.columns import ITEMS, MOST_ROWS, RECORD, RECORD_TABLES, STEPS, About
 from asgd.records.foreign import Batch, batches
 from asgd.records.formats.base import ITEM_KEYS
-from asgd.records.log import LOG
+from asgd.records.names import LOG
 from asgd.rundir.alive import read_heartbeat
 from asgd.rundir.events import read_events
 from asgd.rundir.files import check_no_links

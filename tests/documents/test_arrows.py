@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections import defaultdict
 from functools import cache
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -74,18 +75,21 @@ def room(file: str) -> str:
 
 
 @cache
-def plan(package: str) -> dict[str, set[str]]:
-    """Return the rooms that each room of a package imports, the command line left out."""
+def uses(package: str) -> dict[str, set[str]]:
+    """Return the files of a package that each of its files imports, the command line left out."""
     own = [file for file in FILES if file.startswith(f"{package}/") and file != COMMAND_LINE]
+    own.remove(f"{package}/__init__.py")
     modules = {file.removesuffix(".py").replace("/", "."): file for file in own}
     modules |= {name.removesuffix(".__init__"): file for name, file in modules.items()}
-    del modules[package]
+    return {file: {modules[name] for name in imports(file) if name in modules} for file in own}
+
+
+@cache
+def plan(package: str) -> dict[str, set[str]]:
+    """Return the rooms that each room of a package imports."""
     arrows: dict[str, set[str]] = defaultdict(set)
-    for file in own:
-        if file == f"{package}/__init__.py":
-            continue
-        used = {room(modules[name]) for name in imports(file) if name in modules}
-        arrows[room(file)] |= used - {room(file)}
+    for file, used in uses(package).items():
+        arrows[room(file)] |= {room(other) for other in used} - {room(file)}
     return dict(arrows)
 
 
@@ -102,6 +106,11 @@ def floors(package: str) -> dict[str, int]:
     for one in arrows:
         climb(one, ())
     return found
+
+
+@pytest.mark.parametrize("package", ["asgd", "cluster", "analysis"])
+def test_files_are_without_a_circle(package: str) -> None:
+    TopologicalSorter(uses(package)).prepare()
 
 
 @pytest.mark.parametrize("package", ["asgd", "cluster", "analysis"])
