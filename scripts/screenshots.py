@@ -1,14 +1,13 @@
 """Screenshots of reports: desktop (1280 pixels) and phone (390), light and dark, and print.
 
-Those in scripts/screenshots:
+The one in scripts/screenshots:
 
 for p in 2 4 8 16; do
   .venv/bin/asgd run scripts/configs/workers.toml --set cluster.workers=$p --out runs/p$p
 done
-.venv/bin/asgd report runs/p8 -o digits-8.html
 .venv/bin/asgd report runs/p2 runs/p4 runs/p8 runs/p16 -o workers.html
-.venv/bin/python scripts/screenshots.py digits-8.html workers.html --out scripts/screenshots \\
-    --views desktop phone --height 1250
+.venv/bin/python scripts/screenshots.py workers.html --out scripts/screenshots --views desktop \\
+    --height 1250
 """
 
 from __future__ import annotations
