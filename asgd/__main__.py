@@ -92,6 +92,7 @@ def run(
     asgd run scripts/configs/digits.toml --out runs/digits
     asgd run scripts/configs/digits.toml --set cluster.workers=8 --set run.seed=1
     asgd run --resume runs/digits
+    asgd run --resume runs/digits --set run.updates=8000 --set optimizer.learning_rate=0.01
     """
     import cluster
     from asgd.config import load_config
@@ -100,11 +101,11 @@ def run(
 
     observe = partial(LiveRun, "train", quiet=quiet, lines=lines)
     if resume is not None:
-        if config or overrides or out:
+        if config or out:
             raise InputError(
-                f"--resume {resume}: has its own configuration; expected no CONFIG, --set or --out"
+                f"--resume {resume}: has its own configuration; expected no CONFIG or --out"
             )
-        say(cluster.resume(resume, address, force=force, observe=observe))
+        say(cluster.resume(resume, address, force=force, changes=overrides, observe=observe))
         return
     if force:
         raise InputError("--force: expected only with --resume")

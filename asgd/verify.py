@@ -119,13 +119,16 @@ def _file_findings(run: Run) -> list[str]:
     refused = _refusal(lambda: run.events)
     if refused:
         return [*found, *refused]
-    start = next((event for event in run.events if event["event"] == "start"), {})
-    digests = start.get("sha256")
-    if not isinstance(digests, dict):
-        return found
+    known: dict[str, set[str]] = {}
+    for event in run.events:
+        digests = event.get("sha256") if event["event"] in ("start", "settings_changed") else None
+        for name, digest in digests.items() if isinstance(digests, dict) else ():
+            known.setdefault(name, set()).add(str(digest))
     for name in ("config.json", "environment.json"):
         path = run.path / name
-        if path.is_file() and sha256(path.read_bytes()).hexdigest() != digests.get(name):
+        if not known or not path.is_file():
+            continue
+        if sha256(path.read_bytes()).hexdigest() not in known.get(name, ()):
             found.append(f"{path}: has changed since the run began")
     return found
 

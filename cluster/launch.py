@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from asgd.problems import make_problem
 from asgd.problems.base import Problem, starting_point
 from asgd.progress import CallbackError, Progress
 from asgd.rundir.alive import heartbeat
+from asgd.rundir.changes import change_settings
 from asgd.rundir.checkpoint import CHECKPOINTS
 from asgd.rundir.files import describe_os_error
 from asgd.rundir.problem_record import ProblemRecord, check_problem
@@ -29,6 +30,7 @@ from cluster.local_ray.vitals import failure_recorded, ray_death
 from cluster.memory import check_memory
 from cluster.metrics import check_metrics
 from cluster.storage.lease import only_launcher
+from cluster.storage.recovery import reached_version
 from cluster.team import take_requests
 from cluster.watch import supervise
 
@@ -83,6 +85,7 @@ def resume(
     progress: Watcher | None = None,
     *,
     force: bool = False,
+    changes: Sequence[str] = (),
     observe: Observe | None = None,
 ) -> Path:
     """Continue an unfinished run from its newest good checkpoint.
@@ -96,22 +99,29 @@ def resume(
         As for `run`.
     force
         Continue even if the problem has changed, see `asgd.rundir.problem_record`.
+    changes
+        Entries `"table.key=value"` for `run.updates`, `run.target_loss`, `run.max_seconds`,
+        `optimizer.learning_rate` and `optimizer.batch_size`, valid from here on; with them a
+        finished run can go on too. Not for repeats, which must stay alike.
 
     Raises
     ------
     InputError
-        There is no such run, it has finished or is still running, or its problem has changed.
+        There is no such run, it has finished or is still running, its problem has changed, or a
+        change is impossible.
     RunFailedError, KeyboardInterrupt
         As for `run`.
     """
     launcher = _Launcher(address, observe or (lambda _: nullcontext(progress)))
+    if changes and load_config(Path(path) / "config.json").run.repeats > 1:
+        raise InputError(f"{path}: repeats of a run must stay alike: expected no changes (--set)")
     with unfinished_repeats(path, force=force) as left, ExitStack() as stack:
         if len(left) > 1:
             config = load_config(Path(path) / "config.json")
             stack.enter_context(launcher.ray_of_repeats(config))
         for directory, missing in left:
             if missing is None:
-                launcher.resume(directory, force)
+                launcher.resume(directory, force, changes)
             else:
                 launcher.start(missing, directory)
     return Path(path)
@@ -136,19 +146,22 @@ class _Launcher:
         with only_launcher(path / CHECKPOINTS):
             self._launch(config, problem, writer, record)
 
-    def resume(self, path: Path, force: bool) -> None:
+    def resume(self, path: Path, force: bool, changes: Sequence[str]) -> None:
         """Continue a run."""
         found = read_run(path)
         if not (path / CHECKPOINTS).is_dir():
             raise InputError(f"{path}: a simulated run; only real runs can be resumed")
-        if found.state == "finished":
-            raise InputError(f"{path}: the run is finished")
+        if found.state == "finished" and not changes:
+            raise InputError(
+                f"{path}: the run is finished; more updates (--set run.updates=N) make it go on"
+            )
         problem = self._checked_problem(found.config)
         check_problem(found, problem, "resume", force=force)
         with only_launcher(path / CHECKPOINTS):
             for _ in take_requests(path):
                 pass  # the requester of an old request no longer waits for an answer
-            self._launch(found.config, problem, RunWriter(path))
+            config = change_settings(path, changes, reached_version(path))
+            self._launch(config, problem, RunWriter(path))
 
     def _checked_problem(self, config: RunConfig) -> Problem:
         """Check the input before anything is created, and return the problem."""

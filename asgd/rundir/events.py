@@ -15,6 +15,7 @@ from asgd.printable import printable
 from asgd.stored_json import parse_json
 
 _ORDINARY = {"start", "problem", "metrics", "finish"}
+_UNSPOKEN = {"event", "time", "sequences", "sha256"}  # not in a description
 _TORN = (b"{", b"\0")  # first bytes of a partly written line
 _NUMBERS = {"time", "seconds", "restart_seconds"}
 _INTEGERS = {
@@ -148,7 +149,9 @@ def team_sizes(
 def in_words(event: dict[str, Any]) -> str:
     """Describe an event in one line of printable text."""
     known = {
-        key: value for key, value in event.items() if key not in ("event", "time", "sequences")
+        key: value
+        for key, value in event.items()
+        if key not in ("event", "time", "sequences", "sha256")
     }
     details = ", ".join(f"{key} {value}" for key, value in known.items())
     kind = str(event.get("event")).replace("_", " ")

@@ -76,6 +76,19 @@ def start_server(
     return server
 
 
+def reached_version(path: Path) -> int:
+    """Return how many updates of a run are on record, in its log, or known to have been made."""
+    recorded = recorded_updates(path)
+    for checkpoint in paths(path / CHECKPOINTS):
+        try:
+            version = load(checkpoint).version
+        except DamagedCheckpointError:
+            continue
+        logged = read_log(path / CHECKPOINTS, version)
+        return max(recorded, version + sum(not isinstance(one, Incident) for one in logged))
+    return recorded
+
+
 def restore(writer: RunWriter, epoch: int, reason: str, reached: int = 0) -> Restored:
     """Truncate a run directory to its newest good checkpoint and write `server_restored`.
 

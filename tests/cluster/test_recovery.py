@@ -20,16 +20,19 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from analysis.prediction.predict import predict
 from asgd.__main__ import main
 from asgd.config import RunConfig, make_config
 from asgd.errors import InputError, RunFailedError
 from asgd.progress import Progress
+from asgd.rundir.changes import change_settings
 from asgd.rundir.checkpoint import CHECKPOINTS, paths
 from asgd.rundir.reader import Run, read_run
 from asgd.rundir.repeats import read_runs
 from asgd.simulation.simulate import simulate
 from cluster import resume, run
 from cluster.storage.checkpoint import load
+from cluster.storage.verify import verify
 from tests.support.faults import replay_run
 from tests.support.invariants import check_gradients
 from tests.support.processes import actor_processes, below, processes_in
@@ -190,6 +193,7 @@ def test_interrupted_repeats_are_resumed_to_the_last_bit(tmp_path: Path) -> None
 REPEATS = """
 import contextlib, json, sys
 import ray
+from analysis.prediction.predict import predict
 from asgd.__main__ import main
 from asgd.console.live import LiveRun
 from cluster import resume
@@ -392,6 +396,67 @@ def test_simulation_is_not_resumed(tmp_path: Path) -> None:
     path = simulate(configure(20), tmp_path / "simulated")
     with pytest.raises(InputError, match="only real runs can be resumed"):
         resume(path)
+
+
+@pytest.mark.usefixtures("shared_ray")
+def test_finished_run_goes_on_with_other_settings_as_if_scheduled(tmp_path: Path) -> None:
+    """One worker: to the last bit the run whose rate and batches were scheduled from the start."""
+    path = run(configure(200, workers=1), tmp_path / "run")
+    with pytest.raises(InputError, match=r"finished; more updates \(--set run.updates=N\)"):
+        resume(path)
+    changes = ["run.updates=400", "optimizer.learning_rate=0.002", "optimizer.batch_size=8"]
+    changed = read_run(resume(path, changes=changes))
+    check_continuous(changed)
+    scheduled = configure(400, workers=1)
+    optimizer = msgspec.to_builtins(scheduled.optimizer) | {
+        "learning_rate_schedule": {"at": [200], "values": [0.002]},
+        "batch_schedule": {"at": [200], "values": [8]},
+    }
+    scheduled = make_config(msgspec.to_builtins(scheduled) | {"optimizer": optimizer})
+    assert changed.config == scheduled
+    check_same(changed, read_run(run(scheduled, tmp_path / "scheduled")))
+    (event,) = [event for event in changed.events if event["event"] == "settings_changed"]
+    assert event["update"] == 200
+    assert event["changes"] == {
+        "run.updates": [200, 400],
+        "optimizer.learning_rate": [0.01, 0.002],
+        "optimizer.batch_size": [4, 8],
+    }
+    assert not verify(changed, replayed=True).findings
+    predict(changed, models=["replay"], paths=4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["cluster.workers=8"], "cluster.workers=8: cannot change while a run goes on: expected"),
+        (["run.updates=99"], "run.updates = 99: expected at least the 100 made"),
+        (["optimizer.learning_rate=-1"], "optimizer.learning_rate = -1: expected"),
+        (["updates=200"], "expected table.key=value"),
+    ],
+)
+def test_settings_that_cannot_change_are_refused_and_nothing_is_written(
+    tmp_path: Path, changes: list[str], message: str
+) -> None:
+    path = simulate(configure(100), tmp_path / "run")
+    before = {file.name: file.read_bytes() for file in path.iterdir() if file.is_file()}
+    with pytest.raises(InputError, match=message):
+        change_settings(path, changes, 100)
+    assert before == {file.name: file.read_bytes() for file in path.iterdir() if file.is_file()}
+
+
+def test_a_second_change_keeps_the_first(tmp_path: Path) -> None:
+    path = simulate(configure(100), tmp_path / "run")
+    change_settings(path, ["optimizer.learning_rate=0.5", "run.updates=200"], 100)
+    change_settings(path, ["optimizer.learning_rate=0.25"], 120)
+    config = change_settings(path, ["optimizer.learning_rate=0.125", "run.updates=300"], 120)
+    schedule = config.optimizer.learning_rate_schedule
+    assert (config.optimizer.learning_rate, schedule.at, schedule.values) == (
+        0.01,
+        [100, 120],
+        [0.5, 0.125],
+    )
+    assert read_run(path).config == config
 
 
 @pytest.mark.parametrize(
