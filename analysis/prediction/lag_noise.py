@@ -20,7 +20,8 @@ import numpy as np
 from analysis.exact.given_reads import Reads
 from asgd.arrays import Array, Integers
 
-SERVERS = 400  # drawn for one prediction
+SERVERS, _FEWEST = 400, 50  # drawn for one prediction, and if laws are wide
+_LARGEST_STATE = 2**19  # slots of all servers together; each holds a deviation by mode
 _STEPS = 12  # steps at which the amplification is computed; it is smooth between them
 
 
@@ -128,6 +129,11 @@ class DrawnReads:
         return ratio, error
 
 
+def servers(slots: int) -> int:
+    """Return how many servers with so many slots to draw."""
+    return int(np.clip(_LARGEST_STATE // slots, _FEWEST, SERVERS))
+
+
 class GradientPath:
     """grad f along the mean path; versions between those kept are interpolated.
 
@@ -135,11 +141,14 @@ class GradientPath:
     ----------
     last
         The last version.
+    dim
+        d; of wide problems fewer gradients are kept.
     """
 
-    def __init__(self, last: int) -> None:
-        spaced = np.geomspace(1, max(last, 1), _KEPT).round().astype(np.int64)
-        self._wanted = set(spaced.tolist()) | set(range(_KEPT_ALL))
+    def __init__(self, last: int, dim: int) -> None:
+        kept = _KEPT if dim <= _WIDE_DIM else _KEPT_WIDE
+        spaced = np.geomspace(1, max(last, 1), kept).round().astype(np.int64)
+        self._wanted = {*spaced.tolist(), *range(kept // 3)}
         self._versions: list[int] = []
         self._gradients: list[Array] = []
 
@@ -165,5 +174,6 @@ class GradientPath:
         return np.asarray(rows / np.linalg.norm(rows, axis=1)[:, None])
 
 
-_KEPT, _KEPT_ALL = 128, 48  # gradients kept over a run, and of its first versions
+# Gradients kept over a run; a third as many more of its first versions.
+_KEPT, _KEPT_WIDE, _WIDE_DIM = 128, 30, 10_000
 _LEAST_VARIANCE = 1e-10

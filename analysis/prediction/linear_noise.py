@@ -142,7 +142,7 @@ def linear_noise(
     with np.errstate(over="ignore", invalid="ignore"), threadpool_limits(1, user_api="blas"):
         path = MeanPath(problem, learning_rate, law, initial, dtype)
         spreader = kind(dynamics, stream(seed, "linear noise"))
-        gradients, points = GradientPath(last), []
+        gradients, points = GradientPath(last, problem.dim), []
         start, unstable_from = float(problem.loss(path.x)), None
         spreads = [Spread.none(path.x)]
         for k in range(last + 1):

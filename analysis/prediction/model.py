@@ -28,7 +28,7 @@ from analysis.models.sme_law import sme_law
 from analysis.models.sme_sgd import sme_sgd
 from analysis.models.turns import START_UP
 from analysis.prediction.exact import drawn_sequences, geometric_curve, given_reads, is_linear
-from analysis.prediction.lag_noise import SERVERS, DrawnReads
+from analysis.prediction.lag_noise import DrawnReads, servers
 from analysis.prediction.linear_noise import linear_noise
 from analysis.prediction.loss_curve import SCORED_LEVELS, LossCurve
 from analysis.prediction.setting import RunSetting, Setting
@@ -293,7 +293,7 @@ class MeasuredLaw(Model):
         if closure == "iid":
             return _independent(setting.law, updates, seed)
         start_up = START_UP * setting.workers
-        reads = self._reads(setting, updates + start_up, SERVERS, seed)
+        reads = self._reads(setting, updates + start_up, servers(setting.workers), seed)
         return DrawnReads.of(reads, updates, start_up)
 
     def _reads(self, setting: Setting, updates: int, runs: int, seed: int) -> Reads:
@@ -370,7 +370,8 @@ def _path_options(setting: Setting, progress: OnProgress | None) -> PathOptions:
 
 def _independent(law: StalenessLaw, updates: int, seed: int) -> DrawnReads:
     start_up = min(law.support_length(), updates)
-    reads = independent_reads(law, updates + start_up, SERVERS, stream(seed, "reads/iid"))
+    rng = stream(seed, "reads/iid")
+    reads = independent_reads(law, updates + start_up, servers(start_up), rng)
     return DrawnReads.of(reads, updates, start_up)
 
 
