@@ -52,15 +52,15 @@ class Study:
         self._refusal: str | None = None
 
     @classmethod
-    def open(cls, path: str | Path) -> Study:
-        """Read the directory of a run or of repeats.
+    def open(cls, path: str | Path | Run) -> Study:
+        """Read the directory of a run or of repeats, or take a run.
 
         Raises
         ------
         InputError
             `path` is neither.
         """
-        return cls(path, read_runs(path))
+        return cls(path.path, path) if isinstance(path, Run) else cls(path, read_runs(path))
 
     @property
     def run(self) -> Run:

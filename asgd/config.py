@@ -25,7 +25,7 @@ from asgd.config_defects import (
     refuse_unknown_keys,
 )
 from asgd.errors import InputError, did_you_mean
-from asgd.stored_json import check_plain, parse_json
+from asgd.stored_json import check_plain, parse_json, read_bounded
 
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 NonNegative = Annotated[float, msgspec.Meta(ge=0)]
@@ -322,7 +322,7 @@ def _read_text(path: Path) -> str:
     OSError, ValueError
         It cannot be read, or is not UTF-8.
     """
-    content = path.read_bytes()
+    content = read_bounded(path)
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in content[:2]:
         raise ValueError("its encoding is UTF-16; save it as UTF-8")
     try:
@@ -342,7 +342,10 @@ def make_config(data: Mapping[str, Any] | None = None) -> RunConfig:
     """
     if data is not None and not isinstance(data, Mapping):
         raise InputError(f"configuration: {type(data).__name__}; expected nested mappings")
-    data = {key: _plain(value) for key, value in (data or {}).items()}
+    try:
+        data = _plain(data or {})
+    except RecursionError:
+        raise InputError("configuration: nested too deeply") from None
     refuse_unknown_keys(RunConfig, data)
     refuse_infinite(data)
     try:
@@ -379,6 +382,8 @@ def as_config(config: Configuration) -> RunConfig:
         return config
     if isinstance(config, str | Path):
         return load_config(config)
+    if config is None:  # a forgotten value, where `make_config()` asks for the defaults
+        raise InputError("configuration: None; expected a mapping, a file or a RunConfig")
     return make_config(config)
 
 

@@ -54,6 +54,14 @@ class UnreliableEstimateError(AsgdError):
         self.estimate = estimate
 
 
+def message_of(error: BaseException) -> str:
+    """Return the message of an exception of the user's code in one line."""
+    try:
+        return " ".join(str(error).split())
+    except Exception:  # an exception may raise another when it is shown
+        return "its message cannot be shown"
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return a hint with the closest known name, "" if none is close."""
     close = difflib.get_close_matches(name, list(known), n=1)

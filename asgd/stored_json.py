@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 from asgd.errors import InputError
 
+_MOST_BYTES = 256_000_000  # of a file that is read as a whole
 _DEEPEST = 64  # nesting of tables and lists, far below Python's recursion limit
 _LARGEST = 2**63  # absolute value of integers
 
@@ -28,6 +30,23 @@ def parse_json(text: str | bytes) -> Any:
     return value
 
 
+def read_bounded(path: Path) -> bytes:
+    """Return the content of a file.
+
+    Raises
+    ------
+    OSError
+        It cannot be read.
+    ValueError
+        It is too large to come from a run.
+    """
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > _MOST_BYTES:
+            raise ValueError(f"{size:,} bytes, expected at most {_MOST_BYTES:,}")
+        return file.read()
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Return the JSON object in a file.
 
@@ -37,7 +56,7 @@ def read_json(path: Path) -> dict[str, Any]:
         The file is missing, unreadable or not a JSON object.
     """
     try:
-        value = parse_json(path.read_bytes())
+        value = parse_json(read_bounded(path))
         if not isinstance(value, dict):
             raise ValueError(f"expected an object, got {type(value).__name__}")
     except (OSError, ValueError) as error:

@@ -9,7 +9,7 @@ from hashlib import sha256
 import numpy as np
 
 from asgd.arrays import Array
-from asgd.errors import AsgdError, InputError
+from asgd.errors import AsgdError, InputError, message_of
 from asgd.problems import make_problem
 from asgd.rundir.columns import LOSS, MEMBERS, SHARED, TABLES, TRACE
 from asgd.rundir.parts import most_rows, parts_of
@@ -37,7 +37,7 @@ def record_findings(run: Run) -> list[str]:
     if not damaged:  # otherwise these checks would repeat the damage of a part
         damaged = [finding for read in tables for finding in _refusal(read)]
     if not damaged and not found:
-        found = [*_end_findings(run), *_gradient_findings(run), *_clock_findings(run)]
+        found = [*_gradient_findings(run), *_clock_findings(run)]
     return [*found, *damaged]
 
 
@@ -100,7 +100,7 @@ def _user_code(place: Callable[[], str]) -> Iterator[None]:
     except AsgdError:
         raise
     except Exception as error:
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        reason = f"{type(error).__name__}: {message_of(error)}"
         raise InputError(f"the problem raised after {place()}: {reason}") from error
 
 
@@ -115,7 +115,7 @@ def _file_findings(run: Run) -> list[str]:
     found = [finding for path in stored for finding in _refusal(lambda: read_json(path))]  # noqa: B023
     if prediction.exists():
         found += _refusal(lambda: check_digests(prediction))
-    found += _refusal(lambda: run.environment)
+    found += (unusable := _refusal(lambda: run.environment))
     refused = _refusal(lambda: run.events)
     if refused:
         return [*found, *refused]
@@ -124,21 +124,13 @@ def _file_findings(run: Run) -> list[str]:
         digests = event.get("sha256") if event["event"] in ("start", "settings_changed") else None
         for name, digest in digests.items() if isinstance(digests, dict) else ():
             known.setdefault(name, set()).add(str(digest))
-    for name in ("config.json", "environment.json"):
+    for name in ("config.json", *(() if unusable else ("environment.json",))):
         path = run.path / name
         if not known or not path.is_file():
             continue
         if sha256(path.read_bytes()).hexdigest() not in known.get(name, ()):
             found.append(f"{path}: has changed since the run began")
     return found
-
-
-def _end_findings(run: Run) -> list[str]:
-    """Return faults at the end of a finished run."""
-    reached, updates = len(run.trace), run.config.run.updates
-    if run.state != "finished" or reached == updates or run.ended_early is not None:
-        return []
-    return [f"{run.path / TRACE}: {reached} updates, but the finished run made {updates}"]
 
 
 def _gradient_findings(run: Run) -> list[str]:

@@ -16,7 +16,7 @@ import ray
 
 from asgd.arrays import Array
 from asgd.config import RunConfig
-from asgd.errors import AsgdError
+from asgd.errors import AsgdError, message_of
 from asgd.problems import make_problem
 from asgd.rundir.checkpoint import CHECKPOINTS
 from asgd.rundir.files import describe_os_error
@@ -98,7 +98,7 @@ class UserError:
             if not frame.filename.startswith(inner) and "site-packages" not in frame.filename
         ]
         place = (users or frames)[-1]
-        text = " ".join(str(error).split())
+        text = message_of(error)
         where = f"{place.filename}:{place.lineno}, in {place.name}"
         return cls(f"{type(error).__name__}: {text} ({where})", in_code=True)
 
@@ -277,7 +277,7 @@ class WorkerActor:
             problem = make_problem(config, tried=True)
             Worker(config, worker, problem).run(connect(server, config, worker))
         except ConnectionError as error:
-            return UserError(" ".join(str(error).split()))
+            return UserError(message_of(error))
         except Exception as error:
             return UserError.describe(error)
         return None

@@ -26,7 +26,7 @@ from asgd.rundir.writer import RunWriter
 from cluster.actors import UserError
 from cluster.local_ray.causes import cause_of
 from cluster.local_ray.session import check_address, ray_session
-from cluster.local_ray.vitals import failure_recorded, ray_death
+from cluster.local_ray.vitals import failure_recorded, guard_of_process, ray_death
 from cluster.memory import check_memory
 from cluster.metrics import check_metrics
 from cluster.storage.lease import only_launcher
@@ -142,9 +142,10 @@ class _Launcher:
         """Start a run."""
         problem = self._checked_problem(config)
         record = ProblemRecord.of(problem, config.run.seed)
-        writer = RunWriter.create(path, config)
-        with only_launcher(path / CHECKPOINTS):
-            self._launch(config, problem, writer, record)
+        with guard_of_process():  # before there is anything that could say that the run failed
+            writer = RunWriter.create(path, config)
+            with failure_recorded(path), only_launcher(path / CHECKPOINTS):
+                self._launch(config, problem, writer, record)
 
     def resume(self, path: Path, force: bool, changes: Sequence[str]) -> None:
         """Continue a run."""
@@ -157,7 +158,11 @@ class _Launcher:
             )
         problem = self._checked_problem(found.config)
         check_problem(found, problem, "resume", force=force)
-        with only_launcher(path / CHECKPOINTS):
+        with (
+            guard_of_process(),
+            only_launcher(path / CHECKPOINTS),
+            failure_recorded(path),
+        ):
             for _ in take_requests(path):
                 pass  # the requester of an old request no longer waits for an answer
             config = change_settings(path, changes, reached_version(path))
@@ -190,7 +195,6 @@ class _Launcher:
         try:
             with (
                 self.observe(writer.path) as progress,
-                failure_recorded(writer.path),
                 end.noted(),  # also records a failed start of Ray
                 heartbeat(writer.path),
                 self._ray(config, problem),

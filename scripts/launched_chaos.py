@@ -116,6 +116,8 @@ class Launched:
         return faults[kind]()
 
     def _make_read_only(self) -> bool:
+        if self._read_only:
+            return False
         self._read_only = self._unwritable = True
         subprocess.run(["mount", "--bind", self.out, self.out], check=True)
         subprocess.run(["mount", "-o", "remount,ro,bind", self.out], check=True)

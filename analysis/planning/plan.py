@@ -13,6 +13,7 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -28,13 +29,13 @@ from analysis.planning.row import FAR, HEADS, PlanRow, PointLimits
 from analysis.prediction.run_stability import leading_curvatures
 from analysis.prediction.setting import path_dtype
 from asgd.arrays import Array, Integers
-from asgd.config import OptimizerConfig, RunConfig
+from asgd.config import Configuration, OptimizerConfig, RunConfig, as_config
 from asgd.errors import InputError
 from asgd.problems import make_problem
 from asgd.problems.base import Problem, starting_point
 from asgd.rules import make_rule
 from asgd.rundir.problem_record import check_problem
-from asgd.rundir.reader import Run
+from asgd.rundir.reader import Run, read_run
 from asgd.schedules import batch_schedule, learning_rate_schedule
 from asgd.streams import stream
 
@@ -154,7 +155,7 @@ class Plan:
 
 
 def plan(
-    source: RunConfig | Run,
+    source: Run | Configuration,
     *,
     workers: Sequence[int] | None = None,
     learning_rates: Sequence[float] | None = None,
@@ -176,7 +177,8 @@ def plan(
     Parameters
     ----------
     source
-        A configuration, or a run; the measured cycles of a run give the speed of its workers.
+        A configuration, a run, or the path of either; the measured cycles of a run give the speed
+        of its workers.
     workers, learning_rates
         Default: half, once and twice the source's value.
     batch_sizes
@@ -199,7 +201,9 @@ def plan(
     InputError
         A value is invalid, the start is flat, or the source is a run whose workers wait.
     """
-    config = source.config if isinstance(source, Run) else source
+    if isinstance(source, str | Path) and Path(source).is_dir():
+        source = read_run(source)
+    config = source.config if isinstance(source, Run) else as_config(source)
     choices = choices_of(config, workers, learning_rates, batch_sizes)
     updates = config.run.updates if updates is None else updates
     if not 1 <= updates <= 10**9:

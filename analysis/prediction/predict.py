@@ -32,6 +32,7 @@ from asgd.rundir.parts import most_rows
 from asgd.rundir.problem_record import check_problem
 from asgd.rundir.reader import Run
 from asgd.rundir.tables import Types, read_table, write_table
+from asgd.stored_json import read_bounded
 
 Method = Literal["auto", "simulate", "fast"]
 
@@ -318,7 +319,7 @@ def read_prediction(directory: str | Path) -> Prediction:
     """
     directory = Path(directory)
     try:
-        text = (directory / "prediction.json").read_bytes()
+        text = read_bounded(directory / "prediction.json")
         settings = msgspec.json.decode(text, type=PredictionSettings)
         most = most_rows(load_config(directory / "config.json"), LOSS) * len(settings.models)
         columns = read_table(directory / "prediction.parquet", _COLUMNS, most)

@@ -19,7 +19,7 @@ from asgd.rundir.reader import Run
 
 _FEW = 2  # deliveries
 _BEHIND = 20  # factor below an even share
-_TIMES = ("never", "once", "twice")
+_TIMES = ("never delivered", "delivered once", "delivered twice")
 
 
 def stragglers(worker: npt.NDArray[Any], workers: int) -> dict[Any, int]:
@@ -77,7 +77,7 @@ def in_words(left_out: Mapping[Any, int], workers: float | None) -> str:
         shown = names if len(names) <= 10 else [*names[:9], f"{len(names) - 9} more"]
         listed = " and ".join(filter(None, [", ".join(shown[:-1]), shown[-1]]))
         noun = "workers" if len(names) > 1 else "worker"
-        parts.append(f"{noun} {listed} delivered {_TIMES[times]}")
+        parts.append(f"{noun} {listed} {_TIMES[times]}")
     sentence = "; ".join(parts)
     rest = "" if workers is None else f" {workers:.4g}"
     return (

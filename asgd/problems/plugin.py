@@ -39,7 +39,7 @@ from typing import Any, cast
 import numpy as np
 
 from asgd.arrays import Array
-from asgd.errors import InputError
+from asgd.errors import InputError, message_of
 from asgd.problems.base import FEW_SAMPLES, MOST_METRICS, Indices, Problem
 from asgd.streams import stream
 
@@ -73,7 +73,7 @@ def load_plugin(kind: str, options: Mapping[str, Any], *, tried: bool = False) -
     factory = _import_factory(kind, where)
     _check_options(where, factory, options)
     user = _call(where, "factory", lambda: factory(**options))
-    missing = [name for name in _REQUIRED if not hasattr(user, name)]
+    missing = _call(where, "problem", lambda: [m for m in _REQUIRED if not hasattr(user, m)])
     if missing:
         raise InputError(
             f"{where}: {type(user).__name__} has no {', '.join(missing)}; "
@@ -306,7 +306,7 @@ def _as_array(where: str, returned: Any, expected: str = "floats") -> Array:
             returned = returned.float() if hasattr(returned, "float") else np.float32(returned)
         value = np.asarray(returned)
     except Exception as error:  # a tensor's own code may raise anything
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        reason = f"{type(error).__name__}: {message_of(error)}"
         remedy = (
             "np.concatenate([np.ravel(layer) for layer in layers]) makes one vector of layers"
             if isinstance(returned, list | tuple)
@@ -316,6 +316,8 @@ def _as_array(where: str, returned: Any, expected: str = "floats") -> Array:
             f"{where} returned {_kind(returned)}, which does not become an array ({reason}): "
             f"expected {expected}; {remedy}"
         ) from error
+    if np.ma.is_masked(returned):
+        raise InputError(f"{where} returned masked values: expected {expected}; fill them")
     if value.dtype == object:
         raise InputError(f"{where} returned {_kind(returned)}: expected {expected}")
     if value.dtype == np.float16 and not np.all(np.isfinite(value)):
@@ -428,4 +430,4 @@ def _line(error: BaseException) -> str:
         trace = trace.tb_next
     file = trace.tb_frame.f_code.co_filename if trace else __file__
     place = f" ({file}:{trace.tb_lineno})" if trace and file != __file__ else ""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}{place}"
+    return f"{type(error).__name__}: {message_of(error)}{place}"

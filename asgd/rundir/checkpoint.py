@@ -110,6 +110,8 @@ def load(path: Path) -> Checkpoint:
         data = path.read_bytes()
     except OSError as error:
         raise DamagedCheckpointError(f"cannot be read ({error.strerror or error})") from None
+    except MemoryError:
+        raise DamagedCheckpointError("cannot be read (not enough memory)") from None
     return Checkpoint.unpack(data)
 
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from asgd.errors import InputError
 from asgd.printable import printable
-from asgd.stored_json import parse_json
+from asgd.stored_json import parse_json, read_bounded
 
 _ORDINARY = {"start", "problem", "metrics", "finish"}
 _UNSPOKEN = {"event", "time", "sequences", "sha256"}  # not in a description
@@ -42,11 +42,12 @@ def read_events(path: Path) -> list[dict[str, Any]]:
         A line is not an event.
     """
     try:
-        lines = path.read_bytes().splitlines()
+        lines = read_bounded(path).splitlines()
     except FileNotFoundError:
         return []
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{path}: cannot be read ({reason})") from None
     events = []
     for number, line in enumerate(lines, start=1):
         try:

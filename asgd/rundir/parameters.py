@@ -42,6 +42,19 @@ class Reached:
         replace_file(directory / PARAMETERS, Checkpoint(header, (self.parameters,)).pack())
 
     @classmethod
+    def load(cls, path: Path) -> Reached:
+        """Read the last state of a simulated run, or a checkpoint.
+
+        Raises
+        ------
+        DamagedCheckpointError
+            It cannot be read or is damaged.
+        """
+        stored = load(path)
+        update = _version(stored) if path.name == PARAMETERS else version_of(path)
+        return cls(update, stored.arrays[0])
+
+    @classmethod
     def of(cls, directory: Path) -> Reached:
         """Read the newest undamaged state in a run directory.
 
@@ -55,12 +68,9 @@ class Reached:
             if not path.exists():
                 continue
             try:
-                stored = load(path)
-                update = _version(stored) if path.name == PARAMETERS else version_of(path)
+                return cls.load(path)
             except DamagedCheckpointError as error:
                 damaged = f"; {path.name} {error}"
-            else:
-                return cls(update, stored.arrays[0])
         raise InputError(f"{directory}: no parameters are saved{damaged}")
 
 

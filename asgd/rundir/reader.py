@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -39,6 +40,7 @@ _ENDS = {
     "interrupted": "interrupted",
     "failed": "failed",
     "server_restored": "unfinished",
+    "settings_changed": "unfinished",
 }
 
 
@@ -135,11 +137,13 @@ class Run:
     @cached_property
     def recorded_updates(self) -> int:
         """Number of updates in the trace, without reading all of it."""
+        finished = self.state == "finished"  # before the trace, which may still grow
         count = 0
         for part in self.parts(TRACE):
             if first_update(part.path) != count:
                 self._refuse(TRACE, f"update {count} is missing; a part was lost")
             count += part.rows
+        self._refuse(TRACE, self._lost_end(finished, count))
         return count
 
     @cached_property
@@ -213,6 +217,7 @@ class Run:
         import pandas as pd
 
         types, most = TABLES[table], most_rows(self.config, table)
+        finished = table == TRACE and self.state == "finished"  # first, as it may finish meanwhile
         rows = {part.path: part.rows for part in self.parts(table)}
         if sum(rows.values()) > most:
             self._refuse(table, f"{sum(rows.values())} rows, expected at most {most}")
@@ -230,11 +235,32 @@ class Run:
             for name, column in part.items():
                 columns[name][count : count + rows[path]] = column
             count += rows[path]
+        self._refuse(table, self._lost_end(finished, count))
         return pd.DataFrame(columns, copy=False)
+
+    def _lost_end(self, finished: bool, count: int) -> str | None:
+        """Return the fault if a finished run has too few updates."""
+        updates = self.config.run.updates
+        if not finished or count == updates or self.ended_early is not None:
+            return None
+        return f"{count} updates, but the finished run made {updates}; a part was lost"
 
     def _refuse(self, table: str, defect: str | None) -> None:
         if defect is not None:
             raise InputError(f"{self.path / table}: {defect}")
+
+
+def as_path(path: str | Path) -> Path:
+    """Return the path of a run.
+
+    Raises
+    ------
+    InputError
+        The argument is no path.
+    """
+    if not isinstance(path, str | os.PathLike):
+        raise InputError(f"run: {type(path).__name__}; expected its directory")
+    return Path(path)
 
 
 def read_run(path: str | Path) -> Run:
@@ -246,7 +272,7 @@ def read_run(path: str | Path) -> Run:
         There is no run at `path`, it holds the repeats of a run (see `asgd.rundir.repeats`), or
         it contains links.
     """
-    path = Path(path)
+    path = as_path(path)
     if (path / "record.json").is_file():
         raise InputError(f"{path}: a record of staleness, which has no parameters; expected a run")
     if not (path / "config.json").is_file():

@@ -21,7 +21,7 @@ from asgd.problems import make_problem
 from asgd.rundir.alive import read_heartbeat
 from asgd.rundir.files import check_no_links, locked, make_directory, replace_file
 from asgd.rundir.problem_record import check_problem
-from asgd.rundir.reader import Run, read_run
+from asgd.rundir.reader import Run, as_path, read_run
 from asgd.rundir.writer import default_path
 
 
@@ -88,7 +88,7 @@ def unfinished_repeats(
         There is nothing to complete at `path`, another process works on it, something else is in
         the place of a repeat, or the problem has changed.
     """
-    path = Path(path)
+    path = as_path(path)
     config = _experiment(path)
     if config is None:
         yield [(path, None)]
@@ -151,7 +151,8 @@ def _check_no_loss(config: RunConfig, directory: Path) -> None:
     if (directory / "config.json").is_file():
         ours = load_config(directory / "config.json") == config
     else:  # files created before the configuration
-        ours = {file.name for file in directory.iterdir()} <= {"trace", ".config.json.tmp"}
+        first = {".lock.tmp", "trace", ".config.json.tmp"}
+        ours = {file.name for file in directory.iterdir()} <= first
     if not ours:
         raise _not_a_repeat(directory)
 
@@ -206,7 +207,7 @@ def read_runs(path: str | Path) -> list[Run]:
     InputError
         There is neither at `path`.
     """
-    path = Path(path)
+    path = as_path(path)
     if _experiment(path) is not None:
         check_no_links(path)
         runs = [read_run(one.parent) for one in sorted(path.glob("repeat-*/config.json"))]

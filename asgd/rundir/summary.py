@@ -22,7 +22,7 @@ def find_runs(directory: str | Path) -> list[Path]:
     if not directory.is_dir():
         raise InputError(f"{directory}: no such directory; `asgd run` makes runs under runs/")
     found = sorted(path.parent for path in directory.rglob("config.json"))
-    return [path for path in found if (path / "events.jsonl").is_file()]
+    return [path for path in found if (path / "events.jsonl").exists()]
 
 
 def status(run: Run) -> dict[str, Any]:
@@ -48,6 +48,7 @@ def list_runs(directory: str | Path) -> list[dict[str, Any]]:
     for path in find_runs(directory):
         try:
             rows.append(summary(read_run(path)))
-        except AsgdError as error:
-            rows.append({"run": str(path), "state": "unreadable", "reason": str(error)})
+        except (AsgdError, MemoryError) as error:
+            reason = str(error) or "there is not enough memory to read it"
+            rows.append({"run": str(path), "state": "unreadable", "reason": reason})
     return rows

@@ -164,6 +164,8 @@ def _whole(path: Path) -> pa.NativeFile:
     """Return the content of a file after checking its digests."""
     import pyarrow as pa
 
+    with pa.OSFile(os.fsencode(path)) as file:
+        _checked_footer(file)  # of a file of any size, before memory for all of it
     with path.open("rb", buffering=0) as file:
         content = pa.allocate_buffer(os.fstat(file.fileno()).st_size)
         if file.readinto(content) != content.size:

@@ -20,7 +20,7 @@ from asgd.config import Configuration, RunConfig, as_config
 from asgd.delays import ComputeTime, CycleTimes
 from asgd.divergence import NOT_FINITE, check_divergence, remedy
 from asgd.draws import WorkerDraws
-from asgd.errors import InputError, RunFailedError
+from asgd.errors import InputError, RunFailedError, message_of
 from asgd.goals import reached_target, time_is_up
 from asgd.problems import make_problem
 from asgd.problems.base import Problem, starting_point
@@ -122,7 +122,7 @@ def _make(
         raise _fail(record, writer, failure) from error
     except Exception as error:  # the user's own problem may raise anything
         kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
-        reason = f"update {descent.applied}: {kind}{' '.join(str(error).split())}"
+        reason = f"update {descent.applied}: {kind}{message_of(error)}"
         raise _fail(record, writer, RunFailedError(reason)) from error
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import select
 import shutil
 import signal
@@ -19,13 +20,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+OWNER = ".asgd-ray-owner"  # in the directory of a Ray, locked by its driver
+
 _MARK = "ASGD_RAY_DIRECTORY"
+_AGENT = re.compile(r"one Ray agent failed, agent_name = (\w+)")
 _TITLE = b"ray::"  # process title of Ray's Python processes
+_EXIT_CODE = 49  # its place in /proc/PID/stat after the name
+_PENDING = re.compile(r"^(?:Sig|Shd)Pnd:\s*(\w+)", re.MULTILINE)
+_KILL = 1 << signal.SIGKILL - 1
 _SECONDS_TO_CLEAR = 10.0  # of repeated kills, as a process may start another before it dies
 _SECONDS_BETWEEN_POLLS = 0.2  # between polls of the driver; a forked child may keep the input open
 _POLL_SECONDS = 0.02
@@ -57,15 +64,15 @@ class Guard:
     line: IO[bytes]
 
     def tell(self, **facts: Any) -> None:
-        """Tell the guard a fact: the current `run`, or a `part` of Ray with its pid."""
+        """Tell a fact: the current `run`, Ray's `directory`, or a `part` of it with its pid."""
         with suppress(BrokenPipeError):  # the guard was killed
             self.line.write(json.dumps(facts).encode() + b"\n")
             self.line.flush()
 
 
 @contextmanager
-def guarded(directory: str | None = None) -> Iterator[Guard]:
-    """Start a guard that ends Ray and removes its directory if this process dies in the block."""
+def guarded() -> Iterator[Guard]:
+    """Start a guard that acts on what it was told if this process dies in the block."""
     process = subprocess.Popen(
         [sys.executable, "-I", "-S", __file__],
         stdin=subprocess.PIPE,
@@ -75,7 +82,7 @@ def guarded(directory: str | None = None) -> Iterator[Guard]:
     )
     assert process.stdin is not None
     guard = Guard(process.stdin)
-    guard.tell(directory=directory, driver=os.getpid())
+    guard.tell(driver=os.getpid())
     try:
         yield guard
     finally:
@@ -88,14 +95,39 @@ def guarded(directory: str | None = None) -> Iterator[Guard]:
             process.wait()
 
 
-def end_processes(directory: str, patience: float) -> None:
+def end_processes(directory: str, patience: float = 0.0) -> None:
     """Wait up to `patience` seconds for the processes of a Ray to exit, then kill the rest."""
-    deadline = time.monotonic() + patience
-    while (left := processes(directory)) and time.monotonic() < deadline:
+    exited = time.monotonic() + patience
+    gone = exited + _SECONDS_TO_CLEAR
+    while (left := processes(directory)) and time.monotonic() < gone:
+        for pid in left if time.monotonic() >= exited else ():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         time.sleep(_POLL_SECONDS)
-    for pid in left:
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+
+
+def dead_agent(directory: str) -> str | None:
+    """Return the agent whose death ended the raylet of a Ray, None if there was none."""
+    for log in Path(directory).glob("*/session_*/logs/raylet.err"):
+        found = _AGENT.search(log.read_text(errors="replace"))
+        if found is not None:
+            return found[1]
+    return None
+
+
+def remove(directory: str) -> None:
+    """Remove the directory of a Ray, the owner's file last.
+
+    Whatever is left, because something still writes there, another driver can remove by that file.
+    """
+    with suppress(OSError):
+        for entry in list(os.scandir(directory)):
+            if entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry.path, ignore_errors=True)
+            elif entry.name != OWNER:
+                os.unlink(entry.path)
+        if os.listdir(directory) in ([], [OWNER]):
+            shutil.rmtree(directory)
 
 
 def processes(directory: str) -> list[int]:
@@ -149,14 +181,19 @@ class _Facts:
     driver: int = 0
     directory: str | None = None
     run: str | None = None
-    parts: dict[str, int] = field(default_factory=dict)
-    dead: dict[str, float] = field(default_factory=dict)
+    parts: dict[int, str] = field(default_factory=dict)
+    dead: list[str] = field(default_factory=list)
 
     def hear(self, line: bytes) -> None:
         facts = json.loads(line)
         if "part" in facts:
-            self.parts[facts["part"]] = facts["pid"]
+            with suppress(OSError):  # it has died already, or the kernel is old
+                self.parts[os.pidfd_open(facts["pid"])] = facts["part"]
             return
+        if "directory" in facts:  # another Ray, or none
+            for end in self.parts:
+                os.close(end)
+            self.parts, self.dead = {}, []
         for name, value in facts.items():
             setattr(self, name, value)
 
@@ -164,45 +201,57 @@ class _Facts:
         """Return when the driver is gone."""
         heard = b""
         while True:
-            if select.select([0], [], [], _SECONDS_BETWEEN_POLLS)[0]:
+            ready = select.select([0, *self.parts], [], [], _SECONDS_BETWEEN_POLLS)[0]
+            alive = self.poll()
+            if 0 in ready:
                 received = os.read(0, 65536)
                 if not received:
                     return
                 *lines, heard = (heard + received).split(b"\n")
                 for line in lines:
                     self.hear(line)
-            elif self.driver and not self.poll():
+            elif self.driver and not alive:
                 return
 
     def poll(self) -> bool:
-        """Return whether the driver is alive; record when parts of Ray were first seen dead."""
-        for name, pid in self.parts.items():
-            if name not in self.dead and not _is_alive(pid):
-                self.dead[name] = time.monotonic()
-        return os.getppid() == self.driver
+        """Return whether the driver is alive; record the parts of Ray that died before it.
+
+        Ray ends a driver whose raylet is gone, at once or later. The kernel ends Ray after a driver
+        that is killed: its other children, such as this process, have another parent by then.
+        """
+        ended = select.select([*self.parts], [], [], 0)[0]
+        alive = os.getppid() == self.driver
+        for end in ended:
+            os.close(end)
+            name = self.parts.pop(end)
+            if alive and not _is_killed(self.driver):  # one cause may kill the driver and Ray
+                self.dead.append(name)
+        return alive
 
     def describe_end(self) -> str:
-        """Describe how the driver ended.
-
-        One cause may kill the driver and Ray together, so only parts of Ray that died some time
-        before the driver are named.
-        """
-        latest = time.monotonic() - _SECONDS_BETWEEN_POLLS
-        before = [name for name, seen in self.dead.items() if seen < latest]
+        """Describe how the driver ended, and the parts of Ray that died before it."""
+        agent = dead_agent(self.directory) if self.dead and self.directory else None
+        before = [agent, *self.dead] if agent else self.dead
         after = f" after Ray's {' and '.join(before)} had died" if before else ""
         return f"the launcher, process {self.driver}, was killed or crashed{after}"
 
 
-def _is_alive(pid: int) -> bool:
+def _is_killed(pid: int) -> bool:
+    """Whether a signal ends a process, or it is gone without a trace."""
     try:
-        return bool(Path(f"/proc/{pid}/cmdline").read_bytes())
-    except OSError:
-        return False
+        code = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[_EXIT_CODE])
+        status = Path(f"/proc/{pid}/status").read_text()
+    except (OSError, ValueError):
+        return True
+    pending = [int(mask, 16) for mask in _PENDING.findall(status)]
+    return bool(code & 0x7F) or (not code and any(mask & _KILL for mask in pending))
 
 
 def _note_failure(run: Path, reason: str) -> None:
     """Write the event `failed`, unless the run has ended or another process has taken it over."""
-    with suppress(OSError), (run / "checkpoints" / "lock").open("r+") as lock:
+    with suppress(OSError), ExitStack() as stack:
+        (run / "checkpoints").mkdir(exist_ok=True)  # the driver may have died before it made it
+        lock = stack.enter_context((run / "checkpoints" / "lock").open("a+"))
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         with (run / "events.jsonl").open("rb+") as file:
             content = file.read()
@@ -228,11 +277,8 @@ def _guard() -> None:
     told.listen()
     reason = told.describe_end()
     if told.directory is not None:
-        deadline = time.monotonic() + _SECONDS_TO_CLEAR
-        while processes(told.directory) and time.monotonic() < deadline:
-            end_processes(told.directory, 0.0)
-            time.sleep(_POLL_SECONDS)
-        shutil.rmtree(told.directory, ignore_errors=True)
+        end_processes(told.directory)
+        remove(told.directory)
     if told.run is not None:
         _note_failure(Path(told.run), reason)
 

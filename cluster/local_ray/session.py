@@ -22,7 +22,7 @@ from typing import Any
 import ray
 
 from asgd.errors import InputError, RunFailedError
-from cluster.local_ray.guard import end_processes, guarded, mark
+from cluster.local_ray.guard import end_processes, mark
 from cluster.local_ray.internals import (
     few_processes,
     lines_logged,
@@ -31,7 +31,7 @@ from cluster.local_ray.internals import (
     reload_environment,
 )
 from cluster.local_ray.temporary import private_directory
-from cluster.local_ray.vitals import ray_death, vitals_of
+from cluster.local_ray.vitals import guard_of_process, ray_death, vitals_of
 
 _log = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ def _joined(address: str) -> Iterator[None]:
             "the Ray cluster at %s asks for no token: anyone who reaches it can use it", address
         )
     try:
-        with guarded() as guard, vitals_of(guard):
+        with guard_of_process() as guard, vitals_of(guard):
             yield
     finally:
         with undisturbed():
@@ -98,8 +98,8 @@ def _own(object_store_bytes: int, metrics_port: int | None) -> Iterator[None]:
     with (
         _restored_process_state(),
         loopback_only(),
+        guard_of_process() as guard,
         private_directory(_parent_directory()) as directory,
-        guarded(directory) as guard,
         vitals_of(guard, directory) as vitals,
         processes_marked(mark(directory), vitals.add),
     ):

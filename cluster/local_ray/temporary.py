@@ -8,7 +8,6 @@ it: anybody can use the name, and a process id may belong to another container.
 from __future__ import annotations
 
 import os
-import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -17,9 +16,9 @@ from pathlib import Path
 
 from asgd.errors import InputError
 from asgd.rundir.files import locked
+from cluster.local_ray.guard import OWNER, remove
 
 _PREFIX = "asgd-ray-"
-_OWNER = ".asgd-ray-owner"
 
 
 @contextmanager
@@ -30,12 +29,12 @@ def private_directory(parent: str) -> Iterator[str]:
             _remove_abandoned(old)
     directory = tempfile.mkdtemp(prefix=_PREFIX, dir=parent)
     try:
-        unlocked = Path(directory, f"{_OWNER}.tmp")
+        unlocked = Path(directory, f"{OWNER}.tmp")
         with locked(unlocked, "x"):
-            unlocked.rename(Path(directory, _OWNER))
+            unlocked.rename(Path(directory, OWNER))
             yield directory
     finally:
-        shutil.rmtree(directory, ignore_errors=True)
+        remove(directory)
 
 
 def _remove_abandoned(directory: Path) -> None:
@@ -49,5 +48,5 @@ def _remove_abandoned(directory: Path) -> None:
     status = directory.lstat()
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
         return
-    with locked(directory / _OWNER, "r+", wait=False):
-        shutil.rmtree(directory, ignore_errors=True)
+    with locked(directory / OWNER, "r+", wait=False):
+        remove(str(directory))

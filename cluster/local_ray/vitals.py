@@ -6,7 +6,6 @@ here; Ray itself handles its nodes.
 
 from __future__ import annotations
 
-import re
 import signal
 import subprocess
 import time
@@ -19,12 +18,11 @@ from typing import Any
 import ray
 
 from asgd.errors import RunFailedError
-from cluster.local_ray.guard import Guard
+from cluster.local_ray.guard import Guard, dead_agent, guarded
 
 SECONDS_TO_DIE = 2.0  # time for a raylet whose agent died to end its actors and itself
 
 _NAMES = ("gcs_server", "raylet")  # without one of them, Ray ends this process sooner or later
-_AGENT = re.compile(r"one Ray agent failed, agent_name = (\w+)")
 _POLL_SECONDS = 0.25
 
 
@@ -61,11 +59,10 @@ class Vitals:
         return None
 
     def _manner(self, status: int) -> str:
-        for log in Path(self.directory or "").glob("*/session_*/logs/raylet.err"):
-            found = _AGENT.search(log.read_text(errors="replace"))
-            if found is not None and status >= 0:
-                return f"ended because its {found[1]} died"
         if status >= 0:
+            agent = dead_agent(self.directory) if self.directory else None
+            if agent is not None:
+                return f"ended because its {agent} died"
             return f"ended with status {status}"
         number = -status
         limit = "; see `ulimit -f`" if number == signal.SIGXFSZ else ""
@@ -79,8 +76,9 @@ def _name(process: subprocess.Popen[Any]) -> str:
 
 @dataclass
 class _Ours:
-    """The Ray and the run of this process."""
+    """The guard, the Ray and the run of this process."""
 
+    guard: Guard | None = None
     vitals: Vitals | None = None
     run: str | None = None
 
@@ -89,14 +87,29 @@ _ours = _Ours()
 
 
 @contextmanager
+def guard_of_process() -> Iterator[Guard]:
+    """Provide the guard of this process during the block: the present one, or a new one."""
+    if _ours.guard is not None:
+        yield _ours.guard
+        return
+    with guarded() as guard:
+        _ours.guard = guard
+        try:
+            yield guard
+        finally:
+            _ours.guard = None
+
+
+@contextmanager
 def vitals_of(guard: Guard, directory: str | None = None) -> Iterator[Vitals]:
     """Provide the vitals of the Ray of this process during the block."""
-    guard.tell(run=_ours.run)
+    guard.tell(directory=directory)
     _ours.vitals = Vitals(guard, directory)
     try:
         yield _ours.vitals
     finally:
         _ours.vitals = None
+        guard.tell(directory=None)
 
 
 @contextmanager
@@ -111,8 +124,8 @@ def failure_recorded(run: Path) -> Iterator[None]:
 
 def _at(run: str | None) -> None:
     _ours.run = run
-    if _ours.vitals is not None:
-        _ours.vitals.guard.tell(run=run)
+    if _ours.guard is not None:
+        _ours.guard.tell(run=run)
 
 
 def ray_death() -> str | None:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from asgd.arrays import Array
 from asgd.errors import InputError
-from asgd.rundir.checkpoint import CHECKPOINTS, DamagedCheckpointError, paths
+from asgd.rundir.checkpoint import CHECKPOINTS, PARAMETERS, DamagedCheckpointError, paths
+from asgd.rundir.parameters import Reached
 from asgd.rundir.parts import reported_losses
 from asgd.rundir.reader import Run
 from asgd.verify import record_findings, replay_findings
@@ -52,14 +53,15 @@ def verify(
     """
     directory = run.path / CHECKPOINTS
     states, found = _states(directory)
-    found += _others(directory)
+    checkpoints = len(states)
+    found += _last_state(run.path / PARAMETERS, states) + _others(directory)
     found += record_findings(run)
     if found:
         return Verdict(str(run.path), found, "")
     ahead = [update for update in states if update > len(run.trace)]
     if ahead:
-        found.append(f"{directory}: the checkpoint of update {ahead[0]} is ahead of the trace")
-    checked = f"{len(run.trace)} updates, {len(run.loss)} losses, {len(states)} checkpoints"
+        found.append(f"{run.path}: the parameters of update {ahead[0]} are ahead of the trace")
+    checked = f"{len(run.trace)} updates, {len(run.loss)} losses, {checkpoints} checkpoints"
     gaps = len(reported_losses(run.events))
     if gaps:
         checked += (
@@ -85,6 +87,18 @@ def _states(directory: Path) -> tuple[dict[int, Array], list[str]]:
         else:
             states[state.version] = state.parameters
     return states, found
+
+
+def _last_state(path: Path, states: dict[int, Array]) -> list[str]:
+    """Add the last state of a simulated run to the states; return its fault if it is unusable."""
+    if not path.exists():
+        return []
+    try:
+        reached = Reached.load(path)
+    except DamagedCheckpointError as error:
+        return [f"{path}: {error}"]
+    states[reached.update] = reached.parameters
+    return []
 
 
 def _others(directory: Path) -> list[str]:

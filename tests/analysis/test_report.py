@@ -390,6 +390,12 @@ def test_recorded_turns_are_not_called_the_law(reports: Reports, tmp_path: Path)
     )
 
 
+def cut_short(path: Path) -> None:
+    """Make a run as if it had been interrupted after 150 updates."""
+    cut_back(path, 150)
+    RunWriter(path).event("interrupted")
+
+
 def test_repeats_cut_short_are_left_out_and_said(tmp_path: Path) -> None:
     tables = {
         "problem": {"kind": "quadratic"},
@@ -397,7 +403,7 @@ def test_repeats_cut_short_are_left_out_and_said(tmp_path: Path) -> None:
     }
     place = run_repeats(make_config(tables), tmp_path / "repeats", simulate)
     whole, short = read_runs(place)[1:], read_runs(place)[0]
-    cut_back(short.path, 150)
+    cut_short(short.path)
     write_report(predicted(place))
     prediction = read_prediction(place)
     assert prediction.curves["update"].max() == 300
@@ -415,7 +421,7 @@ def test_a_run_at_work_is_reported_on_as_it_was_read(tmp_path: Path) -> None:
     run = simulated_run(tmp_path / "run")
     work = tmp_path / "work"
     shutil.copytree(run.path, work)
-    cut_back(work, 150)
+    cut_short(work)
     study = Study.open(work)
     shutil.rmtree(work)
     shutil.copytree(run.path, work)  # it has gone on
@@ -431,7 +437,7 @@ def test_a_run_at_work_is_reported_on_as_it_was_read(tmp_path: Path) -> None:
 def test_a_prediction_of_a_run_that_has_gone_on_is_made_again(tmp_path: Path) -> None:
     run = simulated_run(tmp_path / "run")
     shutil.copytree(run.path, tmp_path / "cut")
-    cut_back(tmp_path / "cut", 150)
+    cut_short(tmp_path / "cut")
     predicted(tmp_path / "cut")
     for kind in ("json", "parquet"):
         shutil.copy(tmp_path / "cut" / f"prediction.{kind}", run.path)

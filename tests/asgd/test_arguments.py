@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import analysis
 import asgd
+import cluster
 from analysis.models.ensemble import per_update
 from asgd.config import make_config
 from asgd.errors import InputError
 
 PROBLEM = asgd.make_problem({"problem": {"kind": "quadratic"}})
 LAW = asgd.Geometric(0.75)
+
+ENDLESS: dict[str, Any] = {}
+ENDLESS["problem"] = ENDLESS
 
 REFUSED = {
     "misspelt option": lambda: analysis.sme_asgd(PROBLEM, 0.1, 0.5, 5, 4, 0, substep=2),
@@ -54,6 +59,14 @@ REFUSED = {
     "no such file": lambda: asgd.simulate("none.toml"),
     "no run": lambda: analysis.fit_run(3),
     "no runs": lambda: analysis.fit_runs(3),
+    "run of nothing": lambda: asgd.read_run(None),
+    "run of a number": lambda: analysis.Study.open(3),
+    "nothing to resume": lambda: cluster.resume(None),
+    "nothing to simulate": lambda: asgd.simulate(None),
+    "nothing to plan": lambda: analysis.plan(None),
+    "plan of a missing file": lambda: analysis.plan("none.toml"),
+    "number as a table": lambda: asgd.make_config({3: {}}),
+    "endless configuration": lambda: asgd.make_config(ENDLESS),
     "version of text": lambda: asgd.staleness.staleness_of("a", 0),
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
@@ -189,6 +190,33 @@ def test_contents_of_another_kind(
     shutil.copytree(good, tmp_path / "runs")
     (tmp_path / "runs" / "one" / name).write_bytes(content)
     check(capsys, tmp_path / "runs")
+
+
+@pytest.mark.parametrize(
+    "name", [*FILES, "parameters.bin", "loss.parquet/part-000000000000.parquet"]
+)
+def test_a_file_of_a_terabyte(
+    capsys: pytest.CaptureFixture[str], good: Path, tmp_path: Path, name: str
+) -> None:
+    shutil.copytree(good, tmp_path / "runs")
+    place = tmp_path / "runs" / "one"
+    (place / name).touch()
+    os.truncate(place / name, 2**40)
+    status, printed, errors = asgd(capsys, "verify", place)
+    assert (status, errors) == (1, "") if name != "config.json" else (2, errors)
+    assert name == "alive" or f"{place / name}: " in printed + errors
+    check(capsys, tmp_path / "runs")
+
+
+def test_a_directory_in_the_place_of_the_events(
+    capsys: pytest.CaptureFixture[str], good: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(good, tmp_path / "runs")
+    (tmp_path / "runs" / "one" / "events.jsonl").unlink()
+    (tmp_path / "runs" / "one" / "events.jsonl").mkdir()
+    status, printed, _ = asgd(capsys, "runs", tmp_path / "runs")
+    assert status == 0
+    assert "events.jsonl: cannot be read (Is a directory)" in printed
 
 
 @pytest.mark.parametrize(

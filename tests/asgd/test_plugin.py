@@ -274,6 +274,27 @@ BROKEN = """
         def metrics(self, x):
             return {str(i): 1.0 for i in range(65)}
 
+    class Masked(Regression):
+        def gradient(self, x, indices):
+            return np.ma.masked_array(super().gradient(x, indices), [True, False, False])
+
+    class Unready(Regression):
+        @property
+        def dim(self):
+            raise RuntimeError("no data yet")
+
+        @dim.setter
+        def dim(self, value):
+            pass
+
+    class Silent(Exception):
+        def __str__(self):
+            raise RuntimeError
+
+    class Unshowable(Regression):
+        def gradient(self, x, indices):
+            raise Silent
+
     not_callable = 3
 """
 
@@ -296,6 +317,9 @@ BROKEN = """
         ("MetricsInAList", r"metrics\(x\) returned an object of type list: expected numbers by"),
         ("UnnamedMetrics", r"metrics\(x\) has the name 3: expected printable text"),
         ("ManyMetrics", r"metrics\(x\) has 65 entries: expected at most 64"),
+        ("Masked", r"gradient\(x\) returned masked values: expected shape \(3,\); fill them"),
+        ("Unready", r"problem raised RuntimeError: no data yet \(.*user_problem.py:\d+\)"),
+        ("Unshowable", r"gradient\(x\) raised Silent: its message cannot be shown \(.*py:\d+\)"),
         ("not_callable", "has no factory 'not_callable'; it has Regression, NoLoss"),
         ("absent", "has no factory 'absent'"),
         ("", "has no factory ''"),

@@ -149,7 +149,9 @@ def test_losses_that_cannot_be_read_are_put_aside(writer: RunWriter) -> None:
     pd.testing.assert_frame_equal(pd.read_parquet(writer.path / "loss.parquet"), run.loss)
 
 
-def test_losses_that_are_missing_are_told(writer: RunWriter) -> None:
+def test_losses_that_are_missing_are_told(tmp_path: Path) -> None:
+    config = make_config({"run": {"eval_every": 5, "updates": 30}})
+    writer = RunWriter.create(tmp_path / "run", config)
     writer.trace(rows(0, 30))
     for update in (0, 5, 10, 15, 20):
         writer.loss({"update": [update], "seconds": [0.1 * update], "loss": [2.3]})
@@ -200,6 +202,18 @@ def test_metrics_that_are_missing_or_cannot_be_read_are_told(writer: RunWriter) 
     assert run.metrics.index.tolist() == [0, 5, 15]
     assert run.events[-1]["event"] == "metrics_damaged"
     assert run.events[-1]["file"] == "metrics/_damaged-000000000010.parquet"
+
+
+def test_a_lost_end_of_the_trace_is_told_once_the_run_has_finished(tmp_path: Path) -> None:
+    config = make_config({"run": {"updates": 30}})
+    writer = RunWriter.create(tmp_path / "run", config)
+    writer.trace(rows(0, 20))
+    run = read_run(writer.path)
+    assert len(run.trace) == run.outline.updates == 20
+    writer.event("finish")
+    for read in (lambda run: run.trace, lambda run: run.outline):
+        with pytest.raises(InputError, match="20 updates, but the finished run made 30; a part"):
+            read(read_run(writer.path))
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,14 @@ import select
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from cluster.local_ray.guard import _Facts, guarded, processes
+from cluster.local_ray.guard import _Facts, _is_killed, guarded, processes
 from tests.support.processes import processes_in
 
 DRIVER = """
@@ -21,7 +24,8 @@ import os, subprocess, sys, time
 from cluster.local_ray.guard import guarded, mark
 
 directory, forked = sys.argv[1:]
-with guarded(directory):
+with guarded() as guard:
+    guard.tell(directory=directory)
     if forked and not os.fork():
         time.sleep(60)
     child = subprocess.Popen(["sleep", "60"], env=mark(directory), stdout=subprocess.DEVNULL)
@@ -108,20 +112,47 @@ def test_run_of_a_killed_driver_says_that_it_failed(
         assert content == events
 
 
-def test_what_died_before_the_driver_is_named() -> None:
-    never = 2**22 + 1  # larger than any process
+@contextmanager
+def child(command: Sequence[str], **options: Any) -> Iterator[int]:
+    process = subprocess.Popen(command, **options)
+    try:
+        yield process.pid
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_what_died_before_the_driver_is_named(tmp_path: Path) -> None:
+    """Here the parent of this process is the driver; as for Ray, two children."""
+    log = tmp_path / "r" / "session_1" / "logs" / "raylet.err"
+    log.parent.mkdir(parents=True)
+    log.write_text("one Ray agent failed, agent_name = dashboard_agent")
     told = _Facts()
-    told.hear(json.dumps({"directory": None, "driver": os.getppid()}).encode())
-    told.hear(json.dumps({"part": "gcs_server", "pid": os.getpid()}).encode())
-    told.hear(json.dumps({"part": "raylet", "pid": never}).encode())
-    assert told.poll()
-    assert told.describe_end().endswith("was killed or crashed")  # at the same moment
-    told.dead["raylet"] -= 1.0
-    assert told.describe_end().endswith("was killed or crashed after Ray's raylet had died")
-    told.driver = never
-    told.dead.clear()
-    assert not told.poll()
-    assert told.describe_end().endswith(f"process {never}, was killed or crashed")
+    told.hear(json.dumps({"driver": os.getppid()}).encode())
+    told.hear(json.dumps({"directory": str(tmp_path)}).encode())
+    with child(["sleep", "60"]) as alive, child(["sleep", "60"]) as dying:
+        told.hear(json.dumps({"part": "gcs_server", "pid": alive}).encode())
+        told.hear(json.dumps({"part": "raylet", "pid": dying}).encode())
+        assert told.poll()
+        assert told.describe_end().endswith("was killed or crashed")
+        os.kill(dying, signal.SIGKILL)
+        assert select.select([*told.parts], [], [], 30)[0]
+        assert told.poll()
+        assert told.describe_end().endswith("after Ray's dashboard_agent and raylet had died")
+        told.hear(json.dumps({"directory": None}).encode())
+        assert told.describe_end().endswith("was killed or crashed")
+
+
+def test_a_process_that_a_signal_ends_is_told_from_one_that_exits() -> None:
+    with child(["sleep", "60"]) as killed, child(["false"]) as exited:
+        assert not _is_killed(killed)
+        os.kill(killed, signal.SIGKILL)
+        assert _is_killed(killed)
+        os.waitid(os.P_PID, exited, os.WEXITED | os.WNOWAIT)
+        assert not _is_killed(exited)
+        os.waitid(os.P_PID, killed, os.WEXITED | os.WNOWAIT)
+        assert _is_killed(killed)
+    assert _is_killed(exited)  # nothing is known of it any more
 
 
 TITLED = "import sys, time; file = open(sys.argv[1], 'a'); print(flush=True); time.sleep(60)"
@@ -143,7 +174,8 @@ def test_driver_and_others_that_look_into_the_directory_are_spared(tmp_path: Pat
         child.stdout.readline()  # the file is open
         return child.pid
 
-    with log.open("a"), guarded(str(directory)):
+    with log.open("a"), guarded() as guard:
+        guard.tell(directory=str(directory))
         start("tail", log)
         start("ray::WorkerActor", beside)
         assert processes(str(directory)) == []

@@ -594,10 +594,15 @@ class Subprocess:
         return errors
 
 
+def shared_memory() -> set[str]:
+    """Return the shared memory of this machine, less the semaphores that any Python makes."""
+    return {name for name in os.listdir("/dev/shm") if not name.startswith("sem.mp-")}
+
+
 @pytest.fixture
 def launch() -> Iterator[Callable[..., Subprocess]]:
     """Launch runs as processes; whatever goes wrong, they do not outlive the test."""
-    shm = set(os.listdir("/dev/shm"))
+    shm = shared_memory()
     # The path of a Unix socket has 107 bytes at most: pytest's own directories are too long.
     tmp = Path(tempfile.mkdtemp(prefix="a-", dir="/tmp"))
     children: list[Subprocess] = []
@@ -614,7 +619,7 @@ def launch() -> Iterator[Callable[..., Subprocess]]:
             os.kill(pid, signal.SIGKILL)
         child.process.communicate()
     shutil.rmtree(tmp, ignore_errors=True)
-    assert set(os.listdir("/dev/shm")) <= shm
+    assert shared_memory() <= shm
 
 
 def test_nothing_is_left_after_success(launch: Callable[..., Subprocess]) -> None:
@@ -708,6 +713,20 @@ def test_nothing_is_left_of_a_killed_driver(launch: Callable[..., Subprocess]) -
     assert result.state == "failed"
     assert result.failure == f"the launcher, process {child.process.pid}, was killed or crashed"
     assert describe_state(result) == ("failed", result.failure)
+
+
+def test_launcher_killed_before_it_has_started_ray_is_noted(
+    launch: Callable[..., Subprocess],
+) -> None:
+    child = launch(updates=10**6, kind="quadratic")
+    events = child.out / "events.jsonl"
+    while not (events.exists() and events.read_bytes().endswith(b"\n")):  # the first is whole
+        os.sched_yield()
+    os.killpg(child.process.pid, signal.SIGKILL)
+    child.process.communicate()  # its guard has this end, too
+    assert read_run(child.out).failure == (
+        f"the launcher, process {child.process.pid}, was killed or crashed"
+    )
 
 
 def test_run_whose_ray_dies_says_so(launch: Callable[..., Subprocess]) -> None:

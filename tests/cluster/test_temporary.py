@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 from cluster.local_ray.temporary import private_directory
 
@@ -45,6 +49,21 @@ def test_what_others_left_is_removed_once_nobody_holds_it(tmp_path: Path) -> Non
     assert theirs.is_dir()
     with private_directory(str(tmp_path)):
         assert not theirs.exists()
+
+
+def test_what_could_not_be_removed_is_removed_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def busy(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOTEMPTY, "a process that is dying has written another file")
+
+    with private_directory(str(tmp_path)) as directory:
+        (Path(directory) / "r").mkdir()
+        monkeypatch.setattr(os, "rmdir", busy)
+    monkeypatch.undo()
+    assert Path(directory).is_dir()
+    with private_directory(str(tmp_path)):
+        assert not Path(directory).exists()
 
 
 def test_what_only_has_such_a_name_is_left_alone(tmp_path: Path) -> None:

@@ -225,6 +225,21 @@ def test_damage_is_found(name: str, run: Path, capsys: pytest.CaptureFixture[str
     assert finding in printed
 
 
+def test_the_last_state_of_a_simulated_run_is_checked(tmp_path: Path) -> None:
+    tables = {"problem": {"kind": "quadratic"}, "run": {"updates": 60}}
+    for seed in (0, 1):
+        tables["run"]["seed"] = seed
+        simulate(make_config(tables), tmp_path / str(seed))
+    run = tmp_path / "0"
+    assert verify(read_run(run)).findings == []
+    shutil.copy(tmp_path / "1" / "parameters.bin", run)
+    (finding,) = verify(read_run(run)).findings
+    assert finding == f"{run}: after update 60 the parameters of a replay differ"
+    flip("parameters.bin")(run)
+    (finding,) = verify(read_run(run), replayed=False).findings
+    assert finding == f"{run}/parameters.bin: its checksum does not match its content"
+
+
 def test_parameters_that_a_replay_does_not_come_to(run: Path) -> None:
     """The checkpoint is whole, but of another run."""
     other = Machine(run.parent / "other", configure(workers=2))
