@@ -142,9 +142,9 @@ class _Launcher:
         """Start a run."""
         problem = self._checked_problem(config)
         record = ProblemRecord.of(problem, config.run.seed)
-        with guard_of_process():  # before there is anything that could say that the run failed
+        with guard_of_process(), failure_recorded(path, new=True):
             writer = RunWriter.create(path, config)
-            with failure_recorded(path), only_launcher(path / CHECKPOINTS):
+            with only_launcher(path / CHECKPOINTS):
                 self._launch(config, problem, writer, record)
 
     def resume(self, path: Path, force: bool, changes: Sequence[str]) -> None:

@@ -181,6 +181,7 @@ class _Facts:
     driver: int = 0
     directory: str | None = None
     run: str | None = None
+    began: float = 0.0
     parts: dict[int, str] = field(default_factory=dict)
     dead: list[str] = field(default_factory=list)
 
@@ -247,20 +248,35 @@ def _is_killed(pid: int) -> bool:
     return bool(code & 0x7F) or (not code and any(mask & _KILL for mask in pending))
 
 
-def _note_failure(run: Path, reason: str) -> None:
-    """Write the event `failed`, unless the run has ended or another process has taken it over."""
+def _note_failure(run: Path, reason: str, began: float) -> None:
+    """Write the event `failed`, unless the run has ended or another process has taken it over.
+
+    The first event of the run is at `began` or later; otherwise the directory is another run's.
+    """
     with suppress(OSError), ExitStack() as stack:
+        if not (run / "events.jsonl").exists():
+            return
         (run / "checkpoints").mkdir(exist_ok=True)  # the driver may have died before it made it
         lock = stack.enter_context((run / "checkpoints" / "lock").open("a+"))
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         with (run / "events.jsonl").open("rb+") as file:
             content = file.read()
+            if _start(content) < began:
+                return
             if not content.rstrip().endswith(b"}") or not _is_end(content.splitlines()[-1]):
                 torn = b"" if content.endswith(b"\n") or not content else b"\n"
                 event = {"event": "failed", "time": time.time(), "reason": reason}
                 file.write(torn + json.dumps(event).encode() + b"\n")
                 print(f"asgd: {reason}", file=sys.stderr)  # noqa: T201
         (run / "alive").unlink(missing_ok=True)
+
+
+def _start(content: bytes) -> float:
+    """Return the time of the first event, 0 if it cannot be read."""
+    try:
+        return float(json.loads(content.splitlines()[0])["time"])
+    except (ValueError, LookupError, TypeError):
+        return 0.0
 
 
 def _is_end(line: bytes) -> bool:
@@ -280,7 +296,7 @@ def _guard() -> None:
         end_processes(told.directory)
         remove(told.directory)
     if told.run is not None:
-        _note_failure(Path(told.run), reason)
+        _note_failure(Path(told.run), reason, told.began)
 
 
 if __name__ == "__main__":

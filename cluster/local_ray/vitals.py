@@ -76,11 +76,10 @@ def _name(process: subprocess.Popen[Any]) -> str:
 
 @dataclass
 class _Ours:
-    """The guard, the Ray and the run of this process."""
+    """The guard and the Ray of this process."""
 
     guard: Guard | None = None
     vitals: Vitals | None = None
-    run: str | None = None
 
 
 _ours = _Ours()
@@ -113,19 +112,21 @@ def vitals_of(guard: Guard, directory: str | None = None) -> Iterator[Vitals]:
 
 
 @contextmanager
-def failure_recorded(run: Path) -> Iterator[None]:
-    """If this process dies in the block, its guard records that the run failed."""
-    _at(str(run.resolve()))
+def failure_recorded(run: Path, *, new: bool = False) -> Iterator[None]:
+    """If this process dies in the block, its guard records that the run failed.
+
+    A `new` run need not be there yet.
+    """
+    _at(str(run.resolve()), time.time() if new else 0.0)
     try:
         yield
     finally:
         _at(None)
 
 
-def _at(run: str | None) -> None:
-    _ours.run = run
+def _at(run: str | None, began: float = 0.0) -> None:
     if _ours.guard is not None:
-        _ours.guard.tell(run=run)
+        _ours.guard.tell(run=run, began=began)
 
 
 def ray_death() -> str | None:

@@ -61,34 +61,37 @@ AT_A_RUN = """
 import fcntl, os, sys, time
 from cluster.local_ray.guard import guarded
 
-run, locked = sys.argv[1:]
+run, locked, began = sys.argv[1:]
 lock = open(run + "/checkpoints/lock", "w")
 if not locked:
     fcntl.flock(lock, fcntl.LOCK_EX)
 with guarded() as guard:
     guard.tell(part="raylet", pid=os.getpid())  # as if the kernel ended it with the driver
-    guard.tell(run=run)
+    guard.tell(run=run, began=float(began))
     print(flush=True)
     time.sleep(60)
 """
 
 
 @pytest.mark.parametrize(
-    ("events", "locked", "noted"),
+    ("events", "locked", "began", "noted"),
     [
-        ('{"event": "start"}\n', False, True),
-        ('{"event": "start"}\n{"torn', False, True),
-        ('{"event": "start"}\n{"event": "finish"}\n', False, False),
-        ('{"event": "start"}\n', True, False),
+        ('{"event": "start"}\n', False, 0.0, True),
+        ('{"event": "start"}\n{"torn', False, 0.0, True),
+        ('{"event": "start"}\n{"event": "finish"}\n', False, 0.0, False),
+        ('{"event": "start"}\n', True, 0.0, False),
+        ('{"event": "start", "time": 5.0}\n', False, 5.0, True),
+        ('{"event": "start", "time": 4.0}\n', False, 5.0, False),  # of another run
+        ("", False, 5.0, False),
     ],
 )
 def test_run_of_a_killed_driver_says_that_it_failed(
-    tmp_path: Path, events: str, locked: bool, noted: bool
+    tmp_path: Path, events: str, locked: bool, began: float, noted: bool
 ) -> None:
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "events.jsonl").write_text(events)
     driver = subprocess.Popen(
-        [sys.executable, "-c", AT_A_RUN, str(tmp_path), "other" if locked else ""],
+        [sys.executable, "-c", AT_A_RUN, str(tmp_path), "other" if locked else "", str(began)],
         cwd=Path(__file__).parents[2],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -723,7 +723,7 @@ def test_launcher_killed_before_it_has_started_ray_is_noted(
     while not (events.exists() and events.read_bytes().endswith(b"\n")):  # the first is whole
         os.sched_yield()
     os.killpg(child.process.pid, signal.SIGKILL)
-    child.process.communicate()  # its guard has this end, too
+    child.finish()  # its guard has the other end of its pipe, too
     assert read_run(child.out).failure == (
         f"the launcher, process {child.process.pid}, was killed or crashed"
     )
