@@ -140,6 +140,9 @@ def error_over_time(
         ax.set_yscale("symlog", linthresh=usual, linscale=1.0)
         ax.yaxis.set_major_formatter("{x:g}")
         ax.yaxis.set_minor_locator(NullLocator())
+        # A power of ten inside the linear part would stand on the 0.
+        powers = 10.0 ** np.arange(np.ceil(np.log10(usual)), np.log10(limit))
+        ax.set_yticks([*-powers, 0.0, *powers])
     ax.set_ylim(-limit, limit)
     ax.set(xlabel="applied updates $k$", ylabel="predicted - observed\n(% of mean loss)")
     ax.margins(x=0.01)
@@ -243,7 +246,7 @@ def _loss_scale(
     """
     losses = losses[np.isfinite(losses)]
     low, high = float(losses.min()), float(losses.max())
-    usual = float(losses.quantile(0.02))
+    usual = min(float(losses.quantile(0.02)), float(losses.iloc[0]))  # the start is no dip
     known = pd.Series(dtype=float) if predicted is None else predicted[np.isfinite(predicted)]
     if usual > 0 and high / usual > 5:
         if len(known):

@@ -14,7 +14,15 @@ from analysis.prediction.score import Score
 from analysis.profile.fit import StalenessFit
 from analysis.profile.fitting import compare_fits
 from analysis.report.clock import Clock, clock_of, common_clock
-from analysis.report.headline import Facts, problem_name
+from analysis.report.headline import (
+    ALIKE,
+    Facts,
+    judged_model,
+    listed,
+    percent,
+    problem_name,
+    within_chance,
+)
 from asgd.rundir.reader import Run
 
 # The target, as a share of the way down to a loss that every run reached: scatter would decide when
@@ -48,6 +56,8 @@ class Comparison:
         Names of the models that predicted every run.
     labels
         Label of each model.
+    scatter
+        Mean error that scatter alone causes, 0 if unknown.
     """
 
     table: pd.DataFrame
@@ -55,6 +65,7 @@ class Comparison:
     clock: Clock
     models: list[str]
     labels: dict[str, str]
+    scatter: float
 
 
 def compare_runs(
@@ -90,7 +101,9 @@ def compare_runs(
         for name in models
     }
     table = table.reset_index(names="run")
-    return Comparison(table, target, common_clock(runs), models, called)
+    scatters = [score.scatter or 0.0 for score in scores if score is not None]
+    scatter = float(np.mean(scatters)) if scatters else 0.0
+    return Comparison(table, target, common_clock(runs), models, called, scatter)
 
 
 def labels(paths: Sequence[Path]) -> list[str]:
@@ -113,6 +126,27 @@ def _first(loss: pd.DataFrame, target: float) -> tuple[int, float]:
     """Return update and second of the first evaluation at or below the target."""
     row = loss[loss["loss"] <= target].iloc[0]
     return int(row["update"]), float(row["seconds"])
+
+
+def comparison_verdict(scores: Sequence[Score | None]) -> str:
+    """Return in one sentence how well several runs were predicted."""
+    known = [score for score in scores if score is not None]
+    if len(known) < len(scores):
+        return f"Predicted are {len(known)} of {len(scores)} runs."
+    errors = _range([score.models[judged_model(score)].relative_error for score in known])
+    scatters = [score.scatter for score in known if score.scatter is not None]
+    if len(scatters) < len(known):
+        return f"Predicted with an error of {errors}."
+    within = sum(map(within_chance, known))
+    where = {len(known): " in every run", 0: " in no run"}.get(
+        within, f" in {within} of {len(known)} runs"
+    )
+    return f"Predicted within chance{where}: error {errors}, scatter {_range(scatters)}."
+
+
+def _range(shares: Sequence[float]) -> str:
+    low, high = percent(min(shares)), percent(max(shares))
+    return low if low == high else f"{low} to {high}"
 
 
 def comparison_headline(
@@ -230,8 +264,15 @@ def _how_well(comparison: Comparison) -> str:
     errors = "; ".join(
         f"{comparison.labels[name]} {100 * mean[name]:.2g} %" for name in comparison.models
     )
-    competing = [name for name in comparison.models if name != "replay"]
-    closest = f" Closest: {comparison.labels[str(mean[competing].idxmin())]}." if competing else ""
+    competing = mean[[name for name in comparison.models if name != "replay"]]
+    closest = ""
+    if len(competing):
+        best = competing.min()
+        # Scatter can swap the order of two errors that differ by less.
+        alike = competing[competing <= max(ALIKE * best, best + comparison.scatter)]
+        closest = f" Closest: {listed([comparison.labels[str(name)] for name in alike.index])}."
+        if len(alike) == len(competing) > 1:
+            closest = " Closest: none, they differ by less than the scatter of the runs."
     return f"Mean error over the runs: {errors}.{closest}"
 
 

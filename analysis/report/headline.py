@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.exact.stability import most_workers
-from analysis.prediction.advice import at_most
+from analysis.prediction.advice import advice_on_divergence, at_most, diverged
 from analysis.prediction.predict import Prediction
 from analysis.prediction.score import Score
 from analysis.prediction.setting import last_update, whole
@@ -26,13 +26,14 @@ _SLIGHT = 0.03  # change of the predicted loss that needs no advice
 _POOR = 0.15  # error above which a prediction is unreliable
 _AMPLE = 2.0  # ample factor from the learning rate to its limit
 _COVERED = 0.7  # coverage of the 90 % band above which the error of one run is mostly scatter
-_ALIKE = 1.1  # ratio of two errors below which neither model counts as closer
+ALIKE = 1.1  # ratio of two errors below which neither model counts as closer
 _RULES = {
     "sgd": "SGD",
     "momentum": "SGD with momentum",
     "staleness_aware": "staleness-aware SGD",
 }
 _LISTED = 5  # workers named in a sentence
+_MANY = 30  # updates of the busiest worker, below which chance makes shares uneven
 _UNEVEN = 2.0  # updates of the busiest worker over those of the idlest
 _CLOSELY = 0.05  # error up to which a prediction counts as close, even beyond chance
 # Quantile 95 % of the error of a right prediction over its mean, if all points are off together:
@@ -70,6 +71,8 @@ def headline(
     missing
         Why there is no prediction.
     """
+    remedy = advice_on_divergence(runs[0]) if score is None and diverged(runs[0]) else None
+    reason = (missing or "").removesuffix(f"; {remedy}")
     facts = [
         ("What was run", _description(runs)),
         ("Who contributed", _contributors(runs[0], workers)),
@@ -77,7 +80,7 @@ def headline(
         ("Which law", _which_law(fit, prediction, doubt)),
         (
             "How well predicted",
-            f"Not predicted: {missing}."
+            f"Not predicted: {reason}."
             if score is None or prediction is None
             else _how_well(prediction, score) + left_out(runs),
         ),
@@ -86,32 +89,51 @@ def headline(
     if stability:
         facts.append(("Stable or not", stability))
     advice = [*_about_loss(runs[0], fit, prediction, score), *_about_workers(workers, events)]
+    if remedy:
+        advice.insert(0, f"{remedy[:1].upper()}{remedy[1:]}.")
     facts.append(("What to try", " ".join(advice or ["Nothing stands out."])))
     return facts
 
 
-def verdict(prediction: Prediction | None, score: Score | None, missing: str | None = None) -> str:
-    """Return in one sentence how well a run was predicted.
+def verdict(
+    run: Run, prediction: Prediction | None, score: Score | None, missing: str | None = None
+) -> str:
+    """Return in one sentence how well a run was predicted, or that it diverged.
 
     The verdict is on the model that knows most of the staleness but not its order. The closest
     model would be biased, because chance selects it in part.
     """
+    if diverged(run):
+        rate = f"{run.config.optimizer.learning_rate:g}"
+        return f"Diverged: a learning rate of {rate} is too large for this staleness."
     if prediction is None or score is None:
         return f"Not predicted: {missing}."
-    name = next((name for name in ("sme_law", "sme_asgd") if name in score.models), score.closest)
+    name = judged_model(score)
     error, scatter = score.models[name].relative_error, score.scatter
     by = f"by the {score.labels[name]}"
     if scatter is None:
-        return f"Predicted {_how_closely(error)} {by}: error {_percent(error)}."
-    numbers = f"error {_percent(error)}, scatter {_percent(scatter)}"
+        return f"Predicted {_how_closely(error)} {by}: error {percent(error)}."
+    numbers = f"error {percent(error)}, scatter {percent(scatter)}"
     free = score.models.get("sme_sgd")
     without = ""
     if free is not None and name != "sme_sgd" and free.relative_error > 2.0 * error:
-        without = f" Without staleness the error would be {_percent(free.relative_error)}."
-    if error <= _CHANCE * scatter:
+        without = f" Without staleness the error would be {percent(free.relative_error)}."
+    if within_chance(score):
         wide = " The scatter is large: repeat the run." if scatter > _POOR else ""
         return f"Predicted within chance {by}: {numbers}.{without}{wide}"
     return f"Predicted {_how_closely(error)}, but not within chance, {by}: {numbers}.{without}"
+
+
+def judged_model(score: Score) -> str:
+    """Return the model that knows most of the staleness but not its order."""
+    return next((name for name in ("sme_law", "sme_asgd") if name in score.models), score.closest)
+
+
+def within_chance(score: Score) -> bool:
+    """Whether the scatter of the run alone may have made the error of the judged model."""
+    if score.scatter is None:
+        return False
+    return score.models[judged_model(score)].relative_error <= _CHANCE * score.scatter
 
 
 def _how_closely(error: float) -> str:
@@ -176,9 +198,9 @@ def _contributors(run: Run, workers: pd.DataFrame) -> str:
         return "One worker alone."
     busy, idle = workers["share"].max(), workers["share"].min()
     each = (
-        f"{_percent(idle)} of the gradients each"
-        if _percent(idle) == _percent(busy)
-        else f"{_percent(idle)} to {_percent(busy)} of the gradients each"
+        f"{percent(idle)} of the gradients each"
+        if percent(idle) == percent(busy)
+        else f"{percent(idle)} to {percent(busy)} of the gradients each"
     )
     names = sorted(set(range(run.config.cluster.workers)) - set(workers["worker"]))
     more = ", ..." if len(names) > _LISTED else ""
@@ -234,17 +256,17 @@ def _how_stale(run: Run, fit: StalenessFit) -> str:
 
 def _how_well(prediction: Prediction, score: Score) -> str:
     of = "the observed loss" if score.repeats == 1 else f"the mean of {score.repeats} runs"
-    errors = [f"{score.labels[n]} {_percent(m.relative_error)}" for n, m in score.models.items()]
+    errors = [f"{score.labels[n]} {percent(m.relative_error)}" for n, m in score.models.items()]
     best, scatter = score.models[score.closest].relative_error, score.scatter
     # Scatter can swap the order of two errors that differ by less.
-    limit = max(_ALIKE * best, best + (scatter or 0.0))
+    limit = max(ALIKE * best, best + (scatter or 0.0))
     alike = [
         name
         for name, model in score.models.items()
         if name == score.closest or (name != "replay" and model.relative_error <= limit)
     ]
-    closest = _listed([score.labels[name] for name in alike])
-    covered = _listed(list(dict.fromkeys(_percent(score.models[n].coverage) for n in alike)))
+    closest = listed([score.labels[name] for name in alike])
+    covered = listed(list(dict.fromkeys(percent(score.models[n].coverage) for n in alike)))
     if len(alike) == len(score.models) - ("replay" in score.models) > 1:
         closest = f"none, they {'differ by less than that scatter' if scatter else 'are alike'}"
     bands = "its 90 % band holds" if len(alike) == 1 else "their 90 % bands hold"
@@ -262,10 +284,10 @@ def _scatter(score: Score) -> str:
     if score.scatter is None:
         return ""
     of = "a single run" if score.repeats == 1 else f"{score.repeats} runs"
-    return f"The scatter of {of} alone causes about {_percent(score.scatter)}. "
+    return f"The scatter of {of} alone causes about {percent(score.scatter)}. "
 
 
-def _listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
     """Return names joined by commas and a final "and"."""
     return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
@@ -347,12 +369,12 @@ def _about_loss(
     if best.relative_error > _POOR and best.coverage >= _COVERED:
         advice.append(
             f"The errors are mostly scatter: the run is inside the 90 % band "
-            f"{_percent(best.coverage)} of the time. Repeat it with other seeds, report on all."
+            f"{percent(best.coverage)} of the time. Repeat it with other seeds, report on all."
         )
     elif best.relative_error > _POOR:
         advice.append(
-            f"No model comes closer than {_percent(best.relative_error)}, and the run is inside "
-            f"the 90 % band only {_percent(best.coverage)} of the time: do not rely on a "
+            f"No model comes closer than {percent(best.relative_error)}, and the run is inside "
+            f"the 90 % band only {percent(best.coverage)} of the time: do not rely on a "
             "prediction; look for the cause in the drift of staleness and in the events."
         )
     elif cost is not None and abs(cost) < _SLIGHT:
@@ -361,15 +383,15 @@ def _about_loss(
             if factor < _AMPLE
             else ": there is margin for more workers or a larger learning rate"
         )
-        advice.append(f"Staleness changes the predicted loss by {_percent(abs(cost))}{afford}.")
+        advice.append(f"Staleness changes the predicted loss by {percent(abs(cost))}{afford}.")
     elif cost is not None and cost > 0:
         advice.append(
-            f"Staleness raises the predicted loss by {_percent(cost)} on average over the run: a "
+            f"Staleness raises the predicted loss by {percent(cost)} on average over the run: a "
             "smaller learning rate or fewer workers would lower it."
         )
     elif cost is not None:
         advice.append(
-            f"Staleness lowers the predicted loss by {_percent(-cost)} on average over the run: at "
+            f"Staleness lowers the predicted loss by {percent(-cost)} on average over the run: at "
             "this learning rate it acts like momentum."
         )
     if fit.grade == "rejected" and {"sme_asgd", "sme_law"} <= score.models.keys():
@@ -382,9 +404,9 @@ def _about_loss(
             f"{verbs[0]} needed" if geometric > 1.5 * law else f"{verbs[1]} little difference here"
         )
         pool = score.models.get("law_pool") if recorded else None
-        beside = f", {_percent(pool.relative_error)} with the measured law" if pool else ""
+        beside = f", {percent(pool.relative_error)} with the measured law" if pool else ""
         advice.append(
-            f"The {what} {verb}: error {_percent(law)} against {_percent(geometric)} with the "
+            f"The {what} {verb}: error {percent(law)} against {percent(geometric)} with the "
             f"geometric law{beside}."
         )
     return advice
@@ -394,10 +416,10 @@ def _about_workers(workers: pd.DataFrame, events: pd.DataFrame) -> list[str]:
     """Return advice from uneven workers and events."""
     advice = []
     busy, idle = workers["share"].max(), workers["share"].min()
-    if len(workers) > 1 and busy > _UNEVEN * idle:
+    if len(workers) > 1 and busy > _UNEVEN * idle and workers["updates"].max() >= _MANY:
         slow = workers["worker"].iloc[int(workers["share"].argmin())]
         advice.append(
-            f"Worker {slow} made {_percent(idle)} of the updates, the busiest {_percent(busy)}: "
+            f"Worker {slow} made {percent(idle)} of the updates, the busiest {percent(busy)}: "
             "its gradients are the stalest; see what slows it down."
         )
     if len(events):
@@ -421,5 +443,6 @@ def staleness_cost(prediction: Prediction) -> float | None:
     return cost if np.isfinite(cost) else None
 
 
-def _percent(share: float) -> str:
+def percent(share: float) -> str:
+    """Return a share in per cent, with two digits if it is small."""
     return f"{100 * share:.2g} %" if share < 0.1 else f"{100 * share:.0f} %"

@@ -25,7 +25,7 @@ from analysis.profile.fit import StalenessFit
 from analysis.report import pictures
 from analysis.report.activity import events_table, timeline, workers_table
 from analysis.report.clock import clock_of
-from analysis.report.comparison import compare_runs, comparison_headline, labels
+from analysis.report.comparison import compare_runs, comparison_headline, comparison_verdict, labels
 from analysis.report.headline import count, headline, problem_name, stability_margin, verdict
 from analysis.report.inline_svg import SvgInliner, page_colour
 from analysis.report.pictures import Picture
@@ -165,7 +165,7 @@ def _section(study: Study, prefix: str) -> tuple[dict[str, Any], list[Picture]]:
         "id": prefix + "run",
         "title": _title(study),
         "kind": clock_of(run),
-        "verdict": verdict(prediction, score, study.missing),
+        "verdict": verdict(run, prediction, score, study.missing),
         "workers_note": (
             f"Of {run.path.name}, the first of {len(study.runs)} repeats."
             if len(study.runs) > 1
@@ -258,6 +258,7 @@ def _comparison(studies: Sequence[Study]) -> tuple[dict[str, Any], list[Picture]
     errors = compared.table[["run", "workers", *compared.models]].rename(columns=compared.labels)
     percent = [compared.labels[name] for name in compared.models]
     section = {
+        "verdict": comparison_verdict([study.score for study in studies]),
         "headline": comparison_headline(runs, fits, compared, margins, verdicts),
         "table": page_table("runs side by side", table[columns]),
         "note": f"Target: loss {compared.target:.4g}, which every run reached.",

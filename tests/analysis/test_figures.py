@@ -42,6 +42,22 @@ def test_figures_draw_into_given_axes() -> None:
     ]
 
 
+def test_large_errors_leave_no_tick_on_the_zero() -> None:
+    error = np.concatenate([np.linspace(-0.7, 0.7, 50), [-30.0]])
+    errors = pd.DataFrame({"model": "sme_law", "update": np.arange(51), "error": error})
+    ax = figures.error_over_time(errors)
+    assert ax.get_yscale() == "symlog"
+    shown = [tick for tick in ax.get_yticks() if ax.get_ylim()[0] <= tick <= ax.get_ylim()[1]]
+    assert shown == [-100, -1000, 0, 100, 1000]
+
+
+def test_the_start_of_two_losses_is_shown() -> None:
+    loss = pd.DataFrame({"update": [0, 10], "seconds": [0.0, 1.0], "loss": [0.5, 5e12]})
+    none = pd.DataFrame(columns=["model", "update", "loss_mean"])
+    low, high = figures.loss_overlay([loss], none).get_ylim()
+    assert low < 0.5 < 5e12 < high
+
+
 def test_svg_is_escaped_and_reproducible() -> None:
     def draw() -> str:
         ax = figures.staleness_histogram([1, 2, 3], {"law": np.full(3, 1 / 3)})

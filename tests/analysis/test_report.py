@@ -24,7 +24,13 @@ from analysis.prediction.score import compare
 from analysis.profile.fitting import fit_run, fit_staleness
 from analysis.report.activity import events_table, timeline, workers_table
 from analysis.report.clock import clock_of, seconds_waited
-from analysis.report.comparison import common_target, compare_runs, comparison_headline, labels
+from analysis.report.comparison import (
+    common_target,
+    compare_runs,
+    comparison_headline,
+    comparison_verdict,
+    labels,
+)
 from analysis.report.headline import headline, verdict
 from analysis.report.pictures import Picture, transient
 from analysis.report.tables import aligned_numbers, page_table, plain_number
@@ -32,7 +38,7 @@ from analysis.report.write import write_report
 from analysis.study import Study
 from asgd.__main__ import main
 from asgd.config import make_config
-from asgd.errors import InputError
+from asgd.errors import DivergedError, InputError
 from asgd.rundir.reader import Run, read_run
 from asgd.rundir.repair import cut_back
 from asgd.rundir.repeats import read_runs, run_repeats
@@ -267,10 +273,49 @@ def test_the_verdict_is_one_sentence(
     models["sme_law"] = replace(models["sme_law"], relative_error=error)
     parts = pd.DataFrame({"error": [error], "noise": [scatter]}, index=["sampling noise"])
     parts = parts.iloc[:0] if scatter is None else parts
-    assert said in verdict(prediction, replace(score, models=models, parts=parts))
+    assert said in verdict(run, prediction, replace(score, models=models, parts=parts))
     models["sme_sgd"] = replace(models["sme_sgd"], relative_error=0.5)
-    found = verdict(prediction, replace(score, models=models, parts=parts))
+    found = verdict(run, prediction, replace(score, models=models, parts=parts))
     assert ("Without staleness the error would be 50 %." in found) == (scatter is not None)
+
+
+def test_a_diverged_run_is_called_so_and_told_what_is_stable(tmp_path: Path) -> None:
+    tables = {"problem": {"kind": "least_squares"}, "optimizer": {"learning_rate": 8.0}}
+    with pytest.raises(DivergedError):
+        simulate(make_config(tables), tmp_path / "run")
+    text = write_report(tmp_path / "run").read_text("utf-8")
+    assert ">Diverged: a learning rate of 8 is too large for this staleness.<" in text
+    facts = dict(re.findall(r"<dt>(.*?)</dt>\s*<dd>(.*?)</dd>", text, re.DOTALL))
+    assert "the largest stable learning rate is 0." in facts["What to try"]
+    assert "Worker" not in facts["What to try"]  # of ten updates
+    assert "largest stable" not in facts["How well predicted"]
+
+
+@pytest.mark.parametrize(
+    ("errors", "scatter", "said", "closest"),
+    [
+        ((0.02, 0.03), 0.02, "within chance in every run: error 2 % to 3 %, scatter 2 %.", "none,"),
+        ((0.02, 0.2), 0.02, "within chance in 1 of 2 runs: error 2 % to 20 %, scatter", "none,"),
+        ((0.2, 0.2), 0.005, "within chance in no run: error 20 %, scatter 0.5 %.", "SME with"),
+        ((0.02, 0.03), None, "Predicted with an error of 2 % to 3 %.", "SME with"),
+    ],
+)
+def test_the_verdict_on_several_runs_minds_their_scatter(
+    reports: Reports, errors: tuple[float, ...], scatter: float | None, said: str, closest: str
+) -> None:
+    run, scores = reports.runs[1], []
+    score = compare(run, read_prediction(run.path))
+    for error in errors:
+        far = 1.01 * error + 0.01  # of the other models
+        models = {n: replace(m, relative_error=far) for n, m in score.models.items()}
+        models["sme_law"] = replace(models["sme_law"], relative_error=error)
+        parts = pd.DataFrame({"error": [error], "noise": [scatter]}, index=["sampling noise"])
+        scores.append(replace(score, models=models, parts=parts if scatter else parts.iloc[:0]))
+    assert said in comparison_verdict(scores)
+    assert comparison_verdict([*scores, None]) == "Predicted are 2 of 3 runs."
+    compared = compare_runs(["a", "b"], [run, run], [fit_run(run)] * 2, scores)
+    facts = comparison_headline([run, run], [fit_run(run)] * 2, compared, [2.0] * 2, [None] * 2)
+    assert f"Closest: {closest}" in dict(facts)["How well predicted"]
 
 
 def test_workers_that_contributed_nothing_are_named(reports: Reports) -> None:
