@@ -272,7 +272,9 @@ def _how_well(comparison: Comparison) -> str:
         alike = competing[competing <= max(ALIKE * best, best + comparison.scatter)]
         closest = f" Closest: {listed([comparison.labels[str(name)] for name in alike.index])}."
         if len(alike) == len(competing) > 1:
-            closest = " Closest: none, they differ by less than the scatter of the runs."
+            scattered = competing.max() <= best + comparison.scatter
+            why = "differ by less than the scatter of the runs" if scattered else "are alike"
+            closest = f" Closest: none, they {why}."
     return f"Mean error over the runs: {errors}.{closest}"
 
 
