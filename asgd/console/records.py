@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @click.command(cls=Command, name="import")
 @click.argument("source", type=PATH)
-@click.option("--format", default="auto", show_default=True, help="Of the log; see below.")
+@click.option("--format", default="auto", show_default=True, help="Of the log, one of these.")
 @click.option("--columns", default="", metavar="OURS=THEIRS,...", help="Names of its columns.")
 @click.option("--unit", help="Staleness counts updates, versions or steps.  [default: by format]")
 @click.option("--leave-out", is_flag=True, help="Leave out and count rows that cannot be used.")
