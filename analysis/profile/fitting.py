@@ -107,6 +107,8 @@ def fit_series(series: Series, seed: int) -> StalenessFit:
     fit = StalenessFit(laws, team, start_up, sample, names, left_out, unfitted, nouns)
     least = max(LEAST_UPDATES, math.ceil(LEAST_CYCLES * (team or 0)))
     effective = fit.effective_size
+    if series.step is not None:  # few steps hide how much they differ
+        effective = min(effective, 1.0 + np.count_nonzero(np.diff(series.step)))
     if len(values) < least or effective < LEAST_EFFECTIVE:
         raise UnreliableEstimateError(
             f"staleness fit: {len(values)} {nouns.rows} after a start-up of {start_up}, "

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import asgd
@@ -59,6 +60,13 @@ def test_items_of_one_step_are_one_cluster(tmp_path: Path) -> None:
     assert width / np.sqrt(1.0 + scatter) < high - low < width * np.sqrt(1.0 + scatter) * 1.1
 
 
+def test_few_steps_are_too_few_whatever_their_items(tmp_path: Path) -> None:
+    update = np.repeat(np.arange(29), 40)
+    frame = pd.DataFrame({"update": update, "staleness": np.arange(len(update)) % 3})
+    with pytest.raises(UnreliableEstimateError, match="of them effectively independent"):
+        fit_record(asgd.from_frame(frame, tmp_path / "record"))
+
+
 def test_p_minus_one_is_checked_only_where_snapshots_are_used_once(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     worker = rng.integers(0, 6, 4000)
@@ -77,7 +85,7 @@ def test_p_minus_one_is_checked_only_where_snapshots_are_used_once(tmp_path: Pat
 
 
 def test_sentences_name_the_unit_and_the_items(tmp_path: Path) -> None:
-    record = asgd.import_log(logs.prime_rl(tmp_path, STALENESS), tmp_path / "record")
+    record = asgd.import_log(logs.prime_rl(tmp_path, STALENESS[:640]), tmp_path / "record")
     text = str(fit_record(record))
     assert "items of " in text
     assert " steps, as good as " in text
@@ -119,7 +127,7 @@ def test_means_are_weighted_by_their_items_and_drift_is_seen(tmp_path: Path) -> 
     assert profile_means(asgd.import_log(path, tmp_path / "drift", columns=columns)).drifts
 
 
-SHORT = STALENESS[:800]
+SHORT = STALENESS[:480]
 
 
 @pytest.mark.parametrize("name", [*logs.ITEMS, *logs.MEANS])

@@ -49,7 +49,16 @@ def test_the_costs_of_a_cap_are_those_of_the_geometric_law(tmp_path: Path) -> No
         assert 0.6 * error < discard.beyond_error < 1.6 * error
         delay, scatter = 1.0 / (1.0 - MU), np.sqrt(MU) / (1.0 - MU) / np.sqrt(beyond * N)
         assert abs(pace.delay - delay) < 3.5 * scatter  # memoryless: whatever the cap
-        assert discard.mean_staleness < pace.mean_staleness < found.now.mean_staleness
+        lags, law = np.arange(200), asgd.Geometric(MU).pmf(np.arange(200))
+        kept = np.where(lags <= discard.cap, law, 0.0) / (1.0 - beyond)
+        cut = np.minimum(lags, discard.cap)
+        for choice, values, share, items in (
+            (discard, lags, kept, (1.0 - beyond) * N),
+            (pace, cut, law, float(N)),
+        ):
+            mean = float(values @ share)
+            spread = np.sqrt(float(values**2 @ share) - mean**2)
+            assert abs(choice.mean_staleness - mean) < 3.5 * spread / np.sqrt(items)
     limits = analysis.stability_limits(asgd.Geometric(MU), independent=True)
     assert limits.mean_square is not None
     assert found.now.mean_square == pytest.approx(limits.mean_square.value / 2.0, rel=0.03)
