@@ -57,6 +57,7 @@ QUESTIONS = (
 RESTARTS = ("tests/cluster/test_restarts.py",)
 DIRECTORY = ("tests/cluster/test_launch.py", "-k", "nobody_else")
 PAGE = ("tests/cluster/test_launch.py", "-k", "interruption[2]")
+RECORDS = ("tests/asgd/test_records.py", "-k", "unknown")
 LINKS = ("tests/asgd/test_rundir.py", "-k", "link or elsewhere")
 CELLS = ("tests/analysis/test_report.py", "-k", "spreadsheet")
 POWER = ("tests/cluster/test_power.py", "-k", "checkpoint")
@@ -287,6 +288,28 @@ MUTATIONS = [
         "        self._rejected = counts.rejected\n",
         "",
         LOG,
+    ),
+    Mutation(
+        "a log's unknown version counts as 0",
+        "asgd/records/checks.py",
+        "        kept = ~unknown & ~later\n",
+        "        staleness, unknown = np.nan_to_num(staleness), later & False\n"
+        "        kept = ~unknown & ~later\n",
+        RECORDS,
+    ),
+    Mutation(
+        "the items of one step are as many as they are",
+        "analysis/records/fit.py",
+        "step=update if shared else None",
+        "step=None",
+        ("tests/analysis/test_records.py", "-k", "one_cluster"),
+    ),
+    Mutation(
+        "a closed log takes items that nobody reads",
+        "asgd/records/log.py",
+        "                self._version[0] = _CLOSED\n",
+        "                pass\n",
+        ("tests/asgd/test_staleness_log.py", "-k", "closed"),
     ),
 ]
 
