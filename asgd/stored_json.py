@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from asgd.errors import InputError
+from asgd.seals import is_sealed
 
 _MOST_BYTES = 256_000_000  # of a file that is read as a whole
 _DEEPEST = 64  # nesting of tables and lists, far below Python's recursion limit
@@ -53,12 +54,15 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises
     ------
     InputError
-        The file is missing, unreadable or not a JSON object.
+        The file is missing, unreadable, damaged or not a JSON object.
     """
     try:
-        value = parse_json(read_bounded(path))
+        content = read_bounded(path)
+        value = parse_json(content)
+        is_sealed(content)
         if not isinstance(value, dict):
             raise ValueError(f"expected an object, got {type(value).__name__}")
+        value.pop("sha256", None)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"{path}: cannot be read ({reason})") from None

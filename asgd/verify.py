@@ -16,8 +16,9 @@ from asgd.rundir.parts import most_rows, parts_of
 from asgd.rundir.problem_record import problem_changes
 from asgd.rundir.reader import Run
 from asgd.rundir.tables import check_digests, read_table
+from asgd.seals import is_sealed
 from asgd.simulation.replay import replay
-from asgd.stored_json import read_json
+from asgd.stored_json import parse_json, read_json
 
 _TOLERANCE = 1e-6  # relative and absolute; another machine may sum in another order
 
@@ -115,10 +116,16 @@ def _file_findings(run: Run) -> list[str]:
     found = [finding for path in stored for finding in _refusal(lambda: read_json(path))]  # noqa: B023
     if prediction.exists():
         found += _refusal(lambda: check_digests(prediction))
+    for path in stored if not found else ():
+        if not is_sealed(path.read_bytes()):
+            found.append(f"{path}: has no digest")
     found += (unusable := _refusal(lambda: run.environment))
     refused = _refusal(lambda: run.events)
     if refused:
         return [*found, *refused]
+    events = run.path / "events.jsonl"
+    lines = enumerate(events.read_bytes().splitlines(), start=1)
+    found += [f"{events}: line {n} has no check" for n, line in lines if not _is_checked(line)]
     known: dict[str, set[str]] = {}
     for event in run.events:
         digests = event.get("sha256") if event["event"] in ("start", "settings_changed") else None
@@ -131,6 +138,15 @@ def _file_findings(run: Run) -> list[str]:
         if sha256(path.read_bytes()).hexdigest() not in known.get(name, ()):
             found.append(f"{path}: has changed since the run began")
     return found
+
+
+def _is_checked(line: bytes) -> bool:
+    """Whether a line of the events has its check, or was written only up to there."""
+    try:
+        parse_json(line)
+    except ValueError:
+        return b'"check"' not in line
+    return is_sealed(line)
 
 
 def _gradient_findings(run: Run) -> list[str]:

@@ -32,6 +32,7 @@ from asgd.rundir.parts import most_rows
 from asgd.rundir.problem_record import check_problem
 from asgd.rundir.reader import Run
 from asgd.rundir.tables import Types, read_table, write_table
+from asgd.seals import is_sealed, sealed_object
 from asgd.stored_json import read_bounded
 
 Method = Literal["auto", "simulate", "fast"]
@@ -164,8 +165,9 @@ class Prediction:
         directory = Path(directory)
         columns = {name: self.curves[name].to_numpy() for name in _COLUMNS}
         write_table(directory / "prediction.parquet", columns, _COLUMNS, ("model",))
-        text = msgspec.json.format(msgspec.json.encode(self.settings), indent=2)
-        replace_file(directory / "prediction.json", text + b"\n")
+        replace_file(
+            directory / "prediction.json", sealed_object(msgspec.to_builtins(self.settings))
+        )
 
 
 def predict(
@@ -320,6 +322,7 @@ def read_prediction(directory: str | Path) -> Prediction:
     directory = Path(directory)
     try:
         text = read_bounded(directory / "prediction.json")
+        is_sealed(text)
         settings = msgspec.json.decode(text, type=PredictionSettings)
         most = most_rows(load_config(directory / "config.json"), LOSS) * len(settings.models)
         columns = read_table(directory / "prediction.parquet", _COLUMNS, most)

@@ -12,7 +12,6 @@ The laws are marginal: they give the share of each staleness, not the order of t
 from __future__ import annotations
 
 import html
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -38,6 +37,7 @@ from analysis.profile.verdict import (
 )
 from asgd.arrays import Array
 from asgd.rundir.files import replace_file
+from asgd.seals import sealed_object
 from asgd.staleness import Empirical, Geometric, StalenessLaw
 from asgd.streams import stream
 
@@ -287,8 +287,7 @@ class StalenessFit:
 
     def save(self, directory: str | Path) -> None:
         """Write `profile.json` into a run directory."""
-        text = json.dumps(self.to_dict(), indent=2) + "\n"
-        replace_file(Path(directory) / "profile.json", text.encode())
+        replace_file(Path(directory) / "profile.json", sealed_object(self.to_dict()))
 
     def __repr__(self) -> str:
         return f"{self.summary}\n\n{self._shown().to_string()}\n\n{self.verdict}"

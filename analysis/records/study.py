@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -16,6 +15,7 @@ from asgd.errors import UnreliableEstimateError
 from asgd.records.columns import STEPS
 from asgd.records.reader import Record, read_record
 from asgd.rundir.files import replace_file
+from asgd.seals import sealed_object
 
 Profile = StalenessFit | MeansProfile
 
@@ -102,5 +102,4 @@ class RecordStudy:
 
     def save(self) -> None:
         """Write `profile.json` into the record."""
-        text = json.dumps(self.to_dict(), indent=2) + "\n"
-        replace_file(self.path / "profile.json", text.encode())
+        replace_file(self.path / "profile.json", sealed_object(self.to_dict()))

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from asgd.errors import InputError
 from asgd.printable import printable
+from asgd.seals import is_sealed
 from asgd.stored_json import parse_json, read_bounded
 
 _ORDINARY = {"start", "problem", "metrics", "finish"}
@@ -52,6 +53,7 @@ def read_events(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, start=1):
         try:
             event = parse_json(line)
+            is_sealed(line)
         except ValueError as error:
             if not line or _is_torn(line, error):
                 continue
@@ -59,6 +61,7 @@ def read_events(path: Path) -> list[dict[str, Any]]:
         defect = _defect(event)
         if defect:
             raise InputError(f"{path}: line {number} is not an event ({defect})")
+        event.pop("check", None)
         events.append(event)
     return events
 

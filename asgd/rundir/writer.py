@@ -20,6 +20,7 @@ from asgd.rundir.columns import LOSS, MEMBERS, METRIC_COLUMNS, METRICS, TABLES, 
 from asgd.rundir.files import make_directory, replace_file
 from asgd.rundir.parts import part_name
 from asgd.rundir.tables import write_table
+from asgd.seals import sealed_line
 
 _REPETITIVE = ("worker", "staleness", "batch_size")
 
@@ -84,13 +85,13 @@ class RunWriter:
 
     def event(self, kind: str, **fields: Any) -> None:
         """Append one event; `fields` must be JSON values."""
-        line = json.dumps({"event": kind, "time": time.time(), **fields}) + "\n"
+        line = sealed_line({"event": kind, "time": time.time(), **fields}) + b"\n"
         with (self.path / "events.jsonl").open("ab+") as file:
             if file.seek(0, os.SEEK_END):
                 file.seek(-1, os.SEEK_END)
                 if file.read(1) != b"\n":  # end a torn line, so that this event is readable
-                    line = "\n" + line
-            file.write(line.encode())
+                    line = b"\n" + line
+            file.write(line)
 
     def note_change(self, path: Path) -> None:
         """Note a renamed or removed file; the next `sync` flushes its directory."""

@@ -19,6 +19,7 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -266,7 +267,8 @@ def _note_failure(run: Path, reason: str, began: float) -> None:
             if not content.rstrip().endswith(b"}") or not _is_end(content.splitlines()[-1]):
                 torn = b"" if content.endswith(b"\n") or not content else b"\n"
                 event = {"event": "failed", "time": time.time(), "reason": reason}
-                file.write(torn + json.dumps(event).encode() + b"\n")
+                body = json.dumps(event).encode()[:-1]  # with its check, as `asgd.seals` has it
+                file.write(torn + body + b', "check": "%08x"}\n' % zlib.crc32(body))
                 print(f"asgd: {reason}", file=sys.stderr)  # noqa: T201
         (run / "alive").unlink(missing_ok=True)
 

@@ -160,7 +160,7 @@ def rewrite_record(path: Path, **fields: object) -> None:
     """Let a run have begun with another problem."""
     changed = [
         {**event, **fields} if event["event"] == "problem" else event
-        for event in map(json.loads, (path / "events.jsonl").read_bytes().splitlines())
+        for event in read_run(path).events
     ]
     text = "".join(f"{json.dumps(event)}\n" for event in changed)
     (path / "events.jsonl").write_text(text, encoding="utf-8")

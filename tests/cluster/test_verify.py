@@ -12,6 +12,8 @@ import msgspec
 import numpy as np
 import pytest
 
+from analysis.prediction.predict import predict
+from analysis.study import Study
 from asgd.config import ProblemConfig, make_config
 from asgd.rundir.columns import TABLES
 from asgd.rundir.problem_record import ProblemRecord
@@ -204,6 +206,14 @@ DAMAGES = {
         "lease: is damaged: expected the number",
     ),
     "the profile": (lambda run: (run / "profile.json").write_text("[]"), "expected an object"),
+    "the profile's digest": (
+        lambda run: (run / "profile.json").write_text("{}"),
+        "profile.json: has no digest",
+    ),
+    "an event's check": (
+        replace("events.jsonl", b', "check": ', b', "chalk": '),
+        "has no check",
+    ),
     "an event": (replace("events.jsonl", b'"finish"', b"finish"), "events.jsonl: line "),
     "a gradient twice": (write("trace", "sequence", 9), "was applied or reported twice, or never"),
     "a gradient lost": (event("gradient_lost", worker=0, sequence=99), "or reported twice, or"),
@@ -223,6 +233,23 @@ def test_damage_is_found(name: str, run: Path, capsys: pytest.CaptureFixture[str
     status, printed, errors = asgd(capsys, "verify", run)
     assert (status, errors) == (1, "")
     assert finding in printed
+
+
+@pytest.mark.parametrize("name", ["events.jsonl", "profile.json", "prediction.json"])
+def test_a_bit_flipped_anywhere_in_a_small_file_is_found(name: str, tmp_path: Path) -> None:
+    """Within a number or a word the text stays JSON: only its check tells."""
+    tables = {"problem": {"kind": "quadratic"}, "run": {"updates": 300}}
+    study = Study.open(simulate(make_config(tables), tmp_path / "run"))
+    study.fit.save(study.path)
+    predict(study.run, models=["sme_sgd"], paths=4).save(study.path)
+    path = study.path / name
+    content, rng = path.read_bytes(), np.random.default_rng(0)
+    assert verify(read_run(study.path), replayed=False).findings == []
+    for place in rng.choice(len(content) - 1, size=60, replace=False):
+        damaged = bytearray(content)
+        damaged[place] ^= 1 << int(rng.integers(8))
+        path.write_bytes(damaged)
+        assert verify(read_run(study.path), replayed=False).findings, (place, damaged[place])
 
 
 def test_the_last_state_of_a_simulated_run_is_checked(tmp_path: Path) -> None:
