@@ -84,4 +84,5 @@ else:
             ],
             "asgd.rundir.reader": ["Run", "read_run"],
         },
+        optional=["JaxProblem", "TorchProblem"],
     )

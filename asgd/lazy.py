@@ -6,13 +6,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
 
 def lazy(
-    package: str, homes: Mapping[str, Sequence[str]]
+    package: str, homes: Mapping[str, Sequence[str]], optional: Collection[str] = ()
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
     """Return `__getattr__`, `__dir__` and `__all__` of a package.
 
@@ -23,6 +23,9 @@ def lazy(
     homes
         Public names by the dotted name of their module; names listed under the package itself are
         submodules.
+    optional
+        Names whose module needs an extra. They are imported and listed by `dir()` like the others,
+        but are not in `__all__`, so `from package import *` works without the extra.
     """
     home = {name: module for module, names in homes.items() for name in names}
 
@@ -38,4 +41,4 @@ def lazy(
     def names() -> list[str]:
         return sorted(home)
 
-    return get, names, list(home)
+    return get, names, [name for name in home if name not in optional]
