@@ -14,7 +14,7 @@ from asgd.streams import stream
 
 _SECONDS = 0.2  # measuring time per batch size
 _LEAST_CALLS = 5
-_WIDENED = 4  # factor to a second batch size if only one is given
+_WIDENED = 4  # second batch size over the first, if only one is given
 _LEAST_ROWS = 20  # gradients per batch size of a run for a reliable median
 
 
@@ -25,7 +25,7 @@ class GradientCost:
     Attributes
     ----------
     fixed, per_sample
-        Both at least 0.
+        In seconds, both at least 0.
     source
         How it was measured, as a phrase.
     """
@@ -53,7 +53,7 @@ class GradientCost:
 
     @classmethod
     def of_run(cls, run: Run) -> GradientCost | None:
-        """Estimate it from a run whose batch size changed; None if it hardly changed."""
+        """Estimate the cost from a run whose batch size changed; None if it hardly changed."""
         computed = run.trace.groupby("batch_size")["compute_seconds"].agg(["median", "size"])
         computed = computed[computed["size"] >= _LEAST_ROWS]
         if len(computed) < 2:

@@ -27,8 +27,8 @@ TurnsOf = Callable[[int, np.random.Generator], ServerTurns]
 # Share of the paths: if more diverge, the rest is given up.
 _ENOUGH_DIVERGED = 0.25
 
-# Numbers touched per update of one path, and per call of a user's method; and numbers that all
-# paths may hold together.
+# Overhead of an update of one path, and of a call of a user's method, in numbers that are processed
+# in the same time; and the most numbers that all paths may hold together.
 _UPDATE_NUMBERS, _CALL_NUMBERS = 1_000, 20_000
 _LARGEST_STATE = 2**27
 
@@ -222,7 +222,7 @@ def path_count(setting: PathSetting, slots: int, *, numbers: float, fewest: int,
     slots
         Snapshots per path.
     numbers
-        Total numbers to touch: d for each sample of a gradient or of a recorded loss, plus the
+        Total numbers to process: d for each sample of a gradient or of a recorded loss, plus the
         overhead of calls per update.
     """
     problem, updates = setting.problem, len(setting.batch_size)

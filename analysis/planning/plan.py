@@ -4,7 +4,7 @@ For every choice the times of the workers give the staleness law and the speed
 (`analysis.planning.pace`), the turns give the limits of the learning rate
 (`analysis.exact.limits`), and paths in virtual time under the run's own rule give the loss
 (`analysis.planning.paths`). A few paths of every choice are simulated first. The leading choice
-then gets many more, until one stays in the lead with them. No worker is started.
+then gets many more, until a choice that has them leads. No worker is started.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from asgd.schedules import batch_schedule, learning_rate_schedule
 from asgd.streams import stream
 
 _EVEN, _EARLY = 40, 120  # points of a predicted curve, even in updates and in their logarithm
-_TARGET = 0.95  # share of the way down; the rest is slow and hidden in scatter
+_TARGET = 0.95  # share of the fall of the loss; the rest is slow and hidden in scatter
 
 # Paths of every choice, and extra paths of a leading one; fewer if paths are expensive.
 _FIRST = {"numbers": 3e8, "fewest": 16, "most": 64}

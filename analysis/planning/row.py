@@ -20,12 +20,12 @@ HEADS = (
     *("of limit", "updates", "seconds", "final loss", "paths", ""),
 )
 
-_SURE = 2.0  # standard errors of a mean loss
+_SURE = 2.0  # standard errors added to a mean loss
 _FEW_DIVERGE = 0.02  # share of diverged paths up to which a choice is not called unstable
 _FEW_SWING = 0.05  # share of swinging paths up to which there is no remark
 FAR = 0.5  # of the almost-sure limit: below it the mean-square limit is not computed
 _NEAR = 1.3  # factor on the learning rate within which a limit is near
-_RISEN = 0.05  # of the way down: smaller rises are scatter
+_RISEN = 0.05  # share of the fall of the loss; smaller rises are scatter
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class PlanRow:
 
     @cached_property
     def stable(self) -> bool:
-        """Whether paths stay bounded, and would so over more updates."""
+        """Whether paths stay bounded, and would stay so over more updates."""
         if self.paths.diverged.mean() > _FEW_DIVERGE:
             return False
         if self.start.verdict == self.end.verdict == "diverges":
@@ -176,7 +176,7 @@ class PlanRow:
 
     @cached_property
     def _swings(self) -> float:
-        """Share of the paths whose loss rises above its start by the whole way down."""
+        """Share of the paths whose loss rises further above its start than the median falls."""
         start = self.paths.loss[0, 0]
         kept = self.paths.loss[:, ~self.paths.diverged]
         if not kept.shape[1]:

@@ -121,7 +121,7 @@ class QueueReads:
 
 
 class Rounds:
-    """Rounds that wait for the slowest worker, mode sync: one gradient of all their samples."""
+    """Mode sync: a round waits for the slowest worker and applies one gradient of all samples."""
 
     def __init__(self, server: ServerTimes, paths: int, rng: np.random.Generator) -> None:
         self.slots = 1

@@ -63,7 +63,7 @@ def advice_on_divergence(run: Run) -> str | None:
 
 
 def _other_changes(setting: Setting, point: PointStability) -> list[str]:
-    """Return what else would do, each alone and with the learning rate as it is, in words."""
+    """Return the other changes that alone make the run stable at its learning rate, in words."""
     rate, curvature, found = point.learning_rate, point.curvature[0], []
     if point.momentum:
         limits = limits_of(setting, momentum=0.0).at_curvature(curvature)
@@ -78,7 +78,7 @@ def _other_changes(setting: Setting, point: PointStability) -> list[str]:
 
 
 def at_most(workers: int) -> str:
-    """Return so many workers as advice."""
+    """Return a largest number of workers in words."""
     return "one worker" if workers == 1 else f"at most {workers} workers"
 
 

@@ -130,7 +130,7 @@ class DrawnReads:
 
 
 def servers(slots: int) -> int:
-    """Return how many servers with so many slots to draw."""
+    """Return the number of servers to draw, each with `slots` slots."""
     return int(np.clip(_LARGEST_STATE // slots, _FEWEST, SERVERS))
 
 
@@ -174,6 +174,6 @@ class GradientPath:
         return np.asarray(rows / np.linalg.norm(rows, axis=1)[:, None])
 
 
-# Gradients kept over a run; a third as many more of its first versions.
+# Gradients kept over a run; for its first versions a third as many are kept in addition.
 _KEPT, _KEPT_WIDE, _WIDE_DIM = 128, 30, 10_000
 _LEAST_VARIANCE = 1e-10

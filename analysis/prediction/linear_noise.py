@@ -18,10 +18,10 @@ constant.
 The theory omits everything beyond second order in the deviations. It fails where this matters: near
 the limits of stability; where noise carries paths from one valley to another, which it cannot
 detect; where curvature vanishes at the minimum, so that noise is not small; and beyond the edge of
-stability, where it grows large. There are no values from the time on when growing noise costs half
-of the gain of the mean path (the loss of a real run saturates there, the linear theory does not),
-when orders beyond the second make more than 2 % of the loss, or when some hundred drawn servers do
-not determine the cost of random lags to 0.75 % of it.
+stability, where it grows large. The curve ends where growing noise costs half of the gain of the
+mean path (the loss of a real run saturates there, the linear theory does not), where orders beyond
+the second make more than 2 % of the loss, or where some hundred drawn servers do not determine the
+cost of random lags to 0.75 % of the loss.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ LARGEST_COST = 0.5  # of growing noise, as a share of the mean path's gain
 # Share of the predicted loss beyond second order. On the quartic at 0.2 and 0.3 of the mean-square
 # limit it is 0.01 and 0.16, and the loss 7 and 18 % off.
 LARGEST_REST = 0.02
-# Share of the predicted loss that its standard error by `SERVERS` drawn servers may be. On a tanh
+# Largest standard error due to `SERVERS` drawn servers, as a share of the predicted loss. On a tanh
 # network with memoryless workers it is 0.002 at 0.3 of that limit, 0.005 at 0.5, and 0.009 at 0.65.
 LARGEST_ERROR = 0.0075
 

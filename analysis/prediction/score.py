@@ -73,7 +73,7 @@ class Score:
         95 % intervals over repeats: by model, the columns `relative_error_low`,
         `relative_error_high`, `coverage_low`, `coverage_high`, `crps_low` and `crps_high`; and
         `coverage_error`, the standard error of the coverage over runs, since the points of one run
-        are inside or outside together. None for a single run. Coverage and CRPS have Student's
+        are inside or outside together. None for a single run. Coverage and CRPS have
         Student's interval of a mean over runs. The interval of the relative error is conservative,
         see `relative_error_interval`; its upper end is infinite if the runs scatter too much.
     labels

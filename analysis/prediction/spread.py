@@ -20,18 +20,18 @@ from asgd.problems.base import Problem
 from asgd.staleness import StalenessLaw
 
 PROBES = 8  # draws of the noise at each time
-FEW_PROBES, WIDE_DIM = 4, 10_000  # above this dimension a sum over modes averages by itself
+FEW_PROBES, WIDE_DIM = 4, 10_000  # fewer draws above this dimension: many modes average
 LANCZOS_STEPS = 12
 DENSE_DIM = 64  # largest dimension for sums over all modes
 _DRAWS = 64  # deviations drawn for orders beyond the second in small dimension
 # Directions in which the gradient varies along the mean path, and Krylov steps from them.
 _LAG_DIRECTIONS, _LAG_STEPS = 6, 8
-_LEAST_NEW = 1e-6  # share of a new Krylov vector beyond which it is rounding
+_LEAST_NEW = 1e-6  # a new Krylov vector below this share of its length is rounding error
 
 
 @dataclass(frozen=True)
 class Dynamics:
-    """What linear noise depends on beside the point.
+    """What linear noise depends on besides the point.
 
     Attributes
     ----------
@@ -67,7 +67,7 @@ class Spread(NamedTuple):
     top
         Largest curvature.
     rest
-        What the loss gains on average beyond second order in the deviation, which (F1) omits.
+        Mean contribution of orders beyond the second to the loss, which (F1) omits.
     """
 
     cumulants: Array
@@ -109,7 +109,7 @@ class Spreader(ABC):
         """Return the spread of the paths around x at the last of the times."""
 
     def _amplification(self, curvature: Array, lags: Integers) -> tuple[Array, Array]:
-        """Return what random lags multiply sums of squared responses by, and its error."""
+        """Return the factor of random lags on sums of squared responses, and its standard error."""
         reads, shape = self._dynamics.reads, (len(lags), *curvature.shape)
         if reads is None:
             return np.ones(shape), np.zeros(shape)

@@ -1,1 +1,1 @@
-"""What a record without parameters tells: its law, its means, and what a cap would cost."""
+"""The analysis of a record: its law, its means, and the cost of a cap."""

@@ -56,7 +56,7 @@ def loss_course(record: Record) -> pd.DataFrame:
 
 
 def split_in_words(record: Record) -> str | None:
-    """Return how staleness divides into flight and queue; None if the log does not say."""
+    """Return the parts of staleness in flight and in the queue, in words; None if not logged."""
     if record.about.rows == STEPS:
         return None
     found = record.columns(ITEMS, "staleness", "in_flight")
@@ -74,7 +74,7 @@ def _parts(rows: int) -> np.ndarray:
 
 
 def spells_in_words(record: Record) -> str | None:
-    """Return how long staleness stays high, against independent steps; None without items.
+    """Return the longest spell of high staleness and its usual length; None without items.
 
     High is above the 90 % quantile of the means of the steps. In m independent steps, each high
     with probability p, the longest spell has about log(m (1 - p))/log(1/p) steps.

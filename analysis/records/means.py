@@ -1,4 +1,4 @@
-"""What means per step tell about staleness: a weighted mean, its drift, bounds; no law."""
+"""The staleness of a record of means per step: a weighted mean, its drift, bounds; no law."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A record with what it tells, computed once and kept."""
+"""A record with its analysis, computed once and kept."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Profile = StalenessFit | MeansProfile
 
 
 class RecordStudy:
-    """A record with its fit, or with what its means tell.
+    """A record with its fit, or with the profile of its means.
 
     Parameters
     ----------
@@ -45,7 +45,7 @@ class RecordStudy:
 
     @property
     def profile(self) -> Profile:
-        """The staleness fit, or what the means tell.
+        """The staleness fit, or the profile of the means.
 
         Raises
         ------

@@ -1,4 +1,4 @@
-"""What a record's staleness costs, and what a cap, or other numbers of samplers, would change.
+"""The cost of a record's staleness, and the effect of caps and of other numbers of samplers.
 
 All limits are of one mode, over those without staleness, so the curvature cancels. Lags are taken
 as independent from update to update, as in the model of An, Lu, Ying, with one item per update.
@@ -25,7 +25,7 @@ from asgd.staleness import ConstantPlusGeometric, Empirical
 from asgd.streams import stream
 
 _MOST_CAPS = 5
-_RARE = 0.001  # share of items beyond a cap that is not worth one
+_RARE = 0.001  # a cap that fewer items exceed is not worth trying
 _MOST_WORKERS = 10
 _SEED = 0
 
@@ -134,7 +134,7 @@ class WhatIf:
 
     @property
     def cost(self) -> str:
-        """What the staleness costs, in a sentence."""
+        """The cost of the staleness, in a sentence."""
         now = self.now
         beta = f" with momentum {self.momentum:g}" if self.momentum else ""
         return (
@@ -145,7 +145,7 @@ class WhatIf:
 
     @property
     def sentences(self) -> list[str]:
-        """What each cap would cost and gain, a sentence each."""
+        """The cost and the gain of each cap, a sentence each."""
         found = []
         for dropped, paced in zip(self.caps("discard"), self.caps("pace"), strict=True):
             kept = 1.0 - dropped.beyond
@@ -185,7 +185,7 @@ class WhatIf:
 
 
 def bounds_of_caps(profile: MeansProfile, caps: Sequence[int] | None = None) -> list[str]:
-    """Return what means tell about caps, a sentence each."""
+    """Return the bounds that means give for caps, a sentence each."""
     largest = 16 if profile.largest is None else int(profile.largest)
     chosen = caps if caps is not None else [cap for cap in (1, 2, 4, 8, 16) if cap < largest]
     return [
@@ -203,7 +203,7 @@ def what_if(
     momentum: float = 0.0,
     progress: Callable[[str, float], None] | None = None,
 ) -> WhatIf:
-    """Return what caps and other numbers of samplers would change.
+    """Return the effect of caps and of other numbers of samplers.
 
     Parameters
     ----------
@@ -274,7 +274,7 @@ def _changes(values: Integers, caps: Sequence[int], workers: float | None) -> It
         yield _Change(f"pace to {cap}", "pace", Empirical.from_sample(np.minimum(values, cap)), cap)
     rng = stream(_SEED, "samplers")
     for name, factor in (("half the samplers", 0.5), ("twice the samplers", 2.0)):
-        if workers is not None and workers > 1:  # a worker does not wait for itself
+        if workers is not None and workers > 1:  # a worker makes no update while it computes
             factor = max(factor * workers - 1.0, 0.0) / (workers - 1.0)
         law = Empirical.from_sample(with_samplers(values, factor, rng))
         yield _Change(name, "samplers", law)
@@ -337,7 +337,7 @@ def _checked(caps: Iterable[int], values: Integers) -> list[int]:
 
 
 def _by_worker(study: RecordStudy, fit: StalenessFit, caps: Sequence[int]) -> pd.DataFrame | None:
-    """Return whose items are beyond the caps, those with most first."""
+    """Return the workers with items beyond the caps, those with most such items first."""
     sample, names = fit.sample, study.workers
     if sample.workers is None or names is None or not caps:
         return None

@@ -1,4 +1,4 @@
-"""The clock of a run, real or virtual, and the waiting time of whoever started it.
+"""The clock of a run, real or virtual, and the wall-clock time that its user waited.
 
 Real and virtual seconds are not comparable, so runs on different clocks are compared in updates.
 """

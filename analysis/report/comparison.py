@@ -25,8 +25,8 @@ from analysis.report.headline import (
 )
 from asgd.rundir.reader import Run
 
-# The target, as a share of the way down to a loss that every run reached: scatter would decide when
-# the last bit is reached.
+# The target, as a share of the fall of the loss to a value that every run reached. Scatter decides
+# when a run covers the rest.
 _TARGET = 0.95
 # Phrases for runs above a limit.
 _ABOVE: dict[Verdict, str] = {
@@ -57,7 +57,7 @@ class Comparison:
     labels
         Label of each model.
     scatter
-        Mean error that scatter alone causes, 0 if unknown.
+        Mean relative error that scatter alone causes, 0 if unknown.
     """
 
     table: pd.DataFrame

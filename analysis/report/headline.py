@@ -24,7 +24,7 @@ Facts = list[tuple[str, str]]
 
 _SLIGHT = 0.03  # change of the predicted loss that needs no advice
 _POOR = 0.15  # error above which a prediction is unreliable
-_AMPLE = 2.0  # ample factor from the learning rate to its limit
+_AMPLE = 2.0  # limit over learning rate from which there is ample margin
 _COVERED = 0.7  # coverage of the 90 % band above which the error of one run is mostly scatter
 ALIKE = 1.1  # ratio of two errors below which neither model counts as closer
 _RULES = {
@@ -33,11 +33,11 @@ _RULES = {
     "staleness_aware": "staleness-aware SGD",
 }
 _LISTED = 5  # workers named in a sentence
-_MANY = 30  # updates of the busiest worker, below which chance makes shares uneven
+_MANY = 30  # updates of the busiest worker; with fewer, chance makes shares uneven
 _UNEVEN = 2.0  # updates of the busiest worker over those of the idlest
 _CLOSELY = 0.05  # error up to which a prediction counts as close, even beyond chance
-# Quantile 95 % of the error of a right prediction over its mean, if all points are off together:
-# 1.96 sqrt(pi / 2).
+# The error of a right prediction is below this multiple of its mean in 95 % of the cases, if all
+# points deviate together: 1.96 sqrt(pi / 2).
 _CHANCE = 2.46
 _MU = (
     " Here mu is the parameter of the geometric law: each staleness is mu times as likely as the "
@@ -180,7 +180,7 @@ def _metrics(run: Run) -> str:
 
 
 def _waited(run: Run, seconds: float) -> str:
-    """Return the sentence on the time that the seconds of a run exclude."""
+    """Return the sentence on start-up and evaluation, which the seconds of a run exclude."""
     waited = seconds_waited(run)
     if waited is None:
         return ""
@@ -293,7 +293,7 @@ def listed(names: Sequence[str]) -> str:
 
 
 def _recorded(prediction: Prediction) -> str:
-    """Return the sentence on recorded turns, if "sme_law" used more of the run than its law."""
+    """Return the sentence on recorded turns, if "sme_law" used them instead of the law."""
     if not prediction.recorded_turns:
         return ""
     return (
@@ -432,8 +432,8 @@ def _about_workers(workers: pd.DataFrame, events: pd.DataFrame) -> list[str]:
 def staleness_cost(prediction: Prediction) -> float | None:
     """Return by how much the measured staleness raises the mean predicted loss.
 
-    This is the difference averaged over the recorded updates, over the mean loss predicted without
-    staleness; None if either is not predicted or not finite.
+    This is the mean difference over the recorded updates, divided by the mean loss predicted
+    without staleness. None if either is not predicted or not finite.
     """
     if not {"sme_sgd", "sme_law"} <= set(prediction.models):
         return None

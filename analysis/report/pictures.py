@@ -32,7 +32,7 @@ _HANGING = (
 _MOST_METRICS = 6  # drawn
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 _CUT = " Larger values are cut off."
-_FALLEN = 0.95  # of the way down: the end of the transient
+_FALLEN = 0.95  # share of the fall of the loss at which the transient ends
 _SHORT = 0.4  # share of a run below which the transient gets a figure of its own
 _NO_CURVES = pd.DataFrame(columns=["model", "update", "loss_mean"])
 
@@ -192,7 +192,7 @@ def metrics(prefix: str, runs: Sequence[Run]) -> list[Picture]:
 
 
 def transient(runs: Sequence[Run]) -> int | None:
-    """Return twice the update by which the loss is down, or None if that is not early.
+    """Return twice the update at which the transient ends, or None if that is not early.
 
     The models differ in this transient, which needs an axis of its own.
     """

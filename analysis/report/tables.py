@@ -81,7 +81,7 @@ def _is_number(value: object) -> TypeGuard[float]:
 def aligned_numbers(
     numbers: Sequence[float], digits: int = _DIGITS, ends: Sequence[float] = ()
 ) -> list[str]:
-    """Return numbers with the same decimals, to be read down a column.
+    """Return the numbers of a column as text with the same number of decimals.
 
     The largest has `digits` significant digits, and the smallest two if one more decimal allows it;
     common trailing zeros are dropped. Numbers of too different size, very large numbers and those

@@ -81,7 +81,7 @@ def import_log(
 
 
 def sentences(about: About) -> list[str]:
-    """Return what was left out, met, and cannot be known, a sentence each."""
+    """Return what was left out, what is special, and what is unknown, a sentence each."""
     left_out = [f"Left out: {count:,} rows {why}." for why, count in about.left_out.items()]
     return [*left_out, *about.notes, *(f"Not known: {text}" for text in about.unknown)]
 

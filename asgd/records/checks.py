@@ -23,7 +23,8 @@ DUPLICATE = "of an item that was there before in the same step"
 
 _MOST_WORKERS = 100_000
 _MOST_NOTES = 20
-_MANY_FALLS, _SHARE_OF_FALLS = 3, 100  # more falls, and one per so many rows: not in order
+# Rows are not in order with more falls than this, and more than one fall per so many rows.
+_MANY_FALLS, _SHARE_OF_FALLS = 3, 100
 
 
 class RowChecker:
@@ -36,7 +37,7 @@ class RowChecker:
     left_out
         Number of rows that cannot be used, by the reason.
     notes
-        What was met, a sentence each.
+        What is special about the log, a sentence each.
     """
 
     def __init__(self) -> None:
@@ -50,7 +51,7 @@ class RowChecker:
 
     @property
     def workers(self) -> list[str]:
-        """Names of workers 0, 1, ..., none if there are too many of them."""
+        """Names of workers 0, 1, ...; empty if there are too many of them."""
         return list(self._workers or ())
 
     def accept(self, batch: Batch, place: str) -> Columns:
@@ -73,7 +74,7 @@ class RowChecker:
         staleness, in_flight = _staleness(numbers)
         unknown = ~(staleness >= 0) & ~(staleness < 0)
         for key in ("read_version", "staleness", "update"):
-            if key in numbers:  # many systems write -1 for what they do not know
+            if key in numbers:  # many systems write -1 for an unknown value
                 unknown |= ~(numbers[key] >= 0)
         later = ~unknown & (staleness < 0)
         self._leave_out(NO_VERSION, unknown, place)
@@ -114,7 +115,7 @@ class RowChecker:
             raise InputError(f"{source}: no row that can be used, of {self._seen:,}")
 
     def described(self, about: About) -> About:
-        """Return what is said about a record, with what was found in its rows."""
+        """Return `about` completed by the findings in the rows."""
         return msgspec.structs.replace(
             about,
             workers=self.workers,
@@ -123,7 +124,7 @@ class RowChecker:
         )
 
     def note(self, sentence: str) -> None:
-        """Keep a sentence on the log, if there are not too many."""
+        """Keep a sentence on the log, unless there are too many."""
         if len(self.notes) < _MOST_NOTES:
             self.notes.append(sentence)
 
@@ -135,7 +136,7 @@ class RowChecker:
     def _updates(
         self, given: Array | None, kept: npt.NDArray[np.bool_], place: str
     ) -> npt.NDArray[np.int64]:
-        """Return the update of each row; numbers that fall go on after the last, as a session."""
+        """Return the update of each row; where the numbers fall, a new session continues them."""
         found = np.zeros(len(kept), np.int64)
         self._sessions = np.full(len(kept), self._session)
         rows = int(kept.sum())

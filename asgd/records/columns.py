@@ -1,4 +1,4 @@
-"""The files of a record, the columns of its tables, and what is said about it.
+"""The files of a record, the columns of its tables, and its description `About`.
 
     record.json            what the record is: source, format, unit, what it cannot tell
     items/part-*.parquet   a row per item that was used, columns `ITEM_COLUMNS`; or
@@ -30,8 +30,8 @@ Unit = Literal["updates", "versions", "steps"]
 ITEM_COLUMNS: Types = {
     "item": np.int64,  # number of the row: 0, 1, ..., each once
     "update": np.int64,  # updates (versions, steps) before the item was used; never falls
-    "staleness": np.int64,  # of these, how many the item's parameters lacked
-    "in_flight": np.int64,  # of these, how many passed while it was computed; UNKNOWN
+    "staleness": np.int64,  # how many of these updates the item's parameters lacked
+    "in_flight": np.int64,  # the part of the staleness while it was computed, or UNKNOWN
     "worker": np.int32,  # index into the workers of record.json, or UNKNOWN
     "samples": np.int64,  # in the item; 1 if the log does not say
     "loss": np.float64,  # nan if the log does not say
@@ -67,7 +67,7 @@ class About(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     rows
         The table: "items", or "steps" of which only means are known.
     columns
-        The columns that were read, by ours.
+        The columns that were read, by our names.
     workers
         Names of workers 0, 1, ...
     unknown
@@ -75,7 +75,7 @@ class About(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     left_out
         Number of rows left out, by the reason.
     notes
-        What was met in the log, a sentence each.
+        What is special about the log, a sentence each.
     """
 
     kind: Literal["imported", "logged"]

@@ -1,7 +1,7 @@
 """Reads columns of tables that other programs wrote, in batches of bounded size.
 
-Numbers become float64, with nan for what is missing; text becomes codes and names. Compression is
-told by the end of the file's name: .gz, .bz2, .zst, .lz4.
+Numbers become float64, with nan for what is missing; text becomes codes and names. The
+suffix of the file tells its compression: .gz, .bz2, .zst, .lz4.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ Batch = dict[str, Array | Names]
 
 
 def kind_of(path: Path) -> str:
-    """Return the end of a file's name that tells its format, without that of a compression."""
+    """Return the suffix of a file that tells its format, without that of a compression."""
     name = Path(path.stem) if path.suffix in COMPRESSED else path
     return name.suffix.lower()
 
@@ -77,7 +77,8 @@ def batches(path: Path, columns: Mapping[str, str]) -> Iterator[Batch]:
     path
         The file; its name tells its format and its compression.
     columns
-        Their column of each of ours. In JSON, and in nested Parquet, `a.b` is b within a.
+        The column of the file for each of our columns. In JSON and nested Parquet, `a.b` is b
+        within a.
 
     Yields
     ------
@@ -180,7 +181,7 @@ def _json_lines(path: Path, columns: Mapping[str, str]) -> Iterator[Batch]:
             return typed(line)
         except msgspec.ValidationError:
             raise
-        except msgspec.DecodeError:  # such as NaN, which Python writes and JSON does not know
+        except msgspec.DecodeError:  # such as NaN, which Python writes and JSON forbids
             return msgspec.convert(json.loads(line), shape)
 
     lines, first = _decoded(path, decode, lambda _: True), True
@@ -196,7 +197,7 @@ def _json_lines(path: Path, columns: Mapping[str, str]) -> Iterator[Batch]:
 
 
 def _shape(columns: Mapping[str, str]) -> tuple[type[msgspec.Struct], dict[str, list[str]]]:
-    """Return a type that holds these parts of a JSON object only, and where each is in it."""
+    """Return a type that decodes only these parts of a JSON object, and the place of each in it."""
     tree: dict[str, Any] = {}
     for name, theirs in columns.items():
         *above, last = theirs.split(".")

@@ -57,7 +57,7 @@ def import_log(
     format
         "auto", or a name of `asgd import --help`.
     columns
-        Their column of each of ours, where it has another name: `update`, `read_version`,
+        The name of each of our columns in the log, where it differs: `update`, `read_version`,
         `end_version`, `staleness`, `worker`, `item`, `samples`, `loss`, `seconds`; of a log of
         means `step`, `mean`, `max`, `min`, `items`, `loss`.
     unit
@@ -192,7 +192,7 @@ class _Log:
         parts = format.parts(source)
         if not parts:
             raise InputError(f"{source}: no log of the format {format.name} ({format.what})")
-        if format.columns is None:  # a table: whatever of our columns it has
+        if format.columns is None:  # a table: take those of our columns that it has
             there = header(parts[0].path)
             columns = {key: key for key in ITEM_KEYS if key in there} | dict(given)
             _check_enough(columns, parts[0].path, there)
@@ -236,7 +236,7 @@ class _Parts:
             self.close()
 
     def close(self) -> None:
-        """Write what is held."""
+        """Write the rows that are held."""
         if not self._held:
             return
         columns = {
@@ -282,7 +282,7 @@ def _import_metrics(
 
 
 def metrics_table(rows: Iterator[dict[str, float]]) -> tuple[Columns, int, list[str]]:
-    """Return the columns of a record of means, the steps without one, and what was met.
+    """Return the columns of a record of means, the number of steps without one, and notes.
 
     A step that appears again right away continues its row (loggers write a step in pieces); one
     that is lower than the last begins a new session.

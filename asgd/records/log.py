@@ -1,7 +1,7 @@
 """A log of staleness for a training loop of one's own.
 
 Logging needs the standard library only. Each item is one line of `log.jsonl`, appended in one
-write; `published` holds the version that readers get now, in memory that processes share.
+write; `published` is the version that readers get now; it is in memory that processes share.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class StalenessLog:
     >>> log.close()
 
     Staleness is the published version when an item is applied, less the one that was read. The
-    record can be read while it grows. Pickled, as for another process, the log stays the same one.
+    record can be read while it grows. A pickled log, as another process gets it, is the same log.
 
     Parameters
     ----------
@@ -134,9 +134,9 @@ class StalenessLog:
         Parameters
         ----------
         worker
-            For the reader of the code; `applied` names the worker.
+            Unused, it only makes the call readable; `applied` names the worker.
         version
-            The version it has, if that is not the one published last.
+            The version that the worker has, if it is not the one published last.
 
         Raises
         ------
@@ -177,7 +177,7 @@ class StalenessLog:
         Raises
         ------
         InputError
-            It was read from a version that is not published yet, or the log is closed.
+            The version it was read at is not published yet, or the log is closed.
         """
         line: dict[str, Any] = {
             "read_version": read.version,
@@ -188,7 +188,7 @@ class StalenessLog:
             "loss": float(loss) if loss is not None and math.isfinite(loss) else None,
         }
         with self._lock:
-            # Of the process, not of the file: a process that was forked has its own.
+            # It belongs to the process, not to the file: a forked process has its own.
             fcntl.lockf(self._shared, fcntl.LOCK_EX)
             try:
                 update = self._current()
@@ -199,7 +199,7 @@ class StalenessLog:
                 line |= {"update": update, "seconds": time.time()}
                 content = (json.dumps(line) + "\n").encode()
                 done = os.write(self._lines, content)
-                if done != len(content):  # the disk is full: no torn line may stay
+                if done != len(content):  # the disk is full: remove the torn line
                     os.ftruncate(self._lines, os.fstat(self._lines).st_size - done)
                     raise InputError(f"{self.path / LOG}: cannot be written (disk full)")
             finally:
@@ -252,7 +252,7 @@ class StalenessLog:
 
 
 def _unlock(log: weakref.ref[StalenessLog]) -> None:
-    """Renew the lock of a forked process; a thread that held it is not there."""
+    """Renew the lock of a forked process, in which the thread that held it does not exist."""
     found = log()
     if found is not None:
         found._lock = threading.Lock()
