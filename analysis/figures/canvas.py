@@ -74,7 +74,7 @@ def plot_box(ax: Axes) -> dict[str, Any]:
     }
 
 
-def to_svg(ax: Axes, description: str, *, legend: bool = True) -> str:
+def to_svg(ax: Axes, description: str, *, legend: bool = True, taller: bool = False) -> str:
     """Return the figure of `ax` as an SVG element that fits its container.
 
     Parameters
@@ -83,17 +83,22 @@ def to_svg(ax: Axes, description: str, *, legend: bool = True) -> str:
         Alternative text; also makes the ids of figures distinct.
     legend
         Whether to draw the legend.
+    taller
+        Whether the legend makes the figure taller instead of the plot smaller.
     """
     figure = cast(Figure, ax.figure)
-    box = ax.get_legend()
+    box, height = ax.get_legend(), figure.get_figheight()
     if box is not None:
         box.set_visible(legend)
+        if taller and legend:
+            figure.set_figheight(height + box.get_window_extent().height / figure.dpi)
     buffer = io.StringIO()
     with (
         matplotlib.rc_context({"svg.fonttype": "path", "svg.hashsalt": description}),
         _laid_out(figure),
     ):
         figure.savefig(buffer, format="svg", metadata=_NO_METADATA, transparent=True)
+    figure.set_figheight(height)
     svg = buffer.getvalue()
     label = html.escape(description)
     return svg[svg.index("<svg") :].replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)

@@ -95,7 +95,7 @@ def draw(
         label of each further column.
     """
     description = f"{description} ({id})"
-    file = figures.to_svg(axes, description)
+    file = figures.to_svg(axes, description, taller=not legend)
     svg = file if legend else figures.to_svg(axes, description, legend=False)
     shown = None
     if values is not None:

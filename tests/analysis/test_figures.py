@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from analysis import figures
-from analysis.prediction.model import MODELS
+from analysis.prediction.model import LABELS, MODELS
 
 
 def test_every_model_has_a_look_of_its_own() -> None:
@@ -66,6 +66,26 @@ def test_svg_is_escaped_and_reproducible() -> None:
     assert draw() == draw()
     root = ElementTree.fromstring(draw())
     assert root.get("aria-label") == '"<b> & more'
+
+
+def test_a_legend_may_make_the_figure_taller_instead_of_the_plot_smaller() -> None:
+    loss = pd.DataFrame({"update": [0, 10], "loss": [2.0, 1.0]})
+    rows = [(name, update, 2.0, 1.0, 3.0) for name in LABELS for update in (0, 10)]
+    curves = pd.DataFrame(rows, columns=["model", "update", "loss_mean", "q0.050", "q0.950"])
+    ax = figures.loss_overlay([loss], curves)
+
+    def plot(**options: bool) -> tuple[float, float]:
+        """Return the heights of plot and figure."""
+        svg = ElementTree.fromstring(figures.to_svg(ax, "loss", **options))
+        height = float(svg.get("viewBox", "").split()[3])
+        return ax.get_position().height * height, height
+
+    bare, small, tall = plot(legend=False), plot(), plot(taller=True)
+    assert small[1] == bare[1]
+    assert small[0] < 0.6 * bare[0]
+    assert tall[1] > bare[1]
+    assert tall[0] == pytest.approx(bare[0], abs=10.0)
+    assert plot(legend=False) == bare  # the figure has its height again
 
 
 def test_plot_box_maps_values_to_the_svg() -> None:
