@@ -13,11 +13,8 @@ from __future__ import annotations
 
 import argparse
 import gzip
-import os
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from multiprocessing import get_context
 from pathlib import Path
@@ -26,6 +23,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv as csv
 import pyarrow.parquet as pq
+from bench_long import measure
 
 ROWS = 500_000  # in a part
 WORKERS, EACH = 64, 4
@@ -73,17 +71,6 @@ def write_parts(folder: Path, kind: str, rows: int) -> None:
                 csv.write_csv(table, file)
         else:
             csv.write_csv(table, path)
-
-
-def measure(name: str, *command: str) -> None:
-    """Run a command and print what it took."""
-    begun, process = time.monotonic(), subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    _, status, used = os.wait4(process.pid, 0)
-    print(
-        f"{name}: {time.monotonic() - begun:.1f} s, of its processor "
-        f"{used.ru_utime + used.ru_stime:.1f} s, {used.ru_maxrss / 1e3:.0f} MB, status {status}",
-        flush=True,
-    )
 
 
 def main() -> None:

@@ -17,7 +17,6 @@ from analysis.prediction.response import response_power
 from analysis.prediction.setting import Setting
 from asgd.errors import InputError
 from asgd.problems import DoubleWell, Quadratic, Quartic
-from asgd.problems.base import Array, Indices, Problem
 from asgd.problems.linear import breast_cancer, digits
 from asgd.staleness import (
     ConstantPlusGeometric,
@@ -28,7 +27,7 @@ from asgd.staleness import (
 )
 from asgd.streams import stream
 from scripts.bench_plan import PhaseRetrieval, TanhNetwork, curvature
-from tests.support.exact import impulse_response, mode_moments, server_moments
+from tests.support.exact import Diagonal, impulse_response, mode_moments, server_moments
 
 LAWS = [Poisson(3.0), Geometric(0.75)]
 
@@ -135,35 +134,16 @@ def test_large_problems_need_hessian_vector_products_only(monkeypatch: pytest.Mo
     assert np.all(correction[1:] > 4 * standard_error)
 
 
-class Wide(Problem):
-    """f = (1/2) sum_j a_j x_j^2 with two samples: f -+ s.x, in any dimension."""
-
-    n_samples = 2
-
-    def __init__(self, dim: int) -> None:
-        self.dim = dim
-        self.curvature = 1.0 / (1.0 + np.arange(dim) % 100)
-        self.push = np.full(dim, 0.01)
-
-    def initial_point(self, rng: np.random.Generator) -> Array:
-        return np.ones(self.dim)
-
-    def loss(self, x: Array) -> Array:
-        return (x * x) @ self.curvature / 2
-
-    def gradient(self, x: Array, indices: Indices | None = None) -> Array:
-        slope = self.curvature * x
-        if indices is None:
-            return slope
-        return slope + self.push * (2.0 * indices.mean(axis=-1, keepdims=True) - 1.0)
+def wide(dim: int) -> Diagonal:
+    return Diagonal(1.0 / (1.0 + np.arange(dim) % 100), push=0.01)
 
 
 def test_a_hundred_thousand_parameters() -> None:
-    problem, law = Wide(100_000), Poisson(3.0)
+    problem, law = wide(100_000), Poisson(3.0)
     record = np.array([0, 8, 10])
     initial = np.ones(problem.dim)
     curve = linear_noise(problem, 0.1, law, 0, batch_size=1, initial=initial, record=record)
-    exact = mode_moments(law, 0.1, problem.curvature[:100], problem.push[:100] ** 2, 10)
+    exact = mode_moments(law, 0.1, problem.curvature[:100], np.full(100, problem.push**2), 10)
     modes = exact.mean**2 + exact.variance
     assert np.allclose(curve.mean, 1000 * modes[record] @ problem.curvature[:100] / 2, rtol=1e-3)
 
@@ -232,7 +212,7 @@ def test_lag_noise_on_a_quadratic_is_that_of_the_recursion_of_the_server() -> No
 
 def test_lag_noise_in_many_dimensions_from_few_directions() -> None:
     """Two hundred modes of a hundred curvatures, each exact; only the drawn noise is left."""
-    record, problem = np.array([0, 20, 60]), Wide(200)
+    record, problem = np.array([0, 20, 60]), wide(200)
     law, reads = Geometric(7 / 8), drawn(Geometric(7 / 8), 8, 60, 1)
     given = {"batch_size": 1, "initial": np.ones(200), "record": record}
     curve = linear_noise(problem, 0.3, law, 0, reads=reads, **given)

@@ -21,7 +21,7 @@ from asgd.staleness import (
     Poisson,
 )
 from asgd.streams import stream
-from tests.support.exact import impulse_response, mode_moments, server_moments
+from tests.support.exact import SERVER_TABLE, impulse_response, mode_moments, server_moments
 
 
 @pytest.mark.parametrize(
@@ -37,18 +37,6 @@ def test_moments_equal_independently_computed_values(eta, mu, k, mean, second):
     moments = asgd_moments(Quadratic(), eta, mu, k)
     assert moments.mean[k, 0] == pytest.approx(mean, abs=5e-5)
     assert moments.second_moment[k, 0, 0] == pytest.approx(second, abs=5e-5)
-
-
-SERVER_TABLE = [
-    (0.05, 8, 16, 0.09915, 0.10456, 0.09469),
-    (0.05, 8, 600, 0.08911, 0.09104, 0.08763),
-    (0.1, 8, 16, 0.48064, 0.52740, 0.43962),
-    (0.1, 8, 600, 0.27660, 0.29542, 0.25101),
-    (0.2, 4, 16, 0.61090, 0.69663, 0.49715),
-    (0.2, 4, 600, 0.59091, 0.68033, 0.48824),
-    (0.3, 8, 16, 3.935, 4.772, 1.842),
-    (0.3, 8, 600, 1857, 6.0e6, 1.678),
-]
 
 
 @pytest.mark.parametrize(("eta", "workers", "k", "pool", "iid", "sampling"), SERVER_TABLE)

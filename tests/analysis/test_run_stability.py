@@ -15,12 +15,13 @@ from analysis.profile.fitting import fit_run
 from asgd.config import make_config
 from asgd.errors import DivergedError
 from asgd.problems import Quadratic
-from asgd.problems.base import Array, Indices, Problem
+from asgd.problems.base import Problem
 from asgd.problems.linear import breast_cancer, digits
 from asgd.rules import Rule
 from asgd.rundir.reader import Run, read_run
 from asgd.simulation.simulate import simulate
 from asgd.staleness import ConstantPlusGeometric, Geometric, Poisson
+from tests.support.exact import Diagonal
 
 
 def setting(problem: Problem, learning_rate: float, **changes) -> Setting:
@@ -37,26 +38,6 @@ def setting(problem: Problem, learning_rate: float, **changes) -> Setting:
     return replace(given, **changes)
 
 
-class Diagonal(Problem):
-    """f = (1/2) sum_j a_j x_j^2 with known curvatures; nothing of shape (d, d) would fit."""
-
-    def __init__(self, dim: int) -> None:
-        self.dim, self.n_samples = dim, 2
-        self.curvature = 0.3 / (1.0 + np.arange(dim)) + 0.01 * (np.arange(dim) < 8)
-
-    def initial_point(self, rng: np.random.Generator) -> Array:
-        return np.ones(self.dim)
-
-    def loss(self, x: Array) -> Array:
-        return (x * x) @ self.curvature / 2
-
-    def gradient(self, x: Array, indices: Indices | None = None) -> Array:
-        slope = self.curvature * x
-        if indices is None:
-            return slope
-        return slope + 0.1 * (2.0 * indices.mean(axis=-1, keepdims=True) - 1.0)
-
-
 def test_lanczos_agrees_with_the_dense_spectrum() -> None:
     problem = digits()
     x = 0.1 * np.random.default_rng(0).standard_normal(problem.dim)
@@ -68,7 +49,8 @@ def test_lanczos_agrees_with_the_dense_spectrum() -> None:
 
 
 def test_a_hundred_thousand_parameters_need_no_matrix() -> None:
-    problem = Diagonal(100_000)
+    index = np.arange(100_000)
+    problem = Diagonal(0.3 / (1.0 + index) + 0.01 * (index < 8), push=0.1)
     found = leading_curvatures(problem, np.ones(problem.dim))
     assert np.allclose(found, np.sort(problem.curvature)[::-1][:6], rtol=1e-4)
 

@@ -10,19 +10,9 @@ from asgd.problems.linear import LeastSquares, digits
 from asgd.problems.scalar import DoubleWell, Quadratic
 from asgd.staleness import ConstantPlusGeometric, Geometric, GeometricMixture, Poisson
 from asgd.streams import stream
-from tests.support.exact import check_quadratic, mode_moments, server_second_moment
+from tests.support.exact import SERVER_TABLE, check_quadratic, mode_moments, server_second_moment
 
 PATHS = 20_000
-# E x^2 for f = x^2, sampling variance 4, x_0 = 1: (eta, P, k, pool, iid, sampling)
-TABLE = [
-    (0.05, 8, 16, 0.09915, 0.10456, 0.09469),
-    (0.05, 8, 600, 0.08911, 0.09104, 0.08763),
-    (0.1, 8, 16, 0.48064, 0.52740, 0.43962),
-    (0.1, 8, 600, 0.27660, 0.29542, 0.25101),
-    (0.2, 4, 16, 0.61090, 0.69663, 0.49715),
-    (0.2, 4, 600, 0.59091, 0.68033, 0.48824),
-    (0.3, 8, 16, 3.935, 4.772, 1.842),
-]
 
 
 def standard_score(samples, expected, rounding=0.0):
@@ -43,7 +33,9 @@ def small_least_squares(dim):
 
 
 @pytest.mark.parametrize("closure", ["pool", "iid", "sampling"])
-@pytest.mark.parametrize("row", TABLE, ids=lambda row: f"eta{row[0]}-P{row[1]}-k{row[2]}")
+@pytest.mark.parametrize(
+    "row", SERVER_TABLE[:-1], ids=lambda row: f"eta{row[0]}-P{row[1]}-k{row[2]}"
+)
 def test_table_of_closures(row, closure):
     eta, workers, updates, *values = row
     expected = values[["pool", "iid", "sampling"].index(closure)]

@@ -46,6 +46,7 @@ def same_problem(path: Path) -> None:
 
 ONE = object()  # the run, in the words of a command
 Words = tuple[object, ...]
+Changed = Callable[[str, st.DataObject], Path]
 
 HALF = rb'{"event": "failed", "reason": "\ud800", "host": "\ud800", "pid": 1}'
 DEEP = b"[" * 100_000 + b"]" * 100_000
@@ -278,31 +279,30 @@ def drawn(examples: int) -> settings:
     )
 
 
+@pytest.fixture
+def changed(good: Path, tmp_path_factory: pytest.TempPathFactory) -> Changed:
+    """Return what makes a copy of the runs with something else in a file of the first."""
+    return lambda name, data: with_one_other_value(
+        good, tmp_path_factory.mktemp("drawn"), name, data
+    )
+
+
 @pytest.mark.parametrize("name", FILES)
 @drawn(12)
 @given(data=st.data())
 def test_one_value_of_another_kind(
-    capsys: pytest.CaptureFixture[str],
-    good: Path,
-    tmp_path_factory: pytest.TempPathFactory,
-    name: str,
-    data: st.DataObject,
+    capsys: pytest.CaptureFixture[str], changed: Changed, name: str, data: st.DataObject
 ) -> None:
-    check(capsys, with_one_other_value(good, tmp_path_factory.mktemp("drawn"), name, data))
+    check(capsys, changed(name, data))
 
 
 @pytest.mark.parametrize("name", FILES)
 @drawn(2)
 @given(data=st.data())
 def test_whole_commands_on_one_value_of_another_kind(
-    capsys: pytest.CaptureFixture[str],
-    good: Path,
-    tmp_path_factory: pytest.TempPathFactory,
-    name: str,
-    data: st.DataObject,
+    capsys: pytest.CaptureFixture[str], changed: Changed, name: str, data: st.DataObject
 ) -> None:
-    base = with_one_other_value(good, tmp_path_factory.mktemp("drawn"), name, data)
-    check_whole(capsys, base, name)
+    check_whole(capsys, changed(name, data), name)
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,43 @@ import numpy.typing as npt
 from scipy.signal import fftconvolve
 
 from asgd.problems import LeastSquares, Quadratic
-from asgd.problems.base import Array
+from asgd.problems.base import Array, Indices, Problem
 from asgd.staleness import StalenessLaw
 
 CHECK_CURVATURE, CHECK_NOISE = 2.0, 2.0
+
+
+# E x^2 for f = x^2, sampling variance 4, x_0 = 1: (eta, P, k, pool, iid, sampling).
+SERVER_TABLE = [
+    (0.05, 8, 16, 0.09915, 0.10456, 0.09469),
+    (0.05, 8, 600, 0.08911, 0.09104, 0.08763),
+    (0.1, 8, 16, 0.48064, 0.52740, 0.43962),
+    (0.1, 8, 600, 0.27660, 0.29542, 0.25101),
+    (0.2, 4, 16, 0.61090, 0.69663, 0.49715),
+    (0.2, 4, 600, 0.59091, 0.68033, 0.48824),
+    (0.3, 8, 16, 3.935, 4.772, 1.842),
+    (0.3, 8, 600, 1857, 6.0e6, 1.678),
+]
+
+
+class Diagonal(Problem):
+    """f = (1/2) sum_j a_j x_j^2 with two samples, f -+ s.x; nothing of shape (d, d) is needed."""
+
+    def __init__(self, curvature: Array, push: float) -> None:
+        self.dim, self.n_samples = len(curvature), 2
+        self.curvature, self.push = curvature, push
+
+    def initial_point(self, rng: np.random.Generator) -> Array:
+        return np.ones(self.dim)
+
+    def loss(self, x: Array) -> Array:
+        return (x * x) @ self.curvature / 2
+
+    def gradient(self, x: Array, indices: Indices | None = None) -> Array:
+        slope = self.curvature * x
+        if indices is None:
+            return slope
+        return slope + self.push * (2.0 * indices.mean(axis=-1, keepdims=True) - 1.0)
 
 
 def check_quadratic() -> Quadratic:
