@@ -31,7 +31,7 @@ from asgd.console.options import (
     set_option,
 )
 from asgd.console.output import Commands, print_json, print_table, quiet_matplotlib, say
-from asgd.console.records import import_log
+from asgd.console.records import import_log, verify_record
 from asgd.errors import DivergedError, InputError
 from asgd.printable import printable
 
@@ -163,7 +163,7 @@ def verify(run: Path, replayed: bool, as_json: bool, quiet: bool) -> None:
     from cluster.storage.verify import verify as verify_run
 
     if is_record(run):
-        _verify_record(run, as_json)
+        verify_record(run, as_json)
         return
     verdicts = []
     for one in read_runs(run):
@@ -508,20 +508,6 @@ def _profile_record(
         more = [*told, *sentences(study.record.about)]
         say("\n".join(["", *(printable(text) for text in more if text), ""]))
     return {"run": str(path), **study.to_dict()}, fit
-
-
-def _verify_record(path: Path, as_json: bool) -> None:
-    from asgd.records.reader import findings, read_record
-
-    record = read_record(path)
-    found = findings(record)
-    if as_json:
-        print_json({"runs": [{"run": str(path), "findings": found, "checked": "files, tables"}]})
-    else:
-        for finding in found or [f"{path}: no faults: a record has no parameters to replay"]:
-            say(printable(finding))
-    if found:
-        raise click.exceptions.Exit(1)
 
 
 def _predict_if_missing(study: Study, paths: int, quiet: bool, force: bool = False) -> None:

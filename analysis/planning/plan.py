@@ -140,9 +140,9 @@ class Plan:
         if max(row.choice.workers for row in self.rows) <= self.cores:
             return ""
         return (
-            f"There {'is 1 core' if self.cores == 1 else f'are {self.cores} cores'}, which as many "
-            "workers use up if they compute all the time: beyond, workers that do not wait for "
-            "something else are slower than this table says. "
+            f"There {'is 1 core' if self.cores == 1 else f'are {self.cores} cores'}, and a worker "
+            "that computes all the time takes one: more such workers are slower than this table "
+            "says. "
         )
 
     def cells(self) -> list[tuple[str, ...]]:
@@ -258,8 +258,8 @@ class _Planner:
         self._curvature = float(leading_curvatures(problem, initial)[0])
         if not problem.gradient(initial).any() and not self._curvature:
             raise InputError(
-                "problem.initial: slope and curvature are 0 there, so nothing can be told of any "
-                "learning rate; expected another starting point"
+                "problem.initial: slope and curvature are 0 there, so learning rates cannot "
+                "be judged; expected another starting point"
             )
 
     def row(self, choice: Choice, progress: Share) -> PlanRow:

@@ -57,8 +57,8 @@ def advice_on_divergence(run: Run) -> str | None:
         return f"{advice}{others}"
     batch = run.config.optimizer.batch_size
     return (
-        f"{advice} and larger batches{others}; not counted is the gradient noise of batches of "
-        f"{batch}, which lowers every limit: `asgd plan` simulates it"
+        f"{advice} and larger batches{others}; these limits leave out the gradient noise of "
+        f"batches of {batch}, which lowers them: `asgd plan` simulates it"
     )
 
 

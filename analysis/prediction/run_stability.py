@@ -143,13 +143,14 @@ class RunStability:
         """The answer as a sentence or two."""
         if np.isinf(self.limit):
             return (
-                "Cannot tell whether it is stable: no curvature is positive where it was looked at."
+                "Cannot tell whether it is stable: no curvature is positive at the start or at the "
+                "end of the run."
             )
         if self.tightest.additive_noise:
             return self._verdict_in_words
         return (
-            f"{self._verdict_in_words} Not counted is gradient noise that grows with the distance "
-            "from the minimum: it lowers both."
+            f"{self._verdict_in_words} These limits leave out gradient noise that grows with the "
+            "distance from the minimum: it lowers both."
         )
 
     @property

@@ -95,5 +95,5 @@ def spells_in_words(record: Record) -> str | None:
     return (
         f"The longest spell of staleness above {limit:.4g} (the highest {100 * share:.0f} %) is "
         f"{lengths[longest]:,} {record.about.unit} long, from {update[starts[longest]]:,} on; "
-        f"independent ones would have {usual:.0f} or so."
+        f"about {usual:.0f} would be usual for independent steps."
     )

@@ -115,7 +115,7 @@ def _headline(study: RecordStudy) -> list[tuple[str, str]]:
     split = split_in_words(record)
     found += [("Where it comes from", split)] if split else []
     found += [("Unreliable", f"{study.doubt}.")] if study.doubt else []
-    found += [("Met in the log", " ".join(about.notes))] if about.notes else []
+    found += [("Notes on the log", " ".join(about.notes))] if about.notes else []
     found += [("Not known", " ".join(about.unknown))] if about.unknown else []
     lacking = "A record has no parameters: no loss is predicted, and no update can be replayed."
     return [*found, ("Not possible", lacking)]

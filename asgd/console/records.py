@@ -1,4 +1,4 @@
-"""Records of other systems on the command line: `asgd import`, and tables of records."""
+"""Records of other systems on the command line: `asgd import`, checks, and tables of records."""
 
 from __future__ import annotations
 
@@ -78,6 +78,21 @@ def import_log(
     click.echo(printable(f"read as {about.format}, in {about.unit}: {read}"), err=True)
     for sentence in sentences(record.about):
         click.echo(printable(sentence), err=True)
+
+
+def verify_record(path: Path, as_json: bool) -> None:
+    """Check a record and print its faults; exit with status 1 if there are any."""
+    from asgd.records.reader import findings, read_record
+
+    record = read_record(path)
+    found = findings(record)
+    if as_json:
+        print_json({"runs": [{"run": str(path), "findings": found, "checked": "files, tables"}]})
+    else:
+        for finding in found or [f"{path}: no faults: a record has no parameters to replay"]:
+            say(printable(finding))
+    if found:
+        raise click.exceptions.Exit(1)
 
 
 def sentences(about: About) -> list[str]:

@@ -178,7 +178,10 @@ def test_what_the_limit_of_the_mean_allows_and_runs_do_not_bear_is_never_best(
 def test_what_needs_more_cores_than_there_are_is_said(repeats: list[Run]) -> None:
     found = plan(repeats[0], workers=[1, 4], learning_rates=[0.1])
     assert found.cores == repeats[0].environment["cores"]
-    assert "There are 3 cores, which as many workers use up" in replace(found, cores=3).note
+    assert (
+        "There are 3 cores, and a worker that computes all the time takes one"
+        in replace(found, cores=3).note
+    )
     assert "core, which" not in replace(found, cores=4).note
 
 
