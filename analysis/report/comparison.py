@@ -15,8 +15,8 @@ from analysis.profile.fit import StalenessFit
 from analysis.profile.fitting import compare_fits
 from analysis.report.clock import Clock, clock_of, common_clock
 from analysis.report.headline import (
-    ALIKE,
     Facts,
+    closest_models,
     judged_model,
     listed,
     percent,
@@ -260,19 +260,18 @@ def _which_law(fits: Sequence[StalenessFit]) -> str:
 def _how_well(comparison: Comparison) -> str:
     if not comparison.models:
         return "No model was computed for every run."
-    mean = comparison.table[comparison.models].mean()
+    mean = {name: float(comparison.table[name].mean()) for name in comparison.models}
     errors = "; ".join(
-        f"{comparison.labels[name]} {100 * mean[name]:.2g} %" for name in comparison.models
+        f"{comparison.labels[name]} {100 * error:.2g} %" for name, error in mean.items()
     )
-    competing = mean[[name for name in comparison.models if name != "replay"]]
+    competing = {name: error for name, error in mean.items() if name != "replay"}
     closest = ""
-    if len(competing):
-        best = competing.min()
-        # Scatter can swap the order of two errors that differ by less.
-        alike = competing[competing <= max(ALIKE * best, best + comparison.scatter)]
-        closest = f" Closest: {listed([comparison.labels[str(name)] for name in alike.index])}."
+    if competing:
+        alike = closest_models(competing, comparison.scatter)
+        closest = f" Closest: {listed([comparison.labels[name] for name in alike])}."
         if len(alike) == len(competing) > 1:
-            scattered = competing.max() <= best + comparison.scatter
+            spread = max(competing.values()) - min(competing.values())
+            scattered = spread <= comparison.scatter
             why = "differ by less than the scatter of the runs" if scattered else "are alike"
             closest = f" Closest: none, they {why}."
     return f"Mean error over the runs: {errors}.{closest}"

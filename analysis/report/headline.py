@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -26,7 +26,7 @@ _SLIGHT = 0.03  # change of the predicted loss that needs no advice
 _POOR = 0.15  # error above which a prediction is unreliable
 _AMPLE = 2.0  # limit over learning rate from which there is ample margin
 _COVERED = 0.7  # coverage of the 90 % band above which the error of one run is mostly scatter
-ALIKE = 1.1  # ratio of two errors below which neither model counts as closer
+_ALIKE = 1.1  # ratio of two errors below which neither model counts as closer
 _RULES = {
     "sgd": "SGD",
     "momentum": "SGD with momentum",
@@ -257,14 +257,8 @@ def _how_stale(run: Run, fit: StalenessFit) -> str:
 def _how_well(prediction: Prediction, score: Score) -> str:
     of = "the observed loss" if score.repeats == 1 else f"the mean of {score.repeats} runs"
     errors = [f"{score.labels[n]} {percent(m.relative_error)}" for n, m in score.models.items()]
-    best, scatter = score.models[score.closest].relative_error, score.scatter
-    # Scatter can swap the order of two errors that differ by less.
-    limit = max(ALIKE * best, best + (scatter or 0.0))
-    alike = [
-        name
-        for name, model in score.models.items()
-        if name == score.closest or (name != "replay" and model.relative_error <= limit)
-    ]
+    scatter = score.scatter
+    alike = closest_models({n: m.relative_error for n, m in score.models.items()}, scatter)
     closest = listed([score.labels[name] for name in alike])
     covered = listed(list(dict.fromkeys(percent(score.models[n].coverage) for n in alike)))
     if len(alike) == len(score.models) - ("replay" in score.models) > 1:
@@ -277,6 +271,15 @@ def _how_well(prediction: Prediction, score: Score) -> str:
         f"{bands} {covered} of the observed points."
         f"{_recorded(prediction)}"
     )
+
+
+def closest_models(errors: Mapping[str, float], scatter: float | None) -> list[str]:
+    """Return the models whose errors are alike the smallest, without replays, in their order."""
+    competing = [name for name in errors if name != "replay"] or list(errors)
+    best = min(competing, key=lambda name: errors[name])
+    # Scatter can swap the order of two errors that differ by less.
+    limit = max(_ALIKE * errors[best], errors[best] + (scatter or 0.0))
+    return [name for name in competing if name == best or errors[name] <= limit]
 
 
 def _scatter(score: Score) -> str:
