@@ -167,6 +167,8 @@ def block_of_steps(values: Integers, means: Array) -> int:
 def long_run_covariance(values: npt.ArrayLike, block: int) -> Array:
     """Return lim m Cov(mean of the values), shape (q, q), from overlapping block means.
 
+    It is nan for a single value.
+
     Parameters
     ----------
     values
@@ -176,7 +178,9 @@ def long_run_covariance(values: npt.ArrayLike, block: int) -> Array:
     """
     x = np.asarray(values, dtype=float)
     x = x - x.mean(axis=0)
-    m = len(x)
+    m, q = x.shape
+    if m < 2:
+        return np.full((q, q), np.nan)
     block = max(1, min(block, m - 1))
     sums = np.cumsum(np.vstack([np.zeros((1, x.shape[1])), x]), axis=0)
     blocks = (sums[block:] - sums[:-block]) / np.sqrt(block)

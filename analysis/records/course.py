@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.profile.dependence import step_means
-from asgd.records.columns import ITEMS, STEPS, UNKNOWN
+from asgd.records.columns import IN_FLIGHT_ONLY, ITEMS, STEPS, UNKNOWN
 from asgd.records.reader import Record
 
 _POINTS = 100
@@ -64,9 +64,11 @@ def split_in_words(record: Record) -> str | None:
     if not known.any():
         return None
     flight = float(found["in_flight"][known].mean())
+    passed = f"In flight, while an item was computed, {flight:.3g} {record.about.unit} passed"
+    if IN_FLIGHT_ONLY in record.about.unknown:
+        return f"{passed} (mean); the log does not say how many in the queue."
     queue = float((found["staleness"][known] - found["in_flight"][known]).mean())
-    text = f"In flight, while an item was computed, {flight:.3g} {record.about.unit} passed"
-    return f"{text}; in the queue, until it was used, {queue:.3g} (means)."
+    return f"{passed}; in the queue, until it was used, {queue:.3g} (means)."
 
 
 def _parts(rows: int) -> np.ndarray:

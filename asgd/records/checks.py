@@ -19,6 +19,7 @@ Columns = dict[str, npt.NDArray[Any]]
 
 NO_VERSION = "without a version"
 LATER = "with a version later than the update"
+BACKWARDS = "with an end before their start"
 DUPLICATE = "of an item that was there before in the same step"
 
 _MOST_WORKERS = 100_000
@@ -76,10 +77,12 @@ class RowChecker:
         for key in ("read_version", "staleness", "update"):
             if key in numbers:  # many systems write -1 for an unknown value
                 unknown |= ~(numbers[key] >= 0)
-        later = ~unknown & (staleness < 0)
+        backwards = ~unknown & (in_flight < 0)
+        later = ~unknown & ~backwards & ((staleness < 0) | (in_flight > staleness))
         self._leave_out(NO_VERSION, unknown, place)
+        self._leave_out(BACKWARDS, backwards, place)
         self._leave_out(LATER, later, place)
-        kept = ~unknown & ~later
+        kept = ~(unknown | backwards | later)
         updates = self._updates(numbers.get("update"), kept, place)
         again = self._duplicates(batch.get("item"), updates, kept)
         self._leave_out(DUPLICATE, again, place)
@@ -213,13 +216,16 @@ class RowChecker:
 
 
 def _staleness(numbers: Mapping[str, Array]) -> tuple[Array, Array]:
-    """Return the staleness of each row and its part in flight; nan where it is unknown."""
+    """Return the staleness of each row and its part in flight; nan where it is unknown.
+
+    Either is negative where the versions run backwards.
+    """
     read, end = numbers.get("read_version"), numbers.get("end_version")
     update = numbers.get("update")
     rows = len(next(iter(numbers.values())))
     in_flight = np.full(rows, np.nan)
     if read is not None and end is not None:
-        in_flight = np.where((end >= read) & (read >= 0), end - read, np.nan)
+        in_flight = np.where((end >= 0) & (read >= 0), end - read, np.nan)
     if "staleness" in numbers:
         return numbers["staleness"], in_flight
     if read is not None and update is not None:

@@ -24,6 +24,10 @@ from asgd.stored_json import read_json
 RECORD = "record.json"
 ITEMS, STEPS = "items", "steps"
 UNKNOWN = -1  # of a worker, or of the staleness in flight
+IN_FLIGHT_ONLY = (
+    "How long an item waited until it was used: this is the staleness in flight only, while the "
+    "item was computed; that of the update is larger."
+)
 
 Unit = Literal["updates", "versions", "steps"]
 

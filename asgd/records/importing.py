@@ -17,7 +17,15 @@ import numpy as np
 
 from asgd.errors import InputError, did_you_mean, written
 from asgd.records.checks import Columns, RowChecker
-from asgd.records.columns import ITEMS, RECORD, RECORD_TABLES, STEPS, About, Unit
+from asgd.records.columns import (
+    IN_FLIGHT_ONLY,
+    ITEMS,
+    RECORD,
+    RECORD_TABLES,
+    STEPS,
+    About,
+    Unit,
+)
 from asgd.records.foreign import TEXT, Batch, Names, batches, header
 from asgd.records.formats import metrics
 from asgd.records.formats.base import ITEM_KEYS, Format, Part
@@ -90,7 +98,7 @@ def import_log(
         source=str(source),
         unit=unit or declared.unit,
         columns=log.columns,
-        unknown=list(declared.unknown),
+        unknown=log.unknown(declared),
         notes=log.notes,
     )
     return write_items(out, about, log.read(progress), leave_out=leave_out)
@@ -137,7 +145,14 @@ def from_frame(
             some = frame.iloc[first : first + _ROWS]
             yield {key: _of_series(some[name], key) for key, name in wanted.items()}, "the frame"
 
-    about = About(kind="imported", format="frame", source="a frame", unit=unit, columns=wanted)
+    about = About(
+        kind="imported",
+        format="frame",
+        source="a frame",
+        unit=unit,
+        columns=wanted,
+        unknown=_flight_only(set(wanted)),
+    )
     return write_items(_place(out, "frame"), about, read(), leave_out=leave_out)
 
 
@@ -202,6 +217,10 @@ class _Log:
         several = sum(number > 1 for number in places.values())
         notes = [f"{several} steps have several files, read as one step each."] if several else []
         return cls(parts, columns, notes)
+
+    def unknown(self, format: Format) -> list[str]:
+        """Return what the log cannot tell."""
+        return [*_flight_only({*self.columns, *self.parts[0].given}), *format.unknown]
 
     def read(self, progress: Callable[[str, float], None] | None) -> Iterator[tuple[Batch, str]]:
         """Yield the batches of each file, with its name."""
@@ -363,8 +382,15 @@ def _check_keys(given: Mapping[str, str], known: Sequence[str]) -> None:
             raise InputError(f"columns: {key}: {hint}expected {', '.join(known)}")
 
 
+def _flight_only(known: set[str]) -> list[str]:
+    """Return that a log with these columns knows no staleness but that in flight, if so."""
+    return [] if known & {"staleness", "update"} else [IN_FLIGHT_ONLY]
+
+
 def _check_enough(columns: Mapping[str, str], where: object, there: Sequence[str]) -> None:
     enough = ({"staleness"}, {"update", "read_version"}, {"read_version", "end_version"})
+    if not any(there):
+        raise InputError(f"{where}: empty")
     if not any(keys <= set(columns) for keys in enough):
         shown = ", ".join(there[:20])
         raise InputError(

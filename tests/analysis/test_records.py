@@ -27,6 +27,12 @@ def run(*words: object) -> None:
     main([str(word) for word in words])
 
 
+def test_a_record_of_one_item_is_too_short_without_a_warning(tmp_path: Path) -> None:
+    record = asgd.from_frame(logs.frame(STALENESS[:1]), tmp_path / "r", columns=logs.COLUMNS)
+    with pytest.raises(UnreliableEstimateError, match="1 items after a start-up of 0"):
+        fit_record(record)
+
+
 @pytest.mark.parametrize("name", logs.ITEMS)
 def test_a_known_law_comes_back_through_every_format(name: str, tmp_path: Path) -> None:
     write, columns = logs.ITEMS[name]

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 import asgd
+from analysis.records.course import split_in_words
 from asgd.records.reader import findings, summary
 from tests.support import logs
 
@@ -131,6 +132,40 @@ def test_unknown_versions_are_refused_or_counted_never_zero(tmp_path: Path) -> N
     assert record.items["update"].tolist() == [0, 1, 2, 7, 8, *range(10, 20)]
 
 
+def test_versions_that_run_backwards_have_a_line_of_their_own(tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = [
+        {"update": 9, "read_version": 5, "end_version": end} for end in (7, 4, 10, None, 9)
+    ]
+    with pytest.raises(asgd.InputError, match=r"1 of 5 rows with an end before their start \(first"):
+        imported(tmp_path, rows)
+    record = imported(tmp_path, rows, leave_out=True)
+    assert record.about.left_out == {
+        "with an end before their start": 1,
+        "with a version later than the update": 1,
+    }
+    assert record.items["in_flight"].tolist() == [2, -1, 4]
+    assert record.about.unknown == []
+
+
+def test_a_table_without_the_update_is_in_flight_only(tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = [{"read_version": 3, "end_version": end} for end in (3, 5, 2)]
+    record = imported(tmp_path, rows, leave_out=True)
+    assert record.items["staleness"].tolist() == [0, 2]
+    assert record.about.left_out == {"with an end before their start": 1}
+    assert "in flight only" in record.about.unknown[0]
+    assert split_in_words(record) == (
+        "In flight, while an item was computed, 1 updates passed (mean); "
+        "the log does not say how many in the queue."
+    )
+
+
+@pytest.mark.parametrize("name", ["log.csv", "log.jsonl"])
+def test_an_empty_file_is_said_to_be_empty(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).touch()
+    with pytest.raises(asgd.InputError, match=rf"{name}: empty$"):
+        asgd.import_log(tmp_path / name, tmp_path / "record")
+
+
 def test_a_restart_goes_on_as_another_session(tmp_path: Path) -> None:
     numbers = [*range(5), *range(2, 6), *range(3)]
     rows: list[dict[str, object]] = [{"update": i, "staleness": 0} for i in numbers]
@@ -178,7 +213,7 @@ BAD = {
     "text": ("lag\none\n", {"staleness": "lag"}, "conversion error"),
     "a mean": ("lag\n1.5\n", {"staleness": "lag"}, "1.5 is not a whole number; means per step"),
     "empty": ("lag\n", {"staleness": "lag"}, "no row that can be used"),
-    "no text": ("", {}, "name yours"),
+    "no text": ("", {}, "empty$"),
     "huge": ("lag\n1e300\n", {"staleness": "lag"}, "is not a whole number"),
 }
 

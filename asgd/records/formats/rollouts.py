@@ -20,8 +20,6 @@ ROLLOUTS = Format(
     "versions",
     {"read_version": "head_version", "end_version": "tail_version"},
     [
-        "How long an item waited until it was used: this is the staleness in flight only, from its "
-        "first token to its last; that of the update is larger.",
         "At which step an item was used: items are in the order of the file.",
         "Which worker made an item.",
     ],
