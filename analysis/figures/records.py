@@ -13,7 +13,7 @@ _TICKS = 6  # of updates, whose numbers are long
 
 
 def staleness_over_updates(
-    table: pd.DataFrame, ax: Axes | None = None, *, unit: str = "updates"
+    table: pd.DataFrame, ax: Axes | None = None, *, unit: str = "updates", axis: str | None = None
 ) -> Axes:
     """Draw mean staleness over the updates of a record, with a band.
 
@@ -23,6 +23,8 @@ def staleness_over_updates(
         Columns `update`, `mean`, and `low` and `high`, the ends of the band.
     unit
         What the staleness counts.
+    axis
+        What the updates are called; default `unit`.
     """
     ax = ax or new_axes()
     band = table.dropna(subset=["low", "high"])
@@ -31,7 +33,7 @@ def staleness_over_updates(
         band["update"], band["low"], band["high"], color=BLUE, alpha=BAND, lw=0, label=label
     )
     ax.plot(table["update"], table["mean"], color=BLUE, lw=1.5, label="mean")
-    ax.set(xlabel=unit, ylabel=rf"staleness $\tau$ ({unit})")
+    ax.set(xlabel=axis or unit, ylabel=rf"staleness $\tau$ ({unit})")
     highest = max(float(table["mean"].max()), float(band["high"].max() if len(band) else 0.0))
     ax.set_ylim(0, 1.1 * highest or 1.0)
     ax.xaxis.set_major_locator(MaxNLocator(_TICKS, integer=True))

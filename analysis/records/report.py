@@ -24,6 +24,7 @@ from analysis.report.pictures import Picture, draw
 from analysis.report.tables import page_table
 from analysis.report.write import check_places, laws_table, part_of_page, template
 from asgd.errors import written
+from asgd.records.columns import STEPS, About
 from asgd.records.reader import summary
 from asgd.rundir.files import replace_file
 
@@ -92,6 +93,11 @@ def _verdict(profile: StalenessFit | MeansProfile) -> str:
     return sentence[:1].upper() + sentence[1:]
 
 
+def _axis(about: About) -> str:
+    """Return what the rows of a record follow: means come by step, whatever staleness counts."""
+    return "steps" if about.rows == STEPS else about.unit
+
+
 def _headline(study: RecordStudy) -> list[tuple[str, str]]:
     """Return named sentences on the record."""
     record, profile = study.record, study.estimate
@@ -99,7 +105,7 @@ def _headline(study: RecordStudy) -> list[tuple[str, str]]:
     verb = "logged" if about.kind == "logged" else "imported"
     rows = f"{facts['rows']:,} {about.rows}"
     if facts["steps"] != facts["rows"]:
-        rows += f" of {facts['steps']:,} updates"
+        rows += f" of {facts['steps']:,} {_axis(about)}"
     found = [("What it is", f"{rows}, {verb} from {about.source} ({about.format}).")]
     if about.left_out:
         left = "; ".join(f"{count:,} rows {why}" for why, count in about.left_out.items())
@@ -165,15 +171,15 @@ def _staleness(study: RecordStudy) -> list[Picture]:
                     data[["staleness", "items", name]],
                 )
             )
-    course = staleness_course(study.record)
+    course, axis = staleness_course(study.record), _axis(study.record.about)
     pictures.append(
         draw(
             "staleness-course",
-            figures.staleness_over_updates(course, unit=unit),
-            f"Staleness over the {unit} of the record",
+            figures.staleness_over_updates(course, unit=unit, axis=axis),
+            f"Staleness over the {axis} of the record",
             f"Mean staleness and {course.attrs['band']}.",
             course,
-            values=(unit.removesuffix("s"), course[["update", "mean"]], {"mean": "mean"}),
+            values=(axis.removesuffix("s"), course[["update", "mean"]], {"mean": "mean"}),
         )
     )
     return pictures
@@ -228,16 +234,16 @@ def _workers(study: RecordStudy) -> list[dict[str, Any]]:
 
 
 def _loss(study: RecordStudy) -> list[dict[str, Any]]:
-    course, unit = loss_course(study.record), study.record.about.unit
+    course, axis = loss_course(study.record), _axis(study.record.about)
     if len(course) < 2:
         return []
     picture = draw(
         "loss",
-        figures.loss_over_updates(course, unit=unit),
-        f"Logged loss over the {unit} of the record",
+        figures.loss_over_updates(course, unit=axis),
+        f"Logged loss over the {axis} of the record",
         "Logged loss, the mean of each part of the record.",
         course,
-        values=(unit.removesuffix("s"), course, {"loss": "loss"}),
+        values=(axis.removesuffix("s"), course, {"loss": "loss"}),
     )
     return [{"title": "Loss", "figures": [picture], "tables": [], "note": ""}]
 

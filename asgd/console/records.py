@@ -158,8 +158,8 @@ def in_runs_table(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             **row,
             "problem": f"{row['kind']}: {row['format']}",
             "workers": row["workers"] or "",
-            "updates": row["rows"],
-            "of": row["table"],
+            "updates": f"{row['rows']:,} {row['table']}",
+            "of": None,
             "updates_per_second": None,
         }
         for row in rows

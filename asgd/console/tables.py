@@ -16,7 +16,8 @@ def runs_table(rows: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
         if row["state"] == "unreadable":
             table.append((row["run"], "unreadable", *[""] * 6))
             continue
-        updates = f"{row['updates']}/{row['of']}"
+        of = row["of"]
+        updates = str(row["updates"]) if of is None else f"{row['updates']}/{of}"
         numbers = (row["updates_per_second"], row["mean_staleness"], row["loss"])
         shown = tuple("" if number is None else f"{number:.4g}" for number in numbers)
         table.append(

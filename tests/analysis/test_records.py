@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -151,6 +152,9 @@ def test_every_format_goes_from_import_to_report(
     assert capsys.readouterr().out == f"{record}\n"
     run("status", record)
     assert "staleness" in capsys.readouterr().out
+    run("runs", tmp_path / "runs")
+    count = "steps" if name in logs.MEANS else "items"
+    assert re.search(rf" [\d,]+ {count} ", capsys.readouterr().out)
     run("runs", tmp_path / "runs", "--json")
     assert json.loads(capsys.readouterr().out)["runs"][0]["state"] == "finished"
     run("profile", record, "--json")
@@ -162,6 +166,10 @@ def test_every_format_goes_from_import_to_report(
     run("report", record, "--figures", tmp_path / "figures")
     page = (record / "report.html").read_text(encoding="utf-8")
     assert "no loss is predicted" in page
+    axis = "steps" if name in (*logs.MEANS, "prime-rl") else asgd.read_record(record).about.unit
+    assert f"Staleness over the {axis} of the record" in page
+    if name == "prime-rl":
+        assert re.search(r"[\d,]+ items of [\d,]+ steps", page)
     assert ("Logged loss" in page) == (name in ("csv", "verl", "RLlib json"))
     assert (tmp_path / "figures" / "staleness-course.svg").exists()
 
