@@ -168,7 +168,8 @@ def linear_noise(
     columns = [*np.array([spread.cumulants for spread in spreads]).T]
     columns.append(np.array([spread.error for spread in spreads]))
     first, second, third, error = (np.interp(axis, known, column) for column in columns)
-    curve = LossCurve.of_cumulants(record, loss + first, second, third, path.x, error)
+    cumulants = loss + first, second, third
+    curve = LossCurve.of_cumulants(record, *cumulants, end=path.x, mean_error=error)
     return curve if unstable_from is None else curve.cut(unstable_from)
 
 

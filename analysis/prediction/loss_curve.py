@@ -76,8 +76,9 @@ class LossCurve:
         first: Array,
         second: Array,
         third: Array,
+        *,
         end: Array,
-        mean_error: Array,
+        mean_error: Array | None = None,
     ) -> LossCurve:
         """Take the quantiles of the shifted gamma law with the given cumulants (Pearson III).
 
@@ -91,7 +92,7 @@ class LossCurve:
         end
             Mean of x after the last update, shape (d,).
         mean_error
-            Standard error of the mean, shape (m,).
+            Standard error of the mean, shape (m,); default zero.
         """
         from scipy.special import gammaincinv, ndtri
 
@@ -104,4 +105,5 @@ class LossCurve:
             # A gamma law of large shape is nearly normal, and its inverse is inexact.
             standard = np.where(np.abs(skew) > 1e-2, gamma, ndtri(SCORED_LEVELS))
             quantiles = first[:, None] + std[:, None] * standard
-        return cls(update, first, std, quantiles, None, end, mean_error)
+        error = np.zeros_like(std) if mean_error is None else mean_error
+        return cls(update, first, std, quantiles, None, end, error)

@@ -287,7 +287,7 @@ def test_too_many_snapshots_are_refused() -> None:
 def test_the_band_of_one_mode_is_the_exact_one() -> None:
     """(1/2) a x^2 of a normal x is chi-square with one degree of freedom."""
     cumulants = quadratic_cumulants(np.zeros((1, 1)), np.array([3.0]), np.full((1, 1, 1), 0.2))
-    curve = LossCurve.of_cumulants(np.array([1]), *cumulants, np.zeros(1))
+    curve = LossCurve.of_cumulants(np.array([1]), *cumulants, end=np.zeros(1))
     assert np.allclose(curve.quantiles[0], 0.3 * stats.chi2.ppf(SCORED_LEVELS, 1))
 
 
@@ -311,10 +311,10 @@ def test_cumulants_of_a_quadratic_form_are_those_of_its_samples() -> None:
 @pytest.mark.parametrize("skew", [0.0, 0.5, -0.5, 2.0])
 def test_quantiles_are_those_of_the_pearson_law(skew: float) -> None:
     curve = LossCurve.of_cumulants(
-        np.array([1]), np.array([2.0]), np.array([4.0]), np.array([8.0 * skew]), np.zeros(1)
+        np.array([1]), np.array([2.0]), np.array([4.0]), np.array([8.0 * skew]), end=np.zeros(1)
     )
     assert np.allclose(curve.quantiles[0], stats.pearson3.ppf(SCORED_LEVELS, skew, 2.0, 2.0))
     certain = LossCurve.of_cumulants(
-        np.array([1]), np.array([2.0]), np.zeros(1), np.zeros(1), np.zeros(1)
+        np.array([1]), np.array([2.0]), np.zeros(1), np.zeros(1), end=np.zeros(1)
     )
     assert np.all(certain.quantiles == 2.0)

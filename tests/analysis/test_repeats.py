@@ -1,5 +1,6 @@
 """Repeats of one run: how they are stored, read, fitted, predicted and scored."""
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -148,7 +149,9 @@ def test_repeats_that_are_missing_or_cut_short_are_found(four: list[Path]) -> No
     shutil.rmtree(four[3])
     cut_short(four[0])
     events = four[1] / "events.jsonl"
-    events.write_text(events.read_text().replace('"finish"', '"interrupted"'))
+    lines = [event for event in read_run(four[1]).events if event["event"] != "finish"]
+    lines.append({"event": "interrupted"})
+    events.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     found = unfinished(out)
     assert [path for path, _ in found] == [four[0], four[1], four[3]]
     assert [anew and anew.run.seed for _, anew in found] == [5, None, 8]
