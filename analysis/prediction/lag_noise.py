@@ -22,6 +22,10 @@ from asgd.arrays import Array, Integers
 
 SERVERS, _FEWEST = 400, 50  # drawn for one prediction, and if laws are wide
 _LARGEST_STATE = 2**19  # slots of all servers together; each holds a deviation by mode
+WIDE_DIM = 10_000  # above this dimension fewer vectors are drawn and kept
+# Gradients kept over a run; for its first versions a third as many are kept in addition.
+_KEPT, _KEPT_WIDE = 128, 30
+_LEAST_VARIANCE = 1e-10
 _STEPS = 12  # steps at which the amplification is computed; it is smooth between them
 
 
@@ -146,7 +150,7 @@ class GradientPath:
     """
 
     def __init__(self, last: int, dim: int) -> None:
-        kept = _KEPT if dim <= _WIDE_DIM else _KEPT_WIDE
+        kept = _KEPT if dim <= WIDE_DIM else _KEPT_WIDE
         spaced = np.geomspace(1, max(last, 1), kept).round().astype(np.int64)
         self._wanted = {*spaced.tolist(), *range(kept // 3)}
         self._versions: list[int] = []
@@ -172,8 +176,3 @@ class GradientPath:
         used = np.flatnonzero(variance > _LEAST_VARIANCE * variance[-1])[-count:]
         rows = weights[:, used].T @ changes
         return np.asarray(rows / np.linalg.norm(rows, axis=1)[:, None])
-
-
-# Gradients kept over a run; for its first versions a third as many are kept in addition.
-_KEPT, _KEPT_WIDE, _WIDE_DIM = 128, 30, 10_000
-_LEAST_VARIANCE = 1e-10

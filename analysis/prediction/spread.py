@@ -13,14 +13,14 @@ from typing import NamedTuple
 import numpy as np
 
 from analysis.prediction.exact import quadratic_cumulants
-from analysis.prediction.lag_noise import DrawnReads, GradientPath
+from analysis.prediction.lag_noise import WIDE_DIM, DrawnReads, GradientPath
 from analysis.prediction.response import power_of_squares, response_power
 from asgd.arrays import Array, Integers
 from asgd.problems.base import Problem
 from asgd.staleness import StalenessLaw
 
 PROBES = 8  # draws of the noise at each time
-FEW_PROBES, WIDE_DIM = 4, 10_000  # fewer draws above this dimension: many modes average
+FEW_PROBES = 4  # of wide problems, whose many modes average
 LANCZOS_STEPS = 12
 DENSE_DIM = 64  # largest dimension for sums over all modes
 _DRAWS = 64  # deviations drawn for orders beyond the second in small dimension
@@ -218,9 +218,9 @@ class SampledModes(Spreader):
         return _Part(cost, error, top, deviation, np.nan)
 
     def _of_lags(self, x: Array, gradients: GradientPath, version: int) -> _Part:
-        if self._dynamics.reads is None:
-            return _Part(0.0, 0.0, 0.0, np.empty((0, len(x))), 0.0)
         start = gradients.leading(_LAG_DIRECTIONS)
+        if self._dynamics.reads is None or not len(start):  # or the gradient never changed
+            return _Part(0.0, 0.0, 0.0, np.empty((0, len(x))), 0.0)
         curvature, basis = _krylov(self._dynamics.problem, x, start)
         lagged = self._lag_deviations(curvature, gradients.components(basis, version))
         cost = lagged**2 @ curvature / 2

@@ -226,6 +226,14 @@ def test_lag_noise_in_many_dimensions_from_few_directions() -> None:
     assert np.all(missing[1:] > 8 * curve.mean_error[1:])
 
 
+def test_lags_push_nothing_where_the_gradient_never_changes() -> None:
+    """From the minimum on there is no direction to start from, and only the samples are noise."""
+    given = {"batch_size": 1, "initial": np.zeros(200), "record": np.array([0, 20])}
+    reads, law = drawn(Geometric(7 / 8), 8, 20, 0), Geometric(7 / 8)
+    curve = linear_noise(wide(200), 0.05, law, 0, reads=reads, **given)
+    assert 0 < curve.mean[1] < 0.01
+
+
 def test_a_mean_path_on_its_way_to_infinity_is_no_traceback() -> None:
     """Its Hessian, no longer finite, once ended in `Eigenvalues did not converge`."""
     record = np.array([0, 20, 100])
