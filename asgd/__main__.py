@@ -190,6 +190,9 @@ def profile(runs: Sequence[Path], as_json: bool, quiet: bool) -> None:
     Also tests whether independent workers explain the staleness. For several runs, a table at the
     end compares mu with 1 - 1/P.
 
+    Columns: zeros, the share of updates of staleness 0; llf, the log-likelihood; tv, the total
+    variation distance to the measured law; pvalue, of the parametric bootstrap.
+
     With --json, several runs give an object with the list `runs`.
 
     \b
@@ -359,7 +362,7 @@ def plan(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Predict the effect of other numbers of workers, learning rates and batch sizes.
+    """Predict other workers, learning rates and batch sizes.
 
     Starts no workers. Uses the times in CONFIG, or the cycle times measured in RUN; supports every
     mode, rule and schedule. For each combination, simulated paths give the staleness, the speed,
@@ -411,7 +414,7 @@ def plan(
 def whatif(
     record: Path, caps: list[int] | None, momentum: float, as_json: bool, quiet: bool
 ) -> None:
-    """Tell what the staleness of RECORD costs, and what a cap would change.
+    """Tell what staleness costs and a cap would change.
 
     RECORD is a log that `asgd import` or a `StalenessLog` made; needs no model. For each cap:
     which share of the items is beyond it, whose they are, and how much larger a step would be
