@@ -491,7 +491,8 @@ def _profile_record(
     """Profile a record, store and print it; return it as JSON values, and its fit."""
     from analysis.profile.fit import StalenessFit
     from analysis.profile.verdict import name_in_words
-    from analysis.records.course import spells_in_words, split_in_words
+    from analysis.records.course import spells_in_words
+    from analysis.records.split import split_of
     from analysis.records.study import RecordStudy
     from asgd.console.live import Bar
     from asgd.console.records import sentences
@@ -507,9 +508,9 @@ def _profile_record(
     study.save()
     if not as_json:
         say(f"{printable(str(path))}\n{profile}")
-        told = split_in_words(study.record), spells_in_words(study.record)
-        more = [*told, *sentences(study.record.about)]
-        say("\n".join(["", *(printable(text) for text in more if text), ""]))
+        told = filter(None, (split_of(study.record), spells_in_words(study.record)))
+        more = [*map(str, told), *sentences(study.record.about)]
+        say("\n".join(["", *map(printable, more), ""]))
     return {"run": str(path), **study.to_dict()}, fit
 
 

@@ -36,6 +36,7 @@ from analysis.profile.verdict import (
     recommendation,
 )
 from asgd.arrays import Array
+from asgd.counted import counted
 from asgd.rundir.files import replace_file
 from asgd.seals import sealed_object
 from asgd.staleness import Empirical, Geometric, StalenessLaw
@@ -309,7 +310,7 @@ class StalenessFit:
         text = stragglers.in_words(self.left_out, self.workers)
         text += "\n" if text else ""
         text += (
-            f"{len(self.sample.staleness)} {self.nouns.rows}{self._of_steps} after "
+            f"{counted(len(self.sample.staleness), self.nouns.rows)}{self._of_steps} after "
             f"{self.start_up} of start-up; mean staleness {self.geometric.law.mean():.3f}"
         )
         text += f" {self.nouns.unit}" if self.nouns.unit else ""
@@ -337,5 +338,5 @@ class StalenessFit:
         step = self.sample.step
         if step is None:
             return ""
-        steps = np.count_nonzero(np.diff(step)) + 1
-        return f" of {steps} steps, as good as {self.effective_size:.0f} independent ones,"
+        steps = counted(int(np.count_nonzero(np.diff(step))) + 1, "steps")
+        return f" of {steps}, as good as {self.effective_size:.0f} independent ones,"

@@ -17,6 +17,7 @@ from analysis.profile.law_fit import LawFit, Sample
 from analysis.profile.series import Series
 from analysis.profile.verdict import in_words
 from asgd.arrays import Integers
+from asgd.counted import counted
 from asgd.errors import InputError, UnreliableEstimateError
 from asgd.rundir.reader import Run
 from asgd.rundir.repeats import as_run
@@ -111,7 +112,7 @@ def fit_series(series: Series, seed: int) -> StalenessFit:
         effective = min(effective, 1.0 + np.count_nonzero(np.diff(series.step)))
     if len(values) < least or effective < LEAST_EFFECTIVE:
         raise UnreliableEstimateError(
-            f"staleness fit: {len(values)} {nouns.rows} after a start-up of {start_up}, "
+            f"staleness fit: {counted(len(values), nouns.rows)} after a start-up of {start_up}, "
             f"{effective:.0f} of them effectively independent; expected at least {least} and "
             f"{LEAST_EFFECTIVE:.0f}: {nouns.longer} has more",
             fit,

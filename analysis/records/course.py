@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 
 from analysis.profile.dependence import step_means
-from asgd.records.columns import IN_FLIGHT_ONLY, ITEMS, STEPS, UNKNOWN
+from asgd.counted import counted
+from asgd.records.columns import ITEMS, STEPS
 from asgd.records.reader import Record
 
 _POINTS = 100
@@ -55,22 +56,6 @@ def loss_course(record: Record) -> pd.DataFrame:
     return pd.DataFrame({"update": grouped["update"].first(), "loss": grouped["loss"].mean()})
 
 
-def split_in_words(record: Record) -> str | None:
-    """Return the parts of staleness in flight and in the queue, in words; None if not logged."""
-    if record.about.rows == STEPS:
-        return None
-    found = record.columns(ITEMS, "staleness", "in_flight")
-    known = found["in_flight"] != UNKNOWN
-    if not known.any():
-        return None
-    flight = float(found["in_flight"][known].mean())
-    passed = f"In flight, while an item was computed, {flight:.3g} {record.about.unit} passed"
-    if IN_FLIGHT_ONLY in record.about.unknown:
-        return f"{passed} (mean); the log does not say how many in the queue."
-    queue = float((found["staleness"][known] - found["in_flight"][known]).mean())
-    return f"{passed}; in the queue, until it was used, {queue:.3g} (means)."
-
-
 def _parts(rows: int) -> np.ndarray:
     return np.arange(rows) * min(_POINTS, max(rows, 1)) // max(rows, 1)
 
@@ -93,9 +78,10 @@ def spells_in_words(record: Record) -> str | None:
     ends = np.flatnonzero(np.diff(np.concatenate([[False], high, [False]]).astype(np.int8)))
     starts, lengths = ends[::2], np.diff(ends)[::2]
     longest = int(lengths.argmax())
+    spell = counted(int(lengths[longest]), record.about.unit)
     usual = max(1.0, np.log(len(means) * (1.0 - share)) / np.log(1.0 / share))
     return (
         f"The longest spell of staleness above {limit:.4g} (the highest {100 * share:.0f} %) is "
-        f"{lengths[longest]:,} {record.about.unit} long, from {update[starts[longest]]:,} on; "
-        f"about {usual:.0f} would be usual for independent steps."
+        f"{spell} long, from {update[starts[longest]]:,} on; about "
+        f"{usual:.0f} would be usual for independent steps."
     )

@@ -9,6 +9,7 @@ import numpy as np
 
 from analysis.profile.dependence import block_length, effective_size, lost_variance, standard_error
 from asgd.arrays import Array
+from asgd.counted import counted
 from asgd.errors import UnreliableEstimateError
 from asgd.records.columns import STEPS
 from asgd.records.reader import Record
@@ -76,8 +77,9 @@ class MeansProfile:
     def __str__(self) -> str:
         weighted = "weighted by items" if self.weighted else "every step counts the same"
         text = (
-            f"{self.steps} steps, as good as {self.effective_steps:.0f} independent ones; mean "
-            f"staleness {self.mean:.3f} +- {self.standard_error:.3f} {self.unit} ({weighted})"
+            f"{counted(self.steps, 'steps')}, as good as {self.effective_steps:.0f} independent "
+            f"ones; mean staleness {self.mean:.3f} +- {self.standard_error:.3f} {self.unit} "
+            f"({weighted})"
         )
         ends = [
             f"{name} {value:.4g}"
@@ -126,7 +128,7 @@ def profile_means(record: Record) -> MeansProfile:
     )
     if len(mean) < _LEAST_STEPS:
         raise UnreliableEstimateError(
-            f"{record.path}: {len(mean)} steps; expected at least {_LEAST_STEPS}", found
+            f"{record.path}: {counted(len(mean), 'steps')}; expected at least {_LEAST_STEPS}", found
         )
     return found
 

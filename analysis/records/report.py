@@ -15,16 +15,17 @@ import pandas as pd
 from analysis import figures
 from analysis.profile.fit import StalenessFit
 from analysis.profile.verdict import LEVEL
-from analysis.records.course import loss_course, spells_in_words, split_in_words, staleness_course
+from analysis.records.course import loss_course, spells_in_words, staleness_course
 from analysis.records.means import MeansProfile
+from analysis.records.split import split_of
 from analysis.records.study import RecordStudy
 from analysis.records.whatif import ASSUMPTIONS, bounds_of_caps, what_if
-from analysis.report.headline import count
 from analysis.report.pictures import Picture, draw
 from analysis.report.tables import page_table
 from analysis.report.write import check_places, laws_table, part_of_page, template
+from asgd.counted import counted
 from asgd.errors import written
-from asgd.records.columns import STEPS, About
+from asgd.records.columns import STEPS, About, left_out_rows
 from asgd.records.reader import summary
 from asgd.rundir.files import replace_file
 
@@ -103,13 +104,12 @@ def _headline(study: RecordStudy) -> list[tuple[str, str]]:
     record, profile = study.record, study.estimate
     about, facts = record.about, summary(record)
     verb = "logged" if about.kind == "logged" else "imported"
-    rows = f"{facts['rows']:,} {about.rows}"
+    rows = counted(facts["rows"], about.rows)
     if facts["steps"] != facts["rows"]:
-        rows += f" of {facts['steps']:,} {_axis(about)}"
+        rows += f" of {counted(facts['steps'], _axis(about))}"
     found = [("What it is", f"{rows}, {verb} from {about.source} ({about.format}).")]
     if about.left_out:
-        left = "; ".join(f"{count:,} rows {why}" for why, count in about.left_out.items())
-        found.append(("Left out", f"{left}."))
+        found.append(("Left out", f"{'; '.join(left_out_rows(about.left_out))}."))
     found.append(("What it counts", f"Staleness in {about.unit}."))
     if isinstance(profile, MeansProfile):
         found.append(("How stale", str(profile)))
@@ -118,8 +118,8 @@ def _headline(study: RecordStudy) -> list[tuple[str, str]]:
         found.append(("Drift", _drift(profile)))
         spells = spells_in_words(record)
         found += [("Spells", spells)] if spells else []
-    split = split_in_words(record)
-    found += [("Where it comes from", split)] if split else []
+    split = split_of(record)
+    found += [("Where it comes from", str(split))] if split else []
     found += [("Unreliable", f"{study.doubt}.")] if study.doubt else []
     found += [("Notes on the log", " ".join(about.notes))] if about.notes else []
     found += [("Not known", " ".join(about.unknown))] if about.unknown else []
@@ -225,7 +225,7 @@ def _workers(study: RecordStudy) -> list[dict[str, Any]]:
     note = "Mean and variance of the staleness; zeros: share of its items with staleness 0."
     return [
         {
-            "title": f"By worker ({count(len(table), 'worker')})",
+            "title": f"By worker ({counted(len(table), 'workers')})",
             "figures": [],
             "tables": [page_table("workers", shown[columns], ["share", "zeros"])],
             "note": (rest if len(table) > len(shown) else "") + note,

@@ -11,6 +11,7 @@ import pandas as pd
 from analysis.profile.fit import StalenessFit
 from analysis.records.fit import fit_record
 from analysis.records.means import MeansProfile, profile_means
+from analysis.records.split import split_of
 from asgd.errors import UnreliableEstimateError
 from asgd.records.columns import STEPS
 from asgd.records.reader import Record, read_record
@@ -90,13 +91,14 @@ class RecordStudy:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the profile as JSON values."""
-        about, profile = self.record.about, self.profile
+        about, profile, split = self.record.about, self.profile, split_of(self.record)
         return {
             "kind": about.kind,
             "format": about.format,
             "unit": about.unit,
             "unknown": about.unknown,
             "left_out_rows": about.left_out,
+            "split": split and split.to_dict(),
             **profile.to_dict(),
         }
 

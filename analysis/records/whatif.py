@@ -6,7 +6,7 @@ as independent from update to update, as in the model of An, Lu, Ying, with one 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from analysis.records.means import MeansProfile
 from analysis.records.study import RecordStudy
 from asgd.arguments import count
 from asgd.arrays import Integers
+from asgd.counted import counted
 from asgd.errors import InputError
 from asgd.staleness import ConstantPlusGeometric, Empirical
 from asgd.streams import stream
@@ -28,6 +29,7 @@ _MOST_CAPS = 5
 _RARE = 0.001  # a cap that fewer items exceed is not worth trying
 _MOST_WORKERS = 10
 _SEED = 0
+_NO_STEP = (np.nan,) * 6  # mean staleness, limits, error and gain of a choice without items
 
 ASSUMPTIONS = (
     "Limits are over those without staleness, so the curvature cancels; lags are taken as "
@@ -51,7 +53,7 @@ class Choice:
     cap
         Largest staleness, for the first two changes.
     mean_staleness
-        Under the change.
+        Under the change; it and the limits are nan if that leaves no item.
     mean, mean_square, almost_sure
         Largest stable step over that without staleness, of the mean, of the mean square, and of
         almost every run.
@@ -149,11 +151,16 @@ class WhatIf:
         found = []
         for dropped, paced in zip(self.caps("discard"), self.caps("pace"), strict=True):
             kept = 1.0 - dropped.beyond
-            more = f", {1.0 / kept:.2f} times the sampling" if kept > 0.0 else ""
+            discarding = (
+                f"discarding drops {_percent(dropped)} of the items, {1.0 / kept:.2f} times the "
+                f"sampling, and allows {dropped.gain:.2f} times the step"
+                if kept
+                else "discarding drops every item, and no step is left"
+            )
+            delay = counted(f"{paced.delay:.3g}", self.unit)
             found.append(
-                f"A cap of {dropped.cap}: discarding drops {_percent(dropped)} of the items{more}, "
-                f"and allows {dropped.gain:.2f} times the step; pacing delays as many by "
-                f"{paced.delay:.3g} {self.unit} (mean), and allows {paced.gain:.2f} times the step."
+                f"A cap of {dropped.cap}: {discarding}; pacing delays as many by {delay} (mean), "
+                f"and allows {paced.gain:.2f} times the step."
             )
         for choice in self.caps("samplers"):
             found.append(
@@ -219,8 +226,7 @@ def what_if(
     Raises
     ------
     InputError
-        The record has means only, a cap is negative or below all items, or the momentum is not in
-        [0, 1).
+        The record has means only, a cap is negative, or the momentum is not in [0, 1).
     UnreliableEstimateError
         The record is too short.
     """
@@ -228,13 +234,17 @@ def what_if(
     if isinstance(fit, MeansProfile):
         raise InputError(f"{study.path}: no law can be fitted from means, so no limit follows")
     values = fit.sample.staleness
-    chosen = _default_caps(values) if caps is None else _checked(caps, values)
+    chosen = _default_caps(values) if caps is None else sorted({count(c, "cap", 0) for c in caps})
     free = stability_limits(ConstantPlusGeometric(0), momentum=momentum, independent=True)
     changes = list(_changes(values, chosen, fit.workers))
     found: list[Choice] = []
     for number, change in enumerate(changes):
         if progress is not None:
             progress(change.name, number / len(changes))
+        beyond = _beyond(values, change.cap, fit.sample.block)
+        if change.law is None:
+            found.append(Choice(change.name, change.kind, change.cap, *_NO_STEP, *beyond))
+            continue
         limits = stability_limits(change.law, momentum=momentum, independent=True)
         second = _over(limits.mean_square, free.mean_square)
         sure = limits.almost_sure
@@ -249,7 +259,7 @@ def what_if(
                 _over(sure, free.almost_sure),
                 sure.error / free.almost_sure.value,
                 second / found[0].mean_square if found else 1.0,
-                *_beyond(values, change.cap, fit.sample.block),
+                *beyond,
             )
         )
     return WhatIf(study.record.about.unit, momentum, found, _by_worker(study, fit, chosen))
@@ -257,19 +267,20 @@ def what_if(
 
 @dataclass(frozen=True)
 class _Change:
-    """A choice with its law."""
+    """A choice with its law; None if it leaves no item."""
 
     name: str
     kind: str
-    law: Empirical
+    law: Empirical | None
     cap: int | None = None
 
 
 def _changes(values: Integers, caps: Sequence[int], workers: float | None) -> Iterator[_Change]:
     yield _Change("as it is", "now", Empirical.from_sample(values))
     for cap in caps:
-        kept = Empirical.from_sample(values[values <= cap])
-        yield _Change(f"discard above {cap}", "discard", kept, cap)
+        kept = values[values <= cap]
+        law = Empirical.from_sample(kept) if len(kept) else None
+        yield _Change(f"discard above {cap}", "discard", law, cap)
     for cap in caps:
         yield _Change(f"pace to {cap}", "pace", Empirical.from_sample(np.minimum(values, cap)), cap)
     rng = stream(_SEED, "samplers")
@@ -326,14 +337,6 @@ def _default_caps(values: Integers) -> list[int]:
     caps = 2 ** np.arange(20)
     worth = [int(cap) for cap in caps if np.any(values <= cap) and np.mean(values > cap) > _RARE]
     return worth[:_MOST_CAPS]
-
-
-def _checked(caps: Iterable[int], values: Integers) -> list[int]:
-    chosen = sorted({count(cap, "cap", 0) for cap in caps})
-    youngest = int(values.min())
-    if chosen and chosen[0] < youngest:
-        raise InputError(f"cap = {chosen[0]}: every item is older; expected at least {youngest}")
-    return chosen
 
 
 def _by_worker(study: RecordStudy, fit: StalenessFit, caps: Sequence[int]) -> pd.DataFrame | None:

@@ -16,6 +16,7 @@ from analysis.profile.fit import StalenessFit
 from analysis.profile.stragglers import in_words as in_words_of
 from analysis.profile.verdict import in_words
 from analysis.report.clock import clock_of, seconds_waited
+from asgd.counted import counted
 from asgd.printable import printable
 from asgd.rundir.events import team_sizes
 from asgd.rundir.reader import Run
@@ -140,11 +141,6 @@ def _how_closely(error: float) -> str:
     return "closely" if error <= _CLOSELY else "roughly" if error <= _POOR else "badly"
 
 
-def count(number: int, noun: str) -> str:
-    """Return a number with its noun, in the plural if needed."""
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
-
-
 def problem_name(run: Run) -> str:
     """Return the name of a run's problem for sentences."""
     problem = run.config.problem
@@ -162,7 +158,7 @@ def _description(runs: Sequence[Run]) -> str:
     return (
         f"{problem_name(run)} by {_RULES[config.optimizer.rule]}, learning rate "
         f"{config.optimizer.learning_rate:g}, batches of {config.optimizer.batch_size}: "
-        f"{repeats}{count(len(trace), 'update')} by {_team(run)} "
+        f"{repeats}{counted(len(trace), 'updates')} by {_team(run)} "
         f"in {seconds:.3g} s{clock} ({len(trace) / max(seconds, 1e-9):,.0f} updates/s), "
         f"{_ended(run)}.{_waited(run, seconds)}"
         f"{'' if loss.empty else f' The loss went from {loss.iloc[0]:.4g} to {loss.iloc[-1]:.4g}.'}"
@@ -205,7 +201,7 @@ def _contributors(run: Run, workers: pd.DataFrame) -> str:
     names = sorted(set(range(run.config.cluster.workers)) - set(workers["worker"]))
     more = ", ..." if len(names) > _LISTED else ""
     never = f"; none by worker {', '.join(map(str, names[:_LISTED]))}{more}" if names else ""
-    return f"{count(len(workers), 'worker')}, {each}{never}."
+    return f"{counted(len(workers), 'workers')}, {each}{never}."
 
 
 def _which_law(fit: StalenessFit, prediction: Prediction | None, doubt: str | None) -> str:
@@ -224,7 +220,7 @@ def _which_law(fit: StalenessFit, prediction: Prediction | None, doubt: str | No
 def _team(run: Run) -> str:
     sizes = team_sizes(run.events, run.config.cluster.workers, len(run.trace))
     low, high = int(sizes.min()), int(sizes.max())
-    return count(high, "worker") if low == high else f"{low} to {high} workers"
+    return counted(high, "workers") if low == high else f"{low} to {high} workers"
 
 
 def _ended(run: Run) -> str:
@@ -246,7 +242,7 @@ def _how_stale(run: Run, fit: StalenessFit) -> str:
     team = fit.workers
     if run.config.cluster.mode == "async" and team is not None:
         on_average = (
-            count(team, "worker") if isinstance(team, int) else f"{team:.3g} workers on average"
+            counted(team, "workers") if isinstance(team, int) else f"{team:.3g} workers on average"
         )
         text += (
             f" For {on_average} that use every snapshot once, a mean of {team - 1:.3g} is expected."
@@ -313,7 +309,7 @@ def left_out(runs: Sequence[Run]) -> str:
     if not short:
         return ""
     return (
-        f" {count(short, 'repeat')} ended before update {last_update(kept[0]):,} and "
+        f" {counted(short, 'repeats')} ended before update {last_update(kept[0]):,} and "
         f"{'is' if short == 1 else 'are'} left out of prediction and score."
     )
 

@@ -26,11 +26,12 @@ from analysis.report import pictures
 from analysis.report.activity import events_table, timeline, workers_table
 from analysis.report.clock import clock_of
 from analysis.report.comparison import compare_runs, comparison_headline, comparison_verdict, labels
-from analysis.report.headline import count, headline, problem_name, stability_margin, verdict
+from analysis.report.headline import headline, problem_name, stability_margin, verdict
 from analysis.report.inline_svg import SvgInliner, page_colour
 from analysis.report.pictures import Picture
 from analysis.report.tables import page_table
 from analysis.study import Study
+from asgd.counted import counted
 from asgd.errors import InputError, written
 from asgd.rundir.files import replace_file
 
@@ -269,7 +270,7 @@ def _comparison(studies: Sequence[Study]) -> tuple[dict[str, Any], list[Picture]
 
 
 def _title(study: Study) -> str:
-    title = f"{problem_name(study.run)}, {count(study.run.config.cluster.workers, 'worker')}"
+    title = f"{problem_name(study.run)}, {counted(study.run.config.cluster.workers, 'workers')}"
     return title if len(study.runs) == 1 else f"{title}, {len(study.runs)} repeats"
 
 

@@ -10,6 +10,7 @@ import click
 
 from asgd.console.options import PATH, json_option, out_option, quiet_option
 from asgd.console.output import Command, print_json, say
+from asgd.counted import counted
 from asgd.errors import InputError
 from asgd.printable import printable
 
@@ -47,8 +48,8 @@ def import_log(
     rollouts             items with head_version and tail_version, as AReaL's
     metrics              means per step: verl, prime-rl, RLlib, or named columns
 
-    Columns of items are update, read_version, end_version, staleness, worker, item (its name),
-    samples, loss, seconds; of means step, mean, max, min, items, loss.
+    Columns of items are update, read_version, start_version, end_version, staleness, worker, item
+    (its name), samples, loss, seconds; of means step, mean, max, min, items, loss.
 
     \b
     asgd import clients.csv --columns worker=client_id,update=total_agg,staleness=lag
@@ -97,7 +98,9 @@ def verify_record(path: Path, as_json: bool) -> None:
 
 def sentences(about: About) -> list[str]:
     """Return what was left out, what is special, and what is unknown, a sentence each."""
-    left_out = [f"Left out: {count:,} rows {why}." for why, count in about.left_out.items()]
+    from asgd.records.columns import left_out_rows
+
+    left_out = [f"Left out: {rows}." for rows in left_out_rows(about.left_out)]
     return [*left_out, *about.notes, *(f"Not known: {text}" for text in about.unknown)]
 
 
@@ -127,13 +130,15 @@ def record_rows(directory: Path) -> list[dict[str, Any]]:
 
 def record_table(found: dict[str, Any]) -> list[tuple[str, str]]:
     """Return the summary of a record as a table of names and values."""
+    from asgd.records.columns import left_out_rows
+
     stale, recent = found["mean_staleness"], found["recent_staleness"]
     last = (
         "none yet"
         if stale is None
-        else (f"{stale:.4g} {found['unit']} mean, {recent:.4g} over the last tenth")
+        else (f"{counted(f'{stale:.4g}', found['unit'])} mean, {recent:.4g} over the last tenth")
     )
-    steps = f" of {found['steps']:,} steps" if found["steps"] != found["rows"] else ""
+    steps = f" of {counted(found['steps'], 'steps')}" if found["steps"] != found["rows"] else ""
     workers = "not known" if found["workers"] is None else f"{found['workers']:,}"
     return [
         ("record", f"{found['run']}, {found['kind']}, {found['format']}"),
@@ -143,7 +148,7 @@ def record_table(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("staleness", last),
         ("workers", workers),
         ("loss", "none" if found["loss"] is None else f"{found['loss']:.4g}"),
-        *(("left out", f"{count:,} rows {why}") for why, count in found["left_out"].items()),
+        *(("left out", rows) for rows in left_out_rows(found["left_out"])),
         *(("note", text) for text in found["notes"]),
         *(("not known", text) for text in found["unknown"]),
     ]
@@ -158,7 +163,7 @@ def in_runs_table(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             **row,
             "problem": f"{row['kind']}: {row['format']}",
             "workers": row["workers"] or "",
-            "updates": f"{row['rows']:,} {row['table']}",
+            "updates": counted(row["rows"], row["table"]),
             "of": None,
             "updates_per_second": None,
         }

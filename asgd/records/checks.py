@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from asgd.arrays import Array
+from asgd.counted import counted
 from asgd.errors import InputError
 from asgd.records.columns import ITEM_COLUMNS, UNKNOWN, About
 from asgd.records.foreign import Batch, Names
@@ -19,7 +20,8 @@ Columns = dict[str, npt.NDArray[Any]]
 
 NO_VERSION = "without a version"
 LATER = "with a version later than the update"
-BACKWARDS = "with an end before their start"
+EARLY = "with a start before the version that was read"
+BACKWARDS = "with an end before the start"
 DUPLICATE = "of an item that was there before in the same step"
 
 _MOST_WORKERS = 100_000
@@ -72,17 +74,21 @@ class RowChecker:
         """
         numbers = {key: column for key, column in batch.items() if isinstance(column, np.ndarray)}
         _check_whole(numbers, place, self._seen)
-        staleness, in_flight = _staleness(numbers)
+        staleness, begun, ready = _behind(numbers)
         unknown = ~(staleness >= 0) & ~(staleness < 0)
         for key in ("read_version", "staleness", "update"):
             if key in numbers:  # many systems write -1 for an unknown value
                 unknown |= ~(numbers[key] >= 0)
-        backwards = ~unknown & (in_flight < 0)
-        later = ~unknown & ~backwards & ((staleness < 0) | (in_flight > staleness))
+        kept = ~unknown
         self._leave_out(NO_VERSION, unknown, place)
-        self._leave_out(BACKWARDS, backwards, place)
-        self._leave_out(LATER, later, place)
-        kept = ~(unknown | backwards | later)
+        # A comparison with nan, an unknown version, is False.
+        for why, wrong in (
+            (EARLY, begun < 0),
+            (BACKWARDS, ready < np.nan_to_num(begun)),
+            (LATER, (staleness < 0) | (begun > staleness) | (ready > staleness)),
+        ):
+            self._leave_out(why, kept & wrong, place)
+            kept &= ~wrong
         updates = self._updates(numbers.get("update"), kept, place)
         again = self._duplicates(batch.get("item"), updates, kept)
         self._leave_out(DUPLICATE, again, place)
@@ -91,7 +97,9 @@ class RowChecker:
         found = self._columns(batch, numbers, kept)
         found["update"] = updates[kept]
         found["staleness"] = staleness[kept].astype(np.int64)
-        found["in_flight"] = np.nan_to_num(in_flight[kept], nan=UNKNOWN).astype(np.int64)
+        in_flight = ready - begun if "start_version" in numbers else ready
+        for name, part in (("in_publication", begun), ("in_flight", in_flight)):
+            found[name] = np.nan_to_num(part[kept], nan=UNKNOWN).astype(np.int64)
         return {name: np.asarray(found[name], kind) for name, kind in ITEM_COLUMNS.items()}
 
     def finish(self, source: object, *, leave_out: bool) -> None:
@@ -105,12 +113,12 @@ class RowChecker:
         """
         if self._falls > max(_MANY_FALLS, self._seen // _SHARE_OF_FALLS):
             raise InputError(
-                f"{source}: {self._falls:,} of {self._seen:,} rows have a smaller update than the "
-                "row before: sort the rows by update, or leave the update out of --columns"
+                f"{source}: {self._falls:,} of {counted(self._seen, 'rows')} have a smaller update "
+                "than the row before: sort the rows by update, or leave the update out of --columns"
             )
         if self.left_out and not leave_out:
             found = "; ".join(
-                f"{count:,} of {self._seen:,} rows {why} (first: {self._where[why]})"
+                f"{count:,} of {counted(self._seen, 'rows')} {why} (first: {self._where[why]})"
                 for why, count in self.left_out.items()
             )
             raise InputError(f"{source}: {found}; --leave-out imports the others")
@@ -215,26 +223,30 @@ class RowChecker:
         return np.array([*ours, UNKNOWN])[workers.codes[kept]]
 
 
-def _staleness(numbers: Mapping[str, Array]) -> tuple[Array, Array]:
-    """Return the staleness of each row and its part in flight; nan where it is unknown.
+def _behind(numbers: Mapping[str, Array]) -> tuple[Array, Array, Array]:
+    """Return how far an item's parameters were behind at its use, its start and its end.
 
-    Either is negative where the versions run backwards.
+    The first is the staleness. Each is nan where it is unknown, and negative where the versions
+    run backwards.
     """
-    read, end = numbers.get("read_version"), numbers.get("end_version")
-    update = numbers.get("update")
-    rows = len(next(iter(numbers.values())))
-    in_flight = np.full(rows, np.nan)
-    if read is not None and end is not None:
-        in_flight = np.where((end >= 0) & (read >= 0), end - read, np.nan)
+    unknown = np.full(len(next(iter(numbers.values()))), np.nan)
+    read = numbers.get("read_version", unknown)
+
+    def behind(key: str) -> Array:
+        version = numbers.get(key, unknown)
+        return np.where((version >= 0) & (read >= 0), version - read, np.nan)
+
+    begun, ready = behind("start_version"), behind("end_version")
     if "staleness" in numbers:
-        return numbers["staleness"], in_flight
-    if read is not None and update is not None:
-        return update - read, in_flight
-    return in_flight, in_flight
+        return numbers["staleness"], begun, ready
+    if "update" in numbers:
+        return numbers["update"] - read, begun, ready
+    return ready, begun, ready
 
 
 def _check_whole(numbers: Mapping[str, Array], place: str, seen: int) -> None:
-    for key in ("update", "read_version", "end_version", "staleness", "samples"):
+    whole = ("update", "read_version", "start_version", "end_version", "staleness", "samples")
+    for key in whole:
         if key not in numbers:
             continue
         column = numbers[key]

@@ -11,22 +11,28 @@ A record has no parameters and no configuration: other systems do not log them.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 import numpy as np
 
+from asgd.counted import counted
 from asgd.errors import InputError
 from asgd.rundir.tables import Types
 from asgd.stored_json import read_json
 
 RECORD = "record.json"
 ITEMS, STEPS = "items", "steps"
-UNKNOWN = -1  # of a worker, or of the staleness in flight
+UNKNOWN = -1  # of a worker, or of a part of the staleness
 IN_FLIGHT_ONLY = (
-    "How long an item waited until it was used: this is the staleness in flight only, while the "
-    "item was computed; that of the update is larger."
+    "How long an item waited until it was used: this is the staleness in flight only, when the "
+    "item was ready; that of the update is larger."
+)
+NO_PUBLICATION = (
+    "How far an item's parameters were behind the newest ones when its computation began "
+    "(publication): this counts as in flight or in the queue."
 )
 
 Unit = Literal["updates", "versions", "steps"]
@@ -35,7 +41,8 @@ ITEM_COLUMNS: Types = {
     "item": np.int64,  # number of the row: 0, 1, ..., each once
     "update": np.int64,  # updates (versions, steps) before the item was used; never falls
     "staleness": np.int64,  # how many of these updates the item's parameters lacked
-    "in_flight": np.int64,  # the part of the staleness while it was computed, or UNKNOWN
+    "in_publication": np.int64,  # the part before its computation began, or UNKNOWN
+    "in_flight": np.int64,  # the part while it was computed, or UNKNOWN; the rest is the queue
     "worker": np.int32,  # index into the workers of record.json, or UNKNOWN
     "samples": np.int64,  # in the item; 1 if the log does not say
     "loss": np.float64,  # nan if the log does not say
@@ -111,6 +118,11 @@ class About(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             return msgspec.convert(read_json(path), cls)
         except msgspec.ValidationError as error:
             raise InputError(f"{path}: cannot be read ({error})") from None
+
+
+def left_out_rows(left_out: Mapping[str, int]) -> list[str]:
+    """Return in words how many rows were left out, by the reason."""
+    return [f"{counted(number, 'rows')} {why}" for why, number in left_out.items()]
 
 
 def is_record(path: str | Path) -> bool:

@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
+from asgd.counted import counted
 from asgd.errors import InputError, did_you_mean, written
 from asgd.records.checks import Columns, RowChecker
 from asgd.records.columns import (
     IN_FLIGHT_ONLY,
     ITEMS,
+    NO_PUBLICATION,
     RECORD,
     RECORD_TABLES,
     STEPS,
@@ -41,7 +43,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _ROWS = 262_144  # of a part
-_REPETITIVE = ("worker", "staleness", "session", "samples", "in_flight")
+_REPETITIVE = ("worker", "staleness", "session", "samples", "in_publication", "in_flight")
 
 
 def import_log(
@@ -66,8 +68,8 @@ def import_log(
         "auto", or a name of `asgd import --help`.
     columns
         The name of each of our columns in the log, where it differs: `update`, `read_version`,
-        `end_version`, `staleness`, `worker`, `item`, `samples`, `loss`, `seconds`; of a log of
-        means `step`, `mean`, `max`, `min`, `items`, `loss`.
+        `start_version`, `end_version`, `staleness`, `worker`, `item`, `samples`, `loss`,
+        `seconds`; of a log of means `step`, `mean`, `max`, `min`, `items`, `loss`.
     unit
         What staleness counts; default by the format.
     leave_out
@@ -151,7 +153,7 @@ def from_frame(
         source="a frame",
         unit=unit,
         columns=wanted,
-        unknown=_flight_only(set(wanted)),
+        unknown=_unknown(set(wanted)),
     )
     return write_items(_place(out, "frame"), about, read(), leave_out=leave_out)
 
@@ -215,12 +217,14 @@ class _Log:
             columns = {**format.columns, **given}
         places = Counter(tuple(part.given.values()) for part in parts if part.given)
         several = sum(number > 1 for number in places.values())
-        notes = [f"{several} steps have several files, read as one step each."] if several else []
+        has = "has" if several == 1 else "have"
+        note = f"{counted(several, 'steps')} {has} several files, read as one step each."
+        notes = [note] if several else []
         return cls(parts, columns, notes)
 
     def unknown(self, format: Format) -> list[str]:
         """Return what the log cannot tell."""
-        return [*_flight_only({*self.columns, *self.parts[0].given}), *format.unknown]
+        return [*_unknown({*self.columns, *self.parts[0].given}), *format.unknown]
 
     def read(self, progress: Callable[[str, float], None] | None) -> Iterator[tuple[Batch, str]]:
         """Yield the batches of each file, with its name."""
@@ -234,7 +238,7 @@ class _Log:
                 yield batch, str(part.path)
                 rows += length
                 if progress is not None:
-                    progress(f"{rows:,} rows", number / len(self.parts))
+                    progress(f"{counted(rows, 'rows')}", number / len(self.parts))
 
 
 class _Parts:
@@ -278,7 +282,8 @@ def _import_metrics(
     rows, left_out, notes = metrics_table(metrics.metrics_rows(source, columns))
     if left_out and not leave_out:
         raise InputError(
-            f"{source}: {left_out:,} steps without a mean staleness; --leave-out imports the others"
+            f"{source}: {counted(left_out, 'steps')} without a mean staleness; --leave-out imports "
+            "the others"
         )
     if not len(rows["step"]):
         raise InputError(f"{source}: no step with a mean staleness")
@@ -382,9 +387,11 @@ def _check_keys(given: Mapping[str, str], known: Sequence[str]) -> None:
             raise InputError(f"columns: {key}: {hint}expected {', '.join(known)}")
 
 
-def _flight_only(known: set[str]) -> list[str]:
-    """Return that a log with these columns knows no staleness but that in flight, if so."""
-    return [] if known & {"staleness", "update"} else [IN_FLIGHT_ONLY]
+def _unknown(known: set[str]) -> list[str]:
+    """Return what a log with these columns cannot tell."""
+    found = [] if known & {"staleness", "update"} else [IN_FLIGHT_ONLY]
+    parts = known & {"start_version", "end_version"}
+    return [*found, NO_PUBLICATION] if parts == {"end_version"} else found
 
 
 def _check_enough(columns: Mapping[str, str], where: object, there: Sequence[str]) -> None:

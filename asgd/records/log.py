@@ -38,11 +38,14 @@ class Read(NamedTuple):
     ----------
     version
         Version of the parameters.
+    started
+        Version that was published when the computation began.
     finished
-        Version that was published when the item was computed; -1 if that was not logged.
+        Version that was published when it ended; -1 if that was not logged.
     """
 
     version: int
+    started: int
     finished: int = -1
 
 
@@ -136,7 +139,8 @@ class StalenessLog:
         worker
             Unused, it only makes the call readable; `applied` names the worker.
         version
-            The version that the worker has, if it is not the one published last.
+            The version that the worker has, if it is not the one published last. What was
+            published since then is the staleness in publication.
 
         Raises
         ------
@@ -144,11 +148,12 @@ class StalenessLog:
             The log is closed.
         """
         now = self._current()
-        return Read(now if version is None else count(version, "version", 0))
+        have = now if version is None else count(version, "version", 0)
+        return Read(have, max(have, now))  # a worker may have a version just before it is noted
 
     def computed(self, read: Read) -> Read:
         """Note that an item is computed, and begins to wait until it is applied."""
-        return read._replace(finished=self._current())
+        return read._replace(finished=max(read.started, self._current()))
 
     def applied(
         self,
@@ -181,6 +186,7 @@ class StalenessLog:
         """
         line: dict[str, Any] = {
             "read_version": read.version,
+            "start_version": read.started,
             "end_version": read.finished if read.finished >= 0 else None,
             "worker": str(worker),
             "item": None if item is None else str(item),

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from asgd.counted import counted
 from asgd.errors import AsgdError, InputError
 from asgd.records.checks import RowChecker
-from asgd.records.columns import ITEMS, MOST_ROWS, RECORD, RECORD_TABLES, STEPS, About
+from asgd.records.columns import ITEMS, MOST_ROWS, RECORD, RECORD_TABLES, STEPS, UNKNOWN, About
 from asgd.records.foreign import Batch, batches
 from asgd.records.formats.base import ITEM_KEYS
 from asgd.records.names import LOG
@@ -52,9 +53,10 @@ class Record:
         """One row per item; empty if only means are known.
 
         Columns: `item`, its number 0, 1, ...; `update`, the updates (versions, steps) before it
-        was used; `staleness`; `in_flight`, the part of it while the item was computed, or -1;
-        `worker`, index into `about.workers`, or -1; `samples`; `loss` and `seconds`, or nan;
-        `session`, which counts restarts of the numbering.
+        was used; `staleness`; `in_publication`, the part of it before the item's computation
+        began, and `in_flight`, the part while it was computed, or -1; `worker`, index into
+        `about.workers`, or -1; `samples`; `loss` and `seconds`, or nan; `session`, which counts
+        restarts of the numbering.
         """
         return _frame(self.columns(ITEMS, *RECORD_TABLES[ITEMS]))
 
@@ -114,10 +116,11 @@ class Record:
         except AsgdError as error:
             return f"Record({self.path}: unreadable, {error})"
         stale = facts["mean_staleness"]
-        mean = "" if stale is None else f", mean staleness {stale:.4g} {self.about.unit}"
+        amount = "" if stale is None else counted(f"{stale:.4g}", self.about.unit)
+        mean = amount and f", mean staleness {amount}"
         return (
             f"Record({self.path}: {self.about.kind}, {self.about.format}, {facts['state']}, "
-            f"{facts['rows']:,} {self.about.rows}{mean})"
+            f"{counted(facts['rows'], self.about.rows)}{mean})"
         )
 
 
@@ -201,11 +204,18 @@ def findings(record: Record) -> list[str]:
         found.append(f"{record.path / RECORD}: has changed since the record was made")
     if found or table != ITEMS:
         return found
-    rows = record.columns(ITEMS, "item", "update", "staleness", "worker")
+    rows = record.columns(
+        ITEMS, "item", "update", "staleness", "in_publication", "in_flight", "worker"
+    )
+    before, flight = rows["in_publication"], rows["in_flight"]
+    parts = np.maximum(before, 0) + np.maximum(flight, 0)
     checks = (
         ("item", "is not the next number", rows["item"] != np.arange(len(rows["item"]))),
         ("update", "is smaller than the one before", np.diff(rows["update"], prepend=0) < 0),
         ("staleness", "is negative", rows["staleness"] < 0),
+        ("staleness", "is less than its parts", rows["staleness"] < parts),
+        ("in_publication", "is negative", before < UNKNOWN),
+        ("in_flight", "is negative", flight < UNKNOWN),
         ("worker", "has no name", rows["worker"] >= max(len(record.about.workers), 1)),
     )
     for name, what, wrong in checks:

@@ -30,7 +30,7 @@ def run(*words: object) -> None:
 
 def test_a_record_of_one_item_is_too_short_without_a_warning(tmp_path: Path) -> None:
     record = asgd.from_frame(logs.frame(STALENESS[:1]), tmp_path / "r", columns=logs.COLUMNS)
-    with pytest.raises(UnreliableEstimateError, match="1 items after a start-up of 0"):
+    with pytest.raises(UnreliableEstimateError, match="1 item after a start-up of 0"):
         fit_record(record)
 
 

@@ -148,6 +148,23 @@ def test_a_cap_of_two_is_answered_in_one_command(
     assert found["choices"][0]["beyond"] is None
 
 
+def test_a_cap_below_every_item_leaves_no_step_if_these_are_dropped(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = study(tmp_path, np.full(600, 7)).path
+    main(["whatif", str(path), "--cap", "2"])
+    text = capsys.readouterr().out
+    assert (
+        "A cap of 2: discarding drops every item, and no step is left; pacing delays as many by "
+        "5 updates (mean), and allows 2.96 times the step."  # sin(pi/10) / sin(pi/30)
+    ) in text
+    assert "nan" not in text
+    main(["whatif", str(path), "--cap", "2", "--json"])
+    discard, pace = json.loads(capsys.readouterr().out)["choices"][1:3]
+    assert (discard["beyond"], discard["mean_square"], discard["gain"]) == (1.0, None, None)
+    assert pace["mean_square"] == pytest.approx(np.sin(np.pi / 10.0), rel=1e-6)
+
+
 def test_means_bound_what_a_cap_would_drop_and_no_limit(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -162,7 +179,6 @@ def test_means_bound_what_a_cap_would_drop_and_no_limit(
     ("words", "message"),
     [
         (["--cap", "-1"], "cap = -1: expected a whole number >= 0"),
-        (["--cap", "1"], "every item is older; expected at least 2"),
         (["--momentum", "1"], "momentum = 1.0: expected a number in [0, 1)"),
     ],
 )

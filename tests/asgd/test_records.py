@@ -11,8 +11,10 @@ import pandas as pd
 import pytest
 
 import asgd
-from analysis.records.course import split_in_words
+from analysis.records.split import split_of
+from asgd.records.columns import ITEM_COLUMNS, NO_PUBLICATION
 from asgd.records.reader import findings, summary
+from asgd.rundir.tables import write_table
 from tests.support import logs
 
 STALENESS = np.random.default_rng(5).geometric(0.3, 880) - 1
@@ -42,6 +44,7 @@ def test_prime_rl_has_steps_and_the_split_in_flight(tmp_path: Path) -> None:
     assert items["in_flight"].tolist() == (STALENESS - STALENESS // 2).tolist()
     assert items["update"].tolist() == [1000 + i // logs.EACH for i in range(len(STALENESS))]
     assert record.about.unit == "steps"
+    assert NO_PUBLICATION in record.about.unknown
     assert record.about.notes == ["110 steps have several files, read as one step each."]
     assert summary(record)["steps"] == 110
 
@@ -136,27 +139,88 @@ def test_versions_that_run_backwards_have_a_line_of_their_own(tmp_path: Path) ->
     rows: list[dict[str, object]] = [
         {"update": 9, "read_version": 5, "end_version": end} for end in (7, 4, 10, None, 9)
     ]
-    with pytest.raises(asgd.InputError, match="1 of 5 rows with an end before their start"):
+    with pytest.raises(asgd.InputError, match="1 of 5 rows with an end before the start"):
         imported(tmp_path, rows)
     record = imported(tmp_path, rows, leave_out=True)
     assert record.about.left_out == {
-        "with an end before their start": 1,
+        "with an end before the start": 1,
         "with a version later than the update": 1,
     }
     assert record.items["in_flight"].tolist() == [2, -1, 4]
-    assert record.about.unknown == []
+    assert set(record.items["in_publication"]) == {-1}
+    assert record.about.unknown == [NO_PUBLICATION]
 
 
 def test_a_table_without_the_update_is_in_flight_only(tmp_path: Path) -> None:
     rows: list[dict[str, object]] = [{"read_version": 3, "end_version": end} for end in (3, 5, 2)]
     record = imported(tmp_path, rows, leave_out=True)
     assert record.items["staleness"].tolist() == [0, 2]
-    assert record.about.left_out == {"with an end before their start": 1}
+    assert record.about.left_out == {"with an end before the start": 1}
     assert "in flight only" in record.about.unknown[0]
-    assert split_in_words(record) == (
-        "In flight, while an item was computed, 1 updates passed (mean); "
-        "the log does not say how many in the queue."
+    assert str(split_of(record)) == (
+        "Mean staleness, 1 update: 1 in flight (while it was computed)."
     )
+
+
+# Read, start, end, update; where they are in order, in publication and in flight.
+VERSIONS = {
+    "all parts": ((2, 3, 7, 15), (1, 4)),
+    "no part": ((5, 5, 5, 5), (0, 0)),
+    "start not known": ((2, None, 7, 15), (-1, -1)),
+    "start not known, as -1": ((2, -1, 7, 15), (-1, -1)),
+    "end not known": ((2, 3, None, 15), (1, -1)),
+    "start before the read": ((4, 3, 7, 15), "with a start before the version that was read"),
+    "end before the start": ((2, 6, 5, 15), "with an end before the start"),
+    "start after the update": ((2, 16, None, 15), "with a version later than the update"),
+    "end after the update": ((2, None, 16, 15), "with a version later than the update"),
+}
+
+
+@pytest.mark.parametrize("case", VERSIONS)
+def test_publication_flight_and_queue_are_told_apart(case: str, tmp_path: Path) -> None:
+    versions, expected = VERSIONS[case]
+    keys = ("read_version", "start_version", "end_version", "update")
+    good = dict(zip(keys, (0, 0, 0, 0), strict=True))
+    rows: list[dict[str, object]] = [dict(good), dict(zip(keys, versions, strict=True))]
+    if isinstance(expected, str):
+        with pytest.raises(asgd.InputError, match=rf"1 of 2 rows {expected} \(first: row 2, in"):
+            imported(tmp_path, rows)
+    record = imported(tmp_path, rows, leave_out=True)
+    assert findings(record) == []
+    assert record.about.unknown == []
+    found = record.items[["in_publication", "in_flight"]].to_numpy().tolist()
+    if isinstance(expected, str):
+        assert record.about.left_out == {expected: 1}
+        assert found == [[0, 0]]
+    else:
+        assert record.about.left_out == {}
+        assert found == [[0, 0], list(expected)]
+
+
+def test_the_split_has_the_means_of_its_parts(tmp_path: Path) -> None:
+    """Parts of known means, of which one item in five lacks the end."""
+    update = 100 + np.arange(500)
+    start, end = update - 7, update - 3
+    read = start - np.where(update % 2, 1, 2)
+    frame = pd.DataFrame(
+        {"update": update, "read_version": read, "start_version": start, "end_version": end}
+    )
+    frame.loc[frame.index % 5 == 0, "end_version"] = np.nan
+    split = split_of(asgd.from_frame(frame, tmp_path / "r"))
+    assert split is not None
+    assert (split.publication, split.flight, split.queue, split.staleness) == (1.5, 4, 3, 8.5)
+    assert str(split) == (
+        "Mean staleness of 400 of 500 items, 8.5 updates: 1.5 in publication (before an item was "
+        "begun), 4 in flight (while it was computed), 3 in the queue (until it was used)."
+    )
+    begun = split_of(asgd.from_frame(frame.drop(columns="end_version"), tmp_path / "begun"))
+    assert begun is not None
+    assert (begun.publication, begun.flight, begun.queue, begun.known) == (1.5, None, None, 500)
+    assert "1.5 in publication (before an item was begun), 7 in flight or in the queue" in str(
+        begun
+    )
+    plain = asgd.from_frame(frame[["update", "read_version"]], tmp_path / "plain")
+    assert split_of(plain) is None
 
 
 @pytest.mark.parametrize("name", ["log.csv", "log.jsonl"])
@@ -271,3 +335,36 @@ def test_damage_is_found(tmp_path: Path) -> None:
     about = record.path / "record.json"
     about.write_text(about.read_text("utf-8").replace("updates", "versions"), encoding="utf-8")
     assert "has changed since the record was made" in findings(record)[1]
+
+
+def rewritten(record: asgd.Record, types: dict[str, type], **changed: object) -> None:
+    """Write the items of a record with these columns, digests and all."""
+    columns = {name: record.items[name].to_numpy() for name in types} | changed
+    part = next((record.path / "items").iterdir())
+    write_table(part, columns, types)
+
+
+def test_a_record_that_lacks_a_column_gets_one_line(tmp_path: Path) -> None:
+    record = asgd.from_frame(logs.frame(STALENESS), tmp_path / "r", columns=logs.COLUMNS)
+    types = {name: kind for name, kind in ITEM_COLUMNS.items() if name != "in_publication"}
+    rewritten(record, types)
+    for read in (lambda: record.items, lambda: summary(record), lambda: split_of(record)):
+        with pytest.raises(asgd.InputError, match=r"expected the columns .* in_publication") as no:
+            read()
+        assert "\n" not in str(no.value)
+
+
+@pytest.mark.parametrize(
+    ("parts", "what"),
+    [
+        ({"in_publication": -2}, "in_publication -2 is negative"),
+        ({"in_flight": -2}, "in_flight -2 is negative"),
+        ({"in_publication": 30, "in_flight": 40}, "staleness 0 is less than its parts"),
+    ],
+)
+def test_parts_that_cannot_be_are_found(parts: dict[str, int], what: str, tmp_path: Path) -> None:
+    frame = logs.frame(np.arange(60) % 2)
+    record = asgd.from_frame(frame, tmp_path / "r", columns=logs.COLUMNS)
+    whole = {name: np.full(60, value) for name, value in parts.items()}
+    rewritten(record, dict(ITEM_COLUMNS), **whole)
+    assert findings(record) == [f"{record.path / 'items'}: row 0: {what}"]

@@ -122,16 +122,38 @@ def test_processes_lose_no_line(method: str, tmp_path: Path) -> None:
     assert set(record.items["in_flight"]) == {0}
 
 
-def test_flight_and_queue_are_told_apart(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("version", "staleness", "publication"),
+    [(None, 11, 0), (4, 11, 0), (1, 14, 3), (5, 10, 0)],  # the last is not noted yet
+)
+def test_publication_flight_and_queue_are_told_apart(
+    version: int | None, staleness: int, publication: int, tmp_path: Path
+) -> None:
     with asgd.StalenessLog(tmp_path / "mine", unit="steps") as log:
         log.published(4)
-        read = log.read()
+        read = log.read(version=version)
         log.published(6)
         read = log.computed(read)
-        log.published(9)
-        assert log.applied("sampler", pickle.loads(pickle.dumps(read))) == 5
-    items = asgd.read_record(log.path).items
-    assert items[["update", "staleness", "in_flight"]].to_numpy().tolist() == [[9, 5, 2]]
+        log.published(15)
+        assert log.applied("sampler", pickle.loads(pickle.dumps(read))) == staleness
+    record = asgd.read_record(log.path)
+    names = ["update", "staleness", "in_publication", "in_flight"]
+    assert record.items[names].to_numpy().tolist() == [
+        [15, staleness, publication, staleness - publication - 9]
+    ]
+    assert record.about.left_out == {}
+
+
+def test_a_worker_that_is_ahead_of_the_log_does_not_end_before_it_starts(tmp_path: Path) -> None:
+    """It has a version a moment before the trainer notes it, and computes at once."""
+    with asgd.StalenessLog(tmp_path / "mine") as log:
+        log.published(4)
+        read = log.computed(log.read(version=5))
+        log.published(5)
+        log.applied("worker", read)
+    record = asgd.read_record(log.path)
+    assert record.about.left_out == {}
+    assert record.items[["staleness", "in_flight"]].to_numpy().tolist() == [[0, 0]]
 
 
 def test_logging_needs_neither_pandas_nor_arrow_nor_ray(tmp_path: Path) -> None:

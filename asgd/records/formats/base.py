@@ -11,11 +11,12 @@ from asgd.errors import InputError
 from asgd.records.columns import Unit
 from asgd.records.foreign import COMPRESSED, kind_of
 
-# Our columns that a log of items can have; beside those of `ITEM_COLUMNS`, the version that the
-# item's parameters had at its start and at its end.
+# Our columns that a log of items can have. Beside those of `ITEM_COLUMNS` these are versions: the
+# one read, and the newest ones when the item's computation began and when it ended.
 ITEM_KEYS = (
     "update",
     "read_version",
+    "start_version",
     "end_version",
     "staleness",
     "worker",
