@@ -341,7 +341,7 @@ def make_config(data: Mapping[str, Any] | None = None) -> RunConfig:
         An unknown key, a wrong type or an impossible value.
     """
     if data is not None and not isinstance(data, Mapping):
-        raise InputError(f"configuration: {type(data).__name__}; expected nested mappings")
+        raise InputError(f"configuration = {type(data).__name__}: expected nested mappings")
     try:
         data = _plain(data or {})
     except RecursionError:
@@ -383,7 +383,7 @@ def as_config(config: Configuration) -> RunConfig:
     if isinstance(config, str | Path):
         return load_config(config)
     if config is None:  # a forgotten value, where `make_config()` asks for the defaults
-        raise InputError("configuration: None; expected a mapping, a file or a RunConfig")
+        raise InputError("configuration = None: expected a mapping, a file or a RunConfig")
     return make_config(config)
 
 

@@ -88,7 +88,7 @@ def with_batch_sizes(config: Configuration, batch_sizes: npt.ArrayLike) -> RunCo
     config, sizes = as_config(config), np.asarray(batch_sizes)
     if sizes.ndim != 1 or not len(sizes) or not np.issubdtype(sizes.dtype, np.integer):
         raise InputError(
-            f"batch_sizes: {sizes.dtype} of shape {sizes.shape}; expected integers, one per update"
+            f"batch_sizes = {sizes.dtype} of shape {sizes.shape}: expected integers, one per update"
         )
     at = np.flatnonzero(np.diff(sizes)) + 1
     data = msgspec.to_builtins(config)

@@ -173,8 +173,8 @@ def read_moments(
     """
     if not fits(reads.slots, reads.runs, gradients.dim):
         raise InputError(
-            f"closed moments of {reads.slots} live snapshots of dim {gradients.dim}: expected "
-            "fewer; simulate instead"
+            f"reads = {reads.slots} live snapshots of dim {gradients.dim}: expected fewer for "
+            "closed moments; simulate instead"
         )
     return _moments(gradients, learning_rate, reads, batch_size, initial, record)
 

@@ -164,14 +164,16 @@ def stability_limits(
     if not isinstance(staleness, StalenessLaw | ServerTimes | RecordedTurns):
         staleness = ServerTimes(staleness)
     if independent and not isinstance(staleness, StalenessLaw):
-        raise InputError("independent lags: expected a staleness law")
+        raise InputError(
+            f"staleness = {type(staleness).__name__}: expected a law with independent = True"
+        )
     if workers is not None and workers < 1:
         raise InputError(f"workers = {workers}: expected an integer >= 1")
     if isinstance(staleness, StalenessLaw):
         team = 0 if independent else workers or _workers_of(staleness)
         limits = _of_law(staleness, team, momentum, staleness_aware, mean_square, seed)
     elif workers not in (None, staleness.workers):
-        raise InputError(f"workers = {workers}: the turns are those of {staleness.workers}")
+        raise InputError(f"workers = {workers}: expected {staleness.workers}, as the turns have")
     else:
         mode = _Mode(staleness, staleness.workers, momentum, staleness_aware, seed)
         limits = mode.limits(mean_square)
@@ -196,8 +198,8 @@ def _workers_of(law: StalenessLaw) -> int:
     workers = round(wanted)
     if abs(workers - wanted) > 0.05 * wanted:
         raise InputError(
-            f"workers: a staleness law of mean {law.mean():.3g} is not that of a whole number of "
-            "workers; say how many, or that the lags are independent"
+            f"staleness = a law of mean {law.mean():.3g}: expected that of a whole number of "
+            "workers, less one; pass `workers`, or `independent = True`"
         )
     return workers
 

@@ -58,7 +58,9 @@ class LinearGradients:
         """
         d = problem.dim
         if d > LARGEST_DIM:
-            raise InputError(f"problem of dim = {d}: closed moments take dim <= {LARGEST_DIM}")
+            raise InputError(
+                f"problem.dim = {d}: expected at most {LARGEST_DIM} for closed moments"
+            )
         origin = problem.sample_gradients(np.zeros(d))
         rows = problem.sample_gradients(np.eye(d)) - origin
         slopes = np.moveaxis(rows, 0, -1)
@@ -131,6 +133,6 @@ def _check_linear(problem: Problem, slopes: Array, origin: Array) -> None:
     error = np.abs(problem.sample_gradients(x) - predicted).max()
     if error > 1e-8 * max(1.0, float(np.abs(predicted).max())):
         raise InputError(
-            f"problem {type(problem).__name__}: expected sample gradients linear in x"
-            " (quadratic or least squares); its closed moments do not exist"
+            f"problem = {type(problem).__name__}: expected sample gradients linear in x (quadratic "
+            "or least squares), because closed moments exist for no others"
         )

@@ -237,8 +237,8 @@ def stationary_variance(
     denominator = 1.0 + mu - keep * step / 2.0 - mu * step**2 / keep
     if not denominator > 0.0:
         raise InputError(
-            f"learning_rate = {learning_rate}: the second moment is unstable at mu = {mu}, "
-            f"curvature = {curvature}"
+            f"learning_rate = {learning_rate}: expected less, because the variance grows without "
+            f"bound at mu = {mu}, curvature = {curvature}"
         )
     base = learning_rate * noise_variance / (2.0 * curvature) / denominator
     return StationaryVariance(base * (1.0 + mu + 2.0 * mu * step / keep), base * (1.0 + mu))

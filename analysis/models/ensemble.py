@@ -156,7 +156,7 @@ def per_update(value: PerUpdate, updates: int, key: str, *, fractional: bool = F
         values = np.broadcast_to(values, (updates,))
     if values.shape != (updates,):
         raise InputError(
-            f"{key}: shape {values.shape}; expected a number, or one for each of {updates} updates"
+            f"{key}.shape = {values.shape}: expected a number, or one for each of {updates} updates"
         )
     wrong = ~(np.isfinite(values) & (values > 0))
     whole = key == "batch_size" and not fractional
@@ -387,7 +387,7 @@ def initial_point(problem: Problem, initial: npt.ArrayLike | None, seed: int) ->
     except (TypeError, ValueError):
         raise InputError(f"initial = {shown(initial)}: expected {problem.dim} numbers") from None
     if x.shape != (problem.dim,):
-        raise InputError(f"initial: shape {x.shape}; expected ({problem.dim},)")
+        raise InputError(f"initial.shape = {x.shape}: expected ({problem.dim},)")
     if not np.all(np.isfinite(x)):
         raise InputError(f"initial = {shown(initial)}: expected finite numbers")
     return x

@@ -138,7 +138,7 @@ def sme_replay(
 
 def _read_versions(tau: npt.NDArray[Any], updates: int) -> Integers:
     if tau.ndim != 1 or not 0 < updates <= len(tau):
-        raise InputError(f"staleness: shape {tau.shape}; expected ({updates},) or longer")
+        raise InputError(f"staleness.shape = {tau.shape}: expected ({updates},) or longer")
     version: npt.NDArray[Any] = np.arange(updates) - tau[:updates]
     bad = np.flatnonzero((version < 0) | (tau[:updates] < 0) | (version != np.floor(version)))
     if bad.size:

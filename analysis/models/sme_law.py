@@ -141,7 +141,7 @@ def sme_law(
 
 def _one_law(law: StalenessLaw | Sequence[StalenessLaw]) -> StalenessLaw:
     if isinstance(law, Sequence):
-        raise InputError(f"law: {len(law)} laws; expected one, or closure pool")
+        raise InputError(f"law = {len(law)} laws: expected one, or closure = 'pool'")
     return checked_law(law)
 
 
@@ -175,8 +175,8 @@ def _whole_pool(law: StalenessLaw) -> int:
     workers = 1 + law.mean()
     if abs(workers - round(workers)) > _OFF:
         raise InputError(
-            f"law = {law!r}: has the mean of {workers:.4g} workers; expected a whole number, "
-            "or the argument workers"
+            f"law = {law!r}: expected the mean of a whole number of workers, not of {workers:.4g}, "
+            "or the argument `workers`"
         )
     return round(workers)
 
@@ -193,7 +193,7 @@ def _recorded_pool(descent: Descent, recorded: RecordedTurns) -> tuple[BlockMake
 
 def _pool_moments(descent: Descent, law: StalenessLaw) -> tuple[BlockMaker, int]:
     if not isinstance(law, Geometric):
-        raise InputError(f"closure = 'pool_moments': expected a geometric law, not {law}; use pool")
+        raise InputError(f"law = {law}: expected a geometric law with closure = 'pool_moments'")
     return partial(PoolMoments, descent, law.mu), 4 + 4 * descent.problem.dim
 
 

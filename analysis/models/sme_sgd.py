@@ -113,7 +113,7 @@ def sme_sgd(
     """
     descent = Descent.of(problem, learning_rate, batch_size, updates)
     if count(substeps, "substeps") > 1 and native:
-        raise InputError(f"substeps = {substeps}: expected 1 with native")
+        raise InputError(f"substeps = {substeps}: expected 1 with native = True")
     if native:
         block = partial(NativeSgd, descent)
         return run_ensemble(block, problem, updates, paths, seed, "sme_sgd/native", 3, **options)

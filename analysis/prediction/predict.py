@@ -285,7 +285,7 @@ def _models(setting: RunSetting, asked: Sequence[str] | None, method: Method) ->
         if setting.rule is not None and not all(model.takes_rule for model in chosen):
             raise InputError(f"models = {list(asked)}: a rule other than sgd takes 'replay' alone")
     if not chosen:
-        raise InputError("method = 'fast': takes only the rule sgd; expected 'auto' or 'simulate'")
+        raise InputError("method = 'fast' takes only the rule sgd: expected 'auto' or 'simulate'")
     return chosen
 
 

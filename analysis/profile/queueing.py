@@ -77,7 +77,7 @@ class MeasuredTimes:
 
     def __post_init__(self) -> None:
         if not self.samples or any(len(sample) == 0 for sample in self.samples):
-            raise InputError("measured times: expected at least one for every worker")
+            raise InputError("samples: a worker has none: expected at least one time for each")
 
     @property
     def mean(self) -> Array:

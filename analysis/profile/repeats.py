@@ -57,9 +57,9 @@ def _listed(run: Runs) -> list[Run]:
     if isinstance(run, str | Path):
         return read_runs(run)
     if not isinstance(run, Sequence):
-        raise InputError(f"run: {type(run).__name__}; expected a run, its directory, or several")
+        raise InputError(f"run = {type(run).__name__}: expected a run, its directory, or several")
     if not run:
-        raise InputError("runs: none; expected at least one")
+        raise InputError("runs = []: expected at least one")
     return [as_run(one) for one in run]
 
 

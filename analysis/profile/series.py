@@ -150,9 +150,9 @@ class Series:
 def _as_long(name: str, given: npt.ArrayLike, values: Integers) -> npt.NDArray[Any]:
     array = np.asarray(given)
     if array.shape != values.shape:
-        raise InputError(f"{name}: expected shape {values.shape}, got {array.shape}")
+        raise InputError(f"{name}.shape = {array.shape}: expected {values.shape}")
     if array.dtype.kind in "fO" and np.any(array != array):
-        raise InputError(f"{name}: update {int(np.argmax(array != array))} has none; expected one")
+        raise InputError(f"{name}[{int(np.argmax(array != array))}] = nan: expected a value")
     return array
 
 
@@ -169,7 +169,7 @@ def _sizes(workers: npt.ArrayLike, values: Integers) -> Integers:
     given = np.asarray(workers)
     sizes = whole_numbers(given.reshape(-1) if given.ndim == 0 else given, "workers")
     if given.ndim and sizes.shape != values.shape:
-        raise InputError(f"workers: expected a number or shape {values.shape}, got {sizes.shape}")
+        raise InputError(f"workers.shape = {sizes.shape}: expected a number or {values.shape}")
     if sizes.min() < 1:
         raise InputError(f"workers = {sizes.min()}: expected at least 1")
     return np.broadcast_to(sizes, values.shape)

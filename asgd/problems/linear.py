@@ -394,8 +394,8 @@ def _read(file: str, **options: Any) -> Array:
         return np.loadtxt(Path(places[0], "datasets", "data", file), **options)
     except OSError as error:
         raise InputError(
-            f"problem.dataset: {error.filename or error}: not found; scikit-learn from 1.5 on, "
-            "below 2, comes with it"
+            f"problem.dataset: {error.filename or error}: not found; it comes with "
+            "scikit-learn, from 1.5 on, below 2"
         ) from None
 
 

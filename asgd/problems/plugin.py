@@ -372,7 +372,7 @@ def _import_factory(kind: str, where: str) -> Callable[..., Any]:
         ) from error
     except Exception as error:
         raise InputError(
-            f"{where}: module {module_name} does not import: {_line(error)}"
+            f"{where}: module {module_name} cannot be imported: {_line(error)}"
         ) from error
     factory = getattr(module, name, None)
     if not callable(factory):
@@ -384,8 +384,8 @@ def _import_factory(kind: str, where: str) -> Callable[..., Any]:
     is_problem = isinstance(factory, type) and all(hasattr(factory, m) for m in _METHODS)
     if not is_problem and any(map(_is_installed, {module, inspect.getmodule(factory) or module})):
         raise InputError(
-            f"{where}: {name} is no class with {', '.join(_METHODS)}; from anywhere else than a "
-            "module of your own, nothing else is called"
+            f"{where}: {name} is not defined in a module of your own: expected a class with "
+            f"{', '.join(_METHODS)}"
         )
     return cast(Callable[..., Any], factory)
 

@@ -259,7 +259,7 @@ def as_path(path: str | Path) -> Path:
         The argument is no path.
     """
     if not isinstance(path, str | os.PathLike):
-        raise InputError(f"run: {type(path).__name__}; expected its directory")
+        raise InputError(f"run = {type(path).__name__}: expected its directory")
     return Path(path)
 
 

@@ -195,7 +195,7 @@ def as_run(run: Run | str | Path) -> Run:
     if isinstance(run, str | Path):
         return read_run(run)
     if not isinstance(run, Run):
-        raise InputError(f"run: {type(run).__name__}; expected a run or its directory")
+        raise InputError(f"run = {type(run).__name__}: expected a run or its directory")
     return run
 
 

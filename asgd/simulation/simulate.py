@@ -78,7 +78,7 @@ def simulate(
     if config.run.repeats > 1:
         return run_repeats(config, out, lambda one, path: simulate(one, path, progress))
     if config.cluster.mode != "async":
-        raise InputError(f"cluster.mode = {config.cluster.mode!r}: a simulation needs async")
+        raise InputError(f"cluster.mode = {config.cluster.mode!r}: expected async for a simulation")
     problem = make_problem(config)
     start = ProblemRecord.of(problem, config.run.seed)
     draws = WorkerDraws(config, problem.n_samples)

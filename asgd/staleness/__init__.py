@@ -66,7 +66,7 @@ def staleness_of(update: Any, read_version: Any) -> Any:
     updates = whole_numbers([update] if single else update, "update", least=0)
     versions = whole_numbers([read_version] if single else read_version, "read_version", least=0)
     if updates.shape != versions.shape:
-        raise InputError(f"read_version: expected shape {updates.shape}, got {versions.shape}")
+        raise InputError(f"read_version.shape = {versions.shape}: expected {updates.shape}")
     early = np.flatnonzero(versions > updates)
     if early.size:
         at = early[0]

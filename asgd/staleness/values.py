@@ -34,7 +34,7 @@ def whole_numbers(
     if given.ndim == 0:
         raise InputError(f"{name} = {shown(values)}: expected {accepted}, shape (m,)")
     if given.ndim != 1 or given.size < least:
-        raise InputError(f"{name}: expected shape (m,) with m >= {least}, got {given.shape}")
+        raise InputError(f"{name}.shape = {given.shape}: expected (m,) with m >= {least}")
     masked = np.flatnonzero(np.ma.getmaskarray(given))
     if masked.size:
         raise InputError(f"{name}[{masked[0]}] is masked: expected {accepted}; `.compressed()`?")

@@ -221,7 +221,7 @@ def test_divergence_is_reported_not_raised():
     [
         ({"record": [3, 11]}, "record = .* from 0 to 10"),
         ({"record": []}, "record = "),
-        ({"initial": [1.0, 2.0]}, r"initial: shape \(2,\); expected \(1,\)"),
+        ({"initial": [1.0, 2.0]}, r"initial.shape = \(2,\): expected \(1,\)"),
         ({"paths": 0}, "paths = 0: expected a whole number >= 1"),
         ({"paths": 10**9}, "record: 11 records .* 1000000000 paths, .* expected at most 4 GB"),
     ],

@@ -547,5 +547,7 @@ def test_conservation_with_workers_that_come_and_go() -> None:
     assert fit.conservation.expected == 3.5
     assert fit.conservation.holds
     assert not fit_staleness(x, 3, start_up=0).conservation.holds
-    with pytest.raises(InputError, match=r"workers: expected a number or shape \(3000,\)"):
+    with pytest.raises(
+        InputError, match=r"workers\.shape = \(5,\): expected a number or \(3000,\)"
+    ):
         fit_staleness(x, sizes[:5])

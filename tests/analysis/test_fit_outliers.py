@@ -71,7 +71,7 @@ def test_repeats_name_their_stragglers_and_directories_are_taken(tmp_path: Path)
     runs = [straggling(tmp_path / name, 60.0) for name in ("a", "b")]
     assert fit_runs(runs).left_out == {7: 0}
     assert fit_run(str(runs[0].path)).mu == fit_run(runs[0]).mu
-    with pytest.raises(InputError, match="run: dict; expected a run or its directory"):
+    with pytest.raises(InputError, match="run = dict: expected a run or its directory"):
         fit_run({})  # type: ignore[arg-type]
 
 

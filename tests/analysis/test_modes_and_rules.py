@@ -95,5 +95,5 @@ def test_a_rule_is_replayed_and_nothing_else(tmp_path: Path) -> None:
     runs = read_runs(run_repeats(config, tmp_path / "run", simulate))
     with pytest.raises(InputError, match="takes 'replay' alone"):
         predict(runs, models=("sme_law",))
-    with pytest.raises(InputError, match="method = 'fast': takes only the rule sgd"):
+    with pytest.raises(InputError, match="method = 'fast' takes only the rule sgd"):
         predict(runs, method="fast")

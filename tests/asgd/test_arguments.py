@@ -84,7 +84,7 @@ def test_what_a_misspelt_word_was_meant_to_be() -> None:
         REFUSED["misspelt option"]()
     with pytest.raises(InputError, match="did you mean lognormal"):
         REFUSED["misspelt law"]()
-    with pytest.raises(InputError, match=r"mean of 2\.5 workers"):
+    with pytest.raises(InputError, match=r"number of workers, not of 2\.5"):
         REFUSED["half a worker"]()
 
 
