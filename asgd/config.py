@@ -257,7 +257,7 @@ class MetricsConfig(_Table, frozen=True):
 
 
 class RunConfig(_Table, frozen=True):
-    """The configuration of a run."""
+    """The configuration of a run: a table for each attribute, a key for each of theirs."""
 
     problem: ProblemConfig = ProblemConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -334,6 +334,10 @@ def _read_text(path: Path) -> str:
 
 def make_config(data: Mapping[str, Any] | None = None) -> RunConfig:
     """Build a configuration from nested mappings, filling in every default.
+
+    >>> config = asgd.make_config({"cluster": {"workers": 8}})
+    >>> config.cluster.workers, config.optimizer.batch_size
+    (8, 16)
 
     Raises
     ------

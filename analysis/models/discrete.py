@@ -153,12 +153,18 @@ def asgd_server(
 ) -> Ensemble:
     """Run ASGD on a parameter server with memoryless workers; staleness is geometric.
 
-    Each snapshot is used exactly once, so lags depend on each other; mu = 1 - 1/workers.
+    Each snapshot is used exactly once, so lags depend on each other; mu = 1 - 1/workers. (P1) has
+    its moments (ours).
 
     Parameters
     ----------
     workers
         P >= 1; all start from x_0. Other arguments as in `asgd_iid`.
+
+    Raises
+    ------
+    InputError
+        If an argument is invalid.
     """
     workers = count(workers, "workers")
     descent = Descent.of(problem, learning_rate, batch_size, updates)
@@ -179,10 +185,17 @@ def momentum_sgd(
 ) -> Ensemble:
     """Run momentum SGD from rest, v' = zeta v - eta grad f_gamma(x), x' = x + v'.
 
+    Its limit is (L4); An, Lu, Ying, section 2.1.
+
     Parameters
     ----------
     zeta
         Factor of the velocity, in [0, 1). Other arguments as in `asgd_iid`.
+
+    Raises
+    ------
+    InputError
+        If an argument is invalid.
     """
     number(zeta, "zeta", least=0.0, below=1.0)
     descent = Descent.of(problem, learning_rate, batch_size, updates)
@@ -200,7 +213,7 @@ def sgd(
     batch_size: PerUpdate = 1,
     **options: Unpack[PathOptions],
 ) -> Ensemble:
-    """Run SGD without staleness, arguments as in `asgd_iid`."""
+    """Run SGD without staleness, arguments and errors as in `asgd_iid`."""
     return momentum_sgd(
         problem, learning_rate, 0.0, updates, paths, seed, batch_size=batch_size, **options
     )

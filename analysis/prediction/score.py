@@ -148,7 +148,19 @@ def _in_brackets(value: float, ends: tuple[float, float] | None) -> str:
 def compare(run: Run | Sequence[Run], prediction: Prediction) -> Score:
     """Score a prediction against a run, or against repeats of it.
 
-    Every number excludes the starting point, because every model is given it.
+    >>> score = analysis.compare(run, analysis.predict(run, paths=16))
+    >>> 0 <= score.models["replay"].coverage <= 1
+    True
+
+    Every number excludes the starting point, because every model is given it. Errors are relative
+    to the mean of the observed loss; the theory page's section 9 defines them.
+
+    Parameters
+    ----------
+    run
+        A run, or repeats of it with other seeds.
+    prediction
+        As from `predict`, for the same updates.
 
     Raises
     ------

@@ -39,6 +39,10 @@ def fit_staleness(
 ) -> StalenessFit:
     """Fit every staleness law to the updates of one run.
 
+    >>> fit = analysis.fit_staleness(asgd.Geometric(0.75).rvs(2000, np.random.default_rng(0)))
+    >>> 0.7 < fit.mu < 0.8
+    True
+
     Parameters
     ----------
     staleness

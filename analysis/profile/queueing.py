@@ -256,7 +256,20 @@ def server_staleness(server: ServerTimes, updates: int = 100_000, seed: int = 0)
 
 
 def config_staleness(config: Configuration, seed: int = 0) -> StalenessLaw:
-    """Return the staleness law of a configured run, from its `[simulation]` section."""
+    """Return the staleness law of a configured run, before it runs.
+
+    Parameters
+    ----------
+    config
+        Its compute-time law, its schedule and, in seconds, the times of `[simulation]` are used.
+    seed
+        Seed of the simulated queue.
+
+    Raises
+    ------
+    InputError
+        The configuration cannot be used.
+    """
     config = as_config(config)
     if config.cluster.schedule == "uniform":
         return Geometric(1.0 - 1.0 / config.cluster.workers)

@@ -38,6 +38,8 @@ def make_problem(config: Configuration | ProblemConfig, *, tried: bool = False) 
 
     Parameters
     ----------
+    config
+        A configuration, nested mappings or a file; its table `problem` is used.
     tried
         Another process has tried it with this configuration and gives the points, so the trial of
         a plug-in, which holds ten vectors, and x_0 are left out.

@@ -55,7 +55,8 @@ class StalenessLog:
     >>> log = asgd.StalenessLog("runs/mine")
     >>> log.published(0)
     >>> read = log.read()  # before a worker computes
-    >>> log.applied("worker 0", read, loss=0.5)
+    >>> log.applied("worker 0", read, loss=0.5)  # its staleness
+    0
     >>> log.published(1)  # after the update
     >>> log.close()
 

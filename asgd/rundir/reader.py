@@ -266,6 +266,10 @@ def as_path(path: str | Path) -> Path:
 def read_run(path: str | Path) -> Run:
     """Open a run directory.
 
+    >>> opened = asgd.read_run(run.path)
+    >>> bool(opened.trace["staleness"].mean() < opened.config.cluster.workers)
+    True
+
     Raises
     ------
     InputError

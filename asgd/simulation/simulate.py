@@ -52,6 +52,10 @@ def simulate(
 ) -> Path:
     """Run a configuration in virtual time and return the run directory.
 
+    >>> path = asgd.simulate({"problem": {"kind": "quadratic"}, "run": {"updates": 100}})
+    >>> len(asgd.read_run(path).trace)
+    100
+
     Parameters
     ----------
     config

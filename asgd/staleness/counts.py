@@ -19,7 +19,13 @@ LONGEST_TABLE = 2**15
 
 @dataclass(frozen=True)
 class NegativeBinomial(StalenessLaw):
-    """P(tau = l) = Gamma(l+shape)/(Gamma(shape) l!) (1-mu)^shape mu^l; shape 1 is geometric."""
+    """P(tau = l) = Gamma(l+shape)/(Gamma(shape) l!) (1-mu)^shape mu^l; shape 1 is geometric.
+
+    Raises
+    ------
+    InputError
+        Not shape > 0, or not 0 <= mu < 1.
+    """
 
     name: ClassVar[str] = "negative_binomial"
     shape: float
@@ -52,7 +58,13 @@ class NegativeBinomial(StalenessLaw):
 
 @dataclass(frozen=True)
 class Poisson(StalenessLaw):
-    """P(tau = l) = exp(-rate) rate^l / l!; `rate` is the mean, in updates."""
+    """P(tau = l) = exp(-rate) rate^l / l!; `rate` is the mean, in updates.
+
+    Raises
+    ------
+    InputError
+        Not rate >= 0.
+    """
 
     name: ClassVar[str] = "poisson"
     rate: float
@@ -79,7 +91,13 @@ class Poisson(StalenessLaw):
 
 @dataclass(frozen=True)
 class ConwayMaxwellPoisson(StalenessLaw):
-    """P(tau = l) ~ exp(l log_rate - nu log l!): nu = 1 is Poisson, nu = 0 geometric."""
+    """P(tau = l) ~ exp(l log_rate - nu log l!): nu = 1 is Poisson, nu = 0 geometric.
+
+    Raises
+    ------
+    InputError
+        Not nu >= 0, or log_rate >= 0 where nu = 0.
+    """
 
     name: ClassVar[str] = "conway_maxwell_poisson"
     log_rate: float

@@ -15,7 +15,19 @@ from asgd.staleness.law import Size, StalenessLaw, check, check_mu
 
 @dataclass(frozen=True)
 class Geometric(StalenessLaw):
-    """P(tau = l) = (1 - mu) mu^l: the next worker to push is always uniformly random."""
+    """P(tau = l) = (1 - mu) mu^l: the next worker to push is always uniformly random.
+
+    >>> law = asgd.Geometric(0.75)
+    >>> float(law.mean()), law.pmf([0, 1]).tolist()
+    (3.0, [0.25, 0.1875])
+
+    P memoryless workers have mu = 1 - 1/P, and mean P - 1 in updates.
+
+    Raises
+    ------
+    InputError
+        Not 0 <= mu < 1.
+    """
 
     name: ClassVar[str] = "geometric"
     mu: float
@@ -46,6 +58,11 @@ class GeometricMixture(StalenessLaw):
     """P(tau = l) = sum_i w_i (1 - mu_i) mu_i^l: one component per memoryless worker.
 
     `mus` are the mu_i and `shares` the w_i, which sum to one.
+
+    Raises
+    ------
+    InputError
+        A mu is outside [0, 1), or the shares do not fit.
     """
 
     name: ClassVar[str] = "geometric_mixture"
@@ -94,7 +111,15 @@ class GeometricMixture(StalenessLaw):
 
 @dataclass(frozen=True)
 class ConstantPlusGeometric(StalenessLaw):
-    """tau = offset + a geometric variable: a fixed pipeline depth and memoryless waiting."""
+    """tau = offset + a geometric variable: a fixed pipeline depth and memoryless waiting.
+
+    `offset` is in updates; with mu = 0 the staleness is always `offset`.
+
+    Raises
+    ------
+    InputError
+        The offset is not 0, 1, 2, ..., or not 0 <= mu < 1.
+    """
 
     name: ClassVar[str] = "constant_plus_geometric"
     offset: int

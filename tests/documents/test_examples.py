@@ -1,38 +1,78 @@
-"""The examples in the docstrings of the functions that users meet first."""
+"""The examples in the docstrings of the public names."""
 
 from __future__ import annotations
 
 import doctest
 from pathlib import Path
+from types import ModuleType
 
+import numpy as np
+import pandas as pd
 import pytest
 
 import analysis
 import asgd
 from tests.support.reports import simulated_run
 
-SHOWN = (
-    "Study",
-    "fit_run",
-    "optimal_batch_schedule",
-    "plan",
-    "predict",
-    "sme_asgd",
-    "sme_law",
-    "stability_limits",
-)
+PACKAGES: dict[str, ModuleType] = {"asgd": asgd, "analysis": analysis}
+OTHER_FRAMEWORKS = {"TorchProblem", "JaxProblem"}  # imported only where they are needed
+LEAST = {  # what users meet first
+    "asgd": {"make_config", "simulate", "read_run", "Geometric", "StalenessLog", "from_frame"},
+    "analysis": {
+        "Study",
+        "compare",
+        "fit_run",
+        "fit_staleness",
+        "optimal_batch_schedule",
+        "plan",
+        "predict",
+        "sme_asgd",
+        "sme_law",
+        "stability_limits",
+    },
+}
+
+
+def with_examples(package: str) -> list[str]:
+    """Return the public names of a package whose docstring has an example."""
+    module = PACKAGES[package]
+    public = sorted(set(dir(module)) - OTHER_FRAMEWORKS)
+    return [name for name in public if ">>>" in (getattr(module, name).__doc__ or "")]
+
+
+SHOWN = [(package, name) for package in PACKAGES for name in with_examples(package)]
 
 
 @pytest.fixture(scope="module")
 def names(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
-    run = simulated_run(Path(tmp_path_factory.mktemp("examples")) / "run")
-    problem = asgd.make_problem(run.config)
-    return {"analysis": analysis, "asgd": asgd, "run": run, "problem": problem}
+    directory = Path(tmp_path_factory.mktemp("examples"))
+    run = simulated_run(directory / "run")
+    return {
+        "analysis": analysis,
+        "asgd": asgd,
+        "np": np,
+        "run": run,
+        "problem": asgd.make_problem(run.config),
+        "frame": pd.DataFrame({"lag": [0, 1, 1, 2], "client": ["a", "b", "a", "b"]}),
+        "out": directory / "record",
+    }
 
 
-@pytest.mark.parametrize("name", SHOWN)
-def test_the_example_runs(name: str, names: dict[str, object]) -> None:
-    shown = getattr(analysis, name)
+@pytest.mark.parametrize("package", PACKAGES)
+def test_what_users_meet_first_has_an_example(package: str) -> None:
+    assert LEAST[package] <= set(with_examples(package))
+
+
+@pytest.mark.parametrize(("package", "name"), SHOWN)
+def test_the_example_runs(
+    package: str,
+    name: str,
+    names: dict[str, object],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shown = getattr(PACKAGES[package], name)
     found = doctest.DocTestParser().get_doctest(shown.__doc__, dict(names), name, None, None)
     assert found.examples
     report: list[str] = []
