@@ -20,7 +20,8 @@ def staleness_over_updates(
     Parameters
     ----------
     table
-        Columns `update`, `mean`, and `low` and `high`, the ends of the band.
+        Columns `update`, `mean`, and `low` and `high`, the ends of the band; `attrs["band"]` names
+        it, "" if there is none.
     unit
         What the staleness counts.
     axis
@@ -28,10 +29,10 @@ def staleness_over_updates(
     """
     ax = ax or new_axes()
     band = table.dropna(subset=["low", "high"])
-    label = str(table.attrs.get("band", ""))
-    ax.fill_between(
-        band["update"], band["low"], band["high"], color=BLUE, alpha=BAND, lw=0, label=label
-    )
+    if label := str(table.attrs.get("band", "")):
+        ax.fill_between(
+            band["update"], band["low"], band["high"], color=BLUE, alpha=BAND, lw=0, label=label
+        )
     ax.plot(table["update"], table["mean"], color=BLUE, lw=1.5, label="mean")
     ax.set(xlabel=axis or unit, ylabel=rf"staleness $\tau$ ({unit})")
     highest = max(float(table["mean"].max()), float(band["high"].max() if len(band) else 0.0))

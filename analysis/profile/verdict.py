@@ -54,9 +54,9 @@ def finding(
     rows: str = "updates",
 ) -> str:
     """Return the start of the verdict: whether the geometric law holds, and the evidence."""
-    one = "1/P" if workers else "the law's"
+    one = "1/P =" if workers else "the law's"
     evidence = (
-        f"{100 * shape.zeros:.1f} % of {rows} have staleness 0 against {one} = "
+        f"{100 * shape.zeros:.1f} % of {rows} have staleness 0 against {one} "
         f"{100 * shape.zeros_geometric:.1f} %, variance {shape.variance:.3g} against "
         f"{shape.variance_geometric:.3g}, total variation distance {geometric.tv:.3f}, "
         f"chi-square {_probability(chi_square.pvalue)}"

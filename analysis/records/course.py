@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.profile.dependence import step_means
+from asgd.arrays import Integers
 from asgd.counted import counted
 from asgd.records.columns import ITEMS, STEPS
 from asgd.records.reader import Record
@@ -19,11 +20,11 @@ def staleness_course(record: Record) -> pd.DataFrame:
 
     Columns: `update` (the first of the part), `mean`, `low` and `high`: the central 90 % of the
     items, or the smallest and largest of all where only means are known. `attrs["band"]` says
-    which.
+    which; it is "" where the log has neither.
     """
     if record.about.rows == STEPS:
         found = pd.DataFrame(record.columns(STEPS, "step", "mean", "min", "max"))
-        grouped = found.groupby(_parts(len(found)))
+        grouped = found.groupby(_parts(found["step"].to_numpy()))
         table = pd.DataFrame(
             {
                 "update": grouped["step"].first(),
@@ -32,15 +33,15 @@ def staleness_course(record: Record) -> pd.DataFrame:
                 "high": grouped["max"].max(),
             }
         )
-        table.attrs["band"] = "smallest to largest"
+        banded = bool(table[["low", "high"]].notna().all(axis=1).any())
+        table.attrs["band"] = "smallest to largest" if banded else ""
         return table
     columns = record.columns(ITEMS, "update", "staleness")
     rows = []
-    for part in np.array_split(np.arange(len(columns["update"])), _POINTS):
-        if len(part):
-            stale = columns["staleness"][part[0] : part[-1] + 1]
-            low, high = np.quantile(stale, (0.05, 0.95))
-            rows.append((int(columns["update"][part[0]]), float(stale.mean()), low, high))
+    starts = np.flatnonzero(np.diff(_parts(columns["update"]), prepend=-1))
+    for start, stale in zip(starts, np.split(columns["staleness"], starts[1:]), strict=True):
+        low, high = np.quantile(stale, (0.05, 0.95))
+        rows.append((int(columns["update"][start]), float(stale.mean()), low, high))
     table = pd.DataFrame(rows, columns=["update", "mean", "low", "high"])
     table.attrs["band"] = "central 90 %"
     return table
@@ -52,12 +53,15 @@ def loss_course(record: Record) -> pd.DataFrame:
     found = record.columns(record.about.rows, at, "loss")
     known = np.isfinite(found["loss"])
     table = pd.DataFrame({"update": found[at][known], "loss": found["loss"][known]})
-    grouped = table.groupby(_parts(len(table)))
+    grouped = table.groupby(_parts(table["update"].to_numpy()))
     return pd.DataFrame({"update": grouped["update"].first(), "loss": grouped["loss"].mean()})
 
 
-def _parts(rows: int) -> np.ndarray:
-    return np.arange(rows) * min(_POINTS, max(rows, 1)) // max(rows, 1)
+def _parts(update: Integers) -> Integers:
+    """Return the part of each row; the rows of one update are in the same."""
+    number = np.cumsum(np.diff(update, prepend=update[:1]) != 0)
+    updates = int(number[-1]) + 1 if len(number) else 1
+    return number * min(_POINTS, updates) // updates
 
 
 def spells_in_words(record: Record) -> str | None:

@@ -172,12 +172,13 @@ def _staleness(study: RecordStudy) -> list[Picture]:
                 )
             )
     course, axis = staleness_course(study.record), _axis(study.record.about)
+    band = course.attrs["band"]
     pictures.append(
         draw(
             "staleness-course",
             figures.staleness_over_updates(course, unit=unit, axis=axis),
             f"Staleness over the {axis} of the record",
-            f"Mean staleness and {course.attrs['band']}.",
+            f"Mean staleness, and {band}." if band else "Mean staleness.",
             course,
             values=(axis.removesuffix("s"), course[["update", "mean"]], {"mean": "mean"}),
         )

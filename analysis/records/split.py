@@ -58,10 +58,10 @@ class Split:
         ]
         if self.flight is None and self.publication is not None:
             parts.append(f"{self.staleness - self.publication:.3g} in flight or in the queue")
-        some = f" of {self.known:,} of {counted(self.items, 'items')}"
-        of_whom = "" if self.known == self.items else some
+        some = "all" if self.known == self.items else f"{self.known:,} of"
         mean = counted(f"{self.staleness:.3g}", self.unit)
-        return f"Mean staleness{of_whom}, {mean}: {', '.join(parts)}."
+        items = counted(self.items, "items")
+        return f"Mean staleness of {some} {items}, {mean}: {', '.join(parts)}."
 
 
 def split_of(record: Record) -> Split | None:
@@ -79,7 +79,8 @@ def split_of(record: Record) -> Split | None:
     before, flight = means.get("in_publication"), means.get("in_flight")
     queue = None
     if flight is not None and IN_FLIGHT_ONLY not in record.about.unknown:
-        queue = means["staleness"] - flight - (before or 0.0)
+        rest = found["staleness"] - np.maximum(found["in_publication"], 0) - found["in_flight"]
+        queue = float(rest[known].mean())
     return Split(
         record.about.unit, means["staleness"], before, flight, queue, len(known), int(known.sum())
     )

@@ -12,6 +12,7 @@ import pytest
 
 import asgd
 from analysis.profile.fit import StalenessFit
+from analysis.records.course import staleness_course
 from analysis.records.fit import fit_record
 from analysis.records.means import profile_means
 from analysis.records.study import RecordStudy
@@ -172,6 +173,27 @@ def test_every_format_goes_from_import_to_report(
         assert re.search(r"[\d,]+ items of [\d,]+ steps", page)
     assert ("Logged loss" in page) == (name in ("csv", "verl", "RLlib json"))
     assert (tmp_path / "figures" / "staleness-course.svg").exists()
+
+
+def test_the_course_does_not_split_the_items_of_a_step(tmp_path: Path) -> None:
+    record = asgd.import_log(logs.prime_rl(tmp_path, SHORT), tmp_path / "record")
+    course = staleness_course(record)  # 60 steps of 8 items: fewer than its parts
+    assert course["update"].tolist() == list(range(1000, 1060))
+    assert course["mean"].tolist() == SHORT.reshape(60, 8).mean(axis=1).tolist()
+    long = asgd.from_frame(logs.frame(STALENESS), tmp_path / "long", columns=logs.COLUMNS)
+    course = staleness_course(long)
+    assert len(course) == 100
+    assert course["mean"].mean() == pytest.approx(STALENESS.mean())
+
+
+def test_no_band_is_named_where_none_is_known(tmp_path: Path) -> None:
+    asgd.import_log(logs.rllib_json(tmp_path), tmp_path / "rllib")
+    asgd.import_log(logs.verl(tmp_path), tmp_path / "verl")
+    for name, caption in (("rllib", "Mean staleness."), ("verl", "smallest to largest.")):
+        run("report", tmp_path / name)
+        page = (tmp_path / name / "report.html").read_text(encoding="utf-8")
+        assert caption in page
+        assert ("smallest to largest" in page) == (name == "verl")
 
 
 def test_a_hostile_log_cannot_write_into_the_page(tmp_path: Path) -> None:

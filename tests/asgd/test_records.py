@@ -158,7 +158,7 @@ def test_a_table_without_the_update_is_in_flight_only(tmp_path: Path) -> None:
     assert record.about.left_out == {"with an end before the start": 1}
     assert "in flight only" in record.about.unknown[0]
     assert str(split_of(record)) == (
-        "Mean staleness, 1 update: 1 in flight (while it was computed)."
+        "Mean staleness of all 2 items, 1 update: 1 in flight (while it was computed)."
     )
 
 
@@ -219,6 +219,12 @@ def test_the_split_has_the_means_of_its_parts(tmp_path: Path) -> None:
     assert "1.5 in publication (before an item was begun), 7 in flight or in the queue" in str(
         begun
     )
+    # Sums of means are not exact: 0.1 + 0.2 is not 0.3, and no queue is not -4e-17.
+    lag = pd.DataFrame({"update": [9] * 10, "read_version": [6, *[9] * 9]})
+    empty = lag.assign(start_version=[7, *[9] * 9], end_version=9)
+    queueless = split_of(asgd.from_frame(empty, tmp_path / "empty"))
+    assert queueless is not None
+    assert queueless.queue == 0.0
     plain = asgd.from_frame(frame[["update", "read_version"]], tmp_path / "plain")
     assert split_of(plain) is None
 
