@@ -3,7 +3,7 @@
 Random lags do two things to a deviation from the mean path. They push it, because an update applies
 the gradient of a random version:
 
-    delta' = delta - eta (q - E q),   q = H delta_r + grad f(mean path at r)                    (F3)
+    delta' = delta - eta (pull - E pull),   pull = A delta_r + grad f(mean path at r)           (F3)
 
 with r the version read. And they amplify every push, because the response psi to it is itself
 random: sum_k E psi_k^2 exceeds sum_k (E psi_k)^2. Both follow from reads alone, so they take a few
