@@ -262,7 +262,7 @@ def run_ensemble(
         final[rows] = block.position()
         return statistics
 
-    merged = _over_blocks(run, len(sizes), problem.dim, threads, watch)
+    merged = _over_blocks(run, len(sizes), threads, watch)
     return Ensemble(
         update=at,
         mean=merged.mean,
@@ -333,13 +333,13 @@ def _run_block(
 
 
 def _over_blocks(
-    run: Callable[[int], PathStatistics], blocks: int, dim: int, threads: int, watch: _Watch
+    run: Callable[[int], PathStatistics], blocks: int, threads: int, watch: _Watch
 ) -> PathStatistics:
-    # One BLAS thread per block: otherwise blocks compete, and rounding depends on their number.
-    # Only a single block of matrix products gains from more threads.
-    limit = None if blocks == 1 and dim >= BLOCK_PATHS else 1
+    # One BLAS thread per block: otherwise blocks compete, and rounding depends on their number. A
+    # single block would gain little by more: their threads wait actively, and on a busy machine
+    # for ten times as long as one thread computes.
     with (
-        threadpool_limits(limit, user_api="blas"),
+        threadpool_limits(1, user_api="blas"),
         ThreadPoolExecutor(threads) as pool,
     ):
         try:
