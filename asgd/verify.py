@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from hashlib import sha256
 
 import numpy as np
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from asgd.arrays import Array
 from asgd.errors import AsgdError, InputError, message_of
@@ -79,7 +80,11 @@ def replay_findings(
             found.setdefault(what, finding)
 
     update = 0
-    with np.errstate(over="ignore", invalid="ignore"), _user_code(lambda: f"update {update}"):
+    with (
+        np.errstate(over="ignore", invalid="ignore"),
+        threadpool_limits(run.config.cluster.threads_per_worker, user_api="blas"),
+        _user_code(lambda: f"update {update}"),
+    ):
         for step in replay(run, problem):
             update = step.update
             if update:

@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from asgd.arrays import Array
 from asgd.config import Configuration, RunConfig, as_config
@@ -92,7 +93,9 @@ def simulate(
     writer = RunWriter.create(out if out is not None else default_path(config), config)
     record = _Record(config, descent, order, writer, progress)
     failure = None
-    with heartbeat(writer.path):
+    # Threads as workers have: more wait actively, and on a busy machine for most of the time.
+    threads = threadpool_limits(config.cluster.threads_per_worker, user_api="blas")
+    with heartbeat(writer.path), threads:
         try:
             _make(descent, record, writer, config, start)
         except CallbackError as error:

@@ -4,7 +4,9 @@ from functools import partial
 
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_limits
 
+import analysis
 from analysis.models import ensemble
 from analysis.models.ensemble import (
     BLOCK_SCALARS,
@@ -15,8 +17,11 @@ from analysis.models.ensemble import (
     per_update,
     run_ensemble,
 )
+from asgd.config import make_config
 from asgd.errors import InputError
+from asgd.problems import make_problem
 from asgd.problems.scalar import Quadratic
+from tests.support.plugins import Threaded
 
 
 class Walk:
@@ -271,3 +276,11 @@ def test_memory_is_announced_and_kept_to(caplog, monkeypatch):
     assert 0.4 * announced < used < 1.1 * announced
     assert announced < 13 * 10**6 + 2 * 4 * 16 * 8 * Wide.dim  # the state of two blocks
     np.testing.assert_array_equal(small.mean, again.mean)
+
+
+def test_a_single_block_uses_one_blas_thread() -> None:
+    problem = make_problem(make_config({"problem": {"kind": "tests.support.plugins:Threaded"}}))
+    Threaded.seen.clear()
+    with threadpool_limits(2, user_api="blas"):
+        analysis.sme_sgd(problem, 0.01, 10, 2, 0)
+    assert set(Threaded.seen) == {1}

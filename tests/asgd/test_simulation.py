@@ -27,10 +27,11 @@ from asgd.simulation.order import server_order, simulate_staleness, unhindered_o
 from asgd.simulation.simulate import simulate
 from asgd.staleness import Geometric, Poisson
 from asgd.streams import stream
-from asgd.verify import record_findings
+from asgd.verify import record_findings, replay_findings
 from tests.support.exact import SERVER_VALUES, server_second_moment
 from tests.support.faults import Crowd
 from tests.support.invariants import check_trace
+from tests.support.plugins import Threaded
 
 P = 8
 MEMORYLESS = ComputeTime("exponential", np.ones(P))
@@ -38,7 +39,7 @@ MEMORYLESS = ComputeTime("exponential", np.ones(P))
 
 @pytest.fixture(autouse=True)
 def _one_blas_thread() -> Iterator[None]:
-    """Keep small products from competing for a busy machine."""
+    """Compute as `simulate` does: rounding depends on the number of threads."""
     with threadpool_limits(1, user_api="blas"):
         yield
 
@@ -478,3 +479,11 @@ def test_metrics_of_a_problem_are_recorded_beside_its_loss(tmp_path: Path) -> No
     assert run.metrics["=first"].iloc[-1] == run.parameters[0]
     assert not record_findings(run)
     assert all(set(progress.metrics) == {"distance", "=first"} for progress in seen)
+
+
+def test_simulation_and_replay_use_one_blas_thread(tmp_path: Path) -> None:
+    with threadpool_limits(2, user_api="blas"):
+        path = simulate(configure("tests.support.plugins:Threaded", 40), tmp_path / "run")
+        assert set(Threaded.seen[-40:]) == {1}
+        assert replay_findings(read_run(path), {}) == []
+        assert set(Threaded.seen[-40:]) == {1}

@@ -7,10 +7,11 @@ import signal
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
+from threadpoolctl import threadpool_info
 
 Array = npt.NDArray[np.float64]
 
@@ -85,6 +86,21 @@ class Measured(Bowl):
 def measured(**options: Any) -> Measured:
     """Return the problem with metrics; the plug-in is `tests.support.plugins:measured`."""
     return Measured(**options)
+
+
+class Threaded(Bowl):
+    """Notes how many BLAS threads each gradient could use."""
+
+    dim = 20
+    seen: ClassVar[list[int]] = []
+
+    def initial_point(self, rng: np.random.Generator) -> Array:
+        return np.ones(self.dim)
+
+    def gradient(self, x: Array, indices: Any) -> Array:
+        pools = threadpool_info()
+        self.seen.append(max(p["num_threads"] for p in pools if p["user_api"] == "blas"))
+        return super().gradient(x, indices)
 
 
 class Wide(Bowl):
