@@ -390,12 +390,12 @@ def _read(file: str, **options: Any) -> Array:
     """Read a data file of scikit-learn without importing it: the import takes a second."""
     package = find_spec("sklearn")
     places = (package and package.submodule_search_locations) or ["scikit-learn"]
+    path = Path(places[0], "datasets", "data", file)
     try:
-        return np.loadtxt(Path(places[0], "datasets", "data", file), **options)
-    except OSError as error:
+        return np.loadtxt(path, **options)
+    except OSError:
         raise InputError(
-            f"problem.dataset: {error.filename or error}: not found; it comes with "
-            "scikit-learn, from 1.5 on, below 2"
+            f"problem.dataset: {path}: not found; it comes with scikit-learn, from 1.5 on, below 2"
         ) from None
 
 

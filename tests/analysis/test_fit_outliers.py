@@ -220,7 +220,7 @@ BAD = [
     ("text", "staleness = 'text'"),
     (["1", "2"], r"staleness\[0\] = '1'"),
     ([[1], [2, 3]], "staleness: expected whole numbers"),
-    ([[1, 2], [3, 4]], r"got \(2, 2\)"),
+    ([[1, 2], [3, 4]], r"staleness\.shape = \(2, 2\): expected \(m,\)"),
     ([0, 1.5], r"staleness\[1\] = 1\.5"),
     ([1, 2, -3], r"staleness\[2\] = -3"),
     ([1, 10**30], r"staleness\[1\] = 1000000000000000000000000000000"),

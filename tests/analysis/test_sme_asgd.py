@@ -295,7 +295,10 @@ def test_threads_and_seed():
         (lambda p: sme_asgd(p, 0.1, 1.0, 5, 5, 0), "mu = 1.0: expected a number >= 0 and < 1"),
         (lambda p: sme_asgd(p, -0.1, 0.5, 5, 5, 0), "learning_rate = -0.1: expected positive"),
         (lambda p: sme_asgd(p, 0.1, 0.5, 5, 5, 0, substeps=0), "substeps = 0"),
-        (lambda p: sme_asgd(p, 0.1, 0.5, 5, 5, 0, batch_size=[1, 2]), "batch_size: shape"),
+        (
+            lambda p: sme_asgd(p, 0.1, 0.5, 5, 5, 0, batch_size=[1, 2]),
+            r"batch_size\.shape = \(2,\)",
+        ),
         (lambda p: sme_sgd(p, 0.1, 5, 5, 0, native=True, substeps=2), "substeps = 2"),
         (lambda p: sme_msgd(p, 0.1, 1.5, 5, 5, 0), "momentum = 1.5"),
         (lambda p: sme_langevin(p, 0.1, -0.5, 5, 5, 0), "mu = -0.5"),

@@ -355,7 +355,9 @@ def test_a_scikit_learn_without_its_tables_is_named(tmp_path, monkeypatch):
     (tmp_path / "sklearn" / "__init__.py").touch()
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "sklearn")
-    with pytest.raises(InputError, match=r"digits\.csv\.gz.*: not found; scikit-learn from 1\.5"):
+    with pytest.raises(
+        InputError, match=r"digits\.csv\.gz: not found; it .* scikit-learn, from 1\.5"
+    ):
         DATASETS["digits"]()
 
 
