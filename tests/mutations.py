@@ -292,9 +292,9 @@ MUTATIONS = [
     Mutation(
         "a log's unknown version counts as 0",
         "asgd/records/checks.py",
-        "        kept = ~unknown & ~later\n",
-        "        staleness, unknown = np.nan_to_num(staleness), later & False\n"
-        "        kept = ~unknown & ~later\n",
+        "        kept = ~unknown\n",
+        "        staleness, unknown = np.nan_to_num(staleness), unknown & False\n"
+        "        kept = ~unknown\n",
         RECORDS,
     ),
     Mutation(
