@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Seconds that `analysis.stability_limits` takes, and its limits with their errors.
 
-.venv/bin/python scripts/bench_limits.py [--workers 4 8 16 32 64 128 512] [--rules sgd]
+.venv/bin/python scripts/bench_limits.py [--workers 2 4 8 16 32 64 128 512] [--rules sgd]
 
 One row per compute-time law, rule and number of workers: processor seconds, wall-clock seconds,
 and the limits of the mean, of the mean square and of almost every run. Everything is compiled and
@@ -55,11 +55,12 @@ def row(times: str, rule: str, workers: int) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--workers", type=int, nargs="+", default=[4, 8, 16, 32, 64, 128, 512])
+    parser.add_argument("--workers", type=int, nargs="+", default=[2, 4, 8, 16, 32, 64, 128, 512])
     parser.add_argument("--times", nargs="+", choices=TIMES, default=list(TIMES))
     parser.add_argument("--rules", nargs="+", choices=RULES, default=list(RULES))
     asked = parser.parse_args()
-    analysis.stability_limits(compute_times("gamma .5", 2))
+    for rule in RULES.values():
+        analysis.stability_limits(compute_times("gamma .5", 2), **rule)
     print(f"{'compute times':20} {'rule':12} {'P':>4} {'processor':>8} {'wall':>8}", end="")
     print("".join(f"{name:>21}" for name in ("mean", "mean square", "almost sure")))
     for rule in asked.rules:
