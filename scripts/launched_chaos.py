@@ -120,7 +120,10 @@ class Launched:
             return False
         self._read_only = self._unwritable = True
         subprocess.run(["mount", "--bind", self.out, self.out], check=True)
-        subprocess.run(["mount", "-o", "remount,ro,bind", self.out], check=True)
+        # Refused while the run has a file open for writing that it opened since then
+        while subprocess.run(["mount", "-o", "remount,ro,bind", self.out], check=False).returncode:
+            subprocess.run(["umount", "--lazy", self.out], check=True)
+            subprocess.run(["mount", "--bind", self.out, self.out], check=True)
         return True
 
     def _fill(self) -> bool:
