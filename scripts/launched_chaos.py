@@ -103,9 +103,11 @@ class Launched:
         """Inject a fault; return whether its target existed."""
         if kind in KILLED:
             pid = next(iter(parts(launcher, kind)), None)
-            if pid is not None:
+            if pid is None:
+                return False
+            with contextlib.suppress(ProcessLookupError):  # it has just ended
                 os.kill(pid, signal.SIGKILL)
-            return pid is not None
+            return True
         faults: dict[str, Callable[[], bool]] = {
             "read_only": self._make_read_only,
             "full_disk": self._fill,

@@ -18,13 +18,14 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 OWNER = ".asgd-ray-owner"  # in the directory of a Ray, locked by its driver
 
@@ -52,48 +53,73 @@ def mark(directory: str) -> dict[str, str]:
     return {_MARK: directory}
 
 
-@dataclass(frozen=True)
 class Guard:
-    """The driver's connection to its guard.
+    """The driver's connection to its guard."""
 
-    Attributes
-    ----------
-    line
-        The guard's standard input.
-    """
+    def __init__(self) -> None:
+        self._facts: dict[str, Any] = {"driver": os.getpid()}
+        self._parts: list[dict[str, Any]] = []
+        self._lock = threading.Lock()
+        self._start()
 
-    line: IO[bytes]
+    def _start(self) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-I", "-S", __file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            cwd="/",
+            start_new_session=True,
+        )
+        for facts in (self._facts, *self._parts):
+            self._send(facts)
+
+    def _send(self, facts: dict[str, Any]) -> None:
+        assert self.process.stdin is not None
+        with suppress(BrokenPipeError):  # the guard was killed
+            self.process.stdin.write(json.dumps(facts).encode() + b"\n")
+            self.process.stdin.flush()
 
     def tell(self, **facts: Any) -> None:
         """Tell a fact: the current `run`, Ray's `directory`, or a `part` of it with its pid."""
-        with suppress(BrokenPipeError):  # the guard was killed
-            self.line.write(json.dumps(facts).encode() + b"\n")
-            self.line.flush()
+        with self._lock:
+            if "part" in facts:
+                self._parts.append(facts)
+            else:
+                self._facts |= facts
+                if "directory" in facts:  # another Ray, or none
+                    self._parts.clear()
+            self._send(facts)
+
+    def renew(self) -> None:
+        """Replace the guard if it has died; the new one is told the same."""
+        with self._lock:
+            if self.process.poll() is not None:
+                self._hang_up()
+                self._start()
+
+    def end(self) -> None:
+        """End the guard, which does nothing while its driver is alive."""
+        self._hang_up()
+        try:
+            self.process.wait(_SECONDS_TO_CLEAR)
+        except subprocess.TimeoutExpired:  # a child of the caller keeps its input open
+            self.process.kill()
+            self.process.wait()
+
+    def _hang_up(self) -> None:
+        assert self.process.stdin is not None
+        with suppress(BrokenPipeError):
+            self.process.stdin.close()
 
 
 @contextmanager
 def guarded() -> Iterator[Guard]:
     """Start a guard that acts on what it was told if this process dies in the block."""
-    process = subprocess.Popen(
-        [sys.executable, "-I", "-S", __file__],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        cwd="/",
-        start_new_session=True,
-    )
-    assert process.stdin is not None
-    guard = Guard(process.stdin)
-    guard.tell(driver=os.getpid())
+    guard = Guard()
     try:
         yield guard
     finally:
-        with suppress(BrokenPipeError):
-            process.stdin.close()
-        try:
-            process.wait(_SECONDS_TO_CLEAR)
-        except subprocess.TimeoutExpired:  # a child of the caller keeps its input open
-            process.kill()
-            process.wait()
+        guard.end()
 
 
 def end_processes(directory: str, patience: float = 0.0) -> None:

@@ -130,7 +130,9 @@ def _at(run: str | None, began: float = 0.0) -> None:
 
 
 def ray_death() -> str | None:
-    """Describe how our private Ray died, None while it is alive."""
+    """Describe how our private Ray died, None while it is alive; replace a guard that has died."""
+    if _ours.guard is not None:
+        _ours.guard.renew()
     return None if _ours.vitals is None else _ours.vitals.death()
 
 

@@ -17,16 +17,21 @@ from typing import Any
 import pytest
 
 from cluster.local_ray.guard import _Facts, _is_killed, guarded, processes
+from cluster.local_ray.vitals import guard_of_process, ray_death
 from tests.support.processes import processes_in
 
 DRIVER = """
 import os, subprocess, sys, time
 from cluster.local_ray.guard import guarded, mark
 
-directory, forked = sys.argv[1:]
+directory, what = sys.argv[1:]
 with guarded() as guard:
     guard.tell(directory=directory)
-    if forked and not os.fork():
+    if what == "guard killed":
+        guard.process.kill()
+        guard.process.wait()
+        guard.renew()
+    if what == "forked" and not os.fork():
         time.sleep(60)
     child = subprocess.Popen(["sleep", "60"], env=mark(directory), stdout=subprocess.DEVNULL)
     print(child.pid, flush=True)
@@ -34,12 +39,12 @@ with guarded() as guard:
 """
 
 
-@pytest.mark.parametrize("forked", ["", "forked"])
-def test_what_a_killed_driver_leaves_is_cleared_up(tmp_path: Path, forked: str) -> None:
+@pytest.mark.parametrize("what", ["", "forked", "guard killed"])
+def test_what_a_killed_driver_leaves_is_cleared_up(tmp_path: Path, what: str) -> None:
     directory = tmp_path / "files"
     directory.mkdir()
     driver = subprocess.Popen(
-        [sys.executable, "-c", DRIVER, str(directory), forked],
+        [sys.executable, "-c", DRIVER, str(directory), what],
         cwd=Path(__file__).parents[2],
         stdout=subprocess.PIPE,
         start_new_session=True,
@@ -50,11 +55,21 @@ def test_what_a_killed_driver_leaves_is_cleared_up(tmp_path: Path, forked: str) 
     driver.wait()
     assert select.select([child], [], [], 30)[0]
     os.close(child)
-    if forked:
+    if what == "forked":
         os.killpg(driver.pid, signal.SIGKILL)
     driver.stdout.close()
     while directory.exists():  # the last thing that the guard does
         os.sched_yield()
+
+
+def test_a_launcher_replaces_a_guard_that_was_killed() -> None:
+    with guard_of_process() as guard:
+        first = guard.process
+        first.kill()
+        first.wait()
+        assert ray_death() is None
+        assert guard.process is not first
+        assert guard.process.poll() is None
 
 
 AT_A_RUN = """
