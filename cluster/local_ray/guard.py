@@ -22,7 +22,7 @@ import threading
 import time
 import zlib
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -276,27 +276,38 @@ def _is_killed(pid: int) -> bool:
 
 
 def _note_failure(run: Path, reason: str, began: float) -> None:
-    """Write the event `failed`, unless the run has ended or another process has taken it over.
+    """Say that a run failed, unless it has ended or another process has taken it over.
 
-    The first event of the run is at `began` or later; otherwise the directory is another run's.
+    Also write it as the event `failed`, unless nothing can be written there any more.
     """
-    with suppress(OSError), ExitStack() as stack:
-        if not (run / "events.jsonl").exists():
+    try:
+        if not _is_going(run, began):
             return
         (run / "checkpoints").mkdir(exist_ok=True)  # the driver may have died before it made it
-        lock = stack.enter_context((run / "checkpoints" / "lock").open("a+"))
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        with (run / "events.jsonl").open("rb+") as file:
-            content = file.read()
-            if _start(content) < began:
+        with (run / "checkpoints" / "lock").open("a+") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not _is_going(run, began):
                 return
-            if not content.rstrip().endswith(b"}") or not _is_end(content.splitlines()[-1]):
+            with (run / "events.jsonl").open("rb+") as file:
+                content = file.read()
                 torn = b"" if content.endswith(b"\n") or not content else b"\n"
                 event = {"event": "failed", "time": time.time(), "reason": reason}
                 body = json.dumps(event).encode()[:-1]  # with its check, as `asgd.seals` has it
                 file.write(torn + body + b', "check": "%08x"}\n' % zlib.crc32(body))
-                print(f"asgd: {reason}", file=sys.stderr)  # noqa: T201
-        (run / "alive").unlink(missing_ok=True)
+            (run / "alive").unlink(missing_ok=True)
+    except (BlockingIOError, FileNotFoundError):  # taken over, or it never began
+        return
+    except OSError:
+        pass
+    print(f"asgd: {reason}", file=sys.stderr)  # noqa: T201
+
+
+def _is_going(run: Path, began: float) -> bool:
+    """Whether a run began at `began` or later and has no end yet; an earlier one is another run."""
+    content = (run / "events.jsonl").read_bytes()
+    if _start(content) < began:
+        return False
+    return not content.rstrip().endswith(b"}") or not _is_end(content.splitlines()[-1])
 
 
 def _start(content: bytes) -> float:

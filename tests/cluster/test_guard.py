@@ -130,6 +130,26 @@ def test_run_of_a_killed_driver_says_that_it_failed(
         assert content == events
 
 
+def test_what_cannot_be_written_is_said(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "events.jsonl").write_text('{"event": "start"}\n')
+    driver = subprocess.Popen(
+        [sys.executable, "-c", AT_A_RUN, str(tmp_path), "", "0.0"],
+        cwd=Path(__file__).parents[2],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert driver.stdout is not None
+    driver.stdout.readline()
+    (tmp_path / "checkpoints" / "lock").unlink()
+    (tmp_path / "checkpoints" / "lock").mkdir()  # cannot be opened
+    driver.kill()
+    _, errors = driver.communicate(timeout=30)
+    assert errors == f"asgd: the launcher, process {driver.pid}, was killed or crashed\n"
+    assert (tmp_path / "events.jsonl").read_text() == '{"event": "start"}\n'
+
+
 @contextmanager
 def child(command: Sequence[str], **options: Any) -> Iterator[int]:
     process = subprocess.Popen(command, **options)
