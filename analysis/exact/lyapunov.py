@@ -34,8 +34,6 @@ class Turns(Protocol):
         """Replace the paths by those at `index`, shape (paths,)."""
 
 
-MUCH_MOMENTUM = 0.5
-
 TurnMaker = Callable[[int, np.random.Generator], Turns]
 
 
@@ -116,12 +114,11 @@ class Recursion:
 
 
 def block_of(recursion: Recursion) -> int:
-    """Return the updates between two norms: at most half an oscillation near the limit.
+    """Return the updates between two norms: at most half an oscillation, which takes 4 P or more.
 
-    It takes 4 P or more, and more with momentum. Shorter blocks cost time and change nothing.
+    Shorter blocks cost time and change nothing.
     """
-    longest = recursion.slots if recursion.momentum >= MUCH_MOMENTUM else recursion.slots // 2
-    return max(4, min(longest, 16))
+    return max(4, min(recursion.slots // 2, 16))
 
 
 def tapered_mean(growth: Array) -> Array:

@@ -16,7 +16,6 @@ from asgd.seals import is_sealed
 from asgd.stored_json import parse_json, read_bounded
 
 _ORDINARY = {"start", "problem", "metrics", "finish"}
-_UNSPOKEN = {"event", "time", "sequences", "sha256"}  # not in a description
 _TORN = (b"{", b"\0")  # first bytes of a partly written line
 _NUMBERS = {"time", "seconds", "restart_seconds"}
 _INTEGERS = {

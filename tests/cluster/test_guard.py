@@ -88,6 +88,20 @@ with guarded() as guard:
 """
 
 
+def driver_at_a_run(run: Path, locked: str = "", began: float = 0.0) -> subprocess.Popen[str]:
+    """Start a driver that has told its guard of the run."""
+    driver = subprocess.Popen(
+        [sys.executable, "-c", AT_A_RUN, str(run), locked, str(began)],
+        cwd=Path(__file__).parents[2],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert driver.stdout is not None
+    driver.stdout.readline()
+    return driver
+
+
 @pytest.mark.parametrize(
     ("events", "locked", "began", "noted"),
     [
@@ -105,15 +119,7 @@ def test_run_of_a_killed_driver_says_that_it_failed(
 ) -> None:
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "events.jsonl").write_text(events)
-    driver = subprocess.Popen(
-        [sys.executable, "-c", AT_A_RUN, str(tmp_path), "other" if locked else "", str(began)],
-        cwd=Path(__file__).parents[2],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert driver.stdout is not None
-    driver.stdout.readline()
+    driver = driver_at_a_run(tmp_path, "other" if locked else "", began)
     with (tmp_path / "checkpoints" / "lock").open("r+") as another:
         if locked:  # another launcher goes on with the run
             fcntl.flock(another, fcntl.LOCK_EX)
@@ -133,15 +139,7 @@ def test_run_of_a_killed_driver_says_that_it_failed(
 def test_what_cannot_be_written_is_said(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "events.jsonl").write_text('{"event": "start"}\n')
-    driver = subprocess.Popen(
-        [sys.executable, "-c", AT_A_RUN, str(tmp_path), "", "0.0"],
-        cwd=Path(__file__).parents[2],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert driver.stdout is not None
-    driver.stdout.readline()
+    driver = driver_at_a_run(tmp_path)
     (tmp_path / "checkpoints" / "lock").unlink()
     (tmp_path / "checkpoints" / "lock").mkdir()  # cannot be opened
     driver.kill()

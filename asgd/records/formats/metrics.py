@@ -19,7 +19,6 @@ from asgd.records.foreign import flat, header, json_objects, kind_of, opened
 from asgd.records.formats.base import files_of
 
 NAME = "metrics"
-WHAT = "a row of means per step: verl, prime-rl, RLlib, or named columns"
 KEYS = ("step", "mean", "max", "min", "items", "loss")
 UNKNOWN = (
     "The law of the staleness: many laws have these means and maxima, so none is fitted.",
