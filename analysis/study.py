@@ -15,7 +15,7 @@ from analysis.prediction.setting import last_update, whole
 from analysis.profile.fit import StalenessFit
 from analysis.profile.repeats import as_runs, fit_runs
 from asgd.errors import InputError, UnreliableEstimateError
-from asgd.problems import make_problem
+from asgd.problems.make import make_problem
 from asgd.rundir.problem_record import check_problem
 from asgd.rundir.reader import Run
 from asgd.rundir.repeats import read_runs

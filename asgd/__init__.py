@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from asgd.errors import InputError as InputError
     from asgd.errors import RunFailedError as RunFailedError
     from asgd.errors import UnreliableEstimateError as UnreliableEstimateError
-    from asgd.problems import Problem as Problem
-    from asgd.problems import make_problem as make_problem
+    from asgd.problems.base import Problem as Problem
+    from asgd.problems.make import make_problem as make_problem
     from asgd.problems.networks.jax_problem import JaxProblem as JaxProblem
     from asgd.problems.networks.torch_problem import TorchProblem as TorchProblem
     from asgd.records.importing import from_frame as from_frame
@@ -40,14 +40,14 @@ if TYPE_CHECKING:
     from asgd.schedules import with_batch_sizes as with_batch_sizes
     from asgd.simulation.order import simulate_staleness as simulate_staleness
     from asgd.simulation.simulate import simulate as simulate
-    from asgd.staleness import ConstantPlusGeometric as ConstantPlusGeometric
-    from asgd.staleness import ConwayMaxwellPoisson as ConwayMaxwellPoisson
-    from asgd.staleness import Empirical as Empirical
-    from asgd.staleness import Geometric as Geometric
-    from asgd.staleness import GeometricMixture as GeometricMixture
-    from asgd.staleness import NegativeBinomial as NegativeBinomial
-    from asgd.staleness import Poisson as Poisson
-    from asgd.staleness import StalenessLaw as StalenessLaw
+    from asgd.staleness.counts import ConwayMaxwellPoisson as ConwayMaxwellPoisson
+    from asgd.staleness.counts import NegativeBinomial as NegativeBinomial
+    from asgd.staleness.counts import Poisson as Poisson
+    from asgd.staleness.empirical import Empirical as Empirical
+    from asgd.staleness.geometric import ConstantPlusGeometric as ConstantPlusGeometric
+    from asgd.staleness.geometric import Geometric as Geometric
+    from asgd.staleness.geometric import GeometricMixture as GeometricMixture
+    from asgd.staleness.law import StalenessLaw as StalenessLaw
 else:
     __getattr__, __dir__, __all__ = lazy(
         __name__,
@@ -66,22 +66,21 @@ else:
             "asgd.records.reader": ["Record", "read_record"],
             "asgd.rundir.export": ["export"],
             "asgd.rundir.repeats": ["read_runs"],
-            "asgd.problems": ["Problem", "make_problem"],
+            "asgd.problems.base": ["Problem"],
+            "asgd.problems.make": ["make_problem"],
             "asgd.problems.networks.jax_problem": ["JaxProblem"],
             "asgd.problems.networks.torch_problem": ["TorchProblem"],
             "asgd.schedules": ["with_batch_sizes"],
             "asgd.simulation.order": ["simulate_staleness"],
             "asgd.simulation.simulate": ["simulate"],
-            "asgd.staleness": [
+            "asgd.staleness.counts": ["ConwayMaxwellPoisson", "NegativeBinomial", "Poisson"],
+            "asgd.staleness.empirical": ["Empirical"],
+            "asgd.staleness.geometric": [
                 "ConstantPlusGeometric",
-                "ConwayMaxwellPoisson",
-                "Empirical",
                 "Geometric",
                 "GeometricMixture",
-                "NegativeBinomial",
-                "Poisson",
-                "StalenessLaw",
             ],
+            "asgd.staleness.law": ["StalenessLaw"],
             "asgd.rundir.reader": ["Run", "read_run"],
         },
         optional=["JaxProblem", "TorchProblem"],

@@ -11,7 +11,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from asgd.arrays import Array
 from asgd.errors import AsgdError, InputError, message_of
-from asgd.problems import make_problem
+from asgd.problems.make import make_problem
 from asgd.rundir.columns import LOSS, MEMBERS, SHARED, TABLES, TRACE
 from asgd.rundir.parts import most_rows, parts_of
 from asgd.rundir.problem_record import problem_changes

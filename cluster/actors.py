@@ -17,7 +17,7 @@ import ray
 from asgd.arrays import Array
 from asgd.config import RunConfig
 from asgd.errors import AsgdError, message_of
-from asgd.problems import make_problem
+from asgd.problems.make import make_problem
 from asgd.rundir.checkpoint import CHECKPOINTS
 from asgd.rundir.files import describe_os_error
 from asgd.rundir.repair import recorded_updates

@@ -12,8 +12,8 @@ from ray.exceptions import RayError
 
 from asgd.config import Configuration, RunConfig, as_config, load_config
 from asgd.errors import AsgdError, InputError, RunFailedError
-from asgd.problems import make_problem
 from asgd.problems.base import Problem, starting_point
+from asgd.problems.make import make_problem
 from asgd.progress import CallbackError, Progress
 from asgd.rundir.alive import heartbeat
 from asgd.rundir.changes import change_settings

@@ -53,7 +53,7 @@ from threadpoolctl import threadpool_limits
 
 from asgd.config import RunConfig, make_config
 from asgd.errors import AsgdError
-from asgd.problems import make_problem
+from asgd.problems.make import make_problem
 from asgd.progress import Progress
 from asgd.rundir.checkpoint import CHECKPOINTS, paths, version_of
 from asgd.rundir.reader import Run, read_run

@@ -31,8 +31,8 @@ from analysis.exact.batch_schedule import (
 )
 from analysis.exact.linear_gradients import LinearGradients
 from asgd.config import ProblemConfig
-from asgd.problems import make_problem
 from asgd.problems.base import Array, Problem
+from asgd.problems.make import make_problem
 from asgd.problems.scalar import Quadratic
 
 

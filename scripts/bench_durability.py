@@ -34,8 +34,8 @@ import pandas as pd
 import ray
 
 from asgd.config import RunConfig, make_config
-from asgd.problems import make_problem
 from asgd.problems.base import starting_point
+from asgd.problems.make import make_problem
 from asgd.rundir.checkpoint import CHECKPOINTS
 from asgd.rundir.writer import RunWriter
 from cluster.actors import ASIDE, RecorderActor, ServerActor, WorkerActor

@@ -21,8 +21,8 @@ from analysis.prediction.model import LAW
 from analysis.prediction.setting import RunSetting, Setting
 from analysis.profile.queueing import ServerTimes, server_staleness
 from asgd.config import make_config
-from asgd.problems import make_problem
 from asgd.problems.base import starting_point
+from asgd.problems.make import make_problem
 from scripts.bench_limits import compute_times
 from scripts.bench_plan import PROBLEMS, curvature
 

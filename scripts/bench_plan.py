@@ -33,8 +33,8 @@ from analysis.planning.row import PlanRow, updates_to
 from analysis.prediction.run_stability import leading_curvatures
 from asgd.config import RunConfig, make_config
 from asgd.errors import RunFailedError
-from asgd.problems import make_problem
 from asgd.problems.base import Array, Indices, Problem, starting_point
+from asgd.problems.make import make_problem
 from asgd.rundir.reader import read_run
 from asgd.simulation.simulate import simulate
 from asgd.streams import stream

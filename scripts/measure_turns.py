@@ -32,7 +32,7 @@ from asgd.problems.scalar import Quadratic
 from asgd.rundir.repeats import read_runs, run_repeats
 from asgd.simulation.order import simulate_staleness
 from asgd.simulation.simulate import simulate
-from asgd.staleness import Empirical
+from asgd.staleness.empirical import Empirical
 from asgd.streams import stream
 
 WORKERS, UPDATES, RUNS = 8, 400, 6_000

@@ -25,7 +25,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from PIL import Image
 
-from analysis.paper import CLAIMS, Claim
+from analysis.paper.claim import Claim
+from analysis.paper.claims import CLAIMS
 
 # Okabe and Ito's palette
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"

@@ -20,7 +20,7 @@ from analysis.models.clocks import pool_turns
 from analysis.models.pool import PoolTurns
 from asgd.arrays import Array, Integers
 from asgd.errors import InputError
-from asgd.staleness import StalenessLaw
+from asgd.staleness.law import StalenessLaw
 
 # Numbers in the covariances of all live snapshots: 2**26 doubles are 512 MB.
 LARGEST_STATE = 2**26

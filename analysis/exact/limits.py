@@ -34,7 +34,9 @@ from analysis.models.turns import Turns, pool_hazards
 from analysis.profile.queueing import ServerTimes, Times, memoryless_law
 from asgd.arrays import Array
 from asgd.errors import InputError
-from asgd.staleness import ConstantPlusGeometric, Empirical, Geometric, StalenessLaw
+from asgd.staleness.empirical import Empirical
+from asgd.staleness.geometric import ConstantPlusGeometric, Geometric
+from asgd.staleness.law import StalenessLaw
 from asgd.streams import stream
 
 Verdict = Literal["stable", "heavy tail", "diverges"]

@@ -21,7 +21,7 @@ import numpy as np
 
 from analysis.profile.queueing import ServerTimes, TimeTable
 from asgd.arrays import Array, Integers
-from asgd.staleness import StalenessLaw
+from asgd.staleness.law import StalenessLaw
 
 
 class Turns(Protocol):

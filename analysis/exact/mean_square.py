@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from analysis.exact.stability import circle_points, max_stable_learning_rate
 from asgd.arrays import Array
-from asgd.staleness import StalenessLaw
+from asgd.staleness.law import StalenessLaw
 
 _SCAN = 400  # steps scanned for the first without decay
 _DENSE = 300  # number of moments up to which the full matrix is formed

@@ -15,7 +15,8 @@ import numpy.typing as npt
 
 from asgd.arrays import Array
 from asgd.errors import InputError
-from asgd.staleness import ConstantPlusGeometric, Geometric, StalenessLaw
+from asgd.staleness.geometric import ConstantPlusGeometric, Geometric
+from asgd.staleness.law import StalenessLaw
 
 Complex = npt.NDArray[np.complex128]
 

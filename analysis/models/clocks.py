@@ -18,7 +18,7 @@ import numpy as np
 from analysis.models.pool import TurnMaker
 from analysis.models.turns import START_UP, TURNS, Turns, memoryless_rates, pool_hazards
 from asgd.arrays import Array, Integers
-from asgd.staleness import StalenessLaw
+from asgd.staleness.law import StalenessLaw
 
 # Levels of the quantiles of a compute time: even in logit to resolve both tails, then 0 and 1 at
 # the ends.

@@ -17,8 +17,7 @@ from analysis.models.history import History, ReadPoints
 from asgd.arguments import count, number
 from asgd.arrays import Array
 from asgd.problems.base import Problem
-from asgd.staleness import StalenessLaw
-from asgd.staleness.law import checked_law
+from asgd.staleness.law import StalenessLaw, checked_law
 from asgd.streams import Seed
 
 # Lags beyond this tail mass read the oldest kept point; a run has one in 1e9 updates.

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from analysis.models.clocks import pool_turns
 from asgd.arrays import Integers
-from asgd.staleness import StalenessLaw
+from asgd.staleness.law import StalenessLaw
 
 # A block ends at each update with probability one over this many turns of each worker. The next
 # block begins in any run, displaced by at most this share of the run, because laws drift.

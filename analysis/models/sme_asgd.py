@@ -17,7 +17,7 @@ from asgd.arguments import count, number
 from asgd.arrays import Array
 from asgd.errors import InputError
 from asgd.problems.base import Problem
-from asgd.staleness import Geometric
+from asgd.staleness.geometric import Geometric
 from asgd.streams import Seed
 
 

@@ -27,8 +27,8 @@ from asgd.arguments import count
 from asgd.arrays import Array
 from asgd.errors import InputError
 from asgd.problems.base import Problem
-from asgd.staleness import Geometric, GeometricMixture, StalenessLaw
-from asgd.staleness.law import checked_law
+from asgd.staleness.geometric import Geometric, GeometricMixture
+from asgd.staleness.law import StalenessLaw, checked_law
 from asgd.streams import Seed, as_seed, stream
 
 PathClosure = Literal["iid", "sampling", "pool", "pool_moments"]

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from asgd.arrays import Array, Integers
-from asgd.staleness import StalenessLaw
+from asgd.staleness.law import StalenessLaw
 
 # Turns simulated for one correction of the hazards, turns of each worker in the start-up before it,
 # and the number of corrections.

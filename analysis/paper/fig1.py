@@ -12,7 +12,7 @@ from analysis.models.sme_asgd import sme_asgd
 from analysis.models.sme_sgd import sme_sgd
 from analysis.paper.claim import Claim, value
 from asgd.problems.scalar import Quadratic
-from asgd.staleness import Geometric
+from asgd.staleness.geometric import Geometric
 
 LEARNING_RATE = 0.05
 MUS = (0.5, 0.75, 0.9)

@@ -15,7 +15,7 @@ from analysis.models.sme_sgd import sme_sgd
 from analysis.paper.claim import Claim, value
 from asgd.problems.base import Problem
 from asgd.problems.scalar import DoubleWell, Quartic
-from asgd.staleness import Geometric
+from asgd.staleness.geometric import Geometric
 
 QUARTIC = {"noise": 1.0, "initial": 1.5}
 QUARTIC_RATE, QUARTIC_MU, QUARTIC_UPDATES = 0.05, 0.9, 150

@@ -19,10 +19,10 @@ from analysis.exact.moments import asgd_moments, expected_loss
 from analysis.models.discrete import asgd_iid
 from analysis.paper.claim import Claim, value
 from asgd.config import ProblemConfig
-from asgd.problems import make_problem
 from asgd.problems.base import Problem
+from asgd.problems.make import make_problem
 from asgd.problems.scalar import Quadratic
-from asgd.staleness import Geometric
+from asgd.staleness.geometric import Geometric
 
 BEST = "optimum of the moments"
 OTHERS = ("closed form (B4)", "uniform", "batch one")

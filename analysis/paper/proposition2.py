@@ -16,7 +16,7 @@ from analysis.paper.claim import Claim, pvalue_text, value
 from analysis.paper.stationary import ExpectedReadPaths, decay_updates, thinned_samples
 from asgd.arrays import Array
 from asgd.problems.scalar import Quadratic
-from asgd.staleness import Geometric
+from asgd.staleness.geometric import Geometric
 from asgd.streams import stream
 
 SMALL, LARGE = (0.02, 0.75), (0.1, 0.9)  # eta and mu

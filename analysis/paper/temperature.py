@@ -12,7 +12,7 @@ from analysis.paper.claim import Claim
 from analysis.paper.stationary import ExpectedReadPaths, decay_updates, thinned_samples
 from asgd.arrays import Array
 from asgd.problems.scalar import Quadratic
-from asgd.staleness import Geometric
+from asgd.staleness.geometric import Geometric
 from asgd.streams import stream
 
 LEARNING_RATES = (0.005, 0.01, 0.02, 0.05, 0.1)

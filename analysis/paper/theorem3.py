@@ -20,7 +20,7 @@ from analysis.models.history import History
 from analysis.paper.claim import Claim, value
 from asgd.arrays import Array
 from asgd.problems.scalar import DoubleWell, Quadratic, ScalarProblem
-from asgd.staleness import Geometric
+from asgd.staleness.geometric import Geometric
 from asgd.streams import stream
 
 Coupling = Literal["gaussian", "own lags and samples", "signs", "no noise"]

@@ -30,7 +30,10 @@ from asgd.delays import ComputeTime
 from asgd.errors import InputError
 from asgd.rundir.reader import Run
 from asgd.simulation.order import server_order
-from asgd.staleness import ConstantPlusGeometric, Empirical, StalenessLaw, named_law
+from asgd.staleness.by_name import named_law
+from asgd.staleness.empirical import Empirical
+from asgd.staleness.geometric import ConstantPlusGeometric
+from asgd.staleness.law import StalenessLaw
 from asgd.streams import stream
 
 MOST_LIMITED = 512  # workers for which limits are computed

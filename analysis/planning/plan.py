@@ -31,8 +31,8 @@ from analysis.prediction.setting import path_dtype
 from asgd.arrays import Array, Integers
 from asgd.config import Configuration, OptimizerConfig, RunConfig, as_config
 from asgd.errors import InputError
-from asgd.problems import make_problem
 from asgd.problems.base import Problem, starting_point
+from asgd.problems.make import make_problem
 from asgd.rules import make_rule
 from asgd.rundir.problem_record import check_problem
 from asgd.rundir.reader import Run, read_run

@@ -12,7 +12,7 @@ import numpy as np
 
 from analysis.profile.queueing import ServerTimes
 from asgd.arrays import Array, Integers
-from asgd.staleness import StalenessLaw
+from asgd.staleness.law import StalenessLaw
 
 
 class Reads(NamedTuple):

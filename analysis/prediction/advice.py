@@ -13,12 +13,13 @@ from analysis.prediction.setting import Setting, closure_of
 from analysis.profile.dependence import start_up
 from asgd.divergence import DIVERGED
 from asgd.errors import AsgdError, DivergedError
-from asgd.problems import make_problem
 from asgd.problems.base import starting_point
+from asgd.problems.make import make_problem
 from asgd.rules import make_rule
 from asgd.rundir.reader import Run, read_run
 from asgd.schedules import learning_rate_schedule
-from asgd.staleness import Empirical, staleness_of
+from asgd.staleness.empirical import Empirical
+from asgd.staleness.values import staleness_of
 
 
 def diverged(run: Run) -> bool:

@@ -18,7 +18,8 @@ from analysis.models.noise import psd_factor
 from analysis.prediction.loss_curve import SCORED_LEVELS, LossCurve
 from analysis.prediction.setting import Setting
 from asgd.arrays import Array
-from asgd.problems import LeastSquares, Quadratic
+from asgd.problems.linear import LeastSquares
+from asgd.problems.scalar import Quadratic
 from asgd.streams import stream
 
 # Numbers in the state of all sequences of reads together; determines the number of sequences.

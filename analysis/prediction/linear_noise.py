@@ -40,7 +40,7 @@ from analysis.prediction.spread import DENSE_DIM, AllModes, Dynamics, SampledMod
 from asgd.arrays import Array, Integers
 from asgd.errors import InputError
 from asgd.problems.base import Problem
-from asgd.staleness import StalenessLaw
+from asgd.staleness.law import StalenessLaw
 from asgd.streams import stream
 
 TIMES = 8  # number of times with curvature and noise

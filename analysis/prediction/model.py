@@ -33,7 +33,8 @@ from analysis.prediction.linear_noise import linear_noise
 from analysis.prediction.loss_curve import SCORED_LEVELS, LossCurve
 from analysis.prediction.setting import RunSetting, Setting
 from asgd.errors import InputError
-from asgd.staleness import Geometric, StalenessLaw
+from asgd.staleness.geometric import Geometric
+from asgd.staleness.law import StalenessLaw
 from asgd.streams import stream
 
 OnProgress = Callable[[int, int], None]

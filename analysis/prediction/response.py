@@ -8,7 +8,8 @@ import numpy as np
 
 from analysis.models.history import History
 from asgd.arrays import Array, Integers
-from asgd.staleness import Geometric, StalenessLaw
+from asgd.staleness.geometric import Geometric
+from asgd.staleness.law import StalenessLaw
 
 
 class ExpectedRead:

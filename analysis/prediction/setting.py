@@ -15,14 +15,16 @@ from analysis.profile.repeats import as_runs
 from analysis.profile.stragglers import taking_part
 from asgd.arrays import Array, Integers
 from asgd.config import OptimizerConfig
-from asgd.problems import make_problem
 from asgd.problems.base import Problem, starting_point
 from asgd.problems.linear import LinearModel
+from asgd.problems.make import make_problem
 from asgd.rules import Rule, make_rule
 from asgd.rundir.events import team_sizes
 from asgd.rundir.reader import Run
 from asgd.schedules import learning_rate_schedule
-from asgd.staleness import Geometric, StalenessLaw, staleness_of
+from asgd.staleness.geometric import Geometric
+from asgd.staleness.law import StalenessLaw
+from asgd.staleness.values import staleness_of
 from asgd.streams import stream
 
 # Above this dimension linear models use single precision: its rounding changes a loss by about

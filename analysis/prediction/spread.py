@@ -17,7 +17,7 @@ from analysis.prediction.lag_noise import WIDE_DIM, DrawnReads, GradientPath
 from analysis.prediction.response import power_of_squares, response_power
 from asgd.arrays import Array, Integers
 from asgd.problems.base import Problem
-from asgd.staleness import StalenessLaw
+from asgd.staleness.law import StalenessLaw
 
 PROBES = 8  # draws of the noise at each time
 FEW_PROBES = 4  # of wide problems, whose many modes average

@@ -16,16 +16,10 @@ from scipy.optimize import brentq
 from scipy.special import digamma, gammaln, xlogy
 
 from asgd.arrays import Array, Integers
-from asgd.staleness import (
-    ConstantPlusGeometric,
-    ConwayMaxwellPoisson,
-    Empirical,
-    Geometric,
-    GeometricMixture,
-    NegativeBinomial,
-    Poisson,
-    StalenessLaw,
-)
+from asgd.staleness.counts import ConwayMaxwellPoisson, NegativeBinomial, Poisson
+from asgd.staleness.empirical import Empirical
+from asgd.staleness.geometric import ConstantPlusGeometric, Geometric, GeometricMixture
+from asgd.staleness.law import StalenessLaw
 
 # Above these the laws equal their limits to working precision: NegativeBinomial the Poisson law,
 # ConwayMaxwellPoisson a law on at most two neighbouring values.

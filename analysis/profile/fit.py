@@ -39,7 +39,9 @@ from asgd.arrays import Array
 from asgd.counted import counted
 from asgd.rundir.files import replace_file
 from asgd.seals import sealed_object
-from asgd.staleness import Empirical, Geometric, StalenessLaw
+from asgd.staleness.empirical import Empirical
+from asgd.staleness.geometric import Geometric
+from asgd.staleness.law import StalenessLaw
 from asgd.streams import stream
 
 _FEW_EFFECTIVE = 80.0  # independent updates below which a warning accompanies the intervals

@@ -20,7 +20,8 @@ from analysis.profile.dependence import cell_size, long_run_covariance
 from analysis.profile.estimators import ESTIMATORS, Counts
 from asgd.arrays import Array, Integers
 from asgd.errors import InputError
-from asgd.staleness import Geometric, StalenessLaw
+from asgd.staleness.geometric import Geometric
+from asgd.staleness.law import StalenessLaw
 
 Statistic = Literal["tv", "ks", "cvm"]
 

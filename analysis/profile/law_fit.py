@@ -19,7 +19,8 @@ from analysis.profile.dependence import lost_variance, step_means
 from analysis.profile.estimators import ESTIMATORS, Counts, log_likelihood
 from asgd.arrays import Array, Integers
 from asgd.errors import InputError
-from asgd.staleness import Empirical, StalenessLaw
+from asgd.staleness.empirical import Empirical
+from asgd.staleness.law import StalenessLaw
 from asgd.streams import stream
 
 GOODNESS_RESAMPLES = 199

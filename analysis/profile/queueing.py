@@ -30,13 +30,9 @@ from asgd.delays import ComputeTime, CycleTimes
 from asgd.errors import InputError
 from asgd.rundir.reader import Run
 from asgd.simulation.order import server_order
-from asgd.staleness import (
-    ConstantPlusGeometric,
-    Empirical,
-    Geometric,
-    GeometricMixture,
-    StalenessLaw,
-)
+from asgd.staleness.empirical import Empirical
+from asgd.staleness.geometric import ConstantPlusGeometric, Geometric, GeometricMixture
+from asgd.staleness.law import StalenessLaw
 from asgd.streams import Seed, as_seed, stream
 
 _WARM_UP = 10  # cycles of every worker before staleness is recorded

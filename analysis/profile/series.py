@@ -15,8 +15,7 @@ from asgd.arrays import Integers
 from asgd.errors import InputError
 from asgd.rundir.events import team_sizes
 from asgd.rundir.reader import Run
-from asgd.staleness import staleness_of
-from asgd.staleness.values import whole_numbers
+from asgd.staleness.values import staleness_of, whole_numbers
 
 
 @dataclass(frozen=True)

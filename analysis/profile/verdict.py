@@ -7,7 +7,9 @@ from typing import Literal
 from analysis.profile.diagnostics import Shape
 from analysis.profile.goodness import ChiSquare
 from analysis.profile.law_fit import LawFit
-from asgd.staleness import ConstantPlusGeometric, Empirical, StalenessLaw
+from asgd.staleness.empirical import Empirical
+from asgd.staleness.geometric import ConstantPlusGeometric
+from asgd.staleness.law import StalenessLaw
 
 Grade = Literal["holds", "close", "rejected", "unclear"]
 

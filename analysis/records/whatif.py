@@ -22,7 +22,8 @@ from asgd.arguments import count
 from asgd.arrays import Integers
 from asgd.counted import counted
 from asgd.errors import InputError
-from asgd.staleness import ConstantPlusGeometric, Empirical
+from asgd.staleness.empirical import Empirical
+from asgd.staleness.geometric import ConstantPlusGeometric
 from asgd.streams import stream
 
 _MOST_CAPS = 5

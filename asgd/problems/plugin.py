@@ -15,7 +15,7 @@ reported. If `indices` has a default value, the full gradient is `gradient(x)`, 
 
 Methods are called with one point at a time. If a trial shows that `loss` and `gradient` treat an
 array of points (k, d) row by row, they get whole ensembles. An object that inherits from
-`asgd.problems.Problem` is used unchanged; the trial checks that it keeps the contract of the class.
+`asgd.Problem` is used unchanged; the trial checks that it keeps the contract of the class.
 
 Security: a module is imported only if the configuration names it. The configuration may come from
 an untrusted run directory, and many functions do harm with chosen arguments (`os:system`,

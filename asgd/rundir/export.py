@@ -7,7 +7,7 @@ from pathlib import Path
 
 from asgd.errors import written
 from asgd.parameter_files import packed
-from asgd.problems import make_problem
+from asgd.problems.make import make_problem
 from asgd.rundir.files import replace_file
 from asgd.rundir.reader import Run
 

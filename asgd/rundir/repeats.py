@@ -17,7 +17,7 @@ import msgspec
 
 from asgd.config import RunConfig, load_config
 from asgd.errors import InputError
-from asgd.problems import make_problem
+from asgd.problems.make import make_problem
 from asgd.rundir.alive import read_heartbeat
 from asgd.rundir.files import check_no_links, locked, make_directory, replace_file
 from asgd.rundir.problem_record import check_problem

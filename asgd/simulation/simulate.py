@@ -23,8 +23,8 @@ from asgd.divergence import NOT_FINITE, check_divergence, remedy
 from asgd.draws import WorkerDraws
 from asgd.errors import InputError, RunFailedError, message_of
 from asgd.goals import reached_target, time_is_up
-from asgd.problems import make_problem
 from asgd.problems.base import Problem, starting_point
+from asgd.problems.make import make_problem
 from asgd.progress import CallbackError, Progress, call_back
 from asgd.rules import make_rule
 from asgd.rundir.alive import heartbeat
@@ -36,7 +36,7 @@ from asgd.rundir.repeats import run_repeats
 from asgd.rundir.writer import RunWriter, default_path
 from asgd.schedules import batch_schedule, learning_rate_schedule
 from asgd.simulation.order import ServerOrder, server_order, unhindered_order
-from asgd.staleness import named_law
+from asgd.staleness.by_name import named_law
 from asgd.streams import stream
 
 _PART = 100_000  # updates in one part of the trace

@@ -1,17 +1,51 @@
-"""Validation of staleness values: whole numbers from 0 to the length of the longest run."""
+"""Staleness as a number: its definition, and the values that it may have."""
 
 from __future__ import annotations
 
 import numbers
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
 
 from asgd.arguments import shown
+from asgd.arrays import Integers
 from asgd.errors import InputError
 
 LARGEST = 10**9  # largest `run.updates` of a configuration
+
+
+@overload
+def staleness_of(update: int, read_version: int) -> int: ...
+@overload
+def staleness_of(update: npt.ArrayLike, read_version: npt.ArrayLike) -> Integers: ...
+def staleness_of(update: Any, read_version: Any) -> Any:
+    """Return update - read_version, in updates.
+
+    Parameters
+    ----------
+    update
+        Number of updates applied before this one, an integer or of shape (m,).
+    read_version
+        Version of the snapshot, same shape.
+
+    Raises
+    ------
+    InputError
+        A value is negative or not a whole number, a version is later than its update, or the
+        shapes differ.
+    """
+    single = np.ndim(update) == 0 and np.ndim(read_version) == 0
+    updates = whole_numbers([update] if single else update, "update", least=0)
+    versions = whole_numbers([read_version] if single else read_version, "read_version", least=0)
+    if updates.shape != versions.shape:
+        raise InputError(f"read_version.shape = {versions.shape}: expected {updates.shape}")
+    early = np.flatnonzero(versions > updates)
+    if early.size:
+        at = early[0]
+        where = "" if single else f"[{at}]"
+        raise InputError(f"read_version{where} = {versions[at]}: expected 0 to {updates[at]}")
+    return int(updates[0] - versions[0]) if single else updates - versions
 
 
 def whole_numbers(

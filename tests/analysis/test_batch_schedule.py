@@ -17,8 +17,8 @@ from analysis.exact.linear_gradients import LinearGradients
 from analysis.exact.moments import asgd_moments, expected_loss
 from asgd.config import ProblemConfig
 from asgd.errors import InputError
-from asgd.problems import make_problem
 from asgd.problems.linear import LeastSquares
+from asgd.problems.make import make_problem
 from asgd.problems.scalar import Quadratic
 from asgd.streams import stream
 from tests.support.exact import moment_ode

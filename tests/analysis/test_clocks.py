@@ -10,7 +10,9 @@ from analysis.models.turns import Turns, pool_hazards
 from asgd.delays import ComputeTime
 from asgd.problems.scalar import Quadratic
 from asgd.simulation.order import simulate_staleness
-from asgd.staleness import ConstantPlusGeometric, Empirical, Geometric, StalenessLaw
+from asgd.staleness.empirical import Empirical
+from asgd.staleness.geometric import ConstantPlusGeometric, Geometric
+from asgd.staleness.law import StalenessLaw
 from asgd.streams import stream
 
 WORKERS = 8

@@ -7,10 +7,12 @@ from analysis.models.history import ReadPoints
 from analysis.models.sme_asgd import sme_asgd
 from asgd.config import ProblemConfig
 from asgd.errors import InputError
-from asgd.problems import make_problem
 from asgd.problems.linear import LeastSquares
+from asgd.problems.make import make_problem
 from asgd.problems.scalar import DoubleWell, Quadratic
-from asgd.staleness import ConstantPlusGeometric, Empirical, Geometric, Poisson
+from asgd.staleness.counts import Poisson
+from asgd.staleness.empirical import Empirical
+from asgd.staleness.geometric import ConstantPlusGeometric, Geometric
 from asgd.streams import stream
 from tests.support.exact import mode_moments, server_moments
 

@@ -13,8 +13,8 @@ from analysis.prediction.duration import expected_seconds, in_words
 from analysis.prediction.model import MODELS
 from analysis.prediction.setting import RunSetting
 from analysis.profile.repeats import fit_runs
-from asgd.problems import Quadratic
 from asgd.problems.base import Array
+from asgd.problems.scalar import Quadratic
 from tests.support.reports import simulated_run
 
 

@@ -19,7 +19,7 @@ from analysis.models.ensemble import (
 )
 from asgd.config import make_config
 from asgd.errors import InputError
-from asgd.problems import make_problem
+from asgd.problems.make import make_problem
 from asgd.problems.scalar import Quadratic
 from tests.support.plugins import Threaded
 

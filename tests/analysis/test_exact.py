@@ -27,9 +27,10 @@ from analysis.prediction.loss_curve import SCORED_LEVELS, LossCurve
 from analysis.prediction.model import MODELS
 from analysis.prediction.setting import RunSetting
 from asgd.errors import InputError
-from asgd.problems import DoubleWell, Quadratic
 from asgd.problems.linear import diabetes
-from asgd.staleness import ConstantPlusGeometric, Geometric, Poisson
+from asgd.problems.scalar import DoubleWell, Quadratic
+from asgd.staleness.counts import Poisson
+from asgd.staleness.geometric import ConstantPlusGeometric, Geometric
 from tests.support.exact import server_moments
 
 RECORD = np.arange(0, 301, 20)

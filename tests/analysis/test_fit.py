@@ -21,17 +21,11 @@ from asgd.errors import InputError, UnreliableEstimateError
 from asgd.rundir.columns import TRACE_COLUMNS
 from asgd.rundir.reader import read_run
 from asgd.rundir.writer import RunWriter
-from asgd.staleness import (
-    ConstantPlusGeometric,
-    ConwayMaxwellPoisson,
-    Empirical,
-    Geometric,
-    GeometricMixture,
-    NegativeBinomial,
-    Poisson,
-    StalenessLaw,
-    law_from_dict,
-)
+from asgd.staleness.by_name import law_from_dict
+from asgd.staleness.counts import ConwayMaxwellPoisson, NegativeBinomial, Poisson
+from asgd.staleness.empirical import Empirical
+from asgd.staleness.geometric import ConstantPlusGeometric, Geometric, GeometricMixture
+from asgd.staleness.law import StalenessLaw
 
 LAWS = [
     Geometric(0.875),

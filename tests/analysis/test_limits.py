@@ -9,14 +9,10 @@ from analysis.exact.mean_square import MemorylessServer, independent_limit
 from analysis.exact.stability import max_stable_learning_rate, most_workers
 from asgd.delays import ComputeTime
 from asgd.errors import InputError
-from asgd.staleness import (
-    ConstantPlusGeometric,
-    Empirical,
-    Geometric,
-    GeometricMixture,
-    Poisson,
-    StalenessLaw,
-)
+from asgd.staleness.counts import Poisson
+from asgd.staleness.empirical import Empirical
+from asgd.staleness.geometric import ConstantPlusGeometric, Geometric, GeometricMixture
+from asgd.staleness.law import StalenessLaw
 from tests.support.exact import server_transition
 
 MOMENTA = (0.0, 0.5, 0.9)

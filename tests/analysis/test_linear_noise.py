@@ -16,15 +16,11 @@ from analysis.prediction.model import LAW
 from analysis.prediction.response import response_power
 from analysis.prediction.setting import Setting
 from asgd.errors import InputError
-from asgd.problems import DoubleWell, Quadratic, Quartic
 from asgd.problems.linear import breast_cancer, digits
-from asgd.staleness import (
-    ConstantPlusGeometric,
-    Geometric,
-    NegativeBinomial,
-    Poisson,
-    StalenessLaw,
-)
+from asgd.problems.scalar import DoubleWell, Quadratic, Quartic
+from asgd.staleness.counts import NegativeBinomial, Poisson
+from asgd.staleness.geometric import ConstantPlusGeometric, Geometric
+from asgd.staleness.law import StalenessLaw
 from asgd.streams import stream
 from scripts.bench_plan import PhaseRetrieval, TanhNetwork, curvature
 from tests.support.exact import Diagonal, impulse_response, mode_moments, server_moments

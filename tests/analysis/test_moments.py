@@ -10,16 +10,12 @@ from analysis.exact.moments import (
 )
 from asgd.config import ProblemConfig
 from asgd.errors import InputError
-from asgd.problems import make_problem
 from asgd.problems.linear import LeastSquares
+from asgd.problems.make import make_problem
 from asgd.problems.scalar import Quadratic, Quartic
-from asgd.staleness import (
-    ConstantPlusGeometric,
-    Empirical,
-    Geometric,
-    NegativeBinomial,
-    Poisson,
-)
+from asgd.staleness.counts import NegativeBinomial, Poisson
+from asgd.staleness.empirical import Empirical
+from asgd.staleness.geometric import ConstantPlusGeometric, Geometric
 from asgd.streams import stream
 from tests.support.exact import SERVER_TABLE, impulse_response, mode_moments, server_moments
 

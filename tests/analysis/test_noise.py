@@ -17,7 +17,8 @@ from analysis.models.sme_asgd import SmeAsgd, sme_asgd
 from asgd.errors import InputError
 from asgd.problems.linear import LeastSquares
 from asgd.problems.scalar import DoubleWell, Quadratic, Quartic
-from asgd.staleness import Geometric, Poisson
+from asgd.staleness.counts import Poisson
+from asgd.staleness.geometric import Geometric
 from asgd.streams import stream
 
 PATHS = 8_000

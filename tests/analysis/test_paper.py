@@ -7,8 +7,8 @@ import pytest
 
 from analysis.exact.linear_gradients import LinearGradients
 from analysis.exact.moments import MomentRecursion, stationary_variance
-from analysis.paper import CLAIMS
 from analysis.paper.claim import value
+from analysis.paper.claims import CLAIMS
 from analysis.paper.fig1 import MUS, fig1
 from analysis.paper.fig2 import (
     CONTINUOUS,

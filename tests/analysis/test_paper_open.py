@@ -11,7 +11,7 @@ from analysis.exact.moments import asgd_moments
 from analysis.models.discrete import asgd_iid
 from analysis.paper.fig3 import settings
 from asgd.problems.scalar import Quadratic
-from asgd.staleness import Geometric
+from asgd.staleness.geometric import Geometric
 
 HESSIAN = np.diag([1.0, 4.0])
 

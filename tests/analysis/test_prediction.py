@@ -19,7 +19,7 @@ from analysis.profile.fitting import fit_run
 from analysis.profile.repeats import fit_runs
 from asgd.config import make_config
 from asgd.errors import InputError, UnreliableEstimateError
-from asgd.problems import Quadratic
+from asgd.problems.scalar import Quadratic
 from asgd.rundir.reader import Run, read_run
 from asgd.rundir.repeats import read_runs, run_repeats
 from asgd.rundir.writer import RunWriter

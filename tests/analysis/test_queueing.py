@@ -27,7 +27,8 @@ from asgd.rundir.columns import TRACE_COLUMNS
 from asgd.rundir.reader import read_run
 from asgd.rundir.writer import RunWriter
 from asgd.simulation.simulate import simulate
-from asgd.staleness import ConstantPlusGeometric, Geometric, StalenessLaw
+from asgd.staleness.geometric import ConstantPlusGeometric, Geometric
+from asgd.staleness.law import StalenessLaw
 from tests.analysis.test_fit import timed_server
 
 

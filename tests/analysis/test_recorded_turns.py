@@ -8,9 +8,9 @@ import pytest
 from analysis.models.recorded_turns import RecordedTurns, ResampledTurns, has_spells
 from analysis.models.sme_law import sme_law
 from asgd.delays import ComputeTime
-from asgd.problems import Quadratic
+from asgd.problems.scalar import Quadratic
 from asgd.simulation.order import simulate_staleness
-from asgd.staleness import Empirical
+from asgd.staleness.empirical import Empirical
 from asgd.streams import stream
 from tests.analysis.test_turns import server
 

@@ -14,13 +14,14 @@ from analysis.prediction.setting import RunSetting, Setting
 from analysis.profile.fitting import fit_run
 from asgd.config import make_config
 from asgd.errors import DivergedError
-from asgd.problems import Quadratic
 from asgd.problems.base import Problem
 from asgd.problems.linear import breast_cancer, digits
+from asgd.problems.scalar import Quadratic
 from asgd.rules import Rule
 from asgd.rundir.reader import Run, read_run
 from asgd.simulation.simulate import simulate
-from asgd.staleness import ConstantPlusGeometric, Geometric, Poisson
+from asgd.staleness.counts import Poisson
+from asgd.staleness.geometric import ConstantPlusGeometric, Geometric
 from tests.support.exact import Diagonal
 
 

@@ -8,7 +8,8 @@ from analysis.models.sme_law import sme_law
 from asgd.errors import InputError
 from asgd.problems.linear import LeastSquares, digits
 from asgd.problems.scalar import DoubleWell, Quadratic
-from asgd.staleness import ConstantPlusGeometric, Geometric, GeometricMixture, Poisson
+from asgd.staleness.counts import Poisson
+from asgd.staleness.geometric import ConstantPlusGeometric, Geometric, GeometricMixture
 from asgd.streams import stream
 from tests.support.exact import SERVER_TABLE, check_quadratic, mode_moments, server_second_moment
 

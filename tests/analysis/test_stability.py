@@ -12,15 +12,10 @@ from analysis.exact.stability import (
 from analysis.profile.queueing import ServerTimes, server_staleness
 from asgd.delays import ComputeTime
 from asgd.errors import InputError
-from asgd.staleness import (
-    ConstantPlusGeometric,
-    Empirical,
-    Geometric,
-    GeometricMixture,
-    NegativeBinomial,
-    Poisson,
-    StalenessLaw,
-)
+from asgd.staleness.counts import NegativeBinomial, Poisson
+from asgd.staleness.empirical import Empirical
+from asgd.staleness.geometric import ConstantPlusGeometric, Geometric, GeometricMixture
+from asgd.staleness.law import StalenessLaw
 from tests.support.exact import impulse_response
 
 LAWS = [

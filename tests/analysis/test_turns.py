@@ -4,14 +4,9 @@ import pytest
 from analysis.models.sme_law import sme_law
 from analysis.models.turns import Turns, pool_hazards
 from asgd.problems.scalar import Quadratic
-from asgd.staleness import (
-    ConstantPlusGeometric,
-    Empirical,
-    Geometric,
-    GeometricMixture,
-    NegativeBinomial,
-    Poisson,
-)
+from asgd.staleness.counts import NegativeBinomial, Poisson
+from asgd.staleness.empirical import Empirical
+from asgd.staleness.geometric import ConstantPlusGeometric, Geometric, GeometricMixture
 from asgd.streams import stream
 
 LENGTH = 80

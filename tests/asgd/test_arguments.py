@@ -14,6 +14,7 @@ import cluster
 from analysis.models.ensemble import per_update
 from asgd.config import make_config
 from asgd.errors import InputError
+from asgd.staleness.values import staleness_of
 
 PROBLEM = asgd.make_problem({"problem": {"kind": "quadratic"}})
 LAW = asgd.Geometric(0.75)
@@ -67,7 +68,7 @@ REFUSED = {
     "plan of a missing file": lambda: analysis.plan("none.toml"),
     "number as a table": lambda: asgd.make_config({3: {}}),
     "endless configuration": lambda: asgd.make_config(ENDLESS),
-    "version of text": lambda: asgd.staleness.staleness_of("a", 0),
+    "version of text": lambda: staleness_of("a", 0),
 }
 
 
@@ -115,10 +116,10 @@ def test_numbers_and_arrays_of_numpy_are_values_of_a_configuration(tmp_path: Pat
 
 def test_unsigned_versions_do_not_wrap() -> None:
     update, read = np.array([3, 4], dtype=np.uint64), np.array([1, 4], dtype=np.uint64)
-    np.testing.assert_array_equal(asgd.staleness.staleness_of(update, read), [2, 0])
-    assert asgd.staleness.staleness_of(np.uint8(3), np.uint8(1)) == 2
+    np.testing.assert_array_equal(staleness_of(update, read), [2, 0])
+    assert staleness_of(np.uint8(3), np.uint8(1)) == 2
     with pytest.raises(InputError, match="read_version = 4: expected 0 to 3"):
-        asgd.staleness.staleness_of(np.uint64(3), np.uint64(4))
+        staleness_of(np.uint64(3), np.uint64(4))
 
 
 def test_a_value_of_a_schedule_is_named_with_its_update() -> None:

@@ -8,8 +8,8 @@ import pytest
 
 import asgd
 from asgd.errors import InputError
-from asgd.problems import make_problem
 from asgd.problems.base import starting_point
+from asgd.problems.make import make_problem
 from asgd.simulation.replay import replay
 
 SOFTMAX = {"run": {"updates": 60, "eval_every": 20}, "cluster": {"workers": 3}}

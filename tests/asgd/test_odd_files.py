@@ -21,7 +21,7 @@ from analysis.prediction.predict import _COLUMNS, read_prediction
 from analysis.report.activity import events_table, workers_table
 from asgd.config import make_config
 from asgd.errors import AsgdError
-from asgd.problems import make_problem
+from asgd.problems.make import make_problem
 from asgd.rundir.events import in_words, incidents, team_sizes
 from asgd.rundir.problem_record import ProblemRecord, check_problem
 from asgd.rundir.reader import describe_state, read_run

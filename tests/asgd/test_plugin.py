@@ -8,7 +8,8 @@ import pytest
 
 from asgd.config import make_config
 from asgd.errors import InputError, RunFailedError
-from asgd.problems import LeastSquares, make_problem
+from asgd.problems.linear import LeastSquares
+from asgd.problems.make import make_problem
 from asgd.simulation.simulate import simulate
 
 PLAIN = """
@@ -194,7 +195,7 @@ def test_optional_methods_are_used(plugin):
 
 def test_a_subclass_of_problem_is_used_as_it_is(plugin):
     good = """
-        from asgd.problems import LeastSquares
+        from asgd.problems.linear import LeastSquares
 
         def make(n):
             rng = np.random.default_rng(3)
@@ -202,7 +203,7 @@ def test_a_subclass_of_problem_is_used_as_it_is(plugin):
     """
     assert type(plugin(good, "make", {"n": 9})) is LeastSquares
     bad = """
-        from asgd.problems import Problem
+        from asgd.problems.base import Problem
 
         class Unvectorised(Regression, Problem):
             def gradient(self, x, indices=None):

@@ -15,7 +15,8 @@ from analysis.prediction.predict import predict
 from asgd.__main__ import main
 from asgd.config import make_config
 from asgd.errors import ProblemChangedError
-from asgd.problems import Quadratic, make_problem
+from asgd.problems.make import make_problem
+from asgd.problems.scalar import Quadratic
 from asgd.progress import Progress
 from asgd.rundir.problem_record import ProblemRecord, check_problem
 from asgd.rundir.reader import Run, read_run

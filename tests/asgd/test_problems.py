@@ -11,9 +11,9 @@ from threadpoolctl import threadpool_limits
 
 from asgd.config import LINEAR_KINDS, SCALAR_KINDS, make_config
 from asgd.errors import InputError
-from asgd.problems import LeastSquares, Logistic, Problem, Softmax, make_problem
-from asgd.problems.base import Array, Indices
-from asgd.problems.linear import DATASETS
+from asgd.problems.base import Array, Indices, Problem
+from asgd.problems.linear import DATASETS, LeastSquares, Logistic, Softmax
+from asgd.problems.make import make_problem
 from asgd.problems.scalar import ScalarProblem
 from asgd.streams import stream
 from tests.support.exact import small_least_squares

@@ -20,12 +20,13 @@ from asgd.config import RunConfig, make_config
 from asgd.delays import ComputeTime
 from asgd.draws import WorkerDraws
 from asgd.errors import DivergedError, InputError, RunFailedError
-from asgd.problems import make_problem
+from asgd.problems.make import make_problem
 from asgd.progress import Progress
 from asgd.rundir.reader import Run, read_run
 from asgd.simulation.order import server_order, simulate_staleness, unhindered_order
 from asgd.simulation.simulate import simulate
-from asgd.staleness import Geometric, Poisson
+from asgd.staleness.counts import Poisson
+from asgd.staleness.geometric import Geometric
 from asgd.streams import stream
 from asgd.verify import record_findings, replay_findings
 from tests.support.exact import SERVER_VALUES, server_second_moment

@@ -9,20 +9,12 @@ import pytest
 from scipy import stats
 
 from asgd.errors import InputError
-from asgd.staleness import (
-    LAWS,
-    ConstantPlusGeometric,
-    ConwayMaxwellPoisson,
-    Empirical,
-    Geometric,
-    GeometricMixture,
-    NegativeBinomial,
-    Poisson,
-    StalenessLaw,
-    law_from_dict,
-    named_law,
-    staleness_of,
-)
+from asgd.staleness.by_name import LAWS, law_from_dict, named_law
+from asgd.staleness.counts import ConwayMaxwellPoisson, NegativeBinomial, Poisson
+from asgd.staleness.empirical import Empirical
+from asgd.staleness.geometric import ConstantPlusGeometric, Geometric, GeometricMixture
+from asgd.staleness.law import StalenessLaw
+from asgd.staleness.values import staleness_of
 
 EXAMPLES = [
     Geometric(0.875),

@@ -522,7 +522,7 @@ from pathlib import Path
 import numpy as np
 
 from asgd.config import make_config
-from asgd.problems import make_problem
+from asgd.problems.make import make_problem
 from asgd.rundir.writer import RunWriter
 from asgd.rundir.checkpoint import CHECKPOINTS
 from cluster.storage.lease import Lease

@@ -30,13 +30,14 @@ from asgd.config import RunConfig, make_config
 from asgd.console.live import LiveRun
 from asgd.draws import WorkerDraws
 from asgd.errors import DivergedError, InputError, RunFailedError
-from asgd.problems import make_problem
+from asgd.problems.make import make_problem
 from asgd.progress import Progress
 from asgd.rundir.columns import SHARED
 from asgd.rundir.reader import Run, describe_state, read_run
 from asgd.rundir.writer import RunWriter
 from asgd.simulation.simulate import simulate
-from asgd.staleness import Geometric, StalenessLaw
+from asgd.staleness.geometric import Geometric
+from asgd.staleness.law import StalenessLaw
 from asgd.streams import stream
 from cluster import resume, run
 from cluster.storage.verify import verify

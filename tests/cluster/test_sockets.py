@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asgd.draws import WorkerDraws
-from asgd.problems import make_problem
+from asgd.problems.make import make_problem
 from asgd.streams import stream
 from cluster.core.messages import Snapshot, Stop
 from cluster.sockets import wire

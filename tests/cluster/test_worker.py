@@ -6,7 +6,7 @@ import numpy as np
 
 from asgd.config import RunConfig, make_config
 from asgd.draws import WorkerDraws
-from asgd.problems import make_problem
+from asgd.problems.make import make_problem
 from asgd.streams import stream
 from cluster.core.messages import Array, Gradient, Reply, Snapshot, Stop
 from cluster.core.server import ParameterServer

@@ -8,9 +8,10 @@ import numpy as np
 import numpy.typing as npt
 from scipy.signal import fftconvolve
 
-from asgd.problems import LeastSquares, Quadratic
 from asgd.problems.base import Array, Indices, Problem
-from asgd.staleness import StalenessLaw
+from asgd.problems.linear import LeastSquares
+from asgd.problems.scalar import Quadratic
+from asgd.staleness.law import StalenessLaw
 
 CHECK_CURVATURE, CHECK_NOISE = 2.0, 2.0
 

@@ -6,7 +6,8 @@ import msgspec
 import numpy as np
 
 from asgd.config import ComputeTimeConfig, RunConfig
-from asgd.problems import Problem, make_problem
+from asgd.problems.base import Problem
+from asgd.problems.make import make_problem
 from asgd.rules import make_rule
 from asgd.rundir.columns import SHARED
 from asgd.rundir.reader import Run

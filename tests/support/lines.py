@@ -8,7 +8,8 @@ from collections.abc import Callable
 from typing import Any
 
 from asgd.config import RunConfig, make_config
-from asgd.problems import Problem, make_problem
+from asgd.problems.base import Problem
+from asgd.problems.make import make_problem
 from asgd.streams import stream
 from cluster.core.ledger import Record
 from cluster.core.messages import Gradient, Reply, Snapshot

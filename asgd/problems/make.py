@@ -1,0 +1,85 @@
+"""Makes the problem of a configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from asgd.arrays import Array
+from asgd.config import LINEAR_KINDS, Configuration, ProblemConfig, as_config
+from asgd.errors import InputError
+from asgd.parameter_files import read_arrays
+from asgd.problems.base import Problem
+from asgd.problems.linear import DATASETS
+from asgd.problems.scalar import DoubleWell, Quadratic, Quartic
+
+_SCALAR: dict[str, Callable[..., Problem]] = {
+    "quadratic": Quadratic,
+    "quartic": Quartic,
+    "double_well": DoubleWell,
+}
+
+
+def make_problem(config: Configuration | ProblemConfig, *, tried: bool = False) -> Problem:
+    """Return the configured problem.
+
+    Parameters
+    ----------
+    config
+        A configuration, nested mappings or a file; its table `problem` is used.
+    tried
+        Another process has tried it with this configuration and gives the points, so the trial of
+        a plug-in, which holds ten vectors, and x_0 are left out.
+
+    Raises
+    ------
+    InputError
+        A plug-in does not import, its factory does not return a problem, or the file that it
+        starts from is not of this problem.
+    """
+    if not isinstance(config, ProblemConfig):
+        config = as_config(config).problem
+    problem = _make(config, tried)
+    if config.initial_from is not None and not tried:
+        problem.start = _start_from(config.initial_from, problem)
+    return problem
+
+
+def _start_from(file: str, problem: Problem) -> Array:
+    """Return the parameters in an exported file, shape (d,).
+
+    Raises
+    ------
+    InputError
+        The file cannot be read, or its arrays are not those of the problem.
+    """
+    where = f"problem.initial_from = {file!r}"
+    arrays = read_arrays(Path(file), where)
+    try:
+        x = problem.flatten(arrays).astype(float)
+    except KeyError as error:
+        has = ", ".join(arrays) or "nothing"
+        raise InputError(f"{where}: has {has}: expected {error} too") from None
+    if x.shape != (problem.dim,):
+        raise InputError(f"{where}: has {x.size} parameters: expected {problem.dim}")
+    if not np.isfinite(x).all():
+        raise InputError(f"{where}: has parameters that are not finite")
+    return x
+
+
+def _make(config: ProblemConfig, tried: bool) -> Problem:
+    if config.is_plugin:
+        from asgd.problems.plugin import load_plugin
+
+        return load_plugin(config.kind, config.options, tried=tried)
+    if config.kind in LINEAR_KINDS:
+        make_linear = DATASETS[config.dataset or LINEAR_KINDS[config.kind]]
+        return make_linear(**_given(l2=config.l2))
+    options = _given(curvature=config.curvature, noise=config.noise, initial=config.initial)
+    return _SCALAR[config.kind](**options)
+
+
+def _given(**options: float | None) -> dict[str, float]:
+    return {key: value for key, value in options.items() if value is not None}
