@@ -287,7 +287,7 @@ def predict(
         scores = {name: score.numbers(name) for name in score.models}
         print_json({**msgspec.to_builtins(prediction.settings), "scores": scores})
     else:
-        sentences = [prediction.settings.sentence, left_out(study.runs).strip()]
+        sentences = [prediction.settings.stability.sentence, left_out(study.runs).strip()]
         say("\n\n".join([str(score), *filter(None, sentences)]))
 
 

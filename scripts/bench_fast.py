@@ -27,9 +27,9 @@ from scripts.bench_limits import compute_times
 from scripts.bench_plan import PROBLEMS, curvature
 
 WORKERS = 8
-SHARES = (0.1, 0.2, 0.3, 0.5, 0.65, 0.8, 1.0)
+SHARES = (0.1, 0.2, 0.3, 0.5, 0.65, 0.8)
 # Paths and updates of each problem.
-SIZES = {"softmax": (16, 200), "tanh network": (400, 200), "quartic": (2000, 600)}
+SIZES = {"softmax": (128, 200), "tanh network": (400, 200), "quartic": (2000, 600)}
 
 
 def row(setting: Setting, paths: int) -> str:
@@ -39,10 +39,13 @@ def row(setting: Setting, paths: int) -> str:
     drawn = LAW.simulate(setting, paths, 1)
     off = ((curve.mean - drawn.loss_mean) / drawn.loss_mean)[1:]
     error_of_mean = (drawn.loss_std / np.sqrt(paths) / np.abs(drawn.loss_mean))[1:]
-    worst = int(np.nanargmax(np.abs(off))) if np.isfinite(off).any() else 0
+    if not np.isfinite(off).any():
+        return f"{'':8} {'':5} {'':6} {'':8}  {refused}"
+    worst = int(np.nanargmax(np.abs(off)))
+    end = f"{100 * off[-1]:+8.1f}" if not refused else f"{'':8}"
     return (
         f"{100 * off[worst]:+8.1f} {100 * error_of_mean[worst]:5.1f} "
-        f"{setting.record[1:][worst]:6} {100 * off[-1]:+8.1f}  {refused}"
+        f"{setting.record[1:][worst]:6} {end}  {refused}"
     )
 
 

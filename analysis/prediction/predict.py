@@ -36,7 +36,6 @@ from asgd.seals import is_sealed, sealed_object
 from asgd.stored_json import read_bounded
 
 Method = Literal["auto", "simulate", "fast"]
-ACCURATE_FACTOR = 10.0  # limit over learning rate from which on "fast" was within 1.5 %
 
 
 def quantile_column(level: float) -> str:
@@ -96,17 +95,6 @@ class PredictionSettings(msgspec.Struct, frozen=True, kw_only=True):
     stability: StabilityAnswer
     models: dict[str, PredictedWith]
 
-    @property
-    def sentence(self) -> str:
-        """The stability of the run in words, with what it means for the method "fast"."""
-        sentence, factor = self.stability.sentence, self.stability.factor
-        if self.method != "fast" or factor is None or factor >= ACCURATE_FACTOR:
-            return sentence
-        return (
-            f"{sentence} So near the limit the fast curve of a loss that is not quadratic can be "
-            "some 10 % off, most in the first updates; `--method simulate` draws paths instead."
-        )
-
 
 @dataclass(frozen=True, repr=False)
 class Prediction:
@@ -160,11 +148,13 @@ class Prediction:
         return table.assign(paths=paths).rename(index=self.label).rename_axis(None)
 
     def __repr__(self) -> str:
-        return f"{self._title()}\n\n{self.table().to_string()}\n\n{self.settings.sentence}"
+        return (
+            f"{self._title()}\n\n{self.table().to_string()}\n\n{self.settings.stability.sentence}"
+        )
 
     def _repr_html_(self) -> str:
         """Return the table for a notebook."""
-        stability = html.escape(self.settings.sentence)
+        stability = html.escape(self.settings.stability.sentence)
         return f"<p>{self._title()}</p>{self.table().to_html()}<p>{stability}</p>"
 
     def _title(self) -> str:

@@ -66,6 +66,8 @@ class Spread(NamedTuple):
         E grad f - grad f(x), shape (d,).
     top
         Largest curvature.
+    lags
+        Part of the first cumulant that is due to (F3).
     rest
         Mean contribution of orders beyond the second to the loss, which (F1) omits.
     """
@@ -74,17 +76,18 @@ class Spread(NamedTuple):
     error: float
     force: Array
     top: float
+    lags: float
     rest: float
 
     @classmethod
     def none(cls, x: Array) -> Spread:
         """Return the spread at x_0."""
-        return cls(np.zeros(3), 0.0, np.zeros_like(x), 0.0, 0.0)
+        return cls(np.zeros(3), 0.0, np.zeros_like(x), 0.0, 0.0, 0.0)
 
     @classmethod
     def lost(cls, x: Array, top: float) -> Spread:
         """Return the spread of paths that went to infinity."""
-        return cls(np.full(3, np.nan), np.nan, np.zeros_like(x), top, np.nan)
+        return cls(np.full(3, np.nan), np.nan, np.zeros_like(x), top, np.nan, np.nan)
 
 
 class Spreader(ABC):
@@ -154,7 +157,8 @@ class AllModes(Spreader):
         force = _bend(problem, x, (basis @ root).T).sum(axis=0)
         z = self._rng.standard_normal((_DRAWS, problem.dim)) @ root.T
         rest = _rest(problem, x, z @ basis.T, z**2 @ curvature / 2)
-        return Spread(cumulants, error, force, float(curvature[-1]), rest)
+        by_lags = float((lagged**2 @ curvature).mean() / 2)
+        return Spread(cumulants, error, force, float(curvature[-1]), by_lags, rest)
 
 
 class SampledModes(Spreader):
@@ -197,7 +201,7 @@ class SampledModes(Spreader):
         quadratic = np.einsum("rd,rd->r", draws, problem.hessian_vector(x, draws)) / 2
         rest = _rest(problem, x, draws, quadratic)
         error = float(np.hypot(noise.error, lags.error))
-        return Spread(cumulants, error, force, max(noise.top, lags.top), rest)
+        return Spread(cumulants, error, force, max(noise.top, lags.top), lags.cost, rest)
 
     def _of_samples(self, x: Array, times: Integers) -> _Part:
         dynamics, probes = self._dynamics, self._probes

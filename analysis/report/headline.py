@@ -316,7 +316,7 @@ def left_out(runs: Sequence[Run]) -> str:
 
 def _stability(prediction: Prediction | None) -> str | None:
     """Return the stability sentence of a prediction, if it has one."""
-    return prediction.settings.sentence if prediction else None
+    return prediction.settings.stability.sentence if prediction else None
 
 
 def stability_margin(prediction: Prediction | None) -> tuple[float, float]:

@@ -15,6 +15,7 @@ from analysis.prediction.loss_curve import SCORED_LEVELS
 from analysis.prediction.model import LAW
 from analysis.prediction.response import response_power
 from analysis.prediction.setting import Setting
+from analysis.profile.queueing import ServerTimes, server_staleness
 from asgd.errors import InputError
 from asgd.problems.linear import breast_cancer, digits
 from asgd.problems.scalar import DoubleWell, Quadratic, Quartic
@@ -22,6 +23,7 @@ from asgd.staleness.counts import NegativeBinomial, Poisson
 from asgd.staleness.geometric import ConstantPlusGeometric, Geometric
 from asgd.staleness.law import StalenessLaw
 from asgd.streams import stream
+from scripts.bench_limits import compute_times
 from scripts.bench_plan import PhaseRetrieval, TanhNetwork, curvature
 from tests.support.exact import Diagonal, impulse_response, mode_moments, server_moments
 
@@ -240,11 +242,23 @@ def test_a_mean_path_on_its_way_to_infinity_is_no_traceback() -> None:
     assert not np.isfinite(curve.mean[-1])
 
 
-@pytest.mark.parametrize(("share", "refused"), [(0.3, False), (0.5, False), (0.95, True)])
-def test_fast_is_right_or_refuses_where_lags_are_random(share: float, refused: bool) -> None:
-    """A tanh network, eight memoryless workers; at half of the limit it was once 21 % off."""
-    problem, workers = TanhNetwork(), 8
-    limit = stability_limits(Geometric(1 - 1 / workers)).mean_square
+@pytest.mark.parametrize(
+    ("times", "share", "refused"),
+    [
+        ("exponential", 0.1, False),
+        ("exponential", 0.2, False),
+        ("exponential", 0.4, True),
+        ("exponential", 0.95, True),
+        ("lognormal 1", 0.2, False),
+        ("lognormal 1", 0.65, True),
+    ],
+)
+def test_fast_is_right_or_refuses_where_lags_are_random(
+    times: str, share: float, refused: bool
+) -> None:
+    """A tanh network; at .65 of the limit it was once 26 % off, and 11 % with noise of lags."""
+    problem, server = TanhNetwork(), compute_times(times, 8)
+    limit = stability_limits(server).mean_square
     assert limit is not None
     setting = Setting(
         problem=problem,
@@ -252,21 +266,21 @@ def test_fast_is_right_or_refuses_where_lags_are_random(share: float, refused: b
         learning_rate=share * limit.value / curvature("tanh network"),
         batch_size=20,
         record=np.array([0, 8, 14, 25, 50, 100, 200]),
-        law=Geometric(1 - 1 / workers),
+        law=server_staleness(ServerTimes(server), 200_000),
         closure="pool",
-        workers=workers,
+        workers=8,
     )
     curve = LAW.fast(setting, 0)
     if refused:
         assert curve.unstable_from is not None
         assert not np.isfinite(curve.mean[-1])
         return
-    paths = 200
+    paths = 400
     simulated = LAW.simulate(setting, paths, 0)
     error_of_mean = simulated.loss_std[1:] / np.sqrt(paths)
     off = np.abs(curve.mean - simulated.loss_mean)[1:]
-    assert np.all(off < 3 * error_of_mean + 0.05 * simulated.loss_mean[1:])
-    assert np.all(error_of_mean < 0.04 * simulated.loss_mean[1:])
+    assert np.all(off < 3 * error_of_mean + 0.015 * simulated.loss_mean[1:])
+    assert np.all(error_of_mean < 0.01 * simulated.loss_mean[1:])
 
 
 @pytest.mark.parametrize(("share", "refused"), [(0.1, False), (0.2, False), (0.3, True)])

@@ -218,14 +218,6 @@ def test_the_fast_mode_refuses_where_noise_outgrows_it(tmp_path: Path) -> None:
     assert np.isfinite(curve["loss_mean"]).all()
 
 
-def test_near_the_limit_a_fast_curve_says_how_far_off_it_can_be(run: Run, tmp_path: Path) -> None:
-    model = ("sme_sgd",)
-    far = simulated(tmp_path, optimizer={"learning_rate": 1e-4})
-    assert "10 %" in predict(run, method="fast", models=model).settings.sentence
-    assert "10 %" not in predict(run, models=model, paths=2).settings.sentence
-    assert "10 %" not in predict(far, method="fast", models=model).settings.sentence
-
-
 def test_every_repeat_is_replayed(run: Run, tmp_path: Path) -> None:
     runs = [run, simulated(tmp_path, run={"seed": 1})]
     assert not runs[0].trace["worker"].equals(runs[1].trace["worker"])
