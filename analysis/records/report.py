@@ -29,7 +29,7 @@ from asgd.records.columns import STEPS, About, left_out_rows
 from asgd.records.reader import summary
 from asgd.rundir.files import replace_file
 
-_MOST_WORKERS = 200  # rows of the table
+_MOST_ROWS = 200  # rows of the table
 
 
 def write_record_report(
@@ -220,9 +220,9 @@ def _workers(study: RecordStudy) -> list[dict[str, Any]]:
     table = study.workers
     if table is None:
         return []
-    shown = table.sort_values("items", ascending=False).head(_MOST_WORKERS)
+    shown = table.sort_values("items", ascending=False).head(_MOST_ROWS)
     columns = ["worker", "items", "share", "mean", "variance", "zeros"]
-    rest = f"The {_MOST_WORKERS} with most items, of {len(table):,}. "
+    rest = f"The {_MOST_ROWS} with most items, of {len(table):,}. "
     note = "Mean and variance of the staleness; zeros: share of its items with staleness 0."
     return [
         {

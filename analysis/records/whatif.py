@@ -28,7 +28,7 @@ from asgd.streams import stream
 
 _MOST_CAPS = 5
 _RARE = 0.001  # a cap that fewer items exceed is not worth trying
-_MOST_WORKERS = 10
+_MOST_ROWS = 10
 _SEED = 0
 _NO_STEP = (np.nan,) * 6  # mean staleness, limits, error and gain of a choice without items
 
@@ -350,7 +350,7 @@ def _by_worker(study: RecordStudy, fit: StalenessFit, caps: Sequence[int]) -> pd
         beyond = np.bincount(sample.workers[sample.staleness > cap], minlength=len(table))
         table[f"beyond {cap}"] = beyond / table["items"].to_numpy()
     most = table[f"beyond {caps[0]}"] * table["items"]
-    return table.loc[most.sort_values(ascending=False).index[:_MOST_WORKERS]].reset_index(drop=True)
+    return table.loc[most.sort_values(ascending=False).index[:_MOST_ROWS]].reset_index(drop=True)
 
 
 def _percent(choice: Choice) -> str:

@@ -24,7 +24,7 @@ EARLY = "with a start before the version that was read"
 BACKWARDS = "with an end before the start"
 DUPLICATE = "of an item that was there before in the same step"
 
-_MOST_WORKERS = 100_000
+_MOST_NAMES = 100_000
 _MOST_NOTES = 20
 # Rows are not in order with more falls than this, and more than one fall per so many rows.
 _MANY_FALLS, _SHARE_OF_FALLS = 3, 100
@@ -216,8 +216,8 @@ class RowChecker:
             return np.full(rows, UNKNOWN)
         known = self._workers
         ours = [known.setdefault(name, len(known)) for name in workers.names]
-        if len(known) > _MOST_WORKERS:
-            self.note(f"More than {_MOST_WORKERS:,} workers: they are not told apart.")
+        if len(known) > _MOST_NAMES:
+            self.note(f"More than {_MOST_NAMES:,} workers: they are not told apart.")
             self._workers = None
             return np.full(rows, UNKNOWN)
         return np.array([*ours, UNKNOWN])[workers.codes[kept]]
