@@ -12,6 +12,7 @@ from analysis.exact.limits import StabilityLimits, Verdict
 from analysis.planning.choices import Choice
 from analysis.planning.pace import Pace
 from analysis.planning.paths import PlannedPaths
+from analysis.prediction.run_stability import FEW_DIVERGE
 from analysis.profile.verdict import in_words
 from asgd.arrays import Array, Integers
 
@@ -21,7 +22,6 @@ HEADS = (
 )
 
 _SURE = 2.0  # standard errors added to a mean loss
-_FEW_DIVERGE = 0.02  # share of diverged paths up to which a choice is not called unstable
 _FEW_SWING = 0.05  # share of swinging paths up to which there is no remark
 FAR = 0.5  # of the almost-sure limit: below it the mean-square limit is not computed
 _NEAR = 1.3  # factor on the learning rate within which a limit is near
@@ -91,7 +91,7 @@ class PlanRow:
     @cached_property
     def stable(self) -> bool:
         """Whether paths stay bounded, and would stay so over more updates."""
-        if self.paths.diverged.mean() > _FEW_DIVERGE:
+        if self.paths.diverged.mean() > FEW_DIVERGE:
             return False
         if self.start.verdict == self.end.verdict == "diverges":
             return not (self._swings > 0.5 or self._rises)

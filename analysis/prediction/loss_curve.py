@@ -35,6 +35,8 @@ class LossCurve:
         drawn.
     unstable_from
         First update without values, because the method fails there; or None.
+    diverged
+        Number of simulated paths that end at no finite point.
     """
 
     update: Integers
@@ -45,6 +47,7 @@ class LossCurve:
     end: Array
     mean_error: Array
     unstable_from: int | None = None
+    diverged: int = 0
 
     def cut(self, update: int) -> LossCurve:
         """Return the curve without its values from `update` on."""
@@ -67,6 +70,7 @@ class LossCurve:
             ensemble.paths,
             ensemble.final.mean(axis=0, dtype=float),
             ensemble.loss_std / math.sqrt(ensemble.paths),
+            diverged=int((~np.isfinite(ensemble.final).all(axis=1)).sum()),
         )
 
     @classmethod

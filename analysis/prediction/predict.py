@@ -7,7 +7,7 @@ and is recorded at the updates at which the run evaluated its loss.
 from __future__ import annotations
 
 import html
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -19,8 +19,8 @@ import pandas as pd
 from analysis.exact.moments import Closure
 from analysis.prediction.duration import expected_seconds
 from analysis.prediction.loss_curve import SCORED_LEVELS, LossCurve
-from analysis.prediction.model import MODELS, Model, OnProgress
-from analysis.prediction.run_stability import StabilityAnswer, run_stability
+from analysis.prediction.model import LABELS, MODELS, Model, OnProgress
+from analysis.prediction.run_stability import DivergedPaths, StabilityAnswer, run_stability
 from analysis.prediction.setting import RunSetting, whole
 from analysis.profile.fit import StalenessFit
 from analysis.profile.repeats import as_runs, fit_runs
@@ -254,7 +254,7 @@ def predict(
         law=setting.law.to_dict(),
         closure=setting.closure,
         turns="by law" if setting.turns is None or method == "fast" else "recorded",
-        stability=run_stability(setting, ends[0]).answer(),
+        stability=run_stability(setting, ends[0], _diverged(curves)).answer(),
         models={
             name: PredictedWith(_label(MODELS[name], setting, method), curve.paths)
             for name, curve in curves.items()
@@ -300,6 +300,16 @@ def _curve(
             curve,
         )
     return curve
+
+
+def _diverged(curves: Mapping[str, LossCurve]) -> DivergedPaths | None:
+    """Return the paths of the model with the measured staleness that diverge most, if any do."""
+    found = [
+        DivergedPaths(LABELS[name], curve.paths, curve.diverged)
+        for name, curve in curves.items()
+        if name not in ("sme_sgd", "sme_asgd") and curve.paths and curve.diverged
+    ]
+    return max(found, key=lambda paths: paths.share, default=None)
 
 
 def _label(model: Model, setting: RunSetting, method: Method) -> str:

@@ -3,8 +3,9 @@
 These are the three limits of `analysis.exact.limits` for the run's turns and rule, over the leading
 curvature of the Hessian, at the start of the run and at the end of its prediction. Gradient noise
 that grows with the distance from the minimum lowers the limits, and so do other modes through it;
-this is not included. Clipped gradients count as unclipped: a clipped run above its limit
-oscillates. Under a schedule the largest learning rate counts.
+this is not included, but a run of which predicted paths diverge is never called stable. Clipped
+gradients count as unclipped: a clipped run above its limit oscillates. Under a schedule the largest
+learning rate counts.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from asgd.streams import stream
 LEADING = 6  # number of modes
 _DENSE_DIM = 64  # up to here a full eigendecomposition is cheaper than Lanczos iterations
 _TOLERANCE = 1e-4  # relative tolerance of the eigenvalues
+FEW_DIVERGE = 0.02  # share of diverged paths up to which nothing is called unstable for them
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,26 @@ class StabilityAnswer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @dataclass(frozen=True)
+class DivergedPaths:
+    """The simulated paths of a model, and how many of them diverged.
+
+    Attributes
+    ----------
+    model
+        Label of the model.
+    """
+
+    model: str
+    paths: int
+    diverged: int
+
+    @property
+    def share(self) -> float:
+        """Share of the paths that diverged."""
+        return self.diverged / self.paths
+
+
+@dataclass(frozen=True)
 class RunStability:
     """Stability of a run at its start and at its predicted end.
 
@@ -113,10 +135,13 @@ class RunStability:
     ----------
     start, end
         At x_0 and at the mean of the predicted final points; `end` is None if that is not finite.
+    paths
+        Paths of its prediction, if any diverged.
     """
 
     start: PointStability
     end: PointStability | None
+    paths: DivergedPaths | None = None
 
     @property
     def tightest(self) -> PointStability:
@@ -135,8 +160,11 @@ class RunStability:
 
     @property
     def verdict(self) -> Verdict:
-        """The learning rate compared with the limits at the tightest point."""
-        return self.tightest.verdict
+        """The learning rate compared with the limits at the tightest point, or worse by paths."""
+        verdict = self.tightest.verdict
+        if self.paths is None or verdict == "diverges":
+            return verdict
+        return "diverges" if self.paths.share > FEW_DIVERGE else "heavy tail"
 
     @property
     def sentence(self) -> str:
@@ -144,14 +172,25 @@ class RunStability:
         if np.isinf(self.limit):
             return (
                 "Cannot tell whether it is stable: no curvature is positive at the start or at the "
-                "end of the run."
+                f"end of the run.{self._thrown('In')}"
             )
+        words = self._verdict_in_words
+        if self.tightest.verdict != "stable":
+            words += self._thrown("In")
         if self.tightest.additive_noise:
-            return self._verdict_in_words
+            return words
         return (
-            f"{self._verdict_in_words} These limits leave out gradient noise that grows with the "
-            "distance from the minimum: it lowers both."
+            f"{words} These limits leave out gradient noise that grows with the distance from the "
+            "minimum: it lowers both."
         )
+
+    def _thrown(self, first: str) -> str:
+        """Return the sentence on paths that diverged, "" if none did."""
+        if self.paths is None:
+            return ""
+        paths = self.paths
+        of = f"{paths.diverged} of {paths.paths} paths ({paths.model})"
+        return f" {first} the prediction {of} diverge."
 
     @property
     def _verdict_in_words(self) -> str:
@@ -168,11 +207,14 @@ class RunStability:
                 f"{end.curvature[0]:.3g}; this run has {rate:g}."
             )
         if point.verdict == "stable":
-            where = "" if end is not None else " at the start"
+            lead = "Stable:" if end is not None else "Stable at the start:"
+            if self.paths is not None:
+                what = "Unstable" if self.verdict == "diverges" else "Heavy tail"
+                lead = f"{what}:{self._thrown('in')} By curvature alone,"
             return (
-                f"Stable{where}: the largest stable learning rate{rule} is {limit:.3g} (mean "
-                f"square), {self.factor:.3g} times the {rate:g} of this run; single runs diverge "
-                f"from {sure:.3g} on."
+                f"{lead} the largest stable learning rate{rule} is {limit:.3g} (mean square), "
+                f"{self.factor:.3g} times the {rate:g} of this run; single runs diverge from "
+                f"{sure:.3g} on."
             )
         if point.verdict == "heavy tail":
             return (
@@ -190,7 +232,7 @@ class RunStability:
         """Return the answer to store with a prediction."""
         return StabilityAnswer(
             sentence=self.sentence,
-            verdict=None if np.isinf(self.limit) else self.verdict,
+            verdict=None if np.isinf(self.limit) and self.paths is None else self.verdict,
             learning_rate=self.tightest.learning_rate,
             largest_stable_learning_rate=_finite(self.limit),
             diverges_from=_finite(self.tightest.almost_sure),
@@ -200,7 +242,9 @@ class RunStability:
         )
 
 
-def run_stability(setting: Setting, end: Array | None = None) -> RunStability:
+def run_stability(
+    setting: Setting, end: Array | None = None, paths: DivergedPaths | None = None
+) -> RunStability:
     """Return the stability of a run.
 
     Parameters
@@ -209,6 +253,8 @@ def run_stability(setting: Setting, end: Array | None = None) -> RunStability:
         The run's problem, learning rate, rule and staleness; with recorded turns if available.
     end
         The mean of the predicted final points, shape (d,).
+    paths
+        Paths of the prediction, if any diverged.
 
     Raises
     ------
@@ -219,7 +265,7 @@ def run_stability(setting: Setting, end: Array | None = None) -> RunStability:
     at_end = None
     if end is not None and np.all(np.isfinite(end)):
         at_end = _point(setting, limits, end)
-    return RunStability(_point(setting, limits, setting.initial), at_end)
+    return RunStability(_point(setting, limits, setting.initial), at_end, paths)
 
 
 def limits_of(setting: Setting, momentum: float | None = None) -> StabilityLimits:

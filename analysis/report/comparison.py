@@ -30,8 +30,8 @@ from asgd.rundir.reader import Run
 _TARGET = 0.95
 # Phrases for runs above a limit.
 _ABOVE: dict[Verdict, str] = {
-    "diverges": "Unstable, above the almost-sure limit",
-    "heavy tail": "Heavy tail, between the limit of the mean square and the almost-sure one",
+    "diverges": "Unstable, above the almost-sure limit or by diverging paths",
+    "heavy tail": "Heavy tail, above the limit of the mean square or by a few diverging paths",
 }
 _SHORT: dict[Verdict, str] = {"diverges": "unstable", "heavy tail": "heavy-tailed"}
 _ALIKE = 1.25  # ratio of two update counts that may be scatter
@@ -319,7 +319,7 @@ def _what_to_try(comparison: Comparison, verdicts: Sequence[Verdict | None]) -> 
     stable = ranked[~ranked["verdict"].isin(list(_ABOVE))]
     first = ranked["run"].iloc[0]
     if stable.empty:
-        return "Lower the learning rate: every run is above the limit of the mean square."
+        return "Lower the learning rate: every run is unstable or has a heavy tail."
     if stable["run"].iloc[0] == first:
         stably = ", and is stable" if stable["verdict"].iloc[0] else ""
         return f"Take the settings of {first}: it {best}{stably}."

@@ -332,6 +332,12 @@ def stability_margin(prediction: Prediction | None) -> tuple[float, float]:
 def _about_stability(prediction: Prediction, run: Run) -> list[str]:
     """Return advice for a learning rate above or near its limit."""
     factor, limit = stability_margin(prediction)
+    stability = prediction.settings.stability
+    if factor >= 1 and stability.verdict in ("heavy tail", "diverges"):
+        return [
+            "Paths diverge below the limits: take a smaller learning rate or larger batches; "
+            "`asgd plan` shows which are stable."
+        ]
     if factor >= _AMPLE:
         return []
     if factor >= 1:
@@ -339,7 +345,6 @@ def _about_stability(prediction: Prediction, run: Run) -> list[str]:
             f"The learning rate is within a factor of {factor:.2g} of the limit: do not "
             "raise it, and lower it for more workers."
         ]
-    stability = prediction.settings.stability
     points, momentum = (stability.start, stability.end), stability.start.momentum
     step = stability.learning_rate * max(point.curvature[0] for point in points if point)
     workers = run.config.cluster.workers
@@ -379,7 +384,7 @@ def _about_loss(
     elif cost is not None and abs(cost) < _SLIGHT:
         afford = (
             ""
-            if factor < _AMPLE
+            if factor < _AMPLE or prediction.settings.stability.verdict != "stable"
             else ": there is margin for more workers or a larger learning rate"
         )
         advice.append(f"Staleness changes the predicted loss by {percent(abs(cost))}{afford}.")

@@ -218,6 +218,27 @@ def test_the_fast_mode_refuses_where_noise_outgrows_it(tmp_path: Path) -> None:
     assert np.isfinite(curve["loss_mean"]).all()
 
 
+def test_a_run_of_which_paths_diverge_is_not_called_stable(tmp_path: Path) -> None:
+    """Phase retrieval: noise that grows with the distance lowers the limits by curvature."""
+    lucky = simulated(
+        tmp_path,
+        problem={"kind": "scripts.bench_plan:PhaseRetrieval"},
+        optimizer={"learning_rate": 0.12, "batch_size": 4},
+        cluster={
+            "workers": 6,
+            "compute_time": {"law": "lognormal", "variation": 1.5, "mean": 0.01},
+        },
+        run={"updates": 400, "eval_every": 50},
+    )
+    prediction = predict(lucky, paths=24, models=("sme_law", "replay"))
+    stability = prediction.settings.stability
+    assert stability.factor is not None
+    assert stability.factor > 1
+    assert stability.verdict == "diverges"
+    assert stability.sentence.startswith("Unstable: in the prediction ")
+    assert "paths (SME with the measured law) diverge" in stability.sentence
+
+
 def test_every_repeat_is_replayed(run: Run, tmp_path: Path) -> None:
     runs = [run, simulated(tmp_path, run={"seed": 1})]
     assert not runs[0].trace["worker"].equals(runs[1].trace["worker"])

@@ -145,23 +145,23 @@ def test_several_runs_are_compared_in_words_tables_and_figures(reports: Reports)
         (
             (2.0, 0.5),
             ("stable", "diverges"),
-            "Unstable, above the almost-sure limit: p4. ",
+            "Unstable, above the almost-sure limit or by diverging paths: p4. ",
             "Take the settings of p2: of the stable runs it was the fastest to the target; p4 was "
             "faster but is unstable: it needs",
         ),
         (
             (2.0, 0.9),
             ("stable", "heavy tail"),
-            "Heavy tail, between the limit of the mean square and the almost-sure one: p4. ",
+            "Heavy tail, above the limit of the mean square or by a few diverging paths: p4. ",
             "Take the settings of p2: of the stable runs it was the fastest to the target; p4 was "
             "faster but is heavy-tailed: it needs",
         ),
         (
             (0.9, 0.5),
             ("heavy tail", "diverges"),
-            "Unstable, above the almost-sure limit: p4. Heavy tail, between the limit of the mean "
-            "square and the almost-sure one: p2. ",
-            "Lower the learning rate: every run is above the limit of the mean square.",
+            "Unstable, above the almost-sure limit or by diverging paths: p4. Heavy tail, above "
+            "the limit of the mean square or by a few diverging paths: p2. ",
+            "Lower the learning rate: every run is unstable or has a heavy tail.",
         ),
         (
             (np.inf, np.inf),
@@ -624,6 +624,8 @@ def test_what_comes_from_a_run_stays_text(reports: Reports) -> None:
         (0.9, "heavy tail", 0.0, "until then rare excursions dominate every", "momentum"),
         (1.4, "stable", 0.0, "do not raise it", "margin for more"),
         (9.0, "stable", 0.0, "", "do not raise it"),
+        (9.0, "diverges", 0.0, "Paths diverge below the limits: take a smaller", "margin for more"),
+        (1.4, "heavy tail", 0.0, "Paths diverge below the limits: take a", "do not raise it"),
         (None, None, 0.0, "", "do not raise it"),
     ],
 )

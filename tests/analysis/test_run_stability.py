@@ -9,7 +9,7 @@ import pytest
 from analysis.exact.limits import stability_limits
 from analysis.exact.stability import max_stable_learning_rate
 from analysis.models.recorded_turns import RecordedTurns
-from analysis.prediction.run_stability import leading_curvatures, run_stability
+from analysis.prediction.run_stability import DivergedPaths, leading_curvatures, run_stability
 from analysis.prediction.setting import RunSetting, Setting
 from analysis.profile.fitting import fit_run
 from asgd.config import make_config
@@ -130,6 +130,25 @@ def test_sentences_say_which_side_and_how_far() -> None:
     uncounted = run_stability(setting(growing, 0.01, law=memoryless), np.zeros(growing.dim))
     assert uncounted.sentence.startswith("Stable: ")
     assert uncounted.sentence.endswith("from the minimum: it lowers both.")
+
+
+@pytest.mark.parametrize(("diverged", "verdict"), [(1, "heavy tail"), (2, "diverges")])
+def test_a_run_of_which_paths_diverge_is_never_called_stable(diverged: int, verdict: str) -> None:
+    """One path in a hundred is a heavy tail, as in a plan."""
+    thrown = DivergedPaths("replay", 64, diverged)
+    below = run_stability(setting(Quadratic(), 0.05), np.full(1, np.nan), thrown)
+    assert below.verdict == below.answer().verdict == verdict
+    what = {"heavy tail": "Heavy tail", "diverges": "Unstable"}[verdict]
+    assert below.sentence.startswith(
+        f"{what}: in the prediction {diverged} of 64 paths (replay) diverge. By curvature alone, "
+        f"the largest stable learning rate is {below.limit:.3g} "
+    )
+    above = run_stability(setting(Quadratic(), 3.0), np.full(1, np.nan), thrown)
+    assert above.verdict == "diverges"
+    assert above.sentence.endswith(f" In the prediction {diverged} of 64 paths (replay) diverge.")
+    flat = run_stability(setting(Quadratic(curvature=-1.0), 0.1), None, thrown)
+    assert flat.answer().verdict == verdict
+    assert flat.sentence.endswith("diverge.")
 
 
 def test_the_largest_rate_of_a_schedule_counts() -> None:
