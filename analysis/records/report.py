@@ -106,7 +106,7 @@ def _headline(study: RecordStudy) -> list[tuple[str, str]]:
     verb = "logged" if about.kind == "logged" else "imported"
     rows = counted(facts["rows"], about.rows)
     if facts["steps"] != facts["rows"]:
-        rows += f" of {counted(facts['steps'], _axis(about))}"
+        rows += f" of {counted(facts['steps'], 'steps')}"
     found = [("What it is", f"{rows}, {verb} from {about.source} ({about.format}).")]
     if about.left_out:
         found.append(("Left out", f"{'; '.join(left_out_rows(about.left_out))}."))

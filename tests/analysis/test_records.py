@@ -104,6 +104,19 @@ def test_sentences_name_the_unit_and_the_items(tmp_path: Path) -> None:
     assert study.workers is None
 
 
+def test_items_that_share_an_update_are_items_of_steps_whatever_staleness_counts(
+    tmp_path: Path,
+) -> None:
+    update = np.arange(640) // 4
+    table = pd.DataFrame({"update": update, "staleness": np.minimum(STALENESS[:640], update)})
+    columns = {"update": "update", "staleness": "staleness"}
+    asgd.from_frame(table, tmp_path / "record", columns=columns, unit="versions")
+    run("report", tmp_path / "record")
+    page = (tmp_path / "record" / "report.html").read_text(encoding="utf-8")
+    assert "640 items of 160 steps, imported" in page
+    assert "Staleness in versions." in page
+
+
 def test_means_give_a_mean_bounds_and_drift_and_no_law(tmp_path: Path) -> None:
     profile = profile_means(asgd.import_log(logs.verl(tmp_path), tmp_path / "record"))
     assert abs(profile.mean - 1.5) < 3.0 * max(profile.standard_error, 1e-9)
