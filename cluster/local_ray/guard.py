@@ -2,9 +2,10 @@
 
 Run as a program, it waits until its standard input closes or its parent changes, which happens
 however the driver ends. Then it kills the remaining processes of the driver's Ray and removes its
-directory. If a run was running, it writes the failure to the run's events and to standard error. It
-has its own session and ignores signals for the driver. It imports only the standard library (so it
-has its own file locks): it starts in 50 ms and uses 10 MB.
+directory. If a run was running, it writes the failure to the run's events and to standard error; a
+failure that the driver had recorded and could not say any more, it says. It has its own session and
+ignores signals for the driver. It imports only the standard library (so it has its own file locks):
+it starts in 50 ms and uses 10 MB.
 """
 
 from __future__ import annotations
@@ -80,7 +81,11 @@ class Guard:
             self.process.stdin.flush()
 
     def tell(self, **facts: Any) -> None:
-        """Tell a fact: the current `run`, Ray's `directory`, or a `part` of it with its pid."""
+        """Tell a fact: the current `run`, Ray's `directory`, or a `part` of it with its pid.
+
+        A `run` comes with `began`, before which a run there is another one, and `since`, before
+        which a failure there is an earlier one.
+        """
         with self._lock:
             if "part" in facts:
                 self._parts.append(facts)
@@ -209,6 +214,7 @@ class _Facts:
     directory: str | None = None
     run: str | None = None
     began: float = 0.0
+    since: float = 0.0
     parts: dict[int, str] = field(default_factory=dict)
     dead: list[str] = field(default_factory=list)
 
@@ -275,18 +281,22 @@ def _is_killed(pid: int) -> bool:
     return bool(code & 0x7F) or (not code and any(mask & _KILL for mask in pending))
 
 
-def _note_failure(run: Path, reason: str, began: float) -> None:
+def _note_failure(told: _Facts, run: Path, reason: str) -> None:
     """Say that a run failed, unless it has ended or another process has taken it over.
 
-    Also write it as the event `failed`, unless nothing can be written there any more.
+    Also write it as the event `failed`, unless nothing can be written there any more. If the driver
+    itself had recorded a failure, say that one.
     """
     try:
-        if not _is_going(run, began):
+        if not _is_going(run, told.began):
+            recorded = _recorded(run, told.since)
+            if recorded is not None:
+                print(f"asgd: {recorded}", file=sys.stderr)  # noqa: T201
             return
         (run / "checkpoints").mkdir(exist_ok=True)  # the driver may have died before it made it
         with (run / "checkpoints" / "lock").open("a+") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not _is_going(run, began):
+            if not _is_going(run, told.began):
                 return
             with (run / "events.jsonl").open("rb+") as file:
                 content = file.read()
@@ -308,6 +318,17 @@ def _is_going(run: Path, began: float) -> bool:
     if _start(content) < began:
         return False
     return not content.rstrip().endswith(b"}") or not _is_end(content.splitlines()[-1])
+
+
+def _recorded(run: Path, since: float) -> str | None:
+    """Return the reason of the failure with which the events end, None if it is an earlier one."""
+    try:
+        event = json.loads((run / "events.jsonl").read_bytes().splitlines()[-1])
+        if event["event"] == "failed" and event["time"] >= since:
+            return str(event["reason"])
+    except (ValueError, LookupError, TypeError):
+        pass
+    return None
 
 
 def _start(content: bytes) -> float:
@@ -335,7 +356,7 @@ def _guard() -> None:
         end_processes(told.directory)
         remove(told.directory)
     if told.run is not None:
-        _note_failure(Path(told.run), reason, told.began)
+        _note_failure(told, Path(told.run), reason)
 
 
 if __name__ == "__main__":

@@ -117,16 +117,17 @@ def failure_recorded(run: Path, *, new: bool = False) -> Iterator[None]:
 
     A `new` run need not be there yet.
     """
-    _at(str(run.resolve()), time.time() if new else 0.0)
+    now = time.time()
+    _at(str(run.resolve()), began=now if new else 0.0, since=now)
     try:
         yield
     finally:
         _at(None)
 
 
-def _at(run: str | None, began: float = 0.0) -> None:
+def _at(run: str | None, *, began: float = 0.0, since: float = 0.0) -> None:
     if _ours.guard is not None:
-        _ours.guard.tell(run=run, began=began)
+        _ours.guard.tell(run=run, began=began, since=since)
 
 
 def ray_death() -> str | None:

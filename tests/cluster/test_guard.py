@@ -82,7 +82,7 @@ if not locked:
     fcntl.flock(lock, fcntl.LOCK_EX)
 with guarded() as guard:
     guard.tell(part="raylet", pid=os.getpid())  # as if the kernel ended it with the driver
-    guard.tell(run=run, began=float(began))
+    guard.tell(run=run, began=float(began), since=float(began))
     print(flush=True)
     time.sleep(60)
 """
@@ -134,6 +134,24 @@ def test_run_of_a_killed_driver_says_that_it_failed(
         assert (event["event"], event["reason"]) == ("failed", reason)
     else:
         assert content == events
+
+
+@pytest.mark.parametrize(("since", "said"), [(5.0, "asgd: the disk is full\n"), (7.0, "")])
+def test_a_failure_that_a_killed_driver_had_recorded_is_said(
+    tmp_path: Path, since: float, said: str
+) -> None:
+    """It closes Ray, which takes seconds, before it says why; an earlier failure was said."""
+    events = (
+        '{"event": "start", "time": 5.0}\n'
+        '{"event": "failed", "time": 6.0, "reason": "the disk is full"}\n'
+    )
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "events.jsonl").write_text(events)
+    driver = driver_at_a_run(tmp_path, began=since)
+    driver.kill()
+    _, errors = driver.communicate(timeout=30)
+    assert errors == said
+    assert (tmp_path / "events.jsonl").read_text() == events
 
 
 def test_what_cannot_be_written_is_said(tmp_path: Path) -> None:
