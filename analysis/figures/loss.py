@@ -200,7 +200,7 @@ def error_by_workers(
     *,
     labels: Mapping[str, str] = LABELS,
 ) -> Axes:
-    """Draw the relative error of each model against the number of workers.
+    """Draw the relative error of each model against the number of workers; none where infinite.
 
     Parameters
     ----------
@@ -224,7 +224,9 @@ def error_by_workers(
             label=labels[model],
         )
     ax.set(xlabel="workers $P$", ylabel="mean error (% of mean loss)")
-    low, high = 100 * table[list(models)].min().min(), 100 * table[list(models)].max().max()
+    errors = 100 * table[list(models)].to_numpy(dtype=float)
+    finite = errors[np.isfinite(errors)]
+    low, high = finite.min(initial=np.inf), finite.max(initial=0.0)
     if low > 0 and high > 20 * low:
         ax.set_yscale("log")
         ax.yaxis.set_major_formatter("{x:g}")

@@ -41,7 +41,7 @@ class ModelScore:
         Mean over the evaluations of |predicted mean - observed mean|, over the mean of
         |observed mean|.
     worst_error
-        The largest pointwise difference, on the same scale.
+        The largest pointwise difference, on the same scale. Both are infinite where paths diverge.
     coverage
         Share of the observed points inside the central 90 % band.
     crps
@@ -110,8 +110,8 @@ class Score:
     @property
     def scatter(self) -> float | None:
         """Relative error of a perfect prediction by chance alone, None if unknown."""
-        noise = self.parts["noise"]
-        return float(noise["sampling noise"]) if "sampling noise" in noise.index else None
+        noise = self.parts["noise"].get("sampling noise", np.nan)
+        return float(noise) if np.isfinite(noise) else None
 
     def table(self) -> pd.DataFrame:
         """Return one row per model, with the columns of `ModelScore` and of `intervals`."""
@@ -194,11 +194,16 @@ def _score(observed: Array, curve: pd.DataFrame) -> ModelScore:
     error = np.abs(curve["loss_mean"].to_numpy() - mean) / float(np.abs(mean).mean())
     inside, scores = _by_point(observed, curve)
     return ModelScore(
-        relative_error=float(error.mean()),
-        worst_error=float(error.max()),
+        relative_error=_or_infinite(error.mean()),
+        worst_error=_or_infinite(error.max()),
         coverage=float(inside.mean()),
-        crps=float(scores.mean()),
+        crps=_or_infinite(scores.mean()),
     )
+
+
+def _or_infinite(error: float) -> float:
+    """Return an error; it is infinite, not nan, where predicted paths diverge."""
+    return float(error) if np.isfinite(error) else math.inf
 
 
 def _by_point(observed: Array, curve: pd.DataFrame) -> tuple[npt.NDArray[np.bool_], Array]:
@@ -262,6 +267,8 @@ def relative_error_interval(
 
     mean = observed.mean(axis=0)
     scale, error = float(np.abs(mean).mean()), float(np.abs(predicted - mean).mean())
+    if not np.isfinite(error):  # predicted paths diverge
+        return math.inf, math.inf
     runs, rng = len(observed), stream(0, "repeats")
     student = _student(runs) / ndtri(_UPPER)
     draws = rng.standard_normal((_DRAWS, runs)) @ (observed - mean) / math.sqrt(runs * (runs - 1))

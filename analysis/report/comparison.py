@@ -262,7 +262,7 @@ def _how_well(comparison: Comparison) -> str:
         return "No model was computed for every run."
     mean = {name: float(comparison.table[name].mean()) for name in comparison.models}
     errors = "; ".join(
-        f"{comparison.labels[name]} {100 * error:.2g} %" for name, error in mean.items()
+        f"{comparison.labels[name]} {percent(error)}" for name, error in mean.items()
     )
     competing = {name: error for name, error in mean.items() if name != "replay"}
     closest = ""

@@ -112,6 +112,10 @@ def verdict(
     name = judged_model(score)
     error, scatter = score.models[name].relative_error, score.scatter
     by = f"by the {score.labels[name]}"
+    if not np.isfinite(error):
+        return (
+            f"Not predicted: paths of the {score.labels[name]} diverge, so its error is infinite."
+        )
     if scatter is None:
         return f"Predicted {_how_closely(error)} {by}: error {percent(error)}."
     numbers = f"error {percent(error)}, scatter {percent(scatter)}"
@@ -368,6 +372,8 @@ def _about_loss(
     advice = []
     factor, _ = stability_margin(prediction)
     advice.extend(_about_stability(prediction, run))
+    if not np.isfinite(score.models[judged_model(score)].relative_error):
+        return advice
     best = score.models[score.closest]
     cost = staleness_cost(prediction)
     if best.relative_error > _POOR and best.coverage >= _COVERED:
@@ -449,4 +455,6 @@ def staleness_cost(prediction: Prediction) -> float | None:
 
 def percent(share: float) -> str:
     """Return a share in per cent, with two digits if it is small."""
+    if np.isinf(share):
+        return "infinite"
     return f"{100 * share:.2g} %" if share < 0.1 else f"{100 * share:.0f} %"

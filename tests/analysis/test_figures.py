@@ -98,3 +98,12 @@ def test_plot_box_maps_values_to_the_svg() -> None:
     assert 0 < top < bottom < height
     assert place["y"][0] == 0
     assert not place["log"]
+
+
+@pytest.mark.parametrize("errors", [[0.02, np.inf], [np.inf, np.inf]])
+def test_an_infinite_error_is_left_out(errors: list[float]) -> None:
+    """Of a model whose paths diverge; it once ended the report on several runs."""
+    table = pd.DataFrame({"workers": [4, 8], "sme_law": errors})
+    ax = figures.error_by_workers(table, ["sme_law"])
+    assert ax.get_ylim()[0] == 0
+    assert 1 <= ax.get_ylim()[1] < 3

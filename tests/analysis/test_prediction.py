@@ -1,5 +1,6 @@
 """Predictions of runs made in virtual time: which models, what they are given, how right."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ from analysis.prediction.predict import (
     quantile_column,
     read_prediction,
 )
-from analysis.prediction.score import compare
+from analysis.prediction.score import compare, relative_error_interval
 from analysis.prediction.setting import RunSetting, closure_of
 from analysis.profile.fitting import fit_run
 from analysis.profile.repeats import fit_runs
+from analysis.report.activity import events_table, workers_table
+from analysis.report.headline import headline, verdict
 from asgd.config import make_config
 from asgd.errors import InputError, UnreliableEstimateError
 from asgd.problems.scalar import Quadratic
@@ -230,13 +233,22 @@ def test_a_run_of_which_paths_diverge_is_not_called_stable(tmp_path: Path) -> No
         },
         run={"updates": 400, "eval_every": 50},
     )
-    prediction = predict(lucky, paths=24, models=("sme_law", "replay"))
+    prediction = predict(lucky, paths=24, models=("sme_sgd", "sme_law", "replay"))
     stability = prediction.settings.stability
     assert stability.factor is not None
     assert stability.factor > 1
     assert stability.verdict == "diverges"
     assert stability.sentence.startswith("Unstable: in the prediction ")
     assert "paths (SME with the measured law) diverge" in stability.sentence
+    score = compare(lucky, prediction)
+    assert score.models["sme_law"].relative_error == math.inf
+    assert np.isfinite(score.models[score.closest].relative_error)
+    assert relative_error_interval(np.ones((2, 3)), np.full(3, np.nan), np.ones(3))[1] == math.inf
+    events = events_table(lucky).iloc[:0]
+    facts = headline([lucky], fit_run(lucky), prediction, score, workers_table(lucky), events)
+    assert verdict(lucky, prediction, score).startswith("Not predicted: paths of the SME with")
+    assert dict(facts)["What to try"].startswith("Paths diverge below the limits: take a smaller")
+    assert "nan" not in " ".join(text for _, text in facts)
 
 
 def test_every_repeat_is_replayed(run: Run, tmp_path: Path) -> None:
