@@ -81,7 +81,8 @@ def replay(run: Run, problem: Problem) -> Iterator[Step]:
             size, worker = int(gradients.batch_size[row]), int(gradients.worker[row])
             batch = draws.batch(worker, int(gradients.sequence[row]), size)
             point = kept[int(gradients.read_version[row])]
-            found.append(np.asarray(problem.gradient(point, batch), dtype=float))
+            # A copy: a problem may return every gradient in the same memory.
+            found.append(np.array(problem.gradient(point, batch), dtype=float))
         mean = found[0] if len(found) == 1 else np.sum(found, axis=0) / len(found)
         staleness = update - int(gradients.read_version[rows.start : rows.stop].min())
         rate = learning_rate(update)

@@ -253,10 +253,10 @@ class ParameterServer:
                 continue
             for worker, _ in entry.numbers():
                 self._seats.setdefault(worker, Seat()).received += 1
-            self._commit(entry)
-            if entry.order is not None:
+            if entry.order is not None:  # before a checkpoint that the update may make
                 entry.order.set(self._order)
                 self._turn = entry.order.turn
+            self._commit(entry)
 
     def _replay_incident(
         self, event: dict[str, Any], recorded: Container[tuple[float, int, int]]

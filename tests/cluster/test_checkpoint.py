@@ -184,6 +184,20 @@ def test_drawn_order_goes_on_where_it_was(tmp_path: Path, durability: str) -> No
     )
 
 
+def test_a_checkpoint_made_from_the_log_has_the_order_of_its_update(tmp_path: Path) -> None:
+    """Otherwise a server that goes on from it draws a worker again that was drawn before."""
+    machine = Machine(tmp_path / "run", configure(3, 160, "log", schedule="uniform"))
+    machine.work(25)
+    work(machine.crowd, 45, seed=1)
+    before = machine.crowd.server.ledger.checkpoint
+    machine.restart()
+    after = machine.crowd.server.ledger.checkpoint
+    assert before is not None
+    assert after is not None
+    assert before.counts.version == after.counts.version == 40
+    assert before.counts.order == after.counts.order
+
+
 def test_gradient_for_the_server_before_is_refused(tmp_path: Path) -> None:
     machine = Machine(tmp_path / "run", configure(workers=2, updates=200))
     machine.work(45)

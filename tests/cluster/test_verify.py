@@ -14,12 +14,16 @@ import pytest
 
 from analysis.prediction.predict import predict
 from analysis.study import Study
+from asgd.arrays import Array
 from asgd.config import ProblemConfig, make_config
+from asgd.problems.base import Indices
+from asgd.problems.scalar import Quadratic
 from asgd.rundir.columns import TABLES
 from asgd.rundir.problem_record import ProblemRecord
 from asgd.rundir.reader import read_run
 from asgd.rundir.tables import write_table
 from asgd.rundir.writer import RunWriter
+from asgd.simulation.replay import replay
 from asgd.simulation.simulate import simulate
 from cluster.storage.verify import verify
 from tests.asgd.test_cli import asgd
@@ -73,6 +77,25 @@ def test_a_run_that_lost_a_server_is_right(mode: str, tmp_path: Path) -> None:
     verdict = verify(read_run(machine.path))
     assert verdict.findings == []
     assert "60 updates, 7 losses, 2 checkpoints; a replay agrees" in verdict.checked
+
+
+class Reusing(Quadratic):
+    """Returns every gradient in the same memory, as a problem may."""
+
+    memory = np.empty(1)
+
+    def gradient(self, x: Array, indices: Indices | None = None) -> Array:
+        self.memory[:] = super().gradient(x, indices)
+        return self.memory
+
+
+def test_a_replay_of_means_takes_gradients_that_share_memory(tmp_path: Path) -> None:
+    machine = Machine(tmp_path / "run", configure(3, 30, mode="sync"))
+    machine.work(30)
+    run = read_run(machine.path)
+    *_, expected = replay(run, Quadratic())
+    *_, last = replay(run, Reusing())
+    np.testing.assert_array_equal(last.parameters, expected.parameters)
 
 
 def test_one_line_where_all_is_right(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
