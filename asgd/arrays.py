@@ -1,9 +1,28 @@
-"""Array types."""
+"""Array types, and what depends on the precision of their numbers."""
 
 from __future__ import annotations
+
+import math
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-Array = npt.NDArray[np.float64]
+Array = npt.NDArray[np.float64]  # of parameters and gradients: in the precision of their problem
 Integers = npt.NDArray[np.int64]
+
+
+def converted(array: npt.NDArray[Any], dtype: np.dtype[Any]) -> Array:
+    """Return an array in a precision: itself, or a copy in which overflows are infinite."""
+    if array.dtype == dtype:
+        return array
+    with np.errstate(over="ignore"):
+        return array.astype(dtype)
+
+
+def euclidean_norm(vector: Array) -> float:
+    """Return |vector|; without a warning infinite if the square overflows in float64."""
+    square = float(np.vdot(vector, vector))  # unlike dot, vdot overflows without a warning
+    if not math.isfinite(square) and vector.dtype != np.float64:
+        return euclidean_norm(vector.astype(np.float64))
+    return math.sqrt(square)

@@ -159,8 +159,8 @@ class ClusterConfig(_Table, frozen=True):
     A worker is considered dead if its gradient takes longer than `worker_timeout` seconds and
     longer than 20 times its mean compute time.
     `transport` is "ray" (a call per gradient), "tcp", "shm" (shared memory for workers on the
-    server's node, tcp for the others) or "auto". Messages carry vectors as `wire_dtype`; the
-    parameters on the server are always float64.
+    server's node, tcp for the others) or "auto". Messages carry vectors in the precision of the
+    parameters, never a higher one; `wire_dtype = "float32"` rounds float64 on the way.
 
     Ray gives each worker `gpus_per_worker` accelerators, a fraction below 1 or a whole number; with
     0, neither the workers nor the evaluation of the loss see one. A worker computes on
@@ -173,7 +173,7 @@ class ClusterConfig(_Table, frozen=True):
     schedule: Literal["free", "uniform"] = "free"
     worker_timeout: Positive = 60.0
     transport: Literal["auto", "ray", "tcp", "shm"] = "auto"
-    wire_dtype: Literal["float64", "float32"] = "float64"
+    wire_dtype: Literal["auto", "float64", "float32"] = "auto"
     gpus_per_worker: NonNegative = 0.0
     threads_per_worker: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 1
     compute_time: ComputeTimeConfig = ComputeTimeConfig()

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import numpy as np
+
+from asgd.arrays import Array
 from asgd.config import RunConfig
 from asgd.errors import DivergedError
 from asgd.schedules import learning_rate_schedule
 
 DIVERGED = "the run diverged"  # start of every message
 
-NOT_FINITE = "not finite"  # defect of a gradient with nan or inf
+NOT_FINITE = "not finite"  # start of the defect of a gradient with nan or inf
+
+
+def not_finite(gradient: Array) -> str:
+    """Return the defect of a gradient with nan or inf; an overflow in float32 is named as one."""
+    if gradient.dtype == np.float32 and np.isinf(gradient).any():
+        return f"{NOT_FINITE} in float32, which ends at 3.4e38"
+    return NOT_FINITE
 
 
 def remedy(update: int) -> str:
     """Return advice for a gradient that is not finite after `update` updates."""
     if update == 0:  # the learning rate cannot be the cause
-        return "this is at the initial point: look for NaN in the data"
+        return "this is at the initial point: look for NaN or too large numbers in the data"
     return "lower optimizer.learning_rate, or look for a mistake in the problem's gradient"
 
 

@@ -106,7 +106,9 @@ def _from_pt(path: Path) -> dict[str, Array]:
         ) from None
     if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
         raise ValueError("no state dictionary: its values are not all tensors")
-    return {name: value.detach().double().numpy() for name, value in state.items()}
+    short = (torch.float16, torch.bfloat16)  # NumPy has no bfloat16
+    values = {name: value.detach() for name, value in state.items()}
+    return {n: (v.float() if v.dtype in short else v).numpy() for n, v in values.items()}
 
 
 def _library(name: str, extra: str) -> Any:

@@ -32,6 +32,7 @@ from cluster.metrics import Metrics
 from cluster.nodes import metrics_page, take_devices
 from cluster.sockets.connection import Endpoint
 from cluster.sockets.server import SocketServer
+from cluster.sockets.wire import VectorFormat
 from cluster.storage.lease import Lease
 from cluster.storage.recorder import EvaluationError, Recorder
 from cluster.storage.recovery import Restored, start_server
@@ -124,8 +125,10 @@ class ServerActor:
         for worker in members:
             self._server.admit(worker)
         self._recorder = recorder
-        self._dtype = config.cluster.wire_dtype
-        self._waiting = Waiting(self._dtype)
+        self._vectors = VectorFormat.of(
+            len(parameters), self._server.parameters.dtype, config.cluster.wire_dtype
+        )
+        self._waiting = Waiting(self._vectors)
         self._sockets: SocketServer | None = None
         self._serving: asyncio.Task[None] | None = None
         self._stopped = asyncio.Event()
@@ -138,7 +141,7 @@ class ServerActor:
         """Return the endpoint of the data plane, opened by the first call, and this node's id."""
         if self._sockets is None:
             host: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
-            self._sockets = SocketServer(self._server, host, self._dtype)
+            self._sockets = SocketServer(self._server, self._vectors, host)
             self._serving = asyncio.create_task(self._serve(self._sockets))
         return self._sockets.endpoint, ray.get_runtime_context().get_node_id()
 
@@ -161,7 +164,7 @@ class ServerActor:
     ) -> EncodedReply:
         """Take a gradient; return the worker's next snapshot."""
         answer = self._waiting.expect(worker)
-        value = decode(data, self._dtype).reshape(shape)
+        value = decode(data, self._vectors).reshape(shape)
         gradient = Gradient(worker, sequence, read_version, epoch, value, compute_seconds)
         self._send(self._server.receive(gradient, time.monotonic()))
         self._hand_over_if_ready()
@@ -242,21 +245,25 @@ class ServerActor:
         # A slow recorder slows the run down instead of filling the memory.
         if self._backlog.has_room:
             self._hand_over()
-            self._send(self._server.go_on(time.monotonic()))
+            before = -1
+            while before < self._server.version:
+                before = self._server.version
+                self._send(self._server.go_on(time.monotonic()))
 
     def _hand_over(self) -> None:
         self._last_record = time.monotonic()
         record = self._server.drain()
         if record.empty:
             return
-        self._backlog.add(len(record.evaluations))
-        written = asyncio.create_task(self._follow(self._recorder.record.remote(record), record))
-        self._written.add(written)
+        evaluations = len(record.evaluations)
+        self._backlog.add(evaluations)
+        call = self._recorder.record.remote(record)
+        self._written.add(asyncio.create_task(self._follow(call, evaluations)))
 
-    async def _follow(self, call: ray.ObjectRef[float], record: Record) -> None:
+    async def _follow(self, call: ray.ObjectRef[float], evaluations: int) -> None:
         """Wait until a record is written, then hand over pending records."""
         seconds = await call  # the launcher also notices a dead recorder
-        self._backlog.remove(len(record.evaluations), seconds)
+        self._backlog.remove(evaluations, seconds)
         self._server.ledger.most_evaluations = self._backlog.most_evaluations
         task = asyncio.current_task()
         assert task is not None
@@ -275,7 +282,7 @@ class WorkerActor:
         take_devices(config.cluster, config.cluster.threads_per_worker)
         try:
             problem = make_problem(config, tried=True)
-            Worker(config, worker, problem).run(connect(server, config, worker))
+            Worker(config, worker, problem).run(connect(server, config, worker, problem))
         except ConnectionError as error:
             return UserError(message_of(error))
         except Exception as error:

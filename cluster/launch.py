@@ -180,7 +180,7 @@ class _Launcher:
     def _ray(self, config: RunConfig, problem: Problem) -> AbstractContextManager[None]:
         # Space for every worker's snapshot and gradient, and for records in flight.
         vectors = 4 * (config.cluster.workers + 8)
-        store = 100_000_000 + vectors * 8 * problem.dim
+        store = 100_000_000 + vectors * problem.dim * problem.dtype.itemsize
         return ray_session(self.address, store, config.metrics.page)
 
     def _launch(

@@ -17,8 +17,9 @@ import numpy as np
 import ray
 from ray.exceptions import OutOfMemoryError, RayActorError
 
-from asgd.arrays import Array
+from asgd.arrays import Array, converted
 from asgd.config import RunConfig
+from asgd.problems.base import Problem
 from cluster.core.messages import Gradient, Reply, Snapshot, Stop
 from cluster.core.server import Replies
 from cluster.core.worker import Connection
@@ -34,20 +35,19 @@ class ServerGoneError(ConnectionError):
     """The server's process is dead, so dialling again is useless."""
 
 
-def encode(array: Array, dtype: str = "float64") -> bytes:
+def encode(array: Array, vectors: VectorFormat) -> bytes:
     """Return the bytes of a vector; an overflow in float32 becomes infinite."""
-    with np.errstate(over="ignore"):
-        return array.astype(VectorFormat(array.size, dtype).numbers).tobytes()
+    return converted(array, vectors.numbers).tobytes()
 
 
-def decode(data: bytes, dtype: str = "float64") -> Array:
-    """Return the vector in a message, read-only."""
-    value = np.frombuffer(data, VectorFormat(0, dtype).numbers).astype(float, copy=False)
+def decode(data: bytes, vectors: VectorFormat) -> Array:
+    """Return the vector in a message in the precision of the parameters, read-only."""
+    value = np.frombuffer(data, vectors.numbers).astype(vectors.precision, copy=False)
     value.flags.writeable = False
     return value
 
 
-def connect(server: Any, config: RunConfig, worker: int) -> Connection:
+def connect(server: Any, config: RunConfig, worker: int, problem: Problem) -> Connection:
     """Connect a worker to the server.
 
     "auto" and "shm" use shared memory on the server's node and TCP elsewhere. "auto" also uses TCP
@@ -60,7 +60,8 @@ def connect(server: Any, config: RunConfig, worker: int) -> Connection:
     """
     transport = config.cluster.transport
     if transport == "ray":
-        return RayConnection(server, config.cluster.wire_dtype)
+        wire_dtype = config.cluster.wire_dtype
+        return RayConnection(server, VectorFormat.of(problem.dim, problem.dtype, wire_dtype))
     return retry(lambda: _dial(server, transport, worker))
 
 
@@ -100,9 +101,9 @@ def _dial(server: Any, transport: str, worker: int) -> Connection:
 class RayConnection:
     """The worker's side of the transport `ray`; blocks in `ray.get` until the server answers."""
 
-    def __init__(self, server: Any, dtype: str = "float64") -> None:
+    def __init__(self, server: Any, vectors: VectorFormat) -> None:
         self._server = server
-        self._dtype = dtype
+        self._vectors = vectors
 
     def join(self, worker: int) -> Reply:
         """Ask for the first snapshot."""
@@ -116,7 +117,7 @@ class RayConnection:
                 gradient.sequence,
                 gradient.read_version,
                 gradient.epoch,
-                encode(gradient.gradient.ravel(), self._dtype),
+                encode(gradient.gradient.ravel(), self._vectors),
                 gradient.gradient.shape,
                 gradient.compute_seconds,
             )
@@ -130,14 +131,14 @@ class RayConnection:
         if len(reply) == 1:
             return Stop(*reply)
         parameters, version, epoch, sequence, batch_size = reply
-        return Snapshot(decode(parameters, self._dtype), version, epoch, sequence, batch_size)
+        return Snapshot(decode(parameters, self._vectors), version, epoch, sequence, batch_size)
 
 
 class Waiting:
     """The server's side of the transport `ray`: one future per waiting worker."""
 
-    def __init__(self, dtype: str = "float64") -> None:
-        self._dtype = dtype
+    def __init__(self, vectors: VectorFormat) -> None:
+        self._vectors = vectors
         self._futures: dict[int, asyncio.Future[EncodedReply]] = {}
 
     def expect(self, worker: int) -> asyncio.Future[EncodedReply]:
@@ -159,7 +160,7 @@ class Waiting:
         if isinstance(reply, Stop):
             return (reply.reason,)
         return (
-            encode(reply.parameters, self._dtype),
+            encode(reply.parameters, self._vectors),
             reply.version,
             reply.epoch,
             reply.sequence,

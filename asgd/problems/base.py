@@ -6,21 +6,27 @@ have general implementations in terms of these; a subclass may override them wit
 Every method is vectorised over leading axes of `x`, written `...` below: a single point is
 `(d,)`, an ensemble of paths `(paths, d)`.
 
+A problem has one precision, its `dtype`. A run keeps, sends and saves its parameters in it, and
+gives them to the problem in it; a gradient of another precision is converted by the worker.
+
 Array arguments are valid only during the call: a worker passes read-only views of its receive
-buffer, which the next snapshot overwrites. A problem must copy an array to keep it. The caller
-copies the returned gradient before the next call, so the problem may reuse that memory.
+buffer, which its gradient and the next snapshot overwrite. A problem must copy an array to keep it.
+The caller copies the returned gradient before the next call, so the problem may reuse that memory.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from asgd.arrays import Array as Array
+from asgd.arrays import converted
+from asgd.errors import InputError
 from asgd.streams import stream
 
 Indices = npt.NDArray[np.integer[Any]]
@@ -29,6 +35,8 @@ FEW_SAMPLES = 32  # up to this many samples, one `gradient` call per sample is c
 MOST_METRICS = 64  # names of a problem
 _BLOCK_ENTRIES = 1 << 21  # entries of the sample gradients held in memory at once
 _RESAMPLED = 256  # batch size of the resampled noise
+# The precisions of a problem, and the relative error of a gradient by rounding in each.
+ROUNDING: dict[np.dtype[Any], float] = {np.dtype(np.float64): 1e-9, np.dtype(np.float32): 1e-4}
 
 
 class Problem(ABC):
@@ -43,9 +51,7 @@ class Problem(ABC):
     additive_noise
         Whether S(x) is known not to depend on x.
     dtype
-        Precision of its gradients.
-    rounding
-        Relative error of its gradients by rounding, which a trial and a replay tolerate.
+        Precision of the parameters: float64 or float32.
     start
         x_0 in place of the `initial_point`, shape (d,), if the configuration names a file.
     """
@@ -54,7 +60,6 @@ class Problem(ABC):
     n_samples: int
     additive_noise: bool = False
     dtype: np.dtype[Any] = np.dtype(np.float64)
-    rounding: float = 1e-9
     start: Array | None = None
 
     @abstractmethod
@@ -82,6 +87,11 @@ class Problem(ABC):
         Array
             Shape (..., d).
         """
+
+    @cached_property
+    def rounding(self) -> float:
+        """Relative error of its gradients by rounding, which a trial and a replay tolerate."""
+        return ROUNDING[self.dtype]
 
     @property
     def gives_sample_gradients(self) -> bool:
@@ -177,7 +187,34 @@ class Problem(ABC):
 
 
 def starting_point(problem: Problem, seed: int) -> Array:
-    """Return x_0 for a seed, shape (d,), as a new float array; runs and models start here."""
-    if problem.start is not None:
-        return np.array(problem.start)
-    return np.array(problem.initial_point(stream(seed, "initial")), dtype=float)
+    """Return x_0 for a seed, shape (d,), as a new array; runs and models start here."""
+    start = problem.start
+    if start is None:
+        start = problem.initial_point(stream(seed, "initial"))
+    return np.array(converted(np.asarray(start), problem.dtype))
+
+
+def precision(value: Any, where: str) -> np.dtype[Any]:
+    """Return what a NumPy, JAX or PyTorch type, or its name, says about the precision of a problem.
+
+    Raises
+    ------
+    InputError
+        It is neither float64 nor float32.
+    """
+    try:
+        found = np.dtype(str(value)[6:] if str(value).startswith("torch.") else value)
+    except TypeError:
+        pass
+    else:
+        if found in ROUNDING:
+            return found
+    raise InputError(f"{where} = {value!r}: expected float64 or float32")
+
+
+def gradient_of_batch(problem: Problem, x: Array, indices: Indices) -> Array:
+    """Return what a worker sends: the gradient at one point (d,), in the precision of the point.
+
+    If the problem computes in a higher precision, too large entries become infinite.
+    """
+    return converted(np.asarray(problem.gradient(x, indices)), x.dtype)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from asgd.arrays import Array
+from asgd.arrays import Array, converted
 from asgd.config import LINEAR_KINDS, Configuration, ProblemConfig, as_config
 from asgd.errors import InputError
 from asgd.parameter_files import read_arrays
@@ -58,7 +58,7 @@ def _start_from(file: str, problem: Problem) -> Array:
     where = f"problem.initial_from = {file!r}"
     arrays = read_arrays(Path(file), where)
     try:
-        x = problem.flatten(arrays).astype(float)
+        x = converted(problem.flatten(arrays), problem.dtype)
     except KeyError as error:
         has = ", ".join(arrays) or "nothing"
         raise InputError(f"{where}: has {has}: expected {error} too") from None

@@ -7,11 +7,12 @@ The factory is called with the entries of `problem.options` and returns an objec
     loss(x)                   f(x), a number, for x of shape (d,)
     gradient(x, indices)      mean gradient over the samples `indices`, shape (d,)
 
-and optionally `sample_gradients(x)` of shape (n, d), `gradient_noise(x, rng)` of shape (d,) with
-covariance S(x), `hessian(x)` of shape (d, d), and `metrics(x)`, numbers by name. Floats of any
-size, including bfloat16, in arrays or lists, are converted to float64; an overflow in float16 is
-reported. If `indices` has a default value, the full gradient is `gradient(x)`, otherwise
-`gradient(x, all sample numbers)`.
+and optionally `dtype`, the precision of the parameters (float64, or "float32"),
+`sample_gradients(x)` of shape (n, d), `gradient_noise(x, rng)` of shape (d,) with covariance S(x),
+`hessian(x)` of shape (d, d), and `metrics(x)`, numbers by name. Floats of any size, including
+bfloat16, in arrays or lists, are converted to that precision; an overflow is reported. If `indices`
+has a default value, the full gradient is `gradient(x)`, otherwise `gradient(x, all sample
+numbers)`.
 
 Methods are called with one point at a time. If a trial shows that `loss` and `gradient` treat an
 array of points (k, d) row by row, they get whole ensembles. An object that inherits from
@@ -38,9 +39,16 @@ from typing import Any, cast
 
 import numpy as np
 
-from asgd.arrays import Array
+from asgd.arrays import Array, converted
 from asgd.errors import InputError, message_of
-from asgd.problems.base import FEW_SAMPLES, MOST_METRICS, Indices, Problem
+from asgd.problems.base import (
+    FEW_SAMPLES,
+    MOST_METRICS,
+    ROUNDING,
+    Indices,
+    Problem,
+    precision,
+)
 from asgd.streams import stream
 
 _OURS = ("asgd", "analysis", "cluster")
@@ -83,14 +91,17 @@ def load_plugin(kind: str, options: Mapping[str, Any], *, tried: bool = False) -
         value = getattr(user, name)
         if not isinstance(value, int | np.integer) or value < 1:
             raise InputError(f"{where}: {name} = {value!r}: expected an integer >= 1")
+    dtype = precision(getattr(user, "dtype", Problem.dtype), f"{where}: dtype")
+    if isinstance(user, Problem) and user.dtype is not dtype:
+        user.dtype = dtype
     if tried:
-        return user if isinstance(user, Problem) else PluginProblem(user, rowwise=False)
-    trial = _Trial(where, user)
+        return user if isinstance(user, Problem) else PluginProblem(user, dtype, rowwise=False)
+    trial = _Trial(where, user, dtype)
     if isinstance(user, Problem):
         trial.check_contract()
         return user
     trial.check_optional()
-    return PluginProblem(user, rowwise=trial.is_rowwise())
+    return PluginProblem(user, dtype, rowwise=trial.is_rowwise())
 
 
 class PluginProblem(Problem):
@@ -100,23 +111,27 @@ class PluginProblem(Problem):
     ----------
     user
         The object.
+    dtype
+        Precision of the parameters.
     rowwise
         Whether its `loss` and `gradient` treat arrays of points (k, d) row by row.
     """
 
-    def __init__(self, user: Any, rowwise: bool) -> None:
+    def __init__(self, user: Any, dtype: np.dtype[Any], rowwise: bool) -> None:
         self._user = user
+        self.dtype = dtype
         self._rowwise = rowwise
         self.dim = int(user.dim)
         self.n_samples = int(user.n_samples)
 
     def initial_point(self, rng: np.random.Generator) -> Array:
         """Return x_0, shape (d,)."""
-        return np.array(self._array("initial_point", self._user.initial_point(rng)), dtype=float)
+        start = self._array("initial_point", self._user.initial_point(rng))
+        return np.array(converted(start, self.dtype))
 
     def loss(self, x: Array) -> Array:
-        """Return f(x), shape (...)."""
-        return self._map("loss", self._user.loss, x, self._rowwise)
+        """Return f(x), shape (...), in float64."""
+        return self._map("loss", self._user.loss, x, self._rowwise, np.dtype(float))
 
     def gradient(self, x: Array, indices: Indices | None = None) -> Array:
         """Return the mean gradient over a mini-batch, or grad f(x), shape (..., d)."""
@@ -132,7 +147,7 @@ class PluginProblem(Problem):
             self._array("gradient", self._user.gradient(p, i))
             for p, i in zip(points, batches, strict=True)
         ]
-        return np.array(rows, dtype=x.dtype).reshape(*lead, self.dim)
+        return converted(np.array(rows), x.dtype).reshape(*lead, self.dim)
 
     @property
     def gives_sample_gradients(self) -> bool:
@@ -171,17 +186,26 @@ class PluginProblem(Problem):
         return {name: float(value) for name, value in self._user.metrics(x).items()}
 
     def _map(
-        self, name: str, function: Callable[[Array], Any], x: Array, rowwise: bool = False
+        self,
+        name: str,
+        function: Callable[[Array], Any],
+        x: Array,
+        rowwise: bool = False,
+        dtype: np.dtype[Any] | None = None,
     ) -> Array:
-        """Apply a method to all points of x, one by one unless `rowwise`; keep the dtype of x."""
+        """Apply a method to all points of x, one by one unless `rowwise`.
+
+        The result has a given dtype, else that of x.
+        """
+        dtype = dtype or x.dtype
         if x.ndim == 1:
-            return np.asarray(self._array(name, function(x)), dtype=x.dtype)[()]
+            return converted(self._array(name, function(x)), dtype)[()]
         points = x.reshape(-1, self.dim)
         if rowwise:
-            result = np.asarray(self._array(name, function(points)), dtype=x.dtype)
+            result = converted(self._array(name, function(points)), dtype)
         else:
             rows = [self._array(name, function(point)) for point in points]
-            result = np.asarray(rows, dtype=x.dtype)
+            result = converted(np.asarray(rows), dtype)
         return result.reshape((*x.shape[:-1], *result.shape[1:]))[()]
 
     def _array(self, method: str, returned: Any) -> Array:
@@ -191,18 +215,19 @@ class PluginProblem(Problem):
 class _Trial:
     """Calls every method of a user's problem once and checks the results."""
 
-    def __init__(self, where: str, user: Any) -> None:
+    def __init__(self, where: str, user: Any, dtype: np.dtype[Any]) -> None:
         self.where = where
         self.user = user
-        self.rounding = user.rounding if isinstance(user, Problem) else Problem.rounding
+        self.dtype = dtype
+        self.rounding = user.rounding if isinstance(user, Problem) else ROUNDING[dtype]
         self.spacing = 0.0  # relative spacing of the returned floats, if of a short type
         self.dim, n = int(user.dim), int(user.n_samples)
         rng = stream(0, "plugin")
         start = self._array("initial_point(rng)", lambda: user.initial_point(rng), (self.dim,))
-        self.x = start.copy()
+        self.x = np.array(start, dtype)
         self.x.flags.writeable = False  # like a worker's snapshot
         self.indices = rng.integers(n, size=_TRIAL_BATCH)
-        self.points = self.x + 0.1 * rng.standard_normal((4, self.dim))
+        self.points = (self.x + 0.1 * rng.standard_normal((4, self.dim))).astype(dtype)
         self._array("loss(x)", lambda: user.loss(self.x), ())
         self.full = self._array("gradient(x)", lambda: _full_gradient(user)(self.x), (self.dim,))
         batch = lambda: user.gradient(self.x, self.indices)  # noqa: E731
@@ -220,7 +245,8 @@ class _Trial:
             shape = (int(user.n_samples), d)
             rows = self._array("sample_gradients(x)", lambda: user.sample_gradients(self.x), shape)
             off = np.abs(rows.mean(axis=0, dtype=float) - self.full)
-            near = 1e-5 * np.abs(self.full) + self.spacing * np.abs(rows).max(axis=0) + 1e-7
+            spacing = max(self.spacing, self.rounding)
+            near = 1e-5 * np.abs(self.full) + spacing * np.abs(rows).max(axis=0) + 1e-7
             if np.any(off > near):
                 raise InputError(
                     f"{self.where}: the mean of sample_gradients(x) over the samples is not "
@@ -289,6 +315,11 @@ class _Trial:
             raise InputError(f"{where} is NaN at the initial point: look for NaN in the data")
         if not np.all(np.isfinite(value)):
             raise InputError(f"{where} is not finite at the initial point")
+        if shape and not np.all(np.isfinite(converted(value, self.dtype))):
+            raise InputError(
+                f"{where} is not finite in {self.dtype}, which ends at "
+                f'{np.finfo(self.dtype).max:.2g}: expected smaller numbers, or dtype = "float64"'
+            )
         return value
 
 
@@ -345,7 +376,9 @@ def _agree(call: Callable[[], Any], expected: Array, rounding: float) -> bool:
         return False
     if value.shape != expected.shape:
         return False
-    if rounding > Problem.rounding:  # of sums in another order, as large as their terms
+    if (
+        rounding > ROUNDING[np.dtype(np.float64)]
+    ):  # of sums in another order, as large as their terms
         return float(np.abs(value - expected).max()) <= rounding * float(np.abs(expected).max())
     return np.allclose(value, expected, rtol=rounding, atol=1e-12)
 

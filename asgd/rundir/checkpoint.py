@@ -49,7 +49,7 @@ class Checkpoint:
     header
         JSON.
     arrays
-        Vectors; the first holds the parameters, shape (d,).
+        Vectors, float64 or float32; the first holds the parameters, shape (d,).
     """
 
     header: bytes
@@ -93,7 +93,7 @@ def _arrays(content: bytes) -> Iterator[Array]:
     source = io.BytesIO(content)
     while source.tell() < len(content):
         array = np.lib.format.read_array(source, allow_pickle=False)
-        if array.ndim != 1 or array.dtype != np.float64:
+        if array.ndim != 1 or array.dtype not in (np.float64, np.float32):
             raise ValueError(f"an array of {array.dtype}, shape {array.shape}")
         yield array
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from asgd.errors import InputError, ProblemChangedError
-from asgd.problems.base import Problem, starting_point
+from asgd.problems.base import ROUNDING, Problem, starting_point
 from asgd.rundir.reader import Run
 from asgd.rundir.writer import RunWriter
 
@@ -37,6 +37,8 @@ class ProblemRecord:
     ----------
     dim, n_samples
         Number of parameters and of samples.
+    dtype
+        Precision of the parameters, "float64" or "float32".
     loss, gradient_norm
         f(x_0) and the Euclidean norm of grad f(x_0); None if not finite. The loss of a classifier
         at zero does not depend on the data, but the gradient does.
@@ -44,6 +46,7 @@ class ProblemRecord:
 
     dim: int
     n_samples: int
+    dtype: str
     loss: float | None
     gradient_norm: float | None
 
@@ -66,7 +69,8 @@ class ProblemRecord:
         except Exception as error:  # a plug-in may raise anything
             reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
             raise InputError(f"the problem raised at the initial point: {reason}") from error
-        return cls(problem.dim, problem.n_samples, _finite(loss), _finite(gradient_norm))
+        size = problem.dim, problem.n_samples, problem.dtype.name
+        return cls(*size, _finite(loss), _finite(gradient_norm))
 
     def note(self, writer: RunWriter) -> None:
         """Write the event `problem`."""
@@ -119,7 +123,7 @@ def _recorded(run: Run) -> dict[str, Any]:
     """Return the record of the problem, empty if the run ended before it was written."""
     for event in run.events:
         if event.get("event") == "problem":
-            return {name: event.get(name) for name in _NAMES}
+            return {name: event.get(name) for name in (*_NAMES, "dtype")}
     return {}
 
 
@@ -127,11 +131,15 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """Describe the differences with both values; unknown numbers are skipped."""
     scale = abs(now["loss"] or 0.0)
     known = [key for key in _NAMES if _is_number(before.get(key)) and _is_number(now[key])]
-    return ", ".join(
+    found = [
         f"{_NAMES[key]} is {now[key]:.8g}, was {before[key]:.8g}"
         for key in known
         if not math.isclose(before[key], now[key], rel_tol=_TOLERANCE, abs_tol=1e-9 * scale)
-    )
+    ]
+    precisions = {dtype.name for dtype in ROUNDING} - {now["dtype"]}
+    if before.get("dtype") in precisions:
+        found.append(f"dtype is {now['dtype']}, was {before['dtype']}")
+    return ", ".join(found)
 
 
 def _is_number(value: object) -> bool:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from asgd.arrays import Array, Integers
+from asgd.arrays import Array, Integers, euclidean_norm
 from asgd.draws import WorkerDraws
-from asgd.problems.base import Problem, starting_point
+from asgd.problems.base import Problem, gradient_of_batch, starting_point
 from asgd.rules import make_rule
 from asgd.rundir.columns import SHARED
 from asgd.rundir.reader import Run
@@ -82,7 +82,7 @@ def replay(run: Run, problem: Problem) -> Iterator[Step]:
             batch = draws.batch(worker, int(gradients.sequence[row]), size)
             point = kept[int(gradients.read_version[row])]
             # A copy: a problem may return every gradient in the same memory.
-            found.append(np.array(problem.gradient(point, batch), dtype=float))
+            found.append(np.array(gradient_of_batch(problem, point, batch)))
         mean = found[0] if len(found) == 1 else np.sum(found, axis=0) / len(found)
         staleness = update - int(gradients.read_version[rows.start : rows.stop].min())
         rate = learning_rate(update)
@@ -92,4 +92,4 @@ def replay(run: Run, problem: Problem) -> Iterator[Step]:
         while last_read[leaves] <= update:
             del kept[leaves]
             leaves = next(leaving)
-        yield Step(update + 1, x, float(np.sqrt(np.vdot(mean, mean))))
+        yield Step(update + 1, x, euclidean_norm(mean))

@@ -16,14 +16,14 @@ from pathlib import Path
 import numpy as np
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-from asgd.arrays import Array
+from asgd.arrays import Array, converted, euclidean_norm
 from asgd.config import Configuration, RunConfig, as_config
 from asgd.delays import ComputeTime, CycleTimes
-from asgd.divergence import NOT_FINITE, check_divergence, remedy
+from asgd.divergence import check_divergence, not_finite, remedy
 from asgd.draws import WorkerDraws
 from asgd.errors import InputError, RunFailedError, message_of
 from asgd.goals import reached_target, time_is_up
-from asgd.problems.base import Problem, starting_point
+from asgd.problems.base import Problem, gradient_of_batch, starting_point
 from asgd.problems.make import make_problem
 from asgd.progress import CallbackError, Progress, call_back
 from asgd.rules import make_rule
@@ -147,8 +147,8 @@ def _note_end(record: _Record, writer: RunWriter, kind: str, **fields: str) -> N
         writer.event(kind, **fields)
 
 
-def _not_finite(update: int) -> str:
-    return f"update {update}: the gradient is {NOT_FINITE}; {remedy(update)}"
+def _not_finite(update: int, gradient: Array) -> str:
+    return f"update {update}: the gradient is {not_finite(gradient)}; {remedy(update)}"
 
 
 def _server_order(config: RunConfig, draws: WorkerDraws) -> ServerOrder:
@@ -249,12 +249,14 @@ class _Descent:
         points = self._snapshots[self._read_slot[start:stop]]
         if stop - start == 1:  # the same call as in a real worker
             batch = self._draws.batch(int(worker[0]), int(sequence[0]), size)
-            return np.asarray(self.problem.gradient(points[0], batch), dtype=float)[None]
+            return gradient_of_batch(self.problem, points[0], batch)[None]
         if self._own_slots and stop - start >= _FEW:  # no worker delivers twice in a block
-            return self.problem.gradient(points, self._draws.batches(worker, sequence, size))
-        addresses = zip(worker.tolist(), sequence.tolist(), strict=True)
-        batches = [self._draws.batch(*address, size) for address in addresses]
-        return self.problem.gradient(points, np.concatenate(batches).reshape(-1, size))
+            batches = self._draws.batches(worker, sequence, size)
+        else:
+            addresses = zip(worker.tolist(), sequence.tolist(), strict=True)
+            each = [self._draws.batch(*address, size) for address in addresses]
+            batches = np.concatenate(each).reshape(-1, size)
+        return converted(self.problem.gradient(points, batches), self.x.dtype)
 
     def apply(self, gradients: Array) -> None:
         """Apply the next gradients in order, shape (updates, d)."""
@@ -263,9 +265,9 @@ class _Descent:
             return
         x, step, update = self.x, self._step, self._rule.update
         for number, gradient in enumerate(gradients, self.applied):
-            square = float(np.dot(gradient, gradient))
-            if not math.isfinite(square):
-                raise RunFailedError(_not_finite(number))
+            norm = euclidean_norm(gradient)
+            if not math.isfinite(norm):
+                raise RunFailedError(_not_finite(number, gradient))
             applied, self._state = update(
                 gradient,
                 self._state,
@@ -275,23 +277,25 @@ class _Descent:
             )
             x -= applied
             self._snapshots[self._write_slot[number]] = x
-            self.norms[number] = math.sqrt(square)
+            self.norms[number] = norm
             self.applied = number + 1
 
     def _apply_scalars(self, gradients: Array) -> None:
         """Apply plain SGD steps in one dimension as a cumulative sum."""
-        squares = gradients * gradients
+        squares = (gradients * gradients).astype(float)
+        over = ~np.isfinite(squares)
+        squares[over] = gradients[over].astype(float) ** 2
         finite = np.isfinite(squares)
         good = len(gradients) if finite.all() else int(finite.argmin())
         part = slice(self.applied, self.applied + good)
-        steps = gradients[:good] * self._learning_rates[part]
+        steps = gradients[:good] * self._learning_rates[part].astype(gradients.dtype)
         self.norms[part] = np.sqrt(squares[:good])
         points = np.cumsum(np.concatenate([self.x, -steps]))
         self._snapshots[self._write_slots[part], 0] = points[1:]
         self.x[:] = points[-1]
         self.applied = part.stop
         if good < len(gradients):
-            raise RunFailedError(_not_finite(part.stop))
+            raise RunFailedError(_not_finite(part.stop, gradients[good : good + 1]))
 
 
 class _Record:

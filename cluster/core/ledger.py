@@ -18,7 +18,7 @@ from cluster.core.state import State
 from cluster.core.update import Update
 
 _ROWS_PER_RECORD = 16_384
-_BYTES_PER_RECORD = 64_000_000  # of parameters to evaluate
+_BYTES_PER_RECORD = 32_000_000  # of parameters to evaluate
 
 
 @dataclass(frozen=True)
@@ -162,6 +162,11 @@ class Ledger:
         """Add a loss to evaluate; the parameters are copied."""
         self._evaluations.append(Evaluation(update, seconds, parameters.copy()))
         self._evaluation_bytes += parameters.nbytes
+
+    def copy_of(self, update: int) -> Array | None:
+        """Return the parameters after an update, if its loss was added last; do not modify them."""
+        last = self._evaluations[-1] if self._evaluations else None
+        return last.parameters if last is not None and last.update == update else None
 
     def event(self, kind: str, **fields: Any) -> dict[str, Any]:
         """Add an event with the current time and return it; `fields` are JSON values."""

@@ -58,7 +58,7 @@ class ParameterServer:
     config
         The run.
     parameters
-        x_0, shape (d,); copied.
+        x_0, shape (d,); copied. Its precision is that of the run.
     epoch
         Incarnation of the server; gradients for another incarnation are refused.
     state
@@ -68,7 +68,7 @@ class ParameterServer:
     def __init__(
         self, config: RunConfig, parameters: Array, epoch: int = 0, state: State | None = None
     ) -> None:
-        self.parameters = np.array(parameters, dtype=float)
+        self.parameters = np.array(parameters)
         self.version = 0
         self.epoch = epoch
         self.ledger = Ledger()
@@ -82,7 +82,7 @@ class ParameterServer:
         self._drawn = config.cluster.schedule == "uniform"
         self._rule_state = self._rule.init(self.parameters)
         size = min(len(self.parameters), _BLOCK) if self._rule.blockwise else len(self.parameters)
-        self._step = np.empty(size)
+        self._step = np.empty_like(self.parameters[:size])
         self._seats = {worker: Seat() for worker in range(config.cluster.workers)}
         self._missing = set(self._seats)
         self._held: dict[int, Gradient] = {}
@@ -163,6 +163,17 @@ class ParameterServer:
         told = [self._grant(worker, seat, now)] if seat.present else []
         return [*told, *self.leave(worker, now)]
 
+    @property
+    def collects(self) -> bool:
+        """Whether an update may need the gradients of certain workers, and others must wait."""
+        return self._drawn or self._bound is not None
+
+    def note_arriving(self, worker: int, now: float) -> None:
+        """Note that a worker's gradient is on its way: it computes no longer."""
+        seat = self._seats.get(worker)
+        if seat is not None and seat.owes:
+            seat.granted = now
+
     def receive(self, gradient: Gradient, now: float) -> Replies:
         """Take a gradient; a duplicate is ignored and answered with the current snapshot."""
         worker = gradient.worker
@@ -216,13 +227,16 @@ class ParameterServer:
             shared_updates=self._shared_updates,
             rejected=self._rejected,
         )
-        rule = tuple(array.copy() for array in self._rule_state)
-        return State(counts, self.parameters.copy(), rule)
+        parameters = self.ledger.copy_of(self.version)
+        if parameters is None:
+            parameters = self.parameters.copy()
+        return State(counts, parameters, tuple(array.copy() for array in self._rule_state))
 
     def _restore(self, state: State) -> None:
         counts = state.counts
-        self.parameters = state.parameters.copy()
-        self._rule_state = state.rule
+        dtype = self.parameters.dtype  # another one is that of a changed problem
+        self.parameters = state.parameters.astype(dtype)
+        self._rule_state = tuple(array.astype(dtype, copy=False) for array in state.rule)
         self.version = counts.version
         self._seconds = counts.seconds
         for worker, sequence in counts.sequence.items():
@@ -275,8 +289,11 @@ class ParameterServer:
         return self.ledger.drain()
 
     def go_on(self, now: float) -> Replies:
-        """Apply gradients that waited for space in the ledger."""
-        return [] if math.isnan(self._started) else self._advance(now)
+        """Make one update of those that waited for space in the ledger.
+
+        After several, the snapshots to send would need a copy of the parameters each.
+        """
+        return [] if math.isnan(self._started) else self._advance(now, 1)
 
     def status(self, now: float) -> Status:
         """Return the status of the run."""
@@ -309,10 +326,16 @@ class ParameterServer:
         self.ledger.checkpoint = self.state()
         self._restored = True
 
-    def _advance(self, now: float) -> Replies:
-        """Apply all gradients that can be applied now."""
+    def _advance(self, now: float, most: float = math.inf) -> Replies:
+        """Apply all gradients that can be applied now, in at most so many updates."""
         replies: Replies = []
-        while self._stop is None and not self.ledger.full and (group := self._next()):
+        end = self.version + most
+        while (
+            self._stop is None
+            and not self.ledger.full
+            and self.version < end
+            and (group := self._next())
+        ):
             if replies:  # the snapshots granted so far keep their array
                 self.parameters = self.parameters.copy()
             self._apply(group, now)
@@ -427,7 +450,7 @@ class ParameterServer:
         self._note("gradient_rejected", gradient.worker, seat, reason=defect)
         seat.sequence += 1
         if self._rejected > self._config.run.max_bad_gradients:
-            advice = f"; {remedy(self.version)}" if defect == NOT_FINITE else ""
+            advice = f"; {remedy(self.version)}" if defect.startswith(NOT_FINITE) else ""
             if self.version % self._config.run.eval_every:
                 # The launcher judges by the loss whether gradients overflow because it diverged.
                 self.ledger.evaluation(self.version, self._seconds, self.parameters)

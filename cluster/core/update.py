@@ -10,8 +10,8 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from asgd.arrays import Array
-from asgd.divergence import NOT_FINITE
+from asgd.arrays import Array, euclidean_norm
+from asgd.divergence import not_finite
 from asgd.rundir.columns import SHARED
 from cluster.core.messages import Gradient
 from cluster.core.seat import Seat
@@ -126,14 +126,9 @@ def find_defect(gradient: Gradient, seat: Seat, shape: tuple[int, ...], version:
     seat.norm = euclidean_norm(value)
     # The norm is cheaper than checking every entry, but may overflow if all are finite.
     if not math.isfinite(seat.norm) and not np.isfinite(value).all():
-        return NOT_FINITE
+        return not_finite(value)
     if not seat.read_version <= gradient.read_version <= version:
         return f"read version {gradient.read_version}, expected {seat.read_version}"
     if not 0.0 <= gradient.compute_seconds < math.inf:
         return f"compute_seconds {gradient.compute_seconds}, expected a time"
     return None
-
-
-def euclidean_norm(vector: Array) -> float:
-    """Return |vector|; infinite, without a warning, if the square overflows."""
-    return math.sqrt(np.vdot(vector, vector))  # unlike dot, vdot overflows without a warning

@@ -5,11 +5,9 @@ from __future__ import annotations
 import time
 from typing import Protocol
 
-import numpy as np
-
 from asgd.config import RunConfig
 from asgd.draws import WorkerDraws
-from asgd.problems.base import Problem
+from asgd.problems.base import Problem, gradient_of_batch
 from cluster.core.messages import Gradient, Reply, Snapshot, Stop
 
 
@@ -51,7 +49,7 @@ class Worker:
         """Return the gradient at a snapshot."""
         start = time.perf_counter()
         indices = self._draws.batch(self.worker, snapshot.sequence, snapshot.batch_size)
-        gradient = np.asarray(self._problem.gradient(snapshot.parameters, indices), dtype=float)
+        gradient = gradient_of_batch(self._problem, snapshot.parameters, indices)
         added = self._draws.compute_seconds(self.worker, snapshot.sequence)
         if added > 0.0:
             time.sleep(added)

@@ -10,15 +10,17 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from asgd.arrays import Array
 from cluster.core.messages import Gradient, Reply, Snapshot, Stop
 from cluster.sockets import wire
-from cluster.sockets.shared_memory import SharedVectors
+from cluster.sockets.shared_memory import shared_vector
 from cluster.sockets.wire import HEADER, Frame, VectorFormat, WireError
 
+KEPT_BYTES = 1 << 16  # vectors up to this size have memory of their own at the server
 BUSY_WAIT_SECONDS = 100e-6  # in shorter waits, waking up would take most of the time
 _HANDSHAKE_SECONDS = 10.0
 # TCP keepalive, to detect a dead machine: idle seconds, seconds between probes, probes.
@@ -53,7 +55,8 @@ class SocketConnection:
     """A worker's connection; `join` and `push` block until the server answers.
 
     Both raise `ConnectionError` when the server is gone. The parameters of a snapshot are
-    read-only and valid until the next call.
+    read-only and valid until the next call. The connection has memory for one vector, in turn a
+    snapshot and the gradient that answers it.
 
     Parameters
     ----------
@@ -75,9 +78,8 @@ class SocketConnection:
         vectors = endpoint.vectors
         inline = 0 if shared else vectors.nbytes
         size = HEADER.size + max(inline, wire.LONGEST_TEXT)
-        self._in = np.empty(size, np.uint8).data
-        self._out = np.empty(size, np.uint8).data
-        self._push = self._out[: HEADER.size + inline]
+        self._frame = np.empty(size, np.uint8).data
+        self._push = self._frame[: HEADER.size + inline]
         self._push_start = wire.push_start(worker, inline)
         self._busy_waits = False
         self._may_busy_wait = may_busy_wait()
@@ -88,10 +90,8 @@ class SocketConnection:
         except OSError as error:
             self._socket.close()
             raise _connection_error(error) from error
-        self._received = memory.snapshot if memory else vectors.view(self._in)
-        self._outgoing = memory.gradient if memory else vectors.view(self._out)
-        self._native = self._received.dtype == np.float64
-        self._parameters: Array = self._received if self._native else np.empty(vectors.dimension)
+        self._vector = vectors.view(self._frame) if memory is None else memory
+        self._parameters = vectors.arrival(self._vector)
         self._read_only = self._parameters.view()
         self._read_only.flags.writeable = False
 
@@ -101,9 +101,9 @@ class SocketConnection:
 
     def push(self, gradient: Gradient) -> Reply:
         """Deliver a gradient and ask for the next snapshot."""
-        if gradient.gradient.shape != self._outgoing.shape:
+        if gradient.gradient.shape != self._vector.shape:
             return self._ask(wire.pack_misfit(gradient))
-        wire.copy_vector(self._outgoing, gradient.gradient)
+        wire.copy_vector(self._vector, gradient.gradient)
         wire.pack_push(self._push, self._push_start, gradient)
         return self._ask(self._push)
 
@@ -117,7 +117,7 @@ class SocketConnection:
             got = self._wait()
             if got == len(self._push):
                 # The usual case: exactly one whole snapshot.
-                start, size, length, *fields = wire.SNAPSHOT_FIELDS.unpack_from(self._in)
+                start, size, length, *fields = wire.SNAPSHOT_FIELDS.unpack_from(self._frame)
                 if start == self._snapshot_start and length == got - HEADER.size:
                     return self._read(size, *fields)
             frame = self._receive(got)
@@ -137,19 +137,19 @@ class SocketConnection:
         began = time.monotonic()
         while self._busy_waits and time.monotonic() - began < BUSY_WAIT_SECONDS:
             try:
-                return self._socket.recv_into(self._in, 0, socket.MSG_DONTWAIT)
+                return self._socket.recv_into(self._frame, 0, socket.MSG_DONTWAIT)
             except BlockingIOError:
                 os.sched_yield()
-        got = self._socket.recv_into(self._in)
+        got = self._socket.recv_into(self._frame)
         self._busy_waits = self._may_busy_wait and time.monotonic() - began < BUSY_WAIT_SECONDS
         return got
 
     def _read(self, batch_size: int, sequence: int, version: int, epoch: int) -> Snapshot:
-        if not self._native:
-            np.copyto(self._parameters, self._received)
+        if self._parameters is not self._vector:
+            np.copyto(self._parameters, self._vector)
         return Snapshot(self._read_only, version, epoch, sequence, batch_size)
 
-    def _greet(self, endpoint: Endpoint, shared: bool) -> SharedVectors | None:
+    def _greet(self, endpoint: Endpoint, shared: bool) -> npt.NDArray[Any] | None:
         """Exchange proofs of the secret; return the shared memory, if any."""
         nonce = secrets.token_bytes(wire.NONCE_BYTES)
         hello = wire.pack(wire.HELLO, self._worker, endpoint.vectors.hello(nonce, shared))
@@ -166,21 +166,21 @@ class SocketConnection:
         else:
             # The descriptor is attached to the first byte of its frame.
             first, descriptors, _, _ = socket.recv_fds(self._socket, 1, 1)
-            self._in[: len(first)] = first
+            self._frame[: len(first)] = first
             self._receive(len(first))
             try:
-                memory = SharedVectors(descriptors[0], endpoint.vectors)
+                memory = shared_vector(descriptors[0], endpoint.vectors)
             finally:
                 os.close(descriptors[0])
         self._socket.settimeout(None)
         return memory
 
     def _payload(self, frame: Frame) -> memoryview:
-        return self._in[HEADER.size : HEADER.size + frame.length]
+        return self._frame[HEADER.size : HEADER.size + frame.length]
 
     def _receive(self, got: int = 0) -> Frame:
         """Return the next frame; its first `got` bytes are already received."""
-        data = self._in
+        data = self._frame
         if not got:
             got = self._socket.recv_into(data)
         if got < HEADER.size:
@@ -217,8 +217,12 @@ def may_busy_wait() -> bool:
     return True
 
 
-def tune(connection: socket.socket) -> None:
-    """Set TCP_NODELAY and keepalive: send small frames at once and detect a dead machine."""
+def tune(connection: socket.socket, patient: bool = False) -> None:
+    """Set TCP_NODELAY and keepalive: send small frames at once and detect a dead machine.
+
+    A patient connection lets the other side, if its machine lives, take in nothing for any time:
+    the server reads a long gradient only when it has memory for it.
+    """
     if connection.family == socket.AF_UNIX:
         return
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -227,7 +231,7 @@ def tune(connection: socket.socket) -> None:
         (socket.TCP_KEEPIDLE, _KEEPALIVE_IDLE),
         (socket.TCP_KEEPINTVL, _KEEPALIVE_INTERVAL),
         (socket.TCP_KEEPCNT, _KEEPALIVE_PROBES),
-        (socket.TCP_USER_TIMEOUT, _UNACKNOWLEDGED_MILLISECONDS),
+        (socket.TCP_USER_TIMEOUT, 0 if patient else _UNACKNOWLEDGED_MILLISECONDS),
     ):
         connection.setsockopt(socket.IPPROTO_TCP, option, value)
 
@@ -237,7 +241,7 @@ def _dial(endpoint: Endpoint, shared: bool) -> socket.socket:
         if not shared:
             address = (endpoint.host, endpoint.port)
             connection = socket.create_connection(address, _HANDSHAKE_SECONDS)
-            tune(connection)
+            tune(connection, patient=endpoint.vectors.nbytes > KEPT_BYTES)
             return connection
         connection = socket.socket(socket.AF_UNIX)
         connection.settimeout(_HANDSHAKE_SECONDS)

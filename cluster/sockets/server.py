@@ -20,16 +20,23 @@ import select
 import socket
 import struct
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 
-import numpy as np
-
 from asgd.arrays import Array
-from cluster.core.messages import Gradient, Reply, Snapshot
+from cluster.core.messages import Gradient, Snapshot, Stop
 from cluster.core.server import ParameterServer, Replies
 from cluster.sockets import wire
-from cluster.sockets.connection import BUSY_WAIT_SECONDS, Endpoint, may_busy_wait, tune
-from cluster.sockets.shared_memory import SharedVectors, create_memory
+from cluster.sockets.buffers import Buffer, BufferPool
+from cluster.sockets.connection import (
+    BUSY_WAIT_SECONDS,
+    KEPT_BYTES,
+    Endpoint,
+    may_busy_wait,
+    tune,
+)
+from cluster.sockets.peer import HELLO_BYTES, Peer
+from cluster.sockets.shared_memory import create_memory, shared_vector
 from cluster.sockets.wire import HEADER, Frame, VectorFormat, WireError
 
 _HANDSHAKE_SECONDS = 10.0
@@ -37,62 +44,8 @@ _SILENCE_SECONDS = 30.0  # in the middle of a frame
 _SWEEP_SECONDS = 1.0
 _MOST_UNAUTHENTICATED = 256  # unauthenticated connections
 _REFUSALS_REPORTED = 100
-_HELLO_BYTES = wire.HELLO_PAYLOAD.size
 _CREDENTIALS = struct.Struct("3i")  # process, user, group
 _OUT = select.EPOLLOUT
-
-
-class _Peer:
-    """The state of one connection.
-
-    `window` is the current receive buffer and `got` the number of bytes in it; `accepts` maps the
-    kinds of frame that are allowed now to their lengths; `asked` is true while the worker waits for
-    an answer.
-    """
-
-    def __init__(self, connection: socket.socket, name: str, deadline: float) -> None:
-        self.socket = connection
-        self.name = name
-        self.deadline = deadline
-        self.worker: int | None = None
-        self.buffer = self.window = memoryview(bytearray(HEADER.size + _HELLO_BYTES))
-        self.got = 0
-        self.frame: Frame | None = None
-        self.accepts = {wire.HELLO: range(_HELLO_BYTES, _HELLO_BYTES + 1)}
-        self.hello = self.nonce = self.push_start = self.snapshot_start = b""
-        self.push_bytes = 0
-        self.shared: SharedVectors | None = None
-        self.unsent = memoryview(b"")
-        self.asked = self.stopped = False
-
-    def open(self, worker: int, vectors: VectorFormat) -> None:
-        """Allocate buffers for the vectors of an authenticated worker."""
-        self.worker = worker
-        self.deadline = math.inf
-        inline = 0 if self.shared else vectors.nbytes
-        size = HEADER.size + max(inline, wire.LONGEST_TEXT)
-        self.buffer = self.window = np.empty(size, np.uint8).data
-        self.header = self.buffer[: HEADER.size]
-        self.out = np.empty(size, np.uint8).data
-        self.snapshot = self.out[: HEADER.size + inline]
-        shared = self.shared
-        self.received = shared.gradient if shared else vectors.view(self.buffer)
-        self.outgoing = shared.snapshot if shared else vectors.view(self.out)
-        native = self.received.dtype == np.float64
-        self.gradient: Array = self.received if native else np.empty(vectors.dimension)
-        self.push_start = wire.push_start(worker, inline)
-        self.push_bytes = HEADER.size + inline
-        self.snapshot_start = wire.snapshot_start(worker)
-        self.accepts = {
-            wire.JOIN: range(1),
-            wire.PUSH: range(inline, inline + 1),
-            wire.MISFIT: range(0, 8 * wire.LONGEST_SHAPE + 1, 8),
-        }
-
-    def hold(self) -> None:
-        """Read nothing until the answer, because the buffer holds the gradient."""
-        self.asked = True
-        self.window = self.header
 
 
 class SocketServer:
@@ -106,19 +59,21 @@ class SocketServer:
         The parameter server; events of connections go into its ledger.
     host
         Address to listen on.
-    dtype
-        Of the vectors on the wire: "float64" or "float32".
+    vectors
+        Format of gradients and parameters.
     """
 
     def __init__(
-        self, server: ParameterServer, host: str = "127.0.0.1", dtype: str = "float64"
+        self, server: ParameterServer, vectors: VectorFormat, host: str = "127.0.0.1"
     ) -> None:
         self._server = server
-        self._vectors = VectorFormat(len(server.parameters), dtype)
-        self._peers: dict[int, _Peer] = {}
-        self._workers: dict[int, _Peer] = {}
-        self._unauthenticated: dict[int, _Peer] = {}  # unauthenticated, the oldest first
-        self._broken: list[tuple[_Peer, str]] = []
+        self._vectors = vectors
+        self._pool = BufferPool(vectors, bounded=not server.collects)
+        self._paused: dict[int, Peer] = {}  # wait for a buffer, the first comes first
+        self._peers: dict[int, Peer] = {}
+        self._workers: dict[int, Peer] = {}
+        self._unauthenticated: dict[int, Peer] = {}  # unauthenticated, the oldest first
+        self._broken: list[tuple[Peer, str]] = []
         self._refusals = 0
         self._busy_waits = False
         self._may_busy_wait = may_busy_wait()
@@ -165,10 +120,20 @@ class SocketServer:
 
     def deliver(self, replies: Replies) -> None:
         """Send replies to the workers that wait on a socket; skip the others."""
+        encoded: tuple[Array, Buffer] | None = None
         for worker, reply in replies:
             peer = self._workers.get(worker)
-            if peer is not None and peer.asked:
-                self._answer(peer, worker, reply)
+            if peer is None or not peer.asked:
+                continue
+            peer.asked = False
+            if not isinstance(reply, Snapshot):
+                self._dismiss(peer, reply)
+            elif peer.keeps:
+                self._answer(peer, reply)
+            else:
+                encoded = self._answer_long(peer, reply, encoded)
+        if encoded is not None:
+            self._give_back(encoded[1])
         if self._broken:
             self._close_broken()
 
@@ -178,6 +143,8 @@ class SocketServer:
         for listener in self._listeners.values():
             self._epoll.modify(listener, select.EPOLLIN)
         for peer in list(self._peers.values()):
+            if peer.worker is not None and peer.frame is not None:
+                self._server.note_arriving(peer.worker, now)
             if peer.deadline < now:
                 if peer.worker is None:
                     reason = f"did not authenticate within {_HANDSHAKE_SECONDS:.0f} s"
@@ -239,7 +206,7 @@ class SocketServer:
         name = "local" if listener.family == socket.AF_UNIX else f"{address[0]}:{address[1]}"
         connection.setblocking(False)
         tune(connection)
-        peer = _Peer(connection, name, time.monotonic() + _HANDSHAKE_SECONDS)
+        peer = Peer(connection, name, time.monotonic() + _HANDSHAKE_SECONDS)
         self._peers[connection.fileno()] = peer
         self._epoll.register(connection, select.EPOLLIN)
         if not _is_own(connection):
@@ -249,14 +216,14 @@ class SocketServer:
                 self._close_broken()
             self._unauthenticated[connection.fileno()] = peer
 
-    def _read(self, peer: _Peer) -> None:
+    def _read(self, peer: Peer) -> None:
         count = peer.socket.recv_into(peer.window[peer.got :] if peer.got else peer.window)
         if not count:
             raise ConnectionResetError("closed by the other side")
         worker = peer.worker
         if worker is not None and count == peer.push_bytes and not peer.got and not peer.asked:
             # The usual case: exactly one whole gradient.
-            start, sequence, version, epoch, seconds = wire.PUSH_FIELDS.unpack_from(peer.buffer)
+            start, sequence, version, epoch, seconds = wire.PUSH_FIELDS.unpack_from(peer.window)
             if start == peer.push_start:
                 self._gradient(peer, worker, sequence, version, epoch, seconds)
                 return
@@ -264,11 +231,13 @@ class SocketServer:
         frame = peer.frame
         if frame is None and peer.got >= HEADER.size:
             frame = peer.frame = self._header(peer)
+            if peer.worker is not None and not peer.keeps:
+                self._make_room(peer, frame)
         missing = HEADER.size + (frame.length if frame else 0) - peer.got
         if missing < 0:
             raise WireError("bytes after the end of a frame")
         if frame is None or missing:
-            if peer.worker is not None:
+            if peer.worker is not None and peer.socket.fileno() not in self._paused:
                 peer.deadline = time.monotonic() + _SILENCE_SECONDS
             return
         peer.got = 0
@@ -279,9 +248,9 @@ class SocketServer:
             peer.deadline = math.inf
             self._question(peer, frame)
 
-    def _header(self, peer: _Peer) -> Frame:
+    def _header(self, peer: Peer) -> Frame:
         frame = wire.parse(peer.window)
-        if peer.asked:
+        if peer.asked or peer.unsent:
             raise WireError("a request before the answer to the last one")
         if frame.length not in peer.accepts.get(frame.kind, ()):
             raise WireError(
@@ -291,16 +260,39 @@ class SocketServer:
             raise WireError(f"worker {frame.worker} on the connection of worker {peer.worker}")
         return frame
 
-    def _handshake(self, peer: _Peer, frame: Frame) -> None:
+    def _make_room(self, peer: Peer, frame: Frame) -> None:
+        """Find memory for the payload of a frame, or read no more until there is some."""
+        if frame.kind != wire.PUSH:
+            peer.window = peer.head
+        elif (buffer := self._pool.take()) is not None:
+            peer.use(buffer)
+        else:
+            self._paused[peer.socket.fileno()] = peer
+            peer.deadline = math.inf
+            self._epoll.modify(peer.socket, 0)
+
+    def _give_back(self, buffer: Buffer) -> None:
+        self._pool.give_back(buffer)
+        self._resume()
+
+    def _resume(self) -> None:
+        """Go on reading from connections that waited for memory."""
+        while self._paused and (buffer := self._pool.take()) is not None:
+            peer = self._paused.pop(next(iter(self._paused)))
+            peer.use(buffer)
+            peer.deadline = time.monotonic() + _SILENCE_SECONDS
+            self._epoll.modify(peer.socket, select.EPOLLIN)
+
+    def _handshake(self, peer: Peer, frame: Frame) -> None:
         secret = self.endpoint.secret
         if frame.kind == wire.HELLO:
-            peer.hello = bytes(peer.buffer[: HEADER.size + _HELLO_BYTES])
+            peer.hello = bytes(peer.head[: HEADER.size + HELLO_BYTES])
             peer.nonce = secrets.token_bytes(wire.NONCE_BYTES)
             shown = wire.proof(secret, b"server", peer.hello, peer.nonce)
             peer.socket.send(wire.pack(wire.CHALLENGE, payload=peer.nonce + shown))
             peer.accepts = {wire.PROOF: range(wire.PROOF_BYTES, wire.PROOF_BYTES + 1)}
             return
-        shown = bytes(peer.buffer[HEADER.size :][: wire.PROOF_BYTES])
+        shown = bytes(peer.head[HEADER.size :][: wire.PROOF_BYTES])
         if not hmac.compare_digest(shown, wire.proof(secret, b"worker", peer.hello, peer.nonce)):
             raise WireError("does not know the secret of this run")
         _, dimension, itemsize, shared = wire.HELLO_PAYLOAD.unpack_from(peer.hello, HEADER.size)
@@ -311,16 +303,18 @@ class SocketServer:
             raise WireError(f"worker {worker} does not belong to this run")
         self._welcome(peer, worker, bool(shared))
 
-    def _welcome(self, peer: _Peer, worker: int, shared: bool) -> None:
-        welcome = wire.pack(wire.WELCOME)
+    def _welcome(self, peer: Peer, worker: int, shared: bool) -> None:
+        welcome, buffer = wire.pack(wire.WELCOME), None
         if not shared:
             peer.socket.send(welcome)
+            if self._vectors.nbytes <= KEPT_BYTES:
+                buffer = Buffer(self._vectors)
         elif peer.socket.family != socket.AF_UNIX:
             raise WireError("shared memory needs the local socket")
         else:
             descriptor = create_memory(self._vectors)
             try:
-                peer.shared = SharedVectors(descriptor, self._vectors)
+                buffer = Buffer(self._vectors, shared_vector(descriptor, self._vectors))
                 socket.send_fds(peer.socket, [welcome], [descriptor])
             finally:
                 os.close(descriptor)
@@ -328,11 +322,12 @@ class SocketServer:
         if older is not None:
             # The worker no longer reads answers on the old connection.
             self._broken.append((older, "replaced by a newer connection"))
-        peer.open(worker, self._vectors)
+        peer.shared = shared
+        peer.open(worker, self._vectors, buffer)
         self._unauthenticated.pop(peer.socket.fileno(), None)
         self._workers[worker] = peer
 
-    def _question(self, peer: _Peer, frame: Frame) -> None:
+    def _question(self, peer: Peer, frame: Frame) -> None:
         if frame.kind == wire.JOIN:
             peer.hold()
             self._server.note_joined(frame.worker, "shm" if peer.shared else "tcp")
@@ -340,7 +335,7 @@ class SocketServer:
             return
         misfit = None
         if frame.kind == wire.MISFIT:
-            misfit = wire.misfit(peer.buffer[HEADER.size :][: frame.length])
+            misfit = wire.misfit(peer.window[HEADER.size :][: frame.length])
         self._gradient(
             peer,
             frame.worker,
@@ -353,7 +348,7 @@ class SocketServer:
 
     def _gradient(
         self,
-        peer: _Peer,
+        peer: Peer,
         worker: int,
         sequence: int,
         version: int,
@@ -362,42 +357,79 @@ class SocketServer:
         misfit: Array | None = None,
     ) -> None:
         peer.hold()
-        value = peer.gradient
-        if misfit is not None:
-            value = misfit
-        elif value is not peer.received:
-            wire.copy_vector(value, peer.received)
+        value = misfit
+        if value is None:
+            buffer = peer.buffer
+            assert buffer is not None
+            value = buffer.gradient
+            if value is not buffer.vector:
+                wire.copy_vector(value, buffer.vector)
         gradient = Gradient(worker, sequence, version, epoch, value, compute_seconds)
         self.deliver(self._server.receive(gradient, time.monotonic()))
 
-    def _answer(self, peer: _Peer, worker: int, reply: Reply) -> None:
-        peer.asked = False
-        peer.window = peer.buffer
-        if isinstance(reply, Snapshot):
-            wire.copy_vector(peer.outgoing, reply.parameters)
-            data = peer.snapshot
-            wire.pack_snapshot(data, peer.snapshot_start, len(data) - HEADER.size, reply)
-        else:
-            peer.stopped = True
-            data = memoryview(wire.pack_text(wire.STOP, reply.reason))
+    def _answer(self, peer: Peer, reply: Snapshot) -> None:
+        """Send a snapshot from the peer's own buffer."""
+        buffer = peer.buffer
+        assert buffer is not None
+        wire.copy_vector(buffer.vector, reply.parameters)
+        data = buffer.frame
+        wire.pack_snapshot(data, peer.snapshot_start, len(data) - HEADER.size, reply)
+        self._send(peer, data)
+
+    def _answer_long(
+        self, peer: Peer, reply: Snapshot, encoded: tuple[Array, Buffer] | None
+    ) -> tuple[Array, Buffer]:
+        """Send a snapshot from the buffer of the gradient it answers, or from that of others.
+
+        `encoded` has the parameters that were encoded last, and their buffer; it is returned too.
+        The caller uses the buffer until it has sent every reply.
+        """
+        if encoded is None or encoded[0] is not reply.parameters:
+            if encoded is not None:
+                self._give_back(encoded[1])
+            encoded = reply.parameters, peer.buffer or self._pool.take_one_more()
+            wire.copy_vector(encoded[1].vector, reply.parameters)
+        elif peer.buffer is not None:
+            self._give_back(peer.buffer)
+        peer.buffer = encoded[1]
+        peer.buffer.users += 1
+        wire.pack_snapshot(peer.answer, peer.snapshot_start, self._vectors.nbytes, reply)
+        self._send(peer, peer.answer, peer.buffer.frame[HEADER.size :])
+        return encoded
+
+    def _dismiss(self, peer: Peer, reply: Stop) -> None:
+        peer.stopped = True
+        self._send(peer, memoryview(wire.pack_text(wire.STOP, reply.reason)))
+
+    def _send(self, peer: Peer, *parts: memoryview) -> None:
         try:
-            sent = peer.socket.send(data)
+            sent = peer.socket.send(parts[0]) if len(parts) == 1 else peer.socket.sendmsg(parts)
         except BlockingIOError:
             sent = 0
         except OSError as error:
             self._broken.append((peer, _reason(error)))
             return
-        if sent < len(data):
-            peer.unsent = data[sent:]
-            peer.deadline = time.monotonic() + _SILENCE_SECONDS
-            self._epoll.modify(peer.socket, select.EPOLLIN | select.EPOLLOUT)
+        if sent == sum(map(len, parts)):
+            self._answered(peer)
+            return
+        peer.unsent = _after(parts, sent)
+        peer.deadline = time.monotonic() + _SILENCE_SECONDS
+        self._epoll.modify(peer.socket, select.EPOLLIN | select.EPOLLOUT)
 
-    def _flush(self, peer: _Peer) -> None:
-        peer.unsent = peer.unsent[peer.socket.send(peer.unsent) :]
+    def _flush(self, peer: Peer) -> None:
+        peer.unsent = _after(peer.unsent, peer.socket.sendmsg(peer.unsent))
         peer.deadline = time.monotonic() + _SILENCE_SECONDS
         if not peer.unsent:
             peer.deadline = math.inf
             self._epoll.modify(peer.socket, select.EPOLLIN)
+            self._answered(peer)
+
+    def _answered(self, peer: Peer) -> None:
+        """Receive the next request; memory for long vectors is free for others."""
+        if not peer.keeps and peer.buffer is not None:
+            buffer, peer.buffer = peer.buffer, None
+            self._give_back(buffer)
+        peer.listen()
 
     def _close_broken(self) -> None:
         """Close broken connections; as this creates replies, call it outside loops over replies."""
@@ -408,13 +440,25 @@ class SocketServer:
                 continue
             self._unauthenticated.pop(descriptor, None)
             peer.socket.close()
+            self._free_memory(peer, descriptor)
             worker = peer.worker
             if worker is None:
                 self._refused(peer.name, reason)
             elif not peer.stopped:
                 self._lost(peer, worker, reason)
 
-    def _lost(self, peer: _Peer, worker: int, reason: str) -> None:
+    def _free_memory(self, peer: Peer, descriptor: int) -> None:
+        """Let others have the memory of a closed connection."""
+        self._paused.pop(descriptor, None)
+        if peer.buffer is None or peer.keeps:
+            return
+        if peer.asked:  # the parameter server may hold the gradient
+            self._pool.forget()
+            self._resume()
+        else:
+            self._give_back(peer.buffer)
+
+    def _lost(self, peer: Peer, worker: int, reason: str) -> None:
         self._server.ledger.event("connection_lost", worker=worker, peer=peer.name, reason=reason)
         if self._workers[worker] is peer:
             del self._workers[worker]
@@ -433,6 +477,16 @@ def _is_own(connection: socket.socket) -> bool:
     shown = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
     _, user, _ = _CREDENTIALS.unpack(shown)
     return bool(user == os.getuid())
+
+
+def _after(parts: Sequence[memoryview], sent: int) -> list[memoryview]:
+    """Return what is left of parts of which so many bytes have been sent."""
+    left = []
+    for part in parts:
+        if sent < len(part):
+            left.append(part[sent:])
+        sent = max(0, sent - len(part))
+    return left
 
 
 def _reason(error: OSError) -> str:

@@ -1,9 +1,9 @@
-"""Vectors in memory shared by the server and one worker on its node.
+"""A vector in memory shared by the server and one worker on its node.
 
 The memory is anonymous; its descriptor is sent over a local socket. So nothing remains when a
 process dies, and the size of /dev/shm does not matter. Frames on the socket order the accesses:
-each side writes its vector before it sends a frame, and reads the other vector after it receives
-one.
+the vector is in turn the server's snapshot and the worker's gradient, written before a frame is
+sent and read after one is received.
 """
 
 from __future__ import annotations
@@ -19,35 +19,29 @@ import numpy.typing as npt
 from cluster.sockets.wire import VectorFormat, WireError
 
 
-class SharedVectors:
-    """One gradient and one snapshot, in shared memory.
+def shared_vector(descriptor: int, vectors: VectorFormat) -> npt.NDArray[Any]:
+    """Return the vector in shared memory, shape (d,), of the dtype on the wire.
 
-    Attributes
-    ----------
-    gradient, snapshot
-        Shape (d,), of the dtype on the wire.
+    Raises
+    ------
+    WireError
+        The memory has another size.
     """
-
-    def __init__(self, descriptor: int, vectors: VectorFormat) -> None:
-        start, size = _layout(vectors)
-        if os.fstat(descriptor).st_size != size:
-            raise WireError("the shared memory has the wrong size")
-        memory = mmap.mmap(descriptor, size)
-        self.gradient: npt.NDArray[Any] = np.frombuffer(memory, vectors.numbers, vectors.dimension)
-        self.snapshot: npt.NDArray[Any] = np.frombuffer(
-            memory, vectors.numbers, vectors.dimension, start
-        )
+    size = _size(vectors)
+    if os.fstat(descriptor).st_size != size:
+        raise WireError("the shared memory has the wrong size")
+    return np.frombuffer(mmap.mmap(descriptor, size), vectors.numbers, vectors.dimension)
 
 
 def create_memory(vectors: VectorFormat) -> int:
-    """Return the descriptor of new memory for the vectors of one worker; the caller closes it.
+    """Return the descriptor of new memory for a vector; the caller closes it.
 
     Raises
     ------
     OSError
         There is not enough memory.
     """
-    size = _layout(vectors)[1]
+    size = _size(vectors)
     descriptor = os.memfd_create("asgd", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         # Allocate and seal now, because access to missing pages would kill the process.
@@ -60,7 +54,6 @@ def create_memory(vectors: VectorFormat) -> int:
     return descriptor
 
 
-def _layout(vectors: VectorFormat) -> tuple[int, int]:
-    """Return the offset of the snapshot and the size of the memory, in bytes."""
-    start = -(-vectors.nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
-    return start, max(1, 2 * start)
+def _size(vectors: VectorFormat) -> int:
+    """Return the size of the memory in bytes, whole pages."""
+    return max(1, -(-vectors.nbytes // mmap.PAGESIZE)) * mmap.PAGESIZE

@@ -41,8 +41,8 @@ gradients and parameters unnoticed. So the sockets listen only on loopback or on
 node; between nodes, use a trusted network or a tunnel.
 
 Vectors are d raw little-endian numbers, float64 or float32. With `shared` they are in the shared
-memory and the payload of PUSH and SNAPSHOT is empty. Every length is checked against the kind of
-frame before it is used; nothing is unpickled.
+memory, one at a time, and the payload of PUSH and SNAPSHOT is empty. Every length is checked
+against the kind of frame before it is used; nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -109,10 +109,19 @@ class VectorFormat:
         Length of a vector, d.
     dtype
         "float64" or "float32".
+    precision
+        The dtype of the parameters, to which what arrives is converted.
     """
 
     dimension: int
     dtype: str = "float64"
+    precision: str = "float64"
+
+    @classmethod
+    def of(cls, dimension: int, precision: np.dtype[Any], wire_dtype: str) -> VectorFormat:
+        """Return the format for parameters of a precision under `cluster.wire_dtype`."""
+        dtype = "float32" if wire_dtype == "float32" else precision.name
+        return cls(dimension, dtype, precision.name)
 
     @property
     def numbers(self) -> np.dtype[np.floating]:
@@ -123,6 +132,15 @@ class VectorFormat:
     def nbytes(self) -> int:
         """Size of a vector in bytes."""
         return self.dimension * self.numbers.itemsize
+
+    def arrival(self, received: npt.NDArray[Any]) -> Array:
+        """Return memory for a received vector in the precision of the parameters, shape (d,).
+
+        It is the received vector itself if nothing has to be converted.
+        """
+        if self.dtype == self.precision:
+            return received
+        return np.empty(self.dimension, self.precision)
 
     def view(self, buffer: memoryview) -> npt.NDArray[Any]:
         """Return the vector in a frame, shape (d,), as a view of the frame's memory."""
@@ -229,7 +247,7 @@ def pack_snapshot(buffer: Buffer, start: bytes, length: int, snapshot: Snapshot)
 
 
 def copy_vector(destination: npt.NDArray[Any], source: npt.NDArray[Any]) -> None:
-    """Copy between float64 and the dtype on the wire; overflows become infinite."""
+    """Copy between the parameters' dtype and that on the wire; overflows become infinite."""
     if destination.itemsize == source.itemsize:
         destination[:] = source
         return

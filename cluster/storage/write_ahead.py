@@ -16,7 +16,8 @@ The log of a run consists of segments, each started by one incarnation of the se
          4      4  CRC-32 of number and content
          8      8  number of the record in its segment: 0, 1, ...
         16         content: an update as `_ROW`, its members, the drawn order, the gradient of
-                   d float64; or an incident as JSON. The first byte is the kind.
+                   d float64 or float32, by its length; or an incident as JSON. The first byte is
+                   the kind.
 
 All numbers are little-endian. A segment ends at the first record that is torn, damaged or out of
 order. Space is allocated in advance, which makes writes cheaper and detects a full disk early.
@@ -211,7 +212,10 @@ class Segment:
             *words, buffered, buffer = _ORDER.unpack_from(content, end)
             order = OrderState(words, buffered, buffer, None)
             end += _ORDER.size
-        gradient = np.frombuffer(content, "<f8", self.dimension, end)
+        itemsize, rest = divmod(len(content) - end, self.dimension)
+        if rest or itemsize not in (4, 8):
+            raise ValueError(f"{len(content) - end} bytes for {self.dimension} numbers")
+        gradient = np.frombuffer(content, f"<f{itemsize}", self.dimension, end)
         return Update(tuple(row), members, gradient, order)
 
 

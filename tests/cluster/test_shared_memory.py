@@ -1,4 +1,4 @@
-"""Vectors in shared memory: both sides see the same numbers, and nothing can be left behind."""
+"""A vector in shared memory: both sides see the same numbers, and nothing can be left behind."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cluster.sockets.connection import SocketConnection
-from cluster.sockets.shared_memory import SharedVectors, create_memory
+from cluster.sockets.shared_memory import create_memory, shared_vector
 from cluster.sockets.wire import VectorFormat, WireError
 from tests.support.lines import Line, configure
 
@@ -19,13 +19,13 @@ from tests.support.lines import Line, configure
 def test_both_sides_see_the_same(dimension: int, dtype: str) -> None:
     vectors = VectorFormat(dimension, dtype)
     descriptor = create_memory(vectors)
-    one, other = SharedVectors(descriptor, vectors), SharedVectors(descriptor, vectors)
+    one, other = shared_vector(descriptor, vectors), shared_vector(descriptor, vectors)
     os.close(descriptor)
-    one.gradient[:] = 1.0
-    other.snapshot[:] = 2.0
-    assert (other.gradient == 1.0).all()
-    assert (one.snapshot == 2.0).all()
-    assert one.gradient.dtype == dtype
+    one[:] = 1.0
+    assert (other == 1.0).all()
+    other[:] = 2.0
+    assert (one == 2.0).all()
+    assert one.dtype == dtype
 
 
 def test_memory_cannot_be_cut_under_the_other_side() -> None:
@@ -40,7 +40,7 @@ def test_memory_cannot_be_cut_under_the_other_side() -> None:
 def test_memory_of_another_size_is_refused() -> None:
     descriptor = create_memory(VectorFormat(1000))
     with pytest.raises(WireError, match="wrong size"):
-        SharedVectors(descriptor, VectorFormat(2000))
+        shared_vector(descriptor, VectorFormat(2000))
     os.close(descriptor)
 
 

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 
 from asgd.draws import WorkerDraws
 from asgd.problems.make import make_problem
+from asgd.problems.plugin import PluginProblem
 from asgd.streams import stream
 from cluster.core.messages import Snapshot, Stop
 from cluster.sockets import wire
@@ -716,7 +717,7 @@ class Wide:
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_slow_reader_keeps_nobody_waiting_and_gets_one_version(dtype: str) -> None:
-    wide: Any = Wide()
+    wide = PluginProblem(Wide(), np.dtype(float), rowwise=False)
     with Line(configure(2, updates=20), "tcp", dtype, wide) as line:
         slow = line.connect(0)
         slow._socket.sendall(wire.pack(wire.JOIN, 0))
@@ -724,14 +725,14 @@ def test_slow_reader_keeps_nobody_waiting_and_gets_one_version(dtype: str) -> No
         line.serve_until(lambda: line.server.version >= 10)
         line.spawn(0, slow._receive)
         line.finish(2)
-        np.testing.assert_array_equal(slow._received, 1.0)
+        np.testing.assert_array_equal(slow._vector, 1.0)
 
         late = line.connect(0)
         late._socket.sendall(wire.pack(wire.JOIN, 0))
 
 
 def test_worker_that_does_not_read_is_closed_in_time() -> None:
-    wide: Any = Wide()
+    wide = PluginProblem(Wide(), np.dtype(float), rowwise=False)
     with Line(configure(1, updates=20), "tcp", problem=wide) as line:
         slow = line.connect(0)
         slow._socket.sendall(wire.pack(wire.JOIN, 0))

@@ -14,6 +14,7 @@ import pytest
 import ray
 
 from asgd.config import make_config
+from asgd.problems.scalar import Quadratic
 from asgd.progress import Progress
 from asgd.rundir.checkpoint import CHECKPOINTS
 from asgd.rundir.reader import read_run
@@ -21,41 +22,44 @@ from asgd.simulation.simulate import simulate
 from cluster import run
 from cluster.actors import ServerActor
 from cluster.core.messages import Snapshot, Stop
+from cluster.sockets.wire import VectorFormat
 from cluster.transport import ServerGoneError, Waiting, connect, decode, encode
 from tests.support.invariants import check_trace
 from tests.support.processes import actor_processes, listeners
 
 pytestmark = pytest.mark.ray
 
+DOUBLE = VectorFormat(0)
+
 
 @pytest.mark.parametrize("value", [[], [1.5], [np.pi, -0.0, 5e-324, 1.7e308]])
 def test_vectors_arrive_as_they_were(value: list[float]) -> None:
     array = np.array(value, dtype=float)
-    received = decode(encode(array))
+    received = decode(encode(array, DOUBLE), DOUBLE)
     assert received.tobytes() == array.tobytes()
     assert not received.flags.writeable
 
 
 def test_strided_vector() -> None:
     array = np.arange(10.0)[::3]
-    np.testing.assert_array_equal(decode(encode(array)), array)
+    np.testing.assert_array_equal(decode(encode(array, DOUBLE), DOUBLE), array)
 
 
 def test_snapshot_is_encoded_before_the_server_goes_on() -> None:
     async def scenario() -> bytes:
-        waiting = Waiting()
+        waiting = Waiting(DOUBLE)
         answer = waiting.expect(0)
         live = np.zeros(3)
         waiting.send([(0, Snapshot(live, 1, 0, 1, 16))])
         live += 1.0
         return bytes((await answer)[0])
 
-    np.testing.assert_array_equal(decode(asyncio.run(scenario())), np.zeros(3))
+    np.testing.assert_array_equal(decode(asyncio.run(scenario()), DOUBLE), np.zeros(3))
 
 
 def test_answer_may_come_long_after_and_to_another_worker() -> None:
     async def scenario() -> list[str]:
-        waiting = Waiting()
+        waiting = Waiting(DOUBLE)
         answers = [waiting.expect(worker) for worker in range(3)]
         waiting.send([])
         waiting.send([(2, Stop("c")), (0, Stop("a"))])
@@ -67,7 +71,7 @@ def test_answer_may_come_long_after_and_to_another_worker() -> None:
 
 def test_second_call_of_a_worker_replaces_the_first() -> None:
     async def scenario() -> tuple[bool, str]:
-        waiting = Waiting()
+        waiting = Waiting(DOUBLE)
         older = waiting.expect(0)
         newer = waiting.expect(0)
         waiting.send([(0, Stop("answer"))])
@@ -78,7 +82,8 @@ def test_second_call_of_a_worker_replaces_the_first() -> None:
 
 @pytest.mark.parametrize("value", [[1.0, 1e300, -1e300], [0.1, 5e-324, -0.0]])
 def test_float32_rounds_and_overflows_in_silence(value: list[float]) -> None:
-    received = decode(encode(np.array(value), "float32"), "float32")
+    rounded = VectorFormat(len(value), "float32")
+    received = decode(encode(np.array(value), rounded), rounded)
     assert received.dtype == np.float64
     with np.errstate(over="ignore"):
         np.testing.assert_array_equal(received, np.array(value, np.float32))
@@ -208,4 +213,4 @@ def test_data_plane_of_our_own_ray_listens_on_loopback(tmp_path: Path) -> None:
     finally:
         ray.kill(server)
     with pytest.raises(ServerGoneError):
-        connect(server, make_config(), 0)
+        connect(server, make_config(), 0, Quadratic())

@@ -6,13 +6,12 @@ import msgspec
 import numpy as np
 
 from asgd.config import ComputeTimeConfig, RunConfig
-from asgd.problems.base import Problem
+from asgd.problems.base import Problem, starting_point
 from asgd.problems.make import make_problem
 from asgd.rules import make_rule
 from asgd.rundir.columns import SHARED
 from asgd.rundir.reader import Run
 from asgd.schedules import learning_rate_schedule
-from asgd.streams import stream
 from cluster.core.ledger import Record
 from cluster.core.messages import Array, Gradient, Snapshot, Stop
 from cluster.core.server import ParameterServer, Replies
@@ -29,7 +28,7 @@ class Crowd:
     def __init__(self, config: RunConfig, problem: Problem | None = None) -> None:
         self.config = config
         self.problem = problem or make_problem(config)
-        self.initial = self.problem.initial_point(stream(config.run.seed, "initial"))
+        self.initial = starting_point(self.problem, config.run.seed)
         self.server = ParameterServer(config, self.initial)
         self.workers = {w: Worker(config, w, self.problem) for w in range(config.cluster.workers)}
         self.at_hand: dict[int, Snapshot] = {}
@@ -74,7 +73,10 @@ class Crowd:
 
     def go_on(self) -> None:
         """Let the server continue with space in its ledger."""
-        self._deliver(self.server.go_on(self._tick()))
+        before = -1
+        while before < self.server.version:
+            before = self.server.version
+            self._deliver(self.server.go_on(self._tick()))
 
     def _tick(self) -> float:
         self.now += 1.0
@@ -140,5 +142,5 @@ def replay_run(run: Run) -> list[Array]:
     problem = make_problem(config)
     tables = (run.trace, run.members)
     record = Record(*({name: table[name].to_numpy() for name in table} for table in tables))
-    initial = problem.initial_point(stream(config.run.seed, "initial"))
+    initial = starting_point(problem, config.run.seed)
     return replay(config, problem, initial, record)

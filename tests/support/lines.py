@@ -8,15 +8,15 @@ from collections.abc import Callable
 from typing import Any
 
 from asgd.config import RunConfig, make_config
-from asgd.problems.base import Problem
+from asgd.problems.base import Problem, starting_point
 from asgd.problems.make import make_problem
-from asgd.streams import stream
 from cluster.core.ledger import Record
 from cluster.core.messages import Gradient, Reply, Snapshot
 from cluster.core.server import ParameterServer
 from cluster.core.worker import Worker
 from cluster.sockets.connection import SocketConnection
 from cluster.sockets.server import SocketServer
+from cluster.sockets.wire import VectorFormat
 
 PATIENCE = 20.0
 
@@ -39,15 +39,16 @@ class Line:
         self,
         config: RunConfig,
         transport: str,
-        dtype: str = "float64",
+        dtype: str = "auto",
         problem: Problem | None = None,
     ) -> None:
         self.config = config
         self.shared = transport == "shm"
         self.problem = problem or make_problem(config)
-        self.initial = self.problem.initial_point(stream(config.run.seed, "initial"))
+        self.initial = starting_point(self.problem, config.run.seed)
         self.server = ParameterServer(config, self.initial)
-        self.sockets = SocketServer(self.server, dtype=dtype)
+        vectors = VectorFormat.of(self.problem.dim, self.initial.dtype, dtype)
+        self.sockets = SocketServer(self.server, vectors)
         self.replies: dict[int, Any] = {}
         self.opened: list[Any] = []
 

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from asgd.arrays import Array
 from asgd.errors import InputError
-from asgd.problems.base import Indices, Problem
+from asgd.problems.base import ROUNDING, Indices, Problem, precision
 
 _BLOCK_ENTRIES = 1 << 24  # entries of the points, or of the sample gradients, in one call
 _BLOCK_SAMPLES = 1024  # samples in one call, where all of them are needed
@@ -27,8 +27,8 @@ _BLOCK_SAMPLES = 1024  # samples in one call, where all of them are needed
 class Network(Problem):
     """A problem whose loss and derivatives a framework computes.
 
-    f(x) = (1/n) sum_i loss_i(x) + weight_decay |x|^2 / 2. Arrays go in and come out as NumPy's, in
-    the precision of the network.
+    f(x) = (1/n) sum_i loss_i(x) + weight_decay |x|^2 / 2. Arrays are NumPy's; they go in in any
+    precision and come out in that of the model.
 
     A random loss (dropout, augmentation) is seeded by the sample numbers of its batch. They come
     from the run's stream "batch", so a run, its replay and its resumption draw the same; two
@@ -38,7 +38,7 @@ class Network(Problem):
     Attributes
     ----------
     dtype
-        Floating-point type of the parameters.
+        Precision of the parameters of a run: the model's, unless another one was asked for.
     rounding
         1e-4 in single precision, 1e-2 on accelerators, which multiply with ten bits.
     weight_decay
@@ -63,10 +63,14 @@ class Network(Problem):
         # Threads that simulate paths share the framework, which uses the processors by itself.
         self._lock = threading.RLock()
 
-    def _note_precision(self, dtype: np.dtype[Any], accelerated: bool) -> None:
-        self.dtype = dtype
-        if dtype == np.float32:
-            self.rounding = 1e-2 if accelerated else 1e-4
+    def _note_precision(
+        self, model: np.dtype[Any], asked: npt.DTypeLike | None, accelerated: bool
+    ) -> None:
+        self._model_dtype = model
+        self.dtype = model if asked is None else precision(asked, "dtype")
+        self.rounding = max(ROUNDING[model], ROUNDING[self.dtype])
+        if accelerated and model == np.float32:
+            self.rounding = 1e-2
 
     @abstractmethod
     def unflatten(self, x: Array) -> Any:
@@ -117,11 +121,15 @@ class Network(Problem):
         """Return the mean gradient over a mini-batch, or grad f(x), shape (..., d)."""
         with self._lock:
             if indices is not None and x.ndim == indices.ndim == 1:
-                gradients = self._gradient_of_batch(x.astype(self.dtype, copy=False), indices)
+                gradients = self._gradient_of_batch(
+                    x.astype(self._model_dtype, copy=False), indices
+                )
             else:
                 gradients = self._gradients_of_points(x, indices)
         if self.weight_decay:
-            gradients += self.dtype.type(self.weight_decay) * x.astype(self.dtype, copy=False)
+            gradients += self._model_dtype.type(self.weight_decay) * x.astype(
+                self._model_dtype, copy=False
+            )
         return gradients
 
     def _gradients_of_points(self, x: Array, indices: Indices | None) -> Array:
@@ -131,7 +139,7 @@ class Network(Problem):
         own = None
         if indices is not None and (indices.ndim > 1 or self.random):
             own = np.broadcast_to(indices, (*lead, indices.shape[-1])).reshape(len(points), -1)
-        gradients = np.zeros(points.shape, self.dtype)
+        gradients = np.zeros(points.shape, self._model_dtype)
         for block in _blocks(len(points), _BLOCK_ENTRIES // self.dim):
             part, out = points[block], gradients[block]
             if indices is None:
@@ -154,29 +162,29 @@ class Network(Problem):
     def sample_gradients(self, x: Array) -> Array:
         """Return grad f_i(x) for every sample, shape (..., n, d), without randomness."""
         points = self._points(x)
-        gradients = np.empty((len(points), self.n_samples, self.dim), self.dtype)
+        gradients = np.empty((len(points), self.n_samples, self.dim), self._model_dtype)
         for row, point in enumerate(points):
             for block in _blocks(self.n_samples, _BLOCK_ENTRIES // self.dim):
                 numbers = np.arange(block.start, block.stop)
                 with self._lock:
                     gradients[row, block] = self._sample_gradients(point, numbers)
-        gradients += self.dtype.type(self.weight_decay) * points[:, None]
+        gradients += self._model_dtype.type(self.weight_decay) * points[:, None]
         return gradients.reshape(*x.shape[:-1], self.n_samples, self.dim)
 
     def hessian_vector(self, x: Array, v: Array) -> Array:
         """Return the product of the Hessian of f at x with v, shape (..., d); exact."""
         vectors = self._points(v)
         points = self._points(np.broadcast_to(x, v.shape))
-        products = np.zeros(vectors.shape, self.dtype)
+        products = np.zeros(vectors.shape, self._model_dtype)
         for block in _blocks(len(points), _BLOCK_ENTRIES // self.dim):
             at = partial(self._hessian_vectors, points[block], vectors[block])
             with self._lock:
                 self._over_samples(at, products[block])
-        products += self.dtype.type(self.weight_decay) * vectors
+        products += self._model_dtype.type(self.weight_decay) * vectors
         return products.reshape(v.shape)
 
     def _points(self, x: Array) -> Array:
-        return np.ascontiguousarray(x.reshape(-1, self.dim), dtype=self.dtype)
+        return np.ascontiguousarray(x.reshape(-1, self.dim), dtype=self._model_dtype)
 
     def _over_samples(self, of_batch: Callable[[Indices], Array], total: Array) -> Array:
         """Add the mean over all samples of a function of a batch to `total`, in place."""
@@ -193,7 +201,7 @@ class Network(Problem):
         InputError
             A sample taken twice has another loss than taken once.
         """
-        x = self.initial_point(np.random.default_rng(0))[None].astype(self.dtype)
+        x = self.initial_point(np.random.default_rng(0))[None].astype(self._model_dtype)
         once, twice = (self._losses(x, np.zeros(m, dtype=np.int64))[0] for m in (1, 2))
         if not np.isclose(once, twice, rtol=1e-3, atol=1e-6):
             raise InputError(

@@ -44,6 +44,10 @@ class JaxProblem(Network):
         with key=None where none must be drawn.
     metrics
         metrics(parameters) returns numbers by name, such as the accuracy on held-out data.
+    dtype
+        Of the parameters of a run, "float32" or "float64"; by default that of the pytree. With
+        "float64" they are kept, updated, sent and saved in double precision, while a pytree in
+        float32 computes its gradients in single precision.
 
     Raises
     ------
@@ -60,6 +64,7 @@ class JaxProblem(Network):
         weight_decay: float = 0.0,
         random: bool = False,
         metrics: Callable[[Any], Mapping[str, float]] | None = None,
+        dtype: str | None = None,
     ) -> None:
         self._make = parameters if callable(parameters) else None
         tree = parameters(jax.random.key(0)) if callable(parameters) else parameters
@@ -70,7 +75,7 @@ class JaxProblem(Network):
         self._tree = tree
         self._start, self._unravel = ravel_pytree(tree)
         self.dim = self._start.size
-        self._note_precision(np.dtype(self._start.dtype), jax.default_backend() != "cpu")
+        self._note_precision(np.dtype(self._start.dtype), dtype, jax.default_backend() != "cpu")
         self._data = tuple(_like(array, self._start.dtype) for array in as_arrays(data))
         super().__init__(len(self._data[0]), weight_decay, random, metrics)
         self._loss_function = loss
@@ -102,13 +107,13 @@ class JaxProblem(Network):
     def initial_point(self, rng: np.random.Generator) -> Array:
         """Return x_0, shape (d,): the parameters given, or those made from the seed."""
         if self._make is None:
-            return np.asarray(self._start, dtype=float)
+            return np.asarray(self._start)
         tree = self._make(jax.random.key(int(rng.integers(2**32))))
-        return np.asarray(ravel_pytree(tree)[0], dtype=float)
+        return np.asarray(ravel_pytree(tree)[0])
 
     def unflatten(self, x: Array) -> Any:
         """Return the pytree of the parameters x, shape (d,)."""
-        return self._unravel(jnp.asarray(x, dtype=self.dtype))
+        return self._unravel(jnp.asarray(x, dtype=self._model_dtype))
 
     def named_arrays(self, x: Array) -> dict[str, Array]:
         """Return the leaves of the pytree of x by their paths, such as "layers/0/w"."""
@@ -119,7 +124,7 @@ class JaxProblem(Network):
         """Return the vector (d,) of named leaves."""
         paths = jax.tree_util.tree_leaves_with_path(self._tree)
         return np.concatenate([np.ravel(arrays[_name(path)]) for path, _ in paths]).astype(
-            self.dtype
+            self._model_dtype
         )
 
     def _batch(self, indices: Indices) -> tuple[Any, ...]:

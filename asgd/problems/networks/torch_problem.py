@@ -11,7 +11,7 @@ import numpy as np
 
 from asgd.arrays import Array
 from asgd.errors import InputError
-from asgd.problems.base import Indices
+from asgd.problems.base import Indices, precision
 from asgd.problems.networks.base import Network, as_arrays, seed_of
 
 try:
@@ -58,6 +58,10 @@ class TorchProblem(Network):
         is in evaluation mode and must not be changed.
     device
         "cpu" or "cuda"; by default the accelerator that the process was given.
+    dtype
+        Of the parameters of a run, "float32" or "float64"; by default that of the module. With
+        "float64" they are kept, updated, sent and saved in double precision, while a module in
+        float32 computes its gradients in single precision.
 
     Raises
     ------
@@ -78,13 +82,14 @@ class TorchProblem(Network):
         freeze_statistics: bool = False,
         metrics: Callable[[torch.nn.Module], Mapping[str, float]] | None = None,
         device: str | None = None,
+        dtype: str | None = None,
     ) -> None:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self._make: Any = None if isinstance(module, torch.nn.Module) else module
         # a copy: two problems of one module would write into the same parameters
         self.module: torch.nn.Module = copy.deepcopy(module) if self._make is None else self._make()
         self._loss_function, self._inputs = loss, inputs
-        self._hold_parameters(freeze_statistics)
+        self._hold_parameters(freeze_statistics, dtype)
         self._data = _as_data(data, self._flat)
         dropout = any(isinstance(layer, _Dropout) and layer.p > 0 for layer in self._layers())
         super().__init__(len(self._data), weight_decay, random or dropout, metrics)
@@ -93,7 +98,7 @@ class TorchProblem(Network):
     def _layers(self) -> Iterator[torch.nn.Module]:
         return iter(self.module.modules())
 
-    def _hold_parameters(self, freeze_statistics: bool) -> None:
+    def _hold_parameters(self, freeze_statistics: bool, asked: str | None) -> None:
         """Move all parameters, and their gradients, into one vector each."""
         for name, layer in self.module.named_modules():
             if isinstance(layer, _Running) and layer.track_running_stats and not freeze_statistics:
@@ -111,11 +116,12 @@ class TorchProblem(Network):
         self._flat = torch.cat([p.detach().reshape(-1) for p in self._named.values()])
         self._flat_gradient = torch.zeros_like(self._flat)
         self.dim = self._flat.numel()
-        dtype = np.dtype(str(self._flat.dtype).removeprefix("torch."))
-        self._note_precision(dtype, self.device.type != "cpu")
-        self._start = self._flat.cpu().numpy().copy()
-        pinned = self.device.type == "cuda"
-        self._staging = torch.empty(self.dim, dtype=self._flat.dtype, pin_memory=pinned)
+        dtype = precision(self._flat.dtype, "module")
+        self._note_precision(dtype, asked, self.device.type != "cpu")
+        self._start = self._flat.cpu().numpy().copy() if self._make is None else None
+        self._staging = self._flat
+        if self.device.type == "cuda":
+            self._staging = torch.empty(self.dim, dtype=self._flat.dtype, pin_memory=True)
         for name, view in self._views(self._flat).items():
             self._named[name].data = view
         for name, view in self._views(self._flat_gradient).items():
@@ -130,11 +136,11 @@ class TorchProblem(Network):
     def initial_point(self, rng: np.random.Generator) -> Array:
         """Return x_0, shape (d,): the module's own parameters, or those of a new module."""
         if self._make is None:
-            return np.array(self._start, dtype=float)
+            return np.array(self._start)
         with _seeded(int(rng.integers(2**63)), self.device):
             new = dict(self._make().named_parameters())
         start = torch.cat([new[name].detach().reshape(-1) for name in self._named])
-        return np.asarray(start.cpu().numpy(), dtype=float)
+        return np.asarray(start.cpu().numpy())
 
     def load(self, x: Array) -> torch.nn.Module:
         """Return the module with the parameters x, shape (d,), in evaluation mode.
@@ -142,8 +148,9 @@ class TorchProblem(Network):
         It is the module of this problem; the next call of a method changes its parameters.
         """
         np.copyto(self._staging.numpy(), x, casting="same_kind")
-        with torch.no_grad():
-            self._flat.copy_(self._staging, non_blocking=True)
+        if self._staging is not self._flat:
+            with torch.no_grad():
+                self._flat.copy_(self._staging, non_blocking=True)
         return self.module.eval()
 
     def unflatten(self, x: Array) -> torch.nn.Module:
@@ -159,7 +166,9 @@ class TorchProblem(Network):
 
     def flatten(self, arrays: Mapping[str, Array]) -> Array:
         """Return the vector (d,) of the parameters; buffers are the module's own."""
-        return np.concatenate([np.ravel(arrays[name]) for name in self._named]).astype(self.dtype)
+        return np.concatenate([np.ravel(arrays[name]) for name in self._named]).astype(
+            self._model_dtype
+        )
 
     def _gradient_of_batch(self, x: Array, indices: Indices) -> Array:
         module = self.load(x)

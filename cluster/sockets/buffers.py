@@ -1,0 +1,88 @@
+"""The server's memory for vectors on the wire: in turn a worker's gradient and its next snapshot.
+
+Short vectors, and those in shared memory, have a buffer per connection. Long ones share a pool: a
+connection takes a buffer when the header of a gradient has arrived, and gives it back when the
+answer has been sent. If the pool is empty it reads no more until there is one, so a run with many
+workers takes no more memory than one with few. Meanwhile the gradient stays with its worker and in
+the kernel.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from asgd.arrays import Array
+from cluster.sockets.wire import HEADER, LONGEST_SHAPE, VectorFormat
+
+_POOL_BYTES = 64_000_000
+_FEWEST = 2  # one arrives while another is sent
+
+
+class Buffer:
+    """Memory for one frame with a vector.
+
+    Attributes
+    ----------
+    frame
+        Header and payload, which is empty if the vector is in shared memory.
+    vector
+        The vector, shape (d,), of the dtype on the wire.
+    users
+        Connections that use it; several send the same snapshot.
+    """
+
+    def __init__(self, vectors: VectorFormat, shared: npt.NDArray[Any] | None = None) -> None:
+        inline = 0 if shared is not None else vectors.nbytes
+        memory = np.empty(HEADER.size + max(inline, 8 * LONGEST_SHAPE), np.uint8).data
+        self.memory = memory
+        self.frame = memory[: HEADER.size + inline]
+        self.vector: npt.NDArray[Any] = vectors.view(memory) if shared is None else shared
+        self.gradient: Array = vectors.arrival(self.vector)
+        self.users = 1
+
+
+class BufferPool:
+    """Buffers for long vectors.
+
+    Parameters
+    ----------
+    vectors
+        Format of the vectors.
+    bounded
+        Whether connections wait for each other's buffers. They must not where an update needs the
+        gradients of several given workers.
+    """
+
+    def __init__(self, vectors: VectorFormat, bounded: bool) -> None:
+        self._vectors = vectors
+        self._most = max(_FEWEST, _POOL_BYTES // max(1, vectors.nbytes)) if bounded else None
+        self._free: list[Buffer] = []
+        self._used = 0
+
+    def take(self) -> Buffer | None:
+        """Return a buffer; None if as many are in use as may be."""
+        if self._most is not None and self._used >= self._most:
+            return None
+        return self.take_one_more()
+
+    def take_one_more(self) -> Buffer:
+        """Return a buffer even if more are then in use than may be."""
+        self._used += 1
+        buffer = self._free.pop() if self._free else Buffer(self._vectors)
+        buffer.users = 1
+        return buffer
+
+    def give_back(self, buffer: Buffer) -> None:
+        """End one use of a buffer; after the last one others may take it."""
+        buffer.users -= 1
+        if not buffer.users:
+            self._used -= 1
+            if self._most is None or self._used + len(self._free) < self._most:
+                self._free.append(buffer)
+
+    def forget(self) -> None:
+        """Count a buffer no more, which the parameter server still reads."""
+        self._used -= 1

@@ -1,0 +1,76 @@
+"""The server's state of one connection."""
+
+from __future__ import annotations
+
+import math
+import socket
+
+from cluster.sockets import wire
+from cluster.sockets.buffers import Buffer
+from cluster.sockets.wire import HEADER, Frame, VectorFormat
+
+HELLO_BYTES = wire.HELLO_PAYLOAD.size
+
+
+class Peer:
+    """The state of one connection.
+
+    `window` is the memory to receive into and `got` the number of bytes in it; `accepts` maps the
+    kinds of frame that are allowed now to their lengths; `asked` is true while the worker waits for
+    an answer, and `unsent` has the rest of it. `buffer` holds a gradient or a snapshot; a peer that
+    `keeps` its buffer has it for good. `head` receives what has no vector.
+    """
+
+    def __init__(self, connection: socket.socket, name: str, deadline: float) -> None:
+        self.socket = connection
+        self.name = name
+        self.deadline = deadline
+        self.worker: int | None = None
+        self.head = memoryview(bytearray(HEADER.size + 8 * wire.LONGEST_SHAPE))
+        self.window = self.head[: HEADER.size + HELLO_BYTES]
+        self.got = 0
+        self.frame: Frame | None = None
+        self.accepts = {wire.HELLO: range(HELLO_BYTES, HELLO_BYTES + 1)}
+        self.hello = self.nonce = self.push_start = self.snapshot_start = b""
+        self.push_bytes = 0
+        self.shared = self.keeps = False
+        self.buffer: Buffer | None = None
+        self.unsent: list[memoryview] = []
+        self.asked = self.stopped = False
+
+    def open(self, worker: int, vectors: VectorFormat, buffer: Buffer | None) -> None:
+        """Expect requests of an authenticated worker, with a buffer to keep, if any."""
+        self.worker = worker
+        self.deadline = math.inf
+        self.buffer, self.keeps = buffer, buffer is not None
+        inline = 0 if self.shared else vectors.nbytes
+        self.push_start = wire.push_start(worker, inline)
+        self.push_bytes = HEADER.size + inline
+        self.snapshot_start = wire.snapshot_start(worker)
+        self.answer = memoryview(bytearray(HEADER.size))
+        self.accepts = {
+            wire.JOIN: range(1),
+            wire.PUSH: range(inline, inline + 1),
+            wire.MISFIT: range(0, 8 * wire.LONGEST_SHAPE + 1, 8),
+        }
+        self.listen()
+
+    def hold(self) -> None:
+        """Receive nothing but a header until the answer, because the buffer holds the gradient."""
+        self.asked = True
+        self.window = self.head[: HEADER.size]
+
+    def use(self, buffer: Buffer) -> None:
+        """Receive the rest of a gradient, whose header has arrived, into a buffer."""
+        self.buffer = buffer
+        buffer.memory[: self.got] = self.head[: self.got]
+        self.window = buffer.frame
+
+    def listen(self) -> None:
+        """Receive the next request."""
+        if self.keeps and self.buffer is not None:
+            self.window = self.buffer.memory
+            if self.got:
+                self.window[: self.got] = self.head[: self.got]
+        else:
+            self.window = self.head[: HEADER.size]
