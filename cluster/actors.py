@@ -255,15 +255,15 @@ class ServerActor:
         record = self._server.drain()
         if record.empty:
             return
-        evaluations = len(record.evaluations)
-        self._backlog.add(evaluations)
+        evaluations, nbytes = len(record.evaluations), record.nbytes
+        self._backlog.add(evaluations, nbytes)
         call = self._recorder.record.remote(record)
-        self._written.add(asyncio.create_task(self._follow(call, evaluations)))
+        self._written.add(asyncio.create_task(self._follow(call, evaluations, nbytes)))
 
-    async def _follow(self, call: ray.ObjectRef[float], evaluations: int) -> None:
+    async def _follow(self, call: ray.ObjectRef[float], evaluations: int, nbytes: int) -> None:
         """Wait until a record is written, then hand over pending records."""
         seconds = await call  # the launcher also notices a dead recorder
-        self._backlog.remove(evaluations, seconds)
+        self._backlog.remove(evaluations, seconds, nbytes)
         self._server.ledger.most_evaluations = self._backlog.most_evaluations
         task = asyncio.current_task()
         assert task is not None

@@ -174,7 +174,7 @@ class _Launcher:
         problem = make_problem(config)
         check_address(self.address)
         if self.address is None:
-            check_memory(config.cluster.workers, problem.dim)
+            check_memory(config, problem)
         return problem
 
     def _ray(self, config: RunConfig, problem: Problem) -> AbstractContextManager[None]:

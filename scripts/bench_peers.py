@@ -22,7 +22,7 @@ class Constant:
     n_samples = 2
 
     def __init__(self, dim: int, dtype: str = "float64") -> None:
-        self.dim = dim
+        self.dim, self.dtype = dim, dtype
         self._gradient = np.full(dim, 1e-3, dtype)
 
     def initial_point(self, rng: np.random.Generator) -> np.ndarray:
@@ -35,9 +35,9 @@ class Constant:
         return self._gradient
 
 
-def constant(dim: int) -> Constant:
+def constant(dim: int, dtype: str = "float64") -> Constant:
     """Return the problem; the plug-in is `bench_peers:constant`."""
-    return Constant(dim)
+    return Constant(dim, dtype)
 
 
 def start(kind: type, *arguments: Any) -> Any:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 _RECORDS = 4  # in the queue, besides the record being written
+_BYTES = 64_000_000  # of parameters; another record may be queued below this size
 _SECONDS = 0.3  # evaluation time per record
 _SECONDS_ON_THEIR_WAY = 0.45  # another record may be queued below this evaluation time
 _AT_FIRST = 0.012  # assumed seconds per evaluation before the first measurement
@@ -25,12 +26,15 @@ class Backlog:
         Number of records.
     evaluations
         Number of losses to evaluate in all of them.
+    nbytes
+        Size of their parameters.
     seconds_each
         Seconds per evaluation, recently measured.
     """
 
     records: int = 0
     evaluations: int = 0
+    nbytes: int = 0
     seconds_each: float = _AT_FIRST
 
     @property
@@ -41,20 +45,23 @@ class Backlog:
     @property
     def has_room(self) -> bool:
         """Whether another record may be queued now."""
-        return self.records <= _RECORDS and self._seconds < _SECONDS_ON_THEIR_WAY
+        small = self.records <= _RECORDS and self.nbytes < _BYTES
+        return small and self._seconds < _SECONDS_ON_THEIR_WAY
 
     @property
     def _seconds(self) -> float:
         return self.evaluations * self.seconds_each
 
-    def add(self, evaluations: int) -> None:
+    def add(self, evaluations: int, nbytes: int = 0) -> None:
         """Count a queued record."""
         self.records += 1
         self.evaluations += evaluations
+        self.nbytes += nbytes
 
-    def remove(self, evaluations: int, seconds: float) -> None:
+    def remove(self, evaluations: int, seconds: float, nbytes: int = 0) -> None:
         """Count a written record, and the seconds its evaluations took."""
         self.records -= 1
         self.evaluations -= evaluations
+        self.nbytes -= nbytes
         if evaluations:
             self.seconds_each = max(seconds / evaluations, 1e-9)

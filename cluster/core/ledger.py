@@ -110,6 +110,13 @@ class Record:
         happened = len(self.trace["update"]) or len(self.evaluations) or self.events
         return not happened and self.checkpoint is None
 
+    @property
+    def nbytes(self) -> int:
+        """Size of the parameters in it."""
+        saved = self.checkpoint
+        arrays = () if saved is None else (saved.parameters, *saved.rule)
+        return self.evaluations.parameters.nbytes + sum(array.nbytes for array in arrays)
+
 
 class Ledger:
     """Collects what happens and hands it over as a `Record`.

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+import os
 import socket
+import struct
 
 from cluster.sockets import wire
 from cluster.sockets.buffers import Buffer
-from cluster.sockets.wire import HEADER, Frame, VectorFormat
+from cluster.sockets.wire import HEADER, Frame, VectorFormat, WireError
 
 HELLO_BYTES = wire.HELLO_PAYLOAD.size
+_CREDENTIALS = struct.Struct("3i")  # process, user, group
 
 
 class Peer:
@@ -74,3 +77,44 @@ class Peer:
                 self.window[: self.got] = self.head[: self.got]
         else:
             self.window = self.head[: HEADER.size]
+
+    def header(self) -> Frame:
+        """Return the header that has arrived.
+
+        Raises
+        ------
+        WireError
+            It is none, or such a frame is not allowed now.
+        """
+        frame = wire.parse(self.window)
+        if self.asked or self.unsent:
+            raise WireError("a request before the answer to the last one")
+        if frame.length not in self.accepts.get(frame.kind, ()):
+            raise WireError(
+                f"a frame of kind {frame.kind} and {frame.length} bytes is not allowed now"
+            )
+        if self.worker not in (None, frame.worker):
+            raise WireError(f"worker {frame.worker} on the connection of worker {self.worker}")
+        return frame
+
+    def send(self, *parts: memoryview) -> bool:
+        """Send as much as the socket takes; return whether that is all, else keep the rest."""
+        try:
+            sent = self.socket.send(parts[0]) if len(parts) == 1 else self.socket.sendmsg(parts)
+        except BlockingIOError:
+            sent = 0
+        self.unsent = []
+        for part in parts:
+            if sent < len(part):
+                self.unsent.append(part[sent:])
+            sent = max(0, sent - len(part))
+        return not self.unsent
+
+
+def is_own(connection: socket.socket) -> bool:
+    """Whether a process of the same user is at the other end, according to the kernel."""
+    if connection.family != socket.AF_UNIX:
+        return False
+    shown = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    _, user, _ = _CREDENTIALS.unpack(shown)
+    return bool(user == os.getuid())

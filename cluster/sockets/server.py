@@ -18,9 +18,7 @@ import os
 import secrets
 import select
 import socket
-import struct
 import time
-from collections.abc import Sequence
 from contextlib import suppress
 
 from asgd.arrays import Array
@@ -35,7 +33,7 @@ from cluster.sockets.connection import (
     may_busy_wait,
     tune,
 )
-from cluster.sockets.peer import HELLO_BYTES, Peer
+from cluster.sockets.peer import HELLO_BYTES, Peer, is_own
 from cluster.sockets.shared_memory import create_memory, shared_vector
 from cluster.sockets.wire import HEADER, Frame, VectorFormat, WireError
 
@@ -44,7 +42,6 @@ _SILENCE_SECONDS = 30.0  # in the middle of a frame
 _SWEEP_SECONDS = 1.0
 _MOST_UNAUTHENTICATED = 256  # unauthenticated connections
 _REFUSALS_REPORTED = 100
-_CREDENTIALS = struct.Struct("3i")  # process, user, group
 _OUT = select.EPOLLOUT
 
 
@@ -209,7 +206,7 @@ class SocketServer:
         peer = Peer(connection, name, time.monotonic() + _HANDSHAKE_SECONDS)
         self._peers[connection.fileno()] = peer
         self._epoll.register(connection, select.EPOLLIN)
-        if not _is_own(connection):
+        if not is_own(connection):
             if len(self._unauthenticated) >= _MOST_UNAUTHENTICATED:
                 oldest = next(iter(self._unauthenticated.values()))
                 self._broken.append((oldest, "too many newer connections before it authenticated"))
@@ -230,7 +227,7 @@ class SocketServer:
         peer.got += count
         frame = peer.frame
         if frame is None and peer.got >= HEADER.size:
-            frame = peer.frame = self._header(peer)
+            frame = peer.frame = peer.header()
             if peer.worker is not None and not peer.keeps:
                 self._make_room(peer, frame)
         missing = HEADER.size + (frame.length if frame else 0) - peer.got
@@ -247,18 +244,6 @@ class SocketServer:
         else:
             peer.deadline = math.inf
             self._question(peer, frame)
-
-    def _header(self, peer: Peer) -> Frame:
-        frame = wire.parse(peer.window)
-        if peer.asked or peer.unsent:
-            raise WireError("a request before the answer to the last one")
-        if frame.length not in peer.accepts.get(frame.kind, ()):
-            raise WireError(
-                f"a frame of kind {frame.kind} and {frame.length} bytes is not allowed now"
-            )
-        if peer.worker not in (None, frame.worker):
-            raise WireError(f"worker {frame.worker} on the connection of worker {peer.worker}")
-        return frame
 
     def _make_room(self, peer: Peer, frame: Frame) -> None:
         """Find memory for the payload of a frame, or read no more until there is some."""
@@ -403,23 +388,19 @@ class SocketServer:
 
     def _send(self, peer: Peer, *parts: memoryview) -> None:
         try:
-            sent = peer.socket.send(parts[0]) if len(parts) == 1 else peer.socket.sendmsg(parts)
-        except BlockingIOError:
-            sent = 0
+            whole = peer.send(*parts)
         except OSError as error:
             self._broken.append((peer, _reason(error)))
             return
-        if sent == sum(map(len, parts)):
+        if whole:
             self._answered(peer)
             return
-        peer.unsent = _after(parts, sent)
         peer.deadline = time.monotonic() + _SILENCE_SECONDS
         self._epoll.modify(peer.socket, select.EPOLLIN | select.EPOLLOUT)
 
     def _flush(self, peer: Peer) -> None:
-        peer.unsent = _after(peer.unsent, peer.socket.sendmsg(peer.unsent))
         peer.deadline = time.monotonic() + _SILENCE_SECONDS
-        if not peer.unsent:
+        if peer.send(*peer.unsent):
             peer.deadline = math.inf
             self._epoll.modify(peer.socket, select.EPOLLIN)
             self._answered(peer)
@@ -468,25 +449,6 @@ class SocketServer:
         self._refusals += 1
         if self._refusals <= _REFUSALS_REPORTED:
             self._server.ledger.event("connection_refused", peer=name, reason=reason)
-
-
-def _is_own(connection: socket.socket) -> bool:
-    """Whether a process of the same user is at the other end, according to the kernel."""
-    if connection.family != socket.AF_UNIX:
-        return False
-    shown = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-    _, user, _ = _CREDENTIALS.unpack(shown)
-    return bool(user == os.getuid())
-
-
-def _after(parts: Sequence[memoryview], sent: int) -> list[memoryview]:
-    """Return what is left of parts of which so many bytes have been sent."""
-    left = []
-    for part in parts:
-        if sent < len(part):
-            left.append(part[sent:])
-        sent = max(0, sent - len(part))
-    return left
 
 
 def _reason(error: OSError) -> str:

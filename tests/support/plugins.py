@@ -115,3 +115,31 @@ class Wide(Bowl):
 def wide() -> Wide:
     """Return the problem; the plug-in is `tests.support.plugins:wide`."""
     return Wide()
+
+
+class Single(Bowl):
+    """In single precision, unless told otherwise, with gradients that it computes in double.
+
+    From the `large`-th gradient of a process on they are too large for single precision.
+    """
+
+    def __init__(self, dim: int = 2, dtype: str = "float32", large: int = 1_000_000) -> None:
+        super().__init__()
+        self.dim, self.dtype = dim, dtype
+        self.curvature = np.linspace(0.5, 1.5, dim)
+        self.large = large
+
+    def initial_point(self, rng: np.random.Generator) -> Array:
+        return rng.standard_normal(self.dim)
+
+    def gradient(self, x: Array, indices: Any) -> Array:
+        assert x.dtype == self.dtype
+        self.calls += 1
+        scale = 1e300 if self.calls >= self.large else 1.0
+        shift = (np.asarray(indices) - 3.5) / 8
+        return scale * (self.curvature * x + shift.mean())
+
+
+def single(**options: Any) -> Single:
+    """Return the problem; the plug-in is `tests.support.plugins:single`."""
+    return Single(**options)

@@ -1,0 +1,105 @@
+#!/usr/bin/env python3
+"""Memory of a run's processes, in vectors of its parameters.
+
+.venv/bin/python scripts/bench_memory.py [--dim 10_000_000] [--workers 8] [--updates 60]
+
+For both precisions, and over tcp and shared memory, the largest memory of the server, a worker and
+the recorder during a run, less that of the same process in a run with 10 parameters. Private memory
+and, in brackets, with memory shared with other processes: the vectors of shared memory, and Ray's
+objects. The gradient is a constant vector, one of the worker's; the loss is evaluated every tenth
+update.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from asgd.config import make_config
+from cluster import run
+from cluster.local_ray.session import ray_session
+
+ROLES = {"ray::ServerActo": "server", "ray::WorkerActo": "worker", "ray::RecorderAc": "recorder"}
+POLL_SECONDS = 0.005
+Peaks = dict[str, tuple[int, int]]  # by role: private, and with shared memory, in bytes
+
+
+def actors() -> Iterator[tuple[Path, str]]:
+    """Yield the directory in /proc, and the role, of each process that has a role in a run."""
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if role := ROLES.get((process / "comm").read_text().strip()):
+                yield process, role
+
+
+def watch(over: threading.Event, older: set[Path], peaks: Peaks) -> None:
+    """Note the largest memory of any process of each role, except older ones."""
+    while not over.wait(POLL_SECONDS):
+        for process, role in actors():
+            if process in older:
+                continue
+            with suppress(OSError):
+                lines = (process / "status").read_text().splitlines()
+                sizes = {line.split(":")[0]: line.split()[1] for line in lines if "kB" in line}
+                private, shared = (1024 * int(sizes.get(k, 0)) for k in ("RssAnon", "RssShmem"))
+                before = peaks.get(role, (0, 0))
+                peaks[role] = max(before[0], private), max(before[1], private + shared)
+
+
+def measured(dim: int, dtype: str, transport: str, options: argparse.Namespace) -> Peaks:
+    """Run, and return the peaks."""
+    config = make_config(
+        {
+            "problem": {
+                "kind": "bench_peers:constant",
+                "options": {"dim": dim, "dtype": dtype},
+            },
+            "optimizer": {"learning_rate": 1e-6},
+            "cluster": {"workers": options.workers, "transport": transport},
+            "run": {"updates": options.updates, "eval_every": 10, "checkpoint_every": 30},
+        }
+    )
+    peaks: Peaks = {}
+    over = threading.Event()
+    older = {process for process, _ in actors()}
+    watching = threading.Thread(target=watch, args=(over, older, peaks))
+    with tempfile.TemporaryDirectory() as directory:
+        watching.start()
+        try:
+            run(config, Path(directory) / "run")
+        finally:
+            over.set()
+            watching.join()
+    return peaks
+
+
+def main(arguments: Iterable[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--dim", type=int, default=10_000_000)
+    parser.add_argument("--workers", type=int, default=8)
+    parser.add_argument("--updates", type=int, default=60)
+    parser.add_argument("--precisions", nargs="+", default=["float64", "float32"])
+    options: Any = parser.parse_args(arguments)
+    vectors = 4 * (options.workers + 8)
+    with ray_session(object_store_bytes=100_000_000 + vectors * 8 * options.dim):
+        for transport in ("tcp", "shm"):
+            for dtype in options.precisions:
+                small = measured(10, dtype, transport, options)
+                large = measured(options.dim, dtype, transport, options)
+                size = options.dim * (8 if dtype == "float64" else 4)
+                line = f"{transport}, {dtype}, {options.workers} workers:"
+                for role in ROLES.values():
+                    own, whole = (
+                        (a - b) / size for a, b in zip(large[role], small[role], strict=True)
+                    )
+                    line += f"  {role} {own:.1f} ({whole:.1f})"
+                print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,132 @@
+"""A problem says the precision of its parameters, and everything else keeps it."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import asgd
+from asgd.arrays import euclidean_norm
+from asgd.errors import InputError, RunFailedError
+from asgd.problems.base import gradient_of_batch, starting_point
+from asgd.problems.make import make_problem
+from asgd.rundir.checkpoint import PARAMETERS
+from asgd.rundir.problem_record import problem_changes
+from asgd.rundir.reader import Run
+from asgd.simulation.replay import replay
+
+RULES: list[dict[str, Any]] = [
+    {"learning_rate": 0.1},
+    {"rule": "momentum", "learning_rate": 0.02, "clip_norm": 0.5},
+    {"rule": "staleness_aware", "learning_rate": 0.1},
+]
+
+
+def simulated(path: Path, problem: dict[str, Any], **tables: Any) -> Run:
+    steps = {"updates": 400, "eval_every": 50, "seed": 3}
+    return asgd.read_run(asgd.simulate({"problem": problem, "run": steps, **tables}, path))
+
+
+def single(dtype: str = "float32", **options: Any) -> dict[str, Any]:
+    return {"kind": "tests.support.plugins:single", "options": {"dtype": dtype, **options}}
+
+
+@pytest.mark.parametrize("optimizer", RULES)
+@pytest.mark.parametrize("dim", [1, 1000])
+def test_a_simulation_in_float32_equals_its_replay_to_the_last_bit(
+    tmp_path: Path, dim: int, optimizer: dict[str, Any]
+) -> None:
+    run = simulated(tmp_path / "run", single(dim=dim), optimizer=optimizer)
+    problem = make_problem(run.config)
+    *_, last = replay(run, problem)
+    assert problem.dtype == run.parameters.dtype == last.parameters.dtype == np.float32
+    np.testing.assert_array_equal(run.parameters, last.parameters)
+    norms = [step.gradient_norm for step in replay(run, problem)]
+    np.testing.assert_array_equal(run.trace["gradient_norm"], norms[1:])
+    double = simulated(tmp_path / "double", single("float64", dim=dim), optimizer=optimizer)
+    assert double.parameters.dtype == np.float64
+    assert 0 < np.abs(double.parameters - run.parameters).max() < 1e-5
+    if dim > 1:
+        sizes = [(one.path / PARAMETERS).stat().st_size for one in (run, double)]
+        assert 0.5 <= sizes[0] / sizes[1] < 0.53
+
+
+@pytest.mark.parametrize(
+    ("problem", "tables", "expected"),
+    [
+        ({"kind": "quadratic"}, {}, "46518099b408417bebe22e0210267045"),
+        ({"kind": "quartic"}, {"optimizer": {"rule": "staleness_aware"}}, "692f952be4abd389"),
+        (
+            {"kind": "tests.support.plugins:bowl"},
+            {"optimizer": RULES[1]},
+            "412ba0cfe05d861d2205865a699968eb",
+        ),
+    ],
+)
+def test_a_simulation_in_float64_is_what_it_was(
+    tmp_path: Path, problem: dict[str, Any], tables: dict[str, Any], expected: str
+) -> None:
+    """Before there was another precision, that is: elementary operations, the same anywhere."""
+    run = simulated(tmp_path / "run", problem, **tables)
+    digest = hashlib.sha256()
+    for table in (run.trace, run.loss):
+        for column in table:
+            digest.update(np.ascontiguousarray(table[column].to_numpy()).tobytes())
+    digest.update(run.parameters.tobytes())
+    *_, last = replay(run, make_problem(run.config))
+    digest.update(last.parameters.tobytes())
+    assert digest.hexdigest().startswith(expected)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "int64", "single precision", "torch.bfloat16"])
+def test_other_precisions_are_refused(dtype: str) -> None:
+    with pytest.raises(InputError, match=rf"dtype = '{dtype}': expected float64 or float32"):
+        make_problem(asgd.make_config({"problem": single(dtype)}))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "<f4", "torch.float32"])
+def test_a_precision_may_have_any_name_of_it(dtype: str) -> None:
+    from asgd.problems.base import precision
+
+    assert precision(dtype, "") == precision(np.float32, "") == np.dtype("float32")
+
+
+def test_a_gradient_is_converted_once_and_an_overflow_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"gradient\(x\) is not finite in float32, .* 3.4e\+38"):
+        make_problem(asgd.make_config({"problem": single(large=1)}))
+    problem = make_problem(asgd.make_config({"problem": single()}))
+    x = starting_point(problem, 0)
+    gradient = gradient_of_batch(problem, x, np.arange(3))
+    exact = (problem._user.curvature * x) + (np.arange(3) - 3.5).mean() / 8  # type: ignore[attr-defined]
+    assert gradient.dtype == np.float32
+    np.testing.assert_array_equal(gradient, exact.astype(np.float32))
+    with pytest.raises(RunFailedError, match=r"not finite in float32, which ends at 3.4e38; lower"):
+        simulated(tmp_path / "run", single(large=100))
+
+
+def test_the_norm_of_large_float32_is_finite() -> None:
+    large = np.full(4, 1e30, np.float32)
+    assert euclidean_norm(large) == pytest.approx(2e30, rel=1e-6)
+    assert euclidean_norm(np.array([np.inf, 1.0], np.float32)) == np.inf
+    assert np.isnan(euclidean_norm(np.array([np.nan, 1.0], np.float32)))
+
+
+def test_another_precision_is_another_problem(tmp_path: Path) -> None:
+    run = simulated(tmp_path / "run", single())
+    other = make_problem(asgd.make_config({"problem": single("float64")}))
+    assert problem_changes(run, other).endswith("dtype is float64, was float32")
+    assert not problem_changes(run, make_problem(run.config))
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
+def test_export_and_start_keep_float32(tmp_path: Path, suffix: str) -> None:
+    run = simulated(tmp_path / "run", single(dim=50))
+    file = asgd.export(run, tmp_path / f"model{suffix}")
+    config = asgd.make_config({"problem": {**single(dim=50), "initial_from": str(file)}})
+    again = starting_point(make_problem(config), 0)
+    assert again.dtype == np.float32
+    np.testing.assert_array_equal(again, run.parameters)
