@@ -22,7 +22,7 @@ def converted(array: npt.NDArray[Any], dtype: np.dtype[Any]) -> Array:
 
 def euclidean_norm(vector: Array) -> float:
     """Return |vector|; without a warning infinite if the square overflows in float64."""
-    square = float(np.vdot(vector, vector))  # unlike dot, vdot overflows without a warning
-    if not math.isfinite(square) and vector.dtype != np.float64:
-        return euclidean_norm(vector.astype(np.float64))
-    return math.sqrt(square)
+    norm = math.sqrt(np.vdot(vector, vector))  # unlike dot, vdot overflows without a warning
+    if norm < math.inf or vector.dtype == np.float64:
+        return norm
+    return euclidean_norm(vector.astype(np.float64))

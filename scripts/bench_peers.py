@@ -176,12 +176,9 @@ def server_bytes(dim: int, dtype: str) -> int:
     """Return the bytes that the server reads and writes for one update over shared memory.
 
     The norm and the step read g (the step stays in the cache); the parameters are read and written;
-    the snapshot reads them and is written. A float32 gradient is first converted, and a float32
-    snapshot is half as long.
+    the snapshot reads them and is written.
     """
-    wire = np.dtype(dtype).itemsize
-    convert = (wire + 8) if wire == 4 else 0
-    return dim * (convert + 8 + 8 + 16 + 8 + wire)
+    return 6 * dim * np.dtype(dtype).itemsize
 
 
 class Discard(RecorderActor):

@@ -10,7 +10,7 @@ loop      `cluster.run` with its recorder, over tcp and shm (with 4 workers and 
           ray), against an asynchronous parameter server like that in Ray's documentation: actor
           calls, a loop over `ray.wait` in the driver, no record
 limits    the same runs against a bare socket echo of the same frames (d = 10) and against the
-          memory bandwidth of one core for the bytes that the server moves (d = 1e6)
+          memory bandwidth of one core for the bytes that the server moves (d = 1e6, tcp beside it)
 record    the cost of recording and of evaluating the loss
 idle      the processor time of a server and of workers that wait
 scaling   gradients that take 2, 10 and 50 ms: updates/s against the ideal workers / time, and the
@@ -66,8 +66,8 @@ def configure(updates: int, problem: dict[str, Any], every: int, **cluster: Any)
     )
 
 
-def constant(dim: int) -> dict[str, Any]:
-    return {"kind": "bench_peers:constant", "options": {"dim": dim}}
+def constant(dim: int, dtype: str = "float64") -> dict[str, Any]:
+    return {"kind": "bench_peers:constant", "options": {"dim": dim, "dtype": dtype}}
 
 
 def recorded(config: RunConfig) -> Run:
@@ -93,8 +93,8 @@ def our_rate(
     transport: str, dim: int, workers: int, dtype: str, seconds: float, durability: str = "auto"
 ) -> float:
     updates = updates_in(transport, dim, seconds)
-    cluster = {"workers": workers, "transport": transport, "wire_dtype": dtype}
-    config = configure(updates, constant(dim), updates, durability=durability, **cluster)
+    cluster = {"workers": workers, "transport": transport}
+    config = configure(updates, constant(dim, dtype), updates, durability=durability, **cluster)
     return steady_rate(recorded(config))
 
 
@@ -157,6 +157,7 @@ def section_limits(rows: Rows, options: argparse.Namespace) -> None:
         jobs = {
             "memory": lambda: memory_bytes_per_second(dim, seconds),
             "shm": lambda t=dtype: our_rate("shm", dim, 4, t, seconds),
+            "tcp": lambda t=dtype: our_rate("tcp", dim, 4, t, seconds),
         }
         median = in_turn(rows, "limits", repeats, jobs, dim=dim, workers=4, dtype=dtype)
         moved = server_bytes(dim, dtype)
@@ -164,7 +165,7 @@ def section_limits(rows: Rows, options: argparse.Namespace) -> None:
         print(
             f"d=1e6, {dtype}: shm {median['shm']:,.0f}/s of {limit:,.0f}/s "
             f"({moved / 1e6:.0f} MB per update at {median['memory'] / 1e9:.1f} GB/s) "
-            f"= {median['shm'] / limit:.0%}",
+            f"= {median['shm'] / limit:.0%}; tcp {median['tcp']:,.0f}/s",
             flush=True,
         )
 

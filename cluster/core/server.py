@@ -293,7 +293,7 @@ class ParameterServer:
 
         After several, the snapshots to send would need a copy of the parameters each.
         """
-        return [] if math.isnan(self._started) else self._advance(now, 1)
+        return [] if math.isnan(self._started) else self._advance(now, single=True)
 
     def status(self, now: float) -> Status:
         """Return the status of the run."""
@@ -326,16 +326,10 @@ class ParameterServer:
         self.ledger.checkpoint = self.state()
         self._restored = True
 
-    def _advance(self, now: float, most: float = math.inf) -> Replies:
-        """Apply all gradients that can be applied now, in at most so many updates."""
+    def _advance(self, now: float, single: bool = False) -> Replies:
+        """Apply all gradients that can be applied now, or those of a single update."""
         replies: Replies = []
-        end = self.version + most
-        while (
-            self._stop is None
-            and not self.ledger.full
-            and self.version < end
-            and (group := self._next())
-        ):
+        while self._stop is None and not self.ledger.full and (group := self._next()):
             if replies:  # the snapshots granted so far keep their array
                 self.parameters = self.parameters.copy()
             self._apply(group, now)
@@ -345,6 +339,8 @@ class ParameterServer:
                 seat = self._seats[gradient.worker]
                 if seat.present:
                     replies.append(self._grant(gradient.worker, seat, now))
+            if single:
+                break
         return replies
 
     def _next(self) -> list[Gradient]:

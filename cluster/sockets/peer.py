@@ -6,6 +6,7 @@ import math
 import os
 import socket
 import struct
+from collections.abc import Sequence
 
 from cluster.sockets import wire
 from cluster.sockets.buffers import Buffer
@@ -21,7 +22,8 @@ class Peer:
     `window` is the memory to receive into and `got` the number of bytes in it; `accepts` maps the
     kinds of frame that are allowed now to their lengths; `asked` is true while the worker waits for
     an answer, and `unsent` has the rest of it. `buffer` holds a gradient or a snapshot; a peer that
-    `keeps` its buffer has it for good. `head` receives what has no vector.
+    `keeps` its buffer has it for good. `own` is where requests arrive; `head` receives what has no
+    vector, and `top`, its start, a header.
     """
 
     def __init__(self, connection: socket.socket, name: str, deadline: float) -> None:
@@ -31,6 +33,7 @@ class Peer:
         self.worker: int | None = None
         self.head = memoryview(bytearray(HEADER.size + 8 * wire.LONGEST_SHAPE))
         self.window = self.head[: HEADER.size + HELLO_BYTES]
+        self.top = self.own = self.head[: HEADER.size]
         self.got = 0
         self.frame: Frame | None = None
         self.accepts = {wire.HELLO: range(HELLO_BYTES, HELLO_BYTES + 1)}
@@ -45,7 +48,8 @@ class Peer:
         """Expect requests of an authenticated worker, with a buffer to keep, if any."""
         self.worker = worker
         self.deadline = math.inf
-        self.buffer, self.keeps = buffer, buffer is not None
+        if buffer is not None:
+            self.buffer, self.keeps, self.own = buffer, True, buffer.memory
         inline = 0 if self.shared else vectors.nbytes
         self.push_start = wire.push_start(worker, inline)
         self.push_bytes = HEADER.size + inline
@@ -61,7 +65,7 @@ class Peer:
     def hold(self) -> None:
         """Receive nothing but a header until the answer, because the buffer holds the gradient."""
         self.asked = True
-        self.window = self.head[: HEADER.size]
+        self.window = self.top
 
     def use(self, buffer: Buffer) -> None:
         """Receive the rest of a gradient, whose header has arrived, into a buffer."""
@@ -71,12 +75,9 @@ class Peer:
 
     def listen(self) -> None:
         """Receive the next request."""
-        if self.keeps and self.buffer is not None:
-            self.window = self.buffer.memory
-            if self.got:
-                self.window[: self.got] = self.head[: self.got]
-        else:
-            self.window = self.head[: HEADER.size]
+        self.window = self.own
+        if self.got and self.keeps:
+            self.window[: self.got] = self.head[: self.got]
 
     def header(self) -> Frame:
         """Return the header that has arrived.
@@ -97,18 +98,15 @@ class Peer:
             raise WireError(f"worker {frame.worker} on the connection of worker {self.worker}")
         return frame
 
-    def send(self, *parts: memoryview) -> bool:
-        """Send as much as the socket takes; return whether that is all, else keep the rest."""
-        try:
-            sent = self.socket.send(parts[0]) if len(parts) == 1 else self.socket.sendmsg(parts)
-        except BlockingIOError:
-            sent = 0
-        self.unsent = []
-        for part in parts:
-            if sent < len(part):
-                self.unsent.append(part[sent:])
-            sent = max(0, sent - len(part))
-        return not self.unsent
+
+def after(parts: Sequence[wire.Buffer | bytes], sent: int) -> list[memoryview]:
+    """Return what is left of parts of which so many bytes have been sent."""
+    left = []
+    for part in parts:
+        if sent < len(part):
+            left.append(memoryview(part)[sent:])
+        sent = max(0, sent - len(part))
+    return left
 
 
 def is_own(connection: socket.socket) -> bool:

@@ -20,6 +20,7 @@ import select
 import socket
 import time
 from contextlib import suppress
+from typing import Any
 
 from asgd.arrays import Array
 from cluster.core.messages import Gradient, Snapshot, Stop
@@ -33,7 +34,7 @@ from cluster.sockets.connection import (
     may_busy_wait,
     tune,
 )
-from cluster.sockets.peer import HELLO_BYTES, Peer, is_own
+from cluster.sockets.peer import HELLO_BYTES, Peer, after, is_own
 from cluster.sockets.shared_memory import create_memory, shared_vector
 from cluster.sockets.wire import HEADER, Frame, VectorFormat, WireError
 
@@ -126,7 +127,11 @@ class SocketServer:
             if not isinstance(reply, Snapshot):
                 self._dismiss(peer, reply)
             elif peer.keeps:
-                self._answer(peer, reply)
+                buffer: Any = peer.buffer
+                wire.copy_vector(buffer.vector, reply.parameters)
+                data = buffer.frame
+                wire.pack_snapshot(data, peer.snapshot_start, len(data) - HEADER.size, reply)
+                self._send(peer, data)
             else:
                 encoded = self._answer_long(peer, reply, encoded)
         if encoded is not None:
@@ -344,22 +349,12 @@ class SocketServer:
         peer.hold()
         value = misfit
         if value is None:
-            buffer = peer.buffer
-            assert buffer is not None
+            buffer: Any = peer.buffer
             value = buffer.gradient
             if value is not buffer.vector:
                 wire.copy_vector(value, buffer.vector)
         gradient = Gradient(worker, sequence, version, epoch, value, compute_seconds)
         self.deliver(self._server.receive(gradient, time.monotonic()))
-
-    def _answer(self, peer: Peer, reply: Snapshot) -> None:
-        """Send a snapshot from the peer's own buffer."""
-        buffer = peer.buffer
-        assert buffer is not None
-        wire.copy_vector(buffer.vector, reply.parameters)
-        data = buffer.frame
-        wire.pack_snapshot(data, peer.snapshot_start, len(data) - HEADER.size, reply)
-        self._send(peer, data)
 
     def _answer_long(
         self, peer: Peer, reply: Snapshot, encoded: tuple[Array, Buffer] | None
@@ -386,13 +381,22 @@ class SocketServer:
         peer.stopped = True
         self._send(peer, memoryview(wire.pack_text(wire.STOP, reply.reason)))
 
-    def _send(self, peer: Peer, *parts: memoryview) -> None:
+    def _send(self, peer: Peer, data: memoryview, payload: memoryview | None = None) -> None:
         try:
-            whole = peer.send(*parts)
+            if payload is None:
+                sent = peer.socket.send(data)
+                if sent == len(data) and peer.keeps and not peer.got:  # the usual case
+                    peer.window = peer.own
+                    return
+            else:
+                sent = peer.socket.sendmsg((data, payload))
+        except BlockingIOError:
+            sent = 0
         except OSError as error:
             self._broken.append((peer, _reason(error)))
             return
-        if whole:
+        peer.unsent = after((data, payload or b""), sent)
+        if not peer.unsent:
             self._answered(peer)
             return
         peer.deadline = time.monotonic() + _SILENCE_SECONDS
@@ -400,7 +404,8 @@ class SocketServer:
 
     def _flush(self, peer: Peer) -> None:
         peer.deadline = time.monotonic() + _SILENCE_SECONDS
-        if peer.send(*peer.unsent):
+        peer.unsent = after(peer.unsent, peer.socket.sendmsg(peer.unsent))
+        if not peer.unsent:
             peer.deadline = math.inf
             self._epoll.modify(peer.socket, select.EPOLLIN)
             self._answered(peer)
