@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import asgd
 from asgd.arrays import euclidean_norm
 from asgd.errors import InputError, RunFailedError
+from asgd.parameter_files import read_arrays
 from asgd.problems.base import gradient_of_batch, starting_point
 from asgd.problems.make import make_problem
 from asgd.rundir.checkpoint import PARAMETERS
@@ -28,7 +30,8 @@ RULES: list[dict[str, Any]] = [
 
 def simulated(path: Path, problem: dict[str, Any], **tables: Any) -> Run:
     steps = {"updates": 400, "eval_every": 50, "seed": 3}
-    return asgd.read_run(asgd.simulate({"problem": problem, "run": steps, **tables}, path))
+    config = {"problem": problem, **tables, "run": steps | tables.get("run", {})}
+    return asgd.read_run(asgd.simulate(config, path))
 
 
 def single(dtype: str = "float32", **options: Any) -> dict[str, Any]:
@@ -130,3 +133,43 @@ def test_export_and_start_keep_float32(tmp_path: Path, suffix: str) -> None:
     again = starting_point(make_problem(config), 0)
     assert again.dtype == np.float32
     np.testing.assert_array_equal(again, run.parameters)
+
+
+@pytest.mark.parametrize("framework", ["jax", "torch"])
+def test_a_network_is_float32_unless_float64_is_asked_for(tmp_path: Path, framework: str) -> None:
+    """Then every step counts in the parameters, and its gradients are the same."""
+    if find_spec(framework) is None:
+        pytest.skip(f"{framework} is not installed")
+    kind = f"tests.support.networks:{framework}_perceptron"
+    single, double = (
+        make_problem(asgd.make_config({"problem": {"kind": kind, "options": options}}))
+        for options in ({}, {"kept": "float64"})
+    )
+    x = starting_point(single, 0)
+    assert (x.dtype, single.dtype) == (np.float32, np.float32)
+    assert starting_point(double, 0).dtype == double.dtype == np.float64
+    np.testing.assert_array_equal(starting_point(double, 0), x)
+    gradients = [
+        gradient_of_batch(problem, starting_point(problem, 0), np.arange(8))
+        for problem in (single, double)
+    ]
+    assert [gradient.dtype for gradient in gradients] == [np.float32, np.float64]
+    np.testing.assert_array_equal(*gradients)
+    run = simulated(
+        tmp_path / "run",
+        {"kind": kind, "options": {"kept": "float64"}},
+        optimizer={"learning_rate": 1e-12},
+        run={"updates": 5},
+    )
+    assert run.parameters.dtype == np.float64
+    assert (run.parameters != x).any()  # float32 has no number as near
+
+
+@pytest.mark.skipif(find_spec("torch") is None, reason="PyTorch is not installed")
+def test_a_state_dictionary_keeps_its_precision(tmp_path: Path) -> None:
+    import torch
+
+    kinds = {"a": torch.float32, "b": torch.float64, "c": torch.bfloat16, "d": torch.int64}
+    torch.save({name: torch.ones(2, dtype=kind) for name, kind in kinds.items()}, tmp_path / "m.pt")
+    found = read_arrays(tmp_path / "m.pt", "m.pt")
+    assert [found[name].dtype.name for name in kinds] == ["float32", "float64", "float32", "int64"]

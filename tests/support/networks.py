@@ -17,8 +17,13 @@ def digits() -> tuple[Any, Any]:
     return images / 16, labels
 
 
-def torch_perceptron(dropout: float = 0.0, seeded: bool = True, dtype: str = "float32") -> Any:
-    """Return the perceptron in PyTorch; `seeded` draws its start from the run's seed."""
+def torch_perceptron(
+    dropout: float = 0.0, seeded: bool = True, dtype: str = "float32", kept: str | None = None
+) -> Any:
+    """Return the perceptron in PyTorch.
+
+    `seeded` draws its start from the run's seed; `kept` is the precision of a run's parameters.
+    """
     import torch
     from torch import nn
 
@@ -43,10 +48,11 @@ def torch_perceptron(dropout: float = 0.0, seeded: bool = True, dtype: str = "fl
         (images[:TRAINED], labels[:TRAINED]),
         weight_decay=1e-3,
         metrics=metrics,
+        dtype=kept,
     )
 
 
-def jax_perceptron(drop: float = 0.0, seeded: bool = True) -> Any:
+def jax_perceptron(drop: float = 0.0, seeded: bool = True, kept: str | None = None) -> Any:
     """Return the perceptron in JAX."""
     import jax
     import jax.numpy as jnp
@@ -90,4 +96,5 @@ def jax_perceptron(drop: float = 0.0, seeded: bool = True) -> Any:
         weight_decay=1e-3,
         random=drop > 0,
         metrics=metrics,
+        dtype=kept,
     )
