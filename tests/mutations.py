@@ -62,6 +62,7 @@ LINKS = ("tests/asgd/test_rundir.py", "-k", "link or elsewhere")
 CELLS = ("tests/analysis/test_report.py", "-k", "spreadsheet")
 POWER = ("tests/cluster/test_power.py", "-k", "checkpoint")
 CHECKPOINT = ("tests/cluster/test_checkpoint.py", "-k", "checkpoint or disk")
+PRECISION = "tests/cluster/test_precision.py"
 LOG = ("tests/cluster/test_write_ahead.py", "-k", "killed_server or disk or counted")
 
 MUTATIONS = [
@@ -71,6 +72,83 @@ MUTATIONS = [
         'if not hmac.compare_digest(shown, wire.proof(endpoint.secret, b"server", hello, nonce)):',
         "if not shown:",
         HANDSHAKE,
+    ),
+    Mutation(
+        "the server keeps float64 whatever the problem says",
+        "cluster/core/server.py",
+        "self.parameters = np.array(parameters)",
+        "self.parameters = np.array(parameters, dtype=float)",
+        (PRECISION, "-k", "last_bit and not killed"),
+    ),
+    Mutation(
+        "the memory of a held gradient is given to another connection",
+        "cluster/sockets/server.py",
+        "if peer.asked:  # the parameter server may hold the gradient",
+        "if False:",
+        (PRECISION, "-k", "outlives"),
+    ),
+    Mutation(
+        "a snapshot is overwritten while others send it",
+        "cluster/sockets/server.py",
+        "        peer.buffer.users += 1\n",
+        "",
+        (PRECISION, "-k", "share_two_buffers"),
+    ),
+    Mutation(
+        "long vectors have no bound",
+        "cluster/sockets/server.py",
+        "bounded=not server.collects",
+        "bounded=False",
+        (PRECISION, "-k", "share_two_buffers or waits_for_memory"),
+    ),
+    Mutation(
+        "workers wait for the memory of a gradient that waits for theirs",
+        "cluster/sockets/server.py",
+        "bounded=not server.collects",
+        "bounded=True",
+        (PRECISION, "-k", "in_turn"),
+    ),
+    Mutation(
+        "a worker that waits for memory is taken for silent",
+        "cluster/sockets/server.py",
+        "self._server.note_arriving(peer.worker, now)",
+        "pass",
+        (PRECISION, "-k", "waits_for_memory"),
+    ),
+    Mutation(
+        "float32 is sent as float64",
+        "cluster/sockets/wire.py",
+        'dtype = "float32" if wire_dtype == "float32" else precision.name',
+        'dtype = "float32" if wire_dtype == "float32" else "float64"',
+        (PRECISION, "-k", "halve"),
+    ),
+    Mutation(
+        "the memory asked for is that of float64",
+        "cluster/memory.py",
+        "problem.dtype.itemsize",
+        "8",
+        (PRECISION, "-k", "asked_for"),
+    ),
+    Mutation(
+        "a simulation keeps float64 whatever the problem says",
+        "asgd/problems/base.py",
+        "return np.array(converted(np.asarray(start), problem.dtype))",
+        "return np.array(start, dtype=float)",
+        ("tests/asgd/test_precision.py", "-k", "last_bit"),
+    ),
+    Mutation(
+        "steps in one dimension are float64",
+        "asgd/simulation/simulate.py",
+        "self._learning_rates[part].astype(gradients.dtype)",
+        "self._learning_rates[part]",
+        ("tests/asgd/test_precision.py", "-k", "last_bit"),
+    ),
+    Mutation(
+        "an overflow in float32 is not named",
+        "asgd/divergence.py",
+        "if gradient.dtype == np.float32 and np.isinf(gradient).any():",
+        "if False:",
+        ("tests/asgd/test_precision.py", "-k", "overflow"),
     ),
     Mutation(
         "server does not verify the worker's proof",
@@ -123,14 +201,14 @@ MUTATIONS = [
     ),
     Mutation(
         "our own on the local socket are strangers among strangers",
-        "cluster/sockets/server.py",
+        "cluster/sockets/peer.py",
         "return bool(user == os.getuid())",
         "return False",
         STRANGERS,
     ),
     Mutation(
         "whoever comes over the local socket is one of ours",
-        "cluster/sockets/server.py",
+        "cluster/sockets/peer.py",
         "return bool(user == os.getuid())",
         "return True",
         STRANGERS,
@@ -138,14 +216,14 @@ MUTATIONS = [
     Mutation(
         "an answer is sent before the question",
         "cluster/sockets/server.py",
-        "if peer is not None and peer.asked:",
-        "if peer is not None:",
+        "if peer is None or not peer.asked:",
+        "if peer is None:",
         QUESTIONS,
     ),
     Mutation(
         "a question is taken before the answer to the last one",
-        "cluster/sockets/server.py",
-        "        if peer.asked:\n            raise",
+        "cluster/sockets/peer.py",
+        "        if self.asked or self.unsent:\n            raise",
         "        if False:\n            raise",
         QUESTIONS,
     ),

@@ -403,8 +403,8 @@ class SocketServer:
         self._epoll.modify(peer.socket, select.EPOLLIN | select.EPOLLOUT)
 
     def _flush(self, peer: Peer) -> None:
-        peer.deadline = time.monotonic() + _SILENCE_SECONDS
         peer.unsent = after(peer.unsent, peer.socket.sendmsg(peer.unsent))
+        peer.deadline = time.monotonic() + _SILENCE_SECONDS
         if not peer.unsent:
             peer.deadline = math.inf
             self._epoll.modify(peer.socket, select.EPOLLIN)

@@ -105,9 +105,9 @@ def test_an_overflow_is_named_as_one() -> None:
 class Long:
     """Plays workers with long vectors over TCP, where two buffers serve all."""
 
-    def __init__(self, workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, workers: int, monkeypatch: pytest.MonkeyPatch, **cluster: str) -> None:
         monkeypatch.setattr(buffers, "_POOL_BYTES", 1)
-        self.line = Line(configure(workers, 300, single(20_000)), "tcp")
+        self.line = Line(configure(workers, 300, single(20_000), **cluster), "tcp")
         self.pool = self.line.sockets._pool
 
     def join_all(self) -> dict[int, Any]:
@@ -153,6 +153,19 @@ def test_long_vectors_of_many_workers_share_two_buffers(monkeypatch: pytest.Monk
     for worker in range(6):
         own = record.trace["sequence"][record.trace["worker"] == worker]
         assert own.tolist() == list(range(len(own)))
+
+
+@pytest.mark.parametrize("cluster", [{"schedule": "uniform"}, {"mode": "sync"}])
+def test_gradients_that_are_applied_in_turn_do_not_wait_for_memory(
+    monkeypatch: pytest.MonkeyPatch, cluster: dict[str, str]
+) -> None:
+    """The one whose turn it is would wait for those that wait for their turn."""
+    with Long(5, monkeypatch, **cluster).line as line:
+        for worker in range(5):
+            line.work(worker)
+        record = line.finish(5)
+    points = replay(line.config, line.problem, line.initial, record)
+    np.testing.assert_array_equal(line.server.parameters, points[-1])
 
 
 def test_a_worker_that_waits_for_memory_is_not_silent(monkeypatch: pytest.MonkeyPatch) -> None:
