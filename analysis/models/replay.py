@@ -14,7 +14,8 @@ from analysis.models.ensemble import Ensemble, PathOptions, PerUpdate, run_ensem
 from asgd.arrays import Array, Integers
 from asgd.errors import InputError
 from asgd.problems.base import Problem
-from asgd.rules import Rule
+from asgd.rules.base import Optimizer, Rule
+from asgd.rules.sgd import Sgd
 from asgd.staleness.values import whole_numbers
 from asgd.streams import Seed
 
@@ -38,7 +39,7 @@ class Replay(DescentBlock):
         rng: np.random.Generator,
     ) -> None:
         super().__init__(descent, x, rng)
-        self.update, self.state = rule.update, rule.init(x)
+        self.optimizer = Optimizer(rule, x)
         self.read_version, self.last_read = read_version, last_read
         self.snapshots = {0: x.copy()}
 
@@ -48,14 +49,7 @@ class Replay(DescentBlock):
         sample = self.sampled_gradient(self.snapshots[version], k)
         if self.last_read[version] == k:
             del self.snapshots[version]
-        step, self.state = self.update(
-            sample,
-            self.state,
-            learning_rate=self.learning_rate[k],
-            staleness=k - version,
-            out=sample,
-        )
-        self.x -= step
+        self.optimizer.apply(self.x, sample, self.learning_rate[k], k, k - version)
         if self.last_read[k + 1] >= 0:
             self.snapshots[k + 1] = self.x.copy()
 
@@ -131,7 +125,7 @@ def sme_replay(
         held = np.cumsum(np.bincount(np.unique(read_version), minlength=updates + 1))[:-1]
         held -= np.cumsum(np.bincount(last_read[last_read >= 0], minlength=updates))
         copies = max(copies, int(held.max()) + 5)
-        makers.append(partial(Replay, descent, read_version, last_read, rule or Rule()))
+        makers.append(partial(Replay, descent, read_version, last_read, rule or Sgd()))
     block = partial(Replays, makers) if several else makers[0]
     return run_ensemble(block, problem, updates, paths, seed, "sme_replay", copies, **options)
 

@@ -15,6 +15,7 @@ import msgspec
 import numpy as np
 
 from analysis.exact.limits import StabilityLimits, stability_limits
+from analysis.exact.linear_rules import linear_rule
 from analysis.planning.gradient_cost import GradientCost
 from analysis.planning.paths import TurnsOf
 from analysis.planning.turns import IndependentReads, QueueReads, Rounds
@@ -25,9 +26,10 @@ from analysis.profile.queueing import (
     measured_cycles,
     server_staleness,
 )
-from asgd.config import OptimizerConfig, RunConfig
+from asgd.config import RunConfig
 from asgd.delays import ComputeTime
 from asgd.errors import InputError
+from asgd.rules.base import Rule
 from asgd.rundir.reader import Run
 from asgd.simulation.order import server_order
 from asgd.staleness.by_name import named_law
@@ -66,26 +68,23 @@ class Pace:
     server: ServerTimes | None = None
     gradients: int = 1
 
-    def limits(
-        self, optimizer: OptimizerConfig, workers: int, mean_square: bool
-    ) -> StabilityLimits | None:
+    def limits(self, rule: Rule, workers: int, mean_square: bool) -> StabilityLimits | None:
         """Return the limits of the learning rate on a mode of curvature one.
 
-        None for more than `MOST_LIMITED` workers, which would take too long. The mean-square limit
-        only on request or if it is cheap.
+        None for a rule that they do not cover, and for more than `MOST_LIMITED` workers, which
+        would take too long. The mean-square limit only on request or if it is cheap.
         """
-        if workers > MOST_LIMITED:
+        linear = linear_rule(rule)
+        if linear is None or workers > MOST_LIMITED:
             return None
-        momentum = optimizer.momentum if optimizer.rule == "momentum" else 0.0
-        aware = optimizer.rule == "staleness_aware"
-        rule = momentum, aware, mean_square
+        known = linear.momentum, linear.staleness_aware, mean_square
         if self.server is None:
-            return _limits(self.law, *rule, independent=True)
+            return _limits(self.law, *known, independent=True)
         server, times = self.server, self.server.times
         if isinstance(times, ComputeTime):
             law = times.law, tuple(times.mean.tolist()), times.variation
-            return _known_limits(law, server.dead_time, server.service_time, *rule)
-        return _limits(server, *rule)
+            return _known_limits(law, server.dead_time, server.service_time, *known)
+        return _limits(server, *known)
 
 
 @lru_cache(maxsize=64)

@@ -20,7 +20,7 @@ from analysis.planning.turns import Reads, ServerTurns
 from asgd.arrays import Array, Integers
 from asgd.problems.base import Problem
 from asgd.problems.plugin import PluginProblem
-from asgd.rules import Rule, State
+from asgd.rules.base import Optimizer, Rule
 
 TurnsOf = Callable[[int, np.random.Generator], ServerTurns]
 
@@ -161,26 +161,21 @@ class _Servers:
         self.x = np.tile(self._start, (paths, 1))
         self.diverged = np.zeros(paths, dtype=bool)
         self._held = np.repeat(self.x[:, None], self.turns.slots, axis=1)
-        self._state: State = setting.rule.init(self.x)
+        self._optimizer = Optimizer(setting.rule, self.x)
         self._rate = setting.learning_rate.tolist()
         self._one_size = bool(np.all(setting.batch_size == setting.batch_size[0]))
 
     def step(self, k: int) -> None:
         """Advance every server from update k to update k + 1."""
-        setting, reads = self._setting, self.turns.next(k)
+        reads = self.turns.next(k)
         gradient, staleness = self._gradient(reads), k - reads.version
         if len(reads.path) > len(self.x):  # average the gradients that are applied together
             first = np.searchsorted(reads.path, np.arange(len(self.x)))
             count = np.diff(first, append=len(reads.path))[:, None]
             gradient = np.add.reduceat(gradient, first) / count.astype(gradient.dtype)
             staleness = np.maximum.reduceat(staleness, first)
-        step, self._state = setting.rule.update(
-            gradient,
-            self._state,
-            learning_rate=self._rate[k],
-            staleness=staleness[:, None].astype(gradient.dtype),
-        )
-        self.x -= step
+        lag = staleness[:, None].astype(gradient.dtype)
+        self._optimizer.apply(self.x, gradient, self._rate[k], k, lag)
         lost = ~np.isfinite(self.x).all(axis=1)
         if lost.any():
             self.restart(lost)
@@ -193,7 +188,7 @@ class _Servers:
         self.diverged = self.diverged | diverged
         self.x[diverged] = self._start
         self._held[diverged] = self._start
-        for array in self._state:
+        for array in self._optimizer.state:
             array[diverged] = 0.0
 
     def _gradient(self, reads: Reads) -> Array:

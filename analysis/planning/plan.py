@@ -33,7 +33,7 @@ from asgd.config import Configuration, OptimizerConfig, RunConfig, as_config
 from asgd.errors import InputError
 from asgd.problems.base import Problem, starting_point
 from asgd.problems.make import make_problem
-from asgd.rules import make_rule
+from asgd.rules.make import make_rule
 from asgd.rundir.problem_record import check_problem
 from asgd.rundir.reader import Run, read_run
 from asgd.schedules import batch_schedule, learning_rate_schedule
@@ -252,6 +252,7 @@ class _Planner:
     ) -> None:
         self._config, self._problem, self._initial = config, problem, initial
         self._updates, self._pace_of = updates, pace_of
+        self._rule = make_rule(config.optimizer)
         self._paces: dict[tuple[int, int], Pace] = {}
         self._known: dict[tuple[int, bool], StabilityLimits | None] = {}
         self._first_loss = float(problem.loss(initial))
@@ -289,7 +290,7 @@ class _Planner:
         setting = PathSetting(
             problem=self._problem,
             initial=self._initial,
-            rule=make_rule(optimizer),
+            rule=self._rule,
             learning_rate=learning_rate_schedule(optimizer).array(self._updates),
             batch_size=batch,
             turns=pace.turns,
@@ -321,7 +322,7 @@ class _Planner:
     def _limits(self, choice: Choice, pace: Pace, *, mean_square: bool) -> StabilityLimits | None:
         key = id(pace), mean_square
         if key not in self._known:
-            limits = pace.limits(self._config.optimizer, choice.workers, mean_square)
+            limits = pace.limits(self._rule, choice.workers, mean_square)
             self._known[key] = limits
         return self._known[key]
 

@@ -7,6 +7,7 @@ from contextlib import suppress
 
 import numpy as np
 
+from analysis.exact.linear_rules import LinearRule, linear_rule
 from analysis.exact.stability import most_workers
 from analysis.prediction.run_stability import PointStability, limits_of, run_stability
 from analysis.prediction.setting import Setting, closure_of
@@ -15,7 +16,7 @@ from asgd.divergence import DIVERGED
 from asgd.errors import AsgdError, DivergedError
 from asgd.problems.base import starting_point
 from asgd.problems.make import make_problem
-from asgd.rules import make_rule
+from asgd.rules.make import make_rule
 from asgd.rundir.reader import Run, read_run
 from asgd.schedules import learning_rate_schedule
 from asgd.staleness.empirical import Empirical
@@ -33,12 +34,15 @@ def advice_on_divergence(run: Run) -> str | None:
     Each change alone makes it stable, provided curvature and noise stay the same.
 
     The limits are those of its rule along its own turns, with the curvature at the starting point.
-    None if no update was recorded or no curvature is positive there.
+    None if no update was recorded or no curvature is positive there. No limits are known for some
+    rules.
     """
     if run.trace.empty:
         return None
     setting = _setting(run)
     stability = run_stability(setting).start
+    if not stability.covered:
+        return "no limits are known for its rule: halve the learning rate until it converges"
     if stability.limits is None:
         return None
     rule = f" and its momentum of {stability.momentum:g}" if stability.momentum else ""
@@ -67,11 +71,12 @@ def _other_changes(setting: Setting, point: PointStability) -> list[str]:
     """Return the other changes that alone make the run stable at its learning rate, in words."""
     rate, curvature, found = point.learning_rate, point.curvature[0], []
     if point.momentum:
-        limits = limits_of(setting, momentum=0.0).at_curvature(curvature)
+        limits = limits_of(setting, LinearRule()).at_curvature(curvature)
         if limits.classify(rate) == "stable":
             plain = limits.mean_square or limits.almost_sure
             found.append(f"no momentum (the largest is then {plain.value:.3g})")
-    if not (setting.rule and setting.rule.staleness_aware):
+    rule = linear_rule(setting.rule)
+    if rule is not None and not rule.staleness_aware:
         workers = most_workers(rate * curvature, point.momentum, setting.workers)
         if workers:
             found.append(at_most(workers))

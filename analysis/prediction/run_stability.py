@@ -5,12 +5,12 @@ curvature of the Hessian, at the start of the run and at the end of its predicti
 that grows with the distance from the minimum lowers the limits, and so do other modes through it;
 this is not included, but a run of which predicted paths diverge is never called stable. Clipped
 gradients count as unclipped: a clipped run above its limit oscillates. Under a schedule the largest
-learning rate counts.
+learning rate counts. Rules that the limits do not cover get none.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import msgspec
@@ -18,6 +18,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from analysis.exact.limits import StabilityLimits, Verdict, stability_limits
+from analysis.exact.linear_rules import LinearRule, linear_rule
 from analysis.exact.stability import spectral_radius
 from analysis.prediction.setting import Setting
 from asgd.arrays import Array
@@ -44,11 +45,13 @@ class PointStability:
     spectral_radius
         Slowest factor per update of each of these modes; the mean decays if it is below one.
     limits
-        Limits on the leading mode; None if no curvature is positive.
+        Limits on the leading mode; None if no curvature is positive, or for the rule.
     momentum
         beta of the run's rule.
     additive_noise
         Whether the gradient noise is constant; noise that grows lowers the limits.
+    covered
+        Whether the limits cover the run's rule.
     """
 
     learning_rate: float
@@ -57,6 +60,7 @@ class PointStability:
     limits: StabilityLimits | None
     momentum: float
     additive_noise: bool
+    covered: bool = True
 
     @property
     def limit(self) -> float:
@@ -169,6 +173,11 @@ class RunStability:
     @property
     def sentence(self) -> str:
         """The answer as a sentence or two."""
+        if not self.start.covered:
+            return (
+                "Cannot tell whether it is stable: no limit of the learning rate is known for this "
+                "rule; the replay of the measured staleness shows what it does."
+            )
         if np.isinf(self.limit):
             return (
                 "Cannot tell whether it is stable: no curvature is positive at the start or at the "
@@ -261,27 +270,17 @@ def run_stability(
     UnreliableEstimateError
         The Lanczos iterations found no eigenvalue.
     """
-    limits = limits_of(setting)
+    rule = linear_rule(setting.rule)
+    limits = limits_of(setting, rule) if rule else None
     at_end = None
     if end is not None and np.all(np.isfinite(end)):
-        at_end = _point(setting, limits, end)
-    return RunStability(_point(setting, limits, setting.initial), at_end, paths)
+        at_end = _point(setting, rule, limits, end)
+    return RunStability(_point(setting, rule, limits, setting.initial), at_end, paths)
 
 
-def limits_of(setting: Setting, momentum: float | None = None) -> StabilityLimits:
-    """Return the limits on a mode of curvature one.
-
-    Parameters
-    ----------
-    momentum
-        Replaces the momentum of the setting's rule.
-    """
-    rule = setting.rule
-    own = rule.momentum if rule else 0.0
-    options: Any = {
-        "momentum": own if momentum is None else momentum,
-        "staleness_aware": bool(rule and rule.staleness_aware),
-    }
+def limits_of(setting: Setting, rule: LinearRule) -> StabilityLimits:
+    """Return the limits of a rule on a mode of curvature one."""
+    options: Any = asdict(rule)
     if setting.closure != "pool":
         return stability_limits(setting.law, independent=True, **options)
     if setting.turns is not None:
@@ -323,22 +322,22 @@ def leading_curvatures(problem: Problem, x: Array, count: int = LEADING) -> Arra
     return np.asarray(np.sort(values)[::-1])
 
 
-def _point(setting: Setting, limits: StabilityLimits, x: Array) -> PointStability:
-    learning_rate, rule = float(np.max(setting.learning_rate)), setting.rule
+def _point(
+    setting: Setting, rule: LinearRule | None, limits: StabilityLimits | None, x: Array
+) -> PointStability:
+    learning_rate = float(np.max(setting.learning_rate))
     law = setting.pool_law if setting.closure == "pool" else setting.law
     curvature = leading_curvatures(setting.problem, x)
     rising = curvature[curvature > 0]
-    momentum, aware = (rule.momentum, rule.staleness_aware) if rule else (0.0, False)
+    known: Any = asdict(rule) if rule else None
     return PointStability(
         learning_rate,
         curvature.tolist(),
-        [
-            spectral_radius(law, learning_rate * float(a), momentum=momentum, staleness_aware=aware)
-            for a in rising
-        ],
-        limits.at_curvature(float(rising[0])) if len(rising) else None,
-        momentum,
+        [spectral_radius(law, learning_rate * float(a), **known) for a in rising if rule],
+        limits.at_curvature(float(rising[0])) if limits and len(rising) else None,
+        rule.momentum if rule else 0.0,
         setting.problem.additive_noise,
+        rule is not None,
     )
 
 

@@ -18,7 +18,8 @@ from asgd.config import OptimizerConfig
 from asgd.problems.base import Problem, starting_point
 from asgd.problems.linear import LinearModel
 from asgd.problems.make import make_problem
-from asgd.rules import Rule, make_rule
+from asgd.rules.base import Rule
+from asgd.rules.make import make_rule
 from asgd.rundir.events import team_sizes
 from asgd.rundir.reader import Run
 from asgd.schedules import learning_rate_schedule

@@ -10,7 +10,8 @@ import numpy as np
 from asgd.arrays import Array, Integers, euclidean_norm
 from asgd.draws import WorkerDraws
 from asgd.problems.base import Problem, gradient_of_batch, starting_point
-from asgd.rules import make_rule
+from asgd.rules.base import Optimizer
+from asgd.rules.make import make_rule
 from asgd.rundir.columns import SHARED
 from asgd.rundir.reader import Run
 from asgd.schedules import learning_rate_schedule
@@ -64,10 +65,10 @@ def replay(run: Run, problem: Problem) -> Iterator[Step]:
     that read them.
     """
     config, gradients = run.config, _Gradients.of(run)
-    draws, rule = WorkerDraws(config, problem.n_samples), make_rule(config.optimizer)
+    draws = WorkerDraws(config, problem.n_samples)
     learning_rate = learning_rate_schedule(config.optimizer)
     x = starting_point(problem, config.run.seed)
-    state = rule.init(x)
+    optimizer = Optimizer(make_rule(config.optimizer), x)
     last_read = np.arange(len(run.trace) + 1)
     updates = np.repeat(np.arange(len(run.trace)), np.diff(gradients.starts))
     np.maximum.at(last_read, gradients.read_version, updates)
@@ -85,9 +86,8 @@ def replay(run: Run, problem: Problem) -> Iterator[Step]:
             found.append(np.array(gradient_of_batch(problem, point, batch)))
         mean = found[0] if len(found) == 1 else np.sum(found, axis=0) / len(found)
         staleness = update - int(gradients.read_version[rows.start : rows.stop].min())
-        rate = learning_rate(update)
-        step, state = rule.update(mean, state, learning_rate=rate, staleness=staleness)
-        x = x - step
+        x = x.copy()
+        optimizer.apply(x, mean, learning_rate(update), update, staleness)
         kept[update + 1] = x
         while last_read[leaves] <= update:
             del kept[leaves]

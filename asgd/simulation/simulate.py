@@ -26,7 +26,8 @@ from asgd.goals import reached_target, time_is_up
 from asgd.problems.base import Problem, gradient_of_batch, starting_point
 from asgd.problems.make import make_problem
 from asgd.progress import CallbackError, Progress, call_back
-from asgd.rules import make_rule
+from asgd.rules.base import Optimizer
+from asgd.rules.make import make_rule
 from asgd.rundir.alive import heartbeat
 from asgd.rundir.columns import LOSS_COLUMNS
 from asgd.rundir.files import describe_os_error
@@ -216,9 +217,7 @@ class _Descent:
         self._learning_rates = learning_rate_schedule(config.optimizer).array(len(order.worker))
         self._learning_rate = self._learning_rates.tolist()
         self._plain = config.optimizer.rule == "sgd" and config.optimizer.clip_norm is None
-        self._rule = make_rule(config.optimizer)
-        self._state = self._rule.init(self.x)
-        self._step = np.empty_like(self.x)
+        self._optimizer = Optimizer(make_rule(config.optimizer), self.x)
         self._staleness = order.staleness.tolist()
         self._own_slots = config.simulation.staleness == "server"
         if self._own_slots:
@@ -263,19 +262,12 @@ class _Descent:
         if self._plain and self.problem.dim == 1 and len(gradients) >= _FEW:
             self._apply_scalars(gradients[:, 0])
             return
-        x, step, update = self.x, self._step, self._rule.update
+        x, apply = self.x, self._optimizer.apply
         for number, gradient in enumerate(gradients, self.applied):
             norm = euclidean_norm(gradient)
             if not math.isfinite(norm):
                 raise RunFailedError(_not_finite(number, gradient))
-            applied, self._state = update(
-                gradient,
-                self._state,
-                learning_rate=self._learning_rate[number],
-                staleness=self._staleness[number],
-                out=step,
-            )
-            x -= applied
+            apply(x, gradient, self._learning_rate[number], number, self._staleness[number])
             self._snapshots[self._write_slot[number]] = x
             self.norms[number] = norm
             self.applied = number + 1

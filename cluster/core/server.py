@@ -17,7 +17,8 @@ import numpy as np
 from asgd.arrays import Array
 from asgd.config import RunConfig
 from asgd.divergence import NOT_FINITE, remedy
-from asgd.rules import make_rule
+from asgd.rules.base import Optimizer
+from asgd.rules.make import make_rule
 from asgd.schedules import batch_schedule, learning_rate_schedule
 from asgd.streams import stream
 from cluster.core.ledger import Ledger, Record
@@ -31,7 +32,6 @@ Replies = list[tuple[int, Reply]]
 
 FINISHED = "finished"  # reason for stopping: all updates are applied
 REMOVED = "removed"  # reason for stopping a single worker
-_BLOCK = 1 << 15  # entries of a block of a step; it stays in the cache
 
 
 class Log(Protocol):
@@ -74,15 +74,12 @@ class ParameterServer:
         self.ledger = Ledger()
         self.log: Log | None = None
         self._config = config
-        self._rule = make_rule(config.optimizer)
         self._learning_rate = learning_rate_schedule(config.optimizer)
         self._batch_size = batch_schedule(config.optimizer)
         modes = {"async": None, "bounded": config.cluster.max_staleness, "sync": 0}
         self._bound = modes[config.cluster.mode]
         self._drawn = config.cluster.schedule == "uniform"
-        self._rule_state = self._rule.init(self.parameters)
-        size = min(len(self.parameters), _BLOCK) if self._rule.blockwise else len(self.parameters)
-        self._step = np.empty_like(self.parameters[:size])
+        self._optimizer = Optimizer(make_rule(config.optimizer), self.parameters)
         self._seats = {worker: Seat() for worker in range(config.cluster.workers)}
         self._missing = set(self._seats)
         self._held: dict[int, Gradient] = {}
@@ -230,13 +227,13 @@ class ParameterServer:
         parameters = self.ledger.copy_of(self.version)
         if parameters is None:
             parameters = self.parameters.copy()
-        return State(counts, parameters, tuple(array.copy() for array in self._rule_state))
+        return State(counts, parameters, tuple(array.copy() for array in self._optimizer.state))
 
     def _restore(self, state: State) -> None:
         counts = state.counts
-        dtype = self.parameters.dtype  # another one is that of a changed problem
-        self.parameters = state.parameters.astype(dtype)
-        self._rule_state = tuple(array.astype(dtype, copy=False) for array in state.rule)
+        # Another precision is that of a changed problem.
+        self.parameters = state.parameters.astype(self.parameters.dtype)
+        self._optimizer.restore(state.rule)
         self.version = counts.version
         self._seconds = counts.seconds
         for worker, sequence in counts.sequence.items():
@@ -397,14 +394,8 @@ class ParameterServer:
 
     def _commit(self, update: Update) -> None:
         number, worker, sequence, _, staleness, _, _, seconds, _ = update.row
-        x, g, out = self.parameters, update.gradient, self._step
-        rates = self._learning_rate(number), staleness
-        if len(out) == len(x):
-            self._make_step(x, g, out, *rates)
-        else:
-            for start in range(0, len(x), len(out)):
-                block = slice(start, start + len(out))
-                self._make_step(x[block], g[block], out[: len(x) - start], *rates)
+        eta = self._learning_rate(number)
+        self._optimizer.apply(self.parameters, update.gradient, eta, number, staleness)
         self.version += 1
         self._seconds = seconds
         self._staleness_sum += staleness
@@ -420,14 +411,6 @@ class ParameterServer:
             self.ledger.evaluation(self.version, seconds, self.parameters)
         if self.version % run.checkpoint_every == 0:
             self.ledger.checkpoint = self.state()
-
-    def _make_step(
-        self, x: Array, gradient: Array, out: Array, learning_rate: float, staleness: int
-    ) -> None:
-        step, self._rule_state = self._rule.update(
-            gradient, self._rule_state, learning_rate=learning_rate, staleness=staleness, out=out
-        )
-        np.subtract(x, step, out=x)
 
     def _grant(self, worker: int, seat: Seat, now: float) -> tuple[int, Reply]:
         if seat.retired:

@@ -17,7 +17,9 @@ from asgd.errors import DivergedError
 from asgd.problems.base import Problem
 from asgd.problems.linear import breast_cancer, digits
 from asgd.problems.scalar import Quadratic
-from asgd.rules import Rule
+from asgd.rules.clipped import Clipped
+from asgd.rules.heavy_ball import HeavyBall
+from asgd.rules.staleness_power import StalenessPower
 from asgd.rundir.reader import Run, read_run
 from asgd.simulation.simulate import simulate
 from asgd.staleness.counts import Poisson
@@ -89,15 +91,11 @@ def test_turns_and_rule_of_the_setting_are_those_of_the_limits() -> None:
     fixed_order = RecordedTurns(ranks, start_up=(8,), workers=4)
     recorded = run_stability(setting(Quadratic(), 0.05, turns=fixed_order))
     assert recorded.limit == pytest.approx(2 * np.sin(np.pi / 14) / 2)
-    momentum = setting(
-        Quadratic(), 0.005, turns=fixed_order, rule=Rule(momentum=0.9, clip_norm=1.0)
-    )
+    momentum = setting(Quadratic(), 0.005, turns=fixed_order, rule=Clipped(HeavyBall(0.9), 1.0))
     known = run_stability(momentum)
     assert known.limit == max_stable_learning_rate(ConstantPlusGeometric(3), 2.0, momentum=0.9)
     assert "with momentum 0.9" in known.sentence
-    divided = run_stability(
-        setting(Quadratic(), 0.05, turns=fixed_order, rule=Rule(staleness_aware=True))
-    )
+    divided = run_stability(setting(Quadratic(), 0.05, turns=fixed_order, rule=StalenessPower(1.0)))
     assert divided.limit == pytest.approx(4 * recorded.limit)
     independent = run_stability(setting(Quadratic(), 0.05, law=Geometric(0.75), closure="iid"))
     pool = run_stability(setting(Quadratic(), 0.05, law=Geometric(0.75)))

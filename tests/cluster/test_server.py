@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from asgd.config import RunConfig, make_config
 from asgd.draws import WorkerDraws
-from asgd.rules import make_rule
+from asgd.rules.base import Optimizer
+from asgd.rules.make import make_rule
 from asgd.rundir.columns import SHARED
 from asgd.streams import stream
 from cluster.core.ledger import Record
@@ -418,14 +419,13 @@ def test_steps_of_long_vectors_are_those_of_the_rule(optimizer: dict[str, Any], 
     config = make_config({"optimizer": optimizer, "cluster": {"workers": 2}})
     rng = np.random.default_rng(8)
     server = ParameterServer(config, rng.normal(size=size))
-    rule = make_rule(config.optimizer)
-    x, state = server.parameters.copy(), rule.init(server.parameters)
+    x = server.parameters.copy()
+    optimizer = Optimizer(make_rule(config.optimizer), x[None])  # of paths, which have no blocks
     ((_, first), (_, second)) = [*server.join(0, 0.0), *server.join(1, 0.0)]
     for staleness, snapshot in enumerate((first, second)):
         gradient = rng.normal(size=size)
         message = Gradient(staleness, snapshot.sequence, snapshot.version, 0, gradient, 0.0)
         server.receive(message, 1.0)
         rate = config.optimizer.learning_rate
-        step, state = rule.update(gradient, state, learning_rate=rate, staleness=staleness)
-        x -= step
+        optimizer.apply(x[None], gradient[None], rate, staleness, staleness)
         np.testing.assert_array_equal(server.parameters, x)

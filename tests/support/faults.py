@@ -8,7 +8,8 @@ import numpy as np
 from asgd.config import ComputeTimeConfig, RunConfig
 from asgd.problems.base import Problem, starting_point
 from asgd.problems.make import make_problem
-from asgd.rules import make_rule
+from asgd.rules.base import Optimizer
+from asgd.rules.make import make_rule
 from asgd.rundir.columns import SHARED
 from asgd.rundir.reader import Run
 from asgd.schedules import learning_rate_schedule
@@ -114,22 +115,17 @@ def gradients_of(record: Record) -> list[list[tuple[int, int, int, int]]]:
 
 def replay(config: RunConfig, problem: Problem, initial: Array, record: Record) -> list[Array]:
     """Return x_0, x_1, ... by replaying a trace."""
-    rule = make_rule(config.optimizer)
     rate = learning_rate_schedule(config.optimizer)
-    points, state = [initial.copy()], rule.init(initial)
+    points, optimizer = [initial.copy()], Optimizer(make_rule(config.optimizer), initial)
     for update, group in enumerate(gradients_of(record)):
         gradients = []
         for worker, sequence, read_version, size in group:
             snapshot = Snapshot(points[read_version], read_version, 0, sequence, size)
             gradients.append(Worker(config, worker, problem).compute(snapshot).gradient)
         mean = gradients[0] if len(gradients) == 1 else np.sum(gradients, axis=0) / len(gradients)
-        step, state = rule.update(
-            mean,
-            state,
-            learning_rate=rate(update),
-            staleness=update - min(read_version for _, _, read_version, _ in group),
-        )
-        points.append(points[-1] - step)
+        staleness = update - min(read_version for _, _, read_version, _ in group)
+        points.append(points[-1].copy())
+        optimizer.apply(points[-1], mean, rate(update), update, staleness)
     return points
 
 

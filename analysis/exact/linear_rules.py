@@ -1,0 +1,44 @@
+"""The update rules that the theory of limits covers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from asgd.rules.base import Rule
+from asgd.rules.clipped import Clipped
+from asgd.rules.heavy_ball import HeavyBall
+from asgd.rules.sgd import Sgd
+from asgd.rules.staleness_power import StalenessPower
+
+
+@dataclass(frozen=True)
+class LinearRule:
+    """v' = beta v - eta g / (1 + tau)^aware, x' = x + v': all that the limits know of a rule.
+
+    Attributes
+    ----------
+    momentum
+        beta.
+    staleness_aware
+        Whether the step is divided by 1 + tau.
+    """
+
+    momentum: float = 0.0
+    staleness_aware: bool = False
+
+
+def linear_rule(rule: Rule | None) -> LinearRule | None:
+    """Return what the limits know of a rule, SGD if it is None; None if they do not cover it.
+
+    Clipping is left out: a clipped run above the limit of its rule oscillates.
+    """
+    match rule:
+        case Clipped():
+            return linear_rule(rule.rule)
+        case HeavyBall():
+            return LinearRule(rule.momentum)
+        case StalenessPower(exponent=1.0):
+            return LinearRule(staleness_aware=True)
+        case None | StalenessPower(exponent=0.0):
+            return LinearRule()
+    return LinearRule() if type(rule) is Sgd else None

@@ -1,0 +1,136 @@
+"""The interface of an update rule."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import numpy as np
+
+from asgd.arrays import Array
+
+State = tuple[Array, ...]
+
+BLOCK = 1 << 14  # entries; a block of five float64 vectors is about one L2 cache
+
+
+class Rule(ABC):
+    """An update rule; the contract is that of `asgd.rules`.
+
+    Attributes
+    ----------
+    state
+        Names of the arrays that it keeps from update to update.
+    scratch
+        Number of arrays that it gets behind its state for intermediate results.
+    reads
+        Whether it asks for the parameters at which the gradient was computed.
+    blockwise
+        Whether it treats every entry alike, so that it can be applied to a part of the vectors.
+    """
+
+    state: tuple[str, ...] = ()
+    scratch: int = 0
+    reads: bool = False
+    blockwise: bool = True
+
+    def init(self, x: Array) -> State:
+        """Return the state before the first update, for parameters x."""
+        return tuple(np.zeros_like(x) for _ in self.state)
+
+    @abstractmethod
+    def update(
+        self,
+        x: Array,
+        gradient: Array,
+        state: Sequence[Array],
+        eta: float,
+        count: int,
+        staleness: int | Array,
+        read: Array | None = None,
+    ) -> None:
+        """Apply a gradient to x and to the state, in place.
+
+        Parameters
+        ----------
+        x
+            The parameters now, shape (d,), a part of them, or paths of them, shape (paths, d).
+        gradient
+            Of the shape of x; not modified.
+        state
+            Its arrays, then `scratch` arrays with any content.
+        eta
+            Learning rate.
+        count
+            Updates that the server has applied before this one.
+        staleness
+            Updates applied since the read: a number, or one per path, shape (paths, 1).
+        read
+            The parameters at which the gradient was computed, of the shape of x, if it `reads`.
+        """
+
+
+class Optimizer:
+    """A rule at work on one vector or on paths: it keeps the state, and memory for every update.
+
+    Long vectors are updated block by block, which stay in the cache.
+
+    Parameters
+    ----------
+    rule
+        The rule.
+    x
+        x_0, shape (d,) or (paths, d).
+    """
+
+    def __init__(self, rule: Rule, x: Array) -> None:
+        self.rule = rule
+        self.state = rule.init(x)
+        like = x[..., :BLOCK] if rule.blockwise and x.ndim == 1 else x
+        self._arrays = (*self.state, *(np.empty_like(like) for _ in range(rule.scratch)))
+
+    def apply(
+        self,
+        x: Array,
+        gradient: Array,
+        eta: float,
+        count: int,
+        staleness: int | Array,
+        read: Array | None = None,
+    ) -> None:
+        """Apply a gradient to x, in place; the arguments are those of `Rule.update`."""
+        in_blocks(self.rule, x, gradient, self._arrays, eta, count, staleness, read)
+
+    def restore(self, state: Sequence[Array]) -> None:
+        """Continue from a state; copied."""
+        for own, saved in zip(self.state, state, strict=True):
+            np.copyto(own, saved)
+
+
+def in_blocks(
+    rule: Rule,
+    x: Array,
+    gradient: Array,
+    arrays: Sequence[Array],
+    eta: float,
+    count: int,
+    staleness: int | Array,
+    read: Array | None,
+) -> None:
+    """Apply a rule, to a long vector block by block; the arguments are those of `Rule.update`."""
+    if x.ndim > 1 or len(x) <= BLOCK or not rule.blockwise:
+        rule.update(x, gradient, arrays, eta, count, staleness, read)
+        return
+    state, scratch = arrays[: len(rule.state)], arrays[len(rule.state) :]
+    for start in range(0, len(x), BLOCK):
+        block = slice(start, start + BLOCK)
+        part = x[block]
+        rule.update(
+            part,
+            gradient[block],
+            [*(array[block] for array in state), *(array[: len(part)] for array in scratch)],
+            eta,
+            count,
+            staleness,
+            None if read is None else read[block],
+        )

@@ -1,0 +1,53 @@
+"""Clipping of the gradient before any rule."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from asgd.arrays import Array
+from asgd.rules.base import Rule, State, in_blocks
+
+
+class Clipped(Rule):
+    """Another rule on the gradient g min(1, c / |g|) (Pascanu, Mikolov, Bengio, 2013).
+
+    Parameters
+    ----------
+    rule
+        The other rule.
+    clip_norm
+        c, the largest length of a gradient.
+    """
+
+    blockwise = False
+
+    def __init__(self, rule: Rule, clip_norm: float) -> None:
+        self.rule = rule
+        self.clip_norm = clip_norm
+        self.state = rule.state
+        self.scratch = rule.scratch + 1
+        self.reads = rule.reads
+
+    def init(self, x: Array) -> State:
+        """Return the state of the other rule."""
+        return self.rule.init(x)
+
+    def update(
+        self,
+        x: Array,
+        gradient: Array,
+        state: Sequence[Array],
+        eta: float,
+        count: int,
+        staleness: int | Array,
+        read: Array | None = None,
+    ) -> None:
+        """Clip a gradient and apply it by the other rule, in place."""
+        *arrays, clipped = state
+        length = np.linalg.norm(gradient, axis=-1, keepdims=True)
+        if np.any(length > self.clip_norm):
+            factor = self.clip_norm / np.maximum(length, self.clip_norm)
+            gradient = np.multiply(gradient, factor, out=clipped)
+        in_blocks(self.rule, x, gradient, arrays, eta, count, staleness, read)
