@@ -30,6 +30,7 @@ from asgd.stored_json import check_plain, parse_json, read_bounded
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 NonNegative = Annotated[float, msgspec.Meta(ge=0)]
 Count = Annotated[int, msgspec.Meta(ge=1)]
+Share = Annotated[float, msgspec.Meta(ge=0, lt=1)]
 
 SCALAR_KINDS = ("quadratic", "quartic", "double_well")
 LINEAR_KINDS = {"least_squares": "diabetes", "logistic": "breast_cancer", "softmax": "digits"}
@@ -40,6 +41,25 @@ _PROBLEM_KEYS = {
     "double_well": ("noise", "initial"),
     **dict.fromkeys(LINEAR_KINDS, ("dataset", "l2")),
 }
+
+
+_MOMENTS = {"beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8}
+# The keys of each update rule, with their defaults; None has to be given. All rules may be given
+# `momentum`, which has a default of its own.
+RULES: dict[str, dict[str, float | None]] = {
+    "sgd": {},
+    "momentum": {},
+    "nesterov": {},
+    "corrected_momentum": {},
+    "adam": {**_MOMENTS},
+    "adamw": {**_MOMENTS, "weight_decay": 0.01},
+    "rmsprop": {"beta2": 0.99, "epsilon": 1e-8},
+    "staleness_aware": {},
+    "staleness_power": {"exponent": 0.5},
+    "capped": {"cap": None},
+    "delay_compensated": {"compensation": 0.04},
+}
+_RULE_KEYS = sorted({key for keys in RULES.values() for key in keys})
 
 
 class _Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -67,8 +87,7 @@ class ProblemConfig(_Table, frozen=True):
     @property
     def is_plugin(self) -> bool:
         """Whether `kind` names a user-defined factory."""
-        module, colon, _ = self.kind.partition(":")
-        return bool(colon) and all(name.isidentifier() for name in module.split("."))
+        return _names_code(self.kind)
 
     def __post_init__(self) -> None:
         accepted = _PROBLEM_KEYS.get(self.kind, ("options",) if self.is_plugin else None)
@@ -87,6 +106,12 @@ class ProblemConfig(_Table, frozen=True):
             raise ValueError(
                 f"dataset = {self.dataset!r}: kind {self.kind!r} takes {LINEAR_KINDS[self.kind]!r}"
             )
+
+
+def _names_code(value: str) -> bool:
+    """Whether a value has the form "package.module:name"."""
+    module, colon, _ = value.partition(":")
+    return bool(colon) and all(name.isidentifier() for name in module.split("."))
 
 
 class LearningRateSchedule(_Table, frozen=True):
@@ -122,18 +147,55 @@ def _check_changes(at: list[int], values: list[Any]) -> None:
 class OptimizerConfig(_Table, frozen=True):
     """The update rule, the learning rate and the batch size (samples per gradient).
 
-    `rule = "momentum"` is the heavy ball with factor `momentum`; `"staleness_aware"` divides the
-    learning rate by 1 + staleness. Gradients longer than `clip_norm` are clipped to that length.
-    `learning_rate` and `batch_size` are initial values, which the schedules change.
+    `rule` is one of `RULES`, see `asgd.rules`, or your own, `"package.module:Name"`, which is
+    called with the entries of `options`. `momentum` is the factor of `"momentum"` (the heavy ball),
+    `"nesterov"` and `"corrected_momentum"`; the other keys are those of `RULES`. Gradients longer
+    than `clip_norm` are clipped to that length. `learning_rate` and `batch_size` are initial
+    values, which the schedules change.
     """
 
-    rule: Literal["sgd", "momentum", "staleness_aware"] = "sgd"
+    rule: str = "sgd"
     learning_rate: Positive = 0.05
     batch_size: Count = 16
-    momentum: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.9
+    momentum: Share = 0.9
+    beta1: Share | None = None
+    beta2: Share | None = None
+    epsilon: Positive | None = None
+    weight_decay: NonNegative | None = None
+    exponent: NonNegative | None = None
+    cap: Positive | None = None
+    compensation: NonNegative | None = None
+    options: dict[str, Any] = {}
     clip_norm: Positive | None = None
     learning_rate_schedule: LearningRateSchedule = LearningRateSchedule()
     batch_schedule: BatchSchedule = BatchSchedule()
+
+    @property
+    def is_own_rule(self) -> bool:
+        """Whether `rule` names a user-defined rule."""
+        return _names_code(self.rule)
+
+    def __post_init__(self) -> None:
+        own = self.is_own_rule
+        if self.rule not in RULES and not own:
+            hint = did_you_mean(self.rule, RULES)
+            raise ValueError(
+                f'rule = {self.rule!r}: {hint}expected {", ".join(RULES)} or "package.module:Name"'
+            )
+        defaults = RULES.get(self.rule, {})
+        for key in (*_RULE_KEYS, *(() if own else ("options",))):
+            value = getattr(self, key)
+            if value not in (None, {}) and key not in defaults:
+                takes = ["options"] if own else [*defaults]
+                raise ValueError(
+                    f"{key} = {value!r} does not belong to rule = {self.rule!r}, which takes "
+                    f"{', '.join(takes) or 'neither this nor another key of a rule'}"
+                )
+        for key, default in defaults.items():
+            if getattr(self, key) is None:
+                if default is None:
+                    raise ValueError(f"rule = {self.rule!r} needs {key}: expected a number > 0")
+                msgspec.structs.force_setattr(self, key, default)
 
 
 class ComputeTimeConfig(_Table, frozen=True):

@@ -15,6 +15,7 @@ from asgd.errors import AsgdError, InputError, RunFailedError
 from asgd.problems.base import Problem, starting_point
 from asgd.problems.make import make_problem
 from asgd.progress import CallbackError, Progress
+from asgd.rules.make import make_rule
 from asgd.rundir.alive import heartbeat
 from asgd.rundir.changes import change_settings
 from asgd.rundir.checkpoint import CHECKPOINTS
@@ -171,10 +172,10 @@ class _Launcher:
     def _checked_problem(self, config: RunConfig) -> Problem:
         """Check the input before anything is created, and return the problem."""
         check_metrics(config.metrics)
-        problem = make_problem(config)
+        problem, rule = make_problem(config), make_rule(config)
         check_address(self.address)
         if self.address is None:
-            check_memory(config, problem)
+            check_memory(config, problem, rule)
         return problem
 
     def _ray(self, config: RunConfig, problem: Problem) -> AbstractContextManager[None]:

@@ -8,16 +8,37 @@ from pathlib import Path
 from asgd.config import RunConfig
 from asgd.errors import InputError
 from asgd.problems.base import Problem
+from asgd.rules.base import Rule
+from cluster.storage.write_ahead import is_logged
 
 # Vectors of parameters that each holds at most: a snapshot and a gradient of a worker, and those of
 # its framework without activations; of the server see `scripts/bench_memory.py`.
 _SERVER, _WORKER, _RECORDER = 5, 5, 5
 _RECORDS = 4  # between server and recorder
-_STATE = 4  # of an update rule that has one, old and new, and its copy for a checkpoint
 _COLLECTED = 2  # of each worker, where an update is the mean of several gradients or one must wait
+# Of each further vector that checkpoints contain: at the server, in its copy of the state, and at
+# the recorder with the two that saving takes.
+_SAVED = 5
 
 
-def check_memory(config: RunConfig, problem: Problem) -> None:
+def vectors(config: RunConfig, dim: int, rule: Rule) -> int:
+    """Return the vectors of parameters that all processes of a run hold together at most.
+
+    A rule that asks for what was read has a snapshot of each worker at the server, and in
+    checkpoints if there is a log that needs them.
+    """
+    workers, order = config.cluster.workers, (config.cluster.mode, config.cluster.schedule)
+    needed = _SERVER + _RECORDER + _RECORDS + _WORKER * workers + _SAVED * len(rule.state)
+    if not rule.blockwise:
+        needed += rule.scratch
+    if order != ("async", "free"):
+        needed += _COLLECTED * workers
+    if rule.reads:
+        needed += workers * (_SAVED if is_logged(config, dim) else 1)
+    return needed
+
+
+def check_memory(config: RunConfig, problem: Problem, rule: Rule) -> None:
     """Refuse workers for which the free memory of this machine does not suffice.
 
     Raises
@@ -25,13 +46,8 @@ def check_memory(config: RunConfig, problem: Problem) -> None:
     InputError
         It does not suffice; the message says how much is needed.
     """
-    workers, order = config.cluster.workers, (config.cluster.mode, config.cluster.schedule)
-    vectors = _SERVER + _RECORDER + _RECORDS + _WORKER * workers
-    if config.optimizer.rule == "momentum":
-        vectors += _STATE
-    if order != ("async", "free"):
-        vectors += _COLLECTED * workers
-    needed, free = vectors * problem.dim * problem.dtype.itemsize, _free_bytes()
+    needed = vectors(config, problem.dim, rule) * problem.dim * problem.dtype.itemsize
+    workers, free = config.cluster.workers, _free_bytes()
     if free is not None and needed > free:
         raise InputError(
             f"cluster.workers = {workers}: with {problem.dim:,} parameters in {problem.dtype} they "

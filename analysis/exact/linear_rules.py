@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from asgd.rules.base import Rule
 from asgd.rules.clipped import Clipped
+from asgd.rules.corrected_momentum import CorrectedMomentum
 from asgd.rules.heavy_ball import HeavyBall
 from asgd.rules.sgd import Sgd
 from asgd.rules.staleness_power import StalenessPower
@@ -27,16 +28,19 @@ class LinearRule:
     staleness_aware: bool = False
 
 
-def linear_rule(rule: Rule | None) -> LinearRule | None:
+def linear_rule(rule: Rule | None, mean_staleness: float) -> LinearRule | None:
     """Return what the limits know of a rule, SGD if it is None; None if they do not cover it.
 
-    Clipping is left out: a clipped run above the limit of its rule oscillates.
+    Clipping is left out: a clipped run above the limit of its rule oscillates. A corrected momentum
+    is that at the mean staleness, around which the rule's own moves a little.
     """
     match rule:
         case Clipped():
-            return linear_rule(rule.rule)
+            return linear_rule(rule.rule, mean_staleness)
         case HeavyBall():
-            return LinearRule(rule.momentum)
+            return LinearRule(float(rule.momentum))
+        case CorrectedMomentum():
+            return LinearRule(rule.explicit(mean_staleness))
         case StalenessPower(exponent=1.0):
             return LinearRule(staleness_aware=True)
         case None | StalenessPower(exponent=0.0):

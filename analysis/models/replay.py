@@ -46,10 +46,11 @@ class Replay(DescentBlock):
     def step(self, k: int) -> None:
         """Apply update k at the version that the trace reads."""
         version = int(self.read_version[k])
-        sample = self.sampled_gradient(self.snapshots[version], k)
+        read = self.snapshots[version]
+        sample = self.sampled_gradient(read, k)
         if self.last_read[version] == k:
             del self.snapshots[version]
-        self.optimizer.apply(self.x, sample, self.learning_rate[k], k, k - version)
+        self.optimizer.apply(self.x, sample, self.learning_rate[k], k, k - version, read)
         if self.last_read[k + 1] >= 0:
             self.snapshots[k + 1] = self.x.copy()
 
@@ -117,15 +118,15 @@ def sme_replay(
     sequences = [whole_numbers(tau, "staleness") for tau in given]
     updates = min(tau.size for tau in sequences) if updates is None else updates
     descent = Descent.of(problem, learning_rate, batch_size, updates)
-    makers, copies = [], 0
+    makers, copies, rule = [], 0, rule or Sgd()
     for tau in sequences:
         read_version = _read_versions(tau, updates)
         last_read = np.full(updates + 1, -1)
         last_read[read_version] = np.arange(updates)
         held = np.cumsum(np.bincount(np.unique(read_version), minlength=updates + 1))[:-1]
         held -= np.cumsum(np.bincount(last_read[last_read >= 0], minlength=updates))
-        copies = max(copies, int(held.max()) + 5)
-        makers.append(partial(Replay, descent, read_version, last_read, rule or Sgd()))
+        copies = max(copies, int(held.max()) + 4 + max(1, len(rule.state) + rule.scratch - 1))
+        makers.append(partial(Replay, descent, read_version, last_read, rule))
     block = partial(Replays, makers) if several else makers[0]
     return run_ensemble(block, problem, updates, paths, seed, "sme_replay", copies, **options)
 

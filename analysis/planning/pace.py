@@ -74,7 +74,7 @@ class Pace:
         None for a rule that they do not cover, and for more than `MOST_LIMITED` workers, which
         would take too long. The mean-square limit only on request or if it is cheap.
         """
-        linear = linear_rule(rule)
+        linear = linear_rule(rule, self.law.mean())
         if linear is None or workers > MOST_LIMITED:
             return None
         known = linear.momentum, linear.staleness_aware, mean_square

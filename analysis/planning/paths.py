@@ -168,14 +168,15 @@ class _Servers:
     def step(self, k: int) -> None:
         """Advance every server from update k to update k + 1."""
         reads = self.turns.next(k)
-        gradient, staleness = self._gradient(reads), k - reads.version
+        points = self._held[reads.path, reads.slot]
+        gradient, staleness = self._gradient(points, reads), k - reads.version
         if len(reads.path) > len(self.x):  # average the gradients that are applied together
             first = np.searchsorted(reads.path, np.arange(len(self.x)))
             count = np.diff(first, append=len(reads.path))[:, None]
             gradient = np.add.reduceat(gradient, first) / count.astype(gradient.dtype)
             staleness = np.maximum.reduceat(staleness, first)
         lag = staleness[:, None].astype(gradient.dtype)
-        self._optimizer.apply(self.x, gradient, self._rate[k], k, lag)
+        self._optimizer.apply(self.x, gradient, self._rate[k], k, lag, points)
         lost = ~np.isfinite(self.x).all(axis=1)
         if lost.any():
             self.restart(lost)
@@ -191,8 +192,7 @@ class _Servers:
         for array in self._optimizer.state:
             array[diverged] = 0.0
 
-    def _gradient(self, reads: Reads) -> Array:
-        points = self._held[reads.path, reads.slot]
+    def _gradient(self, points: Array, reads: Reads) -> Array:
         sizes = self._setting.batch_size
         if self._one_size:
             return self._of_batches(points, int(sizes[0]))

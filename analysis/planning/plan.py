@@ -252,7 +252,7 @@ class _Planner:
     ) -> None:
         self._config, self._problem, self._initial = config, problem, initial
         self._updates, self._pace_of = updates, pace_of
-        self._rule = make_rule(config.optimizer)
+        self._rule = make_rule(config)
         self._paces: dict[tuple[int, int], Pace] = {}
         self._known: dict[tuple[int, bool], StabilityLimits | None] = {}
         self._first_loss = float(problem.loss(initial))

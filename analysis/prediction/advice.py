@@ -75,7 +75,7 @@ def _other_changes(setting: Setting, point: PointStability) -> list[str]:
         if limits.classify(rate) == "stable":
             plain = limits.mean_square or limits.almost_sure
             found.append(f"no momentum (the largest is then {plain.value:.3g})")
-    rule = linear_rule(setting.rule)
+    rule = linear_rule(setting.rule, setting.law.mean())
     if rule is not None and not rule.staleness_aware:
         workers = most_workers(rate * curvature, point.momentum, setting.workers)
         if workers:
@@ -103,7 +103,7 @@ def _setting(run: Run) -> Setting:
         law=Empirical.from_sample(staleness[start_up(staleness) :]),
         closure=closure_of(run),
         workers=run.config.cluster.workers,
-        rule=None if plain else make_rule(optimizer),
+        rule=None if plain else make_rule(run.config),
     )
 
 

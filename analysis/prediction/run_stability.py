@@ -270,7 +270,7 @@ def run_stability(
     UnreliableEstimateError
         The Lanczos iterations found no eigenvalue.
     """
-    rule = linear_rule(setting.rule)
+    rule = linear_rule(setting.rule, setting.law.mean())
     limits = limits_of(setting, rule) if rule else None
     at_end = None
     if end is not None and np.all(np.isfinite(end)):

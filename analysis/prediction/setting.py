@@ -144,7 +144,7 @@ class RunSetting(Setting):
             closure=closure,
             workers=team_of(run) - len(fit.left_out),
             turns=turns,
-            rule=None if _plain(optimizer) else make_rule(optimizer),
+            rule=None if _plain(optimizer) else make_rule(config),
             synchronous=config.cluster.mode == "sync",
         )
 

@@ -31,7 +31,15 @@ _ALIKE = 1.1  # ratio of two errors below which neither model counts as closer
 _RULES = {
     "sgd": "SGD",
     "momentum": "SGD with momentum",
+    "nesterov": "SGD with Nesterov momentum",
+    "corrected_momentum": "SGD with momentum corrected for asynchrony",
+    "adam": "Adam",
+    "adamw": "AdamW",
+    "rmsprop": "RMSProp",
     "staleness_aware": "staleness-aware SGD",
+    "staleness_power": "SGD with steps that fall with the staleness",
+    "capped": "SGD with steps capped by the staleness",
+    "delay_compensated": "delay-compensated SGD",
 }
 _LISTED = 5  # workers named in a sentence
 _MANY = 30  # updates of the busiest worker; with fewer, chance makes shares uneven
@@ -159,8 +167,9 @@ def _description(runs: Sequence[Run]) -> str:
     repeats = f"{len(runs)} repeats; the first: " if len(runs) > 1 else ""
     seconds = float(trace["applied_seconds"].iloc[-1])
     clock = "" if clock_of(run) == "real" else " of virtual time"
+    rule = config.optimizer.rule
     return (
-        f"{problem_name(run)} by {_RULES[config.optimizer.rule]}, learning rate "
+        f"{problem_name(run)} by {_RULES.get(rule, rule)}, learning rate "
         f"{config.optimizer.learning_rate:g}, batches of {config.optimizer.batch_size}: "
         f"{repeats}{counted(len(trace), 'updates')} by {_team(run)} "
         f"in {seconds:.3g} s{clock} ({len(trace) / max(seconds, 1e-9):,.0f} updates/s), "

@@ -18,23 +18,14 @@ Methods are called with one point at a time. If a trial shows that `loss` and `g
 array of points (k, d) row by row, they get whole ensembles. An object that inherits from
 `asgd.Problem` is used unchanged; the trial checks that it keeps the contract of the class.
 
-Security: a module is imported only if the configuration names it. The configuration may come from
-an untrusted run directory, and many functions do harm with chosen arguments (`os:system`,
-`pandas:read_pickle`). So a plain function is called only if the user's own module defines it; from
-the standard library, installed packages and this package, only problem classes are called.
+`asgd.user_code` says what may be called.
 """
 
 from __future__ import annotations
 
-import importlib
 import inspect
-import os
-import sys
-import sysconfig
 from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
-from types import ModuleType
 from typing import Any, cast
 
 import numpy as np
@@ -50,8 +41,8 @@ from asgd.problems.base import (
     precision,
 )
 from asgd.streams import stream
+from asgd.user_code import call_user, check_options, import_named
 
-_OURS = ("asgd", "analysis", "cluster")
 _METHODS = ("initial_point", "loss", "gradient")
 _REQUIRED = ("dim", "n_samples", *_METHODS)
 _TRIAL_BATCH = 3
@@ -78,10 +69,10 @@ def load_plugin(kind: str, options: Mapping[str, Any], *, tried: bool = False) -
         problem: a member is missing, or has the wrong shape or type.
     """
     where = f"problem.kind = {kind!r}"
-    factory = _import_factory(kind, where)
-    _check_options(where, factory, options)
-    user = _call(where, "factory", lambda: factory(**options))
-    missing = _call(where, "problem", lambda: [m for m in _REQUIRED if not hasattr(user, m)])
+    factory = import_named(kind, where, "factory", _METHODS)
+    check_options(where, "problem.options", factory, options)
+    user = call_user(where, "factory", lambda: factory(**options))
+    missing = call_user(where, "problem", lambda: [m for m in _REQUIRED if not hasattr(user, m)])
     if missing:
         raise InputError(
             f"{where}: {type(user).__name__} has no {', '.join(missing)}; "
@@ -258,7 +249,7 @@ class _Trial:
         if not hasattr(self.user, "metrics"):
             return
         where = f"{self.where}: metrics(x)"
-        found = _call(self.where, "metrics(x)", lambda: self.user.metrics(self.x))
+        found = call_user(self.where, "metrics(x)", lambda: self.user.metrics(self.x))
         if not isinstance(found, Mapping):
             raise InputError(f"{where} returned {_kind(found)}: expected numbers by name")
         if len(found) > MOST_METRICS:
@@ -297,13 +288,13 @@ class _Trial:
         name = "loss or gradient near the initial point"
         where = f"{self.where}: {name}"
         calls = [partial(function, point) for point in self.points]
-        rows = [_as_array(where, _call(self.where, name, call)) for call in calls]
+        rows = [_as_array(where, call_user(self.where, name, call)) for call in calls]
         return _agree(lambda: function(self.points), np.array(rows), self.rounding)
 
     def _array(self, name: str, call: Callable[[], Any], shape: tuple[int, ...]) -> Array:
         where = f"{self.where}: {name}"
         expected = "a number" if shape == () else f"shape {shape}"
-        returned = _call(self.where, name, call)
+        returned = call_user(self.where, name, call)
         value = _as_array(where, returned, expected)
         spacings = [gap for short, gap in _SPACING.items() if _type_name(returned).endswith(short)]
         self.spacing = max(self.spacing, *spacings[:1], 0.0)
@@ -389,78 +380,3 @@ def _full_gradient(user: Any) -> Callable[[Array], Any]:
         everything = np.arange(int(user.n_samples))
         return lambda x: user.gradient(x, everything)
     return cast(Callable[[Array], Any], user.gradient)
-
-
-def _import_factory(kind: str, where: str) -> Callable[..., Any]:
-    module_name, _, name = kind.partition(":")
-    here = os.getcwd()
-    if here not in sys.path and "" not in sys.path:
-        sys.path.append(here)
-    importlib.invalidate_caches()
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        raise InputError(
-            f"{where}: {error}; looked for in {here}, on PYTHONPATH and among installed packages"
-        ) from error
-    except Exception as error:
-        raise InputError(
-            f"{where}: module {module_name} cannot be imported: {_line(error)}"
-        ) from error
-    factory = getattr(module, name, None)
-    if not callable(factory):
-        found = [key for key, value in vars(module).items() if callable(value) and key[0] != "_"]
-        raise InputError(
-            f"{where}: module {module_name} has no factory {name!r}; "
-            f"it has {', '.join(found) or 'none'}"
-        )
-    is_problem = isinstance(factory, type) and all(hasattr(factory, m) for m in _METHODS)
-    if not is_problem and any(map(_is_installed, {module, inspect.getmodule(factory) or module})):
-        raise InputError(
-            f"{where}: {name} is not defined in a module of your own: expected a class with "
-            f"{', '.join(_METHODS)}"
-        )
-    return cast(Callable[..., Any], factory)
-
-
-def _check_options(where: str, factory: Callable[..., Any], options: Mapping[str, Any]) -> None:
-    """Refuse options that are not arguments of the factory."""
-    try:
-        signature = inspect.signature(factory)
-    except (TypeError, ValueError):  # some classes written in C have no signature
-        return
-    try:
-        signature.bind(**options)
-    except TypeError as error:
-        accepted = ", ".join(signature.parameters) or "none"
-        raise InputError(
-            f"{where}: problem.options: {error}; {factory.__name__} takes {accepted}"
-        ) from error
-
-
-def _is_installed(module: ModuleType) -> bool:
-    """Whether a module belongs to the standard library, an installed package or this package."""
-    if module.__name__.partition(".")[0] in (*_OURS, *sys.stdlib_module_names):
-        return True
-    path = Path(getattr(module, "__file__", None) or "")
-    standard = map(Path, (sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")))
-    return bool({"site-packages", "dist-packages"}.intersection(path.parts)) or any(
-        path.is_relative_to(place) for place in standard
-    )
-
-
-def _call(where: str, name: str, call: Callable[[], Any]) -> Any:
-    try:
-        return call()
-    except (Exception, SystemExit) as error:
-        raise InputError(f"{where}: {name} raised {_line(error)}") from error
-
-
-def _line(error: BaseException) -> str:
-    """Return the type, message and location (in the user's code) of an exception in one line."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    file = trace.tb_frame.f_code.co_filename if trace else __file__
-    place = f" ({file}:{trace.tb_lineno})" if trace and file != __file__ else ""
-    return f"{type(error).__name__}: {message_of(error)}{place}"

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from asgd.arrays import Array
+from asgd.errors import InputError
 
 State = tuple[Array, ...]
 
@@ -99,10 +100,25 @@ class Optimizer:
         read: Array | None = None,
     ) -> None:
         """Apply a gradient to x, in place; the arguments are those of `Rule.update`."""
-        in_blocks(self.rule, x, gradient, self._arrays, eta, count, staleness, read)
+        then = read if self.rule.reads else None
+        in_blocks(self.rule, x, gradient, self._arrays, eta, count, staleness, then)
 
-    def restore(self, state: Sequence[Array]) -> None:
-        """Continue from a state; copied."""
+    def restore(self, state: Sequence[Array], names: Sequence[str] = ()) -> None:
+        """Continue from a state; copied.
+
+        Raises
+        ------
+        InputError
+            The arrays, or their names if known, are not those of the rule.
+        """
+        names = tuple(names) or self.rule.state
+        shapes = [array.shape for array in state]
+        if names != self.rule.state or shapes != [array.shape for array in self.state]:
+            raise InputError(
+                f"optimizer.rule: the saved state has {len(state)} arrays "
+                f"({', '.join(names) or 'no names'}), the rule keeps "
+                f"{', '.join(self.rule.state) or 'none'}: expected the rule that saved it"
+            )
         for own, saved in zip(self.state, state, strict=True):
             np.copyto(own, saved)
 
@@ -128,7 +144,7 @@ def in_blocks(
         rule.update(
             part,
             gradient[block],
-            [*(array[block] for array in state), *(array[: len(part)] for array in scratch)],
+            (*(array[block] for array in state), *(array[: len(part)] for array in scratch)),
             eta,
             count,
             staleness,

@@ -20,10 +20,10 @@ class HeavyBall(Rule):
     Attributes
     ----------
     momentum
-        beta, in [0, 1).
+        beta, in [0, 1); or one per path, shape (paths, 1).
     """
 
-    momentum: float = 0.9
+    momentum: float | Array
 
     state = ("velocity",)
     scratch = 1

@@ -2,24 +2,66 @@
 
 from __future__ import annotations
 
-from asgd.config import OptimizerConfig
+from collections.abc import Callable
+from functools import partial
+
+from asgd.config import RULES, OptimizerConfig, RunConfig
+from asgd.errors import InputError
+from asgd.rules.adam import Adam, AdamW
 from asgd.rules.base import Rule
+from asgd.rules.capped import Capped
 from asgd.rules.clipped import Clipped
+from asgd.rules.corrected_momentum import CorrectedMomentum
+from asgd.rules.delay_compensated import DelayCompensated
 from asgd.rules.heavy_ball import HeavyBall
+from asgd.rules.nesterov import Nesterov
+from asgd.rules.rmsprop import RmsProp
 from asgd.rules.sgd import Sgd
 from asgd.rules.staleness_power import StalenessPower
 
 
-def make_rule(optimizer: OptimizerConfig) -> Rule:
-    """Return the configured rule."""
+def make_rule(config: RunConfig) -> Rule:
+    """Return the configured rule.
+
+    Raises
+    ------
+    InputError
+        A user's own rule does not import or does not keep the contract, or the rule does not go
+        with the mode.
+    """
+    optimizer, mode = config.optimizer, config.cluster.mode
     rule = _make(optimizer)
+    if rule.reads and mode != "async":
+        raise InputError(
+            f"optimizer.rule = {optimizer.rule!r}: asks for what was read: expected cluster.mode = "
+            f'"async", not {mode!r}, whose updates may be means of gradients read at different '
+            "points"
+        )
     return rule if optimizer.clip_norm is None else Clipped(rule, optimizer.clip_norm)
 
 
 def _make(optimizer: OptimizerConfig) -> Rule:
-    match optimizer.rule:
-        case "momentum":
-            return HeavyBall(optimizer.momentum)
-        case "staleness_aware":
-            return StalenessPower(1.0)
-    return Sgd()
+    if optimizer.is_own_rule:
+        from asgd.rules.own import load_rule
+
+        return load_rule(optimizer.rule, optimizer.options)
+    keys = {key: getattr(optimizer, key) for key in RULES[optimizer.rule]}
+    if optimizer.rule in _BALLS:
+        keys["momentum"] = optimizer.momentum
+    return _RULES[optimizer.rule](**keys)
+
+
+_BALLS = ("momentum", "nesterov", "corrected_momentum")
+_RULES: dict[str, Callable[..., Rule]] = {
+    "sgd": Sgd,
+    "momentum": HeavyBall,
+    "nesterov": Nesterov,
+    "corrected_momentum": CorrectedMomentum,
+    "adam": Adam,
+    "adamw": AdamW,
+    "rmsprop": RmsProp,
+    "staleness_aware": partial(StalenessPower, 1.0),
+    "staleness_power": StalenessPower,
+    "capped": Capped,
+    "delay_compensated": DelayCompensated,
+}

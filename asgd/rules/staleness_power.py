@@ -20,7 +20,7 @@ class StalenessPower(Sgd):
         alpha >= 0.
     """
 
-    exponent: float = 1.0
+    exponent: float
 
     def rate(self, eta: float, staleness: int | Array) -> float | Array:
         """Return eta (1 + tau)^-alpha."""

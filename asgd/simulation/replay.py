@@ -68,7 +68,7 @@ def replay(run: Run, problem: Problem) -> Iterator[Step]:
     draws = WorkerDraws(config, problem.n_samples)
     learning_rate = learning_rate_schedule(config.optimizer)
     x = starting_point(problem, config.run.seed)
-    optimizer = Optimizer(make_rule(config.optimizer), x)
+    optimizer = Optimizer(make_rule(config), x)
     last_read = np.arange(len(run.trace) + 1)
     updates = np.repeat(np.arange(len(run.trace)), np.diff(gradients.starts))
     np.maximum.at(last_read, gradients.read_version, updates)
@@ -87,7 +87,7 @@ def replay(run: Run, problem: Problem) -> Iterator[Step]:
         mean = found[0] if len(found) == 1 else np.sum(found, axis=0) / len(found)
         staleness = update - int(gradients.read_version[rows.start : rows.stop].min())
         x = x.copy()
-        optimizer.apply(x, mean, learning_rate(update), update, staleness)
+        optimizer.apply(x, mean, learning_rate(update), update, staleness, point)
         kept[update + 1] = x
         while last_read[leaves] <= update:
             del kept[leaves]

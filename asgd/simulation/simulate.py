@@ -217,7 +217,7 @@ class _Descent:
         self._learning_rates = learning_rate_schedule(config.optimizer).array(len(order.worker))
         self._learning_rate = self._learning_rates.tolist()
         self._plain = config.optimizer.rule == "sgd" and config.optimizer.clip_norm is None
-        self._optimizer = Optimizer(make_rule(config.optimizer), self.x)
+        self._optimizer = Optimizer(make_rule(config), self.x)
         self._staleness = order.staleness.tolist()
         self._own_slots = config.simulation.staleness == "server"
         if self._own_slots:
@@ -262,12 +262,14 @@ class _Descent:
         if self._plain and self.problem.dim == 1 and len(gradients) >= _FEW:
             self._apply_scalars(gradients[:, 0])
             return
-        x, apply = self.x, self._optimizer.apply
+        x, apply, reads = self.x, self._optimizer.apply, self._optimizer.rule.reads
         for number, gradient in enumerate(gradients, self.applied):
             norm = euclidean_norm(gradient)
             if not math.isfinite(norm):
                 raise RunFailedError(_not_finite(number, gradient))
-            apply(x, gradient, self._learning_rate[number], number, self._staleness[number])
+            read = self._snapshots[self._read_slot[number]] if reads else None
+            rate, staleness = self._learning_rate[number], self._staleness[number]
+            apply(x, gradient, rate, number, staleness, read)
             self._snapshots[self._write_slot[number]] = x
             self.norms[number] = norm
             self.applied = number + 1

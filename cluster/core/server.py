@@ -9,36 +9,32 @@ a time.
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Iterable
-from typing import Any, Protocol
+from collections.abc import Container, Iterable, Mapping
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
 from asgd.arrays import Array
 from asgd.config import RunConfig
 from asgd.divergence import NOT_FINITE, remedy
+from asgd.errors import message_of
 from asgd.rules.base import Optimizer
 from asgd.rules.make import make_rule
 from asgd.schedules import batch_schedule, learning_rate_schedule
 from asgd.streams import stream
 from cluster.core.ledger import Ledger, Record
 from cluster.core.messages import Gradient, Reply, Snapshot, Stop
+from cluster.core.reads import Reads
 from cluster.core.seat import Seat
 from cluster.core.state import OrderState, ServerCounts, State
 from cluster.core.status import Status, WorkerStatus
-from cluster.core.update import Entry, Incident, Update, find_defect, make_update
+from cluster.core.update import Entry, Incident, Log, Update, find_defect, make_update
 
 Replies = list[tuple[int, Reply]]
 
 FINISHED = "finished"  # reason for stopping: all updates are applied
 REMOVED = "removed"  # reason for stopping a single worker
-
-
-class Log(Protocol):
-    """A write-ahead log; gets each entry before the server applies it."""
-
-    def append(self, entry: Entry) -> None:
-        """Write an update or an incident; raises `OSError` if that fails."""
 
 
 class ParameterServer:
@@ -79,7 +75,8 @@ class ParameterServer:
         modes = {"async": None, "bounded": config.cluster.max_staleness, "sync": 0}
         self._bound = modes[config.cluster.mode]
         self._drawn = config.cluster.schedule == "uniform"
-        self._optimizer = Optimizer(make_rule(config.optimizer), self.parameters)
+        self._optimizer = Optimizer(make_rule(config), self.parameters)
+        self._reads = Reads() if self._optimizer.rule.reads else None
         self._seats = {worker: Seat() for worker in range(config.cluster.workers)}
         self._missing = set(self._seats)
         self._held: dict[int, Gradient] = {}
@@ -182,10 +179,12 @@ class ParameterServer:
         if not seat.owes:
             return []
         if gradient.epoch != self.epoch or gradient.sequence != seat.sequence:
-            return [(worker, self._snapshot(seat))]
+            return [(worker, self._snapshot(worker, seat))]
         seat.granted = math.inf
         seat.received += 1
         defect = find_defect(gradient, seat, self.parameters.shape, self.version)
+        if defect is None and self._reads and self._reads.of(worker, gradient.read_version) is None:
+            defect = f"read version {gradient.read_version}, which is no longer kept"
         if defect is not None:
             return self._reject(gradient, seat, defect, now)
         self._held[worker] = gradient
@@ -213,6 +212,7 @@ class ParameterServer:
 
     def state(self) -> State:
         """Return a copy of everything that another server needs to continue from here."""
+        rows, snapshots = self._reads.state() if self._reads and self.log else ([], ())
         counts = ServerCounts(
             version=self.version,
             epoch=self.epoch,
@@ -223,17 +223,22 @@ class ParameterServer:
             staleness_sum=self._staleness_sum,
             shared_updates=self._shared_updates,
             rejected=self._rejected,
+            rule=list(self._optimizer.rule.state),
+            reads=rows,
         )
         parameters = self.ledger.copy_of(self.version)
         if parameters is None:
             parameters = self.parameters.copy()
-        return State(counts, parameters, tuple(array.copy() for array in self._optimizer.state))
+        rule = tuple(array.copy() for array in self._optimizer.state)
+        return State(counts, parameters, rule, snapshots)
 
     def _restore(self, state: State) -> None:
         counts = state.counts
         # Another precision is that of a changed problem.
         self.parameters = state.parameters.astype(self.parameters.dtype)
-        self._optimizer.restore(state.rule)
+        self._optimizer.restore(state.rule, counts.rule)
+        if self._reads:
+            self._reads.restore(counts.reads, state.reads)
         self.version = counts.version
         self._seconds = counts.seconds
         for worker, sequence in counts.sequence.items():
@@ -246,7 +251,17 @@ class ParameterServer:
         self._shared_updates = counts.shared_updates
         self._rejected = counts.rejected
 
-    def replay(self, entries: Iterable[Entry], recorded: Container[tuple[float, int, int]]) -> None:
+    @property
+    def keeps_reads(self) -> bool:
+        """Whether the rule asks for what was read."""
+        return self._reads is not None
+
+    def replay(
+        self,
+        entries: Iterable[Entry],
+        recorded: Container[tuple[float, int, int]],
+        readers: Mapping[int, Iterable[int]] = MappingProxyType({}),
+    ) -> None:
         """Apply a log to the restored state, and record its updates again.
 
         Parameters
@@ -255,6 +270,8 @@ class ParameterServer:
             Log entries after the restored state.
         recorded
             (time, worker, sequence) of the incidents that are already on record.
+        readers
+            The workers that read each version, by the entries, if the server keeps reads.
         """
         for entry in entries:
             if not self._restored:
@@ -264,6 +281,8 @@ class ParameterServer:
                 continue
             for worker, _ in entry.numbers():
                 self._seats.setdefault(worker, Seat()).received += 1
+            for worker in readers.get(self.version, ()):
+                self._keep_read(worker)
             if entry.order is not None:  # before a checkpoint that the update may make
                 entry.order.set(self._order)
                 self._turn = entry.order.turn
@@ -393,9 +412,19 @@ class ParameterServer:
         return True
 
     def _commit(self, update: Update) -> None:
-        number, worker, sequence, _, staleness, _, _, seconds, _ = update.row
-        eta = self._learning_rate(number)
-        self._optimizer.apply(self.parameters, update.gradient, eta, number, staleness)
+        number, worker, sequence, read_version, staleness, _, _, seconds, _ = update.row
+        eta, read = self._learning_rate(number), None
+        if self._reads:
+            read = self._reads.of(worker, read_version)
+        try:
+            self._optimizer.apply(self.parameters, update.gradient, eta, number, staleness, read)
+        except Exception as error:  # a user's own rule may raise anything
+            # No checkpoint: a part of the update may have been made.
+            what = f"{type(error).__name__}: {message_of(error)}"
+            self._stop = Stop(f"the rule raised at update {number}: {what}")
+            return
+        if self._reads:
+            self._reads.release(worker)
         self.version += 1
         self._seconds = seconds
         self._staleness_sum += staleness
@@ -419,10 +448,17 @@ class ParameterServer:
         seat.read_version = self.version
         seat.batch_size = int(self._batch_size(self.version))
         seat.granted = now
-        return worker, self._snapshot(seat)
+        if self._reads:
+            self._reads.release(worker)
+        return worker, self._snapshot(worker, seat)
 
-    def _snapshot(self, seat: Seat) -> Snapshot:
+    def _snapshot(self, worker: int, seat: Seat) -> Snapshot:
+        self._keep_read(worker)
         return Snapshot(self.parameters, self.version, self.epoch, seat.sequence, seat.batch_size)
+
+    def _keep_read(self, worker: int) -> None:
+        if self._reads:
+            self._reads.grant(worker, self.version, self.parameters)
 
     def _reject(self, gradient: Gradient, seat: Seat, defect: str, now: float) -> Replies:
         self._rejected += 1
@@ -446,6 +482,8 @@ class ParameterServer:
 
     def _lose(self, worker: int, seat: Seat) -> None:
         self._note("gradient_lost", worker, seat)
+        if self._reads:
+            self._reads.release(worker)
         seat.sequence += 1
         seat.granted = math.inf
 

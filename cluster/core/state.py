@@ -68,6 +68,10 @@ class ServerCounts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
         Updates by means of several gradients.
     rejected
         Gradients refused as invalid.
+    rule
+        Names of the arrays of the update rule; empty in older files.
+    reads
+        Worker and version of each snapshot in `State.reads`.
     """
 
     version: int
@@ -79,6 +83,8 @@ class ServerCounts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     staleness_sum: int
     shared_updates: int
     rejected: int
+    rule: list[str] = []
+    reads: list[tuple[int, int]] = []
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,11 +102,15 @@ class State:
         Shape (d,).
     rule
         The state of the update rule.
+    reads
+        Snapshots that workers have, if the rule asks for what was read and a log needs them, shape
+        (d,) each.
     """
 
     counts: ServerCounts
     parameters: Array
     rule: tuple[Array, ...]
+    reads: tuple[Array, ...] = ()
 
     @property
     def version(self) -> int:

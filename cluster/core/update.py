@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 import numpy as np
@@ -66,6 +66,13 @@ class Incident:
 
 
 Entry = Update | Incident
+
+
+class Log(Protocol):
+    """A write-ahead log; gets each entry before the server applies it."""
+
+    def append(self, entry: Entry) -> None:
+        """Write an update or an incident; raises `OSError` if that fails."""
 
 
 def make_update(

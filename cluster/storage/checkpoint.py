@@ -44,7 +44,9 @@ def save(directory: Path, state: State) -> Path:
 
 
 def _stored(state: State) -> Checkpoint:
-    return Checkpoint(msgspec.json.encode(state.counts), (state.parameters, *state.rule))
+    return Checkpoint(
+        msgspec.json.encode(state.counts), (state.parameters, *state.rule, *state.reads)
+    )
 
 
 def _restored(stored: Checkpoint) -> State:
@@ -52,4 +54,8 @@ def _restored(stored: Checkpoint) -> State:
         counts = msgspec.json.decode(stored.header, type=ServerCounts)
     except (msgspec.DecodeError, ValueError) as error:
         raise DamagedCheckpointError(f"its content cannot be used ({error})") from None
-    return State(counts, stored.arrays[0], stored.arrays[1:])
+    parameters, *others = stored.arrays
+    rule = len(others) - len(counts.reads)
+    if rule < 0:
+        raise DamagedCheckpointError("its content cannot be used (snapshots are missing)")
+    return State(counts, parameters, tuple(others[:rule]), tuple(others[rule:]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from asgd.arrays import Array
@@ -12,6 +13,7 @@ from asgd.rundir.checkpoint import CHECKPOINTS, DamagedCheckpointError, paths, v
 from asgd.rundir.reader import read_run
 from asgd.rundir.repair import cut_back, recorded_updates
 from asgd.rundir.writer import RunWriter
+from cluster.core.reads import readers
 from cluster.core.server import ParameterServer
 from cluster.core.state import State
 from cluster.core.update import Incident
@@ -66,7 +68,8 @@ def start_server(
             for event in read_run(path).events
             if "sequence" in event
         }
-        server.replay(read_log(directory, server.version, restored.version), recorded)
+        log = partial(read_log, directory, server.version, restored.version)
+        server.replay(log(), recorded, readers(log()) if server.keeps_reads else {})
     if is_logged(config, len(initial)):
         every = config.run.checkpoint_every
         try:

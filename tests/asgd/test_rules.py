@@ -2,24 +2,42 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
 import pytest
 
+from asgd.config import RULES as KEYS
 from asgd.config import make_config
+from asgd.errors import InputError
+from asgd.rules.adam import Adam, AdamW
 from asgd.rules.base import BLOCK, Optimizer, Rule
+from asgd.rules.capped import Capped
 from asgd.rules.clipped import Clipped
+from asgd.rules.corrected_momentum import CorrectedMomentum
+from asgd.rules.delay_compensated import DelayCompensated
 from asgd.rules.heavy_ball import HeavyBall
 from asgd.rules.make import make_rule
+from asgd.rules.nesterov import Nesterov
+from asgd.rules.rmsprop import RmsProp
 from asgd.rules.sgd import Sgd
 from asgd.rules.staleness_power import StalenessPower
 
 RULES: dict[str, Rule] = {
     "sgd": Sgd(),
     "momentum": HeavyBall(0.9),
+    "nesterov": Nesterov(0.9),
+    "corrected_momentum": CorrectedMomentum(0.9),
+    "adam": Adam(0.9, 0.999, 1e-8),
+    "adamw": AdamW(0.8, 0.99, 1e-3, 0.1),
+    "rmsprop": RmsProp(0.99, 1e-8),
     "staleness_aware": StalenessPower(1.0),
+    "staleness_power": StalenessPower(0.5),
+    "capped": Capped(0.15),
+    "delay_compensated": DelayCompensated(0.3),
     "clipped": Clipped(HeavyBall(0.5), 0.1),
+    "clipped adam": Clipped(Adam(0.9, 0.999, 1e-8), 1.0),
 }
 every_rule = pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
 
@@ -68,7 +86,7 @@ def test_every_path_has_its_own_staleness(rule: Rule) -> None:
         for path, optimizer in enumerate(single):
             own = int(lag[path])
             optimizer.apply(alone[path], gradient[path], 0.1, count, own, read[path])
-    np.testing.assert_allclose(paths, alone, rtol=1e-13)
+    np.testing.assert_allclose(paths, alone, rtol=1e-12)
 
 
 @every_rule
@@ -158,8 +176,191 @@ def test_clipping_keeps_the_direction(gradient: list[float], length: float) -> N
 )
 def test_configuration_names_the_rule(optimizer: dict[str, Any], steps: list[float]) -> None:
     x = np.zeros(1)
-    rule = Optimizer(make_rule(make_config({"optimizer": optimizer}).optimizer), x)
+    rule = Optimizer(make_rule(make_config({"optimizer": optimizer})), x)
     for count, expected in enumerate(steps):
         before = x.copy()
         rule.apply(x, np.ones(1), 1.0, count, 1)
         assert before[0] - x[0] == expected
+
+
+def test_every_configured_rule_is_tried_here() -> None:
+    assert set(KEYS) <= set(RULES)
+
+
+# --- equalities to the last bit ---
+
+
+@pytest.mark.parametrize(
+    ("rule", "other"),
+    [
+        (Nesterov(0.0), Sgd()),
+        (HeavyBall(0.0), Sgd()),
+        (StalenessPower(0.0), Sgd()),
+        (Capped(np.inf), Sgd()),
+        (DelayCompensated(0.0), Sgd()),
+        (Clipped(Sgd(), np.inf), Sgd()),
+        (CorrectedMomentum(0.0), Sgd()),
+        (AdamW(0.9, 0.999, 1e-8, 0.0), Adam(0.9, 0.999, 1e-8)),
+    ],
+    ids=lambda rule: repr(rule) if isinstance(rule, Rule) else "",
+)
+def test_equalities_to_the_last_bit(rule: Rule, other: Rule) -> None:
+    gradients = np.random.default_rng(6).standard_normal((30, 5))
+    np.testing.assert_array_equal(followed(rule, gradients), followed(other, gradients))
+
+
+def test_corrected_momentum_without_staleness_is_the_heavy_ball() -> None:
+    gradients = np.random.default_rng(7).standard_normal((30, 5))
+    x, y = np.zeros((2, 5))
+    corrected, ball = Optimizer(CorrectedMomentum(0.7), x), Optimizer(HeavyBall(0.7), y)
+    for count, gradient in enumerate(gradients):
+        corrected.apply(x, gradient, 0.1, count, 0)
+        ball.apply(y, gradient, 0.1, count, 0)
+    np.testing.assert_array_equal(x, y)
+
+
+# --- formulas ---
+
+
+def test_steps_that_depend_on_the_staleness() -> None:
+    for staleness in (0, 1, 3, 50):
+        power = one_step(StalenessPower(0.75), [2.0], 0.3, staleness)
+        assert power[0] == pytest.approx(0.6 * (1 + staleness) ** -0.75, rel=1e-14)
+        capped = one_step(Capped(0.4), [2.0], 0.3, staleness)
+        assert capped[0] == 2.0 * (0.3 if staleness < 2 else 0.4 / staleness)
+
+
+def test_delay_compensation_expands_the_gradient_around_what_was_read() -> None:
+    x, read, gradient = np.random.default_rng(8).standard_normal((3, 4))
+    expected = x - 0.1 * (gradient + 0.7 * gradient * gradient * (x - read))
+    Optimizer(DelayCompensated(0.7), x).apply(x, gradient, 0.1, 9, 3, read)
+    np.testing.assert_allclose(x, expected, rtol=1e-13)
+    # Where g^2 is the curvature, the compensated gradient is the one at x: f = x^2 / 2, read at 1.
+    y, then = np.array([0.5]), np.array([1.0])
+    Optimizer(DelayCompensated(1.0), y).apply(y, then.copy(), 0.1, 9, 3, then)
+    assert y[0] == pytest.approx(0.5 - 0.1 * 0.5)
+
+
+def test_corrected_momentum_takes_away_what_the_staleness_adds() -> None:
+    rule, x = CorrectedMomentum(0.9), np.zeros(1)
+    optimizer = Optimizer(rule, x)
+    for count in range(5000):
+        optimizer.apply(x, np.zeros(1), 0.1, count, 3 + count % 3)
+    mean = float(optimizer.state[1][0])
+    assert mean == pytest.approx(4.0, abs=0.01)
+    # (1 - beta') (1 - mu) = 1 - beta with mu = m / (1 + m)
+    assert (1 - rule.explicit(mean)) / (1 + mean) == pytest.approx(0.1)
+    before, velocity = x.copy(), optimizer.state[0]
+    velocity[:] = 1.0
+    optimizer.apply(x, np.zeros(1), 0.1, 5000, 4)
+    assert before[0] - x[0] == pytest.approx(rule.explicit(mean), rel=1e-3)
+    assert rule.explicit(20.0) == 0.0
+
+
+GRADIENTS = np.random.default_rng(9).standard_normal((200, 6)) * np.geomspace(1e-6, 1e3, 6)
+SAME = {"rtol": 1e-11, "atol": 1e-13}
+
+
+def test_adam_as_its_paper_writes_it() -> None:
+    """By hand, in the order of Algorithm 1."""
+    x, m, v = np.zeros(6), np.zeros(6), np.zeros(6)
+    points = followed(Adam(0.9, 0.99, 1e-3), GRADIENTS, 0.01)
+    for t, (point, gradient) in enumerate(zip(points, GRADIENTS, strict=True), start=1):
+        m = 0.9 * m + (1 - 0.9) * gradient
+        v = 0.99 * v + (1 - 0.99) * gradient**2
+        x = x - 0.01 * (m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.99**t)) + 1e-3)
+        np.testing.assert_allclose(point, x, **SAME)
+
+
+def test_adamw_and_rmsprop_by_hand() -> None:
+    shrunk, x = np.zeros(6), np.zeros(6)
+    m, v, w = np.zeros((3, 6))
+    points = zip(
+        followed(AdamW(0.9, 0.99, 1e-3, 0.5), GRADIENTS, 0.01),
+        followed(RmsProp(0.95, 1e-3), GRADIENTS, 0.01),
+        GRADIENTS,
+        strict=True,
+    )
+    for t, (adamw, rmsprop, gradient) in enumerate(points, start=1):
+        m, v = 0.9 * m + 0.1 * gradient, 0.99 * v + 0.01 * gradient**2
+        step = (m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.99**t)) + 1e-3)
+        shrunk = shrunk - 0.01 * 0.5 * shrunk - 0.01 * step
+        np.testing.assert_allclose(adamw, shrunk, **SAME)
+        w = 0.95 * w + 0.05 * gradient**2
+        x = x - 0.01 * gradient / (np.sqrt(w) + 1e-3)
+        np.testing.assert_allclose(rmsprop, x, **SAME)
+
+
+@pytest.mark.parametrize(
+    ("rule", "name", "options"),
+    [
+        (Sgd(), "SGD", {}),
+        (HeavyBall(0.9), "SGD", {"momentum": 0.9}),
+        (Nesterov(0.9), "SGD", {"momentum": 0.9, "nesterov": True}),
+        (Adam(0.9, 0.999, 1e-8), "Adam", {}),
+        (Adam(0.5, 0.9, 1e-3), "Adam", {"betas": (0.5, 0.9), "eps": 1e-3}),
+        (AdamW(0.9, 0.999, 1e-8, 0.01), "AdamW", {}),
+        (
+            AdamW(0.9, 0.99, 1e-4, 0.3),
+            "AdamW",
+            {"betas": (0.9, 0.99), "eps": 1e-4, "weight_decay": 0.3},
+        ),
+        (RmsProp(0.99, 1e-8), "RMSprop", {}),
+        (RmsProp(0.9, 1e-2), "RMSprop", {"alpha": 0.9, "eps": 1e-2}),
+    ],
+    ids=str,
+)
+def test_steps_are_those_of_pytorch(rule: Rule, name: str, options: dict[str, Any]) -> None:
+    torch = pytest.importorskip("torch")
+    weight = torch.zeros(6, dtype=torch.float64)
+    theirs = getattr(torch.optim, name)([weight], lr=0.01, **options)
+    for point, gradient in zip(followed(rule, GRADIENTS, 0.01), GRADIENTS, strict=True):
+        weight.grad = torch.from_numpy(gradient.copy())
+        theirs.step()
+        np.testing.assert_allclose(point, weight.numpy(), **SAME)
+
+
+# --- configuration ---
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "message"),
+    [
+        ({"rule": "adamm"}, "rule = 'adamm': did you mean adam? expected sgd, "),
+        ({"rule": "sgd", "beta1": 0.5}, "beta1 = 0.5 does not belong to rule = 'sgd', which"),
+        ({"rule": "adam", "weight_decay": 0.5}, "rule = 'adam', which takes beta1, beta2, epsilon"),
+        (
+            {"rule": "sgd", "options": {"a": 1}},
+            "options = {'a': 1} does not belong to rule = ",
+        ),
+        (
+            {"rule": "mine:Rule", "cap": 1.0},
+            "cap = 1.0 does not belong to rule = 'mine:Rule'",
+        ),
+        ({"rule": "capped"}, "rule = 'capped' needs cap: expected a number > 0"),
+        ({"rule": "adam", "beta1": 1.0}, "optimizer.beta1 = 1.0: expected"),
+    ],
+)
+def test_keys_that_do_not_go_together_are_refused(optimizer: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError) as refused:
+        make_config({"optimizer": optimizer})
+    assert message in str(refused.value)
+    assert str(refused.value).startswith("optimizer")
+
+
+def test_keys_of_a_rule_have_defaults_and_reach_it() -> None:
+    given = make_config({"optimizer": {"rule": "adamw", "beta2": 0.5}})
+    assert make_rule(given) == AdamW(0.9, 0.5, 1e-8, 0.01)
+    assert make_config(json.loads(given.to_json())) == given
+    assert make_rule(make_config({"optimizer": {"rule": "nesterov", "momentum": 0.3}})) == Nesterov(
+        0.3
+    )
+
+
+@pytest.mark.parametrize("mode", ["sync", "bounded"])
+def test_what_was_read_is_one_point_in_mode_async_alone(mode: str) -> None:
+    config = make_config({"optimizer": {"rule": "delay_compensated"}, "cluster": {"mode": mode}})
+    with pytest.raises(
+        InputError, match=rf"optimizer.rule = .*cluster.mode = \"async\", not '{mode}'"
+    ):
+        make_rule(config)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from asgd.config import RunConfig, make_config
@@ -362,7 +362,7 @@ ORDERS: list[dict[str, Any]] = [
 
 
 @settings(max_examples=300, deadline=None)
-@given(ACTIONS, st.sampled_from(ORDERS), st.sampled_from(["sgd", "momentum"]))
+@given(ACTIONS, st.sampled_from(ORDERS), st.sampled_from(["sgd", "momentum", "delay_compensated"]))
 def test_exactly_once_whatever_happens(
     actions: list[tuple[str, int, int]], order: dict[str, Any], rule: str
 ) -> None:
@@ -372,6 +372,9 @@ def test_exactly_once_whatever_happens(
         "cluster": {"workers": 3, **order},
         "run": {"updates": 12, "eval_every": 10},
     }
+    if rule == "delay_compensated":
+        assume("mode" not in order)
+        data["optimizer"]["compensation"] = 1.0
     crowd = Crowd(make_config(data))
     crowd.join_all()
     for action, worker, which in actions:
@@ -420,7 +423,7 @@ def test_steps_of_long_vectors_are_those_of_the_rule(optimizer: dict[str, Any], 
     rng = np.random.default_rng(8)
     server = ParameterServer(config, rng.normal(size=size))
     x = server.parameters.copy()
-    optimizer = Optimizer(make_rule(config.optimizer), x[None])  # of paths, which have no blocks
+    optimizer = Optimizer(make_rule(config), x[None])  # of paths, which have no blocks
     ((_, first), (_, second)) = [*server.join(0, 0.0), *server.join(1, 0.0)]
     for staleness, snapshot in enumerate((first, second)):
         gradient = rng.normal(size=size)

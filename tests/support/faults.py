@@ -116,7 +116,7 @@ def gradients_of(record: Record) -> list[list[tuple[int, int, int, int]]]:
 def replay(config: RunConfig, problem: Problem, initial: Array, record: Record) -> list[Array]:
     """Return x_0, x_1, ... by replaying a trace."""
     rate = learning_rate_schedule(config.optimizer)
-    points, optimizer = [initial.copy()], Optimizer(make_rule(config.optimizer), initial)
+    points, optimizer = [initial.copy()], Optimizer(make_rule(config), initial)
     for update, group in enumerate(gradients_of(record)):
         gradients = []
         for worker, sequence, read_version, size in group:
@@ -125,7 +125,8 @@ def replay(config: RunConfig, problem: Problem, initial: Array, record: Record) 
         mean = gradients[0] if len(gradients) == 1 else np.sum(gradients, axis=0) / len(gradients)
         staleness = update - min(read_version for _, _, read_version, _ in group)
         points.append(points[-1].copy())
-        optimizer.apply(points[-1], mean, rate(update), update, staleness)
+        read = points[group[0][2]]
+        optimizer.apply(points[-1], mean, rate(update), update, staleness, read)
     return points
 
 

@@ -1,0 +1,209 @@
+"""Rules defined by the user, named "package.module:Name" in the configuration.
+
+The class or function is called with the entries of `optimizer.options` and returns an object with a
+method `update` and optionally the attributes `state`, `scratch`, `reads` and `blockwise` and the
+method `init`, all as in `asgd.rules`. It need not be a subclass of `Rule`, and its `update` need
+not take paths. `asgd.user_code` says what may be called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from asgd.arrays import Array
+from asgd.errors import InputError
+from asgd.rules.base import Optimizer, Rule, State
+from asgd.streams import stream
+from asgd.user_code import call_user, check_options, import_named
+
+_MOST_ARRAYS = 16
+_TRIAL_DIM, _CUT = 7, 3  # of the trial: parameters, and where it cuts them into two blocks
+_TRIAL_STALENESS = (0, 2, 5)  # of its updates
+
+
+def load_rule(named: str, options: Mapping[str, Any]) -> Rule:
+    """Import a class or function, call it, check its rule and return it.
+
+    Raises
+    ------
+    InputError
+        It does not import, is missing or raises, or its result does not keep the contract.
+    """
+    where = f"optimizer.rule = {named!r}"
+    factory = import_named(named, where, "rule", ("state", "update"))
+    check_options(where, "optimizer.options", factory, options)
+    user = call_user(where, "rule", lambda: factory(**options))
+    if not callable(getattr(user, "update", None)):
+        raise InputError(f"{where}: {type(user).__name__} has no method update")
+    rule = OwnRule(user, where)
+    trial = _Trial(rule, where)
+    trial.check()
+    rule.takes_paths = trial.takes_paths()
+    return rule
+
+
+class OwnRule(Rule):
+    """Adapts an object to `Rule`.
+
+    Parameters
+    ----------
+    user
+        The object.
+    where
+        The key and its value, for messages.
+
+    Attributes
+    ----------
+    takes_paths
+        Whether its `update` takes paths (paths, d); otherwise they are updated one by one.
+    """
+
+    def __init__(self, user: Any, where: str) -> None:
+        self.user = user
+        self.state = _names(where, getattr(user, "state", ()))
+        self.scratch = _number(where, getattr(user, "scratch", 0))
+        self.reads = bool(getattr(user, "reads", False))
+        self.blockwise = bool(getattr(user, "blockwise", True))
+        self.takes_paths = False
+
+    def init(self, x: Array) -> State:
+        """Return the state of the object; zeros if it has no `init`."""
+        if not hasattr(self.user, "init"):
+            return super().init(x)
+        if x.ndim == 1:
+            return tuple(self.user.init(x))
+        return tuple(map(np.stack, zip(*(self.user.init(one) for one in x), strict=True)))
+
+    def update(
+        self,
+        x: Array,
+        gradient: Array,
+        state: Sequence[Array],
+        eta: float,
+        count: int,
+        staleness: int | Array,
+        read: Array | None = None,
+    ) -> None:
+        """Apply a gradient to x and to the state, in place."""
+        if x.ndim == 1 or self.takes_paths:
+            self.user.update(x, gradient, state, eta, count, staleness, read)
+            return
+        lags = np.broadcast_to(staleness, (len(x), 1))[:, 0].astype(int).tolist()
+        for path, lag in enumerate(lags):
+            own = tuple(array[path] for array in state)
+            then = None if read is None else read[path]
+            self.user.update(x[path], gradient[path], own, eta, count, lag, then)
+
+
+class _Trial:
+    """Applies a few gradients by a rule and checks what becomes of them."""
+
+    def __init__(self, rule: OwnRule, where: str) -> None:
+        self._rule, self._where = rule, where
+        self._draws = stream(0, "rule").standard_normal((2, len(_TRIAL_STALENESS), _TRIAL_DIM))
+        self._draws.flags.writeable = False
+
+    def check(self) -> None:
+        """Refuse a rule that does not keep the contract."""
+        rule, where = self._rule, self._where
+        state = call_user(where, "init(x)", lambda: rule.init(np.zeros(_TRIAL_DIM)))
+        if len(state) != len(rule.state):
+            raise InputError(
+                f"{where}: init(x) has {len(state)} arrays: expected {len(rule.state)}, as many as "
+                "state has names"
+            )
+        for name, array in zip(rule.state, state, strict=True):
+            if not isinstance(array, np.ndarray) or array.ndim != 1 or array.dtype != float:
+                raise InputError(f"{where}: {name} of init(x): expected a vector like x")
+            if rule.blockwise and array.shape != (_TRIAL_DIM,):
+                raise InputError(
+                    f"{where}: {name} of init(x) has shape {array.shape}: expected that of x, or "
+                    "blockwise = False"
+                )
+        x = self._followed(slice(None), changes=True)
+        if not np.isfinite(x).all():
+            raise InputError(f"{where}: parameters are not finite after update")
+        if not np.array_equal(x, self._followed(slice(None))):
+            raise InputError(
+                f"{where}: update gives other parameters when it is repeated: expected that it "
+                "depends on its arguments alone"
+            )
+        parts = (slice(None, _CUT), slice(_CUT, None)) if rule.blockwise else ()
+        if any(not np.array_equal(x[part], self._followed(part)) for part in parts):
+            raise InputError(
+                f"{where}: update of a part of x differs from that part of an update of x: "
+                "expected blockwise = False"
+            )
+        self._followed(slice(None), dtype=np.float32)
+
+    def takes_paths(self) -> bool:
+        """Whether update treats paths (paths, d) row by row."""
+        if not self._rule.blockwise:
+            return False
+        lags = np.array([[1.0], [3.0]])
+        gradients, reads = self._draws[:, :2]
+        start = np.ones((2, _TRIAL_DIM))
+        together, alone = start.copy(), start.copy()
+        self._rule.takes_paths = False
+        Optimizer(self._rule, alone).apply(alone, gradients, 0.1, 1, lags, reads)
+        self._rule.takes_paths = True
+        try:
+            with np.errstate(all="ignore"):
+                Optimizer(self._rule, together).apply(together, gradients, 0.1, 1, lags, reads)
+        except Exception:  # the user's code may raise anything
+            return False
+        return np.allclose(together, alone, rtol=1e-12, atol=0.0)
+
+    def _followed(self, part: slice, *, changes: bool = False, dtype: Any = float) -> Array:
+        """Return a part of x after the trial's updates of this part alone.
+
+        With `changes`, refuse a rule that left x or an array of its state as it was.
+        """
+        rule, where = self._rule, self._where
+        gradients, reads = self._draws[..., part].astype(dtype)
+        gradients.flags.writeable = reads.flags.writeable = False
+        x = np.ones(gradients.shape[1], dtype)
+        state = call_user(where, "init(x)", lambda: rule.init(x))
+        before = [x.copy(), *(array.copy() for array in state)]
+        scratch = tuple(np.empty_like(x) for _ in range(rule.scratch))
+        for count, (lag, gradient, read) in enumerate(
+            zip(_TRIAL_STALENESS, gradients, reads, strict=True)
+        ):
+            then = read if rule.reads else None
+            arguments = (x, gradient, (*state, *scratch), 0.1, count, lag, then)
+            returned = call_user(where, "update", partial(rule.user.update, *arguments))
+            if returned is not None:
+                raise InputError(
+                    f"{where}: update returned an object of type {type(returned).__name__}: "
+                    "expected None, because it changes x and state in place"
+                )
+        if changes:
+            for name, old, new in zip(("x", *rule.state), before, (x, *state), strict=True):
+                if np.array_equal(old, new):
+                    raise InputError(
+                        f"{where}: update leaves {name} as it was: expected a change in place, "
+                        f"such as {name} *= 0.9 or {name}[:] = ..., not {name} = ..."
+                    )
+        return x
+
+
+def _names(where: str, state: Any) -> tuple[str, ...]:
+    """Return the names of the state arrays."""
+    known = isinstance(state, tuple | list) and len(set(map(str, state))) == len(state)
+    if not known or not all(isinstance(name, str) and name.isidentifier() for name in state):
+        raise InputError(
+            f"{where}: state = {state!r}: expected different names, such as ('m', 'v')"
+        )
+    if len(state) > _MOST_ARRAYS:
+        raise InputError(f"{where}: state has {len(state)} names: expected {_MOST_ARRAYS} at most")
+    return tuple(state)
+
+
+def _number(where: str, scratch: Any) -> int:
+    if not isinstance(scratch, int) or not 0 <= scratch <= _MOST_ARRAYS:
+        raise InputError(f"{where}: scratch = {scratch!r}: expected 0 to {_MOST_ARRAYS}")
+    return scratch

@@ -1,0 +1,61 @@
+"""What workers have read, kept for rules that ask for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from asgd.arrays import Array
+from cluster.core.update import Entry, Update
+
+# Snapshots kept per worker: the one it was granted, and the newest it got in answer to a message
+# that was sent twice. Its gradient may be of either.
+_KEPT = 2
+
+
+class Reads:
+    """The snapshots of which a gradient may still come; their memory is used again."""
+
+    def __init__(self) -> None:
+        self._held: dict[int, dict[int, Array]] = {}
+        self._spare: list[Array] = []
+
+    def grant(self, worker: int, version: int, parameters: Array) -> None:
+        """Keep a snapshot that a worker gets; copied."""
+        held = self._held.setdefault(worker, {})
+        if version in held:
+            return
+        if len(held) == _KEPT:
+            self._spare.append(held.pop(max(held)))
+        array = self._spare.pop() if self._spare else np.empty_like(parameters)
+        np.copyto(array, parameters)
+        held[version] = array
+
+    def of(self, worker: int, version: int) -> Array | None:
+        """Return the snapshot of a version that a worker has, shape (d,); None if it has none."""
+        return self._held.get(worker, {}).get(version)
+
+    def release(self, worker: int) -> None:
+        """Forget the snapshots of a worker, whose gradient is applied or lost."""
+        self._spare += self._held.pop(worker, {}).values()
+
+    def state(self) -> tuple[list[tuple[int, int]], tuple[Array, ...]]:
+        """Return worker and version of each snapshot, and copies of the snapshots."""
+        rows = [(worker, version) for worker, held in self._held.items() for version in held]
+        return rows, tuple(self._held[worker][version].copy() for worker, version in rows)
+
+    def restore(self, rows: Sequence[tuple[int, int]], snapshots: Sequence[Array]) -> None:
+        """Keep the snapshots of a state; copied."""
+        for (worker, version), snapshot in zip(rows, snapshots, strict=True):
+            self.grant(worker, version, snapshot)
+
+
+def readers(entries: Iterable[Entry]) -> dict[int, list[int]]:
+    """Return the workers that read each version, by the gradients of a log."""
+    found: dict[int, list[int]] = {}
+    for entry in entries:
+        if isinstance(entry, Update):
+            _, worker, _, version, *_ = entry.row
+            found.setdefault(version, []).append(worker)
+    return found

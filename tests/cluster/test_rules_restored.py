@@ -1,0 +1,146 @@
+"""Update rules on a server that dies: their state is restored, and the run is its replay."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from asgd.config import RULES, RunConfig, make_config
+from asgd.errors import InputError
+from asgd.problems.make import make_problem
+from asgd.progress import Progress
+from asgd.rules.make import make_rule
+from asgd.rundir.checkpoint import CHECKPOINTS, paths
+from asgd.rundir.reader import read_run
+from asgd.verify import replay_findings
+from cluster import run
+from cluster.memory import vectors
+from cluster.storage.checkpoint import load, pack, unpack
+from tests.support.faults import Crowd, replay_run
+from tests.support.machine import Machine, configure, work
+from tests.support.processes import actor_processes
+
+GIVEN: dict[str, dict[str, Any]] = {
+    "capped": {"cap": 0.1},
+    "delay_compensated": {"compensation": 1.0},
+    "tests.support.rules:Full": {},
+}
+NAMES = [*RULES, "tests.support.rules:Full"]
+
+
+def with_rule(config: RunConfig, rule: str) -> RunConfig:
+    data = json.loads(config.to_json())
+    data["optimizer"] = {
+        "rule": rule,
+        "learning_rate": 0.02,
+        "batch_size": 2,
+        **GIVEN.get(rule, {}),
+    }
+    return make_config(data)
+
+
+@pytest.mark.parametrize("durability", ["log", "checkpoint"])
+@pytest.mark.parametrize("rule", NAMES)
+def test_a_restored_run_is_its_replay(tmp_path: Path, rule: str, durability: str) -> None:
+    config = with_rule(configure(3, 160, durability, schedule="free"), rule)
+    machine = Machine(tmp_path / "run", config)
+    for reached in (31, 45, 97, 119):
+        work(machine.crowd, reached - 6, seed=reached)
+        machine.crowd.die(reached % 3)
+        work(machine.crowd, reached - 3, seed=reached)
+        machine.crowd.join(reached % 3)  # a snapshot that follows no update of its own
+        work(machine.crowd, reached, seed=reached + 1)
+        machine.record()
+        machine.restart()
+        assert machine.crowd.server.version == (
+            reached if durability == "log" else reached // 20 * 20
+        )
+    machine.work(160)
+    result = read_run(machine.path)
+    final = machine.crowd.server.state()
+    np.testing.assert_array_equal(replay_run(result)[-1], final.parameters)
+    states = {
+        load(path).version: load(path).parameters for path in paths(machine.path / CHECKPOINTS)
+    }
+    assert states
+    assert replay_findings(result, states) == []
+    stored = unpack(pack(final))
+    assert stored.counts == final.counts
+    for saved, kept in zip((*stored.rule, *stored.reads), (*final.rule, *final.reads), strict=True):
+        np.testing.assert_array_equal(saved, kept)
+
+
+def test_a_state_of_another_rule_is_refused() -> None:
+    crowd = Crowd(with_rule(configure(workers=2), "adam"))
+    crowd.join_all()
+    work(crowd, 7)
+    state = crowd.server.state()
+    assert state.counts.rule == ["first_moment", "second_moment"]
+    with pytest.raises(
+        InputError, match=r"2 arrays \(first_moment, second_moment\), the rule keeps v"
+    ):
+        type(crowd.server)(with_rule(configure(workers=2), "momentum"), crowd.initial, 1, state)
+
+
+def test_snapshots_are_kept_for_each_worker_and_used_again() -> None:
+    crowd = Crowd(with_rule(configure(3, 200, "log"), "delay_compensated"))
+    crowd.join_all()
+    reads = crowd.server._reads
+    assert reads is not None
+    work(crowd, 50)
+    arrays = {id(array) for held in reads._held.values() for array in held.values()}
+    assert len(arrays) == 3
+    spare = {id(array) for array in reads._spare}
+    work(crowd, 150, seed=1)
+    later = {id(array) for held in reads._held.values() for array in held.values()}
+    assert len(later) == 3
+    assert later <= arrays | spare
+
+
+def test_memory_counts_states_and_snapshots() -> None:
+    def needed(rule: str, durability: str = "checkpoint") -> int:
+        config = with_rule(configure(4, durability=durability), rule)
+        return vectors(config, 10**6, make_rule(config))
+
+    assert needed("sgd") == 30
+    assert needed("momentum") == 35
+    assert needed("adam") == 40
+    assert needed("delay_compensated") == 34
+    assert needed("delay_compensated", "log") == 50
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("shared_ray")
+@pytest.mark.parametrize("rule", ["adam", "delay_compensated"])
+def test_killed_server_goes_on_as_if_nothing_had_been(tmp_path: Path, rule: str) -> None:
+    config = make_config(
+        {
+            "problem": {"kind": "softmax"},
+            "optimizer": {"rule": rule, "learning_rate": 0.01, **GIVEN.get(rule, {})},
+            "cluster": {"workers": 3, "compute_time": {"law": "exponential", "mean": 0.005}},
+            "run": {"updates": 600, "checkpoint_every": 100, "durability": "log"},
+        }
+    )
+    killed: set[int] = set()
+
+    def kill(progress: Progress) -> None:
+        if len(killed) < 2 and progress.update > 150 * (1 + len(killed)):
+            for pid in actor_processes("ServerActor") - killed:
+                killed.add(pid)
+                os.kill(pid, signal.SIGKILL)
+
+    result = read_run(run(config, tmp_path / "run", progress=kill))
+    assert killed
+    assert result.state == "finished"
+    assert sum(event["event"] == "server_restored" for event in result.events) == len(killed)
+    final = load(paths(result.path / CHECKPOINTS)[0]).parameters
+    np.testing.assert_array_equal(final, replay_run(result)[-1])
+    assert replay_findings(result, {600: final}) == []
+    problem = make_problem(config)
+    assert result.loss["loss"].iloc[-1] == problem.loss(final)

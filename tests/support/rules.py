@@ -1,0 +1,109 @@
+"""Update rules of a user, for tests; some break the contract on purpose."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+
+class Copied:
+    """SGD as a user would write it."""
+
+    def update(self, x, gradient, state, eta, count, staleness, read=None):
+        x -= eta * gradient
+
+
+class Full:
+    """A rule that takes everything: momentum, a correction by what was read, the count."""
+
+    state = ("velocity",)
+    scratch = 1
+    reads = True
+
+    def __init__(self, beta: float = 0.5) -> None:
+        self.beta = beta
+
+    def update(self, x, gradient, state, eta, count, staleness, read=None):
+        velocity, step = state
+        np.subtract(x, read, out=step)
+        step *= 0.1
+        step += gradient
+        velocity *= self.beta
+        velocity += step
+        x -= eta / (1 + count) ** 0.1 / (1 + staleness) * velocity
+
+
+class Normalised:
+    """A rule that looks at the whole vector, and counts for itself."""
+
+    state = ("updates",)
+    blockwise = False
+
+    def init(self, x):
+        return (np.zeros(1, x.dtype),)
+
+    def update(self, x, gradient, state, eta, count, staleness, read=None):
+        updates = state[0]
+        updates += 1
+        x -= eta * gradient / np.linalg.norm(gradient)
+
+
+class Branches:
+    """A rule that needs its staleness as one number."""
+
+    def update(self, x, gradient, state, eta, count, staleness, read=None):
+        if staleness < 3:
+            x -= eta * gradient
+
+
+class Faulty:
+    """A rule with one fault."""
+
+    def __init__(self, fault: str) -> None:
+        self.fault = fault
+        self.rng = np.random.default_rng(0)
+        faults: dict[str, dict[str, Any]] = {
+            "names": {"state": "velocity"},
+            "tuple": {"state": ("v",)},
+            "forgets": {"state": ("v",)},
+            "twice": {"state": ("v", "v")},
+            "many": {"state": tuple(f"a{i}" for i in range(99))},
+            "scratch": {"scratch": -1},
+            "no update": {"update": None},
+            "short init": {"state": ("v",), "init": lambda x: ()},
+            "shape": {"state": ("v",), "init": lambda x: (np.zeros(1),)},
+            "list": {"state": ("v",), "init": lambda x: ([0.0],)},
+        }
+        vars(self).update(faults.get(fault, {}))
+
+    def update(self, x, gradient, state, eta, count, staleness, read=None):
+        if self.fault == "late" and count > 30:
+            raise ArithmeticError("enough")
+        if self.fault == "raises":
+            raise ZeroDivisionError("mine")
+        if self.fault == "gradient":
+            gradient *= 2
+        if self.fault == "returns":
+            return x - eta * gradient
+        if self.fault == "tuple":
+            state[0] *= 0.9
+        if self.fault == "forgets":
+            velocity = state[0]
+            velocity = 0.9 * velocity + gradient
+        if self.fault == "stays":
+            x = x - eta * gradient
+            return None
+        if self.fault == "nan":
+            x[:] = np.nan
+        if self.fault == "random":
+            x += self.rng.standard_normal(len(x))
+        if self.fault == "whole":
+            x -= eta * gradient.sum()
+        x -= eta * gradient
+        return None
+
+
+def make(kind: str) -> object:
+    """Return a rule from a function, not a class."""
+    return Copied() if kind == "copied" else 3
