@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from asgd.arrays import Array
-from asgd.rules.base import Rule
+from asgd.rules.base import Rule, alike
+from asgd.rules.loops import adam_loop
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,16 @@ class Adam(Rule):
     state = ("first_moment", "second_moment")
     scratch = 1
 
+    def kept(self, eta: float) -> float:
+        """Return the share of x that is kept before the step."""
+        return 1.0
+
+    def _factors(self, eta: float, count: int) -> tuple[float, float]:
+        """Return the epsilon and the learning rate that belong to the state."""
+        scale = math.sqrt((1 - self.beta2 ** (count + 1)) / (1 - self.beta2))
+        rate = eta * scale * (1 - self.beta1) / (1 - self.beta1 ** (count + 1))
+        return self.epsilon * scale, rate
+
     def update(
         self,
         x: Array,
@@ -52,12 +63,33 @@ class Adam(Rule):
         first += gradient
         second *= self.beta2
         second += np.multiply(gradient, gradient, out=step)
-        scale = math.sqrt((1 - self.beta2 ** (count + 1)) / (1 - self.beta2))
+        epsilon, rate = self._factors(eta, count)
         np.sqrt(second, out=step)
-        step += self.epsilon * scale
+        step += epsilon
         np.divide(first, step, out=step)
-        step *= eta * scale * (1 - self.beta1) / (1 - self.beta1 ** (count + 1))
+        step *= rate
+        kept = self.kept(eta)
+        if kept != 1.0:
+            x *= kept
         x -= step
+
+    def update_long(
+        self,
+        x: Array,
+        gradient: Array,
+        state: Sequence[Array],
+        eta: float,
+        count: int,
+        staleness: int | Array,
+        read: Array | None = None,
+    ) -> None:
+        """Do what `update` does, by a compiled loop."""
+        first, second, _ = state
+        if not alike(x, gradient, first, second):
+            super().update_long(x, gradient, state, eta, count, staleness, read)
+            return
+        factors = self.beta1, self.beta2, *self._factors(eta, count), self.kept(eta)
+        adam_loop(x, gradient, first, second, *factors)
 
 
 @dataclass(frozen=True)
@@ -75,16 +107,6 @@ class AdamW(Adam):
 
     weight_decay: float
 
-    def update(
-        self,
-        x: Array,
-        gradient: Array,
-        state: Sequence[Array],
-        eta: float,
-        count: int,
-        staleness: int | Array,
-        read: Array | None = None,
-    ) -> None:
-        """Shrink x and apply a gradient to it and to the moments, in place."""
-        x *= 1 - eta * self.weight_decay
-        super().update(x, gradient, state, eta, count, staleness)
+    def kept(self, eta: float) -> float:
+        """Return 1 - eta lambda."""
+        return 1 - eta * self.weight_decay

@@ -12,7 +12,9 @@ from asgd.errors import InputError
 
 State = tuple[Array, ...]
 
-BLOCK = 1 << 14  # entries; a block of five float64 vectors is about one L2 cache
+# Entries of a long vector: a block of five float64 vectors is about one L2 cache, and the time that
+# a compiled loop saves soon pays for the import of its compiler.
+BLOCK = 1 << 14
 
 
 class Rule(ABC):
@@ -70,11 +72,32 @@ class Rule(ABC):
             The parameters at which the gradient was computed, of the shape of x, if it `reads`.
         """
 
+    def update_long(
+        self,
+        x: Array,
+        gradient: Array,
+        state: Sequence[Array],
+        eta: float,
+        count: int,
+        staleness: int | Array,
+        read: Array | None = None,
+    ) -> None:
+        """Do what `update` does, to the last bit, to a vector longer than `BLOCK`.
+
+        By blocks that stay in the cache; a rule may have a compiled loop in place of this.
+        """
+        arrays, scratch = state[: len(self.state)], state[len(self.state) :]
+        for start in range(0, len(x), BLOCK):
+            block = slice(start, start + BLOCK)
+            part = x[block]
+            own = [array[block] for array in arrays]
+            own += [array[: len(part)] for array in scratch]
+            then = None if read is None else read[block]
+            self.update(part, gradient[block], tuple(own), eta, count, staleness, then)
+
 
 class Optimizer:
     """A rule at work on one vector or on paths: it keeps the state, and memory for every update.
-
-    Long vectors are updated block by block, which stay in the cache.
 
     Parameters
     ----------
@@ -89,6 +112,11 @@ class Optimizer:
         self.state = rule.init(x)
         like = x[..., :BLOCK] if rule.blockwise and x.ndim == 1 else x
         self._arrays = (*self.state, *(np.empty_like(like) for _ in range(rule.scratch)))
+        if len(like) < len(x) and type(rule).update_long is not Rule.update_long:
+            # Compile its loop now, not in the first update.
+            one = np.zeros(1, x.dtype)
+            arrays = tuple(one.copy() for _ in self._arrays)
+            rule.update_long(one.copy(), one, arrays, 0.0, 0, 0, one)
 
     def apply(
         self,
@@ -101,7 +129,7 @@ class Optimizer:
     ) -> None:
         """Apply a gradient to x, in place; the arguments are those of `Rule.update`."""
         then = read if self.rule.reads else None
-        in_blocks(self.rule, x, gradient, self._arrays, eta, count, staleness, then)
+        apply_rule(self.rule, x, gradient, self._arrays, eta, count, staleness, then)
 
     def restore(self, state: Sequence[Array], names: Sequence[str] = ()) -> None:
         """Continue from a state; copied.
@@ -123,30 +151,24 @@ class Optimizer:
             np.copyto(own, saved)
 
 
-def in_blocks(
+def apply_rule(
     rule: Rule,
     x: Array,
     gradient: Array,
-    arrays: Sequence[Array],
+    state: Sequence[Array],
     eta: float,
     count: int,
     staleness: int | Array,
-    read: Array | None,
+    read: Array | None = None,
 ) -> None:
-    """Apply a rule, to a long vector block by block; the arguments are those of `Rule.update`."""
-    if x.ndim > 1 or len(x) <= BLOCK or not rule.blockwise:
-        rule.update(x, gradient, arrays, eta, count, staleness, read)
-        return
-    state, scratch = arrays[: len(rule.state)], arrays[len(rule.state) :]
-    for start in range(0, len(x), BLOCK):
-        block = slice(start, start + BLOCK)
-        part = x[block]
-        rule.update(
-            part,
-            gradient[block],
-            (*(array[block] for array in state), *(array[: len(part)] for array in scratch)),
-            eta,
-            count,
-            staleness,
-            None if read is None else read[block],
-        )
+    """Apply a rule to a vector of any length or to paths; the arguments are those of `update`."""
+    long = x.ndim == 1 and len(x) > BLOCK and rule.blockwise
+    update = rule.update_long if long else rule.update
+    update(x, gradient, state, eta, count, staleness, read)
+
+
+def alike(*vectors: Array) -> bool:
+    """Whether vectors are of one type and without gaps, as compiled loops take them."""
+    return len({one.dtype for one in vectors}) == 1 and all(
+        one.flags.c_contiguous for one in vectors
+    )

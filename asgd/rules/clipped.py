@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from asgd.arrays import Array
-from asgd.rules.base import Rule, State, in_blocks
+from asgd.rules.base import Rule, State, apply_rule
 
 
 class Clipped(Rule):
@@ -50,4 +50,4 @@ class Clipped(Rule):
         if np.any(length > self.clip_norm):
             factor = self.clip_norm / np.maximum(length, self.clip_norm)
             gradient = np.multiply(gradient, factor, out=clipped)
-        in_blocks(self.rule, x, gradient, arrays, eta, count, staleness, read)
+        apply_rule(self.rule, x, gradient, arrays, eta, count, staleness, read)

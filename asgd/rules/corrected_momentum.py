@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from asgd.arrays import Array
-from asgd.rules.base import Rule, State, in_blocks
+from asgd.rules.base import Rule, State, apply_rule
 from asgd.rules.heavy_ball import HeavyBall
 
 _WINDOW = 1000  # updates over which the staleness is averaged
@@ -59,4 +59,5 @@ class CorrectedMomentum(Rule):
         velocity, mean, step = state
         mean += (staleness - mean) / min(count + 1, _WINDOW)
         beta = np.maximum(0.0, self.momentum - (1 - self.momentum) * mean)
-        in_blocks(HeavyBall(beta), x, gradient, (velocity, step), eta, count, staleness, read)
+        ball = HeavyBall(beta.item() if x.ndim == 1 else beta)
+        apply_rule(ball, x, gradient, (velocity, step), eta, count, staleness)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from asgd.arrays import Array
-from asgd.rules.base import Rule
+from asgd.rules.base import Rule, alike
+from asgd.rules.loops import delay_compensated_loop
 
 
 @dataclass(frozen=True)
@@ -50,3 +51,20 @@ class DelayCompensated(Rule):
         step += gradient
         step *= eta
         x -= step
+
+    def update_long(
+        self,
+        x: Array,
+        gradient: Array,
+        state: Sequence[Array],
+        eta: float,
+        count: int,
+        staleness: int | Array,
+        read: Array | None = None,
+    ) -> None:
+        """Do what `update` does, by a compiled loop."""
+        assert read is not None
+        if not alike(x, gradient, read):
+            super().update_long(x, gradient, state, eta, count, staleness, read)
+            return
+        delay_compensated_loop(x, gradient, read, eta, self.compensation)

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from asgd.arrays import Array
-from asgd.rules.base import Rule
+from asgd.rules.base import Rule, alike
+from asgd.rules.loops import rmsprop_loop
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,11 @@ class RmsProp(Rule):
     state = ("second_moment",)
     scratch = 1
 
+    @property
+    def _scale(self) -> float:
+        """The root of the state over the root of v."""
+        return 1 / math.sqrt(1 - self.beta2)
+
     def update(
         self,
         x: Array,
@@ -46,9 +52,27 @@ class RmsProp(Rule):
         second, step = state
         second *= self.beta2
         second += np.multiply(gradient, gradient, out=step)
-        scale = 1 / math.sqrt(1 - self.beta2)
+        scale = self._scale
         np.sqrt(second, out=step)
         step += self.epsilon * scale
         np.divide(gradient, step, out=step)
         step *= eta * scale
         x -= step
+
+    def update_long(
+        self,
+        x: Array,
+        gradient: Array,
+        state: Sequence[Array],
+        eta: float,
+        count: int,
+        staleness: int | Array,
+        read: Array | None = None,
+    ) -> None:
+        """Do what `update` does, by a compiled loop."""
+        if not alike(x, gradient, state[0]):
+            super().update_long(x, gradient, state, eta, count, staleness, read)
+            return
+        scale = self._scale
+        epsilon, rate = self.epsilon * scale, eta * scale
+        rmsprop_loop(x, gradient, state[0], self.beta2, epsilon, rate)

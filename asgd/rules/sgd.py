@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from asgd.arrays import Array
-from asgd.rules.base import Rule
+from asgd.rules.base import Rule, alike
+from asgd.rules.loops import sgd_loop
 
 
 class Sgd(Rule):
@@ -31,3 +32,19 @@ class Sgd(Rule):
     ) -> None:
         """Apply a gradient to x, in place."""
         x -= np.multiply(gradient, self.rate(eta, staleness), out=state[0])
+
+    def update_long(
+        self,
+        x: Array,
+        gradient: Array,
+        state: Sequence[Array],
+        eta: float,
+        count: int,
+        staleness: int | Array,
+        read: Array | None = None,
+    ) -> None:
+        """Do what `update` does, by a compiled loop."""
+        if not alike(x, gradient):
+            super().update_long(x, gradient, state, eta, count, staleness, read)
+            return
+        sgd_loop(x, gradient, float(self.rate(eta, staleness)))

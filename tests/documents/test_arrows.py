@@ -138,7 +138,7 @@ def test_arrows(file: str) -> None:
     used, own = packages(file), file.split("/")[0]
     assert "ray" not in used or file in RAY
     assert "matplotlib" not in used or file.startswith("analysis/figures/")
-    assert "numba" not in used or file == "analysis/models/compiled.py"
+    assert "numba" not in used or file == "asgd/compiled.py"
     assert "asgd.__main__" not in imports(file)
     if own == "asgd" and file != COMMAND_LINE:
         assert not used & {"cluster", "analysis"}
