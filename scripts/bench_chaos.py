@@ -5,7 +5,7 @@
 .venv/bin/python scripts/bench_chaos.py --launched 20 [--faults 2] [--seed 0]
 
 Each run trains softmax regression on the digits data with four workers. Transport, order and
-durability change from run to run. Faults come at random updates:
+durability change from run to run, and each draws its update rule. Faults come at random updates:
 
 - kill -9 of a worker, the server or the recorder;
 - a flipped bit in the newest checkpoint, unless it is the last one, then kill -9 of the server;
@@ -73,18 +73,36 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("log", {"transport": "shm", "mode": "sync"}),
     ("checkpoint", {"transport": "auto", "mode": "bounded", "max_staleness": 3}),
 ]
+# Update rules, and the learning rate and other keys of each.
+RULES: dict[str, dict[str, Any]] = {
+    "sgd": {"learning_rate": 0.3},
+    "momentum": {"learning_rate": 0.05},
+    "nesterov": {"learning_rate": 0.05},
+    "corrected_momentum": {"learning_rate": 0.05},
+    "adam": {"learning_rate": 0.003},
+    "adamw": {"learning_rate": 0.003},
+    "rmsprop": {"learning_rate": 0.003},
+    "staleness_aware": {"learning_rate": 0.3},
+    "staleness_power": {"learning_rate": 0.3},
+    "capped": {"learning_rate": 0.3, "cap": 0.5},
+    "delay_compensated": {"learning_rate": 0.3},
+    "tests.support.rules:Full": {"learning_rate": 0.1},
+}
+NEED_ASYNC = ("delay_compensated", "tests.support.rules:Full")
 KINDS = ("worker", "worker", "worker", "server", "recorder", "checkpoint", "node")
 PATIENCE = 20.0  # seconds for a process to come back before it is killed again
 
 
 def configure(number: int, updates: int) -> RunConfig:
     durability, cluster = VARIANTS[number % len(VARIANTS)]
+    able = [rule for rule in RULES if "mode" not in cluster or rule not in NEED_ASYNC]
+    rule = able[int(np.random.default_rng([number, 17]).integers(len(able)))]
     compute_time = {"law": "exponential", "mean": 0.01}
     run = {"updates": updates, "checkpoint_every": 200, "seed": number}
     return make_config(
         {
             "problem": {"kind": "softmax"},
-            "optimizer": {"learning_rate": 0.3},
+            "optimizer": {"rule": rule, **RULES[rule]},
             "cluster": {"workers": WORKERS, "compute_time": compute_time, **cluster},
             "run": {**run, "durability": durability},
         }
@@ -409,7 +427,8 @@ def main(arguments: Iterable[str] | None = None) -> int:
 
 def report(number: int, result: Run, injector: Injector, found: list[str], seconds: float) -> None:
     config, events = result.config, Counter(event["event"] for event in result.events)
-    names = (config.run.durability, config.cluster.transport, config.cluster.mode)
+    durability, rule = config.run.durability, config.optimizer.rule
+    names = (rule, durability, config.cluster.transport, config.cluster.mode)
     faults = ", ".join(f"{kind} {count}" for kind, count in sorted(injector.injected.items()))
     lost = sum(event.get("updates_lost", 0) for event in result.events)
     print(

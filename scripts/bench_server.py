@@ -11,6 +11,8 @@ loop      `cluster.run` with its recorder, over tcp and shm (with 4 workers and 
           calls, a loop over `ray.wait` in the driver, no record
 limits    the same runs against a bare socket echo of the same frames (d = 10) and against the
           memory bandwidth of one core for the bytes that the server moves (d = 1e6, tcp beside it)
+rules     updates/s over shm under other update rules against plain SGD, beside the bound of memory
+          traffic, which holds where nothing else counts (large d)
 record    the cost of recording and of evaluating the loss
 idle      the processor time of a server and of workers that wait
 scaling   gradients that take 2, 10 and 50 ms: updates/s against the ideal workers / time, and the
@@ -51,15 +53,25 @@ EXPECTED = {
     "tcp": {10: 50_000, 1000: 40_000, 100_000: 4000, 1_000_000: 150},
     "shm": {10: 60_000, 1000: 50_000, 100_000: 9000, 1_000_000: 600},
 }
+# Vectors that a rule reads and writes beside those of plain SGD, per update.
+RULES = {
+    "momentum": 2,
+    "nesterov": 2,
+    "adam": 4,
+    "adamw": 4,
+    "rmsprop": 2,
+    "staleness_aware": 0,
+    "delay_compensated": 3,  # what was read, which the grant copies from the parameters
+}
 Rows = list[dict[str, Any]]
 
 
 def configure(updates: int, problem: dict[str, Any], every: int, **cluster: Any) -> RunConfig:
-    durability = cluster.pop("durability", "auto")
+    durability, rule = cluster.pop("durability", "auto"), cluster.pop("rule", "sgd")
     return make_config(
         {
             "problem": problem,
-            "optimizer": {"learning_rate": 1e-6},
+            "optimizer": {"learning_rate": 1e-6, "rule": rule},
             "cluster": cluster,
             "run": {"updates": updates, "eval_every": every, "durability": durability},
         }
@@ -90,12 +102,11 @@ def updates_in(system: str, dim: int, seconds: float) -> int:
 
 
 def our_rate(
-    transport: str, dim: int, workers: int, dtype: str, seconds: float, durability: str = "auto"
+    transport: str, dim: int, workers: int, dtype: str, seconds: float, **settings: Any
 ) -> float:
     updates = updates_in(transport, dim, seconds)
-    cluster = {"workers": workers, "transport": transport}
-    config = configure(updates, constant(dim, dtype), updates, durability=durability, **cluster)
-    return steady_rate(recorded(config))
+    cluster = {"workers": workers, "transport": transport, **settings}
+    return steady_rate(recorded(configure(updates, constant(dim, dtype), updates, **cluster)))
 
 
 def in_turn(
@@ -142,8 +153,8 @@ def section_limits(rows: Rows, options: argparse.Namespace) -> None:
     seconds, repeats = 2 * options.seconds, options.repeats
     jobs = {
         "echo": lambda: echo_rate(10, 4, int(seconds * 80_000)),
-        "tcp": lambda: our_rate("tcp", 10, 4, "float64", seconds, "checkpoint"),
-        "tcp, logged": lambda: our_rate("tcp", 10, 4, "float64", seconds, "log"),
+        "tcp": lambda: our_rate("tcp", 10, 4, "float64", seconds, durability="checkpoint"),
+        "tcp, logged": lambda: our_rate("tcp", 10, 4, "float64", seconds, durability="log"),
     }
     median = in_turn(rows, "limits", repeats, jobs, dim=10, workers=4, dtype="float64")
     print(
@@ -168,6 +179,26 @@ def section_limits(rows: Rows, options: argparse.Namespace) -> None:
             f"= {median['shm'] / limit:.0%}; tcp {median['tcp']:,.0f}/s",
             flush=True,
         )
+
+
+def section_rules(rows: Rows, options: argparse.Namespace) -> None:
+    print("updates/s over shm, 4 workers; in brackets over plain SGD, and the bound of memory")
+    for dim in (10, 1_000_000) if options.quick else (10, 1000, 100_000, 1_000_000):
+        for dtype in ("float64",) if options.quick else ("float64", "float32"):
+            jobs = {
+                rule: lambda r=rule, d=dim, t=dtype: our_rate(
+                    "shm", d, 4, t, options.seconds, durability="checkpoint", rule=r
+                )
+                for rule in ("sgd", *RULES)
+            }
+            fields = {"dim": dim, "workers": 4, "dtype": dtype}
+            median = in_turn(rows, "rules", options.repeats, jobs, **fields)
+            base, moved = median.pop("sgd"), server_bytes(dim, dtype)
+            line = f"d={dim:<8} {dtype}  sgd {base:,.0f}"
+            for rule, rate in median.items():
+                bound = moved / (moved + np.dtype(dtype).itemsize * dim * RULES[rule])
+                line += f"  {rule} {rate:,.0f} ({rate / base:.2f}, bound {bound:.2f})"
+            print(line, flush=True)
 
 
 def section_record(rows: Rows, options: argparse.Namespace) -> None:
@@ -279,6 +310,7 @@ def section_scaling(rows: Rows, options: argparse.Namespace) -> None:
 SECTIONS: dict[str, Callable[[Rows, argparse.Namespace], None]] = {
     "loop": section_loop,
     "limits": section_limits,
+    "rules": section_rules,
     "record": section_record,
     "idle": section_idle,
     "scaling": section_scaling,

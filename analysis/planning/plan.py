@@ -21,6 +21,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.exact.limits import StabilityLimits
+from analysis.exact.linear_rules import linear_rule
 from analysis.planning.choices import Choice, choices_of
 from analysis.planning.gradient_cost import GradientCost
 from analysis.planning.pace import ConfiguredPace, MeasuredPace, Pace, PaceOf
@@ -47,6 +48,12 @@ _FIRST = {"numbers": 3e8, "fewest": 16, "most": 64}
 _MORE = {"numbers": 2e9, "fewest": 64, "most": 448}
 _FIRST_SHARE = 0.8  # share of the progress for the first paths
 
+_OF_LIMIT = (
+    "The limit is the learning rate from which on every run diverges on a quadratic; heavy tail: "
+    "between the limit of the mean square and that one, runs converge with rare large excursions."
+)
+_NO_LIMIT = "No limit of the learning rate is known for this rule: the paths alone judge it."
+
 NamedProgress = Callable[[str, float], None]
 Share = Callable[[int, int], None]
 
@@ -71,6 +78,8 @@ class Plan:
         Cores of the machine of the run, or of this one.
     best
         Index of the recommendable row that reaches the target first; None if none does.
+    covered
+        Whether limits of the learning rate are known for the rule.
     """
 
     rows: list[PlanRow]
@@ -80,6 +89,7 @@ class Plan:
     cost: GradientCost | None
     cores: int
     best: int | None
+    covered: bool = True
 
     def table(self) -> pd.DataFrame:
         """Return one row per choice, with the scalar columns of `PlanRow.to_dict`."""
@@ -129,9 +139,8 @@ class Plan:
         return (
             f"Times: {self.source}, every further worker with a core of its own{cost}. "
             f"{self._cores_in_words}"
-            "Losses: means over simulated paths, medians where the tail is heavy. The limit is the "
-            "learning rate from which on every run diverges on a quadratic; heavy tail: between "
-            "the limit of the mean square and that one, runs converge with rare large excursions."
+            "Losses: means over simulated paths, medians where the tail is heavy. "
+            f"{_OF_LIMIT if self.covered else _NO_LIMIT}"
         )
 
     @property
@@ -241,6 +250,7 @@ def plan(
         cost=pace_of.cost,
         cores=noted if isinstance(noted, int) else len(os.sched_getaffinity(0)),
         best=best,
+        covered=linear_rule(planner.rule, 0.0) is not None,
     )
 
 
@@ -252,7 +262,7 @@ class _Planner:
     ) -> None:
         self._config, self._problem, self._initial = config, problem, initial
         self._updates, self._pace_of = updates, pace_of
-        self._rule = make_rule(config)
+        self.rule = make_rule(config)
         self._paces: dict[tuple[int, int], Pace] = {}
         self._known: dict[tuple[int, bool], StabilityLimits | None] = {}
         self._first_loss = float(problem.loss(initial))
@@ -290,7 +300,7 @@ class _Planner:
         setting = PathSetting(
             problem=self._problem,
             initial=self._initial,
-            rule=self._rule,
+            rule=self.rule,
             learning_rate=learning_rate_schedule(optimizer).array(self._updates),
             batch_size=batch,
             turns=pace.turns,
@@ -322,7 +332,7 @@ class _Planner:
     def _limits(self, choice: Choice, pace: Pace, *, mean_square: bool) -> StabilityLimits | None:
         key = id(pace), mean_square
         if key not in self._known:
-            limits = pace.limits(self._rule, choice.workers, mean_square)
+            limits = pace.limits(self.rule, choice.workers, mean_square)
             self._known[key] = limits
         return self._known[key]
 

@@ -287,6 +287,8 @@ class ParameterServer:
                 entry.order.set(self._order)
                 self._turn = entry.order.turn
             self._commit(entry)
+            if self._stop is not None:
+                return
 
     def _replay_incident(
         self, event: dict[str, Any], recorded: Container[tuple[float, int, int]]

@@ -65,6 +65,16 @@ def mean_square_z(runs: list[Run], prediction: Prediction, model: str) -> float:
         (simulate, {"optimizer": {"rule": "momentum", "learning_rate": 0.01}}, ["replay"]),
         (simulate, {"optimizer": {"rule": "staleness_aware"}}, ["replay"]),
         (simulate, {"optimizer": {"clip_norm": 0.3}}, ["replay"]),
+        (simulate, {"optimizer": {"rule": "corrected_momentum"}}, ["replay"]),
+        (simulate, {"optimizer": {"rule": "adam", "learning_rate": 0.02}}, ["replay"]),
+        (simulate, {"optimizer": {"rule": "nesterov", "learning_rate": 0.01}}, ["replay"]),
+        (simulate, {"optimizer": {"rule": "capped", "cap": 0.05}}, ["replay"]),
+        (
+            simulate,
+            {"optimizer": {"rule": "delay_compensated", "compensation": 1.0}},
+            ["replay"],
+        ),
+        (simulate, {"optimizer": {"rule": "tests.support.rules:Branches"}}, ["replay"]),
         (served, {"cluster": {"mode": "sync", **AT_ONCE}, **SMALL}, ["sme_sgd", "replay"]),
         (
             served,
@@ -72,7 +82,10 @@ def mean_square_z(runs: list[Run], prediction: Prediction, model: str) -> float:
             ["sme_sgd", "sme_asgd", "sme_law", "replay"],
         ),
     ],
-    ids=["momentum", "staleness_aware", "clipped", "sync", "bounded"],
+    ids=[
+        *("momentum", "staleness_aware", "clipped", "corrected", "adam", "nesterov", "capped"),
+        *("compensated", "own", "sync", "bounded"),
+    ],
 )
 def test_prediction_is_within_the_scatter_of_the_runs(
     tmp_path: Path,
@@ -86,7 +99,12 @@ def test_prediction_is_within_the_scatter_of_the_runs(
     for model in {"sme_law", "replay"} & set(models) or models:
         assert mean_square_z(runs, prediction, model) < 5
     stability = prediction.settings.stability
-    assert stability.verdict == "stable"
+    rule = runs[0].config.optimizer.rule
+    if rule in ("sgd", "momentum", "staleness_aware", "corrected_momentum"):
+        assert stability.verdict == "stable"
+    else:
+        assert (stability.verdict, stability.start.covered) == (None, False)
+        assert "no limit of the learning rate is known for this rule" in stability.sentence
     assert compare(runs, prediction).models[models[0]].relative_error < 0.1
 
 

@@ -284,10 +284,17 @@ def losses_of_runs(config: RunConfig, runs: int, directory: Path) -> np.ndarray:
         {"rule": "momentum", "momentum": 0.5, "learning_rate": 0.04},
         {"rule": "staleness_aware", "learning_rate": 0.3},
         {"clip_norm": 0.5, "learning_rate": 0.1},
+        {"rule": "adam", "learning_rate": 0.05},
+        {"rule": "capped", "cap": 0.1, "learning_rate": 0.1},
+        {"rule": "delay_compensated", "compensation": 0.3, "learning_rate": 0.05},
+        {"rule": "corrected_momentum", "learning_rate": 0.04},
         {"learning_rate_schedule": {"at": [60], "values": [0.02]}, "learning_rate": 0.1},
         {"batch_schedule": {"at": [60], "values": [16]}, "learning_rate": 0.1, "batch_size": 2},
     ],
-    ids=["momentum", "staleness-aware", "clipped", "rates", "batches"],
+    ids=[
+        *("momentum", "staleness-aware", "clipped", "adam", "capped", "compensated", "corrected"),
+        *("rates", "batches"),
+    ],
 )
 def test_rules_and_schedules_are_planned_as_they_run(
     optimizer: dict[str, Any], tmp_path: Path

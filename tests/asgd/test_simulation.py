@@ -277,8 +277,12 @@ def test_one_worker_is_serial_sgd_to_the_last_bit(tmp_path, problem):
         {"rule": "momentum", "momentum": 0.5, "clip_norm": 0.7},
         {"rule": "staleness_aware", "batch_schedule": {"at": [20, 21, 90], "values": [2, 9, 5]}},
         {"learning_rate_schedule": {"at": [50, 120], "values": [0.01, 0.002]}},
+        {"rule": "adam"},
+        {"rule": "corrected_momentum", "learning_rate": 0.005},
+        {"rule": "delay_compensated", "compensation": 1e-4},
+        {"rule": "tests.support.rules:Full"},
     ],
-    ids=["plain", "momentum", "batches", "rates"],
+    ids=["plain", "momentum", "batches", "rates", "adam", "corrected", "compensated", "own"],
 )
 def test_the_uniform_schedule_is_that_of_the_real_server(tmp_path, optimizer):
     config = configure(
