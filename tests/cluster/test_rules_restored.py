@@ -22,7 +22,7 @@ from asgd.verify import replay_findings
 from cluster import run
 from cluster.memory import vectors
 from cluster.storage.checkpoint import load, pack, unpack
-from tests.support.faults import Crowd, replay_run
+from tests.support.faults import Crowd, replay, replay_run
 from tests.support.machine import Machine, configure, work
 from tests.support.processes import actor_processes
 
@@ -121,6 +121,24 @@ def test_a_rule_that_raises_ends_the_run_before_that_update(
     machine.restart()  # it raises again
     machine.work(200)
     assert set(machine.crowd.stopped.values()) == {reason}
+
+
+@pytest.mark.parametrize("newer", [True, False])
+def test_a_gradient_may_be_of_either_answer_to_a_message_sent_twice(newer: bool) -> None:
+    crowd = Crowd(with_rule(configure(2, 200), "delay_compensated"))
+    crowd.join_all()
+    crowd.push(0)
+    first = crowd.at_hand.pop(0)  # on its way for so long that the worker asks again
+    for _ in range(3):
+        crowd.push(1)
+        crowd.send(crowd.sent[0][-1])
+    assert (first.version, crowd.at_hand[0].version) == (1, 4)
+    crowd.send(crowd.workers[0].compute(crowd.at_hand[0] if newer else first))
+    record = crowd.server.drain()
+    assert record.trace["read_version"].tolist() == [0, 0, 2, 3, 4 if newer else 1]
+    points = replay(crowd.config, crowd.problem, crowd.initial, record)
+    np.testing.assert_array_equal(crowd.server.parameters, points[-1])
+    assert sum(len(held) for held in crowd.server._reads._held.values()) == 2
 
 
 def test_memory_counts_states_and_snapshots() -> None:
