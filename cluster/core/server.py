@@ -22,13 +22,13 @@ from asgd.errors import message_of
 from asgd.rules.base import Optimizer
 from asgd.rules.make import make_rule
 from asgd.schedules import batch_schedule, learning_rate_schedule
-from asgd.streams import stream
 from cluster.core.ledger import Ledger, Record
 from cluster.core.messages import Gradient, Reply, Snapshot, Stop
 from cluster.core.reads import Reads
 from cluster.core.seat import Seat
-from cluster.core.state import OrderState, ServerCounts, State
+from cluster.core.state import ServerCounts, State
 from cluster.core.status import Status, WorkerStatus
+from cluster.core.turns import Turns
 from cluster.core.update import Entry, Incident, Log, Update, find_defect, make_update
 
 Replies = list[tuple[int, Reply]]
@@ -40,14 +40,8 @@ REMOVED = "removed"  # reason for stopping a single worker
 class ParameterServer:
     """The state of a run and all decisions about it.
 
-    The first snapshots are sent when all configured workers have joined. `schedule = "free"`
-    applies gradients in the order of arrival; `"uniform"` draws the next worker uniformly among
-    those present and holds the other gradients until their turn.
-
-    With a bound on staleness, a gradient read at version v is due at update v + bound. That update
-    waits for all gradients due at it and applies their mean; other gradients are applied one by one
-    as they arrive. With bound 0, all gradients are due at once: the synchronous mode. No gradient
-    is discarded.
+    The first snapshots are sent when all configured workers have joined. An update applies one
+    gradient, or the mean of those that `Turns` takes together. No gradient is discarded.
 
     Parameters
     ----------
@@ -72,16 +66,11 @@ class ParameterServer:
         self._config = config
         self._learning_rate = learning_rate_schedule(config.optimizer)
         self._batch_size = batch_schedule(config.optimizer)
-        modes = {"async": None, "bounded": config.cluster.max_staleness, "sync": 0}
-        self._bound = modes[config.cluster.mode]
-        self._drawn = config.cluster.schedule == "uniform"
         self._optimizer = Optimizer(make_rule(config), self.parameters)
         self._reads = Reads() if self._optimizer.rule.reads else None
         self._seats = {worker: Seat() for worker in range(config.cluster.workers)}
         self._missing = set(self._seats)
-        self._held: dict[int, Gradient] = {}
-        self._order = stream(config.run.seed, "schedule")
-        self._turn: int | None = None
+        self._turns = Turns(config, self._seats)
         self._started = math.nan
         self._seconds = 0.0
         self._restored = state is not None
@@ -119,7 +108,7 @@ class ParameterServer:
         if math.isnan(self._started):
             self._missing.discard(worker)
             return self._start(now)
-        return [] if worker in self._held else [self._grant(worker, seat, now)]
+        return [] if worker in self._turns else [self._grant(worker, seat, now)]
 
     def note_joined(self, worker: int, transport: str) -> None:
         """Write the event `worker_joined` with the transport and the version."""
@@ -152,7 +141,7 @@ class ParameterServer:
         seat = self._seats.setdefault(worker, Seat())
         seat.retired = True
         started = math.isfinite(self._started)
-        if started and (seat.owes or worker in self._held):
+        if started and (seat.owes or worker in self._turns):
             return []
         told = [self._grant(worker, seat, now)] if seat.present else []
         return [*told, *self.leave(worker, now)]
@@ -160,7 +149,7 @@ class ParameterServer:
     @property
     def collects(self) -> bool:
         """Whether an update may need the gradients of certain workers, and others must wait."""
-        return self._drawn or self._bound is not None
+        return self._turns.wait_for_others
 
     def note_arriving(self, worker: int, now: float) -> None:
         """Note that a worker's gradient is on its way: it computes no longer."""
@@ -187,7 +176,7 @@ class ParameterServer:
             defect = f"read version {gradient.read_version}, which is no longer kept"
         if defect is not None:
             return self._reject(gradient, seat, defect, now)
-        self._held[worker] = gradient
+        self._turns.add(gradient)
         return self._advance(now)
 
     def stop(self, reason: str) -> Replies:
@@ -219,7 +208,7 @@ class ParameterServer:
             seconds=self._seconds,
             sequence={worker: seat.sequence for worker, seat in self._seats.items()},
             received={worker: seat.received for worker, seat in self._seats.items()},
-            order=OrderState.of(self._order, self._turn),
+            order=self._turns.order,
             staleness_sum=self._staleness_sum,
             shared_updates=self._shared_updates,
             rejected=self._rejected,
@@ -245,8 +234,7 @@ class ParameterServer:
             seat = self._seats.setdefault(worker, Seat())
             seat.sequence = sequence
             seat.received = counts.received.get(worker, 0)
-        counts.order.set(self._order)
-        self._turn = counts.order.turn
+        self._turns.order = counts.order
         self._staleness_sum = counts.staleness_sum
         self._shared_updates = counts.shared_updates
         self._rejected = counts.rejected
@@ -284,8 +272,7 @@ class ParameterServer:
             for worker in readers.get(self.version, ()):
                 self._keep_read(worker)
             if entry.order is not None:  # before a checkpoint that the update may make
-                entry.order.set(self._order)
-                self._turn = entry.order.turn
+                self._turns.order = entry.order
             self._commit(entry)
             if self._stop is not None:
                 return
@@ -347,7 +334,7 @@ class ParameterServer:
     def _advance(self, now: float, single: bool = False) -> Replies:
         """Apply all gradients that can be applied now, or those of a single update."""
         replies: Replies = []
-        while self._stop is None and not self.ledger.full and (group := self._next()):
+        while not (self._stop or self.ledger.full) and (group := self._turns.take(self.version)):
             if replies:  # the snapshots granted so far keep their array
                 self.parameters = self.parameters.copy()
             self._apply(group, now)
@@ -361,43 +348,9 @@ class ParameterServer:
                 break
         return replies
 
-    def _next(self) -> list[Gradient]:
-        """Take the gradients of the next update; none if one of them has not arrived."""
-        if self._drawn:
-            return self._next_drawn()
-        if not self._held:
-            return []
-        if self._bound is not None:
-            due = [w for w, s in self._seats.items() if self._is_due(w, s, self._bound)]
-            if due:
-                ready = all(worker in self._held for worker in due)
-                return [self._held.pop(worker) for worker in sorted(due)] if ready else []
-        return [self._held.pop(next(iter(self._held)))]
-
-    def _is_due(self, worker: int, seat: Seat, bound: int) -> bool:
-        awaited = seat.owes or worker in self._held
-        return awaited and seat.read_version + bound <= self.version
-
-    def _next_drawn(self) -> list[Gradient]:
-        if self._turn is None or not self._may_have_turn(self._turn):
-            able = [worker for worker in self._seats if self._may_have_turn(worker)]
-            if not able:
-                return []
-            self._turn = able[int(self._order.integers(len(able)))]
-        gradient = self._held.pop(self._turn, None)
-        if gradient is None:
-            return []
-        self._turn = None
-        return [gradient]
-
-    def _may_have_turn(self, worker: int) -> bool:
-        return self._seats[worker].present or worker in self._held
-
     def _apply(self, group: list[Gradient], now: float) -> None:
         """Apply the mean of a group of gradients, usually of one, as one update."""
-        order = None
-        if self.log is not None and self._drawn:
-            order = OrderState.of(self._order, None)
+        order = self._turns.order if self.log is not None and self._turns.drawn else None
         seconds = now - self._started
         update = make_update(group, self._seats, self.version, self._shared_updates, seconds, order)
         if self._write_ahead(update):

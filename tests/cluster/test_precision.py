@@ -226,13 +226,13 @@ def test_a_held_gradient_outlives_its_connection(monkeypatch: pytest.MonkeyPatch
         line.server.ledger.evaluation(0, 0.0, line.server.parameters)
         connection, snapshot = joined[0]
         line.spawn(0, lambda: connection.push(answer(snapshot, 0, np.full(20_000, 2.0, "f4"))))
-        line.serve_until(lambda: line.server._held)
+        line.serve_until(lambda: line.server._turns)
         connection._socket.shutdown(socket.SHUT_RDWR)
         line.serve_until(lambda: 0 in line.replies)
         line.serve_until(lambda: 0 not in line.sockets._workers)
         connection, snapshot = joined[1]
         line.spawn(1, lambda: connection.push(answer(snapshot, 1, np.full(20_000, 7.0, "f4"))))
-        line.serve_until(lambda: len(line.server._held) == 2)
+        line.serve_until(lambda: len(line.server._turns) == 2)
         line.server.ledger.most_evaluations = np.inf
         line.server.drain()
         x = line.initial
