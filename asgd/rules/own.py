@@ -71,12 +71,13 @@ class OwnRule(Rule):
         self.takes_paths = False
 
     def init(self, x: Array) -> State:
-        """Return the state of the object; zeros if it has no `init`."""
+        """Return the state of the object, copied; zeros if it has no `init`."""
         if not hasattr(self.user, "init"):
             return super().init(x)
         if x.ndim == 1:
-            return tuple(self.user.init(x))
-        return tuple(map(np.stack, zip(*(self.user.init(one) for one in x), strict=True)))
+            state = self.user.init(_read_only(x))
+            return tuple(np.array(one) if isinstance(one, np.ndarray) else one for one in state)
+        return tuple(map(np.stack, zip(*(self.init(one) for one in x), strict=True)))
 
     def update(
         self,
@@ -89,6 +90,8 @@ class OwnRule(Rule):
         read: Array | None = None,
     ) -> None:
         """Apply a gradient to x and to the state, in place."""
+        gradient = _read_only(gradient)
+        read = None if read is None else _read_only(read)
         if x.ndim == 1 or self.takes_paths:
             self.user.update(x, gradient, state, eta, count, staleness, read)
             return
@@ -105,32 +108,16 @@ class _Trial:
     def __init__(self, rule: OwnRule, where: str) -> None:
         self._rule, self._where = rule, where
         self._draws = stream(0, "rule").standard_normal((2, len(_TRIAL_STALENESS), _TRIAL_DIM))
-        self._draws.flags.writeable = False
 
     def check(self) -> None:
         """Refuse a rule that does not keep the contract."""
         rule, where = self._rule, self._where
-        state = call_user(where, "init(x)", lambda: rule.init(np.zeros(_TRIAL_DIM)))
-        if len(state) != len(rule.state):
-            raise InputError(
-                f"{where}: init(x) has {len(state)} arrays: expected {len(rule.state)}, as many as "
-                "state has names"
-            )
-        for name, array in zip(rule.state, state, strict=True):
-            if not isinstance(array, np.ndarray) or array.ndim != 1 or array.dtype != float:
-                raise InputError(f"{where}: {name} of init(x): expected a vector like x")
-            if rule.blockwise and array.shape != (_TRIAL_DIM,):
-                raise InputError(
-                    f"{where}: {name} of init(x) has shape {array.shape}: expected that of x, or "
-                    "blockwise = False"
-                )
         x = self._followed(slice(None), changes=True)
-        if not np.isfinite(x).all():
-            raise InputError(f"{where}: parameters are not finite after update")
-        if not np.array_equal(x, self._followed(slice(None))):
+        if not np.array_equal(x, self._followed(slice(None), disturbed=True)):
             raise InputError(
-                f"{where}: update gives other parameters when it is repeated: expected that it "
-                "depends on its arguments alone"
+                f"{where}: update gives other parameters when other vectors are updated in "
+                "between: expected that it depends on its arguments alone, and keeps nothing but "
+                "its state"
             )
         parts = (slice(None, _CUT), slice(_CUT, None)) if rule.blockwise else ()
         if any(not np.allclose(x[part], self._followed(part), 1e-9, 1e-12) for part in parts):
@@ -158,37 +145,85 @@ class _Trial:
             return False
         return np.allclose(together, alone, rtol=1e-12, atol=0.0)
 
-    def _followed(self, part: slice, *, changes: bool = False, dtype: Any = float) -> Array:
+    def _followed(
+        self, part: slice, *, changes: bool = False, disturbed: bool = False, dtype: Any = float
+    ) -> Array:
         """Return a part of x after the trial's updates of this part alone.
 
-        With `changes`, refuse a rule that left x or an array of its state as it was.
+        With `changes`, refuse a rule that left x or an array of its state as it was. If the updates
+        are `disturbed`, another vector is updated before each of them, and gradients and snapshots
+        come in the same memory, as they do at a server.
         """
-        rule, where = self._rule, self._where
-        gradients, reads = self._draws[..., part].astype(dtype)
-        gradients.flags.writeable = reads.flags.writeable = False
-        x = np.ones(gradients.shape[1], dtype)
-        state = call_user(where, "init(x)", lambda: rule.init(x))
-        before = [x.copy(), *(array.copy() for array in state)]
-        scratch = tuple(np.empty_like(x) for _ in range(rule.scratch))
-        for count, (lag, gradient, read) in enumerate(
-            zip(_TRIAL_STALENESS, gradients, reads, strict=True)
-        ):
-            then = read if rule.reads else None
-            arguments = (x, gradient, (*state, *scratch), 0.1, count, lag, then)
-            returned = call_user(where, "update", partial(rule.user.update, *arguments))
-            if returned is not None:
-                raise InputError(
-                    f"{where}: update returned an object of type {type(returned).__name__}: "
-                    "expected None, because it changes x and state in place"
-                )
+        draws = self._draws[..., part].astype(dtype)
+        x = np.ones(draws.shape[-1], dtype)
+        arrays = self._arrays(x)
+        before = [x.copy(), *(array.copy() for array in arrays)]
+        other, memory = 2 * x, np.empty_like(draws[:, 0])
+        others = self._arrays(other)
+        for count, (lag, *drawn) in enumerate(zip(_TRIAL_STALENESS, *draws, strict=True)):
+            if disturbed:
+                memory[:] = drawn[::-1]
+                self._update(other, *memory, others, count, lag)
+                memory[:] = drawn
+                drawn = [*memory]
+                for array in arrays[len(self._rule.state) :]:
+                    array.fill(np.nan)
+            self._update(x, *drawn, arrays, count, lag)
         if changes:
-            for name, old, new in zip(("x", *rule.state), before, (x, *state), strict=True):
-                if np.array_equal(old, new):
-                    raise InputError(
-                        f"{where}: update leaves {name} as it was: expected a change in place, "
-                        f"such as {name} *= 0.9 or {name}[:] = ..., not {name} = ..."
-                    )
+            self._check_changes(before, [x, *arrays])
+        if not np.isfinite(x).all():
+            raise InputError(f"{self._where}: parameters of {x.dtype} are not finite after update")
         return x
+
+    def _arrays(self, x: Array) -> State:
+        """Return the state for x, checked, and scratch arrays."""
+        rule, where = self._rule, self._where
+        state: State = call_user(where, "init(x)", lambda: rule.init(x))
+        if len(state) != len(rule.state):
+            raise InputError(
+                f"{where}: init(x) has {len(state)} arrays: expected {len(rule.state)}, as many as "
+                "state has names"
+            )
+        for name, array in zip(rule.state, state, strict=True):
+            if not isinstance(array, np.ndarray) or array.ndim != 1 or array.dtype != x.dtype:
+                raise InputError(
+                    f"{where}: {name} of init(x): expected a vector like x, here of {x.dtype}"
+                )
+            if rule.blockwise and array.shape != x.shape:
+                raise InputError(
+                    f"{where}: {name} of init(x) has shape {array.shape}: expected that of x, or "
+                    "blockwise = False"
+                )
+        return (*state, *(np.empty_like(x) for _ in range(rule.scratch)))
+
+    def _update(
+        self, x: Array, gradient: Array, read: Array, arrays: State, count: int, lag: int
+    ) -> None:
+        """Apply a gradient by the rule; refuse what it raises and returns."""
+        then = _read_only(read) if self._rule.reads else None
+        arguments = (x, _read_only(gradient), arrays, 0.1, count, lag, then)
+        returned = call_user(self._where, "update", partial(self._rule.user.update, *arguments))
+        if returned is not None:
+            raise InputError(
+                f"{self._where}: update returned an object of type {type(returned).__name__}: "
+                "expected None, because it changes x and state in place"
+            )
+
+    def _check_changes(self, before: Sequence[Array], after: Sequence[Array]) -> None:
+        """Refuse a rule that left x or an array of its state as it was."""
+        names = ("x", *self._rule.state)
+        for name, old, new in zip(names, before, after, strict=False):
+            if np.array_equal(old, new):
+                raise InputError(
+                    f"{self._where}: update leaves {name} as it was: expected a change in place, "
+                    f"such as {name} *= 0.9 or {name}[:] = ..., not {name} = ..."
+                )
+
+
+def _read_only(array: Array) -> Array:
+    view = array.view()
+    view.flags.writeable = False
+    return view
 
 
 def _names(where: str, state: Any) -> tuple[str, ...]:

@@ -104,8 +104,12 @@ def test_long_vectors_come_in_blocks_unless_a_rule_needs_the_whole() -> None:
         ("tuple", "update raised TypeError: 'tuple' object does not support item assignment ("),
         ("forgets", "update leaves v as it was: expected a change in place, such as v *= 0.9"),
         ("stays", "update leaves x as it was: expected a change in place"),
-        ("nan", "parameters are not finite after update"),
-        ("random", "update gives other parameters when it is repeated"),
+        ("nan", "parameters of float64 are not finite after update"),
+        ("narrow", "parameters of float32 are not finite after update"),
+        ("random", "update gives other parameters when other vectors are updated in between"),
+        ("hidden", "update gives other parameters when other vectors are updated in between"),
+        ("refers", "update gives other parameters when other vectors are updated in between"),
+        ("double", "v of init(x): expected a vector like x, here of float32"),
         ("whole", "update of a part of x differs from that part of an update of x"),
     ],
 )
@@ -138,6 +142,20 @@ def test_a_name_that_is_no_rule_is_refused(
     with pytest.raises(InputError) as refused:
         make_rule(configure(rule, options))
     assert message in str(refused.value)
+
+
+def test_a_state_is_no_part_of_the_parameters_and_arguments_are_read_only() -> None:
+    rule, x = own("Aliased"), np.ones(3)
+    optimizer = Optimizer(rule, x)
+    gradient, read = np.full(3, 2.0), np.zeros(3)
+    optimizer.apply(x, gradient, 0.5, 0, 0, read)
+    np.testing.assert_array_equal(x, 0.0)
+    np.testing.assert_array_equal(optimizer.state[0], 2.0)
+    with pytest.raises(ValueError, match="read-only"):  # from update 40 on it changes the gradient
+        optimizer.apply(x, gradient, 0.5, 40, 0, read)
+    with pytest.raises(ValueError, match="read-only"):
+        optimizer.apply(x, gradient, 0.5, 41, 0, read)
+    np.testing.assert_array_equal((gradient, read), ([2.0] * 3, [0.0] * 3))
 
 
 def test_nothing_is_left_of_a_run_with_a_refused_rule(tmp_path: Path) -> None:

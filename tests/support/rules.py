@@ -57,6 +57,24 @@ class Branches:
             x -= eta * gradient
 
 
+class Aliased:
+    """A rule whose state begins as x itself, and that later changes what it must not."""
+
+    state = ("mean",)
+    reads = True
+
+    def init(self, x):
+        return (x,)
+
+    def update(self, x, gradient, state, eta, count, staleness, read=None):
+        if count > 40:
+            read += 1
+        elif count == 40:
+            gradient *= 2
+        state[0][:] += gradient / (1 + count) / 2
+        x -= eta * gradient
+
+
 class Faulty:
     """A rule with one fault."""
 
@@ -72,6 +90,7 @@ class Faulty:
             "scratch": {"scratch": -1},
             "no update": {"update": None},
             "short init": {"state": ("v",), "init": lambda x: ()},
+            "double": {"state": ("v",), "init": lambda x: (np.zeros(len(x)),)},
             "shape": {"state": ("v",), "init": lambda x: (np.zeros(1),)},
             "list": {"state": ("v",), "init": lambda x: ([0.0],)},
         }
@@ -96,6 +115,17 @@ class Faulty:
             return None
         if self.fault == "nan":
             x[:] = np.nan
+        if self.fault == "narrow":
+            x += np.nan if x.dtype == np.float32 else 0.0
+        if self.fault == "hidden":  # a momentum that no checkpoint contains
+            self.velocity = gradient + (0.9 * self.velocity if count else 0.0)
+            x -= eta * self.velocity
+        if self.fault == "refers":  # to memory that the next gradient takes
+            last = self.last if count else np.zeros_like(x)
+            self.last = gradient
+            x -= eta * last
+        if self.fault == "double":
+            state[0][:] += gradient
         if self.fault == "random":
             x += self.rng.standard_normal(len(x))
         if self.fault == "whole":
