@@ -168,7 +168,10 @@ def apply_rule(
 
 
 def alike(*vectors: Array) -> bool:
-    """Whether vectors are of one type and without gaps, as compiled loops take them."""
+    """Whether vectors are of one type, aligned and without gaps, as compiled loops take them.
+
+    The gradient of an entry of the log is not aligned.
+    """
     return len({one.dtype for one in vectors}) == 1 and all(
-        one.flags.c_contiguous for one in vectors
+        one.flags.c_contiguous and one.flags.aligned for one in vectors
     )

@@ -46,8 +46,25 @@ class Clipped(Rule):
     ) -> None:
         """Clip a gradient and apply it by the other rule, in place."""
         *arrays, clipped = state
-        length = np.linalg.norm(gradient, axis=-1, keepdims=True)
+        length = _lengths(gradient, clipped)
         if np.any(length > self.clip_norm):
             factor = self.clip_norm / np.maximum(length, self.clip_norm)
             gradient = np.multiply(gradient, factor, out=clipped)
         apply_rule(self.rule, x, gradient, arrays, eta, count, staleness, read)
+
+
+def _lengths(gradient: Array, squares: Array) -> Array:
+    """Return |g|, shape (..., 1), as `np.linalg.norm` does but without allocation.
+
+    Where the squares overflow, which in float32 they do from 1.8e19 on, it is computed from
+    g / max |g| in float64.
+    """
+    with np.errstate(all="ignore"):
+        np.multiply(gradient, gradient, out=squares)
+        length = np.sqrt(np.add.reduce(squares, axis=-1, keepdims=True))
+        finite = np.isfinite(length)
+        if np.all(finite):
+            return np.asarray(length)
+        largest = np.abs(gradient).max(axis=-1, keepdims=True).astype(float)
+        scaled = np.linalg.norm(gradient / largest, axis=-1, keepdims=True)
+        return np.where(finite, length, largest * scaled)

@@ -136,9 +136,9 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
         for key in known
         if not math.isclose(before[key], now[key], rel_tol=_TOLERANCE, abs_tol=1e-9 * scale)
     ]
-    precisions = {dtype.name for dtype in ROUNDING} - {now["dtype"]}
-    if before.get("dtype") in precisions:
-        found.append(f"dtype is {now['dtype']}, was {before['dtype']}")
+    dtype = before.get("dtype") or "float64"  # of every run that does not say
+    if dtype in [one.name for one in ROUNDING if one.name != now["dtype"]]:
+        found.append(f"dtype is {now['dtype']}, was {dtype}")
     return ", ".join(found)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ from asgd.parameter_files import read_arrays
 from asgd.problems.base import gradient_of_batch, starting_point
 from asgd.problems.make import make_problem
 from asgd.rundir.checkpoint import PARAMETERS
-from asgd.rundir.problem_record import problem_changes
+from asgd.rundir.problem_record import ProblemRecord, problem_changes
 from asgd.rundir.reader import Run
+from asgd.rundir.writer import RunWriter
 from asgd.simulation.replay import replay
 
 RULES: list[dict[str, Any]] = [
@@ -122,6 +124,21 @@ def test_another_precision_is_another_problem(tmp_path: Path) -> None:
     run = simulated(tmp_path / "run", single())
     other = make_problem(asgd.make_config({"problem": single("float64")}))
     assert problem_changes(run, other).endswith("dtype is float64, was float32")
+    assert not problem_changes(run, make_problem(run.config))
+
+
+def test_a_run_that_does_not_say_its_precision_kept_float64(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every run did, before there was another precision; networks are of float32 since."""
+
+    def older(self: ProblemRecord, writer: RunWriter) -> None:
+        writer.event("problem", **{k: v for k, v in asdict(self).items() if k != "dtype"})
+
+    monkeypatch.setattr(ProblemRecord, "note", older)
+    run = simulated(tmp_path / "run", single())
+    assert problem_changes(run, make_problem(run.config)) == "dtype is float32, was float64"
+    run = simulated(tmp_path / "double", single("float64"))
     assert not problem_changes(run, make_problem(run.config))
 
 

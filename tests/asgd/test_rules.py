@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from asgd.config import RULES as KEYS
 from asgd.config import make_config
 from asgd.errors import InputError
 from asgd.rules.adam import Adam, AdamW
-from asgd.rules.base import BLOCK, Optimizer, Rule
+from asgd.rules.base import BLOCK, Optimizer, Rule, alike
 from asgd.rules.capped import Capped
 from asgd.rules.clipped import Clipped
 from asgd.rules.corrected_momentum import CorrectedMomentum
@@ -42,7 +43,7 @@ RULES: dict[str, Rule] = {
 every_rule = pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
 
 
-def followed(rule: Rule, gradients: np.ndarray, eta: float = 0.1) -> np.ndarray:
+def followed(rule: Rule, gradients: Sequence[np.ndarray], eta: float = 0.1) -> np.ndarray:
     """Return x_1, x_2, ... under gradients of staleness 0, 1, 2, 3, 0, 1, ..."""
     x = np.zeros_like(gradients[0])
     points, optimizer = [x.copy()], Optimizer(rule, x)
@@ -80,6 +81,18 @@ def test_blocks_and_compiled_loops_change_no_bit(rule: Rule, dtype: type) -> Non
             staleness = min(count, count % 4)
             Rule.update_long(rule, x, gradient, optimizer._arrays, 0.1, count, staleness)
         np.testing.assert_array_equal(x, one_path[-1])
+
+
+@every_rule
+def test_gradients_from_the_log_are_those_of_the_worker(rule: Rule) -> None:
+    """They lie where a record has them, at an odd address and read-only."""
+    gradients = np.random.default_rng(1).standard_normal((3, BLOCK + 3))
+    stored = [
+        np.frombuffer(bytes(7) + gradient.tobytes(), "<f8", offset=7) for gradient in gradients
+    ]
+    assert not alike(stored[0])
+    assert alike(gradients[0])
+    np.testing.assert_array_equal(followed(rule, stored), followed(rule, gradients))
 
 
 @every_rule
@@ -170,6 +183,17 @@ def test_clipping_keeps_the_direction(gradient: list[float], length: float) -> N
     step = one_step(Clipped(Sgd(), 2.0), gradient, 1.0)
     assert np.linalg.norm(step) == pytest.approx(length, rel=1e-15)
     np.testing.assert_allclose(step / np.linalg.norm(step), gradient / np.linalg.norm(gradient))
+
+
+@pytest.mark.parametrize(("dtype", "large"), [(np.float32, 1e30), (np.float64, 1e200)])
+def test_clipping_takes_gradients_whose_square_overflows(dtype: type, large: float) -> None:
+    gradients = np.array([[large, -large, 0.0], [3.0, 4.0, 0.0], [0.0, 0.0, 0.0]], dtype)
+    x = np.zeros((3, 3), dtype)
+    Optimizer(Clipped(Sgd(), 2.0), x).apply(x, gradients, 1.0, 0, 0)
+    np.testing.assert_allclose(x[0], [-(2**0.5), 2**0.5, 0.0], rtol=1e-6)
+    np.testing.assert_allclose(x[1:], [[-1.2, -1.6, 0.0], [0.0, 0.0, 0.0]], rtol=1e-6)
+    alone = one_step(Clipped(Sgd(), 2.0), gradients[0], 1.0)
+    np.testing.assert_allclose(alone, -x[0], rtol=1e-6)
 
 
 @pytest.mark.parametrize(
