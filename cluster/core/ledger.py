@@ -114,7 +114,7 @@ class Record:
     def nbytes(self) -> int:
         """Size of the parameters in it."""
         saved = self.checkpoint
-        arrays = () if saved is None else (saved.parameters, *saved.rule)
+        arrays = () if saved is None else (saved.parameters, *saved.rule, *saved.reads)
         return self.evaluations.parameters.nbytes + sum(array.nbytes for array in arrays)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -15,9 +16,16 @@ _KEPT = 2
 
 
 class Reads:
-    """The snapshots of which a gradient may still come; their memory is used again."""
+    """The snapshots of which a gradient may still come; their memory is used again.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    dtype
+        Precision of the parameters.
+    """
+
+    def __init__(self, dtype: np.dtype[Any]) -> None:
+        self._dtype = dtype
         self._held: dict[int, dict[int, Array]] = {}
         self._spare: list[Array] = []
 
@@ -28,7 +36,7 @@ class Reads:
             return
         if len(held) == _KEPT:
             self._spare.append(held.pop(max(held)))
-        array = self._spare.pop() if self._spare else np.empty_like(parameters)
+        array = self._spare.pop() if self._spare else np.empty_like(parameters, self._dtype)
         np.copyto(array, parameters)
         held[version] = array
 

@@ -67,13 +67,14 @@ class ParameterServer:
         self._learning_rate = learning_rate_schedule(config.optimizer)
         self._batch_size = batch_schedule(config.optimizer)
         self._optimizer = Optimizer(make_rule(config), self.parameters)
-        self._reads = Reads() if self._optimizer.rule.reads else None
+        self._reads = Reads(self.parameters.dtype) if self._optimizer.rule.reads else None
         self._seats = {worker: Seat() for worker in range(config.cluster.workers)}
         self._missing = set(self._seats)
         self._turns = Turns(config, self._seats)
         self._started = math.nan
         self._seconds = 0.0
         self._restored = state is not None
+        self._replays = False
         self._staleness_sum = 0
         self._shared_updates = 0
         self._rejected = 0
@@ -201,7 +202,8 @@ class ParameterServer:
 
     def state(self) -> State:
         """Return a copy of everything that another server needs to continue from here."""
-        rows, snapshots = self._reads.state() if self._reads and self.log else ([], ())
+        logged = self.log is not None or self._replays
+        rows, snapshots = self._reads.state() if self._reads and logged else ([], ())
         counts = ServerCounts(
             version=self.version,
             epoch=self.epoch,
@@ -261,6 +263,7 @@ class ParameterServer:
         readers
             The workers that read each version, by the entries, if the server keeps reads.
         """
+        self._replays = True
         for entry in entries:
             if not self._restored:
                 self._record_start()
@@ -276,6 +279,7 @@ class ParameterServer:
             self._commit(entry)
             if self._stop is not None:
                 return
+        self._replays = False
 
     def _replay_incident(
         self, event: dict[str, Any], recorded: Container[tuple[float, int, int]]

@@ -20,6 +20,7 @@ from asgd.rundir.checkpoint import CHECKPOINTS, paths
 from asgd.rundir.reader import read_run
 from asgd.verify import replay_findings
 from cluster import run
+from cluster.core.reads import Reads
 from cluster.memory import vectors
 from cluster.storage.checkpoint import load, pack, unpack
 from tests.support.faults import Crowd, replay, replay_run
@@ -74,6 +75,46 @@ def test_a_restored_run_is_its_replay(tmp_path: Path, rule: str, durability: str
     assert stored.counts == final.counts
     for saved, kept in zip((*stored.rule, *stored.reads), (*final.rule, *final.reads), strict=True):
         np.testing.assert_array_equal(saved, kept)
+
+
+def test_a_checkpoint_made_from_the_log_has_what_the_rest_of_the_log_was_read_at(
+    tmp_path: Path,
+) -> None:
+    """A server dies, its successor saves a state while it applies the log, and dies too."""
+    config = with_rule(configure(3, 160, "log", schedule="free"), "delay_compensated")
+    machine = Machine(tmp_path / "run", config)
+    machine.work(25)
+    work(machine.crowd, 55, seed=1)  # the checkpoint of update 40 is lost
+    for _ in range(2):
+        machine.restart()
+        assert not machine.crowd.stopped
+        assert machine.crowd.server.version == 55
+        machine.record()
+        assert load(paths(machine.path / CHECKPOINTS)[0]).version == 40
+    machine.work(160)
+    final = machine.crowd.server.state().parameters
+    np.testing.assert_array_equal(final, replay_run(read_run(machine.path))[-1])
+
+
+def test_a_record_counts_the_snapshots_in_its_checkpoint(tmp_path: Path) -> None:
+    config = with_rule(configure(3, 160, "log"), "delay_compensated")
+    machine = Machine(tmp_path / "run", config)
+    machine.crowd.server.drain()
+    work(machine.crowd, 20)
+    record = machine.crowd.server.drain()
+    assert record.checkpoint is not None
+    assert len(record.checkpoint.reads) == 2  # of the workers that have not delivered
+    losses = len(record.evaluations)
+    assert record.nbytes == (losses + 1 + 2) * machine.crowd.initial.nbytes
+
+
+def test_what_was_read_is_kept_in_the_precision_of_the_run() -> None:
+    """Also if a state is of another one, when a changed problem was forced upon the run."""
+    reads = Reads(np.dtype(np.float32))
+    reads.restore([(0, 7)], [np.full(2, 0.1)])
+    kept = reads.of(0, 7)
+    assert kept is not None
+    assert kept.dtype == np.float32
 
 
 def test_a_state_of_another_rule_is_refused() -> None:
