@@ -63,6 +63,7 @@ CELLS = ("tests/analysis/test_report.py", "-k", "spreadsheet")
 POWER = ("tests/cluster/test_power.py", "-k", "checkpoint")
 CHECKPOINT = ("tests/cluster/test_checkpoint.py", "-k", "checkpoint or disk")
 PRECISION = "tests/cluster/test_precision.py"
+RULES = "tests/cluster/test_rules_restored.py"
 LOG = ("tests/cluster/test_write_ahead.py", "-k", "killed_server or disk or counted")
 
 MUTATIONS = [
@@ -79,6 +80,20 @@ MUTATIONS = [
         "self.parameters = np.array(parameters)",
         "self.parameters = np.array(parameters, dtype=float)",
         (PRECISION, "-k", "last_bit and not killed"),
+    ),
+    Mutation(
+        "a state saved while the log is applied lacks what workers have read",
+        "cluster/core/server.py",
+        "self.log is not None or self._replays",
+        "self.log is not None",
+        (RULES, "-k", "made_from_the_log"),
+    ),
+    Mutation(
+        "own rules may keep what no checkpoint contains",
+        "asgd/rules/own.py",
+        "self._followed(slice(None), disturbed=True)",
+        "self._followed(slice(None))",
+        ("tests/asgd/test_own_rules.py", "-k", "hidden or refers"),
     ),
     Mutation(
         "the memory of a held gradient is given to another connection",

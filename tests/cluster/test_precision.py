@@ -18,6 +18,7 @@ from asgd.divergence import NOT_FINITE
 from asgd.errors import InputError, RunFailedError
 from asgd.problems.make import make_problem
 from asgd.progress import Progress
+from asgd.rules.make import make_rule
 from asgd.rundir.checkpoint import CHECKPOINTS, paths
 from asgd.rundir.reader import read_run
 from asgd.simulation.replay import replay as replay_of
@@ -346,6 +347,6 @@ def test_the_memory_asked_for_is_that_of_the_precision(monkeypatch: pytest.Monke
         problem = make_problem(config)
         monkeypatch.setattr(memory, "_free_bytes", lambda: 1)
         with pytest.raises(InputError, match=rf"100,000 parameters in {dtype} they take") as error:
-            memory.check_memory(config, problem)
+            memory.check_memory(config, problem, make_rule(config))
         needed[dtype] = float(str(error.value).partition("take ")[2].split()[0])
     assert needed["float32"] == pytest.approx(needed["float64"] / 2, abs=0.1)
