@@ -15,6 +15,7 @@ from asgd.config import RULES, RunConfig, make_config
 from asgd.errors import InputError
 from asgd.problems.make import make_problem
 from asgd.progress import Progress
+from asgd.rules.base import BLOCK
 from asgd.rules.make import make_rule
 from asgd.rundir.checkpoint import CHECKPOINTS, paths
 from asgd.rundir.reader import read_run
@@ -74,6 +75,38 @@ def test_a_restored_run_is_its_replay(tmp_path: Path, rule: str, durability: str
     stored = unpack(pack(final))
     assert stored.counts == final.counts
     for saved, kept in zip((*stored.rule, *stored.reads), (*final.rule, *final.reads), strict=True):
+        np.testing.assert_array_equal(saved, kept)
+
+
+LONG = ["sgd", "momentum", "corrected_momentum", "adam", "delay_compensated", NAMES[-1]]
+
+
+@pytest.mark.parametrize(
+    ("rule", "dim"), [*((name, 3) for name in NAMES), *((name, BLOCK + 5) for name in LONG)]
+)
+def test_a_restored_run_in_float32_is_its_replay(tmp_path: Path, rule: str, dim: int) -> None:
+    """Short, and in blocks or compiled loops; a server dies while its successor's state is due."""
+    data = json.loads(with_rule(configure(3, 70, "log", schedule="free"), rule).to_json())
+    options = {"dim": dim, "dtype": "float32"}
+    data["problem"] = {"kind": "tests.support.plugins:single", "options": options}
+    machine = Machine(tmp_path / "run", make_config(data))
+    machine.work(23)
+    work(machine.crowd, 47, seed=1)
+    for _ in range(2):
+        machine.restart()
+        assert machine.crowd.server.version == 47
+        machine.record()
+    machine.work(70)
+    final = machine.crowd.server.state()
+    arrays = (final.parameters, *final.rule, *final.reads)
+    assert {array.dtype for array in arrays} == {np.dtype(np.float32)}
+    run = read_run(machine.path)
+    np.testing.assert_array_equal(replay_run(run)[-1], final.parameters)
+    assert replay_findings(run, {70: final.parameters}) == []
+    stored = unpack(pack(final))
+    assert stored.counts == final.counts
+    for saved, kept in zip((stored.parameters, *stored.rule, *stored.reads), arrays, strict=True):
+        assert saved.dtype == kept.dtype
         np.testing.assert_array_equal(saved, kept)
 
 
