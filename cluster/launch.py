@@ -31,7 +31,7 @@ from cluster.local_ray.vitals import failure_recorded, guard_of_process, ray_dea
 from cluster.memory import check_memory
 from cluster.metrics import check_metrics
 from cluster.storage.lease import only_launcher
-from cluster.storage.recovery import reached_version
+from cluster.storage.recovery import check_rule, reached_version
 from cluster.team import take_requests
 from cluster.watch import supervise
 
@@ -159,6 +159,7 @@ class _Launcher:
             )
         problem = self._checked_problem(found.config)
         check_problem(found, problem, "resume", force=force)
+        check_rule(path, make_rule(found.config))
         with (
             guard_of_process(),
             only_launcher(path / CHECKPOINTS),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from itertools import zip_longest
 
 import numpy as np
 
@@ -132,23 +133,41 @@ class Optimizer:
         apply_rule(self.rule, x, gradient, self._arrays, eta, count, staleness, then)
 
     def restore(self, state: Sequence[Array], names: Sequence[str] = ()) -> None:
-        """Continue from a state; copied.
-
-        Raises
-        ------
-        InputError
-            The arrays, or their names if known, are not those of the rule.
-        """
-        names = tuple(names) or self.rule.state
-        shapes = [array.shape for array in state]
-        if names != self.rule.state or shapes != [array.shape for array in self.state]:
-            raise InputError(
-                f"optimizer.rule: the saved state has {len(state)} arrays "
-                f"({', '.join(names) or 'no names'}), the rule keeps "
-                f"{', '.join(self.rule.state) or 'none'}: expected the rule that saved it"
-            )
+        """Continue from a saved state; copied. See `check_saved`."""
+        check_saved(self.rule, self.state, state, names)
         for own, saved in zip(self.state, state, strict=True):
             np.copyto(own, saved)
+
+
+def check_saved(
+    rule: Rule, own: Sequence[Array], saved: Sequence[Array], names: Sequence[str]
+) -> None:
+    """Refuse a saved state that is not one of a rule.
+
+    Parameters
+    ----------
+    own
+        A state of the rule, for the shapes.
+    saved, names
+        The saved state, and the names of its arrays if they are known.
+
+    Raises
+    ------
+    InputError
+        The arrays have other names or shapes.
+    """
+    names = tuple(names) or rule.state
+    if names != rule.state or [one.shape for one in saved] != [one.shape for one in own]:
+        has, keeps = _described(names, saved), _described(rule.state, own)
+        raise InputError(
+            f"optimizer.rule: the saved state has {has}, the rule keeps {keeps}: expected the rule "
+            "that saved it"
+        )
+
+
+def _described(names: Sequence[str], arrays: Sequence[Array]) -> str:
+    shapes = [str(array.shape) for array in arrays]
+    return ", ".join(map(" ".join, zip_longest(names, shapes, fillvalue="?"))) or "nothing"
 
 
 def apply_rule(

@@ -9,6 +9,7 @@ from pathlib import Path
 from asgd.arrays import Array
 from asgd.config import RunConfig
 from asgd.errors import RunFailedError
+from asgd.rules.base import Rule, check_saved
 from asgd.rundir.checkpoint import CHECKPOINTS, DamagedCheckpointError, paths, version_of
 from asgd.rundir.reader import read_run
 from asgd.rundir.repair import cut_back, recorded_updates
@@ -90,6 +91,23 @@ def reached_version(path: Path) -> int:
         logged = read_log(path / CHECKPOINTS, version)
         return max(recorded, version + sum(not isinstance(one, Incident) for one in logged))
     return recorded
+
+
+def check_rule(path: Path, rule: Rule) -> None:
+    """Refuse a rule that cannot continue from the newest good checkpoint of a run.
+
+    Raises
+    ------
+    InputError
+        The rule keeps another state.
+    """
+    for checkpoint in paths(path / CHECKPOINTS):
+        try:
+            state = load(checkpoint)
+        except DamagedCheckpointError:
+            continue
+        check_saved(rule, rule.init(state.parameters), state.rule, state.counts.rule)
+        return
 
 
 def restore(writer: RunWriter, epoch: int, reason: str, reached: int = 0) -> Restored:

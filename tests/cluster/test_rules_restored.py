@@ -20,12 +20,13 @@ from asgd.rules.make import make_rule
 from asgd.rundir.checkpoint import CHECKPOINTS, paths
 from asgd.rundir.reader import read_run
 from asgd.verify import replay_findings
-from cluster import run
+from cluster import resume, run
 from cluster.core.reads import Reads
 from cluster.memory import vectors
 from cluster.storage.checkpoint import load, pack, unpack
+from tests.support import rules
 from tests.support.faults import Crowd, replay, replay_run
-from tests.support.machine import Machine, configure, work
+from tests.support.machine import Machine, configure, contents, work
 from tests.support.processes import actor_processes
 
 GIVEN: dict[str, dict[str, Any]] = {
@@ -157,9 +158,22 @@ def test_a_state_of_another_rule_is_refused() -> None:
     state = crowd.server.state()
     assert state.counts.rule == ["first_moment", "second_moment"]
     with pytest.raises(
-        InputError, match=r"2 arrays \(first_moment, second_moment\), the rule keeps v"
+        InputError,
+        match=r"has first_moment \(1,\), second_moment \(1,\), the rule keeps velocity \(1,\): ",
     ):
         type(crowd.server)(with_rule(configure(workers=2), "momentum"), crowd.initial, 1, state)
+
+
+def test_a_run_whose_own_rule_keeps_another_state_now_is_not_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = Machine(tmp_path / "run", with_rule(configure(2, 80), NAMES[-1]))
+    machine.work(30)
+    monkeypatch.setattr(rules.Full, "state", ("speed",))
+    before = contents(tmp_path)
+    with pytest.raises(InputError, match=r"state has velocity \(1,\), the rule keeps speed \(1,\)"):
+        resume(tmp_path / "run")
+    assert contents(tmp_path) == before
 
 
 def test_snapshots_are_kept_for_each_worker_and_used_again() -> None:
