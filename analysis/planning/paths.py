@@ -189,8 +189,9 @@ class _Servers:
         self.diverged = self.diverged | diverged
         self.x[diverged] = self._start
         self._held[diverged] = self._start
-        for array in self._optimizer.state:
-            array[diverged] = 0.0
+        rule, state = self._optimizer.rule, self._optimizer.state
+        for array, first in zip(state, rule.init(self._start), strict=True):
+            array[diverged] = first
 
     def _gradient(self, points: Array, reads: Reads) -> Array:
         sizes = self._setting.batch_size
@@ -225,5 +226,7 @@ def path_count(setting: PathSetting, slots: int, *, numbers: float, fewest: int,
     each = updates * _UPDATE_NUMBERS + samples * problem.dim
     if isinstance(problem, PluginProblem):  # one call per path
         each += updates * _CALL_NUMBERS
-    held = _LARGEST_STATE // (problem.dim * (slots + 4))
+    rule = setting.rule
+    arrays = slots + 3 + len(rule.state) + rule.scratch  # with x, the points read and gradients
+    held = _LARGEST_STATE // (problem.dim * arrays)
     return max(2, min(held, max(fewest, min(most, math.floor(numbers / each)))))

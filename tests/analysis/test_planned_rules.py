@@ -1,32 +1,35 @@
-"""Momentum corrected for asynchrony: with memoryless workers the mean decays as (M1) says."""
+"""Rules along planned paths; momentum corrected for asynchrony decays as (M1) says."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import pytest
 
 from analysis.exact.linear_rules import LinearRule, linear_rule
-from analysis.planning.paths import PathSetting, planned_paths
+from analysis.planning.paths import PathSetting, _Servers, path_count, planned_paths
 from analysis.planning.turns import QueueReads
 from analysis.profile.queueing import ServerTimes
+from asgd.arrays import Array
 from asgd.delays import ComputeTime
 from asgd.problems.scalar import Quadratic
-from asgd.rules.base import Rule
+from asgd.rules.adam import Adam
+from asgd.rules.base import Rule, State
 from asgd.rules.capped import Capped
 from asgd.rules.clipped import Clipped
 from asgd.rules.corrected_momentum import CorrectedMomentum
 from asgd.rules.heavy_ball import HeavyBall
+from asgd.rules.sgd import Sgd
 from asgd.rules.staleness_power import StalenessPower
 
 WORKERS, CURVATURE, STEP = 8, 2.0, 0.004  # STEP is eta times the curvature
 MU = 1 - 1 / WORKERS
 
 
-def decay(rule: Rule, first: int, last: int) -> tuple[float, float]:
-    """Return the decay per update of |x| between two updates without noise, and its error."""
-    setting = PathSetting(
+def setting_of(rule: Rule, first: int, last: int) -> PathSetting:
+    return PathSetting(
         problem=Quadratic(curvature=CURVATURE, noise=0.0, initial=1.0),
         initial=np.ones(1),
         rule=rule,
@@ -37,7 +40,11 @@ def decay(rule: Rule, first: int, last: int) -> tuple[float, float]:
         largest_loss=1e9,
         dtype=np.float64,
     )
-    loss = planned_paths(setting, 64, np.random.default_rng(0)).loss
+
+
+def decay(rule: Rule, first: int, last: int) -> tuple[float, float]:
+    """Return the decay per update of |x| between two updates without noise, and its error."""
+    loss = planned_paths(setting_of(rule, first, last), 64, np.random.default_rng(0)).loss
     rates = np.log(loss[1] / loss[2]) / (2 * (last - first))  # the loss is a x^2 / 2
     return float(rates.mean()), float(rates.std() / np.sqrt(len(rates)))
 
@@ -77,3 +84,30 @@ def test_what_the_limits_cover() -> None:
     assert linear_rule(CorrectedMomentum(0.5), 3.0) == LinearRule()
     assert linear_rule(StalenessPower(0.5), 3.0) is None
     assert linear_rule(Capped(1.0), 3.0) is None
+
+
+class FromOne(HeavyBall):
+    """A rule whose state does not begin at zero."""
+
+    def init(self, x: Array) -> State:
+        return (np.ones_like(x),)
+
+
+def test_a_path_that_begins_again_has_the_first_state_of_its_rule() -> None:
+    servers = _Servers(setting_of(FromOne(0.5), 1, 2), 3, np.random.default_rng(0))
+    servers.step(0)
+    (velocity,) = servers._optimizer.state
+    before = velocity.copy()
+    servers.restart(np.array([True, False, False]))
+    assert velocity[0] == 1.0
+    assert (before != 1.0).all()
+    np.testing.assert_array_equal(velocity[1:], before[1:])
+
+
+def test_the_memory_of_paths_includes_the_state_of_the_rule() -> None:
+    numbers = {"numbers": 1e12, "fewest": 2, "most": 10**9}
+    setting = setting_of(Adam(0.9, 0.999, 1e-8), 1, 2)
+    plain, adam = (
+        path_count(replace(setting, rule=rule), 4, **numbers) for rule in (Sgd(), setting.rule)
+    )
+    assert plain / adam == pytest.approx(10 / 8)
