@@ -100,14 +100,14 @@ def replay_findings(
 
 @contextmanager
 def _user_code(place: Callable[[], str]) -> Iterator[None]:
-    """Turn what the code of a plug-in raises into an InputError."""
+    """Turn what the user's problem or rule raises into an InputError."""
     try:
         yield
     except AsgdError:
         raise
     except Exception as error:
         reason = f"{type(error).__name__}: {message_of(error)}"
-        raise InputError(f"the problem raised after {place()}: {reason}") from error
+        raise InputError(f"the user's code raised after {place()}: {reason}") from error
 
 
 def _file_findings(run: Run) -> list[str]:

@@ -230,6 +230,11 @@ class _Descent:
         self._write_slot = self._write_slots.tolist()
         self._snapshots = np.tile(self.x, (max(self._write_slot) + 1, 1))
 
+    @property
+    def reached(self) -> Array:
+        """The parameters after the last update, shape (d,), also while another one is made."""
+        return self._snapshots[self._write_slot[self.applied - 1] if self.applied else 0]
+
     def blocks(self) -> Iterator[tuple[int, int]]:
         """Cut the updates into blocks of one batch size that read no version after their start."""
         longest = max(1, _BLOCK_NUMBERS // self.problem.dim)
@@ -342,7 +347,7 @@ class _Record:
     def end(self) -> None:
         """Write what is left and the parameters."""
         self.flush()
-        Reached(self._descent.applied, self._descent.x).save(self._writer.path)
+        Reached(self._descent.applied, self._descent.reached).save(self._writer.path)
 
     def flush(self) -> None:
         """Write the new rows of the trace and the new losses."""

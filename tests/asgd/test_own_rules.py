@@ -176,3 +176,17 @@ def test_a_rule_that_raises_later_ends_the_run_in_one_line(tmp_path: Path) -> No
     with pytest.raises(RunFailedError, match="update 31: ArithmeticError: enough"):
         simulate(config, tmp_path / "run")
     assert len(read_run(tmp_path / "run").trace) == 31
+
+
+@pytest.mark.parametrize("problem", [{"kind": "logistic"}, {"kind": "quadratic"}])
+def test_an_update_that_was_not_finished_is_not_on_record(
+    tmp_path: Path, problem: dict[str, Any]
+) -> None:
+    """What a rule changed before it raised, or before Ctrl-C."""
+    config = configure("tests.support.rules:Faulty", {"fault": "half"}, problem=problem)
+    with pytest.raises(RunFailedError, match="update 31: ArithmeticError: half"):
+        simulate(config, tmp_path / "run")
+    run = read_run(tmp_path / "run")
+    *_, last = replay(run, make_problem(config))
+    assert last.update == len(run.trace) == 31
+    np.testing.assert_array_equal(run.parameters, last.parameters)

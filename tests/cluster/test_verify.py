@@ -158,7 +158,7 @@ def test_a_plugin_is_replayed_where_it_can_be_imported(
     write_plugin("1", "2 * x if x @ x > 4 else 1 / 0")
     status, printed = verified()
     assert status == 0
-    assert "; not replayed (the problem raised after update " in printed
+    assert "; not replayed (the user's code raised after update " in printed
     write_plugin("3", "6 * x")
     status, printed = verified()
     assert status == 1

@@ -99,6 +99,9 @@ class Faulty:
     def update(self, x, gradient, state, eta, count, staleness, read=None):
         if self.fault == "late" and count > 30:
             raise ArithmeticError("enough")
+        if self.fault == "half" and count > 30:
+            x += 1.0
+            raise ArithmeticError("half")
         if self.fault == "raises":
             raise ZeroDivisionError("mine")
         if self.fault == "gradient":
