@@ -153,7 +153,7 @@ class Problem(ABC):
         implementation is a central difference of the gradient.
         """
         scale = np.maximum(1.0, np.abs(x).max(axis=-1, keepdims=True))
-        step = np.cbrt(np.finfo(x.dtype).eps) * scale
+        step = np.cbrt(max(np.finfo(dtype).eps for dtype in (x.dtype, self.dtype))) * scale
         norm = np.linalg.norm(v, axis=-1, keepdims=True)
         unit = v / np.where(norm > 0, norm, 1.0)
         change = self.gradient(x + step * unit) - self.gradient(x - step * unit)

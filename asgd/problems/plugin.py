@@ -136,7 +136,7 @@ class PluginProblem(Problem):
         batches = np.broadcast_to(indices, (*lead, indices.shape[-1])).reshape(len(points), -1)
         rows = [
             self._array("gradient", self._user.gradient(p, i))
-            for p, i in zip(points, batches, strict=True)
+            for p, i in zip(self._own(points), batches, strict=True)
         ]
         return converted(np.array(rows), x.dtype).reshape(*lead, self.dim)
 
@@ -174,7 +174,7 @@ class PluginProblem(Problem):
         """Return the object's `metrics`, none if it has no such method."""
         if not hasattr(self._user, "metrics"):
             return {}
-        return {name: float(value) for name, value in self._user.metrics(x).items()}
+        return {name: float(value) for name, value in self._user.metrics(self._own(x)).items()}
 
     def _map(
         self,
@@ -188,7 +188,7 @@ class PluginProblem(Problem):
 
         The result has a given dtype, else that of x.
         """
-        dtype = dtype or x.dtype
+        dtype, x = dtype or x.dtype, self._own(x)
         if x.ndim == 1:
             return converted(self._array(name, function(x)), dtype)[()]
         points = x.reshape(-1, self.dim)
@@ -198,6 +198,10 @@ class PluginProblem(Problem):
             rows = [self._array(name, function(point)) for point in points]
             result = converted(np.asarray(rows), dtype)
         return result.reshape((*x.shape[:-1], *result.shape[1:]))[()]
+
+    def _own(self, x: Array) -> Array:
+        """Return points in the precision of the problem, if theirs is higher."""
+        return x.astype(self.dtype) if x.itemsize > self.dtype.itemsize else x
 
     def _array(self, method: str, returned: Any) -> Array:
         return _as_array(f"{type(self._user).__name__}.{method}", returned)
@@ -367,9 +371,8 @@ def _agree(call: Callable[[], Any], expected: Array, rounding: float) -> bool:
         return False
     if value.shape != expected.shape:
         return False
-    if (
-        rounding > ROUNDING[np.dtype(np.float64)]
-    ):  # of sums in another order, as large as their terms
+    # In single precision, sums in another order differ by as much as their terms are rounded.
+    if rounding > ROUNDING[np.dtype(np.float64)]:
         return float(np.abs(value - expected).max()) <= rounding * float(np.abs(expected).max())
     return np.allclose(value, expected, rtol=rounding, atol=1e-12)
 

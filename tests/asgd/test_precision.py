@@ -142,6 +142,16 @@ def test_a_run_that_does_not_say_its_precision_kept_float64(
     assert not problem_changes(run, make_problem(run.config))
 
 
+def test_a_plug_in_gets_points_of_no_higher_precision_than_its_own() -> None:
+    """From models that compute in float64 too; differences of its gradient are wide enough."""
+    problem = make_problem(asgd.make_config({"problem": single(dim=3)}))
+    x = starting_point(problem, 0).astype(float)
+    for points in (x, np.stack([x, x])):
+        assert problem.gradient(points).dtype == np.float64
+        assert problem.gradient(points, np.zeros((len(points), 2), int)).dtype == np.float64
+    np.testing.assert_allclose(problem.hessian(x), np.diag([0.5, 1.0, 1.5]), atol=1e-4)
+
+
 @pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
 def test_export_and_start_keep_float32(tmp_path: Path, suffix: str) -> None:
     run = simulated(tmp_path / "run", single(dim=50))
