@@ -97,7 +97,7 @@ MUTATIONS = [
     ),
     Mutation(
         "the memory of a held gradient is given to another connection",
-        "cluster/sockets/server.py",
+        "cluster/sockets/long_vectors.py",
         "if peer.asked:  # the parameter server may hold the gradient",
         "if False:",
         (PRECISION, "-k", "outlives"),

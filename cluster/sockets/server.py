@@ -34,12 +34,12 @@ from cluster.sockets.connection import (
     may_busy_wait,
     tune,
 )
+from cluster.sockets.long_vectors import SILENCE_SECONDS, LongVectors
 from cluster.sockets.peer import HELLO_BYTES, Peer, after, is_own
 from cluster.sockets.shared_memory import create_memory, shared_vector
 from cluster.sockets.wire import HEADER, Frame, VectorFormat, WireError
 
 _HANDSHAKE_SECONDS = 10.0
-_SILENCE_SECONDS = 30.0  # in the middle of a frame
 _SWEEP_SECONDS = 1.0
 _MOST_UNAUTHENTICATED = 256  # unauthenticated connections
 _REFUSALS_REPORTED = 100
@@ -66,8 +66,6 @@ class SocketServer:
     ) -> None:
         self._server = server
         self._vectors = vectors
-        self._pool = BufferPool(vectors, bounded=not server.collects)
-        self._paused: dict[int, Peer] = {}  # wait for a buffer, the first comes first
         self._peers: dict[int, Peer] = {}
         self._workers: dict[int, Peer] = {}
         self._unauthenticated: dict[int, Peer] = {}  # unauthenticated, the oldest first
@@ -84,6 +82,8 @@ class SocketServer:
         local.listen(_MOST_UNAUTHENTICATED)
         self._listeners = {listener.fileno(): listener for listener in (tcp, local)}
         self._epoll = select.epoll()
+        pool = BufferPool(vectors, bounded=not server.collects)
+        self._long = LongVectors(pool, self._epoll)
         for listener in self._listeners.values():
             listener.setblocking(False)
             self._epoll.register(listener, select.EPOLLIN)
@@ -135,7 +135,7 @@ class SocketServer:
             else:
                 encoded = self._answer_long(peer, reply, encoded)
         if encoded is not None:
-            self._give_back(encoded[1])
+            self._long.give_back(encoded[1])
         if self._broken:
             self._close_broken()
 
@@ -152,7 +152,7 @@ class SocketServer:
                     reason = f"did not authenticate within {_HANDSHAKE_SECONDS:.0f} s"
                 else:
                     what = "read nothing" if peer.unsent else "sent no more of a frame"
-                    reason = f"{what} for {_SILENCE_SECONDS:.0f} s"
+                    reason = f"{what} for {SILENCE_SECONDS:.0f} s"
                 self._broken.append((peer, reason))
         self._close_broken()
 
@@ -234,13 +234,13 @@ class SocketServer:
         if frame is None and peer.got >= HEADER.size:
             frame = peer.frame = peer.header()
             if peer.worker is not None and not peer.keeps:
-                self._make_room(peer, frame)
+                self._long.make_room(peer, frame)
         missing = HEADER.size + (frame.length if frame else 0) - peer.got
         if missing < 0:
             raise WireError("bytes after the end of a frame")
         if frame is None or missing:
-            if peer.worker is not None and peer.socket.fileno() not in self._paused:
-                peer.deadline = time.monotonic() + _SILENCE_SECONDS
+            if peer.worker is not None and peer.socket.fileno() not in self._long.paused:
+                peer.deadline = time.monotonic() + SILENCE_SECONDS
             return
         peer.got = 0
         peer.frame = None
@@ -249,29 +249,6 @@ class SocketServer:
         else:
             peer.deadline = math.inf
             self._question(peer, frame)
-
-    def _make_room(self, peer: Peer, frame: Frame) -> None:
-        """Find memory for the payload of a frame, or read no more until there is some."""
-        if frame.kind != wire.PUSH:
-            peer.window = peer.head
-        elif (buffer := self._pool.take()) is not None:
-            peer.use(buffer)
-        else:
-            self._paused[peer.socket.fileno()] = peer
-            peer.deadline = math.inf
-            self._epoll.modify(peer.socket, 0)
-
-    def _give_back(self, buffer: Buffer) -> None:
-        self._pool.give_back(buffer)
-        self._resume()
-
-    def _resume(self) -> None:
-        """Go on reading from connections that waited for memory."""
-        while self._paused and (buffer := self._pool.take()) is not None:
-            peer = self._paused.pop(next(iter(self._paused)))
-            peer.use(buffer)
-            peer.deadline = time.monotonic() + _SILENCE_SECONDS
-            self._epoll.modify(peer.socket, select.EPOLLIN)
 
     def _handshake(self, peer: Peer, frame: Frame) -> None:
         secret = self.endpoint.secret
@@ -366,11 +343,11 @@ class SocketServer:
         """
         if encoded is None or encoded[0] is not reply.parameters:
             if encoded is not None:
-                self._give_back(encoded[1])
-            encoded = reply.parameters, peer.buffer or self._pool.take_one_more()
+                self._long.give_back(encoded[1])
+            encoded = reply.parameters, self._long.buffer_of(peer)
             wire.copy_vector(encoded[1].vector, reply.parameters)
         elif peer.buffer is not None:
-            self._give_back(peer.buffer)
+            self._long.give_back(peer.buffer)
         peer.buffer = encoded[1]
         peer.buffer.users += 1
         wire.pack_snapshot(peer.answer, peer.snapshot_start, self._vectors.nbytes, reply)
@@ -399,12 +376,12 @@ class SocketServer:
         if not peer.unsent:
             self._answered(peer)
             return
-        peer.deadline = time.monotonic() + _SILENCE_SECONDS
+        peer.deadline = time.monotonic() + SILENCE_SECONDS
         self._epoll.modify(peer.socket, select.EPOLLIN | select.EPOLLOUT)
 
     def _flush(self, peer: Peer) -> None:
         peer.unsent = after(peer.unsent, peer.socket.sendmsg(peer.unsent))
-        peer.deadline = time.monotonic() + _SILENCE_SECONDS
+        peer.deadline = time.monotonic() + SILENCE_SECONDS
         if not peer.unsent:
             peer.deadline = math.inf
             self._epoll.modify(peer.socket, select.EPOLLIN)
@@ -414,7 +391,7 @@ class SocketServer:
         """Receive the next request; memory for long vectors is free for others."""
         if not peer.keeps and peer.buffer is not None:
             buffer, peer.buffer = peer.buffer, None
-            self._give_back(buffer)
+            self._long.give_back(buffer)
         peer.listen()
 
     def _close_broken(self) -> None:
@@ -426,23 +403,12 @@ class SocketServer:
                 continue
             self._unauthenticated.pop(descriptor, None)
             peer.socket.close()
-            self._free_memory(peer, descriptor)
+            self._long.leave(peer, descriptor)
             worker = peer.worker
             if worker is None:
                 self._refused(peer.name, reason)
             elif not peer.stopped:
                 self._lost(peer, worker, reason)
-
-    def _free_memory(self, peer: Peer, descriptor: int) -> None:
-        """Let others have the memory of a closed connection."""
-        self._paused.pop(descriptor, None)
-        if peer.buffer is None or peer.keeps:
-            return
-        if peer.asked:  # the parameter server may hold the gradient
-            self._pool.forget()
-            self._resume()
-        else:
-            self._give_back(peer.buffer)
 
     def _lost(self, peer: Peer, worker: int, reason: str) -> None:
         self._server.ledger.event("connection_lost", worker=worker, peer=peer.name, reason=reason)

@@ -109,7 +109,7 @@ class Long:
     def __init__(self, workers: int, monkeypatch: pytest.MonkeyPatch, **cluster: str) -> None:
         monkeypatch.setattr(buffers, "_POOL_BYTES", 1)
         self.line = Line(configure(workers, 300, single(20_000), **cluster), "tcp")
-        self.pool = self.line.sockets._pool
+        self.pool = self.line.sockets._long._pool
 
     def join_all(self) -> dict[int, Any]:
         """Return each worker's connection and snapshot."""
@@ -146,7 +146,7 @@ def test_long_vectors_of_many_workers_share_two_buffers(monkeypatch: pytest.Monk
             line.work(worker)
         record = line.finish(6)
         assert long.pool._used == 0
-        assert not line.sockets._paused
+        assert not line.sockets._long.paused
     assert max(most) <= 2  # the first snapshots, of one version, are one buffer
     assert len(most) > 150
     points = replay(line.config, line.problem, line.initial, record)
@@ -178,7 +178,7 @@ def test_a_worker_that_waits_for_memory_is_not_silent(monkeypatch: pytest.Monkey
         connection, snapshot = joined[2]
         gradient = answer(snapshot, 2, np.ones(20_000, np.float32))
         line.spawn(2, lambda: connection.push(gradient))
-        line.serve_until(lambda: line.sockets._paused)
+        line.serve_until(lambda: line.sockets._long.paused)
         later = time.monotonic() + 1000.0
         line.sockets._next_sweep = later
         for peer in line.sockets._peers.values():
@@ -205,7 +205,7 @@ def test_the_memory_of_workers_that_die_is_free_for_others(
             long.half(worker, *joined[worker])
         line.sockets.serve(0.05)
         long.half(2, *joined[2])
-        line.serve_until(lambda: line.sockets._paused)
+        line.serve_until(lambda: line.sockets._long.paused)
         for worker in (2, 0, 1):
             joined[worker][0].close()
         events: list[Any] = []
