@@ -24,6 +24,7 @@ from asgd.config_defects import (
     refuse_infinite,
     refuse_unknown_keys,
 )
+from asgd.config_rules import RULE_KEYS, left_out
 from asgd.errors import InputError, did_you_mean
 from asgd.stored_json import check_plain, parse_json, read_bounded
 
@@ -41,25 +42,6 @@ _PROBLEM_KEYS = {
     "double_well": ("noise", "initial"),
     **dict.fromkeys(LINEAR_KINDS, ("dataset", "l2")),
 }
-
-
-_MOMENTS = {"beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8}
-# The keys of each update rule, with their defaults; None has to be given. All rules may be given
-# `momentum`, which has a default of its own.
-RULES: dict[str, dict[str, float | None]] = {
-    "sgd": {},
-    "momentum": {},
-    "nesterov": {},
-    "corrected_momentum": {},
-    "adam": {**_MOMENTS},
-    "adamw": {**_MOMENTS, "weight_decay": 0.01},
-    "rmsprop": {"beta2": 0.99, "epsilon": 1e-8},
-    "staleness_aware": {},
-    "staleness_power": {"exponent": 0.5},
-    "capped": {"cap": None},
-    "delay_compensated": {"compensation": 0.04},
-}
-_RULE_KEYS = sorted({key for keys in RULES.values() for key in keys})
 
 
 class _Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -147,11 +129,11 @@ def _check_changes(at: list[int], values: list[Any]) -> None:
 class OptimizerConfig(_Table, frozen=True):
     """The update rule, the learning rate and the batch size (samples per gradient).
 
-    `rule` is one of `RULES`, see `asgd.rules`, or your own, `"package.module:Name"`, which is
-    called with the entries of `options`. `momentum` is the factor of `"momentum"` (the heavy ball),
-    `"nesterov"` and `"corrected_momentum"`; the other keys are those of `RULES`. Gradients longer
-    than `clip_norm` are clipped to that length. `learning_rate` and `batch_size` are initial
-    values, which the schedules change.
+    `rule` is one of `asgd.config_rules.RULES` or your own, `"package.module:Name"`, which is called
+    with the entries of `options`. `momentum` is the factor of `"momentum"` (the heavy ball),
+    `"nesterov"` and `"corrected_momentum"`; `RULES` has the other keys. Gradients longer than
+    `clip_norm` are clipped to that length. `learning_rate` and `batch_size` are initial values,
+    which the schedules change.
     """
 
     rule: str = "sgd"
@@ -176,26 +158,9 @@ class OptimizerConfig(_Table, frozen=True):
         return _names_code(self.rule)
 
     def __post_init__(self) -> None:
-        own = self.is_own_rule
-        if self.rule not in RULES and not own:
-            hint = did_you_mean(self.rule, RULES)
-            raise ValueError(
-                f'rule = {self.rule!r}: {hint}expected {", ".join(RULES)} or "package.module:Name"'
-            )
-        defaults = RULES.get(self.rule, {})
-        for key in (*_RULE_KEYS, *(() if own else ("options",))):
-            value = getattr(self, key)
-            if value not in (None, {}) and key not in defaults:
-                takes = ["options"] if own else [*defaults]
-                raise ValueError(
-                    f"{key} = {value!r} does not belong to rule = {self.rule!r}, which takes "
-                    f"{', '.join(takes) or 'neither this nor another key of a rule'}"
-                )
-        for key, default in defaults.items():
-            if getattr(self, key) is None:
-                if default is None:
-                    raise ValueError(f"rule = {self.rule!r} needs {key}: expected a number > 0")
-                msgspec.structs.force_setattr(self, key, default)
+        given = {key: getattr(self, key) for key in RULE_KEYS}
+        for key, default in left_out(self.rule, self.is_own_rule, given).items():
+            msgspec.structs.force_setattr(self, key, default)
 
 
 class ComputeTimeConfig(_Table, frozen=True):

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from asgd.config import RULES, OptimizerConfig, RunConfig
+from asgd.config import OptimizerConfig, RunConfig
+from asgd.config_rules import RULES
 from asgd.errors import InputError
 from asgd.rules.adam import Adam, AdamW
 from asgd.rules.base import Rule

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from asgd.config import RULES, RunConfig, make_config
+from asgd.config import RunConfig, make_config
+from asgd.config_rules import RULES
 from asgd.errors import InputError
 from asgd.problems.make import make_problem
 from asgd.progress import Progress

@@ -1,0 +1,63 @@
+"""The keys of each update rule."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from asgd.errors import did_you_mean
+
+_MOMENTS = {"beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8}
+# With their defaults; None has to be given. All rules may be given `momentum`, which has a default
+# of its own.
+RULES: dict[str, dict[str, float | None]] = {
+    "sgd": {},
+    "momentum": {},
+    "nesterov": {},
+    "corrected_momentum": {},
+    "adam": {**_MOMENTS},
+    "adamw": {**_MOMENTS, "weight_decay": 0.01},
+    "rmsprop": {"beta2": 0.99, "epsilon": 1e-8},
+    "staleness_aware": {},
+    "staleness_power": {"exponent": 0.5},
+    "capped": {"cap": None},
+    "delay_compensated": {"compensation": 0.04},
+}
+RULE_KEYS = (*sorted({key for keys in RULES.values() for key in keys}), "options")
+
+
+def left_out(rule: str, own: bool, given: Mapping[str, Any]) -> dict[str, float]:
+    """Return the keys that a rule takes and that are not given, with their defaults.
+
+    Parameters
+    ----------
+    own
+        Whether the rule is the user's, which takes `options` alone.
+    given
+        The values of `RULE_KEYS`, None or empty if they are not given.
+
+    Raises
+    ------
+    ValueError
+        There is no such rule, it does not take a key, or one has to be given.
+    """
+    if rule not in RULES and not own:
+        hint = did_you_mean(rule, RULES)
+        raise ValueError(
+            f'rule = {rule!r}: {hint}expected {", ".join(RULES)} or "package.module:Name"'
+        )
+    takes = {"options"} if own else RULES[rule].keys()
+    for key, value in given.items():
+        if value not in (None, {}) and key not in takes:
+            raise ValueError(
+                f"{key} = {value!r} does not belong to rule = {rule!r}, which takes "
+                f"{', '.join(takes) or 'neither this nor another key of a rule'}"
+            )
+    defaults: dict[str, float] = {}
+    for key, default in RULES.get(rule, {}).items():
+        if given[key] is not None:
+            continue
+        if default is None:
+            raise ValueError(f"rule = {rule!r} needs {key}: expected a number > 0")
+        defaults[key] = default
+    return defaults
