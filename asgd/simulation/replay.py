@@ -82,8 +82,9 @@ def replay(run: Run, problem: Problem) -> Iterator[Step]:
             size, worker = int(gradients.batch_size[row]), int(gradients.worker[row])
             batch = draws.batch(worker, int(gradients.sequence[row]), size)
             point = kept[int(gradients.read_version[row])]
-            # A copy: a problem may return every gradient in the same memory.
-            found.append(np.array(gradient_of_batch(problem, point, batch)))
+            gradient = gradient_of_batch(problem, point, batch)
+            # The problem may use its memory again.
+            found.append(gradient if len(rows) == 1 else np.array(gradient))
         mean = found[0] if len(found) == 1 else np.sum(found, axis=0) / len(found)
         staleness = update - int(gradients.read_version[rows.start : rows.stop].min())
         x = x.copy()

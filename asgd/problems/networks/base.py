@@ -27,8 +27,8 @@ _BLOCK_SAMPLES = 1024  # samples in one call, where all of them are needed
 class Network(Problem):
     """A problem whose loss and derivatives a framework computes.
 
-    f(x) = (1/n) sum_i loss_i(x) + weight_decay |x|^2 / 2. Arrays are NumPy's; they go in in any
-    precision and come out in that of the model.
+    f(x) = (1/n) sum_i loss_i(x) + weight_decay |x|^2 / 2. Arrays are NumPy's. They may have any
+    precision; those that are returned have that of the model.
 
     A random loss (dropout, augmentation) is seeded by the sample numbers of its batch. They come
     from the run's stream "batch", so a run, its replay and its resumption draw the same; two
