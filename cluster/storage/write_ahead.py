@@ -212,10 +212,10 @@ class Segment:
             *words, buffered, buffer = _ORDER.unpack_from(content, end)
             order = OrderState(words, buffered, buffer, None)
             end += _ORDER.size
-        itemsize, rest = divmod(len(content) - end, self.dimension)
-        if rest or itemsize not in (4, 8):
-            raise ValueError(f"{len(content) - end} bytes for {self.dimension} numbers")
-        gradient = np.frombuffer(content, f"<f{itemsize}", self.dimension, end)
+        size = len(content) - end
+        if not self.dimension or size not in (4 * self.dimension, 8 * self.dimension):
+            raise ValueError(f"{size} bytes for {self.dimension} numbers")
+        gradient = np.frombuffer(content, f"<f{size // self.dimension}", self.dimension, end)
         return Update(tuple(row), members, gradient, order)
 
 

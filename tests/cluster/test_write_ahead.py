@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import resource
+import struct
 import threading
+import zlib
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -128,6 +130,22 @@ def test_torn_or_flipped_log_is_a_shorter_one(
     found = list(read_log(directory, 0))
     assert len(found) < len(entries)
     check_read(found, entries[: len(found)])
+
+
+@pytest.mark.parametrize("dimension", [0, 1, 2, DIMENSION - 1, DIMENSION + 1, 10**6])
+def test_a_header_of_another_dimension_makes_no_gradient(tmp_path: Path, dimension: int) -> None:
+    """A directory may come from anywhere; three float64 are the bytes of six float32."""
+    log = begin(tmp_path)
+    log.append(update(0))
+    log.close()
+    (segment,) = segments(tmp_path)
+    content = bytearray(segment.path.read_bytes())
+    head = content[:27] + struct.pack("<I", dimension)
+    content[:35] = head + struct.pack("<I", zlib.crc32(head))
+    segment.path.write_bytes(content)
+    (segment,) = segments(tmp_path)
+    assert segment.dimension == dimension
+    assert not list(read_log(tmp_path, 0))
 
 
 def test_repeated_tail_is_not_read_twice(tmp_path: Path) -> None:
