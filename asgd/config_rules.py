@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from asgd.errors import did_you_mean
@@ -46,7 +46,7 @@ def left_out(rule: str, own: bool, given: Mapping[str, Any]) -> dict[str, float]
         raise ValueError(
             f'rule = {rule!r}: {hint}expected {", ".join(RULES)} or "package.module:Name"'
         )
-    takes = {"options"} if own else RULES[rule].keys()
+    takes: Collection[str] = ("options",) if own else RULES[rule]
     for key, value in given.items():
         if value not in (None, {}) and key not in takes:
             raise ValueError(

@@ -160,15 +160,17 @@ class _Trial:
         before = [x.copy(), *(array.copy() for array in arrays)]
         other, memory = 2 * x, np.empty_like(draws[:, 0])
         others = self._arrays(other)
-        for count, (lag, *drawn) in enumerate(zip(_TRIAL_STALENESS, *draws, strict=True)):
+        for count, (lag, gradient, read) in enumerate(
+            zip(_TRIAL_STALENESS, draws[0], draws[1], strict=True)
+        ):
             if disturbed:
-                memory[:] = drawn[::-1]
-                self._update(other, *memory, others, count, lag)
-                memory[:] = drawn
-                drawn = [*memory]
-                for array in arrays[len(self._rule.state) :]:
+                memory[:] = read, gradient
+                self._update(other, memory[0], memory[1], others, count, lag)
+                memory[:] = gradient, read
+                gradient, read = memory[0], memory[1]
+                for array in arrays[len(self._rule.state) :]:  # whose content may be any
                     array.fill(np.nan)
-            self._update(x, *drawn, arrays, count, lag)
+            self._update(x, gradient, read, arrays, count, lag)
         if changes:
             self._check_changes(before, [x, *arrays])
         if not np.isfinite(x).all():

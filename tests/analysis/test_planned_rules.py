@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -105,7 +106,7 @@ def test_a_path_that_begins_again_has_the_first_state_of_its_rule() -> None:
 
 
 def test_the_memory_of_paths_includes_the_state_of_the_rule() -> None:
-    numbers = {"numbers": 1e12, "fewest": 2, "most": 10**9}
+    numbers: dict[str, Any] = {"numbers": 1e12, "fewest": 2, "most": 10**9}
     setting = setting_of(Adam(0.9, 0.999, 1e-8), 1, 2)
     plain, adam = (
         path_count(replace(setting, rule=rule), 4, **numbers) for rule in (Sgd(), setting.rule)
