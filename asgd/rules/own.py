@@ -21,6 +21,7 @@ from asgd.streams import stream
 from asgd.user_code import call_user, check_options, import_named
 
 _MOST_ARRAYS = 16
+_DEFAULTS = {"state": (), "scratch": 0, "reads": False, "blockwise": True}
 _TRIAL_DIM, _CUT = 7, 3  # of the trial: parameters, and where it cuts them into two blocks
 _TRIAL_STALENESS = (0, 2, 5) * 8  # of its updates, many because some rules do more at every tenth
 
@@ -64,10 +65,13 @@ class OwnRule(Rule):
 
     def __init__(self, user: Any, where: str) -> None:
         self.user = user
-        self.state = _names(where, getattr(user, "state", ()))
-        self.scratch = _number(where, getattr(user, "scratch", 0))
-        self.reads = bool(getattr(user, "reads", False))
-        self.blockwise = bool(getattr(user, "blockwise", True))
+        state, scratch, reads, blockwise = call_user(
+            where, "rule", lambda: [getattr(user, name, value) for name, value in _DEFAULTS.items()]
+        )
+        self.state = _names(where, state)
+        self.scratch = _number(where, scratch)
+        self.reads = _flag(where, "reads", reads)
+        self.blockwise = _flag(where, "blockwise", blockwise)
         self.takes_paths = False
 
     def init(self, x: Array) -> State:
@@ -244,3 +248,9 @@ def _number(where: str, scratch: Any) -> int:
     if not isinstance(scratch, int) or not 0 <= scratch <= _MOST_ARRAYS:
         raise InputError(f"{where}: scratch = {scratch!r}: expected 0 to {_MOST_ARRAYS}")
     return scratch
+
+
+def _flag(where: str, name: str, value: Any) -> bool:
+    if not isinstance(value, bool | np.bool_):
+        raise InputError(f"{where}: {name} = {value!r}: expected True or False")
+    return bool(value)

@@ -94,6 +94,8 @@ def test_long_vectors_come_in_blocks_unless_a_rule_needs_the_whole() -> None:
         ("twice", "state = ('v', 'v'): expected different names"),
         ("many", "state has 99 names: expected 16 at most"),
         ("scratch", "scratch = -1: expected 0 to 16"),
+        ("flag", "blockwise = 'no': expected True or False"),
+        ("property", "rule raised ZeroDivisionError: no state ("),
         ("no update", "Faulty has no method update"),
         ("short init", "init(x) has 0 arrays: expected 1"),
         ("shape", "v of init(x) has shape (1,): expected that of x, or blockwise = False"),

@@ -78,6 +78,11 @@ class Aliased:
 class Faulty:
     """A rule with one fault."""
 
+    def __getattr__(self, name: str) -> Any:
+        if name == "state" and self.fault == "property":
+            raise ZeroDivisionError("no state")
+        raise AttributeError(name)
+
     def __init__(self, fault: str) -> None:
         self.fault = fault
         self.rng = np.random.default_rng(0)
@@ -88,6 +93,7 @@ class Faulty:
             "twice": {"state": ("v", "v")},
             "many": {"state": tuple(f"a{i}" for i in range(99))},
             "scratch": {"scratch": -1},
+            "flag": {"blockwise": "no"},
             "no update": {"update": None},
             "short init": {"state": ("v",), "init": lambda x: ()},
             "double": {"state": ("v",), "init": lambda x: (np.zeros(len(x)),)},
