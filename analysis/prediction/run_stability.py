@@ -177,6 +177,7 @@ class RunStability:
             return (
                 "Cannot tell whether it is stable: no limit of the learning rate is known for this "
                 "rule; the replay of the measured staleness shows what it does."
+                f"{self._thrown('In')}"
             )
         if np.isinf(self.limit):
             return (

@@ -347,8 +347,9 @@ def _about_stability(prediction: Prediction, run: Run) -> list[str]:
     factor, limit = stability_margin(prediction)
     stability = prediction.settings.stability
     if factor >= 1 and stability.verdict in ("heavy tail", "diverges"):
+        known = "" if stability.factor is None else " below the limits"
         return [
-            "Paths diverge below the limits: take a smaller learning rate or larger batches; "
+            f"Paths diverge{known}: take a smaller learning rate or larger batches; "
             "`asgd plan` shows which are stable."
         ]
     if factor >= _AMPLE:

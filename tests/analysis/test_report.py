@@ -626,6 +626,7 @@ def test_what_comes_from_a_run_stays_text(reports: Reports) -> None:
         (9.0, "stable", 0.0, "", "do not raise it"),
         (9.0, "diverges", 0.0, "Paths diverge below the limits: take a smaller", "margin for more"),
         (1.4, "heavy tail", 0.0, "Paths diverge below the limits: take a", "do not raise it"),
+        (None, "diverges", 0.0, "Paths diverge: take a smaller", "below the limits"),
         (None, None, 0.0, "", "do not raise it"),
     ],
 )

@@ -19,6 +19,7 @@ from asgd.problems.linear import breast_cancer, digits
 from asgd.problems.scalar import Quadratic
 from asgd.rules.clipped import Clipped
 from asgd.rules.heavy_ball import HeavyBall
+from asgd.rules.nesterov import Nesterov
 from asgd.rules.staleness_power import StalenessPower
 from asgd.rundir.reader import Run, read_run
 from asgd.simulation.simulate import simulate
@@ -145,8 +146,10 @@ def test_a_run_of_which_paths_diverge_is_never_called_stable(diverged: int, verd
     assert above.verdict == "diverges"
     assert above.sentence.endswith(f" In the prediction {diverged} of 64 paths (replay) diverge.")
     flat = run_stability(setting(Quadratic(curvature=-1.0), 0.1), None, thrown)
-    assert flat.answer().verdict == verdict
-    assert flat.sentence.endswith("diverge.")
+    unknown = run_stability(setting(Quadratic(), 0.1, rule=Nesterov(0.9)), None, thrown)
+    for one in (flat, unknown):
+        assert one.answer().verdict == verdict
+        assert one.sentence.endswith(f" In the prediction {diverged} of 64 paths (replay) diverge.")
 
 
 def test_the_largest_rate_of_a_schedule_counts() -> None:
