@@ -84,7 +84,12 @@ def load_plugin(kind: str, options: Mapping[str, Any], *, tried: bool = False) -
             raise InputError(f"{where}: {name} = {value!r}: expected an integer >= 1")
     dtype = precision(getattr(user, "dtype", Problem.dtype), f"{where}: dtype")
     if isinstance(user, Problem) and user.dtype is not dtype:
-        user.dtype = dtype
+        try:
+            user.dtype = dtype
+        except AttributeError:  # frozen, or a property
+            raise InputError(
+                f"{where}: dtype = {user.dtype!r}: expected numpy.dtype('{dtype}')"
+            ) from None
     if tried:
         return user if isinstance(user, Problem) else PluginProblem(user, dtype, rowwise=False)
     trial = _Trial(where, user, dtype)

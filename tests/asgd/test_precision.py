@@ -93,6 +93,11 @@ def test_other_precisions_are_refused(dtype: str) -> None:
         make_problem(asgd.make_config({"problem": single(dtype)}))
 
 
+def test_a_precision_that_cannot_be_set_is_refused() -> None:
+    with pytest.raises(InputError, match=r"dtype = 'float32': expected numpy.dtype\('float32'\)"):
+        make_problem(asgd.make_config({"problem": {"kind": "tests.support.plugins:Frozen"}}))
+
+
 @pytest.mark.parametrize("dtype", ["float32", "<f4", "torch.float32"])
 def test_a_precision_may_have_any_name_of_it(dtype: str) -> None:
     from asgd.problems.base import precision

@@ -6,12 +6,15 @@ import os
 import signal
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 from threadpoolctl import threadpool_info
+
+from asgd.problems.base import Problem
 
 Array = npt.NDArray[np.float64]
 
@@ -143,3 +146,21 @@ class Single(Bowl):
 def single(**options: Any) -> Single:
     """Return the problem; the plug-in is `tests.support.plugins:single`."""
     return Single(**options)
+
+
+@dataclass(frozen=True)
+class Frozen(Problem):
+    """A problem whose precision is a name that cannot be replaced."""
+
+    dim: int = 2
+    n_samples: int = 4
+    dtype: Any = "float32"
+
+    def initial_point(self, rng: np.random.Generator) -> Array:
+        return np.ones(2)
+
+    def loss(self, x: Array) -> Array:
+        return np.asarray(x @ x / 2)
+
+    def gradient(self, x: Array, indices: Any = None) -> Array:
+        return x
