@@ -233,7 +233,8 @@ class _Descent:
     @property
     def reached(self) -> Array:
         """The parameters after the last update, shape (d,), also while another one is made."""
-        return self._snapshots[self._write_slot[self.applied - 1] if self.applied else 0]
+        slot = self._write_slot[self.applied - 1] if self.applied else 0
+        return np.asarray(self._snapshots[slot])
 
     def blocks(self) -> Iterator[tuple[int, int]]:
         """Cut the updates into blocks of one batch size that read no version after their start."""
