@@ -102,6 +102,7 @@ def test_threads_lose_no_line(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("method", ["spawn", "fork"])
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # fork beside a thread
+@pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")  # where an earlier test loaded JAX
 def test_processes_lose_no_line(method: str, tmp_path: Path) -> None:
     context = multiprocessing.get_context(method)
     log, ready = asgd.StalenessLog(tmp_path / "mine"), context.Barrier(3)
