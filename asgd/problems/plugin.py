@@ -40,6 +40,7 @@ from asgd.problems.base import (
     Problem,
     precision,
 )
+from asgd.problems.networks.base import Network
 from asgd.streams import stream
 from asgd.user_code import call_user, check_options, import_named
 
@@ -93,6 +94,8 @@ def load_plugin(kind: str, options: Mapping[str, Any], *, tried: bool = False) -
     if tried:
         return user if isinstance(user, Problem) else PluginProblem(user, dtype, rowwise=False)
     trial = _Trial(where, user, dtype)
+    if isinstance(user, Network):
+        return user  # arrays of points are our own code, and load what only predictions need
     if isinstance(user, Problem):
         trial.check_contract()
         return user

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from importlib.util import find_spec
 
 import numpy as np
@@ -272,6 +274,18 @@ def test_a_dataset_gives_what_its_tensors_give():
         np.testing.assert_allclose(
             other.gradient(points, batches), of_tensors.gradient(points, batches), atol=1e-6
         )
+
+
+@needs_torch
+def test_a_run_does_without_the_slow_imports_of_a_prediction():
+    steps = """
+import sys, asgd
+problem = {"kind": "tests.support.networks:torch_perceptron"}
+asgd.make_problem({"problem": problem})
+assert "torch" in sys.modules
+assert not {"torch._dynamo", "sympy"} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", steps], check=True)
 
 
 @needs_torch

@@ -212,8 +212,9 @@ class TorchProblem(Network):
         return values
 
     def _gradients(self, points: Array, indices: Indices) -> Array:
-        if any(isinstance(layer, _Convolution) for layer in self._layers()):
-            # one by one: convolutions with weights of their own are slower in one call
+        if len(points) == 1 or any(isinstance(layer, _Convolution) for layer in self._layers()):
+            # One by one: convolutions with weights of their own are slower in one call, and
+            # vmap imports for seconds what a run, unlike its prediction, can do without.
             batches = np.broadcast_to(indices, (len(points), indices.shape[-1]))
             rows = zip(points, map(self._calm_batch, batches), strict=True)
             return np.stack([self._backward(self.load(x), batch) for x, batch in rows])
