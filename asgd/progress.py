@@ -26,6 +26,8 @@ class Progress:
         Whether updates wait for the evaluation of losses.
     metrics
         Metrics of the problem at the last evaluation, by name.
+    joining
+        Workers that the first update still waits for: they start, and import the problem.
     """
 
     update: int
@@ -36,6 +38,7 @@ class Progress:
     workers: int | None = None
     evaluating: bool = False
     metrics: Mapping[str, float] = field(default_factory=dict)
+    joining: int = 0
 
 
 class CallbackError(Exception):

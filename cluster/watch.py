@@ -133,6 +133,7 @@ def _watch(fleet: Fleet, progress: Callable[[Progress], None] | None) -> str | N
                 workers=len(fleet.running),
                 evaluating=status.waiting or (flushed is not None and not finished),
                 metrics=losses.metrics,
+                joining=_joining(status),
             )
             call_back(progress, progress_now)
         if finished:
@@ -150,6 +151,13 @@ def _ready(tasks: list[ray.ObjectRef[Any]]) -> list[ray.ObjectRef[Any]]:
     """Wait a moment for a task to end; return the tasks that have ended."""
     ray.wait(tasks, num_returns=1, timeout=_POLL_SECONDS)
     return ray.wait(tasks, num_returns=len(tasks), timeout=0)[0]
+
+
+def _joining(status: Status) -> int:
+    """Return how many workers the first update waits for."""
+    if status.seconds > 0.0 or status.stopped is not None:
+        return 0
+    return sum(not worker.present for worker in status.workers.values())
 
 
 def _goal(config: RunConfig, losses: Losses, status: Status) -> str | None:

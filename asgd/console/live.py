@@ -71,6 +71,7 @@ class LiveRun:
 
     def __enter__(self) -> LiveRun:
         if self._terminal:
+            self._live.update(f"{self._task}: starting", refresh=False)
             self._live.start()
         return self
 
@@ -238,6 +239,8 @@ def _rate(progress: Progress) -> str:
 
 
 def _wait(progress: Progress) -> str:
+    if progress.joining:
+        return f" (waiting for {progress.joining} workers to start and import the problem)"
     return " (waiting for the evaluation of losses)" if progress.evaluating else ""
 
 

@@ -56,6 +56,13 @@ def test_a_pipe_gets_a_line_every_ten_seconds_if_asked_for() -> None:
     )
 
 
+def test_a_start_says_what_it_waits_for() -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=120)
+    with LiveRun("train", console=console) as live:
+        starting = live.line(Progress(0, 100, math.nan, math.nan, None, 2, joining=2))
+    assert "none yet updates/s (waiting for 2 workers to start and import" in starting
+
+
 def test_metrics_of_the_problem_stand_beside_the_loss() -> None:
     state = Progress(30, 100, 2.0, 3.0, 0.5, 4, metrics={"accuracy": 0.91234, "\x1b[1m": 2.0})
     text = LiveRun("train").line(state)
