@@ -1,19 +1,23 @@
-"""Networks in PyTorch: updates/s against the ideal of the cores, and predictions against training.
+"""Networks in PyTorch: updates/s against the ideal, time to a loss against PyTorch's own means.
 
     .venv/bin/python -m pip install ".[torch]"
     .venv/bin/python -m scripts.bench_networks
-    .venv/bin/python -m scripts.bench_networks --models small,conv --updates 300
+    .venv/bin/python -m scripts.bench_networks --models small,conv --parts speed --repeats 3
 
-For each network, in one go: a serial training in one thread, which gives the time of a bare
-gradient; a real run of two workers with as many updates, and its updates/s over those that two
-cores could make of bare gradients; and the four models of a prediction with 16 paths, over the
-serial training.
+Part "speed", for each network, in turn within one go: a serial training in one thread, which gives
+the time of a bare gradient; a real run of two workers with as many updates, and its updates/s over
+those that two cores could make of bare gradients (the ideal) and over those of two processes that
+train alone at once; and Hogwild and DistributedDataParallel over gloo with two processes and the
+same batch for each. The time of all three to a common loss, that of the serial training after half
+of the updates, is compared. Our run evaluates its losses while it trains, and theirs are evaluated
+afterwards. Part "prediction": the four models with 16 paths, over the serial training.
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
+import os
+import statistics
 import tempfile
 import time
 from itertools import pairwise
@@ -28,9 +32,14 @@ from torch import nn
 import asgd
 import cluster
 from analysis.study import Study
+from cluster.local_ray.session import ray_session
+from scripts import torch_peers
 
 BATCH, WORKERS, PATHS = 32, 2, 16
 KIND = "scripts.bench_networks:make"
+RATE = 0.1
+UPDATES = {"small": 6000, "middle": 3000, "large": 1000, "conv": 1600}  # seconds of a run
+LOSSES = 20  # evaluated during a run
 
 
 def perceptron(*widths: int) -> nn.Module:
@@ -62,71 +71,134 @@ MODELS = {
 }
 
 
+def digits() -> tuple[torch.Tensor, torch.Tensor]:
+    images, labels = load_digits(return_X_y=True)
+    return torch.tensor(images[:1500] / 16, dtype=torch.float32), torch.tensor(labels[:1500])
+
+
 def make(model: str) -> asgd.TorchProblem:
     """Return one of the networks on the digits data."""
-    images, labels = load_digits(return_X_y=True)
-    data = (images[:1500] / 16, labels[:1500])
+    data = digits()
+    torch.manual_seed(0)
     return asgd.TorchProblem(MODELS[model], nn.functional.cross_entropy, data)
 
 
-def serial_seconds(problem: asgd.TorchProblem, updates: int, rate: float) -> float:
-    """Return the seconds of a plain training loop in one thread."""
+def serial(problem: asgd.TorchProblem, updates: int) -> tuple[float, float]:
+    """Return the seconds of a plain training loop in one thread, and its loss half-way."""
     rng = np.random.default_rng(0)
-    x = problem.initial_point(rng).astype(np.float32)
+    x = problem.initial_point(rng)
     problem.gradient(x, rng.integers(problem.n_samples, size=BATCH))
-    started = time.perf_counter()
-    for _ in range(updates):
-        x -= rate * problem.gradient(x, rng.integers(problem.n_samples, size=BATCH))
-    return time.perf_counter() - started
+    seconds = 0.0
+    for half in range(2):
+        started = time.perf_counter()
+        for _ in range(updates // 2):
+            x -= RATE * problem.gradient(x, rng.integers(problem.n_samples, size=BATCH))
+        seconds += time.perf_counter() - started
+        if half == 0:
+            middle = float(problem.loss(x))
+    return seconds, middle
 
 
-def measure(model: str, updates: int, directory: Path) -> dict[str, Any]:
-    torch.set_num_threads(1)
-    problem, rate = make(model), 0.1
-    serial = serial_seconds(problem, updates, rate)
+def train(model: str, updates: int, path: Path) -> asgd.Run:
+    """Return a run of two workers."""
     config = asgd.make_config(
         {
             "problem": {"kind": KIND, "options": {"model": model}},
-            "optimizer": {"learning_rate": rate, "batch_size": BATCH},
+            "optimizer": {"learning_rate": RATE, "batch_size": BATCH},
             "cluster": {"workers": WORKERS},
-            "run": {"updates": updates, "eval_every": updates // 10},
+            "run": {"updates": updates, "eval_every": updates // LOSSES},
         }
     )
-    run = asgd.read_run(cluster.run(config, directory / model))
-    seconds = run.trace["applied_seconds"].to_numpy()
-    middle = slice(updates // 4, 3 * updates // 4)
-    speed = np.diff(seconds[middle]).size / np.ptp(seconds[middle])
+    return asgd.read_run(cluster.run(config, path))
+
+
+def seconds_to(target: float, seconds: Any, losses: Any) -> float:
+    """Return when a curve first falls to a loss, between its points; nan if it does not."""
+    losses = np.asarray(losses)
+    if not (losses <= target).any():
+        return float("nan")
+    end = int(np.argmax(losses <= target))
+    start = max(0, end - 1)
+    return float(np.interp(-target, -losses[[start, end]], np.asarray(seconds)[[start, end]]))
+
+
+def speed(model: str, updates: int, directory: Path) -> dict[str, float]:
+    """Return updates/s and times to a common loss, measured in turn."""
+    torch.set_num_threads(1)
+    problem = make(model)
+    bare, target = serial(problem, updates)
+    run = train(model, updates, directory)
+    applied = run.trace["applied_seconds"].to_numpy()
+    middle = applied[updates // 5 : updates * 9 // 10]
+    ours = (middle.size - 1) / np.ptp(middle)
+    row = {
+        "gradient_ms": 1e3 * bare / updates,
+        "updates_per_s": ours,
+        "of_ideal": ours * bare / updates / WORKERS,
+    }
+    reached = {"asgd": seconds_to(target, run.loss["seconds"], run.loss["loss"])}
+    for method in torch_peers.METHODS:
+        module = make(model).module.requires_grad_()
+        module.zero_grad(set_to_none=True)
+        for parameter in module.parameters():  # of their own memory
+            parameter.data = parameter.data.clone()
+        task = torch_peers.Task(module, digits(), RATE, BATCH, updates)
+        course = torch_peers.train(method, task, WORKERS)
+        if method == "alone":
+            row["of_two_alone"] = ours / course.speed
+            continue
+        row[f"{method}_updates_per_s"] = course.speed
+        losses = problem.loss(course.parameters)
+        start = float(problem.loss(problem.initial_point(np.random.default_rng(0))))
+        reached[method] = seconds_to(target, [0, *course.seconds], [start, *losses])
+        row[f"{method}_time_over_ours"] = reached[method] / reached["asgd"]
+    return {**row, **{f"{name}_s": value for name, value in reached.items()}}
+
+
+def prediction(model: str, updates: int, directory: Path) -> dict[str, float]:
+    """Return the seconds of a prediction beside those of a serial training."""
+    torch.set_num_threads(1)
+    problem = make(model)
+    alone, _ = serial(problem, updates)
+    run = train(model, updates, directory)
     torch.set_num_threads(WORKERS)
     study = Study.open(run.path)
     started = time.perf_counter()
     _, score = study.predict(paths=PATHS)
     predicted = time.perf_counter() - started
     return {
-        "model": model,
         "parameters": problem.dim,
-        "gradient_ms": 1e3 * serial / updates,
-        "updates_per_s": speed,
-        "of_ideal": speed * serial / updates / WORKERS,
-        "serial_s": serial,
+        "serial_s": alone,
         "prediction_s": predicted,
-        "prediction_over_serial": predicted / serial,
+        "prediction_over_serial": predicted / alone,
         "best_error": min(one.relative_error for one in score.models.values()),
     }
+
+
+PARTS = {"speed": speed, "prediction": prediction}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--models", default=",".join(MODELS), help="of " + ", ".join(MODELS))
-    parser.add_argument("--updates", type=int, default=600)
+    parser.add_argument("--parts", default=",".join(PARTS), help="of " + ", ".join(PARTS))
+    parser.add_argument("--updates", type=int, help="default: 600 to predict, else by the model")
+    parser.add_argument("--repeats", type=int, default=1, help="of the part speed; medians")
     options = parser.parse_args()
-    chosen = options.models.split(",")
-    if unknown := set(chosen) - set(MODELS):
-        parser.error(f"--models: {', '.join(sorted(unknown))}: expected of {', '.join(MODELS)}")
-    with tempfile.TemporaryDirectory(prefix="asgd-networks-") as directory:
-        for model in chosen:
-            row = measure(model, options.updates, Path(directory))
-            print("  ".join(f"{k} {v:.3g}" if k != "model" else v for k, v in row.items()))
-            sys.stdout.flush()
+    for name, known in (("models", MODELS), ("parts", PARTS)):
+        if unknown := set(getattr(options, name).split(",")) - set(known):
+            parser.error(f"--{name}: {', '.join(sorted(unknown))}: expected of {', '.join(known)}")
+    with tempfile.TemporaryDirectory(prefix="asgd-networks-") as directory, ray_session():
+        for model in options.models.split(","):
+            for part in options.parts.split(","):
+                updates = options.updates or (UPDATES[model] if part == "speed" else 600)
+                rows = [
+                    PARTS[part](model, updates, Path(directory) / f"{model}-{part}-{repeat}")
+                    for repeat in range(options.repeats if part == "speed" else 1)
+                ]
+                shown = {key: statistics.median(row[key] for row in rows) for key in rows[0]}
+                text = "  ".join(f"{key} {value:.3g}" for key, value in shown.items())
+                print(f"{model} {part}, load {os.getloadavg()[0]:.0f}: {text}", flush=True)
 
 
 if __name__ == "__main__":

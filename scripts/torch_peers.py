@@ -1,0 +1,114 @@
+"""Training with PyTorch's own means, for comparisons: Hogwild, DistributedDataParallel, or alone.
+
+Every process has one thread, draws its own batches, and makes `updates` steps of plain SGD in all
+with the others. "hogwild" shares the parameters without locks (`torch.multiprocessing`); "ddp"
+averages the gradients of a step over gloo, so a step counts as one update of each process; "alone"
+shares nothing, so its speed is what the cores can do. The first process notes its parameters now
+and then, and their loss is computed afterwards.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import distributed, multiprocessing, nn
+
+POINTS = 40  # of a loss curve
+METHODS = ("alone", "hogwild", "ddp")
+
+
+@dataclass(frozen=True)
+class Task:
+    """What all processes do.
+
+    Attributes
+    ----------
+    module
+        The network at its start; shared between the processes by Hogwild.
+    data
+        Inputs and labels.
+    rate, batch, updates
+        Learning rate, batch size of a process, and updates of all processes together.
+    """
+
+    module: nn.Module
+    data: tuple[torch.Tensor, torch.Tensor]
+    rate: float
+    batch: int
+    updates: int
+
+
+@dataclass(frozen=True)
+class Course:
+    """Updates per second, and the parameters of the first process at times in seconds."""
+
+    speed: float
+    seconds: npt.NDArray[np.float64]
+    parameters: npt.NDArray[np.float32]
+
+
+def train(method: str, task: Task, processes: int = 2) -> Course:
+    """Train by one of the methods in new processes; the clock starts when all are ready."""
+    if method == "hogwild":
+        task.module.share_memory()
+    dim = sum(p.numel() for p in task.module.parameters())
+    noted = torch.zeros(POINTS, dim).share_memory_()
+    times = torch.zeros(processes, POINTS, dtype=torch.float64).share_memory_()
+    with tempfile.TemporaryDirectory(prefix="asgd-peers-") as directory:
+        multiprocessing.spawn(
+            _work, (method, task, processes, noted, times, f"{directory}/store"), processes
+        )
+    share = task.updates // processes // POINTS * POINTS
+    # The first point is the first process's own; the slowest process sets the speed.
+    speed = processes * share / float(times[:, -1].max())
+    return Course(speed, times[0].numpy(), noted.numpy())
+
+
+def _work(
+    rank: int,
+    method: str,
+    task: Task,
+    processes: int,
+    noted: torch.Tensor,
+    times: torch.Tensor,
+    store: str,
+) -> None:
+    torch.set_num_threads(1)
+    torch.manual_seed(rank)
+    distributed.init_process_group("gloo", f"file://{store}", rank=rank, world_size=processes)
+    module: Any = nn.parallel.DistributedDataParallel(task.module) if method == "ddp" else None
+    step = _step(module or task.module, task)
+    # Hogwild's first steps warm up on a learning rate of zero: the others would see them.
+    for _ in range(5):
+        step(0.0)
+    distributed.barrier()
+    started, between = time.perf_counter(), task.updates // processes // POINTS
+    for point in range(POINTS):
+        for _ in range(between):
+            step(task.rate)
+        times[rank, point] = time.perf_counter() - started
+        if rank == 0:
+            noted[point] = nn.utils.parameters_to_vector(task.module.parameters()).detach()
+    distributed.barrier()
+    distributed.destroy_process_group()
+
+
+def _step(module: nn.Module, task: Task) -> Callable[[float], None]:
+    optimizer = torch.optim.SGD(module.parameters(), lr=task.rate)
+    inputs, labels = task.data
+
+    def step(rate: float) -> None:
+        chosen = torch.randint(len(labels), (task.batch,))
+        optimizer.param_groups[0]["lr"] = rate
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(module(inputs[chosen]), labels[chosen]).backward()
+        optimizer.step()
+
+    return step
