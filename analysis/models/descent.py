@@ -40,6 +40,11 @@ class DescentBlock:
         # Python floats: NumPy scalars would promote float32 paths to float64.
         self.learning_rate = descent.learning_rate.tolist()
         self.batch_size = descent.batch_size.tolist()
+        self._step = np.empty_like(x)
+
+    def descend(self, gradient: Array, k: int) -> None:
+        """Subtract the step of update k along a gradient, shape (paths, d), from x, in place."""
+        self.x -= np.multiply(gradient, self.learning_rate[k], out=self._step)
 
     def sampled_gradient(self, x: Array, k: int) -> Array:
         """Return the gradient of update k at the points x with its sampling noise, (paths, d).

@@ -42,7 +42,7 @@ class AsgdIid(DescentBlock):
     def step(self, k: int) -> None:
         """Draw a lag and a batch for each path and apply their gradients."""
         lag = np.minimum(self.law.rvs(len(self.x), self.rng), self.past.length - 1)
-        self.x -= self.learning_rate[k] * self.batch_gradient(self.past.pick(lag), k)
+        self.descend(self.batch_gradient(self.past.pick(lag), k), k)
         self.past.push(self.x)
 
 
@@ -59,7 +59,7 @@ class AsgdIidReads(DescentBlock):
 
     def step(self, k: int) -> None:
         """Apply to each path the gradient of a batch at the point that its lag chooses."""
-        self.x -= self.learning_rate[k] * self.batch_gradient(self.past.read(k), k)
+        self.descend(self.batch_gradient(self.past.read(k), k), k)
         self.past.keep(k + 1, self.x)
 
 
@@ -87,7 +87,7 @@ class AsgdServer(DescentBlock):
         """Apply the gradient of one worker of each path and hand it the new point."""
         worker = self.rng.integers(len(self.snapshots), size=len(self.x))
         used = self.snapshots[worker, self._path]
-        self.x -= self.learning_rate[k] * self.batch_gradient(used, k)
+        self.descend(self.batch_gradient(used, k), k)
         self.snapshots[worker, self._path] = self.x
 
 

@@ -48,8 +48,6 @@ QUANTILE_PATHS = 4096
 # lock up to the second. (d, d) arrays count.
 BLOCK_SCALARS = 10_000
 LARGE_BLOCK_SCALARS = 40_000
-# With fewer paths, a matrix product is bound by reading the data set.
-BLOCK_PATHS = 16
 # Numbers in the state of one block: 2**26 doubles are 512 MB.
 BLOCK_STATE = 2**26
 # Bytes of statistics an ensemble may hold; memory limits the number of threads.
@@ -74,9 +72,9 @@ class Ensemble:
     update
         Recorded updates, shape (m,), as numbers of applied updates. Update 0 is x_0.
     mean
-        E x, shape (m, d).
+        E x, shape (m, d); (0, d) if left out.
     second_moment
-        E x^2, element by element, shape (m, d).
+        E x^2, element by element, shape (m, d); (0, d) if left out.
     loss_mean, loss_std
         Mean and standard deviation of f(x) over the paths, shape (m,).
     quantile_levels
@@ -134,6 +132,7 @@ class PathOptions(TypedDict, total=False):
     threads: int | None
     dtype: npt.DTypeLike
     progress: Callable[[int, int], None] | None
+    moments: bool
 
 
 def per_update(value: PerUpdate, updates: int, key: str, *, fractional: bool = False) -> Array:
@@ -169,15 +168,19 @@ def per_update(value: PerUpdate, updates: int, key: str, *, fractional: bool = F
     return values
 
 
-def block_sizes(paths: int, dim: int, state_copies: int = 4) -> list[int]:
+def block_sizes(
+    paths: int, dim: int, state_copies: int = 4, fewest: int = Problem.points_at_once
+) -> list[int]:
     """Return the number of paths of each block; it depends on the model, not on the machine.
 
     Parameters
     ----------
     state_copies
         Vectors of length d that a model holds for each path.
+    fewest
+        Paths of a block if there are as many, and memory suffices.
     """
-    smallest = max(-(-BLOCK_SCALARS // dim), BLOCK_PATHS)
+    smallest = max(-(-BLOCK_SCALARS // dim), fewest)
     size = min(max(smallest, paths // 2), max(smallest, LARGE_BLOCK_SCALARS // dim**2))
     size = min(size, max(BLOCK_STATE // (dim * state_copies), 1))
     blocks = max(paths // size, 1)
@@ -193,6 +196,7 @@ def run_ensemble(
     seed: Seed,
     name: str,
     state_copies: int = 4,
+    least_paths: int = 1,
     **options: Unpack[PathOptions],
 ) -> Ensemble:
     """Simulate `paths` paths of a model over `updates` updates and return their statistics.
@@ -208,6 +212,8 @@ def run_ensemble(
         Names the random streams: two models under one seed draw independent numbers.
     state_copies
         Vectors of length d that the model holds for each path; bounds the size of a block.
+    least_paths
+        Paths that a block of the model needs, to divide them among recorded runs.
     initial
         x_0, shape (d,). Default: the problem's initial point under this seed.
     record
@@ -220,6 +226,9 @@ def run_ensemble(
         float64 or float32, the precision of the paths. Statistics are float64.
     progress
         Called as progress(done, total) about a hundred times, from any thread, in block-updates.
+    moments
+        False leaves out `mean` and `second_moment`, which then have no rows: they take 2 m d
+        numbers.
 
     Raises
     ------
@@ -232,7 +241,9 @@ def run_ensemble(
     levels = np.asarray(options.get("quantile_levels", QUANTILE_LEVELS), dtype=float)
     start = initial_point(problem, options.get("initial"), seed)
     dtype = np.dtype(options.get("dtype", np.float64))
-    sizes = block_sizes(paths, problem.dim, state_copies)
+    fewest = max(problem.points_at_once, least_paths)
+    sizes = block_sizes(paths, problem.dim, state_copies, fewest)
+    moments = len(at) if options.get("moments", True) else 0
     offsets = np.cumsum([0, *sizes])
     kept = _quantile_paths(paths if len(levels) else 0)
     threads = _plan_memory(
@@ -240,6 +251,7 @@ def run_ensemble(
         dim=problem.dim,
         itemsize=dtype.itemsize,
         records=len(at),
+        moments=moments,
         sizes=sizes,
         state_copies=state_copies,
         kept=len(kept),
@@ -253,11 +265,11 @@ def run_ensemble(
         rows = slice(int(offsets[i]), int(offsets[i + 1]))
         first, last = np.searchsorted(kept, [rows.start, rows.stop])
         chosen = kept[first:last] - rows.start
-        statistics = PathStatistics(problem, sizes[i], chosen, losses[:, first:last])
+        statistics = PathStatistics(problem, sizes[i], chosen, losses[:, first:last], moments)
         x = np.tile(start.astype(dtype), (sizes[i], 1))
         block = make_block(x, stream(seed, f"{name}/{i}"))
         # Diverged paths are reported as inf or nan.
-        with np.errstate(over="ignore", invalid="ignore"):
+        with problem.in_one_thread(), np.errstate(over="ignore", invalid="ignore"):
             _run_block(block, updates, at, statistics, watch)
         final[rows] = block.position()
         return statistics
@@ -414,6 +426,7 @@ def _plan_memory(
     dim: int,
     itemsize: int,
     records: int,
+    moments: int,
     sizes: list[int],
     state_copies: int,
     kept: int,
@@ -421,10 +434,10 @@ def _plan_memory(
 ) -> int:
     """Return how many threads fit into memory; log the memory if it is large."""
     blocks, paths = len(sizes), sum(sizes)
-    moments, once = 16 * records * dim, 8 * records * kept + itemsize * paths * dim
+    once = 8 * records * kept + itemsize * paths * dim
 
     def statistics(threads: int) -> int:
-        return moments * (min(blocks, _blocks_in_flight(threads)) + (blocks > 1)) + once
+        return 16 * moments * dim * (min(blocks, _blocks_in_flight(threads)) + (blocks > 1)) + once
 
     if statistics(1) > STATISTICS_BYTES:
         raise InputError(

@@ -75,8 +75,10 @@ class ReadPoints:
         self.keep(0, first)
 
     def read(self, update: int) -> Array:
-        """Return the point that an update reads on each path, shape (paths, d)."""
+        """Return the point that an update reads on each path, shape (paths, d); until `keep`."""
         slot = self._slot[self._version[update], self._path]
+        if len(slot) == 1:  # without a copy
+            return self._points[slot[0]]
         points: Array = self._points[slot, self._path]
         return points
 

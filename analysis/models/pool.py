@@ -49,8 +49,10 @@ class Pool(DescentBlock):
     def step(self, k: int) -> None:
         """Apply one snapshot of each path and replace it by the new point."""
         slot = self.turns.next()
-        used = self.snapshots[self._path, slot]
-        self.x -= self.learning_rate[k] * self.sampled_gradient(used, k)
+        # of one path without a copy
+        one = len(slot) == 1
+        used = self.snapshots[:, slot[0]] if one else self.snapshots[self._path, slot]
+        self.descend(self.sampled_gradient(used, k), k)
         self.snapshots[self._path, slot] = self.x
 
 

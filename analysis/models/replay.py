@@ -128,7 +128,9 @@ def sme_replay(
         copies = max(copies, int(held.max()) + 4 + max(1, len(rule.state) + rule.scratch - 1))
         makers.append(partial(Replay, descent, read_version, last_read, rule))
     block = partial(Replays, makers) if several else makers[0]
-    return run_ensemble(block, problem, updates, paths, seed, "sme_replay", copies, **options)
+    return run_ensemble(
+        block, problem, updates, paths, seed, "sme_replay", copies, len(makers), **options
+    )
 
 
 def _read_versions(tau: npt.NDArray[Any], updates: int) -> Integers:

@@ -79,7 +79,7 @@ class NativeSgd(DescentBlock):
 
     def step(self, k: int) -> None:
         """Advance one update."""
-        self.x -= self.learning_rate[k] * self.sampled_gradient(self.x, k)
+        self.descend(self.sampled_gradient(self.x, k), k)
 
 
 def sme_sgd(

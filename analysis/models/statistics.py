@@ -17,7 +17,7 @@ class PathStatistics:
     Attributes
     ----------
     mean, second_moment
-        E x and E x^2 element by element, shape (m, d).
+        E x and E x^2 element by element, shape (m, d), or (0, d) if they are left out.
     loss_mean, loss_variance
         Of f(x) over the paths, shape (m,).
     """
@@ -28,12 +28,13 @@ class PathStatistics:
         paths: int,
         chosen: Integers,
         losses: Array,
+        moments: int,
     ) -> None:
         self.problem, self.paths = problem, paths
         self.losses, records = losses, len(losses)
         self._chosen = slice(None) if len(chosen) == paths else chosen
-        self.mean = np.zeros((records, problem.dim))
-        self.second_moment = np.zeros((records, problem.dim))
+        self.mean = np.zeros((moments, problem.dim))
+        self.second_moment = np.zeros((moments, problem.dim))
         self.loss_mean = np.zeros(records)
         self.loss_variance = np.zeros(records)
 
@@ -46,11 +47,13 @@ class PathStatistics:
 
             loss = np.ascontiguousarray(loss, x.dtype)
             values = moments(x[:, 0], loss)
-            self.mean[row], self.second_moment[row] = values[:2]
+            if len(self.mean):
+                self.mean[row], self.second_moment[row] = values[:2]
             self.loss_mean[row], self.loss_variance[row] = values[2:]
             return
-        self.mean[row] = x.mean(axis=0)
-        self.second_moment[row] = np.einsum("ij,ij->j", x, x) / self.paths
+        if len(self.mean):
+            self.mean[row] = x.mean(axis=0)
+            self.second_moment[row] = np.einsum("ij,ij->j", x, x) / self.paths
         mean = float(loss.sum()) / self.paths
         deviation = loss - mean
         self.loss_mean[row] = mean

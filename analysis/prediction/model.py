@@ -365,6 +365,7 @@ def _path_options(setting: Setting, progress: OnProgress | None) -> PathOptions:
             "record": setting.record,
             "quantile_levels": SCORED_LEVELS,
             "progress": progress,
+            "moments": False,
         },
     )
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from typing import Any
 
@@ -54,6 +55,9 @@ class Problem(ABC):
         Precision of the parameters: float64 or float32.
     start
         x_0 in place of the `initial_point`, shape (d,), if the configuration names a file.
+    points_at_once
+        Number of points from which on a call costs the same for each: fewer share the reading of
+        the data, or the overhead of the call, among too few.
     """
 
     dim: int
@@ -61,6 +65,7 @@ class Problem(ABC):
     additive_noise: bool = False
     dtype: np.dtype[Any] = np.dtype(np.float64)
     start: Array | None = None
+    points_at_once: int = 16
 
     @abstractmethod
     def initial_point(self, rng: np.random.Generator) -> Array:
@@ -163,6 +168,13 @@ class Problem(ABC):
         """Return the Hessian of f at one point x of shape (d,), shape (d, d). For small d."""
         rows = self.hessian_vector(x, np.eye(self.dim))
         return (rows + rows.T) / 2
+
+    def in_one_thread(self) -> AbstractContextManager[object]:
+        """Return a context in which calls from this thread use one processor, if possible.
+
+        The caller runs as many threads as there are processors.
+        """
+        return nullcontext()
 
     def metrics(self, x: Array) -> dict[str, float]:
         """Return quantities by name, such as a test accuracy, at one point x of shape (d,).

@@ -92,6 +92,17 @@ def test_statistics_are_those_of_all_paths():
     assert ensemble.paths == paths
 
 
+def test_moments_can_be_left_out_and_change_nothing_else():
+    def walk(**options):
+        return run_ensemble(Walk, Bowl(), 5, 1_000, 3, "walk", **options)
+
+    full, lean = walk(), walk(moments=False)
+    assert lean.mean.shape == lean.second_moment.shape == (0, 3)
+    np.testing.assert_array_equal(lean.loss_mean, full.loss_mean)
+    np.testing.assert_array_equal(lean.loss_quantiles, full.loss_quantiles)
+    np.testing.assert_array_equal(lean.final, full.final)
+
+
 @pytest.mark.parametrize("paths", [QUANTILE_PATHS, QUANTILE_PATHS // 3])
 def test_quantiles_of_few_paths_are_exact(paths):
     seen = []

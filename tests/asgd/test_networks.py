@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 import asgd
+from analysis.models.sme_law import sme_law
 from asgd.errors import InputError
 from asgd.problems.plugin import load_plugin
+from asgd.staleness.empirical import Empirical
 from tests.support import networks
 
 HAS_TORCH = find_spec("torch") is not None
@@ -95,6 +97,38 @@ def test_derivatives_of_a_network(framework):
         )
     mean = problem.sample_gradients(x).mean(axis=0)
     np.testing.assert_allclose(mean, problem.gradient(x), atol=1e-6)
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_points_one_by_one_give_what_one_call_gives(framework):
+    """To the rounding of sums in another order, a few units of float32."""
+    problem = perceptron(framework)
+    rng = np.random.default_rng(0)
+    x = problem.initial_point(rng) + rng.standard_normal((5, problem.dim)).astype(np.float32) / 10
+    batches = rng.integers(problem.n_samples, size=(5, 32))
+    one_call = [problem.gradient(x, batches), problem.gradient(x, batches[0]), problem.loss(x)]
+    alone = [problem.gradient(x[i], batches[i]) for i in range(5)]
+    np.testing.assert_allclose(one_call[0], alone, rtol=0, atol=3e-7)
+    problem.one_by_one = True
+    in_turn = [problem.gradient(x, batches), problem.gradient(x, batches[0]), problem.loss(x)]
+    for first, second in zip(one_call, in_turn, strict=True):
+        np.testing.assert_allclose(first, second, rtol=3e-7, atol=3e-7)
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_paths_of_a_network_are_the_same_with_any_number_of_threads(framework):
+    problem = perceptron(framework)
+    problem.points_at_once, problem.one_by_one = 1, True  # as of a large one
+    start = problem.initial_point(np.random.default_rng(0))
+
+    def ensemble(threads):
+        law = Empirical.from_sample(np.array([0, 1, 1, 2]))
+        options = {"batch_size": 8, "initial": start, "dtype": np.float32, "record": [0, 10]}
+        return sme_law(problem, 0.1, law, 10, 64, 0, workers=2, threads=threads, **options)
+
+    one, three = ensemble(1), ensemble(3)
+    np.testing.assert_array_equal(one.final, three.final)
+    assert one.loss_mean[-1] < one.loss_mean[0] - 5 * one.loss_std[-1] / 8
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)

@@ -22,6 +22,7 @@ from asgd.problems.base import ROUNDING, Indices, Problem, precision
 
 _BLOCK_ENTRIES = 1 << 24  # entries of the points, or of the sample gradients, in one call
 _BLOCK_SAMPLES = 1024  # samples in one call, where all of them are needed
+_CALL_ENTRIES = 1 << 19  # entries of the points from which on the overhead of a call is small
 
 
 class Network(Problem):
@@ -45,7 +46,11 @@ class Network(Problem):
         Factor of |x|^2 / 2.
     random
         Whether the loss of a batch draws random numbers.
+    one_by_one
+        Whether points of their own weights are faster one after another than in one call.
     """
+
+    one_by_one: bool = False
 
     def __init__(
         self,
@@ -60,8 +65,9 @@ class Network(Problem):
         self.weight_decay = float(weight_decay)
         self.random = random
         self._metrics = metrics
-        # Threads that simulate paths share the framework, which uses the processors by itself.
+        # Held where threads would share a module, a generator of random numbers or a user's code.
         self._lock = threading.RLock()
+        self.points_at_once = 1 if self.one_by_one else max(1, min(64, _CALL_ENTRIES // self.dim))
 
     def _note_precision(
         self, model: np.dtype[Any], asked: npt.DTypeLike | None, accelerated: bool
@@ -111,21 +117,20 @@ class Network(Problem):
     def loss(self, x: Array) -> Array:
         """Return f(x), shape (...), without randomness."""
         points = self._points(x)
-        with self._lock:
-            values = self._over_samples(partial(self._losses, points), np.zeros(len(points)))
+        values = self._over_samples(partial(self._losses, points), np.zeros(len(points)))
         square = np.einsum("kd,kd->k", points, points, dtype=float)
         values += self.weight_decay / 2 * square
         return values.reshape(x.shape[:-1])[()]
 
     def gradient(self, x: Array, indices: Indices | None = None) -> Array:
         """Return the mean gradient over a mini-batch, or grad f(x), shape (..., d)."""
-        with self._lock:
-            if indices is not None and x.ndim == indices.ndim == 1:
+        if indices is not None and x.ndim == indices.ndim == 1:
+            with self._lock:
                 gradients = self._gradient_of_batch(
                     x.astype(self._model_dtype, copy=False), indices
                 )
-            else:
-                gradients = self._gradients_of_points(x, indices)
+        else:
+            gradients = self._gradients_of_points(x, indices)
         if self.weight_decay:
             gradients += self._model_dtype.type(self.weight_decay) * x.astype(
                 self._model_dtype, copy=False
@@ -135,24 +140,26 @@ class Network(Problem):
     def _gradients_of_points(self, x: Array, indices: Indices | None) -> Array:
         batches = () if indices is None else indices.shape[:-1]
         lead = np.broadcast_shapes(x.shape[:-1], batches)
-        points = self._points(np.broadcast_to(x, (*lead, self.dim)))
+        points = self._points(x if x.shape[:-1] == lead else np.broadcast_to(x, (*lead, self.dim)))
         own = None
         if indices is not None and (indices.ndim > 1 or self.random):
             own = np.broadcast_to(indices, (*lead, indices.shape[-1])).reshape(len(points), -1)
-        gradients = np.zeros(points.shape, self._model_dtype)
-        for block in _blocks(len(points), _BLOCK_ENTRIES // self.dim):
-            part, out = points[block], gradients[block]
-            if indices is None:
-                self._over_samples(partial(self._gradients, part), out)
-            elif own is None:
-                out[:] = self._gradients(part, indices)
-            elif self.random:  # a seed for each batch
-                out[:] = [
-                    self._gradient_of_batch(*one) for one in zip(part, own[block], strict=True)
-                ]
-            else:
-                out[:] = self._gradients(part, own[block])
+        parts = [
+            self._gradients_of_block(points[block], indices if own is None else own[block])
+            for block in _blocks(len(points), _BLOCK_ENTRIES // self.dim)
+        ]
+        gradients = parts[0] if len(parts) == 1 else np.concatenate(parts)
         return gradients.reshape(*lead, self.dim)
+
+    def _gradients_of_block(self, points: Array, indices: Indices | None) -> Array:
+        """Return gradients at points (k, d) of one batch (b,), of one each (k, b), or of all."""
+        if indices is None:
+            return self._over_samples(partial(self._gradients, points), np.zeros_like(points))
+        if not self.random:
+            return self._gradients(points, indices)
+        with self._lock:  # a seed for each batch
+            rows = zip(points, indices, strict=True)
+            return np.stack([self._gradient_of_batch(*row) for row in rows])
 
     @property
     def gives_sample_gradients(self) -> bool:
@@ -166,8 +173,7 @@ class Network(Problem):
         for row, point in enumerate(points):
             for block in _blocks(self.n_samples, _BLOCK_ENTRIES // self.dim):
                 numbers = np.arange(block.start, block.stop)
-                with self._lock:
-                    gradients[row, block] = self._sample_gradients(point, numbers)
+                gradients[row, block] = self._sample_gradients(point, numbers)
         gradients += self._model_dtype.type(self.weight_decay) * points[:, None]
         return gradients.reshape(*x.shape[:-1], self.n_samples, self.dim)
 
@@ -178,8 +184,7 @@ class Network(Problem):
         products = np.zeros(vectors.shape, self._model_dtype)
         for block in _blocks(len(points), _BLOCK_ENTRIES // self.dim):
             at = partial(self._hessian_vectors, points[block], vectors[block])
-            with self._lock:
-                self._over_samples(at, products[block])
+            self._over_samples(at, products[block])
         products += self._model_dtype.type(self.weight_decay) * vectors
         return products.reshape(v.shape)
 

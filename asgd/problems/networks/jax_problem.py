@@ -20,6 +20,9 @@ except ImportError as error:
     raise InputError(f"JaxProblem: {error}; pip install '.[jax]' brings JAX") from error
 
 
+_LARGE_DIM = 30_000  # parameters from which on points are faster one after another
+
+
 class JaxProblem(Network):
     """A loss, the pytree of its parameters and its data.
 
@@ -76,6 +79,8 @@ class JaxProblem(Network):
         self._start, self._unravel = ravel_pytree(tree)
         self.dim = self._start.size
         self._note_precision(np.dtype(self._start.dtype), dtype, jax.default_backend() != "cpu")
+        # The products of points with weights of their own are slow in one call of XLA.
+        self.one_by_one = jax.default_backend() == "cpu" and self.dim >= _LARGE_DIM
         self._data = tuple(_like(array, self._start.dtype) for array in as_arrays(data))
         super().__init__(len(self._data[0]), weight_decay, random, metrics)
         self._loss_function = loss
@@ -97,6 +102,7 @@ class JaxProblem(Network):
             return jax.grad(calm)(x, tuple(part[None] for part in sample))
 
         shared, own = (0, None), (0, 0)
+        self._calm_slope = jax.jit(jax.grad(calm))
         self._value = jax.jit(jax.vmap(calm, in_axes=shared))
         self._slope = jax.jit(jax.grad(drawn if self.random else calm))
         self._slopes_shared = jax.jit(jax.vmap(jax.grad(calm), in_axes=shared))
@@ -131,6 +137,9 @@ class JaxProblem(Network):
         return tuple(array[indices] for array in self._data)
 
     def _losses(self, points: Array, indices: Indices) -> Array:
+        if self.one_by_one:
+            batch = self._batch(indices)
+            return np.array([self._value(point[None], batch)[0] for point in points], dtype=float)
         return np.asarray(self._value(points, self._batch(indices)), dtype=float)
 
     def _gradient_of_batch(self, x: Array, indices: Indices) -> Array:
@@ -138,8 +147,12 @@ class JaxProblem(Network):
         return np.array(self._slope(x, self._batch(indices), *seed))
 
     def _gradients(self, points: Array, indices: Indices) -> Array:
+        if self.one_by_one:
+            batches = np.broadcast_to(indices, (len(points), indices.shape[-1]))
+            rows = zip(points, map(self._batch, batches), strict=True)
+            return np.stack([self._calm_slope(point, batch) for point, batch in rows])
         slopes = self._slopes_shared if indices.ndim == 1 else self._slopes_own
-        return np.asarray(slopes(points, self._batch(indices)))
+        return np.array(slopes(points, self._batch(indices)))
 
     def _sample_gradients(self, x: Array, indices: Indices) -> Array:
         return np.asarray(self._slopes_of_samples(x, self._batch(indices)))

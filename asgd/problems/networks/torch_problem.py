@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,10 @@ except ImportError as error:
 _Running = torch.nn.modules.batchnorm._NormBase  # BatchNorm, InstanceNorm of every dimension
 _Convolution = torch.nn.modules.conv._ConvNd
 _Dropout = torch.nn.modules.dropout._DropoutNd
+
+# Parameters from which on, on a processor, points with weights of their own are faster one after
+# another: one call for all of them passes its arrays through the memory.
+_LARGE_DIM = 200_000
 
 
 class TorchProblem(Network):
@@ -91,6 +96,9 @@ class TorchProblem(Network):
         self._loss_function, self._inputs = loss, inputs
         self._hold_parameters(freeze_statistics, dtype)
         self._data = _as_data(data, self._flat)
+        self._threads = threading.local()
+        convolves = any(isinstance(layer, _Convolution) for layer in self._layers())
+        self.one_by_one = convolves or (self.device.type == "cpu" and self.dim >= _LARGE_DIM)
         dropout = any(isinstance(layer, _Dropout) and layer.p > 0 for layer in self._layers())
         super().__init__(len(self._data), weight_decay, random or dropout, metrics)
         self._refuse_a_sum()
@@ -128,10 +136,10 @@ class TorchProblem(Network):
             self._named[name].grad = view
 
     def _views(self, vector: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return the parts of a vector that stand for the parameters, in their shapes."""
+        """Return the parts of vectors (..., d) that stand for the parameters, in their shapes."""
         sizes = [p.numel() for p in self._named.values()]
-        parts = zip(self._named.items(), vector.split(sizes), strict=True)
-        return {name: part.view(p.shape) for (name, p), part in parts}
+        parts = zip(self._named.items(), vector.split(sizes, dim=-1), strict=True)
+        return {name: part.view(*vector.shape[:-1], *p.shape) for (name, p), part in parts}
 
     def initial_point(self, rng: np.random.Generator) -> Array:
         """Return x_0, shape (d,): the module's own parameters, or those of a new module."""
@@ -188,40 +196,75 @@ class TorchProblem(Network):
         self._staging.copy_(self._flat_gradient)
         return np.array(self._staging.numpy())
 
+    def in_one_thread(self) -> AbstractContextManager[object]:
+        """Return a context in which this thread's calls use one processor."""
+        return _one_thread()
+
+    @property
+    def _calm(self) -> _Module:
+        """A copy of the module for this thread, in evaluation mode."""
+        if not hasattr(self._threads, "module"):
+            with self._lock:
+                self._threads.module = _Module(self.module, list(self._named))
+        module: _Module = self._threads.module
+        return module
+
     def _loss_of(self, vector: torch.Tensor, *batch: torch.Tensor) -> torch.Tensor:
-        output = functional_call(self.module, self._views(vector), batch[: self._inputs])
+        return self._loss_with(self._views(vector), *batch)
+
+    def _loss_with(self, named: Mapping[str, Any], *batch: torch.Tensor) -> torch.Tensor:
+        output = functional_call(self._calm.module, named, batch[: self._inputs])
         return self._loss_function(output, *batch[self._inputs :])
 
     def _calm_batch(self, indices: Indices) -> tuple[torch.Tensor, ...]:
         """Return a batch; a data set that draws random numbers always draws the same for it."""
-        self.module.eval()
-        if not self.random:
+        if isinstance(self._data, _Tensors):
             return self._data.batch(indices)
-        with _seeded(seed_of(indices), self.device):
+        with self._lock, _seeded(seed_of(indices), self.device) if self.random else nullcontext():
             return self._data.batch(indices)
 
     def _losses(self, points: Array, indices: Indices) -> Array:
         batch = self._calm_batch(indices)
-        values = np.empty(len(points))
+        inputs, targets = batch[: self._inputs], batch[self._inputs :]
+        calm, values = self._calm, np.empty(len(points))
         with torch.no_grad():
-            for row, point in enumerate(points):
-                module = self.load(point)
-                values[row] = self._loss_function(
-                    module(*batch[: self._inputs]), *batch[self._inputs :]
-                ).item()
+            for row, point in enumerate(self._tensor(points)):
+                output = calm.at(point)(*inputs)
+                values[row] = self._loss_function(output, *targets).item()
         return values
 
     def _gradients(self, points: Array, indices: Indices) -> Array:
-        if len(points) == 1 or any(isinstance(layer, _Convolution) for layer in self._layers()):
-            # One by one: convolutions with weights of their own are slower in one call, and
-            # vmap imports for seconds what a run, unlike its prediction, can do without.
-            batches = np.broadcast_to(indices, (len(points), indices.shape[-1]))
-            rows = zip(points, map(self._calm_batch, batches), strict=True)
-            return np.stack([self._backward(self.load(x), batch) for x, batch in rows])
+        # vmap imports for seconds what a run, unlike its prediction, can do without.
+        if self.one_by_one or len(points) == 1:
+            return self._gradients_in_turn(points, indices)
         batch = self._calm_batch(indices)
         shared = None if indices.ndim == 1 else 0
-        each = vmap(grad(self._loss_of), in_dims=(0, *[shared] * len(batch)))
-        return _numpy(each(self._tensor(points), *batch))
+        each = vmap(self._loss_with, in_dims=(0, *[shared] * len(batch)))
+        # The loss of a point depends on its own parameters alone, so the gradient of the sum
+        # holds all gradients, and autograd need not run under vmap.
+        named = {k: v.requires_grad_() for k, v in self._views(self._tensor(points)).items()}
+        joined = torch.empty(points.shape, dtype=self._flat.dtype, device=self.device)
+        self._fill(joined, each(named, *batch).sum(), list(named.values()))
+        return _numpy(joined)
+
+    def _gradients_in_turn(self, points: Array, indices: Indices) -> Array:
+        calm = self._calm
+        joined = torch.empty(points.shape, dtype=self._flat.dtype, device=self.device)
+        shared = self._calm_batch(indices) if indices.ndim == 1 else None
+        for row, point in enumerate(self._tensor(points)):
+            batch = self._calm_batch(indices[row]) if shared is None else shared
+            output = calm.at(point)(*batch[: self._inputs])
+            loss = self._loss_function(output, *batch[self._inputs :])
+            self._fill(joined[row], loss, calm.parameters)
+        return _numpy(joined)
+
+    def _fill(
+        self, vectors: torch.Tensor, loss: torch.Tensor, parameters: Sequence[torch.Tensor]
+    ) -> None:
+        """Write the gradient of a loss with respect to the parameters into vectors (..., d)."""
+        slopes = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
+        for part, slope in zip(self._views(vectors).values(), slopes, strict=True):
+            part.copy_(slope)
 
     def _sample_gradients(self, x: Array, indices: Indices) -> Array:
         batch = tuple(part.unsqueeze(1) for part in self._calm_batch(indices))
@@ -238,7 +281,25 @@ class TorchProblem(Network):
         return _numpy(vmap(product)(self._tensor(points), self._tensor(vectors)))
 
     def _tensor(self, array: Array) -> torch.Tensor:
-        return torch.from_numpy(np.array(array)).to(self.device)
+        # torch warns of read-only memory, though nothing is written to it
+        writable = array if array.flags.writeable else np.array(array)
+        return torch.from_numpy(writable).to(self.device)
+
+
+class _Module:
+    """A module of its own in evaluation mode, whose parameters can be parts of any vector."""
+
+    def __init__(self, module: torch.nn.Module, names: Sequence[str]) -> None:
+        self.module = copy.deepcopy(module).eval()
+        known = dict(self.module.named_parameters())
+        self.parameters = [known[name] for name in names]
+        self._sizes = [parameter.numel() for parameter in self.parameters]
+
+    def at(self, vector: torch.Tensor) -> torch.nn.Module:
+        """Return the module with the parameters of a vector (d,), which it does not copy."""
+        for parameter, part in zip(self.parameters, vector.split(self._sizes), strict=True):
+            parameter.data = part.view(parameter.shape)
+        return self.module
 
 
 class _Tensors:
@@ -292,6 +353,17 @@ def _like(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 def _numpy(tensor: torch.Tensor) -> Array:
     array: Array = tensor.detach().cpu().numpy()
     return array
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Let operations of this thread run on one processor."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @contextmanager
