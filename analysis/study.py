@@ -10,8 +10,9 @@ from typing import cast
 
 from analysis.prediction.advice import why_not_predicted
 from analysis.prediction.predict import Method, Prediction, has_prediction, predict, read_prediction
+from analysis.prediction.probe import Probe, probe, read_probe
 from analysis.prediction.score import Score, compare
-from analysis.prediction.setting import last_update, whole
+from analysis.prediction.setting import RunSetting, last_update, whole
 from analysis.profile.fit import StalenessFit
 from analysis.profile.repeats import as_runs, fit_runs
 from asgd.errors import InputError, UnreliableEstimateError
@@ -50,6 +51,7 @@ class Study:
             _ = run.loss, run.trace, run.members, run.events
         self._made: tuple[Prediction, Score] | None = None
         self._refusal: str | None = None
+        self._probe: Probe | None = None
 
     @classmethod
     def open(cls, path: str | Path | Run) -> Study:
@@ -123,7 +125,38 @@ class Study:
         """Why there is no prediction; None if there is one."""
         if self._made or self._stored[0]:
             return None
+        if self.probed is not None:
+            return "only its stability was probed; `asgd predict` predicts the loss"
         return self._refusal or self._stored[1]
+
+    @property
+    def probed(self) -> Probe | None:
+        """The probe made by `probe`, else a stored one."""
+        if self._probe is None:
+            self._probe = read_probe(self.path)
+        return self._probe
+
+    def probe(self, *, force: bool = False) -> Probe:
+        """Probe the stability of the first run and keep the answer.
+
+        Parameters
+        ----------
+        force
+            Probe even if the problem has changed.
+
+        Raises
+        ------
+        InputError
+            The run evaluated no loss, or its problem has changed.
+        UnreliableEstimateError
+            The trace is too short for a fit, or no eigenvalue converged.
+        """
+        if self.run.loss.empty:
+            raise InputError(f"{self.run.path}: holds no loss evaluation: expected one to probe")
+        setting = RunSetting.of(self.runs, self.fit)
+        check_problem(self.run, setting.problem, "predict", force=force)
+        self._probe = probe(self.run, setting)
+        return self._probe
 
     @cached_property
     def _stored(self) -> tuple[tuple[Prediction, Score] | None, str]:
@@ -205,8 +238,11 @@ class Study:
         announce: Callable[[float], None] | None = None,
         progress: Callable[[str, float], None] | None = None,
     ) -> None:
-        """Predict and store unless a prediction exists; if that fails, `missing` says why."""
-        if self.prediction is not None:
+        """Predict and store unless a prediction or a probe exists.
+
+        If that fails, `missing` says why.
+        """
+        if self.prediction is not None or self.probed is not None:
             return
         try:
             self.save()  # before the paths: an unwritable directory must fail early
@@ -229,6 +265,8 @@ class Study:
             self.fit.save(self.path)
             if self._made:
                 self._made[0].save(self.path)
+            if self._probe:
+                self._probe.save(self.path)
 
 
 @contextmanager

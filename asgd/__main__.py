@@ -240,10 +240,11 @@ def profile(runs: Sequence[Path], as_json: bool, quiet: bool) -> None:
 @paths_option
 @click.option(
     "--method",
-    type=click.Choice(["auto", "simulate", "fast"]),
+    type=click.Choice(["auto", "simulate", "fast", "probe"]),
     default="auto",
     show_default=True,
-    help="auto: exact moments where known, else paths; simulate: paths; fast: one mean path.",
+    help="auto: exact moments where known, else paths; simulate: paths; fast: one mean path; "
+    "probe: stability alone, for a tenth of the run.",
 )
 @click.option("--seed", type=click.IntRange(min=0), help="Of the paths.  [default: the run's]")
 @force_option
@@ -252,7 +253,7 @@ def profile(runs: Sequence[Path], as_json: bool, quiet: bool) -> None:
 def predict(
     run: Path,
     paths: int,
-    method: Literal["auto", "simulate", "fast"],
+    method: Literal["auto", "simulate", "fast", "probe"],
     seed: int | None,
     force: bool,
     as_json: bool,
@@ -263,6 +264,7 @@ def predict(
     \b
     asgd predict runs/digits --paths 200
     asgd predict runs/digits --method fast
+    asgd predict runs/digits --method probe
     """
     import msgspec
 
@@ -273,6 +275,14 @@ def predict(
     study = Study.open(run)
     study.check_problem("predict", force=force)
     study.save()
+    if method == "probe":
+        probed = study.probe(force=force)
+        study.save()
+        if as_json:
+            print_json(msgspec.to_builtins(probed))
+        else:
+            say(probed.sentence)
+        return
     with Bar("predict", 1, quiet) as bar:
         prediction, score = study.predict(
             paths=paths,

@@ -77,9 +77,8 @@ class ReadPoints:
     def read(self, update: int) -> Array:
         """Return the point that an update reads on each path, shape (paths, d); until `keep`."""
         slot = self._slot[self._version[update], self._path]
-        if len(slot) == 1:  # without a copy
-            return self._points[slot[0]]
-        points: Array = self._points[slot, self._path]
+        one = len(slot) == 1  # without a copy
+        points: Array = self._points[slot[0]] if one else self._points[slot, self._path]
         return points
 
     def keep(self, version: int, points: Array) -> None:

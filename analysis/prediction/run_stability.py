@@ -27,7 +27,7 @@ from asgd.problems.base import Problem
 from asgd.streams import stream
 
 LEADING = 6  # number of modes
-_DENSE_DIM = 64  # up to here a full eigendecomposition is cheaper than Lanczos iterations
+DENSE_DIM = 64  # up to here a full eigendecomposition is cheaper than Lanczos iterations
 _TOLERANCE = 1e-4  # relative tolerance of the eigenvalues
 FEW_DIVERGE = 0.02  # share of diverged paths up to which nothing is called unstable for them
 
@@ -303,7 +303,7 @@ def leading_curvatures(problem: Problem, x: Array, count: int = LEADING) -> Arra
     from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 
     d = problem.dim
-    if d <= _DENSE_DIM:
+    if d <= DENSE_DIM:
         return np.asarray(np.linalg.eigvalsh(problem.hessian(x))[::-1][:count])
     operator = LinearOperator(
         (d, d), matvec=lambda v: problem.hessian_vector(x, v.ravel()), dtype=np.float64
@@ -333,11 +333,23 @@ def leading_curvatures(problem: Problem, x: Array, count: int = LEADING) -> Arra
 def _point(
     setting: Setting, rule: LinearRule | None, limits: StabilityLimits | None, x: Array
 ) -> PointStability:
-    learning_rate = float(np.max(setting.learning_rate))
-    law = setting.pool_law if setting.closure == "pool" else setting.law
     # Where a gradient of all samples is costly, so is a product with the Hessian.
     count = LEADING if setting.problem.gives_noise else 1
-    curvature = leading_curvatures(setting.problem, x, count)
+    return point_stability(setting, rule, limits, leading_curvatures(setting.problem, x, count))
+
+
+def point_stability(
+    setting: Setting, rule: LinearRule | None, limits: StabilityLimits | None, curvature: Array
+) -> PointStability:
+    """Return the stability at a point with these curvatures, largest first.
+
+    Parameters
+    ----------
+    rule, limits
+        The rule of the setting, and its limits on a mode of curvature one; None if it has none.
+    """
+    learning_rate = float(np.max(setting.learning_rate))
+    law = setting.pool_law if setting.closure == "pool" else setting.law
     rising = curvature[curvature > 0]
     known: Any = asdict(rule) if rule else None
     return PointStability(

@@ -64,6 +64,7 @@ def headline(
     *,
     doubt: str | None = None,
     missing: str | None = None,
+    probed: str | None = None,
 ) -> Facts:
     """Return named sentences: the run, its staleness and law, the prediction, and advice.
 
@@ -79,6 +80,8 @@ def headline(
         Why the fit is unreliable, None if it is reliable.
     missing
         Why there is no prediction.
+    probed
+        The sentence of a probe of the stability, shown without a prediction.
     """
     remedy = advice_on_divergence(runs[0]) if score is None and diverged(runs[0]) else None
     reason = (missing or "").removesuffix(f"; {remedy}")
@@ -94,7 +97,7 @@ def headline(
             else _how_well(prediction, score) + left_out(runs),
         ),
     ]
-    stability = _stability(prediction)
+    stability = _stability(prediction) or probed
     if stability:
         facts.append(("Stable or not", stability))
     advice = [*_about_loss(runs[0], fit, prediction, score), *_about_workers(workers, events)]

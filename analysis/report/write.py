@@ -181,6 +181,7 @@ def _section(study: Study, prefix: str) -> tuple[dict[str, Any], list[Picture]]:
             unusual,
             doubt=study.doubt,
             missing=study.missing,
+            probed=study.probed.sentence if study.probed else None,
         ),
         "models": [_key(prediction, name) for name in prediction.models] if prediction else [],
         "loss": loss,

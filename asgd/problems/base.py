@@ -157,11 +157,22 @@ class Problem(ABC):
         x has shape (d,), shared by every v, or the shape of v, (..., d). The general
         implementation is a central difference of the gradient.
         """
+        return self._difference(x, v, None)
+
+    def hessian_vector_of_batch(self, x: Array, v: Array, indices: Indices) -> Array:
+        """Return the product of the Hessian of the mean loss of samples (b,) at x with v, (d,).
+
+        x and v have shape (d,). The general implementation is a central difference of the gradient.
+        """
+        return self._difference(x, v, indices)
+
+    def _difference(self, x: Array, v: Array, indices: Indices | None) -> Array:
         scale = np.maximum(1.0, np.abs(x).max(axis=-1, keepdims=True))
         step = np.cbrt(max(np.finfo(dtype).eps for dtype in (x.dtype, self.dtype))) * scale
         norm = np.linalg.norm(v, axis=-1, keepdims=True)
         unit = v / np.where(norm > 0, norm, 1.0)
-        change = self.gradient(x + step * unit) - self.gradient(x - step * unit)
+        first = np.array(self.gradient(x + step * unit, indices))
+        change = first - self.gradient(x - step * unit, indices)
         return np.asarray(norm * change / (2 * step))
 
     def hessian(self, x: Array) -> Array:

@@ -98,3 +98,26 @@ def jax_perceptron(drop: float = 0.0, seeded: bool = True, kept: str | None = No
         metrics=metrics,
         dtype=kept,
     )
+
+
+WIDE, SAMPLES = 100, 400  # of the wide linear problem
+
+
+def wide_linear_data() -> tuple[Any, Any]:
+    """Return the data of least squares whose Hessian a^T a / n has one large eigenvalue."""
+    rng = np.random.default_rng(0)
+    features = rng.standard_normal((SAMPLES, WIDE)) / 3
+    features[:, 0] *= 4
+    return features, features.sum(axis=1) + rng.standard_normal(SAMPLES)
+
+
+def wide_linear() -> Any:
+    """Return the wide linear problem in JAX."""
+    import jax.numpy as jnp
+
+    import asgd
+
+    def loss(w: Any, a: Any, y: Any) -> Any:
+        return jnp.mean((a @ w - y) ** 2) / 2
+
+    return asgd.JaxProblem(loss, np.zeros(WIDE, np.float32), wide_linear_data())

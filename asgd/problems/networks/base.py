@@ -188,14 +188,24 @@ class Network(Problem):
         products += self._model_dtype.type(self.weight_decay) * vectors
         return products.reshape(v.shape)
 
+    def hessian_vector_of_batch(self, x: Array, v: Array, indices: Indices) -> Array:
+        """Return the product of the Hessian of the mean loss of samples (b,) at x with v; exact."""
+        at = partial(self._hessian_vectors, self._points(x), self._points(v))
+        products = self._over_samples(at, np.zeros((1, self.dim), self._model_dtype), indices)
+        products += self._model_dtype.type(self.weight_decay) * self._points(v)
+        return products.reshape(self.dim)
+
     def _points(self, x: Array) -> Array:
         return np.ascontiguousarray(x.reshape(-1, self.dim), dtype=self._model_dtype)
 
-    def _over_samples(self, of_batch: Callable[[Indices], Array], total: Array) -> Array:
-        """Add the mean over all samples of a function of a batch to `total`, in place."""
-        for block in _blocks(self.n_samples, _BLOCK_SAMPLES):
-            numbers = np.arange(block.start, block.stop)
-            total += of_batch(numbers) * total.dtype.type(len(numbers) / self.n_samples)
+    def _over_samples(
+        self, of_batch: Callable[[Indices], Array], total: Array, samples: Indices | None = None
+    ) -> Array:
+        """Add the mean over samples (all, by default) of a function of a batch to `total`."""
+        samples = np.arange(self.n_samples) if samples is None else samples
+        for block in _blocks(len(samples), _BLOCK_SAMPLES):
+            numbers = samples[block]
+            total += of_batch(numbers) * total.dtype.type(len(numbers) / len(samples))
         return total
 
     def _refuse_a_sum(self) -> None:

@@ -272,13 +272,20 @@ class TorchProblem(Network):
         return _numpy(each(self._tensor(x), *batch))
 
     def _hessian_vectors(self, points: Array, vectors: Array, indices: Indices) -> Array:
-        batch = self._calm_batch(indices)
-
-        def product(x: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-            slope: torch.Tensor = grad(lambda y: grad(self._loss_of)(y, *batch) @ v)(x)
-            return slope
-
-        return _numpy(vmap(product)(self._tensor(points), self._tensor(vectors)))
+        batch, calm = self._calm_batch(indices), self._calm
+        products = torch.zeros(points.shape, dtype=self._flat.dtype, device=self.device)
+        along = self._tensor(vectors)
+        for row, point in enumerate(self._tensor(points)):
+            output = calm.at(point)(*batch[: self._inputs])
+            loss = self._loss_function(output, *batch[self._inputs :])
+            slopes = torch.autograd.grad(
+                loss, calm.parameters, create_graph=True, allow_unused=True, materialize_grads=True
+            )
+            parts = zip(slopes, self._views(along[row]).values(), strict=True)
+            slope = torch.stack([(one * v).sum() for one, v in parts]).sum()
+            if slope.requires_grad:  # it does not where the loss is linear
+                self._fill(products[row], slope, calm.parameters)
+        return _numpy(products)
 
     def _tensor(self, array: Array) -> torch.Tensor:
         # torch warns of read-only memory, though nothing is written to it

@@ -1,0 +1,243 @@
+"""A probe of a run: its stability from curvatures at two of its points, without any path (ours).
+
+It costs a tenth of the gradients of the run, where a prediction costs many runs. The products with
+the Hessian are those of m drawn samples, as many as the tenth allows. The largest eigenvalue of
+their mean Hessian is too large in the mean, as it is convex in the matrix; the curvature along its
+eigenvector on m other samples is too small in the mean, as it is at most the largest. The two are
+the ends given for the curvature, and the limits are those of the larger.
+"""
+
+from __future__ import annotations
+
+import math
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+from analysis.exact.linear_rules import linear_rule
+from analysis.prediction.run_stability import (
+    DENSE_DIM,
+    RunStability,
+    StabilityAnswer,
+    limits_of,
+    point_stability,
+)
+from analysis.prediction.setting import RunSetting
+from asgd.arrays import Array
+from asgd.errors import InputError, UnreliableEstimateError
+from asgd.problems.base import Indices, Problem
+from asgd.rundir.files import replace_file
+from asgd.rundir.reader import Run
+from asgd.seals import is_sealed, sealed_object
+from asgd.stored_json import read_bounded
+from asgd.streams import stream
+
+SHARE = 0.1  # of the gradients of a run
+# Sample gradients in the time of a product with the Hessian of one sample, and the products of a
+# point: eleven of the Lanczos iterations, mostly, and one on other samples.
+_PRODUCT, _PRODUCTS = 2.5, 12
+_FEWEST = 32  # samples; of fewer the ends are too far apart
+_TOLERANCE = 1e-2  # relative, of the eigenvalue
+_FILE = "probe.json"
+
+
+@dataclass(frozen=True)
+class Curvature:
+    """The leading curvature at a point of a run.
+
+    Attributes
+    ----------
+    update
+        Updates that led to the point.
+    low, high
+        Its ends; equal if all samples were used.
+    products
+        Products with the Hessian that it took.
+    """
+
+    update: int
+    low: float
+    high: float
+    products: int
+
+
+class Probe(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer of a probe.
+
+    Attributes
+    ----------
+    sentence
+        The answer as text.
+    stability
+        As of a prediction, by the high ends of the curvatures.
+    curvature
+        At x_0 and at the newest saved state, if there is one.
+    samples, of_samples
+        Samples of each product, and of the problem.
+    share
+        Cost over that of the gradients of the run.
+    """
+
+    sentence: str
+    stability: StabilityAnswer
+    curvature: list[Curvature]
+    samples: int
+    of_samples: int
+    share: float
+
+    def save(self, directory: Path) -> None:
+        """Write `probe.json` into a run directory."""
+        replace_file(directory / _FILE, sealed_object(msgspec.to_builtins(self)))
+
+
+def read_probe(directory: Path) -> Probe | None:
+    """Read the probe stored in the directory of a run; None if there is none.
+
+    Raises
+    ------
+    InputError
+        It cannot be read.
+    """
+    if not (directory / _FILE).is_file():
+        return None
+    try:
+        text = read_bounded(directory / _FILE)
+        is_sealed(text)
+        return msgspec.json.decode(text, type=Probe)
+    except (OSError, ValueError, RecursionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"{directory}: no readable probe ({reason}); `asgd predict --method probe`"
+        ) from None
+
+
+def probe(run: Run, setting: RunSetting) -> Probe:
+    """Return the stability of a run by the curvatures at x_0 and at its newest saved state.
+
+    Raises
+    ------
+    UnreliableEstimateError
+        The Lanczos iterations did not converge.
+    """
+    points = {0: setting.initial}
+    with suppress(InputError):  # none is saved
+        points[run.parameters_update] = run.parameters
+    problem = setting.problem
+    gradients = int(run.trace["batch_size"].sum())  # of one sample
+    samples = affordable_samples(problem, gradients, len(points))
+    rng = stream(run.config.run.seed, "probe")
+    curvature = [
+        leading_curvature(problem, x, samples, rng, update) for update, x in points.items()
+    ]
+    rule = linear_rule(setting.rule, setting.law.mean())
+    limits = limits_of(setting, rule) if rule else None
+    found = [point_stability(setting, rule, limits, np.array([one.high])) for one in curvature]
+    stability = RunStability(found[0], found[-1] if len(found) > 1 else None)
+    products = sum(one.products for one in curvature)
+    share = _PRODUCT * products * samples / gradients
+    return Probe(
+        sentence=f"{stability.sentence} {_how(curvature, samples, problem.n_samples, share)}",
+        stability=stability.answer(),
+        curvature=curvature,
+        samples=samples,
+        of_samples=problem.n_samples,
+        share=share,
+    )
+
+
+def affordable_samples(problem: Problem, gradients: int, points: int) -> int:
+    """Return the samples of each product for a tenth of the run, all of them at most.
+
+    Parameters
+    ----------
+    gradients
+        Gradients of one sample in the whole run.
+    points
+        Number of points to probe.
+    """
+    products = points * _products(problem.dim)
+    return min(max(int(SHARE * gradients / (_PRODUCT * products)), _FEWEST), problem.n_samples)
+
+
+def _products(dim: int) -> int:
+    return _PRODUCTS if dim > DENSE_DIM else dim + 1
+
+
+def leading_curvature(
+    problem: Problem, x: Array, samples: int, rng: np.random.Generator, update: int = 0
+) -> Curvature:
+    """Return the leading curvature at x, shape (d,), from products with the Hessian.
+
+    Parameters
+    ----------
+    samples
+        Samples of each product, drawn with replacement; from n on, all of them once.
+    update
+        Updates that led to x.
+
+    Raises
+    ------
+    UnreliableEstimateError
+        The Lanczos iterations did not converge.
+    """
+    every = samples >= problem.n_samples
+    drawn: Indices = np.arange(problem.n_samples)
+    if not every:
+        drawn = rng.integers(problem.n_samples, size=samples)
+    products = 0
+
+    def product(v: Array, batch: Indices = drawn) -> Array:
+        nonlocal products
+        products += 1
+        return problem.hessian_vector_of_batch(x, v.ravel(), batch)
+
+    # One thread, as for the curvatures of a prediction.
+    with problem.in_one_thread(), threadpool_limits(1, user_api="blas"):
+        high, vector = _largest(product, problem.dim, rng)
+        low = high
+        if not every:
+            others = rng.integers(problem.n_samples, size=samples)
+            low = float(np.dot(vector, product(vector, others)))
+    return Curvature(update, low, high, products)
+
+
+def _largest(product: Any, dim: int, rng: np.random.Generator) -> tuple[float, Array]:
+    """Return the largest eigenvalue of a symmetric operator and its eigenvector."""
+    from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
+
+    if dim <= DENSE_DIM:
+        rows = np.stack([product(unit) for unit in np.eye(dim)])
+        values, vectors = np.linalg.eigh((rows + rows.T) / 2)
+        return float(values[-1]), vectors[:, -1]
+    operator = LinearOperator((dim, dim), matvec=product, dtype=np.float64)
+    start = rng.standard_normal(dim)
+    try:
+        values, vectors = eigsh(operator, k=1, ncv=10, which="LA", v0=start, tol=_TOLERANCE)
+    except ArpackNoConvergence:
+        raise UnreliableEstimateError(
+            f"leading curvature: no eigenvalue of {dim} converged", math.nan
+        ) from None
+    return float(values[0]), vectors[:, 0]
+
+
+def _how(curvature: list[Curvature], samples: int, of_samples: int, share: float) -> str:
+    """Return what was done, at which price, and what it does not say."""
+    exact = samples >= of_samples
+    found = ", ".join(
+        f"{one.high:.3g} after update {one.update:,}"
+        if exact
+        else f"{max(min(one.low, one.high), 0.0):.3g} to {one.high:.3g} after update {one.update:,}"
+        for one in curvature
+    )
+    of = "all samples" if exact else f"{samples:,} of {of_samples:,} samples"
+    more = "" if exact else "; the limits are those of the larger"
+    return (
+        f"Probed, not predicted: leading curvature {found}, on {of}{more}; {100 * share:.2g} % of "
+        "the gradients of the run. It knows only these points, neither the loss nor whether the "
+        "run gets there; `asgd predict` simulates it."
+    )

@@ -1,0 +1,99 @@
+"""The probe of a run against a Hessian that is known."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from analysis.exact.linear_rules import LinearRule
+from analysis.prediction.probe import SHARE, leading_curvature, read_probe
+from analysis.prediction.run_stability import leading_curvatures, limits_of
+from analysis.prediction.setting import RunSetting
+from analysis.report.write import write_report
+from analysis.study import Study
+from asgd.__main__ import main
+from asgd.config import make_config
+from asgd.problems.linear import digits
+from asgd.rundir.reader import Run, read_run
+from asgd.simulation.simulate import simulate
+from tests.support.networks import wide_linear, wide_linear_data
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    config = make_config(
+        {
+            "problem": {"kind": "tests.support.networks:wide_linear"},
+            "optimizer": {"learning_rate": 0.05, "batch_size": 64},
+            "cluster": {"workers": 4},
+            "run": {"updates": 1500, "eval_every": 500},
+        }
+    )
+    return read_run(simulate(config, tmp_path_factory.mktemp("probe") / "run"))
+
+
+def exact() -> float:
+    features, _ = wide_linear_data()
+    return float(np.linalg.eigvalsh(features.T @ features / len(features))[-1])
+
+
+def test_the_curvature_of_all_samples_is_that_of_the_hessian() -> None:
+    problem = wide_linear()
+    found = leading_curvature(problem, np.ones(100), 400, np.random.default_rng(0))
+    assert found.low == found.high == pytest.approx(exact(), rel=1e-3)
+    softmax = digits()  # products by differences
+    x = 0.1 * np.random.default_rng(1).standard_normal(softmax.dim)
+    found = leading_curvature(softmax, x, softmax.n_samples, np.random.default_rng(0))
+    assert found.high == pytest.approx(leading_curvatures(softmax, x, 1)[0], rel=1e-3)
+
+
+def test_the_ends_from_few_samples_enclose_the_curvature_in_the_mean() -> None:
+    """Three standard errors of the mean of 100 probes of 64 samples each; both ends are off."""
+    problem, probes = wide_linear(), 100
+    found = [
+        leading_curvature(problem, np.zeros(100), 64, np.random.default_rng(seed))
+        for seed in range(probes)
+    ]
+    ends = np.array([(one.low, one.high) for one in found])
+    (low, high), error = ends.mean(axis=0), ends.std(axis=0, ddof=1) / np.sqrt(probes)
+    assert low + 3 * error[0] < exact() < high - 3 * error[1]
+    assert 0.8 * exact() < low
+    assert high < 1.4 * exact()
+
+
+def test_a_probe_costs_a_tenth_of_the_run_and_tells_its_limits(run: Run) -> None:
+    study = Study.open(run.path)
+    probe = study.probe()
+    assert [one.update for one in probe.curvature] == [0, 1500]
+    assert 0.5 * SHARE < probe.share <= SHARE
+    products = sum(one.products for one in probe.curvature)
+    assert probe.share == 2.5 * products * probe.samples / (1500 * 64)
+    setting = RunSetting.of(study.runs, study.fit)
+    # gradients are linear, so both points have the limit of the exact curvature; the mean square of
+    # m normal features has a relative standard error of sqrt(2 / m), and four are allowed
+    limits = limits_of(setting, LinearRule()).at_curvature(exact())
+    assert limits.mean_square is not None
+    assert probe.stability.largest_stable_learning_rate == pytest.approx(
+        limits.mean_square.value, rel=4 * np.sqrt(2 / probe.samples)
+    )
+    assert probe.stability.verdict == "stable"
+    assert "Probed, not predicted: leading curvature" in probe.sentence
+    assert f"on {probe.samples} of 400 samples" in probe.sentence
+
+
+def test_the_command_stores_a_probe_and_the_report_shows_it(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["predict", str(run.path), "--method", "probe", "--json"])
+    told = json.loads(capsys.readouterr().out)
+    stored = read_probe(run.path)
+    assert stored is not None
+    assert told["sentence"] == stored.sentence
+    study = Study.open(run.path)
+    assert study.prediction is None
+    page = write_report([study], tmp_path / "report.html").read_text()
+    assert "Probed, not predicted: leading curvature" in page
+    assert "only its stability was probed" in page
