@@ -97,7 +97,8 @@ def load_plugin(kind: str, options: Mapping[str, Any], *, tried: bool = False) -
     if isinstance(user, Network):
         return user  # arrays of points are our own code, and load what only predictions need
     if isinstance(user, Problem):
-        trial.check_contract()
+        with user.in_one_thread():  # threads of small operations wait for each other
+            trial.check_contract()
         return user
     trial.check_optional()
     return PluginProblem(user, dtype, rowwise=trial.is_rowwise())
