@@ -24,6 +24,7 @@ from asgd.config_defects import (
     refuse_infinite,
     refuse_unknown_keys,
 )
+from asgd.config_policy import check_policy
 from asgd.config_rules import RULE_KEYS, left_out
 from asgd.errors import InputError, did_you_mean
 from asgd.stored_json import check_plain, parse_json, read_bounded
@@ -180,7 +181,12 @@ class ClusterConfig(_Table, frozen=True):
 
     `mode = "async"` applies each gradient as it arrives; `"sync"` waits for all workers and applies
     the mean of their gradients; `"bounded"` keeps staleness at `max_staleness` or below: workers
-    that are too far ahead wait, and gradients due at the same update are applied as their mean.
+    that are too far ahead wait, and gradients due at the same update are applied as their mean;
+    `"buffered"` applies the mean of the next `gradients_per_update` gradients, whatever their
+    staleness, and no worker waits. In mode sync, `gradients_per_update` ends a round with the
+    fastest workers' gradients; the `late` ones are discarded, or kept for the round in which they
+    arrive. In the modes async and buffered a gradient whose staleness is above `discard_above` is
+    discarded, and its worker starts again from the newest snapshot; see `asgd.policy`.
     `schedule = "free"` applies gradients as they arrive; `"uniform"` draws the next worker
     uniformly and waits for its gradient, which makes staleness exactly geometric.
     A worker is considered dead if its gradient takes longer than `worker_timeout` seconds and
@@ -195,8 +201,11 @@ class ClusterConfig(_Table, frozen=True):
     """
 
     workers: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 4
-    mode: Literal["async", "bounded", "sync"] = "async"
+    mode: Literal["async", "bounded", "sync", "buffered"] = "async"
     max_staleness: Annotated[int, msgspec.Meta(ge=0)] = 8
+    gradients_per_update: Annotated[int, msgspec.Meta(ge=1, le=100_000)] | None = None
+    late: Literal["discard", "keep"] = "discard"
+    discard_above: Annotated[int, msgspec.Meta(ge=0)] | None = None
     schedule: Literal["free", "uniform"] = "free"
     worker_timeout: Positive = 60.0
     transport: Literal["auto", "ray", "tcp", "shm"] = "auto"
@@ -219,6 +228,14 @@ class ClusterConfig(_Table, frozen=True):
             )
         if self.schedule == "uniform" and self.mode != "async":
             raise ValueError(f'schedule = "uniform" needs mode = "async", not {self.mode!r}')
+        check_policy(
+            self.mode,
+            self.schedule,
+            self.workers,
+            several=self.gradients_per_update,
+            late=self.late,
+            discard_above=self.discard_above,
+        )
 
 
 class SimulationConfig(_Table, frozen=True):

@@ -11,8 +11,9 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from asgd.arrays import Array
 from asgd.errors import AsgdError, InputError, message_of
+from asgd.policy import Policy
 from asgd.problems.make import make_problem
-from asgd.rundir.columns import LOSS, MEMBERS, SHARED, TABLES, TRACE
+from asgd.rundir.columns import DISCARDED, LOSS, MEMBERS, SHARED, TABLES, TRACE
 from asgd.rundir.parts import most_rows, parts_of
 from asgd.rundir.problem_record import problem_changes
 from asgd.rundir.reader import Run
@@ -35,11 +36,17 @@ def record_findings(run: Run) -> list[str]:
             lambda: read_table(path, TABLES[table], most_rows(run.config, table))  # noqa: B023
         )
     ]
-    tables = [lambda: run.trace, lambda: run.members, lambda: run.loss, lambda: run.metrics]
+    tables: list[Callable[[], object]] = [
+        lambda: run.trace,
+        lambda: run.members,
+        lambda: run.discarded,
+        lambda: run.loss,
+        lambda: run.metrics,
+    ]
     if not damaged:  # otherwise these checks would repeat the damage of a part
         damaged = [finding for read in tables for finding in _refusal(read)]
     if not damaged and not found:
-        found = [*_gradient_findings(run), *_clock_findings(run)]
+        found = [*_gradient_findings(run), *_policy_findings(run), *_clock_findings(run)]
     return [*found, *damaged]
 
 
@@ -155,9 +162,11 @@ def _is_checked(line: bytes) -> bool:
 
 
 def _gradient_findings(run: Run) -> list[str]:
-    """Return the workers with a gradient that was applied twice, or is missing without an event.
+    """Return the workers with a gradient on record twice, or not at all.
 
-    A restored server reuses sequence numbers, which voids the older events about them.
+    Each was applied or discarded, or an event reports it as lost or refused. A restored server
+    reuses sequence numbers, which voids the older events about them. What has happened since the
+    last update on record may not be on record yet.
     """
     trace, members, found = run.trace, run.members, []
     shared = trace["update"][trace["worker"] == SHARED]
@@ -167,11 +176,14 @@ def _gradient_findings(run: Run) -> list[str]:
     unused: list[tuple[int, int]] = []
     for event in run.events:
         if event["event"] in ("gradient_lost", "gradient_rejected"):
+            if event.get("update", -1) >= len(trace):
+                continue
             unused.append((event.get("worker", -1), event.get("sequence", -1)))
         elif event["event"] == "server_restored":
             again = event.get("sequences", {})
             unused = [(w, s) for w, s in unused if s < again.get(str(w), 0)]
-    tables = (trace[trace["worker"] != SHARED], members)
+    discarded = run.discarded[run.discarded["update"] < len(trace)]
+    tables = (trace[trace["worker"] != SHARED], members, discarded)
     worker = np.concatenate([*(table["worker"] for table in tables), [w for w, _ in unused]])
     sequence = np.concatenate([*(table["sequence"] for table in tables), [s for _, s in unused]])
     order = np.lexsort((sequence, worker))
@@ -182,8 +194,35 @@ def _gradient_findings(run: Run) -> list[str]:
         row = wrong[0]
         found.append(
             f"{run.path / TRACE}: gradient {row - starts[row]} of "
-            f"worker {worker[row]:.0f} was applied or reported twice, or never"
+            f"worker {worker[row]:.0f} was applied, discarded or reported twice, or never"
         )
+    return found
+
+
+def _policy_findings(run: Run) -> list[str]:
+    """Return the gradients that were applied although they were too old, or discarded in time."""
+    if run.config.cluster.mode == "bounded":
+        return []
+    oldest, end = Policy.of(run.config.cluster).oldest, len(run.trace)
+    applied, discarded = run.trace, run.discarded
+    kinds = (
+        (TRACE, applied, "applied", applied["staleness"] > oldest),
+        # the end of the run discards what waits for an update
+        (
+            DISCARDED,
+            discarded,
+            "discarded",
+            (discarded["staleness"] <= oldest) & (discarded["update"] < end),
+        ),
+    )
+    found = []
+    for name, table, what, wrong in kinds:
+        if wrong.any():
+            row = table[wrong].iloc[0]
+            found.append(
+                f"{run.path / name}: update {row['update']:.0f}: a gradient of staleness "
+                f"{row['staleness']:.0f} was {what}, but those above {oldest:g} are discarded"
+            )
     return found
 
 

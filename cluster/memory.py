@@ -15,7 +15,8 @@ from cluster.storage.write_ahead import is_logged
 # its framework without activations; of the server see `scripts/bench_memory.py`.
 _SERVER, _WORKER, _RECORDER = 5, 5, 5
 _RECORDS = 4  # between server and recorder
-_COLLECTED = 2  # of each worker, where an update is the mean of several gradients or one must wait
+# Of each worker or gradient, where an update is the mean of several or one must wait.
+_COLLECTED = 2
 # Of each further vector that checkpoints contain: at the server, in its copy of the state, and at
 # the recorder with the two that saving takes.
 _SAVED = 5
@@ -32,7 +33,7 @@ def vectors(config: RunConfig, dim: int, rule: Rule) -> int:
     if not rule.blockwise:
         needed += rule.scratch
     if order != ("async", "free"):
-        needed += _COLLECTED * workers
+        needed += _COLLECTED * max(workers, config.cluster.gradients_per_update or 0)
     if rule.reads:
         needed += workers * (_SAVED if is_logged(config, dim) else 1)
     return needed

@@ -66,7 +66,44 @@ PRECISION = "tests/cluster/test_precision.py"
 RULES = "tests/cluster/test_rules_restored.py"
 LOG = ("tests/cluster/test_write_ahead.py", "-k", "killed_server or disk or counted")
 
+POLICIES = "tests/cluster/test_policies.py"
+
 MUTATIONS = [
+    Mutation(
+        "a discarded gradient is not on record",
+        "cluster/core/server.py",
+        "if turn.fate is Fate.DISCARDED:",
+        "if False:",
+        (POLICIES, "-k", "killed or interrupted"),
+    ),
+    Mutation(
+        "a counted gradient stays in the memory of its message",
+        "cluster/core/turns.py",
+        "arrival if policy.waits else arrival.kept()",
+        "arrival",
+        (POLICIES, "-k", "outlives"),
+    ),
+    Mutation(
+        "a state has the numbers of gradients whose update was not made",
+        "cluster/core/server.py",
+        "self._unsettled.get(w, seat.sequence)",
+        "seat.sequence",
+        (POLICIES, "-k", "interrupted"),
+    ),
+    Mutation(
+        "the log forgets what was discarded",
+        "cluster/storage/write_ahead.py",
+        "_AFTER_DISCARDED if entry.discarded else _UPDATE",
+        "_UPDATE",
+        (POLICIES, "-k", "killed and log"),
+    ),
+    Mutation(
+        "late gradients stay on record when a server goes back",
+        "asgd/rundir/repair.py",
+        "dict.fromkeys((TRACE, MEMBERS, DISCARDED), updates)",
+        "dict.fromkeys((TRACE, MEMBERS), updates), DISCARDED: 10**9",
+        (POLICIES, "-k", "killed"),
+    ),
     Mutation(
         "worker does not verify the server's proof",
         "cluster/sockets/connection.py",

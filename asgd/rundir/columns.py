@@ -5,6 +5,9 @@
     trace/part-*.parquet   a row per applied update, columns `TRACE_COLUMNS`
     members/part-*.parquet a row per gradient of each update by a mean of several gradients,
                            columns `MEMBER_COLUMNS`; only if there are such updates
+    discarded/part-*.parquet
+                           a row per gradient that arrived and was discarded, columns
+                           `DISCARDED_COLUMNS`; only if there are any
     loss.parquet/part-*.parquet
                            a row per evaluation, columns `LOSS_COLUMNS`
     metrics/part-*.parquet a row per evaluation and metric of the problem, columns `METRIC_COLUMNS`;
@@ -22,7 +25,8 @@ import numpy as np
 
 from asgd.rundir.tables import Types
 
-TRACE, MEMBERS, LOSS, METRICS = "trace", "members", "loss.parquet", "metrics"
+TRACE, MEMBERS, DISCARDED = "trace", "members", "discarded"
+LOSS, METRICS = "loss.parquet", "metrics"
 
 SHARED = -1  # the worker of an update by the mean of several gradients
 
@@ -45,11 +49,22 @@ MEMBER_COLUMNS = {
     "batch_size": np.int32,
     "compute_seconds": np.float64,
 }
+DISCARDED_COLUMNS = {
+    "update": np.int64,  # number of the next update when it was discarded
+    "worker": np.int32,  # as in the trace
+    "sequence": np.int64,
+    "read_version": np.int64,
+    "staleness": np.int64,  # update - read_version
+    "batch_size": np.int32,
+    "compute_seconds": np.float64,
+    "discarded_seconds": np.float64,  # from the start of the run; at its end, the last update's
+}
 LOSS_COLUMNS = {"update": np.int64, "seconds": np.float64, "loss": np.float64}
 METRIC_COLUMNS: Types = {"update": np.int64, "name": str, "value": np.float64}
 TABLES: dict[str, Types] = {
     TRACE: TRACE_COLUMNS,
     MEMBERS: MEMBER_COLUMNS,
+    DISCARDED: DISCARDED_COLUMNS,
     LOSS: LOSS_COLUMNS,
     METRICS: METRIC_COLUMNS,
 }

@@ -40,6 +40,20 @@ def member_defect(members: Columns) -> str | None:
     return _first(members, update, checks)
 
 
+def discarded_defect(discarded: Columns) -> str | None:
+    """Return the first fault in rows of `discarded`, or None."""
+    update = discarded["update"]
+    staleness = discarded["staleness"] != update - discarded["read_version"]
+    checks = (
+        ("update", "is negative or after the next one", _unordered(update, 0)),
+        ("staleness", "is not update - read_version", staleness),
+        ("worker", "is not a worker", discarded["worker"] < 0),
+        *_of_a_gradient(discarded, update),
+        *_of_a_clock(discarded["discarded_seconds"], "discarded_seconds"),
+    )
+    return _first(discarded, update, checks)
+
+
 def loss_defect(loss: Columns) -> str | None:
     """Return the first fault in rows of losses, or None."""
     update = loss["update"]

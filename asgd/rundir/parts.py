@@ -14,7 +14,7 @@ import numpy.typing as npt
 from asgd.config import MOST_WORKERS, RunConfig
 from asgd.errors import InputError
 from asgd.problems.base import MOST_METRICS
-from asgd.rundir.columns import LOSS, MEMBERS, METRICS
+from asgd.rundir.columns import DISCARDED, LOSS, MEMBERS, METRICS
 
 _PART = re.compile(r"part-(\d{12})\.parquet")
 _DAMAGED = re.compile(r".*/_damaged-(\d{12})\.parquet")
@@ -58,7 +58,12 @@ def most_rows(config: RunConfig, table: str) -> int:
     if table in (LOSS, METRICS):
         each = MOST_METRICS if table == METRICS else 1
         return each * (updates // config.run.eval_every + 2)
-    return updates * (max(MOST_WORKERS, config.cluster.workers) if table == MEMBERS else 1)
+    if table not in (MEMBERS, DISCARDED):
+        return updates
+    # A worker has at most one gradient discarded at each version, because it then reads that one.
+    team = max(MOST_WORKERS, config.cluster.workers)
+    several = config.cluster.gradients_per_update or 1
+    return (updates + 1) * max(team, several)
 
 
 def missing_losses(

@@ -15,8 +15,8 @@ from asgd.arrays import Array
 from asgd.config import RunConfig, load_config
 from asgd.errors import AsgdError, InputError
 from asgd.rundir.alive import read_heartbeat
-from asgd.rundir.columns import LOSS, MEMBERS, METRICS, TABLES, TRACE
-from asgd.rundir.defects import loss_defect, member_defect, trace_defect
+from asgd.rundir.columns import DISCARDED, LOSS, MEMBERS, METRICS, TABLES, TRACE
+from asgd.rundir.defects import discarded_defect, loss_defect, member_defect, trace_defect
 from asgd.rundir.events import read_events
 from asgd.rundir.files import check_no_links
 from asgd.rundir.outline import Outline, outline
@@ -77,6 +77,16 @@ class Run:
         members = self._table(MEMBERS)
         self._refuse(MEMBERS, member_defect(_columns_of(members)))
         return members
+
+    @cached_property
+    def discarded(self) -> pd.DataFrame:
+        """One row per gradient that arrived and was discarded; columns as in the trace.
+
+        `update` is the number of the next update, and `discarded_seconds` the time.
+        """
+        discarded = self._table(DISCARDED)
+        self._refuse(DISCARDED, discarded_defect(_columns_of(discarded)))
+        return discarded
 
     @cached_property
     def loss(self) -> pd.DataFrame:

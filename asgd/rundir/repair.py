@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from asgd.config import RunConfig, load_config
-from asgd.rundir.columns import LOSS, MEMBERS, METRICS, SHARED, TABLES, TRACE
-from asgd.rundir.defects import member_defect, trace_defect
+from asgd.rundir.columns import DISCARDED, LOSS, MEMBERS, METRICS, SHARED, TABLES, TRACE
+from asgd.rundir.defects import discarded_defect, member_defect, trace_defect
 from asgd.rundir.events import read_events
 from asgd.rundir.parts import (
     damaged_name,
@@ -25,7 +25,7 @@ from asgd.rundir.writer import RunWriter
 
 
 def recorded_updates(path: Path) -> int:
-    """Return the number of updates on record, with their members, before the first gap."""
+    """Return the number of updates on record, with all their gradients, before the first gap."""
     config = _config(path)
     count, shared = 0, [np.empty(0, np.int64)]
     for part in parts_of(path / TRACE):
@@ -38,7 +38,8 @@ def recorded_updates(path: Path) -> int:
         shared.append(trace["update"][trace["worker"] == SHARED])
         count += len(trace["update"])
     missing = np.setdiff1d(np.concatenate(shared), _updates_with_members(path, config))
-    return min(count, int(missing[0])) if len(missing) else count
+    ends: list[int] = [*missing[:1].tolist(), *_damaged_discarded(path, config)]
+    return min([count, *ends])
 
 
 def recorded_losses(path: Path) -> list[tuple[int, float, float]]:
@@ -57,7 +58,7 @@ def recorded_losses(path: Path) -> list[tuple[int, float, float]]:
 
 
 def cut_back(path: Path, updates: int) -> None:
-    """Truncate trace, members, loss and metrics after `updates` updates.
+    """Truncate trace, members, discarded, loss and metrics after `updates` updates.
 
     -1 removes everything, including the loss at x_0. The updates must be on record, see
     `recorded_updates`. After an interruption, call it again to complete the cut. Unreadable losses
@@ -71,7 +72,11 @@ def cut_back(path: Path, updates: int) -> None:
     config, writer = _config(path), RunWriter(path)
     _set_damaged_losses_aside(writer, config)
     _set_damaged_aside(writer, config, METRICS, "metrics_damaged")
-    ends = {TRACE: updates, MEMBERS: updates, LOSS: updates + 1, METRICS: updates + 1}
+    # What was discarded after the last update counts no more: its numbers are used again.
+    ends = {
+        **dict.fromkeys((TRACE, MEMBERS, DISCARDED), updates),
+        **dict.fromkeys((LOSS, METRICS), updates + 1),
+    }
     for table, end in ends.items():
         parts = parts_of(path / table)
         kept = [part for part in parts if first_update(part) < end]
@@ -94,6 +99,19 @@ def _updates_with_members(path: Path, config: RunConfig) -> npt.NDArray[np.int64
         if member_defect(members) is None:
             known.append(members["update"])
     return np.concatenate(known)
+
+
+def _damaged_discarded(path: Path, config: RunConfig) -> list[int]:
+    """Return the first update of each damaged part of the discarded gradients."""
+    found = []
+    for part in parts_of(path / DISCARDED):
+        try:
+            defect = discarded_defect(_read(part, DISCARDED, config))
+        except DamagedTableError as error:
+            defect = str(error)
+        if defect is not None:
+            found.append(first_update(part))
+    return found
 
 
 def _set_damaged_losses_aside(writer: RunWriter, config: RunConfig) -> None:

@@ -16,7 +16,15 @@ import numpy as np
 
 from asgd.config import RunConfig
 from asgd.errors import written
-from asgd.rundir.columns import LOSS, MEMBERS, METRIC_COLUMNS, METRICS, TABLES, TRACE
+from asgd.rundir.columns import (
+    DISCARDED,
+    LOSS,
+    MEMBERS,
+    METRIC_COLUMNS,
+    METRICS,
+    TABLES,
+    TRACE,
+)
 from asgd.rundir.files import make_directory, replace_file
 from asgd.rundir.parts import part_name
 from asgd.rundir.tables import write_table
@@ -65,6 +73,13 @@ class RunWriter:
     def members(self, columns: Mapping[str, Sequence[Any] | np.ndarray[Any, Any]]) -> None:
         """Write one part of the members: `MEMBER_COLUMNS` of equal length, ordered by `update`."""
         self._part(MEMBERS, columns)
+
+    def discarded(self, columns: Mapping[str, Sequence[Any] | np.ndarray[Any, Any]]) -> None:
+        """Write one part of the discarded gradients: `DISCARDED_COLUMNS`, ordered by `update`.
+
+        No two parts may begin with the same update.
+        """
+        self._part(DISCARDED, columns)
 
     def loss(self, columns: Mapping[str, Sequence[Any] | np.ndarray[Any, Any]]) -> None:
         """Write one part of the losses: `LOSS_COLUMNS` of equal length, ordered by `update`."""

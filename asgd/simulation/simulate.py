@@ -23,6 +23,7 @@ from asgd.divergence import check_divergence, not_finite, remedy
 from asgd.draws import WorkerDraws
 from asgd.errors import InputError, RunFailedError, message_of
 from asgd.goals import reached_target, time_is_up
+from asgd.policy import Policy
 from asgd.problems.base import Problem, gradient_of_batch, starting_point
 from asgd.problems.make import make_problem
 from asgd.progress import CallbackError, Progress, call_back
@@ -36,6 +37,7 @@ from asgd.rundir.problem_record import ProblemRecord
 from asgd.rundir.repeats import run_repeats
 from asgd.rundir.writer import RunWriter, default_path
 from asgd.schedules import batch_schedule, learning_rate_schedule
+from asgd.simulation.gathering import Gathering, gather, snapshot_slots
 from asgd.simulation.order import ServerOrder, server_order, unhindered_order
 from asgd.staleness.by_name import named_law
 from asgd.streams import stream
@@ -62,7 +64,7 @@ def simulate(
     ----------
     config
         The run as a configuration, nested mappings or a file. `config.simulation` sets the times
-        that a real run would measure. Only `mode = "async"` can be simulated; the transport is
+        that a real run would measure. `mode = "bounded"` cannot be simulated; the transport is
         ignored.
     out
         The run directory, which must be empty or missing; default
@@ -83,13 +85,11 @@ def simulate(
     config = as_config(config)
     if config.run.repeats > 1:
         return run_repeats(config, out, lambda one, path: simulate(one, path, progress))
-    if config.cluster.mode != "async":
-        raise InputError(f"cluster.mode = {config.cluster.mode!r}: expected async for a simulation")
+    _check_policy(config)
     problem = make_problem(config)
     start = ProblemRecord.of(problem, config.run.seed)
     draws = WorkerDraws(config, problem.n_samples)
-    independent = config.simulation.staleness != "server"
-    order = (_independent_order if independent else _server_order)(config, draws)
+    order = _order(config, draws)
     descent = _Descent(problem, config, order, draws)
     writer = RunWriter.create(out if out is not None else default_path(config), config)
     record = _Record(config, descent, order, writer, progress)
@@ -152,6 +152,39 @@ def _not_finite(update: int, gradient: Array) -> str:
     return f"update {update}: the gradient is {not_finite(gradient)}; {remedy(update)}"
 
 
+def _check_policy(config: RunConfig) -> None:
+    cluster, staleness = config.cluster, config.simulation.staleness
+    if cluster.mode == "bounded":
+        raise InputError('cluster.mode = "bounded": expected async, buffered or sync to simulate')
+    if staleness != "server" and not Policy.of(cluster).plain:
+        policy = f'mode = "{cluster.mode}"'
+        if cluster.mode == "async":
+            policy = f"discard_above = {cluster.discard_above}"
+        raise InputError(
+            f'simulation.staleness = "{staleness}" goes with no cluster.{policy}, which a server '
+            'decides on: expected simulation.staleness = "server"'
+        )
+
+
+def _order(config: RunConfig, draws: WorkerDraws) -> Gathering:
+    """Return the gradients of each update."""
+    policy = Policy.of(config.cluster)
+    if config.simulation.staleness != "server":
+        return Gathering.of(_independent_order(config, draws))
+    if policy.plain:
+        return Gathering.of(_server_order(config, draws))
+    times, workers = CycleTimes.of(config.simulation), config.cluster.workers
+    added = [draws.all_compute_seconds(worker) for worker in range(workers)]
+    return gather(
+        lambda worker, _: times.gradient_time + next(added[worker]),
+        workers,
+        config.run.updates,
+        policy,
+        messages=times.messages,
+        service_time=times.service_time,
+    )
+
+
 def _server_order(config: RunConfig, draws: WorkerDraws) -> ServerOrder:
     workers, updates = config.cluster.workers, config.run.updates
     times, turns = CycleTimes.of(config.simulation), None
@@ -199,34 +232,35 @@ def _independent_order(config: RunConfig, draws: WorkerDraws) -> ServerOrder:
 class _Descent:
     """Computes gradients at snapshots and applies them in order.
 
-    Snapshots are kept in slots: one per worker, or, for independent staleness, a ring buffer as
-    long as the largest staleness plus one.
+    Snapshots are kept in slots: one per worker, where each reads the version that its own update
+    made; else as many as versions are still to be read, see `snapshot_slots`.
     """
 
     def __init__(
-        self, problem: Problem, config: RunConfig, order: ServerOrder, draws: WorkerDraws
+        self, problem: Problem, config: RunConfig, order: Gathering, draws: WorkerDraws
     ) -> None:
         self.problem = problem
         self.x = starting_point(problem, config.run.seed)
         self.applied = 0
-        batch_size = batch_schedule(config.optimizer).array(len(order.worker))
-        self.batch_size = batch_size[order.read_version].astype(np.int64)
-        self.norms = np.empty(len(order.worker))
+        self.batch_sizes = batch_schedule(config.optimizer).array(len(order)).astype(np.int64)
+        self.batch_size = self.batch_sizes[order.read_version]
+        self.norms = np.empty(len(order))
         self._order = order
         self._draws = draws
-        self._learning_rates = learning_rate_schedule(config.optimizer).array(len(order.worker))
+        self._learning_rates = learning_rate_schedule(config.optimizer).array(len(order))
         self._learning_rate = self._learning_rates.tolist()
         self._plain = config.optimizer.rule == "sgd" and config.optimizer.clip_norm is None
         self._optimizer = Optimizer(make_rule(config), self.x)
         self._staleness = order.staleness.tolist()
-        self._own_slots = config.simulation.staleness == "server"
+        independent = config.simulation.staleness != "server"
+        self._own_slots = Policy.of(config.cluster).plain and not independent
         if self._own_slots:
             self._read_slot = order.worker
-            self._write_slots = order.worker
+            self._write_slots = order.worker[:, 0]
         else:
-            ring = max(self._staleness) + 1
-            self._read_slot = order.read_version % ring
-            self._write_slots = np.arange(1, len(order.worker) + 1) % ring
+            slots = snapshot_slots(order.read_version)
+            self._read_slot = slots[order.read_version]
+            self._write_slots = slots[1:]
         self._write_slot = self._write_slots.tolist()
         self._snapshots = np.tile(self.x, (max(self._write_slot) + 1, 1))
 
@@ -238,9 +272,10 @@ class _Descent:
 
     def blocks(self) -> Iterator[tuple[int, int]]:
         """Cut the updates into blocks of one batch size that read no version after their start."""
-        longest = max(1, _BLOCK_NUMBERS // self.problem.dim)
-        start, size = 0, int(self.batch_size[0])
-        read = zip(self._order.read_version.tolist(), self.batch_size.tolist(), strict=True)
+        longest = max(1, _BLOCK_NUMBERS // (self.problem.dim * self._order.each))
+        start, size = 0, int(self.batch_size[0].max())
+        newest = self._order.read_version.max(axis=1).tolist()
+        read = zip(newest, self.batch_size.max(axis=1).tolist(), strict=True)
         for update, (version, own_size) in enumerate(read):
             if version > start or own_size != size or update - start == longest:
                 yield start, update
@@ -248,19 +283,38 @@ class _Descent:
         yield start, len(self.norms)
 
     def gradients(self, start: int, stop: int) -> Array:
-        """Return the gradients of a block, shape (stop - start, d)."""
-        size = int(self.batch_size[start])
-        worker, sequence = self._order.worker[start:stop], self._order.sequence[start:stop]
-        points = self._snapshots[self._read_slot[start:stop]]
-        if stop - start == 1:  # the same call as in a real worker
-            batch = self._draws.batch(int(worker[0]), int(sequence[0]), size)
-            return gradient_of_batch(self.problem, points[0], batch)[None]
-        if self._own_slots and stop - start >= _FEW:  # no worker delivers twice in a block
+        """Return the gradient of each update of a block, shape (stop - start, d)."""
+        each = self._order.each
+        every = self._each_gradient(slice(start, stop))
+        if each == 1:
+            return every
+        groups = every.reshape(stop - start, each, -1)
+        return np.stack([np.sum(group, axis=0) / each for group in groups])  # as the server does
+
+    def _each_gradient(self, part: slice) -> Array:
+        """Return all gradients of a block, shape (gradients, d)."""
+        worker, sequence, sizes, slots = (
+            column[part].ravel()
+            for column in (
+                self._order.worker,
+                self._order.sequence,
+                self.batch_size,
+                self._read_slot,
+            )
+        )
+        points, size = self._snapshots[slots], int(sizes[0])
+        if self._own_slots and len(worker) >= _FEW:  # no worker delivers twice in a block
             batches = self._draws.batches(worker, sequence, size)
-        else:
-            addresses = zip(worker.tolist(), sequence.tolist(), strict=True)
-            each = [self._draws.batch(*address, size) for address in addresses]
-            batches = np.concatenate(each).reshape(-1, size)
+            return converted(self.problem.gradient(points, batches), self.x.dtype)
+        addresses = zip(worker.tolist(), sequence.tolist(), sizes.tolist(), strict=True)
+        drawn = [self._draws.batch(*address) for address in addresses]
+        if len(drawn) == 1 or (sizes != size).any():  # the same call as in a real worker
+            found = [
+                np.array(gradient_of_batch(self.problem, point, batch))
+                for point, batch in zip(points, drawn, strict=True)
+            ]
+            return np.stack(found)
+        batches = np.concatenate(drawn).reshape(-1, size)
         return converted(self.problem.gradient(points, batches), self.x.dtype)
 
     def apply(self, gradients: Array) -> None:
@@ -273,7 +327,7 @@ class _Descent:
             norm = euclidean_norm(gradient)
             if not math.isfinite(norm):
                 raise RunFailedError(_not_finite(number, gradient))
-            read = self._snapshots[self._read_slot[number]] if reads else None
+            read = self._snapshots[self._read_slot[number, 0]] if reads else None
             rate, staleness = self._learning_rate[number], self._staleness[number]
             apply(x, gradient, rate, number, staleness, read)
             self._snapshots[self._write_slot[number]] = x
@@ -305,7 +359,7 @@ class _Record:
         self,
         config: RunConfig,
         descent: _Descent,
-        order: ServerOrder,
+        order: Gathering,
         writer: RunWriter,
         progress: Callable[[Progress], None] | None,
     ) -> None:
@@ -353,20 +407,10 @@ class _Record:
     def flush(self) -> None:
         """Write the new rows of the trace and the new losses."""
         part = slice(self._written, self._descent.applied)
-        order = self.order
-        self._writer.trace(
-            {
-                "update": np.arange(part.start, part.stop),
-                "worker": order.worker[part],
-                "sequence": order.sequence[part],
-                "read_version": order.read_version[part],
-                "staleness": self._staleness[part],
-                "batch_size": self._descent.batch_size[part],
-                "compute_seconds": order.compute_seconds[part],
-                "applied_seconds": order.applied_seconds[part],
-                "gradient_norm": self._descent.norms[part],
-            }
-        )
+        self._writer.members(self.order.members(part, self._descent.batch_size))
+        self._writer.discarded(self.order.discarded_in(part, self._descent.batch_sizes))
+        trace = self.order.trace(part, self._descent.batch_size)
+        self._writer.trace({**trace, "gradient_norm": self._descent.norms[part]})
         self._writer.metrics(self._metrics)
         self._metrics.clear()
         self._writer.loss({name: column[self._evaluated :] for name, column in self._loss.items()})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import struct
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from asgd.arrays import Array
-from asgd.rundir.columns import MEMBER_COLUMNS, TRACE_COLUMNS
+from asgd.rundir.columns import DISCARDED_COLUMNS, MEMBER_COLUMNS, TRACE_COLUMNS
 from cluster.core.state import State
-from cluster.core.update import Update
+from cluster.core.update import Discarded, Update
 
 _ROWS_PER_RECORD = 16_384
 _BYTES_PER_RECORD = 32_000_000  # of parameters to evaluate
@@ -87,6 +87,8 @@ class Record:
         The columns `TRACE_COLUMNS` of equal length, ordered by `update`.
     members
         The columns `MEMBER_COLUMNS` of equal length: the gradients of updates by means.
+    discarded
+        The columns `DISCARDED_COLUMNS` of equal length, ordered by `update`.
     evaluations
         Points of the loss curve, ordered by `update`.
     events
@@ -99,6 +101,7 @@ class Record:
 
     trace: dict[str, npt.NDArray[Any]]
     members: dict[str, npt.NDArray[Any]]
+    discarded: dict[str, npt.NDArray[Any]]
     evaluations: Evaluations = NO_EVALUATIONS
     events: list[dict[str, Any]] = field(default_factory=list)
     checkpoint: State | None = None
@@ -107,8 +110,8 @@ class Record:
     @property
     def empty(self) -> bool:
         """Whether nothing happened."""
-        happened = len(self.trace["update"]) or len(self.evaluations) or self.events
-        return not happened and self.checkpoint is None
+        rows = len(self.trace["update"]) + len(self.discarded["update"]) + len(self.evaluations)
+        return not rows and not self.events and self.checkpoint is None
 
     @property
     def nbytes(self) -> int:
@@ -137,6 +140,7 @@ class Ledger:
     def _clear(self) -> None:
         self._trace = _Rows(TRACE_COLUMNS)
         self._members = _Rows(MEMBER_COLUMNS)
+        self._discarded = _Rows(DISCARDED_COLUMNS)
         self._evaluations: list[Evaluation] = []
         self._events: list[dict[str, Any]] = []
         self._evaluation_bytes = 0
@@ -155,15 +159,21 @@ class Ledger:
     def _fills(self, records: int) -> bool:
         return (
             len(self._evaluations) >= self.most_evaluations
-            or len(self._trace) >= records * _ROWS_PER_RECORD
+            or len(self._trace) + len(self._discarded) >= records * _ROWS_PER_RECORD
             or self._evaluation_bytes >= records * _BYTES_PER_RECORD
         )
 
     def update(self, update: Update) -> None:
-        """Add the row of an update and those of its members."""
+        """Add the rows of an update: its own, of its members, of what was discarded before it."""
         self._trace.add(update.row)
         for member in update.members:
             self._members.add(member)
+        self.discarded(update.discarded)
+
+    def discarded(self, rows: Iterable[Discarded]) -> None:
+        """Add gradients that were discarded."""
+        for row in rows:
+            self._discarded.add(row)
 
     def evaluation(self, update: int, seconds: float, parameters: Array) -> None:
         """Add a loss to evaluate; the parameters are copied."""
@@ -190,6 +200,7 @@ class Ledger:
         record = Record(
             self._trace.columns(),
             self._members.columns(),
+            self._discarded.columns(),
             Evaluations.of(self._evaluations) if self._evaluations else NO_EVALUATIONS,
             self._events,
             self.checkpoint,

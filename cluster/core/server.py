@@ -28,8 +28,17 @@ from cluster.core.reads import Reads
 from cluster.core.seat import Seat
 from cluster.core.state import ServerCounts, State
 from cluster.core.status import Status, WorkerStatus
-from cluster.core.turns import Turns
-from cluster.core.update import Entry, Incident, Log, Update, find_defect, make_update
+from cluster.core.turns import Fate, Turn, Turns
+from cluster.core.update import (
+    Arrival,
+    Discarded,
+    Entry,
+    Incident,
+    Log,
+    Update,
+    find_defect,
+    make_update,
+)
 
 Replies = list[tuple[int, Reply]]
 
@@ -40,8 +49,9 @@ REMOVED = "removed"  # reason for stopping a single worker
 class ParameterServer:
     """The state of a run and all decisions about it.
 
-    The first snapshots are sent when all configured workers have joined. An update applies one
-    gradient, or the mean of those that `Turns` takes together. No gradient is discarded.
+    The first snapshots are sent when all configured workers have joined. `Turns` decides what
+    becomes of the gradients that arrive: an update applies one, or the mean of several. Those that
+    are discarded are on record with the update that follows.
 
     Parameters
     ----------
@@ -78,6 +88,8 @@ class ParameterServer:
         self._staleness_sum = 0
         self._shared_updates = 0
         self._rejected = 0
+        self._discarded: list[Discarded] = []  # since the last update
+        self._unsettled: dict[int, int] = {}  # the number at the last update, where it has moved on
         self._stop: Stop | None = None
         if state is not None:
             self._restore(state)
@@ -177,13 +189,15 @@ class ParameterServer:
             defect = f"read version {gradient.read_version}, which is no longer kept"
         if defect is not None:
             return self._reject(gradient, seat, defect, now)
-        self._turns.add(gradient)
+        self._turns.add(Arrival(gradient, seat.batch_size, seat.norm))
         return self._advance(now)
 
     def stop(self, reason: str) -> Replies:
         """End the run and tell every waiting worker to stop."""
         if self._stop is None:
             self._stop = Stop(reason)
+            left_over = [one.discarded(self.version, self._seconds) for one in self._turns.clear()]
+            self.ledger.discarded([*self._discarded, *left_over])
             if math.isfinite(self._started):
                 self.ledger.checkpoint = self.state()
         waiting = [w for w, s in self._seats.items() if s.present and not s.owes]
@@ -208,7 +222,7 @@ class ParameterServer:
             version=self.version,
             epoch=self.epoch,
             seconds=self._seconds,
-            sequence={worker: seat.sequence for worker, seat in self._seats.items()},
+            sequence={w: self._unsettled.get(w, seat.sequence) for w, seat in self._seats.items()},
             received={worker: seat.received for worker, seat in self._seats.items()},
             order=self._turns.order,
             staleness_sum=self._staleness_sum,
@@ -336,29 +350,46 @@ class ParameterServer:
         self._restored = True
 
     def _advance(self, now: float, single: bool = False) -> Replies:
-        """Apply all gradients that can be applied now, or those of a single update."""
+        """Do all that can be done with the gradients that wait, or make a single update."""
         replies: Replies = []
-        while not (self._stop or self.ledger.full) and (group := self._turns.take(self.version)):
-            if replies:  # the snapshots granted so far keep their array
-                self.parameters = self.parameters.copy()
-            self._apply(group, now)
-            if self._stop is not None or self.version == self._config.run.updates:
-                return [*replies, *self.stop(FINISHED)]
-            for gradient in group:
-                seat = self._seats[gradient.worker]
+        while not (self._stop or self.ledger.full) and (turn := self._turns.take(self.version)):
+            if turn.fate is Fate.APPLIED:
+                if replies:  # the snapshots granted so far keep their array
+                    self.parameters = self.parameters.copy()
+                self._apply(turn.group, now)
+                if self._stop is not None or self.version == self._config.run.updates:
+                    return [*replies, *self.stop(FINISHED)]
+            else:
+                self._set_aside(turn, now)
+            for worker in turn.workers:
+                seat = self._seats[worker]
                 if seat.present:
-                    replies.append(self._grant(gradient.worker, seat, now))
-            if single:
+                    replies.append(self._grant(worker, seat, now))
+            if single and turn.fate is Fate.APPLIED:
                 break
         return replies
 
-    def _apply(self, group: list[Gradient], now: float) -> None:
+    def _apply(self, group: list[Arrival], now: float) -> None:
         """Apply the mean of a group of gradients, usually of one, as one update."""
         order = self._turns.order if self.log is not None and self._turns.drawn else None
-        seconds = now - self._started
-        update = make_update(group, self._seats, self.version, self._shared_updates, seconds, order)
+        shared, seconds = self._shared_updates, now - self._started
+        discarded = tuple(self._discarded)
+        update = make_update(group, self.version, shared, seconds, order, discarded)
         if self._write_ahead(update):
             self._commit(update)
+
+    def _set_aside(self, turn: Turn, now: float) -> None:
+        """Note gradients that are discarded or counted; their workers go on to the next ones."""
+        for arrival in turn.group:
+            worker = arrival.gradient.worker
+            if turn.fate is Fate.DISCARDED:
+                self._discarded.append(arrival.discarded(self.version, now - self._started))
+            self._move_on(worker, self._seats[worker])
+
+    def _move_on(self, worker: int, seat: Seat) -> None:
+        """Go on to a worker's next number; a state saved before an update has the old one."""
+        self._unsettled.setdefault(worker, seat.sequence)
+        seat.sequence += 1
 
     def _write_ahead(self, entry: Entry) -> bool:
         """Log an entry and return True, or stop the run if it cannot be logged."""
@@ -371,7 +402,7 @@ class ParameterServer:
         return True
 
     def _commit(self, update: Update) -> None:
-        number, worker, sequence, read_version, staleness, _, _, seconds, _ = update.row
+        number, worker, _, read_version, staleness, _, _, seconds, _ = update.row
         eta, read = self._learning_rate(number), None
         if self._reads:
             read = self._reads.of(worker, read_version)
@@ -388,12 +419,12 @@ class ParameterServer:
         self._seconds = seconds
         self._staleness_sum += staleness
         self.ledger.update(update)
-        if update.members:
-            self._shared_updates += 1
-            for _, worker, sequence, *_ in update.members:
-                self._seats[worker].sequence = sequence + 1
-        else:
-            self._seats[worker].sequence = sequence + 1
+        self._shared_updates += bool(update.members)
+        for worker, sequence in update.numbers():
+            seat = self._seats[worker]
+            seat.sequence = max(seat.sequence, sequence + 1)
+        self._discarded.clear()
+        self._unsettled.clear()
         run = self._config.run
         if self.version % run.eval_every == 0 or self.version == run.updates:
             self.ledger.evaluation(self.version, seconds, self.parameters)
@@ -422,7 +453,7 @@ class ParameterServer:
     def _reject(self, gradient: Gradient, seat: Seat, defect: str, now: float) -> Replies:
         self._rejected += 1
         self._note("gradient_rejected", gradient.worker, seat, reason=defect)
-        seat.sequence += 1
+        self._move_on(gradient.worker, seat)
         if self._rejected > self._config.run.max_bad_gradients:
             advice = f"; {remedy(self.version)}" if defect.startswith(NOT_FINITE) else ""
             if self.version % self._config.run.eval_every:
@@ -443,7 +474,7 @@ class ParameterServer:
         self._note("gradient_lost", worker, seat)
         if self._reads:
             self._reads.release(worker)
-        seat.sequence += 1
+        self._move_on(worker, seat)
         seat.granted = math.inf
 
     def _note(self, kind: str, worker: int, seat: Seat, **fields: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -19,6 +18,42 @@ from cluster.core.state import OrderState
 
 Row = tuple[int, int, int, int, int, int, float, float, float]
 Member = tuple[int, int, int, int, int, float]
+Discarded = tuple[int, int, int, int, int, int, float, float]
+
+
+class Arrival(msgspec.Struct, frozen=True, eq=False):
+    """A valid gradient that has arrived.
+
+    Attributes
+    ----------
+    gradient
+        The gradient.
+    batch_size
+        Its samples.
+    norm
+        Its Euclidean norm.
+    """
+
+    gradient: Gradient
+    batch_size: int
+    norm: float
+
+    @property
+    def address(self) -> tuple[int, int]:
+        """Worker and sequence."""
+        return self.gradient.worker, self.gradient.sequence
+
+    def kept(self) -> Arrival:
+        """Return it with memory of its own: the transport may use that of a gradient again."""
+        own = np.array(self.gradient.gradient)
+        gradient = msgspec.structs.replace(self.gradient, gradient=own)
+        return Arrival(gradient, self.batch_size, self.norm)
+
+    def discarded(self, version: int, seconds: float) -> Discarded:
+        """Return its row of `DISCARDED_COLUMNS`, discarded at a version and time."""
+        one = self.gradient
+        head = (version, one.worker, one.sequence, one.read_version, version - one.read_version)
+        return (*head, self.batch_size, one.compute_seconds, seconds)
 
 
 class Update(msgspec.Struct, frozen=True, eq=False):
@@ -34,18 +69,23 @@ class Update(msgspec.Struct, frozen=True, eq=False):
         Input of the update rule, shape (d,).
     order
         Position of the stream that draws the next worker, if there is one and a log needs it.
+    discarded
+        A row of `DISCARDED_COLUMNS` per gradient that was discarded since the update before. They
+        are logged and recorded with this update; without it their numbers are used again.
     """
 
     row: Row
     members: tuple[Member, ...]
     gradient: Array
     order: OrderState | None = None
+    discarded: tuple[Discarded, ...] = ()
 
     def numbers(self) -> list[tuple[int, int]]:
-        """Return (worker, sequence) of each gradient."""
-        if not self.members:
+        """Return (worker, sequence) of each gradient, applied or discarded."""
+        if not self.members and not self.discarded:
             return [(self.row[1], self.row[2])]
-        return [(worker, sequence) for _, worker, sequence, *_ in self.members]
+        rows = [*(self.members or [self.row]), *self.discarded]
+        return [(worker, sequence) for _, worker, sequence, *_ in rows]
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,53 +116,50 @@ class Log(Protocol):
 
 
 def make_update(
-    group: list[Gradient],
-    seats: Mapping[int, Seat],
+    group: list[Arrival],
     number: int,
     shared_updates: int,
     seconds: float,
-    order: OrderState | None,
+    order: OrderState | None = None,
+    discarded: tuple[Discarded, ...] = (),
 ) -> Update:
     """Build the update that applies the mean of a group of gradients, usually of one.
 
     Parameters
     ----------
     group
-        Gradients of different workers.
-    seats
-        Seats by worker; at least those of the group.
+        The gradients.
     number
         Number of the update: 0, 1, ...
     shared_updates
         Number of earlier updates by means.
     seconds
         From the start of the run.
-    order
+    order, discarded
         Stored in the update.
     """
     if len(group) == 1:
-        one = group[0]
-        seat, staleness = seats[one.worker], number - one.read_version
-        head = (number, one.worker, one.sequence, one.read_version, staleness)
-        row = (*head, seat.batch_size, one.compute_seconds, seconds, seat.norm)
-        return Update(row, (), one.gradient, order)
-    mean = np.sum([gradient.gradient for gradient in group], axis=0) / len(group)
+        arrival, one = group[0], group[0].gradient
+        head = (number, one.worker, one.sequence, one.read_version, number - one.read_version)
+        row = (*head, arrival.batch_size, one.compute_seconds, seconds, arrival.norm)
+        return Update(row, (), one.gradient, order, discarded)
+    mean = np.sum([arrival.gradient.gradient for arrival in group], axis=0) / len(group)
     members = tuple(
         (
             number,
-            gradient.worker,
-            gradient.sequence,
-            gradient.read_version,
-            seats[gradient.worker].batch_size,
-            gradient.compute_seconds,
+            arrival.gradient.worker,
+            arrival.gradient.sequence,
+            arrival.gradient.read_version,
+            arrival.batch_size,
+            arrival.gradient.compute_seconds,
         )
-        for gradient in group
+        for arrival in group
     )
     _, _, _, read_versions, batch_sizes, compute_seconds = zip(*members, strict=True)
     read_version = min(read_versions)
     head = (number, SHARED, shared_updates, read_version, number - read_version)
     row = (*head, sum(batch_sizes), max(compute_seconds), seconds, euclidean_norm(mean))
-    return Update(row, members, mean, order)
+    return Update(row, members, mean, order, discarded)
 
 
 def find_defect(gradient: Gradient, seat: Seat, shape: tuple[int, ...], version: int) -> str | None:

@@ -100,6 +100,7 @@ class Recorder:
         self._next += 1
         with self._lease.held(self._epoch):
             self._writer.members(record.members)
+            self._writer.discarded(record.discarded)
             self._writer.trace(record.trace)
             for event in record.events:
                 fields = dict(event)

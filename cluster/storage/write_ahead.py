@@ -15,9 +15,9 @@ The log of a run consists of segments, each started by one incarnation of the se
          0      4  length of the content
          4      4  CRC-32 of number and content
          8      8  number of the record in its segment: 0, 1, ...
-        16         content: an update as `_ROW`, its members, the drawn order, the gradient of
-                   d float64 or float32, by its length; or an incident as JSON. The first byte is
-                   the kind.
+        16         content: an update as `_ROW`, its members, the drawn order, the discarded
+                   gradients by their number if there are any, the gradient of d float64 or float32,
+                   by its length; or an incident as JSON. The first byte is the kind.
 
 All numbers are little-endian. A segment ends at the first record that is torn, damaged or out of
 order. Space is allocated in advance, which makes writes cheaper and detects a full disk early.
@@ -31,6 +31,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -48,11 +49,13 @@ _CRC = struct.Struct("<I")
 _HEADER_BYTES = len(_MAGIC) + _HEADER.size + _CRC.size
 _RECORD = struct.Struct("<IIQ")
 _NUMBER = struct.Struct("<Q")
-_INCIDENT, _UPDATE = 0, 1
+_INCIDENT, _UPDATE, _AFTER_DISCARDED = 0, 1, 2
 # An update: kind, whether the order was drawn, members, then the columns of the trace.
 _ROW = struct.Struct("<BBIqiqqqiddd")
 _MEMBER = struct.Struct("<qiqqid")
 _ORDER = struct.Struct("<6Q")
+_DISCARDED = struct.Struct("<qiqqqidd")
+_COUNT = struct.Struct("<I")
 _SEGMENT_BYTES = 1_000_000
 
 
@@ -118,11 +121,15 @@ class WriteAheadLog:
         number, order = entry.row[0], entry.order
         if self._end >= self._segment_bytes and number % self._checkpoint_every == 0:
             self._begin(number)
-        fixed = _ROW.pack(_UPDATE, order is not None, len(entry.members), *entry.row)
+        kind = _AFTER_DISCARDED if entry.discarded else _UPDATE
+        fixed = _ROW.pack(kind, order is not None, len(entry.members), *entry.row)
         if entry.members:
             fixed += b"".join(_MEMBER.pack(*member) for member in entry.members)
         if order is not None:
             fixed += _ORDER.pack(*order.words, order.buffered, order.buffer)
+        if entry.discarded:
+            fixed += _COUNT.pack(len(entry.discarded))
+            fixed += b"".join(_DISCARDED.pack(*row) for row in entry.discarded)
         self._append(fixed, np.ascontiguousarray(entry.gradient).data.cast("B"))
 
     def close(self) -> None:
@@ -204,7 +211,7 @@ class Segment:
     def _entry(self, content: bytes) -> Entry:
         if content[0] == _INCIDENT:
             return Incident(msgspec.json.decode(content[1:]))
-        _, drawn, count, *row = _ROW.unpack_from(content)
+        kind, drawn, count, *row = _ROW.unpack_from(content)
         end = _ROW.size + count * _MEMBER.size
         members = tuple(_MEMBER.iter_unpack(content[_ROW.size : end]))
         order = None
@@ -212,11 +219,17 @@ class Segment:
             *words, buffered, buffer = _ORDER.unpack_from(content, end)
             order = OrderState(words, buffered, buffer, None)
             end += _ORDER.size
+        discarded: tuple[Any, ...] = ()
+        if kind == _AFTER_DISCARDED:
+            (count,) = _COUNT.unpack_from(content, end)
+            start = end + _COUNT.size
+            end = start + count * _DISCARDED.size
+            discarded = tuple(_DISCARDED.iter_unpack(content[start:end]))
         size = len(content) - end
         if not self.dimension or size not in (4 * self.dimension, 8 * self.dimension):
             raise ValueError(f"{size} bytes for {self.dimension} numbers")
         gradient = np.frombuffer(content, f"<f{size // self.dimension}", self.dimension, end)
-        return Update(tuple(row), members, gradient, order)
+        return Update(tuple(row), members, gradient, order, discarded)
 
 
 def segments(directory: Path) -> list[Segment]:

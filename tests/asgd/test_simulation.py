@@ -393,8 +393,8 @@ def test_bad_input_writes_nothing(tmp_path, monkeypatch):
     fractional = {"staleness": "constant", "mean_staleness": 2.5}
     with pytest.raises(InputError, match="a whole number for the constant law"):
         simulate(configure(simulation=fractional), tmp_path / "none")
-    with pytest.raises(InputError, match="mode = 'sync': expected async for a simulation"):
-        simulate(configure(cluster={"mode": "sync"}), tmp_path / "none")
+    with pytest.raises(InputError, match='mode = "bounded": expected async, buffered or sync'):
+        simulate(configure(cluster={"mode": "bounded"}), tmp_path / "none")
     with pytest.raises(InputError, match="No module named"):
         simulate(make_config({"problem": {"kind": "nowhere_at_all:make"}}), tmp_path / "none")
     assert not (tmp_path / "none").exists()

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from asgd.config import RunConfig, make_config
 from asgd.draws import WorkerDraws
+from asgd.policy import Policy
 from asgd.rules.base import Optimizer
 from asgd.rules.make import make_rule
 from asgd.rundir.columns import SHARED
@@ -358,6 +359,11 @@ ORDERS: list[dict[str, Any]] = [
     {"mode": "sync"},
     {"mode": "bounded", "max_staleness": 1},
     {"mode": "bounded", "max_staleness": 3},
+    {"discard_above": 1},
+    {"mode": "buffered", "gradients_per_update": 2},
+    {"mode": "buffered", "gradients_per_update": 4, "discard_above": 0},
+    {"mode": "sync", "gradients_per_update": 2},
+    {"mode": "sync", "gradients_per_update": 2, "late": "keep"},
 ]
 
 
@@ -389,6 +395,7 @@ def test_exactly_once_whatever_happens(
             crowd.die(worker)
         elif action == "join":
             crowd.join(worker)
+    crowd.server.stop("test")  # puts on record what was discarded since the last update
     check_exactly_once(crowd, crowd.server.drain())
 
 
@@ -399,16 +406,20 @@ def check_exactly_once(crowd: Crowd, record: Record) -> None:
     np.testing.assert_array_equal(trace["update"], updates)
     np.testing.assert_array_equal(trace["staleness"], updates - trace["read_version"])
     assert (trace["staleness"] >= 0).all()
-    bound = {"async": np.inf, "sync": 0, "bounded": cluster.max_staleness}[cluster.mode]
+    bounded = cluster.mode == "bounded"
+    bound = cluster.max_staleness if bounded else Policy.of(cluster).oldest
     assert (trace["staleness"] <= bound).all()
+    early = record.discarded["update"] < crowd.server.version
+    assert (record.discarded["staleness"][early] > bound).all()
     points = replay(crowd.config, crowd.problem, crowd.initial, record)
     np.testing.assert_array_equal(crowd.server.parameters, points[-1])
 
     applied = [gradient[:2] for group in gradients_of(record) for gradient in group]
-    lost = [(e["worker"], e["sequence"]) for e in record.events]
-    assert max(Counter(applied + lost).values(), default=1) == 1
+    columns = (record.discarded[name].tolist() for name in ("worker", "sequence"))
+    unused = [*zip(*columns, strict=True), *((e["worker"], e["sequence"]) for e in record.events)]
+    assert max(Counter(applied + unused).values(), default=1) == 1
     for worker in crowd.workers:
-        known = sorted(sequence for w, sequence in applied + lost if w == worker)
+        known = sorted(sequence for w, sequence in applied + unused if w == worker)
         assert known == list(range(len(known)))
 
 

@@ -238,7 +238,10 @@ DAMAGES = {
         "has no check",
     ),
     "an event": (replace("events.jsonl", b'"finish"', b"finish"), "events.jsonl: line "),
-    "a gradient twice": (write("trace", "sequence", 9), "was applied or reported twice, or never"),
+    "a gradient twice": (
+        write("trace", "sequence", 9),
+        "was applied, discarded or reported twice, or never",
+    ),
     "a gradient lost": (event("gradient_lost", worker=0, sequence=99), "or reported twice, or"),
     "a norm": (
         write("trace", "gradient_norm", 0.5),

@@ -36,7 +36,8 @@ def update(number: int) -> Update:
     row = (number, number % 4, number // 4, number, 0, 8, 0.25, 0.5 * number, 1.5)
     members = tuple((number, w, number, number, 2, 0.125) for w in range(number % 3))
     order = OrderState([1, 2, 3, number], 1, 7, None) if number % 2 else None
-    return Update(row, members, random.normal(size=DIMENSION), order)
+    discarded = tuple((number, w, 7, number - 3, 3, 2, 0.125, 0.25) for w in range(number % 4))
+    return Update(row, members, random.normal(size=DIMENSION), order, discarded)
 
 
 def incident(sequence: int) -> Incident:
@@ -48,7 +49,10 @@ def same(one: Entry, other: Entry) -> bool:
         return (
             isinstance(one, Incident) and isinstance(other, Incident) and one.event == other.event
         )
-    fields = (one.row, one.members, one.order) == (other.row, other.members, other.order)
+    fields = all(
+        getattr(one, name) == getattr(other, name)
+        for name in ("row", "members", "order", "discarded")
+    )
     return fields and one.gradient.tobytes() == other.gradient.tobytes()
 
 
@@ -166,7 +170,7 @@ def test_what_a_replaced_server_goes_on_to_write_does_not_count(tmp_path: Path) 
 
 
 def test_replaced_server_begins_no_segment(tmp_path: Path) -> None:
-    log = begin(tmp_path)
+    log = begin(tmp_path, segment_bytes=6000)
     Lease(tmp_path).take()
     before = contents(tmp_path)
     for number in range(30):

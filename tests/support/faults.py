@@ -137,7 +137,7 @@ def replay_run(run: Run) -> list[Array]:
         cluster=msgspec.structs.replace(run.config.cluster, compute_time=ComputeTimeConfig()),
     )
     problem = make_problem(config)
-    tables = (run.trace, run.members)
+    tables = (run.trace, run.members, run.discarded)
     record = Record(*({name: table[name].to_numpy() for name in table} for table in tables))
     initial = starting_point(problem, config.run.seed)
     return replay(config, problem, initial, record)

@@ -55,10 +55,10 @@ def check_trace(
 def check_gradients(run: Run) -> None:
     """Assert that every gradient was applied once or reported, and that staleness is correct.
 
-    For each worker, the numbers of applied, lost and refused gradients are 0, 1, 2, ... without
-    gaps. A restored server reuses some numbers, which voids the older events about them.
+    For each worker, the numbers of applied, discarded, lost and refused gradients are 0, 1, 2, ...
+    without gaps. A restored server reuses some numbers, which voids the older events about them.
     """
-    trace, members = run.trace, run.members
+    trace, members, discarded = run.trace, run.members, run.discarded
     np.testing.assert_array_equal(trace["update"], np.arange(len(trace)))
     np.testing.assert_array_equal(trace["staleness"], trace["update"] - trace["read_version"])
     assert (trace["staleness"] >= 0).all()
@@ -76,7 +76,7 @@ def check_gradients(run: Run) -> None:
             unused = [(w, s) for w, s in unused if s < again.get(w, 0)]
     applied = [
         pair
-        for table in (single, members)
+        for table in (single, members, discarded)
         for pair in zip(table["worker"].tolist(), table["sequence"].tolist(), strict=True)
     ]
     for worker in {worker for worker, _ in (*applied, *unused)}:
