@@ -48,7 +48,7 @@ class Study:
         self.path, self.runs = Path(path), as_runs(runs)
         for run in self.runs:
             # The losses first: the trace must cover all of them.
-            _ = run.loss, run.trace, run.members, run.events
+            _ = run.loss, run.trace, run.members, run.discarded, run.events
         self._made: tuple[Prediction, Score] | None = None
         self._refusal: str | None = None
         self._probe: Probe | None = None

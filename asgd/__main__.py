@@ -187,8 +187,8 @@ def verify(run: Path, replayed: bool, as_json: bool, quiet: bool) -> None:
 def profile(runs: Sequence[Path], as_json: bool, quiet: bool) -> None:
     """Fit staleness laws to RUNS and report which one fits best.
 
-    Also tests whether independent workers explain the staleness. For several runs, a table at the
-    end compares mu with 1 - 1/P.
+    Also tests whether independent workers explain the staleness, and reports whose gradients were
+    discarded. For several runs, a table at the end compares mu with 1 - 1/P.
 
     Columns: zeros, the share of updates of staleness 0; llf, the log-likelihood; tv, the total
     variation distance to the measured law; pvalue, of the parametric bootstrap.
@@ -202,6 +202,7 @@ def profile(runs: Sequence[Path], as_json: bool, quiet: bool) -> None:
     from analysis.profile.fitting import compare_fits
     from analysis.profile.queueing import explains_staleness
     from analysis.profile.verdict import name_in_words
+    from analysis.profile.work import bias
     from analysis.study import Study
     from asgd.console.live import Bar
     from asgd.records.columns import is_record
@@ -220,13 +221,15 @@ def profile(runs: Sequence[Path], as_json: bool, quiet: bool) -> None:
                 bar.whole(name_in_words(name), done)
                 law.work_out()
         study.save()
-        fit, check = study.fit, explains_staleness(study.run)
+        fit, check, work = study.fit, explains_staleness(study.run), bias(study.run)
         fits.append((printable(str(path)), fit))
         if as_json:
             queue = check and {**asdict(check), "law": check.law.to_dict(), "holds": check.holds}
-            found.append({"run": str(path), **fit.to_dict(), "queue": queue})
+            found.append({"run": str(path), **fit.to_dict(), "queue": queue, "work": work})
         else:
             say(f"{printable(str(path))}\n{fit}")
+            if work:
+                say(work["sentence"])
             say(f"{check.sentence}\n" if check else "")
     if as_json:
         print_json(found[0] if len(found) == 1 else {"runs": found})

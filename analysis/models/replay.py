@@ -23,7 +23,8 @@ from asgd.streams import Seed
 class Replay(DescentBlock):
     """A block of paths of x_{k+1} = x_k - eta (grad f(x_{k - tau_k}) + xi_k), xi_k ~ N(0, S/b).
 
-    The noise may be that of a mini-batch (`sampled_gradient`).
+    The noise may be that of a mini-batch (`sampled_gradient`). An update with several reads takes
+    the mean of such gradients, with noise of their own.
 
     Keeps only points that a later update reads. The gradient is drawn at its use, so two reads of
     one version have independent noise, as with two workers.
@@ -44,13 +45,19 @@ class Replay(DescentBlock):
         self.snapshots = {0: x.copy()}
 
     def step(self, k: int) -> None:
-        """Apply update k at the version that the trace reads."""
-        version = int(self.read_version[k])
-        read = self.snapshots[version]
-        sample = self.sampled_gradient(read, k)
-        if self.last_read[version] == k:
-            del self.snapshots[version]
-        self.optimizer.apply(self.x, sample, self.learning_rate[k], k, k - version, read)
+        """Apply update k at the versions that the trace reads."""
+        versions = self.read_version[k].tolist()
+        oldest = min(versions)
+        read = self.snapshots[oldest]
+        sample = self.sampled_gradient(self.snapshots[versions[0]], k)
+        if len(versions) > 1:
+            sample = sample / len(versions)  # new memory: the problem may use its own again
+            for version in versions[1:]:
+                sample += self.sampled_gradient(self.snapshots[version], k) / len(versions)
+        for version in set(versions):
+            if self.last_read[version] == k:
+                del self.snapshots[version]
+        self.optimizer.apply(self.x, sample, self.learning_rate[k], k, k - oldest, read)
         if self.last_read[k + 1] >= 0:
             self.snapshots[k + 1] = self.x.copy()
 
@@ -102,7 +109,8 @@ def sme_replay(
     ----------
     staleness
         tau_0, tau_1, ..., whole numbers with 0 <= tau_k <= k; or such a sequence for each of
-        several runs, which share the paths evenly.
+        several runs, which share the paths evenly. In an array of shape (updates, each), row k has
+        those of the gradients whose mean is update k; `batch_size` is then that of each.
     updates
         Updates to replay. Default: all of the shortest sequence.
     rule
@@ -115,14 +123,14 @@ def sme_replay(
     """
     several = isinstance(staleness, Sequence) and len(staleness) > 0 and np.ndim(staleness[0]) > 0
     given: Sequence[Any] = cast(Sequence[Any], staleness) if several else [staleness]
-    sequences = [whole_numbers(tau, "staleness") for tau in given]
-    updates = min(tau.size for tau in sequences) if updates is None else updates
+    sequences = [_checked(tau) for tau in given]
+    updates = min(len(tau) for tau in sequences) if updates is None else updates
     descent = Descent.of(problem, learning_rate, batch_size, updates)
     makers, copies, rule = [], 0, rule or Sgd()
     for tau in sequences:
         read_version = _read_versions(tau, updates)
         last_read = np.full(updates + 1, -1)
-        last_read[read_version] = np.arange(updates)
+        np.maximum.at(last_read, read_version, np.arange(updates)[:, np.newaxis])
         held = np.cumsum(np.bincount(np.unique(read_version), minlength=updates + 1))[:-1]
         held -= np.cumsum(np.bincount(last_read[last_read >= 0], minlength=updates))
         copies = max(copies, int(held.max()) + 4 + max(1, len(rule.state) + rule.scratch - 1))
@@ -133,12 +141,21 @@ def sme_replay(
     )
 
 
-def _read_versions(tau: npt.NDArray[Any], updates: int) -> Integers:
-    if tau.ndim != 1 or not 0 < updates <= len(tau):
-        raise InputError(f"staleness.shape = {tau.shape}: expected ({updates},) or longer")
-    version: npt.NDArray[Any] = np.arange(updates) - tau[:updates]
-    bad = np.flatnonzero((version < 0) | (tau[:updates] < 0) | (version != np.floor(version)))
+def _checked(staleness: npt.ArrayLike) -> Integers:
+    """Return staleness as whole numbers, shape (updates, each)."""
+    several = isinstance(staleness, np.ndarray) and staleness.ndim == 2
+    shape = np.shape(staleness) if several else (-1, 1)
+    flat = np.ravel(staleness) if several else staleness
+    return whole_numbers(flat, "staleness").reshape(shape)
+
+
+def _read_versions(tau: Integers, updates: int) -> Integers:
+    """Return the versions that each update reads, shape (updates, each)."""
+    if not 0 < updates <= len(tau):
+        raise InputError(f"staleness.shape = ({len(tau)},): expected ({updates},) or longer")
+    version: Integers = np.arange(updates)[:, np.newaxis] - tau[:updates]
+    bad = np.argwhere(version < 0)
     if bad.size:
-        k = int(bad[0])
-        raise InputError(f"staleness[{k}] = {tau[k]}: expected a whole number from 0 to {k}")
-    return version.astype(np.int64)
+        k, one = bad[0].tolist()
+        raise InputError(f"staleness[{k}] = {tau[k, one]}: expected a whole number from 0 to {k}")
+    return version

@@ -141,10 +141,18 @@ class ConfiguredPace:
         The source of `[cluster.compute_time]`, `[simulation]` times, mode and schedule.
     cost
         Gradient cost, instead of `simulation.gradient_time`; None if not measured.
+
+    Raises
+    ------
+    InputError
+        Gradients are buffered or discarded.
     """
 
     config: RunConfig
     cost: GradientCost | None = None
+
+    def __post_init__(self) -> None:
+        _refuse_policy(self.config)
 
     @property
     def source(self) -> str:
@@ -203,8 +211,10 @@ class MeasuredPace:
             Another mode or order, whose cycles do not carry over to other numbers of workers; or
             a worker has fewer than two updates after the start-up.
         """
+        _refuse_policy(run.config)
         cluster = run.config.cluster
-        if (cluster.mode, cluster.schedule) != ("async", "free") or closure_of(run) == "iid":
+        free = (cluster.mode, cluster.schedule) == ("async", "free")
+        if not free or closure_of(run) == "iid":
             raise InputError(
                 f"{run.path}: a plan takes the cycles of workers that wait for nobody; take "
                 f"{run.path / 'config.json'} to plan from its configuration"
@@ -228,6 +238,17 @@ class MeasuredPace:
         server = ServerTimes(MeasuredTimes(cycles))
         speed = _speed(server, "free")
         return Pace(server_staleness(server, _UPDATES), speed, partial(QueueReads, server), server)
+
+
+def _refuse_policy(config: RunConfig) -> None:
+    """Refuse policies under which gradients are buffered, chosen or discarded."""
+    for key in ("discard_above", "gradients_per_update"):
+        value = getattr(config.cluster, key)
+        if value is not None:
+            raise InputError(
+                f"cluster.{key} = {value} in mode {config.cluster.mode!r}: a plan knows neither "
+                "speed nor staleness under it: expected none; `asgd simulate` shows both"
+            )
 
 
 def with_workers(config: RunConfig, workers: int) -> RunConfig:

@@ -42,7 +42,8 @@ def advice_on_divergence(run: Run) -> str | None:
     setting = _setting(run)
     stability = run_stability(setting).start
     if not stability.covered:
-        return "no limits are known for its rule: halve the learning rate until it converges"
+        what = "the policy of its server" if setting.replay_only else "its rule"
+        return f"no limits are known for {what}: halve the learning rate until it converges"
     if stability.limits is None:
         return None
     rule = f" and its momentum of {stability.momentum:g}" if stability.momentum else ""
@@ -94,6 +95,7 @@ def _setting(run: Run) -> Setting:
     staleness = staleness_of(trace["update"].to_numpy(), trace["read_version"].to_numpy())
     problem = make_problem(run.config)
     plain = optimizer.rule == "sgd" and optimizer.clip_norm is None
+    several = run.config.cluster.gradients_per_update is not None
     return Setting(
         problem=problem,
         learning_rate=learning_rate_schedule(optimizer).array(len(trace)),
@@ -104,6 +106,7 @@ def _setting(run: Run) -> Setting:
         closure=closure_of(run),
         workers=run.config.cluster.workers,
         rule=None if plain else make_rule(run.config),
+        replay_only=bool(staleness.any()) and (several or not run.discarded.empty),
     )
 
 

@@ -49,15 +49,16 @@ class Model(ABC):
         Name in code, options and files.
     label
         Name in tables and figures.
-    takes_rule
-        Whether the model supports update rules other than plain SGD.
+    replays
+        Whether the model takes the recorded reads, so that any update rule and any choice of
+        gradients goes with it.
     has_fast
         Whether it has a mean path for `fast`.
     """
 
     name: str
     label: str
-    takes_rule = False
+    replays = False
     has_fast = True
 
     def label_for(self, setting: RunSetting) -> str:
@@ -321,7 +322,7 @@ class Replay(Model):
     """(G1) with the measured sequence of staleness; the only model for every update rule."""
 
     name, label = "replay", "replay of the measured staleness"
-    takes_rule, has_fast = True, False
+    replays, has_fast = True, False
 
     def is_default(self, setting: RunSetting) -> bool:
         """Return True for every run."""
@@ -345,7 +346,7 @@ class Replay(Model):
 
     def has_exact(self, setting: RunSetting) -> bool:
         """Return whether gradients are linear and the live snapshots fit into memory."""
-        if not is_linear(setting) or setting.rule is not None:
+        if not is_linear(setting) or setting.rule is not None or setting.staleness[0].ndim > 1:
             return False
         live = [live_snapshots(tau[: setting.updates]) for tau in setting.staleness]
         return fits(max(live) + 1, len(live), setting.problem.dim)

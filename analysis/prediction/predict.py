@@ -199,9 +199,10 @@ def predict(
     models
         Names from `MODELS`. Default: "sme_sgd", "sme_asgd", "sme_law" and "replay"; for "fast" all
         but the replay, for synchronous runs those without staleness, and for rules other than sgd
-        only the replay. "sme_law" takes the closure of the run. If each snapshot was used once, as
-        on a server, this is the pool: with the turns of the law ("law_pool"), or with resampled
-        recorded turns if these come in spells, (P3). Otherwise it is "law_iid".
+        and servers that discard gradients or mix their versions only the replay. "sme_law" takes
+        the closure of the run. If each snapshot was used once, as on a server, this is the pool:
+        with the turns of the law ("law_pool"), or with resampled recorded turns if these come in
+        spells, (P3). Otherwise it is "law_iid".
     method
         "auto" computes the curves of quadratics and least squares from exact moments, without
         paths, and simulates all others; "simulate" simulates all; "fast" follows one mean path
@@ -266,16 +267,24 @@ def predict(
 
 def _models(setting: RunSetting, asked: Sequence[str] | None, method: Method) -> list[Model]:
     """Return the models asked for, or the default models of the setting."""
+    special = None if setting.rule is None else "a rule other than sgd"
+    if setting.replay_only:
+        special = "a run whose server discards gradients or mixes their versions"
     if asked is None:
         chosen = [model for model in MODELS.values() if model.is_default(setting)]
+        if special:
+            chosen = [model for model in chosen if model.replays]
         if method == "fast":
             chosen = [model for model in chosen if model.has_fast]
     else:
         chosen = [MODELS[name] for name in asked]
-        if setting.rule is not None and not all(model.takes_rule for model in chosen):
-            raise InputError(f"models = {list(asked)}: a rule other than sgd takes 'replay' alone")
+        if special and not all(model.replays for model in chosen):
+            raise InputError(f"models = {list(asked)}: {special} takes 'replay' alone")
     if not chosen:
-        raise InputError("method = 'fast' takes only the rule sgd: expected 'auto' or 'simulate'")
+        raise InputError(
+            "method = 'fast' takes only the rule sgd, without discarded or mixed gradients: "
+            "expected 'auto' or 'simulate'"
+        )
     return chosen
 
 

@@ -141,11 +141,14 @@ class RunStability:
         At x_0 and at the mean of the predicted final points; `end` is None if that is not finite.
     paths
         Paths of its prediction, if any diverged.
+    uncovered
+        What the limits do not cover, if they do not cover the run.
     """
 
     start: PointStability
     end: PointStability | None
     paths: DivergedPaths | None = None
+    uncovered: str = "this rule"
 
     @property
     def tightest(self) -> PointStability:
@@ -175,8 +178,8 @@ class RunStability:
         """The answer as a sentence or two."""
         if not self.start.covered:
             return (
-                "Cannot tell whether it is stable: no limit of the learning rate is known for this "
-                "rule; the replay of the measured staleness shows what it does."
+                "Cannot tell whether it is stable: no limit of the learning rate is known for "
+                f"{self.uncovered}; the replay of the measured staleness shows what it does."
                 f"{self._thrown('In')}"
             )
         if np.isinf(self.limit):
@@ -271,12 +274,13 @@ def run_stability(
     UnreliableEstimateError
         The Lanczos iterations found no eigenvalue.
     """
-    rule = linear_rule(setting.rule, setting.law.mean())
+    rule = None if setting.replay_only else linear_rule(setting.rule, setting.law.mean())
     limits = limits_of(setting, rule) if rule else None
     at_end = None
     if end is not None and np.all(np.isfinite(end)):
         at_end = _point(setting, rule, limits, end)
-    return RunStability(_point(setting, rule, limits, setting.initial), at_end, paths)
+    what = "this policy of the server" if setting.replay_only else "this rule"
+    return RunStability(_point(setting, rule, limits, setting.initial), at_end, paths, what)
 
 
 def limits_of(setting: Setting, rule: LinearRule) -> StabilityLimits:

@@ -15,6 +15,7 @@ from analysis.profile.repeats import as_runs
 from analysis.profile.stragglers import taking_part
 from asgd.arrays import Array, Integers
 from asgd.config import OptimizerConfig
+from asgd.errors import InputError
 from asgd.problems.base import Problem, starting_point
 from asgd.problems.linear import LinearModel
 from asgd.problems.make import make_problem
@@ -61,6 +62,9 @@ class Setting:
         or snapshots are not used exactly once.
     rule
         The update rule, None for plain SGD.
+    replay_only
+        Whether the server discarded gradients, or took means of some that were read at different
+        versions: then neither law nor turns describe its updates, and only a replay is a model.
     """
 
     problem: Problem
@@ -73,6 +77,7 @@ class Setting:
     workers: int
     turns: RecordedTurns | None = None
     rule: Rule | None = None
+    replay_only: bool = False
 
     @property
     def steady(self) -> bool:
@@ -102,7 +107,8 @@ class RunSetting(Setting):
     Attributes
     ----------
     staleness
-        Measured tau_0, tau_1, ... of each run.
+        Measured tau_0, tau_1, ... of each run, shape (m,), or (m, each) if an update is the mean of
+        gradients read at different versions; `batch_size` is then that of each gradient.
     mu
         Parameter of the geometric fit.
     synchronous
@@ -115,7 +121,14 @@ class RunSetting(Setting):
 
     @classmethod
     def of(cls, runs: Run | Sequence[Run], fit: StalenessFit) -> RunSetting:
-        """Take the setting from a run, or from repeats: all but the staleness from the first."""
+        """Take the setting from a run, or from repeats: all but the staleness from the first.
+
+        Raises
+        ------
+        InputError
+            Updates are means of different numbers of gradients, or of batches, read at different
+            versions.
+        """
         runs = whole(as_runs(runs))
         run, updates = runs[0], last_update(runs[0])
         config, optimizer = run.config, run.config.optimizer
@@ -123,19 +136,23 @@ class RunSetting(Setting):
         learning_rate, batch_size = optimizer.learning_rate, optimizer.batch_size
         varying = learning_rate_schedule(optimizer).array(updates)
         waits = config.cluster.mode != "async"
-        closure, turns = "iid" if waits else closure_of(run), None
+        synchronous = waits and not run.trace["staleness"].any()
+        mixed = [one for one in runs if _mixes_reads(one)]
+        chooses = not synchronous and any(not one.discarded.empty for one in runs)
+        replay_only = bool(mixed) or chooses
+        closure, turns = "iid" if waits or replay_only else closure_of(run), None
         if closure == "pool" and not isinstance(fit.recommended, Geometric):
             turns = _turns(runs, fit)
         return cls(
             problem=problem,
             learning_rate=varying if optimizer.learning_rate_schedule.at else learning_rate,
             batch_size=_batch_sizes(run, updates)
-            if optimizer.batch_schedule.at or waits
+            if (optimizer.batch_schedule.at or waits) and not mixed
             else batch_size,
             initial=starting_point(problem, config.run.seed),
             record=run.loss["update"].to_numpy(),
             staleness=tuple(
-                staleness_of(one.trace["update"].to_numpy(), one.trace["read_version"].to_numpy())
+                _staleness_of_means(one) if mixed else _staleness(one)
                 for one in runs
                 if len(one.trace) >= updates
             ),
@@ -145,7 +162,8 @@ class RunSetting(Setting):
             workers=team_of(run) - len(fit.left_out),
             turns=turns,
             rule=None if _plain(optimizer) else make_rule(config),
-            synchronous=config.cluster.mode == "sync",
+            synchronous=config.cluster.mode == "sync" or synchronous,
+            replay_only=replay_only,
         )
 
 
@@ -164,6 +182,36 @@ def whole(runs: Sequence[Run]) -> list[Run]:
 def last_update(run: Run) -> int:
     """Return the update of the last evaluation of the loss, -1 if there was none."""
     return -1 if run.loss.empty else int(run.loss["update"].iloc[-1])
+
+
+def _staleness(run: Run) -> Integers:
+    return staleness_of(run.trace["update"].to_numpy(), run.trace["read_version"].to_numpy())
+
+
+def _mixes_reads(run: Run) -> bool:
+    """Whether an update is the mean of gradients that were read at different versions."""
+    if run.config.cluster.mode == "bounded" or run.members.empty:
+        return False
+    version = run.members.groupby("update")["read_version"]
+    return bool((version.min() != version.max()).any())
+
+
+def _staleness_of_means(run: Run) -> Integers:
+    """Return the staleness of the gradients of each update, shape (m, each)."""
+    members, key = run.members, "cluster.gradients_per_update"
+    each = run.config.cluster.gradients_per_update or 1
+    if len(members) != each * len(run.trace) or members.groupby("update").size().ne(each).any():
+        raise InputError(
+            f"{run.path}: {key} = {each}, but some updates have fewer gradients, because workers "
+            "were lost: no model takes that with gradients read at different versions"
+        )
+    if members["batch_size"].nunique() > 1:
+        raise InputError(
+            f"{run.path}: optimizer.batch_schedule with {key} = {each}: no model takes means of "
+            "different batches that were read at different versions"
+        )
+    staleness = staleness_of(members["update"].to_numpy(), members["read_version"].to_numpy())
+    return staleness.reshape(-1, each)
 
 
 def _plain(optimizer: OptimizerConfig) -> bool:

@@ -138,6 +138,21 @@ def block_length(values: npt.NDArray[Any]) -> int:
     return int(min(np.ceil(wanted), longest))
 
 
+def start_up_of_steps(staleness: Integers, step: Integers) -> int:
+    """Return the rows of the start-up, whole steps, of a series in which steps have several rows.
+
+    Parameters
+    ----------
+    staleness, step
+        Of each row, the steps never falling, shape (m,).
+    """
+    if not len(step):
+        return 0
+    number = np.unique(step)
+    first = start_up(np.rint(step_means(staleness, step)).astype(np.int64), number)
+    return int(np.searchsorted(step, number[first]))
+
+
 def step_means(values: npt.NDArray[Any], step: Integers) -> Array:
     """Return the mean of the values of each step, shape (steps,).
 

@@ -353,9 +353,12 @@ def check_queue(run: Run, updates: int = 20_000) -> QueueCheck:
 
 
 def explains_staleness(run: Run) -> QueueCheck | None:
-    """Return `check_queue`; None if workers wait by design or the run is too short."""
+    """Return `check_queue`; None if it does not apply or the run is too short.
+
+    It does not where workers wait by design or gradients were discarded.
+    """
     cluster = run.config.cluster
-    if (cluster.mode, cluster.schedule) != ("async", "free"):
+    if (cluster.mode, cluster.schedule) != ("async", "free") or not run.discarded.empty:
         return None
     with suppress(InputError):
         return check_queue(run)

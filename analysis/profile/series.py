@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,9 @@ from asgd.errors import InputError
 from asgd.rundir.events import team_sizes
 from asgd.rundir.reader import Run
 from asgd.staleness.values import staleness_of, whole_numbers
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,10 @@ class Nouns:
     unit: str = ""
     use: str = "predict with"
     longer: str = "a longer run (run.updates)"
+
+
+_CHOSEN = Nouns(use="use")  # no model predicts with a law of chosen gradients
+_GRADIENTS = replace(_CHOSEN, rows="gradients")
 
 
 @dataclass(frozen=True)
@@ -108,24 +115,37 @@ class Series:
 
     @classmethod
     def of_run(cls, run: Run) -> Series:
-        """Take the updates of a run.
+        """Take the updates of a run; where each is the mean of some workers' gradients, these.
+
+        The mean staleness is compared with P - 1 only if every snapshot was used once.
 
         Raises
         ------
         InputError
             The run recorded no update.
         """
-        trace = run.trace
+        trace, cluster = run.trace, run.config.cluster
         if trace.empty:
             raise InputError(f"{run.path}: recorded no update to fit")
+        if cluster.gradients_per_update is not None and not run.members.empty:
+            return cls._of_gradients(run.members)
         update = trace["update"].to_numpy()
-        return cls.of(
+        series = cls.of(
             staleness_of(update, trace["read_version"].to_numpy()),
             team_sizes(run.events, run.config.cluster.workers, len(trace)),
             trace["worker"].to_numpy(),
             update,
             None,
         )
+        return series if run.discarded.empty else replace(series, team=None, nouns=_CHOSEN)
+
+    @classmethod
+    def _of_gradients(cls, members: pd.DataFrame) -> Series:
+        update = members["update"].to_numpy()
+        staleness = staleness_of(update, members["read_version"].to_numpy())
+        first = dependence.start_up_of_steps(staleness, update)
+        worker = members["worker"].to_numpy()[first:]
+        return cls(staleness[first:], worker, None, first, step=update[first:], nouns=_GRADIENTS)
 
     @classmethod
     def joined(cls, several: Sequence[Series]) -> Series:
@@ -137,12 +157,18 @@ class Series:
         for series in several:
             for name, times in series.left_out.items():
                 left_out[name] = left_out.get(name, 0) + times
+        steps = [series.step for series in several if series.step is not None]
+        ends = np.cumsum([0, *(int(step[-1]) + 1 for step in steps[:-1])]).tolist()
         return cls(
             np.concatenate([series.staleness for series in several]),
             np.concatenate(workers) if len(workers) == len(several) else None,
             _whole(float(np.average(teams, weights=sizes))) if len(teams) == len(several) else None,
             sum(series.start_up for series in several),
             left_out,
+            np.concatenate([step + end for step, end in zip(steps, ends, strict=True)])
+            if len(steps) == len(several)
+            else None,
+            several[0].nouns,
         )
 
 

@@ -69,7 +69,4 @@ def _start_up(staleness: Integers, update: Integers, shared: bool) -> int:
     """Return the number of items of the start-up; whole steps, where items share them."""
     if not shared:
         return dependence.start_up(staleness, update)
-    means = dependence.step_means(staleness, update)
-    number = np.unique(update)
-    first = dependence.start_up(np.rint(means).astype(np.int64), number)
-    return int(np.searchsorted(update, number[first])) if len(number) else 0
+    return dependence.start_up_of_steps(staleness, update)

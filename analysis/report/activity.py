@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from analysis.profile.work import work_by_worker
 from asgd.arrays import Array
 from asgd.rundir.columns import SHARED
 from asgd.rundir.events import incidents
@@ -50,9 +51,10 @@ def timeline(run: Run, bins: int = 100) -> pd.DataFrame:
 def workers_table(run: Run) -> pd.DataFrame:
     """Return one row per worker: contributions, staleness, speed.
 
-    Columns: `worker`, `updates` (that contain its gradients), `share` (of all gradients),
-    `updates_per_second`, `transport` (at its last join; "" in virtual time), and the columns of
-    staleness and compute time of `timeline`.
+    Columns: `worker`, `updates` (that contain its gradients), `share` (of all applied gradients),
+    `discarded` (share of its own gradients; only if some were), `updates_per_second`, `transport`
+    (at its last join; "" in virtual time), and the columns of staleness and compute time of
+    `timeline`.
     """
     trace = _gradients(run)
     seconds = max(float(run.trace["applied_seconds"].max()), 1e-9)
@@ -67,6 +69,9 @@ def workers_table(run: Run) -> pd.DataFrame:
             "transport": [transports.get(worker, "") for worker in updates.index],
         }
     )
+    if not run.discarded.empty:
+        work = work_by_worker(run).set_index("worker")
+        table.insert(2, "discarded", work["discarded_share"])
     return table.join(_summary(trace, trace["worker"])).reset_index()
 
 

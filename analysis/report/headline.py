@@ -15,6 +15,7 @@ from analysis.prediction.setting import last_update, whole
 from analysis.profile.fit import StalenessFit
 from analysis.profile.stragglers import in_words as in_words_of
 from analysis.profile.verdict import in_words
+from analysis.profile.work import bias
 from analysis.report.clock import clock_of, seconds_waited
 from asgd.counted import counted
 from asgd.printable import printable
@@ -87,7 +88,7 @@ def headline(
     reason = (missing or "").removesuffix(f"; {remedy}")
     facts = [
         ("What was run", _description(runs)),
-        ("Who contributed", _contributors(runs[0], workers)),
+        ("Who contributed", _contributors(runs[0], workers) + _bias(runs[0])),
         ("How stale", _how_stale(runs[0], fit)),
         ("Which law", _which_law(fit, prediction, doubt)),
         (
@@ -218,6 +219,12 @@ def _contributors(run: Run, workers: pd.DataFrame) -> str:
     more = ", ..." if len(names) > _LISTED else ""
     never = f"; none by worker {', '.join(map(str, names[:_LISTED]))}{more}" if names else ""
     return f"{counted(len(workers), 'workers')}, {each}{never}."
+
+
+def _bias(run: Run) -> str:
+    """Return the sentences on discarded gradients, "" where all are applied alike."""
+    found = bias(run)
+    return f" {found['sentence']}" if found else ""
 
 
 def _which_law(fit: StalenessFit, prediction: Prediction | None, doubt: str | None) -> str:

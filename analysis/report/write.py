@@ -327,6 +327,8 @@ def _workers(workers: pd.DataFrame) -> dict[str, Any]:
             "median compute time (ms)": 1000 * workers["compute_q50"],
         }
     )
+    if "discarded" in workers:
+        table.insert(3, "discarded", workers["discarded"])
     if workers["transport"].any():
         table.insert(1, "transport", workers["transport"])
     ranges = {
@@ -336,7 +338,7 @@ def _workers(workers: pd.DataFrame) -> dict[str, Any]:
             ("median compute time (ms)", 1000, (workers["compute_q05"], workers["compute_q95"])),
         )
     }
-    return page_table("workers", table, ["share"], ranges)
+    return page_table("workers", table, ["share", "discarded"], ranges)
 
 
 def _reproduce(study: Study) -> str:

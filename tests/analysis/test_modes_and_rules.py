@@ -81,10 +81,28 @@ def mean_square_z(runs: list[Run], prediction: Prediction, model: str) -> float:
             {"cluster": {"mode": "bounded", "max_staleness": 3, **AT_ONCE}, **SMALL},
             ["sme_sgd", "sme_asgd", "sme_law", "replay"],
         ),
+        (simulate, {"cluster": {"discard_above": 1}, **SMALL}, ["replay"]),
+        (simulate, {"cluster": {"mode": "buffered", "gradients_per_update": 3}}, ["replay"]),
+        (
+            simulate,
+            {"cluster": {"mode": "sync", "gradients_per_update": 2, "late": "keep"}, **SMALL},
+            ["replay"],
+        ),
+        (
+            simulate,
+            {"cluster": {"mode": "buffered", "gradients_per_update": 3, "discard_above": 0}},
+            ["sme_sgd", "replay"],
+        ),
+        (
+            simulate,
+            {"cluster": {"mode": "sync", "gradients_per_update": 2}, **SMALL},
+            ["sme_sgd", "replay"],
+        ),
     ],
     ids=[
         *("momentum", "staleness_aware", "clipped", "corrected", "adam", "nesterov", "capped"),
-        *("compensated", "own", "sync", "bounded"),
+        *("compensated", "own", "sync", "bounded", "ringmaster", "fedbuff", "kept"),
+        *("rennala", "fastest"),
     ],
 )
 def test_prediction_is_within_the_scatter_of_the_runs(
@@ -100,7 +118,10 @@ def test_prediction_is_within_the_scatter_of_the_runs(
         assert mean_square_z(runs, prediction, model) < 5
     stability = prediction.settings.stability
     rule = runs[0].config.optimizer.rule
-    if rule in ("sgd", "momentum", "staleness_aware", "corrected_momentum"):
+    if "cluster" in tables and models == ["replay"]:
+        assert (stability.verdict, stability.start.covered) == (None, False)
+        assert "is known for this policy of the server" in stability.sentence
+    elif rule in ("sgd", "momentum", "staleness_aware", "corrected_momentum"):
         assert stability.verdict == "stable"
     else:
         assert (stability.verdict, stability.start.covered) == (None, False)
