@@ -4,17 +4,18 @@
 .venv/bin/python scripts/bench_chaos.py [--runs 10] [--updates 3000] [--faults 6] [--no-nodes]
 .venv/bin/python scripts/bench_chaos.py --launched 20 [--faults 2] [--seed 0]
 
-Each run trains softmax regression on the digits data with four workers. Transport, order and
-durability change from run to run, and each draws its update rule. Faults come at random updates:
+Each run trains softmax regression on the digits data with four workers. Transport and durability
+change from run to run, and each draws the policy of its server and its update rule. Faults come at
+random updates:
 
 - kill -9 of a worker, the server or the recorder;
 - a flipped bit in the newest checkpoint, unless it is the last one, then kill -9 of the server;
 - kill -9 of a Ray node with its workers, at most once per run.
 
 The checks of each run: every update is recorded once; staleness is right and never negative; each
-gradient is applied once or reported; every lost update is reported, and with a log none is lost;
-every loss is recorded; the final parameters equal, to the last bit, those of a serial replay of the
-trace. Exit status 1 if a run does not finish or fails a check.
+gradient is applied or discarded once, or reported; every lost update is reported, and with a log
+none is lost; every loss is recorded; the final parameters equal, to the last bit, those of a serial
+replay of the trace. Exit status 1 if a run does not finish or fails a check.
 
 With `--launched`, each run is an `asgd run` in its own process, and the faults end it or damage its
 files:
@@ -65,13 +66,24 @@ from tests.support.processes import actor_processes
 ROOT = Path(__file__).resolve().parents[1]
 
 WORKERS = 4
-VARIANTS: list[tuple[str, dict[str, Any]]] = [
-    ("log", {"transport": "auto"}),
-    ("checkpoint", {"transport": "tcp"}),
-    ("log", {"transport": "tcp", "schedule": "uniform"}),
-    ("checkpoint", {"transport": "ray"}),
-    ("log", {"transport": "shm", "mode": "sync"}),
-    ("checkpoint", {"transport": "auto", "mode": "bounded", "max_staleness": 3}),
+VARIANTS = [
+    ("log", "auto"),
+    ("checkpoint", "tcp"),
+    ("log", "tcp"),
+    ("checkpoint", "ray"),
+    ("log", "shm"),
+    ("checkpoint", "auto"),
+]
+POLICIES: list[dict[str, Any]] = [
+    {},
+    {"schedule": "uniform"},
+    {"discard_above": 2},
+    {"mode": "sync"},
+    {"mode": "sync", "gradients_per_update": 2},
+    {"mode": "sync", "gradients_per_update": 2, "late": "keep"},
+    {"mode": "bounded", "max_staleness": 3},
+    {"mode": "buffered", "gradients_per_update": 3},
+    {"mode": "buffered", "gradients_per_update": 6, "discard_above": 0},
 ]
 # Update rules, and the learning rate and other keys of each.
 RULES: dict[str, dict[str, Any]] = {
@@ -94,16 +106,23 @@ PATIENCE = 20.0  # seconds for a process to come back before it is killed again
 
 
 def configure(number: int, updates: int) -> RunConfig:
-    durability, cluster = VARIANTS[number % len(VARIANTS)]
-    able = [rule for rule in RULES if "mode" not in cluster or rule not in NEED_ASYNC]
-    rule = able[int(np.random.default_rng([number, 17]).integers(len(able)))]
+    durability, transport = VARIANTS[number % len(VARIANTS)]
+    draws = np.random.default_rng([number, 17])
+    policy = POLICIES[int(draws.integers(len(POLICIES)))]
+    able = [rule for rule in RULES if "mode" not in policy or rule not in NEED_ASYNC]
+    rule = able[int(draws.integers(len(able)))]
     compute_time = {"law": "exponential", "mean": 0.01}
     run = {"updates": updates, "checkpoint_every": 200, "seed": number}
     return make_config(
         {
             "problem": {"kind": "softmax"},
             "optimizer": {"rule": rule, **RULES[rule]},
-            "cluster": {"workers": WORKERS, "compute_time": compute_time, **cluster},
+            "cluster": {
+                "workers": WORKERS,
+                "transport": transport,
+                "compute_time": compute_time,
+                **policy,
+            },
             "run": {**run, "durability": durability},
         }
     )
@@ -427,14 +446,16 @@ def main(arguments: Iterable[str] | None = None) -> int:
 
 def report(number: int, result: Run, injector: Injector, found: list[str], seconds: float) -> None:
     config, events = result.config, Counter(event["event"] for event in result.events)
-    durability, rule = config.run.durability, config.optimizer.rule
-    names = (rule, durability, config.cluster.transport, config.cluster.mode)
+    durability, rule, cluster = config.run.durability, config.optimizer.rule, config.cluster
+    names = (rule, durability, cluster.transport, cluster.mode)
+    choice = (cluster.gradients_per_update, cluster.late, cluster.discard_above)
     faults = ", ".join(f"{kind} {count}" for kind, count in sorted(injector.injected.items()))
     lost = sum(event.get("updates_lost", 0) for event in result.events)
     print(
-        f"run {number} ({', '.join(names)}, {config.cluster.schedule}): {result.state} in "
+        f"run {number} ({', '.join(names)}, {cluster.schedule}, {choice}): {result.state} in "
         f"{seconds:.0f} s; faults: {faults}; workers lost {events['worker_lost']}, server restored "
-        f"{events['server_restored']}, damaged checkpoints {events['checkpoint_damaged']}, updates "
+        f"{events['server_restored']}, damaged checkpoints {events['checkpoint_damaged']}, "
+        f"gradients discarded {len(result.discarded)}, updates "
         f"lost {lost}, gradients lost {events['gradient_lost']}; violated: {len(found)}",
         flush=True,
     )

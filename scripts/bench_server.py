@@ -13,6 +13,7 @@ limits    the same runs against a bare socket echo of the same frames (d = 10) a
           memory bandwidth of one core for the bytes that the server moves (d = 1e6, tcp beside it)
 rules     updates/s over shm under other update rules against plain SGD, beside the bound of memory
           traffic, which holds where nothing else counts (large d)
+policies  gradients/s of other policies of the server over those of mode async, also discarded ones
 record    the cost of recording and of evaluating the loss
 idle      the processor time of a server and of workers that wait
 scaling   gradients that take 2, 10 and 50 ms: updates/s against the ideal workers / time, and the
@@ -63,6 +64,14 @@ RULES = {
     "staleness_aware": 0,
     "delay_compensated": 3,  # what was read, which the grant copies from the parameters
 }
+POLICIES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "discard_above 2": {"discard_above": 2},
+    "buffered 4": {"mode": "buffered", "gradients_per_update": 4},
+    "sync": {"mode": "sync"},
+    "3 of 4": {"mode": "sync", "gradients_per_update": 3},
+    "3 of 4, kept": {"mode": "sync", "gradients_per_update": 3, "late": "keep"},
+}
 Rows = list[dict[str, Any]]
 
 
@@ -86,7 +95,7 @@ def recorded(config: RunConfig) -> Run:
     """Run a configuration and return its record."""
     with tempfile.TemporaryDirectory() as directory:
         result = read_run(run(config, Path(directory) / "run"))
-        _ = result.trace, result.events
+        _ = result.trace, result.members, result.discarded, result.events
         return result
 
 
@@ -201,6 +210,29 @@ def section_rules(rows: Rows, options: argparse.Namespace) -> None:
             print(line, flush=True)
 
 
+def section_policies(rows: Rows, options: argparse.Namespace) -> None:
+    print("gradients/s over tcp, 4 workers, applied or discarded; in brackets over plain")
+    for dim in (10, 1000):
+        jobs = {
+            name: lambda p=policy, d=dim: gradient_rate(d, options.seconds, p)
+            for name, policy in POLICIES.items()
+        }
+        fields = {"dim": dim, "workers": 4, "dtype": "float64"}
+        median = in_turn(rows, "policies", options.repeats, jobs, **fields)
+        base = median.pop("plain")
+        shares = (f"{name} {rate:,.0f} ({rate / base:.2f})" for name, rate in median.items())
+        print(f"d={dim:<8} plain {base:,.0f}  {'  '.join(shares)}", flush=True)
+
+
+def gradient_rate(dim: int, seconds: float, policy: dict[str, Any]) -> float:
+    """Return gradients/s, with those that are discarded."""
+    updates = updates_in("tcp", dim, seconds) // policy.get("gradients_per_update", 1)
+    cluster = {"workers": 4, "transport": "tcp", "durability": "checkpoint", **policy}
+    result = recorded(configure(updates, constant(dim), updates, **cluster))
+    gradients = (len(result.members) or len(result.trace)) + len(result.discarded)
+    return steady_rate(result) * gradients / len(result.trace)
+
+
 def section_record(rows: Rows, options: argparse.Namespace) -> None:
     updates = int(options.seconds * 40_000)
 
@@ -311,6 +343,7 @@ SECTIONS: dict[str, Callable[[Rows, argparse.Namespace], None]] = {
     "loop": section_loop,
     "limits": section_limits,
     "rules": section_rules,
+    "policies": section_policies,
     "record": section_record,
     "idle": section_idle,
     "scaling": section_scaling,
