@@ -72,6 +72,7 @@ def test_equal_policies_make_equal_servers(pair: tuple[dict[str, Any], dict[str,
         for name in set(first) - {"compute_seconds"}:  # of the wall clock
             np.testing.assert_array_equal(first[name], second[name])
     assert len(one.trace["update"]) == 200
+    assert len(one.members["update"]) == (0 if pair[0]["mode"] == "async" else 4 * 200)
 
 
 @pytest.mark.parametrize("law", ["exponential", "constant"])  # constant: they arrive together
