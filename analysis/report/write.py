@@ -167,11 +167,7 @@ def _section(study: Study, prefix: str) -> tuple[dict[str, Any], list[Picture]]:
         "title": _title(study),
         "kind": clock_of(run),
         "verdict": verdict(run, prediction, score, study.missing),
-        "workers_note": (
-            f"Of {run.path.name}, the first of {len(study.runs)} repeats."
-            if len(study.runs) > 1
-            else ""
-        ),
+        "workers_note": _workers_note(study),
         "headline": headline(
             study.runs,
             fit,
@@ -299,7 +295,7 @@ def _scores(score: Score) -> dict[str, Any]:
 
 
 def _parts(score: Score) -> dict[str, Any] | None:
-    if score.parts.empty:
+    if len(score.parts) < 2:  # without a geometric prediction there is nothing to take apart
         return None
     table = score.parts.reset_index(names="part").rename(columns={"noise": "scatter"})
     return page_table("parts of the error", table, ["error", "scatter"])
@@ -314,6 +310,19 @@ def laws_table(fit: StalenessFit) -> dict[str, Any]:
 def _events(events: pd.DataFrame) -> dict[str, Any]:
     table = events.drop(columns="incident").head(_LONGEST_TABLE)
     return page_table("events", table.assign(event=table["event"].str.replace("_", " ")))
+
+
+def _workers_note(study: Study) -> str:
+    run = study.runs[0]
+    notes = []
+    if len(study.runs) > 1:
+        notes.append(f"Of {run.path.name}, the first of {len(study.runs)} repeats.")
+    if not run.discarded.empty:
+        notes.append(
+            "Staleness and compute times are those of the applied gradients: of a worker whose "
+            "late gradients are discarded, they show the fast ones."
+        )
+    return " ".join(notes)
 
 
 def _workers(workers: pd.DataFrame) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from analysis.profile.repeats import fit_runs
 from analysis.profile.work import bias, work_by_worker
 from analysis.report.activity import workers_table
 from analysis.report.write import write_report
+from analysis.study import Study
 from asgd.config import BatchSchedule, RunConfig, make_config
 from asgd.errors import InputError
 from asgd.rundir.reader import Run, read_run
@@ -76,8 +77,13 @@ def test_slow_worker_is_named_with_both_reasons(tmp_path: Path) -> None:
     assert "because more of its gradients are discarded" in found["sentence"]
     table = workers_table(run).set_index("worker")
     assert table["discarded"][3] == pytest.approx(share)
-    page = write_report([run], tmp_path / "report.html").read_text()
+    study = Study.open(run.path)
+    study.predict(paths=4)
+    page = write_report(study).read_text()
     assert "because more of its gradients are discarded" in page
+    assert "they show the fast ones" in page
+    assert "Errors of each model" in page
+    assert "error of the geometric prediction" not in page  # only the replay predicts it
 
 
 def test_worker_without_applied_gradients_is_named(tmp_path: Path) -> None:
