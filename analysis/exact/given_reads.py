@@ -20,6 +20,7 @@ from analysis.models.clocks import pool_turns
 from analysis.models.pool import PoolTurns
 from asgd.arrays import Array, Integers
 from asgd.errors import InputError
+from asgd.simulation.gathering import snapshot_slots
 from asgd.staleness.law import StalenessLaw
 
 # Numbers in the covariances of all live snapshots: 2**26 doubles are 512 MB.
@@ -81,33 +82,13 @@ def recorded_reads(staleness: Sequence[Integers]) -> Reads:
     staleness
         tau_0, tau_1, ... of each run, with 0 <= tau_k <= k.
     """
-    pairs = [_recorded_slots(tau) for tau in staleness]
-    read, write = (np.stack(parts, axis=1) for parts in zip(*pairs, strict=True))
-    slots = int(max(read.max(), write.max())) + 1
-    return Reads(zip(read, write, strict=True), slots, len(staleness))
-
-
-def _recorded_slots(staleness: Integers) -> tuple[Integers, Integers]:
-    """Return the slots that each update of one run reads and writes."""
-    updates = len(staleness)
-    version = np.arange(updates) - staleness
-    last_read = np.full(updates + 1, -1)
-    last_read[version] = np.arange(updates)
-    slot_of = np.zeros(updates + 1, dtype=np.int64)
-    read, write = np.empty(updates, dtype=np.int64), np.zeros(updates, dtype=np.int64)
-    # Slot 0 receives every point that no update reads.
-    free, slots = [1] if last_read[0] < 0 else [], 2
-    slot_of[0] = 1
-    for k in range(updates):
-        read[k] = slot_of[version[k]]
-        if last_read[version[k]] == k:
-            free.append(int(read[k]))
-        if last_read[k + 1] >= 0:
-            if not free:
-                free.append(slots)
-                slots += 1
-            write[k] = slot_of[k + 1] = free.pop()
-    return read, write
+    updates = len(staleness[0])
+    version = [np.arange(updates) - tau for tau in staleness]
+    slots = [snapshot_slots(read[:, np.newaxis]) for read in version]
+    read = np.stack([own[of] for own, of in zip(slots, version, strict=True)], axis=1)
+    write = np.stack([own[1:] for own in slots], axis=1)
+    most = 1 + max(int(own.max()) for own in slots)
+    return Reads(zip(read, write, strict=True), most, len(staleness))
 
 
 def turn_reads(turns: PoolTurns, runs: int) -> Reads:
