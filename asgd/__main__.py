@@ -247,7 +247,7 @@ def profile(runs: Sequence[Path], as_json: bool, quiet: bool) -> None:
     default="auto",
     show_default=True,
     help="auto: exact moments where known, else paths; simulate: paths; fast: one mean path; "
-    "probe: stability alone, for a tenth of the run.",
+    "probe: stability alone, for a tenth of a run, more of a short one.",
 )
 @click.option("--seed", type=click.IntRange(min=0), help="Of the paths.  [default: the run's]")
 @force_option

@@ -1,7 +1,8 @@
 """A probe of a run: its stability from curvatures at two of its points, without any path (ours).
 
 It costs a tenth of the gradients of the run, where a prediction costs many runs. The products with
-the Hessian are those of m drawn samples, as many as the tenth allows. The largest eigenvalue of
+the Hessian are those of m drawn samples, as many as the tenth allows, but 32 at least: of a short
+run it costs more than a tenth. The largest eigenvalue of
 their mean Hessian is too large in the mean, as it is convex in the matrix; the curvature along its
 eigenvector on m other samples is too small in the mean, as it is at most the largest. The two are
 the ends given for the curvature, and the limits are those of the larger.
@@ -151,7 +152,7 @@ def probe(run: Run, setting: RunSetting) -> Probe:
 
 
 def affordable_samples(problem: Problem, gradients: int, points: int) -> int:
-    """Return the samples of each product for a tenth of the run, all of them at most.
+    """Return the samples of each product for a tenth of the run: 32 at least, all at most.
 
     Parameters
     ----------
