@@ -376,9 +376,13 @@ from asgd.console.live import LiveRun
 out = sys.argv[-1]
 
 def shut(live, progress):
-    if progress.update and not os.path.ismount(out):
-        subprocess.run(["mount", "--bind", out, out], check=True)
-        subprocess.run(["mount", "-o", "remount,ro,bind", out], check=True)
+    shut_out = out + "-shut"
+    if progress.update and not os.path.exists(shut_out):
+        # Made read-only beside it: a mount with a file open for writing is refused as busy.
+        os.mkdir(shut_out)
+        subprocess.run(["mount", "--bind", out, shut_out], check=True)
+        subprocess.run(["mount", "-o", "remount,ro,bind", shut_out], check=True)
+        subprocess.run(["mount", "--move", shut_out, out], check=True)
 
 LiveRun.__call__ = shut
 main(sys.argv[1:])
