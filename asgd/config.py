@@ -25,7 +25,7 @@ from asgd.config_defects import (
     refuse_unknown_keys,
 )
 from asgd.config_policy import check_policy
-from asgd.config_rules import RULE_KEYS, left_out
+from asgd.config_rules import LOCAL_KEYS, RULE_KEYS, check_local, check_local_rule, left_out
 from asgd.errors import InputError, did_you_mean
 from asgd.stored_json import check_plain, parse_json, read_bounded
 
@@ -135,6 +135,12 @@ class OptimizerConfig(_Table, frozen=True):
     `"nesterov"` and `"corrected_momentum"`; `RULES` has the other keys. Gradients longer than
     `clip_norm` are clipped to that length. `learning_rate` and `batch_size` are initial values,
     which the schedules change.
+
+    With `local_steps` H, a worker makes H steps of its own from its snapshot by `local_rule`, with
+    `local_learning_rate` and a batch each, and pushes the difference; `rule` applies it like a
+    gradient, with `learning_rate`, which is then 1 by default. `local_options` are the keys of
+    `local_rule`. `local_state` says whether its momentum or moments are kept from one snapshot to
+    the next ("keep") or begin as zeros at each ("reset", the default).
     """
 
     rule: str = "sgd"
@@ -150,6 +156,11 @@ class OptimizerConfig(_Table, frozen=True):
     compensation: NonNegative | None = None
     options: dict[str, Any] = {}
     clip_norm: Positive | None = None
+    local_steps: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] | None = None
+    local_rule: str | None = None
+    local_learning_rate: Positive | None = None
+    local_options: dict[str, Any] = {}
+    local_state: Literal["reset", "keep"] = "reset"
     learning_rate_schedule: LearningRateSchedule = LearningRateSchedule()
     batch_schedule: BatchSchedule = BatchSchedule()
 
@@ -158,10 +169,48 @@ class OptimizerConfig(_Table, frozen=True):
         """Whether `rule` names a user-defined rule."""
         return _names_code(self.rule)
 
+    @property
+    def gradients_per_push(self) -> int:
+        """Gradients that a worker computes for each push: H local steps, else 1."""
+        return self.local_steps or 1
+
+    @property
+    def local(self) -> OptimizerConfig | None:
+        """The optimizer of a worker's own steps; None without any."""
+        if self.local_steps is None:
+            return None
+        rule, options = self.local_rule or "sgd", self.local_options
+        given = {"options": options} if _names_code(rule) else options
+        return OptimizerConfig(rule=rule, learning_rate=self.local_learning_rate or 1.0, **given)
+
     def __post_init__(self) -> None:
         given = {key: getattr(self, key) for key in RULE_KEYS}
-        for key, default in left_out(self.rule, self.is_own_rule, given).items():
+        defaults: dict[str, Any] = left_out(self.rule, self.is_own_rule, given)
+        local = {key: getattr(self, key) for key in ("local_steps", *LOCAL_KEYS)}
+        check_local(self.rule, local)
+        if self.local_steps is not None:
+            defaults |= _resolved_local(self.local_rule or "sgd", self.local_options)
+        for key, default in defaults.items():
             msgspec.structs.force_setattr(self, key, default)
+
+
+def _resolved_local(rule: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Return the rule of a worker's own steps and its options, with their defaults filled in.
+
+    Raises
+    ------
+    ValueError
+        There is no such rule for them, or it does not take an option.
+    """
+    if not _names_code(rule):
+        keys = check_local_rule(rule, options)
+        try:
+            optimizer = msgspec.convert({"rule": rule, **options}, OptimizerConfig)
+        except msgspec.ValidationError as error:
+            reason = explained(str(error), options, OptimizerConfig)
+            raise ValueError(f"local_options.{reason}") from None
+        options = {key: getattr(optimizer, key) for key in keys}
+    return {"local_rule": rule, "local_options": options}
 
 
 class ComputeTimeConfig(_Table, frozen=True):
@@ -396,6 +445,9 @@ def make_config(data: Mapping[str, Any] | None = None) -> RunConfig:
         raise InputError("configuration: nested too deeply") from None
     refuse_unknown_keys(RunConfig, data)
     refuse_infinite(data)
+    if (optimizer := data.get("optimizer", {})).get("local_steps") is not None:
+        # The server takes the whole difference, unless it is told otherwise.
+        data = {**data, "optimizer": {"learning_rate": 1.0, **optimizer}}
     try:
         config = msgspec.convert(data, RunConfig)
     except msgspec.ValidationError as error:

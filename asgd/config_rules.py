@@ -24,6 +24,72 @@ RULES: dict[str, dict[str, float | None]] = {
     "delay_compensated": {"compensation": 0.04},
 }
 RULE_KEYS = (*sorted({key for keys in RULES.values() for key in keys}), "options")
+BALLS = ("momentum", "nesterov", "corrected_momentum")  # the rules with a factor `momentum`
+# Rules of a worker's own steps: its own gradients are never stale.
+LOCAL_RULES = ("sgd", "momentum", "nesterov", "adam", "adamw", "rmsprop")
+LOCAL_KEYS = ("local_rule", "local_learning_rate", "local_state", "local_options")
+
+
+def keys_of(rule: str) -> tuple[str, ...]:
+    """Return the keys of a rule of ours, its factor `momentum` too."""
+    return (*RULES[rule], *(("momentum",) if rule in BALLS else ()))
+
+
+def check_local(rule: str, given: Mapping[str, Any]) -> None:
+    """Refuse keys of local steps that do not go together.
+
+    Parameters
+    ----------
+    rule
+        The rule of the server.
+    given
+        The values of `local_steps` and `LOCAL_KEYS`, None or empty if they are not given.
+
+    Raises
+    ------
+    ValueError
+        A key is missing or does not go with another.
+    """
+    steps = given["local_steps"]
+    if steps is None:
+        for key in LOCAL_KEYS:
+            if given[key] not in (None, {}, "reset"):
+                raise ValueError(f"{key} = {given[key]!r} needs local_steps: expected both")
+        return
+    if given["local_learning_rate"] is None:
+        raise ValueError(
+            f"local_steps = {steps} needs local_learning_rate: expected the learning rate of a "
+            "worker's own steps; learning_rate is then that of the server, 1 for the whole "
+            "difference"
+        )
+    if rule == "delay_compensated":
+        raise ValueError(
+            f"local_steps = {steps} does not go with rule = {rule!r}, which compensates gradients, "
+            "not differences"
+        )
+
+
+def check_local_rule(rule: str, options: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the keys of a rule of ours for a worker's own steps.
+
+    Raises
+    ------
+    ValueError
+        It is none, or does not take one of the options.
+    """
+    if rule not in LOCAL_RULES:
+        raise ValueError(
+            f"local_rule = {rule!r}: {did_you_mean(rule, LOCAL_RULES)}expected "
+            f'{", ".join(LOCAL_RULES)} or "package.module:Name"'
+        )
+    keys = keys_of(rule)
+    for key, value in options.items():
+        if key not in keys:
+            raise ValueError(
+                f"local_options.{key} = {value!r} does not belong to local_rule = {rule!r}, which "
+                f"takes {', '.join(keys) or 'none'}"
+            )
+    return keys
 
 
 def left_out(rule: str, own: bool, given: Mapping[str, Any]) -> dict[str, float]:

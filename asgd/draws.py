@@ -38,6 +38,7 @@ class WorkerDraws:
     def __init__(self, config: RunConfig, n_samples: int) -> None:
         self._n_samples = n_samples
         self._compute_time = ComputeTime.from_config(config.cluster)
+        self._gradients = config.optimizer.gradients_per_push
         self._batch_stream = KeyedStream(config.run.seed, "batch")
         self._time_stream = KeyedStream(config.run.seed, "compute")
         self._batches: dict[int, tuple[int, npt.NDArray[np.int64]]] = {}
@@ -45,7 +46,10 @@ class WorkerDraws:
         self._table = _BatchTable(config.cluster.workers, 1)
 
     def batch(self, worker: int, sequence: int, size: int) -> npt.NDArray[np.int64]:
-        """Return the sample numbers of a gradient, drawn with replacement, shape (size,)."""
+        """Return the sample numbers of a gradient, drawn with replacement, shape (size,).
+
+        `sequence` counts gradients; a push of several counts as many, see `asgd.local_steps`.
+        """
         number, row = divmod(sequence, _rows(size))
         kept, batches = self._batches.get(worker, (-1, None))
         if batches is None or kept != number or batches.shape[1] != size:
@@ -69,7 +73,7 @@ class WorkerDraws:
         return table.batches[worker, row]
 
     def compute_seconds(self, worker: int, sequence: int) -> float:
-        """Return the time added to the computation of a gradient, in seconds."""
+        """Return the time added to the computation of what is pushed, in seconds."""
         number, row = divmod(sequence, _ROWS)
         kept, times = self._times.get(worker, (-1, []))
         if kept != number:
@@ -78,15 +82,11 @@ class WorkerDraws:
         return times[row]
 
     def compute_seconds_of(self, worker: int, first: int, blocks: int) -> npt.NDArray[np.float64]:
-        """Return `compute_seconds` of the gradients in `blocks` blocks of 64 from block `first`."""
-        times = [
-            self._compute_time.draw_many(worker, _ROWS, self._time_stream.at(worker, number))
-            for number in range(first, first + blocks)
-        ]
-        return np.concatenate(times)
+        """Return `compute_seconds` of the pushes in `blocks` blocks of 64 from block `first`."""
+        return np.concatenate([self._times_of(worker, first + i) for i in range(blocks)])
 
     def all_compute_seconds(self, worker: int) -> Iterator[float]:
-        """Yield `compute_seconds` of gradients 0, 1, 2, ... of a worker, faster than one by one."""
+        """Yield `compute_seconds` of pushes 0, 1, 2, ... of a worker, faster than one by one."""
         return chain.from_iterable(self._draw_times(worker, number) for number in count())
 
     def _draw_batches(self, worker: int, number: int, size: int) -> npt.NDArray[np.int64]:
@@ -94,9 +94,19 @@ class WorkerDraws:
         return generator.integers(self._n_samples, size=(_rows(size), size))
 
     def _draw_times(self, worker: int, number: int) -> list[float]:
-        generator = self._time_stream.at(worker, number)
-        times: list[float] = self._compute_time.draw_many(worker, _ROWS, generator).tolist()
+        times: list[float] = self._times_of(worker, number).tolist()
         return times
+
+    def _times_of(self, worker: int, number: int) -> npt.NDArray[np.float64]:
+        """Return the times of a block of 64 pushes: of each, the sum over its gradients."""
+        blocks = range(number * self._gradients, (number + 1) * self._gradients)
+        drawn = [
+            self._compute_time.draw_many(worker, _ROWS, self._time_stream.at(worker, block))
+            for block in blocks
+        ]
+        of_gradients = np.concatenate(drawn).reshape(_ROWS, self._gradients)
+        sums: npt.NDArray[np.float64] = of_gradients.sum(axis=1)
+        return sums
 
 
 class _BatchTable:

@@ -175,7 +175,7 @@ def _gradient_findings(run: Run) -> list[str]:
         found.append(f"{run.path / MEMBERS}: update {alone[0]} is a mean here or in the trace only")
     unused: list[tuple[int, int]] = []
     for event in run.events:
-        if event["event"] in ("gradient_lost", "gradient_rejected"):
+        if event["event"] in ("gradient_lost", "gradient_rejected", "state_reset"):
             if event.get("update", -1) >= len(trace):
                 continue
             unused.append((event.get("worker", -1), event.get("sequence", -1)))

@@ -73,6 +73,7 @@ class Fleet:
         self.running: dict[ray.ObjectRef[Any], int] = {}
         self._ended: list[int] = []  # told to stop
         longest = float(ComputeTime.from_config(config.cluster).mean.max())
+        longest *= config.optimizer.gradients_per_push
         self._timeout = config.cluster.worker_timeout + _LONG_COMPUTE_TIME * longest
         self._dismiss_others()
         for worker in self.team.members:

@@ -15,7 +15,7 @@ from asgd.errors import AsgdError, InputError, RunFailedError
 from asgd.problems.base import Problem, starting_point
 from asgd.problems.make import make_problem
 from asgd.progress import CallbackError, Progress
-from asgd.rules.make import make_rule
+from asgd.rules.make import make_local_rule, make_rule
 from asgd.rundir.alive import heartbeat
 from asgd.rundir.changes import change_settings
 from asgd.rundir.checkpoint import CHECKPOINTS
@@ -174,6 +174,7 @@ class _Launcher:
         """Check the input before anything is created, and return the problem."""
         check_metrics(config.metrics)
         problem, rule = make_problem(config), make_rule(config)
+        make_local_rule(config)
         check_address(self.address)
         if self.address is None:
             check_memory(config, problem, rule)

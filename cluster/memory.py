@@ -9,11 +9,13 @@ from asgd.config import RunConfig
 from asgd.errors import InputError
 from asgd.problems.base import Problem
 from asgd.rules.base import Rule
+from asgd.rules.make import make_local_rule
 from cluster.storage.write_ahead import is_logged
 
 # Vectors of parameters that each holds at most: a snapshot and a gradient of a worker, and those of
 # its framework without activations; of the server see `scripts/bench_memory.py`.
 _SERVER, _WORKER, _RECORDER = 5, 5, 5
+_OF_STEPS = 2  # of a worker with local steps: a point, and the difference
 _RECORDS = 4  # between server and recorder
 # Of each worker or gradient, where an update is the mean of several or one must wait.
 _COLLECTED = 2
@@ -32,6 +34,9 @@ def vectors(config: RunConfig, dim: int, rule: Rule) -> int:
     needed = _SERVER + _RECORDER + _RECORDS + _WORKER * workers + _SAVED * len(rule.state)
     if not rule.blockwise:
         needed += rule.scratch
+    if (local := make_local_rule(config)) is not None:
+        own = len(local.state) + (0 if local.blockwise else local.scratch)
+        needed += (_OF_STEPS + own) * workers
     if order != ("async", "free"):
         needed += _COLLECTED * max(workers, config.cluster.gradients_per_update or 0)
     if rule.reads:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Unpack, cast
+from typing import Any, Protocol, Unpack, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -62,12 +62,19 @@ class Replay(DescentBlock):
             self.snapshots[k + 1] = self.x.copy()
 
 
+class Stepping(Protocol):
+    """A block of paths."""
+
+    def step(self, k: int, /) -> None:
+        """Make update k."""
+
+
 class Replays:
     """A block of paths divided among several recorded runs; each path replays one."""
 
     def __init__(
         self,
-        makers: Sequence[Callable[[Array, np.random.Generator], Replay]],
+        makers: Sequence[Callable[[Array, np.random.Generator], Stepping]],
         x: Array,
         rng: np.random.Generator,
     ) -> None:

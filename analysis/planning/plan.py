@@ -213,6 +213,11 @@ def plan(
     if isinstance(source, str | Path) and Path(source).is_dir():
         source = read_run(source)
     config = source.config if isinstance(source, Run) else as_config(source)
+    if config.optimizer.local_steps is not None:
+        raise InputError(
+            f"optimizer.local_steps = {config.optimizer.local_steps}: expected none for a plan, "
+            "whose paths push gradients; `asgd simulate` makes local steps in virtual time"
+        )
     choices = choices_of(config, workers, learning_rates, batch_sizes)
     updates = config.run.updates if updates is None else updates
     if not 1 <= updates <= 10**9:

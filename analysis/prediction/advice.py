@@ -10,13 +10,12 @@ import numpy as np
 from analysis.exact.linear_rules import LinearRule, linear_rule
 from analysis.exact.stability import most_workers
 from analysis.prediction.run_stability import PointStability, limits_of, run_stability
-from analysis.prediction.setting import Setting, closure_of
+from analysis.prediction.setting import Setting, closure_of, local_pushes, rule_of
 from analysis.profile.dependence import start_up
 from asgd.divergence import DIVERGED
 from asgd.errors import AsgdError, DivergedError
 from asgd.problems.base import starting_point
 from asgd.problems.make import make_problem
-from asgd.rules.make import make_rule
 from asgd.rundir.reader import Run, read_run
 from asgd.schedules import learning_rate_schedule
 from asgd.staleness.empirical import Empirical
@@ -94,7 +93,6 @@ def _setting(run: Run) -> Setting:
     trace, optimizer = run.trace, run.config.optimizer
     staleness = staleness_of(trace["update"].to_numpy(), trace["read_version"].to_numpy())
     problem = make_problem(run.config)
-    plain = optimizer.rule == "sgd" and optimizer.clip_norm is None
     several = run.config.cluster.gradients_per_update is not None
     return Setting(
         problem=problem,
@@ -105,7 +103,8 @@ def _setting(run: Run) -> Setting:
         law=Empirical.from_sample(staleness[start_up(staleness) :]),
         closure=closure_of(run),
         workers=run.config.cluster.workers,
-        rule=None if plain else make_rule(run.config),
+        rule=rule_of(run.config),
+        local=local_pushes([run]),
         replay_only=bool(staleness.any()) and (several or not run.discarded.empty),
     )
 

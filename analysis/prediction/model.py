@@ -21,6 +21,7 @@ from analysis.exact.given_reads import (
 )
 from analysis.exact.moments import Closure
 from analysis.models.ensemble import Ensemble, PathOptions
+from analysis.models.local_replay import local_replay
 from analysis.models.recorded_turns import RecordedTurns, ResampledTurns
 from analysis.models.replay import sme_replay
 from analysis.models.sme_asgd import sme_asgd
@@ -332,6 +333,17 @@ class Replay(Model):
         self, setting: RunSetting, paths: int, seed: int, progress: OnProgress | None = None
     ) -> Ensemble:
         """Return an ensemble; several runs share the paths."""
+        if setting.local is not None and setting.rule is not None:
+            return local_replay(
+                setting.problem,
+                setting.learning_rate,
+                setting.local,
+                setting.rule,
+                setting.updates,
+                paths,
+                seed,
+                **_path_options(setting, progress),
+            )
         return sme_replay(
             setting.problem,
             setting.learning_rate,

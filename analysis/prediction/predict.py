@@ -198,11 +198,11 @@ def predict(
         Number of paths of each ensemble.
     models
         Names from `MODELS`. Default: "sme_sgd", "sme_asgd", "sme_law" and "replay"; for "fast" all
-        but the replay, for synchronous runs those without staleness, and for rules other than sgd
-        and servers that discard gradients or mix their versions only the replay. "sme_law" takes
-        the closure of the run. If each snapshot was used once, as on a server, this is the pool:
-        with the turns of the law ("law_pool"), or with resampled recorded turns if these come in
-        spells, (P3). Otherwise it is "law_iid".
+        but the replay, for synchronous runs those without staleness, and for rules other than sgd,
+        local steps, and servers that discard gradients or mix their versions only the replay.
+        "sme_law" takes the closure of the run. If each snapshot was used once, as on a server,
+        this is the pool: with the turns of the law ("law_pool"), or with resampled recorded turns
+        if these come in spells, (P3). Otherwise it is "law_iid".
     method
         "auto" computes the curves of quadratics and least squares from exact moments, without
         paths, and simulates all others; "simulate" simulates all; "fast" follows one mean path
@@ -268,7 +268,9 @@ def predict(
 def _models(setting: RunSetting, asked: Sequence[str] | None, method: Method) -> list[Model]:
     """Return the models asked for, or the default models of the setting."""
     special = None if setting.rule is None else "a rule other than sgd"
-    if setting.replay_only:
+    if setting.local is not None:
+        special = f"optimizer.local_steps = {setting.local.steps().steps}"
+    elif setting.replay_only:
         special = "a run whose server discards gradients or mixes their versions"
     if asked is None:
         chosen = [model for model in MODELS.values() if model.is_default(setting)]
@@ -281,9 +283,9 @@ def _models(setting: RunSetting, asked: Sequence[str] | None, method: Method) ->
         if special and not all(model.replays for model in chosen):
             raise InputError(f"models = {list(asked)}: {special} takes 'replay' alone")
     if not chosen:
+        but = "without discarded or mixed gradients" if setting.local is None else f"not {special}"
         raise InputError(
-            "method = 'fast' takes only the rule sgd, without discarded or mixed gradients: "
-            "expected 'auto' or 'simulate'"
+            f"method = 'fast' takes only the rule sgd, {but}: expected 'auto' or 'simulate'"
         )
     return chosen
 

@@ -5,7 +5,7 @@ curvature of the Hessian, at the start of the run and at the end of its predicti
 that grows with the distance from the minimum lowers the limits, and so do other modes through it;
 this is not included, but a run of which predicted paths diverge is never called stable. Clipped
 gradients count as unclipped: a clipped run above its limit oscillates. Under a schedule the largest
-learning rate counts. Rules that the limits do not cover get none.
+learning rate counts. Rules that the limits do not cover get none, and neither do local steps.
 """
 
 from __future__ import annotations
@@ -274,7 +274,8 @@ def run_stability(
     UnreliableEstimateError
         The Lanczos iterations found no eigenvalue.
     """
-    rule = None if setting.replay_only else linear_rule(setting.rule, setting.law.mean())
+    unknown = setting.replay_only or setting.local is not None
+    rule = None if unknown else linear_rule(setting.rule, setting.law.mean())
     limits = limits_of(setting, rule) if rule else None
     at_end = None
     if end is not None and np.all(np.isfinite(end)):

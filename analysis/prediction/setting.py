@@ -9,13 +9,15 @@ import numpy as np
 import numpy.typing as npt
 
 from analysis.exact.moments import Closure
+from analysis.models.local_replay import LocalPushes
 from analysis.models.recorded_turns import RecordedTurns, has_spells
 from analysis.profile.fit import StalenessFit
 from analysis.profile.repeats import as_runs
 from analysis.profile.stragglers import taking_part
 from asgd.arrays import Array, Integers
-from asgd.config import OptimizerConfig
+from asgd.config import RunConfig
 from asgd.errors import InputError
+from asgd.local_steps import LocalSteps
 from asgd.problems.base import Problem, starting_point
 from asgd.problems.linear import LinearModel
 from asgd.problems.make import make_problem
@@ -24,6 +26,7 @@ from asgd.rules.make import make_rule
 from asgd.rundir.events import team_sizes
 from asgd.rundir.reader import Run
 from asgd.schedules import learning_rate_schedule
+from asgd.simulation.replay import Gradients
 from asgd.staleness.geometric import Geometric
 from asgd.staleness.law import StalenessLaw
 from asgd.staleness.values import staleness_of
@@ -61,7 +64,9 @@ class Setting:
         Recorded turns to resample instead of using the law, (P3); None if the law suffices, (P2),
         or snapshots are not used exactly once.
     rule
-        The update rule, None for plain SGD.
+        The update rule, None for plain SGD on gradients.
+    local
+        What workers with local steps pushed; None if they push gradients.
     replay_only
         Whether the server discarded gradients, or took means of some that were read at different
         versions: then neither law nor turns describe its updates, and only a replay is a model.
@@ -77,6 +82,7 @@ class Setting:
     workers: int
     turns: RecordedTurns | None = None
     rule: Rule | None = None
+    local: LocalPushes | None = None
     replay_only: bool = False
 
     @property
@@ -161,7 +167,8 @@ class RunSetting(Setting):
             closure=closure,
             workers=team_of(run) - len(fit.left_out),
             turns=turns,
-            rule=None if _plain(optimizer) else make_rule(config),
+            rule=rule_of(config),
+            local=local_pushes([one for one in runs if len(one.trace) >= updates]),
             synchronous=config.cluster.mode == "sync" or synchronous,
             replay_only=replay_only,
         )
@@ -182,6 +189,27 @@ def whole(runs: Sequence[Run]) -> list[Run]:
 def last_update(run: Run) -> int:
     """Return the update of the last evaluation of the loss, -1 if there was none."""
     return -1 if run.loss.empty else int(run.loss["update"].iloc[-1])
+
+
+def rule_of(config: RunConfig) -> Rule | None:
+    """Return the update rule, None for plain SGD on gradients, of which the theory is."""
+    optimizer = config.optimizer
+    plain = optimizer.rule == "sgd" and optimizer.clip_norm is None
+    return None if plain and optimizer.local_steps is None else make_rule(config)
+
+
+def local_pushes(runs: Sequence[Run]) -> LocalPushes | None:
+    """Return what the workers of runs pushed, if they made local steps."""
+    config = runs[0].config
+    if config.optimizer.local_steps is None:
+        return None
+
+    def steps() -> LocalSteps:
+        found = LocalSteps.of(config)
+        assert found is not None
+        return found
+
+    return LocalPushes(steps, tuple(map(Gradients.of, runs)))
 
 
 def _staleness(run: Run) -> Integers:
@@ -212,10 +240,6 @@ def _staleness_of_means(run: Run) -> Integers:
         )
     staleness = staleness_of(members["update"].to_numpy(), members["read_version"].to_numpy())
     return staleness.reshape(-1, each)
-
-
-def _plain(optimizer: OptimizerConfig) -> bool:
-    return optimizer.rule == "sgd" and optimizer.clip_norm is None
 
 
 def _batch_sizes(run: Run, updates: int) -> int | Integers:

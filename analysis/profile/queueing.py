@@ -154,7 +154,18 @@ class ServerTimes:
 
     @classmethod
     def from_config(cls, config: RunConfig) -> ServerTimes:
-        """Return the times of a configured run, from its `[simulation]` section."""
+        """Return the times of a configured run, from its `[simulation]` section.
+
+        Raises
+        ------
+        InputError
+            A push takes the times of several gradients, whose sum has another law.
+        """
+        if (gradients := config.optimizer.gradients_per_push) > 1:
+            raise InputError(
+                f"optimizer.local_steps = {gradients}: expected none or 1 where staleness comes "
+                "from the law of cluster.compute_time, as a push takes a sum of its times"
+            )
         beside = CycleTimes.of(config.simulation)
         times = ComputeTime.from_config(config.cluster)
         return cls(times, beside.dead_time, beside.service_time)

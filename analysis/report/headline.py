@@ -17,6 +17,7 @@ from analysis.profile.stragglers import in_words as in_words_of
 from analysis.profile.verdict import in_words
 from analysis.profile.work import bias
 from analysis.report.clock import clock_of, seconds_waited
+from asgd.config import OptimizerConfig
 from asgd.counted import counted
 from asgd.printable import printable
 from asgd.rundir.events import team_sizes
@@ -171,15 +172,27 @@ def _description(runs: Sequence[Run]) -> str:
     repeats = f"{len(runs)} repeats; the first: " if len(runs) > 1 else ""
     seconds = float(trace["applied_seconds"].iloc[-1])
     clock = "" if clock_of(run) == "real" else " of virtual time"
-    rule = config.optimizer.rule
     return (
-        f"{problem_name(run)} by {_RULES.get(rule, rule)}, learning rate "
-        f"{config.optimizer.learning_rate:g}, batches of {config.optimizer.batch_size}: "
+        f"{problem_name(run)} by {_method(config.optimizer)}, batches of "
+        f"{config.optimizer.batch_size}: "
         f"{repeats}{counted(len(trace), 'updates')} by {_team(run)} "
         f"in {seconds:.3g} s{clock} ({len(trace) / max(seconds, 1e-9):,.0f} updates/s), "
         f"{_ended(run)}.{_waited(run, seconds)}"
         f"{'' if loss.empty else f' The loss went from {loss.iloc[0]:.4g} to {loss.iloc[-1]:.4g}.'}"
         f"{_metrics(run)}"
+    )
+
+
+def _method(optimizer: OptimizerConfig) -> str:
+    """Return the update rule in words, with the local steps if there are any."""
+    words = f"{_RULES.get(optimizer.rule, optimizer.rule)}, learning rate "
+    words += f"{optimizer.learning_rate:g}"
+    if (local := optimizer.local) is None:
+        return words
+    steps = counted(optimizer.gradients_per_push, "local steps")
+    rule = _RULES.get(local.rule, local.rule)
+    return (
+        f"{words}, on the differences of {steps} of {rule}, learning rate {local.learning_rate:g}"
     )
 
 

@@ -36,6 +36,7 @@ class Adam(Rule):
 
     state = ("first_moment", "second_moment")
     scratch = 1
+    additive = True
 
     def kept(self, eta: float) -> float:
         """Return the share of x that is kept before the step."""

@@ -31,12 +31,15 @@ class Rule(ABC):
         Whether it asks for the parameters at which the gradient was computed.
     blockwise
         Whether it treats every entry alike, so that it can be applied to a part of the vectors.
+    additive
+        Whether its step does not depend on x, so that steps can be summed apart from x.
     """
 
     state: tuple[str, ...] = ()
     scratch: int = 0
     reads: bool = False
     blockwise: bool = True
+    additive: bool = False
 
     def init(self, x: Array) -> State:
         """Return the state before the first update, for parameters x."""

@@ -28,6 +28,7 @@ class HeavyBall(Rule):
 
     state = ("velocity",)
     scratch = 1
+    additive = True
 
     def update(
         self,

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 
 from asgd.config import OptimizerConfig, RunConfig
-from asgd.config_rules import RULES
+from asgd.config_rules import keys_of
 from asgd.errors import InputError
 from asgd.rules.adam import Adam, AdamW
 from asgd.rules.base import Rule
@@ -41,18 +41,36 @@ def make_rule(config: RunConfig) -> Rule:
     return rule if optimizer.clip_norm is None else Clipped(rule, optimizer.clip_norm)
 
 
-def _make(optimizer: OptimizerConfig) -> Rule:
+def make_local_rule(config: RunConfig) -> Rule | None:
+    """Return the rule of a worker's own steps; None without any.
+
+    Raises
+    ------
+    InputError
+        A user's own rule does not import, does not keep the contract, or asks for what was read.
+    """
+    local = config.optimizer.local
+    if local is None:
+        return None
+    rule = _make(local, "local_")
+    if rule.reads:
+        raise InputError(
+            f"optimizer.local_rule = {local.rule!r}: asks for what was read, as it does for stale "
+            "gradients alone: expected optimizer.rule"
+        )
+    return rule
+
+
+def _make(optimizer: OptimizerConfig, prefix: str = "") -> Rule:
     if optimizer.is_own_rule:
         from asgd.rules.own import load_rule
 
-        return load_rule(optimizer.rule, optimizer.options)
-    keys = {key: getattr(optimizer, key) for key in RULES[optimizer.rule]}
-    if optimizer.rule in _BALLS:
-        keys["momentum"] = optimizer.momentum
-    return _RULES[optimizer.rule](**keys)
+        return load_rule(optimizer.rule, optimizer.options, prefix)
+    return _RULES[optimizer.rule](
+        **{key: getattr(optimizer, key) for key in keys_of(optimizer.rule)}
+    )
 
 
-_BALLS = ("momentum", "nesterov", "corrected_momentum")
 _RULES: dict[str, Callable[..., Rule]] = {
     "sgd": Sgd,
     "momentum": HeavyBall,

@@ -29,6 +29,7 @@ class Nesterov(Rule):
 
     state = ("velocity",)
     scratch = 2
+    additive = True
 
     def update(
         self,

@@ -26,17 +26,22 @@ _TRIAL_DIM, _CUT = 7, 3  # of the trial: parameters, and where it cuts them into
 _TRIAL_STALENESS = (0, 2, 5) * 8  # of its updates, many because some rules do more at every tenth
 
 
-def load_rule(named: str, options: Mapping[str, Any]) -> Rule:
+def load_rule(named: str, options: Mapping[str, Any], prefix: str = "") -> Rule:
     """Import a class or function, call it, check its rule and return it.
+
+    Parameters
+    ----------
+    prefix
+        Of the keys `rule` and `options`, for messages.
 
     Raises
     ------
     InputError
         It does not import, is missing or raises, or its result does not keep the contract.
     """
-    where = f"optimizer.rule = {named!r}"
+    where = f"optimizer.{prefix}rule = {named!r}"
     factory = import_named(named, where, "rule", ("state", "update"))
-    check_options(where, "optimizer.options", factory, options)
+    check_options(where, f"optimizer.{prefix}options", factory, options)
     user = call_user(where, "rule", lambda: factory(**options))
     if not callable(getattr(user, "update", None)):
         raise InputError(f"{where}: {type(user).__name__} has no method update")

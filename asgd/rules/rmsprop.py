@@ -32,6 +32,7 @@ class RmsProp(Rule):
 
     state = ("second_moment",)
     scratch = 1
+    additive = True
 
     @property
     def _scale(self) -> float:

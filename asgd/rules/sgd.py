@@ -15,6 +15,7 @@ class Sgd(Rule):
     """x' = x - eta g, (A1)."""
 
     scratch = 1
+    additive = True
 
     def rate(self, eta: float, staleness: int | Array) -> float | Array:
         """Return the learning rate of a gradient; a number, or one per path, shape (paths, 1)."""

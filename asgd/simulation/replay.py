@@ -9,7 +9,8 @@ import numpy as np
 
 from asgd.arrays import Array, Integers, euclidean_norm
 from asgd.draws import WorkerDraws
-from asgd.problems.base import Problem, gradient_of_batch, starting_point
+from asgd.local_steps import Pushes
+from asgd.problems.base import Problem, starting_point
 from asgd.rules.base import Optimizer
 from asgd.rules.make import make_rule
 from asgd.rundir.columns import SHARED
@@ -37,7 +38,7 @@ class Step:
 
 
 @dataclass(frozen=True, eq=False)
-class _Gradients:
+class Gradients:
     """All gradients in order; update k has the rows from `starts[k]` to `starts[k + 1]`."""
 
     starts: Integers
@@ -47,7 +48,7 @@ class _Gradients:
     batch_size: Integers
 
     @classmethod
-    def of(cls, run: Run) -> _Gradients:
+    def of(cls, run: Run) -> Gradients:
         """Collect the gradients of a run; an update by a mean is split into its members."""
         names = ("worker", "sequence", "read_version", "batch_size")
         own = run.trace[run.trace["worker"] != SHARED]
@@ -60,12 +61,12 @@ class _Gradients:
 def replay(run: Run, problem: Problem) -> Iterator[Step]:
     """Yield x_0, x_1, ... of a run.
 
-    Each gradient is recomputed in this process, at the parameters its worker read and with the
-    samples it drew, and the update rule is applied. Old parameters are kept until the last update
-    that read them.
+    Each gradient is recomputed in this process, or the difference by local steps, from the
+    parameters its worker read and with the samples it drew, and the update rule is applied. Old
+    parameters are kept until the last update that read them.
     """
-    config, gradients = run.config, _Gradients.of(run)
-    draws = WorkerDraws(config, problem.n_samples)
+    config, gradients = run.config, Gradients.of(run)
+    pushes = Pushes(config, problem, WorkerDraws(config, problem.n_samples))
     learning_rate = learning_rate_schedule(config.optimizer)
     x = starting_point(problem, config.run.seed)
     optimizer = Optimizer(make_rule(config), x)
@@ -80,9 +81,8 @@ def replay(run: Run, problem: Problem) -> Iterator[Step]:
         found = []
         for row in rows:
             size, worker = int(gradients.batch_size[row]), int(gradients.worker[row])
-            batch = draws.batch(worker, int(gradients.sequence[row]), size)
             point = kept[int(gradients.read_version[row])]
-            gradient = gradient_of_batch(problem, point, batch)
+            gradient = pushes.push(worker, int(gradients.sequence[row]), point, size)
             # The problem may use its memory again.
             found.append(gradient if len(rows) == 1 else np.array(gradient))
         mean = found[0] if len(found) == 1 else np.sum(found, axis=0) / len(found)

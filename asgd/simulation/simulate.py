@@ -16,15 +16,16 @@ from pathlib import Path
 import numpy as np
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-from asgd.arrays import Array, converted, euclidean_norm
+from asgd.arrays import Array, euclidean_norm
 from asgd.config import Configuration, RunConfig, as_config
 from asgd.delays import ComputeTime, CycleTimes
 from asgd.divergence import check_divergence, not_finite, remedy
 from asgd.draws import WorkerDraws
 from asgd.errors import InputError, RunFailedError, message_of
 from asgd.goals import reached_target, time_is_up
+from asgd.local_steps import Pushes
 from asgd.policy import Policy
-from asgd.problems.base import Problem, gradient_of_batch, starting_point
+from asgd.problems.base import Problem, starting_point
 from asgd.problems.make import make_problem
 from asgd.progress import CallbackError, Progress, call_back
 from asgd.rules.base import Optimizer
@@ -46,7 +47,7 @@ _PART = 100_000  # updates in one part of the trace
 _BLOCK_NUMBERS = 1 << 20  # entries of the gradients of one block
 _PROGRESS_SECONDS = 0.25
 _CONTINUOUS = ("exponential", "gamma", "lognormal")  # laws without simultaneous arrivals
-_FEW = 8  # for fewer gradients, single calls are faster than array code
+_FEW = 8  # for fewer updates, single calls are faster than array code
 
 
 def simulate(
@@ -188,11 +189,12 @@ def _order(config: RunConfig, draws: WorkerDraws) -> Gathering:
 def _server_order(config: RunConfig, draws: WorkerDraws) -> ServerOrder:
     workers, updates = config.cluster.workers, config.run.updates
     times, turns = CycleTimes.of(config.simulation), None
+    gradient_time = times.gradient_time * config.optimizer.gradients_per_push
     if config.cluster.schedule == "uniform":
         turns = stream(config.run.seed, "schedule").integers(workers, size=updates)
     elif times.service_time == 0.0 and config.cluster.compute_time.law in _CONTINUOUS:
         order = unhindered_order(
-            lambda *block: times.gradient_time + draws.compute_seconds_of(*block),
+            lambda *block: gradient_time + draws.compute_seconds_of(*block),
             workers,
             updates,
             times.messages,
@@ -201,7 +203,7 @@ def _server_order(config: RunConfig, draws: WorkerDraws) -> ServerOrder:
             return order
     added = [draws.all_compute_seconds(worker) for worker in range(workers)]
     return server_order(
-        lambda worker, _: times.gradient_time + next(added[worker]),
+        lambda worker, _: gradient_time + next(added[worker]),
         workers,
         updates,
         turns=turns,
@@ -222,9 +224,11 @@ def _independent_order(config: RunConfig, draws: WorkerDraws) -> ServerOrder:
     update = np.arange(updates)
     worker, sequence = update % workers, update // workers
     added = [draws.all_compute_seconds(worker) for worker in range(workers)]
-    computing = times.gradient_time + np.array([next(added[w]) for w in worker.tolist()])
-    mean_compute = float(ComputeTime.from_config(config.cluster).mean.mean())
-    cycle = times.gradient_time + mean_compute + CycleTimes.of(times).messages
+    gradients = config.optimizer.gradients_per_push
+    fixed = gradients * times.gradient_time
+    computing = fixed + np.array([next(added[w]) for w in worker.tolist()])
+    mean_compute = gradients * float(ComputeTime.from_config(config.cluster).mean.mean())
+    cycle = fixed + mean_compute + CycleTimes.of(times).messages
     applied = max(cycle / workers, times.service_time) * np.arange(1.0, updates + 1.0)
     return ServerOrder(worker, sequence, update - np.minimum(staleness, update), computing, applied)
 
@@ -242,11 +246,12 @@ class _Descent:
         self.problem = problem
         self.x = starting_point(problem, config.run.seed)
         self.applied = 0
-        self.batch_sizes = batch_schedule(config.optimizer).array(len(order)).astype(np.int64)
+        batch_sizes = batch_schedule(config.optimizer).array(len(order)).astype(np.int64)
+        self.batch_sizes = batch_sizes * config.optimizer.gradients_per_push
         self.batch_size = self.batch_sizes[order.read_version]
         self.norms = np.empty(len(order))
         self._order = order
-        self._draws = draws
+        self._pushes = Pushes(config, problem, draws)
         self._learning_rates = learning_rate_schedule(config.optimizer).array(len(order))
         self._learning_rate = self._learning_rates.tolist()
         self._plain = config.optimizer.rule == "sgd" and config.optimizer.clip_norm is None
@@ -292,7 +297,7 @@ class _Descent:
         return np.stack([np.sum(group, axis=0) / each for group in groups])  # as the server does
 
     def _each_gradient(self, part: slice) -> Array:
-        """Return all gradients of a block, shape (gradients, d)."""
+        """Return all gradients of a block, or the differences, shape (gradients, d)."""
         worker, sequence, sizes, slots = (
             column[part].ravel()
             for column in (
@@ -303,19 +308,11 @@ class _Descent:
             )
         )
         points, size = self._snapshots[slots], int(sizes[0])
-        if self._own_slots and len(worker) >= _FEW:  # no worker delivers twice in a block
-            batches = self._draws.batches(worker, sequence, size)
-            return converted(self.problem.gradient(points, batches), self.x.dtype)
-        addresses = zip(worker.tolist(), sequence.tolist(), sizes.tolist(), strict=True)
-        drawn = [self._draws.batch(*address) for address in addresses]
-        if len(drawn) == 1 or (sizes != size).any():  # the same call as in a real worker
-            found = [
-                np.array(gradient_of_batch(self.problem, point, batch))
-                for point, batch in zip(points, drawn, strict=True)
-            ]
-            return np.stack(found)
-        batches = np.concatenate(drawn).reshape(-1, size)
-        return converted(self.problem.gradient(points, batches), self.x.dtype)
+        if (sizes != size).any():
+            columns = zip(worker.tolist(), sequence.tolist(), points, sizes.tolist(), strict=True)
+            return np.stack([np.array(self._pushes.push(*one)) for one in columns])
+        # With slots of their own, no worker delivers twice in a block.
+        return self._pushes.pushes(worker, sequence, points, size, distinct=self._own_slots)
 
     def apply(self, gradients: Array) -> None:
         """Apply the next gradients in order, shape (updates, d)."""

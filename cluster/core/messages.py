@@ -24,7 +24,7 @@ class Gradient(msgspec.Struct, frozen=True, eq=False):
     epoch
         Incarnation of the server that sent the snapshot.
     gradient
-        Shape (d,).
+        Or the difference that local steps make, shape (d,).
     compute_seconds
         From snapshot received to gradient ready.
     """
@@ -52,7 +52,7 @@ class Snapshot(msgspec.Struct, frozen=True, eq=False):
     sequence
         Number of the gradient to compute.
     batch_size
-        Number of samples.
+        Number of samples, in the batches of all local steps together.
     """
 
     parameters: Array

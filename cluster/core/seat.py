@@ -12,7 +12,8 @@ class Seat:
 
     `sequence` is the number of the gradient that the worker computes or that the server holds;
     `norm` is the norm of a held gradient. `granted` is the time when the worker got its snapshot,
-    infinite if it owes no gradient. A `retired` worker gets no more snapshots.
+    infinite if it owes no gradient. A `retired` worker gets no more snapshots. `continues` says
+    whether the worker has the state that its gradient before `sequence` left.
     """
 
     sequence: int = 0
@@ -23,6 +24,7 @@ class Seat:
     received: int = 0
     norm: float = math.nan
     retired: bool = False
+    continues: bool = False
 
     @property
     def owes(self) -> bool:

@@ -19,6 +19,7 @@ from asgd.arrays import Array
 from asgd.config import RunConfig
 from asgd.divergence import NOT_FINITE, remedy
 from asgd.errors import message_of
+from asgd.local_steps import LocalSteps
 from asgd.rules.base import Optimizer
 from asgd.rules.make import make_rule
 from asgd.schedules import batch_schedule, learning_rate_schedule
@@ -76,7 +77,10 @@ class ParameterServer:
         self._config = config
         self._learning_rate = learning_rate_schedule(config.optimizer)
         self._batch_size = batch_schedule(config.optimizer)
+        self._gradients = config.optimizer.gradients_per_push
         self._optimizer = Optimizer(make_rule(config), self.parameters)
+        local = LocalSteps.of(config)
+        self._workers_keep = local is not None and local.keeps
         self._reads = Reads(self.parameters.dtype) if self._optimizer.rule.reads else None
         self._seats = {worker: Seat() for worker in range(config.cluster.workers)}
         self._missing = set(self._seats)
@@ -117,7 +121,7 @@ class ParameterServer:
             return [(worker, Stop(REMOVED)), *self.leave(worker, now)]
         if seat.owes:
             self._lose(worker, seat)
-        seat.present = True
+        seat.present, seat.continues = True, False
         if math.isnan(self._started):
             self._missing.discard(worker)
             return self._start(now)
@@ -184,6 +188,7 @@ class ParameterServer:
             return [(worker, self._snapshot(worker, seat))]
         seat.granted = math.inf
         seat.received += 1
+        seat.continues = True
         defect = find_defect(gradient, seat, self.parameters.shape, self.version)
         if defect is None and self._reads and self._reads.of(worker, gradient.read_version) is None:
             defect = f"read version {gradient.read_version}, which is no longer kept"
@@ -384,12 +389,16 @@ class ParameterServer:
             worker = arrival.gradient.worker
             if turn.fate is Fate.DISCARDED:
                 self._discarded.append(arrival.discarded(self.version, now - self._started))
-            self._move_on(worker, self._seats[worker])
+            self._move_on(worker, self._seats[worker], counted=turn.fate is Fate.COUNTED)
 
-    def _move_on(self, worker: int, seat: Seat) -> None:
-        """Go on to a worker's next number; a state saved before an update has the old one."""
+    def _move_on(self, worker: int, seat: Seat, *, counted: bool = False) -> None:
+        """Go on to a worker's next number; a state saved before an update has the old one.
+
+        No state goes on from a gradient that does not count: a replay does not compute it.
+        """
         self._unsettled.setdefault(worker, seat.sequence)
         seat.sequence += 1
+        seat.continues = seat.continues and counted
 
     def _write_ahead(self, entry: Entry) -> bool:
         """Log an entry and return True, or stop the run if it cannot be logged."""
@@ -435,8 +444,12 @@ class ParameterServer:
         if seat.retired:
             self._dismiss(worker, seat)
             return worker, Stop(REMOVED)
+        if self._workers_keep and seat.sequence and not seat.continues:
+            # The number left out tells the worker and every replay that its state begins anew.
+            self._note("state_reset", worker, seat)
+            self._move_on(worker, seat)
         seat.read_version = self.version
-        seat.batch_size = int(self._batch_size(self.version))
+        seat.batch_size = int(self._batch_size(self.version)) * self._gradients
         seat.granted = now
         if self._reads:
             self._reads.release(worker)
@@ -478,7 +491,7 @@ class ParameterServer:
         seat.granted = math.inf
 
     def _note(self, kind: str, worker: int, seat: Seat, **fields: str) -> None:
-        """Write an event saying that a worker's current gradient will never be applied."""
+        """Write an event saying that no gradient with a worker's current number is applied."""
         event = self.ledger.event(
             kind, worker=worker, sequence=seat.sequence, update=self.version, **fields
         )

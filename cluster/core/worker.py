@@ -7,7 +7,8 @@ from typing import Protocol
 
 from asgd.config import RunConfig
 from asgd.draws import WorkerDraws
-from asgd.problems.base import Problem, gradient_of_batch
+from asgd.local_steps import Pushes
+from asgd.problems.base import Problem
 from cluster.core.messages import Gradient, Reply, Snapshot, Stop
 
 
@@ -30,13 +31,14 @@ class Worker:
     """One worker of a run.
 
     The random draws for its s-th gradient depend only on the seed, its number and s. After
-    computing a gradient, the worker sleeps for the added compute time.
+    computing a gradient, or the difference that its local steps make, the worker sleeps for the
+    added compute time. The state of a local rule, if it is kept, is in this object alone.
     """
 
     def __init__(self, config: RunConfig, worker: int, problem: Problem) -> None:
         self.worker = worker
-        self._problem = problem
         self._draws = WorkerDraws(config, problem.n_samples)
+        self._pushes = Pushes(config, problem, self._draws)
 
     def run(self, connection: Connection) -> Stop:
         """Compute gradients until the server says stop; return its message."""
@@ -46,10 +48,11 @@ class Worker:
         return reply
 
     def compute(self, snapshot: Snapshot) -> Gradient:
-        """Return the gradient at a snapshot."""
+        """Return the gradient at a snapshot, or the difference from there."""
         start = time.perf_counter()
-        indices = self._draws.batch(self.worker, snapshot.sequence, snapshot.batch_size)
-        gradient = gradient_of_batch(self._problem, snapshot.parameters, indices)
+        gradient = self._pushes.push(
+            self.worker, snapshot.sequence, snapshot.parameters, snapshot.batch_size
+        )
         added = self._draws.compute_seconds(self.worker, snapshot.sequence)
         if added > 0.0:
             time.sleep(added)

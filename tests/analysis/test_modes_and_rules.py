@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from analysis.planning.plan import plan
 from analysis.prediction.predict import Prediction, predict
 from analysis.prediction.score import compare
+from analysis.profile.queueing import config_staleness
 from asgd.config import RunConfig, make_config
 from asgd.errors import InputError
 from asgd.rundir.reader import Run
@@ -22,6 +24,8 @@ from tests.support.faults import Crowd
 REPEATS, PATHS = 8, 64
 AT_ONCE = {"compute_time": {"law": "none"}}  # no worker really waits
 SMALL = {"problem": {"kind": "least_squares"}}
+LOCAL = {"learning_rate": 0.7, "local_steps": 3, "local_learning_rate": 0.02}
+KEPT = {"local_state": "keep", "local_learning_rate": 0.003}
 
 
 def configure(**tables: dict[str, Any]) -> RunConfig:
@@ -75,6 +79,21 @@ def mean_square_z(runs: list[Run], prediction: Prediction, model: str) -> float:
             ["replay"],
         ),
         (simulate, {"optimizer": {"rule": "tests.support.rules:Branches"}}, ["replay"]),
+        (simulate, {"optimizer": LOCAL, **SMALL}, ["replay"]),
+        (
+            simulate,
+            {"optimizer": LOCAL | {"local_rule": "adam", **KEPT}, **SMALL},
+            ["replay"],
+        ),
+        (
+            served,
+            {
+                "optimizer": LOCAL | {"local_rule": "momentum", **KEPT},
+                "cluster": {"mode": "bounded", "max_staleness": 3, **AT_ONCE},
+                **SMALL,
+            },
+            ["replay"],
+        ),
         (served, {"cluster": {"mode": "sync", **AT_ONCE}, **SMALL}, ["sme_sgd", "replay"]),
         (
             served,
@@ -101,8 +120,8 @@ def mean_square_z(runs: list[Run], prediction: Prediction, model: str) -> float:
     ],
     ids=[
         *("momentum", "staleness_aware", "clipped", "corrected", "adam", "nesterov", "capped"),
-        *("compensated", "own", "sync", "bounded", "ringmaster", "fedbuff", "kept"),
-        *("rennala", "fastest"),
+        *("compensated", "own", "local", "local adam", "local bounded", "sync", "bounded"),
+        *("ringmaster", "fedbuff", "kept", "rennala", "fastest"),
     ],
 )
 def test_prediction_is_within_the_scatter_of_the_runs(
@@ -117,11 +136,12 @@ def test_prediction_is_within_the_scatter_of_the_runs(
     for model in {"sme_law", "replay"} & set(models) or models:
         assert mean_square_z(runs, prediction, model) < 5
     stability = prediction.settings.stability
-    rule = runs[0].config.optimizer.rule
-    if "cluster" in tables and models == ["replay"]:
+    optimizer = runs[0].config.optimizer
+    known = ("sgd", "momentum", "staleness_aware", "corrected_momentum")
+    if "cluster" in tables and models == ["replay"] and optimizer.local is None:
         assert (stability.verdict, stability.start.covered) == (None, False)
         assert "is known for this policy of the server" in stability.sentence
-    elif rule in ("sgd", "momentum", "staleness_aware", "corrected_momentum"):
+    elif optimizer.rule in known and optimizer.local is None:
         assert stability.verdict == "stable"
     else:
         assert (stability.verdict, stability.start.covered) == (None, False)
@@ -136,3 +156,18 @@ def test_a_rule_is_replayed_and_nothing_else(tmp_path: Path) -> None:
         predict(runs, models=("sme_law",))
     with pytest.raises(InputError, match="method = 'fast' takes only the rule sgd"):
         predict(runs, method="fast")
+
+
+def test_theory_of_gradients_refuses_local_steps(tmp_path: Path) -> None:
+    config = configure(optimizer=LOCAL, run={"repeats": 1})
+    runs = read_runs(run_repeats(config, tmp_path / "run", simulate))
+    for wrong in (
+        lambda: predict(runs, models=("sme_law",)),
+        lambda: predict(runs, method="fast"),
+        lambda: plan(config),
+        lambda: plan(runs[0]),
+        lambda: config_staleness(config),
+    ):
+        with pytest.raises(InputError, match=r"optimizer.local_steps = 3") as refused:
+            wrong()
+        assert "\n" not in str(refused.value)

@@ -117,11 +117,14 @@ def replay(config: RunConfig, problem: Problem, initial: Array, record: Record) 
     """Return x_0, x_1, ... by replaying a trace."""
     rate = learning_rate_schedule(config.optimizer)
     points, optimizer = [initial.copy()], Optimizer(make_rule(config), initial)
+    workers: dict[int, Worker] = {}
     for update, group in enumerate(gradients_of(record)):
         gradients = []
         for worker, sequence, read_version, size in group:
             snapshot = Snapshot(points[read_version], read_version, 0, sequence, size)
-            gradients.append(Worker(config, worker, problem).compute(snapshot).gradient)
+            if worker not in workers:
+                workers[worker] = Worker(config, worker, problem)
+            gradients.append(np.array(workers[worker].compute(snapshot).gradient))
         mean = gradients[0] if len(gradients) == 1 else np.sum(gradients, axis=0) / len(gradients)
         staleness = update - min(read_version for _, _, read_version, _ in group)
         points.append(points[-1].copy())

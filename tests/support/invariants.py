@@ -31,7 +31,8 @@ def check_trace(
     assert trace["staleness"].min() >= 0
     assert trace["read_version"].min() == 0
     assert set(trace["worker"]) <= {*range(config.cluster.workers), *added}
-    assert (trace["batch_size"] == config.optimizer.batch_size).all()
+    samples = config.optimizer.batch_size * config.optimizer.gradients_per_push
+    assert (trace["batch_size"] == samples).all()
     assert (trace["compute_seconds"] >= 0).all()
     assert (trace["gradient_norm"] >= 0).all()
     assert trace["applied_seconds"].min() >= 0
@@ -69,7 +70,7 @@ def check_gradients(run: Run) -> None:
     np.testing.assert_array_equal(shared["sequence"], np.arange(len(shared)))
     unused: list[tuple[int, int]] = []
     for event in run.events:
-        if event["event"] in ("gradient_lost", "gradient_rejected"):
+        if event["event"] in ("gradient_lost", "gradient_rejected", "state_reset"):
             unused.append((event["worker"], event["sequence"]))
         elif event["event"] == "server_restored":
             again = {int(worker): number for worker, number in event["sequences"].items()}

@@ -1,0 +1,136 @@
+"""Replay of runs whose workers make local steps, with Gaussian noise (ours).
+
+Every push of the record is made again along each path: H steps of the local rule from the version
+that its worker read, each with the noise of one mini-batch, (D1) of `asgd.local_steps`. The
+server's rule applies the difference, or the mean of several. State that a worker kept goes on, or
+begins anew, where the record says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Unpack
+
+import numpy as np
+
+from analysis.models.descent import Descent, DescentBlock
+from analysis.models.ensemble import Ensemble, PathOptions, PerUpdate, run_ensemble
+from analysis.models.replay import Replays
+from asgd.arrays import Array, Integers
+from asgd.local_steps import LocalSteps
+from asgd.problems.base import Problem
+from asgd.rules.base import Optimizer, Rule
+from asgd.simulation.replay import Gradients
+from asgd.streams import Seed
+
+
+@dataclass(frozen=True, eq=False)
+class LocalPushes:
+    """What the workers of recorded runs pushed.
+
+    Attributes
+    ----------
+    steps
+        Makes the local steps of one replay; they keep state.
+    runs
+        The pushes of each run.
+    """
+
+    steps: Callable[[], LocalSteps]
+    runs: tuple[Gradients, ...]
+
+
+class LocalReplay(DescentBlock):
+    """A block of paths that make the recorded pushes of one run again.
+
+    Keeps only points that a later push reads.
+    """
+
+    def __init__(
+        self,
+        descent: Descent,
+        steps: Callable[[], LocalSteps],
+        pushes: Gradients,
+        last_read: Integers,
+        rule: Rule,
+        x: Array,
+        rng: np.random.Generator,
+    ) -> None:
+        super().__init__(descent, x, rng)
+        self.local, self.pushes, self.last_read = steps(), pushes, last_read
+        self.batch_size = (pushes.batch_size / self.local.steps).tolist()  # of each push
+        self.optimizer = Optimizer(rule, x)
+        self.snapshots = {0: x.copy()}
+
+    def step(self, k: int) -> None:
+        """Apply update k, the mean of its pushes."""
+        pushes = self.pushes
+        rows = range(int(pushes.starts[k]), int(pushes.starts[k + 1]))
+        versions = pushes.read_version[rows.start : rows.stop].tolist()
+        total = sum(
+            self.local.difference(
+                int(pushes.worker[row]),
+                int(pushes.sequence[row]),
+                self.snapshots[version],
+                partial(self._gradient, row),
+            )
+            for row, version in zip(rows, versions, strict=True)
+        )
+        mean = np.asarray(total) / np.asarray(len(rows), self.x.dtype)
+        oldest = min(versions)
+        self.optimizer.apply(
+            self.x, mean, self.learning_rate[k], k, k - oldest, self.snapshots[oldest]
+        )
+        for version in set(versions):
+            if self.last_read[version] == k:
+                del self.snapshots[version]
+        if self.last_read[k + 1] >= 0:
+            self.snapshots[k + 1] = self.x.copy()
+
+    def _gradient(self, row: int, step: int, x: Array) -> Array:
+        return self.sampled_gradient(x, row)
+
+
+def local_replay(
+    problem: Problem,
+    learning_rate: PerUpdate,
+    pushes: LocalPushes,
+    rule: Rule,
+    updates: int,
+    paths: int,
+    seed: Seed,
+    **options: Unpack[PathOptions],
+) -> Ensemble:
+    """Simulate paths that make the pushes of recorded runs with Gaussian noise.
+
+    Parameters
+    ----------
+    learning_rate
+        Of the server; one, or one per update.
+    pushes
+        Of one run, or of several, which share the paths.
+    rule
+        Of the server.
+    updates
+        Number of updates to replay.
+    paths, seed, options
+        As for `sme_asgd`.
+    """
+    descent, steps = Descent.of(problem, learning_rate, 1, updates), pushes.steps()
+    makers, copies = [], 0
+    for run in pushes.runs:
+        rows = int(run.starts[updates])
+        last_read = np.full(updates + 1, -1)
+        made = np.repeat(np.arange(updates), np.diff(run.starts[: updates + 1]))
+        np.maximum.at(last_read, run.read_version[:rows], made)
+        read = np.flatnonzero(last_read >= 0)
+        held = np.bincount(read, minlength=updates + 1)[:-1].cumsum()
+        held -= np.bincount(last_read[read], minlength=updates).cumsum()
+        workers = len(np.unique(run.worker[:rows])) if steps.keeps else 1
+        own = len(steps.rule.state) * workers + steps.rule.scratch
+        copies = max(copies, int(held.max()) + 6 + own + len(rule.state) + rule.scratch)
+        makers.append(partial(LocalReplay, descent, pushes.steps, run, last_read, rule))
+    block = partial(Replays, makers) if len(makers) > 1 else makers[0]
+    return run_ensemble(block, problem, updates, paths, seed, "local_replay", copies, **options)

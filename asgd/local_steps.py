@@ -1,0 +1,213 @@
+"""What workers push: the gradient of a mini-batch, or the difference that steps of their own make.
+
+With `optimizer.local_steps` H, a worker starts at its snapshot x, makes H steps of its local rule,
+each on a mini-batch of its own, and pushes the pseudo-gradient
+
+    x - x_H,                                                                                 (D1)
+
+which the server applies like a gradient (McMahan, Moore, Ramage, Hampson, Arcas, *Communication-
+efficient learning of deep networks from decentralized data*, 2017; Douillard et al., *DiLoCo*,
+2023). Local step j of push s of a worker draws the batch with the number s H + j of its stream.
+
+If the state of the local rule is kept, push s goes on from the state that push s - 1 of the same
+worker left, if there was one. A number that is missing means that its gradient or its state was
+lost, and the state begins anew. So the numbers on record tell a replay everything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from asgd.arrays import Array, Integers, converted
+from asgd.config import RunConfig
+from asgd.problems.base import Indices, Problem, gradient_of_batch
+from asgd.rules.base import Optimizer, Rule
+from asgd.rules.make import make_local_rule
+
+_FEW = 8  # for fewer gradients, single draws are faster than array code
+
+
+class Draws(Protocol):
+    """The batches of workers, see `asgd.draws.WorkerDraws`."""
+
+    def batch(self, worker: int, number: int, size: int, /) -> Indices:
+        """Return the sample numbers of a gradient of a worker, shape (size,)."""
+
+    def batches(self, worker: Integers, number: Integers, size: int, /) -> Indices:
+        """Return those of one gradient each of different workers, shape (gradients, size)."""
+
+
+@dataclass
+class LocalState:
+    """The state of a local rule between two pushes.
+
+    Attributes
+    ----------
+    optimizer
+        The rule with its arrays.
+    steps
+        Steps made since they were new.
+    following
+        Number of the push that goes on from here.
+    """
+
+    optimizer: Optimizer
+    steps: int
+    following: int
+
+
+class LocalSteps:
+    """Makes the steps of workers by a local rule.
+
+    Parameters
+    ----------
+    rule, learning_rate
+        The local rule.
+    steps
+        H.
+    keeps
+        Whether its state is kept from push to push.
+    """
+
+    def __init__(self, rule: Rule, learning_rate: float, steps: int, keeps: bool) -> None:
+        self.rule, self.learning_rate, self.steps = rule, learning_rate, steps
+        self.keeps = keeps and bool(rule.state)
+        self._states: dict[int, LocalState] = {}
+
+    @classmethod
+    def of(cls, config: RunConfig) -> LocalSteps | None:
+        """Return the local steps of a run; None without any."""
+        optimizer, rule = config.optimizer, make_local_rule(config)
+        if rule is None or optimizer.local is None:
+            return None
+        rate, keeps = optimizer.local.learning_rate, optimizer.local_state == "keep"
+        return cls(rule, rate, optimizer.gradients_per_push, keeps)
+
+    def difference(
+        self, worker: int, sequence: int, start: Array, gradient: Callable[[int, Array], Array]
+    ) -> Array:
+        """Return what H steps change, (D1).
+
+        Parameters
+        ----------
+        worker, sequence
+            The worker, and the number of its push; pushes of a worker come in order.
+        start
+            Where the steps start, shape (d,), or (paths, d) for as many workers or paths.
+        gradient
+            Returns the gradient of local step j at a point, of the shape of `start`.
+
+        Returns
+        -------
+        Array
+            x - x_H, of the shape of `start`; new memory.
+        """
+        change = np.zeros_like(start)
+        state = self._states.get(worker) if self.keeps else None
+        if state is None or state.following != sequence:
+            state = LocalState(Optimizer(self.rule, start), 0, 0)
+        point, apply, rate = start, state.optimizer.apply, self.learning_rate
+        for j in range(self.steps):
+            found = gradient(j, point)
+            if self.rule.additive:
+                # Summed apart from x, the difference is not rounded to the precision of x, and one
+                # step of SGD is eta g to the last bit.
+                apply(change, found, rate, state.steps, 0)
+                if j + 1 < self.steps:
+                    point = start + change
+            else:
+                point = point.copy() if point is start else point
+                apply(point, found, rate, state.steps, 0)
+            state.steps += 1
+        if self.keeps:
+            state.following = sequence + 1
+            self._states[worker] = state
+        return np.negative(change, out=change) if self.rule.additive else start - point
+
+
+class Pushes:
+    """Computes what workers push.
+
+    Parameters
+    ----------
+    config
+        The run.
+    problem
+        Its problem.
+    draws
+        The batches of the workers.
+    """
+
+    def __init__(self, config: RunConfig, problem: Problem, draws: Draws) -> None:
+        self._problem, self._draws = problem, draws
+        self._local = LocalSteps.of(config)
+
+    def push(self, worker: int, sequence: int, start: Array, samples: int) -> Array:
+        """Return what a worker pushes.
+
+        Parameters
+        ----------
+        worker, sequence
+            The worker, and the number of its push; pushes of a worker come in order.
+        start
+            Its snapshot, shape (d,).
+        samples
+            In all of its batches together.
+
+        Returns
+        -------
+        Array
+            Shape (d,), in the precision of `start`; the problem may own its memory.
+        """
+        local = self._local
+        if local is None:
+            return self._gradient(worker, sequence, start, samples)
+        first, size = sequence * local.steps, samples // local.steps
+        return local.difference(
+            worker, sequence, start, lambda j, x: self._gradient(worker, first + j, x, size)
+        )
+
+    def pushes(
+        self, worker: Integers, sequence: Integers, start: Array, samples: int, *, distinct: bool
+    ) -> Array:
+        """Return what several workers push, shape (pushes, d).
+
+        Parameters
+        ----------
+        start
+            Their snapshots, shape (pushes, d).
+        samples
+            In all batches of one push together.
+        distinct
+            Whether no worker occurs twice.
+        """
+        local = self._local
+        if len(start) == 1:  # the same call as in a real worker
+            return self.push(int(worker[0]), int(sequence[0]), start[0], samples)[None]
+        if local is not None and local.keeps:
+            each = zip(worker.tolist(), sequence.tolist(), start, strict=True)
+            return np.stack([self.push(*one, samples) for one in each])
+        if local is None:
+            return self._gradients(worker, sequence, start, samples, distinct)
+        first, size = sequence * local.steps, samples // local.steps
+        return local.difference(
+            0, 0, start, lambda j, x: self._gradients(worker, first + j, x, size, distinct)
+        )
+
+    def _gradient(self, worker: int, number: int, x: Array, size: int) -> Array:
+        return gradient_of_batch(self._problem, x, self._draws.batch(worker, number, size))
+
+    def _gradients(
+        self, worker: Integers, number: Integers, x: Array, size: int, distinct: bool
+    ) -> Array:
+        if distinct and len(x) >= _FEW:
+            batches = self._draws.batches(worker, number, size)
+        else:
+            addresses = zip(worker.tolist(), number.tolist(), strict=True)
+            each = [self._draws.batch(*address, size) for address in addresses]
+            batches = np.concatenate(each).reshape(-1, size)
+        return converted(self._problem.gradient(x, batches), x.dtype)
