@@ -108,6 +108,8 @@ class AdamW(Adam):
 
     weight_decay: float
 
+    additive = False
+
     def kept(self, eta: float) -> float:
         """Return 1 - eta lambda."""
         return 1 - eta * self.weight_decay
