@@ -36,10 +36,10 @@ TRACE_COLUMNS = {
     "sequence": np.int64,  # number of the gradient among those of its worker: 0, 1, ...
     "read_version": np.int64,  # updates applied before the snapshot was read
     "staleness": np.int64,  # update - read_version
-    "batch_size": np.int32,  # samples in the gradient
+    "batch_size": np.int32,  # samples in the gradient, or in all local steps together
     "compute_seconds": np.float64,  # from snapshot received to gradient ready
     "applied_seconds": np.float64,  # from the start of the run to the update
-    "gradient_norm": np.float64,  # Euclidean norm of the gradient
+    "gradient_norm": np.float64,  # Euclidean norm of the gradient, or of the difference
 }
 MEMBER_COLUMNS = {
     "update": np.int64,  # the SHARED update by the mean
