@@ -64,6 +64,8 @@ POWER = ("tests/cluster/test_power.py", "-k", "checkpoint")
 CHECKPOINT = ("tests/cluster/test_checkpoint.py", "-k", "checkpoint or disk")
 PRECISION = "tests/cluster/test_precision.py"
 RULES = "tests/cluster/test_rules_restored.py"
+LOCAL = "tests/asgd/test_local_steps.py"
+STATES = ("tests/cluster/test_local_steps.py", "-k", "(state or restored) and not server")
 LOG = ("tests/cluster/test_write_ahead.py", "-k", "killed_server or disk or counted")
 
 POLICIES = "tests/cluster/test_policies.py"
@@ -131,6 +133,83 @@ MUTATIONS = [
         "self._followed(slice(None), disturbed=True)",
         "self._followed(slice(None))",
         ("tests/asgd/test_own_rules.py", "-k", "hidden or refers"),
+    ),
+    Mutation(
+        "local state goes on after a worker has joined again",
+        "cluster/core/server.py",
+        "seat.present, seat.continues = True, False",
+        "seat.present = True",
+        STATES,
+    ),
+    Mutation(
+        "local state goes on after a difference was refused",
+        "cluster/core/server.py",
+        "seat, reason=defect)\n        seat.sequence += 1\n        seat.continues = False\n",
+        "seat, reason=defect)\n        seat.sequence += 1\n",
+        STATES,
+    ),
+    Mutation(
+        "local state goes on over a missing number",
+        "asgd/local_steps.py",
+        "if state is None or state.following != sequence:",
+        "if state is None:",
+        STATES,
+    ),
+    Mutation(
+        "local steps are rounded to the parameters",
+        "asgd/rules/sgd.py",
+        "    additive = True\n",
+        "",
+        (LOCAL, "-k", "one_step_by_sgd"),
+    ),
+    Mutation(
+        "local steps of AdamW decay the difference",
+        "asgd/rules/adam.py",
+        "    additive = False\n",
+        "",
+        (LOCAL, "-k", "several_starts"),
+    ),
+    Mutation(
+        "the last of the local steps is not made",
+        "asgd/local_steps.py",
+        "for j in range(self.steps):",
+        "for j in range(max(1, self.steps - 1)):",
+        (LOCAL, "-k", "quadratic_have"),
+    ),
+    Mutation(
+        "local steps all draw the first batch",
+        "asgd/local_steps.py",
+        "lambda j, x: self._gradient(worker, first + j, x, size)",
+        "lambda j, x: self._gradient(worker, first, x, size)",
+        (LOCAL, "-k", "by_hand"),
+    ),
+    Mutation(
+        "local steps take the time of one gradient",
+        "asgd/draws.py",
+        "self._gradients = config.optimizer.gradients_per_push",
+        "self._gradients = 1",
+        (LOCAL, "-k", "times or seconds"),
+    ),
+    Mutation(
+        "local steps count the samples of one batch",
+        "cluster/core/server.py",
+        "seat.batch_size = int(self._batch_size(self.version)) * self._gradients",
+        "seat.batch_size = int(self._batch_size(self.version))",
+        STATES,
+    ),
+    Mutation(
+        "the prediction of local steps leaves out the noise between them",
+        "analysis/models/local_replay.py",
+        "return self.sampled_gradient(x, row)",
+        "return np.asarray(self.problem.gradient(x), x.dtype)",
+        ("tests/analysis/test_modes_and_rules.py", "-k", "scatter and local"),
+    ),
+    Mutation(
+        "limits of the learning rate are told for local steps",
+        "analysis/prediction/run_stability.py",
+        "rule = None if setting.local else linear_rule",
+        "rule = linear_rule",
+        ("tests/analysis/test_modes_and_rules.py", "-k", "scatter and local"),
     ),
     Mutation(
         "the memory of a held gradient is given to another connection",
