@@ -99,6 +99,14 @@ RULES: dict[str, dict[str, Any]] = {
     "capped": {"learning_rate": 0.3, "cap": 0.5},
     "delay_compensated": {"learning_rate": 0.3},
     "tests.support.rules:Full": {"learning_rate": 0.1},
+    "local steps": {
+        "rule": "nesterov",
+        "learning_rate": 0.1,
+        "local_steps": 3,
+        "local_rule": "adam",
+        "local_learning_rate": 0.003,
+        "local_state": "keep",
+    },
 }
 NEED_ASYNC = ("delay_compensated", "tests.support.rules:Full")
 KINDS = ("worker", "worker", "worker", "server", "recorder", "checkpoint", "node")

@@ -123,20 +123,21 @@ def local(
 
 ASYNC, CAPPED, SYNC = "asynchronous", "capped step", "synchronous"
 METHODS = (
-    Method(ASYNC, optimizer()),
+    Method(ASYNC, optimizer(), 2.0),
     Method("step / (1 + staleness)", optimizer(rule="staleness_aware"), 8.0),
     Method(
         CAPPED,
         lambda rate: {
             "optimizer": {"rule": "capped", "learning_rate": rate, "cap": WORKERS * rate}
         },
+        4.0,
     ),
-    Method("momentum 0.9", optimizer(rule="momentum", momentum=0.9), 0.1),
-    Method("Adam", optimizer(rule="adam"), 0.25),
-    Method("staleness <= 32", policy(mode="bounded", max_staleness=2 * WORKERS)),
-    Method(SYNC, policy(mode="sync"), 4.0),
+    Method("momentum 0.9", optimizer(rule="momentum", momentum=0.9), 0.4),
+    Method("Adam", optimizer(rule="adam"), 0.0625),
+    Method("staleness <= 32", policy(mode="bounded", max_staleness=2 * WORKERS), 2.0),
+    Method(SYNC, policy(mode="sync"), 16.0),
     Method("8 local steps", local(8), 0.25),
-    Method("8 local steps, synchronous", local(8, mode="sync"), 4.0),
+    Method("8 local steps, synchronous", local(8, mode="sync"), 8.0),
 )
 TASKS = (
     Task("softmax, digits", "softmax", 0.3),
