@@ -187,7 +187,7 @@ class OptimizerConfig(_Table, frozen=True):
         given = {key: getattr(self, key) for key in RULE_KEYS}
         defaults: dict[str, Any] = left_out(self.rule, self.is_own_rule, given)
         local = {key: getattr(self, key) for key in ("local_steps", *LOCAL_KEYS)}
-        check_local(self.rule, local)
+        check_local(self.rule, max([self.batch_size, *self.batch_schedule.values]), local)
         if self.local_steps is not None:
             defaults |= _resolved_local(self.local_rule or "sgd", self.local_options)
         for key, default in defaults.items():

@@ -27,6 +27,7 @@ RULE_KEYS = (*sorted({key for keys in RULES.values() for key in keys}), "options
 BALLS = ("momentum", "nesterov", "corrected_momentum")  # the rules with a factor `momentum`
 # Rules of a worker's own steps: its own gradients are never stale.
 LOCAL_RULES = ("sgd", "momentum", "nesterov", "adam", "adamw", "rmsprop")
+MOST_SAMPLES = 2**31 - 1  # of a push: the trace has four bytes for them
 LOCAL_KEYS = ("local_rule", "local_learning_rate", "local_state", "local_options")
 
 
@@ -35,13 +36,15 @@ def keys_of(rule: str) -> tuple[str, ...]:
     return (*RULES[rule], *(("momentum",) if rule in BALLS else ()))
 
 
-def check_local(rule: str, given: Mapping[str, Any]) -> None:
+def check_local(rule: str, batch_size: int, given: Mapping[str, Any]) -> None:
     """Refuse keys of local steps that do not go together.
 
     Parameters
     ----------
     rule
         The rule of the server.
+    batch_size
+        The largest of the run.
     given
         The values of `local_steps` and `LOCAL_KEYS`, None or empty if they are not given.
 
@@ -61,6 +64,11 @@ def check_local(rule: str, given: Mapping[str, Any]) -> None:
             f"local_steps = {steps} needs local_learning_rate: expected the learning rate of a "
             "worker's own steps; learning_rate is then that of the server, 1 for the whole "
             "difference"
+        )
+    if steps * batch_size > MOST_SAMPLES:
+        raise ValueError(
+            f"local_steps = {steps} with batch_size = {batch_size}: expected at most "
+            f"{MOST_SAMPLES:,} samples together"
         )
     if rule == "delay_compensated":
         raise ValueError(

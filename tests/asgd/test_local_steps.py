@@ -264,6 +264,10 @@ def test_times_of_pushes_are_sums_of_the_law() -> None:
             "local_options.beta1 = 0.5 does not belong to local_rule = 'sgd', which takes none",
         ),
         (LOCAL | {"local_steps": 0}, "optimizer.local_steps = 0: expected"),
+        (
+            LOCAL | {"batch_schedule": {"at": [9], "values": [10**9]}},
+            "local_steps = 3 with batch_size = 1000000000: expected at most 2,147,483,647 samples",
+        ),
         (LOCAL | {"local_state": "kept"}, "local_state = 'kept': expected one of reset, keep"),
     ],
 )
