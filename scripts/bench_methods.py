@@ -6,11 +6,11 @@
 16 workers make gradients of softmax regression on the digits and of a noisy quadratic, whose times
 follow one of four laws; a gradient of an ordinary worker takes 1 s on average. Each method runs on
 the parameter server and the workers of real runs, `cluster.core`, with a virtual clock: nothing
-waits, and messages take no time, so local steps save none. Its learning rate is the best of a grid of as many values for
-each method, by the geometric mean of the seconds on seeds of their own. A rate is given up at
-1.5 times the seconds of the best so far, and a run that does not get there in 2000 s counts as
-that. `*` marks a rate at an end of its grid. The table has medians over the seeds; the claims of
-three papers are checked by ratios with standard errors over the seeds.
+waits, and messages take no time, so that local steps save none. Its learning rate is the best of a
+grid of as many values for each method, by the geometric mean of the seconds on seeds of their own.
+A rate is given up at 1.5 times the seconds of the best so far, and a run that does not get there in
+2000 s counts as that. `*` marks a rate at an end of its grid. The table has medians over the seeds;
+the claims of papers are checked by ratios with standard errors over the seeds.
 """
 
 from __future__ import annotations
