@@ -13,6 +13,9 @@ from analysis.planning.plan import plan
 from analysis.prediction.predict import Prediction, predict
 from analysis.prediction.score import compare
 from analysis.profile.queueing import config_staleness
+from analysis.profile.repeats import fit_runs
+from analysis.report.activity import events_table, workers_table
+from analysis.report.headline import headline
 from asgd.config import RunConfig, make_config
 from asgd.errors import InputError
 from asgd.rundir.reader import Run
@@ -171,3 +174,9 @@ def test_theory_of_gradients_refuses_local_steps(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=r"optimizer.local_steps = 3") as refused:
             wrong()
         assert "\n" not in str(refused.value)
+    events, workers = events_table(runs[0]).iloc[:0], workers_table(runs[0])
+    said = dict(headline(runs, fit_runs(runs), None, None, workers, events, missing="no"))
+    assert (
+        "SGD, learning rate 0.7, on the differences of 3 local steps of SGD, learning rate 0.02, "
+        "batches of 16: 160 updates"
+    ) in said["What was run"]
