@@ -142,11 +142,25 @@ MUTATIONS = [
         STATES,
     ),
     Mutation(
-        "local state goes on after a difference was refused",
+        "local state goes on after a difference was refused or discarded",
         "cluster/core/server.py",
-        "seat, reason=defect)\n        seat.sequence += 1\n        seat.continues = False\n",
-        "seat, reason=defect)\n        seat.sequence += 1\n",
+        "        seat.continues = seat.continues and counted\n",
+        "",
+        (*STATES[:2], "state_after and (refused or discarded)"),
+    ),
+    Mutation(
+        "local state goes on in a new process whose last difference counts later",
+        "cluster/core/server.py",
+        "seat.continues = seat.continues and counted",
+        "seat.continues = counted",
         STATES,
+    ),
+    Mutation(
+        "in virtual time local state goes on after a difference was discarded",
+        "asgd/simulation/simulate.py",
+        "keeps=local is not None and local.keeps,",
+        "keeps=False,",
+        ("tests/cluster/test_policies.py", "-k", "virtual_time_is and kept-steps"),
     ),
     Mutation(
         "local state goes on over a missing number",
@@ -207,8 +221,8 @@ MUTATIONS = [
     Mutation(
         "limits of the learning rate are told for local steps",
         "analysis/prediction/run_stability.py",
-        "rule = None if setting.local else linear_rule",
-        "rule = linear_rule",
+        "unknown = setting.replay_only or setting.local is not None",
+        "unknown = setting.replay_only",
         ("tests/analysis/test_modes_and_rules.py", "-k", "scatter and local"),
     ),
     Mutation(

@@ -34,6 +34,9 @@ class Gathering:
         From the start of the run to the update, shape (updates,).
     discarded
         The columns `DISCARDED_COLUMNS` without `batch_size`, ordered by `update`.
+    resets
+        (update, worker, sequence) of the numbers that are left out because a worker's state began
+        anew, shape (resets, 3), ordered by update.
     """
 
     worker: Integers
@@ -42,6 +45,7 @@ class Gathering:
     compute_seconds: Array
     applied_seconds: Array
     discarded: Table = field(default_factory=lambda: _discarded([]))
+    resets: Integers = field(default_factory=lambda: np.empty((0, 3), np.int64))
 
     @classmethod
     def of(cls, order: ServerOrder) -> Gathering:
@@ -105,6 +109,12 @@ class Gathering:
         table = {name: column[start:stop] for name, column in self.discarded.items()}
         return {**table, "batch_size": batch_size[table["read_version"]]}
 
+    def resets_in(self, part: slice) -> list[dict[str, int]]:
+        """Return the fields of the events `state_reset` for a part of the updates."""
+        start, stop = np.searchsorted(self.resets[:, 0], (part.start, part.stop))
+        names = ("update", "worker", "sequence")
+        return [dict(zip(names, row, strict=True)) for row in self.resets[start:stop].tolist()]
+
 
 def gather(
     compute_seconds: Callable[[int, int], float],
@@ -114,10 +124,12 @@ def gather(
     *,
     messages: float = 0.0,
     service_time: float = 0.0,
+    keeps: bool = False,
 ) -> Gathering:
-    """Simulate a server with a policy; the arguments are those of `server_order`.
+    """Simulate a server with a policy; the other arguments are those of `server_order`.
 
-    The server spends its service time on updates alone.
+    The server spends its service time on updates alone. If the workers have state that they keep,
+    it leaves out a number after a gradient that was discarded, see `asgd.local_steps`.
     """
     each = policy.gradients or workers
     read, sequence = [0] * workers, [0] * workers
@@ -129,6 +141,7 @@ def gather(
     group: list[tuple[int, int, int, float]] = []
     used: list[tuple[int, int, int, float]] = []
     discarded: list[tuple[float, ...]] = []
+    resets: list[tuple[int, int, int]] = []
     applied = []
     while version < updates:
         arrival, _, worker = heapq.heappop(arrivals)
@@ -138,6 +151,9 @@ def gather(
         if version - read[worker] > policy.oldest:
             discarded.append((version, *gradient, now))
             answered = [worker]
+            if keeps:
+                sequence[worker] += 1
+                resets.append((version, worker, sequence[worker]))
         else:
             group.append(gradient)
         if len(group) == each:
@@ -156,8 +172,9 @@ def gather(
     who, number, version_read, computed = (
         np.array(column).reshape(updates, each) for column in zip(*used, strict=True)
     )
-    applied_at = np.array(applied)
-    return Gathering(who, number, version_read, computed, applied_at, _discarded(discarded))
+    begun_anew = np.array(resets, np.int64).reshape(-1, 3)
+    applied_at, dropped = np.array(applied), _discarded(discarded)
+    return Gathering(who, number, version_read, computed, applied_at, dropped, begun_anew)
 
 
 def _discarded(rows: list[tuple[float, ...]]) -> Table:

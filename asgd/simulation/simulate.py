@@ -23,7 +23,7 @@ from asgd.divergence import check_divergence, not_finite, remedy
 from asgd.draws import WorkerDraws
 from asgd.errors import InputError, RunFailedError, message_of
 from asgd.goals import reached_target, time_is_up
-from asgd.local_steps import Pushes
+from asgd.local_steps import LocalSteps, Pushes
 from asgd.policy import Policy
 from asgd.problems.base import Problem, starting_point
 from asgd.problems.make import make_problem
@@ -174,15 +174,16 @@ def _order(config: RunConfig, draws: WorkerDraws) -> Gathering:
         return Gathering.of(_independent_order(config, draws))
     if policy.plain:
         return Gathering.of(_server_order(config, draws))
-    times, workers = CycleTimes.of(config.simulation), config.cluster.workers
-    added = [draws.all_compute_seconds(worker) for worker in range(workers)]
+    times, local = CycleTimes.of(config.simulation), LocalSteps.of(config)
+    gradient_time = times.gradient_time * config.optimizer.gradients_per_push
     return gather(
-        lambda worker, _: times.gradient_time + next(added[worker]),
-        workers,
+        lambda worker, number: gradient_time + draws.compute_seconds(worker, number),
+        config.cluster.workers,
         config.run.updates,
         policy,
         messages=times.messages,
         service_time=times.service_time,
+        keeps=local is not None and local.keeps,
     )
 
 
@@ -406,6 +407,8 @@ class _Record:
         part = slice(self._written, self._descent.applied)
         self._writer.members(self.order.members(part, self._descent.batch_size))
         self._writer.discarded(self.order.discarded_in(part, self._descent.batch_sizes))
+        for reset in self.order.resets_in(part):
+            self._writer.event("state_reset", **reset)
         trace = self.order.trace(part, self._descent.batch_size)
         self._writer.trace({**trace, "gradient_norm": self._descent.norms[part]})
         self._writer.metrics(self._metrics)

@@ -19,6 +19,7 @@ from asgd.rundir.reader import Run, read_run
 from asgd.verify import record_findings, replay_findings
 from cluster import run
 from cluster.core.messages import Gradient
+from cluster.core.worker import Worker
 from cluster.memory import vectors
 from cluster.storage.checkpoint import load
 from tests.support.faults import Crowd, replay, replay_run
@@ -38,6 +39,10 @@ MODES: list[dict[str, Any]] = [
     {"schedule": "uniform"},
     {"mode": "sync"},
     {"mode": "bounded", "max_staleness": 2},
+    {"discard_above": 1},
+    {"mode": "buffered", "gradients_per_update": 2, "discard_above": 1},
+    {"mode": "sync", "gradients_per_update": 2},
+    {"mode": "sync", "gradients_per_update": 2, "late": "keep"},
 ]
 
 
@@ -154,6 +159,39 @@ def test_state_after_a_refused_difference_is_reset() -> None:
     assert crowd.at_hand[0].sequence == good.sequence + 2
     refused = [("gradient_rejected", good.sequence), ("state_reset", good.sequence + 1)]
     assert kinds(check_crowd(crowd)) == refused
+
+
+def test_state_after_a_discarded_difference_is_reset() -> None:
+    crowd = crowd_with_state(discard_above=0)
+    crowd.push(0)
+    crowd.push(1)  # of version 0
+    assert crowd.at_hand[1].sequence == 2
+    crowd.push(1)
+    crowd.push(0)
+    assert crowd.at_hand[0].sequence == 3
+    assert len(kinds(check_crowd(crowd))) > 10  # of 40 updates
+
+
+def test_state_after_a_difference_that_counts_is_kept() -> None:
+    crowd = crowd_with_state(mode="buffered", gradients_per_update=3)
+    assert kinds(check_crowd(crowd)) == []
+
+
+def test_state_of_a_worker_that_died_before_its_gradient_counted_is_reset() -> None:
+    """The server takes it only after the worker has joined again."""
+    crowd = crowd_with_state(mode="buffered", gradients_per_update=2)
+    work(crowd, 4)
+    before = crowd.at_hand[0].sequence
+    full, crowd.server.ledger.most_evaluations = crowd.server.ledger.most_evaluations, 0
+    crowd.push(0)
+    crowd.die(0)
+    crowd.workers[0] = Worker(crowd.config, 0, crowd.problem)
+    crowd.join(0)
+    assert 0 not in crowd.at_hand
+    crowd.server.ledger.most_evaluations = full
+    crowd.push(1)
+    assert crowd.at_hand[0].sequence == before + 2
+    assert kinds(check_crowd(crowd)) == [("state_reset", before + 1)]
 
 
 def test_a_worker_that_joins_late_begins_at_its_first_number() -> None:

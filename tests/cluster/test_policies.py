@@ -36,6 +36,10 @@ EQUAL = [
     ({"mode": "sync"}, {"mode": "sync", "gradients_per_update": 4, "late": "keep"}),
 ]
 EQUAL_NAMES = ["buffered-1", "above-1e9", "both", "all-of-4", "all-of-4-kept"]
+GRADIENTS = {"rule": "momentum", "learning_rate": 0.01, "batch_size": 2}
+STEPS = {"local_steps": 3, "local_learning_rate": 0.02, "batch_size": 2}
+KEPT_STEPS = {**STEPS, "local_rule": "adam", "local_state": "keep"}
+PUSHED = ["gradients", "steps", "kept-steps"]
 VIRTUAL = {"compute_time": {"law": "exponential", "mean": [0.01, 0.01, 0.01, 0.05]}}
 
 
@@ -90,10 +94,13 @@ def test_equal_policies_make_equal_runs_in_virtual_time(
     assert_same_tables(*runs)
 
 
+@pytest.mark.parametrize("optimizer", [GRADIENTS, STEPS, KEPT_STEPS], ids=PUSHED)
 @pytest.mark.parametrize("policy", POLICIES, ids=NAMES)
-def test_virtual_time_is_the_server_itself(tmp_path: Path, policy: dict[str, Any]) -> None:
+def test_virtual_time_is_the_server_itself(
+    tmp_path: Path, policy: dict[str, Any], optimizer: dict[str, Any]
+) -> None:
     """The server core, given the arrivals of a simulated run, makes the same run."""
-    config = configure(cluster={**VIRTUAL, **policy})
+    config = configure(cluster={**VIRTUAL, **policy}, optimizer=optimizer)
     run = read_run(simulate(config, tmp_path / "run"))
     # No compute times: the core's workers would sleep. Of them, only the order matters.
     plain = msgspec.structs.replace(config.cluster, compute_time=make_config().cluster.compute_time)
@@ -108,8 +115,17 @@ def test_virtual_time_is_the_server_itself(tmp_path: Path, policy: dict[str, Any
         simulated, real = getattr(run, table), getattr(record, table)
         for name in set(simulated) - {"compute_seconds", "applied_seconds", "discarded_seconds"}:
             np.testing.assert_array_equal(simulated[name], real[name], f"{table}.{name}")
+    assert resets(run.events) == resets(record.events)
+    assert bool(resets(run.events)) == (optimizer is KEPT_STEPS and not run.discarded.empty)
     assert verify(run).findings == []
+    np.testing.assert_array_equal(replay_run(run)[-1], run.parameters)
     assert policy is FEDBUFF or policy is KEPT or len(run.discarded) > 20
+
+
+def resets(events: list[dict[str, Any]]) -> list[list[int]]:
+    """Return update, worker and number of each event that says that state began anew."""
+    names = ("update", "worker", "sequence")
+    return [[one[name] for name in names] for one in events if one["event"] == "state_reset"]
 
 
 def arrivals(run: Run) -> list[int]:
@@ -142,13 +158,12 @@ def arrivals(run: Run) -> list[int]:
         )
     )
     for worker in range(run.config.cluster.workers):
-        now, sequence = 0.0, 0
-        while (address := (worker, sequence)) in known:
+        now = 0.0
+        for address in sorted(address for address in known if address[0] == worker):
             now += known[address]
             found.append((now, read[address], worker))
             if waits and address not in discarded:
                 now = applied[used[address] + 1]
-            sequence += 1
     return [worker for _, _, worker in sorted(found)]
 
 
