@@ -466,8 +466,8 @@ MUTATIONS = [
     Mutation(
         "a table that is cut is not flushed before it takes the old one's name",
         "asgd/rundir/repair.py",
-        "writer.write_part(part, kept, table, flush=True)",
-        "writer.write_part(part, kept, table)",
+        "write_part(kept, pieces, flush=True)",
+        "write_part(kept, pieces)",
         POWER,
     ),
     Mutation(

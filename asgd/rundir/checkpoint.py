@@ -26,6 +26,7 @@ import numpy as np
 
 from asgd.arrays import Array
 from asgd.errors import AsgdError
+from asgd.rundir.files import sync_directory
 
 CHECKPOINTS = "checkpoints"  # in the run directory
 PARAMETERS = "parameters.bin"  # in that of a simulated run
@@ -153,15 +154,6 @@ def paths(directory: Path) -> list[Path]:
 def version_of(path: Path) -> int:
     """Return the version of a checkpoint, from its file name."""
     return int(path.stem.removeprefix("checkpoint-"))
-
-
-def sync_directory(directory: Path) -> None:
-    """Flush the entries of a directory to the disk."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

@@ -8,13 +8,20 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, BinaryIO
 
 from asgd.errors import InputError, written
 
 
 def replace_file(path: Path, content: bytes, *, flush: bool = False) -> None:
-    """Replace a file atomically: write a temporary file and rename it.
+    """Replace a file atomically by `content`; `flush` as in `replacing`."""
+    with replacing(path, flush=flush) as file:
+        file.write(content)
+
+
+@contextmanager
+def replacing(path: Path, *, flush: bool = False) -> Iterator[BinaryIO]:
+    """Yield a new temporary file, which atomically replaces `path` when the block succeeds.
 
     `flush` writes the content to the disk before the rename. Without it, the file may be empty
     after a power failure.
@@ -22,8 +29,8 @@ def replace_file(path: Path, content: bytes, *, flush: bool = False) -> None:
     temporary = path.with_name(f".{path.name}.tmp")  # hidden: pandas reads whole directories
     try:
         temporary.unlink(missing_ok=True)  # if it is a link, writing would follow it
-        with open(temporary, "wb", opener=_without_links) as file:
-            file.write(content)
+        with open(temporary, "w+b", opener=_without_links) as file:
+            yield file
             if flush:
                 file.flush()
                 os.fsync(file.fileno())
@@ -32,6 +39,15 @@ def replace_file(path: Path, content: bytes, *, flush: bool = False) -> None:
         # Report the final name, unless a directory has the temporary name.
         error.filename = os.fspath(temporary if temporary.is_dir() else path)
         raise
+
+
+def sync_directory(directory: Path) -> None:
+    """Flush the entries of a directory to the disk."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _without_links(path: str, flags: int) -> int:

@@ -1,14 +1,15 @@
-"""Summary statistics of a trace, from three columns, one part at a time."""
+"""Summary statistics of a trace, from what its parts note about their rows."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
+import msgspec
 import numpy as np
 
-from asgd.rundir.tables import Table
+from asgd.rundir.tables import DamagedTableError, Table
 
 
 @dataclass(frozen=True)
@@ -34,26 +35,84 @@ class Outline:
     by_worker: dict[int, int]
 
 
+class Tally(msgspec.Struct):
+    """What a part of a trace notes about its rows, so that an outline reads no others.
+
+    Attributes
+    ----------
+    rows
+        Number of updates.
+    staleness
+        Sum over them.
+    seconds
+        From the start of the run to the last of them.
+    by_worker
+        Number of updates of each worker.
+    """
+
+    rows: int = 0
+    staleness: int = 0
+    seconds: float = 0.0
+    by_worker: dict[int, int] = {}  # msgspec copies it
+
+    @classmethod
+    def of(cls, part: Table) -> Tally:
+        """Return the tally of a part of a trace.
+
+        Raises
+        ------
+        DamagedTableError
+            It does not belong to the part.
+        """
+        tally = cls()
+        if part.note is None:
+            tally.add(part.columns("worker", "staleness", "applied_seconds"))
+            return tally
+        try:
+            tally = msgspec.json.decode(part.note, type=cls)
+        except msgspec.MsgspecError as error:
+            raise DamagedTableError(f"{part.path}: its tally cannot be read ({error})") from None
+        if tally.rows != part.rows:
+            raise DamagedTableError(f"{part.path}: its tally is of {tally.rows} rows")
+        return tally
+
+    def add(self, columns: Mapping[str, Any]) -> None:
+        """Add the next rows of a trace."""
+        workers, counts = np.unique(np.asarray(columns["worker"], int), return_counts=True)
+        self._count(dict(zip(workers.tolist(), counts.tolist(), strict=True)))
+        self.rows += len(columns["worker"])
+        self.staleness += int(np.sum(columns["staleness"]))
+        self.seconds = float(columns["applied_seconds"][-1])
+
+    def join(self, following: Tally) -> None:
+        """Add the tally of the next part."""
+        self._count(following.by_worker)
+        self.rows += following.rows
+        self.staleness += following.staleness
+        self.seconds = following.seconds
+
+    def _count(self, by_worker: Mapping[int, int]) -> None:
+        for worker, count in by_worker.items():
+            self.by_worker[worker] = self.by_worker.get(worker, 0) + count
+
+
 def outline(parts: Iterable[Table], known: int) -> Outline:
     """Return the statistics of a trace of `known` updates, given its parts in order."""
     tail = known - max(1, known // 10)
-    updates = total = recent = 0
-    seconds = None
-    by_worker: Counter[int] = Counter()
+    whole, recent = Tally(), 0
     for part in parts:
-        columns = part.columns("worker", "staleness", "applied_seconds")
-        workers, counts = np.unique(columns["worker"], return_counts=True)
-        by_worker.update(dict(zip(workers.tolist(), counts.tolist(), strict=True)))
-        total += int(columns["staleness"].sum())
-        recent += int(columns["staleness"][max(tail - updates, 0) :].sum())
-        seconds = float(columns["applied_seconds"][-1])
-        updates += part.rows
-    if updates <= tail or not updates:
+        tally, before = Tally.of(part), whole.rows
+        if before >= tail:
+            recent += tally.staleness
+        elif before + tally.rows > tail:
+            recent += int(part.columns("staleness")["staleness"][tail - before :].sum())
+        whole.join(tally)
+    if whole.rows <= tail or not whole.rows:
         return Outline(0, None, None, None, {})
     return Outline(
-        updates,
-        seconds,
-        total / updates,
-        recent / (updates - tail),
-        dict(sorted(by_worker.items())),
+        whole.rows,
+        whole.seconds,
+        whole.staleness / whole.rows,
+        recent / (whole.rows - tail),
+        dict(sorted(whole.by_worker.items())),
     )

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -16,13 +16,23 @@ from asgd.errors import InputError
 from asgd.problems.base import MOST_METRICS
 from asgd.rundir.columns import DISCARDED, LOSS, MEMBERS, METRICS
 
-_PART = re.compile(r"part-(\d{12})\.parquet")
+T = TypeVar("T")
+
+_PART = re.compile(r"part-(\d{12})(?:-(\d{12}))?\.parquet")
 _DAMAGED = re.compile(r".*/_damaged-(\d{12})\.parquet")
 
 
 def part_name(first: int) -> str:
     """Return the file name of the part that begins with update `first`."""
     return f"part-{first:012d}.parquet"
+
+
+def merged_name(parts: Sequence[Path]) -> str:
+    """Return the file name of the part that replaces consecutive `parts`.
+
+    It has the beginnings of the first and of the last of them, so that it tells what it covers.
+    """
+    return f"part-{first_update(parts[0]):012d}-{last_beginning(parts[-1]):012d}.parquet"
 
 
 def damaged_name(first: int) -> str:
@@ -32,24 +42,60 @@ def damaged_name(first: int) -> str:
 
 def first_update(part: Path) -> int:
     """Return the first update of a part, from its file name."""
-    return int(part.stem.removeprefix("part-"))
+    return int(part.stem.split("-")[1])
+
+
+def last_beginning(part: Path) -> int:
+    """Return the first update of the last part that was merged into a part, from its file name."""
+    return int(part.stem.split("-")[-1])
 
 
 def parts_of(directory: Path) -> list[Path]:
     """Return the parts of a table in order, none if there is no directory.
+
+    A part that is covered by a merged one is left out.
 
     Raises
     ------
     InputError
         The directory cannot be read.
     """
+    names, before = _names(directory), None
+    while names != before:  # a listing may miss both a new merged part and a removed one
+        names, before = _names(directory), names
+    parts = sorted((directory / name for name in names), key=_beginnings)
+    ends = np.maximum.accumulate([-1, *map(last_beginning, parts)])
+    return [part for part, end in zip(parts, ends[:-1], strict=True) if first_update(part) > end]
+
+
+def covered_parts(directory: Path) -> list[Path]:
+    """Return the parts of a table that a merged part has replaced, but that are still there."""
+    return sorted({directory / name for name in _names(directory)} - set(parts_of(directory)))
+
+
+def unmerged(directory: Path, read: Callable[[], T]) -> T:
+    """Return what `read` returns; call it again if parts of `directory` were merged meanwhile."""
+    while True:
+        before = parts_of(directory)
+        try:
+            return read()
+        except InputError:
+            if set(before) <= set(parts_of(directory)):
+                raise
+
+
+def _names(directory: Path) -> set[str]:
     try:
-        names = sorted(name for name in os.listdir(directory) if _PART.fullmatch(name))
+        return {name for name in os.listdir(directory) if _PART.fullmatch(name)}
     except FileNotFoundError:
-        return []
+        return set()
     except OSError as error:  # a glob would silently return nothing
         raise InputError(f"{directory}: cannot be read ({error.strerror})") from None
-    return [directory / name for name in names]
+
+
+def _beginnings(part: Path) -> tuple[int, int]:
+    """Order parts by their beginning; of those with the same, the one that covers more is first."""
+    return first_update(part), -last_beginning(part)
 
 
 def most_rows(config: RunConfig, table: str) -> int:

@@ -27,8 +27,9 @@ from asgd.rundir.parts import (
     most_rows,
     parts_of,
     reported_losses,
+    unmerged,
 )
-from asgd.rundir.tables import Columns, Table, read_table
+from asgd.rundir.tables import Columns, Table, read_pieces
 from asgd.stored_json import read_json
 
 if TYPE_CHECKING:
@@ -148,13 +149,18 @@ class Run:
     def recorded_updates(self) -> int:
         """Number of updates in the trace, without reading all of it."""
         finished = self.state == "finished"  # before the trace, which may still grow
-        count = 0
-        for part in self.parts(TRACE):
-            if first_update(part.path) != count:
-                self._refuse(TRACE, f"update {count} is missing; a part was lost")
-            count += part.rows
-        self._refuse(TRACE, self._lost_end(finished, count))
-        return count
+
+        def count() -> int:
+            count = 0
+            for part in self._parts(TRACE):
+                if first_update(part.path) != count:
+                    self._refuse(TRACE, f"update {count} is missing; a part was lost")
+                count += part.rows
+            return count
+
+        counted = unmerged(self.path / TRACE, count)
+        self._refuse(TRACE, self._lost_end(finished, counted))
+        return counted
 
     @cached_property
     def outline(self) -> Outline:
@@ -165,9 +171,10 @@ class Run:
         InputError
             A part is damaged or missing.
         """
-        return outline(self.parts(TRACE), self.recorded_updates)
+        known = self.recorded_updates
+        return unmerged(self.path / TRACE, lambda: outline(self._parts(TRACE), known))
 
-    def parts(self, table: str) -> Iterator[Table]:
+    def _parts(self, table: str) -> Iterator[Table]:
         """Open the parts of a table one after another, to read only a few columns."""
         for path in parts_of(self.path / table):
             with Table(path, TABLES[table], most_rows(self.config, table)) as part:
@@ -175,11 +182,15 @@ class Run:
 
     def last_row(self, table: str) -> dict[str, Any] | None:
         """Return the last row of a table, None if it is empty; reads only the last part."""
-        paths = parts_of(self.path / table)
-        if not paths:
-            return None
-        with Table(paths[-1], TABLES[table], most_rows(self.config, table)) as part:
-            return {name: column[-1] for name, column in part.columns(*TABLES[table]).items()}
+
+        def read() -> dict[str, Any] | None:
+            paths = parts_of(self.path / table)
+            if not paths:
+                return None
+            with Table(paths[-1], TABLES[table], most_rows(self.config, table)) as part:
+                return {name: column[-1] for name, column in part.columns(*TABLES[table]).items()}
+
+        return unmerged(self.path / table, read)
 
     @cached_property
     def events(self) -> list[dict[str, Any]]:
@@ -226,27 +237,32 @@ class Run:
     def _table(self, table: str) -> pd.DataFrame:
         import pandas as pd
 
-        types, most = TABLES[table], most_rows(self.config, table)
         finished = table == TRACE and self.state == "finished"  # first, as it may finish meanwhile
-        rows = {part.path: part.rows for part in self.parts(table)}
-        if sum(rows.values()) > most:
-            self._refuse(table, f"{sum(rows.values())} rows, expected at most {most}")
+        columns = unmerged(self.path / table, lambda: self._columns(table))
+        self._refuse(table, self._lost_end(finished, len(columns["update"])))
+        return pd.DataFrame(columns, copy=False)
+
+    def _columns(self, table: str) -> Columns:
+        types, most = TABLES[table], most_rows(self.config, table)
+        rows = {part.path: part.rows for part in self._parts(table)}
+        total = sum(rows.values())
+        if total > most:
+            self._refuse(table, f"{total} rows, expected at most {most}")
         columns: Columns = {
-            name: np.empty(sum(rows.values()), object if kind is str else kind)
-            for name, kind in types.items()
+            name: np.empty(total, object if kind is str else kind) for name, kind in types.items()
         }
         count = 0
-        for path in rows:  # copied into place: joining the parts would double the memory
-            part = read_table(path, types, rows[path])
-            if len(part["update"]) != rows[path]:
+        for path in rows:  # copied into place: joining the pieces would double the memory
+            end = count + rows[path]
+            for piece in read_pieces(path, types, rows[path]):
+                if table == TRACE:  # members and losses are smaller and checked as a whole
+                    self._refuse(TRACE, trace_defect(piece, count))
+                for name, column in piece.items():
+                    columns[name][count : count + len(column)] = column
+                count += len(piece["update"])
+            if count != end:
                 self._refuse(table, f"{path.name} changed while it was read")
-            if table == TRACE:  # members and losses are smaller and checked as a whole
-                self._refuse(TRACE, trace_defect(part, count))
-            for name, column in part.items():
-                columns[name][count : count + rows[path]] = column
-            count += rows[path]
-        self._refuse(table, self._lost_end(finished, count))
-        return pd.DataFrame(columns, copy=False)
+        return columns
 
     def _lost_end(self, finished: bool, count: int) -> str | None:
         """Return the fault if a finished run has too few updates."""

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from asgd.config import RunConfig, load_config
+from asgd.rundir.aging import write_part
 from asgd.rundir.columns import DISCARDED, LOSS, MEMBERS, METRICS, SHARED, TABLES, TRACE
 from asgd.rundir.defects import discarded_defect, member_defect, trace_defect
 from asgd.rundir.events import read_events
+from asgd.rundir.files import sync_directory
 from asgd.rundir.parts import (
+    covered_parts,
     damaged_name,
     first_update,
     missing_losses,
     most_rows,
+    part_name,
     parts_of,
     reported_losses,
 )
-from asgd.rundir.tables import Columns, DamagedTableError, read_table
+from asgd.rundir.tables import Columns, DamagedTableError, Table, read_pieces, read_table
 from asgd.rundir.writer import RunWriter
 
 
@@ -28,11 +33,7 @@ def recorded_updates(path: Path) -> int:
     """Return the number of updates on record, with all their gradients, before the first gap."""
     config = _config(path)
     count, shared = 0, [np.empty(0, np.int64)]
-    for part in parts_of(path / TRACE):
-        try:
-            trace = _read(part, TRACE, config)
-        except DamagedTableError:
-            break
+    for trace in _undamaged(path / TRACE, config):
         if trace_defect(trace, count) is not None:
             break
         shared.append(trace["update"][trace["worker"] == SHARED])
@@ -73,6 +74,10 @@ def cut_back(path: Path, updates: int) -> None:
     _set_damaged_losses_aside(writer, config)
     _set_damaged_aside(writer, config, METRICS, "metrics_damaged")
     # What was discarded after the last update counts no more: its numbers are used again.
+    for table in TABLES:  # first, as a cut part may no longer cover them
+        for part in covered_parts(path / table):
+            part.unlink()
+            writer.note_change(part)
     ends = {
         **dict.fromkeys((TRACE, MEMBERS, DISCARDED), updates),
         **dict.fromkeys((LOSS, METRICS), updates + 1),
@@ -86,6 +91,15 @@ def cut_back(path: Path, updates: int) -> None:
         if kept:
             _cut_part(writer, config, kept[-1], table, end)
     writer.sync()
+
+
+def _undamaged(directory: Path, config: RunConfig) -> Iterator[Columns]:
+    """Yield the rows of a table piece by piece up to the first damaged part."""
+    for part in parts_of(directory):
+        try:
+            yield from read_pieces(part, TABLES[directory.name], most_rows(config, directory.name))
+        except DamagedTableError:
+            return
 
 
 def _updates_with_members(path: Path, config: RunConfig) -> npt.NDArray[np.int64]:
@@ -141,12 +155,26 @@ def _set_damaged_aside(
 
 def _cut_part(writer: RunWriter, config: RunConfig, part: Path, table: str, end: int) -> None:
     """Keep the rows before update `end`."""
-    columns = _read(part, table, config)
-    rows = int(np.searchsorted(columns["update"], end))
-    if rows < len(columns["update"]):
-        kept = {name: column[:rows] for name, column in columns.items()}
-        # The old part was on the disk, so its replacement must be flushed too.
-        writer.write_part(part, kept, table, flush=True)
+    most = most_rows(config, table)
+    with Table(part, TABLES[table], most) as whole:
+        update = whole.columns("update")["update"]
+    if update[-1] < end:
+        return
+    # A merged part gets the name of a simple one, as it would cover parts that are still to come.
+    kept = part.with_name(part_name(first_update(part)))
+    pieces = _before(end, read_pieces(part, TABLES[table], most))
+    write_part(kept, pieces, flush=True)  # the old part was on the disk too
+    if kept != part:
+        sync_directory(kept.parent)
+        part.unlink()
+    writer.note_change(kept)
+
+
+def _before(end: int, pieces: Iterable[Columns]) -> Iterator[Columns]:
+    for piece in pieces:
+        rows = int(np.searchsorted(piece["update"], end))
+        if rows:
+            yield {name: column[:rows] for name, column in piece.items()}
 
 
 def _read(part: Path, table: str, config: RunConfig) -> Columns:

@@ -14,17 +14,17 @@ memory then would abort the process, so they read from buffers allocated by Arro
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
 from asgd.errors import InputError
-from asgd.rundir.files import replace_file
+from asgd.rundir.files import replacing
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -35,9 +35,12 @@ Columns = dict[str, npt.NDArray[Any]]
 
 _NO_DIGEST = b"0" * 64
 _PAGES, _FOOTER = "asgd.pages", "asgd.footer"
+_NOTE = b"asgd.note"
 _END = b"PAR1"
 _LENGTH_BYTES = 4  # size of the field before `_END`, the length of the footer
 _LONGEST_FOOTER = 1_000_000
+_BLOCK_BYTES = 1 << 20
+_GROUP_ROWS = 1 << 17
 
 
 class DamagedTableError(InputError):
@@ -52,31 +55,55 @@ def write_table(
     *,
     flush: bool = False,
 ) -> None:
-    """Write columns of equal length; only `repetitive` ones get a dictionary, which costs time.
+    """Write columns of equal length, as `write_pieces` does."""
+    write_pieces(path, [columns], types, repetitive, flush=flush)
 
-    `flush` is as in `replace_file`.
+
+def write_pieces(
+    path: Path,
+    pieces: Iterable[Mapping[str, Any]],
+    types: Types,
+    repetitive: tuple[str, ...] = (),
+    *,
+    note: Callable[[], bytes] | None = None,
+    flush: bool = False,
+) -> None:
+    """Write a table from pieces, of which only a few are in memory at a time.
+
+    Parameters
+    ----------
+    path
+        The file.
+    pieces
+        The rows in order: columns of equal length by name.
+    types
+        The columns and their types.
+    repetitive
+        The columns that get a dictionary, which costs time.
+    note
+        Called after the last piece; what it returns is stored as `Table.note`.
+    flush
+        As in `replacing`.
     """
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
     schema = _schema(types)
-    arrays = [
-        pa.array(columns[field.name], field.type)
-        if types[field.name] is str
-        else pa.array(np.asarray(columns[field.name], types[field.name]))
-        for field in schema
-    ]
-    content = pa.BufferOutputStream()
-    with pq.ParquetWriter(
-        content,
-        schema,
-        use_dictionary=list(repetitive),
-        write_page_checksum=True,
-        store_schema=False,
-    ) as writer:
-        writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
-        writer.add_key_value_metadata(dict.fromkeys((_PAGES, _FOOTER), _NO_DIGEST.decode()))
-    replace_file(path, _sealed(bytearray(content.getvalue())), flush=flush)
+    with (
+        replacing(path, flush=flush) as file,
+        pq.ParquetWriter(
+            file,
+            schema,
+            use_dictionary=list(repetitive),
+            write_page_checksum=True,
+            store_schema=False,
+        ) as writer,
+    ):
+        for group in _groups(pieces, types, schema):
+            writer.write_table(group)
+        metadata = dict.fromkeys((_PAGES, _FOOTER), _NO_DIGEST)
+        writer.add_key_value_metadata(metadata | ({_NOTE: note()} if note is not None else {}))
+        writer.close()
+        _seal(file)
 
 
 def read_table(path: Path, types: Types, most_rows: int) -> Columns:
@@ -101,8 +128,19 @@ def read_table(path: Path, types: Types, most_rows: int) -> Columns:
     DamagedTableError
         It cannot be read, is damaged, or has other columns or too many rows.
     """
-    with _explained(path):
-        return _columns(_opened(_whole(path), types, most_rows), list(types), types)
+    pieces = [_empty(types), *read_pieces(path, types, most_rows)]
+    return {name: np.concatenate([piece[name] for piece in pieces]) for name in types}
+
+
+def read_pieces(path: Path, types: Types, most_rows: int) -> Iterator[Columns]:
+    """Read all of a table piece by piece, after checking its digests; as `read_table`."""
+    import pyarrow as pa
+
+    with _explained(path), pa.OSFile(os.fsencode(path)) as source:
+        _check_whole(source)
+        file = _opened(source, types, most_rows)
+        for group in range(file.num_row_groups):
+            yield _columns(file.read_row_group(group, use_threads=False), types, list(types))
 
 
 def check_digests(path: Path) -> None:
@@ -113,8 +151,10 @@ def check_digests(path: Path) -> None:
     DamagedTableError
         It cannot be read or is damaged.
     """
-    with _explained(path):
-        _whole(path)
+    import pyarrow as pa
+
+    with _explained(path), pa.OSFile(os.fsencode(path)) as source:
+        _check_whole(source)
 
 
 class Table:
@@ -131,6 +171,8 @@ class Table:
         The file.
     rows
         Number of rows.
+    note
+        What was noted about its rows when it was written, else None.
 
     Raises
     ------
@@ -147,11 +189,13 @@ class Table:
             _checked_footer(source)
             self._file = _opened(source, types, most_rows)
         self.rows: int = self._file.metadata.num_rows
+        self.note: bytes | None = (self._file.metadata.metadata or {}).get(_NOTE)
 
     def columns(self, *names: str) -> Columns:
         """Return columns by name, each of shape (rows,)."""
         with _explained(self.path):
-            return _columns(self._file, list(names), self._types)
+            table = self._file.read(list(names), use_threads=False, use_pandas_metadata=False)
+            return _columns(table, self._types, list(names))
 
     def __enter__(self) -> Table:
         return self
@@ -160,21 +204,47 @@ class Table:
         self._file.close(force=True)
 
 
-def _whole(path: Path) -> pa.NativeFile:
-    """Return the content of a file after checking its digests."""
+def _check_whole(source: pa.NativeFile) -> None:
+    """Check the digests of a file."""
+    start, pages = _checked_footer(source)
+    source.seek(0)
+    if _digest(source, start) != pages:
+        raise ValueError("its digest does not match its content")
+
+
+def _digest(file: BinaryIO | pa.NativeFile, size: int) -> bytes:
+    """Return the digest of the next `size` bytes of a file, without reading them all at once."""
+    digest = sha256()
+    while size and (block := file.read(min(size, _BLOCK_BYTES))):
+        digest.update(block)
+        size -= len(block)
+    return digest.hexdigest().encode()
+
+
+def _groups(
+    pieces: Iterable[Mapping[str, Any]], types: Types, schema: pa.Schema
+) -> Iterator[pa.Table]:
+    """Join small pieces, because each row group costs space in the footer and time to read."""
     import pyarrow as pa
 
-    with pa.OSFile(os.fsencode(path)) as file:
-        _checked_footer(file)  # of a file of any size, before memory for all of it
-    with path.open("rb", buffering=0) as file:
-        content = pa.allocate_buffer(os.fstat(file.fileno()).st_size)
-        if file.readinto(content) != content.size:
-            raise ValueError("it changed while it was read")
-    source = pa.BufferReader(content)
-    start, pages = _checked_footer(source)
-    if sha256(memoryview(content)[:start]).hexdigest().encode() != pages:
-        raise ValueError("its digest does not match its content")
-    return source
+    waiting: list[pa.Table] = []
+    for piece in pieces:
+        arrays = [
+            pa.array(piece[field.name], field.type)
+            if types[field.name] is str
+            else pa.array(np.asarray(piece[field.name], types[field.name]))
+            for field in schema
+        ]
+        waiting.append(pa.Table.from_arrays(arrays, schema=schema))
+        if sum(map(len, waiting)) >= _GROUP_ROWS:
+            yield pa.concat_tables(waiting)
+            waiting.clear()
+    if waiting:
+        yield pa.concat_tables(waiting)
+
+
+def _empty(types: Types) -> Columns:
+    return {name: np.empty(0, object if kind is str else kind) for name, kind in types.items()}
 
 
 def _schema(types: Types) -> pa.Schema:
@@ -187,15 +257,24 @@ def _schema(types: Types) -> pa.Schema:
     return pa.schema([pa.field(name, kind, nullable=False) for name, kind in kinds.items()])
 
 
-def _sealed(content: bytearray) -> bytes:
-    """Fill in the digests."""
-    length = int.from_bytes(content[-_LENGTH_BYTES - len(_END) : -len(_END)], "little")
-    start = len(content) - len(_END) - _LENGTH_BYTES - length
-    for name, covered in ((_PAGES, slice(0, start)), (_FOOTER, slice(start, None))):
-        digest = sha256(memoryview(content)[covered]).hexdigest().encode()
-        place = start + _place(bytes(content[start:]), name)
-        content[place : place + len(digest)] = digest
-    return bytes(content)
+def _seal(file: BinaryIO) -> None:
+    """Fill in the digests of a complete file."""
+    tail = _LENGTH_BYTES + len(_END)
+    end = file.seek(-tail, os.SEEK_END)
+    start = end - int.from_bytes(file.read(_LENGTH_BYTES), "little")
+    file.seek(0)
+    pages = _digest(file, start)
+    file.seek(start)
+    footer = file.read()
+    footer = _with_digest(footer, _PAGES, pages)
+    footer = _with_digest(footer, _FOOTER, sha256(footer).hexdigest().encode())
+    file.seek(start)
+    file.write(footer)
+
+
+def _with_digest(footer: bytes, name: str, digest: bytes) -> bytes:
+    place = _place(footer, name)
+    return footer[:place] + digest + footer[place + len(digest) :]
 
 
 def _place(footer: bytes, name: str) -> int:
@@ -218,7 +297,7 @@ def _checked_footer(source: pa.NativeFile) -> tuple[int, bytes]:
     footer = source.read_at(size - start, start)
     place = _place(footer, _FOOTER)
     stored = footer[place : place + len(_NO_DIGEST)]
-    covered = footer[:place] + _NO_DIGEST + footer[place + len(_NO_DIGEST) :]
+    covered = _with_digest(footer, _FOOTER, _NO_DIGEST)
     if sha256(covered).hexdigest().encode() != stored:
         raise ValueError("its digest does not match its footer")
     place = _place(footer, _PAGES)
@@ -236,8 +315,7 @@ def _opened(source: pa.NativeFile, types: Types, most_rows: int) -> pq.ParquetFi
     return file
 
 
-def _columns(file: pq.ParquetFile, names: list[str], types: Types) -> Columns:
-    table = file.read(columns=names, use_threads=False, use_pandas_metadata=False)
+def _columns(table: pa.Table, types: Types, names: list[str]) -> Columns:
     return {
         name: table[name].combine_chunks().to_numpy(zero_copy_only=types[name] is not str)
         for name in names

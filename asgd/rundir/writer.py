@@ -16,21 +16,17 @@ import numpy as np
 
 from asgd.config import RunConfig
 from asgd.errors import written
+from asgd.rundir.aging import AgingTable
 from asgd.rundir.columns import (
     DISCARDED,
     LOSS,
     MEMBERS,
     METRIC_COLUMNS,
     METRICS,
-    TABLES,
     TRACE,
 )
 from asgd.rundir.files import make_directory, replace_file
-from asgd.rundir.parts import part_name
-from asgd.rundir.tables import write_table
 from asgd.seals import sealed_line
-
-_REPETITIVE = ("worker", "staleness", "batch_size")
 
 
 class RunWriter:
@@ -39,6 +35,7 @@ class RunWriter:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._unsynced: set[Path] = set()
+        self._tables: dict[str, AgingTable] = {}
 
     @classmethod
     def create(cls, path: str | Path, config: RunConfig) -> RunWriter:
@@ -91,13 +88,6 @@ class RunWriter:
         if flat:
             self._part(METRICS, dict(zip(METRIC_COLUMNS, zip(*flat, strict=True), strict=True)))
 
-    def write_part(
-        self, path: Path, columns: Mapping[str, Any], table: str, *, flush: bool = False
-    ) -> None:
-        """Write a part of a table; `flush` as in `replace_file`."""
-        write_table(path, columns, TABLES[table], _REPETITIVE, flush=flush)
-        self._unsynced.add(path)
-
     def event(self, kind: str, **fields: Any) -> None:
         """Append one event; `fields` must be JSON values."""
         line = sealed_line({"event": kind, "time": time.time(), **fields}) + b"\n"
@@ -125,10 +115,12 @@ class RunWriter:
         self._unsynced.clear()
 
     def _part(self, name: str, columns: Mapping[str, Any]) -> None:
-        if len(columns["update"]):
-            directory = self.path / name
-            directory.mkdir(exist_ok=True)
-            self.write_part(directory / part_name(int(columns["update"][0])), columns, name)
+        if not len(columns["update"]):
+            return
+        if name not in self._tables:
+            (self.path / name).mkdir(exist_ok=True)
+            self._tables[name] = AgingTable(self.path / name)
+        self._unsynced.add(self._tables[name].add(columns))
 
 
 def default_path(config: RunConfig, name: str | None = None) -> Path:

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import IO
 
 from asgd.errors import InputError, RunFailedError, written
-from asgd.rundir.checkpoint import sync_directory
-from asgd.rundir.files import locked
+from asgd.rundir.files import locked, sync_directory
 
 LOG_FILES = "log-*.bin"  # segments of the write-ahead log: log-<epoch>-<version>.bin
 _NUMBER, _LONGEST = re.compile(r"[0-9]{12}\n"), 32

