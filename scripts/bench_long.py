@@ -1,17 +1,20 @@
 #!/usr/bin/env python3
-"""Time and memory to inspect a run of millions of updates.
+"""Time and memory to write and to inspect a run of millions of updates.
 
-.venv/bin/python scripts/bench_long.py [--updates 5000000]
+.venv/bin/python scripts/bench_long.py [--updates 5000000] [--only-outlines]
 
-Generates the record of such a run, in parts like those of a server with eight workers. Then runs,
-each in its own process, `asgd status`, `asgd runs`, a read of all columns of the trace,
-`asgd profile` and `asgd verify`. Prints seconds, processor seconds and peak memory.
+Writes the record of such a run, in parts like those of a server with eight workers, which are
+merged as they age. Prints how long that took, the peak of the memory after each tenth, and how many
+files there are. Then runs, each in its own process, `asgd status`, `asgd runs` and, without
+--only-outlines, what reads the whole trace: all its columns, `asgd profile` and `asgd verify`.
+Prints seconds, processor seconds and peak memory.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -26,41 +29,61 @@ from asgd.rundir.writer import RunWriter
 
 ROWS = 16_384  # in a part
 WORKERS = 8
+EVERY = 25  # updates between two losses
 READ = "import sys; from asgd import read_run; print(read_run(sys.argv[1]).trace.shape)"
 
 
 def make(path: Path, updates: int) -> None:
     rng = np.random.default_rng(0)
-    run = {"updates": updates, "eval_every": 25}
+    run = {"updates": updates, "eval_every": EVERY}
     tables = {"problem": {"kind": "quadratic"}, "cluster": {"workers": WORKERS}, "run": run}
     writer = RunWriter.create(path, make_config(tables))
-    worker = rng.integers(WORKERS, size=updates)
-    order = np.argsort(worker, kind="stable")
-    starts = np.searchsorted(worker[order], np.arange(WORKERS))
-    sequence, read_version = np.empty(updates, np.int64), np.empty(updates, np.int64)
-    sequence[order] = np.arange(updates) - starts[worker[order]]
-    read_version[order] = np.concatenate([[0], order[:-1] + 1])
-    read_version[order[starts]] = 0
-    update = np.arange(updates)
-    columns = {
-        "update": update,
-        "worker": worker,
-        "sequence": sequence,
-        "read_version": read_version,
-        "staleness": update - read_version,
-        "batch_size": np.ones(updates),
-        "compute_seconds": rng.exponential(2e-4, updates),
-        "applied_seconds": np.cumsum(rng.exponential(3e-5, updates)),
-        "gradient_norm": rng.exponential(1.0, updates),
-    }
-    due = np.arange(0, updates + 1, 25)
-    seconds = np.concatenate([[0.0], columns["applied_seconds"]])[due]
+    sequence, read_version = np.zeros(WORKERS, int), np.zeros(WORKERS, int)  # of each worker's next
+    seconds, peaks, longest, begun = 0.0, [], 0.0, time.monotonic()
     for first in range(0, updates, ROWS):
-        part = slice(first, first + ROWS)
-        writer.trace({name: column[part] for name, column in columns.items()})
-        there = (due >= first) & (due < first + ROWS)
-        writer.loss({"update": due[there], "seconds": seconds[there], "loss": 1 / (1 + due[there])})
+        size = min(ROWS, updates - first)
+        part = trace(rng, first, size, sequence, read_version, seconds)
+        times = np.append(seconds, part["applied_seconds"])
+        seconds = float(times[-1])
+        start = time.monotonic()
+        writer.trace(part)
+        longest = max(longest, time.monotonic() - start)
+        due = np.arange(-(-first // EVERY) * EVERY, first + size, EVERY)
+        writer.loss({"update": due, "seconds": times[due - first], "loss": 1 / (1 + due)})
+        if len(peaks) < 10 * (first + size) // updates:
+            peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3)
     writer.event("interrupted")
+    print(
+        f"written in {time.monotonic() - begun:.0f} s, the longest part with its merges in "
+        f"{longest:.1f} s; peak after each tenth: {', '.join(f'{p:.0f}' for p in peaks)} MB"
+    )
+
+
+def trace(
+    rng: np.random.Generator,
+    first: int,
+    size: int,
+    sequence: np.ndarray,
+    read_version: np.ndarray,
+    seconds: float,
+) -> dict[str, np.ndarray]:
+    """Return rows of a trace of random workers, each of which reads after its own update."""
+    update = np.arange(first, first + size)
+    worker = rng.integers(WORKERS, size=size)
+    columns = {"update": update, "worker": worker, "batch_size": np.ones(size)}
+    columns["sequence"], columns["read_version"] = np.empty(size, int), np.empty(size, int)
+    for one in range(WORKERS):
+        own = update[worker == one]
+        columns["sequence"][own - first] = sequence[one] + np.arange(len(own))
+        columns["read_version"][own - first] = [read_version[one], *(own[:-1] + 1)][: len(own)]
+        sequence[one] += len(own)
+        read_version[one] = own[-1] + 1 if len(own) else read_version[one]
+    return columns | {
+        "staleness": update - columns["read_version"],
+        "compute_seconds": rng.exponential(2e-4, size),
+        "applied_seconds": seconds + np.cumsum(rng.exponential(3e-5, size)),
+        "gradient_norm": rng.exponential(1.0, size),
+    }
 
 
 def measure(name: str, *command: str) -> None:
@@ -76,7 +99,9 @@ def measure(name: str, *command: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--updates", type=int, default=5_000_000)
-    updates = parser.parse_args().updates
+    parser.add_argument("--only-outlines", action="store_true")
+    arguments = parser.parse_args()
+    updates = arguments.updates
     asgd = str(Path(sys.executable).with_name("asgd"))
     with tempfile.TemporaryDirectory() as place:
         run = Path(place) / "run"
@@ -84,12 +109,15 @@ def main() -> None:
         maker = get_context("spawn").Process(target=make, args=(run, updates))
         maker.start()
         maker.join()
-        parts = list((run / "trace").iterdir())
-        size = sum(part.stat().st_size for part in parts) / 1e6
-        print(f"{updates} updates in {len(parts)} parts, {size:.0f} MB", flush=True)
+        for table in ("trace", "loss.parquet"):
+            parts = list((run / table).iterdir())
+            size = sum(part.stat().st_size for part in parts) / 1e6
+            print(f"{table}: {len(parts)} files, {size:.0f} MB", flush=True)
         measure("asgd --help", asgd, "--help")
         measure("asgd status", asgd, "status", str(run))
         measure("asgd runs", asgd, "runs", place)
+        if arguments.only_outlines:
+            return
         measure("the whole trace", sys.executable, "-c", READ, str(run))
         measure("asgd profile", asgd, "profile", str(run))
         measure("asgd verify --no-replay", asgd, "verify", "--no-replay", str(run))
