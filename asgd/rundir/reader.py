@@ -106,6 +106,20 @@ class Run:
             self._refuse(LOSS, f"the loss after update {update} is missing; a part was lost")
         return loss
 
+    def some_losses(self, most: int) -> list[float]:
+        """Return at most `most` losses at equal distances, with the last, part by part."""
+
+        def read() -> list[float]:
+            rows = sum(part.rows for part in self._parts(LOSS))
+            step = -(-rows // most) or 1
+            found, next_row = [], (rows - 1) % step
+            for part in self._parts(LOSS):
+                found.append(part.columns("loss")["loss"][next_row::step])
+                next_row += len(found[-1]) * step - part.rows
+            return [float(loss) for some in found for loss in some]
+
+        return unmerged(self.path / LOSS, read)
+
     @cached_property
     def metrics(self) -> pd.DataFrame:
         """One row per loss evaluation, one column per metric of the problem.

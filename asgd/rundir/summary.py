@@ -9,6 +9,8 @@ from asgd.errors import AsgdError, InputError
 from asgd.rundir.events import in_words, incidents
 from asgd.rundir.reader import Run, read_run, summary
 
+_LOSSES = 1000
+
 
 def find_runs(directory: str | Path) -> list[Path]:
     """Return the run directories in a directory, including repeats, sorted by name.
@@ -29,7 +31,8 @@ def status(run: Run) -> dict[str, Any]:
     """Return the `summary` of a run with more details.
 
     Additional keys: `recent_staleness` (over the last tenth of the updates), `seconds`, `by_worker`
-    (updates of each worker), `losses`, and `events` (incidents, in words).
+    (updates of each worker), `losses` (at most a thousand at equal distances, with the last), and
+    `events` (incidents, in words).
     """
     found = run.outline
     return {
@@ -37,7 +40,7 @@ def status(run: Run) -> dict[str, Any]:
         "recent_staleness": found.recent_staleness,
         "seconds": found.seconds,
         "by_worker": {str(worker): count for worker, count in found.by_worker.items()},
-        "losses": run.loss["loss"].tolist(),
+        "losses": run.some_losses(_LOSSES),
         "events": [in_words(event) for event in incidents(run.events)],
     }
 

@@ -113,6 +113,16 @@ def test_a_cut_goes_through_a_merged_part(path: Path, kept: int) -> None:
     assert len(read_run(path).trace) == kept == recorded_updates(path)
 
 
+@pytest.mark.parametrize("most", [1, 7, 45, 90, 1000])
+def test_some_losses_are_at_equal_distances_with_the_last(path: Path, most: int) -> None:
+    write(path, [3] * 30)
+    losses = read_run(path).loss["loss"].tolist()
+    found = read_run(path).some_losses(most)
+    step = -(-len(losses) // most)
+    assert found == losses[::-1][::step][::-1]
+    assert 0 < len(found) <= most
+
+
 class KilledError(BaseException):
     """Stands for SIGKILL: nothing catches it."""
 
