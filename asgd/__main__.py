@@ -1,44 +1,27 @@
 """The command line: `asgd init`, `run`, `simulate`, `status`, `profile`, `predict`, `report`, ...
 
-Only this module imports from all packages. Commands import slow modules (Ray, SciPy, matplotlib)
-when they run, so that `asgd --help` answers at once.
+Only this module imports from all packages. Each package has its own commands, in a module
+`commands`; they import slow modules (Ray, SciPy, matplotlib) when they run, so that `asgd --help`
+answers at once.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from analysis.commands import plan, predict, predict_if_missing, profile, report, whatif
 from asgd.console.commands import completion, export, init, runs, simulate, status
 from asgd.console.failures import one_line_errors
-from asgd.console.options import (
-    PATH,
-    Numbers,
-    force_option,
-    json_option,
-    lines_option,
-    out_option,
-    paths_option,
-    quiet_option,
-    run_argument,
-    runs_argument,
-    set_option,
-)
-from asgd.console.output import Commands, print_json, print_table, quiet_matplotlib, say
-from asgd.console.records import import_log, verify_record
-from asgd.errors import DivergedError, InputError
-from asgd.printable import printable
-
-if TYPE_CHECKING:
-    from analysis.profile.fit import StalenessFit
-    from analysis.study import Study
-    from asgd.console.live import Bar
+from asgd.console.options import out_option, paths_option, quiet_option
+from asgd.console.output import Command, Commands, quiet_matplotlib, say
+from asgd.console.records import import_log
+from asgd.errors import DivergedError
+from cluster.commands import run, verify, workers
 
 # Four workers near the stability limit, where the staleness law affects the loss.
 DEMO = {
@@ -46,8 +29,6 @@ DEMO = {
     "cluster": {"workers": 4, "compute_time": {"law": "gamma", "mean": 0.01, "variation": 0.2}},
     "run": {"updates": 600, "eval_every": 4},
 }
-
-_LONG_SECONDS = 10.0  # announce a prediction that takes longer
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -64,408 +45,7 @@ def cli() -> None:
     """
 
 
-cli.add_command(init)
-
-
-@cli.command()
-@click.argument("config", type=PATH, required=False)
-@set_option
-@out_option
-@click.option("--resume", type=PATH, metavar="RUN", help="Continue the unfinished RUN.")
-@force_option
-@click.option("--address", help="Address of a running Ray cluster.  [default: start one here]")
-@quiet_option
-@lines_option
-def run(
-    config: Path | None,
-    overrides: Sequence[str],
-    out: Path | None,
-    resume: Path | None,
-    force: bool,
-    address: str | None,
-    quiet: bool,
-    lines: bool,
-) -> None:
-    """Train on real worker processes, configured by CONFIG (TOML).
-
-    \b
-    asgd run scripts/configs/digits.toml --out runs/digits
-    asgd run scripts/configs/digits.toml --set cluster.workers=8 --set run.seed=1
-    asgd run --resume runs/digits
-    asgd run --resume runs/digits --set run.updates=8000 --set optimizer.learning_rate=0.01
-    """
-    import cluster
-    from asgd.config import load_config
-    from asgd.console.live import LiveRun
-    from asgd.rundir.writer import default_path
-
-    observe = partial(LiveRun, "train", quiet=quiet, lines=lines)
-    if resume is not None:
-        if config or out:
-            raise InputError(
-                f"--resume {resume}: has its own configuration; expected no CONFIG or --out"
-            )
-        say(cluster.resume(resume, address, force=force, changes=overrides, observe=observe))
-        return
-    if force:
-        raise InputError("--force: expected only with --resume")
-    if config is None:
-        raise click.UsageError("Missing argument 'CONFIG'.")
-    settings = load_config(config, overrides)
-    out = out or default_path(settings, config.stem)
-    say(cluster.run(settings, out, address, observe=observe))
-
-
-for _command in (simulate, import_log, runs, status):
-    cli.add_command(_command)
-
-
-@cli.command()
-@run_argument
-@click.argument("count", metavar="N", type=int)
-@json_option
-def workers(run: Path, count: int, as_json: bool) -> None:
-    """Change the number of workers of RUN to N, while it is running.
-
-    Removed workers first deliver the gradient they are computing.
-
-    \b
-    asgd workers runs/digits 8
-    """
-    from cluster.team import set_workers
-
-    change = set_workers(run, count)
-    if as_json:
-        print_json(asdict(change))
-    else:
-        say(change)
-
-
-@cli.command()
-@run_argument
-@click.option("--replay/--no-replay", "replayed", default=True, help="Make each update again.")
-@json_option
-@quiet_option
-def verify(run: Path, replayed: bool, as_json: bool, quiet: bool) -> None:
-    """Check that RUN is undamaged and consistent.
-
-    Compares the digests of its files, checks invariants of its tables, and replays the updates,
-    which must give the same gradients, losses and parameters. Prints one line per fault and exits
-    with status 1 if there are any.
-
-    \b
-    asgd verify runs/digits
-    asgd verify runs/digits --no-replay     seconds, even for millions of updates
-    """
-    from asgd.console.live import Bar
-    from asgd.records.columns import is_record
-    from asgd.rundir.repeats import read_runs
-    from cluster.storage.verify import verify as verify_run
-
-    if is_record(run):
-        verify_record(run, as_json)
-        return
-    verdicts = []
-    for one in read_runs(run):
-        with Bar("verify", 1, quiet) as bar:
-            verdicts.append(verify_run(one, replayed, lambda done: bar.whole("replay", done)))
-    if as_json:
-        print_json({"runs": [asdict(verdict) for verdict in verdicts]})
-    for verdict in () if as_json else verdicts:
-        for finding in verdict.findings:
-            say(printable(finding))
-        if not verdict.findings:
-            say(printable(f"{verdict.run}: no faults: {verdict.checked}"))
-    if any(verdict.findings for verdict in verdicts):
-        raise click.exceptions.Exit(1)
-
-
-@cli.command()
-@runs_argument
-@json_option
-@quiet_option
-def profile(runs: Sequence[Path], as_json: bool, quiet: bool) -> None:
-    """Fit staleness laws to RUNS and report which one fits best.
-
-    Also tests whether independent workers explain the staleness, and reports whose gradients were
-    discarded. For several runs, a table at the end compares mu with 1 - 1/P.
-
-    Columns: zeros, the share of updates of staleness 0; llf, the log-likelihood; tv, the total
-    variation distance to the measured law; pvalue, of the parametric bootstrap.
-
-    With --json, several runs give an object with the list `runs`.
-
-    \b
-    asgd profile runs/digits
-    asgd profile runs/p4 runs/p8 --json
-    """
-    from analysis.profile.fitting import compare_fits
-    from analysis.profile.queueing import explains_staleness
-    from analysis.profile.verdict import name_in_words
-    from analysis.profile.work import bias
-    from analysis.study import Study
-    from asgd.console.live import Bar
-    from asgd.records.columns import is_record
-
-    found, fits = [], []
-    for path in runs:
-        if is_record(path):
-            data, record_fit = _profile_record(path, as_json, quiet)
-            found.append(data)
-            fits += [] if record_fit is None else [(printable(str(path)), record_fit)]
-            continue
-        study = Study.open(path)
-        laws = study.fit.laws
-        with Bar("profile", len(laws), quiet) as bar:
-            for done, (name, law) in enumerate(laws.items()):
-                bar.whole(name_in_words(name), done)
-                law.work_out()
-        study.save()
-        fit, check, work = study.fit, explains_staleness(study.run), bias(study.run)
-        fits.append((printable(str(path)), fit))
-        if as_json:
-            queue = check and {**asdict(check), "law": check.law.to_dict(), "holds": check.holds}
-            found.append({"run": str(path), **fit.to_dict(), "queue": queue, "work": work})
-        else:
-            say(f"{printable(str(path))}\n{fit}")
-            if work:
-                say(work["sentence"])
-            say(f"{check.sentence}\n" if check else "")
-    if as_json:
-        print_json(found[0] if len(found) == 1 else {"runs": found})
-    elif len(fits) > 1:
-        table = compare_fits(fits).drop(columns="verdict")
-        say(table.to_string(float_format="{:.4g}".format))
-
-
-@cli.command()
-@run_argument
-@paths_option
-@click.option(
-    "--method",
-    type=click.Choice(["auto", "simulate", "fast", "probe"]),
-    default="auto",
-    show_default=True,
-    help="auto: exact moments where known, else paths; simulate: paths; fast: one mean path; "
-    "probe: stability alone, for a tenth of a run, more of a short one.",
-)
-@click.option("--seed", type=click.IntRange(min=0), help="Of the paths.  [default: the run's]")
-@force_option
-@json_option
-@quiet_option
-def predict(
-    run: Path,
-    paths: int,
-    method: Literal["auto", "simulate", "fast", "probe"],
-    seed: int | None,
-    force: bool,
-    as_json: bool,
-    quiet: bool,
-) -> None:
-    """Predict the loss curve of RUN and score it.
-
-    \b
-    asgd predict runs/digits --paths 200
-    asgd predict runs/digits --method fast
-    asgd predict runs/digits --method probe
-    """
-    import msgspec
-
-    from analysis.report.headline import left_out
-    from analysis.study import Study
-    from asgd.console.live import Bar
-
-    study = Study.open(run)
-    study.check_problem("predict", force=force)
-    study.save()
-    if method == "probe":
-        probed = study.probe(force=force)
-        study.save()
-        if as_json:
-            print_json(msgspec.to_builtins(probed))
-        else:
-            say(probed.sentence)
-        return
-    with Bar("predict", 1, quiet) as bar:
-        prediction, score = study.predict(
-            paths=paths,
-            method=method,
-            seed=seed,
-            force=force,
-            announce=_announce(bar, paths),
-            progress=bar.whole,
-        )
-    study.save()
-    if as_json:
-        scores = {name: score.numbers(name) for name in score.models}
-        print_json({**msgspec.to_builtins(prediction.settings), "scores": scores})
-    else:
-        sentences = [prediction.settings.stability.sentence, left_out(study.runs).strip()]
-        say("\n\n".join([str(score), *filter(None, sentences)]))
-
-
-@cli.command()
-@runs_argument
-@click.option("-o", "--output", type=PATH, help="HTML file.  [default: in the first run]")
-@click.option("--figures", type=PATH, help="Directory for every figure as SVG and CSV.")
-@paths_option
-@force_option
-@quiet_option
-def report(
-    runs: Sequence[Path],
-    output: Path | None,
-    figures: Path | None,
-    paths: int,
-    force: bool,
-    quiet: bool,
-) -> None:
-    """Write one HTML report on RUNS.
-
-    The file is self-contained and compares several runs.
-
-    Runs without a stored prediction are predicted first.
-
-    \b
-    asgd report runs/digits -o digits.html
-    asgd report runs/p2 runs/p4 runs/p8 -o workers.html --figures figures
-    """
-    from analysis.records.report import write_record_report
-    from analysis.records.study import RecordStudy
-    from analysis.report.write import check_places, write_report
-    from analysis.study import Study
-    from asgd.records.columns import is_record
-
-    check_places(output, figures)  # before any work
-    records = [path for path in runs if is_record(path)]
-    if records and len(runs) > 1:
-        raise InputError(f"{records[0]}: a record; expected it alone, or runs only")
-    if records:
-        say(write_record_report(RecordStudy.open(records[0]), output, figures))
-        return
-    studies = [Study.open(path) for path in runs]
-    for study in studies:
-        study.check_problem("report", force=force)
-    for study in studies:
-        _predict_if_missing(study, paths, quiet, force)
-    say(write_report(studies, output, figures))
-
-
-@cli.command()
-@click.argument("source", metavar="CONFIG|RUN", type=PATH)
-@set_option
-@click.option("--workers", type=Numbers(int), help="Such as 2,4,8.  [default: P/2,P,2P]")
-@click.option("--learning-rate", type=Numbers(float), help="[default: half, once, twice its own]")
-@click.option("--batch-size", type=Numbers(int), help="Samples a gradient.  [default: its own]")
-@click.option("--target", type=float, metavar="LOSS", help="[default: 95 % of the way down]")
-@click.option("--updates", type=int, help="How far to look ahead.  [default: its own]")
-@click.option("--probe", is_flag=True, help="Time the gradient here, at two batch sizes.")
-@force_option
-@json_option
-@quiet_option
-def plan(
-    source: Path,
-    overrides: Sequence[str],
-    workers: list[int] | None,
-    learning_rate: list[float] | None,
-    batch_size: list[int] | None,
-    target: float | None,
-    updates: int | None,
-    probe: bool,
-    force: bool,
-    as_json: bool,
-    quiet: bool,
-) -> None:
-    """Predict other workers, learning rates and batch sizes.
-
-    Starts no workers. Uses the times in CONFIG, or the cycle times measured in RUN; supports every
-    mode, rule and schedule. For each combination, simulated paths give the staleness, the speed,
-    the learning rate relative to the stability limit, and the updates and seconds to the target
-    loss. The fastest stable combination is marked.
-
-    \b
-    asgd plan run.toml --workers 2,4,8,16
-    asgd plan runs/digits --learning-rate 0.05,0.1,0.2 --target 0.4
-    asgd plan run.toml --batch-size 8,64 --probe
-    asgd plan run.toml --set cluster.mode=sync --json
-    """
-    from analysis.planning.plan import plan as plan_source
-    from asgd.config import load_config
-    from asgd.console.live import Bar
-    from asgd.rundir.repeats import read_runs
-
-    if source.is_dir() and overrides:
-        raise InputError(f"{source}: --set changes configurations, not runs")
-    repeats = read_runs(source) if source.is_dir() else []
-    start = repeats[0] if repeats else load_config(source, overrides)
-    with Bar("plan", 1, quiet) as bar:
-        found = plan_source(
-            start,
-            workers=workers,
-            learning_rates=learning_rate,
-            batch_sizes=batch_size,
-            target=target,
-            updates=updates,
-            probe=probe,
-            force=force,
-            progress=bar.whole,
-        )
-    if as_json:
-        print_json(found.to_dict())
-    else:
-        print_table(found.cells())
-        say(f"\n{found.sentence}\n{printable(found.note)}")
-        if len(repeats) > 1:
-            say(f"Only the first of {len(repeats)} repeats was used.")
-
-
-@cli.command()
-@click.argument("record", type=PATH)
-@click.option("--cap", "caps", type=Numbers(int), help="Such as 1,2,4.  [default: 1, 2, 4, ...]")
-@click.option("--momentum", type=float, default=0.0, show_default=True, help="Of the heavy ball.")
-@json_option
-@quiet_option
-def whatif(
-    record: Path, caps: list[int] | None, momentum: float, as_json: bool, quiet: bool
-) -> None:
-    """Tell what staleness costs and a cap would change.
-
-    RECORD is a log that `asgd import` or a `StalenessLog` made; needs no model. For each cap:
-    which share of the items is beyond it, whose they are, and how much larger a step would be
-    stable if these were discarded, or paced; and for half and twice the samplers.
-
-    \b
-    asgd whatif runs/theirs --cap 2
-    asgd whatif runs/theirs --momentum 0.9 --json
-    """
-    from analysis.records.means import MeansProfile
-    from analysis.records.study import RecordStudy
-    from analysis.records.whatif import bounds_of_caps, what_if
-    from asgd.console.live import Bar
-    from asgd.records.columns import is_record
-
-    if not is_record(record):
-        raise InputError(f"{record}: not a record of a log; `asgd plan` tells this of runs")
-    study = RecordStudy.open(record)
-    if isinstance(study.profile, MeansProfile):
-        sentences = bounds_of_caps(study.profile, caps)
-        if as_json:
-            print_json({**study.profile.to_dict(), "caps": sentences})
-        else:
-            say("\n".join([str(study.profile), "", *sentences]))
-        return
-    with Bar("whatif", 1, quiet) as bar:
-        found = what_if(study, caps=caps, momentum=momentum, progress=bar.whole)
-    if as_json:
-        print_json({"run": str(record), **found.to_dict()})
-        return
-    for line in str(found).splitlines():
-        say(printable(line))
-
-
-cli.add_command(export)
-
-
-@cli.command()
+@click.command(cls=Command)
 @out_option
 @paths_option
 @quiet_option
@@ -489,65 +69,16 @@ def demo(out: Path | None, paths: int, quiet: bool) -> None:
     path = cluster.run(settings, out or default_path(settings, "demo"), observe=observe)
     say(f"run      {path}")
     study = Study.open(path)
-    _predict_if_missing(study, paths, quiet)
+    predict_if_missing(study, paths, quiet)
     page = write_report(study)
     say(f"{study.fit}\n\n{study.score}\n")
     say(f"report   {page}")
 
 
-cli.add_command(completion)
-
-
-def _profile_record(
-    path: Path, as_json: bool, quiet: bool
-) -> tuple[dict[str, Any], StalenessFit | None]:
-    """Profile a record, store and print it; return it as JSON values, and its fit."""
-    from analysis.profile.fit import StalenessFit
-    from analysis.profile.verdict import name_in_words
-    from analysis.records.course import spells_in_words
-    from analysis.records.split import split_of
-    from analysis.records.study import RecordStudy
-    from asgd.console.live import Bar
-    from asgd.console.records import sentences
-
-    study = RecordStudy.open(path)
-    profile = study.profile
-    fit = profile if isinstance(profile, StalenessFit) else None
-    laws = {} if fit is None else fit.laws
-    with Bar("profile", max(len(laws), 1), quiet) as bar:
-        for done, (name, law) in enumerate(laws.items()):
-            bar.whole(name_in_words(name), done)
-            law.work_out()
-    study.save()
-    if not as_json:
-        say(f"{printable(str(path))}\n{profile}")
-        told = filter(None, (split_of(study.record), spells_in_words(study.record)))
-        more = [*map(str, told), *sentences(study.record.about)]
-        say("\n".join(["", *map(printable, more), ""]))
-    return {"run": str(path), **study.to_dict()}, fit
-
-
-def _predict_if_missing(study: Study, paths: int, quiet: bool, force: bool = False) -> None:
-    from asgd.console.live import Bar
-
-    with Bar("predict", 1, quiet) as bar:
-        study.predict_if_missing(
-            paths=paths, force=force, announce=_announce(bar, paths), progress=bar.whole
-        )
-
-
-def _announce(bar: Bar, paths: int) -> Callable[[float], None] | None:
-    """Return a callback that announces a long prediction, None if nothing is shown."""
-    from analysis.prediction.duration import in_words
-
-    def say(seconds: float) -> None:
-        if seconds >= _LONG_SECONDS:
-            bar.say(
-                f"{paths} paths of each model take about {in_words(seconds)}; "
-                "fewer --paths, or `asgd predict --method fast`, take less"
-            )
-
-    return say if bar.shown else None
+_TRAIN = (init, run, simulate, import_log, runs, status, workers, verify)
+_ANALYSE = (profile, predict, report, plan, whatif, export)
+for _command in (*_TRAIN, *_ANALYSE, demo, completion):
+    cli.add_command(_command)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -31,8 +31,6 @@ class Command(click.Command):
 class Commands(click.Group):
     """Suggests a command for a misspelt one."""
 
-    command_class = Command
-
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
