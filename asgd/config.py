@@ -1,6 +1,6 @@
 """The configuration: typed, frozen, validated, with all defaults.
 
-A configuration is a TOML file with the tables `[problem]`, `[optimizer]`, `[cluster]`,
+A configuration is a TOML file with the tables `[problem]`, `[data]`, `[optimizer]`, `[cluster]`,
 `[cluster.compute_time]`, `[simulation]`, `[run]` and `[metrics]`. An error message names the key,
 the value and the accepted values.
 """
@@ -88,6 +88,34 @@ class ProblemConfig(_Table, frozen=True):
         if self.dataset not in (None, LINEAR_KINDS.get(self.kind)):
             raise ValueError(
                 f"dataset = {self.dataset!r}: kind {self.kind!r} takes {LINEAR_KINDS[self.kind]!r}"
+            )
+
+
+class DataConfig(_Table, frozen=True):
+    """Which samples a worker draws, and how.
+
+    With `shards = "shared"`, every worker draws from all samples. Otherwise each of the workers at
+    the start sees its own part, all of one size but for one sample: `"partition"` deals the samples
+    out at random, `"by_label"` in the order of their classes, and `"dirichlet"` with the shares of
+    the classes that each worker draws from a Dirichlet law; the smaller `alpha`, the more they
+    differ. See `asgd.shards`.
+
+    With `sampling = "replacement"`, a batch is drawn independently of all others. With `"epoch"`,
+    the team goes through the samples in a new random order each epoch and uses every one once, see
+    `asgd.epochs`; of divided samples, each part has epochs of its own.
+    """
+
+    shards: Literal["shared", "partition", "by_label", "dirichlet"] = "shared"
+    alpha: Annotated[float, msgspec.Meta(ge=1e-6, le=1e6)] | None = None
+    sampling: Literal["replacement", "epoch"] = "replacement"
+
+    def __post_init__(self) -> None:
+        if self.shards == "dirichlet" and self.alpha is None:
+            raise ValueError("shards = 'dirichlet' needs alpha: expected a number > 0")
+        if self.shards != "dirichlet" and self.alpha is not None:
+            raise ValueError(
+                f"alpha = {self.alpha:g} does not belong to shards = {self.shards!r}: expected it "
+                "with shards = 'dirichlet' alone"
             )
 
 
@@ -353,11 +381,20 @@ class RunConfig(_Table, frozen=True):
     """The configuration of a run: a table for each attribute, a key for each of theirs."""
 
     problem: ProblemConfig = ProblemConfig()
+    data: DataConfig = DataConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     cluster: ClusterConfig = ClusterConfig()
     simulation: SimulationConfig = SimulationConfig()
     run: RunSettings = RunSettings()
     metrics: MetricsConfig = MetricsConfig()
+
+    def __post_init__(self) -> None:
+        steps = self.optimizer.gradients_per_push
+        if self.data.sampling == "epoch" and steps > 1:
+            raise ValueError(
+                f"optimizer.local_steps = {steps} does not go with data.sampling = 'epoch', which "
+                "hands out the samples of one batch: expected data.sampling = 'replacement'"
+            )
 
     def to_json(self) -> str:
         """Return the resolved configuration as JSON text."""

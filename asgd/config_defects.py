@@ -76,7 +76,7 @@ def explained(message: str, data: Mapping[str, Any], root: Table) -> str:
     for name, number in re.findall(r"([^.\[\]]+)|\[(\d+)\]", location):
         value = value[int(number)] if number else value[name]
     if isinstance(value, dict):
-        return f"{location}: {reason}"
+        return f"{location or 'configuration'}: {reason}"
     enum = re.match(r"Invalid enum value", reason)
     if enum:
         reason = f"expected one of {', '.join(_choices(location, root))}"

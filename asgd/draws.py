@@ -1,7 +1,9 @@
 """The random draws of workers: sample numbers and compute times.
 
 A draw depends only on the seed, the worker, the sequence number of its gradient and the batch size.
-So a restarted worker, a resumed run, a simulation and a replay draw the same numbers.
+So a restarted worker, a resumed run, a simulation and a replay draw the same numbers. If
+`data.shards` divides the samples, a worker draws from its own part. With `data.sampling = "epoch"`
+its batch depends on the positions that the server has handed out instead, see `asgd.epochs`.
 """
 
 from __future__ import annotations
@@ -15,6 +17,8 @@ import numpy.typing as npt
 
 from asgd.config import RunConfig
 from asgd.delays import ComputeTime
+from asgd.epochs import EpochOrders
+from asgd.shards import Samples, Shards
 from asgd.streams import KeyedStream
 
 _ROWS = 64  # gradients drawn together
@@ -31,12 +35,20 @@ class WorkerDraws:
     ----------
     config
         The run.
-    n_samples
-        Number of samples n of the problem.
+    problem
+        Its problem.
+
+    Raises
+    ------
+    InputError
+        The samples cannot be divided as `config.data` says.
     """
 
-    def __init__(self, config: RunConfig, n_samples: int) -> None:
-        self._n_samples = n_samples
+    def __init__(self, config: RunConfig, problem: Samples) -> None:
+        self._shards = shards = Shards.of(config, problem)
+        self._orders = None
+        if config.data.sampling == "epoch":
+            self._orders = EpochOrders(config.run.seed, shards.parts or (shards.samples(0),))
         self._compute_time = ComputeTime.from_config(config.cluster)
         self._gradients = config.optimizer.gradients_per_push
         self._batch_stream = KeyedStream(config.run.seed, "batch")
@@ -45,11 +57,16 @@ class WorkerDraws:
         self._times: dict[int, tuple[int, list[float]]] = {}
         self._table = _BatchTable(config.cluster.workers, 1)
 
-    def batch(self, worker: int, sequence: int, size: int) -> npt.NDArray[np.int64]:
-        """Return the sample numbers of a gradient, drawn with replacement, shape (size,).
+    def batch(
+        self, worker: int, sequence: int, size: int, position: int = 0
+    ) -> npt.NDArray[np.int64]:
+        """Return the sample numbers of a gradient, shape (size,).
 
-        `sequence` counts gradients; a push of several counts as many, see `asgd.local_steps`.
+        They are drawn with replacement, or are those from a `position` of the epochs on. `sequence`
+        counts gradients; a push of several counts as many, see `asgd.local_steps`.
         """
+        if self._orders is not None:
+            return self._orders.batch(worker, position, size)
         number, row = divmod(sequence, _rows(size))
         kept, batches = self._batches.get(worker, (-1, None))
         if batches is None or kept != number or batches.shape[1] != size:
@@ -61,7 +78,10 @@ class WorkerDraws:
     def batches(
         self, worker: npt.NDArray[np.int64], sequence: npt.NDArray[np.int64], size: int
     ) -> npt.NDArray[np.int64]:
-        """Return `batch` of one gradient each of different workers, shape (gradients, size)."""
+        """Return `batch` of one gradient each of different workers, shape (gradients, size).
+
+        Only for batches that are drawn with replacement.
+        """
         number, row = np.divmod(sequence, _rows(size))
         if self._table.batches.shape[2] != size:
             self._table = _BatchTable(len(self._table.number), size)
@@ -91,7 +111,7 @@ class WorkerDraws:
 
     def _draw_batches(self, worker: int, number: int, size: int) -> npt.NDArray[np.int64]:
         generator = self._batch_stream.at(worker, number, size)
-        return generator.integers(self._n_samples, size=(_rows(size), size))
+        return self._shards.choose(worker, (_rows(size), size), generator)
 
     def _draw_times(self, worker: int, number: int) -> list[float]:
         times: list[float] = self._times_of(worker, number).tolist()

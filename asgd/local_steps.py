@@ -34,7 +34,7 @@ _FEW = 8  # for fewer gradients, single draws are faster than array code
 class Draws(Protocol):
     """The batches of workers, see `asgd.draws.WorkerDraws`."""
 
-    def batch(self, worker: int, number: int, size: int, /) -> Indices:
+    def batch(self, worker: int, number: int, size: int, position: int, /) -> Indices:
         """Return the sample numbers of a gradient of a worker, shape (size,)."""
 
     def batches(self, worker: Integers, number: Integers, size: int, /) -> Indices:
@@ -146,7 +146,9 @@ class Pushes:
         self._problem, self._draws = problem, draws
         self._local = LocalSteps.of(config)
 
-    def push(self, worker: int, sequence: int, start: Array, samples: int) -> Array:
+    def push(
+        self, worker: int, sequence: int, start: Array, samples: int, position: int = 0
+    ) -> Array:
         """Return what a worker pushes.
 
         Parameters
@@ -157,6 +159,8 @@ class Pushes:
             Its snapshot, shape (d,).
         samples
             In all of its batches together.
+        position
+            Of the first sample in the epochs (`asgd.epochs`), which go with one batch alone.
 
         Returns
         -------
@@ -165,10 +169,13 @@ class Pushes:
         """
         local = self._local
         if local is None:
-            return self._gradient(worker, sequence, start, samples)
+            return self._gradient(worker, sequence, start, samples, position)
         first, size = sequence * local.steps, samples // local.steps
         return local.difference(
-            worker, sequence, start, lambda j, x: self._gradient(worker, first + j, x, size)
+            worker,
+            sequence,
+            start,
+            lambda j, x: self._gradient(worker, first + j, x, size, position),
         )
 
     def pushes(
@@ -198,8 +205,9 @@ class Pushes:
             0, 0, start, lambda j, x: self._gradients(worker, first + j, x, size, distinct)
         )
 
-    def _gradient(self, worker: int, number: int, x: Array, size: int) -> Array:
-        return gradient_of_batch(self._problem, x, self._draws.batch(worker, number, size))
+    def _gradient(self, worker: int, number: int, x: Array, size: int, position: int) -> Array:
+        indices = self._draws.batch(worker, number, size, position)
+        return gradient_of_batch(self._problem, x, indices)
 
     def _gradients(
         self, worker: Integers, number: Integers, x: Array, size: int, distinct: bool
@@ -208,6 +216,6 @@ class Pushes:
             batches = self._draws.batches(worker, number, size)
         else:
             addresses = zip(worker.tolist(), number.tolist(), strict=True)
-            each = [self._draws.batch(*address, size) for address in addresses]
+            each = [self._draws.batch(*address, size, 0) for address in addresses]
             batches = np.concatenate(each).reshape(-1, size)
         return converted(self._problem.gradient(x, batches), x.dtype)

@@ -14,13 +14,14 @@ from asgd.arrays import Array
 from asgd.errors import AsgdError, InputError, message_of
 from asgd.policy import Policy
 from asgd.problems.make import make_problem
-from asgd.rundir.columns import DISCARDED, LOSS, MEMBERS, SHARED, TABLES, TRACE
+from asgd.rundir.columns import DISCARDED, LOSS, MEMBERS, POSITIONS, SHARED, TABLES, TRACE
 from asgd.rundir.parts import most_rows, parts_of
 from asgd.rundir.problem_record import problem_changes
 from asgd.rundir.reader import Run
 from asgd.rundir.tables import check_digests, read_pieces
 from asgd.seals import is_sealed
-from asgd.simulation.replay import replay
+from asgd.shards import has_own_parts
+from asgd.simulation.replay import Gradients, replay
 from asgd.stored_json import parse_json, read_json
 
 _TOLERANCE = 1e-6  # relative and absolute; another machine may sum in another order
@@ -39,6 +40,7 @@ def record_findings(run: Run) -> list[str]:
         lambda: run.trace,
         lambda: run.members,
         lambda: run.discarded,
+        lambda: run.positions,
         lambda: run.loss,
         lambda: run.metrics,
     ]
@@ -46,6 +48,8 @@ def record_findings(run: Run) -> list[str]:
         damaged = [finding for read in tables for finding in _refusal(read)]
     if not damaged and not found:
         found = [*_gradient_findings(run), *_policy_findings(run), *_clock_findings(run)]
+        if run.config.data.sampling == "epoch":
+            found += _position_findings(run)
     return [*found, *damaged]
 
 
@@ -229,6 +233,23 @@ def _policy_findings(run: Run) -> list[str]:
                 f"{row['staleness']:.0f} was {what}, but those above {oldest:g} are discarded"
             )
     return found
+
+
+def _position_findings(run: Run) -> list[str]:
+    """Return the first position of an epoch that was used twice, if any was."""
+    try:
+        gradients = Gradients.of(run)
+    except InputError as error:
+        return [str(error)]
+    parts = run.config.cluster.workers if has_own_parts(run.config.data) else 1
+    part, first = gradients.worker % parts, gradients.position
+    order = np.lexsort((first, part))
+    part, first, size = part[order], first[order], gradients.batch_size[order]
+    again = np.flatnonzero((np.diff(part) == 0) & (np.diff(first) < size[:-1]))
+    if not len(again):
+        return []
+    row = again[0] + 1
+    return [f"{run.path / POSITIONS}: position {first[row]} of part {part[row]} was used twice"]
 
 
 def _clock_findings(run: Run) -> list[str]:

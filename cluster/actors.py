@@ -120,8 +120,9 @@ class ServerActor:
         epoch: int = 0,
         restored: Restored | None = None,
         members: Iterable[int] = (),
+        n_samples: int = 0,
     ) -> None:
-        self._server = start_server(config, parameters, Path(path), epoch, restored)
+        self._server = start_server(config, parameters, Path(path), epoch, restored, n_samples)
         for worker in members:
             self._server.admit(worker)
         self._recorder = recorder

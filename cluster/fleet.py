@@ -49,17 +49,22 @@ class Fleet:
         The run.
     initial
         x_0, shape (d,).
+    n_samples
+        Number of samples of the problem.
     writer
         Of the run directory.
     resumed
         Continue from the newest good checkpoint, with the latest workers.
     """
 
-    def __init__(self, config: RunConfig, initial: Array, writer: RunWriter, resumed: bool) -> None:
+    def __init__(
+        self, config: RunConfig, initial: Array, n_samples: int, writer: RunWriter, resumed: bool
+    ) -> None:
         self.config = config
         self.reached = 0
         self.team = Team(config, read_run(writer.path).events if resumed else ())
         self._initial = initial
+        self._n_samples = n_samples
         self._writer = writer
         self.path = writer.path
         self._lease = Lease(writer.path / CHECKPOINTS)
@@ -116,6 +121,7 @@ class Fleet:
             epoch,
             restored,
             list(self.team.members),
+            self._n_samples,
             scheduling_strategy=node,
             # With the transport "ray", each worker has one call waiting for its answer.
             max_concurrency=max(self.config.cluster.workers, MOST_WORKERS) + 16,

@@ -24,6 +24,7 @@ from asgd.rundir.problem_record import ProblemRecord, check_problem
 from asgd.rundir.reader import read_run
 from asgd.rundir.repeats import run_repeats, unfinished_repeats
 from asgd.rundir.writer import RunWriter
+from asgd.shards import Shards
 from cluster.actors import UserError
 from cluster.local_ray.causes import cause_of
 from cluster.local_ray.session import check_address, ray_session
@@ -175,6 +176,7 @@ class _Launcher:
         check_metrics(config.metrics)
         problem, rule = make_problem(config), make_rule(config)
         make_local_rule(config)
+        Shards.of(config, problem)  # refuses parts that cannot be
         check_address(self.address)
         if self.address is None:
             check_memory(config, problem, rule)
@@ -206,7 +208,9 @@ class _Launcher:
                 if record is not None:
                     record.note(writer)
                 initial = starting_point(problem, config.run.seed)
-                goal = supervise(config, initial, writer, progress, resumed=record is None)
+                goal = supervise(
+                    config, initial, problem.n_samples, writer, progress, resumed=record is None
+                )
                 writer.event("finish", **({} if goal is None else {"reason": goal}))
         except CallbackError as error:
             failure = error.raised

@@ -22,6 +22,7 @@ from asgd.rundir.alive import read_heartbeat
 from asgd.rundir.checkpoint import CHECKPOINTS
 from asgd.rundir.files import replace_file
 from asgd.rundir.reader import read_run
+from asgd.shards import has_own_parts
 
 _PREFIX = "request-"
 _LONGEST_REQUEST = 1000  # bytes
@@ -80,6 +81,9 @@ class Change:
 class Team:
     """The worker numbers of a run. Numbers are never reused: an added worker gets a new one.
 
+    Worker w has part w mod P of samples that are divided (`asgd.shards`), so an added worker gets
+    a number whose part the fewest workers have.
+
     Parameters
     ----------
     config
@@ -91,6 +95,7 @@ class Team:
     def __init__(self, config: RunConfig, events: Iterable[dict[str, Any]] = ()) -> None:
         self.members = list(range(config.cluster.workers))
         self._next = config.cluster.workers
+        self._parts = config.cluster.workers if has_own_parts(config.data) else 1
         self._expandable = isinstance(config.cluster.compute_time.mean, float | int)
         for event in events:
             if event.get("event") == "workers_changed":
@@ -111,11 +116,21 @@ class Team:
                 f"workers = {workers}: compute_time.mean has one value per worker, so workers can "
                 f"be removed but not added; expected at most {before}"
             )
-        added = list(range(self._next, self._next + max(0, workers - before)))
-        self._next += len(added)
         removed = self.members[workers:]
-        self.members = [*self.members[:workers], *added]
+        self.members = self.members[:workers]
+        added = [self._add() for _ in range(workers - before)]
         return Change(before, workers, added, removed)
+
+    def _add(self) -> int:
+        """Add a worker and return its number."""
+        held = [0] * self._parts
+        for member in self.members:
+            held[member % self._parts] += 1
+        following = range(self._next, self._next + self._parts)
+        number = min(following, key=lambda number: held[number % self._parts])
+        self._next = number + 1
+        self.members.append(number)
+        return number
 
 
 def set_workers(path: str | Path, workers: int, timeout: float = 60.0) -> Change:

@@ -130,8 +130,8 @@ class RayConnection:
             raise ServerGoneError("the parameter server is gone") from error
         if len(reply) == 1:
             return Stop(*reply)
-        parameters, version, epoch, sequence, batch_size = reply
-        return Snapshot(decode(parameters, self._vectors), version, epoch, sequence, batch_size)
+        parameters, *fields = reply
+        return Snapshot(decode(parameters, self._vectors), *fields)
 
 
 class Waiting:
@@ -165,4 +165,5 @@ class Waiting:
             reply.epoch,
             reply.sequence,
             reply.batch_size,
+            reply.position,
         )

@@ -36,6 +36,7 @@ _RATE_WINDOW_SECONDS = 2.0
 def supervise(
     config: RunConfig,
     initial: Array,
+    n_samples: int,
     writer: RunWriter,
     progress: Callable[[Progress], None] | None,
     resumed: bool,
@@ -50,6 +51,8 @@ def supervise(
         The run.
     initial
         x_0, shape (d,).
+    n_samples
+        Number of samples of the problem.
     writer
         Writer of the run directory.
     progress
@@ -64,7 +67,7 @@ def supervise(
     CallbackError
         `progress` raised.
     """
-    fleet = Fleet(config, initial, writer, resumed)
+    fleet = Fleet(config, initial, n_samples, writer, resumed)
     try:
         while True:
             try:

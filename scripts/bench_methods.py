@@ -189,8 +189,9 @@ class VirtualRun:
     """
 
     def __init__(self, config: RunConfig, problem: Problem) -> None:
-        self.server = ParameterServer(config, starting_point(problem, config.run.seed))
-        self._draws = WorkerDraws(config, problem.n_samples)
+        start = starting_point(problem, config.run.seed)
+        self.server = ParameterServer(config, start, n_samples=problem.n_samples)
+        self._draws = WorkerDraws(config, problem)
         self._pushes = Pushes(config, problem, self._draws)
         self._arrivals: list[tuple[float, int, Gradient]] = []
         self._number = count()
@@ -213,7 +214,9 @@ class VirtualRun:
             if not isinstance(reply, Snapshot):
                 continue
             number = reply.sequence
-            pushed = self._pushes.push(worker, number, reply.parameters, reply.batch_size)
+            pushed = self._pushes.push(
+                worker, number, reply.parameters, reply.batch_size, reply.position
+            )
             seconds = self._draws.compute_seconds(worker, number)
             gradient = Gradient(
                 worker, number, reply.version, reply.epoch, np.array(pushed), seconds

@@ -19,7 +19,7 @@ from cluster.sockets.wire import HEADER
 class Constant:
     """A problem whose gradient costs nothing."""
 
-    n_samples = 2
+    n_samples = 1000
 
     def __init__(self, dim: int, dtype: str = "float64") -> None:
         self.dim, self.dtype = dim, dtype

@@ -13,7 +13,8 @@ limits    the same runs against a bare socket echo of the same frames (d = 10) a
           memory bandwidth of one core for the bytes that the server moves (d = 1e6, tcp beside it)
 rules     updates/s over shm under other update rules against plain SGD, beside the bound of memory
           traffic, which holds where nothing else counts (large d)
-policies  gradients/s of other policies of the server over those of mode async, also discarded ones
+policies  gradients/s of other policies of the server over those of mode async, also discarded ones,
+          and of samples used once an epoch
 record    the cost of recording and of evaluating the loss
 idle      the processor time of a server and of workers that wait
 scaling   gradients that take 2, 10 and 50 ms: updates/s against the ideal workers / time, and the
@@ -71,15 +72,18 @@ POLICIES: dict[str, dict[str, Any]] = {
     "sync": {"mode": "sync"},
     "3 of 4": {"mode": "sync", "gradients_per_update": 3},
     "3 of 4, kept": {"mode": "sync", "gradients_per_update": 3, "late": "keep"},
+    "epochs": {"sampling": "epoch"},
 }
 Rows = list[dict[str, Any]]
 
 
 def configure(updates: int, problem: dict[str, Any], every: int, **cluster: Any) -> RunConfig:
     durability, rule = cluster.pop("durability", "auto"), cluster.pop("rule", "sgd")
+    sampling = cluster.pop("sampling", "replacement")
     return make_config(
         {
             "problem": problem,
+            "data": {"sampling": sampling},
             "optimizer": {"learning_rate": 1e-6, "rule": rule},
             "cluster": cluster,
             "run": {"updates": updates, "eval_every": every, "durability": durability},

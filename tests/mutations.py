@@ -67,6 +67,7 @@ RULES = "tests/cluster/test_rules_restored.py"
 LOCAL = "tests/asgd/test_local_steps.py"
 STATES = ("tests/cluster/test_local_steps.py", "-k", "(state or restored) and not server")
 LOG = ("tests/cluster/test_write_ahead.py", "-k", "killed_server or disk or counted")
+EPOCHS = "tests/cluster/test_epochs.py"
 
 POLICIES = "tests/cluster/test_policies.py"
 
@@ -193,8 +194,8 @@ MUTATIONS = [
     Mutation(
         "local steps all draw the first batch",
         "asgd/local_steps.py",
-        "lambda j, x: self._gradient(worker, first + j, x, size)",
-        "lambda j, x: self._gradient(worker, first, x, size)",
+        "lambda j, x: self._gradient(worker, first + j, x, size, position)",
+        "lambda j, x: self._gradient(worker, first, x, size, position)",
         (LOCAL, "-k", "by_hand"),
     ),
     Mutation(
@@ -224,6 +225,42 @@ MUTATIONS = [
         "unknown = setting.replay_only or setting.local is not None",
         "unknown = setting.replay_only",
         ("tests/analysis/test_modes_and_rules.py", "-k", "scatter and local"),
+    ),
+    Mutation(
+        "a discarded gradient keeps its range of the epoch",
+        "cluster/core/server.py",
+        "                if self._handout:\n"
+        "                    self._handout.give_back(*arrival.address)\n",
+        "",
+        (EPOCHS, "-k", "discarded"),
+    ),
+    Mutation(
+        "a lost or refused gradient keeps its range of the epoch",
+        "cluster/core/server.py",
+        "            self._handout.give_back(worker, seat.sequence)\n",
+        "            pass\n",
+        (EPOCHS, "-k", "no_position and async"),
+    ),
+    Mutation(
+        "a restored server forgets what was used of the epoch",
+        "cluster/core/server.py",
+        "            self._handout.restore(counts.parts)\n",
+        "            pass\n",
+        (EPOCHS, "-k", "restarted_server and checkpoint"),
+    ),
+    Mutation(
+        "a worker draws from the part of another",
+        "asgd/shards.py",
+        "return 0 if self.parts is None else worker % len(self.parts)",
+        "return 0 if self.parts is None else (worker + 1) % len(self.parts)",
+        ("tests/asgd/test_shards.py", "-k", "part_alone"),
+    ),
+    Mutation(
+        "the prediction draws from all samples what a worker drew from its part",
+        "analysis/models/recorded_batches.py",
+        "return recorded.shards.choose(worker, (paths, size), self._rng)",
+        "return self._rng.integers(recorded.shards.n_samples, size=(paths, size))",
+        ("tests/analysis/test_modes_and_rules.py", "-k", "slow_worker"),
     ),
     Mutation(
         "the memory of a held gradient is given to another connection",

@@ -8,7 +8,7 @@ begins anew, where the record says so.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Unpack
@@ -17,6 +17,7 @@ import numpy as np
 
 from analysis.models.descent import Descent, DescentBlock
 from analysis.models.ensemble import Ensemble, PathOptions, PerUpdate, run_ensemble
+from analysis.models.recorded_batches import RecordedBatches, RedrawnBatches
 from analysis.models.replay import Replays
 from asgd.arrays import Array, Integers
 from asgd.local_steps import LocalSteps
@@ -55,10 +56,12 @@ class LocalReplay(DescentBlock):
         pushes: Gradients,
         last_read: Integers,
         rule: Rule,
+        batches: RecordedBatches | None,
         x: Array,
         rng: np.random.Generator,
     ) -> None:
         super().__init__(descent, x, rng)
+        self.batches = RedrawnBatches(batches, rng) if batches else None
         self.local, self.pushes, self.last_read = steps(), pushes, last_read
         self.batch_size = (pushes.batch_size / self.local.steps).tolist()  # of each push
         self.optimizer = Optimizer(rule, x)
@@ -90,6 +93,8 @@ class LocalReplay(DescentBlock):
             self.snapshots[k + 1] = self.x.copy()
 
     def _gradient(self, row: int, step: int, x: Array) -> Array:
+        if self.batches is not None:
+            return self.batches.gradient_of(self.problem, x, row)
         return self.sampled_gradient(x, row)
 
 
@@ -101,6 +106,7 @@ def local_replay(
     updates: int,
     paths: int,
     seed: Seed,
+    batches: Sequence[RecordedBatches] | None = None,
     **options: Unpack[PathOptions],
 ) -> Ensemble:
     """Simulate paths that make the pushes of recorded runs with Gaussian noise.
@@ -115,12 +121,15 @@ def local_replay(
         Of the server.
     updates
         Number of updates to replay.
+    batches
+        Of each run, to draw batches as it did; default independent draws from all samples.
     paths, seed, options
         As for `sme_asgd`.
     """
     descent, steps = Descent.of(problem, learning_rate, 1, updates), pushes.steps()
     makers, copies = [], 0
-    for run in pushes.runs:
+    own_batches = [None] * len(pushes.runs) if batches is None else batches
+    for run, drawn in zip(pushes.runs, own_batches, strict=True):
         rows = int(run.starts[updates])
         last_read = np.full(updates + 1, -1)
         made = np.repeat(np.arange(updates), np.diff(run.starts[: updates + 1]))
@@ -131,6 +140,6 @@ def local_replay(
         workers = len(np.unique(run.worker[:rows])) if steps.keeps else 1
         own = len(steps.rule.state) * workers + steps.rule.scratch
         copies = max(copies, int(held.max()) + 6 + own + len(rule.state) + rule.scratch)
-        makers.append(partial(LocalReplay, descent, pushes.steps, run, last_read, rule))
+        makers.append(partial(LocalReplay, descent, pushes.steps, run, last_read, rule, drawn))
     block = partial(Replays, makers) if len(makers) > 1 else makers[0]
     return run_ensemble(block, problem, updates, paths, seed, "local_replay", copies, **options)

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from analysis.models.descent import Descent, DescentBlock
 from analysis.models.ensemble import Ensemble, PathOptions, PerUpdate, run_ensemble
+from analysis.models.recorded_batches import RecordedBatches, RedrawnBatches
 from asgd.arrays import Array, Integers
 from asgd.errors import InputError
 from asgd.problems.base import Problem
@@ -23,8 +24,8 @@ from asgd.streams import Seed
 class Replay(DescentBlock):
     """A block of paths of x_{k+1} = x_k - eta (grad f(x_{k - tau_k}) + xi_k), xi_k ~ N(0, S/b).
 
-    The noise may be that of a mini-batch (`sampled_gradient`). An update with several reads takes
-    the mean of such gradients, with noise of their own.
+    The noise may be that of a mini-batch (`sampled_gradient`), or of `batches` drawn as in a run.
+    An update with several reads takes the mean of such gradients, with noise of their own.
 
     Keeps only points that a later update reads. The gradient is drawn at its use, so two reads of
     one version have independent noise, as with two workers.
@@ -36,10 +37,12 @@ class Replay(DescentBlock):
         read_version: Integers,
         last_read: Integers,
         rule: Rule,
+        batches: RecordedBatches | None,
         x: Array,
         rng: np.random.Generator,
     ) -> None:
         super().__init__(descent, x, rng)
+        self.batches = RedrawnBatches(batches, rng) if batches else None
         self.optimizer = Optimizer(rule, x)
         self.read_version, self.last_read = read_version, last_read
         self.snapshots = {0: x.copy()}
@@ -48,18 +51,25 @@ class Replay(DescentBlock):
         """Apply update k at the versions that the trace reads."""
         versions = self.read_version[k].tolist()
         oldest = min(versions)
+        sample = self._sample([self.snapshots[version] for version in versions], k)
         read = self.snapshots[oldest]
-        sample = self.sampled_gradient(self.snapshots[versions[0]], k)
-        if len(versions) > 1:
-            sample = sample / len(versions)  # new memory: the problem may use its own again
-            for version in versions[1:]:
-                sample += self.sampled_gradient(self.snapshots[version], k) / len(versions)
         for version in set(versions):
             if self.last_read[version] == k:
                 del self.snapshots[version]
         self.optimizer.apply(self.x, sample, self.learning_rate[k], k, k - oldest, read)
         if self.last_read[k + 1] >= 0:
             self.snapshots[k + 1] = self.x.copy()
+
+    def _sample(self, points: Sequence[Array], k: int) -> Array:
+        """Return the mean of the gradients of update k, one at each point."""
+        if self.batches is not None:
+            return self.batches.gradient(self.problem, points, k)
+        sample = self.sampled_gradient(points[0], k)
+        if len(points) > 1:
+            sample = sample / len(points)  # new memory: the problem may use its own again
+            for point in points[1:]:
+                sample += self.sampled_gradient(point, k) / len(points)
+        return sample
 
 
 class Stepping(Protocol):
@@ -106,6 +116,7 @@ def sme_replay(
     updates: int | None = None,
     batch_size: PerUpdate = 1,
     rule: Rule | None = None,
+    batches: Sequence[RecordedBatches] | None = None,
     **options: Unpack[PathOptions],
 ) -> Ensemble:
     """Simulate paths that read the same versions as recorded runs did, with Gaussian noise.
@@ -122,6 +133,8 @@ def sme_replay(
         Updates to replay. Default: all of the shortest sequence.
     rule
         Update rule that turns each gradient into a step; default plain SGD.
+    batches
+        Of each run, to draw batches as it did; default independent draws from all samples.
 
     Raises
     ------
@@ -134,14 +147,15 @@ def sme_replay(
     updates = min(len(tau) for tau in sequences) if updates is None else updates
     descent = Descent.of(problem, learning_rate, batch_size, updates)
     makers, copies, rule = [], 0, rule or Sgd()
-    for tau in sequences:
+    own = [None] * len(sequences) if batches is None else batches
+    for tau, drawn in zip(sequences, own, strict=True):
         read_version = _read_versions(tau, updates)
         last_read = np.full(updates + 1, -1)
         np.maximum.at(last_read, read_version, np.arange(updates)[:, np.newaxis])
         held = np.cumsum(np.bincount(np.unique(read_version), minlength=updates + 1))[:-1]
         held -= np.cumsum(np.bincount(last_read[last_read >= 0], minlength=updates))
         copies = max(copies, int(held.max()) + 4 + max(1, len(rule.state) + rule.scratch - 1))
-        makers.append(partial(Replay, descent, read_version, last_read, rule))
+        makers.append(partial(Replay, descent, read_version, last_read, rule, drawn))
     block = partial(Replays, makers) if several else makers[0]
     return run_ensemble(
         block, problem, updates, paths, seed, "sme_replay", copies, len(makers), **options

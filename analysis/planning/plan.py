@@ -22,6 +22,7 @@ import pandas as pd
 
 from analysis.exact.limits import StabilityLimits
 from analysis.exact.linear_rules import linear_rule
+from analysis.models.recorded_batches import dependence
 from analysis.planning.choices import Choice, choices_of
 from analysis.planning.gradient_cost import GradientCost
 from analysis.planning.pace import ConfiguredPace, MeasuredPace, Pace, PaceOf
@@ -181,7 +182,8 @@ def plan(
     >>> [row.stable for row in rows]
     [True, True]
 
-    Works for any mode, rule and schedule; a schedule scales with its first value.
+    Works for any mode, rule and schedule; a schedule scales with its first value. Batches have to
+    be independent draws from all samples.
 
     Parameters
     ----------
@@ -208,7 +210,8 @@ def plan(
     Raises
     ------
     InputError
-        A value is invalid, the start is flat, or the source is a run whose workers wait.
+        A value is invalid, the start is flat, the source is a run whose workers wait, or its
+        batches are no independent draws.
     """
     if isinstance(source, str | Path) and Path(source).is_dir():
         source = read_run(source)
@@ -224,6 +227,12 @@ def plan(
         raise InputError(f"updates = {updates}: expected 1 to 1000000000")
     if target is not None and not math.isfinite(target):
         raise InputError(f"target = {target}: expected a finite loss")
+    if dependent := dependence(config):
+        raise InputError(
+            f"{dependent}: expected data.shards = 'shared' and data.sampling = 'replacement' for "
+            "a plan, which takes every batch for an independent draw from all samples; "
+            "asgd simulate draws as a run does"
+        )
     problem = make_problem(config)
     if isinstance(source, Run):
         check_problem(source, problem, "plan", force=force)

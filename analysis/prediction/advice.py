@@ -9,6 +9,7 @@ import numpy as np
 
 from analysis.exact.linear_rules import LinearRule, linear_rule
 from analysis.exact.stability import most_workers
+from analysis.models.recorded_batches import dependence
 from analysis.prediction.run_stability import PointStability, limits_of, run_stability
 from analysis.prediction.setting import Setting, closure_of, local_pushes, rule_of
 from analysis.profile.dependence import start_up
@@ -41,8 +42,10 @@ def advice_on_divergence(run: Run) -> str | None:
     setting = _setting(run)
     stability = run_stability(setting).start
     if not stability.covered:
-        what = "the policy of its server" if setting.replay_only else "its rule"
-        return f"no limits are known for {what}: halve the learning rate until it converges"
+        whose = "for the policy of its server" if setting.replay_only else "for its rule"
+        if stability.dependence:
+            whose = f"with {stability.dependence}"
+        return f"no limits are known {whose}: halve the learning rate until it converges"
     if stability.limits is None:
         return None
     rule = f" and its momentum of {stability.momentum:g}" if stability.momentum else ""
@@ -106,6 +109,7 @@ def _setting(run: Run) -> Setting:
         rule=rule_of(run.config),
         local=local_pushes([run]),
         replay_only=bool(staleness.any()) and (several or not run.discarded.empty),
+        dependence=dependence(run.config),
     )
 
 

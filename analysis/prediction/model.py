@@ -51,8 +51,8 @@ class Model(ABC):
     label
         Name in tables and figures.
     replays
-        Whether the model takes the recorded reads, so that any update rule and any choice of
-        gradients goes with it.
+        Whether the model takes the recorded reads, so that any update rule, any choice of
+        gradients and batches that are no independent draws go with it.
     has_fast
         Whether it has a mean path for `fast`.
     """
@@ -140,8 +140,8 @@ class WithoutStaleness(Model):
     name, label = "sme_sgd", "SME-SGD (no staleness)"
 
     def is_default(self, setting: RunSetting) -> bool:
-        """Return True under plain SGD."""
-        return setting.rule is None
+        """Return True under plain SGD with independent batches."""
+        return setting.plain
 
     def simulate(
         self, setting: RunSetting, paths: int, seed: int, progress: OnProgress | None = None
@@ -178,7 +178,7 @@ class GeometricStaleness(Model):
 
     def is_default(self, setting: RunSetting) -> bool:
         """Return True under plain SGD with stale gradients."""
-        return setting.rule is None and not setting.synchronous
+        return setting.plain and not setting.synchronous
 
     def simulate(
         self, setting: RunSetting, paths: int, seed: int, progress: OnProgress | None = None
@@ -233,7 +233,7 @@ class MeasuredLaw(Model):
 
     def is_default(self, setting: RunSetting) -> bool:
         """Return True for the closure of the run, under plain SGD with stale gradients."""
-        return self._closure is None and setting.rule is None and not setting.synchronous
+        return self._closure is None and setting.plain and not setting.synchronous
 
     def simulate(
         self, setting: Setting, paths: int, seed: int, progress: OnProgress | None = None
@@ -320,7 +320,7 @@ class MeasuredLaw(Model):
 
 
 class Replay(Model):
-    """(G1) with the measured sequence of staleness; the only model for every update rule."""
+    """(G1) with the measured sequence of staleness; the only model for every rule and data."""
 
     name, label = "replay", "replay of the measured staleness"
     replays, has_fast = True, False
@@ -342,6 +342,7 @@ class Replay(Model):
                 setting.updates,
                 paths,
                 seed,
+                batches=setting.batches,
                 **_path_options(setting, progress),
             )
         return sme_replay(
@@ -352,13 +353,14 @@ class Replay(Model):
             seed,
             updates=setting.updates,
             rule=setting.rule,
+            batches=setting.batches,
             batch_size=setting.batch_size,
             **_path_options(setting, progress),
         )
 
     def has_exact(self, setting: RunSetting) -> bool:
         """Return whether gradients are linear and the live snapshots fit into memory."""
-        if not is_linear(setting) or setting.rule is not None or setting.staleness[0].ndim > 1:
+        if not is_linear(setting) or not setting.plain or setting.staleness[0].ndim > 1:
             return False
         live = [live_snapshots(tau[: setting.updates]) for tau in setting.staleness]
         return fits(max(live) + 1, len(live), setting.problem.dim)

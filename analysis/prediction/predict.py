@@ -198,11 +198,12 @@ def predict(
         Number of paths of each ensemble.
     models
         Names from `MODELS`. Default: "sme_sgd", "sme_asgd", "sme_law" and "replay"; for "fast" all
-        but the replay, for synchronous runs those without staleness, and for rules other than sgd,
-        local steps, and servers that discard gradients or mix their versions only the replay.
-        "sme_law" takes the closure of the run. If each snapshot was used once, as on a server,
-        this is the pool: with the turns of the law ("law_pool"), or with resampled recorded turns
-        if these come in spells, (P3). Otherwise it is "law_iid".
+        but the replay, for synchronous runs those without staleness. Rules other than sgd, local
+        steps, servers that discard gradients or mix their versions, parts of the samples
+        (`data.shards`) and epochs (`data.sampling`) are only replayed; the replay draws batches as
+        the run did. "sme_law" takes the closure of the run. If each snapshot was used once, as on a
+        server, this is the pool: with the turns of the law ("law_pool"), or with resampled recorded
+        turns if these come in spells, (P3). Otherwise it is "law_iid".
     method
         "auto" computes the curves of quadratics and least squares from exact moments, without
         paths, and simulates all others; "simulate" simulates all; "fast" follows one mean path
@@ -272,6 +273,7 @@ def _models(setting: RunSetting, asked: Sequence[str] | None, method: Method) ->
         special = f"optimizer.local_steps = {setting.local.steps().steps}"
     elif setting.replay_only:
         special = "a run whose server discards gradients or mixes their versions"
+    special = setting.dependence or special
     if asked is None:
         chosen = [model for model in MODELS.values() if model.is_default(setting)]
         if special:
@@ -283,7 +285,9 @@ def _models(setting: RunSetting, asked: Sequence[str] | None, method: Method) ->
         if special and not all(model.replays for model in chosen):
             raise InputError(f"models = {list(asked)}: {special} takes 'replay' alone")
     if not chosen:
-        but = "without discarded or mixed gradients" if setting.local is None else f"not {special}"
+        but = "without discarded or mixed gradients"
+        if setting.local is not None or setting.dependence is not None:
+            but = f"not {special}"
         raise InputError(
             f"method = 'fast' takes only the rule sgd, {but}: expected 'auto' or 'simulate'"
         )

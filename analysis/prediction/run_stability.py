@@ -5,7 +5,8 @@ curvature of the Hessian, at the start of the run and at the end of its predicti
 that grows with the distance from the minimum lowers the limits, and so do other modes through it;
 this is not included, but a run of which predicted paths diverge is never called stable. Clipped
 gradients count as unclipped: a clipped run above its limit oscillates. Under a schedule the largest
-learning rate counts. Rules that the limits do not cover get none, and neither do local steps.
+learning rate counts. Rules that the limits do not cover get none, and neither do local steps and
+batches that are no independent draws from all samples.
 """
 
 from __future__ import annotations
@@ -51,7 +52,10 @@ class PointStability:
     additive_noise
         Whether the gradient noise is constant; noise that grows lowers the limits.
     covered
-        Whether the limits cover the run's rule.
+        Whether the limits cover the run's rule and data.
+    dependence
+        The key by which batches are no independent draws from all samples, as limits assume; None
+        if they are.
     """
 
     learning_rate: float
@@ -61,6 +65,7 @@ class PointStability:
     momentum: float
     additive_noise: bool
     covered: bool = True
+    dependence: str | None = None
 
     @property
     def limit(self) -> float:
@@ -176,6 +181,13 @@ class RunStability:
     @property
     def sentence(self) -> str:
         """The answer as a sentence or two."""
+        if self.start.dependence is not None:
+            return (
+                "Cannot tell whether it is stable: the limits of the learning rate, and every "
+                "model but the replay, take each batch for an independent draw from all samples, "
+                f"which does not hold with {self.start.dependence}; the replay of the measured "
+                f"staleness draws as the run does.{self._thrown('In')}"
+            )
         if not self.start.covered:
             return (
                 "Cannot tell whether it is stable: no limit of the learning rate is known for "
@@ -274,7 +286,7 @@ def run_stability(
     UnreliableEstimateError
         The Lanczos iterations found no eigenvalue.
     """
-    unknown = setting.replay_only or setting.local is not None
+    unknown = setting.replay_only or setting.local is not None or setting.dependence is not None
     rule = None if unknown else linear_rule(setting.rule, setting.law.mean())
     limits = limits_of(setting, rule) if rule else None
     at_end = None
@@ -365,6 +377,7 @@ def point_stability(
         rule.momentum if rule else 0.0,
         setting.problem.additive_noise,
         rule is not None,
+        setting.dependence,
     )
 
 

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from analysis.exact.moments import Closure
 from analysis.models.local_replay import LocalPushes
+from analysis.models.recorded_batches import RecordedBatches, dependence
 from analysis.models.recorded_turns import RecordedTurns, has_spells
 from analysis.profile.fit import StalenessFit
 from analysis.profile.repeats import as_runs
@@ -70,6 +71,8 @@ class Setting:
     replay_only
         Whether the server discarded gradients, or took means of some that were read at different
         versions: then neither law nor turns describe its updates, and only a replay is a model.
+    dependence
+        The key by which batches are no independent draws from all samples, None if they are.
     """
 
     problem: Problem
@@ -84,6 +87,12 @@ class Setting:
     rule: Rule | None = None
     local: LocalPushes | None = None
     replay_only: bool = False
+    dependence: str | None = None
+
+    @property
+    def plain(self) -> bool:
+        """Whether the rule is plain SGD and batches are independent draws from all samples."""
+        return self.rule is None and self.dependence is None
 
     @property
     def steady(self) -> bool:
@@ -119,11 +128,14 @@ class RunSetting(Setting):
         Parameter of the geometric fit.
     synchronous
         Whether every update is the mean of all workers' gradients; batch_size is then their total.
+    batches
+        The batches of each run, if they are no independent draws from all samples.
     """
 
     staleness: tuple[Integers, ...]
     mu: float
     synchronous: bool = False
+    batches: tuple[RecordedBatches, ...] | None = None
 
     @classmethod
     def of(cls, runs: Run | Sequence[Run], fit: StalenessFit) -> RunSetting:
@@ -147,6 +159,8 @@ class RunSetting(Setting):
         chooses = not synchronous and any(not one.discarded.empty for one in runs)
         replay_only = bool(mixed) or chooses
         closure, turns = "iid" if waits or replay_only else closure_of(run), None
+        dependent = dependence(config)
+        long = [one for one in runs if len(one.trace) >= updates]
         if closure == "pool" and not isinstance(fit.recommended, Geometric):
             turns = _turns(runs, fit)
         return cls(
@@ -158,9 +172,7 @@ class RunSetting(Setting):
             initial=starting_point(problem, config.run.seed),
             record=run.loss["update"].to_numpy(),
             staleness=tuple(
-                _staleness_of_means(one) if mixed else _staleness(one)
-                for one in runs
-                if len(one.trace) >= updates
+                _staleness_of_means(one, dependent) if mixed else _staleness(one) for one in long
             ),
             mu=fit.mu,
             law=fit.recommended,
@@ -168,9 +180,11 @@ class RunSetting(Setting):
             workers=team_of(run) - len(fit.left_out),
             turns=turns,
             rule=rule_of(config),
-            local=local_pushes([one for one in runs if len(one.trace) >= updates]),
+            local=local_pushes(long),
             synchronous=config.cluster.mode == "sync" or synchronous,
             replay_only=replay_only,
+            dependence=dependent,
+            batches=tuple(RecordedBatches.of(one, problem) for one in long) if dependent else None,
         )
 
 
@@ -224,8 +238,11 @@ def _mixes_reads(run: Run) -> bool:
     return bool((version.min() != version.max()).any())
 
 
-def _staleness_of_means(run: Run) -> Integers:
-    """Return the staleness of the gradients of each update, shape (m, each)."""
+def _staleness_of_means(run: Run, dependent: str | None) -> Integers:
+    """Return the staleness of the gradients of each update, shape (m, each).
+
+    Different batches go with a replay that draws batches as the run did.
+    """
     members, key = run.members, "cluster.gradients_per_update"
     each = run.config.cluster.gradients_per_update or 1
     if len(members) != each * len(run.trace) or members.groupby("update").size().ne(each).any():
@@ -233,7 +250,7 @@ def _staleness_of_means(run: Run) -> Integers:
             f"{run.path}: {key} = {each}, but some updates have fewer gradients, because workers "
             "were lost: no model takes that with gradients read at different versions"
         )
-    if members["batch_size"].nunique() > 1:
+    if dependent is None and members["batch_size"].nunique() > 1:
         raise InputError(
             f"{run.path}: optimizer.batch_schedule with {key} = {each}: no model takes means of "
             "different batches that were read at different versions"

@@ -1,4 +1,4 @@
-"""Whose work went into the updates of a run, and whose was discarded.
+"""Whose work went into the updates of a run, whose was discarded, and whose samples count less.
 
 A worker's share of the applied gradients is smaller than an even one for two reasons: it delivers
 less often, and more of what it delivers is discarded. The two factors multiply.
@@ -14,8 +14,10 @@ import pandas as pd
 from asgd.policy import Policy
 from asgd.rundir.columns import SHARED
 from asgd.rundir.reader import Run
+from asgd.shards import has_own_parts
 
 _LISTED = 8  # workers
+_PARTS = "Each worker has samples of its own, which weigh as much in the run as its gradients."
 _EVEN = 1.5  # a worker below an even share by less is not named
 
 
@@ -75,15 +77,19 @@ def bias_in_words(work: pd.DataFrame) -> str:
 
 
 def bias(run: Run) -> dict[str, Any] | None:
-    """Return the bias of a run as JSON values, None if every gradient was applied alike."""
-    if not has_bias(run):
+    """Return the bias of a run as JSON values, None if all gradients and samples count alike."""
+    own_parts = has_own_parts(run.config.data)
+    if not has_bias(run) and not own_parts:
         return None
     work = work_by_worker(run)
+    sentence = bias_in_words(work) if has_bias(run) else _least(work)
+    if own_parts:
+        sentence += f" {_PARTS}"
     columns = {
         str(name): [None if value != value else value for value in column.tolist()]
         for name, column in work.items()
     }
-    return {"sentence": bias_in_words(work), **columns}
+    return {"sentence": sentence, **columns}
 
 
 def _least(work: pd.DataFrame) -> str:

@@ -17,7 +17,7 @@ from analysis.profile.stragglers import in_words as in_words_of
 from analysis.profile.verdict import in_words
 from analysis.profile.work import bias
 from analysis.report.clock import clock_of, seconds_waited
-from asgd.config import OptimizerConfig
+from asgd.config import DataConfig, OptimizerConfig
 from asgd.counted import counted
 from asgd.printable import printable
 from asgd.rundir.events import team_sizes
@@ -174,7 +174,7 @@ def _description(runs: Sequence[Run]) -> str:
     clock = "" if clock_of(run) == "real" else " of virtual time"
     return (
         f"{problem_name(run)} by {_method(config.optimizer)}, batches of "
-        f"{config.optimizer.batch_size}: "
+        f"{config.optimizer.batch_size}{_drawn(config.data)}: "
         f"{repeats}{counted(len(trace), 'updates')} by {_team(run)} "
         f"in {seconds:.3g} s{clock} ({len(trace) / max(seconds, 1e-9):,.0f} updates/s), "
         f"{_ended(run)}.{_waited(run, seconds)}"
@@ -194,6 +194,18 @@ def _method(optimizer: OptimizerConfig) -> str:
     return (
         f"{words}, on the differences of {steps} of {rule}, learning rate {local.learning_rate:g}"
     )
+
+
+def _drawn(data: DataConfig) -> str:
+    """Return how batches are drawn, "" for independent draws from all samples."""
+    alpha = f" of alpha {data.alpha:g}" if data.alpha is not None else ""
+    part = {
+        "shared": "",
+        "partition": ", each worker's from a random part of the samples",
+        "by_label": ", each worker's from a part of the samples by class",
+        "dirichlet": f", each worker's from a part with Dirichlet shares{alpha} of the classes",
+    }[data.shards]
+    return part + (", every sample once an epoch" if data.sampling == "epoch" else "")
 
 
 def _metrics(run: Run) -> str:
@@ -250,6 +262,8 @@ def _which_law(fit: StalenessFit, prediction: Prediction | None, doubt: str | No
             f"{fit.finding}; the workers' turns came in spells, which no law describes, so the "
             "prediction uses the recorded turns."
         )
+    elif prediction is not None and prediction.models == ["replay"]:
+        text = f"{fit.finding}."
     return text + (_MU if "mu = " in text else "")
 
 

@@ -33,6 +33,7 @@ from analysis.report.tables import page_table
 from analysis.study import Study
 from asgd.counted import counted
 from asgd.errors import InputError, written
+from asgd.rundir.columns import SHARED
 from asgd.rundir.files import replace_file
 
 _LONGEST_TABLE = 200  # events shown
@@ -234,9 +235,10 @@ def _start_up(study: Study) -> str:
         if life <= 2 * (2 + fit.geometric.law.mean())
         else f"the {life:,} updates after it would make the mean staleness less certain"
     )
+    whom = "several workers" if last["worker"] == SHARED else f"worker {int(last['worker'])}"
     return (
         f"{text} Here the last gradient computed on version 0 was update {int(last['update']):,}, "
-        f"by worker {int(last['worker'])}; {reason}."
+        f"by {whom}; {reason}."
     )
 
 

@@ -98,6 +98,14 @@ class Problem(ABC):
         """Relative error of its gradients by rounding, which a trial and a replay tolerate."""
         return ROUNDING[self.dtype]
 
+    @cached_property
+    def labels(self) -> Any:
+        """Class of each sample, whole numbers of shape (n,); None if samples have no classes.
+
+        Used if `data.shards` divides the samples by their classes.
+        """
+        return None
+
     @property
     def gives_sample_gradients(self) -> bool:
         """Whether `sample_gradients` is faster than one call of `gradient` per sample."""

@@ -300,6 +300,10 @@ class LeastSquares(SingleOutputModel):
 class Logistic(SingleOutputModel):
     """f_i = log(1 + exp(s)) - y_i s + (l2/2) |x|^2 with s = a_i . x and y_i in {0, 1}."""
 
+    def __init__(self, features: Array, target: Array, l2: float = 1e-3) -> None:
+        super().__init__(features, target, l2)
+        self.labels = np.asarray(target).astype(int)
+
     def respond(self, scores: Array) -> None:
         """Replace the scores by probabilities of y = 1."""
         scores *= 0.5  # (1 + tanh(s/2)) / 2 does not overflow
@@ -328,6 +332,7 @@ class Softmax(LinearModel):
     def __init__(self, features: Array, labels: npt.ArrayLike, l2: float = 1e-3) -> None:
         labels = np.asarray(labels)
         super().__init__(features, np.eye(int(labels.max()) + 1)[labels], l2)
+        self.labels = labels
 
     def respond(self, scores: Array) -> None:
         """Replace the scores by class probabilities."""

@@ -7,9 +7,10 @@ The factory is called with the entries of `problem.options` and returns an objec
     loss(x)                   f(x), a number, for x of shape (d,)
     gradient(x, indices)      mean gradient over the samples `indices`, shape (d,)
 
-and optionally `dtype`, the precision of the parameters (float64, or "float32"),
-`sample_gradients(x)` of shape (n, d), `gradient_noise(x, rng)` of shape (d,) with covariance S(x),
-`hessian(x)` of shape (d, d), and `metrics(x)`, numbers by name. Floats of any size, including
+and optionally `dtype`, the precision of the parameters (float64, or "float32"), `labels`, the class
+of each sample, whole numbers of shape (n,), `sample_gradients(x)` of shape (n, d),
+`gradient_noise(x, rng)` of shape (d,) with covariance S(x), `hessian(x)` of shape (d, d), and
+`metrics(x)`, numbers by name. Floats of any size, including
 bfloat16, in arrays or lists, are converted to that precision; an overflow is reported. If `indices`
 has a default value, the full gradient is `gradient(x)`, otherwise `gradient(x, all sample
 numbers)`.
@@ -25,7 +26,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, cast
 
 import numpy as np
@@ -123,6 +124,11 @@ class PluginProblem(Problem):
         self._rowwise = rowwise
         self.dim = int(user.dim)
         self.n_samples = int(user.n_samples)
+
+    @cached_property
+    def labels(self) -> Any:
+        """Return the labels of the user's object, None if it has none."""
+        return getattr(self._user, "labels", None)
 
     def initial_point(self, rng: np.random.Generator) -> Array:
         """Return x_0, shape (d,)."""

@@ -8,6 +8,9 @@
     discarded/part-*.parquet
                            a row per gradient that arrived and was discarded, columns
                            `DISCARDED_COLUMNS`; only if there are any
+    positions/part-*.parquet
+                           a row per applied gradient, columns `POSITION_COLUMNS`; only with
+                           data.sampling = "epoch"
     loss.parquet/part-*.parquet
                            a row per evaluation, columns `LOSS_COLUMNS`
     metrics/part-*.parquet a row per evaluation and metric of the problem, columns `METRIC_COLUMNS`;
@@ -25,7 +28,7 @@ import numpy as np
 
 from asgd.rundir.tables import Types
 
-TRACE, MEMBERS, DISCARDED = "trace", "members", "discarded"
+TRACE, MEMBERS, DISCARDED, POSITIONS = "trace", "members", "discarded", "positions"
 LOSS, METRICS = "loss.parquet", "metrics"
 
 SHARED = -1  # the worker of an update by the mean of several gradients
@@ -59,12 +62,18 @@ DISCARDED_COLUMNS = {
     "compute_seconds": np.float64,
     "discarded_seconds": np.float64,  # from the start of the run; at its end, the last update's
 }
+POSITION_COLUMNS = {
+    "update": np.int64,  # the update that the gradient went into
+    "worker": np.int32,  # worker that computed it
+    "position": np.int64,  # of its first sample in the epochs of the worker's part: 0, 1, ...
+}
 LOSS_COLUMNS = {"update": np.int64, "seconds": np.float64, "loss": np.float64}
 METRIC_COLUMNS: Types = {"update": np.int64, "name": str, "value": np.float64}
 TABLES: dict[str, Types] = {
     TRACE: TRACE_COLUMNS,
     MEMBERS: MEMBER_COLUMNS,
     DISCARDED: DISCARDED_COLUMNS,
+    POSITIONS: POSITION_COLUMNS,
     LOSS: LOSS_COLUMNS,
     METRICS: METRIC_COLUMNS,
 }

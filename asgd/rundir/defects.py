@@ -54,6 +54,17 @@ def discarded_defect(discarded: Columns) -> str | None:
     return _first(discarded, update, checks)
 
 
+def position_defect(positions: Columns) -> str | None:
+    """Return the first fault in rows of positions, or None."""
+    update = positions["update"]
+    checks = (
+        ("update", "is negative or after the next one", _unordered(update, 0)),
+        ("worker", "is not a worker", positions["worker"] < 0),
+        ("position", "is negative", positions["position"] < 0),
+    )
+    return _first(positions, update, checks)
+
+
 def loss_defect(loss: Columns) -> str | None:
     """Return the first fault in rows of losses, or None."""
     update = loss["update"]

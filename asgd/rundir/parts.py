@@ -14,7 +14,7 @@ import numpy.typing as npt
 from asgd.config import MOST_WORKERS, RunConfig
 from asgd.errors import InputError
 from asgd.problems.base import MOST_METRICS
-from asgd.rundir.columns import DISCARDED, LOSS, MEMBERS, METRICS
+from asgd.rundir.columns import DISCARDED, LOSS, MEMBERS, METRICS, POSITIONS
 
 T = TypeVar("T")
 
@@ -104,7 +104,7 @@ def most_rows(config: RunConfig, table: str) -> int:
     if table in (LOSS, METRICS):
         each = MOST_METRICS if table == METRICS else 1
         return each * (updates // config.run.eval_every + 2)
-    if table not in (MEMBERS, DISCARDED):
+    if table not in (MEMBERS, DISCARDED, POSITIONS):
         return updates
     # A worker has at most one gradient discarded at each version, because it then reads that one.
     team = max(MOST_WORKERS, config.cluster.workers)

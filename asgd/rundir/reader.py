@@ -15,8 +15,14 @@ from asgd.arrays import Array
 from asgd.config import RunConfig, load_config
 from asgd.errors import AsgdError, InputError
 from asgd.rundir.alive import read_heartbeat
-from asgd.rundir.columns import DISCARDED, LOSS, MEMBERS, METRICS, TABLES, TRACE
-from asgd.rundir.defects import discarded_defect, loss_defect, member_defect, trace_defect
+from asgd.rundir.columns import DISCARDED, LOSS, MEMBERS, METRICS, POSITIONS, TABLES, TRACE
+from asgd.rundir.defects import (
+    discarded_defect,
+    loss_defect,
+    member_defect,
+    position_defect,
+    trace_defect,
+)
 from asgd.rundir.events import read_events
 from asgd.rundir.files import check_no_links
 from asgd.rundir.outline import Outline, outline
@@ -88,6 +94,17 @@ class Run:
         discarded = self._table(DISCARDED)
         self._refuse(DISCARDED, discarded_defect(_columns_of(discarded)))
         return discarded
+
+    @cached_property
+    def positions(self) -> pd.DataFrame:
+        """One row per applied gradient if `data.sampling` is "epoch", none otherwise.
+
+        Columns: `update` that it went into; `worker`; `position` of its first sample in the epochs
+        of the worker's part, see `asgd.epochs`. Members of a mean are in the order of `members`.
+        """
+        positions = self._table(POSITIONS)
+        self._refuse(POSITIONS, position_defect(_columns_of(positions)))
+        return positions
 
     @cached_property
     def loss(self) -> pd.DataFrame:

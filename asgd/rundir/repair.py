@@ -11,8 +11,17 @@ import numpy.typing as npt
 
 from asgd.config import RunConfig, load_config
 from asgd.rundir.aging import write_part
-from asgd.rundir.columns import DISCARDED, LOSS, MEMBERS, METRICS, SHARED, TABLES, TRACE
-from asgd.rundir.defects import discarded_defect, member_defect, trace_defect
+from asgd.rundir.columns import (
+    DISCARDED,
+    LOSS,
+    MEMBERS,
+    METRICS,
+    POSITIONS,
+    SHARED,
+    TABLES,
+    TRACE,
+)
+from asgd.rundir.defects import discarded_defect, member_defect, position_defect, trace_defect
 from asgd.rundir.events import read_events
 from asgd.rundir.files import sync_directory
 from asgd.rundir.parts import (
@@ -38,7 +47,10 @@ def recorded_updates(path: Path) -> int:
             break
         shared.append(trace["update"][trace["worker"] == SHARED])
         count += len(trace["update"])
-    missing = np.setdiff1d(np.concatenate(shared), _updates_with_members(path, config))
+    missing = np.setdiff1d(np.concatenate(shared), _updates_in(path, config, MEMBERS))
+    if config.data.sampling == "epoch":
+        placed = _updates_in(path, config, POSITIONS)
+        missing = np.union1d(missing, np.setdiff1d(np.arange(count), placed))
     ends: list[int] = [*missing[:1].tolist(), *_damaged_discarded(path, config)]
     return min([count, *ends])
 
@@ -59,7 +71,7 @@ def recorded_losses(path: Path) -> list[tuple[int, float, float]]:
 
 
 def cut_back(path: Path, updates: int) -> None:
-    """Truncate trace, members, discarded, loss and metrics after `updates` updates.
+    """Truncate trace, members, discarded, positions, loss and metrics after `updates` updates.
 
     -1 removes everything, including the loss at x_0. The updates must be on record, see
     `recorded_updates`. After an interruption, call it again to complete the cut. Unreadable losses
@@ -79,7 +91,7 @@ def cut_back(path: Path, updates: int) -> None:
             part.unlink()
             writer.note_change(part)
     ends = {
-        **dict.fromkeys((TRACE, MEMBERS, DISCARDED), updates),
+        **dict.fromkeys((TRACE, MEMBERS, DISCARDED, POSITIONS), updates),
         **dict.fromkeys((LOSS, METRICS), updates + 1),
     }
     for table, end in ends.items():
@@ -102,16 +114,17 @@ def _undamaged(directory: Path, config: RunConfig) -> Iterator[Columns]:
             return
 
 
-def _updates_with_members(path: Path, config: RunConfig) -> npt.NDArray[np.int64]:
-    """Return the updates with recorded members."""
+def _updates_in(path: Path, config: RunConfig, table: str) -> npt.NDArray[np.int64]:
+    """Return the updates whose gradients are in a table, `MEMBERS` or `POSITIONS`."""
+    defect = {MEMBERS: member_defect, POSITIONS: position_defect}[table]
     known = [np.empty(0, np.int64)]
-    for part in parts_of(path / MEMBERS):
+    for part in parts_of(path / table):
         try:
-            members = _read(part, MEMBERS, config)
+            rows = _read(part, table, config)
         except DamagedTableError:
             continue
-        if member_defect(members) is None:
-            known.append(members["update"])
+        if defect(rows) is None:
+            known.append(rows["update"])
     return np.concatenate(known)
 
 

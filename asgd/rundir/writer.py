@@ -23,6 +23,7 @@ from asgd.rundir.columns import (
     MEMBERS,
     METRIC_COLUMNS,
     METRICS,
+    POSITIONS,
     TRACE,
 )
 from asgd.rundir.files import make_directory, replace_file
@@ -77,6 +78,10 @@ class RunWriter:
         No two parts may begin with the same update.
         """
         self._part(DISCARDED, columns)
+
+    def positions(self, columns: Mapping[str, Sequence[Any] | np.ndarray[Any, Any]]) -> None:
+        """Write one part of the positions: `POSITION_COLUMNS` of equal length, by `update`."""
+        self._part(POSITIONS, columns)
 
     def loss(self, columns: Mapping[str, Sequence[Any] | np.ndarray[Any, Any]]) -> None:
         """Write one part of the losses: `LOSS_COLUMNS` of equal length, ordered by `update`."""

@@ -9,11 +9,12 @@ import numpy as np
 
 from asgd.arrays import Array, Integers, euclidean_norm
 from asgd.draws import WorkerDraws
+from asgd.errors import InputError
 from asgd.local_steps import Pushes
 from asgd.problems.base import Problem, starting_point
 from asgd.rules.base import Optimizer
 from asgd.rules.make import make_rule
-from asgd.rundir.columns import SHARED
+from asgd.rundir.columns import POSITIONS, SHARED
 from asgd.rundir.reader import Run
 from asgd.schedules import learning_rate_schedule
 
@@ -39,23 +40,49 @@ class Step:
 
 @dataclass(frozen=True, eq=False)
 class Gradients:
-    """All gradients in order; update k has the rows from `starts[k]` to `starts[k + 1]`."""
+    """All gradients of a run in order; update k has the rows from `starts[k]` to `starts[k + 1]`.
+
+    Attributes
+    ----------
+    starts
+        Shape (updates + 1,); the others have shape (gradients,).
+    worker, sequence, read_version, batch_size
+        As in the trace.
+    position
+        As in the positions; 0 for batches that are drawn with replacement.
+    """
 
     starts: Integers
     worker: Integers
     sequence: Integers
     read_version: Integers
     batch_size: Integers
+    position: Integers
 
     @classmethod
     def of(cls, run: Run) -> Gradients:
-        """Collect the gradients of a run; an update by a mean is split into its members."""
+        """Collect the gradients of a run; an update by a mean is split into its members.
+
+        Raises
+        ------
+        InputError
+            The positions of a run by epochs are not of these gradients.
+        """
         names = ("worker", "sequence", "read_version", "batch_size")
         own = run.trace[run.trace["worker"] != SHARED]
         update = np.concatenate([own["update"], run.members["update"]])
         order = np.argsort(update, kind="stable")
-        columns = (np.concatenate([own[name], run.members[name]])[order] for name in names)
-        return cls(np.searchsorted(update[order], np.arange(len(run.trace) + 1)), *columns)
+        columns = [np.concatenate([own[name], run.members[name]])[order] for name in names]
+        starts = np.searchsorted(update[order], np.arange(len(run.trace) + 1))
+        position = np.zeros(len(update), np.int64)
+        if run.config.data.sampling == "epoch":
+            placed = run.positions
+            expected = np.stack([update[order], columns[0]])
+            if not np.array_equal(placed[["update", "worker"]].to_numpy().T, expected):
+                raise InputError(f"{run.path / POSITIONS}: are not of the gradients in the trace")
+            position = placed["position"].to_numpy()
+        worker, sequence, read_version, batch_size = columns
+        return cls(starts, worker, sequence, read_version, batch_size, position)
 
 
 def replay(run: Run, problem: Problem) -> Iterator[Step]:
@@ -66,7 +93,7 @@ def replay(run: Run, problem: Problem) -> Iterator[Step]:
     parameters are kept until the last update that read them.
     """
     config, gradients = run.config, Gradients.of(run)
-    pushes = Pushes(config, problem, WorkerDraws(config, problem.n_samples))
+    pushes = Pushes(config, problem, WorkerDraws(config, problem))
     learning_rate = learning_rate_schedule(config.optimizer)
     x = starting_point(problem, config.run.seed)
     optimizer = Optimizer(make_rule(config), x)
@@ -81,8 +108,10 @@ def replay(run: Run, problem: Problem) -> Iterator[Step]:
         found = []
         for row in rows:
             size, worker = int(gradients.batch_size[row]), int(gradients.worker[row])
+            position = int(gradients.position[row])
             point = kept[int(gradients.read_version[row])]
-            gradient = pushes.push(worker, int(gradients.sequence[row]), point, size)
+            number = int(gradients.sequence[row])
+            gradient = pushes.push(worker, number, point, size, position)
             # The problem may use its memory again.
             found.append(gradient if len(rows) == 1 else np.array(gradient))
         mean = found[0] if len(found) == 1 else np.sum(found, axis=0) / len(found)

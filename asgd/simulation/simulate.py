@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-from asgd.arrays import Array, euclidean_norm
+from asgd.arrays import Array, Integers, euclidean_norm
 from asgd.config import Configuration, RunConfig, as_config
 from asgd.delays import ComputeTime, CycleTimes
 from asgd.divergence import check_divergence, not_finite, remedy
@@ -38,7 +38,9 @@ from asgd.rundir.problem_record import ProblemRecord
 from asgd.rundir.repeats import run_repeats
 from asgd.rundir.writer import RunWriter, default_path
 from asgd.schedules import batch_schedule, learning_rate_schedule
+from asgd.shards import all_part_sizes
 from asgd.simulation.gathering import Gathering, gather, snapshot_slots
+from asgd.simulation.hand_out import handed_out
 from asgd.simulation.order import ServerOrder, server_order, unhindered_order
 from asgd.staleness.by_name import named_law
 from asgd.streams import stream
@@ -89,7 +91,7 @@ def simulate(
     _check_policy(config)
     problem = make_problem(config)
     start = ProblemRecord.of(problem, config.run.seed)
-    draws = WorkerDraws(config, problem.n_samples)
+    draws = WorkerDraws(config, problem)
     order = _order(config, draws)
     descent = _Descent(problem, config, order, draws)
     writer = RunWriter.create(out if out is not None else default_path(config), config)
@@ -157,10 +159,18 @@ def _check_policy(config: RunConfig) -> None:
     cluster, staleness = config.cluster, config.simulation.staleness
     if cluster.mode == "bounded":
         raise InputError('cluster.mode = "bounded": expected async, buffered or sync to simulate')
-    if staleness != "server" and not Policy.of(cluster).plain:
-        policy = f'mode = "{cluster.mode}"'
-        if cluster.mode == "async":
-            policy = f"discard_above = {cluster.discard_above}"
+    if Policy.of(cluster).plain:
+        return
+    policy = f'mode = "{cluster.mode}"'
+    if cluster.mode == "async":
+        policy = f"discard_above = {cluster.discard_above}"
+    if config.data.sampling == "epoch":
+        raise InputError(
+            f'data.sampling = "epoch" with cluster.{policy}: asgd simulate takes epochs only where '
+            'each gradient makes its own update; expected data.sampling = "replacement", or asgd '
+            "run"
+        )
+    if staleness != "server":
         raise InputError(
             f'simulation.staleness = "{staleness}" goes with no cluster.{policy}, which a server '
             'decides on: expected simulation.staleness = "server"'
@@ -250,6 +260,10 @@ class _Descent:
         batch_sizes = batch_schedule(config.optimizer).array(len(order)).astype(np.int64)
         self.batch_sizes = batch_sizes * config.optimizer.gradients_per_push
         self.batch_size = self.batch_sizes[order.read_version]
+        self.position: Integers | None = None
+        if config.data.sampling == "epoch":
+            sizes = all_part_sizes(config, problem.n_samples)
+            self.position, self.batch_size = handed_out(config, order, sizes, self.batch_sizes)
         self.norms = np.empty(len(order))
         self._order = order
         self._pushes = Pushes(config, problem, draws)
@@ -299,19 +313,27 @@ class _Descent:
 
     def _each_gradient(self, part: slice) -> Array:
         """Return all gradients of a block, or the differences, shape (gradients, d)."""
-        worker, sequence, sizes, slots = (
+        position = np.zeros_like(self.batch_size) if self.position is None else self.position
+        worker, sequence, sizes, places, slots = (
             column[part].ravel()
             for column in (
                 self._order.worker,
                 self._order.sequence,
                 self.batch_size,
+                position,
                 self._read_slot,
             )
         )
         points, size = self._snapshots[slots], int(sizes[0])
-        if (sizes != size).any():
-            columns = zip(worker.tolist(), sequence.tolist(), points, sizes.tolist(), strict=True)
-            return np.stack([np.array(self._pushes.push(*one)) for one in columns])
+        if self.position is not None or (sizes != size).any():
+            numbers = (column.tolist() for column in (worker, sequence, sizes, places))
+            each = zip(*numbers, points, strict=True)
+            return np.stack(
+                [
+                    np.array(self._pushes.push(who, number, point, samples, place))
+                    for who, number, samples, place, point in each
+                ]
+            )
         # With slots of their own, no worker delivers twice in a block.
         return self._pushes.pushes(worker, sequence, points, size, distinct=self._own_slots)
 
@@ -407,6 +429,14 @@ class _Record:
         part = slice(self._written, self._descent.applied)
         self._writer.members(self.order.members(part, self._descent.batch_size))
         self._writer.discarded(self.order.discarded_in(part, self._descent.batch_sizes))
+        if self._descent.position is not None:
+            self._writer.positions(
+                {
+                    "update": np.arange(part.start, part.stop),
+                    "worker": self.order.worker[part, 0],
+                    "position": self._descent.position[part, 0],
+                }
+            )
         for reset in self.order.resets_in(part):
             self._writer.event("state_reset", **reset)
         trace = self.order.trace(part, self._descent.batch_size)

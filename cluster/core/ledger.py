@@ -13,7 +13,12 @@ import numpy as np
 import numpy.typing as npt
 
 from asgd.arrays import Array
-from asgd.rundir.columns import DISCARDED_COLUMNS, MEMBER_COLUMNS, TRACE_COLUMNS
+from asgd.rundir.columns import (
+    DISCARDED_COLUMNS,
+    MEMBER_COLUMNS,
+    POSITION_COLUMNS,
+    TRACE_COLUMNS,
+)
 from cluster.core.state import State
 from cluster.core.update import Discarded, Update
 
@@ -97,6 +102,8 @@ class Record:
         The newest state to save.
     number
         Number of this record: 0, 1, ...
+    positions
+        The columns `POSITION_COLUMNS` of equal length: the samples of gradients by epochs.
     """
 
     trace: dict[str, npt.NDArray[Any]]
@@ -106,6 +113,9 @@ class Record:
     events: list[dict[str, Any]] = field(default_factory=list)
     checkpoint: State | None = None
     number: int = 0
+    positions: dict[str, npt.NDArray[Any]] = field(
+        default_factory=lambda: _Rows(POSITION_COLUMNS).columns()
+    )
 
     @property
     def empty(self) -> bool:
@@ -141,6 +151,7 @@ class Ledger:
         self._trace = _Rows(TRACE_COLUMNS)
         self._members = _Rows(MEMBER_COLUMNS)
         self._discarded = _Rows(DISCARDED_COLUMNS)
+        self._positions = _Rows(POSITION_COLUMNS)
         self._evaluations: list[Evaluation] = []
         self._events: list[dict[str, Any]] = []
         self._evaluation_bytes = 0
@@ -168,6 +179,9 @@ class Ledger:
         self._trace.add(update.row)
         for member in update.members:
             self._members.add(member)
+        gradients = update.members or (update.row,)
+        for gradient, position in zip(gradients, update.positions, strict=False):  # or none
+            self._positions.add((gradient[0], gradient[1], position))
         self.discarded(update.discarded)
 
     def discarded(self, rows: Iterable[Discarded]) -> None:
@@ -205,6 +219,7 @@ class Ledger:
             self._events,
             self.checkpoint,
             self._records,
+            self._positions.columns(),
         )
         self._records += not record.empty
         self._clear()

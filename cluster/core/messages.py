@@ -53,6 +53,9 @@ class Snapshot(msgspec.Struct, frozen=True, eq=False):
         Number of the gradient to compute.
     batch_size
         Number of samples, in the batches of all local steps together.
+    position
+        Of the first sample in the epochs of the worker's part (`asgd.epochs`); 0 for samples that
+        are drawn with replacement.
     """
 
     parameters: Array
@@ -60,6 +63,7 @@ class Snapshot(msgspec.Struct, frozen=True, eq=False):
     epoch: int
     sequence: int
     batch_size: int
+    position: int = 0
 
 
 class Stop(msgspec.Struct, frozen=True):

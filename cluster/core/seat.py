@@ -10,7 +10,8 @@ from dataclasses import dataclass
 class Seat:
     """The server's state of one worker.
 
-    `sequence` is the number of the gradient that the worker computes or that the server holds;
+    `sequence` is the number of the gradient that the worker computes or that the server holds, of
+    the samples from `position` on;
     `norm` is the norm of a held gradient. `granted` is the time when the worker got its snapshot,
     infinite if it owes no gradient. A `retired` worker gets no more snapshots. `continues` says
     whether the worker has the state that its gradient before `sequence` left.
@@ -19,6 +20,7 @@ class Seat:
     sequence: int = 0
     read_version: int = 0
     batch_size: int = 0
+    position: int = 0
     present: bool = False
     granted: float = math.inf
     received: int = 0

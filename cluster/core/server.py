@@ -18,11 +18,13 @@ import numpy as np
 from asgd.arrays import Array
 from asgd.config import RunConfig
 from asgd.divergence import NOT_FINITE, remedy
+from asgd.epochs import Handout
 from asgd.errors import message_of
 from asgd.local_steps import LocalSteps
 from asgd.rules.base import Optimizer
 from asgd.rules.make import make_rule
 from asgd.schedules import batch_schedule, learning_rate_schedule
+from asgd.shards import all_part_sizes
 from cluster.core.ledger import Ledger, Record
 from cluster.core.messages import Gradient, Reply, Snapshot, Stop
 from cluster.core.reads import Reads
@@ -64,10 +66,17 @@ class ParameterServer:
         Incarnation of the server; gradients for another incarnation are refused.
     state
         State of an earlier incarnation to continue from; default: the start.
+    n_samples
+        Number of samples of the problem; only for `data.sampling = "epoch"`.
     """
 
     def __init__(
-        self, config: RunConfig, parameters: Array, epoch: int = 0, state: State | None = None
+        self,
+        config: RunConfig,
+        parameters: Array,
+        epoch: int = 0,
+        state: State | None = None,
+        n_samples: int = 0,
     ) -> None:
         self.parameters = np.array(parameters)
         self.version = 0
@@ -82,6 +91,9 @@ class ParameterServer:
         local = LocalSteps.of(config)
         self._workers_keep = local is not None and local.keeps
         self._reads = Reads(self.parameters.dtype) if self._optimizer.rule.reads else None
+        self._handout = None
+        if config.data.sampling == "epoch":
+            self._handout = Handout(all_part_sizes(config, n_samples))
         self._seats = {worker: Seat() for worker in range(config.cluster.workers)}
         self._missing = set(self._seats)
         self._turns = Turns(config, self._seats)
@@ -194,7 +206,7 @@ class ParameterServer:
             defect = f"read version {gradient.read_version}, which is no longer kept"
         if defect is not None:
             return self._reject(gradient, seat, defect, now)
-        self._turns.add(Arrival(gradient, seat.batch_size, seat.norm))
+        self._turns.add(Arrival(gradient, seat.batch_size, seat.norm, seat.position))
         return self._advance(now)
 
     def stop(self, reason: str) -> Replies:
@@ -235,6 +247,7 @@ class ParameterServer:
             rejected=self._rejected,
             rule=list(self._optimizer.rule.state),
             reads=rows,
+            parts=self._handout.state() if self._handout else [],
         )
         parameters = self.ledger.copy_of(self.version)
         if parameters is None:
@@ -249,6 +262,8 @@ class ParameterServer:
         self._optimizer.restore(state.rule, counts.rule)
         if self._reads:
             self._reads.restore(counts.reads, state.reads)
+        if self._handout:
+            self._handout.restore(counts.parts)
         self.version = counts.version
         self._seconds = counts.seconds
         for worker, sequence in counts.sequence.items():
@@ -379,7 +394,10 @@ class ParameterServer:
         order = self._turns.order if self.log is not None and self._turns.drawn else None
         shared, seconds = self._shared_updates, now - self._started
         discarded = tuple(self._discarded)
-        update = make_update(group, self.version, shared, seconds, order, discarded)
+        positions: tuple[int, ...] = ()
+        if self._handout:
+            positions = tuple([arrival.position for arrival in group])
+        update = make_update(group, self.version, shared, seconds, order, discarded, positions)
         if self._write_ahead(update):
             self._commit(update)
 
@@ -389,6 +407,8 @@ class ParameterServer:
             worker = arrival.gradient.worker
             if turn.fate is Fate.DISCARDED:
                 self._discarded.append(arrival.discarded(self.version, now - self._started))
+                if self._handout:
+                    self._handout.give_back(*arrival.address)
             self._move_on(worker, self._seats[worker], counted=turn.fate is Fate.COUNTED)
 
     def _move_on(self, worker: int, seat: Seat, *, counted: bool = False) -> None:
@@ -424,6 +444,9 @@ class ParameterServer:
             return
         if self._reads:
             self._reads.release(worker)
+        if self._handout:
+            for place in update.places():
+                self._handout.use(*place)
         self.version += 1
         self._seconds = seconds
         self._staleness_sum += staleness
@@ -450,6 +473,9 @@ class ParameterServer:
             self._move_on(worker, seat)
         seat.read_version = self.version
         seat.batch_size = int(self._batch_size(self.version)) * self._gradients
+        if self._handout:
+            taken = self._handout.take(worker, seat.sequence, seat.batch_size)
+            seat.position, seat.batch_size = taken
         seat.granted = now
         if self._reads:
             self._reads.release(worker)
@@ -457,7 +483,14 @@ class ParameterServer:
 
     def _snapshot(self, worker: int, seat: Seat) -> Snapshot:
         self._keep_read(worker)
-        return Snapshot(self.parameters, self.version, self.epoch, seat.sequence, seat.batch_size)
+        return Snapshot(
+            self.parameters,
+            self.version,
+            self.epoch,
+            seat.sequence,
+            seat.batch_size,
+            seat.position,
+        )
 
     def _keep_read(self, worker: int) -> None:
         if self._reads:
@@ -495,4 +528,6 @@ class ParameterServer:
         event = self.ledger.event(
             kind, worker=worker, sequence=seat.sequence, update=self.version, **fields
         )
+        if self._handout:
+            self._handout.give_back(worker, seat.sequence)
         self._write_ahead(Incident(event))

@@ -8,6 +8,7 @@ import msgspec
 import numpy as np
 
 from asgd.arrays import Array
+from asgd.epochs import PartState
 
 
 class OrderState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -72,6 +73,8 @@ class ServerCounts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
         Names of the arrays of the update rule; empty in older files.
     reads
         Worker and version of each snapshot in `State.reads`.
+    parts
+        What of each part of the samples is used; empty if they are drawn with replacement.
     """
 
     version: int
@@ -85,6 +88,7 @@ class ServerCounts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     rejected: int
     rule: list[str] = []
     reads: list[tuple[int, int]] = []
+    parts: list[PartState] = []
 
 
 @dataclass(frozen=True, eq=False)

@@ -32,11 +32,14 @@ class Arrival(msgspec.Struct, frozen=True, eq=False):
         Its samples.
     norm
         Its Euclidean norm.
+    position
+        Of its first sample in the epochs, 0 for samples that are drawn with replacement.
     """
 
     gradient: Gradient
     batch_size: int
     norm: float
+    position: int = 0
 
     @property
     def address(self) -> tuple[int, int]:
@@ -47,7 +50,7 @@ class Arrival(msgspec.Struct, frozen=True, eq=False):
         """Return it with memory of its own: the transport may use that of a gradient again."""
         own = np.array(self.gradient.gradient)
         gradient = msgspec.structs.replace(self.gradient, gradient=own)
-        return Arrival(gradient, self.batch_size, self.norm)
+        return msgspec.structs.replace(self, gradient=gradient)
 
     def discarded(self, version: int, seconds: float) -> Discarded:
         """Return its row of `DISCARDED_COLUMNS`, discarded at a version and time."""
@@ -72,6 +75,9 @@ class Update(msgspec.Struct, frozen=True, eq=False):
     discarded
         A row of `DISCARDED_COLUMNS` per gradient that was discarded since the update before. They
         are logged and recorded with this update; without it their numbers are used again.
+    positions
+        Of the first sample of each gradient of the update in the epochs, not of those that were
+        discarded; empty if samples are drawn with replacement.
     """
 
     row: Row
@@ -79,6 +85,18 @@ class Update(msgspec.Struct, frozen=True, eq=False):
     gradient: Array
     order: OrderState | None = None
     discarded: tuple[Discarded, ...] = ()
+    positions: tuple[int, ...] = ()
+
+    def places(self) -> list[tuple[int, int, int, int]]:
+        """Return (worker, sequence, position, batch size) of each applied gradient of an epoch."""
+        if not self.positions:
+            return []
+        if not self.members:
+            _, worker, sequence, _, _, size, *_ = self.row
+            return [(worker, sequence, self.positions[0], size)]
+        gradients = [(worker, number, size) for _, worker, number, _, size, _ in self.members]
+        placed = zip(gradients, self.positions, strict=True)
+        return [(worker, number, place, size) for (worker, number, size), place in placed]
 
     def numbers(self) -> list[tuple[int, int]]:
         """Return (worker, sequence) of each gradient, applied or discarded."""
@@ -122,6 +140,7 @@ def make_update(
     seconds: float,
     order: OrderState | None = None,
     discarded: tuple[Discarded, ...] = (),
+    positions: tuple[int, ...] = (),
 ) -> Update:
     """Build the update that applies the mean of a group of gradients, usually of one.
 
@@ -135,14 +154,14 @@ def make_update(
         Number of earlier updates by means.
     seconds
         From the start of the run.
-    order, discarded
+    order, discarded, positions
         Stored in the update.
     """
     if len(group) == 1:
         arrival, one = group[0], group[0].gradient
         head = (number, one.worker, one.sequence, one.read_version, number - one.read_version)
         row = (*head, arrival.batch_size, one.compute_seconds, seconds, arrival.norm)
-        return Update(row, (), one.gradient, order, discarded)
+        return Update(row, (), one.gradient, order, discarded, positions)
     mean = np.sum([arrival.gradient.gradient for arrival in group], axis=0) / len(group)
     members = tuple(
         (
@@ -159,7 +178,7 @@ def make_update(
     read_version = min(read_versions)
     head = (number, SHARED, shared_updates, read_version, number - read_version)
     row = (*head, sum(batch_sizes), max(compute_seconds), seconds, euclidean_norm(mean))
-    return Update(row, members, mean, order, discarded)
+    return Update(row, members, mean, order, discarded, positions)
 
 
 def find_defect(gradient: Gradient, seat: Seat, shape: tuple[int, ...], version: int) -> str | None:

@@ -37,7 +37,7 @@ class Worker:
 
     def __init__(self, config: RunConfig, worker: int, problem: Problem) -> None:
         self.worker = worker
-        self._draws = WorkerDraws(config, problem.n_samples)
+        self._draws = WorkerDraws(config, problem)
         self._pushes = Pushes(config, problem, self._draws)
 
     def run(self, connection: Connection) -> Stop:
@@ -51,7 +51,11 @@ class Worker:
         """Return the gradient at a snapshot, or the difference from there."""
         start = time.perf_counter()
         gradient = self._pushes.push(
-            self.worker, snapshot.sequence, snapshot.parameters, snapshot.batch_size
+            self.worker,
+            snapshot.sequence,
+            snapshot.parameters,
+            snapshot.batch_size,
+            snapshot.position,
         )
         added = self._draws.compute_seconds(self.worker, snapshot.sequence)
         if added > 0.0:

@@ -124,7 +124,9 @@ class SocketConnection:
         except OSError as error:
             raise _connection_error(error) from error
         if frame.kind == wire.SNAPSHOT:
-            return self._read(frame.batch_size, frame.sequence, frame.version, frame.epoch)
+            return self._read(
+                frame.batch_size, frame.sequence, frame.version, frame.epoch, frame.position
+            )
         if frame.kind == wire.STOP:
             return Stop(wire.text(self._payload(frame)))
         raise WireError(f"the server sent a frame of kind {frame.kind} as an answer")
@@ -144,10 +146,12 @@ class SocketConnection:
         self._busy_waits = self._may_busy_wait and time.monotonic() - began < BUSY_WAIT_SECONDS
         return got
 
-    def _read(self, batch_size: int, sequence: int, version: int, epoch: int) -> Snapshot:
+    def _read(
+        self, batch_size: int, sequence: int, version: int, epoch: int, position: int
+    ) -> Snapshot:
         if self._parameters is not self._vector:
             np.copyto(self._parameters, self._vector)
-        return Snapshot(self._read_only, version, epoch, sequence, batch_size)
+        return Snapshot(self._read_only, version, epoch, sequence, batch_size, position)
 
     def _greet(self, endpoint: Endpoint, shared: bool) -> npt.NDArray[Any] | None:
         """Exchange proofs of the secret; return the shared memory, if any."""

@@ -1,10 +1,10 @@
-"""The socket protocol between workers and the server, version 1.
+"""The socket protocol between workers and the server, version 2.
 
 Every frame is a header of 64 bytes, little-endian, and `length` bytes of payload:
 
     offset  bytes  field
          0      4  magic "ASGD"
-         4      1  protocol version, 1
+         4      1  protocol version, 2
          5      1  kind, below
          6      2  zero
          8      4  worker            unsigned
@@ -14,7 +14,7 @@ Every frame is a header of 64 bytes, little-endian, and `length` bytes of payloa
         32      8  version           signed; read version in PUSH and MISFIT, version in SNAPSHOT
         40      8  epoch             signed; PUSH, MISFIT, SNAPSHOT
         48      8  compute_seconds   float64; PUSH, MISFIT
-        56      8  zero
+        56      8  position          unsigned; SNAPSHOT
 
     kind          from    payload
     1 HELLO       worker  nonce (32 bytes), dimension d (8), bytes per number (1), shared (1)
@@ -59,7 +59,7 @@ from asgd.arrays import Array
 from cluster.core.messages import Gradient, Snapshot
 
 MAGIC = b"ASGD"
-PROTOCOL = 1
+PROTOCOL = 2
 HELLO, CHALLENGE, PROOF, WELCOME, JOIN, PUSH, MISFIT, SNAPSHOT, STOP, ERROR = range(1, 11)
 
 HEADER = struct.Struct("<4sBBHIIQqqqdQ")
@@ -67,8 +67,8 @@ HEADER = struct.Struct("<4sBBHIIQqqqdQ")
 # are packed once.
 _PUSH_START, _SNAPSHOT_START = 24, 12  # bytes
 PUSH_FIELDS = struct.Struct(f"<{_PUSH_START}sqqqd8x")  # sequence, version, epoch, compute_seconds
-# batch_size, length, sequence, version, epoch
-SNAPSHOT_FIELDS = struct.Struct(f"<{_SNAPSHOT_START}sIQqqq16x")
+# batch_size, length, sequence, version, epoch, position
+SNAPSHOT_FIELDS = struct.Struct(f"<{_SNAPSHOT_START}sIQqqq8xQ")
 HELLO_PAYLOAD = struct.Struct("<32sQBB")
 NONCE_BYTES = 32
 PROOF_BYTES = 32
@@ -96,7 +96,7 @@ class Frame(NamedTuple):
     version: int
     epoch: int
     compute_seconds: float
-    zeros: int
+    position: int
 
 
 @dataclass(frozen=True)
@@ -243,6 +243,7 @@ def pack_snapshot(buffer: Buffer, start: bytes, length: int, snapshot: Snapshot)
         snapshot.sequence,
         snapshot.version,
         snapshot.epoch,
+        snapshot.position,
     )
 
 

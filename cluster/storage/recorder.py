@@ -101,6 +101,7 @@ class Recorder:
         with self._lease.held(self._epoch):
             self._writer.members(record.members)
             self._writer.discarded(record.discarded)
+            self._writer.positions(record.positions)
             self._writer.trace(record.trace)
             for event in record.events:
                 fields = dict(event)

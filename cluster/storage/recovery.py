@@ -44,7 +44,12 @@ class Restored:
 
 
 def start_server(
-    config: RunConfig, initial: Array, path: Path, epoch: int, restored: Restored | None
+    config: RunConfig,
+    initial: Array,
+    path: Path,
+    epoch: int,
+    restored: Restored | None,
+    n_samples: int = 0,
 ) -> ParameterServer:
     """Return the server of a run, with its write-ahead log if it has one.
 
@@ -60,8 +65,11 @@ def start_server(
         Incarnation of the server.
     restored
         The point to continue from; default: the start.
+    n_samples
+        As for the server.
     """
-    server = ParameterServer(config, initial, epoch, restored.state if restored else None)
+    state = restored.state if restored else None
+    server = ParameterServer(config, initial, epoch, state, n_samples)
     directory = path / CHECKPOINTS
     if restored is not None and restored.version > restored.checkpoint:
         recorded = {

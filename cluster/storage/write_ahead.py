@@ -16,8 +16,9 @@ The log of a run consists of segments, each started by one incarnation of the se
          4      4  CRC-32 of number and content
          8      8  number of the record in its segment: 0, 1, ...
         16         content: an update as `_ROW`, its members, the drawn order, the discarded
-                   gradients by their number if there are any, the gradient of d float64 or float32,
-                   by its length; or an incident as JSON. The first byte is the kind.
+                   gradients by their number if there are any, the position of each applied gradient
+                   in its epoch, the gradient of d float64 or float32, by its length; or an incident
+                   as JSON. The first byte is the kind, the second tells what follows.
 
 All numbers are little-endian. A segment ends at the first record that is torn, damaged or out of
 order. Space is allocated in advance, which makes writes cheaper and detects a full disk early.
@@ -50,12 +51,13 @@ _HEADER_BYTES = len(_MAGIC) + _HEADER.size + _CRC.size
 _RECORD = struct.Struct("<IIQ")
 _NUMBER = struct.Struct("<Q")
 _INCIDENT, _UPDATE, _AFTER_DISCARDED = 0, 1, 2
-# An update: kind, whether the order was drawn, members, then the columns of the trace.
+# An update: kind, which of order and positions follow, members, then the columns of the trace.
 _ROW = struct.Struct("<BBIqiqqqiddd")
 _MEMBER = struct.Struct("<qiqqid")
 _ORDER = struct.Struct("<6Q")
 _DISCARDED = struct.Struct("<qiqqqidd")
 _COUNT = struct.Struct("<I")
+_WITH_ORDER, _WITH_POSITIONS = 1, 2
 _SEGMENT_BYTES = 1_000_000
 
 
@@ -122,7 +124,8 @@ class WriteAheadLog:
         if self._end >= self._segment_bytes and number % self._checkpoint_every == 0:
             self._begin(number)
         kind = _AFTER_DISCARDED if entry.discarded else _UPDATE
-        fixed = _ROW.pack(kind, order is not None, len(entry.members), *entry.row)
+        follows = _WITH_ORDER * (order is not None) | _WITH_POSITIONS * bool(entry.positions)
+        fixed = _ROW.pack(kind, follows, len(entry.members), *entry.row)
         if entry.members:
             fixed += b"".join(_MEMBER.pack(*member) for member in entry.members)
         if order is not None:
@@ -130,6 +133,8 @@ class WriteAheadLog:
         if entry.discarded:
             fixed += _COUNT.pack(len(entry.discarded))
             fixed += b"".join(_DISCARDED.pack(*row) for row in entry.discarded)
+        if entry.positions:
+            fixed += struct.pack(f"<{len(entry.positions)}q", *entry.positions)
         self._append(fixed, np.ascontiguousarray(entry.gradient).data.cast("B"))
 
     def close(self) -> None:
@@ -211,11 +216,11 @@ class Segment:
     def _entry(self, content: bytes) -> Entry:
         if content[0] == _INCIDENT:
             return Incident(msgspec.json.decode(content[1:]))
-        kind, drawn, count, *row = _ROW.unpack_from(content)
-        end = _ROW.size + count * _MEMBER.size
+        kind, follows, several, *row = _ROW.unpack_from(content)
+        end = _ROW.size + several * _MEMBER.size
         members = tuple(_MEMBER.iter_unpack(content[_ROW.size : end]))
         order = None
-        if drawn:
+        if follows & _WITH_ORDER:
             *words, buffered, buffer = _ORDER.unpack_from(content, end)
             order = OrderState(words, buffered, buffer, None)
             end += _ORDER.size
@@ -225,11 +230,15 @@ class Segment:
             start = end + _COUNT.size
             end = start + count * _DISCARDED.size
             discarded = tuple(_DISCARDED.iter_unpack(content[start:end]))
+        positions: tuple[int, ...] = ()
+        if follows & _WITH_POSITIONS:
+            positions = struct.unpack_from(f"<{max(several, 1)}q", content, end)
+            end += 8 * len(positions)
         size = len(content) - end
         if not self.dimension or size not in (4 * self.dimension, 8 * self.dimension):
             raise ValueError(f"{size} bytes for {self.dimension} numbers")
         gradient = np.frombuffer(content, f"<f{size // self.dimension}", self.dimension, end)
-        return Update(tuple(row), members, gradient, order, discarded)
+        return Update(tuple(row), members, gradient, order, discarded, positions)
 
 
 def segments(directory: Path) -> list[Segment]:

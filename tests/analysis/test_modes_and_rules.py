@@ -1,4 +1,4 @@
-"""Predictions of runs that wait for workers, and of rules other than SGD."""
+"""Predictions of runs that wait, of rules other than SGD, and of data that differ by worker."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -16,7 +17,7 @@ from analysis.profile.queueing import config_staleness
 from analysis.profile.repeats import fit_runs
 from analysis.report.activity import events_table, workers_table
 from analysis.report.headline import headline
-from asgd.config import RunConfig, make_config
+from asgd.config import DataConfig, RunConfig, make_config
 from asgd.errors import InputError
 from asgd.rundir.reader import Run
 from asgd.rundir.repeats import read_runs, run_repeats
@@ -26,6 +27,7 @@ from tests.support.faults import Crowd
 
 REPEATS, PATHS = 8, 64
 AT_ONCE = {"compute_time": {"law": "none"}}  # no worker really waits
+BUFFERED = {"mode": "buffered", "gradients_per_update": 3}
 SMALL = {"problem": {"kind": "least_squares"}}
 LOCAL = {"learning_rate": 0.7, "local_steps": 3, "local_learning_rate": 0.02}
 KEPT = {"local_state": "keep", "local_learning_rate": 0.003}
@@ -34,6 +36,7 @@ KEPT = {"local_state": "keep", "local_learning_rate": 0.003}
 def configure(**tables: dict[str, Any]) -> RunConfig:
     data = {
         "problem": {"kind": "logistic"},
+        "data": {},
         "optimizer": {"learning_rate": 0.05},
         "cluster": {"workers": 4, "compute_time": {"law": "exponential"}},
         "run": {"updates": 160, "eval_every": 16, "repeats": REPEATS},
@@ -50,6 +53,8 @@ def served(config: RunConfig, out: Path) -> None:
     record, writer = crowd.server.drain(), RunWriter.create(out, config)
     writer.trace(record.trace)
     writer.members(record.members)
+    writer.discarded(record.discarded)
+    writer.positions(record.positions)
     losses = [float(crowd.problem.loss(e.parameters)) for e in record.evaluations]
     update, seconds = ([getattr(e, n) for e in record.evaluations] for n in ("update", "seconds"))
     writer.loss({"update": update, "seconds": seconds, "loss": losses})
@@ -161,6 +166,95 @@ def test_prediction_is_within_the_scatter_of_the_runs(
         assert (stability.verdict, stability.start.covered) == (None, False)
         assert "no limit of the learning rate is known for this rule" in stability.sentence
     assert compare(runs, prediction).models[models[0]].relative_error < 0.1
+
+
+@pytest.mark.parametrize(
+    ("make", "tables"),
+    [
+        (simulate, {"data": {"shards": "by_label"}, "optimizer": {"learning_rate": 0.2}}),
+        (simulate, {"data": {"shards": "partition"}, "optimizer": {"rule": "momentum"}}),
+        (simulate, {"data": {"shards": "by_label"}, "optimizer": LOCAL}),
+        (served, {"data": {"shards": "by_label"}, "cluster": {"mode": "sync", **AT_ONCE}}),
+        (simulate, {"data": {"sampling": "epoch"}}),
+        (simulate, {"data": {"sampling": "epoch", "shards": "partition"}}),
+        (served, {"data": {"sampling": "epoch"}, "cluster": {"mode": "sync", **AT_ONCE}}),
+        (served, {"data": {"sampling": "epoch"}, "cluster": {**BUFFERED, **AT_ONCE}}),
+        (
+            served,
+            {
+                "data": {"sampling": "epoch", "shards": "by_label"},
+                "cluster": {**BUFFERED, "discard_above": 0, **AT_ONCE},
+            },
+        ),
+    ],
+    ids=[
+        "by_label",
+        "partition",
+        "local steps",
+        "sync",
+        "epochs",
+        "epochs of parts",
+        "sync epochs",
+        "buffered epochs",
+        "discarded epochs",
+    ],
+)
+def test_data_that_differ_by_worker_are_replayed_as_they_were_drawn(
+    tmp_path: Path, make: Callable[[RunConfig, Path], object], tables: dict[str, Any]
+) -> None:
+    runs = read_runs(run_repeats(configure(**tables), tmp_path / "runs", make))
+    prediction = predict(runs, paths=PATHS)
+    assert prediction.models == ["replay"]
+    assert prediction.paths("replay") == PATHS
+    assert mean_square_z(runs, prediction, "replay") < 5
+    stability = prediction.settings.stability
+    assert (stability.verdict, stability.start.covered) == (None, False)
+    data = runs[0].config.data
+    key = f"data.shards = '{data.shards}'"
+    if data.shards == "shared":
+        key = "data.sampling = 'epoch'"
+    assert f"which does not hold with {key}" in stability.sentence
+    assert compare(runs, prediction).models["replay"].relative_error < 0.1
+
+
+def test_a_slow_worker_of_its_own_class_moves_the_curve_as_replayed(tmp_path: Path) -> None:
+    means = [0.01, 0.01, 0.01, 0.1]
+    slow = {"compute_time": {"law": "exponential", "mean": means}}
+    config = configure(data={"shards": "by_label"}, cluster=slow)
+    runs = read_runs(run_repeats(config, tmp_path / "runs", simulate))
+    prediction = predict(runs, paths=PATHS)
+    assert mean_square_z(runs, prediction, "replay") < 5
+    tables = workers_table(runs[0]), events_table(runs[0]).iloc[:0]
+    score = compare(runs, prediction)
+    facts = dict(headline(runs, fit_runs(runs), prediction, score, *tables))
+    assert "each worker's from a part of the samples by class: 8" in facts["What was run"]
+    assert "samples of its own, which weigh as much in the run" in facts["Who contributed"]
+    assert "Worker 3 has " in facts["Who contributed"]
+    assert "predict with" not in facts["Which law"]
+    everything = [
+        Run(run.path, msgspec.structs.replace(run.config, data=DataConfig())) for run in runs
+    ]
+    shared = predict(everything, paths=PATHS, models=["replay"], method="simulate")
+    assert mean_square_z(runs, shared, "replay") > 20
+
+
+def test_theory_is_refused_for_data_that_differ_by_worker(tmp_path: Path) -> None:
+    config = configure(
+        data={"shards": "by_label"}, run={"repeats": 1}, optimizer={"learning_rate": 0.2}
+    )
+    run = read_runs(run_repeats(config, tmp_path / "run", simulate))[0]
+    for call, message in (
+        (lambda: predict(run, models=("sme_law", "replay")), "takes 'replay' alone"),
+        (
+            lambda: predict(run, method="fast"),
+            "method = 'fast' takes only the rule sgd, not data.shards",
+        ),
+        (lambda: plan(run), "for a plan"),
+        (lambda: plan(config), "for a plan"),
+    ):
+        with pytest.raises(InputError, match=message) as error:
+            call()
+        assert "data.shards = 'by_label'" in str(error.value)
 
 
 def test_a_rule_is_replayed_and_nothing_else(tmp_path: Path) -> None:

@@ -103,7 +103,7 @@ def test_steps_by_hand() -> None:
     for state in ("keep", "reset"):
         config = configure(LOCAL | {"local_rule": "momentum", "local_state": state})
         problem = make_problem(config)
-        draws = WorkerDraws(config, problem.n_samples)
+        draws = WorkerDraws(config, problem)
         pushes, start = Pushes(config, problem, draws), starting_point(problem, 0)
         velocity = np.zeros_like(start)
         for sequence in (0, 1, 2, 4):
@@ -207,7 +207,7 @@ def test_differences_of_a_quadratic_have_the_law_of_scaled_gradients() -> None:
 def test_a_push_takes_the_times_of_its_gradients() -> None:
     local = configure(LOCAL | {"local_steps": 5})
     problem = make_problem(local)
-    draws, plain = WorkerDraws(local, problem.n_samples), WorkerDraws(configure({}), 10)
+    draws, plain = WorkerDraws(local, problem), WorkerDraws(configure({}), problem)
     for sequence in (0, 1, 63, 64, 200):
         each = [plain.compute_seconds(2, 5 * sequence + j) for j in range(5)]
         assert draws.compute_seconds(2, sequence) == pytest.approx(sum(each), rel=1e-14)
@@ -232,7 +232,7 @@ def test_virtual_seconds_count_every_gradient(tmp_path: Path, staleness: str) ->
 def test_times_of_pushes_are_sums_of_the_law() -> None:
     """The mean over many pushes is H means, and the variance H variances."""
     config = configure(LOCAL | {"local_steps": 5})
-    seconds = WorkerDraws(config, 10).compute_seconds_of(0, 0, 100)
+    seconds = WorkerDraws(config, make_problem(config)).compute_seconds_of(0, 0, 100)
     mean = float(ComputeTime.from_config(config.cluster).mean[0])
     error = mean * np.sqrt(5 / len(seconds))
     assert abs(seconds.mean() - 5 * mean) < 4 * error

@@ -66,7 +66,7 @@ def serial_replay(run: Run) -> tuple[list[float], list[np.ndarray]]:
     """Apply the trace again, one gradient after another: the norms and all versions."""
     config = run.config
     problem = make_problem(config)
-    draws = WorkerDraws(config, problem.n_samples)
+    draws = WorkerDraws(config, problem)
     versions = [problem.initial_point(stream(config.run.seed, "initial"))]
     norms = []
     rows = run.trace[["worker", "sequence", "read_version", "batch_size"]].to_numpy().tolist()
@@ -260,7 +260,7 @@ def test_one_worker_is_serial_sgd_to_the_last_bit(tmp_path, problem):
     run = finished(configure(problem, updates=130, workers=1, seed=3), tmp_path / "run")
     check_trace(run)
     model = make_problem(run.config)
-    draws = WorkerDraws(run.config, model.n_samples)
+    draws = WorkerDraws(run.config, model)
     x = model.initial_point(stream(3, "initial"))
     losses = {0: float(model.loss(x))}
     for update in range(130):

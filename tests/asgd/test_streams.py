@@ -5,6 +5,7 @@ import pytest
 
 from asgd.config import make_config
 from asgd.draws import WorkerDraws
+from asgd.problems.linear import LeastSquares
 from asgd.streams import KeyedStream, standard_normals, stream
 
 
@@ -67,7 +68,7 @@ def draws_of(seed=0, law="exponential", mean=0.01, workers=4, n=1797) -> WorkerD
         make_config(
             {"cluster": {"workers": workers, "compute_time": compute}, "run": {"seed": seed}}
         ),
-        n,
+        LeastSquares(np.zeros((n, 1)), np.zeros(n)),
     )
 
 

@@ -130,6 +130,20 @@ def test_removed_worker_is_not_waited_for_at_the_barrier() -> None:
     assert crowd.server.version == 2
 
 
+def test_added_workers_take_the_parts_that_the_fewest_have() -> None:
+    config = make_config({"data": {"shards": "partition"}, "cluster": {"workers": 3}})
+    team = Team(config)
+    assert team.resize(5).added == [3, 4]  # parts 0 and 1, a second time
+    assert team.resize(2).removed == [2, 3, 4]
+    assert team.resize(4).added == [5, 6]  # part 2, which nobody had, then part 0
+    team.members.remove(0)  # given up after many failures
+    assert team.resize(5).added == [7, 8]  # parts 1 and 2: worker 6 has part 0
+    events = [{"event": "workers_changed", "workers": [1, 5]}]
+    assert Team(config, events).resize(3).added == [6]
+    shared = make_config({"cluster": {"workers": 3}})
+    assert Team(shared, events).resize(3).added == [6]
+
+
 def joined(path: Path) -> dict[int, int]:
     """Return the update at which each worker joined."""
     events = read_run(path).events

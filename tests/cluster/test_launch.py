@@ -68,7 +68,7 @@ def test_one_worker_is_serial_sgd_to_the_last_bit(tmp_path: Path) -> None:
     check_trace(result)
 
     problem = make_problem(config)
-    draws = WorkerDraws(config, problem.n_samples)
+    draws = WorkerDraws(config, problem)
     x = problem.initial_point(stream(3, "initial"))
     norms, losses = [], [problem.loss(x)]
     for update in range(120):

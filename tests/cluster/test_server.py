@@ -247,7 +247,7 @@ def test_sync_equals_serial_sgd_with_the_workers_batches_together() -> None:
     config = configure(workers=4, updates=50, mode="sync")
     crowd = Crowd(config)
     record = run_in_random_order(crowd)
-    draws = WorkerDraws(config, crowd.problem.n_samples)
+    draws = WorkerDraws(config, crowd.problem)
     x = crowd.initial.copy()
     for update in range(50):
         batch = np.concatenate([draws.batch(worker, update, 2) for worker in range(4)])

@@ -46,7 +46,7 @@ def test_one_worker_is_serial_sgd_to_the_last_bit(transport: str) -> None:
         record = line.finish(1)
         assert line.replies == {0: Stop("finished")}
     problem = make_problem(config)
-    draws = WorkerDraws(config, problem.n_samples)
+    draws = WorkerDraws(config, problem)
     x = problem.initial_point(stream(4, "initial"))
     for update in range(150):
         x = x - 0.05 * problem.gradient(x, draws.batch(0, update, 2))
@@ -84,7 +84,7 @@ def test_float32_rounds_on_the_wire_only(transport: str) -> None:
         line.work(0)
         line.finish(1)
     problem = make_problem(config)
-    draws = WorkerDraws(config, problem.n_samples)
+    draws = WorkerDraws(config, problem)
     x = problem.initial_point(stream(4, "initial"))
     for update in range(150):
         read = x.astype(np.float32).astype(float)

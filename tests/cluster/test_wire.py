@@ -20,7 +20,7 @@ uint32 = st.integers(0, 2**32 - 1)
 def test_layout_is_the_documented_one() -> None:
     buffer = bytearray(HEADER.size)
     wire.pack_push(buffer, wire.push_start(7, 16), Gradient(7, 11, 13, 17, np.zeros(2), 0.25))
-    expected = b"ASGD" + bytes([1, 6, 0, 0]) + struct.pack("<II", 7, 0)
+    expected = b"ASGD" + bytes([2, 6, 0, 0]) + struct.pack("<II", 7, 0)
     expected += struct.pack("<Qqqqd", 16, 11, 13, 17, 0.25) + bytes(8)
     assert bytes(buffer) == expected
     assert len(expected) == 64
@@ -42,20 +42,20 @@ def test_gradient_header_comes_back(
     assert frame.compute_seconds == seconds
 
 
-@given(uint32, uint32, int64, int64, int64)
+@given(uint32, uint32, int64, int64, int64, st.integers(0, 2**64 - 1))
 def test_snapshot_header_comes_back(
-    worker: int, batch_size: int, sequence: int, version: int, epoch: int
+    worker: int, batch_size: int, sequence: int, version: int, epoch: int, position: int
 ) -> None:
     buffer = bytearray(HEADER.size)
-    snapshot = Snapshot(np.zeros(3), version, epoch, sequence, batch_size)
+    snapshot = Snapshot(np.zeros(3), version, epoch, sequence, batch_size, position)
     wire.pack_snapshot(buffer, wire.snapshot_start(worker), 24, snapshot)
     start, *fields = wire.SNAPSHOT_FIELDS.unpack_from(buffer)
     assert start == wire.snapshot_start(worker)
-    assert fields == [batch_size, 24, sequence, version, epoch]
+    assert fields == [batch_size, 24, sequence, version, epoch, position]
     frame = wire.parse(buffer)
     assert (frame.kind, frame.length, frame.worker) == (wire.SNAPSHOT, 24, worker)
     assert (frame.sequence, frame.version, frame.epoch) == (sequence, version, epoch)
-    assert frame.batch_size == batch_size
+    assert (frame.batch_size, frame.position) == (batch_size, position)
 
 
 @given(st.binary(min_size=64, max_size=200))
@@ -67,8 +67,8 @@ def test_other_bytes_are_refused(data: bytes) -> None:
 
 def test_another_version_is_named() -> None:
     frame = bytearray(wire.pack(wire.JOIN))
-    frame[4] = 2
-    with pytest.raises(WireError, match="protocol version 2, expected 1"):
+    frame[4] = 1
+    with pytest.raises(WireError, match="protocol version 1, expected 2"):
         wire.parse(frame)
 
 

@@ -62,7 +62,7 @@ def test_draws_depend_on_seed_worker_and_sequence_alone() -> None:
     used, fresh = Worker(config, 1, problem), Worker(config, 1, problem)
     for sequence in (0, 3, 200):
         used.compute(snapshot(config, sequence)[1])
-    expected = problem.gradient(x, WorkerDraws(config, problem.n_samples).batch(1, 9, 3))
+    expected = problem.gradient(x, WorkerDraws(config, problem).batch(1, 9, 3))
     for worker in (used, fresh):
         np.testing.assert_array_equal(worker.compute(late).gradient, expected)
     other = Worker(config, 0, problem).compute(late).gradient

@@ -37,7 +37,8 @@ def update(number: int) -> Update:
     members = tuple((number, w, number, number, 2, 0.125) for w in range(number % 3))
     order = OrderState([1, 2, 3, number], 1, 7, None) if number % 2 else None
     discarded = tuple((number, w, 7, number - 3, 3, 2, 0.125, 0.25) for w in range(number % 4))
-    return Update(row, members, random.normal(size=DIMENSION), order, discarded)
+    positions = tuple(range(number, number + max(len(members), 1))) if number % 5 > 1 else ()
+    return Update(row, members, random.normal(size=DIMENSION), order, discarded, positions)
 
 
 def incident(sequence: int) -> Incident:
@@ -51,7 +52,7 @@ def same(one: Entry, other: Entry) -> bool:
         )
     fields = all(
         getattr(one, name) == getattr(other, name)
-        for name in ("row", "members", "order", "discarded")
+        for name in ("row", "members", "order", "discarded", "positions")
     )
     return fields and one.gradient.tobytes() == other.gradient.tobytes()
 

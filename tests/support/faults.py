@@ -30,7 +30,7 @@ class Crowd:
         self.config = config
         self.problem = problem or make_problem(config)
         self.initial = starting_point(self.problem, config.run.seed)
-        self.server = ParameterServer(config, self.initial)
+        self.server = ParameterServer(config, self.initial, n_samples=self.problem.n_samples)
         self.workers = {w: Worker(config, w, self.problem) for w in range(config.cluster.workers)}
         self.at_hand: dict[int, Snapshot] = {}
         self.sent: dict[int, list[Gradient]] = {w: [] for w in self.workers}
@@ -94,6 +94,7 @@ class Crowd:
                     reply.epoch,
                     reply.sequence,
                     reply.batch_size,
+                    reply.position,
                 )
                 self.at_hand[worker] = copy
 

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import count
 from types import MappingProxyType
 
 import numpy as np
+import numpy.typing as npt
 
+from asgd.draws import WorkerDraws
+from asgd.problems.base import Problem
 from asgd.rundir.columns import LOSS_COLUMNS, SHARED, TRACE_COLUMNS
 from asgd.rundir.reader import Run
+from asgd.shards import Shards
+from asgd.simulation.replay import Gradients
 
 
 def check_trace(
@@ -51,6 +57,35 @@ def check_trace(
     assert np.isfinite(loss["loss"]).all()
     seconds = np.concatenate([[0.0], trace["applied_seconds"]])
     np.testing.assert_array_equal(loss["seconds"], seconds[due])
+
+
+def check_epochs(run: Run, problem: Problem) -> list[tuple[int, int]]:
+    """Assert that no sample is used twice in an epoch.
+
+    Returns, for each part of the samples, how many epochs in a row used every sample, and how many
+    have begun. Counted over the batches of all applied gradients, drawn again.
+    """
+    draws, shards = WorkerDraws(run.config, problem), Shards.of(run.config, problem)
+    gradients = Gradients.of(run)
+    names = ("worker", "sequence", "batch_size", "position")
+    rows = zip(*(getattr(gradients, name).tolist() for name in names), strict=True)
+    used: dict[tuple[int, int], npt.NDArray[np.int64]] = {}
+    for worker, sequence, size, position in rows:
+        part = shards.part_of(worker)
+        key = part, position // shards.size(part)
+        counts = used.setdefault(key, np.zeros(problem.n_samples, np.int64))
+        batch = draws.batch(worker, sequence, size, position)
+        assert len(batch) == size
+        np.add.at(counts, batch, 1)
+    for (part, epoch), counts in used.items():
+        assert counts.max() == 1, f"a sample of epoch {epoch} was used {counts.max()} times"
+        assert counts.sum() == counts[shards.samples(part)].sum()
+    whole = {key for key, counts in used.items() if counts.sum() == shards.size(key[0])}
+    found = []
+    for part in range(len(shards.parts or [0])):
+        begun = 1 + max((epoch for other, epoch in used if other == part), default=-1)
+        found.append((next(epoch for epoch in count() if (part, epoch) not in whole), begun))
+    return found
 
 
 def check_gradients(run: Run) -> None:

@@ -63,7 +63,12 @@ class Machine:
     def start(self, restored: Restored | None, epoch: int) -> None:
         self.crowd = Crowd(self.config)
         self.crowd.server = start_server(
-            self.config, self.crowd.initial, self.path, epoch, restored
+            self.config,
+            self.crowd.initial,
+            self.path,
+            epoch,
+            restored,
+            self.crowd.problem.n_samples,
         )
         self.recorder = Recorder(self.path, self.crowd.problem, epoch)
         self.crowd.join_all()

@@ -250,6 +250,12 @@ def as_arrays(data: Any) -> tuple[npt.NDArray[Any], ...]:
     return arrays
 
 
+def labels_of(arrays: tuple[Any, ...]) -> Any:
+    """Return the labels in a data set: its last array, if that has a whole number per sample."""
+    last = np.asarray(arrays[-1])
+    return last if last.ndim == 1 and last.dtype.kind in "iub" else None
+
+
 def _blocks(length: int, size: int) -> Iterator[slice]:
     """Cut range(length) into slices of at most `size`, at least 1."""
     size = max(1, size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy as np
 from asgd.arrays import Array
 from asgd.errors import InputError
 from asgd.problems.base import Indices
-from asgd.problems.networks.base import Network, as_arrays, seed_of
+from asgd.problems.networks.base import Network, as_arrays, labels_of, seed_of
 
 try:
     import jax
@@ -109,6 +110,11 @@ class JaxProblem(Network):
         self._slopes_own = jax.jit(jax.vmap(jax.grad(calm), in_axes=own))
         self._slopes_of_samples = jax.jit(jax.vmap(of_sample, in_axes=(None, 0)))
         self._product = jax.jit(jax.vmap(product, in_axes=(0, 0, None)))
+
+    @cached_property
+    def labels(self) -> Any:
+        """Return the last array of the data, if it has a whole number per sample."""
+        return labels_of(self._data)
 
     def initial_point(self, rng: np.random.Generator) -> Array:
         """Return x_0, shape (d,): the parameters given, or those made from the seed."""

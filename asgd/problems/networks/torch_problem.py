@@ -6,6 +6,7 @@ import copy
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import numpy as np
 from asgd.arrays import Array
 from asgd.errors import InputError
 from asgd.problems.base import Indices, precision
-from asgd.problems.networks.base import Network, as_arrays, seed_of
+from asgd.problems.networks.base import Network, as_arrays, labels_of, seed_of
 
 try:
     import torch
@@ -140,6 +141,14 @@ class TorchProblem(Network):
         sizes = [p.numel() for p in self._named.values()]
         parts = zip(self._named.items(), vector.split(sizes, dim=-1), strict=True)
         return {name: part.view(*vector.shape[:-1], *p.shape) for (name, p), part in parts}
+
+    @cached_property
+    def labels(self) -> Any:
+        """Return the last array of the data, if it has a whole number per sample.
+
+        For a `Dataset` these are its `targets`, or the last entries of its samples.
+        """
+        return self._data.labels()
 
     def initial_point(self, rng: np.random.Generator) -> Array:
         """Return x_0, shape (d,): the module's own parameters, or those of a new module."""
@@ -323,6 +332,10 @@ class _Tensors:
         rows = torch.from_numpy(np.array(indices)).to(self._tensors[0].device)
         return tuple(tensor[rows] for tensor in self._tensors)
 
+    def labels(self) -> Any:
+        """Return the last tensor, shape (n,), if it has a whole number per sample, else None."""
+        return labels_of((self._tensors[-1].cpu(),))
+
 
 class _Items:
     """Data of a `Dataset`, whose samples are made one by one."""
@@ -339,6 +352,19 @@ class _Items:
         parts = tuple(items) if isinstance(items, list | tuple) else (items,)
         parts = tuple(_like(part, self._like) for part in parts)
         return tuple(part.reshape(*indices.shape, *part.shape[1:]) for part in parts)
+
+    def labels(self) -> Any:
+        """Return `targets` of the data set, or the last entry of each sample; None if no numbers.
+
+        The samples are read one by one, which may take as long as an epoch.
+        """
+        targets = getattr(self._dataset, "targets", None)
+        if targets is None:
+            items = (self._dataset[i] for i in range(len(self)))
+            targets = [item[-1] if isinstance(item, list | tuple) else item for item in items]
+            if any(np.ndim(target) for target in targets):
+                return None
+        return labels_of((targets,))
 
 
 def _as_data(data: Any, like: torch.Tensor) -> _Tensors | _Items:

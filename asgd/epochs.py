@@ -1,0 +1,159 @@
+"""Epochs: every sample once, in a new random order each time, whoever draws it.
+
+The positions 0, 1, 2, ... of a part of n samples run through its epochs: position p is place p mod
+n of the random order of epoch p // n. A batch is a range of positions of one epoch, so the last
+batch of an epoch is shorter if the batch size does not divide n. With shared samples there is one
+part.
+
+The server hands out a range with each snapshot and records it with the gradient. A range is used
+when its gradient is applied; that of a lost, refused or discarded gradient is handed out again,
+before any other. So every position is used at most once, and every one is used if the run goes on:
+each sample once an epoch. Workers run ahead of each other, so an epoch begins while the last
+gradients of the one before are still computed.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from asgd.streams import KeyedStream
+
+Range = tuple[int, int]  # first position and number of positions
+
+
+class PartState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What of a part is used.
+
+    Attributes
+    ----------
+    end
+        No position from here on was handed out.
+    open
+        The ranges before it that are not used, as far as is known.
+    """
+
+    end: int
+    open: list[Range]
+
+
+class Handout:
+    """Hands out the positions of all parts, and keeps which of them are used.
+
+    A range belongs to the gradient (worker, sequence) that it was handed out for.
+
+    Parameters
+    ----------
+    sizes
+        Number of samples of each part.
+    """
+
+    def __init__(self, sizes: Iterable[int]) -> None:
+        self._sizes = list(sizes)
+        self._end = [0] * len(self._sizes)
+        self._back: list[list[Range]] = [[] for _ in self._sizes]  # heaps
+        self._held: dict[tuple[int, int], Range] = {}
+
+    def take(self, worker: int, sequence: int, size: int) -> Range:
+        """Hand out at most `size` positions, those first that were given back."""
+        part = worker % len(self._sizes)
+        back = self._back[part]
+        if back:
+            position, length = heapq.heappop(back)
+            if length > size:
+                heapq.heappush(back, (position + size, length - size))
+        else:
+            position = self._end[part]
+            length = self._sizes[part] - position % self._sizes[part]
+            self._end[part] = position + min(size, length)
+        taken = position, min(size, length)
+        self._held[worker, sequence] = taken
+        return taken
+
+    def give_back(self, worker: int, sequence: int) -> None:
+        """Take back the range of a gradient that will not be applied, if it has one."""
+        taken = self._held.pop((worker, sequence), None)
+        if taken is not None:
+            heapq.heappush(self._back[worker % len(self._sizes)], taken)
+
+    def use(self, worker: int, sequence: int, position: int, size: int) -> None:
+        """Note that a gradient was applied, also one of an earlier server.
+
+        Raises
+        ------
+        ValueError
+            A position was used before.
+        """
+        if self._held.pop((worker, sequence), None) is not None:
+            return
+        part, stop = worker % len(self._sizes), position + size
+        back = self._back[part]
+        back += self._gap(part, stop)
+        for one in back:
+            if one[0] <= position and stop <= one[0] + one[1]:
+                back.remove(one)
+                rest = (one[0], position - one[0]), (stop, one[0] + one[1] - stop)
+                back += [left for left in rest if left[1]]
+                heapq.heapify(back)
+                return
+        raise ValueError(f"positions {position} to {stop - 1} of part {part} were used before")
+
+    def _gap(self, part: int, stop: int) -> list[Range]:
+        """Move the end of a part up to a position, and return the ranges in between."""
+        size, found = self._sizes[part], []
+        while self._end[part] < stop:
+            start = self._end[part]
+            length = min(stop - start, size - start % size)
+            found.append((start, length))
+            self._end[part] = start + length
+        return found
+
+    def state(self) -> list[PartState]:
+        """Return what is used; all that gradients hold is open."""
+        found: list[list[Range]] = [list(back) for back in self._back]
+        for (worker, _), taken in self._held.items():
+            found[worker % len(self._sizes)].append(taken)
+        return [PartState(end, sorted(one)) for end, one in zip(self._end, found, strict=True)]
+
+    def restore(self, state: Sequence[PartState]) -> None:
+        """Go on from a state; what was open is handed out first."""
+        for part, one in enumerate(state):
+            self._end[part], self._back[part] = one.end, sorted(one.open)
+
+
+class EpochOrders:
+    """The random orders of all epochs, which depend on the seed alone.
+
+    Parameters
+    ----------
+    seed
+        Of the run.
+    parts
+        The sample numbers of each part.
+    """
+
+    def __init__(self, seed: int, parts: Sequence[npt.NDArray[np.int64]]) -> None:
+        self._parts = parts
+        self._stream = KeyedStream(seed, "epoch")
+        self._orders: OrderedDict[tuple[int, int], npt.NDArray[np.int64]] = OrderedDict()
+
+    def batch(self, worker: int, position: int, size: int) -> npt.NDArray[np.int64]:
+        """Return the samples at positions of a worker's part, shape (size,)."""
+        part = worker % len(self._parts)
+        epoch, first = divmod(position, len(self._parts[part]))
+        return self._order(part, epoch)[first : first + size]
+
+    def _order(self, part: int, epoch: int) -> npt.NDArray[np.int64]:
+        key = part, epoch
+        order = self._orders.pop(key, None)
+        if order is None:
+            order = self._stream.at(part, epoch).permutation(self._parts[part])
+            if len(self._orders) > 2 * len(self._parts):  # two epochs of each overlap
+                self._orders.popitem(last=False)
+        self._orders[key] = order
+        return order

@@ -1,0 +1,187 @@
+"""The part of the samples that each worker draws from.
+
+The workers at the start divide the samples, each into a part of n/P samples, rounded up for the
+first parts. Together the parts hold every sample once, so a team of equal speed still descends on
+f, whatever the parts are. A part belongs to the number of a worker: worker w has part w mod P. A
+worker that is started again after its death has its part again, and a worker that is added while
+the run goes on shares the part of another one (see `cluster.team`). Nobody draws the samples of a
+part whose workers were all removed.
+
+The parts depend on the seed of the run alone, so all workers, a simulation and a replay agree.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from asgd.arrays import Array, Integers
+from asgd.config import DataConfig, RunConfig
+from asgd.errors import InputError, message_of
+from asgd.streams import stream
+
+
+class Samples(Protocol):
+    """What the division needs of a problem."""
+
+    n_samples: int
+
+    @property
+    def labels(self) -> Any:
+        """Class of each sample, whole numbers of shape (n,), or None."""
+
+
+@dataclass(frozen=True, eq=False)
+class Shards:
+    """The parts of the samples.
+
+    Attributes
+    ----------
+    n_samples
+        Number of samples n.
+    parts
+        The sample numbers of each part, in random order; None if all workers share all samples.
+    """
+
+    n_samples: int
+    parts: tuple[Integers, ...] | None = None
+
+    @classmethod
+    def of(cls, config: RunConfig, problem: Samples) -> Shards:
+        """Divide the samples of a problem as a run does.
+
+        Raises
+        ------
+        InputError
+            There are more workers than samples, or the parts need labels and there are none.
+        """
+        data, workers, n_samples = config.data, config.cluster.workers, problem.n_samples
+        if data.shards == "shared":
+            return cls(n_samples)
+        if n_samples < workers:
+            raise InputError(
+                f"data.shards = {data.shards!r}: cannot divide {n_samples} samples among "
+                f"cluster.workers = {workers}: expected at most {n_samples} workers, or shared"
+            )
+        rng = stream(config.run.seed, "shards")
+        order, sizes = rng.permutation(n_samples), part_sizes(n_samples, workers)
+        if data.shards != "partition":
+            classes = _classes(config, problem)[order]
+            if data.shards == "by_label":
+                order = order[np.argsort(classes, kind="stable")]
+            else:
+                assert data.alpha is not None
+                order = order[_mixed(classes, data.alpha, sizes, rng)]
+        return cls(n_samples, tuple(np.split(order, np.cumsum(sizes)[:-1])))
+
+    def part_of(self, worker: int) -> int:
+        """Return the number of a worker's part; 0 if all is shared."""
+        return 0 if self.parts is None else worker % len(self.parts)
+
+    def size(self, part: int) -> int:
+        """Return the number of samples of a part."""
+        return self.n_samples if self.parts is None else len(self.parts[part])
+
+    def samples(self, part: int) -> Integers:
+        """Return the sample numbers of a part, shape (n,)."""
+        return np.arange(self.n_samples) if self.parts is None else self.parts[part]
+
+    def choose(self, worker: int, size: Any, rng: np.random.Generator) -> Integers:
+        """Draw samples of a worker with replacement, an array of shape `size`."""
+        if self.parts is None:
+            everyone: Integers = rng.integers(self.n_samples, size=size)
+            return everyone
+        part = self.parts[self.part_of(worker)]
+        chosen: Integers = part[rng.integers(len(part), size=size)]
+        return chosen
+
+
+def part_sizes(n_samples: int, parts: int) -> Integers:
+    """Return the sizes of equal parts; the first ones have one sample more, if any do."""
+    least, more = divmod(n_samples, parts)
+    return least + (np.arange(parts) < more)
+
+
+def all_part_sizes(config: RunConfig, n_samples: int) -> list[int]:
+    """Return the size of each part, of one part if all is shared."""
+    parts = config.cluster.workers if has_own_parts(config.data) else 1
+    sizes: list[int] = part_sizes(n_samples, parts).tolist()
+    return sizes
+
+
+def has_own_parts(data: DataConfig) -> bool:
+    """Whether each worker draws from a part of its own."""
+    return data.shards != "shared"
+
+
+def _classes(config: RunConfig, problem: Samples) -> Integers:
+    """Return the class of each sample, 0, 1, ..., in the order of the labels.
+
+    Raises
+    ------
+    InputError
+        The problem has no labels, or they are not whole numbers, one per sample.
+    """
+    needs, kind = f"data.shards = {config.data.shards!r} needs labels", config.problem.kind
+    try:
+        labels = problem.labels
+        found = np.asarray(labels)
+    except Exception as error:  # the user's code may raise anything
+        reason = f"{type(error).__name__}: {message_of(error)}"
+        raise InputError(
+            f"{needs}, but those of problem.kind = {kind!r} cannot be read ({reason})"
+        ) from error
+    if labels is None:
+        raise InputError(
+            f"{needs}, but problem.kind = {kind!r} has none: expected shared or partition, or a "
+            "problem with labels"
+        )
+    if found.shape != (problem.n_samples,) or found.dtype.kind not in "iub":
+        raise InputError(
+            f"{needs}, but those of problem.kind = {kind!r} are of type {found.dtype} and shape "
+            f"{found.shape}: expected whole numbers of shape ({problem.n_samples},)"
+        )
+    return np.unique(found, return_inverse=True)[1]
+
+
+def _mixed(classes: Integers, alpha: float, sizes: Integers, rng: np.random.Generator) -> Integers:
+    """Return an order of the samples whose parts differ in their classes.
+
+    Hsu, Qi and Brown 2019, arXiv:1909.06335: each worker draws the shares of its classes from the
+    Dirichlet law of the parameter alpha p, with p the shares in the data, and fills its part with
+    classes of these shares, one worker after another, while there are samples of them.
+
+    Parameters
+    ----------
+    classes
+        Class of each sample, shape (n,).
+    alpha
+        For infinity all parts are alike; for 0 each has one class, while there are enough samples.
+    sizes
+        Of the parts; their sum is n.
+    """
+    queues = np.argsort(classes, kind="stable")  # one class after another
+    left = np.bincount(classes)
+    ends = np.cumsum(left)
+    laws = rng.dirichlet(alpha * left / len(classes), len(sizes))
+    order = []
+    for size, law in zip(sizes.tolist(), laws, strict=True):
+        while size:
+            weights = np.where(left > 0, law, 0.0)
+            if not weights.sum() > 0.0:  # its classes are used up
+                weights = left / 1.0
+            taken = np.minimum(_rounded(size * weights / weights.sum(), size, rng), left)
+            starts = ends - left
+            order += [queues[first : first + k] for first, k in zip(starts, taken, strict=True)]
+            left = left - taken
+            size -= int(taken.sum())
+    return np.concatenate(order)
+
+
+def _rounded(values: Array, total: int, rng: np.random.Generator) -> Integers:
+    """Round values of a given sum to whole numbers of the same sum, without bias."""
+    edges = np.floor(np.cumsum(values) + rng.random()).astype(np.int64)
+    edges[-1] = total
+    return np.diff(edges, prepend=0)
