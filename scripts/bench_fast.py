@@ -17,7 +17,7 @@ from typing import cast
 import numpy as np
 
 from analysis.exact.limits import stability_limits
-from analysis.prediction.model import LAW
+from analysis.prediction.model import LAW, simulate
 from analysis.prediction.setting import RunSetting, Setting
 from analysis.profile.queueing import ServerTimes, server_staleness
 from asgd.config import make_config
@@ -36,7 +36,7 @@ def row(setting: Setting, paths: int) -> str:
     """Return the errors of the fast mode, and from where it refuses."""
     curve = LAW.fast(cast(RunSetting, setting), 0)
     refused = "" if curve.unstable_from is None else f"from update {curve.unstable_from}"
-    drawn = LAW.simulate(setting, paths, 1)
+    (drawn,) = simulate([LAW.path_model(setting, 1)], setting, paths, 1)
     off = ((curve.mean - drawn.loss_mean) / drawn.loss_mean)[1:]
     error_of_mean = (drawn.loss_std / np.sqrt(paths) / np.abs(drawn.loss_mean))[1:]
     if not np.isfinite(off).any():

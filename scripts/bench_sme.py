@@ -25,7 +25,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from analysis.exact.moments import asgd_moments
-from analysis.models.ensemble import block_sizes
+from analysis.models.memory import block_sizes
 from analysis.models.noise import standard_increments
 from analysis.models.sme_asgd import sme_asgd
 from analysis.prediction.predict import Prediction, predict

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from analysis.models.ensemble import PerUpdate, per_update
 from asgd.arrays import Array
-from asgd.problems.base import Problem
+from asgd.problems.base import Indices, Problem
 
 
 @dataclass(frozen=True)
@@ -61,14 +63,33 @@ class DescentBlock:
         return noise
 
     def batch_gradient(self, x: Array, k: int) -> Array:
-        """Return the gradient of update k for a mini-batch of each path, shape (paths, d).
+        """Return the gradient of update k for a mini-batch of each path, shape (paths, d)."""
+        return self.problem.gradient(x, self.draw_batches(x, k)).astype(x.dtype, copy=False)
+
+    def draw_batches(self, x: Array, k: int) -> Indices:
+        """Return the samples of a mini-batch for each of the points x, shape (paths, b).
 
         Samples are drawn uniformly with replacement.
         """
         shape = (len(x), int(self.batch_size[k]))
-        batches = self.rng.integers(self.problem.n_samples, size=shape)
-        return self.problem.gradient(x, batches).astype(x.dtype, copy=False)
+        return self.rng.integers(self.problem.n_samples, size=shape)
 
     def position(self) -> Array:
         """Return x, shape (paths, d)."""
         return self.x
+
+
+class SampledDescent(DescentBlock):
+    """A descent whose updates are means of sampled gradients: a `SampledBlock`."""
+
+    @abstractmethod
+    def read(self, k: int) -> list[Array]:
+        """Return the points of update k, shape (paths, d) for each gradient of its mean."""
+
+    def apply(self, gradients: Iterator[Array], k: int) -> None:
+        """Descend along the one gradient of update k, shape (paths, d)."""
+        self.descend(next(gradients), k)
+
+    def step(self, k: int) -> None:
+        """Advance one update."""
+        self.apply((self.sampled_gradient(x, k) for x in self.read(k)), k)

@@ -6,13 +6,15 @@ Every update of every path draws its own sample indices; no noise is Gaussian.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from functools import partial
 from typing import Unpack
 
 import numpy as np
 
-from analysis.models.descent import Descent, DescentBlock
-from analysis.models.ensemble import BlockMaker, Ensemble, PathOptions, PerUpdate, run_ensemble
+from analysis.models.blocks import BlockMaker
+from analysis.models.descent import Descent, DescentBlock, SampledDescent
+from analysis.models.ensemble import Ensemble, PathOptions, PerUpdate, run_ensemble
 from analysis.models.history import History, ReadPoints
 from asgd.arguments import count, number
 from asgd.arrays import Array
@@ -24,7 +26,7 @@ from asgd.streams import Seed
 LAG_TAIL = 1e-9
 
 
-class AsgdIid(DescentBlock):
+class AsgdIid(SampledDescent):
     """A block of paths of (A1): x' = x - eta grad f_gamma(x_{k - tau}), tau i.i.d. of any law."""
 
     def __init__(
@@ -39,14 +41,22 @@ class AsgdIid(DescentBlock):
         self.law = law
         self.past = History(law.weights(length), x)
 
-    def step(self, k: int) -> None:
-        """Draw a lag and a batch for each path and apply their gradients."""
+    def read(self, k: int) -> list[Array]:
+        """Return the point of each path at a drawn lag."""
         lag = np.minimum(self.law.rvs(len(self.x), self.rng), self.past.length - 1)
-        self.descend(self.batch_gradient(self.past.pick(lag), k), k)
+        return [self.past.pick(lag)]
+
+    def sampled_gradient(self, x: Array, k: int) -> Array:
+        """Return the gradient of a mini-batch, for every problem."""
+        return self.batch_gradient(x, k)
+
+    def apply(self, gradients: Iterator[Array], k: int) -> None:
+        """Apply the gradient and keep the new point."""
+        super().apply(gradients, k)
         self.past.push(self.x)
 
 
-class AsgdIidReads(DescentBlock):
+class AsgdIidReads(SampledDescent):
     """`AsgdIid` for many parameters: lags are drawn at the start, unread points are not kept."""
 
     def __init__(
@@ -57,9 +67,17 @@ class AsgdIidReads(DescentBlock):
         lag = law.rvs(updates * paths, rng).reshape(updates, paths)
         self.past = ReadPoints(np.maximum(np.arange(updates)[:, None] - lag, 0), x)
 
-    def step(self, k: int) -> None:
-        """Apply to each path the gradient of a batch at the point that its lag chooses."""
-        self.descend(self.batch_gradient(self.past.read(k), k), k)
+    def read(self, k: int) -> list[Array]:
+        """Return the point of each path that its lag chooses."""
+        return [self.past.read(k)]
+
+    def sampled_gradient(self, x: Array, k: int) -> Array:
+        """Return the gradient of a mini-batch, for every problem."""
+        return self.batch_gradient(x, k)
+
+    def apply(self, gradients: Iterator[Array], k: int) -> None:
+        """Apply the gradient and keep the new point."""
+        super().apply(gradients, k)
         self.past.keep(k + 1, self.x)
 
 

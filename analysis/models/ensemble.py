@@ -1,35 +1,30 @@
 """Ensembles of paths: runs a model in blocks of paths and keeps statistics instead of paths.
 
-A model implements `Block`: some paths that advance together. A `BlockMaker` builds one from its
-initial points and its own random generator:
+    heun = PathModel(partial(Heun, problem, ...), "heun")          # see `analysis.models.blocks`
+    (ensemble,) = run_ensembles([heun], problem, updates, paths, seed)
 
-    class Heun:                                       # a Block
-        def __init__(self, problem, ..., x, rng): ...
-        def step(self, k): ...                        # from update k to update k + 1, in place
-        def position(self): ...                       # x now, shape (paths, d)
-
-    run_ensemble(partial(Heun, problem, ...), problem, updates, paths, seed, "heun")
-
-The number of paths and d alone determine the blocks, and each block has its own random stream, so
-results do not depend on the number of threads.
+Several models advance together: they share the calls of a problem that costs less so. The number
+of paths, d and the memory of the models alone determine the blocks, and each block of a model has
+its own random stream, so results depend neither on the number of threads nor, as long as a block of
+all fits the memory, on the other models.
 """
 
 from __future__ import annotations
 
-import logging
-import os
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Protocol, TypedDict, Unpack
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
 import numpy.typing as npt
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
+from analysis.models.blocks import Block, BlockMaker, PathModel, Together
+from analysis.models.memory import Footprint, block_sizes, blocks_in_flight, threads_that_fit
 from analysis.models.statistics import PathStatistics
 from asgd.arguments import count, number, shown
 from asgd.arrays import Array, Integers
@@ -44,21 +39,8 @@ QUANTILE_LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
 # sqrt(q (1 - q) / 4096) in level, 0.8 % at the median.
 QUANTILE_PATHS = 4096
 
-# Below the first number calls cost more than arithmetic. Threads still compete for the interpreter
-# lock up to the second. (d, d) arrays count.
-BLOCK_SCALARS = 10_000
-LARGE_BLOCK_SCALARS = 40_000
-# Numbers in the state of one block: 2**26 doubles are 512 MB.
-BLOCK_STATE = 2**26
-# Bytes of statistics an ensemble may hold; memory limits the number of threads.
-STATISTICS_BYTES = 4 * 2**30
-# From this size on an ensemble logs its memory.
-ANNOUNCED_BYTES = 2**27
-
 # Options of single models, to suggest corrections of misspelt ones.
 _OF_MODELS = ("batch_size", "closure", "noise", "substeps", "turns", "updates", "workers")
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, repr=False)
@@ -106,23 +88,6 @@ class Ensemble:
         )
 
 
-class Block(Protocol):
-    """Some paths of a model that advance together."""
-
-    def step(self, k: int) -> None:
-        """Advance every path from update k to update k + 1, in place."""
-
-    def position(self) -> Array:
-        """Return the current x, shape (paths, d); valid until the next step."""
-
-
-class BlockMaker(Protocol):
-    """Builds the block that starts at `x`, shape (paths, d); the block may overwrite `x`."""
-
-    def __call__(self, x: Array, rng: np.random.Generator) -> Block:
-        """Return the block, at update 0."""
-
-
 class PathOptions(TypedDict, total=False):
     """Keyword arguments that every model function passes on to `run_ensemble`."""
 
@@ -168,26 +133,6 @@ def per_update(value: PerUpdate, updates: int, key: str, *, fractional: bool = F
     return values
 
 
-def block_sizes(
-    paths: int, dim: int, state_copies: int = 4, fewest: int = Problem.points_at_once
-) -> list[int]:
-    """Return the number of paths of each block; it depends on the model, not on the machine.
-
-    Parameters
-    ----------
-    state_copies
-        Vectors of length d that a model holds for each path.
-    fewest
-        Paths of a block if there are as many, and memory suffices.
-    """
-    smallest = max(-(-BLOCK_SCALARS // dim), fewest)
-    size = min(max(smallest, paths // 2), max(smallest, LARGE_BLOCK_SCALARS // dim**2))
-    size = min(size, max(BLOCK_STATE // (dim * state_copies), 1))
-    blocks = max(paths // size, 1)
-    least, more = divmod(paths, blocks)
-    return [least + (i < more) for i in range(blocks)]
-
-
 def run_ensemble(
     make_block: BlockMaker,
     problem: Problem,
@@ -199,21 +144,31 @@ def run_ensemble(
     least_paths: int = 1,
     **options: Unpack[PathOptions],
 ) -> Ensemble:
-    """Simulate `paths` paths of a model over `updates` updates and return their statistics.
+    """Simulate one model, with the attributes of `PathModel`, as `run_ensembles` does."""
+    model = PathModel(make_block, name, state_copies, least_paths)
+    return run_ensembles([model], problem, updates, paths, seed, **options)[0]
 
-    Memory for m records: 2 m d moments per running or unmerged block, the state of one block per
-    thread, m min(paths, `QUANTILE_PATHS`) losses if quantiles are asked for, and the final points.
-    Only the last grows with the number of paths. A total above `ANNOUNCED_BYTES` is logged as a
-    warning beforehand. Memory of the problem's own methods is extra.
+
+def run_ensembles(
+    models: Sequence[PathModel],
+    problem: Problem,
+    updates: int,
+    paths: int,
+    seed: Seed,
+    **options: Unpack[PathOptions],
+) -> list[Ensemble]:
+    """Simulate `paths` paths of each model over `updates` updates and return their statistics.
+
+    Memory for m records and each model: 2 m d moments per running or unmerged block, the state of
+    one block per thread, m min(paths, `QUANTILE_PATHS`) losses if quantiles are asked for, and the
+    final points. Only the last grows with the number of paths. A total above
+    `memory.ANNOUNCED_BYTES` is logged as a warning beforehand. Memory of the problem's own methods
+    is extra.
 
     Parameters
     ----------
-    name
-        Names the random streams: two models under one seed draw independent numbers.
-    state_copies
-        Vectors of length d that the model holds for each path; bounds the size of a block.
-    least_paths
-        Paths that a block of the model needs, to divide them among recorded runs.
+    models
+        Models that advance together.
     initial
         x_0, shape (d,). Default: the problem's initial point under this seed.
     record
@@ -241,51 +196,63 @@ def run_ensemble(
     levels = np.asarray(options.get("quantile_levels", QUANTILE_LEVELS), dtype=float)
     start = initial_point(problem, options.get("initial"), seed)
     dtype = np.dtype(options.get("dtype", np.float64))
-    fewest = max(problem.points_at_once, least_paths)
-    sizes = block_sizes(paths, problem.dim, state_copies, fewest)
+    copies = sum(model.state_copies for model in models)
+    fewest = max(problem.points_at_once, *(model.least_paths for model in models))
+    sizes = block_sizes(paths, problem.dim, copies, fewest)
     moments = len(at) if options.get("moments", True) else 0
     offsets = np.cumsum([0, *sizes])
     kept = _quantile_paths(paths if len(levels) else 0)
-    threads = _plan_memory(
-        name,
+    footprint = Footprint(
+        name=", ".join(model.name for model in models),
+        models=len(models),
         dim=problem.dim,
         itemsize=dtype.itemsize,
         records=len(at),
         moments=moments,
         sizes=sizes,
-        state_copies=state_copies,
+        state_copies=copies,
         kept=len(kept),
-        threads=options.get("threads"),
     )
-    losses = np.empty((len(at), len(kept)))
-    final = np.empty((paths, problem.dim), dtype)
+    threads = threads_that_fit(footprint, options.get("threads"))
+    losses = [np.empty((len(at), len(kept))) for _ in models]
+    final = [np.empty((paths, problem.dim), dtype) for _ in models]
     watch = _Watch(len(sizes) * updates, options.get("progress"))
 
-    def run(i: int) -> PathStatistics:
+    def run(i: int) -> list[PathStatistics]:
         rows = slice(int(offsets[i]), int(offsets[i + 1]))
         first, last = np.searchsorted(kept, [rows.start, rows.stop])
         chosen = kept[first:last] - rows.start
-        statistics = PathStatistics(problem, sizes[i], chosen, losses[:, first:last], moments)
-        x = np.tile(start.astype(dtype), (sizes[i], 1))
-        block = make_block(x, stream(seed, f"{name}/{i}"))
+        statistics = [
+            PathStatistics(problem, sizes[i], chosen, one[:, first:last], moments) for one in losses
+        ]
+        blocks = [
+            model.make_block(
+                np.tile(start.astype(dtype), (sizes[i], 1)), stream(seed, f"{model.name}/{i}")
+            )
+            for model in models
+        ]
         # Diverged paths are reported as inf or nan.
         with problem.in_one_thread(), np.errstate(over="ignore", invalid="ignore"):
-            _run_block(block, updates, at, statistics, watch)
-        final[rows] = block.position()
+            _run_blocks(blocks, updates, at, statistics, watch)
+        for one, block in zip(final, blocks, strict=True):
+            one[rows] = block.position()
         return statistics
 
     merged = _over_blocks(run, len(sizes), threads, watch)
-    return Ensemble(
-        update=at,
-        mean=merged.mean,
-        second_moment=merged.second_moment,
-        loss_mean=merged.loss_mean,
-        loss_std=np.sqrt(merged.loss_variance),
-        quantile_levels=levels,
-        loss_quantiles=_loss_quantiles(losses, levels),
-        paths=paths,
-        final=final,
-    )
+    return [
+        Ensemble(
+            update=at,
+            mean=statistics.mean,
+            second_moment=statistics.second_moment,
+            loss_mean=statistics.loss_mean,
+            loss_std=np.sqrt(statistics.loss_variance),
+            quantile_levels=levels,
+            loss_quantiles=_loss_quantiles(losses[i], levels),
+            paths=paths,
+            final=final[i],
+        )
+        for i, statistics in enumerate(merged)
+    ]
 
 
 def _check_options(problem: Problem, options: Mapping[str, Any]) -> None:
@@ -324,19 +291,25 @@ class _Watch:
                 self._progress(self._done, self._total)
 
 
-def _run_block(
-    block: Block, updates: int, at: Integers, statistics: PathStatistics, watch: _Watch
+def _run_blocks(
+    blocks: Sequence[Block],
+    updates: int,
+    at: Integers,
+    statistics: Sequence[PathStatistics],
+    watch: _Watch,
 ) -> None:
+    together = Together(blocks)
     wanted = iter(enumerate(at.tolist()))
     row, following = next(wanted)
     unreported = 0
     for k in range(updates + 1):
         if k == following:
-            statistics.record(row, block.position())
+            for one, block in zip(statistics, blocks, strict=True):
+                one.record(row, block.position())
             row, following = next(wanted, (row, -1))
         if k == updates or watch.stopped:
             break
-        block.step(k)
+        together.step(k)
         unreported += 1
         if unreported == watch.interval:
             watch.add(unreported)
@@ -345,8 +318,8 @@ def _run_block(
 
 
 def _over_blocks(
-    run: Callable[[int], PathStatistics], blocks: int, threads: int, watch: _Watch
-) -> PathStatistics:
+    run: Callable[[int], list[PathStatistics]], blocks: int, threads: int, watch: _Watch
+) -> list[PathStatistics]:
     # One BLAS thread per block: otherwise blocks compete, and rounding depends on their number. A
     # single block would gain little by more: their threads wait actively, and on a busy machine
     # for ten times as long as one thread computes.
@@ -357,17 +330,15 @@ def _over_blocks(
         try:
             # Merge in the order of the blocks: the sums then round the same way every time.
             left = iter(range(blocks))
-            waiting = deque(pool.submit(run, i) for i in islice(left, _blocks_in_flight(threads)))
-            merged = None
+            waiting = deque(pool.submit(run, i) for i in islice(left, blocks_in_flight(threads)))
+            merged: list[PathStatistics] = []
             while waiting:
-                statistics = waiting.popleft().result()
-                if merged is None:
-                    merged = statistics
-                else:
-                    with np.errstate(over="ignore", invalid="ignore"):
-                        merged.merge(statistics)
+                found = waiting.popleft().result()
+                with np.errstate(over="ignore", invalid="ignore"):
+                    for one, other in zip(merged, found, strict=False):  # the first are merged
+                        one.merge(other)
+                merged = merged or found
                 waiting.extend(pool.submit(run, i) for i in islice(left, 1))
-            assert merged is not None  # there is a block
             return merged
         except BaseException:
             watch.stopped = True
@@ -413,42 +384,3 @@ def _recorded_updates(record: npt.ArrayLike | None, updates: int) -> Integers:
     if given.size == 0 or not fits or np.any(given != np.floor(given)):
         raise InputError(f"record = {shown(record)}: expected updates from 0 to {updates}")
     return np.unique(given.astype(np.int64))
-
-
-def _blocks_in_flight(threads: int) -> int:
-    """Return how many blocks may run or wait to be merged without idle threads."""
-    return threads + (threads > 1)
-
-
-def _plan_memory(
-    name: str,
-    *,
-    dim: int,
-    itemsize: int,
-    records: int,
-    moments: int,
-    sizes: list[int],
-    state_copies: int,
-    kept: int,
-    threads: int | None,
-) -> int:
-    """Return how many threads fit into memory; log the memory if it is large."""
-    blocks, paths = len(sizes), sum(sizes)
-    once = 8 * records * kept + itemsize * paths * dim
-
-    def statistics(threads: int) -> int:
-        return 16 * moments * dim * (min(blocks, _blocks_in_flight(threads)) + (blocks > 1)) + once
-
-    if statistics(1) > STATISTICS_BYTES:
-        raise InputError(
-            f"record: {records} records of {dim} parameters, and {paths} paths, need "
-            f"{statistics(1) / 2**30:.1f} GB; expected at most {STATISTICS_BYTES / 2**30:.0f} GB: "
-            "record fewer updates or simulate fewer paths"
-        )
-    threads = min(threads or len(os.sched_getaffinity(0)), blocks)
-    while statistics(threads) > STATISTICS_BYTES:
-        threads -= 1
-    needed = statistics(threads) + threads * itemsize * max(sizes) * dim * state_copies
-    if needed > ANNOUNCED_BYTES:
-        _log.warning("%s: its paths take up to %.2g GB of memory", name, needed / 2**30)
-    return threads

@@ -11,20 +11,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Unpack
 
 import numpy as np
 
+from analysis.models.blocks import PathModel
 from analysis.models.descent import Descent, DescentBlock
-from analysis.models.ensemble import Ensemble, PathOptions, PerUpdate, run_ensemble
 from analysis.models.recorded_batches import RecordedBatches, RedrawnBatches
 from analysis.models.replay import Replays
 from asgd.arrays import Array, Integers
 from asgd.local_steps import LocalSteps
-from asgd.problems.base import Problem
 from asgd.rules.base import Optimizer, Rule
 from asgd.simulation.replay import Gradients
-from asgd.streams import Seed
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,35 +95,26 @@ class LocalReplay(DescentBlock):
         return self.sampled_gradient(x, row)
 
 
-def local_replay(
-    problem: Problem,
-    learning_rate: PerUpdate,
+def local_replay_paths(
+    descent: Descent,
     pushes: LocalPushes,
     rule: Rule,
-    updates: int,
-    paths: int,
-    seed: Seed,
     batches: Sequence[RecordedBatches] | None = None,
-    **options: Unpack[PathOptions],
-) -> Ensemble:
-    """Simulate paths that make the pushes of recorded runs with Gaussian noise.
+) -> PathModel:
+    """Return the model that makes the pushes of recorded runs with Gaussian noise.
 
     Parameters
     ----------
-    learning_rate
-        Of the server; one, or one per update.
+    descent
+        With the learning rate of the server; the batch size is that of each push.
     pushes
         Of one run, or of several, which share the paths.
     rule
         Of the server.
-    updates
-        Number of updates to replay.
     batches
         Of each run, to draw batches as it did; default independent draws from all samples.
-    paths, seed, options
-        As for `sme_asgd`.
     """
-    descent, steps = Descent.of(problem, learning_rate, 1, updates), pushes.steps()
+    updates, steps = len(descent.learning_rate), pushes.steps()
     makers, copies = [], 0
     own_batches = [None] * len(pushes.runs) if batches is None else batches
     for run, drawn in zip(pushes.runs, own_batches, strict=True):
@@ -141,5 +129,5 @@ def local_replay(
         own = len(steps.rule.state) * workers + steps.rule.scratch
         copies = max(copies, int(held.max()) + 6 + own + len(rule.state) + rule.scratch)
         makers.append(partial(LocalReplay, descent, pushes.steps, run, last_read, rule, drawn))
-    block = partial(Replays, makers) if len(makers) > 1 else makers[0]
-    return run_ensemble(block, problem, updates, paths, seed, "local_replay", copies, **options)
+    block = partial(Replays, descent, makers) if len(makers) > 1 else makers[0]
+    return PathModel(block, "local_replay", copies)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Protocol
 
 import numpy as np
 
-from analysis.models.descent import Descent, DescentBlock
+from analysis.models.descent import Descent, DescentBlock, SampledDescent
 from analysis.models.noise import outer, psd_factor, standard_increments
 from asgd.arrays import Array, Integers
 
@@ -27,7 +28,7 @@ class TurnMaker(Protocol):
         """Return the turns, at update 0."""
 
 
-class Pool(DescentBlock):
+class Pool(SampledDescent):
     """A block of paths of (P2), with the P snapshots of each path.
 
     An update uses one snapshot, x' = x - eta (grad f + xi)(snapshot) with xi ~ N(0, S/b) or of a
@@ -46,14 +47,17 @@ class Pool(DescentBlock):
         self.snapshots = np.repeat(x[:, None], self.turns.workers, axis=1)
         self._path = np.arange(len(x))
 
-    def step(self, k: int) -> None:
-        """Apply one snapshot of each path and replace it by the new point."""
-        slot = self.turns.next()
+    def read(self, k: int) -> list[Array]:
+        """Return the snapshot of each path whose turn it is."""
+        self._slot = slot = self.turns.next()
         # of one path without a copy
         one = len(slot) == 1
-        used = self.snapshots[:, slot[0]] if one else self.snapshots[self._path, slot]
-        self.descend(self.sampled_gradient(used, k), k)
-        self.snapshots[self._path, slot] = self.x
+        return [self.snapshots[:, slot[0]] if one else self.snapshots[self._path, slot]]
+
+    def apply(self, gradients: Iterator[Array], k: int) -> None:
+        """Apply the gradient and replace the snapshot by the new point."""
+        super().apply(gradients, k)
+        self.snapshots[self._path, self._slot] = self.x
 
 
 class PoolMoments(DescentBlock):

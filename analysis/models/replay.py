@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, Protocol, Unpack, cast
+from itertools import islice
+from typing import Any, TypeVar, Unpack, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from analysis.models.descent import Descent, DescentBlock
-from analysis.models.ensemble import Ensemble, PathOptions, PerUpdate, run_ensemble
+from analysis.models.blocks import Block, PathModel
+from analysis.models.descent import Descent, DescentBlock, SampledDescent
+from analysis.models.ensemble import Ensemble, PathOptions, PerUpdate, run_ensembles
 from analysis.models.recorded_batches import RecordedBatches, RedrawnBatches
 from asgd.arrays import Array, Integers
 from asgd.errors import InputError
@@ -20,16 +22,11 @@ from asgd.rules.sgd import Sgd
 from asgd.staleness.values import whole_numbers
 from asgd.streams import Seed
 
+Replayed = TypeVar("Replayed")
 
-class Replay(DescentBlock):
-    """A block of paths of x_{k+1} = x_k - eta (grad f(x_{k - tau_k}) + xi_k), xi_k ~ N(0, S/b).
 
-    The noise may be that of a mini-batch (`sampled_gradient`), or of `batches` drawn as in a run.
-    An update with several reads takes the mean of such gradients, with noise of their own.
-
-    Keeps only points that a later update reads. The gradient is drawn at its use, so two reads of
-    one version have independent noise, as with two workers.
-    """
+class _Replayed(DescentBlock):
+    """The state of paths that read what a run did; keeps only points that a later update reads."""
 
     def __init__(
         self,
@@ -37,73 +34,125 @@ class Replay(DescentBlock):
         read_version: Integers,
         last_read: Integers,
         rule: Rule,
-        batches: RecordedBatches | None,
         x: Array,
         rng: np.random.Generator,
     ) -> None:
         super().__init__(descent, x, rng)
-        self.batches = RedrawnBatches(batches, rng) if batches else None
         self.optimizer = Optimizer(rule, x)
         self.read_version, self.last_read = read_version, last_read
         self.snapshots = {0: x.copy()}
 
-    def step(self, k: int) -> None:
-        """Apply update k at the versions that the trace reads."""
+    def read(self, k: int) -> list[Array]:
+        """Return the points at the versions that update k reads."""
+        return [self.snapshots[version] for version in self.read_version[k].tolist()]
+
+    def use(self, gradient: Array, k: int) -> None:
+        """Apply the gradient of update k, shape (paths, d)."""
         versions = self.read_version[k].tolist()
         oldest = min(versions)
-        sample = self._sample([self.snapshots[version] for version in versions], k)
         read = self.snapshots[oldest]
         for version in set(versions):
             if self.last_read[version] == k:
                 del self.snapshots[version]
-        self.optimizer.apply(self.x, sample, self.learning_rate[k], k, k - oldest, read)
+        self.optimizer.apply(self.x, gradient, self.learning_rate[k], k, k - oldest, read)
         if self.last_read[k + 1] >= 0:
             self.snapshots[k + 1] = self.x.copy()
 
-    def _sample(self, points: Sequence[Array], k: int) -> Array:
-        """Return the mean of the gradients of update k, one at each point."""
-        if self.batches is not None:
-            return self.batches.gradient(self.problem, points, k)
-        sample = self.sampled_gradient(points[0], k)
-        if len(points) > 1:
-            sample = sample / len(points)  # new memory: the problem may use its own again
-            for point in points[1:]:
-                sample += self.sampled_gradient(point, k) / len(points)
-        return sample
+
+class Replay(_Replayed, SampledDescent):
+    """A block of paths of x_{k+1} = x_k - eta (grad f(x_{k - tau_k}) + xi_k), xi_k ~ N(0, S/b).
+
+    The noise may be that of a mini-batch (`sampled_gradient`). An update with several reads takes
+    the mean of such gradients, with noise of their own.
+
+    The gradient is drawn at its use, so two reads of one version have independent noise, as with
+    two workers.
+    """
+
+    def apply(self, gradients: Iterator[Array], k: int) -> None:
+        """Apply the mean of the gradients at the versions that update k reads."""
+        each = self.read_version.shape[1]
+        sample = next(gradients)
+        if each > 1:
+            sample = sample / each  # new memory: the problem may use its own again
+            for gradient in gradients:
+                sample += gradient / each
+        self.use(sample, k)
 
 
-class Stepping(Protocol):
-    """A block of paths."""
+class RedrawnReplay(_Replayed):
+    """A block of paths as of `Replay`, with `batches` drawn as in the run."""
 
-    def step(self, k: int, /) -> None:
-        """Make update k."""
+    def __init__(
+        self,
+        descent: Descent,
+        read_version: Integers,
+        last_read: Integers,
+        rule: Rule,
+        batches: RecordedBatches,
+        x: Array,
+        rng: np.random.Generator,
+    ) -> None:
+        super().__init__(descent, read_version, last_read, rule, x, rng)
+        self.batches = RedrawnBatches(batches, rng)
+
+    def step(self, k: int) -> None:
+        """Apply update k at the versions that the trace reads."""
+        self.use(self.batches.gradient(self.problem, self.read(k), k), k)
 
 
-class Replays:
+class Replays(DescentBlock):
     """A block of paths divided among several recorded runs; each path replays one."""
 
     def __init__(
         self,
-        makers: Sequence[Callable[[Array, np.random.Generator], Stepping]],
+        descent: Descent,
+        makers: Sequence[Callable[[Array, np.random.Generator], Block]],
         x: Array,
         rng: np.random.Generator,
     ) -> None:
-        self.x = x
-        # Blocks are small, so chance decides which runs get one path more.
-        chosen = rng.permutation(len(makers))
-        parts = np.array_split(x, len(makers))
-        self.replays = [
-            makers[i](part, rng) for i, part in zip(chosen, parts, strict=True) if len(part)
-        ]
+        super().__init__(descent, x, rng)
+        self.replays = _divided(makers, x, rng)
 
     def step(self, k: int) -> None:
-        """Apply update k at the versions that the traces read."""
+        """Apply update k of every run."""
         for replay in self.replays:
             replay.step(k)
 
-    def position(self) -> Array:
-        """Return x, shape (paths, d)."""
-        return self.x
+
+class SampledReplays(SampledDescent):
+    """A block as of `Replays` whose replays sample."""
+
+    def __init__(
+        self,
+        descent: Descent,
+        makers: Sequence[Callable[[Array, np.random.Generator], Replay]],
+        x: Array,
+        rng: np.random.Generator,
+    ) -> None:
+        super().__init__(descent, x, rng)
+        self.replays = _divided(makers, x, rng)
+
+    def read(self, k: int) -> list[Array]:
+        """Return the points of every replay, one after another."""
+        return [x for replay in self.replays for x in replay.read(k)]
+
+    def apply(self, gradients: Iterator[Array], k: int) -> None:
+        """Apply to every replay its own gradients."""
+        for replay in self.replays:
+            replay.apply(islice(gradients, replay.read_version.shape[1]), k)
+
+
+def _divided(
+    makers: Sequence[Callable[[Array, np.random.Generator], Replayed]],
+    x: Array,
+    rng: np.random.Generator,
+) -> list[Replayed]:
+    """Return the blocks of several recorded runs, which share the paths that start at x evenly."""
+    # Blocks are small, so chance decides which runs get one path more.
+    chosen = rng.permutation(len(makers))
+    parts = np.array_split(x, len(makers))
+    return [makers[i](part, rng) for i, part in zip(chosen, parts, strict=True) if len(part)]
 
 
 def sme_replay(
@@ -141,12 +190,23 @@ def sme_replay(
     InputError
         If a sequence is not staleness, or another argument is invalid.
     """
-    several = isinstance(staleness, Sequence) and len(staleness) > 0 and np.ndim(staleness[0]) > 0
-    given: Sequence[Any] = cast(Sequence[Any], staleness) if several else [staleness]
-    sequences = [_checked(tau) for tau in given]
-    updates = min(len(tau) for tau in sequences) if updates is None else updates
+    if updates is None:
+        updates = min(len(tau) for tau in _sequences(staleness))
     descent = Descent.of(problem, learning_rate, batch_size, updates)
-    makers, copies, rule = [], 0, rule or Sgd()
+    model = replay_paths(descent, staleness, rule, batches)
+    return run_ensembles([model], problem, updates, paths, seed, **options)[0]
+
+
+def replay_paths(
+    descent: Descent,
+    staleness: npt.ArrayLike | Sequence[npt.ArrayLike],
+    rule: Rule | None = None,
+    batches: Sequence[RecordedBatches] | None = None,
+) -> PathModel:
+    """Return the model of `sme_replay`, to be simulated with others; its arguments and errors."""
+    sequences, updates = _sequences(staleness), len(descent.learning_rate)
+    makers: list[Any] = []
+    copies, rule = 0, rule or Sgd()
     own = [None] * len(sequences) if batches is None else batches
     for tau, drawn in zip(sequences, own, strict=True):
         read_version = _read_versions(tau, updates)
@@ -155,11 +215,21 @@ def sme_replay(
         held = np.cumsum(np.bincount(np.unique(read_version), minlength=updates + 1))[:-1]
         held -= np.cumsum(np.bincount(last_read[last_read >= 0], minlength=updates))
         copies = max(copies, int(held.max()) + 4 + max(1, len(rule.state) + rule.scratch - 1))
-        makers.append(partial(Replay, descent, read_version, last_read, rule, drawn))
-    block = partial(Replays, makers) if several else makers[0]
-    return run_ensemble(
-        block, problem, updates, paths, seed, "sme_replay", copies, len(makers), **options
-    )
+        common = (descent, read_version, last_read, rule)
+        makers.append(
+            partial(Replay, *common) if drawn is None else partial(RedrawnReplay, *common, drawn)
+        )
+    block = makers[0]
+    if len(makers) > 1:
+        block = partial(Replays if batches else SampledReplays, descent, makers)
+    return PathModel(block, "sme_replay", copies, len(makers))
+
+
+def _sequences(staleness: npt.ArrayLike | Sequence[npt.ArrayLike]) -> list[Integers]:
+    """Return the staleness of each run, shape (updates, each)."""
+    several = isinstance(staleness, Sequence) and len(staleness) > 0 and np.ndim(staleness[0]) > 0
+    given: Sequence[Any] = cast(Sequence[Any], staleness) if several else [staleness]
+    return [_checked(tau) for tau in given]
 
 
 def _checked(staleness: npt.ArrayLike) -> Integers:

@@ -9,9 +9,10 @@ from typing import Literal, Unpack
 import numpy as np
 import numpy.typing as npt
 
+from analysis.models.blocks import PathModel
 from analysis.models.descent import Descent, DescentBlock
 from analysis.models.discrete import independent_lags
-from analysis.models.ensemble import Ensemble, PathOptions, PerUpdate, run_ensemble
+from analysis.models.ensemble import Ensemble, PathOptions, PerUpdate, run_ensembles
 from analysis.models.noise import SNAPSHOTS, NoiseKind, staleness_noise
 from asgd.arguments import count, number
 from asgd.arrays import Array
@@ -70,7 +71,9 @@ class SmeAsgd(DescentBlock):
             self.noise.absorb(self.x, self.g)
 
 
-def _short_calls(problem: Problem, noise: NoiseKind, dtype: npt.DTypeLike | None) -> bool:
+def _short_calls(
+    problem: Problem, noise: NoiseKind | Literal["batch"], dtype: npt.DTypeLike | None
+) -> bool:
     """Return whether calls of an update are so short that threads wait for each other.
 
     This holds in one dimension with additive noise, except for normal increments in float64.
@@ -127,15 +130,25 @@ def sme_asgd(
         If an argument is invalid.
     """
     descent = Descent.of(problem, learning_rate, batch_size, updates)
+    model = sme_asgd_paths(descent, mu, noise=noise, substeps=substeps)
+    if options.get("threads") is None and _short_calls(problem, noise, options.get("dtype")):
+        options["threads"] = 1
+    return run_ensembles([model], problem, updates, paths, seed, **options)[0]
+
+
+def sme_asgd_paths(
+    descent: Descent,
+    mu: float,
+    *,
+    noise: NoiseKind | Literal["batch"] = "auto",
+    substeps: int = 1,
+) -> PathModel:
+    """Return the model of `sme_asgd`, to be simulated with others; its arguments and errors."""
     mu, substeps = number(mu, "mu", least=0.0, below=1.0), count(substeps, "substeps")
-    if noise == "batch" or (noise == "auto" and substeps == 1 and not problem.gives_noise):
+    if noise == "batch" or (noise == "auto" and substeps == 1 and not descent.problem.gives_noise):
         if substeps > 1:
             raise InputError(f"noise = 'batch' with substeps = {substeps}: expected one step")
         exact, copies = independent_lags(descent, Geometric(mu))
-        return run_ensemble(exact, problem, updates, paths, seed, "sme_asgd", copies, **options)
-    if options.get("threads") is None and _short_calls(problem, noise, options.get("dtype")):
-        options["threads"] = 1
+        return PathModel(exact, "sme_asgd", copies)
     block = partial(SmeAsgd, descent, mu, noise=noise, substeps=substeps)
-    return run_ensemble(
-        block, problem, updates, paths, seed, "sme_asgd", 2 * SNAPSHOTS + 4, **options
-    )
+    return PathModel(block, "sme_asgd", 2 * SNAPSHOTS + 4)

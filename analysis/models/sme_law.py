@@ -8,16 +8,11 @@ from typing import Literal, Unpack
 
 import numpy as np
 
+from analysis.models.blocks import BlockMaker, PathModel
 from analysis.models.clocks import pool_turns
 from analysis.models.descent import Descent, DescentBlock
 from analysis.models.discrete import independent_lags
-from analysis.models.ensemble import (
-    BlockMaker,
-    Ensemble,
-    PathOptions,
-    PerUpdate,
-    run_ensemble,
-)
+from analysis.models.ensemble import Ensemble, PathOptions, PerUpdate, run_ensembles
 from analysis.models.history import History, HistoryMatrixNoise, HistorySnapshotNoise
 from analysis.models.noise import MATRIX_DIM, SNAPSHOTS
 from analysis.models.pool import Pool, PoolMoments, TurnMaker
@@ -119,8 +114,28 @@ def sme_law(
     InputError
         If an argument is invalid.
     """
-    seed = as_seed(seed)
     descent = Descent.of(problem, learning_rate, batch_size, updates)
+    model = sme_law_paths(descent, law, seed, closure=closure, workers=workers, turns=turns)
+    return run_ensembles([model], problem, updates, paths, seed, **options)[0]
+
+
+def sme_law_paths(
+    descent: Descent,
+    law: StalenessLaw | Sequence[StalenessLaw],
+    seed: Seed,
+    *,
+    closure: PathClosure = "pool",
+    workers: int | None = None,
+    turns: RecordedTurns | None = None,
+) -> PathModel:
+    """Return the model of `sme_law`, to be simulated with others; its arguments and errors.
+
+    Parameters
+    ----------
+    seed
+        Of the turns that the hazards of "pool" are made from.
+    """
+    seed = as_seed(seed)
     routes: dict[str, Callable[[], tuple[BlockMaker, int]]] = {
         "pool": lambda: (
             _pool(descent, _laws_of_workers(law, workers), seed)
@@ -134,9 +149,7 @@ def sme_law(
     if closure not in routes:
         raise InputError(f"closure = {closure!r}: expected {', '.join(routes)}")
     block, copies = routes[closure]()
-    return run_ensemble(
-        block, problem, updates, paths, seed, f"sme_law/{closure}", copies, **options
-    )
+    return PathModel(block, f"sme_law/{closure}", copies)
 
 
 def _one_law(law: StalenessLaw | Sequence[StalenessLaw]) -> StalenessLaw:

@@ -8,8 +8,9 @@ from typing import Unpack
 
 import numpy as np
 
-from analysis.models.descent import Descent, DescentBlock
-from analysis.models.ensemble import Ensemble, PathOptions, PerUpdate, run_ensemble
+from analysis.models.blocks import PathModel
+from analysis.models.descent import Descent, DescentBlock, SampledDescent
+from analysis.models.ensemble import Ensemble, PathOptions, PerUpdate, run_ensembles
 from asgd.arguments import count
 from asgd.arrays import Array
 from asgd.errors import InputError
@@ -62,7 +63,7 @@ class SmeSgd(DescentBlock):
         return gradient + eta / 2 * self.problem.hessian_vector(x, gradient)
 
 
-class NativeSgd(DescentBlock):
+class NativeSgd(SampledDescent):
     """A block of paths of x' = x - eta grad f(x) + eta (S(x)/b)^{1/2} z.
 
     The native scheme of (S6): its drift equals the flow of (S6) over one update up to third order
@@ -77,9 +78,9 @@ class NativeSgd(DescentBlock):
 
     weak_order = 2.0
 
-    def step(self, k: int) -> None:
-        """Advance one update."""
-        self.descend(self.sampled_gradient(self.x, k), k)
+    def read(self, k: int) -> list[Array]:
+        """Return the current points."""
+        return [self.x]
 
 
 def sme_sgd(
@@ -114,8 +115,12 @@ def sme_sgd(
     descent = Descent.of(problem, learning_rate, batch_size, updates)
     if count(substeps, "substeps") > 1 and native:
         raise InputError(f"substeps = {substeps}: expected 1 with native = True")
-    if native:
-        block = partial(NativeSgd, descent)
-        return run_ensemble(block, problem, updates, paths, seed, "sme_sgd/native", 3, **options)
-    heun = partial(SmeSgd, descent, substeps=substeps)
-    return run_ensemble(heun, problem, updates, paths, seed, "sme_sgd", 8, **options)
+    model = native_sgd_paths(descent)
+    if not native:
+        model = PathModel(partial(SmeSgd, descent, substeps=substeps), "sme_sgd", 8)
+    return run_ensembles([model], problem, updates, paths, seed, **options)[0]
+
+
+def native_sgd_paths(descent: Descent) -> PathModel:
+    """Return the model of `sme_sgd` with `native`, to be simulated with others."""
+    return PathModel(partial(NativeSgd, descent), "sme_sgd/native", 3)

@@ -14,8 +14,8 @@ import numpy as np
 import pandas as pd
 from scipy.stats import ks_2samp
 
+from analysis.models.blocks import Block
 from analysis.models.descent import Descent
-from analysis.models.ensemble import Block
 from analysis.models.langevin import SmeLangevin
 from analysis.models.sme_asgd import SmeAsgd
 from analysis.paper.claim import Claim, pvalue_text

@@ -9,9 +9,10 @@ import numpy as np
 import pandas as pd
 from scipy.stats import ks_2samp
 
+from analysis.models.blocks import Block
 from analysis.models.descent import Descent
 from analysis.models.discrete import AsgdIid, MomentumSgd
-from analysis.models.ensemble import Block, run_ensemble
+from analysis.models.ensemble import run_ensemble
 from analysis.paper.claim import Claim, pvalue_text, value
 from analysis.paper.stationary import ExpectedReadPaths, decay_updates, thinned_samples
 from asgd.arrays import Array

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from analysis.models.ensemble import Block
+from analysis.models.blocks import Block
 from asgd.arrays import Array
 
 

@@ -1,61 +1,43 @@
-"""Estimates the duration of a prediction from the first updates of its paths."""
+"""Tells how long a prediction takes, once its own first steps have shown the pace."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable
 
-import numpy as np
-
-from analysis.prediction.model import Model
-from analysis.prediction.setting import RunSetting
-
-_FIRST, _SECOND = 8, 24  # updates: their difference excludes one-time costs
-_LONG = 10 * _SECOND  # shorter runs are not measured
+_MEASURED = 2.0  # seconds of which the pace is taken
 
 
-def expected_seconds(
-    models: Sequence[Model],
-    setting: RunSetting,
-    paths: int,
-    seed: int,
-    clock: Callable[[], float] = time.perf_counter,
-) -> float:
-    """Return the seconds that ensembles of paths will take; 0 if a run is too short to measure.
+class Forecast:
+    """Announces the duration of long work, once.
+
+    The first report is no part of the pace, because the first calls may compile code.
 
     Parameters
     ----------
-    models
-        The models to simulate.
-    setting, paths, seed
-        As for the prediction.
+    announce
+        Called with the seconds that the whole work takes, if it takes long enough to be measured.
     clock
         A monotonic clock, in seconds.
     """
-    if setting.updates < _LONG:
-        return 0.0
-    total = 0.0
-    for model in models:
-        spent = []
-        for updates in (_FIRST, _FIRST, _SECOND):  # the first call may compile code
-            start = clock()
-            model.simulate(_beginning(setting, updates), paths, seed)
-            spent.append(clock() - start)
-        total += max(0.0, spent[2] - spent[1]) / (_SECOND - _FIRST) * setting.updates
-    return total
 
+    def __init__(
+        self, announce: Callable[[float], None], clock: Callable[[], float] = time.perf_counter
+    ) -> None:
+        self._announce, self._clock = announce, clock
+        self._first: tuple[float, float] | None = None
+        self._announced = False
 
-def _beginning(setting: RunSetting, updates: int) -> RunSetting:
-    """Return the setting of the first updates only."""
-    rate, size = setting.learning_rate, setting.batch_size
-    return replace(
-        setting,
-        learning_rate=rate[:updates] if isinstance(rate, np.ndarray) else rate,
-        batch_size=size[:updates] if isinstance(size, np.ndarray) else size,
-        record=np.array([0, updates]),
-        staleness=tuple(one[:updates] for one in setting.staleness),
-    )
+    def __call__(self, share: float) -> None:
+        """Take in the completed share of the work."""
+        if self._announced or share <= 0:
+            return
+        now = self._clock()
+        if self._first is None:
+            self._first = now, share
+        elif now - self._first[0] >= _MEASURED and share > self._first[1]:
+            self._announced = True
+            self._announce((now - self._first[0]) / (share - self._first[1]))
 
 
 def in_words(seconds: float) -> str:

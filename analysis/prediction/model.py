@@ -7,8 +7,7 @@ moments for linear gradients; one mean path with linear noise around it, (F1).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import cast
+from collections.abc import Callable, Sequence
 
 from analysis.exact.given_reads import (
     Reads,
@@ -20,13 +19,14 @@ from analysis.exact.given_reads import (
     turn_reads,
 )
 from analysis.exact.moments import Closure
-from analysis.models.ensemble import Ensemble, PathOptions
-from analysis.models.local_replay import local_replay
+from analysis.models.blocks import PathModel
+from analysis.models.ensemble import Ensemble, run_ensembles
+from analysis.models.local_replay import local_replay_paths
 from analysis.models.recorded_turns import RecordedTurns, ResampledTurns
-from analysis.models.replay import sme_replay
-from analysis.models.sme_asgd import sme_asgd
-from analysis.models.sme_law import sme_law
-from analysis.models.sme_sgd import sme_sgd
+from analysis.models.replay import replay_paths
+from analysis.models.sme_asgd import sme_asgd_paths
+from analysis.models.sme_law import sme_law_paths
+from analysis.models.sme_sgd import native_sgd_paths
 from analysis.models.turns import START_UP
 from analysis.prediction.exact import drawn_sequences, geometric_curve, given_reads, is_linear
 from analysis.prediction.lag_noise import DrawnReads, servers
@@ -71,10 +71,14 @@ class Model(ABC):
         return False
 
     @abstractmethod
-    def simulate(
-        self, setting: RunSetting, paths: int, seed: int, progress: OnProgress | None = None
-    ) -> Ensemble:
-        """Return an ensemble of paths, recorded at the updates of the setting."""
+    def path_model(self, setting: RunSetting, seed: int) -> PathModel:
+        """Return what `simulate` simulates.
+
+        Parameters
+        ----------
+        seed
+            Of random numbers that all paths share, if any.
+        """
 
     def has_exact(self, setting: RunSetting) -> bool:
         """Return whether `exact` can compute this setting in memory."""
@@ -143,20 +147,9 @@ class WithoutStaleness(Model):
         """Return True under plain SGD with independent batches."""
         return setting.plain
 
-    def simulate(
-        self, setting: RunSetting, paths: int, seed: int, progress: OnProgress | None = None
-    ) -> Ensemble:
-        """Return an ensemble of the native scheme."""
-        return sme_sgd(
-            setting.problem,
-            setting.learning_rate,
-            setting.updates,
-            paths,
-            seed,
-            native=True,
-            batch_size=setting.batch_size,
-            **_path_options(setting, progress),
-        )
+    def path_model(self, setting: RunSetting, seed: int) -> PathModel:
+        """Return the native scheme."""
+        return native_sgd_paths(setting.descent)
 
     def has_exact(self, setting: RunSetting) -> bool:
         """Return whether gradients are linear."""
@@ -180,20 +173,9 @@ class GeometricStaleness(Model):
         """Return True under plain SGD with stale gradients."""
         return setting.plain and not setting.synchronous
 
-    def simulate(
-        self, setting: RunSetting, paths: int, seed: int, progress: OnProgress | None = None
-    ) -> Ensemble:
-        """Return an ensemble of the native scheme, (S5)."""
-        return sme_asgd(
-            setting.problem,
-            setting.learning_rate,
-            setting.mu,
-            setting.updates,
-            paths,
-            seed,
-            batch_size=setting.batch_size,
-            **_path_options(setting, progress),
-        )
+    def path_model(self, setting: RunSetting, seed: int) -> PathModel:
+        """Return the native scheme, (S5)."""
+        return sme_asgd_paths(setting.descent, setting.mu)
 
     def has_exact(self, setting: RunSetting) -> bool:
         """Return whether gradients are linear."""
@@ -235,23 +217,16 @@ class MeasuredLaw(Model):
         """Return True for the closure of the run, under plain SGD with stale gradients."""
         return self._closure is None and setting.plain and not setting.synchronous
 
-    def simulate(
-        self, setting: Setting, paths: int, seed: int, progress: OnProgress | None = None
-    ) -> Ensemble:
-        """Return an ensemble of (G1), (P2) or (P3)."""
+    def path_model(self, setting: Setting, seed: int) -> PathModel:
+        """Return (G1), (P2) or (P3)."""
         closure = self._closure or setting.closure
-        return sme_law(
-            setting.problem,
-            setting.learning_rate,
+        return sme_law_paths(
+            setting.descent,
             setting.law,
-            setting.updates,
-            paths,
             seed,
             closure=closure,
             workers=setting.workers if closure == "pool" else None,
             turns=self._turns(setting),
-            batch_size=setting.batch_size,
-            **_path_options(setting, progress),
         )
 
     def has_exact(self, setting: Setting) -> bool:
@@ -329,34 +304,11 @@ class Replay(Model):
         """Return True for every run."""
         return True
 
-    def simulate(
-        self, setting: RunSetting, paths: int, seed: int, progress: OnProgress | None = None
-    ) -> Ensemble:
-        """Return an ensemble; several runs share the paths."""
+    def path_model(self, setting: RunSetting, seed: int) -> PathModel:
+        """Return the replay; several runs share the paths."""
         if setting.local is not None and setting.rule is not None:
-            return local_replay(
-                setting.problem,
-                setting.learning_rate,
-                setting.local,
-                setting.rule,
-                setting.updates,
-                paths,
-                seed,
-                batches=setting.batches,
-                **_path_options(setting, progress),
-            )
-        return sme_replay(
-            setting.problem,
-            setting.learning_rate,
-            setting.staleness,
-            paths,
-            seed,
-            updates=setting.updates,
-            rule=setting.rule,
-            batches=setting.batches,
-            batch_size=setting.batch_size,
-            **_path_options(setting, progress),
-        )
+            return local_replay_paths(setting.descent, setting.local, setting.rule, setting.batches)
+        return replay_paths(setting.descent, setting.staleness, setting.rule, setting.batches)
 
     def has_exact(self, setting: RunSetting) -> bool:
         """Return whether gradients are linear and the live snapshots fit into memory."""
@@ -371,17 +323,26 @@ class Replay(Model):
         return given_reads(setting, reads, seed)
 
 
-def _path_options(setting: Setting, progress: OnProgress | None) -> PathOptions:
-    return cast(
-        PathOptions,
-        {
-            "dtype": setting.dtype,
-            "initial": setting.initial,
-            "record": setting.record,
-            "quantile_levels": SCORED_LEVELS,
-            "progress": progress,
-            "moments": False,
-        },
+def simulate(
+    models: Sequence[PathModel],
+    setting: Setting,
+    paths: int,
+    seed: int,
+    progress: OnProgress | None = None,
+) -> list[Ensemble]:
+    """Return ensembles of paths that advance together, recorded at the updates of the setting."""
+    return run_ensembles(
+        models,
+        setting.problem,
+        setting.updates,
+        paths,
+        seed,
+        dtype=setting.dtype,
+        initial=setting.initial,
+        record=setting.record,
+        quantile_levels=SCORED_LEVELS.tolist(),
+        progress=progress,
+        moments=False,
     )
 
 

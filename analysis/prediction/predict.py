@@ -17,9 +17,10 @@ import numpy as np
 import pandas as pd
 
 from analysis.exact.moments import Closure
-from analysis.prediction.duration import expected_seconds
+from analysis.models.blocks import share_calls
+from analysis.prediction.duration import Forecast
 from analysis.prediction.loss_curve import SCORED_LEVELS, LossCurve
-from analysis.prediction.model import LABELS, MODELS, Model, OnProgress
+from analysis.prediction.model import LABELS, MODELS, Model, OnProgress, simulate
 from analysis.prediction.run_stability import DivergedPaths, StabilityAnswer, run_stability
 from analysis.prediction.setting import RunSetting, whole
 from analysis.profile.fit import StalenessFit
@@ -215,9 +216,10 @@ def predict(
     force
         Predict even if the problem has changed, see `asgd.rundir.problem_record`.
     announce
-        Called before the simulation with its expected seconds.
+        Called at most once, with the expected seconds of the whole prediction, when its first two
+        seconds have shown the pace.
     progress
-        Called with the name of the current model and the completed share of all work.
+        Called with the names of the current models and the completed share of all work.
 
     Raises
     ------
@@ -240,13 +242,16 @@ def predict(
     for one in runs:
         check_problem(one, setting.problem, "predict", force=force)
     seed = runs[0].config.run.seed if seed is None else seed
-    chosen, curves = _models(setting, models, method), {}
-    if announce is not None and method != "fast":
-        drawn = [m for m in chosen if method == "simulate" or not m.has_exact(setting)]
-        announce(expected_seconds(drawn, setting, paths, seed))
-    for number, model in enumerate(chosen):
-        share = _share(progress, model.name, number, len(chosen))
-        curves[model.name] = _curve(model, setting, method, paths, seed, share)
+    chosen = _models(setting, models, method)
+    work = _Work(len(chosen), progress, announce)
+    drawn = [] if method == "fast" else chosen
+    if method == "auto":
+        drawn = [model for model in chosen if not model.has_exact(setting)]
+    found = _simulated(drawn, setting, paths, seed, work)
+    for model in chosen:
+        if model not in drawn:
+            found[model.name] = _computed(model, setting, method, seed, work)
+    curves = {model.name: found[model.name] for model in chosen}
     ends = [curves[name].end for name in ("sme_law", "replay", *curves) if name in curves]
     settings = PredictionSettings(
         paths=paths,
@@ -294,19 +299,57 @@ def _models(setting: RunSetting, asked: Sequence[str] | None, method: Method) ->
     return chosen
 
 
-def _curve(
-    model: Model,
-    setting: RunSetting,
-    method: Method,
-    paths: int,
-    seed: int,
-    progress: OnProgress | None,
+class _Work:
+    """Tells the caller of a prediction how far it is, and how long it takes."""
+
+    def __init__(
+        self,
+        models: int,
+        progress: Callable[[str, float], None] | None,
+        announce: Callable[[float], None] | None,
+    ) -> None:
+        self._all, self._done = models, 0
+        self._progress = progress
+        self._forecast = None if announce is None else Forecast(announce)
+
+    def begin(self, models: Sequence[Model]) -> OnProgress:
+        """Begin with some models; return a callback for the progress of their paths."""
+        names, before = ", ".join(model.name for model in models), self._done
+        self._done += len(models)
+
+        def tell(done: int, total: int) -> None:
+            share = (before + len(models) * done / total) / self._all
+            if self._progress is not None:
+                self._progress(names, share)
+            if self._forecast is not None:
+                self._forecast(share)
+
+        tell(0, 1)
+        return tell
+
+
+def _simulated(
+    models: Sequence[Model], setting: RunSetting, paths: int, seed: int, work: _Work
+) -> dict[str, LossCurve]:
+    """Return the curves of models from paths, which advance together if that saves calls."""
+    together = share_calls(setting.problem)
+    curves = {}
+    for group in [models] if together else [[model] for model in models]:
+        if group:
+            path_models = [model.path_model(setting, seed) for model in group]
+            ensembles = simulate(path_models, setting, paths, seed, work.begin(group))
+            for model, ensemble in zip(group, ensembles, strict=True):
+                curves[model.name] = LossCurve.of_ensemble(ensemble)
+    return curves
+
+
+def _computed(
+    model: Model, setting: RunSetting, method: Method, seed: int, work: _Work
 ) -> LossCurve:
-    """Return the curve of one model by the method asked for."""
-    if method == "auto" and model.has_exact(setting):
-        return model.exact(setting, seed)
+    """Return the curve of one model without paths."""
+    progress = work.begin([model])
     if method != "fast":
-        return LossCurve.of_ensemble(model.simulate(setting, paths, seed, progress))
+        return model.exact(setting, seed)
     curve = model.fast(setting, seed, progress)
     if curve.unstable_from is not None:
         raise UnreliableEstimateError(
@@ -360,16 +403,6 @@ def read_prediction(directory: str | Path) -> Prediction:
             f"{directory}: no readable prediction ({reason}); `asgd predict`"
         ) from None
     return Prediction(curves, settings)
-
-
-def _share(
-    progress: Callable[[str, float], None] | None, name: str, number: int, models: int
-) -> OnProgress | None:
-    """Report the start of a model; return a callback that maps its progress to the total."""
-    if progress is None:
-        return None
-    progress(name, number / models)
-    return lambda done, total: progress(name, (number + done / total) / models)
 
 
 def _frame(name: str, curve: LossCurve) -> pd.DataFrame:

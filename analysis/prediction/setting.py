@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from analysis.exact.moments import Closure
+from analysis.models.descent import Descent
 from analysis.models.local_replay import LocalPushes
 from analysis.models.recorded_batches import RecordedBatches, dependence
 from analysis.models.recorded_turns import RecordedTurns, has_spells
@@ -98,6 +99,11 @@ class Setting:
     def steady(self) -> bool:
         """Whether learning rate and batch size are constant."""
         return np.ndim(self.learning_rate) == 0 and np.ndim(self.batch_size) == 0
+
+    @property
+    def descent(self) -> Descent:
+        """What the paths of every model share."""
+        return Descent.of(self.problem, self.learning_rate, self.batch_size, self.updates)
 
     @property
     def dtype(self) -> npt.DTypeLike:

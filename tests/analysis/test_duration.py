@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from analysis.prediction.duration import expected_seconds, in_words
-from analysis.prediction.model import MODELS
+from analysis.prediction.duration import Forecast, in_words
+from analysis.prediction.model import MODELS, simulate
 from analysis.prediction.setting import RunSetting
 from analysis.profile.repeats import fit_runs
 from asgd.problems.base import Array
@@ -19,39 +19,54 @@ from tests.support.reports import simulated_run
 
 
 class Ticking(Quadratic):
-    """A quadratic whose gradients take a second a path."""
+    """A quadratic whose gradients take a tenth of a second a path, and the first a minute."""
 
     seconds = 0.0
 
+    def _tick(self, x: Array) -> None:
+        self.seconds += 0.1 * x[..., 0].size + 60.0 * (self.seconds == 0)
+
     def gradient(self, x: Array, indices: Any = None) -> Array:
-        self.seconds += x[..., 0].size
+        self._tick(x)
         return super().gradient(x, indices)
 
     def gradient_and_noise(self, x: Array, rng: np.random.Generator) -> tuple[Array, Array]:
-        self.seconds += x[..., 0].size
+        self._tick(x)
         return super().gradient_and_noise(x, rng)
 
 
-def setting_of(path: Path, updates: int) -> tuple[Ticking, RunSetting]:
+def announced(path: Path, updates: int) -> tuple[list[float], float]:
+    """Return what is announced of a prediction by three models, and what it took."""
     run = simulated_run(path, updates=updates)
     problem = Ticking()
-    return problem, replace(RunSetting.of([run], fit_runs([run])), problem=problem)
+    setting = replace(RunSetting.of([run], fit_runs([run])), problem=problem)
+    said: list[float] = []
+    forecast = Forecast(said.append, clock=lambda: problem.seconds)
+    names = ("sme_sgd", "sme_law", "replay")
+    for before, name in enumerate(names):
+        model = MODELS[name].path_model(setting, 0)
+
+        def tell(done: int, total: int, before: int = before) -> None:
+            forecast((before + done / total) / len(names))
+
+        simulate([model], setting, 4, 0, tell)
+    return said, problem.seconds
 
 
-def test_a_prediction_takes_as_long_as_it_was_expected_to(tmp_path: Path) -> None:
-    problem, setting = setting_of(tmp_path / "run", 600)
-    models = [MODELS[name] for name in ("sme_sgd", "sme_law", "replay")]
-    expected = expected_seconds(models, setting, 4, 0, clock=lambda: problem.seconds)
-    start = problem.seconds
-    for model in models:
-        model.simulate(setting, 4, 0)
-    assert expected == pytest.approx(problem.seconds - start, rel=0.15)
-    assert expected > 3 * 600
+def test_a_prediction_takes_as_long_as_was_announced(tmp_path: Path) -> None:
+    (said,), seconds = announced(tmp_path / "run", updates=600)
+    assert said == pytest.approx(seconds - 60.0, rel=0.05)
+    assert said > 3 * 600 * 0.1 * 4 * 0.95
 
 
-def test_a_short_prediction_is_not_measured(tmp_path: Path) -> None:
-    problem, setting = setting_of(tmp_path / "run", 200)
-    assert expected_seconds(list(MODELS.values()), setting, 4, 0) == problem.seconds == 0.0
+def test_short_work_is_not_announced() -> None:
+    said: list[float] = []
+    now = [0.0]
+    forecast = Forecast(said.append, clock=lambda: now[0])
+    for share in (0.0, 0.25, 0.5, 1.0):
+        now[0] += 0.6
+        forecast(share)
+    assert said == []
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(9.6, "10 s"), (122.0, "2 min"), (7300.0, "2.0 h")])

@@ -7,16 +7,15 @@ import pytest
 from threadpoolctl import threadpool_limits
 
 import analysis
-from analysis.models import ensemble
+from analysis.models import memory
 from analysis.models.ensemble import (
-    BLOCK_SCALARS,
     QUANTILE_PATHS,
     _loss_quantiles,
     _quantile_paths,
-    block_sizes,
     per_update,
     run_ensemble,
 )
+from analysis.models.memory import BLOCK_SCALARS, block_sizes
 from asgd.config import make_config
 from asgd.errors import InputError
 from asgd.problems.make import make_problem
@@ -273,9 +272,9 @@ def test_memory_is_announced_and_kept_to(caplog, monkeypatch):
     options = {"initial": np.zeros(Wide.dim), "record": [0, 2], "quantile_levels": ()}
     small = run_ensemble(Walk, Wide(), 2, 64, 3, "walk", threads=2, **options)
     assert not caplog.messages
-    monkeypatch.setattr(ensemble, "ANNOUNCED_BYTES", 10**6)
+    monkeypatch.setattr(memory, "ANNOUNCED_BYTES", 10**6)
     # 10.2 MB for all final points, 0.6 MB for the statistics of each of two threads and two more
-    monkeypatch.setattr(ensemble, "STATISTICS_BYTES", 13 * 10**6)
+    monkeypatch.setattr(memory, "STATISTICS_BYTES", 13 * 10**6)
     tracemalloc.start()
     again = run_ensemble(Walk, Wide(), 2, 64, 3, "walk", threads=64, **options)
     used = tracemalloc.get_traced_memory()[1]

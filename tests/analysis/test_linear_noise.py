@@ -12,7 +12,7 @@ from analysis.prediction.linear_noise import (
     linear_noise,
 )
 from analysis.prediction.loss_curve import SCORED_LEVELS
-from analysis.prediction.model import LAW
+from analysis.prediction.model import LAW, simulate
 from analysis.prediction.response import response_power
 from analysis.prediction.setting import Setting
 from analysis.profile.queueing import ServerTimes, server_staleness
@@ -276,7 +276,7 @@ def test_fast_is_right_or_refuses_where_lags_are_random(
         assert not np.isfinite(curve.mean[-1])
         return
     paths = 400
-    simulated = LAW.simulate(setting, paths, 0)
+    (simulated,) = simulate([LAW.path_model(setting, 0)], setting, paths, 0)
     error_of_mean = simulated.loss_std[1:] / np.sqrt(paths)
     off = np.abs(curve.mean - simulated.loss_mean)[1:]
     assert np.all(off < 3 * error_of_mean + 0.015 * simulated.loss_mean[1:])

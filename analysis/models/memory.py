@@ -1,0 +1,122 @@
+"""How many paths a block has, and how many blocks run at once, within memory."""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+
+from asgd.errors import InputError
+from asgd.problems.base import Problem
+
+# Below the first number calls cost more than arithmetic. Threads still compete for the interpreter
+# lock up to the second. (d, d) arrays count.
+BLOCK_SCALARS = 10_000
+LARGE_BLOCK_SCALARS = 40_000
+# Numbers in the state of one block: 2**26 doubles are 512 MB.
+BLOCK_STATE = 2**26
+# Bytes of statistics an ensemble may hold; memory limits the number of threads.
+STATISTICS_BYTES = 4 * 2**30
+# From this size on an ensemble logs its memory.
+ANNOUNCED_BYTES = 2**27
+
+_log = logging.getLogger(__name__)
+
+
+def block_sizes(
+    paths: int, dim: int, state_copies: int = 4, fewest: int = Problem.points_at_once
+) -> list[int]:
+    """Return the number of paths of each block; it depends on the model, not on the machine.
+
+    Parameters
+    ----------
+    state_copies
+        Vectors of length d that a model holds for each path.
+    fewest
+        Paths of a block if there are as many, and memory suffices.
+    """
+    smallest = max(-(-BLOCK_SCALARS // dim), fewest)
+    size = min(max(smallest, paths // 2), max(smallest, LARGE_BLOCK_SCALARS // dim**2))
+    size = min(size, max(BLOCK_STATE // (dim * state_copies), 1))
+    blocks = max(paths // size, 1)
+    least, more = divmod(paths, blocks)
+    return [least + (i < more) for i in range(blocks)]
+
+
+def blocks_in_flight(threads: int) -> int:
+    """Return how many blocks may run or wait to be merged without idle threads."""
+    return threads + (threads > 1)
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What determines the memory of an ensemble, or of several that advance together.
+
+    Attributes
+    ----------
+    name
+        Of the ensembles, for messages.
+    models
+        Number of ensembles.
+    dim, itemsize
+        Length of a vector, and bytes of each of its numbers.
+    records, moments
+        Recorded updates, and those of which moments are kept.
+    sizes
+        Paths of each block.
+    state_copies
+        Vectors that all models together hold for each path.
+    kept
+        Paths whose losses are kept.
+    """
+
+    name: str
+    models: int
+    dim: int
+    itemsize: int
+    records: int
+    moments: int
+    sizes: list[int]
+    state_copies: int
+    kept: int
+
+    @property
+    def state(self) -> int:
+        """Bytes that a thread needs for its block."""
+        return self.itemsize * max(self.sizes) * self.dim * self.state_copies
+
+    def statistics(self, threads: int) -> int:
+        """Return the bytes of all that is kept of the paths."""
+        blocks = len(self.sizes)
+        of_blocks = min(blocks, blocks_in_flight(threads)) + (blocks > 1)
+        once = 8 * self.records * self.kept + self.itemsize * sum(self.sizes) * self.dim
+        return self.models * (16 * self.moments * self.dim * of_blocks + once)
+
+
+def threads_that_fit(footprint: Footprint, asked: int | None) -> int:
+    """Return how many threads fit into memory; log the memory if it is large.
+
+    Parameters
+    ----------
+    asked
+        Number of threads if they fit. Default: the processors this process may use.
+
+    Raises
+    ------
+    InputError
+        Not even one does.
+    """
+    least = footprint.statistics(1)
+    if least > STATISTICS_BYTES:
+        raise InputError(
+            f"record: {footprint.records} records of {footprint.dim} parameters, and "
+            f"{sum(footprint.sizes)} paths, need {least / 2**30:.1f} GB; expected at most "
+            f"{STATISTICS_BYTES / 2**30:.0f} GB: record fewer updates or simulate fewer paths"
+        )
+    threads = min(asked or len(os.sched_getaffinity(0)), len(footprint.sizes))
+    while footprint.statistics(threads) > STATISTICS_BYTES:
+        threads -= 1
+    needed = footprint.statistics(threads) + threads * footprint.state
+    if needed > ANNOUNCED_BYTES:
+        _log.warning("%s: its paths take up to %.2g GB of memory", footprint.name, needed / 2**30)
+    return threads
