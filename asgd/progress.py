@@ -28,6 +28,8 @@ class Progress:
         Metrics of the problem at the last evaluation, by name.
     joining
         Workers that the first update still waits for: they start, and import the problem.
+    skipped
+        Losses that were not evaluated, because there was no time.
     """
 
     update: int
@@ -39,6 +41,7 @@ class Progress:
     evaluating: bool = False
     metrics: Mapping[str, float] = field(default_factory=dict)
     joining: int = 0
+    skipped: int = 0
 
 
 class CallbackError(Exception):

@@ -43,6 +43,7 @@ def record_findings(run: Run) -> list[str]:
         lambda: run.positions,
         lambda: run.loss,
         lambda: run.metrics,
+        lambda: run.skipped,
     ]
     if not damaged:  # otherwise these checks would repeat the damage of a part
         damaged = [finding for read in tables for finding in _refusal(read)]

@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 
@@ -23,7 +23,7 @@ from asgd.rundir.files import describe_os_error
 from asgd.rundir.repair import recorded_updates
 from asgd.rundir.writer import RunWriter
 from cluster.core.backlog import Backlog
-from cluster.core.ledger import Record
+from cluster.core.ledger import Record, Work
 from cluster.core.messages import Gradient
 from cluster.core.server import Replies
 from cluster.core.status import Status
@@ -38,8 +38,10 @@ from cluster.storage.recorder import EvaluationError, Recorder
 from cluster.storage.recovery import Restored, start_server
 from cluster.transport import EncodedReply, Waiting, connect, decode
 
+T = TypeVar("T")
 Actor = Any  # a Ray handle; Ray's own type does not know that its methods have `.remote`
 
+WORK = "work"  # the concurrency group of what takes the recorder's time
 ASIDE = "aside"  # the concurrency group of calls that do not wait for a busy actor
 
 _SECONDS_PER_RECORD = 1.0
@@ -133,8 +135,10 @@ class ServerActor:
         self._sockets: SocketServer | None = None
         self._serving: asyncio.Task[None] | None = None
         self._stopped = asyncio.Event()
-        self._backlog = Backlog()
-        self._server.ledger.most_evaluations = self._backlog.most_evaluations
+        self._backlog = Backlog(config.run.evaluations == "skip")
+        self._work = Work()  # of written records, not yet begun
+        self._working = asyncio.Lock()
+        self._limit_evaluations()
         self._written: set[asyncio.Task[None]] = set()
         self._last_record = time.monotonic()
 
@@ -256,20 +260,42 @@ class ServerActor:
         record = self._server.drain()
         if record.empty:
             return
-        evaluations, nbytes = len(record.evaluations), record.nbytes
-        self._backlog.add(evaluations, nbytes)
-        call = self._recorder.record.remote(record)
-        self._written.add(asyncio.create_task(self._follow(call, evaluations, nbytes)))
+        self._backlog.add(len(record.evaluations), record.nbytes)
+        self._limit_evaluations()
+        following = self._follow_rows if self._backlog.skips else self._follow
+        self._written.add(asyncio.create_task(following(record)))
 
-    async def _follow(self, call: ray.ObjectRef[float], evaluations: int, nbytes: int) -> None:
+    async def _follow(self, record: Record) -> None:
         """Wait until a record is written, then hand over pending records."""
-        seconds = await call  # the launcher also notices a dead recorder
-        self._backlog.remove(evaluations, seconds, nbytes)
-        self._server.ledger.most_evaluations = self._backlog.most_evaluations
+        seconds = await self._recorder.record.remote(record)  # the launcher notices a dead recorder
+        self._backlog.remove(len(record.evaluations), seconds, record.nbytes)
+        self._end_following()
+
+    async def _follow_rows(self, record: Record) -> None:
+        """Wait until a record is written; have its losses evaluated while others are written."""
+        written = await self._recorder.write.remote(record.rows)
+        self._backlog.remove(0, 0.0)
+        if written:  # else nothing may follow it
+            waiting, self._work = self._work, self._work.then(record.work)
+            replaced = waiting.nbytes + record.nbytes - self._work.nbytes  # an older checkpoint
+            self._backlog.evaluated(0, 0.0, replaced)
+        self._hand_over_if_ready()
+        async with self._working:
+            work, self._work = self._work, Work()
+            if work:
+                seconds = await self._recorder.work.remote(work)
+                self._backlog.evaluated(len(work.evaluations), seconds, work.nbytes)
+        self._end_following()
+
+    def _end_following(self) -> None:
+        self._limit_evaluations()
         task = asyncio.current_task()
         assert task is not None
         self._written.discard(task)
         self._hand_over_if_ready()
+
+    def _limit_evaluations(self) -> None:
+        self._server.ledger.most_evaluations = self._backlog.most_evaluations
 
 
 class WorkerActor:
@@ -306,14 +332,20 @@ class RecorderActor:
         self._recorder: Recorder | None = None
         self._error: UserError | None = None
         # Before the run starts: imports and reads would compete with it for a core.
-        self._attempt(self._open)
+        self._guarded(self._open)
 
     def record(self, record: Record) -> float:
         """Write a record and return how many seconds its losses took."""
-        if self._recorder is None or self._error is not None:
-            return 0.0
-        recorder = self._recorder
-        return self._attempt(lambda: recorder.record(record)) or 0.0
+        return self._attempt(lambda recorder: recorder.record(record)) or 0.0
+
+    def write(self, record: Record) -> bool:
+        """Write a record without its work; return whether it is written."""
+        return bool(self._attempt(lambda recorder: recorder.write(record)))
+
+    @ray.method(concurrency_group=WORK)
+    def work(self, work: Work) -> float:
+        """Do the work of written records and return how many seconds the losses took."""
+        return self._attempt(lambda recorder: recorder.work(work)) or 0.0
 
     @ray.method(concurrency_group=ASIDE)
     def hurry(self) -> None:
@@ -330,7 +362,13 @@ class RecorderActor:
                 RunWriter(self._path).event("metrics", url=metrics_page())
         self._recorder = Recorder(self._path, problem, self._epoch, metrics)
 
-    def _attempt(self, step: Callable[[], float | None]) -> float | None:
+    def _attempt(self, step: Callable[[Recorder], T]) -> T | None:
+        recorder = self._recorder
+        if recorder is None or self._error is not None:
+            return None
+        return self._guarded(lambda: step(recorder))
+
+    def _guarded(self, step: Callable[[], T]) -> T | None:
         try:
             return step()
         except AsgdError as error:

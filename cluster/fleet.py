@@ -18,7 +18,15 @@ from asgd.errors import InputError, RunFailedError
 from asgd.rundir.checkpoint import CHECKPOINTS
 from asgd.rundir.reader import read_run
 from asgd.rundir.writer import RunWriter
-from cluster.actors import ASIDE, Actor, RecorderActor, ServerActor, UserError, WorkerActor
+from cluster.actors import (
+    ASIDE,
+    WORK,
+    Actor,
+    RecorderActor,
+    ServerActor,
+    UserError,
+    WorkerActor,
+)
 from cluster.core.status import Status, WorkerStatus
 from cluster.local_ray.causes import cause_of
 from cluster.local_ray.vitals import answer, check_ray
@@ -109,7 +117,7 @@ class Fleet:
             path,
             epoch,
             umask,
-            concurrency_groups={ASIDE: 1},
+            concurrency_groups={ASIDE: 1, WORK: 1},
             **options,
         )
         self.server = _start(

@@ -137,6 +137,7 @@ def _watch(fleet: Fleet, progress: Callable[[Progress], None] | None) -> str | N
                 evaluating=status.waiting or (flushed is not None and not finished),
                 metrics=losses.metrics,
                 joining=_joining(status),
+                skipped=status.skipped,
             )
             call_back(progress, progress_now)
         if finished:

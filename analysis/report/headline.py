@@ -179,7 +179,7 @@ def _description(runs: Sequence[Run]) -> str:
         f"in {seconds:.3g} s{clock} ({len(trace) / max(seconds, 1e-9):,.0f} updates/s), "
         f"{_ended(run)}.{_waited(run, seconds)}"
         f"{'' if loss.empty else f' The loss went from {loss.iloc[0]:.4g} to {loss.iloc[-1]:.4g}.'}"
-        f"{_metrics(run)}"
+        f"{_metrics(run)}{_skipped(run)}"
     )
 
 
@@ -215,6 +215,17 @@ def _metrics(run: Run) -> str:
     last = [f"{printable(str(name))} {value:.4g}" for name, value in run.metrics.iloc[-1].items()]
     more = ", ..." if len(last) > _LISTED else ""
     return f" At the end: {', '.join(last[:_LISTED])}{more}."
+
+
+def _skipped(run: Run) -> str:
+    """Return the sentence on losses that were not evaluated."""
+    skipped = len(run.skipped)
+    if not skipped:
+        return ""
+    return (
+        f" {skipped} of {skipped + len(run.loss)} losses were skipped, because evaluating them "
+        "took longer than training."
+    )
 
 
 def _waited(run: Run, seconds: float) -> str:

@@ -241,7 +241,9 @@ def _rate(progress: Progress) -> str:
 def _wait(progress: Progress) -> str:
     if progress.joining:
         return f" (waiting for {progress.joining} workers to start and import the problem)"
-    return " (waiting for the evaluation of losses)" if progress.evaluating else ""
+    if progress.evaluating:
+        return " (waiting for the evaluation of losses)"
+    return f" ({progress.skipped} losses skipped, no time)" if progress.skipped else ""
 
 
 def _both(mean: float, recent: float) -> str:

@@ -13,6 +13,8 @@
                            data.sampling = "epoch"
     loss.parquet/part-*.parquet
                            a row per evaluation, columns `LOSS_COLUMNS`
+    skipped/part-*.parquet a row per loss for whose evaluation there was no time, columns
+                           `SKIPPED_COLUMNS`; only if there are any
     metrics/part-*.parquet a row per evaluation and metric of the problem, columns `METRIC_COLUMNS`;
                            only if it has metrics
     events.jsonl           start, worker_lost, finish, ...: one JSON object per line
@@ -29,7 +31,7 @@ import numpy as np
 from asgd.rundir.tables import Types
 
 TRACE, MEMBERS, DISCARDED, POSITIONS = "trace", "members", "discarded", "positions"
-LOSS, METRICS = "loss.parquet", "metrics"
+LOSS, METRICS, SKIPPED = "loss.parquet", "metrics", "skipped"
 
 SHARED = -1  # the worker of an update by the mean of several gradients
 
@@ -68,6 +70,7 @@ POSITION_COLUMNS = {
     "position": np.int64,  # of its first sample in the epochs of the worker's part: 0, 1, ...
 }
 LOSS_COLUMNS = {"update": np.int64, "seconds": np.float64, "loss": np.float64}
+SKIPPED_COLUMNS = {"update": np.int64}
 METRIC_COLUMNS: Types = {"update": np.int64, "name": str, "value": np.float64}
 TABLES: dict[str, Types] = {
     TRACE: TRACE_COLUMNS,
@@ -76,4 +79,5 @@ TABLES: dict[str, Types] = {
     POSITIONS: POSITION_COLUMNS,
     LOSS: LOSS_COLUMNS,
     METRICS: METRIC_COLUMNS,
+    SKIPPED: SKIPPED_COLUMNS,
 }

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from asgd.config import MOST_WORKERS, RunConfig
 from asgd.errors import InputError
 from asgd.problems.base import MOST_METRICS
-from asgd.rundir.columns import DISCARDED, LOSS, MEMBERS, METRICS, POSITIONS
+from asgd.rundir.columns import DISCARDED, LOSS, MEMBERS, METRICS, POSITIONS, SKIPPED
 
 T = TypeVar("T")
 
@@ -101,7 +101,7 @@ def _beginnings(part: Path) -> tuple[int, int]:
 def most_rows(config: RunConfig, table: str) -> int:
     """Return the largest valid number of rows, because a tiny Parquet file can claim millions."""
     updates = config.run.updates
-    if table in (LOSS, METRICS):
+    if table in (LOSS, METRICS, SKIPPED):
         each = MOST_METRICS if table == METRICS else 1
         return each * (updates // config.run.eval_every + 2)
     if table not in (MEMBERS, DISCARDED, POSITIONS):
@@ -113,7 +113,10 @@ def most_rows(config: RunConfig, table: str) -> int:
 
 
 def missing_losses(
-    update: npt.NDArray[np.int64], config: RunConfig, reached: int | None = None
+    update: npt.NDArray[np.int64],
+    skipped: npt.NDArray[np.int64],
+    config: RunConfig,
+    reached: int | None = None,
 ) -> list[int]:
     """Return the update at which each gap in the losses begins.
 
@@ -121,6 +124,8 @@ def missing_losses(
     ----------
     update
         Updates of the recorded losses, in order.
+    skipped
+        Updates of those that were skipped. Others before them may still be evaluated.
     config
         The run; it defines when losses are due.
     reached
@@ -128,6 +133,7 @@ def missing_losses(
     """
     every, updates = config.run.eval_every, config.run.updates
     end = reached if reached is not None else int(update[-1]) if len(update) else -1
+    update = np.union1d(update, skipped[skipped <= end])
     before = np.concatenate([[-every], update])
     due = before + every - before % every
     following = np.concatenate([update, [end + 1]])

@@ -15,7 +15,7 @@ from asgd.arrays import Array
 from asgd.config import RunConfig, load_config
 from asgd.errors import AsgdError, InputError
 from asgd.rundir.alive import read_heartbeat
-from asgd.rundir.columns import DISCARDED, LOSS, MEMBERS, METRICS, POSITIONS, TABLES, TRACE
+from asgd.rundir.columns import DISCARDED, LOSS, MEMBERS, METRICS, POSITIONS, SKIPPED, TABLES, TRACE
 from asgd.rundir.defects import (
     discarded_defect,
     loss_defect,
@@ -112,16 +112,22 @@ class Run:
 
         Columns: `update`, the number of applied updates; `seconds` from the start of the run to
         the last of them; `loss`, f at the parameters after them. Missing losses are an error,
-        except those reported by the event `loss_damaged`.
+        except those in `skipped` and those reported by the event `loss_damaged`.
         """
         # Read the state first: a run that finishes in between would seem to miss losses.
         reached = self.recorded_updates if self.state == "finished" else None
         loss = self._table(LOSS)
         self._refuse(LOSS, loss_defect(_columns_of(loss)))
-        missing = missing_losses(loss["update"].to_numpy(), self.config, reached)
+        skipped = self.skipped["update"].to_numpy()
+        missing = missing_losses(loss["update"].to_numpy(), skipped, self.config, reached)
         for update in set(missing) - reported_losses(self.events):
             self._refuse(LOSS, f"the loss after update {update} is missing; a part was lost")
         return loss
+
+    @cached_property
+    def skipped(self) -> pd.DataFrame:
+        """One row per loss for whose evaluation there was no time; column `update`."""
+        return self._table(SKIPPED)
 
     def some_losses(self, most: int) -> list[float]:
         """Return at most `most` losses at equal distances, with the last, part by part."""

@@ -18,6 +18,7 @@ from asgd.rundir.columns import (
     METRICS,
     POSITIONS,
     SHARED,
+    SKIPPED,
     TABLES,
     TRACE,
 )
@@ -92,7 +93,7 @@ def cut_back(path: Path, updates: int) -> None:
             writer.note_change(part)
     ends = {
         **dict.fromkeys((TRACE, MEMBERS, DISCARDED, POSITIONS), updates),
-        **dict.fromkeys((LOSS, METRICS), updates + 1),
+        **dict.fromkeys((LOSS, METRICS, SKIPPED), updates + 1),
     }
     for table, end in ends.items():
         parts = parts_of(path / table)
@@ -144,7 +145,9 @@ def _damaged_discarded(path: Path, config: RunConfig) -> list[int]:
 def _set_damaged_losses_aside(writer: RunWriter, config: RunConfig) -> None:
     known = _set_damaged_aside(writer, config, LOSS, "loss_damaged")
     told = reported_losses(read_events(writer.path / "events.jsonl"))
-    for missing in missing_losses(known, config):
+    pieces = [piece["update"] for piece in _undamaged(writer.path / SKIPPED, config)]
+    skipped = np.concatenate([np.empty(0, np.int64), *pieces])
+    for missing in missing_losses(known, skipped, config):
         if missing not in told:
             name = f"{LOSS}/{damaged_name(missing)}"
             writer.event("loss_damaged", file=name, reason="the part is missing")

@@ -24,6 +24,7 @@ from asgd.rundir.columns import (
     METRIC_COLUMNS,
     METRICS,
     POSITIONS,
+    SKIPPED,
     TRACE,
 )
 from asgd.rundir.files import make_directory, replace_file
@@ -86,6 +87,10 @@ class RunWriter:
     def loss(self, columns: Mapping[str, Sequence[Any] | np.ndarray[Any, Any]]) -> None:
         """Write one part of the losses: `LOSS_COLUMNS` of equal length, ordered by `update`."""
         self._part(LOSS, columns)
+
+    def skipped(self, updates: Sequence[int] | np.ndarray[Any, Any]) -> None:
+        """Write one part of the losses that were not evaluated, ordered by update."""
+        self._part(SKIPPED, {"update": updates})
 
     def metrics(self, rows: Iterable[tuple[int, Mapping[str, float]]]) -> None:
         """Write one part of the metrics: of each update, numbers by name; ordered by update."""

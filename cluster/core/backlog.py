@@ -1,8 +1,8 @@
 """Limits the recorder's backlog to about a second of work.
 
-If evaluating a loss takes longer than the updates between two losses, the run slows down to the
-recorder's speed. This bounds the memory, keeps status calls fast, and leaves little to write when
-a run is interrupted.
+If evaluating a loss takes longer than the updates between two losses, losses are skipped, or the
+run slows down to the recorder's speed. This bounds the memory, keeps status calls fast, and leaves
+little to write when a run is interrupted.
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ class Backlog:
 
     Attributes
     ----------
+    skips
+        Whether losses are skipped. Then a record is written before its losses are evaluated, and
+        losses that wait leave room for more records, but not for more losses.
     records
         Number of records.
     evaluations
@@ -32,6 +35,7 @@ class Backlog:
         Seconds per evaluation, recently measured.
     """
 
+    skips: bool = False
     records: int = 0
     evaluations: int = 0
     nbytes: int = 0
@@ -40,13 +44,17 @@ class Backlog:
     @property
     def most_evaluations(self) -> int:
         """Number of losses to evaluate in a full record."""
-        return max(1, round(_SECONDS / self.seconds_each))
+        most = max(1, round(_SECONDS / self.seconds_each))
+        if not self.skips:
+            return most
+        return max(0, most - self.evaluations) if self.nbytes < _BYTES else 0
 
     @property
     def has_room(self) -> bool:
         """Whether another record may be queued now."""
-        small = self.records <= _RECORDS and self.nbytes < _BYTES
-        return small and self._seconds < _SECONDS_ON_THEIR_WAY
+        if self.records > _RECORDS:
+            return False
+        return self.skips or (self.nbytes < _BYTES and self._seconds < _SECONDS_ON_THEIR_WAY)
 
     @property
     def _seconds(self) -> float:
@@ -61,6 +69,10 @@ class Backlog:
     def remove(self, evaluations: int, seconds: float, nbytes: int = 0) -> None:
         """Count a written record, and the seconds its evaluations took."""
         self.records -= 1
+        self.evaluated(evaluations, seconds, nbytes)
+
+    def evaluated(self, evaluations: int, seconds: float, nbytes: int = 0) -> None:
+        """Count evaluations, and the seconds they took."""
         self.evaluations -= evaluations
         self.nbytes -= nbytes
         if evaluations:

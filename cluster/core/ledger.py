@@ -6,7 +6,7 @@ import math
 import struct
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -82,6 +82,37 @@ class Evaluations:
 NO_EVALUATIONS = Evaluations.of([])
 
 
+@dataclass(frozen=True, eq=False)
+class Work:
+    """What takes the recorder's time: evaluations, then a checkpoint.
+
+    Attributes
+    ----------
+    evaluations
+        Points of the loss curve, ordered by `update`.
+    checkpoint
+        The newest state to save.
+    """
+
+    evaluations: Evaluations = NO_EVALUATIONS
+    checkpoint: State | None = None
+
+    def __bool__(self) -> bool:
+        return bool(len(self.evaluations)) or self.checkpoint is not None
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the parameters in it."""
+        saved = self.checkpoint
+        arrays = () if saved is None else (saved.parameters, *saved.rule, *saved.reads)
+        return self.evaluations.parameters.nbytes + sum(array.nbytes for array in arrays)
+
+    def then(self, following: Work) -> Work:
+        """Return this work and the following, of which only the newest checkpoint is saved."""
+        evaluations = Evaluations.of([*self.evaluations, *following.evaluations])
+        return Work(evaluations, following.checkpoint or self.checkpoint)
+
+
 @dataclass(frozen=True)
 class Record:
     """Everything that happened in a run since the previous record.
@@ -104,6 +135,8 @@ class Record:
         Number of this record: 0, 1, ...
     positions
         The columns `POSITION_COLUMNS` of equal length: the samples of gradients by epochs.
+    skipped
+        Updates whose losses are not evaluated, in order.
     """
 
     trace: dict[str, npt.NDArray[Any]]
@@ -116,6 +149,7 @@ class Record:
     positions: dict[str, npt.NDArray[Any]] = field(
         default_factory=lambda: _Rows(POSITION_COLUMNS).columns()
     )
+    skipped: list[int] = field(default_factory=list)
 
     @property
     def empty(self) -> bool:
@@ -126,9 +160,17 @@ class Record:
     @property
     def nbytes(self) -> int:
         """Size of the parameters in it."""
-        saved = self.checkpoint
-        arrays = () if saved is None else (saved.parameters, *saved.rule, *saved.reads)
-        return self.evaluations.parameters.nbytes + sum(array.nbytes for array in arrays)
+        return self.work.nbytes
+
+    @property
+    def work(self) -> Work:
+        """What takes the recorder's time."""
+        return Work(self.evaluations, self.checkpoint)
+
+    @property
+    def rows(self) -> Record:
+        """The record without its work."""
+        return replace(self, evaluations=NO_EVALUATIONS, checkpoint=None)
 
 
 class Ledger:
@@ -139,11 +181,17 @@ class Ledger:
     Attributes
     ----------
     most_evaluations
-        The ledger is full with this many losses to evaluate.
+        With this many losses to evaluate, the ledger skips further ones, or is full.
+    skips
+        Whether it skips losses.
+    skipped
+        Number of losses skipped so far.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, skips: bool = False) -> None:
         self.most_evaluations: float = math.inf
+        self.skips = skips
+        self.skipped = 0
         self._records = 0
         self._clear()
 
@@ -154,25 +202,26 @@ class Ledger:
         self._positions = _Rows(POSITION_COLUMNS)
         self._evaluations: list[Evaluation] = []
         self._events: list[dict[str, Any]] = []
+        self._skipped: list[int] = []
         self._evaluation_bytes = 0
         self.checkpoint: State | None = None
 
     @property
     def ready(self) -> bool:
         """Whether there is enough for a record."""
-        return self._fills(1)
+        return self._has_rows(1) or (bool(self._evaluations) and self._has_evaluations(1))
 
     @property
     def full(self) -> bool:
         """Whether updates must wait until the ledger is drained."""
-        return self._fills(2)
+        return self._has_rows(2) or (not self.skips and self._has_evaluations(2))
 
-    def _fills(self, records: int) -> bool:
-        return (
-            len(self._evaluations) >= self.most_evaluations
-            or len(self._trace) + len(self._discarded) >= records * _ROWS_PER_RECORD
-            or self._evaluation_bytes >= records * _BYTES_PER_RECORD
-        )
+    def _has_rows(self, records: int) -> bool:
+        return len(self._trace) + len(self._discarded) >= records * _ROWS_PER_RECORD
+
+    def _has_evaluations(self, records: int) -> bool:
+        enough = len(self._evaluations) >= self.most_evaluations
+        return enough or self._evaluation_bytes >= records * _BYTES_PER_RECORD
 
     def update(self, update: Update) -> None:
         """Add the rows of an update: its own, of its members, of what was discarded before it."""
@@ -189,8 +238,14 @@ class Ledger:
         for row in rows:
             self._discarded.add(row)
 
-    def evaluation(self, update: int, seconds: float, parameters: Array) -> None:
-        """Add a loss to evaluate; the parameters are copied."""
+    def evaluation(
+        self, update: int, seconds: float, parameters: Array, *, needed: bool = False
+    ) -> None:
+        """Add a loss to evaluate, or skip it unless it is `needed`; the parameters are copied."""
+        if self.skips and not needed and self._has_evaluations(1):
+            self._skipped.append(update)
+            self.skipped += 1
+            return
         self._evaluations.append(Evaluation(update, seconds, parameters.copy()))
         self._evaluation_bytes += parameters.nbytes
 
@@ -220,6 +275,7 @@ class Ledger:
             self.checkpoint,
             self._records,
             self._positions.columns(),
+            self._skipped,
         )
         self._records += not record.empty
         self._clear()

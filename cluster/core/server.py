@@ -81,7 +81,7 @@ class ParameterServer:
         self.parameters = np.array(parameters)
         self.version = 0
         self.epoch = epoch
-        self.ledger = Ledger()
+        self.ledger = Ledger(skips=config.run.evaluations == "skip")
         self.log: Log | None = None
         self._config = config
         self._learning_rate = learning_rate_schedule(config.optimizer)
@@ -223,7 +223,7 @@ class ParameterServer:
     def finish(self, reason: str) -> Replies:
         """End the run early, with success: its last loss is due."""
         if self._stop is None and self.version % self._config.run.eval_every:
-            self.ledger.evaluation(self.version, self._seconds, self.parameters)
+            self.ledger.evaluation(self.version, self._seconds, self.parameters, needed=True)
         return self.stop(reason)
 
     @property
@@ -351,6 +351,7 @@ class ParameterServer:
             self._rejected,
             self._stop.reason if self._stop else None,
             self._stop is None and self.ledger.full,
+            self.ledger.skipped,
         )
 
     def _start(self, now: float) -> Replies:
@@ -365,7 +366,7 @@ class ParameterServer:
         return [self._grant(worker, seat, now) for worker, seat in present]
 
     def _record_start(self) -> None:
-        self.ledger.evaluation(0, 0.0, self.parameters)
+        self.ledger.evaluation(0, 0.0, self.parameters, needed=True)
         self.ledger.checkpoint = self.state()
         self._restored = True
 
@@ -458,8 +459,9 @@ class ParameterServer:
         self._discarded.clear()
         self._unsettled.clear()
         run = self._config.run
-        if self.version % run.eval_every == 0 or self.version == run.updates:
-            self.ledger.evaluation(self.version, seconds, self.parameters)
+        last = self.version == run.updates
+        if self.version % run.eval_every == 0 or last:
+            self.ledger.evaluation(self.version, seconds, self.parameters, needed=last)
         if self.version % run.checkpoint_every == 0:
             self.ledger.checkpoint = self.state()
 
@@ -504,7 +506,7 @@ class ParameterServer:
             advice = f"; {remedy(self.version)}" if defect.startswith(NOT_FINITE) else ""
             if self.version % self._config.run.eval_every:
                 # The launcher judges by the loss whether gradients overflow because it diverged.
-                self.ledger.evaluation(self.version, self._seconds, self.parameters)
+                self.ledger.evaluation(self.version, self._seconds, self.parameters, needed=True)
             return self.stop(
                 f"{self._rejected} gradients were refused; the last one, of worker "
                 f"{gradient.worker} before update {self.version}: {defect}{advice}"

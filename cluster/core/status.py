@@ -44,6 +44,8 @@ class Status:
         Reason why the server has stopped, None while it runs.
     waiting
         Whether updates wait for the recorder, usually for the evaluation of losses.
+    skipped
+        Losses that were not evaluated, by this server.
     """
 
     version: int
@@ -53,3 +55,4 @@ class Status:
     rejected: int
     stopped: str | None
     waiting: bool = False
+    skipped: int = 0

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
+import numpy as np
+
 from asgd.arrays import Array
 from asgd.goals import reached_target
 from asgd.problems.base import Problem
 from asgd.rundir.checkpoint import CHECKPOINTS, DamagedCheckpointError, paths, version_of
-from asgd.rundir.columns import LOSS_COLUMNS
+from asgd.rundir.columns import LOSS_COLUMNS, TRACE_COLUMNS
 from asgd.rundir.reader import read_run
 from asgd.rundir.repair import recorded_losses
 from asgd.rundir.writer import RunWriter
-from cluster.core.ledger import Evaluations, Record
+from cluster.core.ledger import Evaluations, Record, Work
 from cluster.core.state import State
 from cluster.metrics import Evaluated, Metrics
 from cluster.storage.checkpoint import save
 from cluster.storage.lease import Lease
 from cluster.storage.write_ahead import cut_log, remove_log
 
+_NO_ROWS = {name: np.empty(0, kind) for name, kind in TRACE_COLUMNS.items()}
 _HURRIED_SECONDS = 2.0  # for a loss, when the user waits for the end
 
 
@@ -67,6 +71,7 @@ class Recorder:
         self._checkpoints = path / CHECKPOINTS
         self._lease = Lease(self._checkpoints)
         self._next = 0
+        self._writing = threading.Lock()
         self._evaluator = ThreadPoolExecutor(1, "evaluation")
         self._hurried: Future[None] = Future()
         self._gave_up = False
@@ -94,30 +99,49 @@ class Recorder:
         EvaluationError
             A loss cannot be evaluated.
         """
+        return self.work(record.work) if not record.empty and self.write(record) else 0.0
+
+    def write(self, record: Record) -> bool:
+        """Write a record without its work; return whether it is the next one.
+
+        Raises
+        ------
+        LeaseLostError, OSError
+            As for `record`.
+        """
         # When a server dies, Ray may lose a large record but deliver a later small one.
-        if record.empty or record.number != self._next:
-            return 0.0
+        if record.number != self._next:
+            return False
         self._next += 1
-        with self._lease.held(self._epoch):
+        with self._writing, self._lease.held(self._epoch):
             self._writer.members(record.members)
             self._writer.discarded(record.discarded)
             self._writer.positions(record.positions)
+            self._writer.skipped(record.skipped)
             self._writer.trace(record.trace)
             for event in record.events:
                 fields = dict(event)
                 self._writer.event(fields.pop("event"), **fields)
+            self._metrics.show(record.trace, [])
+        return True
+
+    def work(self, work: Work) -> float:
+        """Evaluate losses and save a checkpoint, of records that are written; as `record`.
+
+        Another thread may write records meanwhile.
+        """
         start = time.perf_counter()
-        losses = self._losses(record.evaluations)
+        losses = self._losses(work.evaluations)
         seconds = time.perf_counter() - start
-        with self._lease.held(self._epoch):
+        with self._writing, self._lease.held(self._epoch):
             if losses:
                 self._writer.metrics((one.update, one.metrics) for one in losses)
                 rows = zip(*(one[: len(LOSS_COLUMNS)] for one in losses), strict=True)
                 self._writer.loss(dict(zip(LOSS_COLUMNS, rows, strict=True)))
                 self._note(losses)
-            if record.checkpoint is not None and not self._gave_up:
-                self._save(record.checkpoint)
-            self._metrics.show(record.trace, losses)
+                self._metrics.show(_NO_ROWS, losses)
+            if work.checkpoint is not None and not self._gave_up:
+                self._save(work.checkpoint)
         return seconds
 
     def hurry(self) -> None:

@@ -78,6 +78,11 @@ def test_a_run_that_waits_for_losses_says_so_and_how_slow_it_is() -> None:
     )
 
 
+def test_losses_for_which_there_was_no_time_are_counted() -> None:
+    state = Progress(30, 100, 0.25, 3.0, 0.5, 4, skipped=12)
+    assert "0.25 updates/s (12 losses skipped, no time), " in LiveRun("train").line(state)
+
+
 def test_a_run_that_has_not_begun_has_no_staleness() -> None:
     text = io.StringIO()
     with LiveRun("train", console=Console(file=text, force_terminal=True, width=120)) as live:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from asgd.config import make_config
+from asgd.rundir.reader import read_run
+from asgd.rundir.writer import RunWriter
+from asgd.verify import record_findings
 from cluster.core.backlog import Backlog
 from tests.support.faults import Crowd
+from tests.support.machine import Machine, work
 
 
 def test_slow_evaluations_make_small_records_and_few() -> None:
@@ -39,12 +45,58 @@ def test_fast_evaluations_do_not_limit_records_but_their_number_does() -> None:
     assert backlog.has_room
 
 
+def test_pending_evaluations_leave_room_for_records_where_losses_are_skipped() -> None:
+    backlog = Backlog(skips=True)
+    backlog.add(2)
+    backlog.remove(2, seconds=200.0)
+    assert backlog.most_evaluations == 1
+    backlog.add(1, nbytes=8)
+    assert (backlog.most_evaluations, backlog.has_room) == (0, True)
+    backlog.remove(0, seconds=0.0)  # the record is written, its loss not yet evaluated
+    assert (backlog.most_evaluations, backlog.has_room) == (0, True)
+    backlog.evaluated(1, seconds=0.1, nbytes=8)
+    assert (backlog.most_evaluations, backlog.nbytes) == (3, 0)
+
+
+def test_server_skips_losses_while_others_wait_but_not_the_first_and_last(tmp_path: Path) -> None:
+    run = {"updates": 9, "eval_every": 1, "checkpoint_every": 3, "durability": "checkpoint"}
+    config = make_config({"problem": {"kind": "quadratic"}, "cluster": {"workers": 2}, "run": run})
+    machine = Machine(tmp_path / "run", config)
+    server = machine.crowd.server
+    server.ledger.most_evaluations = 2
+    work(machine.crowd, 5)
+    first = server.drain()
+    assert (first.evaluations.update.tolist(), first.skipped) == ([0, 1], [2, 3, 4, 5])
+    server.ledger.most_evaluations = 0
+    work(machine.crowd, 9)
+    last = server.drain()
+    assert (last.evaluations.update.tolist(), last.skipped) == ([9], [6, 7, 8])
+    assert server.ledger.skipped == 7
+    server.ledger.checkpoint = server.state()
+    alone = server.drain()
+    assert not len(alone.trace["update"])  # nothing but work: it has a number of its own
+    both = first.work.then(last.work)
+    assert both.evaluations.update.tolist() == [0, 1, 9]
+    assert both.checkpoint is last.checkpoint
+    assert machine.recorder.write(first.rows)
+    assert machine.recorder.write(last.rows)
+    assert machine.recorder.write(alone.rows)
+    assert not machine.recorder.write(alone.rows)
+    assert len(read_run(machine.path).trace) == 9  # before any loss is evaluated
+    machine.recorder.work(both)
+    RunWriter(machine.path).event("finish")
+    found = read_run(machine.path)
+    assert found.loss["update"].tolist() == [0, 1, 9]
+    assert found.skipped["update"].tolist() == [2, 3, 4, 5, 6, 7, 8]
+    assert record_findings(found) == []
+
+
 def test_server_holds_gradients_while_its_ledger_is_full() -> None:
     config = make_config(
         {
             "problem": {"kind": "quadratic"},
             "cluster": {"workers": 3},
-            "run": {"updates": 9, "eval_every": 1},
+            "run": {"updates": 9, "eval_every": 1, "evaluations": "all"},
         }
     )
     crowd = Crowd(config)

@@ -362,9 +362,9 @@ def test_record_after_a_lost_one_is_not_written(tmp_path: Path) -> None:
 
 
 def kept(recorder: Recorder) -> int:
-    """Return the bytes that a recorder keeps, without what belongs to its thread."""
-    thread = ("_evaluator", "_hurried")
-    parts = {name: part for name, part in vars(recorder).items() if name not in thread}
+    """Return the bytes that a recorder keeps, without what belongs to its threads."""
+    threads = ("_evaluator", "_hurried", "_writing")
+    parts = {name: part for name, part in vars(recorder).items() if name not in threads}
     return len(pickle.dumps(parts))
 
 

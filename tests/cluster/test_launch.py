@@ -39,6 +39,7 @@ from asgd.simulation.simulate import simulate
 from asgd.staleness.geometric import Geometric
 from asgd.staleness.law import StalenessLaw
 from asgd.streams import stream
+from asgd.verify import record_findings
 from cluster import resume, run
 from cluster.storage.verify import verify
 from tests.analysis.test_queueing import noise
@@ -229,7 +230,8 @@ def test_run_that_cannot_go_on_ends_with_one_line(
 def test_slow_loss_slows_the_run_down_and_freezes_nothing(tmp_path: Path, transport: str) -> None:
     problem = {"kind": "tests.support.plugins:bowl", "options": {"fault": "slow loss"}}
     config = configure(problem, updates=10**6, workers=2, transport=transport)
-    config = msgspec.structs.replace(config, run=msgspec.structs.replace(config.run, eval_every=1))
+    settings = msgspec.structs.replace(config.run, eval_every=1, evaluations="all")
+    config = msgspec.structs.replace(config, run=settings)
     shown: list[Progress] = []
 
     def interrupt(progress: Progress) -> None:
@@ -248,13 +250,61 @@ def test_slow_loss_slows_the_run_down_and_freezes_nothing(tmp_path: Path, transp
 
 
 @pytest.mark.usefixtures("shared_ray")
+def test_losses_are_skipped_where_there_is_no_time_for_them(tmp_path: Path) -> None:
+    problem = {"kind": "tests.support.plugins:bowl", "options": {"fault": "slow loss"}}
+    config = configure(problem, updates=3000, workers=2, transport="shm")
+    config = msgspec.structs.replace(config, run=msgspec.structs.replace(config.run, eval_every=1))
+    shown: list[Progress] = []
+    result = read_run(run(config, tmp_path / "run", progress=shown.append))
+    assert result.state == "finished"
+    assert not any(progress.evaluating for progress in shown if progress.update < 3000)
+    losses, skipped = result.loss["update"], result.skipped["update"]
+    assert {0, 3000} <= set(losses)
+    assert sorted([*losses, *skipped]) == list(range(3001))
+    assert len(skipped) > 2000
+    assert not record_findings(result)
+    check_every_gradient_is_accounted_for(result)
+
+
+@pytest.mark.usefixtures("shared_ray")
+def test_hanging_loss_stops_no_update_and_an_interrupt_at_once(tmp_path: Path) -> None:
+    out, until = tmp_path / "run", tmp_path / "until"
+    options = {"fault": "hanging loss", "until": str(until)}
+    config = configure({"kind": "tests.support.plugins:bowl", "options": options}, 10**6, workers=2)
+    interrupted: list[float] = []
+
+    def interrupt(progress: Progress) -> None:
+        if progress.update > 5000:  # with evaluations = "all", not even 100
+            interrupted.append(time.monotonic())
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(config, out, progress=interrupt)
+    assert time.monotonic() - interrupted[0] < 20.0  # 3 s on a machine that does nothing else
+    result = read_run(out)
+    assert len(result.trace) > 5000
+    losses, skipped = result.loss["update"], result.skipped["update"]
+    assert not set(losses) & set(skipped)
+    until.touch()
+    updates = len(result.trace) + 100
+    result = read_run(resume(out, changes=[f"run.updates={updates}"]))
+    assert result.state == "finished"
+    losses, skipped = result.loss["update"], result.skipped["update"]
+    due = sorted({*range(0, updates, 25), updates})
+    assert sorted([*losses, *skipped]) == due
+    np.testing.assert_array_equal(result.trace["update"], np.arange(updates))
+
+
+@pytest.mark.usefixtures("shared_ray")
 def test_interrupt_does_not_wait_for_a_loss_that_takes_minutes(tmp_path: Path) -> None:
     out, until = tmp_path / "run", tmp_path / "until"
     options = {"fault": "hanging loss", "until": str(until)}
     problem = {"kind": "tests.support.plugins:bowl", "options": options}
     config = configure(problem, 2000, workers=2)
     # No log: then what is missing is made again from the checkpoint alone.
-    settings = msgspec.structs.replace(config.run, durability="checkpoint", checkpoint_every=10)
+    settings = msgspec.structs.replace(
+        config.run, durability="checkpoint", checkpoint_every=10, evaluations="all"
+    )
     config = msgspec.structs.replace(config, run=settings)
     shown: list[Progress] = []
     interrupted: list[float] = []
