@@ -128,10 +128,11 @@ def predict(
 
     from analysis.report.headline import left_out
     from analysis.study import Study
-    from asgd.console.live import Bar
+    from asgd.console.live import Bar, Importing
 
     study = Study.open(run)
-    study.check_problem("predict", force=force)
+    with Importing(quiet):
+        study.check_problem("predict", force=force)
     study.save()
     if method == "probe":
         probed = study.probe(force=force)

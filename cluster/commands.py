@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 
 import click
@@ -57,16 +56,23 @@ def run(
     """
     import cluster
     from asgd.config import load_config
-    from asgd.console.live import LiveRun
+    from asgd.console.live import Importing, LiveRun
     from asgd.rundir.writer import default_path
 
-    observe = partial(LiveRun, "train", quiet=quiet, lines=lines)
+    importing = Importing(quiet)
+
+    def observe(path: Path) -> LiveRun:
+        importing.stop()
+        return LiveRun("train", path, quiet=quiet, lines=lines)
+
     if resume is not None:
         if config or out:
             raise InputError(
                 f"--resume {resume}: has its own configuration; expected no CONFIG or --out"
             )
-        say(cluster.resume(resume, address, force=force, changes=overrides, observe=observe))
+        with importing:
+            done = cluster.resume(resume, address, force=force, changes=overrides, observe=observe)
+        say(done)
         return
     if force:
         raise InputError("--force: expected only with --resume")
@@ -74,7 +80,9 @@ def run(
         raise click.UsageError("Missing argument 'CONFIG'.")
     settings = load_config(config, overrides)
     out = out or default_path(settings, config.stem)
-    say(cluster.run(settings, out, address, observe=observe))
+    with importing:
+        done = cluster.run(settings, out, address, observe=observe)
+    say(done)
 
 
 @click.command(cls=Command)

@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass
 
 from asgd.errors import InputError
-from asgd.problems.base import Problem
+from asgd.problems.base import POINTS_AT_ONCE
 
 # Below the first number calls cost more than arithmetic. Threads still compete for the interpreter
 # lock up to the second. (d, d) arrays count.
@@ -24,7 +24,7 @@ _log = logging.getLogger(__name__)
 
 
 def block_sizes(
-    paths: int, dim: int, state_copies: int = 4, fewest: int = Problem.points_at_once
+    paths: int, dim: int, state_copies: int = 4, fewest: int = POINTS_AT_ONCE
 ) -> list[int]:
     """Return the number of paths of each block; it depends on the model, not on the machine.
 

@@ -155,6 +155,41 @@ class LiveRun:
         return Group(head, body)
 
 
+class Importing:
+    """Says on a terminal that the problem is imported, until more is shown; elsewhere nothing.
+
+    Parameters
+    ----------
+    quiet
+        Show nothing.
+    console
+        Output; standard error by default.
+    """
+
+    def __init__(self, quiet: bool, console: Console | None = None) -> None:
+        from rich.console import Console
+        from rich.status import Status
+
+        console = console or Console(file=sys.stderr)
+        shown = console.is_terminal and not quiet
+        self._status = (
+            Status("importing the problem and trying it", console=console) if shown else None
+        )
+
+    def __enter__(self) -> Importing:
+        if self._status is not None:
+            self._status.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Show nothing any more."""
+        if self._status is not None:
+            self._status.stop()
+
+
 class Bar:
     """A progress bar with several parts on a terminal; elsewhere nothing.
 

@@ -32,6 +32,7 @@ from asgd.streams import stream
 
 Indices = npt.NDArray[np.integer[Any]]
 
+POINTS_AT_ONCE = 16
 FEW_SAMPLES = 32  # up to this many samples, one `gradient` call per sample is cheap
 MOST_METRICS = 64  # names of a problem
 _BLOCK_ENTRIES = 1 << 21  # entries of the sample gradients held in memory at once
@@ -55,9 +56,6 @@ class Problem(ABC):
         Precision of the parameters: float64 or float32.
     start
         x_0 in place of the `initial_point`, shape (d,), if the configuration names a file.
-    points_at_once
-        Number of points from which on a call costs the same for each: fewer share the reading of
-        the data, or the overhead of the call, among too few.
     """
 
     dim: int
@@ -65,7 +63,14 @@ class Problem(ABC):
     additive_noise: bool = False
     dtype: np.dtype[Any] = np.dtype(np.float64)
     start: Array | None = None
-    points_at_once: int = 16
+
+    @property
+    def points_at_once(self) -> int:
+        """Number of points from which on a call costs the same for each.
+
+        Fewer share the reading of the data, or the overhead of the call, among too few.
+        """
+        return POINTS_AT_ONCE
 
     @abstractmethod
     def initial_point(self, rng: np.random.Generator) -> Array:

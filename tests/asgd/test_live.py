@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from asgd.console.live import LiveRun, recent_events, sparkline
+from asgd.console.live import Importing, LiveRun, recent_events, sparkline
 from asgd.progress import Progress
 
 
@@ -90,6 +90,19 @@ def test_a_run_that_has_not_begun_has_no_staleness() -> None:
     assert re.search(
         r"staleness +\S* *none yet\s*\n", re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text.getvalue())
     )
+
+
+def test_an_import_is_announced_on_a_terminal_until_the_run_is_shown() -> None:
+    shown = []
+    for terminal, quiet in ((True, False), (True, True), (False, False)):
+        text = io.StringIO()
+        console = Console(file=text, force_terminal=terminal, width=80)
+        with Importing(quiet, console) as importing:
+            importing.stop()
+            with LiveRun("train", console=console, quiet=True):
+                pass
+        shown.append("importing the problem and trying it" in text.getvalue())
+    assert shown == [True, False, False]
 
 
 def test_quiet_shows_nothing() -> None:

@@ -118,7 +118,7 @@ def test_points_one_by_one_give_what_one_call_gives(framework):
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_paths_of_a_network_are_the_same_with_any_number_of_threads(framework):
     problem = perceptron(framework)
-    problem.points_at_once, problem.one_by_one = 1, True  # as of a large one
+    problem.one_by_one = True  # as of a large one
     start = problem.initial_point(np.random.default_rng(0))
 
     def ensemble(threads):
@@ -311,6 +311,39 @@ def test_a_dataset_gives_what_its_tensors_give():
 
 
 @needs_torch
+def test_a_module_that_vmap_cannot_take_is_computed_point_by_point(caplog):
+    """Its prediction works, and says once why it takes longer."""
+    torch = pytest.importorskip("torch")
+
+    class Branching(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Linear(64, 10)
+
+        def forward(self, x):
+            scores = self.layer(x)
+            return scores if scores.abs().max().item() < 1e3 else scores / 2
+
+    images, labels = networks.digits()
+    layers = [Branching(), torch.nn.Linear(64, 10)]
+    layers[1].load_state_dict(layers[0].layer.state_dict())
+    problems = [
+        asgd.TorchProblem(layer, torch.nn.functional.cross_entropy, (images, labels))
+        for layer in layers
+    ]
+    rng = np.random.default_rng(0)
+    x = 0.1 * rng.standard_normal((3, problems[0].dim), dtype=np.float32)
+    batches = rng.integers(len(labels), size=(3, 5))
+    assert not caplog.messages
+    assert [problem.points_at_once > 1 for problem in problems] == [False, True]
+    (said,) = caplog.messages
+    assert said.startswith("module Branching: torch.func.vmap cannot take it with its loss (")
+    assert "\n" not in said
+    for value in (lambda p: p.gradient(x, batches), lambda p: p.sample_gradients(x[0])[:4]):
+        np.testing.assert_allclose(*map(value, problems), rtol=1e-4, atol=1e-6)
+    assert len(caplog.messages) == 1
+
+
 def test_a_run_does_without_the_slow_imports_of_a_prediction():
     steps = """
 import sys, asgd

@@ -67,7 +67,18 @@ class Network(Problem):
         self._metrics = metrics
         # Held where threads would share a module, a generator of random numbers or a user's code.
         self._lock = threading.RLock()
-        self.points_at_once = 1 if self.one_by_one else max(1, min(64, _CALL_ENTRIES // self.dim))
+
+    @property
+    def takes_points(self) -> bool:
+        """Whether the framework can take points of their own weights in one call."""
+        return True
+
+    @property
+    def points_at_once(self) -> int:
+        """Number of points from which on a call costs the same for each."""
+        if self.one_by_one or not self.takes_points:
+            return 1
+        return max(1, min(64, _CALL_ENTRIES // self.dim))
 
     def _note_precision(
         self, model: np.dtype[Any], asked: npt.DTypeLike | None, accelerated: bool

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -30,6 +31,9 @@ _Dropout = torch.nn.modules.dropout._DropoutNd
 # Parameters from which on, on a processor, points with weights of their own are faster one after
 # another: one call for all of them passes its arrays through the memory.
 _LARGE_DIM = 200_000
+_REASON = 120  # characters of an error of vmap
+
+_log = logging.getLogger(__name__)
 
 
 class TorchProblem(Network):
@@ -244,8 +248,11 @@ class TorchProblem(Network):
 
     def _gradients(self, points: Array, indices: Indices) -> Array:
         # vmap imports for seconds what a run, unlike its prediction, can do without.
-        if self.one_by_one or len(points) == 1:
+        if self.one_by_one or len(points) == 1 or not self.takes_points:
             return self._gradients_in_turn(points, indices)
+        return self._gradients_in_one_call(points, indices)
+
+    def _gradients_in_one_call(self, points: Array, indices: Indices) -> Array:
         batch = self._calm_batch(indices)
         shared = None if indices.ndim == 1 else 0
         each = vmap(self._loss_with, in_dims=(0, *[shared] * len(batch)))
@@ -255,6 +262,33 @@ class TorchProblem(Network):
         joined = torch.empty(points.shape, dtype=self._flat.dtype, device=self.device)
         self._fill(joined, each(named, *batch).sum(), list(named.values()))
         return _numpy(joined)
+
+    @cached_property
+    def takes_points(self) -> bool:
+        """Whether vmap can take the module and its loss; a warning says if it cannot.
+
+        It is tried with two points and a batch of one sample each. It cannot take branches that
+        depend on values, `.item()`, or changes in place.
+        """
+        points = np.tile(self._numbers(), (2, 1))
+        try:
+            self._gradients_in_one_call(points, np.zeros((2, 1), dtype=np.int64))
+        except Exception as error:  # whatever user code raises; its own faults come again
+            reason = " ".join(str(error).split())[:_REASON]
+            _log.warning(
+                "module %s: torch.func.vmap cannot take it with its loss (%s: %s), so points are "
+                "computed one by one: a prediction takes several times as long. Write it without "
+                ".item(), branches on values and changes in place.",
+                type(self.module).__name__,
+                type(error).__name__,
+                reason,
+            )
+            return False
+        return True
+
+    def _numbers(self) -> Array:
+        """Return the parameters that the module holds now, shape (d,)."""
+        return np.asarray(self._flat.cpu().numpy())
 
     def _gradients_in_turn(self, points: Array, indices: Indices) -> Array:
         calm = self._calm
@@ -276,6 +310,8 @@ class TorchProblem(Network):
             part.copy_(slope)
 
     def _sample_gradients(self, x: Array, indices: Indices) -> Array:
+        if not self.takes_points:
+            return self._gradients_in_turn(np.tile(x, (len(indices), 1)), indices[:, None])
         batch = tuple(part.unsqueeze(1) for part in self._calm_batch(indices))
         each = vmap(grad(self._loss_of), in_dims=(None, *[0] * len(batch)))
         return _numpy(each(self._tensor(x), *batch))
