@@ -30,6 +30,8 @@ class Progress:
         Workers that the first update still waits for: they start, and import the problem.
     skipped
         Losses that were not evaluated, because there was no time.
+    homeless
+        Workers that wait for a node of the cluster.
     """
 
     update: int
@@ -42,6 +44,7 @@ class Progress:
     metrics: Mapping[str, float] = field(default_factory=dict)
     joining: int = 0
     skipped: int = 0
+    homeless: int = 0
 
 
 class CallbackError(Exception):

@@ -30,7 +30,7 @@ from cluster.actors import (
 from cluster.core.status import Status, WorkerStatus
 from cluster.local_ray.causes import cause_of
 from cluster.local_ray.vitals import answer, check_ray
-from cluster.nodes import alive_nodes, server_node, worker_node
+from cluster.nodes import alive_nodes, host_name, server_node, worker_node
 from cluster.restarts import Restarts
 from cluster.storage.lease import Lease
 from cluster.storage.recovery import restore
@@ -40,6 +40,7 @@ _DRAIN_SECONDS = 10.0
 _SERVER_DEATHS = 5  # in a row, without a new checkpoint
 _SECONDS_TO_START = 60.0
 _LONG_COMPUTE_TIME = 20.0  # in means; an exponential time is longer once in 5e8 gradients
+_NO_NODE = "no node of the Ray cluster has cores, or the accelerators that a worker needs"
 _UNKNOWN = WorkerStatus(present=False, received=0, computing=0.0)
 
 
@@ -85,12 +86,20 @@ class Fleet:
         self._started: dict[int, float] = {}
         self.running: dict[ray.ObjectRef[Any], int] = {}
         self._ended: list[int] = []  # told to stop
+        self.homeless: list[int] = []  # wait for a node
         longest = float(ComputeTime.from_config(config.cluster).mean.max())
         longest *= config.optimizer.gradients_per_push
         self._timeout = config.cluster.worker_timeout + _LONG_COMPUTE_TIME * longest
         self._dismiss_others()
         for worker in self.team.members:
             self._start_worker(worker)
+        gpus = config.cluster.gpus_per_worker
+        if self.homeless and gpus:
+            raise RunFailedError(
+                f"cluster.gpus_per_worker = {gpus:g}: the nodes of the Ray cluster have "
+                f"accelerators for {len(self._workers)} of {len(self.team.members)} workers; "
+                "expected fewer workers, or a smaller fraction"
+            )
 
     def _start_server(self, reason: str | None) -> None:
         """Start a server and its recorder; with a reason, from the restored state."""
@@ -102,6 +111,7 @@ class Fleet:
             self._deaths = self._deaths + 1 if restored.checkpoint == self._restored else 1
             self._restored = restored.checkpoint
         self._server_node = server_node()
+        self._note_place("server_placed", self._server_node)
         node = NodeAffinitySchedulingStrategy(self._server_node, soft=False)
         umask = os.umask(0o077)
         os.umask(umask)
@@ -197,6 +207,7 @@ class Fleet:
             removed=change.removed,
             workers=self.team.members,
         )
+        self.homeless = [worker for worker in self.homeless if worker not in change.removed]
         for worker in change.added:
             answer(self.server.admit.remote(worker))
             self._start_worker(worker)
@@ -208,14 +219,30 @@ class Fleet:
         for worker in set(range(self.config.cluster.workers)).difference(self.team.members):
             self.server.retire.remote(worker)
 
+    def _note_place(self, kind: str, node: str, **worker: int) -> None:
+        where = _on_host(node)
+        if where:
+            self._writer.event(kind, **worker, **where)
+
     def _start_worker(self, worker: int) -> None:
-        """Start the process of a worker and its work."""
-        places = [node for other, node in self._places.items() if other in self._workers]
-        gpus = self.config.cluster.gpus_per_worker
-        node = self._places[worker] = worker_node(places, self._places.get(worker), gpus)
+        """Start the process of a worker and its work, or let it wait for a node."""
+        node = self._node_for(worker)
+        if node is None:
+            if not self.homeless:
+                self._writer.event("waiting_for_nodes", update=self.reached, reason=_NO_NODE)
+            self.homeless.append(worker)
+            return
+        self._places[worker] = node
+        self._note_place("worker_placed", node, worker=worker)
         strategy = NodeAffinitySchedulingStrategy(node, soft=False)
+        gpus = self.config.cluster.gpus_per_worker
         self._workers[worker] = _start(WorkerActor, scheduling_strategy=strategy, num_gpus=gpus)
         self._let_work(worker)
+
+    def _node_for(self, worker: int) -> str | None:
+        places = [node for other, node in self._places.items() if other in self._workers]
+        gpus = self.config.cluster.gpus_per_worker
+        return worker_node(places, self._places.get(worker), gpus)
 
     def _let_work(self, worker: int) -> None:
         self._started[worker] = time.monotonic()
@@ -246,21 +273,27 @@ class Fleet:
             # Starting a process and importing the problem may take longer than a gradient.
             if silent > self._timeout + (0.0 if known.present else _SECONDS_TO_START):
                 self._lose(task, UserError(f"silent for {silent:.0f} s"), status, now)
-        for worker in self.restarts.due(now):
-            if worker in self.team.members:
-                self._start_worker(worker)
+        self._start_waiting(now)
         # Workers may end before the driver knows that the server has stopped.
-        if not (self.running or self._ended or self.restarts.pending):
+        if not (self.running or self._ended or self.homeless or self.restarts.pending):
             raise RunFailedError(
                 f"every worker failed too often; first failure: {self.restarts.first_reason}"
             )
+
+    def _start_waiting(self, now: float) -> None:
+        """Start workers whose delay is over, and those for which there is a node again."""
+        for worker in self.restarts.due(now):
+            if worker in self.team.members:
+                self._start_worker(worker)
+        while self.homeless and self._node_for(self.homeless[0]) is not None:
+            self._start_worker(self.homeless.pop(0))
 
     def _lose(
         self, task: ray.ObjectRef[Any], reason: UserError, status: Status, now: float
     ) -> None:
         worker = self.running.pop(task)
         ray.kill(self._workers.pop(worker))
-        why, delay = reason.message, None
+        why, delay, where = reason.message, None, _on_host(self._places[worker])
         if worker in self.team.members:
             received = status.workers.get(worker, _UNKNOWN).received
             delay = self.restarts.failed(worker, why, received, now, in_code=reason.in_code)
@@ -273,6 +306,7 @@ class Fleet:
             update=status.version,
             reason=why,
             restart_seconds=delay,
+            **where,
         )
         answer(self.server.leave.remote(worker))
 
@@ -280,6 +314,12 @@ class Fleet:
         """End every actor of the run at once."""
         for actor in (*self._workers.values(), self.server, self.recorder):
             ray.kill(actor)
+
+
+def _on_host(node: str) -> dict[str, str]:
+    """Return the field of an event that names the host of a node, none if there is one node."""
+    host = host_name(node)
+    return {} if host is None else {"host": host}
 
 
 def _failure(task: ray.ObjectRef[Any]) -> UserError | None:

@@ -24,8 +24,12 @@ SERVER_LABEL = ("asgd", "server")  # label of nodes for the server
 
 def alive_nodes() -> dict[str, dict[str, Any]]:
     """Return Ray's description of each live node, by node id."""
+    return {name: node for name, node in _nodes().items() if node["Alive"]}
+
+
+def _nodes() -> dict[str, dict[str, Any]]:
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-    return {str(node["NodeID"]): node for node in nodes if node["Alive"]}
+    return {str(node["NodeID"]): node for node in nodes}
 
 
 def server_node() -> str:
@@ -39,10 +43,17 @@ def server_node() -> str:
     return here if here in labelled or not labelled else labelled[0]
 
 
-def worker_node(places: Iterable[str], avoided: str | None = None, gpus: float = 0.0) -> str:
+def host_name(node: str) -> str | None:
+    """Return the name of a node's host, also of a dead node; None in a cluster of one node."""
+    nodes = _nodes()
+    return str(nodes[node]["NodeManagerHostname"]) if node in nodes and len(nodes) > 1 else None
+
+
+def worker_node(places: Iterable[str], avoided: str | None = None, gpus: float = 0.0) -> str | None:
     """Return the node for a new worker: the one with the fewest workers per core.
 
-    A node without cores is used only if there is no other.
+    None if no node has cores, or none has the accelerators left. A cluster grows and shrinks, so
+    the caller asks again later.
 
     Parameters
     ----------
@@ -56,7 +67,7 @@ def worker_node(places: Iterable[str], avoided: str | None = None, gpus: float =
     Raises
     ------
     RunFailedError
-        No node is alive, or none has the accelerators left.
+        No node is alive.
     """
     workers = Counter(places)
     nodes = alive_nodes()
@@ -64,19 +75,16 @@ def worker_node(places: Iterable[str], avoided: str | None = None, gpus: float =
         check_ray(SECONDS_TO_DIE)
         raise RunFailedError("no node of the Ray cluster is alive")
 
-    nodes = {name: node for name, node in nodes.items() if _gpu_places(node, gpus) > workers[name]}
-    if not nodes:
-        raise RunFailedError(
-            f"cluster.gpus_per_worker = {gpus:g}: no node of the Ray cluster has accelerators for "
-            f"more than {workers.total()} workers; expected fewer workers, or a smaller fraction"
-        )
+    cores = {
+        name: node["Resources"].get("CPU", 0.0)
+        for name, node in nodes.items()
+        if _gpu_places(node, gpus) > workers[name]
+    }
 
     def load(name: str) -> tuple[bool, float, int]:
-        cores = float(nodes[name]["Resources"].get("CPU", 0.0))
-        share = (workers[name] + 1) / cores if cores > 0.0 else math.inf
-        return name == avoided, share, workers[name]
+        return name == avoided, (workers[name] + 1) / cores[name], workers[name]
 
-    return min(nodes, key=load)
+    return min((name for name in cores if cores[name] > 0.0), key=load, default=None)
 
 
 def _gpu_places(node: dict[str, Any], gpus: float) -> float:

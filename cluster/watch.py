@@ -138,6 +138,7 @@ def _watch(fleet: Fleet, progress: Callable[[Progress], None] | None) -> str | N
                 metrics=losses.metrics,
                 joining=_joining(status),
                 skipped=status.skipped,
+                homeless=len(fleet.homeless),
             )
             call_back(progress, progress_now)
         if finished:

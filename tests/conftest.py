@@ -24,11 +24,14 @@ class Scheduling(LoadScopeScheduling):
 
     Tests of real processes are in front, and wait more than they compute; the longest computations
     are at the end. So the cores have work at any time, half of the processes need a Ray, and what
-    comes last, from the middle, is short. Tests that read the reports go to one process. (The
-    groups of pytest-xdist 3.8 would do that too, if pytest 9.2 still let it rename tests.)
+    comes last, from the middle, is short. Tests that read the reports go to one process, as
+    do those on hosts. (The groups of pytest-xdist 3.8 would do that too, if pytest 9.2 still let it
+    rename tests.)
     """
 
     def _split_scope(self, nodeid: str) -> str:
+        if nodeid.partition("::")[0].endswith("test_hosts.py"):
+            return "hosts"
         return "reports" if reads_reports(nodeid) else nodeid
 
     def _assign_work_unit(self, node: WorkerController) -> None:

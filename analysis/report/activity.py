@@ -53,8 +53,8 @@ def workers_table(run: Run) -> pd.DataFrame:
 
     Columns: `worker`, `updates` (that contain its gradients), `share` (of all applied gradients),
     `discarded` (share of its own gradients; only if some were), `updates_per_second`, `transport`
-    (at its last join; "" in virtual time), and the columns of staleness and compute time of
-    `timeline`.
+    (at its last join; "" in virtual time), `host` (its last; only in a cluster of several), and the
+    columns of staleness and compute time of `timeline`.
     """
     trace = _gradients(run)
     seconds = max(float(run.trace["applied_seconds"].max()), 1e-9)
@@ -69,6 +69,9 @@ def workers_table(run: Run) -> pd.DataFrame:
             "transport": [transports.get(worker, "") for worker in updates.index],
         }
     )
+    hosts = {e["worker"]: str(e["host"]) for e in run.events if e["event"] == "worker_placed"}
+    if hosts:
+        table["host"] = [hosts.get(worker, "") for worker in updates.index]
     if not run.discarded.empty:
         work = work_by_worker(run).set_index("worker")
         table.insert(2, "discarded", work["discarded_share"])

@@ -342,6 +342,8 @@ def _workers(workers: pd.DataFrame) -> dict[str, Any]:
         table.insert(3, "discarded", workers["discarded"])
     if workers["transport"].any():
         table.insert(1, "transport", workers["transport"])
+    if "host" in workers:
+        table.insert(1, "host", workers["host"])
     ranges = {
         name: [(scale * low, scale * high) for low, high in zip(*ends, strict=True)]
         for name, scale, ends in (

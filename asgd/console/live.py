@@ -274,6 +274,8 @@ def _rate(progress: Progress) -> str:
 
 
 def _wait(progress: Progress) -> str:
+    if progress.homeless:
+        return f" ({progress.homeless} workers wait for a node of the cluster)"
     if progress.joining:
         return f" (waiting for {progress.joining} workers to start and import the problem)"
     if progress.evaluating:

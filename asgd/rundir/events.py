@@ -15,7 +15,7 @@ from asgd.printable import printable
 from asgd.seals import is_sealed
 from asgd.stored_json import parse_json, read_bounded
 
-_ORDINARY = {"start", "problem", "metrics", "finish"}
+_ORDINARY = {"start", "problem", "metrics", "server_placed", "worker_placed", "finish"}
 _TORN = (b"{", b"\0")  # first bytes of a partly written line
 _NUMBERS = {"time", "seconds", "restart_seconds"}
 _INTEGERS = {
@@ -30,7 +30,11 @@ _INTEGERS = {
     "before",
     "after",
 }
-_NEEDED = {"server_restored": ("to_version",), "workers_changed": ("after", "workers")}
+_NEEDED = {
+    "server_restored": ("to_version",),
+    "workers_changed": ("after", "workers"),
+    "worker_placed": ("worker", "host"),
+}
 
 
 def read_events(path: Path) -> list[dict[str, Any]]:
