@@ -27,7 +27,7 @@ from asgd.config_defects import (
 from asgd.config_policy import check_policy
 from asgd.config_rules import LOCAL_KEYS, RULE_KEYS, check_local, check_local_rule, left_out
 from asgd.errors import InputError, did_you_mean
-from asgd.stored_json import check_plain, parse_json, read_bounded
+from asgd.stored_json import parse, parse_json, read_bounded
 
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 NonNegative = Annotated[float, msgspec.Meta(ge=0)]
@@ -423,7 +423,7 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
     path = Path(path)
     try:
         text = _read_text(path)
-        data = parse_json(text) if path.suffix == ".json" else _parse_toml(text)
+        data = parse_json(text) if path.suffix == ".json" else parse(text, tomllib.loads)
     except FileNotFoundError:
         raise InputError(
             f"{path}: no such file; `asgd init` writes a configuration to start from"
@@ -437,15 +437,6 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
     for entry in overrides:
         _override(data, entry)
     return make_config(data)
-
-
-def _parse_toml(text: str) -> dict[str, Any]:
-    try:
-        data = tomllib.loads(text)
-    except RecursionError:
-        raise ValueError("tables or lists nested too deeply") from None
-    check_plain(data)
-    return data
 
 
 def _read_text(path: Path) -> str:

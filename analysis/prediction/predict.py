@@ -33,8 +33,8 @@ from asgd.rundir.parts import most_rows
 from asgd.rundir.problem_record import check_problem
 from asgd.rundir.reader import Run
 from asgd.rundir.tables import Types, read_table, write_table
-from asgd.seals import is_sealed, sealed_object
-from asgd.stored_json import read_bounded
+from asgd.seals import sealed_object
+from asgd.stored_json import read_sealed
 
 Method = Literal["auto", "simulate", "fast"]
 
@@ -390,9 +390,7 @@ def read_prediction(directory: str | Path) -> Prediction:
     """
     directory = Path(directory)
     try:
-        text = read_bounded(directory / "prediction.json")
-        is_sealed(text)
-        settings = msgspec.json.decode(text, type=PredictionSettings)
+        settings = read_sealed(directory / "prediction.json", PredictionSettings)
         most = most_rows(load_config(directory / "config.json"), LOSS) * len(settings.models)
         columns = read_table(directory / "prediction.parquet", _COLUMNS, most)
         curves = pd.DataFrame(columns)
