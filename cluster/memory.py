@@ -1,8 +1,9 @@
-"""Refuses a run whose parameters and gradients do not fit into this machine's memory."""
+"""Refuses a run whose processes do not fit into this machine's memory."""
 
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 
 from asgd.config import RunConfig
@@ -22,6 +23,11 @@ _COLLECTED = 2
 # Of each further vector that checkpoints contain: at the server, in its copy of the state, and at
 # the recorder with the two that saving takes.
 _SAVED = 5
+# Private memory of a process with NumPy and Ray; what a framework adds, which this process has
+# imported by then if workers need it; of Ray's own processes, and of the recorder beyond others.
+# Measured by `scripts/bench_memory.py`.
+_PROCESS_BYTES, _FRAMEWORK_BYTES, _RAY_BYTES = 70_000_000, 125_000_000, 180_000_000
+_FRAMEWORKS = ("torch", "jax")
 
 
 def vectors(config: RunConfig, dim: int, rule: Rule) -> int:
@@ -53,13 +59,20 @@ def check_memory(config: RunConfig, problem: Problem, rule: Rule) -> None:
         It does not suffice; the message says how much is needed.
     """
     needed = vectors(config, problem.dim, rule) * problem.dim * problem.dtype.itemsize
+    needed += _processes(config.cluster.workers)
     workers, free = config.cluster.workers, _free_bytes()
     if free is not None and needed > free:
         raise InputError(
-            f"cluster.workers = {workers}: with {problem.dim:,} parameters in {problem.dtype} they "
-            f"take {needed / 1e9:.1f} GB together with the server, and {free / 1e9:.1f} GB are "
+            f"cluster.workers = {workers}: with {problem.dim:,} parameters in {problem.dtype} their "
+            f"processes and the server take {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are "
             "free: expected fewer workers, or more machines (--address)"
         )
+
+
+def _processes(workers: int) -> int:
+    """Return the bytes that all processes of a run take without vectors of parameters."""
+    each = _PROCESS_BYTES + _FRAMEWORK_BYTES * any(name in sys.modules for name in _FRAMEWORKS)
+    return _RAY_BYTES + (workers + 2) * each
 
 
 def _free_bytes() -> int | None:

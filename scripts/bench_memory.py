@@ -4,10 +4,10 @@
 .venv/bin/python scripts/bench_memory.py [--dim 10_000_000] [--workers 8] [--updates 60]
 
 For both precisions, and over tcp and shared memory, the largest memory of the server, a worker and
-the recorder during a run, less that of the same process in a run with 10 parameters. Private memory
-and, in brackets, with memory shared with other processes: the vectors of shared memory, and Ray's
-objects. The gradient is a constant vector, one of the worker's; the loss is evaluated every tenth
-update.
+the recorder during a run, less that of the same process in a run with 10 parameters, which stands
+behind it. Private memory and, in brackets, with memory shared with other processes: the vectors of
+shared memory, and Ray's objects. The gradient is a constant vector, one of the worker's; the loss
+is evaluated every tenth update.
 """
 
 from __future__ import annotations
@@ -98,6 +98,7 @@ def main(arguments: Iterable[str] | None = None) -> None:
                         (a - b) / size for a, b in zip(large[role], small[role], strict=True)
                     )
                     line += f"  {role} {own:.1f} ({whole:.1f})"
+                    line += f" + {small[role][0] / 1e6:.0f} MB"
                 print(line, flush=True)
 
 

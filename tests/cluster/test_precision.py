@@ -347,7 +347,20 @@ def test_the_memory_asked_for_is_that_of_the_precision(monkeypatch: pytest.Monke
         config = make_config({"problem": single(100_000, dtype), "cluster": {"workers": 100}})
         problem = make_problem(config)
         monkeypatch.setattr(memory, "_free_bytes", lambda: 1)
-        with pytest.raises(InputError, match=rf"100,000 parameters in {dtype} they take") as error:
+        with pytest.raises(InputError, match=rf"100,000 parameters in {dtype} their") as error:
             memory.check_memory(config, problem, make_rule(config))
         needed[dtype] = float(str(error.value).partition("take ")[2].split()[0])
-    assert needed["float32"] == pytest.approx(needed["float64"] / 2, abs=0.1)
+    apart = memory._processes(100) / 1e9
+    assert needed["float32"] - apart == pytest.approx((needed["float64"] - apart) / 2, abs=0.1)
+
+
+def test_more_processes_than_the_memory_holds_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before any of them starts, whatever the problem: Ray would kill them one after another."""
+    monkeypatch.setattr(memory, "_free_bytes", lambda: 6 * 10**9)
+    config = make_config({"problem": {"kind": "quadratic"}, "cluster": {"workers": 64}})
+    memory.check_memory(config, make_problem(config), make_rule(config))
+    config = make_config({"problem": {"kind": "quadratic"}, "cluster": {"workers": 200}})
+    with pytest.raises(
+        InputError, match=r"cluster.workers = 200: .* 14\.\d GB, and 6\.0 GB are free"
+    ):
+        memory.check_memory(config, make_problem(config), make_rule(config))
