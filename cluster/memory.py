@@ -63,9 +63,9 @@ def check_memory(config: RunConfig, problem: Problem, rule: Rule) -> None:
     workers, free = config.cluster.workers, _free_bytes()
     if free is not None and needed > free:
         raise InputError(
-            f"cluster.workers = {workers}: with {problem.dim:,} parameters in {problem.dtype} their "
-            f"processes and the server take {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are "
-            "free: expected fewer workers, or more machines (--address)"
+            f"cluster.workers = {workers}: with {problem.dim:,} parameters in {problem.dtype} "
+            f"their processes and the server take {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB "
+            "are free: expected fewer workers, or more machines (--address)"
         )
 
 
