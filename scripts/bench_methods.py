@@ -1,91 +1,55 @@
 #!/usr/bin/env python3
-"""Which method for which cluster: virtual seconds to a target loss, as a table and a figure.
+"""Which method for which cluster: virtual seconds to a loss, as tables and a figure.
 
-.venv/bin/python -m scripts.bench_methods [--quick] [--seeds 10] [--out methods] [--only NAME,...]
+.venv/bin/python -m scripts.bench_methods [--quick] [--processes N] [--out methods]
+.venv/bin/python -m scripts.bench_methods --message 4 --only "asynchronous;8 local steps"
+.venv/bin/python -m scripts.bench_methods --real     four of its cells on Ray, some minutes
 
-16 workers make gradients of softmax regression on the digits and of a noisy quadratic, whose times
-follow one of four laws; a gradient of an ordinary worker takes 1 s on average. Each method runs on
-the parameter server and the workers of real runs, `cluster.core`, with a virtual clock: nothing
-waits, and messages take no time, so that local steps save none. Its learning rate is the best of a
-grid of as many values for each method, by the geometric mean of the seconds on seeds of their own.
-A rate is given up at 1.5 times the seconds of the best so far, and a run that does not get there in
-2000 s counts as that. `*` marks a rate at an end of its grid. The table has medians over the seeds;
-the claims of papers are checked by ratios with standard errors over the seeds.
+16 workers make gradients of softmax regression and of a perceptron on the digits, from all samples
+or from those of their own classes, and of a noisy quadratic. Their times follow one of four laws; a
+gradient of an ordinary worker takes 1 s on average. Each method runs on the parameter server and
+the workers of real runs, `cluster.core`, with a virtual clock: nothing waits, and messages take no
+time but `--message` seconds each way, so that without it local steps save nothing.
+
+Its learning rate is the best of a grid of as many values for each method, by the geometric mean of
+the seconds on seeds of their own. A rate is given up at 1.5 times the seconds of the best so far,
+or at 60 or 250 s if another gets there by then; a run that takes longer than 1000 s counts as that.
+Tables have medians over the seeds, with `*` for a rate at an end of its grid. The claims of papers
+are checked by ratios with standard errors over the seeds. What is in OUT/methods.csv is not
+measured again, but shown.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
-import heapq
+import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from itertools import count
+from functools import partial
+from itertools import product
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("agg")
-
-import numpy as np
-from matplotlib import pyplot as plt
 from threadpoolctl import threadpool_limits
 
-from asgd.arrays import Array
 from asgd.config import RunConfig, make_config
-from asgd.draws import WorkerDraws
-from asgd.local_steps import Pushes
-from asgd.problems.base import Indices, Problem, starting_point
 from asgd.problems.make import make_problem
-from asgd.streams import stream
-from cluster.core.messages import Gradient, Snapshot
-from cluster.core.server import ParameterServer, Replies
+from cluster.local_ray.session import ray_session
+from scripts.methods_runs import real_seconds, virtual_seconds
+from scripts.methods_shown import Place, Result, Store, compared, figure, table
 
 WORKERS, BATCH = 16, 16
-LONGEST = 2000.0  # virtual seconds
-FINE = 1.03  # between two times at which the loss is looked at
+LOG = math.log(WORKERS)  # "up to logarithmic factors"
+LONGEST = 1000.0  # virtual seconds
+HORIZONS = (60.0, 250.0, LONGEST)  # each for all rates, if no rate gets there by the one before
 OCTAVES = 8  # from one end of a grid to the other
 TUNING_SEEDS, FIRST_SEED = 2, 100
 GIVEN_UP = 1.5  # times the seconds of the best rate so far
-TICKS = (30, 100, 300, 1000)  # virtual seconds
-LARGE = 1e3  # times the first loss: the run is given up
 Tables = dict[str, dict[str, Any]]
-
-
-class Quadratic(Problem):
-    """f = x^T A x / 2 with curvatures from 1 to 1/100, and noise that does not depend on x."""
-
-    dim, n_samples, additive_noise = 100, 1000, True
-
-    def __init__(self, noise: float = 0.5) -> None:
-        self.curvature = np.geomspace(0.01, 1.0, self.dim)
-        draws = stream(0, "bench_methods").standard_normal((self.n_samples, self.dim))
-        self.shifts = noise * (draws - draws.mean(axis=0))
-
-    def initial_point(self, rng: np.random.Generator) -> Array:
-        """Return ones."""
-        return np.ones(self.dim)
-
-    def loss(self, x: Array) -> Array:
-        """Return f(x)."""
-        return np.asarray((self.curvature * x * x).sum(axis=-1) / 2)
-
-    def gradient(self, x: Array, indices: Indices | None = None) -> Array:
-        """Return the mean gradient over a batch."""
-        exact: Array = self.curvature * x
-        return exact if indices is None else exact + self.shifts[indices].mean(axis=-2)
-
-
-@dataclass(frozen=True)
-class Task:
-    """A problem and the loss to reach."""
-
-    name: str
-    kind: str
-    target: float
 
 
 @dataclass(frozen=True)
@@ -102,7 +66,7 @@ class Method:
 
     name: str
     tables: Callable[[float], Tables]
-    largest: float = 1.0
+    largest: float = 2.0
 
 
 def optimizer(**keys: Any) -> Callable[[float], Tables]:
@@ -113,304 +77,254 @@ def policy(**keys: Any) -> Callable[[float], Tables]:
     return lambda rate: {"optimizer": {"learning_rate": rate}, "cluster": keys}
 
 
-def local(
-    steps: int, server: dict[str, Any] | None = None, **keys: Any
-) -> Callable[[float], Tables]:
+def local(steps: int, **keys: Any) -> Callable[[float], Tables]:
     return lambda rate: {
-        "optimizer": {"local_steps": steps, "local_learning_rate": rate, **(server or {})},
+        "optimizer": {"local_steps": steps, "local_learning_rate": rate},
         "cluster": keys,
     }
 
 
+def capped(rate: float) -> Tables:
+    return {"optimizer": {"rule": "capped", "learning_rate": rate, "cap": WORKERS * rate}}
+
+
 ASYNC, CAPPED, SYNC = "asynchronous", "capped step", "synchronous"
+RINGMASTER, RENNALA = "Ringmaster, R = 32", "Rennala, K = 16"
+FASTEST = {several: f"{several} fastest of 16" for several in (12, 8)}
 METHODS = (
-    Method(ASYNC, optimizer(), 2.0),
+    Method(ASYNC, optimizer()),
     Method("step / (1 + staleness)", optimizer(rule="staleness_aware"), 8.0),
-    Method(
-        CAPPED,
-        lambda rate: {
-            "optimizer": {"rule": "capped", "learning_rate": rate, "cap": WORKERS * rate}
-        },
-        4.0,
-    ),
+    Method(CAPPED, capped, 4.0),
     Method("momentum 0.9", optimizer(rule="momentum", momentum=0.9), 0.4),
     Method("Adam", optimizer(rule="adam"), 0.0625),
-    Method("staleness <= 32", policy(mode="bounded", max_staleness=2 * WORKERS), 2.0),
+    Method("staleness <= 32", policy(mode="bounded", max_staleness=2 * WORKERS)),
+    Method(RINGMASTER, policy(discard_above=2 * WORKERS)),
+    Method("FedBuff, K = 8", policy(mode="buffered", gradients_per_update=8), 8.0),
+    Method(RENNALA, policy(mode="buffered", gradients_per_update=WORKERS, discard_above=0), 16.0),
     Method(SYNC, policy(mode="sync"), 16.0),
+    *(
+        Method(name, policy(mode="sync", gradients_per_update=several), 16.0)
+        for several, name in FASTEST.items()
+    ),
     Method("8 local steps", local(8), 0.25),
     Method("8 local steps, synchronous", local(8, mode="sync"), 8.0),
 )
-TASKS = (
-    Task("softmax, digits", "softmax", 0.3),
-    Task("quadratic", "scripts.bench_methods:Quadratic", 0.05),
-)
+BY_NAME = {method.name: method for method in METHODS}
+# A problem and the loss to reach.
+PROBLEMS: dict[str, tuple[str, float]] = {
+    "softmax": ("softmax", 0.3),
+    "perceptron": ("scripts.methods_problems:Perceptron", 0.5),
+    "quadratic": ("scripts.methods_problems:Quadratic", 0.05),
+}
 LAW = {"law": "gamma", "variation": 0.25}
+EQUAL, ONE_SLOW, WIDE = "equal", "one 10 x slower", "lognormal, variation 2"
 TIMES: dict[str, dict[str, Any]] = {
-    "equal": {**LAW, "mean": 1.0},
-    "one 10 x slower": {**LAW, "mean": [1.0] * (WORKERS - 1) + [10.0]},
-    "lognormal, variation 2": {"law": "lognormal", "variation": 2.0, "mean": 1.0},
+    EQUAL: {**LAW, "mean": 1.0},
+    ONE_SLOW: {**LAW, "mean": [1.0] * (WORKERS - 1) + [10.0]},
+    WIDE: {"law": "lognormal", "variation": 2.0, "mean": 1.0},
     "half 4 x slower": {**LAW, "mean": [1.0, 4.0] * (WORKERS // 2)},
 }
-DATA: dict[str, Tables] = {"shared": {}}
+DATA: dict[str, Tables] = {"shared": {}, "by label": {"data": {"shards": "by_label"}}}
+PANELS = [
+    ("softmax", "shared"),
+    ("softmax", "by label"),
+    ("perceptron", "shared"),
+    ("perceptron", "by label"),
+    ("quadratic", "shared"),
+]
+REAL = [(ASYNC, ONE_SLOW), (SYNC, ONE_SLOW), (RINGMASTER, WIDE), (RENNALA, WIDE)]
 
 
-@dataclass(frozen=True)
-class Cell:
-    """A problem, the data of its workers, and the law of their times."""
-
-    task: Task
-    data: str
-    times: str
-
-    def config(self, method: Method, rate: float, seed: int) -> RunConfig:
-        own = method.tables(rate)
-        return make_config(
-            {
-                "problem": {"kind": self.task.kind},
-                **DATA[self.data],
-                "optimizer": {"batch_size": BATCH, **own["optimizer"]},
-                "cluster": {
-                    "workers": WORKERS,
-                    "compute_time": TIMES[self.times],
-                    **own.get("cluster", {}),
-                },
-                "run": {
-                    "seed": seed,
-                    **dict.fromkeys(("updates", "eval_every", "checkpoint_every"), 10**9),
-                },
-            }
-        )
+def configure(place: Place, method: Method, rate: float, seed: int, **run: Any) -> RunConfig:
+    """Return the configuration of a run; nothing is evaluated or saved but as `run` says."""
+    own = method.tables(rate)
+    never = dict.fromkeys(("updates", "eval_every", "checkpoint_every"), 10**9)
+    return make_config(
+        {
+            "problem": {"kind": PROBLEMS[place.problem][0]},
+            **DATA[place.data],
+            "optimizer": {"batch_size": BATCH, **own["optimizer"]},
+            "cluster": {
+                "workers": WORKERS,
+                "compute_time": TIMES[place.times],
+                **own.get("cluster", {}),
+            },
+            "run": {"seed": seed, **never, **run},
+        }
+    )
 
 
-class VirtualRun:
-    """The server and the workers of a run, with a virtual clock.
+def measured(
+    choice: tuple[Place, str], rates: int, seeds: int, message: float
+) -> tuple[Result, float]:
+    """Tune the learning rate of a method at a place and run it; also return processor seconds."""
+    begun = time.process_time()
+    place, method = choice[0], BY_NAME[choice[1]]
+    problem = make_problem(configure(place, method, 1.0, 0))
+    target = PROBLEMS[place.problem][1]
 
-    A worker computes at once what arrives at the server when its time has passed.
-    """
+    def seconds(rate: float, seed: int, longest: float) -> float:
+        config = configure(place, method, rate, seed)
+        return virtual_seconds(config, problem, target, longest, message)
 
-    def __init__(self, config: RunConfig, problem: Problem) -> None:
-        start = starting_point(problem, config.run.seed)
-        self.server = ParameterServer(config, start, n_samples=problem.n_samples)
-        self._draws = WorkerDraws(config, problem)
-        self._pushes = Pushes(config, problem, self._draws)
-        self._arrivals: list[tuple[float, int, Gradient]] = []
-        self._number = count()
-        for worker in range(config.cluster.workers):
-            self._deliver(self.server.join(worker, 0.0), 0.0)
-
-    def points(self, times: Iterator[float]) -> Iterator[tuple[float, Array]]:
-        """Yield the parameters at each of some times; they are valid until the next."""
-        for until in times:
-            while self._arrivals and self._arrivals[0][0] <= until:
-                now, _, gradient = heapq.heappop(self._arrivals)
-                self._deliver(self.server.receive(gradient, now), now)
-            self.server.drain()
-            if not self._arrivals:  # the server has stopped
-                return
-            yield until, self.server.parameters
-
-    def _deliver(self, replies: Replies, now: float) -> None:
-        for worker, reply in replies:
-            if not isinstance(reply, Snapshot):
-                continue
-            number = reply.sequence
-            pushed = self._pushes.push(
-                worker, number, reply.parameters, reply.batch_size, reply.position
-            )
-            seconds = self._draws.compute_seconds(worker, number)
-            gradient = Gradient(
-                worker, number, reply.version, reply.epoch, np.array(pushed), seconds
-            )
-            heapq.heappush(self._arrivals, (now + seconds, next(self._number), gradient))
-
-
-def seconds_to_target(config: RunConfig, problem: Problem, target: float, longest: float) -> float:
-    """Return the virtual seconds until the loss is at the target; inf if it is not by `longest`."""
-    first = float(problem.loss(starting_point(problem, config.run.seed)))
-    moments = iter(np.geomspace(1.0, longest, 2 + int(math.log(longest) / math.log(FINE))))
-    with np.errstate(all="ignore"):
-        for seconds, x in VirtualRun(config, problem).points(map(float, moments)):
-            loss = float(problem.loss(x))
-            if loss <= target:
-                return seconds
-            if not loss < LARGE * first:
-                break
-    return math.inf
-
-
-@dataclass(frozen=True)
-class Result:
-    """The seconds of a method in a cell, one for each seed, and its learning rate."""
-
-    method: str
-    cell: Cell
-    rate: float
-    at_edge: bool
-    seconds: tuple[float, ...]
-
-    @property
-    def median(self) -> float:
-        return float(np.median(self.seconds))
-
-    @property
-    def logs(self) -> Array:
-        return np.log(np.minimum(self.seconds, LONGEST))
-
-
-def measured(cell: Cell, method: Method, rates: int, seeds: int) -> Result:
-    """Tune the learning rate of a method in a cell and run it."""
-    problem = make_problem(cell.config(method, 1.0, 0))
     grid = [method.largest / 2 ** (OCTAVES * i / rates) for i in range(rates)]
-    best, chosen = math.inf, 0
-    for i in sorted(range(rates), key=lambda i: abs(i - rates // 2)):  # from the middle
-        rate = grid[i]
-        found = 0.0
+    best, chosen = math.inf, -1
+    for horizon, i in product(HORIZONS, range(rates)):
+        if i == 0 and chosen >= 0:
+            break
+        longest, found = min(horizon, GIVEN_UP * best), 0.0
         for seed in range(FIRST_SEED, FIRST_SEED + TUNING_SEEDS):
-            config = cell.config(method, rate, seed)
-            longest = min(LONGEST, GIVEN_UP * best)
-            found += math.log(seconds_to_target(config, problem, cell.task.target, longest))
+            found += math.log(seconds(grid[i], seed, longest))
             if math.isinf(found):
                 break
         if math.exp(found / TUNING_SEEDS) < best:
             best, chosen = math.exp(found / TUNING_SEEDS), i
-    runs = (cell.config(method, grid[chosen], seed) for seed in range(seeds))
-    seconds = [seconds_to_target(run, problem, cell.task.target, LONGEST) for run in runs]
-    return Result(method.name, cell, grid[chosen], chosen in (0, rates - 1), tuple(seconds))
+    if chosen < 0:  # no rate gets there
+        never = Result(place, method.name, math.nan, False, (math.inf,) * seeds, LONGEST)
+        return never, time.process_time() - begun
+    each = tuple(seconds(grid[chosen], seed, LONGEST) for seed in range(seeds))
+    at_edge = chosen in (0, rates - 1)
+    result = Result(place, method.name, grid[chosen], at_edge, each, LONGEST)
+    return result, time.process_time() - begun
 
 
-# --- output -------------------------------------------------------------------------------------
+def measure(store: Store, choices: list[tuple[Place, str]], options: argparse.Namespace) -> None:
+    """Measure what the store does not have."""
+    missing = [choice for choice in choices if choice not in store.results]
+    seeds, rates = (3, 4) if options.quick else (options.seeds, options.rates)
+    work = partial(measured, rates=rates, seeds=seeds, message=options.message)
+    with ProcessPoolExecutor(
+        options.processes, get_context("spawn"), initializer=one_thread
+    ) as pool:
+        for result, spent in pool.map(work, missing):
+            store.add(result)
+            place = ", ".join((result.place.problem, result.place.data, result.place.times))
+            told = f"{place}: {result.method}, rate {result.rate:.3g}: {result} s"
+            print(f"{told} ({spent:.0f} processor seconds)", flush=True)
 
 
-def shown(result: Result) -> str:
-    number = f"{result.median:.3g}" if math.isfinite(result.median) else f"> {LONGEST:.0f}"
-    return f"{number}{'*' if result.at_edge else ''}"
+def one_thread() -> None:
+    """Compute with one thread in this process."""
+    threadpool_limits(1, user_api="blas")
 
 
-def table(results: list[Result], task: Task, data: str) -> str:
-    """Return the medians of a problem as a table of Markdown."""
-    here = [r for r in results if (r.cell.task, r.cell.data) == (task, data)]
-    lines = [
-        f"{task.name}, data {data}: virtual seconds to loss {task.target:g}",
-        "",
-        f"| method | {' | '.join(TIMES)} |",
-        f"|---|{'---|' * len(TIMES)}",
-    ]
-    for method in dict.fromkeys(r.method for r in here):
-        row = [
-            shown(r) for times in TIMES for r in here if (r.method, r.cell.times) == (method, times)
+def claims(store: Store) -> list[str]:
+    """Return what the results say about three claims, a line for each comparison."""
+
+    def line(what: str, one: tuple[Place, str], other: tuple[Place, str], limit: float) -> str:
+        ratio = compared(store.results, one, other)
+        return "" if ratio is None else f"- {what}: {ratio}: {ratio.at_most(limit)}"
+
+    slow = WORKERS / (WORKERS - 1 + 0.1)  # times the gradients a second with one slow worker
+    hurt, master, sync = (
+        [
+            f"One worker 10 times slower does not hurt the capped step (Mishchenko et al. 2022): "
+            f"at most {slow:.2f}, for the gradients that it does not make:"
+        ],
+        ["Ringmaster is at least as fast (Tyurin and Richtarik 2025): at most 1:"],
+        [f"Synchronous is near the best (arXiv 2602.03802): at most ln 16 = {LOG:.2f}:"],
+    )
+    for panel in PANELS:
+        here = ", ".join(panel)
+        equal, one_slow = Place(*panel, EQUAL), Place(*panel, ONE_SLOW)
+        hurt += [
+            line(f"{here}: {name}", (one_slow, name), (equal, name), slow)
+            for name in (CAPPED, ASYNC, SYNC)
         ]
-        lines.append(f"| {method} | {' | '.join(row)} |")
-    return "\n".join(lines)
+        for place in (Place(*panel, times) for times in TIMES):
+            what, found = f"{here}, {place.times}", store.at(place)
+            if place != equal:
+                master += [
+                    line(f"{what}: over {name}", (place, RINGMASTER), (place, name), 1.0)
+                    for name in (ASYNC, RENNALA)
+                ]
+            if found:
+                best = min(found, key=lambda r: float(r.logs.mean())).method
+                sync += [
+                    line(f"{what}: {name} over {best}", (place, name), (place, best), LOG)
+                    for name in (SYNC, *FASTEST.values())
+                    if name != best
+                ]
+    return [one for claim in (hurt, master, sync) for one in ("", *filter(None, claim))]
 
 
-def ratio(one: Result, other: Result) -> str:
-    """Return the seconds of one over those of the other, with a standard error over the seeds."""
-    logs = one.logs - other.logs if len(one.logs) == len(other.logs) else np.array([math.nan])
-    mean, error = float(logs.mean()), float(logs.std(ddof=1) / math.sqrt(len(logs)))
-    return f"{math.exp(mean):.3g} +- {math.exp(mean) * error:.2g}"
+def scaled(config: RunConfig, second: float) -> RunConfig:
+    """Return a configuration whose compute times have another unit."""
+    data = json.loads(config.to_json())
+    times = data["cluster"]["compute_time"]
+    means = times["mean"] if isinstance(times["mean"], list) else [times["mean"]] * WORKERS
+    return make_config(
+        data
+        | {
+            "cluster": data["cluster"]
+            | {"compute_time": times | {"mean": [second * mean for mean in means]}}
+        }
+    )
 
 
-def claims(results: list[Result]) -> list[str]:
-    """Return what the results say about the claims of the papers, a line each."""
-    known = {(r.method, r.cell): r for r in results}
-    lines = []
-    for cell in dict.fromkeys(r.cell for r in results):
-        label = f"{cell.task.name}, data {cell.data}"
-        if cell.times == "one 10 x slower":
-            equal = Cell(cell.task, cell.data, "equal")
-            for name in (ASYNC, CAPPED, SYNC):
-                if {(name, cell), (name, equal)} <= known.keys():
-                    one = ratio(known[name, cell], known[name, equal])
-                    lines.append(f"{label}: one slow worker costs {name} x {one}")
-        best = min((r for r in results if r.cell == cell), key=lambda r: float(r.logs.mean()))
-        if (SYNC, cell) in known:
-            over = ratio(known[SYNC, cell], best)
-            lines.append(f"{label}, {cell.times}: {SYNC} over the best ({best.method}): {over}")
+def on_ray(store: Store, seeds: int, second: float) -> list[str]:
+    """Run four cells of softmax on Ray; `second` is the length of a virtual second there."""
+    target = PROBLEMS["softmax"][1]
+    lines = [
+        f"softmax, shared: virtual seconds to loss {target:g} in virtual time and on Ray",
+        "",
+        "| method | times | virtual: median (range) | Ray |",
+        "|---|---|---|---|",
+    ]
+    for name, times in REAL:
+        place, method = Place("softmax", "shared", times), BY_NAME[name]
+        known = store.results[place, name]
+        ran = []
+        for seed in range(seeds):
+            config = configure(place, method, known.rate, seed, eval_every=1, updates=10**6)
+            seconds = real_seconds(scaled(config, second), target, LONGEST * second)
+            ran.append(seconds / second)
+            print(f"{name}, {times}, seed {seed}: {ran[-1]:.3g} virtual seconds on Ray", flush=True)
+        ends = f"({min(known.seconds):.3g} to {max(known.seconds):.3g})"
+        shown = " ".join(f"{one:.3g}" for one in ran)
+        lines.append(f"| {name} | {times} | {known} {ends} | {shown} |")
     return lines
 
 
-def figure(results: list[Result], path: Path) -> None:
-    """Draw the medians, and the range over the seeds, of every method: a panel for each problem."""
-    look = {"font.size": 17, "axes.spines.top": False, "axes.spines.right": False}
-    marks = dict(zip(TIMES, ("o", "X", "^", "s"), strict=True))
-    colours = dict(zip(TIMES, ("#0072b2", "#d55e00", "#009e73", "#cc79a7"), strict=True))
-    panels = list(dict.fromkeys((r.cell.task, r.cell.data) for r in results))
-    methods = list(dict.fromkeys(r.method for r in results))
-    with plt.rc_context(look):
-        height = 2.2 + 0.62 * len(methods)
-        size = (4.5 + 5.2 * len(panels), height)
-        drawn, axes = plt.subplots(
-            1,
-            len(panels),
-            figsize=size,
-            sharex=True,
-            sharey=True,
-            squeeze=False,
-            layout="constrained",
-        )
-        for ax, (task, data) in zip(axes[0], panels, strict=True):
-            for i, times in enumerate(TIMES):
-                here = {
-                    r.method: np.exp(r.logs) for r in results if r.cell == Cell(task, data, times)
-                }
-                y = np.array([methods.index(name) for name in here]) + 0.17 * (i - 1.5)
-                middle = np.array([np.median(seconds) for seconds in here.values()])
-                ends = np.array([(np.min(s), np.max(s)) for s in here.values()])
-                ax.hlines(y, ends[:, 0], ends[:, 1], color=colours[times], lw=2)
-                ax.plot(middle, y, marks[times], ms=10, color=colours[times], label=times)
-            for line in range(1, len(methods)):
-                ax.axhline(line - 0.5, color="#dddddd", lw=1)
-            ax.set(xscale="log", xlabel="virtual seconds", title=f"{task.name}, data {data}")
-            ax.set_xticks(TICKS, [f"{tick:,}" for tick in TICKS], minor=False)
-            ax.minorticks_off()
-            ax.grid(axis="x", color="#cccccc", lw=0.8)
-            ax.set_axisbelow(True)
-        axes[0, 0].set_yticks(range(len(methods)), methods)
-        axes[0, 0].invert_yaxis()
-        handles, labels = axes[0, 0].get_legend_handles_labels()
-        drawn.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
-        drawn.savefig(path, dpi=80)
-
-
 def main() -> None:
+    """Measure and show."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="3 seeds, 4 rates")
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--rates", type=int, default=8, help="learning rates of each grid")
-    parser.add_argument("--only", default="", help="methods by name, with commas")
+    parser.add_argument("--only", default="", help="methods by name, with semicolons")
+    parser.add_argument("--problem", choices=PROBLEMS)
+    parser.add_argument("--data", choices=DATA)
+    parser.add_argument("--message", type=float, default=0.0, help="virtual seconds, one way")
+    parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("methods"))
+    parser.add_argument("--real", action="store_true", help="repeat four cells on Ray")
+    parser.add_argument("--second", type=float, default=0.1, help="of Ray for a virtual one")
     options = parser.parse_args()
-    seeds, rates = (3, 4) if options.quick else (options.seeds, options.rates)
-    names = options.only.split(",") if options.only else [method.name for method in METHODS]
-    cells = [Cell(task, data, times) for task in TASKS for data in DATA for times in TIMES]
-    results, begun = [], time.process_time()
-    with threadpool_limits(1, user_api="blas"):
-        for cell in cells:
-            for method in (one for one in METHODS if one.name in names):
-                results.append(measured(cell, method, rates, seeds))
-                spent = time.process_time() - begun
-                rate = results[-1].rate
-                place = f"{cell.task.name}, {cell.data}, {cell.times}"
-                print(
-                    f"{spent:6.0f} s  {place}: {method.name}, rate {rate:.3g}: "
-                    f"{shown(results[-1])}",
-                    flush=True,
-                )
-    for task in TASKS:
-        for data in DATA:
-            print(f"\n{table(results, task, data)}")
-    print("\n" + "\n".join(claims(results)))
-    options.out.mkdir(parents=True, exist_ok=True)
-    with (options.out / "methods.csv").open("w", newline="") as file:
-        rows = csv.writer(file)
-        rows.writerow(("problem", "data", "times", "method", "rate", "seed", "seconds"))
-        for r in results:
-            place = r.cell.task.name, r.cell.data, r.cell.times
-            rows.writerows((*place, r.method, r.rate, i, s) for i, s in enumerate(r.seconds))
-    figure(results, options.out / "methods.png")
-    print(
-        f"\n{options.out}/methods.png and .csv; {time.process_time() - begun:.0f} processor seconds"
-    )
+    panels = [
+        (problem, data)
+        for problem, data in PANELS
+        if options.problem in (None, problem) and options.data in (None, data)
+    ]
+    names = options.only.split(";") if options.only else list(BY_NAME)
+    choices = [(Place(*panel, times), name) for panel, times, name in product(panels, TIMES, names)]
+    if options.real:
+        choices = [(Place("softmax", "shared", times), name) for name, times in REAL]
+    store = Store(options.out / "methods.csv", LONGEST)
+    measure(store, choices, options)
+    if options.real:
+        with ray_session():
+            print("\n".join(["", *on_ray(store, 3, options.second)]))
+        return
+    results = {panel: store.of(*panel) for panel in PANELS}
+    for panel, here in results.items():
+        if here:
+            print(f"\n{', '.join(panel)}: virtual seconds to loss {PROBLEMS[panel[0]][1]:g}\n")
+            print(table(here, BY_NAME, list(TIMES)))
+    print("\n".join(claims(store)))
+    shown = [result for here in results.values() for result in here]
+    figure(shown, list(BY_NAME), list(TIMES), options.out / "methods.png")
+    print(f"\n{options.out}/methods.png and .csv")
 
 
 if __name__ == "__main__":

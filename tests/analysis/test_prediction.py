@@ -19,8 +19,7 @@ from analysis.prediction.setting import RunSetting, closure_of
 from analysis.profile.fitting import fit_run
 from analysis.profile.repeats import fit_runs
 from analysis.report.activity import events_table, workers_table
-from analysis.report.headline import headline
-from analysis.report.judgement import verdict
+from analysis.report.headline import headline, verdict
 from asgd.config import make_config
 from asgd.errors import InputError, UnreliableEstimateError
 from asgd.problems.scalar import Quadratic
