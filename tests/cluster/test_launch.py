@@ -576,7 +576,8 @@ def test_joined_cluster_is_left_as_it_was(
 def test_more_memory_than_there_is_is_refused_before_anything_starts(tmp_path: Path) -> None:
     config = configure({"kind": "tests.support.plugins:wide"}, updates=10, workers=100_000)
     with pytest.raises(
-        InputError, match=r"with 100,000 parameters in float64 they take 400.0 GB .* are free"
+        InputError,
+        match=r"with 100,000 parameters in float64 their .* take \d+\.\d GB, .* are free",
     ):
         run(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
