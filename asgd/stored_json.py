@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+import msgspec
 
 from asgd.errors import InputError
 from asgd.seals import is_sealed
@@ -14,17 +17,25 @@ _MOST_BYTES = 256_000_000  # of a file that is read as a whole
 _DEEPEST = 64  # nesting of tables and lists, far below Python's recursion limit
 _LARGEST = 2**63  # absolute value of integers
 
+Text = TypeVar("Text")
+Kind = TypeVar("Kind")
+
 
 def parse_json(text: str | bytes) -> Any:
-    """Return the value of a JSON text.
+    """Return the value of a JSON text; see `parse`."""
+    return parse(text, json.loads)
+
+
+def parse(text: Text, parser: Callable[[Text], Any]) -> Any:
+    """Return the value that a parser of the standard library finds in a text.
 
     Raises
     ------
     ValueError
-        It is not JSON, or `check_plain` refuses the value.
+        The parser refuses the text, or `check_plain` the value.
     """
     try:
-        value = json.loads(text)
+        value = parser(text)
     except RecursionError:
         raise ValueError("tables or lists nested too deeply") from None
     check_plain(value)
@@ -46,6 +57,19 @@ def read_bounded(path: Path) -> bytes:
         if size > _MOST_BYTES:
             raise ValueError(f"{size:,} bytes, expected at most {_MOST_BYTES:,}")
         return file.read()
+
+
+def read_sealed(path: Path, kind: type[Kind]) -> Kind:
+    """Return the object of a type that a JSON file contains, after checking its digest.
+
+    Raises
+    ------
+    OSError, ValueError, RecursionError
+        The file cannot be read, is damaged, or contains something else.
+    """
+    content = read_bounded(path)
+    is_sealed(content)
+    return msgspec.json.decode(content, type=kind)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -36,7 +36,7 @@ class Evaluated(NamedTuple):
     metrics: Mapping[str, float] = MappingProxyType({})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Reading:
     """The metrics of a run at an evaluation of the loss.
 
@@ -107,14 +107,14 @@ class Readings:
         self._seen += count
         elapsed, self._seconds = seconds - self._seconds, seconds
         return Reading(
-            update,
-            seconds,
-            loss,
-            self._sum / self._seen if self._seen else math.nan,
-            float(staleness.mean()) if count else math.nan,
-            float(norm.mean()) if count else math.nan,
-            count / elapsed if count and elapsed > 0 else math.nan,
-            metrics,
+            update=update,
+            seconds=seconds,
+            loss=loss,
+            staleness_mean=self._sum / self._seen if self._seen else math.nan,
+            staleness_recent=float(staleness.mean()) if count else math.nan,
+            gradient_norm=float(norm.mean()) if count else math.nan,
+            updates_per_second=count / elapsed if count and elapsed > 0 else math.nan,
+            metrics=metrics,
         )
 
 

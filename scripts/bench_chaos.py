@@ -44,23 +44,19 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from asgd.config import RunConfig, make_config
 from asgd.errors import AsgdError
-from asgd.problems.make import make_problem
 from asgd.progress import Progress
 from asgd.rundir.checkpoint import CHECKPOINTS, paths, version_of
 from asgd.rundir.reader import Run, read_run
-from cluster.storage.checkpoint import load
-from tests.support.faults import replay_run
-from tests.support.invariants import check_gradients
+from tests.support.invariants import violations
 from tests.support.processes import actor_processes
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -219,57 +215,6 @@ class Injector:
                     return True
             time.sleep(0.05)
         return False
-
-
-# --- what must hold -----------------------------------------------------------------------------
-
-
-def violations(run: Run, falls: list[tuple[int, int]]) -> list[str]:
-    """Return the violated invariants of a run that should be finished."""
-    found = []
-    checks: list[Callable[[], None]] = [
-        lambda: check_complete(run),
-        lambda: check_gradients(run),
-        lambda: check_lost(run, falls),
-        lambda: check_replay(run),
-    ]
-    for check in checks:
-        try:
-            check()
-        except (AssertionError, AsgdError) as error:
-            found.append(" ".join(str(error).split()) or "an assertion without a message")
-    return found
-
-
-def check_complete(run: Run) -> None:
-    updates, every = run.config.run.updates, run.config.run.eval_every
-    assert run.state == "finished", f"the run is {run.state}"
-    assert len(run.trace) == updates, f"{len(run.trace)} of {updates} updates are recorded"
-    assert run.loss["update"].tolist() == [*range(0, updates, every), updates], "losses are missing"
-
-
-def check_lost(run: Run, falls: list[tuple[int, int]]) -> None:
-    restored = [event for event in run.events if event["event"] == "server_restored"]
-    for event in restored:
-        lost = event["from_version"] - event["to_version"]
-        assert lost == event["updates_lost"] >= 0, f"{event}"
-        assert not (lost and run.config.run.durability == "log"), f"lost despite a log: {event}"
-    for high, low in falls:
-        told = any(e["from_version"] >= high and e["to_version"] <= low for e in restored)
-        assert told, f"the run fell from {high} to {low} without an event"
-
-
-def check_replay(run: Run) -> None:
-    final = load(paths(run.path / CHECKPOINTS)[0])
-    with threadpool_limits(1):
-        points = replay_run(run)
-        problem = make_problem(run.config)
-        losses = [problem.loss(points[update]) for update in run.loss["update"]]
-    same = np.array_equal(points[-1], final.parameters)
-    assert same, (
-        f"parameters differ from the replay by {np.abs(points[-1] - final.parameters).max()}"
-    )
-    np.testing.assert_array_equal(run.loss["loss"], losses, "losses differ from the replay")
 
 
 # --- runs ---------------------------------------------------------------------------------------

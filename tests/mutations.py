@@ -103,8 +103,8 @@ MUTATIONS = [
     Mutation(
         "late gradients stay on record when a server goes back",
         "asgd/rundir/repair.py",
-        "dict.fromkeys((TRACE, MEMBERS, DISCARDED), updates)",
-        "dict.fromkeys((TRACE, MEMBERS), updates), DISCARDED: 10**9",
+        "dict.fromkeys((TRACE, MEMBERS, DISCARDED, POSITIONS), updates)",
+        "dict.fromkeys((TRACE, MEMBERS, POSITIONS), updates), DISCARDED: 10**9",
         (POLICIES, "-k", "killed"),
     ),
     Mutation(

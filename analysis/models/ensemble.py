@@ -43,7 +43,7 @@ QUANTILE_PATHS = 4096
 _OF_MODELS = ("batch_size", "closure", "noise", "substeps", "turns", "updates", "workers")
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, kw_only=True)
 class Ensemble:
     """Statistics of simulated paths at the recorded updates.
 

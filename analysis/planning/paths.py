@@ -33,7 +33,7 @@ _UPDATE_NUMBERS, _CALL_NUMBERS = 1_000, 20_000
 _LARGEST_STATE = 2**27
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PathSetting:
     """The common settings of all paths of a choice.
 

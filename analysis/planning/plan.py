@@ -27,11 +27,12 @@ from analysis.planning.choices import Choice, choices_of
 from analysis.planning.gradient_cost import GradientCost
 from analysis.planning.pace import ConfiguredPace, MeasuredPace, Pace, PaceOf
 from analysis.planning.paths import PathSetting, PlannedPaths, path_count, planned_paths
-from analysis.planning.row import FAR, HEADS, PlanRow, PointLimits
+from analysis.planning.row import CLEARLY_STABLE, HEADS, PlanRow, PointLimits
 from analysis.prediction.run_stability import leading_curvatures
 from analysis.prediction.setting import path_dtype
 from asgd.arrays import Array, Integers
-from asgd.config import Configuration, OptimizerConfig, RunConfig, as_config
+from asgd.config import Configuration, RunConfig, as_config
+from asgd.config_optimizer import OptimizerConfig
 from asgd.errors import InputError
 from asgd.problems.base import Problem, starting_point
 from asgd.problems.make import make_problem
@@ -338,7 +339,7 @@ class _Planner:
             end = curvature, rates(self._updates - 1)
         limits = self._limits(choice, pace, mean_square=False)
         row = PlanRow(choice, pace, paths, _at(limits, *begin), _at(limits, *end))
-        if row.of_limit < FAR:
+        if row.of_limit < CLEARLY_STABLE:
             return row
         limits = self._limits(choice, pace, mean_square=True)
         return replace(row, start=_at(limits, *begin), end=_at(limits, *end))

@@ -23,7 +23,7 @@ HEADS = (
 
 _SURE = 2.0  # standard errors added to a mean loss
 _FEW_SWING = 0.05  # share of swinging paths up to which there is no remark
-FAR = 0.5  # of the almost-sure limit: below it the mean-square limit is not computed
+CLEARLY_STABLE = 0.5  # of the almost-sure limit: below it the mean-square limit is not computed
 _NEAR = 1.3  # factor on the learning rate within which a limit is near
 _RISEN = 0.05  # share of the fall of the loss; smaller rises are scatter
 
@@ -46,7 +46,7 @@ class PointLimits:
     @property
     def verdict(self) -> Verdict:
         """The fate of a run on a quadratic with this curvature."""
-        if self.limits is None or self.of_limit < FAR:
+        if self.limits is None or self.of_limit < CLEARLY_STABLE:
             return "stable"
         return self.limits.classify(self.learning_rate)
 

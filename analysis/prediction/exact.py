@@ -125,7 +125,15 @@ def _of_moments(
             rise = (z @ slope[:, :, None])[..., 0] + z**2 @ curvature / 2
             quantiles[row] = np.quantile(value[:, None] + rise, SCORED_LEVELS)
     end = basis @ mean.mean(axis=0)
-    return LossCurve(setting.record, loss_mean, std, quantiles, None, end, mean_error)
+    return LossCurve(
+        update=setting.record,
+        mean=loss_mean,
+        std=std,
+        quantiles=quantiles,
+        paths=None,
+        end=end,
+        mean_error=mean_error,
+    )
 
 
 def _standard_draws(runs: int, dim: int, rng: np.random.Generator) -> Array:

@@ -37,7 +37,14 @@ from analysis.exact.stability import spectral_radius
 from analysis.prediction.lag_noise import DrawnReads, GradientPath
 from analysis.prediction.loss_curve import LossCurve
 from analysis.prediction.response import ExpectedRead
-from analysis.prediction.spread import DENSE_DIM, AllModes, Dynamics, SampledModes, Spread, Spreader
+from analysis.prediction.spread import (
+    ALL_MODES_DIM,
+    AllModes,
+    Dynamics,
+    SampledModes,
+    Spread,
+    Spreader,
+)
 from asgd.arrays import Array, Integers
 from asgd.errors import InputError
 from asgd.problems.base import Problem
@@ -142,7 +149,7 @@ def linear_noise(
     times = _times(last)
     middle, wanted = set(((times[1:] + times[:-1]) // 2).tolist()), set(record.tolist())
     dynamics = Dynamics(problem, learning_rate, batch_size, law, reads)
-    kind = AllModes if problem.dim <= DENSE_DIM else SampledModes
+    kind = AllModes if problem.dim <= ALL_MODES_DIM else SampledModes
     # One BLAS thread: a single path has too little work to share.
     with np.errstate(over="ignore", invalid="ignore"), threadpool_limits(1, user_api="blas"):
         path = MeanPath(problem, learning_rate, law, initial, dtype)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from asgd.arrays import Array, Integers
 SCORED_LEVELS = np.arange(1, 40) / 40.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LossCurve:
     """The distribution of f(x_k) at some updates.
 
@@ -52,24 +52,24 @@ class LossCurve:
     def cut(self, update: int) -> LossCurve:
         """Return the curve without its values from `update` on."""
         lost = self.update >= update
-        columns = [a.copy() for a in (self.mean, self.std, self.quantiles, self.mean_error)]
-        for column in columns:
+        kept = {
+            name: getattr(self, name).copy() for name in ("mean", "std", "quantiles", "mean_error")
+        }
+        for column in kept.values():
             column[lost] = np.nan
-        mean, std, quantiles, error = columns
-        end = np.full_like(self.end, np.nan)
-        return LossCurve(self.update, mean, std, quantiles, self.paths, end, error, update)
+        return replace(self, **kept, end=np.full_like(self.end, np.nan), unstable_from=update)
 
     @classmethod
     def of_ensemble(cls, ensemble: Ensemble) -> LossCurve:
         """Take the curve from an ensemble recorded at `SCORED_LEVELS`."""
         return cls(
-            ensemble.update,
-            ensemble.loss_mean,
-            ensemble.loss_std,
-            ensemble.loss_quantiles,
-            ensemble.paths,
-            ensemble.final.mean(axis=0, dtype=float),
-            ensemble.loss_std / math.sqrt(ensemble.paths),
+            update=ensemble.update,
+            mean=ensemble.loss_mean,
+            std=ensemble.loss_std,
+            quantiles=ensemble.loss_quantiles,
+            paths=ensemble.paths,
+            end=ensemble.final.mean(axis=0, dtype=float),
+            mean_error=ensemble.loss_std / math.sqrt(ensemble.paths),
             diverged=int((~np.isfinite(ensemble.final).all(axis=1)).sum()),
         )
 
@@ -109,5 +109,12 @@ class LossCurve:
             # A gamma law of large shape is nearly normal, and its inverse is inexact.
             standard = np.where(np.abs(skew) > 1e-2, gamma, ndtri(SCORED_LEVELS))
             quantiles = first[:, None] + std[:, None] * standard
-        error = np.zeros_like(std) if mean_error is None else mean_error
-        return cls(update, first, std, quantiles, None, end, error)
+        return cls(
+            update=update,
+            mean=first,
+            std=std,
+            quantiles=quantiles,
+            paths=None,
+            end=end,
+            mean_error=np.zeros_like(std) if mean_error is None else mean_error,
+        )

@@ -7,7 +7,7 @@ moments for linear gradients; one mean path with linear noise around it, (F1).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from analysis.exact.given_reads import (
     Reads,
@@ -53,6 +53,8 @@ class Model(ABC):
     replays
         Whether the model takes the recorded reads, so that any update rule, any choice of
         gradients and batches that are no independent draws go with it.
+    measured
+        Whether it takes the measured law or reads, instead of assuming a law.
     has_fast
         Whether it has a mean path for `fast`.
     """
@@ -60,6 +62,7 @@ class Model(ABC):
     name: str
     label: str
     replays = False
+    measured = True
     has_fast = True
 
     def label_for(self, setting: RunSetting) -> str:
@@ -142,6 +145,7 @@ class WithoutStaleness(Model):
     """SME-SGD of Li, Tai and E, (S6): the baseline that ignores asynchrony."""
 
     name, label = "sme_sgd", "SME-SGD (no staleness)"
+    measured = False
 
     def is_default(self, setting: RunSetting) -> bool:
         """Return True under plain SGD with independent batches."""
@@ -168,6 +172,7 @@ class GeometricStaleness(Model):
     """SME-ASGD of An, Lu and Ying, (S1) to (S3), with the geometric fit of the run."""
 
     name, label = "sme_asgd", "SME-ASGD (geometric fit)"
+    measured = False
 
     def is_default(self, setting: RunSetting) -> bool:
         """Return True under plain SGD with stale gradients."""
@@ -369,3 +374,8 @@ MODELS: dict[str, Model] = {
 }
 
 LABELS = {name: model.label for name, model in MODELS.items()}
+
+
+def without_replays(names: Iterable[str]) -> list[str]:
+    """Return the models that are not given the order of the staleness."""
+    return [name for name in names if name not in MODELS or not MODELS[name].replays]

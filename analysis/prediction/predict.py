@@ -20,7 +20,7 @@ from analysis.exact.moments import Closure
 from analysis.models.blocks import share_calls
 from analysis.prediction.duration import Forecast
 from analysis.prediction.loss_curve import SCORED_LEVELS, LossCurve
-from analysis.prediction.model import LABELS, MODELS, Model, OnProgress, simulate
+from analysis.prediction.model import LABELS, LAW, MODELS, Model, OnProgress, simulate
 from analysis.prediction.run_stability import DivergedPaths, StabilityAnswer, run_stability
 from analysis.prediction.setting import RunSetting, whole
 from analysis.profile.fit import StalenessFit
@@ -33,8 +33,8 @@ from asgd.rundir.parts import most_rows
 from asgd.rundir.problem_record import check_problem
 from asgd.rundir.reader import Run
 from asgd.rundir.tables import Types, read_table, write_table
-from asgd.seals import is_sealed, sealed_object
-from asgd.stored_json import read_bounded
+from asgd.seals import sealed_object
+from asgd.stored_json import read_sealed
 
 Method = Literal["auto", "simulate", "fast"]
 
@@ -127,7 +127,7 @@ class Prediction:
     @property
     def recorded_turns(self) -> bool:
         """Whether "sme_law" resamples the recorded turns of the run instead of using the law."""
-        return self.settings.turns == "recorded" and "sme_law" in self.models
+        return self.settings.turns == "recorded" and LAW.name in self.models
 
     def label(self, model: str) -> str:
         """Return the label of a model."""
@@ -252,7 +252,8 @@ def predict(
         if model not in drawn:
             found[model.name] = _computed(model, setting, method, seed, work)
     curves = {model.name: found[model.name] for model in chosen}
-    ends = [curves[name].end for name in ("sme_law", "replay", *curves) if name in curves]
+    measured = [name for name, model in MODELS.items() if model.measured and name in curves]
+    end = curves[[*measured, *curves][0]].end
     settings = PredictionSettings(
         paths=paths,
         method=method,
@@ -261,7 +262,7 @@ def predict(
         law=setting.law.to_dict(),
         closure=setting.closure,
         turns="by law" if setting.turns is None or method == "fast" else "recorded",
-        stability=run_stability(setting, ends[0], _diverged(curves)).answer(),
+        stability=run_stability(setting, end, _diverged(curves)).answer(),
         models={
             name: PredictedWith(_label(MODELS[name], setting, method), curve.paths)
             for name, curve in curves.items()
@@ -365,7 +366,7 @@ def _diverged(curves: Mapping[str, LossCurve]) -> DivergedPaths | None:
     found = [
         DivergedPaths(LABELS[name], curve.paths, curve.diverged)
         for name, curve in curves.items()
-        if name not in ("sme_sgd", "sme_asgd") and curve.paths and curve.diverged
+        if MODELS[name].measured and curve.paths and curve.diverged
     ]
     return max(found, key=lambda paths: paths.share, default=None)
 
@@ -389,9 +390,7 @@ def read_prediction(directory: str | Path) -> Prediction:
     """
     directory = Path(directory)
     try:
-        text = read_bounded(directory / "prediction.json")
-        is_sealed(text)
-        settings = msgspec.json.decode(text, type=PredictionSettings)
+        settings = read_sealed(directory / "prediction.json", PredictionSettings)
         most = most_rows(load_config(directory / "config.json"), LOSS) * len(settings.models)
         columns = read_table(directory / "prediction.parquet", _COLUMNS, most)
         curves = pd.DataFrame(columns)

@@ -1,11 +1,11 @@
 """A probe of a run: its stability from curvatures at two of its points, without any path (ours).
 
-It costs a tenth of the gradients of the run, where a prediction costs many runs. The products with
-the Hessian are those of m drawn samples, as many as the tenth allows, but 32 at least: of a short
-run it costs more than a tenth. The largest eigenvalue of
-their mean Hessian is too large in the mean, as it is convex in the matrix; the curvature along its
-eigenvector on m other samples is too small in the mean, as it is at most the largest. The two are
-the ends given for the curvature, and the limits are those of the larger.
+It costs a tenth of the gradients of the run; a prediction costs as much as many runs. Its products
+with the Hessian use m drawn samples: as many as the tenth allows, but at least 32, so a probe of a
+short run costs more. On average, the largest eigenvalue of the samples' mean Hessian is above that
+of the Hessian, because it is convex in the matrix; the curvature along its eigenvector on m other
+samples is below, because no direction has more than the largest. A probe reports these two ends of
+the curvature and takes the limits from the larger one.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ from asgd.errors import InputError, UnreliableEstimateError
 from asgd.problems.base import Indices, Problem
 from asgd.rundir.files import replace_file
 from asgd.rundir.reader import Run
-from asgd.seals import is_sealed, sealed_object
-from asgd.stored_json import read_bounded
+from asgd.seals import sealed_object
+from asgd.stored_json import read_sealed
 from asgd.streams import stream
 
 SHARE = 0.1  # of the gradients of a run
-# Sample gradients in the time of a product with the Hessian of one sample, and the products of a
-# point: eleven of the Lanczos iterations, mostly, and one on other samples.
+# The cost of a product with the Hessian of one sample, in gradients of one sample; and the usual
+# number of products at a point: eleven by the Lanczos iterations, one on other samples.
 _PRODUCT, _PRODUCTS = 2.5, 12
-_FEWEST = 32  # samples; of fewer the ends are too far apart
+_FEWEST = 32  # samples; with fewer, the ends are too far apart
 _TOLERANCE = 1e-2  # relative, of the eigenvalue
 _FILE = "probe.json"
 
@@ -107,9 +107,7 @@ def read_probe(directory: Path) -> Probe | None:
     if not (directory / _FILE).is_file():
         return None
     try:
-        text = read_bounded(directory / _FILE)
-        is_sealed(text)
-        return msgspec.json.decode(text, type=Probe)
+        return read_sealed(directory / _FILE, Probe)
     except (OSError, ValueError, RecursionError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(
@@ -227,7 +225,7 @@ def _largest(product: Any, dim: int, rng: np.random.Generator) -> tuple[float, A
 
 
 def _how(curvature: list[Curvature], samples: int, of_samples: int, share: float) -> str:
-    """Return what was done, at which price, and what it does not say."""
+    """Return the sentences on the samples, the cost, and what a probe cannot tell."""
     exact = samples >= of_samples
     found = ", ".join(
         f"{one.high:.3g} after update {one.update:,}"

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from analysis.prediction.loss_curve import SCORED_LEVELS
-from analysis.prediction.model import LABELS
+from analysis.prediction.model import LABELS, without_replays
 from analysis.prediction.predict import Prediction, quantile_column
 from analysis.profile.repeats import as_runs
 from asgd.arrays import Array, Integers
@@ -90,7 +90,7 @@ class Score:
     @property
     def closest(self) -> str:
         """Name of the model with the smallest relative error, without replays."""
-        names = [name for name in self.models if name != "replay"] or list(self.models)
+        names = without_replays(self.models) or list(self.models)
         return min(names, key=lambda name: self.models[name].relative_error)
 
     def numbers(self, model: str) -> dict[str, float]:

@@ -22,7 +22,7 @@ from asgd.staleness.law import StalenessLaw
 PROBES = 8  # draws of the noise at each time
 FEW_PROBES = 4  # of wide problems, whose many modes average
 LANCZOS_STEPS = 12
-DENSE_DIM = 64  # largest dimension for sums over all modes
+ALL_MODES_DIM = 64  # largest dimension for sums over all modes
 _DRAWS = 64  # deviations drawn for orders beyond the second in small dimension
 # Directions in which the gradient varies along the mean path, and Krylov steps from them.
 _LAG_DIRECTIONS, _LAG_STEPS = 6, 8

@@ -49,7 +49,7 @@ _INVISIBLE = 1e-3  # share of updates in the tail that the histogram leaves out
 _LONGEST_HISTOGRAM = 10_000
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, kw_only=True)
 class StalenessFit:
     """The fitted staleness laws of one run, and the one to predict with.
 

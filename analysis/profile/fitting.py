@@ -107,9 +107,17 @@ def fit_series(series: Series, seed: int) -> StalenessFit:
             laws[name] = LawFit.of(name, sample)
         except InputError as error:
             unfitted[name] = str(error)
-    team, start_up = series.team, series.start_up
-    left_out, nouns = series.left_out, series.nouns
-    fit = StalenessFit(laws, team, start_up, sample, names, left_out, unfitted, nouns)
+    team, start_up, nouns = series.team, series.start_up, series.nouns
+    fit = StalenessFit(
+        laws=laws,
+        workers=team,
+        start_up=start_up,
+        sample=sample,
+        worker_names=names,
+        left_out=series.left_out,
+        unfitted=unfitted,
+        nouns=nouns,
+    )
     least = max(LEAST_UPDATES, math.ceil(LEAST_CYCLES * (team or 0)))
     effective = fit.effective_size
     if series.step is not None:  # few steps hide how much they differ

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from asgd.counted import abridged
 from asgd.policy import Policy
 from asgd.rundir.columns import SHARED
 from asgd.rundir.reader import Run
@@ -99,9 +100,8 @@ def _least(work: pd.DataFrame) -> str:
     name, share = names[row], float(shares[row])
     if share == 0.0:
         none = [str(one) for one in names[shares == 0.0]]
-        more = ", ..." if len(none) > _LISTED else ""
         noun = "worker" if len(none) == 1 else "workers"
-        return f"No gradient of {noun} {', '.join(none[:_LISTED])}{more} was applied."
+        return f"No gradient of {noun} {abridged(none, _LISTED)} was applied."
     if even / share < _EVEN:
         return f"Every worker has at least {_percent(share)} of the applied gradients."
     delivered = float(work["delivered_share"].to_numpy()[row])

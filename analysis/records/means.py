@@ -18,7 +18,7 @@ _LEAST_STEPS = 20
 _DRIFTS = 3.0  # standard errors between the halves
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class MeansProfile:
     """The staleness of a record of means per step.
 

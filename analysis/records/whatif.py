@@ -7,7 +7,7 @@ as independent from update to update, as in the model of An, Lu, Ying, with one 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,6 @@ _MOST_CAPS = 5
 _RARE = 0.001  # a cap that fewer items exceed is not worth trying
 _MOST_ROWS = 10
 _SEED = 0
-_NO_STEP = (np.nan,) * 6  # mean staleness, limits, error and gain of a choice without items
 
 ASSUMPTIONS = (
     "Limits are over those without staleness, so the curvature cancels; lags are taken as "
@@ -41,7 +40,7 @@ ASSUMPTIONS = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Choice:
     """The record as it is, or under one change.
 
@@ -72,15 +71,15 @@ class Choice:
     name: str
     kind: str
     cap: int | None
-    mean_staleness: float
-    mean: float
-    mean_square: float
-    almost_sure: float
-    almost_sure_error: float
-    gain: float
-    beyond: float
-    beyond_error: float
-    delay: float
+    mean_staleness: float = np.nan
+    mean: float = np.nan
+    mean_square: float = np.nan
+    almost_sure: float = np.nan
+    almost_sure_error: float = np.nan
+    gain: float = np.nan
+    beyond: float = np.nan
+    beyond_error: float = np.nan
+    delay: float = np.nan
 
 
 @dataclass(frozen=True)
@@ -242,25 +241,30 @@ def what_if(
     for number, change in enumerate(changes):
         if progress is not None:
             progress(change.name, number / len(changes))
-        beyond = _beyond(values, change.cap, fit.sample.block)
+        beyond, beyond_error, delay = _beyond(values, change.cap, fit.sample.block)
+        choice = Choice(
+            name=change.name,
+            kind=change.kind,
+            cap=change.cap,
+            beyond=beyond,
+            beyond_error=beyond_error,
+            delay=delay,
+        )
         if change.law is None:
-            found.append(Choice(change.name, change.kind, change.cap, *_NO_STEP, *beyond))
+            found.append(choice)
             continue
         limits = stability_limits(change.law, momentum=momentum, independent=True)
         second = _over(limits.mean_square, free.mean_square)
         sure = limits.almost_sure
         found.append(
-            Choice(
-                change.name,
-                change.kind,
-                change.cap,
-                change.law.mean(),
-                _over(limits.mean, free.mean),
-                second,
-                _over(sure, free.almost_sure),
-                sure.error / free.almost_sure.value,
-                second / found[0].mean_square if found else 1.0,
-                *beyond,
+            replace(
+                choice,
+                mean_staleness=change.law.mean(),
+                mean=_over(limits.mean, free.mean),
+                mean_square=second,
+                almost_sure=_over(sure, free.almost_sure),
+                almost_sure_error=sure.error / free.almost_sure.value,
+                gain=second / found[0].mean_square if found else 1.0,
             )
         )
     return WhatIf(study.record.about.unit, momentum, found, _by_worker(study, fit, chosen))

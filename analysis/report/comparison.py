@@ -10,19 +10,14 @@ import numpy as np
 import pandas as pd
 
 from analysis.exact.limits import Verdict
+from analysis.prediction.model import without_replays
 from analysis.prediction.score import Score
 from analysis.profile.fit import StalenessFit
 from analysis.profile.fitting import compare_fits
 from analysis.report.clock import Clock, clock_of, common_clock
-from analysis.report.headline import (
-    Facts,
-    closest_models,
-    judged_model,
-    listed,
-    percent,
-    problem_name,
-    within_chance,
-)
+from analysis.report.headline import Facts, problem_name
+from analysis.report.judgement import closest_models, judged_model, within_chance
+from asgd.counted import listed, percent
 from asgd.rundir.reader import Run
 
 # The target, as a share of the fall of the loss to a value that every run reached. Scatter decides
@@ -264,7 +259,7 @@ def _how_well(comparison: Comparison) -> str:
     errors = "; ".join(
         f"{comparison.labels[name]} {percent(error)}" for name, error in mean.items()
     )
-    competing = {name: error for name, error in mean.items() if name != "replay"}
+    competing = {name: mean[name] for name in without_replays(mean)}
     closest = ""
     if competing:
         alike = closest_models(competing, comparison.scatter)

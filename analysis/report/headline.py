@@ -2,34 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 
-from analysis.exact.stability import most_workers
-from analysis.prediction.advice import advice_on_divergence, at_most, diverged
+from analysis.prediction.advice import advice_on_divergence, diverged
+from analysis.prediction.model import without_replays
 from analysis.prediction.predict import Prediction
 from analysis.prediction.score import Score
 from analysis.prediction.setting import last_update, whole
 from analysis.profile.fit import StalenessFit
-from analysis.profile.stragglers import in_words as in_words_of
-from analysis.profile.verdict import in_words
+from analysis.profile.stragglers import in_words
 from analysis.profile.work import bias
 from analysis.report.clock import clock_of, seconds_waited
-from asgd.config import DataConfig, OptimizerConfig
-from asgd.counted import counted
+from analysis.report.judgement import how_well
+from analysis.report.suggestions import about_loss, about_workers
+from asgd.config import DataConfig
+from asgd.config_optimizer import OptimizerConfig
+from asgd.counted import abridged, counted, percent
 from asgd.printable import printable
 from asgd.rundir.events import team_sizes
 from asgd.rundir.reader import Run
 
 Facts = list[tuple[str, str]]
 
-_SLIGHT = 0.03  # change of the predicted loss that needs no advice
-_POOR = 0.15  # error above which a prediction is unreliable
-_AMPLE = 2.0  # limit over learning rate from which there is ample margin
-_COVERED = 0.7  # coverage of the 90 % band above which the error of one run is mostly scatter
-_ALIKE = 1.1  # ratio of two errors below which neither model counts as closer
 _RULES = {
     "sgd": "SGD",
     "momentum": "SGD with momentum",
@@ -43,13 +40,7 @@ _RULES = {
     "capped": "SGD with steps capped by the staleness",
     "delay_compensated": "delay-compensated SGD",
 }
-_LISTED = 5  # workers named in a sentence
-_MANY = 30  # updates of the busiest worker; with fewer, chance makes shares uneven
-_UNEVEN = 2.0  # updates of the busiest worker over those of the idlest
-_CLOSELY = 0.05  # error up to which a prediction counts as close, even beyond chance
-# The error of a right prediction is below this multiple of its mean in 95 % of the cases, if all
-# points deviate together: 1.96 sqrt(pi / 2).
-_CHANCE = 2.46
+_LISTED = 5  # workers or metrics named in a sentence
 _MU = (
     " Here mu is the parameter of the geometric law: each staleness is mu times as likely as the "
     "one below it."
@@ -96,66 +87,17 @@ def headline(
             "How well predicted",
             f"Not predicted: {reason}."
             if score is None or prediction is None
-            else _how_well(prediction, score) + left_out(runs),
+            else how_well(prediction, score) + left_out(runs),
         ),
     ]
     stability = _stability(prediction) or probed
     if stability:
         facts.append(("Stable or not", stability))
-    advice = [*_about_loss(runs[0], fit, prediction, score), *_about_workers(workers, events)]
+    advice = [*about_loss(runs[0], fit, prediction, score), *about_workers(workers, events)]
     if remedy:
         advice.insert(0, f"{remedy[:1].upper()}{remedy[1:]}.")
     facts.append(("What to try", " ".join(advice or ["Nothing stands out."])))
     return facts
-
-
-def verdict(
-    run: Run, prediction: Prediction | None, score: Score | None, missing: str | None = None
-) -> str:
-    """Return in one sentence how well a run was predicted, or that it diverged.
-
-    The verdict is on the model that knows most of the staleness but not its order. The closest
-    model would be biased, because chance selects it in part.
-    """
-    if diverged(run):
-        rate = f"{run.config.optimizer.learning_rate:g}"
-        return f"Diverged: a learning rate of {rate} is too large for this staleness."
-    if prediction is None or score is None:
-        return f"Not predicted: {missing}."
-    name = judged_model(score)
-    error, scatter = score.models[name].relative_error, score.scatter
-    by = f"by the {score.labels[name]}"
-    if not np.isfinite(error):
-        return (
-            f"Not predicted: paths of the {score.labels[name]} diverge, so its error is infinite."
-        )
-    if scatter is None:
-        return f"Predicted {_how_closely(error)} {by}: error {percent(error)}."
-    numbers = f"error {percent(error)}, scatter {percent(scatter)}"
-    free = score.models.get("sme_sgd")
-    without = ""
-    if free is not None and name != "sme_sgd" and free.relative_error > 2.0 * error:
-        without = f" Without staleness the error would be {percent(free.relative_error)}."
-    if within_chance(score):
-        wide = " The scatter is large: repeat the run." if scatter > _POOR else ""
-        return f"Predicted within chance {by}: {numbers}.{without}{wide}"
-    return f"Predicted {_how_closely(error)}, but not within chance, {by}: {numbers}.{without}"
-
-
-def judged_model(score: Score) -> str:
-    """Return the model that knows most of the staleness but not its order."""
-    return next((name for name in ("sme_law", "sme_asgd") if name in score.models), score.closest)
-
-
-def within_chance(score: Score) -> bool:
-    """Whether the scatter of the run alone may have made the error of the judged model."""
-    if score.scatter is None:
-        return False
-    return score.models[judged_model(score)].relative_error <= _CHANCE * score.scatter
-
-
-def _how_closely(error: float) -> str:
-    return "closely" if error <= _CLOSELY else "roughly" if error <= _POOR else "badly"
 
 
 def problem_name(run: Run) -> str:
@@ -213,8 +155,7 @@ def _metrics(run: Run) -> str:
     if run.metrics.empty:
         return ""
     last = [f"{printable(str(name))} {value:.4g}" for name, value in run.metrics.iloc[-1].items()]
-    more = ", ..." if len(last) > _LISTED else ""
-    return f" At the end: {', '.join(last[:_LISTED])}{more}."
+    return f" At the end: {abridged(last, _LISTED)}."
 
 
 def _skipped(run: Run) -> str:
@@ -252,8 +193,7 @@ def _contributors(run: Run, workers: pd.DataFrame) -> str:
         else f"{percent(idle)} to {percent(busy)} of the gradients each"
     )
     names = sorted(set(range(run.config.cluster.workers)) - set(workers["worker"]))
-    more = ", ..." if len(names) > _LISTED else ""
-    never = f"; none by worker {', '.join(map(str, names[:_LISTED]))}{more}" if names else ""
+    never = f"; none by worker {abridged([*map(str, names)], _LISTED)}" if names else ""
     return f"{counted(len(workers), 'workers')}, {each}{never}."
 
 
@@ -273,7 +213,7 @@ def _which_law(fit: StalenessFit, prediction: Prediction | None, doubt: str | No
             f"{fit.finding}; the workers' turns came in spells, which no law describes, so the "
             "prediction uses the recorded turns."
         )
-    elif prediction is not None and prediction.models == ["replay"]:
+    elif prediction is not None and not without_replays(prediction.models):
         text = f"{fit.finding}."
     return text + (_MU if "mu = " in text else "")
 
@@ -291,7 +231,7 @@ def _ended(run: Run) -> str:
 
 def _how_stale(run: Run, fit: StalenessFit) -> str:
     staleness = fit.sample.staleness
-    left_out = in_words_of(fit.left_out, fit.workers)
+    left_out = in_words(fit.left_out, fit.workers)
     text = f"{left_out} " if left_out else ""
     if staleness.max() == 0:
         return f"{text}Staleness is 0: no update came between a snapshot and its gradient."
@@ -311,58 +251,6 @@ def _how_stale(run: Run, fit: StalenessFit) -> str:
     return text
 
 
-def _how_well(prediction: Prediction, score: Score) -> str:
-    of = "the observed loss" if score.repeats == 1 else f"the mean of {score.repeats} runs"
-    errors = [f"{score.labels[n]} {percent(m.relative_error)}" for n, m in score.models.items()]
-    scatter = score.scatter
-    alike = closest_models({n: m.relative_error for n, m in score.models.items()}, scatter)
-    closest = listed([score.labels[name] for name in alike])
-    covered = listed(list(dict.fromkeys(percent(score.models[n].coverage) for n in alike)))
-    if len(alike) == len(score.models) - ("replay" in score.models) > 1:
-        closest = f"none, they {'differ by less than that scatter' if scatter else 'are alike'}"
-    bands = "its 90 % band holds" if len(alike) == 1 else "their 90 % bands hold"
-    note = "; the replay does not count, because it is given the staleness of this run"
-    return (
-        f"Mean error against {of}: {'; '.join(errors)}. {_scatter(score)}Closest: {closest}"
-        f"{note if 'replay' in score.models and len(score.models) > 1 else ''}; "
-        f"{bands} {covered} of the observed points."
-        f"{_recorded(prediction)}"
-    )
-
-
-def closest_models(errors: Mapping[str, float], scatter: float | None) -> list[str]:
-    """Return the models whose errors are alike the smallest, without replays, in their order."""
-    competing = [name for name in errors if name != "replay"] or list(errors)
-    best = min(competing, key=lambda name: errors[name])
-    # Scatter can swap the order of two errors that differ by less.
-    limit = max(_ALIKE * errors[best], errors[best] + (scatter or 0.0))
-    return [name for name in competing if name == best or errors[name] <= limit]
-
-
-def _scatter(score: Score) -> str:
-    """Return the sentence on the error of a perfect prediction, if known."""
-    if score.scatter is None:
-        return ""
-    of = "a single run" if score.repeats == 1 else f"{score.repeats} runs"
-    return f"The scatter of {of} alone causes about {percent(score.scatter)}. "
-
-
-def listed(names: Sequence[str]) -> str:
-    """Return names joined by commas and a final "and"."""
-    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
-
-
-def _recorded(prediction: Prediction) -> str:
-    """Return the sentence on recorded turns, if "sme_law" used them instead of the law."""
-    if not prediction.recorded_turns:
-        return ""
-    return (
-        f" {prediction.label('sme_law')} resamples blocks of this run's recorded turns instead of "
-        "using the law, because the turns came in spells. It takes the staleness, not the loss, "
-        "from the run."
-    )
-
-
 def left_out(runs: Sequence[Run]) -> str:
     """Return the sentence on repeats that were cut short and therefore not predicted."""
     kept = whole(runs)
@@ -378,141 +266,3 @@ def left_out(runs: Sequence[Run]) -> str:
 def _stability(prediction: Prediction | None) -> str | None:
     """Return the stability sentence of a prediction, if it has one."""
     return prediction.settings.stability.sentence if prediction else None
-
-
-def stability_margin(prediction: Prediction | None) -> tuple[float, float]:
-    """Return the largest stable learning rate, over the run's and itself; inf if unknown."""
-    if prediction is None:
-        return np.inf, np.inf
-    stability = prediction.settings.stability
-    values = stability.factor, stability.largest_stable_learning_rate
-    factor, limit = (np.inf if value is None else value for value in values)
-    return factor, limit
-
-
-def _about_stability(prediction: Prediction, run: Run) -> list[str]:
-    """Return advice for a learning rate above or near its limit."""
-    factor, limit = stability_margin(prediction)
-    stability = prediction.settings.stability
-    if factor >= 1 and stability.verdict in ("heavy tail", "diverges"):
-        known = "" if stability.factor is None else " below the limits"
-        return [
-            f"Paths diverge{known}: take a smaller learning rate or larger batches; "
-            "`asgd plan` shows which are stable."
-        ]
-    if factor >= _AMPLE:
-        return []
-    if factor >= 1:
-        return [
-            f"The learning rate is within a factor of {factor:.2g} of the limit: do not "
-            "raise it, and lower it for more workers."
-        ]
-    points, momentum = (stability.start, stability.end), stability.start.momentum
-    step = stability.learning_rate * max(point.curvature[0] for point in points if point)
-    workers = run.config.cluster.workers
-    aware = run.config.optimizer.rule == "staleness_aware"
-    few = 0 if aware else most_workers(step, momentum, workers)
-    fewer = f", or take {at_most(few)}" if few else ""
-    less = " Less momentum raises the limit." if momentum and workers > 1 else ""
-    tail = "; until then rare excursions dominate every average over repeats"
-    return [
-        f"Lower the learning rate below {limit:.3g}{fewer}"
-        f"{tail if stability.verdict == 'heavy tail' else ''}.{less}"
-    ]
-
-
-def _about_loss(
-    run: Run, fit: StalenessFit, prediction: Prediction | None, score: Score | None
-) -> list[str]:
-    """Return advice from stability and predictions."""
-    if prediction is None or score is None:
-        return []
-    advice = []
-    factor, _ = stability_margin(prediction)
-    advice.extend(_about_stability(prediction, run))
-    if not np.isfinite(score.models[judged_model(score)].relative_error):
-        return advice
-    best = score.models[score.closest]
-    cost = staleness_cost(prediction)
-    if best.relative_error > _POOR and best.coverage >= _COVERED:
-        advice.append(
-            f"The errors are mostly scatter: the run is inside the 90 % band "
-            f"{percent(best.coverage)} of the time. Repeat it with other seeds, report on all."
-        )
-    elif best.relative_error > _POOR:
-        advice.append(
-            f"No model comes closer than {percent(best.relative_error)}, and the run is inside "
-            f"the 90 % band only {percent(best.coverage)} of the time: do not rely on a "
-            "prediction; look for the cause in the drift of staleness and in the events."
-        )
-    elif cost is not None and abs(cost) < _SLIGHT:
-        afford = (
-            ""
-            if factor < _AMPLE or prediction.settings.stability.verdict != "stable"
-            else ": there is margin for more workers or a larger learning rate"
-        )
-        advice.append(f"Staleness changes the predicted loss by {percent(abs(cost))}{afford}.")
-    elif cost is not None and cost > 0:
-        advice.append(
-            f"Staleness raises the predicted loss by {percent(cost)} on average over the run: a "
-            "smaller learning rate or fewer workers would lower it."
-        )
-    elif cost is not None:
-        advice.append(
-            f"Staleness lowers the predicted loss by {percent(-cost)} on average over the run: at "
-            "this learning rate it acts like momentum."
-        )
-    if fit.grade == "rejected" and {"sme_asgd", "sme_law"} <= score.models.keys():
-        geometric = score.models["sme_asgd"].relative_error
-        law = score.models["sme_law"].relative_error
-        recorded = prediction.recorded_turns
-        what = "recorded turns of the workers" if recorded else in_words(fit.recommended)
-        verbs = ("are", "make") if recorded else ("is", "makes")
-        verb = (
-            f"{verbs[0]} needed" if geometric > 1.5 * law else f"{verbs[1]} little difference here"
-        )
-        pool = score.models.get("law_pool") if recorded else None
-        beside = f", {percent(pool.relative_error)} with the measured law" if pool else ""
-        advice.append(
-            f"The {what} {verb}: error {percent(law)} against {percent(geometric)} with the "
-            f"geometric law{beside}."
-        )
-    return advice
-
-
-def _about_workers(workers: pd.DataFrame, events: pd.DataFrame) -> list[str]:
-    """Return advice from uneven workers and events."""
-    advice = []
-    busy, idle = workers["share"].max(), workers["share"].min()
-    if len(workers) > 1 and busy > _UNEVEN * idle and workers["updates"].max() >= _MANY:
-        slow = workers["worker"].iloc[int(workers["share"].argmin())]
-        advice.append(
-            f"Worker {slow} made {percent(idle)} of the updates, the busiest {percent(busy)}: "
-            "its gradients are the stalest; see what slows it down."
-        )
-    if len(events):
-        counts = events["event"].value_counts()
-        listed = ", ".join(f"{str(kind).replace('_', ' ')} ({n})" for kind, n in counts.items())
-        advice.append(f"Look at the events: {listed}.")
-    return advice
-
-
-def staleness_cost(prediction: Prediction) -> float | None:
-    """Return by how much the measured staleness raises the mean predicted loss.
-
-    This is the mean difference over the recorded updates, divided by the mean loss predicted
-    without staleness. None if either is not predicted or not finite.
-    """
-    if not {"sme_sgd", "sme_law"} <= set(prediction.models):
-        return None
-    free, stale = (prediction.curve(name)["loss_mean"] for name in ("sme_sgd", "sme_law"))
-    scale = float(free.abs().mean())
-    cost = float((stale - free).mean()) / scale if scale else np.nan
-    return cost if np.isfinite(cost) else None
-
-
-def percent(share: float) -> str:
-    """Return a share in per cent, with two digits if it is small."""
-    if np.isinf(share):
-        return "infinite"
-    return f"{100 * share:.2g} %" if share < 0.1 else f"{100 * share:.0f} %"

@@ -26,9 +26,11 @@ from analysis.report import pictures
 from analysis.report.activity import events_table, timeline, workers_table
 from analysis.report.clock import clock_of
 from analysis.report.comparison import compare_runs, comparison_headline, comparison_verdict, labels
-from analysis.report.headline import headline, problem_name, stability_margin, verdict
+from analysis.report.headline import headline, problem_name
 from analysis.report.inline_svg import SvgInliner, page_colour
+from analysis.report.judgement import verdict
 from analysis.report.pictures import Picture
+from analysis.report.suggestions import stability_margin
 from analysis.report.tables import page_table
 from analysis.study import Study
 from asgd.counted import counted

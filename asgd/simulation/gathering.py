@@ -69,7 +69,7 @@ class Gathering:
 
     @property
     def staleness(self) -> Integers:
-        """Of each update that of its oldest gradient, shape (updates,)."""
+        """The staleness of the oldest gradient of each update, shape (updates,)."""
         return np.asarray(np.arange(len(self)) - self.read_version.min(axis=1))
 
     def trace(self, part: slice, batch_size: Integers) -> Table:

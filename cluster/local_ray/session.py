@@ -15,6 +15,7 @@ import socket
 import sys
 import tempfile
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -140,7 +141,7 @@ def _own(object_store_bytes: int, metrics_port: int | None) -> Iterator[None]:
 def _start_ray(directory: str, object_store_bytes: int, metrics_port: int | None) -> None:
     umask = os.umask(0o077)
     try:
-        with few_processes():
+        with few_processes(), no_fork_warnings():
             ray.init(
                 address="local",
                 include_dashboard=False,
@@ -155,6 +156,14 @@ def _start_ray(directory: str, object_store_bytes: int, metrics_port: int | None
         raise RunFailedError(f"Ray could not be started: {reason}") from error
     finally:
         os.umask(umask)
+
+
+@contextmanager
+def no_fork_warnings() -> Iterator[None]:
+    """Hide JAX's warning of forks, as Ray's processes become another program at once."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
+        yield
 
 
 @contextmanager

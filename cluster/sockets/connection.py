@@ -22,7 +22,7 @@ from cluster.sockets.wire import HEADER, Frame, VectorFormat, WireError
 
 KEPT_BYTES = 1 << 16  # vectors up to this size have memory of their own at the server
 BUSY_WAIT_SECONDS = 100e-6  # in shorter waits, waking up would take most of the time
-_HANDSHAKE_SECONDS = 10.0
+HANDSHAKE_SECONDS = 10.0
 # TCP keepalive, to detect a dead machine: idle seconds, seconds between probes, probes.
 _KEEPALIVE_IDLE, _KEEPALIVE_INTERVAL, _KEEPALIVE_PROBES = 10, 5, 3
 _UNACKNOWLEDGED_MILLISECONDS = 30_000
@@ -244,11 +244,11 @@ def _dial(endpoint: Endpoint, shared: bool) -> socket.socket:
     try:
         if not shared:
             address = (endpoint.host, endpoint.port)
-            connection = socket.create_connection(address, _HANDSHAKE_SECONDS)
+            connection = socket.create_connection(address, HANDSHAKE_SECONDS)
             tune(connection, patient=endpoint.vectors.nbytes > KEPT_BYTES)
             return connection
         connection = socket.socket(socket.AF_UNIX)
-        connection.settimeout(_HANDSHAKE_SECONDS)
+        connection.settimeout(HANDSHAKE_SECONDS)
         try:
             connection.connect(f"\0{endpoint.local}")
         except OSError:

@@ -29,6 +29,7 @@ from cluster.sockets import wire
 from cluster.sockets.buffers import Buffer, BufferPool
 from cluster.sockets.connection import (
     BUSY_WAIT_SECONDS,
+    HANDSHAKE_SECONDS,
     KEPT_BYTES,
     Endpoint,
     may_busy_wait,
@@ -39,7 +40,6 @@ from cluster.sockets.peer import HELLO_BYTES, Peer, after, is_own
 from cluster.sockets.shared_memory import create_memory, shared_vector
 from cluster.sockets.wire import HEADER, Frame, VectorFormat, WireError
 
-_HANDSHAKE_SECONDS = 10.0
 _SWEEP_SECONDS = 1.0
 _MOST_UNAUTHENTICATED = 256  # unauthenticated connections
 _REFUSALS_REPORTED = 100
@@ -149,7 +149,7 @@ class SocketServer:
                 self._server.note_arriving(peer.worker, now)
             if peer.deadline < now:
                 if peer.worker is None:
-                    reason = f"did not authenticate within {_HANDSHAKE_SECONDS:.0f} s"
+                    reason = f"did not authenticate within {HANDSHAKE_SECONDS:.0f} s"
                 else:
                     what = "read nothing" if peer.unsent else "sent no more of a frame"
                     reason = f"{what} for {SILENCE_SECONDS:.0f} s"
@@ -208,7 +208,7 @@ class SocketServer:
         name = "local" if listener.family == socket.AF_UNIX else f"{address[0]}:{address[1]}"
         connection.setblocking(False)
         tune(connection)
-        peer = Peer(connection, name, time.monotonic() + _HANDSHAKE_SECONDS)
+        peer = Peer(connection, name, time.monotonic() + HANDSHAKE_SECONDS)
         self._peers[connection.fileno()] = peer
         self._epoll.register(connection, select.EPOLLIN)
         if not is_own(connection):

@@ -19,7 +19,8 @@ from analysis.prediction.setting import RunSetting, closure_of
 from analysis.profile.fitting import fit_run
 from analysis.profile.repeats import fit_runs
 from analysis.report.activity import events_table, workers_table
-from analysis.report.headline import headline, verdict
+from analysis.report.headline import headline
+from analysis.report.judgement import verdict
 from asgd.config import make_config
 from asgd.errors import InputError, UnreliableEstimateError
 from asgd.problems.scalar import Quadratic

@@ -31,7 +31,8 @@ from analysis.report.comparison import (
     comparison_verdict,
     labels,
 )
-from analysis.report.headline import headline, verdict
+from analysis.report.headline import headline
+from analysis.report.judgement import verdict
 from analysis.report.pictures import Picture, transient
 from analysis.report.tables import aligned_numbers, page_table, plain_number
 from analysis.report.write import write_report

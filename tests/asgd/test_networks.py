@@ -96,7 +96,8 @@ def test_derivatives_of_a_network(framework):
             problem.hessian_vector(x, v), curvature, atol=2 * problem.rounding
         )
     mean = problem.sample_gradients(x).mean(axis=0)
-    np.testing.assert_allclose(mean, problem.gradient(x), atol=1e-6)
+    atol = max(1e-6, 1e-3 * problem.rounding)  # an accelerator multiplies with fewer bits
+    np.testing.assert_allclose(mean, problem.gradient(x), atol=atol)
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)

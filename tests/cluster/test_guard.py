@@ -266,3 +266,27 @@ def test_processes_that_still_exit_are_not_gone(tmp_path: Path) -> None:
         assert found == [child.pid] or not processes_in(tmp_path)
     assert child.wait() == -signal.SIGKILL
     child.stdout.close()
+
+
+FORK_WITH_JAX = """
+import subprocess, sys, warnings
+import jax.numpy
+from cluster.local_ray.session import no_fork_warnings
+jax.numpy.zeros(1)
+
+def fork():
+    subprocess.run(["true"], check=True, preexec_fn=lambda: None)  # as Ray starts its processes
+
+with warnings.catch_warnings(record=True) as heard:
+    warnings.simplefilter("always")
+    fork()
+    assert "JAX" in str(heard[0].message), heard
+    with no_fork_warnings():
+        fork()
+    assert len(heard) == 1, heard
+"""
+
+
+def test_ray_starts_without_a_warning_where_a_problem_uses_jax() -> None:
+    pytest.importorskip("jax")
+    subprocess.run([sys.executable, "-c", FORK_WITH_JAX], check=True, timeout=120)

@@ -1,20 +1,26 @@
-"""Invariants of the trace of every finished run, real or simulated."""
+"""Invariants of every finished run, real or simulated."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import count
 from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
+from threadpoolctl import threadpool_limits
 
 from asgd.draws import WorkerDraws
+from asgd.errors import AsgdError
 from asgd.problems.base import Problem
+from asgd.problems.make import make_problem
+from asgd.rundir.checkpoint import CHECKPOINTS, paths
 from asgd.rundir.columns import LOSS_COLUMNS, SHARED, TRACE_COLUMNS
 from asgd.rundir.reader import Run
 from asgd.shards import Shards
 from asgd.simulation.replay import Gradients
+from cluster.storage.checkpoint import load
+from tests.support.faults import replay_run
 
 
 def check_trace(
@@ -118,3 +124,54 @@ def check_gradients(run: Run) -> None:
     for worker in {worker for worker, _ in (*applied, *unused)}:
         numbers = sorted(number for other, number in (*applied, *unused) if other == worker)
         assert numbers == list(range(len(numbers))), f"gradients of worker {worker}: {numbers}"
+
+
+def violations(run: Run, falls: list[tuple[int, int]]) -> list[str]:
+    """Return the violated invariants of a real run that should be finished.
+
+    `falls` has the versions from and to which its progress fell, as a server was restored.
+    """
+    found = []
+    checks: list[Callable[[], None]] = [
+        lambda: check_complete(run),
+        lambda: check_gradients(run),
+        lambda: check_lost(run, falls),
+        lambda: check_replay(run),
+    ]
+    for check in checks:
+        try:
+            check()
+        except (AssertionError, AsgdError) as error:
+            found.append(" ".join(str(error).split()) or "an assertion without a message")
+    return found
+
+
+def check_complete(run: Run) -> None:
+    updates, every = run.config.run.updates, run.config.run.eval_every
+    assert run.state == "finished", f"the run is {run.state}"
+    assert len(run.trace) == updates, f"{len(run.trace)} of {updates} updates are recorded"
+    assert run.loss["update"].tolist() == [*range(0, updates, every), updates], "losses are missing"
+
+
+def check_lost(run: Run, falls: list[tuple[int, int]]) -> None:
+    restored = [event for event in run.events if event["event"] == "server_restored"]
+    for event in restored:
+        lost = event["from_version"] - event["to_version"]
+        assert lost == event["updates_lost"] >= 0, f"{event}"
+        assert not (lost and run.config.run.durability == "log"), f"lost despite a log: {event}"
+    for high, low in falls:
+        told = any(e["from_version"] >= high and e["to_version"] <= low for e in restored)
+        assert told, f"the run fell from {high} to {low} without an event"
+
+
+def check_replay(run: Run) -> None:
+    final = load(paths(run.path / CHECKPOINTS)[0])
+    with threadpool_limits(1):
+        points = replay_run(run)
+        problem = make_problem(run.config)
+        losses = [problem.loss(points[update]) for update in run.loss["update"]]
+    same = np.array_equal(points[-1], final.parameters)
+    assert same, (
+        f"parameters differ from the replay by {np.abs(points[-1] - final.parameters).max()}"
+    )
+    np.testing.assert_array_equal(run.loss["loss"], losses, "losses differ from the replay")
