@@ -90,11 +90,15 @@ class OptimizerConfig(Table, frozen=True):
         return self.local_steps or 1
 
     @property
+    def _local_rule(self) -> str:
+        return "sgd" if self.local_rule is None else self.local_rule
+
+    @property
     def local(self) -> OptimizerConfig | None:
         """The optimizer of a worker's own steps; None without any."""
         if self.local_steps is None:
             return None
-        rule, options = self.local_rule or "sgd", self.local_options
+        rule, options = self._local_rule, self.local_options
         given = {"options": options} if names_code(rule) else options
         return OptimizerConfig(rule=rule, learning_rate=self.local_learning_rate or 1.0, **given)
 
@@ -104,7 +108,7 @@ class OptimizerConfig(Table, frozen=True):
         local = {key: getattr(self, key) for key in ("local_steps", *LOCAL_KEYS)}
         check_local(self.rule, max([self.batch_size, *self.batch_schedule.values]), local)
         if self.local_steps is not None:
-            defaults |= _resolved_local(self.local_rule or "sgd", self.local_options)
+            defaults |= _resolved_local(self._local_rule, self.local_options)
         for key, default in defaults.items():
             msgspec.structs.force_setattr(self, key, default)
 

@@ -268,6 +268,7 @@ def test_times_of_pushes_are_sums_of_the_law() -> None:
             LOCAL | {"batch_schedule": {"at": [9], "values": [10**9]}},
             "local_steps = 3 with batch_size = 1000000000: expected at most 2,147,483,647 samples",
         ),
+        (LOCAL | {"local_rule": ""}, "local_rule = '': expected sgd, momentum"),
         (LOCAL | {"local_state": "kept"}, "local_state = 'kept': expected one of reset, keep"),
     ],
 )
