@@ -5,17 +5,18 @@
 .venv/bin/python scripts/bench_chaos.py --launched 20 [--faults 2] [--seed 0]
 
 Each run trains softmax regression on the digits data with four workers. Transport and durability
-change from run to run, and each draws the policy of its server and its update rule. Faults come at
-random updates:
+change from run to run, and each draws the policy of its server, its update rule and the data of its
+workers. Faults come at random updates:
 
 - kill -9 of a worker, the server or the recorder;
 - a flipped bit in the newest checkpoint, unless it is the last one, then kill -9 of the server;
 - kill -9 of a Ray node with its workers, at most once per run.
 
 The checks of each run: every update is recorded once; staleness is right and never negative; each
-gradient is applied or discarded once, or reported; every lost update is reported, and with a log
-none is lost; every loss is recorded; the final parameters equal, to the last bit, those of a serial
-replay of the trace. Exit status 1 if a run does not finish or fails a check.
+gradient is applied or discarded once, or reported; no sample is used twice in an epoch; every lost
+update is reported, and with a log none is lost; every loss is recorded; the final parameters equal,
+to the last bit, those of a serial replay of the trace. Exit status 1 if a run does not finish or
+fails a check.
 
 With `--launched`, each run is an `asgd run` in its own process, and the faults end it or damage its
 files:
@@ -104,6 +105,12 @@ RULES: dict[str, dict[str, Any]] = {
         "local_state": "keep",
     },
 }
+DATA: list[dict[str, Any]] = [
+    {},
+    {"shards": "by_label"},
+    {"sampling": "epoch"},
+    {"shards": "dirichlet", "alpha": 0.3, "sampling": "epoch"},
+]
 NEED_ASYNC = ("delay_compensated", "tests.support.rules:Full")
 KINDS = ("worker", "worker", "worker", "server", "recorder", "checkpoint", "node")
 PATIENCE = 20.0  # seconds for a process to come back before it is killed again
@@ -115,11 +122,15 @@ def configure(number: int, updates: int) -> RunConfig:
     policy = POLICIES[int(draws.integers(len(POLICIES)))]
     able = [rule for rule in RULES if "mode" not in policy or rule not in NEED_ASYNC]
     rule = able[int(draws.integers(len(able)))]
+    data = DATA[int(draws.integers(len(DATA)))]
+    if "local_steps" in RULES[rule]:  # they do not go with epochs
+        data = {**data, "sampling": "replacement"}
     compute_time = {"law": "exponential", "mean": 0.01}
     run = {"updates": updates, "checkpoint_every": 200, "seed": number}
     return make_config(
         {
             "problem": {"kind": "softmax"},
+            "data": data,
             "optimizer": {"rule": rule, **RULES[rule]},
             "cluster": {
                 "workers": WORKERS,
@@ -400,7 +411,8 @@ def main(arguments: Iterable[str] | None = None) -> int:
 def report(number: int, result: Run, injector: Injector, found: list[str], seconds: float) -> None:
     config, events = result.config, Counter(event["event"] for event in result.events)
     durability, rule, cluster = config.run.durability, config.optimizer.rule, config.cluster
-    names = (rule, durability, cluster.transport, cluster.mode)
+    data = result.config.data
+    names = (rule, durability, cluster.transport, cluster.mode, data.shards, data.sampling)
     choice = (cluster.gradients_per_update, cluster.late, cluster.discard_above)
     faults = ", ".join(f"{kind} {count}" for kind, count in sorted(injector.injected.items()))
     lost = sum(event.get("updates_lost", 0) for event in result.events)

@@ -105,11 +105,12 @@ def _least(work: pd.DataFrame) -> str:
     if even / share < _EVEN:
         return f"Every worker has at least {_percent(share)} of the applied gradients."
     delivered = float(work["delivered_share"].to_numpy()[row])
-    reasons = f", {even / delivered:.3g} times because it delivers less often"
+    reasons = ", because it delivers less often"
     if work["discarded"].any():
         more = "more" if delivered > share else "fewer"
-        reasons += (
-            f" and {delivered / share:.3g} times because {more} of its gradients are discarded"
+        reasons = (
+            f", {even / delivered:.3g} times because it delivers less often and "
+            f"{delivered / share:.3g} times because {more} of its gradients are discarded"
         )
     return (
         f"Worker {name} has {_percent(share)} of the applied gradients, an even share is "

@@ -119,10 +119,12 @@ def replay(config: RunConfig, problem: Problem, initial: Array, record: Record) 
     rate = learning_rate_schedule(config.optimizer)
     points, optimizer = [initial.copy()], Optimizer(make_rule(config), initial)
     workers: dict[int, Worker] = {}
+    positions = iter(record.positions["position"].tolist())
     for update, group in enumerate(gradients_of(record)):
         gradients = []
         for worker, sequence, read_version, size in group:
-            snapshot = Snapshot(points[read_version], read_version, 0, sequence, size)
+            position = next(positions, 0)  # none if samples are drawn with replacement
+            snapshot = Snapshot(points[read_version], read_version, 0, sequence, size, position)
             if worker not in workers:
                 workers[worker] = Worker(config, worker, problem)
             gradients.append(np.array(workers[worker].compute(snapshot).gradient))
@@ -141,7 +143,8 @@ def replay_run(run: Run) -> list[Array]:
         cluster=msgspec.structs.replace(run.config.cluster, compute_time=ComputeTimeConfig()),
     )
     problem = make_problem(config)
-    tables = (run.trace, run.members, run.discarded)
-    record = Record(*({name: table[name].to_numpy() for name in table} for table in tables))
+    tables = (run.trace, run.members, run.discarded, run.positions)
+    *rows, positions = ({name: table[name].to_numpy() for name in table} for table in tables)
+    record = Record(*rows, positions=positions)
     initial = starting_point(problem, config.run.seed)
     return replay(config, problem, initial, record)

@@ -137,6 +137,7 @@ def violations(run: Run, falls: list[tuple[int, int]]) -> list[str]:
         lambda: check_gradients(run),
         lambda: check_lost(run, falls),
         lambda: check_replay(run),
+        lambda: check_samples(run),
     ]
     for check in checks:
         try:
@@ -162,6 +163,11 @@ def check_lost(run: Run, falls: list[tuple[int, int]]) -> None:
     for high, low in falls:
         told = any(e["from_version"] >= high and e["to_version"] <= low for e in restored)
         assert told, f"the run fell from {high} to {low} without an event"
+
+
+def check_samples(run: Run) -> None:
+    if run.config.data.sampling == "epoch":
+        check_epochs(run, make_problem(run.config))
 
 
 def check_replay(run: Run) -> None:
