@@ -8,6 +8,7 @@ the value and the accepted values.
 from __future__ import annotations
 
 import codecs
+import itertools
 import json
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -23,11 +24,15 @@ from asgd.config_defects import (
     refuse_infinite,
     refuse_unknown_keys,
 )
-from asgd.config_optimizer import OptimizerConfig
 from asgd.config_policy import check_policy
-from asgd.config_table import Count, NonNegative, Positive, Table, names_code
+from asgd.config_rules import LOCAL_KEYS, RULE_KEYS, check_local, check_local_rule, left_out
 from asgd.errors import InputError, did_you_mean
 from asgd.stored_json import parse, parse_json, read_bounded
+
+Positive = Annotated[float, msgspec.Meta(gt=0)]
+NonNegative = Annotated[float, msgspec.Meta(ge=0)]
+Count = Annotated[int, msgspec.Meta(ge=1)]
+Share = Annotated[float, msgspec.Meta(ge=0, lt=1)]
 
 SCALAR_KINDS = ("quadratic", "quartic", "double_well")
 LINEAR_KINDS = {"least_squares": "diabetes", "logistic": "breast_cancer", "softmax": "digits"}
@@ -40,7 +45,11 @@ _PROBLEM_KEYS = {
 }
 
 
-class ProblemConfig(Table, frozen=True):
+class _Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A table of the configuration file; unknown keys are refused."""
+
+
+class ProblemConfig(_Table, frozen=True):
     """The problem to minimise.
 
     `kind` is a built-in problem or a plug-in `"package.module:factory"`; the factory is called with
@@ -61,7 +70,7 @@ class ProblemConfig(Table, frozen=True):
     @property
     def is_plugin(self) -> bool:
         """Whether `kind` names a user-defined factory."""
-        return names_code(self.kind)
+        return _names_code(self.kind)
 
     def __post_init__(self) -> None:
         accepted = _PROBLEM_KEYS.get(self.kind, ("options",) if self.is_plugin else None)
@@ -82,7 +91,7 @@ class ProblemConfig(Table, frozen=True):
             )
 
 
-class DataConfig(Table, frozen=True):
+class DataConfig(_Table, frozen=True):
     """Which samples a worker draws, and how.
 
     With `shards = "shared"`, every worker draws from all samples. Otherwise each of the workers at
@@ -110,7 +119,133 @@ class DataConfig(Table, frozen=True):
             )
 
 
-class ComputeTimeConfig(Table, frozen=True):
+def _names_code(value: str) -> bool:
+    """Whether a value has the form "package.module:name"."""
+    module, colon, _ = value.partition(":")
+    return bool(colon) and all(name.isidentifier() for name in module.split("."))
+
+
+class LearningRateSchedule(_Table, frozen=True):
+    """Changes of the learning rate: it is `values[i]` from update `at[i]` on."""
+
+    at: list[Count] = []
+    values: list[Positive] = []
+
+    def __post_init__(self) -> None:
+        _check_changes(self.at, self.values)
+
+
+class BatchSchedule(_Table, frozen=True):
+    """Changes of the batch size: it is `values[i]` for snapshots of version `at[i]` and later.
+
+    The server sends the batch size together with the snapshot.
+    """
+
+    at: list[Count] = []
+    values: list[Count] = []
+
+    def __post_init__(self) -> None:
+        _check_changes(self.at, self.values)
+
+
+def _check_changes(at: list[int], values: list[Any]) -> None:
+    if len(at) != len(values):
+        raise ValueError(f"at has {len(at)} entries, values has {len(values)}: expected equal")
+    if any(later <= earlier for earlier, later in itertools.pairwise(at)):
+        raise ValueError(f"at = {at}: expected increasing update numbers")
+
+
+class OptimizerConfig(_Table, frozen=True):
+    """The update rule, the learning rate and the batch size (samples per gradient).
+
+    `rule` is one of `asgd.config_rules.RULES` or your own, `"package.module:Name"`, which is called
+    with the entries of `options`. `momentum` is the factor of `"momentum"` (the heavy ball),
+    `"nesterov"` and `"corrected_momentum"`; `RULES` has the other keys. Gradients longer than
+    `clip_norm` are clipped to that length. `learning_rate` and `batch_size` are initial values,
+    which the schedules change.
+
+    With `local_steps` H, a worker makes H steps of its own from its snapshot by `local_rule`, with
+    `local_learning_rate` and a batch each, and pushes the difference; `rule` applies it like a
+    gradient, with `learning_rate`, which is then 1 by default. `local_options` are the keys of
+    `local_rule`. `local_state` says whether its momentum or moments are kept from one snapshot to
+    the next ("keep") or begin as zeros at each ("reset", the default).
+    """
+
+    rule: str = "sgd"
+    learning_rate: Positive = 0.05
+    batch_size: Count = 16
+    momentum: Share = 0.9
+    beta1: Share | None = None
+    beta2: Share | None = None
+    epsilon: Positive | None = None
+    weight_decay: NonNegative | None = None
+    exponent: NonNegative | None = None
+    cap: Positive | None = None
+    compensation: NonNegative | None = None
+    options: dict[str, Any] = {}
+    clip_norm: Positive | None = None
+    local_steps: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] | None = None
+    local_rule: str | None = None
+    local_learning_rate: Positive | None = None
+    local_options: dict[str, Any] = {}
+    local_state: Literal["reset", "keep"] = "reset"
+    learning_rate_schedule: LearningRateSchedule = LearningRateSchedule()
+    batch_schedule: BatchSchedule = BatchSchedule()
+
+    @property
+    def is_own_rule(self) -> bool:
+        """Whether `rule` names a user-defined rule."""
+        return _names_code(self.rule)
+
+    @property
+    def gradients_per_push(self) -> int:
+        """Gradients that a worker computes for each push: H local steps, else 1."""
+        return self.local_steps or 1
+
+    @property
+    def _local_rule(self) -> str:
+        return "sgd" if self.local_rule is None else self.local_rule
+
+    @property
+    def local(self) -> OptimizerConfig | None:
+        """The optimizer of a worker's own steps; None without any."""
+        if self.local_steps is None:
+            return None
+        rule, options = self._local_rule, self.local_options
+        given = {"options": options} if _names_code(rule) else options
+        return OptimizerConfig(rule=rule, learning_rate=self.local_learning_rate or 1.0, **given)
+
+    def __post_init__(self) -> None:
+        given = {key: getattr(self, key) for key in RULE_KEYS}
+        defaults: dict[str, Any] = left_out(self.rule, self.is_own_rule, given)
+        local = {key: getattr(self, key) for key in ("local_steps", *LOCAL_KEYS)}
+        check_local(self.rule, max([self.batch_size, *self.batch_schedule.values]), local)
+        if self.local_steps is not None:
+            defaults |= _resolved_local(self._local_rule, self.local_options)
+        for key, default in defaults.items():
+            msgspec.structs.force_setattr(self, key, default)
+
+
+def _resolved_local(rule: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Return the rule of a worker's own steps and its options, with their defaults filled in.
+
+    Raises
+    ------
+    ValueError
+        There is no such rule for them, or it does not take an option.
+    """
+    if not _names_code(rule):
+        keys = check_local_rule(rule, options)
+        try:
+            optimizer = msgspec.convert({"rule": rule, **options}, OptimizerConfig)
+        except msgspec.ValidationError as error:
+            reason = explained(str(error), options, OptimizerConfig)
+            raise ValueError(f"local_options.{reason}") from None
+        options = {key: getattr(optimizer, key) for key in keys}
+    return {"local_rule": rule, "local_options": options}
+
+
+class ComputeTimeConfig(_Table, frozen=True):
     """Time added to every gradient computation, in seconds; a list has one mean per worker.
 
     `variation` is the coefficient of variation (standard deviation over mean) of the gamma and
@@ -122,7 +257,7 @@ class ComputeTimeConfig(Table, frozen=True):
     variation: Positive = 0.5
 
 
-class ClusterConfig(Table, frozen=True):
+class ClusterConfig(_Table, frozen=True):
     """The workers, the order in which the server applies their gradients, and the transport.
 
     `mode = "async"` applies each gradient as it arrives; `"sync"` waits for all workers and applies
@@ -184,7 +319,7 @@ class ClusterConfig(Table, frozen=True):
         )
 
 
-class SimulationConfig(Table, frozen=True):
+class SimulationConfig(_Table, frozen=True):
     """Times and staleness for `asgd simulate`, which cannot measure them.
 
     `staleness = "server"` simulates the parameter server event by event; the name of a law draws
@@ -199,7 +334,7 @@ class SimulationConfig(Table, frozen=True):
     service_time: NonNegative = 0.0
 
 
-class RunSettings(Table, frozen=True):
+class RunSettings(_Table, frozen=True):
     """Length, seed, evaluation interval (in updates), durability and limits of a run.
 
     A real run saves a checkpoint every `checkpoint_every` updates. With `durability = "log"`, the
@@ -232,7 +367,7 @@ class RunSettings(Table, frozen=True):
     repeats: Count = 1
 
 
-class MetricsConfig(Table, frozen=True):
+class MetricsConfig(_Table, frozen=True):
     """Dashboards of a real run; none by default.
 
     `tensorboard` writes event files into `tensorboard/` of the run directory. `prometheus` adds the
@@ -250,7 +385,7 @@ class MetricsConfig(Table, frozen=True):
         return self.port if self.prometheus else None
 
 
-class RunConfig(Table, frozen=True):
+class RunConfig(_Table, frozen=True):
     """The configuration of a run: a table for each attribute, a key for each of theirs."""
 
     problem: ProblemConfig = ProblemConfig()

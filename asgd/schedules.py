@@ -10,8 +10,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from asgd.config import Configuration, RunConfig, as_config, make_config
-from asgd.config_optimizer import OptimizerConfig
+from asgd.config import Configuration, OptimizerConfig, RunConfig, as_config, make_config
 from asgd.errors import InputError
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from asgd.config import RunConfig
-from asgd.config_optimizer import OptimizerConfig
+from asgd.config import OptimizerConfig, RunConfig
 from asgd.config_rules import keys_of
 from asgd.errors import InputError
 from asgd.rules.adam import Adam, AdamW
