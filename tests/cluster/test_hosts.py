@@ -1,18 +1,27 @@
-"""Runs over hosts with networks of their own, on a Ray cluster started as its page tells."""
+"""Runs over hosts with networks of their own, which are cut off and come back.
+
+Ray is started on the hosts as the page on clusters tells.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from analysis.report.activity import workers_table
 from analysis.report.write import write_report
-from asgd.rundir.reader import read_run
-from tests.support.hosts import why_no_hosts
-from tests.support.invariants import check_trace
-from tests.support.ray_hosts import RayHosts, ray_hosts
+from asgd.rundir.reader import Run, read_run
+from cluster.storage.verify import verify
+from tests.support.hosts import parted, why_no_hosts
+from tests.support.invariants import check_gradients, check_trace
+from tests.support.processes import below
+from tests.support.ray_hosts import RayHosts, ray_hosts, wait_for
 
 pytestmark = [
     pytest.mark.ray,
@@ -20,6 +29,7 @@ pytestmark = [
 ]
 
 SERVER = "--labels=asgd=server"
+PATIENCE = 100.0
 
 CONFIG = """
 problem.kind = "quadratic"
@@ -27,15 +37,72 @@ cluster.workers = 3
 run.updates = 400
 """
 
+# Goes on, more and more slowly, until there is a file.
+STEADY = """
+problem.kind = "tests.support.plugins:bowl"
+problem.options = {{ fault = "slow", until = "{}" }}
+optimizer.learning_rate = 0.01
+cluster.workers = 3
+run.updates = 2000
+"""
+
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayHosts]:
-    """Provide a head without cores, a host with one core for the server, and one with two."""
+def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayHosts]:
+    """Provide a head without cores, on three hosts."""
     with ray_hosts(3, tmp_path_factory.mktemp("home"), rate="1gbit") as cluster:
-        _, server, other = cluster.hosts
-        cluster.join(server, "--num-cpus=1", SERVER)
-        cluster.join(other, "--num-cpus=2")
         yield cluster
+
+
+@pytest.fixture
+def cluster(hosts: RayHosts) -> RayHosts:
+    """Add a host with one core for the server, and one with two, unless they are there."""
+    _, server, other = hosts.hosts
+    hosts.complete({server: ("--num-cpus=1", SERVER), other: ("--num-cpus=2",)})
+    return hosts
+
+
+class Steady:
+    """A run that goes on until it is told to end."""
+
+    def __init__(self, cluster: RayHosts, path: Path) -> None:
+        self.out = path / "run"
+        self._enough = path / "enough"
+        (path / "run.toml").write_text(STEADY.format(self._enough))
+        self._process = cluster.run(path / "run.toml", self.out)
+
+    def __enter__(self) -> Steady:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for pid in below(self._process.pid):  # the launcher, if it is still there
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self._process.wait(PATIENCE)
+
+    def wait(self, holds: Callable[[Run], bool]) -> Run:
+        """Wait until something holds of the run."""
+        return wait_for(self.out, holds, PATIENCE)
+
+    def go_on(self) -> Run:
+        """Wait for more updates."""
+        known = len(self.wait(lambda run: True).trace)
+        return self.wait(lambda run: len(run.trace) > known + 20)
+
+    def finish(self) -> Run:
+        """Let the run end, and check that each gradient was applied once, or is reported."""
+        self._enough.touch()
+        said = self._process.communicate(timeout=PATIENCE)
+        assert self._process.returncode == 0, said
+        run = read_run(self.out)
+        assert run.state == "finished"
+        check_gradients(run)
+        assert verify(run).findings == []
+        return run
+
+
+def named(run: Run, kind: str) -> list[dict[str, object]]:
+    return [event for event in run.events if event["event"] == kind]
 
 
 def test_workers_go_where_cores_are_and_the_report_names_the_hosts(
@@ -57,3 +124,70 @@ def test_workers_go_where_cores_are_and_the_report_names_the_hosts(
     assert (table["transport"][~shared] == "tcp").all()
     page = write_report([out], tmp_path / "report.html").read_text()
     assert all(f'data-label="host" class="text">{host}<' in page for host in set(table["host"]))
+
+
+def test_short_cuts_pass_and_a_silent_host_is_replaced(cluster: RayHosts, tmp_path: Path) -> None:
+    head, server, other = cluster.hosts
+    with Steady(cluster, tmp_path) as steady:
+        steady.go_on()
+        # The server's answers do not reach the workers: their connections are half open.
+        server.cut(other)
+        time.sleep(2)
+        server.mend(other)
+        with parted([other], [head, server]):
+            time.sleep(2)
+        untouched = steady.go_on()
+        cluster.give_up(other)
+        with parted([other], [head, server]):
+            steady.wait(lambda run: len(named(run, "worker_joined")) == 5)
+        # The link is back while the replacements are at work.
+        steady.go_on()
+        run = steady.finish()
+    assert not named(untouched, "worker_lost")
+    assert not named(untouched, "connection_lost")
+    lost = named(run, "worker_lost")
+    assert [event["host"] for event in lost] == ["host3", "host3"]
+    assert {event["reason"] for event in lost} == {"its node is gone"}
+    assert [event["host"] for event in named(run, "worker_placed")[3:]] == ["host2", "host2"]
+    assert not named(run, "server_restored")
+
+
+@pytest.mark.slow
+def test_server_cut_off_from_the_driver_is_replaced(cluster: RayHosts, tmp_path: Path) -> None:
+    """The old server, still reached by workers, then writes nothing into the run."""
+    head, server, _ = cluster.hosts
+    with Steady(cluster, tmp_path) as steady:
+        steady.go_on()
+        cluster.give_up(server)
+        with parted([server], [head]):
+            steady.wait(lambda run: len(named(run, "worker_joined")) == 6)
+            steady.go_on()
+            old = [
+                line for line in below(server.pid).values() if line.startswith("ray::ServerActor")
+            ]
+        steady.go_on()
+        run = steady.finish()
+    assert len(old) == 1, "the old server was to live on"
+    [restored] = named(run, "server_restored")
+    assert restored["updates_lost"] == 0
+    assert [event["host"] for event in named(run, "server_placed")] == ["host2", "host1"]
+    assert {event["host"] for event in named(run, "worker_placed")[3:]} == {"host3"}
+
+
+@pytest.mark.slow
+def test_run_waits_for_nodes_when_all_are_gone(hosts: RayHosts, tmp_path: Path) -> None:
+    """Spot instances: both worker nodes go, and two new ones come after 30 s."""
+    _, *others = hosts.hosts
+    hosts.complete(dict.fromkeys(others, ("--num-cpus=1",)))
+    with Steady(hosts, tmp_path) as steady:
+        steady.go_on()
+        hosts.kill(*others)
+        waiting = steady.wait(lambda run: bool(named(run, "waiting_for_nodes")))
+        time.sleep(30)
+        hosts.complete(dict.fromkeys(others, ("--num-cpus=1",)))
+        steady.wait(lambda run: len(named(run, "worker_joined")) == 6)
+        run = steady.finish()
+    assert not named(run, "server_restored")  # it is on the head, with the driver
+    assert len(named(waiting, "worker_placed")) == 3
+    assert {event["host"] for event in named(run, "worker_placed")} == {"host2", "host3"}
+    assert {event["reason"] for event in named(run, "worker_lost")} == {"its node is gone"}

@@ -8,7 +8,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -36,11 +36,12 @@ class RayHosts:
     Attributes
     ----------
     hosts
-        Every host of the network; `join` makes it a node.
+        Every host of the network, some of them nodes of the cluster.
     """
 
     def __init__(self, hosts: list[Host], home: Path, health: Mapping[str, int]) -> None:
         self.hosts = hosts
+        self._started: dict[str, Sequence[str]] = {}
         # A Ray of this process has its token in the environment; the hosts have their own.
         own = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "ASGD_"))}
         name, _, value = told("export")[1].partition("=")
@@ -58,13 +59,27 @@ class RayHosts:
         self._call(hosts[0], "ray", "get-auth-token", "--generate")
         self._call(hosts[0], *told("ray start --head"))
 
-    def join(self, host: Host, *options: str) -> None:
-        """Make a host a node of the cluster, with more options of `ray start`."""
-        self._call(host, *self._filled("ray start --address"), *options)
+    def complete(self, nodes: Mapping[Host, Sequence[str]]) -> None:
+        """Make hosts nodes of the cluster, each with more options of `ray start`.
 
-    def leave(self, host: Host) -> None:
-        """Take a host out of the cluster, whatever state its Ray is in."""
-        self._call(host, *told("ray stop"), "--force")
+        One that was started with the same options, and not given up since, stays as it is.
+        """
+        for host, options in nodes.items():
+            if self._started.get(host.name) != options:
+                self._call(host, *told("ray stop"), "--force")
+                self._call(host, *self._filled("ray start --address"), *options)
+                self._started[host.name] = options
+
+    def give_up(self, *hosts: Host) -> None:
+        """Note that nodes are going to die: `complete` starts them again."""
+        for host in hosts:
+            self._started.pop(host.name, None)
+
+    def kill(self, *hosts: Host) -> None:
+        """Kill all processes on hosts, which then have no Ray."""
+        self.give_up(*hosts)
+        for host in hosts:
+            host.call("sh", "-c", "kill -9 -1")
 
     def run(self, config: Path, out: Path, *options: str) -> subprocess.Popen[str]:
         """Start `asgd run` on the first host."""
