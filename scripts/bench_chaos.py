@@ -15,8 +15,8 @@ workers. Faults come at random updates:
 The checks of each run: every update is recorded once; staleness is right and never negative; each
 gradient is applied or discarded once, or reported; no sample is used twice in an epoch; every lost
 update is reported, and with a log none is lost; every loss is recorded or skipped; the final
-parameters equal, to the last bit, those of a serial replay of the trace. Exit status 1 if a run does not finish or
-fails a check.
+parameters equal, to the last bit, those of a serial replay of the trace. Exit status 1 if a run
+does not finish or fails a check.
 
 With `--launched`, each run is an `asgd run` in its own process, and the faults end it or damage its
 files:
