@@ -350,14 +350,14 @@ class RunSettings(_Table, frozen=True):
     The run ends early, with success, at the first evaluated loss not above `target_loss`, or after
     `max_seconds`, from the first snapshot on; in a simulation these are virtual.
 
-    Where evaluating losses takes longer than training, `evaluations = "skip"` leaves out those for
-    which there is no time, and records that; with `"all"` the updates wait.
+    Where evaluating losses takes longer than training, the updates wait. With
+    `evaluations = "skip"` they do not: losses for which there is no time are left out, on record.
     """
 
     updates: Annotated[int, msgspec.Meta(ge=1, le=10**9)] = 5000
     seed: Annotated[int, msgspec.Meta(ge=0)] = 0
     eval_every: Count = 25
-    evaluations: Literal["skip", "all"] = "skip"
+    evaluations: Literal["all", "skip"] = "all"
     checkpoint_every: Count = 1000
     durability: Literal["auto", "log", "checkpoint"] = "auto"
     max_bad_gradients: Annotated[int, msgspec.Meta(ge=0)] = 10

@@ -8,8 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-import msgspec
-
 from asgd.errors import InputError
 from asgd.seals import is_sealed
 
@@ -67,6 +65,8 @@ def read_sealed(path: Path, kind: type[Kind]) -> Kind:
     OSError, ValueError, RecursionError
         The file cannot be read, is damaged, or contains something else.
     """
+    import msgspec  # a staleness log does without it
+
     content = read_bounded(path)
     is_sealed(content)
     return msgspec.json.decode(content, type=kind)

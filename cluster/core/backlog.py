@@ -12,6 +12,7 @@ from dataclasses import dataclass
 _RECORDS = 4  # in the queue, besides the record being written
 _BYTES = 64_000_000  # of parameters; another record may be queued below this size
 _SECONDS = 0.3  # evaluation time per record
+_SECONDS_TO_SKIP = 2.0  # evaluation time that may wait before losses are skipped
 _SECONDS_ON_THEIR_WAY = 0.45  # another record may be queued below this evaluation time
 _AT_FIRST = 0.012  # assumed seconds per evaluation before the first measurement
 
@@ -44,7 +45,8 @@ class Backlog:
     @property
     def most_evaluations(self) -> int:
         """Number of losses to evaluate in a full record."""
-        most = max(1, round(_SECONDS / self.seconds_each))
+        seconds = _SECONDS_TO_SKIP if self.skips else _SECONDS
+        most = max(1, round(seconds / self.seconds_each))
         if not self.skips:
             return most
         return max(0, most - self.evaluations) if self.nbytes < _BYTES else 0

@@ -346,6 +346,7 @@ def test_a_module_that_vmap_cannot_take_is_computed_point_by_point(caplog):
 
 
 def test_a_run_does_without_the_slow_imports_of_a_prediction():
+    pytest.importorskip("torch", reason="PyTorch is not installed")
     steps = """
 import sys, asgd
 problem = {"kind": "tests.support.networks:torch_perceptron"}

@@ -230,7 +230,7 @@ def test_run_that_cannot_go_on_ends_with_one_line(
 def test_slow_loss_slows_the_run_down_and_freezes_nothing(tmp_path: Path, transport: str) -> None:
     problem = {"kind": "tests.support.plugins:bowl", "options": {"fault": "slow loss"}}
     config = configure(problem, updates=10**6, workers=2, transport=transport)
-    settings = msgspec.structs.replace(config.run, eval_every=1, evaluations="all")
+    settings = msgspec.structs.replace(config.run, eval_every=1)
     config = msgspec.structs.replace(config, run=settings)
     shown: list[Progress] = []
 
@@ -253,7 +253,8 @@ def test_slow_loss_slows_the_run_down_and_freezes_nothing(tmp_path: Path, transp
 def test_losses_are_skipped_where_there_is_no_time_for_them(tmp_path: Path) -> None:
     problem = {"kind": "tests.support.plugins:bowl", "options": {"fault": "slow loss"}}
     config = configure(problem, updates=3000, workers=2, transport="shm")
-    config = msgspec.structs.replace(config, run=msgspec.structs.replace(config.run, eval_every=1))
+    settings = msgspec.structs.replace(config.run, eval_every=1, evaluations="skip")
+    config = msgspec.structs.replace(config, run=settings)
     shown: list[Progress] = []
     result = read_run(run(config, tmp_path / "run", progress=shown.append))
     assert result.state == "finished"
@@ -271,6 +272,8 @@ def test_hanging_loss_stops_no_update_and_an_interrupt_at_once(tmp_path: Path) -
     out, until = tmp_path / "run", tmp_path / "until"
     options = {"fault": "hanging loss", "until": str(until)}
     config = configure({"kind": "tests.support.plugins:bowl", "options": options}, 10**6, workers=2)
+    settings = msgspec.structs.replace(config.run, evaluations="skip")
+    config = msgspec.structs.replace(config, run=settings)
     interrupted: list[float] = []
 
     def interrupt(progress: Progress) -> None:
@@ -302,9 +305,7 @@ def test_interrupt_does_not_wait_for_a_loss_that_takes_minutes(tmp_path: Path) -
     problem = {"kind": "tests.support.plugins:bowl", "options": options}
     config = configure(problem, 2000, workers=2)
     # No log: then what is missing is made again from the checkpoint alone.
-    settings = msgspec.structs.replace(
-        config.run, durability="checkpoint", checkpoint_every=10, evaluations="all"
-    )
+    settings = msgspec.structs.replace(config.run, durability="checkpoint", checkpoint_every=10)
     config = msgspec.structs.replace(config, run=settings)
     shown: list[Progress] = []
     interrupted: list[float] = []

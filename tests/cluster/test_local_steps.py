@@ -182,7 +182,6 @@ def test_state_of_a_worker_that_died_before_its_gradient_counted_is_reset() -> N
     crowd = crowd_with_state(mode="buffered", gradients_per_update=2)
     work(crowd, 4)
     before = crowd.at_hand[0].sequence
-    crowd.server.ledger.skips = False
     full, crowd.server.ledger.most_evaluations = crowd.server.ledger.most_evaluations, 0
     crowd.push(0)
     crowd.die(0)

@@ -223,7 +223,6 @@ def test_a_held_gradient_outlives_its_connection(monkeypatch: pytest.MonkeyPatch
     long = Long(3, monkeypatch)
     with long.line as line:
         joined = long.join_all()
-        line.server.ledger.skips = False
         line.server.ledger.most_evaluations = 1  # full: updates wait for the recorder
         line.server.ledger.evaluation(0, 0.0, line.server.parameters)
         connection, snapshot = joined[0]
