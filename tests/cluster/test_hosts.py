@@ -188,6 +188,6 @@ def test_run_waits_for_nodes_when_all_are_gone(hosts: RayHosts, tmp_path: Path) 
         steady.wait(lambda run: len(named(run, "worker_joined")) == 6)
         run = steady.finish()
     assert not named(run, "server_restored")  # it is on the head, with the driver
-    assert len(named(waiting, "worker_placed")) == 3
+    assert len(named(waiting, "worker_placed")) >= 3
     assert {event["host"] for event in named(run, "worker_placed")} == {"host2", "host3"}
     assert {event["reason"] for event in named(run, "worker_lost")} == {"its node is gone"}

@@ -355,6 +355,7 @@ def test_the_memory_asked_for_is_that_of_the_precision(monkeypatch: pytest.Monke
 
 def test_more_processes_than_the_memory_holds_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Before any of them starts, whatever the problem: Ray would kill them one after another."""
+    monkeypatch.setattr(memory, "_FRAMEWORKS", ())  # other tests may have imported one
     monkeypatch.setattr(memory, "_free_bytes", lambda: 6 * 10**9)
     config = make_config({"problem": {"kind": "quadratic"}, "cluster": {"workers": 64}})
     memory.check_memory(config, make_problem(config), make_rule(config))
