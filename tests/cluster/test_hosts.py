@@ -184,10 +184,18 @@ def test_run_waits_for_nodes_when_all_are_gone(hosts: RayHosts, tmp_path: Path) 
         hosts.kill(*others)
         waiting = steady.wait(lambda run: bool(named(run, "waiting_for_nodes")))
         time.sleep(30)
+        waited = named(read_run(steady.out), "worker_placed")
         hosts.complete(dict.fromkeys(others, ("--num-cpus=1",)))
         steady.wait(lambda run: len(named(run, "worker_joined")) == 6)
         run = steady.finish()
     assert not named(run, "server_restored")  # it is on the head, with the driver
-    assert len(named(waiting, "worker_placed")) >= 3
+    # Placements before it waits may be more than three: Ray notices one node's death first, and
+    # their workers then go to the other.
+    placed = named(waiting, "worker_placed")
+    assert {event["worker"] for event in placed} == {0, 1, 2}
+    assert waited == placed, "placed although there was no node"
     assert {event["host"] for event in named(run, "worker_placed")} == {"host2", "host3"}
-    assert {event["reason"] for event in named(run, "worker_lost")} == {"its node is gone"}
+    # Ray notices the death of a process before or after that of its node.
+    for event in named(run, "worker_lost"):
+        assert str(event["reason"]).startswith(("its node is gone", "its process died: killed"))
+        assert event["host"] in ("host2", "host3")

@@ -139,7 +139,8 @@ def test_killed_server_comes_back(tmp_path: Path, transport: str, durability: st
 @pytest.mark.usefixtures("shared_ray")
 def test_recorder_killed_comes_back_with_a_server(tmp_path: Path) -> None:
     killer = Killer("RecorderActor", tmp_path / "run", 50)
-    config = configure(400, mean=0.01, workers=2)
+    # Long enough for the killer to look in between on a busy machine.
+    config = configure(1200, mean=0.01, workers=2)
     result = read_run(run(config, tmp_path / "run", progress=killer))
     assert killer.killed
     check_continuous(result)
