@@ -46,7 +46,8 @@ def record_findings(run: Run) -> list[str]:
         lambda: run.skipped,
     ]
     if not damaged:  # otherwise these checks would repeat the damage of a part
-        damaged = [finding for read in tables for finding in _refusal(read)]
+        # Reading losses reads what was skipped too, and would tell its faults again.
+        damaged = list(dict.fromkeys(finding for read in tables for finding in _refusal(read)))
     if not damaged and not found:
         found = [*_gradient_findings(run), *_policy_findings(run), *_clock_findings(run)]
         if run.config.data.sampling == "epoch":

@@ -75,6 +75,13 @@ def loss_defect(loss: Columns) -> str | None:
     return _first(loss, update, checks)
 
 
+def skipped_defect(skipped: Columns) -> str | None:
+    """Return the first fault in rows of skipped losses, or None."""
+    update = skipped["update"]
+    check = ("update", "is negative or not before the next one", _unordered(update, 1))
+    return _first(skipped, update, [check])
+
+
 Check = tuple[str, str, Rows]
 
 

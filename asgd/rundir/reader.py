@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +21,7 @@ from asgd.rundir.defects import (
     loss_defect,
     member_defect,
     position_defect,
+    skipped_defect,
     trace_defect,
 )
 from asgd.rundir.events import read_events
@@ -81,9 +82,7 @@ class Run:
     @cached_property
     def members(self) -> pd.DataFrame:
         """One row per gradient of each update by a mean; columns as in the trace."""
-        members = self._table(MEMBERS)
-        self._refuse(MEMBERS, member_defect(_columns_of(members)))
-        return members
+        return self._sound(MEMBERS, member_defect)
 
     @cached_property
     def discarded(self) -> pd.DataFrame:
@@ -91,9 +90,7 @@ class Run:
 
         `update` is the number of the next update, and `discarded_seconds` the time.
         """
-        discarded = self._table(DISCARDED)
-        self._refuse(DISCARDED, discarded_defect(_columns_of(discarded)))
-        return discarded
+        return self._sound(DISCARDED, discarded_defect)
 
     @cached_property
     def positions(self) -> pd.DataFrame:
@@ -102,9 +99,7 @@ class Run:
         Columns: `update` that it went into; `worker`; `position` of its first sample in the epochs
         of the worker's part, see `asgd.epochs`. Members of a mean are in the order of `members`.
         """
-        positions = self._table(POSITIONS)
-        self._refuse(POSITIONS, position_defect(_columns_of(positions)))
-        return positions
+        return self._sound(POSITIONS, position_defect)
 
     @cached_property
     def loss(self) -> pd.DataFrame:
@@ -116,8 +111,7 @@ class Run:
         """
         # Read the state first: a run that finishes in between would seem to miss losses.
         reached = self.recorded_updates if self.state == "finished" else None
-        loss = self._table(LOSS)
-        self._refuse(LOSS, loss_defect(_columns_of(loss)))
+        loss = self._sound(LOSS, loss_defect)
         skipped = self.skipped["update"].to_numpy()
         missing = missing_losses(loss["update"].to_numpy(), skipped, self.config, reached)
         for update in set(missing) - reported_losses(self.events):
@@ -127,7 +121,7 @@ class Run:
     @cached_property
     def skipped(self) -> pd.DataFrame:
         """One row per loss for whose evaluation there was no time; column `update`."""
-        return self._table(SKIPPED)
+        return self._sound(SKIPPED, skipped_defect)
 
     def some_losses(self, most: int) -> list[float]:
         """Return at most `most` losses at equal distances, with the last, part by part."""
@@ -278,6 +272,14 @@ class Run:
         columns = unmerged(self.path / table, lambda: self._columns(table))
         self._refuse(table, self._lost_end(finished, len(columns["update"])))
         return pd.DataFrame(columns, copy=False)
+
+    def _sound(self, table: str, defect: Callable[[Columns], str | None]) -> pd.DataFrame:
+        """Return a table after checking it as a whole."""
+        found = self._table(table)
+        self._refuse(
+            table, defect({str(name): column.to_numpy() for name, column in found.items()})
+        )
+        return found
 
     def _columns(self, table: str) -> Columns:
         types, most = TABLES[table], most_rows(self.config, table)
@@ -436,7 +438,3 @@ def _grade(run: Run) -> str | None:
     except InputError:
         return None
     return grade if isinstance(grade, str) else None
-
-
-def _columns_of(table: pd.DataFrame) -> Columns:
-    return {str(name): column.to_numpy() for name, column in table.items()}

@@ -89,6 +89,9 @@ def test_server_skips_losses_while_others_wait_but_not_the_first_and_last(tmp_pa
     assert found.loss["update"].tolist() == [0, 1, 9]
     assert found.skipped["update"].tolist() == [2, 3, 4, 5, 6, 7, 8]
     assert record_findings(found) == []
+    RunWriter(machine.path).skipped([9, 9])
+    [finding] = record_findings(read_run(machine.path))
+    assert "skipped: update 9: update 9 is negative or not before the next one" in finding
 
 
 def test_server_holds_gradients_while_its_ledger_is_full() -> None:
