@@ -245,7 +245,7 @@ def plan(
     asgd plan run.toml --set cluster.mode=sync --json
     """
     from analysis.planning.plan import plan as plan_source
-    from asgd.config import load_config
+    from asgd.config.make import load_config
     from asgd.console.live import Bar
     from asgd.rundir.repeats import read_runs
 

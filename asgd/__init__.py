@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 from asgd.lazy import lazy
 
 if TYPE_CHECKING:
-    from asgd.config import RunConfig as RunConfig
-    from asgd.config import load_config as load_config
-    from asgd.config import make_config as make_config
+    from asgd.config.make import load_config as load_config
+    from asgd.config.make import make_config as make_config
+    from asgd.config.tables import RunConfig as RunConfig
     from asgd.delays import ComputeTime as ComputeTime
     from asgd.errors import AsgdError as AsgdError
     from asgd.errors import DivergedError as DivergedError
@@ -52,7 +52,8 @@ else:
     __getattr__, __dir__, __all__ = lazy(
         __name__,
         {
-            "asgd.config": ["RunConfig", "load_config", "make_config"],
+            "asgd.config.make": ["load_config", "make_config"],
+            "asgd.config.tables": ["RunConfig"],
             "asgd.delays": ["ComputeTime"],
             "asgd.errors": [
                 "AsgdError",

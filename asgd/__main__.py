@@ -60,7 +60,7 @@ def demo(out: Path | None, paths: int, quiet: bool) -> None:
     import cluster
     from analysis.report.write import write_report
     from analysis.study import Study
-    from asgd.config import make_config
+    from asgd.config.make import make_config
     from asgd.console.live import LiveRun
     from asgd.rundir.writer import default_path
 

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from asgd.arguments import number, shown
-from asgd.config import ClusterConfig, SimulationConfig
+from asgd.config.tables import ClusterConfig, SimulationConfig
 from asgd.errors import InputError, did_you_mean
 
 LAWS = ("none", "constant", "exponential", "gamma", "lognormal")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from asgd.arrays import Array
-from asgd.config import RunConfig
+from asgd.config.tables import RunConfig
 from asgd.errors import DivergedError
 from asgd.schedules import learning_rate_schedule
 

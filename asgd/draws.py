@@ -15,7 +15,7 @@ from itertools import chain, count
 import numpy as np
 import numpy.typing as npt
 
-from asgd.config import RunConfig
+from asgd.config.tables import RunConfig
 from asgd.delays import ComputeTime
 from asgd.epochs import EpochOrders
 from asgd.shards import Samples, Shards

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from asgd.config import RunConfig
+from asgd.config.tables import RunConfig
 
 
 def reached_target(config: RunConfig, loss: float, update: int) -> str | None:

@@ -23,7 +23,7 @@ from typing import Protocol
 import numpy as np
 
 from asgd.arrays import Array, Integers, converted
-from asgd.config import RunConfig
+from asgd.config.tables import RunConfig
 from asgd.problems.base import Indices, Problem, gradient_of_batch
 from asgd.rules.base import Optimizer, Rule
 from asgd.rules.make import make_local_rule

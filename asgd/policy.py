@@ -21,7 +21,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from asgd.config import ClusterConfig
+from asgd.config.tables import ClusterConfig
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from asgd.config import Configuration, OptimizerConfig, RunConfig, as_config, make_config
+from asgd.config.make import Configuration, as_config, make_config
+from asgd.config.tables import OptimizerConfig, RunConfig
 from asgd.errors import InputError
 
 

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from asgd.arrays import Array, Integers
-from asgd.config import DataConfig, RunConfig
+from asgd.config.tables import DataConfig, RunConfig
 from asgd.errors import InputError, message_of
 from asgd.streams import stream
 

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import ray
 
 from asgd.arrays import Array
-from asgd.config import RunConfig
+from asgd.config.tables import RunConfig
 from asgd.errors import AsgdError, message_of
 from asgd.problems.make import make_problem
 from asgd.rundir.checkpoint import CHECKPOINTS

@@ -55,7 +55,7 @@ def run(
     asgd run --resume runs/digits --set run.updates=8000 --set optimizer.learning_rate=0.01
     """
     import cluster
-    from asgd.config import load_config
+    from asgd.config.make import load_config
     from asgd.console.live import Importing, LiveRun
     from asgd.rundir.writer import default_path
 

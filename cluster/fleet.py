@@ -12,7 +12,7 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from asgd.arrays import Array
-from asgd.config import MOST_WORKERS, RunConfig
+from asgd.config.tables import MOST_WORKERS, RunConfig
 from asgd.delays import ComputeTime
 from asgd.errors import InputError, RunFailedError
 from asgd.rundir.checkpoint import CHECKPOINTS

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from ray.exceptions import RayError
 
-from asgd.config import Configuration, RunConfig, as_config, load_config
+from asgd.config.make import Configuration, as_config, load_config
+from asgd.config.tables import RunConfig
 from asgd.errors import AsgdError, InputError, RunFailedError
 from asgd.problems.base import Problem, starting_point
 from asgd.problems.make import make_problem

@@ -6,7 +6,7 @@ import re
 import sys
 from pathlib import Path
 
-from asgd.config import RunConfig
+from asgd.config.tables import RunConfig
 from asgd.errors import InputError
 from asgd.problems.base import Problem
 from asgd.rules.base import Rule

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from asgd.config import MetricsConfig
+from asgd.config.tables import MetricsConfig
 from asgd.errors import InputError
 
 TENSORBOARD = "tensorboard"  # directory of the event files in a run directory

@@ -15,7 +15,7 @@ from typing import Any
 import ray
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-from asgd.config import ClusterConfig
+from asgd.config.tables import ClusterConfig
 from asgd.errors import RunFailedError
 from cluster.local_ray.vitals import SECONDS_TO_DIE, check_ray
 

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from asgd.config import MOST_WORKERS, RunConfig
+from asgd.config.tables import MOST_WORKERS, RunConfig
 from asgd.errors import InputError, written
 from asgd.rundir.alive import read_heartbeat
 from asgd.rundir.checkpoint import CHECKPOINTS

@@ -18,7 +18,7 @@ import ray
 from ray.exceptions import OutOfMemoryError, RayActorError
 
 from asgd.arrays import Array, converted
-from asgd.config import RunConfig
+from asgd.config.tables import RunConfig
 from asgd.problems.base import Problem
 from cluster.core.messages import Gradient, Reply, Snapshot, Stop
 from cluster.core.server import Replies

@@ -12,7 +12,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from asgd.arrays import Array
-from asgd.config import RunConfig
+from asgd.config.tables import RunConfig
 from asgd.divergence import check_divergence
 from asgd.errors import RunFailedError
 from asgd.goals import time_is_up

@@ -52,7 +52,8 @@ from typing import Any
 
 import numpy as np
 
-from asgd.config import RunConfig, make_config
+from asgd.config.make import make_config
+from asgd.config.tables import RunConfig
 from asgd.errors import AsgdError
 from asgd.progress import Progress
 from asgd.rundir.checkpoint import CHECKPOINTS, paths, version_of

@@ -30,7 +30,7 @@ from analysis.exact.batch_schedule import (
     uniform_schedule,
 )
 from analysis.exact.linear_gradients import LinearGradients
-from asgd.config import ProblemConfig
+from asgd.config.tables import ProblemConfig
 from asgd.problems.base import Array, Problem
 from asgd.problems.make import make_problem
 from asgd.problems.scalar import Quadratic

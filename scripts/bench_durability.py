@@ -33,7 +33,8 @@ import numpy as np
 import pandas as pd
 import ray
 
-from asgd.config import RunConfig, make_config
+from asgd.config.make import make_config
+from asgd.config.tables import RunConfig
 from asgd.problems.base import starting_point
 from asgd.problems.make import make_problem
 from asgd.rundir.checkpoint import CHECKPOINTS

@@ -20,7 +20,7 @@ from analysis.exact.limits import stability_limits
 from analysis.prediction.model import LAW, simulate
 from analysis.prediction.setting import RunSetting, Setting
 from analysis.profile.queueing import ServerTimes, server_staleness
-from asgd.config import make_config
+from asgd.config.make import make_config
 from asgd.problems.base import starting_point
 from asgd.problems.make import make_problem
 from scripts.bench_limits import compute_times

@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from asgd.config import make_config
+from asgd.config.make import make_config
 from asgd.errors import InputError
 from asgd.rundir.columns import LOSS_COLUMNS, TRACE_COLUMNS
 from asgd.rundir.tables import read_table

@@ -28,7 +28,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from asgd.config import RunConfig, make_config
+from asgd.config.make import make_config
+from asgd.config.tables import RunConfig
 from asgd.problems.linear import Softmax, digits
 from asgd.rundir.reader import read_run
 from asgd.simulation.simulate import simulate

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
-from asgd.config import make_config
+from asgd.config.make import make_config
 from asgd.rundir.writer import RunWriter
 
 ROWS = 16_384  # in a part

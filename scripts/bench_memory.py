@@ -20,7 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from asgd.config import make_config
+from asgd.config.make import make_config
 from cluster import run
 from cluster.local_ray.session import ray_session
 

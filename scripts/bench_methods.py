@@ -36,7 +36,8 @@ from typing import Any
 
 from threadpoolctl import threadpool_limits
 
-from asgd.config import RunConfig, make_config
+from asgd.config.make import make_config
+from asgd.config.tables import RunConfig
 from asgd.problems.make import make_problem
 from cluster.local_ray.session import ray_session
 from scripts.methods_runs import real_seconds, virtual_seconds

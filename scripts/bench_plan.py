@@ -31,7 +31,8 @@ from analysis.planning.pace import ConfiguredPace
 from analysis.planning.plan import plan
 from analysis.planning.row import PlanRow, updates_to
 from analysis.prediction.run_stability import leading_curvatures
-from asgd.config import RunConfig, make_config
+from asgd.config.make import make_config
+from asgd.config.tables import RunConfig
 from asgd.errors import RunFailedError
 from asgd.problems.base import Array, Indices, Problem, starting_point
 from asgd.problems.make import make_problem

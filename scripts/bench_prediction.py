@@ -31,7 +31,8 @@ from analysis.prediction.score import Score, compare
 from analysis.profile.fit import StalenessFit
 from analysis.profile.repeats import fit_runs
 from analysis.profile.verdict import in_words
-from asgd.config import RunConfig, make_config
+from asgd.config.make import make_config
+from asgd.config.tables import RunConfig
 from asgd.errors import UnreliableEstimateError
 from asgd.rundir.reader import Run
 from asgd.rundir.repeats import read_runs, run_repeats

@@ -29,7 +29,7 @@ import pyarrow.parquet  # noqa: F401  # before the first fork: else each child i
 import rich.live  # noqa: F401
 
 from asgd.__main__ import main as asgd
-from asgd.config import make_config
+from asgd.config.make import make_config
 from asgd.rundir.reader import read_run
 from asgd.rundir.summary import status
 from asgd.simulation.simulate import simulate

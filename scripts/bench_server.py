@@ -42,7 +42,8 @@ import numpy as np
 import pandas as pd
 from bench_peers import Discard, RayLoop, echo_rate, memory_bytes_per_second, server_bytes
 
-from asgd.config import RunConfig, make_config
+from asgd.config.make import make_config
+from asgd.config.tables import RunConfig
 from asgd.rundir.reader import Run, read_run
 from cluster import fleet, run
 from cluster.local_ray.session import ray_session

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from asgd.config import make_config
+from asgd.config.make import make_config
 from asgd.simulation.simulate import simulate
 
 WORKERS, UPDATES = 10_000, 1_000_000

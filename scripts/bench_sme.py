@@ -29,7 +29,7 @@ from analysis.models.memory import block_sizes
 from analysis.models.noise import standard_increments
 from analysis.models.sme_asgd import sme_asgd
 from analysis.prediction.predict import Prediction, predict
-from asgd.config import make_config
+from asgd.config.make import make_config
 from asgd.problems.scalar import Quadratic
 from asgd.rundir.reader import Run, read_run
 from asgd.simulation.simulate import simulate

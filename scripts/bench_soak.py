@@ -32,7 +32,7 @@ import pandas as pd
 import ray
 from scipy import stats
 
-from asgd.config import make_config
+from asgd.config.make import make_config
 from asgd.progress import Progress
 from asgd.rundir.reader import read_run
 from cluster import run

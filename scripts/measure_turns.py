@@ -26,7 +26,8 @@ from analysis.models.pool import PoolTurns, TurnMaker
 from analysis.models.recorded_turns import RecordedTurns, ResampledTurns
 from analysis.models.turns import Turns, pool_hazards
 from analysis.profile.queueing import check_queue
-from asgd.config import RunConfig, make_config
+from asgd.config.make import make_config
+from asgd.config.tables import RunConfig
 from asgd.delays import ComputeTime
 from asgd.problems.scalar import Quadratic
 from asgd.rundir.repeats import read_runs, run_repeats

@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 
 from asgd.arrays import Array
-from asgd.config import RunConfig
+from asgd.config.tables import RunConfig
 from asgd.draws import WorkerDraws
 from asgd.local_steps import Pushes
 from asgd.problems.base import Problem, starting_point

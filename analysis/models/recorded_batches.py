@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from asgd.arrays import Array, Integers
-from asgd.config import RunConfig
+from asgd.config.tables import RunConfig
 from asgd.problems.base import Problem
 from asgd.rundir.reader import Run
 from asgd.shards import Shards, has_own_parts

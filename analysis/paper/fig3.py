@@ -18,7 +18,7 @@ from analysis.exact.linear_gradients import LinearGradients
 from analysis.exact.moments import asgd_moments, expected_loss
 from analysis.models.discrete import asgd_iid
 from analysis.paper.claim import Claim, value
-from asgd.config import ProblemConfig
+from asgd.config.tables import ProblemConfig
 from asgd.problems.base import Problem
 from asgd.problems.make import make_problem
 from asgd.problems.scalar import Quadratic

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from asgd.config import RunConfig
+from asgd.config.tables import RunConfig
 from asgd.errors import InputError
 
 MOST_PLANNED_WORKERS = 10_000

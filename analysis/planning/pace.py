@@ -26,7 +26,7 @@ from analysis.profile.queueing import (
     measured_cycles,
     server_staleness,
 )
-from asgd.config import RunConfig
+from asgd.config.tables import RunConfig
 from asgd.delays import ComputeTime
 from asgd.errors import InputError
 from asgd.rules.base import Rule

@@ -31,7 +31,8 @@ from analysis.planning.row import CLEARLY_STABLE, HEADS, PlanRow, PointLimits
 from analysis.prediction.run_stability import leading_curvatures
 from analysis.prediction.setting import path_dtype
 from asgd.arrays import Array, Integers
-from asgd.config import Configuration, OptimizerConfig, RunConfig, as_config
+from asgd.config.make import Configuration, as_config
+from asgd.config.tables import OptimizerConfig, RunConfig
 from asgd.errors import InputError
 from asgd.problems.base import Problem, starting_point
 from asgd.problems.make import make_problem

@@ -25,7 +25,7 @@ from analysis.prediction.run_stability import DivergedPaths, StabilityAnswer, ru
 from analysis.prediction.setting import RunSetting, whole
 from analysis.profile.fit import StalenessFit
 from analysis.profile.repeats import as_runs, fit_runs
-from asgd.config import load_config
+from asgd.config.make import load_config
 from asgd.errors import InputError, UnreliableEstimateError
 from asgd.rundir.columns import LOSS
 from asgd.rundir.files import replace_file

@@ -17,7 +17,7 @@ from analysis.profile.fit import StalenessFit
 from analysis.profile.repeats import as_runs
 from analysis.profile.stragglers import taking_part
 from asgd.arrays import Array, Integers
-from asgd.config import RunConfig
+from asgd.config.tables import RunConfig
 from asgd.errors import InputError
 from asgd.local_steps import LocalSteps
 from asgd.problems.base import Problem, starting_point

@@ -25,7 +25,8 @@ from analysis.profile.stragglers import stragglers_of, taking_part
 from analysis.profile.verdict import CLOSE
 from asgd.arguments import count, shown
 from asgd.arrays import Array, Integers
-from asgd.config import Configuration, RunConfig, as_config
+from asgd.config.make import Configuration, as_config
+from asgd.config.tables import RunConfig
 from asgd.delays import ComputeTime, CycleTimes
 from asgd.errors import InputError
 from asgd.rundir.reader import Run

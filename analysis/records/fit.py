@@ -9,7 +9,7 @@ from analysis.profile.fit import StalenessFit
 from analysis.profile.fitting import fit_series
 from analysis.profile.series import Nouns, Series
 from asgd.arrays import Integers
-from asgd.config import MOST_WORKERS
+from asgd.config.tables import MOST_WORKERS
 from asgd.errors import InputError
 from asgd.records.columns import ITEMS, UNKNOWN
 from asgd.records.reader import Record

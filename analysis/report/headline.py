@@ -18,7 +18,7 @@ from analysis.profile.work import bias
 from analysis.report.clock import clock_of, seconds_waited
 from analysis.report.judgement import how_well
 from analysis.report.suggestions import about_loss, about_workers
-from asgd.config import DataConfig, OptimizerConfig
+from asgd.config.tables import DataConfig, OptimizerConfig
 from asgd.counted import abridged, counted, percent
 from asgd.printable import printable
 from asgd.rundir.events import team_sizes

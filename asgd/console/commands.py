@@ -26,7 +26,7 @@ from asgd.errors import InputError, written
 from asgd.printable import printable
 
 if TYPE_CHECKING:
-    from asgd.config import RunConfig
+    from asgd.config.tables import RunConfig
 
 
 @click.command(cls=Command)
@@ -65,7 +65,7 @@ def simulate(
     asgd simulate scripts/configs/digits.toml --out runs/sim
     asgd simulate scripts/configs/digits.toml --set simulation.staleness=geometric
     """
-    from asgd.config import load_config
+    from asgd.config.make import load_config
     from asgd.console.live import LiveRun
     from asgd.rundir.repeats import run_repeats
     from asgd.rundir.writer import default_path

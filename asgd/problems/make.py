@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from asgd.arrays import Array, converted
-from asgd.config import LINEAR_KINDS, Configuration, ProblemConfig, as_config
+from asgd.config.make import Configuration, as_config
+from asgd.config.tables import LINEAR_KINDS, ProblemConfig
 from asgd.errors import InputError
 from asgd.parameter_files import read_arrays
 from asgd.problems.base import Problem

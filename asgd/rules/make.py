@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from asgd.config import OptimizerConfig, RunConfig
-from asgd.config_rules import keys_of
+from asgd.config.rules import keys_of
+from asgd.config.tables import OptimizerConfig, RunConfig
 from asgd.errors import InputError
 from asgd.rules.adam import Adam, AdamW
 from asgd.rules.base import Rule

@@ -13,7 +13,8 @@ from typing import Any
 
 import msgspec
 
-from asgd.config import RunConfig, load_config, make_config
+from asgd.config.make import load_config, make_config
+from asgd.config.tables import RunConfig
 from asgd.errors import InputError
 from asgd.rundir.files import replace_file
 from asgd.rundir.writer import RunWriter

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from asgd.config import MOST_WORKERS, RunConfig
+from asgd.config.tables import MOST_WORKERS, RunConfig
 from asgd.errors import InputError
 from asgd.problems.base import MOST_METRICS
 from asgd.rundir.columns import DISCARDED, LOSS, MEMBERS, METRICS, POSITIONS, SKIPPED

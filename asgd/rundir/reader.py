@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from asgd.arrays import Array
-from asgd.config import RunConfig, load_config
+from asgd.config.make import load_config
+from asgd.config.tables import RunConfig
 from asgd.errors import AsgdError, InputError
 from asgd.rundir.alive import read_heartbeat
 from asgd.rundir.columns import DISCARDED, LOSS, MEMBERS, METRICS, POSITIONS, SKIPPED, TABLES, TRACE

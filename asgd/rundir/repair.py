@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from asgd.config import RunConfig, load_config
+from asgd.config.make import load_config
+from asgd.config.tables import RunConfig
 from asgd.rundir.aging import write_part
 from asgd.rundir.columns import (
     DISCARDED,

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import msgspec
 
-from asgd.config import RunConfig, load_config
+from asgd.config.make import load_config
+from asgd.config.tables import RunConfig
 from asgd.errors import InputError
 from asgd.problems.make import make_problem
 from asgd.rundir.alive import read_heartbeat

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from asgd.config import RunConfig
+from asgd.config.tables import RunConfig
 from asgd.errors import written
 from asgd.rundir.aging import AgingTable
 from asgd.rundir.columns import (

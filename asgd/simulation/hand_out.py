@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from asgd.arrays import Integers
-from asgd.config import RunConfig
+from asgd.config.tables import RunConfig
 from asgd.epochs import Handout
 from asgd.simulation.gathering import Gathering
 

@@ -17,7 +17,8 @@ import numpy as np
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from asgd.arrays import Array, Integers, euclidean_norm
-from asgd.config import Configuration, RunConfig, as_config
+from asgd.config.make import Configuration, as_config
+from asgd.config.tables import RunConfig
 from asgd.delays import ComputeTime, CycleTimes
 from asgd.divergence import check_divergence, not_finite, remedy
 from asgd.draws import WorkerDraws

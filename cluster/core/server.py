@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from asgd.arrays import Array
-from asgd.config import RunConfig
+from asgd.config.tables import RunConfig
 from asgd.divergence import NOT_FINITE, remedy
 from asgd.epochs import Handout
 from asgd.errors import message_of

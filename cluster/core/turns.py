@@ -7,7 +7,7 @@ from enum import Enum, auto
 
 import msgspec
 
-from asgd.config import RunConfig
+from asgd.config.tables import RunConfig
 from asgd.policy import Policy
 from asgd.streams import stream
 from cluster.core.seat import Seat

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Protocol
 
-from asgd.config import RunConfig
+from asgd.config.tables import RunConfig
 from asgd.draws import WorkerDraws
 from asgd.local_steps import Pushes
 from asgd.problems.base import Problem

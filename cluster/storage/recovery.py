@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from asgd.arrays import Array
-from asgd.config import RunConfig
+from asgd.config.tables import RunConfig
 from asgd.errors import RunFailedError
 from asgd.rules.base import Rule, check_saved
 from asgd.rundir.checkpoint import CHECKPOINTS, DamagedCheckpointError, paths, version_of

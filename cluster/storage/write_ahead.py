@@ -37,7 +37,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from asgd.config import RunConfig
+from asgd.config.tables import RunConfig
 from cluster.core.state import OrderState
 from cluster.core.update import Entry, Incident, Update
 from cluster.storage.lease import LOG_FILES, Lease, LeaseLostError

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from analysis.prediction.advice import advice_on_divergence, advised, diverged
-from asgd.config import make_config
+from asgd.config.make import make_config
 from asgd.divergence import check_divergence
 from asgd.errors import DivergedError
 from asgd.rundir.reader import read_run

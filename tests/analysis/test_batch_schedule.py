@@ -15,7 +15,7 @@ from analysis.exact.batch_schedule import (
 )
 from analysis.exact.linear_gradients import LinearGradients
 from analysis.exact.moments import asgd_moments, expected_loss
-from asgd.config import ProblemConfig
+from asgd.config.tables import ProblemConfig
 from asgd.errors import InputError
 from asgd.problems.linear import LeastSquares
 from asgd.problems.make import make_problem

@@ -5,7 +5,7 @@ from analysis.exact.moments import asgd_moments, expected_loss
 from analysis.models.discrete import asgd_iid, asgd_server, momentum_sgd, sgd
 from analysis.models.history import ReadPoints
 from analysis.models.sme_asgd import sme_asgd
-from asgd.config import ProblemConfig
+from asgd.config.tables import ProblemConfig
 from asgd.errors import InputError
 from asgd.problems.linear import LeastSquares
 from asgd.problems.make import make_problem

@@ -16,7 +16,7 @@ from analysis.models.ensemble import (
     run_ensemble,
 )
 from analysis.models.memory import BLOCK_SCALARS, block_sizes
-from asgd.config import make_config
+from asgd.config.make import make_config
 from asgd.errors import InputError
 from asgd.problems.make import make_problem
 from asgd.problems.scalar import Quadratic

@@ -16,7 +16,7 @@ from analysis.profile import dependence, goodness
 from analysis.profile.estimators import ESTIMATORS, Counts, log_likelihood
 from analysis.profile.fit import StalenessFit
 from analysis.profile.fitting import compare_fits, fit_run, fit_staleness
-from asgd.config import make_config
+from asgd.config.make import make_config
 from asgd.errors import InputError, UnreliableEstimateError
 from asgd.rundir.columns import TRACE_COLUMNS
 from asgd.rundir.reader import read_run

@@ -20,7 +20,7 @@ from analysis.profile.fitting import fit_run, fit_staleness
 from analysis.profile.queueing import check_queue
 from analysis.profile.repeats import fit_runs
 from analysis.profile.stragglers import stragglers
-from asgd.config import make_config
+from asgd.config.make import make_config
 from asgd.errors import InputError, UnreliableEstimateError
 from asgd.staleness.by_name import LAWS
 from asgd.staleness.counts import NegativeBinomial, Poisson

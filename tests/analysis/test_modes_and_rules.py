@@ -17,7 +17,8 @@ from analysis.profile.queueing import config_staleness
 from analysis.profile.repeats import fit_runs
 from analysis.report.activity import events_table, workers_table
 from analysis.report.headline import headline
-from asgd.config import DataConfig, RunConfig, make_config
+from asgd.config.make import make_config
+from asgd.config.tables import DataConfig, RunConfig
 from asgd.errors import InputError
 from asgd.rundir.reader import Run
 from asgd.rundir.repeats import read_runs, run_repeats

@@ -8,7 +8,7 @@ from analysis.exact.moments import (
     expected_loss,
     stationary_variance,
 )
-from asgd.config import ProblemConfig
+from asgd.config.tables import ProblemConfig
 from asgd.errors import InputError
 from asgd.problems.linear import LeastSquares
 from asgd.problems.make import make_problem

@@ -21,7 +21,8 @@ from analysis.planning.plan import plan
 from analysis.planning.row import updates_to
 from analysis.planning.turns import QueueReads, Rounds, ServerTurns
 from analysis.profile.queueing import MeasuredTimes, ServerTimes
-from asgd.config import RunConfig, make_config
+from asgd.config.make import make_config
+from asgd.config.tables import RunConfig
 from asgd.errors import DivergedError, InputError, RunFailedError
 from asgd.rundir.reader import Run, read_run
 from asgd.rundir.repeats import read_runs, run_repeats

@@ -18,7 +18,8 @@ from analysis.profile.work import bias, work_by_worker
 from analysis.report.activity import workers_table
 from analysis.report.write import write_report
 from analysis.study import Study
-from asgd.config import BatchSchedule, RunConfig, make_config
+from asgd.config.make import make_config
+from asgd.config.tables import BatchSchedule, RunConfig
 from asgd.errors import InputError
 from asgd.rundir.reader import Run, read_run
 from asgd.rundir.repeats import read_runs, run_repeats

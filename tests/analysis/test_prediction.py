@@ -21,7 +21,7 @@ from analysis.profile.repeats import fit_runs
 from analysis.report.activity import events_table, workers_table
 from analysis.report.headline import headline
 from analysis.report.judgement import verdict
-from asgd.config import make_config
+from asgd.config.make import make_config
 from asgd.errors import InputError, UnreliableEstimateError
 from asgd.problems.scalar import Quadratic
 from asgd.rundir.reader import Run, read_run

@@ -15,7 +15,7 @@ from analysis.prediction.setting import RunSetting
 from analysis.report.write import write_report
 from analysis.study import Study
 from asgd.__main__ import main
-from asgd.config import make_config
+from asgd.config.make import make_config
 from asgd.problems.linear import digits
 from asgd.rundir.reader import Run, read_run
 from asgd.simulation.simulate import simulate

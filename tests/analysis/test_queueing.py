@@ -20,7 +20,7 @@ from analysis.profile.queueing import (
     queue_staleness,
     simulate_queue,
 )
-from asgd.config import make_config
+from asgd.config.make import make_config
 from asgd.delays import ComputeTime
 from asgd.errors import InputError
 from asgd.rundir.columns import TRACE_COLUMNS

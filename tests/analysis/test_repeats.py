@@ -12,7 +12,8 @@ from analysis.prediction.predict import predict
 from analysis.prediction.score import compare
 from analysis.profile.fitting import fit_run
 from analysis.profile.repeats import as_runs, fit_runs
-from asgd.config import RunConfig, make_config
+from asgd.config.make import make_config
+from asgd.config.tables import RunConfig
 from asgd.errors import InputError
 from asgd.rundir.alive import heartbeat
 from asgd.rundir.reader import Run, read_run

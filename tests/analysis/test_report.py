@@ -38,7 +38,7 @@ from analysis.report.tables import aligned_numbers, page_table, plain_number
 from analysis.report.write import write_report
 from analysis.study import Study
 from asgd.__main__ import main
-from asgd.config import make_config
+from asgd.config.make import make_config
 from asgd.errors import DivergedError, InputError
 from asgd.rundir.reader import Run, read_run
 from asgd.rundir.repair import cut_back

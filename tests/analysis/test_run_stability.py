@@ -12,7 +12,7 @@ from analysis.models.recorded_turns import RecordedTurns
 from analysis.prediction.run_stability import DivergedPaths, leading_curvatures, run_stability
 from analysis.prediction.setting import RunSetting, Setting
 from analysis.profile.fitting import fit_run
-from asgd.config import make_config
+from asgd.config.make import make_config
 from asgd.errors import DivergedError
 from asgd.problems.base import Problem
 from asgd.problems.linear import breast_cancer, digits

@@ -15,7 +15,7 @@ from analysis.prediction.predict import (
     quantile_column,
 )
 from analysis.prediction.score import compare, crps_from_quantiles, relative_error_interval
-from asgd.config import make_config
+from asgd.config.make import make_config
 from asgd.errors import InputError
 from asgd.rundir.reader import Run, read_run
 from asgd.rundir.writer import RunWriter

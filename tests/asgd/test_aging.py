@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from asgd.config import make_config
+from asgd.config.make import make_config
 from asgd.rundir.aging import FAN_IN, MOST_ROWS, AgingTable, parts_due
 from asgd.rundir.columns import TRACE_COLUMNS
 from asgd.rundir.parts import covered_parts, parts_of

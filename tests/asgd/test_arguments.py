@@ -12,7 +12,7 @@ import analysis
 import asgd
 import cluster
 from analysis.models.ensemble import per_update
-from asgd.config import make_config
+from asgd.config.make import make_config
 from asgd.errors import InputError
 from asgd.staleness.values import staleness_of
 

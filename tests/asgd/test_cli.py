@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from asgd.__main__ import cli, main
-from asgd.config import make_config
+from asgd.config.make import make_config
 from asgd.rundir.alive import heartbeat
 from asgd.rundir.reader import read_run
 from asgd.rundir.writer import RunWriter

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from asgd.config import load_config, make_config
+from asgd.config.make import load_config, make_config
 from asgd.errors import InputError
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from asgd.config import make_config
+from asgd.config.make import make_config
 from asgd.delays import ComputeTime
 
 SIZE = 40_000

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from asgd.arrays import Array
-from asgd.config import RunConfig, make_config
+from asgd.config.make import make_config
+from asgd.config.tables import RunConfig
 from asgd.delays import ComputeTime
 from asgd.draws import WorkerDraws
 from asgd.errors import InputError

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from analysis import fit_run, predict
 from analysis.prediction.predict import _COLUMNS, read_prediction
 from analysis.report.activity import events_table, workers_table
-from asgd.config import make_config
+from asgd.config.make import make_config
 from asgd.errors import AsgdError
 from asgd.problems.make import make_problem
 from asgd.rundir.events import in_words, incidents, team_sizes

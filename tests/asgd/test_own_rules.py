@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from asgd.config import RunConfig, make_config
+from asgd.config.make import make_config
+from asgd.config.tables import RunConfig
 from asgd.errors import InputError, RunFailedError
 from asgd.problems.make import make_problem
 from asgd.rules.base import BLOCK, Optimizer, Rule

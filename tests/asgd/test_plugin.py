@@ -6,7 +6,7 @@ import textwrap
 import numpy as np
 import pytest
 
-from asgd.config import make_config
+from asgd.config.make import make_config
 from asgd.errors import InputError, RunFailedError
 from asgd.problems.linear import LeastSquares
 from asgd.problems.make import make_problem

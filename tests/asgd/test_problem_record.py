@@ -13,7 +13,7 @@ import pytest
 
 from analysis.prediction.predict import predict
 from asgd.__main__ import main
-from asgd.config import make_config
+from asgd.config.make import make_config
 from asgd.errors import ProblemChangedError
 from asgd.problems.make import make_problem
 from asgd.problems.scalar import Quadratic

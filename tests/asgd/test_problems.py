@@ -9,7 +9,8 @@ import pytest
 from sklearn import datasets
 from threadpoolctl import threadpool_limits
 
-from asgd.config import LINEAR_KINDS, SCALAR_KINDS, make_config
+from asgd.config.make import make_config
+from asgd.config.tables import LINEAR_KINDS, SCALAR_KINDS
 from asgd.errors import InputError
 from asgd.problems.base import Array, Indices, Problem
 from asgd.problems.linear import DATASETS, LeastSquares, Logistic, Softmax

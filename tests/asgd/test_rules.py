@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from asgd.config import make_config
-from asgd.config_rules import RULES as KEYS
+from asgd.config.make import make_config
+from asgd.config.rules import RULES as KEYS
 from asgd.errors import InputError
 from asgd.rules.adam import Adam, AdamW
 from asgd.rules.base import BLOCK, Optimizer, Rule, alike

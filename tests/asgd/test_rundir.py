@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from asgd.config import make_config
+from asgd.config.make import make_config
 from asgd.errors import InputError
 from asgd.rundir.columns import MEMBER_COLUMNS, SHARED, TRACE_COLUMNS
 from asgd.rundir.files import replace_file

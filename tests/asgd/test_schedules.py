@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from analysis import optimal_batch_schedule
-from asgd.config import load_config, make_config
+from asgd.config.make import load_config, make_config
 from asgd.errors import InputError
 from asgd.rundir.reader import read_run
 from asgd.schedules import (

@@ -10,7 +10,8 @@ import pytest
 from scipy import stats
 
 from asgd.arrays import Array
-from asgd.config import DataConfig, RunConfig, make_config
+from asgd.config.make import make_config
+from asgd.config.tables import DataConfig, RunConfig
 from asgd.draws import WorkerDraws
 from asgd.errors import InputError
 from asgd.problems.linear import LeastSquares, digits

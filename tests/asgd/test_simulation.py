@@ -16,7 +16,8 @@ import pytest
 from scipy import stats
 from threadpoolctl import threadpool_limits
 
-from asgd.config import RunConfig, make_config
+from asgd.config.make import make_config
+from asgd.config.tables import RunConfig
 from asgd.delays import ComputeTime
 from asgd.draws import WorkerDraws
 from asgd.errors import DivergedError, InputError, RunFailedError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from asgd.config import make_config
+from asgd.config.make import make_config
 from asgd.rundir.reader import read_run
 from asgd.rundir.writer import RunWriter
 from asgd.verify import record_findings

@@ -81,7 +81,7 @@ def test_cause_of_what_ray_seldom_raises(error: RayError, cause: str) -> None:
 SHORT_OF_MEMORY = """
 import os, sys
 os.environ.update(RAY_memory_usage_threshold="0.0001", RAY_memory_monitor_refresh_ms="100")
-from asgd.config import make_config
+from asgd.config.make import make_config
 from cluster import run
 
 def enough(progress):

@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import structs
 
-from asgd.config import MetricsConfig
+from asgd.config.tables import MetricsConfig
 from asgd.errors import InputError, RunFailedError
 from asgd.rundir.checkpoint import CHECKPOINTS, DamagedCheckpointError, paths
 from asgd.rundir.reader import read_run
@@ -535,7 +535,7 @@ from pathlib import Path
 
 import numpy as np
 
-from asgd.config import make_config
+from asgd.config.make import make_config
 from asgd.problems.make import make_problem
 from asgd.rundir.writer import RunWriter
 from asgd.rundir.checkpoint import CHECKPOINTS

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from analysis.profile.fitting import fit_run
 from asgd.__main__ import main
-from asgd.config import RunConfig, make_config
+from asgd.config.make import make_config
+from asgd.config.tables import RunConfig
 from asgd.errors import InputError
 from asgd.progress import Progress
 from asgd.rundir.events import team_sizes

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asgd.config import RunConfig, make_config
+from asgd.config.make import make_config
+from asgd.config.tables import RunConfig
 from asgd.problems.make import make_problem
 from asgd.progress import Progress
 from asgd.rundir.checkpoint import CHECKPOINTS, paths

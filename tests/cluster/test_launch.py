@@ -26,7 +26,8 @@ from ray.exceptions import RayError
 from analysis.profile.fitting import fit_run
 from analysis.profile.queueing import measured_cycles, queue_staleness
 from asgd.__main__ import main
-from asgd.config import RunConfig, make_config
+from asgd.config.make import make_config
+from asgd.config.tables import RunConfig
 from asgd.console.live import LiveRun
 from asgd.draws import WorkerDraws
 from asgd.errors import DivergedError, InputError, RunFailedError
@@ -516,7 +517,7 @@ def test_directory_in_use_is_refused_before_anything_starts(tmp_path: Path) -> N
 
 JOIN_SCRIPT = """
 import json, os, sys
-from asgd.config import make_config
+from asgd.config.make import make_config
 from cluster import resume, run
 before = dict(os.environ)
 run(make_config(json.loads(sys.argv[3])), sys.argv[1], address=sys.argv[2])
@@ -593,7 +594,7 @@ def test_address_without_a_cluster_is_refused(tmp_path: Path, address: str) -> N
 
 SCRIPT = """
 import json, os, signal, sys
-from asgd.config import make_config
+from asgd.config.make import make_config
 from cluster import resume, run
 
 def state():

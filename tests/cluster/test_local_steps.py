@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from asgd.config import RunConfig, make_config
+from asgd.config.make import make_config
+from asgd.config.tables import RunConfig
 from asgd.progress import Progress
 from asgd.rules.sgd import Sgd
 from asgd.rundir.checkpoint import CHECKPOINTS, paths

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from asgd.config import RunConfig, make_config
+from asgd.config.make import make_config
+from asgd.config.tables import RunConfig
 from asgd.problems.base import starting_point
 from asgd.problems.make import make_problem
 from scripts.bench_methods import METHODS, configure, scaled

@@ -11,7 +11,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from asgd.config import MetricsConfig, make_config
+from asgd.config.make import make_config
+from asgd.config.tables import MetricsConfig
 from asgd.errors import InputError
 from asgd.progress import Progress
 from asgd.rundir.reader import read_run

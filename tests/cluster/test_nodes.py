@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 SCRIPT = """
 import os, signal, sys, urllib.request
 from ray.cluster_utils import Cluster
-from asgd.config import make_config
+from asgd.config.make import make_config
 from asgd.rundir.reader import read_run
 from cluster import run
 

@@ -9,7 +9,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from asgd.config import RunConfig, make_config
+from asgd.config.make import make_config
+from asgd.config.tables import RunConfig
 from asgd.errors import InputError
 from asgd.rundir.reader import Run, read_run
 from asgd.simulation.simulate import simulate

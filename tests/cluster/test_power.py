@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from asgd.config import RunConfig
+from asgd.config.tables import RunConfig
 from asgd.errors import InputError
 from asgd.rundir.reader import read_run
 from tests.support.disk import VARIANTS, Disk, lay_out

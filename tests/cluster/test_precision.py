@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from asgd.config import make_config
+from asgd.config.make import make_config
 from asgd.divergence import NOT_FINITE
 from asgd.errors import InputError, RunFailedError
 from asgd.problems.make import make_problem

@@ -22,7 +22,8 @@ import pytest
 
 from analysis.prediction.predict import predict
 from asgd.__main__ import main
-from asgd.config import RunConfig, make_config
+from asgd.config.make import make_config
+from asgd.config.tables import RunConfig
 from asgd.errors import InputError, RunFailedError
 from asgd.progress import Progress
 from asgd.rundir.changes import change_settings
@@ -277,7 +278,7 @@ def test_run_on_a_full_disk_is_readable_and_resumed(small_disk: Path) -> None:
 
 SCRIPT = """
 import json, sys
-from asgd.config import make_config
+from asgd.config.make import make_config
 from cluster import run
 from asgd.rundir.checkpoint import paths
 from pathlib import Path

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from asgd.config import RunConfig, make_config
-from asgd.config_rules import RULES
+from asgd.config.make import make_config
+from asgd.config.rules import RULES
+from asgd.config.tables import RunConfig
 from asgd.errors import InputError
 from asgd.problems.make import make_problem
 from asgd.progress import Progress

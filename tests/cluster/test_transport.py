@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import ray
 
-from asgd.config import make_config
+from asgd.config.make import make_config
 from asgd.problems.scalar import Quadratic
 from asgd.progress import Progress
 from asgd.rundir.checkpoint import CHECKPOINTS

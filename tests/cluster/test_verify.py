@@ -15,7 +15,8 @@ import pytest
 from analysis.prediction.predict import predict
 from analysis.study import Study
 from asgd.arrays import Array
-from asgd.config import ProblemConfig, make_config
+from asgd.config.make import make_config
+from asgd.config.tables import ProblemConfig
 from asgd.problems.base import Indices
 from asgd.problems.scalar import Quadratic
 from asgd.rundir.columns import TABLES

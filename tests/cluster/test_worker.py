@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from asgd.config import RunConfig, make_config
+from asgd.config.make import make_config
+from asgd.config.tables import RunConfig
 from asgd.draws import WorkerDraws
 from asgd.problems.make import make_problem
 from asgd.streams import stream

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asgd.config import make_config
+from asgd.config.make import make_config
 from asgd.rundir.checkpoint import CHECKPOINTS
 from asgd.rundir.reader import read_run
 from cluster.core.messages import Gradient

@@ -22,7 +22,8 @@ import msgspec
 import pytest
 
 from asgd.__main__ import cli, main
-from asgd.config import RunConfig, make_config
+from asgd.config.make import make_config
+from asgd.config.tables import RunConfig
 from asgd.records.columns import RECORD_TABLES
 from asgd.rundir.columns import TABLES
 from tests.support.documents import ROOT, anchors, links, pages

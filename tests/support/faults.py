@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import numpy as np
 
-from asgd.config import ComputeTimeConfig, RunConfig
+from asgd.config.tables import ComputeTimeConfig, RunConfig
 from asgd.problems.base import Problem, starting_point
 from asgd.problems.make import make_problem
 from asgd.rules.base import Optimizer

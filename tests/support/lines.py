@@ -7,7 +7,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from asgd.config import RunConfig, make_config
+from asgd.config.make import make_config
+from asgd.config.tables import RunConfig
 from asgd.problems.base import Problem, starting_point
 from asgd.problems.make import make_problem
 from cluster.core.ledger import Record

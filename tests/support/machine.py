@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from asgd.config import RunConfig, make_config
+from asgd.config.make import make_config
+from asgd.config.tables import RunConfig
 from asgd.rundir.checkpoint import CHECKPOINTS
 from asgd.rundir.reader import read_run
 from asgd.rundir.writer import RunWriter

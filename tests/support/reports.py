@@ -10,7 +10,7 @@ from typing import Any
 from analysis.prediction.predict import predict
 from analysis.report.write import write_report
 from analysis.study import Study
-from asgd.config import make_config
+from asgd.config.make import make_config
 from asgd.rundir.reader import Run, read_run
 from asgd.rundir.repeats import run_repeats
 from asgd.rundir.writer import RunWriter

@@ -1,0 +1,1 @@
+"""The configuration: its tables, how it is made, and what is refused."""
