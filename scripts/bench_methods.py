@@ -90,7 +90,8 @@ def capped(rate: float) -> Tables:
 
 
 ASYNC, CAPPED, SYNC = "asynchronous", "capped step", "synchronous"
-RINGMASTER, RENNALA = "Ringmaster, R = 32", "Rennala, K = 16"
+RENNALA = "Rennala, K = 16"
+RINGMASTERS = {several * WORKERS: f"Ringmaster, R = {several * WORKERS}" for several in (2, 8)}
 FASTEST = {several: f"{several} fastest of 16" for several in (12, 8)}
 METHODS = (
     Method(ASYNC, optimizer()),
@@ -99,7 +100,7 @@ METHODS = (
     Method("momentum 0.9", optimizer(rule="momentum", momentum=0.9), 0.4),
     Method("Adam", optimizer(rule="adam"), 0.0625),
     Method("staleness <= 32", policy(mode="bounded", max_staleness=2 * WORKERS)),
-    Method(RINGMASTER, policy(discard_above=2 * WORKERS)),
+    *(Method(name, policy(discard_above=most)) for most, name in RINGMASTERS.items()),
     Method("FedBuff, K = 8", policy(mode="buffered", gradients_per_update=8), 8.0),
     Method(RENNALA, policy(mode="buffered", gradients_per_update=WORKERS, discard_above=0), 16.0),
     Method(SYNC, policy(mode="sync"), 16.0),
@@ -133,7 +134,7 @@ PANELS = [
     ("perceptron", "by label"),
     ("quadratic", "shared"),
 ]
-REAL = [(ASYNC, ONE_SLOW), (SYNC, ONE_SLOW), (RINGMASTER, WIDE), (RENNALA, WIDE)]
+REAL = [(ASYNC, ONE_SLOW), (SYNC, ONE_SLOW), (RINGMASTERS[2 * WORKERS], WIDE), (RENNALA, WIDE)]
 
 
 def configure(place: Place, method: Method, rate: float, seed: int, **run: Any) -> RunConfig:
@@ -236,7 +237,10 @@ def claims(store: Store) -> list[str]:
             what, found = f"{here}, {place.times}", store.at(place)
             if place != equal:
                 master += [
-                    line(f"{what}: over {name}", (place, RINGMASTER), (place, name), 1.0)
+                    line(
+                        f"{what}: {ringmaster} over {name}", (place, ringmaster), (place, name), 1.0
+                    )
+                    for ringmaster in RINGMASTERS.values()
                     for name in (ASYNC, RENNALA)
                 ]
             if found:

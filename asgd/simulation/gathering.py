@@ -12,14 +12,16 @@ import numpy as np
 import numpy.typing as npt
 
 from asgd.arrays import Array, Integers
+from asgd.epochs import Handout
 from asgd.policy import Policy
 from asgd.rundir.columns import DISCARDED_COLUMNS, SHARED
 from asgd.simulation.order import ServerOrder
 
 Table = dict[str, npt.NDArray[Any]]
 
-# All but the batch size, which follows from the version read.
-_DISCARDED = tuple(name for name in DISCARDED_COLUMNS if name not in ("staleness", "batch_size"))
+_DISCARDED = tuple(name for name in DISCARDED_COLUMNS if name != "staleness")
+# Worker, sequence, read version, seconds of computing, position and batch size of a gradient.
+_Row = tuple[int, int, int, float, int, int]
 
 
 @dataclass(frozen=True)
@@ -32,8 +34,13 @@ class Gathering:
         As in `ServerOrder`, of each gradient, shape (updates, each).
     applied_seconds
         From the start of the run to the update, shape (updates,).
+    batch_size
+        Samples of each gradient, shape (updates, each).
+    position
+        Where the samples of each gradient are in the epochs of its part, shape (updates, each);
+        None if they are drawn with replacement.
     discarded
-        The columns `DISCARDED_COLUMNS` without `batch_size`, ordered by `update`.
+        The columns `DISCARDED_COLUMNS`, ordered by `update`.
     resets
         (update, worker, sequence) of the numbers that are left out because a worker's state began
         anew, shape (resets, 3), ordered by update.
@@ -44,18 +51,24 @@ class Gathering:
     read_version: Integers
     compute_seconds: Array
     applied_seconds: Array
+    batch_size: Integers
+    position: Integers | None = None
     discarded: Table = field(default_factory=lambda: _discarded([]))
     resets: Integers = field(default_factory=lambda: np.empty((0, 3), np.int64))
 
     @classmethod
-    def of(cls, order: ServerOrder) -> Gathering:
-        """Return the gradients of updates that have one each."""
+    def of(
+        cls, order: ServerOrder, batch_size: Integers, position: Integers | None = None
+    ) -> Gathering:
+        """Return the gradients of updates that have one each; all arguments are by update."""
         return cls(
             order.worker[:, np.newaxis],
             order.sequence[:, np.newaxis],
             order.read_version[:, np.newaxis],
             order.compute_seconds[:, np.newaxis],
             order.applied_seconds,
+            batch_size[:, np.newaxis],
+            None if position is None else position[:, np.newaxis],
         )
 
     def __len__(self) -> int:
@@ -72,11 +85,8 @@ class Gathering:
         """The staleness of the oldest gradient of each update, shape (updates,)."""
         return np.asarray(np.arange(len(self)) - self.read_version.min(axis=1))
 
-    def trace(self, part: slice, batch_size: Integers) -> Table:
-        """Return the columns of the trace but `gradient_norm` for a part of the updates.
-
-        `batch_size` is that of each gradient, shape (updates, each).
-        """
+    def trace(self, part: slice) -> Table:
+        """Return the columns of the trace but `gradient_norm` for a part of the updates."""
         update, alone = np.arange(part.start, part.stop), self.each == 1
         read_version = self.read_version[part].min(axis=1)
         return {
@@ -85,29 +95,41 @@ class Gathering:
             "sequence": self.sequence[part, 0] if alone else update,
             "read_version": read_version,
             "staleness": update - read_version,
-            "batch_size": batch_size[part].sum(axis=1),
+            "batch_size": self.batch_size[part].sum(axis=1),
             "compute_seconds": self.compute_seconds[part].max(axis=1),
             "applied_seconds": self.applied_seconds[part],
         }
 
-    def members(self, part: slice, batch_size: Integers) -> Table:
+    def members(self, part: slice) -> Table:
         """Return the columns of the members; no rows if updates have one gradient each."""
         if self.each == 1:
             part = slice(part.start, part.start)
         return {
-            "update": np.repeat(np.arange(part.start, part.stop), self.each),
+            "update": self._update_of_each(part),
             "worker": self.worker[part].ravel(),
             "sequence": self.sequence[part].ravel(),
             "read_version": self.read_version[part].ravel(),
-            "batch_size": batch_size[part].ravel(),
+            "batch_size": self.batch_size[part].ravel(),
             "compute_seconds": self.compute_seconds[part].ravel(),
         }
 
-    def discarded_in(self, part: slice, batch_size: Integers) -> Table:
-        """Return `DISCARDED_COLUMNS` for a part of the updates; `batch_size` is by version."""
+    def positions(self, part: slice) -> Table | None:
+        """Return the columns `POSITION_COLUMNS` for a part of the updates, if there are any."""
+        if self.position is None:
+            return None
+        return {
+            "update": self._update_of_each(part),
+            "worker": self.worker[part].ravel(),
+            "position": self.position[part].ravel(),
+        }
+
+    def discarded_in(self, part: slice) -> Table:
+        """Return `DISCARDED_COLUMNS` for a part of the updates."""
         start, stop = np.searchsorted(self.discarded["update"], (part.start, part.stop))
-        table = {name: column[start:stop] for name, column in self.discarded.items()}
-        return {**table, "batch_size": batch_size[table["read_version"]]}
+        return {name: column[start:stop] for name, column in self.discarded.items()}
+
+    def _update_of_each(self, part: slice) -> Integers:
+        return np.repeat(np.arange(part.start, part.stop), self.each)
 
     def resets_in(self, part: slice) -> list[dict[str, int]]:
         """Return the fields of the events `state_reset` for a part of the updates."""
@@ -118,42 +140,49 @@ class Gathering:
 
 def gather(
     compute_seconds: Callable[[int, int], float],
+    batch_size: Integers,
     workers: int,
-    updates: int,
     policy: Policy,
     *,
     messages: float = 0.0,
     service_time: float = 0.0,
     keeps: bool = False,
+    handout: Handout | None = None,
 ) -> Gathering:
     """Simulate a server with a policy; the other arguments are those of `server_order`.
 
     The server spends its service time on updates alone. If the workers have state that they keep,
     it leaves out a number after a gradient that was discarded, see `asgd.local_steps`.
+
+    Parameters
+    ----------
+    batch_size
+        Samples of a gradient by the version that it reads, shape (updates,); a range of an epoch
+        may be shorter.
+    handout
+        Hands out the positions in epochs; None if samples are drawn with replacement.
     """
-    each = policy.gradients or workers
-    read, sequence = [0] * workers, [0] * workers
-    computing = [compute_seconds(worker, 0) for worker in range(workers)]
-    arrivals = [(seconds + messages, number, number) for number, seconds in enumerate(computing)]
-    heapq.heapify(arrivals)
-    snapshots = count(workers)
+    updates, each = len(batch_size), policy.gradients or workers
+    team = _Team(compute_seconds, batch_size.tolist(), messages, handout)
+    for worker in range(workers):
+        team.grant(worker, 0, 0.0)
     now, version = 0.0, 0
-    group: list[tuple[int, int, int, float]] = []
-    used: list[tuple[int, int, int, float]] = []
+    group: list[_Row] = []
+    used: list[_Row] = []
     discarded: list[tuple[float, ...]] = []
     resets: list[tuple[int, int, int]] = []
     applied = []
-    while version < updates:
-        arrival, _, worker = heapq.heappop(arrivals)
+    while True:
+        arrival, gradient = team.arrive()
+        worker, sequence, read, seconds, _, size = gradient
         now = max(now, arrival)
-        gradient = worker, sequence[worker], read[worker], computing[worker]
         answered = [] if policy.waits else [worker]
-        if version - read[worker] > policy.oldest:
-            discarded.append((version, *gradient, now))
+        if version - read > policy.oldest:
+            discarded.append((version, worker, sequence, read, size, seconds, now))
             answered = [worker]
+            team.discard(worker, sequence)
             if keeps:
-                sequence[worker] += 1
-                resets.append((version, worker, sequence[worker]))
+                resets.append((version, worker, team.leave_out(worker)))
         else:
             group.append(gradient)
         if len(group) == each:
@@ -162,19 +191,81 @@ def gather(
             applied.append(now)
             group.sort()
             used += group
+            if version == updates:
+                break
+            team.use(group)
             answered = [one for one, *_ in group] if policy.waits else [worker]
             group = []
         for one in answered:
-            sequence[one] += 1
-            computing[one] = seconds = compute_seconds(one, sequence[one])
-            read[one] = version
-            heapq.heappush(arrivals, (now + seconds + messages, next(snapshots), one))
-    who, number, version_read, computed = (
+            team.grant(one, version, now)
+    who, number, version_read, computed, position, sizes = (
         np.array(column).reshape(updates, each) for column in zip(*used, strict=True)
     )
-    begun_anew = np.array(resets, np.int64).reshape(-1, 3)
-    applied_at, dropped = np.array(applied), _discarded(discarded)
-    return Gathering(who, number, version_read, computed, applied_at, dropped, begun_anew)
+    return Gathering(
+        who,
+        number,
+        version_read,
+        computed,
+        np.array(applied),
+        sizes,
+        position if handout else None,
+        _discarded(discarded),
+        np.array(resets, np.int64).reshape(-1, 3),
+    )
+
+
+class _Team:
+    """What the workers compute, and when it arrives at the server.
+
+    Parameters
+    ----------
+    compute_seconds, batch_size, messages, handout
+        As in `gather`.
+    """
+
+    def __init__(
+        self,
+        compute_seconds: Callable[[int, int], float],
+        batch_size: list[int],
+        messages: float,
+        handout: Handout | None,
+    ) -> None:
+        self._compute_seconds, self._batch_size = compute_seconds, batch_size
+        self._messages, self._handout = messages, handout
+        self._sequence: dict[int, int] = {}  # the next number of each worker
+        self._arrivals: list[tuple[float, int, _Row]] = []
+        self._snapshots = count()
+
+    def grant(self, worker: int, version: int, now: float) -> None:
+        """Let a worker compute its next gradient at a version."""
+        number = self._sequence.get(worker, 0)
+        self._sequence[worker] = number + 1
+        seconds, size = self._compute_seconds(worker, number), self._batch_size[version]
+        place = self._handout.take(worker, number, size) if self._handout else (0, size)
+        gradient = worker, number, version, seconds, *place
+        arrival = now + seconds + self._messages
+        heapq.heappush(self._arrivals, (arrival, next(self._snapshots), gradient))
+
+    def arrive(self) -> tuple[float, _Row]:
+        """Return the next arrival and its gradient."""
+        arrival, _, gradient = heapq.heappop(self._arrivals)
+        return arrival, gradient
+
+    def discard(self, worker: int, number: int) -> None:
+        """Take back the positions of a gradient that is not applied."""
+        if self._handout:
+            self._handout.give_back(worker, number)
+
+    def use(self, group: list[_Row]) -> None:
+        """Note that gradients are applied."""
+        if self._handout:
+            for worker, number, _, _, position, size in group:
+                self._handout.use(worker, number, position, size)
+
+    def leave_out(self, worker: int) -> int:
+        """Leave out a number of a worker, and return it."""
+        self._sequence[worker] += 1
+        return self._sequence[worker] - 1
 
 
 def _discarded(rows: list[tuple[float, ...]]) -> Table:

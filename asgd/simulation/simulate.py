@@ -16,12 +16,13 @@ from pathlib import Path
 import numpy as np
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-from asgd.arrays import Array, Integers, euclidean_norm
+from asgd.arrays import Array, euclidean_norm
 from asgd.config.make import Configuration, as_config
 from asgd.config.tables import RunConfig
 from asgd.delays import ComputeTime, CycleTimes
 from asgd.divergence import check_divergence, not_finite, remedy
 from asgd.draws import WorkerDraws
+from asgd.epochs import Handout
 from asgd.errors import InputError, RunFailedError, message_of
 from asgd.goals import reached_target, time_is_up
 from asgd.local_steps import LocalSteps, Pushes
@@ -93,7 +94,7 @@ def simulate(
     problem = make_problem(config)
     start = ProblemRecord.of(problem, config.run.seed)
     draws = WorkerDraws(config, problem)
-    order = _order(config, draws)
+    order = _order(config, draws, problem.n_samples)
     descent = _Descent(problem, config, order, draws)
     writer = RunWriter.create(out if out is not None else default_path(config), config)
     record = _Record(config, descent, order, writer, progress)
@@ -165,12 +166,6 @@ def _check_policy(config: RunConfig) -> None:
     policy = f'mode = "{cluster.mode}"'
     if cluster.mode == "async":
         policy = f"discard_above = {cluster.discard_above}"
-    if config.data.sampling == "epoch":
-        raise InputError(
-            f'data.sampling = "epoch" with cluster.{policy}: asgd simulate takes epochs only where '
-            'each gradient makes its own update; expected data.sampling = "replacement", or asgd '
-            "run"
-        )
     if staleness != "server":
         raise InputError(
             f'simulation.staleness = "{staleness}" goes with no cluster.{policy}, which a server '
@@ -178,23 +173,31 @@ def _check_policy(config: RunConfig) -> None:
         )
 
 
-def _order(config: RunConfig, draws: WorkerDraws) -> Gathering:
+def _order(config: RunConfig, draws: WorkerDraws, n_samples: int) -> Gathering:
     """Return the gradients of each update."""
-    policy = Policy.of(config.cluster)
-    if config.simulation.staleness != "server":
-        return Gathering.of(_independent_order(config, draws))
-    if policy.plain:
-        return Gathering.of(_server_order(config, draws))
+    policy, optimizer, workers = Policy.of(config.cluster), config.optimizer, config.cluster.workers
+    batch_size = batch_schedule(optimizer).array(config.run.updates).astype(np.int64)
+    batch_size *= optimizer.gradients_per_push
+    handout = None
+    if config.data.sampling == "epoch":
+        handout = Handout(all_part_sizes(config, n_samples))
+    served = config.simulation.staleness == "server"
+    if policy.plain or not served:
+        order = _server_order(config, draws) if served else _independent_order(config, draws)
+        if handout is None:
+            return Gathering.of(order, batch_size[order.read_version])
+        return Gathering.of(order, *handed_out(handout, order, batch_size, workers * served))
     times, local = CycleTimes.of(config.simulation), LocalSteps.of(config)
-    gradient_time = times.gradient_time * config.optimizer.gradients_per_push
+    gradient_time = times.gradient_time * optimizer.gradients_per_push
     return gather(
         lambda worker, number: gradient_time + draws.compute_seconds(worker, number),
-        config.cluster.workers,
-        config.run.updates,
+        batch_size,
+        workers,
         policy,
         messages=times.messages,
         service_time=times.service_time,
         keeps=local is not None and local.keeps,
+        handout=handout,
     )
 
 
@@ -258,13 +261,6 @@ class _Descent:
         self.problem = problem
         self.x = starting_point(problem, config.run.seed)
         self.applied = 0
-        batch_sizes = batch_schedule(config.optimizer).array(len(order)).astype(np.int64)
-        self.batch_sizes = batch_sizes * config.optimizer.gradients_per_push
-        self.batch_size = self.batch_sizes[order.read_version]
-        self.position: Integers | None = None
-        if config.data.sampling == "epoch":
-            sizes = all_part_sizes(config, problem.n_samples)
-            self.position, self.batch_size = handed_out(config, order, sizes, self.batch_sizes)
         self.norms = np.empty(len(order))
         self._order = order
         self._pushes = Pushes(config, problem, draws)
@@ -294,9 +290,9 @@ class _Descent:
     def blocks(self) -> Iterator[tuple[int, int]]:
         """Cut the updates into blocks of one batch size that read no version after their start."""
         longest = max(1, _BLOCK_NUMBERS // (self.problem.dim * self._order.each))
-        start, size = 0, int(self.batch_size[0].max())
+        start, size = 0, int(self._order.batch_size[0].max())
         newest = self._order.read_version.max(axis=1).tolist()
-        read = zip(newest, self.batch_size.max(axis=1).tolist(), strict=True)
+        read = zip(newest, self._order.batch_size.max(axis=1).tolist(), strict=True)
         for update, (version, own_size) in enumerate(read):
             if version > start or own_size != size or update - start == longest:
                 yield start, update
@@ -314,29 +310,22 @@ class _Descent:
 
     def _each_gradient(self, part: slice) -> Array:
         """Return all gradients of a block, or the differences, shape (gradients, d)."""
-        position = np.zeros_like(self.batch_size) if self.position is None else self.position
-        worker, sequence, sizes, places, slots = (
-            column[part].ravel()
-            for column in (
-                self._order.worker,
-                self._order.sequence,
-                self.batch_size,
-                position,
-                self._read_slot,
-            )
-        )
+        order = self._order
+        columns = order.worker, order.sequence, order.batch_size, self._read_slot
+        worker, sequence, sizes, slots = (column[part].ravel() for column in columns)
         points, size = self._snapshots[slots], int(sizes[0])
-        if self.position is not None or (sizes != size).any():
-            numbers = (column.tolist() for column in (worker, sequence, sizes, places))
-            each = zip(*numbers, points, strict=True)
-            return np.stack(
-                [
-                    np.array(self._pushes.push(who, number, point, samples, place))
-                    for who, number, samples, place, point in each
-                ]
-            )
-        # With slots of their own, no worker delivers twice in a block.
-        return self._pushes.pushes(worker, sequence, points, size, distinct=self._own_slots)
+        if order.position is None and (sizes == size).all():
+            # With slots of their own, no worker delivers twice in a block.
+            return self._pushes.pushes(worker, sequence, points, size, distinct=self._own_slots)
+        places = np.zeros_like(sizes) if order.position is None else order.position[part].ravel()
+        numbers = (column.tolist() for column in (worker, sequence, sizes, places))
+        each = zip(*numbers, points, strict=True)
+        return np.stack(
+            [
+                np.array(self._pushes.push(who, number, point, samples, place))
+                for who, number, samples, place, point in each
+            ]
+        )
 
     def apply(self, gradients: Array) -> None:
         """Apply the next gradients in order, shape (updates, d)."""
@@ -428,19 +417,13 @@ class _Record:
     def flush(self) -> None:
         """Write the new rows of the trace and the new losses."""
         part = slice(self._written, self._descent.applied)
-        self._writer.members(self.order.members(part, self._descent.batch_size))
-        self._writer.discarded(self.order.discarded_in(part, self._descent.batch_sizes))
-        if self._descent.position is not None:
-            self._writer.positions(
-                {
-                    "update": np.arange(part.start, part.stop),
-                    "worker": self.order.worker[part, 0],
-                    "position": self._descent.position[part, 0],
-                }
-            )
+        self._writer.members(self.order.members(part))
+        self._writer.discarded(self.order.discarded_in(part))
+        if (positions := self.order.positions(part)) is not None:
+            self._writer.positions(positions)
         for reset in self.order.resets_in(part):
             self._writer.event("state_reset", **reset)
-        trace = self.order.trace(part, self._descent.batch_size)
+        trace = self.order.trace(part)
         self._writer.trace({**trace, "gradient_norm": self._descent.norms[part]})
         self._writer.metrics(self._metrics)
         self._metrics.clear()

@@ -164,21 +164,6 @@ def test_a_simulation_hands_out_what_a_server_does(tmp_path, data):
     np.testing.assert_allclose(crowd.server.parameters, run.parameters, rtol=1e-12)
 
 
-@pytest.mark.parametrize(
-    ("cluster", "named"),
-    [
-        ({"discard_above": 1}, "cluster.discard_above = 1"),
-        ({"mode": "buffered", "gradients_per_update": 3}, 'cluster.mode = "buffered"'),
-        ({"mode": "sync"}, 'cluster.mode = "sync"'),
-    ],
-)
-def test_a_simulation_refuses_epochs_under_a_policy(tmp_path, cluster, named):
-    with pytest.raises(InputError, match="only where each gradient makes its own") as error:
-        simulate(configure(20, cluster=cluster), tmp_path / "run")
-    assert f'data.sampling = "epoch" with {named}' in str(error.value)
-    assert "\n" not in str(error.value)
-
-
 def test_epochs_go_with_one_local_step_alone(tmp_path):
     local = {"local_steps": 1, "local_learning_rate": 0.05}
     run = read_run(simulate(configure(100, optimizer=local), tmp_path / "run"))

@@ -12,12 +12,13 @@ import pytest
 from asgd.config.make import make_config
 from asgd.config.tables import RunConfig
 from asgd.errors import InputError
+from asgd.problems.make import make_problem
 from asgd.rundir.reader import Run, read_run
 from asgd.simulation.simulate import simulate
 from cluster.storage.verify import verify
 from tests.cluster.test_server import check_exactly_once, run_in_random_order
 from tests.support.faults import Crowd, replay_run
-from tests.support.invariants import check_gradients
+from tests.support.invariants import check_epochs, check_gradients
 from tests.support.machine import Machine
 
 RINGMASTER = {"discard_above": 2}
@@ -40,7 +41,17 @@ EQUAL_NAMES = ["buffered-1", "above-1e9", "both", "all-of-4", "all-of-4-kept"]
 GRADIENTS = {"rule": "momentum", "learning_rate": 0.01, "batch_size": 2}
 STEPS = {"local_steps": 3, "local_learning_rate": 0.02, "batch_size": 2}
 KEPT_STEPS = {**STEPS, "local_rule": "adam", "local_state": "keep"}
-PUSHED = ["gradients", "steps", "kept-steps"]
+EPOCHS = {
+    "problem": {"kind": "logistic"},  # 569 samples, parts of 142 or 143: the last batch is shorter
+    "data": {"sampling": "epoch", "shards": "partition"},
+    "optimizer": {**GRADIENTS, "batch_size": 40},
+}
+PUSHED: dict[str, dict[str, Any]] = {
+    "gradients": {"optimizer": GRADIENTS},
+    "steps": {"optimizer": STEPS},
+    "kept-steps": {"optimizer": KEPT_STEPS},
+    "epochs": EPOCHS,
+}
 VIRTUAL = {"compute_time": {"law": "exponential", "mean": [0.01, 0.01, 0.01, 0.05]}}
 
 
@@ -95,13 +106,13 @@ def test_equal_policies_make_equal_runs_in_virtual_time(
     assert_same_tables(*runs)
 
 
-@pytest.mark.parametrize("optimizer", [GRADIENTS, STEPS, KEPT_STEPS], ids=PUSHED)
+@pytest.mark.parametrize("pushed", PUSHED.values(), ids=PUSHED)
 @pytest.mark.parametrize("policy", POLICIES, ids=NAMES)
 def test_virtual_time_is_the_server_itself(
-    tmp_path: Path, policy: dict[str, Any], optimizer: dict[str, Any]
+    tmp_path: Path, policy: dict[str, Any], pushed: dict[str, Any]
 ) -> None:
     """The server core, given the arrivals of a simulated run, makes the same run."""
-    config = configure(cluster={**VIRTUAL, **policy}, optimizer=optimizer)
+    config = configure(cluster={**VIRTUAL, **policy}, **pushed)
     run = read_run(simulate(config, tmp_path / "run"))
     # No compute times: the core's workers would sleep. Of them, only the order matters.
     plain = msgspec.structs.replace(config.cluster, compute_time=make_config().cluster.compute_time)
@@ -112,15 +123,18 @@ def test_virtual_time_is_the_server_itself(
     record = crowd.server.drain()
     assert crowd.stopped
     np.testing.assert_array_equal(crowd.server.parameters, run.parameters)
-    for table in ("trace", "members", "discarded"):
+    for table in ("trace", "members", "discarded", "positions"):
         simulated, real = getattr(run, table), getattr(record, table)
         for name in set(simulated) - {"compute_seconds", "applied_seconds", "discarded_seconds"}:
             np.testing.assert_array_equal(simulated[name], real[name], f"{table}.{name}")
     assert resets(run.events) == resets(record.events)
-    assert bool(resets(run.events)) == (optimizer is KEPT_STEPS and not run.discarded.empty)
+    keeps = pushed == {"optimizer": KEPT_STEPS}
+    assert bool(resets(run.events)) == (keeps and not run.discarded.empty)
     assert verify(run).findings == []
     np.testing.assert_array_equal(replay_run(run)[-1], run.parameters)
     assert policy is FEDBUFF or policy is KEPT or len(run.discarded) > 20
+    if pushed is EPOCHS:
+        assert min(whole for whole, _ in check_epochs(run, make_problem(config))) > 0
 
 
 def resets(events: list[dict[str, Any]]) -> list[list[int]]:
