@@ -56,6 +56,7 @@ EXPECTED = {
     "tcp": {10: 50_000, 1000: 40_000, 100_000: 4000, 1_000_000: 150},
     "shm": {10: 60_000, 1000: 50_000, 100_000: 9000, 1_000_000: 600},
 }
+ALL_DIMS = (10, 1000, 100_000, 1_000_000)
 # Vectors that a rule reads and writes beside those of plain SGD, per update.
 RULES = {
     "momentum": 2,
@@ -139,7 +140,7 @@ def in_turn(
 
 def section_loop(rows: Rows, options: argparse.Namespace) -> None:
     print("updates/s, medians; in brackets the ratio to the Ray loop")
-    for dim in (10, 100_000) if options.quick else (10, 1000, 100_000, 1_000_000):
+    for dim in (10, 100_000) if options.quick else ALL_DIMS:
         for workers in (4,) if options.quick else (1, 2, 4, 8):
             for dtype in ("float64", "float32"):
                 if dtype == "float64" or options.full or (workers == 4 and not options.quick):
@@ -197,7 +198,7 @@ def section_limits(rows: Rows, options: argparse.Namespace) -> None:
 
 def section_rules(rows: Rows, options: argparse.Namespace) -> None:
     print("updates/s over shm, 4 workers; in brackets over plain SGD, and the bound of memory")
-    for dim in (10, 1_000_000) if options.quick else (10, 1000, 100_000, 1_000_000):
+    for dim in options.dims or ((10, 1_000_000) if options.quick else ALL_DIMS):
         for dtype in ("float64",) if options.quick else ("float64", "float32"):
             jobs = {
                 rule: lambda r=rule, d=dim, t=dtype: our_rate(
@@ -217,7 +218,7 @@ def section_rules(rows: Rows, options: argparse.Namespace) -> None:
 
 def section_policies(rows: Rows, options: argparse.Namespace) -> None:
     print("gradients/s over tcp, 4 workers, applied or discarded; in brackets over plain")
-    for dim in (10, 1000):
+    for dim in options.dims or (10, 1000):
         jobs = {
             name: lambda p=policy, d=dim: gradient_rate(d, options.seconds, p)
             for name, policy in POLICIES.items()
@@ -417,6 +418,7 @@ def parse(arguments: Iterable[str] | None) -> argparse.Namespace:
     parser.add_argument("--full", action="store_true", help="float32 with every number of workers")
     parser.add_argument("--repeats", type=int, help="default 5, quick 1")
     parser.add_argument("--seconds", type=float, help="of one measurement; default 0.5")
+    parser.add_argument("--dims", type=int, nargs="+", help="of sections rules and policies")
     parser.add_argument("--out", type=Path, default=Path("figures"))
     parser.add_argument("--table", type=Path, metavar="CSV", help="print it for cluster/README.md")
     options = parser.parse_args(arguments)
