@@ -189,6 +189,7 @@ def report(
     from analysis.records.study import RecordStudy
     from analysis.report.write import check_places, write_report
     from analysis.study import Study
+    from asgd.console.live import Importing
     from asgd.records.columns import is_record
 
     check_places(output, figures)  # before any work
@@ -199,8 +200,9 @@ def report(
         say(write_record_report(RecordStudy.open(records[0]), output, figures))
         return
     studies = [Study.open(path) for path in runs]
-    for study in studies:
-        study.check_problem("report", force=force)
+    with Importing(quiet):
+        for study in studies:
+            study.check_problem("report", force=force)
     for study in studies:
         predict_if_missing(study, paths, quiet, force)
     say(write_report(studies, output, figures))
@@ -215,6 +217,7 @@ def report(
 @click.option("--target", type=float, metavar="LOSS", help="[default: 95 % of the way down]")
 @click.option("--updates", type=int, help="How far to look ahead.  [default: its own]")
 @click.option("--probe", is_flag=True, help="Time the gradient here, at two batch sizes.")
+@click.option("--seconds", type=float, help="Time of the plan for a network.  [default: 300]")
 @force_option
 @json_option
 @quiet_option
@@ -227,6 +230,7 @@ def plan(
     target: float | None,
     updates: int | None,
     probe: bool,
+    seconds: float | None,
     force: bool,
     as_json: bool,
     quiet: bool,
@@ -236,7 +240,8 @@ def plan(
     Starts no workers. Uses the times in CONFIG, or the cycle times measured in RUN; supports every
     mode, rule and schedule. For each combination, simulated paths give the staleness, the speed,
     the learning rate relative to the stability limit, and the updates and seconds to the target
-    loss. The fastest stable combination is marked.
+    loss. The fastest stable combination is marked. A network, whose gradients of all samples are
+    costly, gets as many paths as there is time for, and its curvatures are probed.
 
     \b
     asgd plan run.toml --workers 2,4,8,16
@@ -244,9 +249,10 @@ def plan(
     asgd plan run.toml --batch-size 8,64 --probe
     asgd plan run.toml --set cluster.mode=sync --json
     """
+    from analysis.planning.effort import SECONDS
     from analysis.planning.plan import plan as plan_source
     from asgd.config.make import load_config
-    from asgd.console.live import Bar
+    from asgd.console.live import IMPORTING, Bar
     from asgd.rundir.repeats import read_runs
 
     if source.is_dir() and overrides:
@@ -254,6 +260,7 @@ def plan(
     repeats = read_runs(source) if source.is_dir() else []
     start = repeats[0] if repeats else load_config(source, overrides)
     with Bar("plan", 1, quiet) as bar:
+        bar.whole(IMPORTING, 0.0)
         found = plan_source(
             start,
             workers=workers,
@@ -262,6 +269,7 @@ def plan(
             target=target,
             updates=updates,
             probe=probe,
+            seconds=SECONDS if seconds is None else seconds,
             force=force,
             progress=bar.whole,
         )

@@ -16,6 +16,7 @@ from analysis.prediction.setting import RunSetting, last_update, whole
 from analysis.profile.fit import StalenessFit
 from analysis.profile.repeats import as_runs, fit_runs
 from asgd.errors import InputError, UnreliableEstimateError
+from asgd.problems.base import Problem
 from asgd.problems.make import make_problem
 from asgd.rundir.problem_record import check_problem
 from asgd.rundir.reader import Run
@@ -73,6 +74,17 @@ class Study:
     def whole(self) -> list[Run]:
         """The repeats that went as far as the furthest one; only these are predicted."""
         return whole(self.runs)
+
+    @cached_property
+    def problem(self) -> Problem:
+        """The problem of the runs, made once.
+
+        Raises
+        ------
+        InputError
+            See `asgd.make_problem`.
+        """
+        return make_problem(self.run.config)
 
     @property
     def fit(self) -> StalenessFit:
@@ -153,9 +165,8 @@ class Study:
         """
         if self.run.loss.empty:
             raise InputError(f"{self.run.path}: holds no loss evaluation: expected one to probe")
-        setting = RunSetting.of(self.runs, self.fit)
-        check_problem(self.run, setting.problem, "predict", force=force)
-        self._probe = probe(self.run, setting)
+        check_problem(self.run, self.problem, "predict", force=force)
+        self._probe = probe(self.run, RunSetting.of(self.runs, self.fit, self.problem))
         return self._probe
 
     @cached_property
@@ -187,7 +198,7 @@ class Study:
             The problem has changed and `force` is False.
         """
         try:
-            problem = make_problem(self.run.config)
+            problem = self.problem
         except InputError:
             return
         for run in self.runs:
@@ -223,6 +234,7 @@ class Study:
             method=method,
             seed=seed,
             fit=self.fit,
+            problem=self.problem,
             force=force,
             announce=announce,
             progress=progress,

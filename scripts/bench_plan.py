@@ -142,7 +142,13 @@ PROBLEMS: dict[str, tuple[dict[str, Any], int, int, int]] = {
     "double well": ({"kind": "double_well"}, 16, 600, 1),
     "phase retrieval": ({"kind": "scripts.bench_plan:PhaseRetrieval"}, 20, 600, 1),
     "tanh network": ({"kind": "scripts.bench_plan:TanhNetwork"}, 20, 600, 1),
+    "convolution": ({"kind": "scripts.jax_networks:convolutional"}, 32, 600, 10),
+    "perceptron": (
+        {"kind": "scripts.methods_problems:Perceptron", "options": {"start": 0}},
+        *(32, 600, 10),
+    ),
 }
+LONG = ("softmax", "logistic", "least squares", "convolution", "perceptron")  # in runs
 SHARES = (0.05, 0.25, 0.5, 0.75, 0.95, 1.5)  # of the almost-sure limit
 WORKERS = (4, 8, 16)
 REAL = 7  # every so many choices one is run on real workers too
@@ -185,7 +191,7 @@ class Case:
     @property
     def more(self) -> int:
         """Times as many runs where they cost little and scatter much."""
-        return {"softmax": 1, "logistic": 1, "least squares": 1}.get(self.problem, 4)
+        return 1 if self.problem in LONG else 4
 
     def __str__(self) -> str:
         return f"{self.problem}, {self.times}, P = {self.workers}, {self.share:g}"
@@ -383,10 +389,13 @@ def main() -> None:
         default="both",
         help="choices run in virtual time, some of them on worker processes, or both",
     )
+    parser.add_argument("--problems", help="some of them, such as perceptron,convolution")
     parser.add_argument("--csv", type=Path, help="file to write the table to")
     arguments = parser.parse_args()
     runs = arguments.runs or 12
     chosen = QUICK if arguments.quick else tuple(cases())
+    if arguments.problems:
+        chosen = tuple(case for case in chosen if case.problem in arguments.problems.split(","))
     rows: list[dict[str, Any]] = []
     started = time.perf_counter()
 

@@ -44,6 +44,12 @@ FACTOR = 5.0  # times closer than a baseline that is off by
 OFF = 0.10
 
 
+NETWORKS: dict[str, dict[str, Any]] = {
+    "perceptron": {"kind": "scripts.methods_problems:Perceptron", "options": {"start": 0}},
+    "convolution": {"kind": "scripts.jax_networks:convolutional"},
+}
+
+
 @dataclass(frozen=True)
 class Case:
     """One configuration; times of computing are in seconds."""
@@ -61,7 +67,7 @@ class Case:
     def config(self, repeats: int) -> RunConfig:
         return make_config(
             {
-                "problem": {"kind": self.problem},
+                "problem": NETWORKS.get(self.problem, {"kind": self.problem}),
                 "optimizer": {"learning_rate": self.learning_rate, "batch_size": self.batch_size},
                 "cluster": {"workers": self.workers, "compute_time": self._compute_time()},
                 "run": {

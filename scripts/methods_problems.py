@@ -40,10 +40,11 @@ class Perceptron(Problem):
     """The digits by one layer of hidden units: softmax(V tanh(W u)), mean cross-entropy.
 
     W and V are rows after one another in x; the 64 pixels and the hidden units have a constant
-    beside them each.
+    beside them each. It starts by the seed of the run, or by a given one.
     """
 
-    def __init__(self, hidden: int = 16) -> None:
+    def __init__(self, hidden: int = 16, start: int | None = None) -> None:
+        self._seed = start
         data = load_digits()
         self._pixels = data.data / 16.0
         self.labels = data.target
@@ -54,6 +55,7 @@ class Perceptron(Problem):
 
     def initial_point(self, rng: np.random.Generator) -> Array:
         """Return normal weights of variance 1 / inputs."""
+        rng = rng if self._seed is None else stream(self._seed, "perceptron")
         drawn = [rng.standard_normal(shape) / np.sqrt(shape[1]) for shape in self._shapes]
         return np.concatenate([one.ravel() for one in drawn])
 

@@ -4,7 +4,8 @@ For every choice the times of the workers give the staleness law and the speed
 (`analysis.planning.pace`), the turns give the limits of the learning rate
 (`analysis.exact.limits`), and paths in virtual time under the run's own rule give the loss
 (`analysis.planning.paths`). A few paths of every choice are simulated first. The leading choice
-then gets many more, until a choice that has them leads. No worker is started.
+then gets many more, until a choice that has them leads; `analysis.planning.effort` says how many.
+No worker is started.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ from analysis.exact.limits import StabilityLimits
 from analysis.exact.linear_rules import linear_rule
 from analysis.models.recorded_batches import dependence
 from analysis.planning.choices import Choice, choices_of
+from analysis.planning.effort import FIRST_SHARE, SECONDS, Effort, Share, Stage, effort_for
 from analysis.planning.gradient_cost import GradientCost
 from analysis.planning.pace import ConfiguredPace, MeasuredPace, Pace, PaceOf
-from analysis.planning.paths import PathSetting, PlannedPaths, path_count, planned_paths
+from analysis.planning.paths import PathSetting, PlannedPaths
 from analysis.planning.row import CLEARLY_STABLE, HEADS, PlanRow, PointLimits
-from analysis.prediction.run_stability import leading_curvatures
 from analysis.prediction.setting import path_dtype
-from asgd.arrays import Array, Integers
+from asgd.arrays import Array
 from asgd.config.make import Configuration, as_config
 from asgd.config.tables import OptimizerConfig, RunConfig
 from asgd.errors import InputError
@@ -40,15 +41,8 @@ from asgd.rules.make import make_rule
 from asgd.rundir.problem_record import check_problem
 from asgd.rundir.reader import Run, read_run
 from asgd.schedules import batch_schedule, learning_rate_schedule
-from asgd.streams import stream
 
-_EVEN, _EARLY = 40, 120  # points of a predicted curve, even in updates and in their logarithm
 _TARGET = 0.95  # share of the fall of the loss; the rest is slow and hidden in scatter
-
-# Paths of every choice, and extra paths of a leading one; fewer if paths are expensive.
-_FIRST = {"numbers": 3e8, "fewest": 16, "most": 64}
-_MORE = {"numbers": 2e9, "fewest": 64, "most": 448}
-_FIRST_SHARE = 0.8  # share of the progress for the first paths
 
 _OF_LIMIT = (
     "The limit is the learning rate from which on every run diverges on a quadratic; heavy tail: "
@@ -57,7 +51,6 @@ _OF_LIMIT = (
 _NO_LIMIT = "No limit of the learning rate is known for this rule: the paths alone judge it."
 
 NamedProgress = Callable[[str, float], None]
-Share = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, repr=False)
@@ -82,6 +75,8 @@ class Plan:
         Index of the recommendable row that reaches the target first; None if none does.
     covered
         Whether limits of the learning rate are known for the rule.
+    effort
+        How curvatures and paths were limited, as sentences; "" if they were not.
     """
 
     rows: list[PlanRow]
@@ -92,6 +87,7 @@ class Plan:
     cores: int
     best: int | None
     covered: bool = True
+    effort: str = ""
 
     def table(self) -> pd.DataFrame:
         """Return one row per choice, with the scalar columns of `PlanRow.to_dict`."""
@@ -109,6 +105,7 @@ class Plan:
             "times_from": self.source,
             "gradient_seconds": cost and {"fixed": cost.fixed, "per_sample": cost.per_sample},
             "cores": self.cores,
+            "effort": self.effort,
             "best": self.best,
             "rows": [row.to_dict() for row in self.rows],
         }
@@ -140,7 +137,7 @@ class Plan:
         cost = f"; {self.cost}" if self.cost else cost
         return (
             f"Times: {self.source}, every further worker with a core of its own{cost}. "
-            f"{self._cores_in_words}"
+            f"{self._cores_in_words}{self.effort}"
             "Losses: means over simulated paths, medians where the tail is heavy. "
             f"{_OF_LIMIT if self.covered else _NO_LIMIT}"
         )
@@ -174,6 +171,7 @@ def plan(
     target: float | None = None,
     updates: int | None = None,
     probe: bool = False,
+    seconds: float = SECONDS,
     force: bool = False,
     progress: NamedProgress | None = None,
 ) -> Plan:
@@ -203,6 +201,10 @@ def plan(
     probe
         Whether to time the gradient in this process at two batch sizes. Otherwise a gradient takes
         the same time for any batch size, unless the run used several.
+    seconds
+        Time of the plan where gradients of all samples are costly, as those of networks. Each
+        choice then gets as many paths as there is time for, at least a few, and curvatures are
+        probed. Elsewhere neither depends on the time.
     force
         Plan even if the problem of a run has changed, see `asgd.rundir.problem_record`.
     progress
@@ -211,8 +213,8 @@ def plan(
     Raises
     ------
     InputError
-        A value is invalid, the start is flat, the source is a run whose workers wait, or its
-        batches are no independent draws.
+        A value is invalid, the start is flat, the source is a run whose workers wait, its batches
+        are no independent draws, or a few paths of each choice take longer than `seconds`.
     """
     if isinstance(source, str | Path) and Path(source).is_dir():
         source = read_run(source)
@@ -228,6 +230,8 @@ def plan(
         raise InputError(f"updates = {updates}: expected 1 to 1000000000")
     if target is not None and not math.isfinite(target):
         raise InputError(f"target = {target}: expected a finite loss")
+    if not 0.0 < seconds < math.inf:
+        raise InputError(f"seconds = {seconds}: expected a finite number > 0")
     if dependent := dependence(config):
         raise InputError(
             f"{dependent}: expected data.shards = 'shared' and data.sampling = 'replacement' for "
@@ -243,10 +247,13 @@ def plan(
     pace_of: PaceOf = (
         MeasuredPace.of(source, cost) if isinstance(source, Run) else ConfiguredPace(config, cost)
     )
-    planner = _Planner(config, problem, initial, updates, pace_of)
+    of_own = np.mean(sizes) / config.optimizer.batch_size
+    gradients = int(of_own * batch_schedule(config.optimizer).array(updates).sum())
+    effort = effort_for(problem, config.run.seed, gradients, len(choices), seconds)
+    planner = _Planner(config, problem, initial, updates, pace_of, effort)
     rows = []
     for number, choice in enumerate(choices):
-        part = _FIRST_SHARE / len(choices)
+        part = FIRST_SHARE / len(choices)
         share = _shares(progress, str(choice), number * part, part)
         share(0, 1)
         rows.append(planner.row(choice, share))
@@ -266,6 +273,7 @@ def plan(
         cores=noted if isinstance(noted, int) else len(os.sched_getaffinity(0)),
         best=best,
         covered=linear_rule(planner.rule, 0.0) is not None,
+        effort=effort.note,
     )
 
 
@@ -273,15 +281,21 @@ class _Planner:
     """Makes the rows of choices and simulates more paths of them."""
 
     def __init__(
-        self, config: RunConfig, problem: Problem, initial: Array, updates: int, pace_of: PaceOf
+        self,
+        config: RunConfig,
+        problem: Problem,
+        initial: Array,
+        updates: int,
+        pace_of: PaceOf,
+        effort: Effort,
     ) -> None:
         self._config, self._problem, self._initial = config, problem, initial
-        self._updates, self._pace_of = updates, pace_of
+        self._updates, self._pace_of, self._effort = updates, pace_of, effort
         self.rule = make_rule(config)
         self._paces: dict[tuple[int, int], Pace] = {}
         self._known: dict[tuple[int, bool], StabilityLimits | None] = {}
         self._first_loss = float(problem.loss(initial))
-        self._curvature = float(leading_curvatures(problem, initial)[0])
+        self._curvature = effort.curvature(initial)
         if not problem.gradient(initial).any() and not self._curvature:
             raise InputError(
                 "problem.initial: slope and curvature are 0 there, so learning rates cannot "
@@ -291,13 +305,14 @@ class _Planner:
     def row(self, choice: Choice, progress: Share) -> PlanRow:
         """Return the row of a choice from its first paths."""
         pace = self._pace(choice)
-        paths = self._paths(choice, pace, _FIRST, "first", progress)
+        paths = self._paths(choice, pace, "first", progress)
+        assert paths is not None
         return self._judged(choice, pace, paths)
 
     def more(self, row: PlanRow, progress: Share) -> PlanRow:
-        """Return a row with many more paths."""
-        paths = self._paths(row.choice, row.pace, _MORE, "more", progress)
-        return self._judged(row.choice, row.pace, row.paths.joined(paths))
+        """Return a row with more paths; the same where there is no time for any."""
+        paths = self._paths(row.choice, row.pace, "more", progress)
+        return row if paths is None else self._judged(row.choice, row.pace, row.paths.joined(paths))
 
     def _pace(self, choice: Choice) -> Pace:
         # without a cost by batch size the pace is the same for all batches
@@ -308,8 +323,8 @@ class _Planner:
         return self._paces[key]
 
     def _paths(
-        self, choice: Choice, pace: Pace, size: dict[str, Any], name: str, progress: Share
-    ) -> PlannedPaths:
+        self, choice: Choice, pace: Pace, stage: Stage, progress: Share
+    ) -> PlannedPaths | None:
         optimizer = scaled(self._config.optimizer, choice)
         batch = batch_schedule(optimizer).array(self._updates).astype(np.int64) * pace.gradients
         setting = PathSetting(
@@ -319,13 +334,11 @@ class _Planner:
             learning_rate=learning_rate_schedule(optimizer).array(self._updates),
             batch_size=batch,
             turns=pace.turns,
-            record=_record(self._updates),
+            record=self._effort.record(batch),
             largest_loss=self._config.run.divergence_factor * max(1.0, abs(self._first_loss)),
             dtype=path_dtype(self._problem),
         )
-        paths = path_count(setting, choice.workers, **size)
-        rng = stream(self._config.run.seed, f"plan/{name}/{choice}")
-        return planned_paths(setting, paths, rng, progress)
+        return self._effort.paths(setting, choice.workers, stage, str(choice), progress)
 
     def _judged(self, choice: Choice, pace: Pace, paths: PlannedPaths) -> PlanRow:
         rates = learning_rate_schedule(scaled(self._config.optimizer, choice))
@@ -335,7 +348,7 @@ class _Planner:
             # a median path, because the mean of points in different valleys lies in none
             typical = kept[np.argsort(paths.loss[-1, kept])[len(kept) // 2]]
             point = paths.final[typical].astype(float)
-            curvature = float(leading_curvatures(self._problem, point)[0])
+            curvature = self._effort.curvature(point)
             end = curvature, rates(self._updates - 1)
         limits = self._limits(choice, pace, mean_square=False)
         row = PlanRow(choice, pace, paths, _at(limits, *begin), _at(limits, *end))
@@ -375,12 +388,6 @@ def scaled(optimizer: OptimizerConfig, choice: Choice) -> OptimizerConfig:
     )
 
 
-def _record(updates: int) -> Integers:
-    even = np.linspace(0, updates, _EVEN + 1)
-    early = np.geomspace(1, updates, _EARLY)
-    return np.unique(np.concatenate([even, early]).round().astype(np.int64))
-
-
 def _shares(progress: NamedProgress | None, name: str, begun: float, part: float) -> Share:
     """Return a callback that maps the progress of one choice to the total progress."""
 
@@ -413,7 +420,7 @@ def _confirmed(
     """Give leading rows many paths, in place, until the leader has them; return its index."""
     seen: set[int] = set()
     while (leading := _leading(rows)) is not None and leading not in seen:
-        left = (1.0 - _FIRST_SHARE) * 0.5 ** len(seen)  # the number of rounds is unknown
+        left = (1.0 - FIRST_SHARE) * 0.5 ** len(seen)  # the number of rounds is unknown
         share = _shares(progress, str(rows[leading].choice), 1.0 - left, 0.5 * left)
         seen.add(leading)
         rows[leading] = _timed(planner.more(rows[leading], share), target)

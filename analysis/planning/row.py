@@ -93,9 +93,11 @@ class PlanRow:
         """Whether paths stay bounded, and would stay so over more updates."""
         if self.paths.diverged.mean() > FEW_DIVERGE:
             return False
-        if self.start.verdict == self.end.verdict == "diverges":
-            return not (self._swings > 0.5 or self._rises)
-        return True
+        if self.start.verdict != "diverges":
+            return True
+        if self.median[-1] > self.median[0]:  # where a network saturates, its curvature is gone
+            return False
+        return self.end.verdict != "diverges" or not (self._swings > 0.5 or self._rises)
 
     @cached_property
     def heavy_tailed(self) -> bool:
@@ -117,6 +119,8 @@ class PlanRow:
                 given_up = self.paths.reached < self.paths.update[-1]
                 until = f" by update {self.paths.reached:,}" if given_up else ""
                 return f"unstable: {diverged} of {paths} paths diverge{until}"
+            if self.end.verdict != "diverges":
+                return "unstable: above the limit at the start, and ends above its start"
             return "unstable: above every limit, and swings"
         if diverged:
             return f"heavy tail: {diverged} of {paths} paths diverge"

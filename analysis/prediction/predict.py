@@ -27,6 +27,7 @@ from analysis.profile.fit import StalenessFit
 from analysis.profile.repeats import as_runs, fit_runs
 from asgd.config.make import load_config
 from asgd.errors import InputError, UnreliableEstimateError
+from asgd.problems.base import Problem
 from asgd.rundir.columns import LOSS
 from asgd.rundir.files import replace_file
 from asgd.rundir.parts import most_rows
@@ -179,6 +180,7 @@ def predict(
     method: Method = "auto",
     seed: int | None = None,
     fit: StalenessFit | None = None,
+    problem: Problem | None = None,
     force: bool = False,
     announce: Callable[[float], None] | None = None,
     progress: Callable[[str, float], None] | None = None,
@@ -213,6 +215,8 @@ def predict(
         Seed of the ensembles; default the run's own seed.
     fit
         The staleness fit; default computed from the trace.
+    problem
+        The problem of the run; default made from its configuration.
     force
         Predict even if the problem has changed, see `asgd.rundir.problem_record`.
     announce
@@ -238,7 +242,7 @@ def predict(
     runs = whole(as_runs(run))
     if runs[0].loss.empty:
         raise InputError(f"{runs[0].path}: holds no loss evaluation to predict")
-    setting = RunSetting.of(runs, fit or fit_runs(runs))
+    setting = RunSetting.of(runs, fit or fit_runs(runs), problem)
     for one in runs:
         check_problem(one, setting.problem, "predict", force=force)
     seed = runs[0].config.run.seed if seed is None else seed

@@ -20,14 +20,7 @@ import msgspec
 import numpy as np
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-from analysis.exact.linear_rules import linear_rule
-from analysis.prediction.run_stability import (
-    DENSE_DIM,
-    RunStability,
-    StabilityAnswer,
-    limits_of,
-    point_stability,
-)
+from analysis.prediction.run_stability import DENSE_DIM, StabilityAnswer, at_curvatures
 from analysis.prediction.setting import RunSetting
 from asgd.arrays import Array
 from asgd.errors import InputError, UnreliableEstimateError
@@ -133,14 +126,13 @@ def probe(run: Run, setting: RunSetting) -> Probe:
     curvature = [
         leading_curvature(problem, x, samples, rng, update) for update, x in points.items()
     ]
-    rule = linear_rule(setting.rule, setting.law.mean())
-    limits = limits_of(setting, rule) if rule else None
-    found = [point_stability(setting, rule, limits, np.array([one.high])) for one in curvature]
-    stability = RunStability(found[0], found[-1] if len(found) > 1 else None)
+    stability = at_curvatures(setting, [np.array([one.high]) for one in curvature])
+    limited = math.isfinite(stability.limit)
     products = sum(one.products for one in curvature)
     share = _PRODUCT * products * samples / gradients
     return Probe(
-        sentence=f"{stability.sentence} {_how(curvature, samples, problem.n_samples, share)}",
+        sentence=f"{stability.sentence} "
+        f"{_how(curvature, samples, problem.n_samples, share, limited)}",
         stability=stability.answer(),
         curvature=curvature,
         samples=samples,
@@ -149,8 +141,8 @@ def probe(run: Run, setting: RunSetting) -> Probe:
     )
 
 
-def affordable_samples(problem: Problem, gradients: int, points: int) -> int:
-    """Return the samples of each product for a tenth of the run: 32 at least, all at most.
+def affordable_samples(problem: Problem, gradients: int, points: int, share: float = SHARE) -> int:
+    """Return the samples of each product for a share of a run: 32 at least, all at most.
 
     Parameters
     ----------
@@ -158,9 +150,11 @@ def affordable_samples(problem: Problem, gradients: int, points: int) -> int:
         Gradients of one sample in the whole run.
     points
         Number of points to probe.
+    share
+        Of these gradients.
     """
     products = points * _products(problem.dim)
-    return min(max(int(SHARE * gradients / (_PRODUCT * products)), _FEWEST), problem.n_samples)
+    return min(max(int(share * gradients / (_PRODUCT * products)), _FEWEST), problem.n_samples)
 
 
 def _products(dim: int) -> int:
@@ -207,7 +201,7 @@ def leading_curvature(
 
 def _largest(product: Any, dim: int, rng: np.random.Generator) -> tuple[float, Array]:
     """Return the largest eigenvalue of a symmetric operator and its eigenvector."""
-    from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
+    from scipy.sparse.linalg import ArpackError, ArpackNoConvergence, LinearOperator, eigsh
 
     if dim <= DENSE_DIM:
         rows = np.stack([product(unit) for unit in np.eye(dim)])
@@ -221,10 +215,16 @@ def _largest(product: Any, dim: int, rng: np.random.Generator) -> tuple[float, A
         raise UnreliableEstimateError(
             f"leading curvature: no eigenvalue of {dim} converged", math.nan
         ) from None
+    except ArpackError:  # a Hessian of zeros, where a network is saturated
+        if np.any(product(start)):
+            raise
+        return 0.0, start / np.linalg.norm(start)
     return float(values[0]), vectors[:, 0]
 
 
-def _how(curvature: list[Curvature], samples: int, of_samples: int, share: float) -> str:
+def _how(
+    curvature: list[Curvature], samples: int, of_samples: int, share: float, limited: bool
+) -> str:
     """Return the sentences on the samples, the cost, and what a probe cannot tell."""
     exact = samples >= of_samples
     found = ", ".join(
@@ -234,7 +234,7 @@ def _how(curvature: list[Curvature], samples: int, of_samples: int, share: float
         for one in curvature
     )
     of = "all samples" if exact else f"{samples:,} of {of_samples:,} samples"
-    more = "" if exact else "; the limits are those of the larger"
+    more = "; the limits are those of the larger" if limited and not exact else ""
     return (
         f"Probed, not predicted: leading curvature {found}, on {of}{more}; {100 * share:.2g} % of "
         "the gradients of the run. It knows only these points, neither the loss nor whether the "

@@ -11,6 +11,7 @@ batches that are no independent draws from all samples.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -286,14 +287,32 @@ def run_stability(
     UnreliableEstimateError
         The Lanczos iterations found no eigenvalue.
     """
+    points = [setting.initial]
+    if end is not None and np.all(np.isfinite(end)):
+        points.append(end)
+    # Where a gradient of all samples is costly, so is a product with the Hessian.
+    count = LEADING if setting.problem.gives_noise else 1
+    return at_curvatures(
+        setting, [leading_curvatures(setting.problem, x, count) for x in points], paths
+    )
+
+
+def at_curvatures(
+    setting: Setting, curvatures: Sequence[Array], paths: DivergedPaths | None = None
+) -> RunStability:
+    """Return the stability of a run by the curvatures at its start and, if given, at its end.
+
+    Parameters
+    ----------
+    curvatures
+        Of one point or two, largest first.
+    """
     unknown = setting.replay_only or setting.local is not None or setting.dependence is not None
     rule = None if unknown else linear_rule(setting.rule, setting.law.mean())
     limits = limits_of(setting, rule) if rule else None
-    at_end = None
-    if end is not None and np.all(np.isfinite(end)):
-        at_end = _point(setting, rule, limits, end)
+    start, *end = (_point(setting, rule, limits, curvature) for curvature in curvatures)
     what = "this policy of the server" if setting.replay_only else "this rule"
-    return RunStability(_point(setting, rule, limits, setting.initial), at_end, paths, what)
+    return RunStability(start, end[0] if end else None, paths, what)
 
 
 def limits_of(setting: Setting, rule: LinearRule) -> StabilityLimits:
@@ -317,7 +336,7 @@ def leading_curvatures(problem: Problem, x: Array, count: int = LEADING) -> Arra
     UnreliableEstimateError
         No eigenvalue converged.
     """
-    from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
+    from scipy.sparse.linalg import ArpackError, ArpackNoConvergence, LinearOperator, eigsh
 
     d = problem.dim
     if d <= DENSE_DIM:
@@ -344,27 +363,17 @@ def leading_curvatures(problem: Problem, x: Array, count: int = LEADING) -> Arra
             raise UnreliableEstimateError(
                 f"leading curvatures: no eigenvalue of {d} converged", np.nan
             ) from None
+    except ArpackError:  # a Hessian of zeros, where a network is saturated
+        if np.any(problem.hessian_vector(x, start)):
+            raise
+        return np.zeros(count)
     return np.asarray(np.sort(values)[::-1])
 
 
 def _point(
-    setting: Setting, rule: LinearRule | None, limits: StabilityLimits | None, x: Array
-) -> PointStability:
-    # Where a gradient of all samples is costly, so is a product with the Hessian.
-    count = LEADING if setting.problem.gives_noise else 1
-    return point_stability(setting, rule, limits, leading_curvatures(setting.problem, x, count))
-
-
-def point_stability(
     setting: Setting, rule: LinearRule | None, limits: StabilityLimits | None, curvature: Array
 ) -> PointStability:
-    """Return the stability at a point with these curvatures, largest first.
-
-    Parameters
-    ----------
-    rule, limits
-        The rule of the setting, and its limits on a mode of curvature one; None if it has none.
-    """
+    """Return the stability at a point; `limits` are those of a mode of curvature one."""
     learning_rate = float(np.max(setting.learning_rate))
     law = setting.pool_law if setting.closure == "pool" else setting.law
     rising = curvature[curvature > 0]

@@ -144,8 +144,12 @@ class RunSetting(Setting):
     batches: tuple[RecordedBatches, ...] | None = None
 
     @classmethod
-    def of(cls, runs: Run | Sequence[Run], fit: StalenessFit) -> RunSetting:
+    def of(
+        cls, runs: Run | Sequence[Run], fit: StalenessFit, problem: Problem | None = None
+    ) -> RunSetting:
         """Take the setting from a run, or from repeats: all but the staleness from the first.
+
+        The problem is made from the configuration unless it is given.
 
         Raises
         ------
@@ -156,7 +160,7 @@ class RunSetting(Setting):
         runs = whole(as_runs(runs))
         run, updates = runs[0], last_update(runs[0])
         config, optimizer = run.config, run.config.optimizer
-        problem = make_problem(config)
+        problem = make_problem(config) if problem is None else problem
         learning_rate, batch_size = optimizer.learning_rate, optimizer.batch_size
         varying = learning_rate_schedule(optimizer).array(updates)
         waits = config.cluster.mode != "async"

@@ -201,6 +201,10 @@ class StalenessFit:
     def verdict(self) -> str:
         """One sentence: whether the geometric law holds, which law should predict, and why."""
         end = recommendation(self.grade, self.geometric, self.selected, self.nouns.use)
+        if self.nouns.replayed is not None:
+            end += (
+                f" With {self.nouns.replayed}, no law predicts: the replay of this staleness does."
+            )
         return f"{self.finding}; {end}"
 
     @property

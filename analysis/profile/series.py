@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from analysis.profile import dependence
+from analysis.models.recorded_batches import dependence
+from analysis.profile.dependence import start_up as start_up_of
+from analysis.profile.dependence import start_up_of_steps
 from analysis.profile.stragglers import stragglers, taking_part
 from asgd.arrays import Integers
 from asgd.errors import InputError
@@ -35,16 +37,24 @@ class Nouns:
         What the selected law is for.
     longer
         What has more rows.
+    replayed
+        What no model with a law takes, so that only a replay predicts the run; None if one does.
     """
 
     rows: str = "updates"
     unit: str = ""
     use: str = "predict with"
     longer: str = "a longer run (run.updates)"
+    replayed: str | None = None
+
+    @classmethod
+    def of_run(cls, run: Run) -> Nouns:
+        """Return the words for a run of which each row is an update."""
+        what = _not_by_law(run)
+        return cls() if what is None else cls(use=_DESCRIBED, replayed=what)
 
 
-_CHOSEN = Nouns(use="use")  # no model predicts with a law of chosen gradients
-_GRADIENTS = replace(_CHOSEN, rows="gradients")
+_DESCRIBED = "the staleness is best described by"  # and by no law predicted
 
 
 @dataclass(frozen=True)
@@ -102,7 +112,7 @@ class Series:
             values, ids, number = values[kept], ids[kept], number[kept]
             sizes = sizes[kept] - len(left_out)
         if start_up is None:
-            start_up = dependence.start_up(values, number)
+            start_up = start_up_of(values, number)
         elif not _is_index(start_up, len(values)):
             raise InputError(f"start_up = {start_up!r}: expected 0 to {len(values) - 1}")
         return cls(
@@ -127,8 +137,9 @@ class Series:
         trace, cluster = run.trace, run.config.cluster
         if trace.empty:
             raise InputError(f"{run.path}: recorded no update to fit")
+        nouns = Nouns.of_run(run)
         if cluster.gradients_per_update is not None and not run.members.empty:
-            return cls._of_gradients(run.members)
+            return cls._of_gradients(run.members, replace(nouns, rows="gradients", use=_DESCRIBED))
         update = trace["update"].to_numpy()
         series = cls.of(
             staleness_of(update, trace["read_version"].to_numpy()),
@@ -137,15 +148,15 @@ class Series:
             update,
             None,
         )
-        return series if run.discarded.empty else replace(series, team=None, nouns=_CHOSEN)
+        return replace(series, team=series.team if run.discarded.empty else None, nouns=nouns)
 
     @classmethod
-    def _of_gradients(cls, members: pd.DataFrame) -> Series:
+    def _of_gradients(cls, members: pd.DataFrame, nouns: Nouns) -> Series:
         update = members["update"].to_numpy()
         staleness = staleness_of(update, members["read_version"].to_numpy())
-        first = dependence.start_up_of_steps(staleness, update)
+        first = start_up_of_steps(staleness, update)
         worker = members["worker"].to_numpy()[first:]
-        return cls(staleness[first:], worker, None, first, step=update[first:], nouns=_GRADIENTS)
+        return cls(staleness[first:], worker, None, first, step=update[first:], nouns=nouns)
 
     @classmethod
     def joined(cls, several: Sequence[Series]) -> Series:
@@ -170,6 +181,23 @@ class Series:
             else None,
             several[0].nouns,
         )
+
+
+def _not_by_law(run: Run) -> str | None:
+    """Return what a run has that no model with a law takes, as a phrase; None without any."""
+    optimizer = run.config.optimizer
+    if optimizer.local_steps is not None:
+        return f"optimizer.local_steps = {optimizer.local_steps}"
+    if optimizer.rule != "sgd":
+        return f"optimizer.rule = {optimizer.rule!r}"
+    if optimizer.clip_norm is not None:
+        return f"optimizer.clip_norm = {optimizer.clip_norm:g}"
+    if run.trace["staleness"].any():
+        if not run.discarded.empty:
+            return "discarded gradients"
+        if run.config.cluster.gradients_per_update is not None:
+            return f"cluster.gradients_per_update = {run.config.cluster.gradients_per_update}"
+    return dependence(run.config)
 
 
 def _as_long(name: str, given: npt.ArrayLike, values: Integers) -> npt.NDArray[Any]:

@@ -66,13 +66,13 @@ def simulate(
     asgd simulate scripts/configs/digits.toml --set simulation.staleness=geometric
     """
     from asgd.config.make import load_config
-    from asgd.console.live import LiveRun
+    from asgd.console.live import IMPORTING, LiveRun
     from asgd.rundir.repeats import run_repeats
     from asgd.rundir.writer import default_path
     from asgd.simulation.simulate import simulate as simulate_run
 
     def one(settings: RunConfig, out: Path) -> None:
-        with LiveRun("simulate", quiet=quiet, lines=lines) as live:
+        with LiveRun("simulate", quiet=quiet, lines=lines, first=IMPORTING) as live:
             simulate_run(settings, out, live)
 
     settings = load_config(config, overrides)

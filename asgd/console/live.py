@@ -18,6 +18,7 @@ from asgd.rundir.events import in_words, incidents, read_events
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
+IMPORTING = "importing the problem and trying it"
 _LINE_SECONDS = 10.0  # between two lines without a terminal
 _RECENT_SECONDS = 5.0  # window of the recent staleness
 _BARS = " ▁▂▃▄▅▆▇█"
@@ -37,6 +38,8 @@ class LiveRun:
         Show nothing.
     lines
         Print a line every 10 s if there is no terminal.
+    first
+        What is done before the first progress.
     console
         Output; standard error by default.
     clock
@@ -50,6 +53,7 @@ class LiveRun:
         *,
         quiet: bool = False,
         lines: bool = False,
+        first: str = "starting",
         console: Console | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -58,6 +62,7 @@ class LiveRun:
 
         self._task = task
         self._path = path
+        self._first = first
         self._clock = clock
         self._console = console or Console(file=sys.stderr)
         terminal = self._console.is_terminal and not quiet
@@ -71,7 +76,7 @@ class LiveRun:
 
     def __enter__(self) -> LiveRun:
         if self._terminal:
-            self._live.update(f"{self._task}: starting", refresh=False)
+            self._live.update(f"{self._task}: {self._first}", refresh=False)
             self._live.start()
         return self
 
@@ -172,9 +177,7 @@ class Importing:
 
         console = console or Console(file=sys.stderr)
         shown = console.is_terminal and not quiet
-        self._status = (
-            Status("importing the problem and trying it", console=console) if shown else None
-        )
+        self._status = Status(IMPORTING, console=console) if shown else None
 
     def __enter__(self) -> Importing:
         if self._status is not None:

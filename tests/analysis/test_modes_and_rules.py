@@ -152,6 +152,7 @@ def test_prediction_is_within_the_scatter_of_the_runs(
     runs = read_runs(run_repeats(configure(**tables), tmp_path / "runs", make))
     prediction = predict(runs, paths=PATHS)
     assert prediction.models == models
+    assert ("no law predicts" in fit_runs(runs).verdict) == (models == ["replay"])
     for model in {"sme_law", "replay"} & set(models) or models:
         assert mean_square_z(runs, prediction, model) < 5
     stability = prediction.settings.stability
@@ -214,6 +215,7 @@ def test_data_that_differ_by_worker_are_replayed_as_they_were_drawn(
     key = f"data.shards = '{data.shards}'"
     if data.shards == "shared":
         key = "data.sampling = 'epoch'"
+    assert "no law predicts: the replay" in fit_runs(runs).verdict
     assert f"which does not hold with {key}" in stability.sentence
     assert compare(runs, prediction).models["replay"].relative_error < 0.1
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from asgd.config.make import make_config
 from asgd.problems.linear import digits
 from asgd.rundir.reader import Run, read_run
 from asgd.simulation.simulate import simulate
+from scripts.methods_problems import Perceptron
 from tests.support.networks import wide_linear, wide_linear_data
 
 
@@ -48,6 +50,19 @@ def test_the_curvature_of_all_samples_is_that_of_the_hessian() -> None:
     x = 0.1 * np.random.default_rng(1).standard_normal(softmax.dim)
     found = leading_curvature(softmax, x, softmax.n_samples, np.random.default_rng(0))
     assert found.high == pytest.approx(leading_curvatures(softmax, x, 1)[0], rel=1e-3)
+
+
+def test_where_a_network_is_saturated_no_curvature_is_left() -> None:
+    network = Perceptron(hidden=4)
+    # One class that is certain and right: gradients and curvatures are zero.
+    x = np.zeros(network.dim)
+    x[-1] = 1e4
+    nines = np.flatnonzero(network.labels == 9)
+    network.labels, network.n_samples = network.labels[nines], len(nines)
+    network._pixels = network._pixels[nines]
+    assert not network.gradient(x).any()
+    assert leading_curvature(network, x, 10**6, np.random.default_rng(0)).high == 0.0
+    np.testing.assert_array_equal(leading_curvatures(network, x, 2), [0.0, 0.0])
 
 
 def test_the_ends_from_few_samples_enclose_the_curvature_in_the_mean() -> None:
@@ -82,6 +97,31 @@ def test_a_probe_costs_a_tenth_of_the_run_and_tells_its_limits(run: Run) -> None
     assert probe.stability.verdict == "stable"
     assert "Probed, not predicted: leading curvature" in probe.sentence
     assert f"on {probe.samples} of 400 samples" in probe.sentence
+
+
+@pytest.mark.parametrize(
+    ("tables", "what"),
+    [
+        ({"optimizer": {"rule": "adam", "learning_rate": 0.01}}, "this rule"),
+        ({"cluster": {"discard_above": 1}}, "this policy of the server"),
+    ],
+    ids=["adam", "discarding"],
+)
+def test_a_probe_of_a_run_without_limits_tells_none(
+    tables: dict[str, dict[str, Any]], what: str, tmp_path: Path
+) -> None:
+    given = {
+        "problem": {"kind": "tests.support.networks:wide_linear"},
+        "optimizer": {"learning_rate": 0.05, "batch_size": 16},
+        "cluster": {"workers": 4},
+        "run": {"updates": 400, "eval_every": 200},
+    }
+    config = make_config({**given, **{key: {**given[key], **of} for key, of in tables.items()}})
+    probe = Study.open(simulate(config, tmp_path / "run")).probe()
+    assert f"no limit of the learning rate is known for {what}" in probe.sentence
+    assert probe.samples < probe.of_samples
+    assert "limits are those" not in probe.sentence
+    assert probe.stability.largest_stable_learning_rate is None
 
 
 def test_the_command_stores_a_probe_and_the_report_shows_it(
