@@ -356,7 +356,8 @@ class RecorderActor:
     def _open(self) -> None:
         problem, wanted = make_problem(self._config, tried=True), self._config.metrics
         known = recorded_updates(self._path)
-        with Lease(self._path / CHECKPOINTS).held(self._epoch):
+        lease = Lease(self._path / CHECKPOINTS, self._config.cluster.lease)
+        with lease.held(self._epoch):
             metrics = Metrics.open(wanted, self._path, self._epoch, known)
             if wanted.prometheus:  # the page is null if a Ray started by others has none
                 RunWriter(self._path).event("metrics", url=metrics_page())

@@ -76,7 +76,7 @@ class Fleet:
         self._n_samples = n_samples
         self._writer = writer
         self.path = writer.path
-        self._lease = Lease(writer.path / CHECKPOINTS)
+        self._lease = Lease(writer.path / CHECKPOINTS, config.cluster.lease)
         self._deaths = 0
         self._restored = -1
         self._start_server("resumed" if resumed else None)
@@ -103,6 +103,7 @@ class Fleet:
 
     def _start_server(self, reason: str | None) -> None:
         """Start a server and its recorder; with a reason, from the restored state."""
+        self._writer.check()
         epoch = self._lease.take()
         restored = None
         if reason is not None:

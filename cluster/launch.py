@@ -17,14 +17,15 @@ from asgd.problems.base import Problem, starting_point
 from asgd.problems.make import make_problem
 from asgd.progress import CallbackError, Progress
 from asgd.rules.make import make_local_rule, make_rule
-from asgd.rundir.alive import heartbeat
+from asgd.rundir.alive import heartbeat, is_at_work
 from asgd.rundir.changes import change_settings
 from asgd.rundir.checkpoint import CHECKPOINTS
+from asgd.rundir.claims import LeaseLostError, check_locks
 from asgd.rundir.files import describe_os_error
 from asgd.rundir.problem_record import ProblemRecord, check_problem
 from asgd.rundir.reader import read_run
 from asgd.rundir.repeats import run_repeats, unfinished_repeats
-from asgd.rundir.writer import RunWriter
+from asgd.rundir.writer import RunWriter, default_path
 from asgd.shards import Shards
 from cluster.actors import UserError
 from cluster.local_ray.causes import cause_of
@@ -77,6 +78,8 @@ def run(
         Ctrl-C; the directory is readable and records the interrupt.
     """
     config = as_config(config)
+    out = default_path(config) if out is None else Path(out)
+    check_locks(out, config.cluster.lease)
     launcher = _Launcher(address, observe or (lambda _: nullcontext(progress)))
     with launcher.ray_of_repeats(config) if config.run.repeats > 1 else nullcontext():
         return run_repeats(config, out, launcher.start)
@@ -147,7 +150,7 @@ class _Launcher:
         record = ProblemRecord.of(problem, config.run.seed)
         with guard_of_process(), failure_recorded(path, new=True):
             writer = RunWriter.create(path, config)
-            with only_launcher(path / CHECKPOINTS):
+            with only_launcher(path / CHECKPOINTS, config.cluster.lease) as writer.check:
                 self._launch(config, problem, writer, record)
 
     def resume(self, path: Path, force: bool, changes: Sequence[str]) -> None:
@@ -162,15 +165,18 @@ class _Launcher:
         problem = self._checked_problem(found.config)
         check_problem(found, problem, "resume", force=force)
         check_rule(path, make_rule(found.config))
+        lease = load_config(path / "config.json", changes).cluster.lease
+        if lease != found.config.cluster.lease and is_at_work(path):
+            raise InputError(f"{path}: the run is still running")
         with (
             guard_of_process(),
-            only_launcher(path / CHECKPOINTS),
+            only_launcher(path / CHECKPOINTS, lease) as check,
             failure_recorded(path),
         ):
             for _ in take_requests(path):
                 pass  # the requester of an old request no longer waits for an answer
             config = change_settings(path, changes, reached_version(path))
-            self._launch(config, problem, RunWriter(path))
+            self._launch(config, problem, RunWriter(path, check))
 
     def _checked_problem(self, config: RunConfig) -> Problem:
         """Check the input before anything is created, and return the problem."""
@@ -257,8 +263,9 @@ class _End:
     def _note(self, kind: str, **fields: str) -> None:
         if not self._noted:
             self._noted = True
-            # On a full disk this fails as well; the first error is the one to show.
-            with contextlib.suppress(OSError):
+            # On a full disk this fails as well, and the run may be another launcher's: the first
+            # error is the one to show.
+            with contextlib.suppress(OSError, LeaseLostError):
                 self._writer.event(kind, **fields)
 
 

@@ -18,7 +18,7 @@ import msgspec
 
 from asgd.config.tables import MOST_WORKERS, RunConfig
 from asgd.errors import InputError, written
-from asgd.rundir.alive import read_heartbeat
+from asgd.rundir.alive import is_at_work
 from asgd.rundir.checkpoint import CHECKPOINTS
 from asgd.rundir.files import replace_file
 from asgd.rundir.reader import read_run
@@ -162,7 +162,7 @@ def set_workers(path: str | Path, workers: int, timeout: float = 60.0) -> Change
     run = read_run(path)
     if not (path / CHECKPOINTS).is_dir():
         raise InputError(f"{path}: a simulated run; only real runs can be resized")
-    if not _at_work(path):
+    if not is_at_work(path):
         raise InputError(f"{path}: the run is not running; it is {run.state}")
     name = secrets.token_hex(8)
     request = path / f"{_PREFIX}{name}.json"
@@ -174,14 +174,9 @@ def set_workers(path: str | Path, workers: int, timeout: float = 60.0) -> Change
         request.unlink(missing_ok=True)
 
 
-def _at_work(path: Path) -> bool:
-    found = read_heartbeat(path)
-    return found is not None and found.presence in ("here", "elsewhere")
-
-
 def _answer(path: Path, name: str, deadline: float) -> Change:
     while True:
-        at_work = _at_work(path)  # checked first: events written at the end count
+        at_work = is_at_work(path)  # checked first: events written at the end count
         for event in reversed(read_run(path).events):
             if event.get("request") == name and event.get("event") in _ANSWERS:
                 if event["event"] == "workers_refused":

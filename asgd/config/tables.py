@@ -22,6 +22,7 @@ Positive = Annotated[float, msgspec.Meta(gt=0)]
 NonNegative = Annotated[float, msgspec.Meta(ge=0)]
 Count = Annotated[int, msgspec.Meta(ge=1)]
 Share = Annotated[float, msgspec.Meta(ge=0, lt=1)]
+LeaseKind = Literal["flock", "file"]
 
 SCALAR_KINDS = ("quadratic", "quartic", "double_well")
 LINEAR_KINDS = {"least_squares": "diabetes", "logistic": "breast_cancer", "softmax": "digits"}
@@ -265,6 +266,9 @@ class ClusterConfig(_Table, frozen=True):
     server's node, tcp for the others) or "auto". Messages carry vectors in the precision of the
     parameters, never a higher one; `wire_dtype = "float32"` rounds float64 on the way.
 
+    Only one launcher and its newest server write the run directory. `lease = "flock"` makes sure of
+    it by locks of the file system, `"file"` by files where there are no locks.
+
     Ray gives each worker `gpus_per_worker` accelerators, a fraction below 1 or a whole number; with
     0, neither the workers nor the evaluation of the loss see one. A worker computes on
     `threads_per_worker` threads.
@@ -280,6 +284,7 @@ class ClusterConfig(_Table, frozen=True):
     worker_timeout: Positive = 60.0
     transport: Literal["auto", "ray", "tcp", "shm"] = "auto"
     wire_dtype: Literal["auto", "float64", "float32"] = "auto"
+    lease: LeaseKind = "flock"
     gpus_per_worker: NonNegative = 0.0
     threads_per_worker: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 1
     compute_time: ComputeTimeConfig = ComputeTimeConfig()

@@ -1,8 +1,9 @@
-"""The heartbeat of a run: whether its process is still alive.
+"""Signs of life: files that say whether the process that made them is still at work.
 
-During a run, the file `alive` in its directory names the process and its host. The process locks
-the file, and the kernel releases the lock when the process ends. For readers on other hosts, the
-process touches the file every few seconds. A run that ends normally removes the file.
+Such a file names a process and its host. The process touches it every few seconds and removes it
+when its work ends. Nothing here needs locks, which not every file system has.
+
+During a run, the file `alive` in its directory is one.
 """
 
 from __future__ import annotations
@@ -16,55 +17,83 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from asgd.rundir.files import locked
+from asgd.rundir.files import replace_file
 from asgd.stored_json import parse_json
+
+SILENT_SECONDS = 30.0  # without a sign, until a process that cannot be looked up counts as silent
 
 _NAME = "alive"
 _BEAT_SECONDS = 2.0
 _LONGEST = 10_000  # characters of the file
-_SILENT_SECONDS = 30.0  # without a heartbeat, until a run on another host counts as silent
+_STATE, _STARTED = 0, 19  # places in /proc/PID/stat after the name
+_DEAD = ("X", "Z")
 
 
 @dataclass(frozen=True)
 class Heartbeat:
-    """The state of the process of a run.
+    """The state of the process that made a file.
 
     Attributes
     ----------
     presence
-        "here" (alive) or "gone" for a process of this host, which is certain; "elsewhere" (recent
-        heartbeat) or "silent" for a process of another host.
+        "here" (alive) or "gone" for a process that can be looked up, which is certain; else
+        "elsewhere" (recent sign) or "silent".
     host, pid
         Host and process id.
-    age
-        Seconds since the last heartbeat, at least zero.
+    beat
+        Time of the last sign, in seconds since 1970 by the clock of the file system.
     """
 
     presence: Literal["here", "gone", "elsewhere", "silent"]
     host: str
     pid: int
-    age: float
+    beat: float
+
+    @property
+    def age(self) -> float:
+        """Seconds since the last sign, at least zero."""
+        return max(0.0, time.time() - self.beat)
 
 
 @contextmanager
 def heartbeat(directory: Path) -> Iterator[None]:
-    """Write heartbeats into a run directory during the block."""
-    path, ended = directory / _NAME, threading.Event()
-    with locked(path) as file:
-        file.truncate(0)
-        file.write(json.dumps({"host": platform.node(), "pid": os.getpid()}) + "\n")
-        file.flush()
-        beats = threading.Thread(target=_beat, args=(path, ended), daemon=True)
-        beats.start()
-        try:
-            yield
-        finally:
-            ended.set()
-            beats.join()
-            with suppress(OSError):  # a read-only or moved directory must not end the run
-                path.unlink(missing_ok=True)
+    """Keep the file `alive` in a run directory during the block."""
+    with signs(directory / _NAME):
+        yield
+
+
+def read_heartbeat(directory: Path) -> Heartbeat | None:
+    """Return the state of the process of a run, None without a readable file."""
+    try:
+        return read_signs(directory / _NAME)
+    except (OSError, ValueError):
+        return None
+
+
+def is_at_work(directory: Path) -> bool:
+    """Whether a process makes a run, as far as this host can tell."""
+    sign = read_heartbeat(directory)
+    return sign is not None and sign.presence in ("here", "elsewhere")
+
+
+@contextmanager
+def signs(path: Path) -> Iterator[None]:
+    """Give signs of life in a file during the block."""
+    content = json.dumps(_own()).encode() + b"\n"
+    replace_file(path, content)
+    ended = threading.Event()
+    beats = threading.Thread(target=_beat, args=(path, ended), daemon=True)
+    beats.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        beats.join()
+        with suppress(OSError):  # a read-only or moved directory must not end the run
+            if path.read_bytes() == content:  # else another process has taken over
+                path.unlink()
 
 
 def _beat(path: Path, ended: threading.Event) -> None:
@@ -73,19 +102,53 @@ def _beat(path: Path, ended: threading.Event) -> None:
             os.utime(path)
 
 
-def read_heartbeat(directory: Path) -> Heartbeat | None:
-    """Return the state of the process of a run, None without a readable file."""
+def read_signs(path: Path) -> Heartbeat:
+    """Return the state of the process that gives signs in a file.
+
+    Raises
+    ------
+    OSError
+        The file cannot be read.
+    ValueError
+        It is damaged.
+    """
+    with path.open(encoding="utf-8") as file:  # NFS shows the newest state to whoever opens a file
+        text, beat = file.read(_LONGEST), os.fstat(file.fileno()).st_mtime
     try:
-        with (directory / _NAME).open(encoding="utf-8") as file:
-            said = parse_json(file.read(_LONGEST))
-            host, pid = str(said["host"]), int(said["pid"])
-            age = max(0.0, time.time() - os.fstat(file.fileno()).st_mtime)
-            if host != platform.node():
-                return Heartbeat("elsewhere" if age < _SILENT_SECONDS else "silent", host, pid, age)
-        try:
-            with locked(directory / _NAME, "r", shared=True, wait=False):
-                return Heartbeat("gone", host, pid, age)
-        except BlockingIOError:
-            return Heartbeat("here", host, pid, age)
-    except (OSError, ValueError, LookupError, TypeError, OverflowError):
-        return None
+        said = parse_json(text)
+        host, pid = str(said["host"]), int(said["pid"])
+        known = said.get("place") == _place() != ""
+        started = int(said["started"]) if known else 0
+    except (LookupError, TypeError, AttributeError, OverflowError) as error:
+        raise ValueError(f"not what a process writes: {error!r}") from None
+    if known:
+        presence: Literal["here", "gone"] = "here" if -1 < started == _started(pid) else "gone"
+        return Heartbeat(presence, host, pid, beat)
+    silent = time.time() - beat >= SILENT_SECONDS
+    return Heartbeat("silent" if silent else "elsewhere", host, pid, beat)
+
+
+def _own() -> dict[str, Any]:
+    pid = os.getpid()
+    return {"host": platform.node(), "pid": pid, "place": _place(), "started": _started(pid)}
+
+
+def _place() -> str:
+    """Name the boot and the space of process numbers of this process, "" if it cannot be known.
+
+    Hosts may share a name, and containers a host.
+    """
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot}/{os.stat('/proc/self/ns/pid').st_ino}"
+    except OSError:
+        return ""
+
+
+def _started(pid: int) -> int:
+    """Return when a process was started, in ticks since the boot; -1 if it is dead."""
+    try:
+        facts = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+        return -1 if facts[_STATE] in _DEAD else int(facts[_STARTED])
+    except (OSError, LookupError, ValueError):
+        return -1

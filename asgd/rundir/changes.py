@@ -26,6 +26,7 @@ _CHANGEABLE = (
     "run.target_loss",
     "run.max_seconds",
     *(f"optimizer.{key}" for key in _SCHEDULES),
+    "cluster.lease",
 )
 
 

@@ -85,6 +85,23 @@ def _check_own(entry: os.DirEntry[str]) -> None:
         )
 
 
+class NoLocksError(InputError):
+    """The file system of a directory has no locks.
+
+    Attributes
+    ----------
+    reason
+        What it answers.
+    """
+
+    def __init__(self, directory: Path, reason: str) -> None:
+        self.reason = reason
+        super().__init__(
+            f'cluster.lease = "flock": {directory} is on a file system without locks ({reason}): '
+            'expected cluster.lease = "file", a local disk, or NFS version 4'
+        )
+
+
 @contextmanager
 def locked(
     path: Path, mode: str = "a+", *, shared: bool = False, wait: bool = True
@@ -106,7 +123,7 @@ def locked(
     ------
     BlockingIOError
         Another process holds the lock, with `wait=False`.
-    InputError
+    NoLocksError
         The file system has no locks.
     OSError
         The file cannot be opened.
@@ -118,10 +135,7 @@ def locked(
         except BlockingIOError:
             raise
         except OSError as error:
-            raise InputError(
-                f"{path}: the file system does not support locks ({error.strerror or error}); "
-                "put the run on a local disk, or on NFS version 4"
-            ) from None
+            raise NoLocksError(path.parent, error.strerror or str(error)) from None
         yield file
 
 
@@ -138,15 +152,9 @@ def make_directory(path: Path) -> None:
     Raises
     ------
     InputError
-        It cannot be created, is not empty, or its file system has no locks.
+        It cannot be created, or is not empty.
     """
     with written(path):
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise InputError(f"{path}: exists and is not empty; choose another --out")
         path.mkdir(parents=True, exist_ok=True)
-        probe = path / ".lock.tmp"  # test for locks while the directory is still empty
-        try:
-            with locked(probe, "x", wait=False):
-                pass
-        finally:
-            probe.unlink(missing_ok=True)

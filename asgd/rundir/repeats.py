@@ -20,7 +20,8 @@ from asgd.config.tables import RunConfig
 from asgd.errors import InputError
 from asgd.problems.make import make_problem
 from asgd.rundir.alive import read_heartbeat
-from asgd.rundir.files import check_no_links, locked, make_directory, replace_file
+from asgd.rundir.claims import HeldError, check_locks, held_alone
+from asgd.rundir.files import check_no_links, make_directory, replace_file
 from asgd.rundir.problem_record import check_problem
 from asgd.rundir.reader import Run, as_path, read_run
 from asgd.rundir.writer import default_path
@@ -52,8 +53,9 @@ def run_repeats(
     if config.run.repeats == 1:
         run_one(config, out)
         return out
+    check_locks(out, config.cluster.lease)
     make_directory(out)
-    with _experiment_lock(out):
+    with _held(out, config):
         if (out / "config.json").exists():
             raise InputError(f"{out}: exists and is not empty; choose another --out")
         replace_file(out / "config.json", config.to_json().encode())
@@ -94,7 +96,7 @@ def unfinished_repeats(
     if config is None:
         yield [(path, None)]
         return
-    with _experiment_lock(path):
+    with _held(path, config):
         found = _unfinished(config, path)
         _check_problem(config, path, found, force)
         for directory, fresh in found:
@@ -163,25 +165,21 @@ def _not_a_repeat(directory: Path) -> InputError:
 
 
 @contextmanager
-def _experiment_lock(path: Path) -> Iterator[None]:
-    """Lock an experiment during the block.
+def _held(path: Path, config: RunConfig) -> Iterator[None]:
+    """Hold an experiment during the block.
 
-    The lock file is not removed, because another process may already be waiting for it.
+    The file of a lock is not removed, because another process may already be waiting for it.
 
     Raises
     ------
     InputError
-        Another process holds the lock.
+        Another process holds it.
     """
     with ExitStack() as stack:
         try:
-            file = stack.enter_context(locked(path / "lock", wait=False))
-        except BlockingIOError:
-            maker = (path / "lock").read_text(encoding="utf-8", errors="replace").strip()
-            raise InputError(f"{path}: is being written by process {maker}".rstrip()) from None
-        file.truncate(0)
-        file.write(f"{os.getpid()}\n")
-        file.flush()
+            stack.enter_context(held_alone(path / "lock", config.cluster.lease))
+        except HeldError as error:
+            raise InputError(f"{path}: is being written by {error.holder}".rstrip()) from None
         yield
 
 

@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
@@ -31,11 +31,24 @@ from asgd.rundir.files import make_directory, replace_file
 from asgd.seals import sealed_line
 
 
-class RunWriter:
-    """Writes one run directory."""
+def _allow() -> None:
+    """Let a process write that nobody can take the run from."""
 
-    def __init__(self, path: Path) -> None:
+
+class RunWriter:
+    """Writes one run directory.
+
+    Parameters
+    ----------
+    path
+        The directory.
+    check
+        Called before each event; it raises if this process may not write any more.
+    """
+
+    def __init__(self, path: Path, check: Callable[[], None] = _allow) -> None:
         self.path = path
+        self.check = check
         self._unsynced: set[Path] = set()
         self._tables: dict[str, AgingTable] = {}
 
@@ -100,6 +113,7 @@ class RunWriter:
 
     def event(self, kind: str, **fields: Any) -> None:
         """Append one event; `fields` must be JSON values."""
+        self.check()
         line = sealed_line({"event": kind, "time": time.time(), **fields}) + b"\n"
         with (self.path / "events.jsonl").open("ab+") as file:
             if file.seek(0, os.SEEK_END):

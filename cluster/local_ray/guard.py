@@ -294,8 +294,7 @@ def _note_failure(told: _Facts, run: Path, reason: str) -> None:
                 print(f"asgd: {recorded}", file=sys.stderr)  # noqa: T201
             return
         (run / "checkpoints").mkdir(exist_ok=True)  # the driver may have died before it made it
-        with (run / "checkpoints" / "lock").open("a+") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with _locked(run / "checkpoints" / "lock", told.driver):
             if not _is_going(run, told.began):
                 return
             with (run / "events.jsonl").open("rb+") as file:
@@ -307,9 +306,35 @@ def _note_failure(told: _Facts, run: Path, reason: str) -> None:
             (run / "alive").unlink(missing_ok=True)
     except (BlockingIOError, FileNotFoundError):  # taken over, or it never began
         return
-    except OSError:
+    except (OSError, ValueError, LookupError, TypeError):
         pass
     print(f"asgd: {reason}", file=sys.stderr)  # noqa: T201
+
+
+@contextmanager
+def _locked(path: Path, driver: int) -> Iterator[None]:
+    """Take the place of a driver: its lock or, where there are no locks, its claim.
+
+    Raises
+    ------
+    BlockingIOError
+        Another launcher has it.
+    OSError
+        The file of the lock cannot be opened.
+    """
+    with path.open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise
+        except OSError:  # no locks
+            pass
+        claims = list(path.parent.glob(f"{path.name}-*"))  # see `asgd.rundir.claims`
+        if any(json.loads(claim.read_bytes())["pid"] != driver for claim in claims):
+            raise BlockingIOError
+        yield
+        for claim in claims:
+            claim.unlink(missing_ok=True)  # on another host, a launcher need not wait for it
 
 
 def _is_going(run: Path, began: float) -> bool:

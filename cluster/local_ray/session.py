@@ -18,11 +18,14 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import ray
 
 from asgd.errors import InputError, RunFailedError
+from asgd.rundir.claims import check_locks
+from asgd.rundir.files import NoLocksError
 from cluster.local_ray.guard import end_processes, mark
 from cluster.local_ray.internals import (
     few_processes,
@@ -186,8 +189,10 @@ def check_address(address: str | None) -> None:
     Raises
     ------
     InputError
-        Nothing answers at `address`.
+        Nothing answers at `address`, or a Ray of our own cannot have its files in order.
     """
+    if address is None:
+        _check_parent_directory()
     if address is None or address == "auto":
         return
     host, _, port = address.rpartition(":")
@@ -231,6 +236,17 @@ def _exit_on_signals(before: dict[signal.Signals, Any]) -> None:
 def _parent_directory() -> str:
     parent = tempfile.gettempdir()
     return "/tmp" if len(parent) > _LONGEST_DIRECTORY and os.access("/tmp", os.W_OK) else parent
+
+
+def _check_parent_directory() -> None:
+    parent = _parent_directory()
+    try:
+        check_locks(Path(parent), "flock")
+    except NoLocksError as error:
+        raise InputError(
+            f"TMPDIR = {parent}: is on a file system without locks ({error.reason}): expected a "
+            "local disk"
+        ) from None
 
 
 @contextmanager

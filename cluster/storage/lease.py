@@ -5,20 +5,18 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import IO
 
-from asgd.errors import InputError, RunFailedError, written
+from asgd.config.tables import LeaseKind
+from asgd.errors import InputError, written
+from asgd.rundir.claims import HeldError, LeaseLostError, claimed, held_alone, settle
 from asgd.rundir.files import locked, sync_directory
 
 LOG_FILES = "log-*.bin"  # segments of the write-ahead log: log-<epoch>-<version>.bin
 _NUMBER, _LONGEST = re.compile(r"[0-9]{12}\n"), 32
-
-
-class LeaseLostError(RunFailedError):
-    """A newer incarnation of the server has taken over the run directory."""
 
 
 class Lease:
@@ -31,17 +29,27 @@ class Lease:
     open: before releasing the lock, `take` replaces the file by a copy, so later writes of the old
     server go to an unlinked file and are lost.
 
+    Where there are no locks, a writer claims the lease first and compares the number then; `take`
+    writes its number first and then waits until no claim is left. The promise is weaker, see
+    `asgd.rundir.claims`: a process that is silent for 30 s in the middle of a write may complete
+    this one write when it goes on.
+
     Parameters
     ----------
     directory
         Directory of the file; created by the first `take`.
+    kind
+        "flock" for locks, "file" for claims.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, kind: LeaseKind = "flock") -> None:
         self._path = directory / "lease"
+        self._kind = kind
 
     def take(self) -> int:
         """Return the number of a new incarnation, 0, 1, ...; it is on disk and never reused.
+
+        Only the launcher may call this, see `only_launcher`.
 
         Raises
         ------
@@ -50,12 +58,15 @@ class Lease:
         """
         self._path.parent.mkdir(exist_ok=True)
         self._path.touch()
-        with self._locked(shared=False) as file:
+        with self._opened(shared=False) as file:
             epoch = _number(file) + 1
             file.seek(0)
-            file.write(f"{epoch:012d}\n")  # overwritten in place, so the file is never empty
+            # Overwritten in place, so the file is never empty, and NFS shows it to who opens it.
+            file.write(f"{epoch:012d}\n")
             file.flush()
             os.fsync(file.fileno())
+            if self._kind == "file":
+                settle(self._path, wait=True)
             self._take_segments()
             sync_directory(self._path.parent)
         return epoch
@@ -83,14 +94,20 @@ class Lease:
         LeaseLostError
             There is a newer incarnation.
         """
-        with self._locked(shared=True) as file:
+        with self._opened(shared=True) as file:
             if _number(file) != epoch:
                 raise LeaseLostError(f"{self._path.parents[1]}: another server has taken over")
             yield
 
-    def _locked(self, *, shared: bool) -> AbstractContextManager[IO[str]]:
-        # Over NFS, a lock needs a file that is open for writing. Closing writes, then unlocks.
-        return locked(self._path, "r+", shared=shared)
+    @contextmanager
+    def _opened(self, *, shared: bool) -> Iterator[IO[str]]:
+        if self._kind == "flock":
+            # Over NFS, a lock needs a file that is open for writing. Closing writes, then unlocks.
+            with locked(self._path, "r+", shared=shared) as file:
+                yield file
+        else:
+            with claimed(self._path) if shared else nullcontext(), self._path.open("r+") as file:
+                yield file
 
 
 def check_lease(directory: Path) -> None:
@@ -127,19 +144,25 @@ def _number(file: IO[str]) -> int:
 
 
 @contextmanager
-def only_launcher(directory: Path) -> Iterator[None]:
-    """Lock the run directory that contains `directory` against other launchers.
+def only_launcher(directory: Path, kind: LeaseKind = "flock") -> Iterator[Callable[[], None]]:
+    """Hold the run directory that contains `directory` against other launchers.
+
+    Yields
+    ------
+    Callable
+        Raises `LeaseLostError` if another launcher has taken over, which locks exclude.
 
     Raises
     ------
     InputError
-        Another launcher holds the lock.
+        Another launcher is at work, or the directory cannot be written.
     """
     with ExitStack() as stack:
         with written(directory):
+            directory.mkdir(exist_ok=True)
             try:
-                directory.mkdir(exist_ok=True)
-                stack.enter_context(locked(directory / "lock", wait=False))
-            except BlockingIOError:
-                raise InputError(f"{directory.parent}: the run is still running") from None
-        yield
+                check = stack.enter_context(held_alone(directory / "lock", kind))
+            except HeldError as error:
+                holder = error.holder and f" ({error.holder})"
+                raise InputError(f"{directory.parent}: the run is still running{holder}") from None
+        yield check

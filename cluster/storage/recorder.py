@@ -69,13 +69,13 @@ class Recorder:
         self._epoch = epoch
         self._metrics = metrics or Metrics()
         self._checkpoints = path / CHECKPOINTS
-        self._lease = Lease(self._checkpoints)
         self._next = 0
         self._writing = threading.Lock()
         self._evaluator = ThreadPoolExecutor(1, "evaluation")
         self._hurried: Future[None] = Future()
         self._gave_up = False
         self._config = read_run(path).config
+        self._lease = Lease(self._checkpoints, self._config.cluster.lease)
         self.first_loss: float | None = None
         self.latest_loss: tuple[int | None, float | None] = (None, None)
         self.latest_metrics: Mapping[str, float] = {}

@@ -82,7 +82,9 @@ def start_server(
     if is_logged(config, len(initial)):
         every = config.run.checkpoint_every
         try:
-            server.log = WriteAheadLog(directory, epoch, server.version, len(initial), every)
+            server.log = WriteAheadLog(
+                directory, epoch, server.version, len(initial), every, lease=config.cluster.lease
+            )
         except OSError as error:
             server.stop(f"the log cannot be written ({error.strerror or error})")
     return server

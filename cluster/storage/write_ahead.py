@@ -37,10 +37,11 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from asgd.config.tables import RunConfig
+from asgd.config.tables import LeaseKind, RunConfig
+from asgd.rundir.claims import LeaseLostError
 from cluster.core.state import OrderState
 from cluster.core.update import Entry, Incident, Update
-from cluster.storage.lease import LOG_FILES, Lease, LeaseLostError
+from cluster.storage.lease import LOG_FILES, Lease
 
 LARGEST_DIMENSION = 1000  # durability = "auto" logs problems up to this dimension
 
@@ -89,6 +90,8 @@ class WriteAheadLog:
         Updates between two checkpoints; a new segment begins only at a checkpoint.
     segment_bytes
         Smallest length of a segment before the next one begins.
+    lease
+        The kind of lease, see `Lease`.
 
     Raises
     ------
@@ -105,6 +108,7 @@ class WriteAheadLog:
         dimension: int,
         checkpoint_every: int,
         segment_bytes: int = _SEGMENT_BYTES,
+        lease: LeaseKind = "flock",
     ) -> None:
         self._directory = directory
         self._epoch = epoch
@@ -112,7 +116,7 @@ class WriteAheadLog:
         self._checkpoint_every = checkpoint_every
         self._segment_bytes = segment_bytes
         self._file = -1
-        self._lease = Lease(directory)
+        self._lease = Lease(directory, lease)
         self._begin(version)
 
     def append(self, entry: Entry) -> None:

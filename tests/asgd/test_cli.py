@@ -3,7 +3,6 @@
 import json
 import logging
 import os
-import platform
 import re
 import subprocess
 import sys
@@ -534,12 +533,12 @@ def test_status_tells_a_dead_run_from_one_at_work(
         name, detail = state()
         assert name == "running"
         assert f"process {os.getpid()} on " in detail
-    sign = {"host": platform.node(), "pid": 1}
-    (out / "alive").write_text(json.dumps(sign), encoding="utf-8")
+        sign = json.loads((out / "alive").read_text(encoding="utf-8"))
+    (out / "alive").write_text(json.dumps({**sign, "pid": 1}), encoding="utf-8")
     name, detail = state()
     assert name == "stopped"
     assert "the process ended without a message" in detail
-    (out / "alive").write_text(json.dumps({**sign, "host": "far-away"}), encoding="utf-8")
+    (out / "alive").write_text(json.dumps({"host": "far-away", "pid": 1}), encoding="utf-8")
     name, detail = state()
     assert name == "running"
     assert "this host cannot tell more" in detail

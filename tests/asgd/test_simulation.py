@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import errno
-import os
 import re
 import subprocess
 import sys
@@ -425,22 +423,6 @@ def test_full_disk_ends_a_simulation_with_status_1(tmp_path: Path) -> None:
     )
     found = read_run(tmp_path / "run")
     assert (found.state, child.stderr) == ("failed", f"asgd: {found.failure}\n")
-
-
-@pytest.mark.parametrize("repeats", [1, 2])
-def test_file_system_without_locks_is_refused_before_anything_is_made(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, repeats: int
-) -> None:
-    def refuse(*_: object) -> None:
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
-
-    run = {"updates": 10, "repeats": repeats}
-    config = make_config({"problem": {"kind": "quadratic"}, "run": run})
-    with monkeypatch.context() as patch:
-        patch.setattr("fcntl.flock", refuse)
-        with pytest.raises(InputError, match=r"support locks \(No locks available\); put the run"):
-            simulate(config, tmp_path / "run")
-    simulate(config, tmp_path / "run")
 
 
 def test_a_simulation_ends_at_its_target_loss(tmp_path: Path) -> None:

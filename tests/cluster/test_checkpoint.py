@@ -11,6 +11,7 @@ import pickle
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
@@ -21,15 +22,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import structs
 
-from asgd.config.tables import MetricsConfig
+from asgd.config.tables import LeaseKind, MetricsConfig
 from asgd.errors import InputError, RunFailedError
 from asgd.rundir.checkpoint import CHECKPOINTS, DamagedCheckpointError, paths
+from asgd.rundir.claims import LeaseLostError
 from asgd.rundir.reader import read_run
 from cluster.actors import RecorderActor
 from cluster.core.state import State
 from cluster.metrics import Metrics
 from cluster.storage.checkpoint import load, pack, save, unpack
-from cluster.storage.lease import Lease, LeaseLostError, only_launcher
+from cluster.storage.lease import Lease, only_launcher
 from cluster.storage.recorder import Recorder
 from cluster.storage.recovery import start_server
 from cluster.storage.write_ahead import WriteAheadLog, remove_log
@@ -384,23 +386,25 @@ def test_each_loss_is_written_once_and_not_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:unclosed file")
-def test_server_that_lost_its_lease_writes_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("lease", ["flock", "file"])
+def test_server_that_lost_its_lease_writes_nothing(tmp_path: Path, lease: LeaseKind) -> None:
     """Nor do its recorders, whatever they are told, nor what is started late under its number."""
     path, directory = tmp_path / "run", tmp_path / "run" / CHECKPOINTS
     boards = MetricsConfig(tensorboard=True)
-    config = structs.replace(configure(3, 400, "log"), metrics=boards)
+    config = structs.replace(configure(3, 400, "log", lease=lease), metrics=boards)
     machine = Machine(path, config)
     crowd = machine.crowd
     umask = os.umask(0)
     os.umask(umask)
     recorder, idle = machine.recorder, RecorderActor(config, str(path), 0, umask)
     remove_log(directory)
-    crowd.server.log = WriteAheadLog(directory, 0, 0, 1, 20, segment_bytes=4000)
+    crowd.server.log = WriteAheadLog(directory, 0, 0, 1, 20, segment_bytes=4000, lease=lease)
     work(crowd, 45)
     machine.record()
     work(crowd, 65)
     machine.restart()
     before = contents(path)
+    del before[directory]  # claims come and go there
 
     crowd.die(0)
     work(crowd, 400)
@@ -418,7 +422,9 @@ def test_server_that_lost_its_lease_writes_nothing(tmp_path: Path) -> None:
     crowd.server.log.close()
     del idle, actor
     gc.collect()  # what is left in a file's buffer is written
-    assert contents(path) == before
+    after = contents(path)
+    del after[directory]
+    assert after == before
 
     machine.work(400)
     check_gradients(read_run(path))
@@ -429,18 +435,23 @@ CHANGES = ("open", "os.rename", "os.remove", "os.mkdir", "os.truncate", "os.link
 
 
 class Watch:
-    """Notes what is changed in a run directory while nobody holds the lock of its lease."""
+    """Notes what is changed in a run directory while nobody holds its lease."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, kind: LeaseKind) -> None:
         self.seen: list[str] = []
         self.unlocked: list[str] = []
         self.on = True
         self._path = path
         self._lease = path / CHECKPOINTS / "lease"
+        self._kind = kind
         sys.addaudithook(self._hear)
 
     def note(self, what: str) -> None:
         self.seen.append(what)
+        if self._kind == "file":
+            if not [*self._lease.parent.glob("lease-*")]:
+                self.unlocked.append(what)
+            return
         with self._lease.open("r+") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -453,7 +464,8 @@ class Watch:
             return
         file = Path(os.fsdecode(arguments[0]))
         writes = event != "open" or arguments[2] & (os.O_WRONLY | os.O_RDWR)
-        if writes and file.is_relative_to(self._path) and file != self._lease:
+        own = file.name.startswith(("lease", ".lease"))
+        if writes and file.is_relative_to(self._path) and not own:
             self.note(f"{event} {file.relative_to(self._path)}")
 
     def show(self, *_: object) -> None:
@@ -461,14 +473,16 @@ class Watch:
         self.note("board")
 
 
-def test_everything_is_written_under_the_lock(tmp_path: Path) -> None:
+@pytest.mark.parametrize("lease", ["flock", "file"])
+def test_everything_is_written_under_the_lease(tmp_path: Path, lease: LeaseKind) -> None:
     path = tmp_path / "run"
-    machine = Machine(path, configure(3, 200, "log", mode="bounded", max_staleness=1))
+    tables = {"mode": "bounded", "max_staleness": 1, "lease": lease}
+    machine = Machine(path, configure(3, 200, "log", **tables))
     machine.restart()
-    watch = Watch(path)
+    watch = Watch(path, lease)
     machine.recorder = Recorder(path, machine.crowd.problem, 1, Metrics([watch]))
     for reached in range(20, 201, 20):
-        log = WriteAheadLog(path / CHECKPOINTS, 1, reached, 1, 20)
+        log = WriteAheadLog(path / CHECKPOINTS, 1, reached, 1, 20, lease=lease)
         log.close()
         machine.crowd.die(0)
         machine.crowd.join(0)
@@ -486,8 +500,9 @@ def test_everything_is_written_under_the_lock(tmp_path: Path) -> None:
     }
 
 
-def test_epochs_grow(tmp_path: Path) -> None:
-    lease = Lease(tmp_path)
+@pytest.mark.parametrize("kind", ["flock", "file"])
+def test_epochs_grow(tmp_path: Path, kind: LeaseKind) -> None:
+    lease = Lease(tmp_path, kind)
     assert [lease.take() for _ in range(12)] == list(range(12))
     with lease.held(11):
         pass
@@ -517,15 +532,56 @@ def test_lease_works_over_nfs_and_is_on_disk_once_given(
         assert synced == ["000000000000\n", "run"]
 
 
-def test_one_launcher_at_a_time(tmp_path: Path) -> None:
+WRITES = """
+import sys
+from pathlib import Path
+from cluster.storage.lease import Lease
+
+with Lease(Path(sys.argv[1]), sys.argv[2]).held(0):
+    print(flush=True)
+    sys.stdin.readline()
+    Path(sys.argv[1], "written").touch()
+"""
+
+
+@pytest.mark.parametrize("kind", ["flock", "file"])
+@pytest.mark.parametrize("killed", [False, True])
+def test_the_lease_is_taken_when_who_writes_is_done_or_dead(
+    tmp_path: Path, kind: LeaseKind, killed: bool
+) -> None:
+    lease = Lease(tmp_path, kind)
+    assert lease.take() == 0
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", WRITES, str(tmp_path), kind], **pipes) as writer:
+        assert writer.stdin is not None
+        assert writer.stdout is not None
+        writer.stdout.readline()
+        with ThreadPoolExecutor(1) as thread:
+            taken = thread.submit(lease.take)
+            with pytest.raises(TimeoutError):
+                taken.result(0.2)
+            if killed:
+                writer.kill()
+            else:
+                writer.stdin.write(b"\n")
+                writer.stdin.flush()
+            assert taken.result(60) == 1
+            assert (tmp_path / "written").exists() is not killed
+    with pytest.raises(LeaseLostError), lease.held(0):
+        pass
+    assert not [*tmp_path.glob("lease-*")]
+
+
+@pytest.mark.parametrize("kind", ["flock", "file"])
+def test_one_launcher_at_a_time(tmp_path: Path, kind: LeaseKind) -> None:
     directory = tmp_path / CHECKPOINTS
     with (
-        only_launcher(directory),
-        pytest.raises(InputError, match="still running"),
-        only_launcher(directory),
+        only_launcher(directory, kind),
+        pytest.raises(InputError, match=rf"still running \(process {os.getpid()}"),
+        only_launcher(directory, kind),
     ):
         pass
-    with only_launcher(directory):
+    with only_launcher(directory, kind):
         pass
 
 

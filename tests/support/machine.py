@@ -57,7 +57,7 @@ class Machine:
         self.config = config
         self.path = path
         self.writer = RunWriter(path) if left else RunWriter.create(path, config)
-        self.lease = Lease(path / CHECKPOINTS)
+        self.lease = Lease(path / CHECKPOINTS, config.cluster.lease)
         epoch = self.lease.take()
         self.start(restore(self.writer, epoch, "test") if left else None, epoch)
 
