@@ -116,6 +116,18 @@ def has_own_parts(data: DataConfig) -> bool:
     return data.shards != "shared"
 
 
+def dependence(config: RunConfig) -> str | None:
+    """Return the key by which batches are no independent draws from all samples, None if they are.
+
+    What the theory of noise assumes: that the covariance of a gradient is S/b, whoever computed it,
+    and independent of all others.
+    """
+    if has_own_parts(config.data):
+        return f"data.shards = {config.data.shards!r}"
+    by_epochs = config.data.sampling == "epoch"
+    return f"data.sampling = {config.data.sampling!r}" if by_epochs else None
+
+
 def _classes(config: RunConfig, problem: Samples) -> Integers:
     """Return the class of each sample, 0, 1, ..., in the order of the labels.
 

@@ -9,23 +9,10 @@ from functools import cached_property
 import numpy as np
 
 from asgd.arrays import Array, Integers
-from asgd.config.tables import RunConfig
 from asgd.problems.base import Problem
 from asgd.rundir.reader import Run
-from asgd.shards import Shards, has_own_parts
+from asgd.shards import Shards
 from asgd.simulation.replay import Gradients
-
-
-def dependence(config: RunConfig) -> str | None:
-    """Return the key by which batches are no independent draws from all samples, None if they are.
-
-    What the theory of noise assumes: that the covariance of a gradient is S/b, whoever computed it,
-    and independent of all others.
-    """
-    if has_own_parts(config.data):
-        return f"data.shards = {config.data.shards!r}"
-    by_epochs = config.data.sampling == "epoch"
-    return f"data.sampling = {config.data.sampling!r}" if by_epochs else None
 
 
 @dataclass(frozen=True, eq=False)

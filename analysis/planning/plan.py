@@ -23,7 +23,6 @@ import pandas as pd
 
 from analysis.exact.limits import StabilityLimits
 from analysis.exact.linear_rules import linear_rule
-from analysis.models.recorded_batches import dependence
 from analysis.planning.choices import Choice, choices_of
 from analysis.planning.effort import FIRST_SHARE, SECONDS, Effort, Share, Stage, effort_for
 from analysis.planning.gradient_cost import GradientCost
@@ -41,6 +40,7 @@ from asgd.rules.make import make_rule
 from asgd.rundir.problem_record import check_problem
 from asgd.rundir.reader import Run, read_run
 from asgd.schedules import batch_schedule, learning_rate_schedule
+from asgd.shards import dependence
 
 _TARGET = 0.95  # share of the fall of the loss; the rest is slow and hidden in scatter
 

@@ -9,7 +9,6 @@ import numpy as np
 
 from analysis.exact.linear_rules import LinearRule, linear_rule
 from analysis.exact.stability import most_workers
-from analysis.models.recorded_batches import dependence
 from analysis.prediction.run_stability import PointStability, limits_of, run_stability
 from analysis.prediction.setting import Setting, closure_of, local_pushes, rule_of
 from analysis.profile.dependence import start_up
@@ -19,6 +18,7 @@ from asgd.problems.base import starting_point
 from asgd.problems.make import make_problem
 from asgd.rundir.reader import Run, read_run
 from asgd.schedules import learning_rate_schedule
+from asgd.shards import dependence
 from asgd.staleness.empirical import Empirical
 from asgd.staleness.values import staleness_of
 

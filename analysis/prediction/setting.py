@@ -11,7 +11,7 @@ import numpy.typing as npt
 from analysis.exact.moments import Closure
 from analysis.models.descent import Descent
 from analysis.models.local_replay import LocalPushes
-from analysis.models.recorded_batches import RecordedBatches, dependence
+from analysis.models.recorded_batches import RecordedBatches
 from analysis.models.recorded_turns import RecordedTurns, has_spells
 from analysis.profile.fit import StalenessFit
 from analysis.profile.repeats import as_runs
@@ -28,6 +28,7 @@ from asgd.rules.make import make_rule
 from asgd.rundir.events import team_sizes
 from asgd.rundir.reader import Run
 from asgd.schedules import learning_rate_schedule
+from asgd.shards import dependence
 from asgd.simulation.replay import Gradients
 from asgd.staleness.geometric import Geometric
 from asgd.staleness.law import StalenessLaw

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from analysis.models.recorded_batches import dependence
 from analysis.profile.dependence import start_up as start_up_of
 from analysis.profile.dependence import start_up_of_steps
 from analysis.profile.stragglers import stragglers, taking_part
@@ -17,6 +16,7 @@ from asgd.arrays import Integers
 from asgd.errors import InputError
 from asgd.rundir.events import team_sizes
 from asgd.rundir.reader import Run
+from asgd.shards import dependence
 from asgd.staleness.values import staleness_of, whole_numbers
 
 if TYPE_CHECKING:
