@@ -14,22 +14,32 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from analysis.prediction.model import MODELS
+
 INK = "#1b1b1f"
 OBSERVED = INK
 BLUE, ORANGE, GREEN = "#0072b2", "#d55e00", "#009e73"
 PINK, SKY, AMBER, GREY = "#cc79a7", "#56b4e9", "#e69f00", "#999999"
 BAR = "#bbbbbb"  # histogram bars
 BAND = 0.18  # opacity of a band
-STYLE: Mapping[str, tuple[str, Any]] = {
-    "sme_law": (BLUE, "-"),
-    "sme_asgd": (ORANGE, (0, (5, 2))),
-    "sme_sgd": (GREEN, (0, (1, 1.5))),
-    "replay": (PINK, (0, (7, 1.5, 1, 1.5))),
-    "law_pool": (SKY, (0, (9, 2))),
-    "law_iid": (AMBER, (0, (3, 1.5))),
-    "law_sampling": (GREY, (0, (4, 1.5, 1, 1.5, 1, 1.5))),
-}
 SERIES = (BLUE, ORANGE, GREEN, PINK, SKY, AMBER, GREY)
+# A colour and a dash for each model; those after the first seven pair them anew.
+_COLOURS = (GREEN, ORANGE, BLUE, PINK, SKY, AMBER, GREY)
+_STROKES: tuple[Any, ...] = (
+    (0, (1, 1.5)),
+    (0, (5, 2)),
+    "-",
+    (0, (7, 1.5, 1, 1.5)),
+    (0, (9, 2)),
+    (0, (3, 1.5)),
+    (0, (4, 1.5, 1, 1.5, 1, 1.5)),
+)
+_LOOKS = [
+    look
+    for shift in range(len(_STROKES))
+    for look in zip(_COLOURS, _STROKES[shift:] + _STROKES[:shift], strict=True)
+]
+STYLE: Mapping[str, tuple[str, Any]] = dict(zip(MODELS, _LOOKS, strict=False))
 DASHES = ("-", (0, (5, 2)), (0, (7, 1.5, 1, 1.5)), (0, (1, 1.2)))
 EVENT_COLOURS = (ORANGE, GREEN, PINK, SKY, AMBER)
 LONGEST_CURVE = 2000

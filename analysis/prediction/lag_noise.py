@@ -17,8 +17,10 @@ from itertools import islice
 
 import numpy as np
 
-from analysis.exact.given_reads import Reads
+from analysis.exact.given_reads import Reads, independent_reads
 from asgd.arrays import Array, Integers
+from asgd.staleness.law import StalenessLaw
+from asgd.streams import stream
 
 SERVERS, _FEWEST = 400, 50  # drawn for one prediction, and if laws are wide
 _LARGEST_STATE = 2**19  # slots of all servers together; each holds a deviation by mode
@@ -56,6 +58,14 @@ class DrawnReads:
         for k, (read, write) in enumerate(islice(reads.turns, updates + start_up)):
             kept[0, k], kept[1, k] = read, write
         return cls(kept[0], kept[1], reads.slots, start_up)
+
+    @classmethod
+    def independent(cls, law: StalenessLaw, updates: int, seed: int) -> DrawnReads:
+        """Draw independent lags of a law."""
+        start_up = min(law.support_length(), updates)
+        rng = stream(seed, "reads/iid")
+        reads = independent_reads(law, updates + start_up, servers(start_up), rng)
+        return cls.of(reads, updates, start_up)
 
     @property
     def servers(self) -> int:

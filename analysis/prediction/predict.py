@@ -19,8 +19,9 @@ import pandas as pd
 from analysis.exact.moments import Closure
 from analysis.models.blocks import share_calls
 from analysis.prediction.duration import Forecast
+from analysis.prediction.kinds.base import Model, OnProgress
 from analysis.prediction.loss_curve import SCORED_LEVELS, LossCurve
-from analysis.prediction.model import LABELS, LAW, MODELS, Model, OnProgress, simulate
+from analysis.prediction.model import LABELS, LAW, MODELS, simulate
 from analysis.prediction.run_stability import DivergedPaths, StabilityAnswer, run_stability
 from analysis.prediction.setting import RunSetting, whole
 from analysis.profile.fit import StalenessFit

@@ -1,0 +1,1 @@
+"""The models of a loss curve, one in each file; `analysis.prediction.model` lists them."""
