@@ -256,7 +256,9 @@ def plan(
     from asgd.rundir.repeats import read_runs
 
     if source.is_dir() and overrides:
-        raise InputError(f"{source}: --set changes configurations, not runs")
+        raise InputError(
+            f"--set {overrides[0]}: expected a configuration, because a run cannot change: {source}"
+        )
     repeats = read_runs(source) if source.is_dir() else []
     start = repeats[0] if repeats else load_config(source, overrides)
     with Bar("plan", 1, quiet) as bar:

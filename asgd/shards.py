@@ -136,24 +136,20 @@ def _classes(config: RunConfig, problem: Samples) -> Integers:
     InputError
         The problem has no labels, or they are not whole numbers, one per sample.
     """
-    needs, kind = f"data.shards = {config.data.shards!r} needs labels", config.problem.kind
+    expected = f"data.shards = {config.data.shards!r}: expected a problem with labels"
+    kind = f"problem.kind = {config.problem.kind!r}"
     try:
         labels = problem.labels
         found = np.asarray(labels)
     except Exception as error:  # the user's code may raise anything
         reason = f"{type(error).__name__}: {message_of(error)}"
-        raise InputError(
-            f"{needs}, but those of problem.kind = {kind!r} cannot be read ({reason})"
-        ) from error
+        raise InputError(f"{expected}, but those of {kind} cannot be read ({reason})") from error
     if labels is None:
-        raise InputError(
-            f"{needs}, but problem.kind = {kind!r} has none: expected shared or partition, or a "
-            "problem with labels"
-        )
+        raise InputError(f"{expected}, shared or partition, because {kind} has none")
     if found.shape != (problem.n_samples,) or found.dtype.kind not in "iub":
         raise InputError(
-            f"{needs}, but those of problem.kind = {kind!r} are of type {found.dtype} and shape "
-            f"{found.shape}: expected whole numbers of shape ({problem.n_samples},)"
+            f"{expected} that are whole numbers of shape ({problem.n_samples},), "
+            f"but {kind} has {found.dtype} of shape {found.shape}"
         )
     return np.unique(found, return_inverse=True)[1]
 

@@ -68,7 +68,7 @@ def run(
     if resume is not None:
         if config or out:
             raise InputError(
-                f"--resume {resume}: has its own configuration; expected no CONFIG or --out"
+                f"--resume {resume}: expected no CONFIG or --out, because a run has its own"
             )
         with importing:
             done = cluster.resume(resume, address, force=force, changes=overrides, observe=observe)

@@ -284,4 +284,6 @@ def check_metrics(config: MetricsConfig) -> None:
         missing = [module for module in modules if importlib.util.find_spec(module) is None]
         if getattr(config, name) and missing:
             install = _INSTALL.format(name)
-            raise InputError(f"metrics.{name} = true: {missing[0]} is not installed; {install}")
+            raise InputError(
+                f"metrics.{name} = true: expected {missing[0]} to be installed; {install}"
+            )

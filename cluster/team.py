@@ -113,8 +113,8 @@ class Team:
         before = len(self.members)
         if workers > before and not self._expandable:
             raise InputError(
-                f"workers = {workers}: compute_time.mean has one value per worker, so workers can "
-                f"be removed but not added; expected at most {before}"
+                f"workers = {workers}: expected at most {before}, because compute_time.mean has "
+                "one value per worker, so none can be added"
             )
         removed = self.members[workers:]
         self.members = self.members[:workers]

@@ -109,9 +109,9 @@ def threads_that_fit(footprint: Footprint, asked: int | None) -> int:
     least = footprint.statistics(1)
     if least > STATISTICS_BYTES:
         raise InputError(
-            f"record: {footprint.records} records of {footprint.dim} parameters, and "
-            f"{sum(footprint.sizes)} paths, need {least / 2**30:.1f} GB; expected at most "
-            f"{STATISTICS_BYTES / 2**30:.0f} GB: record fewer updates or simulate fewer paths"
+            f"record = {footprint.records} updates of {footprint.dim} parameters, with "
+            f"{sum(footprint.sizes)} paths: expected less than {STATISTICS_BYTES / 2**30:.0f} GB, "
+            f"not {least / 2**30:.1f}: record fewer updates or simulate fewer paths"
         )
     threads = min(asked or len(os.sched_getaffinity(0)), len(footprint.sizes))
     while footprint.statistics(threads) > STATISTICS_BYTES:

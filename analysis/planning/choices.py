@@ -46,13 +46,13 @@ def choices_of(
     batch_sizes = [config.optimizer.batch_size] if batch_sizes is None else batch_sizes
     for name, counts, most in (
         ("workers", workers, MOST_PLANNED_WORKERS),
-        ("batch size", batch_sizes, 10**9),
+        ("batch_size", batch_sizes, 10**9),
     ):
         wrong = [count for count in counts if not 1 <= count <= most]
         if wrong:
             raise InputError(f"{name} = {wrong[0]}: expected 1 to {most}")
     for value in learning_rates:
         if not 0.0 < value < math.inf:
-            raise InputError(f"learning rate = {value}: expected a finite number > 0")
+            raise InputError(f"learning_rate = {value}: expected a finite number > 0")
     grid = itertools.product(workers, learning_rates, batch_sizes)
     return list(dict.fromkeys(Choice(*values) for values in grid))

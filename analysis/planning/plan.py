@@ -298,8 +298,8 @@ class _Planner:
         self._curvature = effort.curvature(initial)
         if not problem.gradient(initial).any() and not self._curvature:
             raise InputError(
-                "problem.initial: slope and curvature are 0 there, so learning rates cannot "
-                "be judged; expected another starting point"
+                "problem.initial: expected a point with a slope or a curvature, because learning "
+                "rates cannot be judged where both are 0"
             )
 
     def row(self, choice: Choice, progress: Share) -> PlanRow:

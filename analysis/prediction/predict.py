@@ -239,7 +239,7 @@ def predict(
         raise InputError(f"method = {method!r}: expected {', '.join(get_args(Method))}")
     unknown = [name for name in models or () if name not in MODELS]
     if unknown:
-        raise InputError(f"model {unknown[0]!r}: expected one of {', '.join(MODELS)}")
+        raise InputError(f"model = {unknown[0]!r}: expected one of {', '.join(MODELS)}")
     runs = whole(as_runs(run))
     if runs[0].loss.empty:
         raise InputError(f"{runs[0].path}: holds no loss evaluation to predict")
@@ -294,14 +294,12 @@ def _models(setting: RunSetting, asked: Sequence[str] | None, method: Method) ->
     else:
         chosen = [MODELS[name] for name in asked]
         if special and not all(model.replays for model in chosen):
-            raise InputError(f"models = {list(asked)}: {special} takes 'replay' alone")
+            raise InputError(f"models = {list(asked)}: expected 'replay' alone for {special}")
     if not chosen:
         but = "without discarded or mixed gradients"
         if setting.local is not None or setting.dependence is not None:
             but = f"not {special}"
-        raise InputError(
-            f"method = 'fast' takes only the rule sgd, {but}: expected 'auto' or 'simulate'"
-        )
+        raise InputError(f"method = 'fast': expected 'auto' or 'simulate', or the rule sgd, {but}")
     return chosen
 
 

@@ -258,13 +258,13 @@ def _staleness_of_means(run: Run, dependent: str | None) -> Integers:
     each = run.config.cluster.gradients_per_update or 1
     if len(members) != each * len(run.trace) or members.groupby("update").size().ne(each).any():
         raise InputError(
-            f"{run.path}: {key} = {each}, but some updates have fewer gradients, because workers "
-            "were lost: no model takes that with gradients read at different versions"
+            f"{run.path}: {key} = {each}: expected as many gradients in every update, but workers "
+            "were lost; no model takes that with gradients read at different versions"
         )
     if dependent is None and members["batch_size"].nunique() > 1:
         raise InputError(
-            f"{run.path}: optimizer.batch_schedule with {key} = {each}: no model takes means of "
-            "different batches that were read at different versions"
+            f"{run.path}: optimizer.batch_schedule: expected none with {key} = {each}; no model "
+            "takes means of different batches, read at different versions"
         )
     staleness = staleness_of(members["update"].to_numpy(), members["read_version"].to_numpy())
     return staleness.reshape(-1, each)

@@ -74,7 +74,7 @@ class MeasuredTimes:
 
     def __post_init__(self) -> None:
         if not self.samples or any(len(sample) == 0 for sample in self.samples):
-            raise InputError("samples: a worker has none: expected at least one time for each")
+            raise InputError("samples = []: expected at least one time for each worker")
 
     @property
     def mean(self) -> Array:

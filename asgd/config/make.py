@@ -88,7 +88,7 @@ def make_config(data: Mapping[str, Any] | None = None) -> RunConfig:
     try:
         data = _plain(data or {})
     except RecursionError:
-        raise InputError("configuration: nested too deeply") from None
+        raise InputError("configuration: expected tables in tables, nested less deeply") from None
     refuse_unknown_keys(RunConfig, data)
     refuse_infinite(data)
     if (optimizer := data.get("optimizer", {})).get("local_steps") is not None:
@@ -153,7 +153,7 @@ def _override(data: dict[str, Any], entry: str) -> None:
     for name in names[:-1]:
         table = table.setdefault(name, {})
         if not isinstance(table, dict):
-            raise InputError(f"--set {entry}: {name} is a value, not a table")
+            raise InputError(f"--set {entry}: expected {name} to be a table, not a value")
     table[names[-1]] = value
 
 

@@ -50,7 +50,8 @@ class LinearModel(Problem):
         targets = np.asarray(targets, dtype=float)
         if features.ndim != 2 or targets.ndim != 2 or len(features) != len(targets):
             raise InputError(
-                f"features {features.shape} and targets {targets.shape}: expected (n, m) and (n, C)"
+                f"features.shape = {features.shape}: expected (n, m) with targets of (n, C), "
+                f"not {targets.shape}"
             )
         self.l2 = float(l2)
         self.n_samples, self.n_features = features.shape

@@ -77,8 +77,8 @@ def load_plugin(kind: str, options: Mapping[str, Any], *, tried: bool = False) -
     missing = call_user(where, "problem", lambda: [m for m in _REQUIRED if not hasattr(user, m)])
     if missing:
         raise InputError(
-            f"{where}: {type(user).__name__} has no {', '.join(missing)}; "
-            f"a problem needs {', '.join(_REQUIRED)}"
+            f"{where}: {type(user).__name__} has no {', '.join(missing)}: "
+            f"expected {', '.join(_REQUIRED)}"
         )
     for name in ("dim", "n_samples"):
         value = getattr(user, name)
@@ -299,8 +299,8 @@ class _Trial:
         if not ok or not _agree(lambda: user.gradient(self.points, own), rows, self.rounding):
             raise InputError(
                 f"{self.where}: loss or gradient of points (4, {self.dim}) differs from the points "
-                "one by one; a subclass of Problem is vectorised over leading axes, any other "
-                "class need not be"
+                "one by one: expected a subclass of Problem to be vectorised over leading axes; "
+                "any other class need not be"
             )
 
     def _same_by_row(self, function: Callable[[Array], Any]) -> bool:

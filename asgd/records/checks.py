@@ -255,5 +255,6 @@ def _check_whole(numbers: Mapping[str, Array], place: str, seen: int) -> None:
             row = int(wrong.argmax())
             hint = "; means per step are read by --format metrics" if key == "staleness" else ""
             raise InputError(
-                f"{place}: row {seen + row + 1}: {key} {column[row]:g} is not a whole number{hint}"
+                f"{place}: row {seen + row + 1}: {key} = {column[row]:g}: "
+                f"expected a whole number{hint}"
             )

@@ -139,7 +139,9 @@ def from_frame(
     for key, name in wanted.items():
         if name not in there:
             hint, shown = did_you_mean(name, there), ", ".join(there[:20])
-            raise InputError(f"frame: no column {name} for {key}; {hint}it has {shown}")
+            raise InputError(
+                f"columns.{key} = {name}: {hint}expected a column of the frame: {shown}"
+            )
     _check_enough(wanted, "frame", there)
 
     def read() -> Iterator[tuple[Batch, str]]:
@@ -377,14 +379,14 @@ def _of_series(column: pd.Series[Any], key: str) -> Any:
     try:
         return column.to_numpy(dtype=float, na_value=np.nan)
     except (TypeError, ValueError):
-        raise InputError(f"frame: column {column.name}: {column.dtype}, expected numbers") from None
+        raise InputError(f"frame.{column.name} = {column.dtype}: expected numbers") from None
 
 
 def _check_keys(given: Mapping[str, str], known: Sequence[str]) -> None:
     for key in given:
         if key not in known:
             hint = did_you_mean(key, known)
-            raise InputError(f"columns: {key}: {hint}expected {', '.join(known)}")
+            raise InputError(f"columns.{key}: unknown key; {hint}expected {', '.join(known)}")
 
 
 def _unknown(known: set[str]) -> list[str]:

@@ -201,7 +201,7 @@ class StalenessLog:
                 update = self._current()
                 if read.version > update:
                     raise InputError(
-                        f"read version {read.version}: later than the published version {update}"
+                        f"read.version = {read.version}: expected one published, up to {update}"
                     )
                 line |= {"update": update, "seconds": time.time()}
                 content = (json.dumps(line) + "\n").encode()

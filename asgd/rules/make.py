@@ -34,9 +34,9 @@ def make_rule(config: RunConfig) -> Rule:
     rule = _make(optimizer)
     if rule.reads and mode != "async":
         raise InputError(
-            f"optimizer.rule = {optimizer.rule!r}: asks for what was read: expected cluster.mode = "
-            f'"async", not {mode!r}, whose updates may be means of gradients read at different '
-            "points"
+            f'optimizer.rule = {optimizer.rule!r}: expected cluster.mode = "async", because it '
+            f"asks for what was read, and in mode {mode!r} updates may be means of gradients read "
+            "at different points"
         )
     return rule if optimizer.clip_norm is None else Clipped(rule, optimizer.clip_norm)
 
@@ -55,8 +55,8 @@ def make_local_rule(config: RunConfig) -> Rule | None:
     rule = _make(local, "local_")
     if rule.reads:
         raise InputError(
-            f"optimizer.local_rule = {local.rule!r}: asks for what was read, as it does for stale "
-            "gradients alone: expected optimizer.rule"
+            f"optimizer.local_rule = {local.rule!r}: expected it as optimizer.rule, because it "
+            "asks for what was read, and local gradients are not stale"
         )
     return rule
 

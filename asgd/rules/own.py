@@ -44,7 +44,7 @@ def load_rule(named: str, options: Mapping[str, Any], prefix: str = "") -> Rule:
     check_options(where, f"optimizer.{prefix}options", factory, options)
     user = call_user(where, "rule", lambda: factory(**options))
     if not callable(getattr(user, "update", None)):
-        raise InputError(f"{where}: {type(user).__name__} has no method update")
+        raise InputError(f"{where}: {type(user).__name__} has no method update: expected one")
     rule = OwnRule(user, where)
     trial = _Trial(rule, where)
     trial.check()

@@ -52,8 +52,8 @@ def change_settings(path: Path, entries: Iterable[str], update: int) -> RunConfi
     for key, (_, value) in changes.items():
         if key not in _CHANGEABLE:
             raise InputError(
-                f"--set {key}={value}: cannot change while a run goes on: expected "
-                f"{', '.join(_CHANGEABLE)}"
+                f"--set {key}={value}: expected one of {', '.join(_CHANGEABLE)}, because nothing "
+                "else can change while a run goes on"
             )
     if new.run.updates < update:
         raise InputError(f"run.updates = {new.run.updates}: expected at least the {update} made")

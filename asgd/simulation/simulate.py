@@ -168,8 +168,8 @@ def _check_policy(config: RunConfig) -> None:
         policy = f"discard_above = {cluster.discard_above}"
     if staleness != "server":
         raise InputError(
-            f'simulation.staleness = "{staleness}" goes with no cluster.{policy}, which a server '
-            'decides on: expected simulation.staleness = "server"'
+            f'simulation.staleness = "{staleness}": expected "server", because a server decides on '
+            f"cluster.{policy}"
         )
 
 

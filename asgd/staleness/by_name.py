@@ -41,7 +41,7 @@ def law_from_dict(description: Mapping[str, Any]) -> StalenessLaw:
     try:
         return LAWS[name](**params)
     except TypeError as error:
-        raise InputError(f"law {name!r}: {error}") from None
+        raise InputError(f"law = {name!r}: {error}") from None
 
 
 def named_law(name: str, mean: float) -> StalenessLaw:

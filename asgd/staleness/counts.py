@@ -123,7 +123,7 @@ class ConwayMaxwellPoisson(StalenessLaw):
                 term = np.exp(log_term)
                 return np.asarray(term / term.sum())
             length *= 2
-        raise InputError(f"{self!r} spreads over more than {LONGEST_TABLE} staleness values")
+        raise InputError(f"law = {self!r}: expected at most {LONGEST_TABLE} values of staleness")
 
     def _logpmf(self, k: Array) -> Array:
         from scipy.special import gammaln

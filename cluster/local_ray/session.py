@@ -82,7 +82,7 @@ def _joined(address: str) -> Iterator[None]:
         _exit_on_signals(handlers)
     except (ConnectionError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise InputError(f"--address {address}: no Ray cluster answers there ({reason})") from None
+        raise InputError(f"--address {address}: expected a Ray cluster there ({reason})") from None
     if os.environ.get("RAY_AUTH_MODE") != "token":
         _log.warning(
             "the Ray cluster at %s asks for no token: anyone who reaches it can use it", address
@@ -202,7 +202,7 @@ def check_address(address: str | None) -> None:
         socket.create_connection((host, int(port)), _SECONDS_TO_ANSWER).close()
     except OSError as error:
         reason = error.strerror or error
-        raise InputError(f"--address {address}: nothing answers there ({reason})") from None
+        raise InputError(f"--address {address}: expected a Ray cluster there ({reason})") from None
 
 
 def _restore(environment: dict[str, str], handlers: dict[signal.Signals, Any]) -> None:

@@ -247,10 +247,10 @@ def test_theory_is_refused_for_data_that_differ_by_worker(tmp_path: Path) -> Non
     )
     run = read_runs(run_repeats(config, tmp_path / "run", simulate))[0]
     for call, message in (
-        (lambda: predict(run, models=("sme_law", "replay")), "takes 'replay' alone"),
+        (lambda: predict(run, models=("sme_law", "replay")), "expected 'replay' alone"),
         (
             lambda: predict(run, method="fast"),
-            "method = 'fast' takes only the rule sgd, not data.shards",
+            "method = 'fast': expected 'auto' or 'simulate', or the rule sgd, not data.shards",
         ),
         (lambda: plan(run), "for a plan"),
         (lambda: plan(config), "for a plan"),
@@ -263,9 +263,11 @@ def test_theory_is_refused_for_data_that_differ_by_worker(tmp_path: Path) -> Non
 def test_a_rule_is_replayed_and_nothing_else(tmp_path: Path) -> None:
     config = configure(optimizer={"rule": "momentum"}, run={"repeats": 1})
     runs = read_runs(run_repeats(config, tmp_path / "run", simulate))
-    with pytest.raises(InputError, match="takes 'replay' alone"):
+    with pytest.raises(InputError, match="expected 'replay' alone"):
         predict(runs, models=("sme_law",))
-    with pytest.raises(InputError, match="method = 'fast' takes only the rule sgd"):
+    with pytest.raises(
+        InputError, match="method = 'fast': expected 'auto' or 'simulate', or the rule sgd"
+    ):
         predict(runs, method="fast")
 
 

@@ -144,7 +144,7 @@ def test_laws_do_not_predict_chosen_gradients(tmp_path: Path) -> None:
     assert predict(run, paths=4).models == ["replay"]
     for models in (["sme_law"], ["replay", "sme_sgd"]):
         with pytest.raises(
-            InputError, match=r"discards gradients or mixes .* takes 'replay' alone"
+            InputError, match=r"expected 'replay' alone for .* discards gradients or mixes"
         ):
             predict(run, models=models)
 

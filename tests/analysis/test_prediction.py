@@ -186,7 +186,7 @@ def test_what_is_too_wide_to_compute_is_simulated(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_predicted_is_refused(run: Run, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="model 'sme': expected one of sme_sgd"):
+    with pytest.raises(InputError, match="model = 'sme': expected one of sme_sgd"):
         predict(run, models=("sme",))
     empty = RunWriter.create(tmp_path / "empty", make_config())
     with pytest.raises(InputError, match="no loss evaluation"):

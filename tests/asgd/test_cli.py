@@ -503,9 +503,12 @@ def test_plan_marks_the_fastest_choice(
     assert "Only the first of 2 repeats was used." in printed
     for arguments, part in (
         ((tmp_path / "run",), "wait for nobody"),
-        ((tmp_path / "free", "--set", "run.updates=1"), "--set changes configurations"),
+        (
+            (tmp_path / "free", "--set", "run.updates=1"),
+            "--set run.updates=1: expected a configuration",
+        ),
         ((config, "--workers", "1,,2"), "expected numbers such as 2,4,8"),
-        ((config, "--learning-rate", "-1"), "learning rate = -1.0: expected"),
+        ((config, "--learning-rate", "-1"), "learning_rate = -1.0: expected"),
         ((tmp_path / "nowhere",), "no such file"),
     ):
         status, _, errors = asgd(capsys, "plan", *arguments)

@@ -303,7 +303,7 @@ BROKEN = """
 @pytest.mark.parametrize(
     ("factory", "message"),
     [
-        ("NoLoss", "NoLoss has no loss; a problem needs dim, n_samples, initial_point"),
+        ("NoLoss", "NoLoss has no loss: expected dim, n_samples, initial_point"),
         ("ZeroDim", "dim = 0: expected an integer >= 1"),
         ("WrongStart", r"initial_point\(rng\) has shape \(4,\): expected shape \(3,\)"),
         ("VectorLoss", r"loss\(x\) has shape \(3,\): expected a number"),

@@ -278,13 +278,21 @@ def test_a_line_that_is_being_written_is_no_error(tmp_path: Path) -> None:
 BAD = {
     "nothing there": (None, {}, "no such file or directory"),
     "no columns": ("a,b\n1,2\n", {}, "it has a, b: name yours"),
-    "misspelt": ("lag\n1\n", {"staleness": "lga"}, "no column lga for staleness; did you mean lag"),
-    "unknown key": ("lag\n1\n", {"stale": "lag"}, "stale: did you mean staleness"),
+    "misspelt": ("lag\n1\n", {"staleness": "lga"}, "columns.staleness = lga: did you mean lag"),
+    "unknown key": (
+        "lag\n1\n",
+        {"stale": "lag"},
+        "columns.stale: unknown key; did you mean staleness",
+    ),
     "text": ("lag\none\n", {"staleness": "lag"}, "conversion error"),
-    "a mean": ("lag\n1.5\n", {"staleness": "lag"}, "1.5 is not a whole number; means per step"),
+    "a mean": (
+        "lag\n1.5\n",
+        {"staleness": "lag"},
+        "staleness = 1.5: expected a whole number; means per step",
+    ),
     "empty": ("lag\n", {"staleness": "lag"}, "no row that can be used"),
     "no text": ("", {}, "empty$"),
-    "huge": ("lag\n1e300\n", {"staleness": "lag"}, "is not a whole number"),
+    "huge": ("lag\n1e300\n", {"staleness": "lag"}, "expected a whole number"),
 }
 
 

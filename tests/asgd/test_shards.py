@@ -231,7 +231,7 @@ def test_parts_that_cannot_be_are_refused_with_both_keys():
         ),
         (
             lambda: Shards.of(config_of({"shards": "by_label"}, 2), few),
-            "data.shards = 'by_label' needs labels, but problem.kind",
+            "data.shards = 'by_label': expected a problem with labels",
         ),
     ]
     for call, message in refused:
@@ -243,7 +243,9 @@ def test_parts_that_cannot_be_are_refused_with_both_keys():
 
 def test_least_squares_has_no_classes(tmp_path):
     config = {"problem": {"kind": "least_squares"}, "data": {"shards": "by_label"}}
-    with pytest.raises(InputError, match=r"'by_label' needs labels.*'least_squares'"):
+    with pytest.raises(
+        InputError, match=r"'by_label': expected a problem with labels.*'least_squares'"
+    ):
         simulate(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

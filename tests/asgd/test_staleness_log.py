@@ -220,7 +220,7 @@ def test_bad_arguments_get_one_line(tmp_path: Path) -> None:
         log.published(-1)
     with pytest.raises(asgd.InputError, match=r"version = 1\.5: expected a whole number"):
         log.published(1.5)  # type: ignore[arg-type]
-    with pytest.raises(asgd.InputError, match="read version 3: later than the published version 0"):
+    with pytest.raises(asgd.InputError, match=r"read.version = 3: expected one published, up to 0"):
         log.applied(0, log.read(version=3))
     log.applied(0, log.read(), loss=float("nan"))
     assert os.path.getsize(log.path / "log.jsonl") > 0

@@ -213,7 +213,7 @@ def test_workers_of_a_resumed_run_are_those_of_the_last_change() -> None:
 
 def test_no_worker_is_added_whose_compute_time_is_unknown() -> None:
     team = Team(configure(10, compute_time={"law": "constant", "mean": [0.1, 0.2, 0.3]}))
-    with pytest.raises(InputError, match="removed but not added; expected at most 3"):
+    with pytest.raises(InputError, match="expected at most 3, because compute_time"):
         team.resize(4)
     assert team.resize(1).removed == [1, 2]
 

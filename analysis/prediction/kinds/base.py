@@ -89,7 +89,7 @@ class Model(ABC):
         InputError
             The model has no mean path.
         """
-        raise InputError(f"method = 'fast' has no {self.name}: expected 'auto' or 'simulate'")
+        raise InputError(f"method = 'fast': expected 'auto' or 'simulate' for {self.name}")
 
     def fast_reads(self, setting: RunSetting, seed: int) -> DrawnReads | None:
         """Return drawn reads for the lag noise of `fast`; None if there is none."""
@@ -105,7 +105,7 @@ class Model(ABC):
         """
         law = self.fast_law(setting)
         if not setting.steady:
-            raise InputError("method = 'fast' takes no schedules: expected 'auto' or 'simulate'")
+            raise InputError("method = 'fast': expected 'auto' or 'simulate' with schedules")
         return linear_noise(
             setting.problem,
             float(setting.learning_rate),

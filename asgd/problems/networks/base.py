@@ -255,7 +255,7 @@ def as_arrays(data: Any) -> tuple[npt.NDArray[Any], ...]:
     if len(lengths) != 1 or not min(lengths) or any(a.ndim == 0 for a in arrays):
         shapes = ", ".join(str(tuple(getattr(a, "shape", ()))) for a in arrays) or "none"
         raise InputError(
-            f"data: arrays of shapes {shapes}: expected a tuple of arrays with the samples along "
+            f"data = arrays of shapes {shapes}: expected a tuple of arrays with the samples along "
             "their first axis, as many in each"
         )
     return arrays

@@ -75,7 +75,7 @@ class JaxProblem(Network):
         kinds = {str(jnp.asarray(leaf).dtype) for leaf in jax.tree.leaves(tree)}
         if len(kinds) != 1 or not kinds <= {"float32", "float64"}:
             found = ", ".join(sorted(kinds)) or "no arrays"
-            raise InputError(f"parameters are {found}: expected all float32 or all float64")
+            raise InputError(f"parameters = {found}: expected all float32 or all float64")
         self._tree = tree
         self._start, self._unravel = ravel_pytree(tree)
         self.dim = self._start.size

@@ -116,15 +116,15 @@ class TorchProblem(Network):
         for name, layer in self.module.named_modules():
             if isinstance(layer, _Running) and layer.track_running_stats and not freeze_statistics:
                 raise InputError(
-                    f"module: layer {name!r} ({type(layer).__name__}) keeps running statistics, "
-                    "which are no parameters: use GroupNorm or LayerNorm, or pass "
+                    f"module.{name} = {type(layer).__name__}: expected no layer with running "
+                    "statistics, which are no parameters: use GroupNorm or LayerNorm, or pass "
                     "freeze_statistics=True"
                 )
         self._named = {k: p for k, p in self.module.named_parameters() if p.requires_grad}
         kinds = {p.dtype for p in self._named.values()}
         if len(kinds) != 1 or not kinds <= {torch.float32, torch.float64}:
             found = ", ".join(sorted(str(kind) for kind in kinds)) or "no parameters"
-            raise InputError(f"module has {found}: expected parameters all float32 or all float64")
+            raise InputError(f"module = {found}: expected parameters all float32 or all float64")
         self.module.to(self.device)
         self._flat = torch.cat([p.detach().reshape(-1) for p in self._named.values()])
         self._flat_gradient = torch.zeros_like(self._flat)
@@ -408,7 +408,7 @@ def _as_data(data: Any, like: torch.Tensor) -> _Tensors | _Items:
         data = data.tensors
     if isinstance(data, Dataset):
         if not hasattr(data, "__len__") or not len(data):
-            raise InputError("data: the Dataset has no samples: expected one of known length >= 1")
+            raise InputError("data = Dataset without samples: expected one of known length >= 1")
         return _Items(data, like)
     arrays = as_arrays(data)
     return _Tensors(tuple(_like(torch.as_tensor(array), like) for array in arrays))

@@ -146,4 +146,4 @@ def _number(value: Any, path: Path, row: int) -> float:
     try:
         return float(value)
     except (TypeError, ValueError):
-        raise InputError(f"{path}: row {row}: {value!r:.40} is not a number") from None
+        raise InputError(f"{path}: row {row}: {value!r:.40}: expected a number") from None
