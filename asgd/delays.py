@@ -22,6 +22,10 @@ LAWS = ("none", "constant", "exponential", "gamma", "lognormal")
 class ComputeTime:
     """Compute-time law with one mean per worker.
 
+    >>> times = asgd.ComputeTime("exponential", [1.0, 1.0, 4.0])
+    >>> times.memoryless
+    True
+
     Attributes
     ----------
     law

@@ -52,6 +52,10 @@ def run(
 ) -> Path:
     """Run asynchronous SGD on Ray and return the run directory.
 
+    >>> path = cluster.run({"problem": {"kind": "quadratic"}, "run": {"updates": 100}})
+    >>> len(asgd.read_run(path).trace)
+    100
+
     Parameters
     ----------
     config
@@ -95,6 +99,10 @@ def resume(
     observe: Observe | None = None,
 ) -> Path:
     """Continue an unfinished run from its newest good checkpoint.
+
+    >>> path = cluster.run({"problem": {"kind": "quadratic"}, "run": {"updates": 100}})
+    >>> len(asgd.read_run(cluster.resume(path, changes=["run.updates=150"])).trace)
+    150
 
     Parameters
     ----------

@@ -162,6 +162,10 @@ def asgd_moments(
 ) -> Moments:
     """Return the exact mean and second moment of ASGD at every update.
 
+    >>> moments = analysis.asgd_moments(problem, 0.05, mu=0.75, updates=100)
+    >>> moments.mean.shape, moments.second_moment.shape
+    ((101, 1), (101, 1, 1))
+
     The moments of (A1) with independent geometric staleness; the native scheme (S5) has the same
     (An, Lu, Ying, section 3). `closure="pool"`: the moments of a parameter server with
     P = 1 / (1 - mu) memoryless workers, (P1) (ours).
@@ -214,6 +218,10 @@ def stationary_variance(
     curvature: float, noise_variance: float, learning_rate: float, mu: float
 ) -> StationaryVariance:
     """Return the exact stationary variances of ASGD on f = (curvature / 2) x^2, additive noise.
+
+    >>> rest = analysis.stationary_variance(2.0, 4.0, learning_rate=0.05, mu=0.75)
+    >>> rest.iterate > rest.expected_read
+    True
 
     For independent lags, unlike those of a real server. With h = eta a and T = eta s^2 / 2 (ours):
 

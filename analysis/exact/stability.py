@@ -43,6 +43,9 @@ def max_stable_learning_rate(
 ) -> float:
     """Return the smallest learning rate at which the mean of a mode no longer decays.
 
+    >>> analysis.max_stable_learning_rate(asgd.Geometric(0.75), curvature=2.0)
+    7.0
+
     Single runs need not decay up to this rate: see `analysis.stability_limits`. Boundary locus: on
     the unit circle h = (1 - z)(1 - beta/z) / W(1/z) must be real and positive; at the smallest such
     h the first root leaves the disc. Closed forms over the curvature: geometric

@@ -170,6 +170,10 @@ def sme_replay(
 ) -> Ensemble:
     """Simulate paths that read the same versions as recorded runs did, with Gaussian noise.
 
+    >>> staleness = run.trace["staleness"]
+    >>> analysis.sme_replay(problem, 0.05, staleness, paths=64, seed=0).loss_mean.shape
+    (301,)
+
     Arguments that are not listed are those of `sme_asgd`.
 
     Parameters

@@ -221,6 +221,9 @@ def queue_staleness(
 ) -> StalenessLaw:
     """Return the stationary staleness law of the queue.
 
+    >>> analysis.queue_staleness(asgd.ComputeTime("exponential", [1.0] * 4))
+    Geometric(mu=0.75)
+
     The law is closed for memoryless times without other delays, see `memoryless_law`; otherwise it
     is the histogram of a simulation. Every delay that is not memoryless makes the law deviate from
     the geometric: for a fixed part r of a cycle and a memoryless part of mean c,
@@ -265,6 +268,9 @@ def server_staleness(server: ServerTimes, updates: int = 100_000, seed: int = 0)
 
 def config_staleness(config: Configuration, seed: int = 0) -> StalenessLaw:
     """Return the staleness law of a configured run, before it runs.
+
+    >>> float(analysis.config_staleness({"cluster": {"workers": 4}}).mean())
+    3.0
 
     Parameters
     ----------

@@ -73,6 +73,9 @@ def write_report(
 ) -> Path:
     """Write the report on one or several runs and return its path.
 
+    >>> analysis.write_report(run.path, "page.html").name
+    'page.html'
+
     Parameters
     ----------
     studies

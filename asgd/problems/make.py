@@ -26,6 +26,10 @@ _SCALAR: dict[str, Callable[..., Problem]] = {
 def make_problem(config: Configuration | ProblemConfig, *, tried: bool = False) -> Problem:
     """Return the configured problem.
 
+    >>> problem = asgd.make_problem({"problem": {"kind": "quadratic"}})
+    >>> problem.dim, problem.gradient(np.array([2.0])).shape
+    (1, (1,))
+
     Parameters
     ----------
     config

@@ -57,6 +57,9 @@ _ENDS = {
 class Run:
     """A run directory, opened for reading. Tables are loaded on first use and cached.
 
+    >>> run.state, len(run.trace)
+    ('finished', 300)
+
     Attributes
     ----------
     path

@@ -67,6 +67,10 @@ def simulate_staleness(
 ) -> ServerOrder:
     """Simulate the order of updates without computing gradients.
 
+    >>> times = asgd.ComputeTime("constant", [1.0, 1.0])
+    >>> asgd.simulate_staleness(times, 5, np.random.default_rng(0)).read_version.tolist()
+    [0, 0, 1, 2, 3]
+
     Parameters
     ----------
     compute_time

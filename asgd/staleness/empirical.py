@@ -20,6 +20,9 @@ from asgd.staleness.values import whole_numbers
 class Empirical(StalenessLaw):
     """Measured frequencies with a geometric tail.
 
+    >>> asgd.Empirical([0.5, 0.25, 0.25]).mean()
+    0.75
+
     `probabilities` are P(tau = l) for l < threshold = len(probabilities). The remaining mass is
     that of threshold plus a geometric variable with parameter `tail_mu`.
     """

@@ -22,6 +22,10 @@ _TABLE = 20_000  # for fewer values, `ppf` searches a table instead of bisecting
 class StalenessLaw(ABC):
     """A probability distribution on 0, 1, 2, ...; subclasses are frozen dataclasses.
 
+    >>> law: asgd.StalenessLaw = asgd.Poisson(3.0)
+    >>> law.mean(), law.rvs(10, np.random.default_rng(0)).shape
+    (3.0, (10,))
+
     A subclass defines `_pmf` or `_logpmf`, `_tail`, `_moments` (mean and variance) and `_rvs`. The
     arguments k are whole numbers >= 0 as floats; the result of `_tail(0)` is ignored.
     """

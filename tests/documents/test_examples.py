@@ -12,12 +12,25 @@ import pytest
 
 import analysis
 import asgd
+import cluster
 from tests.support.reports import simulated_run
 
-PACKAGES: dict[str, ModuleType] = {"asgd": asgd, "analysis": analysis}
+PACKAGES: dict[str, ModuleType] = {"asgd": asgd, "analysis": analysis, "cluster": cluster}
 OTHER_FRAMEWORKS = {"TorchProblem", "JaxProblem"}  # imported only where they are needed
 LEAST = {  # what users meet first
-    "asgd": {"make_config", "simulate", "read_run", "Geometric", "StalenessLog", "from_frame"},
+    "asgd": {
+        "ComputeTime",
+        "Geometric",
+        "Run",
+        "StalenessLaw",
+        "StalenessLog",
+        "from_frame",
+        "make_config",
+        "make_problem",
+        "read_run",
+        "simulate",
+        "simulate_staleness",
+    },
     "analysis": {
         "Study",
         "compare",
@@ -29,7 +42,9 @@ LEAST = {  # what users meet first
         "sme_asgd",
         "sme_law",
         "stability_limits",
+        "write_report",
     },
+    "cluster": {"resume", "run"},
 }
 
 
@@ -40,7 +55,11 @@ def with_examples(package: str) -> list[str]:
     return [name for name in public if ">>>" in (getattr(module, name).__doc__ or "")]
 
 
-SHOWN = [(package, name) for package in PACKAGES for name in with_examples(package)]
+SHOWN = [
+    pytest.param(package, name, marks=[pytest.mark.ray] if package == "cluster" else [])
+    for package in PACKAGES
+    for name in with_examples(package)
+]
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +69,7 @@ def names(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
     return {
         "analysis": analysis,
         "asgd": asgd,
+        "cluster": cluster,
         "np": np,
         "run": run,
         "problem": asgd.make_problem(run.config),
@@ -70,7 +90,10 @@ def test_the_example_runs(
     names: dict[str, object],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
 ) -> None:
+    if package == "cluster":
+        request.getfixturevalue("shared_ray")
     monkeypatch.chdir(tmp_path)
     shown = getattr(PACKAGES[package], name)
     found = doctest.DocTestParser().get_doctest(shown.__doc__, dict(names), name, None, None)
