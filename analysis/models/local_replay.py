@@ -15,12 +15,12 @@ from functools import partial
 import numpy as np
 
 from analysis.models.blocks import PathModel
-from analysis.models.descent import Descent, DescentBlock
+from analysis.models.descent import Descent
 from analysis.models.recorded_batches import RecordedBatches, RedrawnBatches
-from analysis.models.replay import Replays
+from analysis.models.replay import Replayed, Replays
 from asgd.arrays import Array, Integers
 from asgd.local_steps import LocalSteps
-from asgd.rules.base import Optimizer, Rule
+from asgd.rules.base import Rule
 from asgd.simulation.replay import Gradients
 
 
@@ -40,11 +40,8 @@ class LocalPushes:
     runs: tuple[Gradients, ...]
 
 
-class LocalReplay(DescentBlock):
-    """A block of paths that make the recorded pushes of one run again.
-
-    Keeps only points that a later push reads.
-    """
+class LocalReplay(Replayed):
+    """A block of paths that make the recorded pushes of one run again."""
 
     def __init__(
         self,
@@ -57,37 +54,31 @@ class LocalReplay(DescentBlock):
         x: Array,
         rng: np.random.Generator,
     ) -> None:
-        super().__init__(descent, x, rng)
+        super().__init__(descent, pushes.read_version, last_read, rule, x, rng)
         self.batches = RedrawnBatches(batches, rng) if batches else None
-        self.local, self.pushes, self.last_read = steps(), pushes, last_read
+        self.local, self.pushes = steps(), pushes
         self.batch_size = (pushes.batch_size / self.local.steps).tolist()  # of each push
-        self.optimizer = Optimizer(rule, x)
-        self.snapshots = {0: x.copy()}
+
+    def versions(self, k: int) -> list[int]:
+        """Return the versions that the pushes of update k read."""
+        rows = slice(*self.pushes.starts[k : k + 2].tolist())
+        read: list[int] = self.read_version[rows].tolist()
+        return read
 
     def step(self, k: int) -> None:
         """Apply update k, the mean of its pushes."""
         pushes = self.pushes
-        rows = range(int(pushes.starts[k]), int(pushes.starts[k + 1]))
-        versions = pushes.read_version[rows.start : rows.stop].tolist()
+        rows = range(*pushes.starts[k : k + 2].tolist())
         total = sum(
             self.local.difference(
                 int(pushes.worker[row]),
                 int(pushes.sequence[row]),
-                self.snapshots[version],
+                start,
                 partial(self._gradient, row),
             )
-            for row, version in zip(rows, versions, strict=True)
+            for row, start in zip(rows, self.read(k), strict=True)
         )
-        mean = np.asarray(total) / np.asarray(len(rows), self.x.dtype)
-        oldest = min(versions)
-        self.optimizer.apply(
-            self.x, mean, self.learning_rate[k], k, k - oldest, self.snapshots[oldest]
-        )
-        for version in set(versions):
-            if self.last_read[version] == k:
-                del self.snapshots[version]
-        if self.last_read[k + 1] >= 0:
-            self.snapshots[k + 1] = self.x.copy()
+        self.use(np.asarray(total) / np.asarray(len(rows), self.x.dtype), k)
 
     def _gradient(self, row: int, step: int, x: Array) -> Array:
         if self.batches is not None:

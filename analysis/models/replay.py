@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import islice
-from typing import Any, TypeVar, Unpack, cast
+from typing import Any, Unpack, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -22,10 +22,8 @@ from asgd.rules.sgd import Sgd
 from asgd.staleness.values import whole_numbers
 from asgd.streams import Seed
 
-Replayed = TypeVar("Replayed")
 
-
-class _Replayed(DescentBlock):
+class Replayed(DescentBlock):
     """The state of paths that read what a run did; keeps only points that a later update reads."""
 
     def __init__(
@@ -42,13 +40,18 @@ class _Replayed(DescentBlock):
         self.read_version, self.last_read = read_version, last_read
         self.snapshots = {0: x.copy()}
 
+    def versions(self, k: int) -> list[int]:
+        """Return the versions that update k reads."""
+        read: list[int] = self.read_version[k].tolist()
+        return read
+
     def read(self, k: int) -> list[Array]:
         """Return the points at the versions that update k reads."""
-        return [self.snapshots[version] for version in self.read_version[k].tolist()]
+        return [self.snapshots[version] for version in self.versions(k)]
 
     def use(self, gradient: Array, k: int) -> None:
         """Apply the gradient of update k, shape (paths, d)."""
-        versions = self.read_version[k].tolist()
+        versions = self.versions(k)
         oldest = min(versions)
         read = self.snapshots[oldest]
         for version in set(versions):
@@ -59,7 +62,7 @@ class _Replayed(DescentBlock):
             self.snapshots[k + 1] = self.x.copy()
 
 
-class Replay(_Replayed, SampledDescent):
+class Replay(Replayed, SampledDescent):
     """A block of paths of x_{k+1} = x_k - eta (grad f(x_{k - tau_k}) + xi_k), xi_k ~ N(0, S/b).
 
     The noise may be that of a mini-batch (`sampled_gradient`). An update with several reads takes
@@ -80,7 +83,7 @@ class Replay(_Replayed, SampledDescent):
         self.use(sample, k)
 
 
-class RedrawnReplay(_Replayed):
+class RedrawnReplay(Replayed):
     """A block of paths as of `Replay`, with `batches` drawn as in the run."""
 
     def __init__(
@@ -104,6 +107,8 @@ class RedrawnReplay(_Replayed):
 class Replays(DescentBlock):
     """A block of paths divided among several recorded runs; each path replays one."""
 
+    replays: list[Any]
+
     def __init__(
         self,
         descent: Descent,
@@ -112,7 +117,10 @@ class Replays(DescentBlock):
         rng: np.random.Generator,
     ) -> None:
         super().__init__(descent, x, rng)
-        self.replays = _divided(makers, x, rng)
+        # Blocks are small, so chance decides which runs get one path more.
+        chosen = rng.permutation(len(makers))
+        parts = zip(chosen, np.array_split(x, len(makers)), strict=True)
+        self.replays = [makers[i](part, rng) for i, part in parts if len(part)]
 
     def step(self, k: int) -> None:
         """Apply update k of every run."""
@@ -120,18 +128,10 @@ class Replays(DescentBlock):
             replay.step(k)
 
 
-class SampledReplays(SampledDescent):
+class SampledReplays(SampledDescent, Replays):
     """A block as of `Replays` whose replays sample."""
 
-    def __init__(
-        self,
-        descent: Descent,
-        makers: Sequence[Callable[[Array, np.random.Generator], Replay]],
-        x: Array,
-        rng: np.random.Generator,
-    ) -> None:
-        super().__init__(descent, x, rng)
-        self.replays = _divided(makers, x, rng)
+    replays: list[Replay]
 
     def read(self, k: int) -> list[Array]:
         """Return the points of every replay, one after another."""
@@ -141,18 +141,6 @@ class SampledReplays(SampledDescent):
         """Apply to every replay its own gradients."""
         for replay in self.replays:
             replay.apply(islice(gradients, replay.read_version.shape[1]), k)
-
-
-def _divided(
-    makers: Sequence[Callable[[Array, np.random.Generator], Replayed]],
-    x: Array,
-    rng: np.random.Generator,
-) -> list[Replayed]:
-    """Return the blocks of several recorded runs, which share the paths that start at x evenly."""
-    # Blocks are small, so chance decides which runs get one path more.
-    chosen = rng.permutation(len(makers))
-    parts = np.array_split(x, len(makers))
-    return [makers[i](part, rng) for i, part in zip(chosen, parts, strict=True) if len(part)]
 
 
 def sme_replay(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from asgd.arrays import Array
-from asgd.rules.base import Rule, alike
+from asgd.rules.base import Rule
 from asgd.rules.loops import adam_loop
 
 
@@ -37,12 +37,13 @@ class Adam(Rule):
     state = ("first_moment", "second_moment")
     scratch = 1
     additive = True
+    loop = adam_loop
 
     def kept(self, eta: float) -> float:
         """Return the share of x that is kept before the step."""
         return 1.0
 
-    def _factors(self, eta: float, count: int) -> tuple[float, float]:
+    def _of_state(self, eta: float, count: int) -> tuple[float, float]:
         """Return the epsilon and the learning rate that belong to the state."""
         scale = math.sqrt((1 - self.beta2 ** (count + 1)) / (1 - self.beta2))
         rate = eta * scale * (1 - self.beta1) / (1 - self.beta1 ** (count + 1))
@@ -64,7 +65,7 @@ class Adam(Rule):
         first += gradient
         second *= self.beta2
         second += np.multiply(gradient, gradient, out=step)
-        epsilon, rate = self._factors(eta, count)
+        epsilon, rate = self._of_state(eta, count)
         np.sqrt(second, out=step)
         step += epsilon
         np.divide(first, step, out=step)
@@ -74,23 +75,9 @@ class Adam(Rule):
             x *= kept
         x -= step
 
-    def update_long(
-        self,
-        x: Array,
-        gradient: Array,
-        state: Sequence[Array],
-        eta: float,
-        count: int,
-        staleness: int | Array,
-        read: Array | None = None,
-    ) -> None:
-        """Do what `update` does, by a compiled loop."""
-        first, second, _ = state
-        if not alike(x, gradient, first, second):
-            super().update_long(x, gradient, state, eta, count, staleness, read)
-            return
-        factors = self.beta1, self.beta2, *self._factors(eta, count), self.kept(eta)
-        adam_loop(x, gradient, first, second, *factors)
+    def factors(self, eta: float, count: int, staleness: int | Array) -> tuple[float, ...]:
+        """Return both betas, what belongs to the state, and the share of x that is kept."""
+        return self.beta1, self.beta2, *self._of_state(eta, count), self.kept(eta)
 
 
 @dataclass(frozen=True)

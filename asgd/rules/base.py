@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import zip_longest
+from typing import ClassVar
 
 import numpy as np
 
@@ -33,6 +34,9 @@ class Rule(ABC):
         Whether it treats every entry alike, so that it can be applied to a part of the vectors.
     additive
         Whether its step does not depend on x, so that steps can be summed apart from x.
+    loop
+        A compiled loop that does what `update` does, to the last bit, if the rule has one. It takes
+        x, the gradient, what was read if the rule asks for it, the state, and the `factors`.
     """
 
     state: tuple[str, ...] = ()
@@ -40,6 +44,7 @@ class Rule(ABC):
     reads: bool = False
     blockwise: bool = True
     additive: bool = False
+    loop: ClassVar[Callable[..., None] | None] = None
 
     def init(self, x: Array) -> State:
         """Return the state before the first update, for parameters x."""
@@ -76,6 +81,10 @@ class Rule(ABC):
             The parameters at which the gradient was computed, of the shape of x, if it `reads`.
         """
 
+    def factors(self, eta: float, count: int, staleness: int | Array) -> tuple[float, ...]:
+        """Return the numbers that the compiled loop takes."""
+        return ()
+
     def update_long(
         self,
         x: Array,
@@ -88,9 +97,13 @@ class Rule(ABC):
     ) -> None:
         """Do what `update` does, to the last bit, to a vector longer than `BLOCK`.
 
-        By blocks that stay in the cache; a rule may have a compiled loop in place of this.
+        By the compiled loop, or by blocks that stay in the cache.
         """
         arrays, scratch = state[: len(self.state)], state[len(self.state) :]
+        vectors = [x, gradient, *([] if read is None else [read]), *arrays]
+        if self.loop is not None and alike(*vectors):
+            self.loop(*vectors, *self.factors(eta, count, staleness))
+            return
         for start in range(0, len(x), BLOCK):
             block = slice(start, start + BLOCK)
             part = x[block]
@@ -116,11 +129,11 @@ class Optimizer:
         self.state = rule.init(x)
         like = x[..., :BLOCK] if rule.blockwise and x.ndim == 1 else x
         self._arrays = (*self.state, *(np.empty_like(like) for _ in range(rule.scratch)))
-        if len(like) < len(x) and type(rule).update_long is not Rule.update_long:
+        if len(like) < len(x) and rule.loop is not None:
             # Compile its loop now, not in the first update.
             one = np.zeros(1, x.dtype)
             arrays = tuple(one.copy() for _ in self._arrays)
-            rule.update_long(one.copy(), one, arrays, 0.0, 0, 0, one)
+            rule.update_long(one.copy(), one, arrays, 0.0, 0, 0, one if rule.reads else None)
 
     def apply(
         self,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from asgd.arrays import Array
-from asgd.rules.base import Rule, alike
+from asgd.rules.base import Rule
 from asgd.rules.loops import delay_compensated_loop
 
 
@@ -30,6 +30,7 @@ class DelayCompensated(Rule):
 
     scratch = 1
     reads = True
+    loop = delay_compensated_loop
 
     def update(
         self,
@@ -52,19 +53,6 @@ class DelayCompensated(Rule):
         step *= eta
         x -= step
 
-    def update_long(
-        self,
-        x: Array,
-        gradient: Array,
-        state: Sequence[Array],
-        eta: float,
-        count: int,
-        staleness: int | Array,
-        read: Array | None = None,
-    ) -> None:
-        """Do what `update` does, by a compiled loop."""
-        assert read is not None
-        if not alike(x, gradient, read):
-            super().update_long(x, gradient, state, eta, count, staleness, read)
-            return
-        delay_compensated_loop(x, gradient, read, eta, self.compensation)
+    def factors(self, eta: float, count: int, staleness: int | Array) -> tuple[float, ...]:
+        """Return eta and lambda."""
+        return eta, self.compensation

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from asgd.arrays import Array
-from asgd.rules.base import Rule, alike
+from asgd.rules.base import Rule
 from asgd.rules.loops import heavy_ball_loop
 
 
@@ -29,6 +29,7 @@ class HeavyBall(Rule):
     state = ("velocity",)
     scratch = 1
     additive = True
+    loop = heavy_ball_loop
 
     def update(
         self,
@@ -46,18 +47,6 @@ class HeavyBall(Rule):
         velocity += np.multiply(gradient, eta, out=step)
         x -= velocity
 
-    def update_long(
-        self,
-        x: Array,
-        gradient: Array,
-        state: Sequence[Array],
-        eta: float,
-        count: int,
-        staleness: int | Array,
-        read: Array | None = None,
-    ) -> None:
-        """Do what `update` does, by a compiled loop."""
-        if not alike(x, gradient, state[0]):
-            super().update_long(x, gradient, state, eta, count, staleness, read)
-            return
-        heavy_ball_loop(x, gradient, state[0], eta, float(self.momentum))
+    def factors(self, eta: float, count: int, staleness: int | Array) -> tuple[float, ...]:
+        """Return eta and beta."""
+        return eta, float(self.momentum)

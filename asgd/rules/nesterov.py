@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from asgd.arrays import Array
-from asgd.rules.base import Rule, alike
+from asgd.rules.base import Rule
 from asgd.rules.loops import nesterov_loop
 
 
@@ -30,6 +30,7 @@ class Nesterov(Rule):
     state = ("velocity",)
     scratch = 2
     additive = True
+    loop = nesterov_loop
 
     def update(
         self,
@@ -48,18 +49,6 @@ class Nesterov(Rule):
         step += np.multiply(velocity, self.momentum, out=ahead)
         x -= step
 
-    def update_long(
-        self,
-        x: Array,
-        gradient: Array,
-        state: Sequence[Array],
-        eta: float,
-        count: int,
-        staleness: int | Array,
-        read: Array | None = None,
-    ) -> None:
-        """Do what `update` does, by a compiled loop."""
-        if not alike(x, gradient, state[0]):
-            super().update_long(x, gradient, state, eta, count, staleness, read)
-            return
-        nesterov_loop(x, gradient, state[0], eta, self.momentum)
+    def factors(self, eta: float, count: int, staleness: int | Array) -> tuple[float, ...]:
+        """Return eta and beta."""
+        return eta, self.momentum

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from asgd.arrays import Array
-from asgd.rules.base import Rule, alike
+from asgd.rules.base import Rule
 from asgd.rules.loops import rmsprop_loop
 
 
@@ -33,6 +33,7 @@ class RmsProp(Rule):
     state = ("second_moment",)
     scratch = 1
     additive = True
+    loop = rmsprop_loop
 
     @property
     def _scale(self) -> float:
@@ -60,20 +61,6 @@ class RmsProp(Rule):
         step *= eta * scale
         x -= step
 
-    def update_long(
-        self,
-        x: Array,
-        gradient: Array,
-        state: Sequence[Array],
-        eta: float,
-        count: int,
-        staleness: int | Array,
-        read: Array | None = None,
-    ) -> None:
-        """Do what `update` does, by a compiled loop."""
-        if not alike(x, gradient, state[0]):
-            super().update_long(x, gradient, state, eta, count, staleness, read)
-            return
-        scale = self._scale
-        epsilon, rate = self.epsilon * scale, eta * scale
-        rmsprop_loop(x, gradient, state[0], self.beta2, epsilon, rate)
+    def factors(self, eta: float, count: int, staleness: int | Array) -> tuple[float, ...]:
+        """Return beta2, and the epsilon and the learning rate that belong to the state."""
+        return self.beta2, self.epsilon * self._scale, eta * self._scale

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from asgd.arrays import Array
-from asgd.rules.base import Rule, alike
+from asgd.rules.base import Rule
 from asgd.rules.loops import sgd_loop
 
 
@@ -16,6 +16,7 @@ class Sgd(Rule):
 
     scratch = 1
     additive = True
+    loop = sgd_loop
 
     def rate(self, eta: float, staleness: int | Array) -> float | Array:
         """Return the learning rate of a gradient; a number, or one per path, shape (paths, 1)."""
@@ -34,18 +35,6 @@ class Sgd(Rule):
         """Apply a gradient to x, in place."""
         x -= np.multiply(gradient, self.rate(eta, staleness), out=state[0])
 
-    def update_long(
-        self,
-        x: Array,
-        gradient: Array,
-        state: Sequence[Array],
-        eta: float,
-        count: int,
-        staleness: int | Array,
-        read: Array | None = None,
-    ) -> None:
-        """Do what `update` does, by a compiled loop."""
-        if not alike(x, gradient):
-            super().update_long(x, gradient, state, eta, count, staleness, read)
-            return
-        sgd_loop(x, gradient, float(self.rate(eta, staleness)))
+    def factors(self, eta: float, count: int, staleness: int | Array) -> tuple[float, ...]:
+        """Return the learning rate."""
+        return (float(self.rate(eta, staleness)),)
