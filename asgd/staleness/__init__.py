@@ -5,6 +5,6 @@ applying its gradient: `staleness = update - read_version >= 0`, where `update` 
 applied before this one.
 
 A law is a probability distribution of staleness on 0, 1, 2, ... with the methods of a scipy
-distribution: `pmf`, `cdf`, `mean`, `var`, `rvs`. Laws are frozen, comparable and serialisable
-(`to_dict`, `by_name.law_from_dict`).
+distribution: `pmf`, `cdf`, `mean`, `var`, `rvs`. Laws are frozen and comparable; `to_dict`
+describes one for JSON.
 """

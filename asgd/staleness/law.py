@@ -150,7 +150,7 @@ class StalenessLaw(ABC):
         return np.minimum(np.where(beyond, 1.0, self.pmf(l) / np.where(beyond, 1.0, tail)), 1.0)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return a description for `law_from_dict` that JSON can store."""
+        """Return the name and the parameters of the law, for JSON."""
         params = {k: list(v) if isinstance(v, tuple) else v for k, v in self.params.items()}
         return {"law": self.name, **params}
 

@@ -21,11 +21,11 @@ from asgd.errors import InputError, UnreliableEstimateError
 from asgd.rundir.columns import TRACE_COLUMNS
 from asgd.rundir.reader import read_run
 from asgd.rundir.writer import RunWriter
-from asgd.staleness.by_name import law_from_dict
 from asgd.staleness.counts import ConwayMaxwellPoisson, NegativeBinomial, Poisson
 from asgd.staleness.empirical import Empirical
 from asgd.staleness.geometric import ConstantPlusGeometric, Geometric, GeometricMixture
 from asgd.staleness.law import StalenessLaw
+from tests.support.laws import law_of
 
 LAWS = [
     Geometric(0.875),
@@ -446,7 +446,7 @@ def test_table_has_every_law_best_first(fit: StalenessFit) -> None:
 
 def test_stored_profile_gives_the_law_back(fit: StalenessFit) -> None:
     stored = json.loads(json.dumps(fit.to_dict(), allow_nan=False))
-    assert law_from_dict(stored["law"]) == fit.recommended
+    assert law_of(stored["law"]) == fit.recommended
     low, high = stored["laws"]["geometric"]["confidence_interval"]["mu"]
     assert low <= stored["mu"] <= high
 

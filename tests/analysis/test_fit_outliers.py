@@ -22,10 +22,10 @@ from analysis.profile.repeats import fit_runs
 from analysis.profile.stragglers import stragglers
 from asgd.config.make import make_config
 from asgd.errors import InputError, UnreliableEstimateError
-from asgd.staleness.by_name import LAWS
 from asgd.staleness.counts import NegativeBinomial, Poisson
 from asgd.staleness.geometric import Geometric, GeometricMixture
 from tests.analysis.test_fit import autoregressive_geometric, scheduled_server
+from tests.support.laws import LAWS
 
 WORKERS, UPDATES = 8, 6000
 
