@@ -395,6 +395,6 @@ def test_keys_of_a_rule_have_defaults_and_reach_it() -> None:
 def test_what_was_read_is_one_point_in_mode_async_alone(mode: str) -> None:
     config = make_config({"optimizer": {"rule": "delay_compensated"}, "cluster": {"mode": mode}})
     with pytest.raises(
-        InputError, match=rf"optimizer.rule = .*cluster.mode = \"async\", not '{mode}'"
+        InputError, match=rf"optimizer.rule = .*: expected cluster.mode = \"async\".* '{mode}'"
     ):
         make_rule(config)
