@@ -24,8 +24,8 @@ def not_finite(gradient: Array) -> str:
 def remedy(update: int) -> str:
     """Return advice for a gradient that is not finite after `update` updates."""
     if update == 0:  # the learning rate cannot be the cause
-        return "this is at the initial point: look for NaN or too large numbers in the data"
-    return "lower optimizer.learning_rate, or look for a mistake in the problem's gradient"
+        return "this is at the initial point: check the data for NaN or very large numbers"
+    return "lower optimizer.learning_rate, or check the problem's gradient"
 
 
 def check_divergence(config: RunConfig, first: float, latest: float, update: int) -> None:

@@ -121,7 +121,7 @@ class Handout:
         return [PartState(end, sorted(one)) for end, one in zip(self._end, found, strict=True)]
 
     def restore(self, state: Sequence[PartState]) -> None:
-        """Go on from a state; what was open is handed out first."""
+        """Continue from a state; what was open is handed out first."""
         for part, one in enumerate(state):
             self._end[part], self._back[part] = one.end, sorted(one.open)
 

@@ -90,7 +90,7 @@ def _from_safetensors(path: Path) -> dict[str, Array]:
 def _pt(arrays: Mapping[str, Array], metadata: dict[str, str]) -> bytes:
     torch = _library("torch", ".[torch]")
     state: Any = OrderedDict((n, torch.from_numpy(np.array(a))) for n, a in arrays.items())
-    state._metadata = {"asgd": metadata}  # where PyTorch keeps what is no tensor
+    state._metadata = {"asgd": metadata}  # where PyTorch keeps everything that is not a tensor
     content = io.BytesIO()
     torch.save(state, content)
     return content.getvalue()

@@ -3,9 +3,8 @@
 The workers at the start divide the samples, each into a part of n/P samples, rounded up for the
 first parts. Together the parts hold every sample once, so a team of equal speed still descends on
 f, whatever the parts are. A part belongs to the number of a worker: worker w has part w mod P. A
-worker that is started again after its death has its part again, and a worker that is added while
-the run goes on shares the part of another one (see `cluster.team`). Nobody draws the samples of a
-part whose workers were all removed.
+worker that is restarted keeps its part, and an added worker shares the part of another one (see
+`cluster.team`). Samples of a part without workers are no longer drawn.
 
 The parts depend on the seed of the run alone, so all workers, a simulation and a replay agree.
 """

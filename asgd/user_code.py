@@ -99,7 +99,7 @@ def _is_installed(module: ModuleType) -> bool:
 
 
 def call_user(where: str, name: str, code: Callable[[], Any]) -> Any:
-    """Call code of the user; what it raises becomes an InputError that says where."""
+    """Call the user's code; turn an exception into an InputError with its place."""
     try:
         return code()
     except (Exception, SystemExit) as error:

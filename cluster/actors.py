@@ -349,7 +349,7 @@ class RecorderActor:
 
     @ray.method(concurrency_group=ASIDE)
     def hurry(self) -> None:
-        """Give up a loss that takes long, and all that follow."""
+        """Give up a slow loss and all later ones."""
         if self._recorder is not None:
             self._recorder.hurry()
 

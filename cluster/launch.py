@@ -168,7 +168,7 @@ class _Launcher:
             raise InputError(f"{path}: a simulated run; only real runs can be resumed")
         if found.state == "finished" and not changes:
             raise InputError(
-                f"{path}: the run is finished; more updates (--set run.updates=N) make it go on"
+                f"{path}: the run is finished; --set run.updates=N asks for more updates"
             )
         problem = self._checked_problem(found.config)
         check_problem(found, problem, "resume", force=force)

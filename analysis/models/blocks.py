@@ -57,7 +57,7 @@ class SampledBlock(Block, Protocol):
         """Return the samples of one mini-batch for each of the points, shape (paths, b)."""
 
     def apply(self, gradients: Iterator[Array], k: int) -> None:
-        """Apply update k, of whose points the gradients are, each of shape (paths, d)."""
+        """Apply update k from the gradients at its points, each of shape (paths, d)."""
 
 
 class BlockMaker(Protocol):

@@ -77,8 +77,8 @@ def moments(x: Array, loss: Array) -> tuple[float, float, float, float]:
 def choose(ages: Integers, hazard: Array, uniform: Array, slot: Integers) -> None:
     """Choose snapshots of each path with probability proportional to the hazard of their age.
 
-    ages (paths, P), which go on in place, hazard (P, L), uniform numbers in [0, 1) (updates, paths)
-    and the choices (paths, updates). If all hazards are zero, choose the oldest.
+    ages (paths, P), which are updated in place, hazard (P, L), uniform numbers in [0, 1) (updates,
+    paths) and the choices (paths, updates). If all hazards are zero, choose the oldest.
     """
     workers, last = hazard.shape[0], hazard.shape[1] - 1
     below = np.empty(workers)
@@ -127,7 +127,7 @@ def first_due(due: Array, quantiles: Array, levels: Array, uniform: Array, slot:
 def tally(ages: Integers, slot: Integers, used: Array, visited: Array) -> None:
     """Count used snapshots and all snapshots by worker and age, shape (P, L) each.
 
-    ages (paths, P) before the first of the choices, (paths, updates); they go on in place.
+    ages (paths, P) before the first of the choices, (paths, updates); they are updated in place.
     """
     last = used.shape[1] - 1
     for path in range(len(ages)):
@@ -226,9 +226,9 @@ def serve(
     """Serve the pushes of each path in order of arrival, on a tie the one that read first.
 
     heap (workers, the next one first), arrival and since (the update after which each snapshot was
-    read), (paths, P), and now, the time until which the server is busy (paths,), go on in place. A
-    number drawn, (updates, paths), becomes the next seconds of worker i by `TimeTable`: times,
-    begin and size. slot (paths, updates) receives the workers served.
+    read), (paths, P), and now, the time until which the server is busy (paths,), are updated in
+    place. A number drawn, (updates, paths), becomes the next seconds of worker i by `TimeTable`:
+    times, begin and size. slot (paths, updates) receives the workers served.
     """
     workers = arrival.shape[1]
     for path in range(len(arrival)):
@@ -264,7 +264,7 @@ def serve(
 def use_ranks(order: Integers, rank: Integers, slot: Integers) -> None:
     """Choose the snapshots at ranks by age, 0 for the newest; each becomes the newest.
 
-    order (paths, P), newest first, goes on in place; ranks and choices (paths, updates).
+    order (paths, P), newest first, is updated in place; ranks and choices (paths, updates).
     """
     for path in range(len(order)):
         for k in range(rank.shape[1]):

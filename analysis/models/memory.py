@@ -50,7 +50,7 @@ def blocks_in_flight(threads: int) -> int:
 
 @dataclass(frozen=True)
 class Footprint:
-    """What determines the memory of an ensemble, or of several that advance together.
+    """The sizes that determine the memory of ensembles that advance together.
 
     Attributes
     ----------

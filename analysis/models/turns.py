@@ -41,7 +41,7 @@ class Turns:
         self.uniform = self.length == 1 and bool(np.all(hazard == hazard[0]))
         self._hazard = np.array(hazard, order="C")
         self._path = np.arange(paths)
-        # All workers start together, and nobody pushes before a push is due: start at the first
+        # All workers start together, and none pushes before a push is due: start at the first
         # age at which the pool makes one update per step.
         due = hazard.sum(axis=0) >= 1
         start = int(np.argmax(due)) if due.any() else self.length - 1

@@ -216,8 +216,8 @@ class MeasuredPace:
         free = (cluster.mode, cluster.schedule) == ("async", "free")
         if not free or closure_of(run) == "iid":
             raise InputError(
-                f"{run.path}: a plan takes the cycles of workers that wait for nobody; take "
-                f"{run.path / 'config.json'} to plan from its configuration"
+                f"{run.path}: expected a run without workers that wait for each other; to plan "
+                f"from its configuration, take {run.path / 'config.json'}"
             )
         return cls(run, measured_cycles(run), cost or GradientCost.of_run(run))
 

@@ -214,7 +214,7 @@ def plan(
     ------
     InputError
         A value is invalid, the start is flat, the source is a run whose workers wait, its batches
-        are no independent draws, or a few paths of each choice take longer than `seconds`.
+        are not independent draws, or a few paths of each choice take longer than `seconds`.
     """
     if isinstance(source, str | Path) and Path(source).is_dir():
         source = read_run(source)

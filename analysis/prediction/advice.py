@@ -122,6 +122,6 @@ def advised(error: DivergedError) -> str:
 
 
 def why_not_predicted(error: AsgdError, runs: Sequence[Run]) -> str:
-    """Return why there is no prediction of runs, with advice if one of them diverged."""
+    """Return why runs have no prediction, with advice if one of them diverged."""
     advice = [advice_on_divergence(run) for run in runs if diverged(run)]
     return "; ".join([str(error), *(text for text in advice[:1] if text)])

@@ -11,7 +11,7 @@ _MEASURED = 2.0  # seconds of which the pace is taken
 class Forecast:
     """Announces the duration of long work, once.
 
-    The first report is no part of the pace, because the first calls may compile code.
+    The first report is not part of the pace, because the first calls may compile code.
 
     Parameters
     ----------

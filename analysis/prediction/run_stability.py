@@ -3,10 +3,10 @@
 These are the three limits of `analysis.exact.limits` for the run's turns and rule, over the leading
 curvature of the Hessian, at the start of the run and at the end of its prediction. Gradient noise
 that grows with the distance from the minimum lowers the limits, and so do other modes through it;
-this is not included, but a run of which predicted paths diverge is never called stable. Clipped
+this is not included, but a run with predicted paths that diverge is never called stable. Clipped
 gradients count as unclipped: a clipped run above its limit oscillates. Under a schedule the largest
 learning rate counts. Rules that the limits do not cover get none, and neither do local steps and
-batches that are no independent draws from all samples.
+batches that are not independent draws from all samples.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class PointStability:
     covered
         Whether the limits cover the run's rule and data.
     dependence
-        The key by which batches are no independent draws from all samples, as limits assume; None
+        The key by which batches are not independent draws from all samples, as limits assume; None
         if they are.
     """
 

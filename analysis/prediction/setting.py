@@ -74,7 +74,7 @@ class Setting:
         Whether the server discarded gradients, or took means of some that were read at different
         versions: then neither law nor turns describe its updates, and only a replay is a model.
     dependence
-        The key by which batches are no independent draws from all samples, None if they are.
+        The key by which batches are not independent draws from all samples, None if they are.
     """
 
     problem: Problem
@@ -136,7 +136,7 @@ class RunSetting(Setting):
     synchronous
         Whether every update is the mean of all workers' gradients; batch_size is then their total.
     batches
-        The batches of each run, if they are no independent draws from all samples.
+        The batches of each run, if they are not independent draws from all samples.
     """
 
     staleness: tuple[Integers, ...]
@@ -217,7 +217,7 @@ def last_update(run: Run) -> int:
 
 
 def rule_of(config: RunConfig) -> Rule | None:
-    """Return the update rule, None for plain SGD on gradients, of which the theory is."""
+    """Return the update rule; None for plain SGD on gradients, which the theory describes."""
     optimizer = config.optimizer
     plain = optimizer.rule == "sgd" and optimizer.clip_norm is None
     return None if plain and optimizer.local_steps is None else make_rule(config)

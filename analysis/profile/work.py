@@ -1,4 +1,4 @@
-"""Whose work went into the updates of a run, whose was discarded, and whose samples count less.
+"""Which workers' gradients made the updates, were discarded, or have samples that count less.
 
 A worker's share of the applied gradients is smaller than an even one for two reasons: it delivers
 less often, and more of what it delivers is discarded. The two factors multiply.
@@ -61,7 +61,7 @@ def has_bias(run: Run) -> bool:
 
 
 def bias_in_words(work: pd.DataFrame) -> str:
-    """Return what was discarded of whom, and who is under-represented by which factor."""
+    """Return the discarded share of each worker, and which workers are under-represented."""
     worker, discarded = work["worker"].to_numpy(), int(work["discarded"].sum())
     total, share = discarded + int(work["applied"].sum()), work["discarded_share"].to_numpy()
     text = "No gradient was discarded."

@@ -275,7 +275,7 @@ def _how_well(comparison: Comparison) -> str:
 def _stability(
     table: pd.DataFrame, margins: Sequence[float], verdicts: Sequence[Verdict | None]
 ) -> str:
-    """Return which runs are above which limit, and how far each is from that of the mean square."""
+    """Return the runs above each limit, and how far each run is from the mean-square limit."""
     found = []
     for verdict, what in _ABOVE.items():
         names = [

@@ -92,7 +92,7 @@ def how_well(prediction: Prediction, score: Score) -> str:
 
 
 def closest_models(errors: Mapping[str, float], scatter: float | None) -> list[str]:
-    """Return the models whose errors are alike the smallest, without replays, in their order."""
+    """Return the models with the smallest errors, alike ones included, without replays."""
     competing = without_replays(errors) or list(errors)
     best = min(competing, key=lambda name: errors[name])
     # Scatter can swap the order of two errors that differ by less.

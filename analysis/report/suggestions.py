@@ -85,7 +85,7 @@ def about_loss(
         advice.append(
             f"No model comes closer than {percent(best.relative_error)}, and the run is inside "
             f"the 90 % band only {percent(best.coverage)} of the time: do not rely on a "
-            "prediction; look for the cause in the drift of staleness and in the events."
+            "prediction; the drift of staleness and the events may show the cause."
         )
     elif cost is not None and abs(cost) < _SLIGHT:
         afford = (
@@ -135,7 +135,7 @@ def about_workers(workers: pd.DataFrame, events: pd.DataFrame) -> list[str]:
     if len(events):
         counts = events["event"].value_counts()
         listed = ", ".join(f"{str(kind).replace('_', ' ')} ({n})" for kind, n in counts.items())
-        advice.append(f"Look at the events: {listed}.")
+        advice.append(f"Check the events: {listed}.")
     return advice
 
 

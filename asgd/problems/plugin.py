@@ -322,7 +322,7 @@ class _Trial:
         if not np.issubdtype(value.dtype, np.floating):
             raise InputError(f"{where} is of type {value.dtype}: expected floats")
         if np.any(np.isnan(value)):
-            raise InputError(f"{where} is NaN at the initial point: look for NaN in the data")
+            raise InputError(f"{where} is NaN at the initial point: check the data for NaN")
         if not np.all(np.isfinite(value)):
             raise InputError(f"{where} is not finite at the initial point")
         if shape and not np.all(np.isfinite(converted(value, self.dtype))):

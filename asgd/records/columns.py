@@ -76,7 +76,7 @@ class About(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     unit
         What staleness counts: updates, versions (publications of parameters) or steps.
     rows
-        The table: "items", or "steps" of which only means are known.
+        The table: "items", or "steps" if only means are known.
     columns
         The columns that were read, by our names.
     workers

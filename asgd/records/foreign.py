@@ -64,7 +64,7 @@ Batch = dict[str, Array | Names]
 
 
 def kind_of(path: Path) -> str:
-    """Return the suffix of a file that tells its format, without that of a compression."""
+    """Return the suffix of a file without that of its compression."""
     name = Path(path.stem) if path.suffix in COMPRESSED else path
     return name.suffix.lower()
 

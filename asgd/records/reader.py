@@ -62,7 +62,7 @@ class Record:
 
     @property
     def steps(self) -> pd.DataFrame:
-        """One row per step of which only means are known; empty if the items are.
+        """One row per step, with means only; empty if the items are.
 
         Columns: `step`; `mean`, `max` and `min` of the staleness; `items`; `loss`; `session`.
         Missing numbers are nan.

@@ -114,7 +114,7 @@ class Rule(ABC):
 
 
 class Optimizer:
-    """A rule at work on one vector or on paths: it keeps the state, and memory for every update.
+    """A rule applied to one vector or to paths: it keeps the state, and memory for every update.
 
     Parameters
     ----------

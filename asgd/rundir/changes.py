@@ -1,4 +1,4 @@
-"""Changes of the settings of a run that goes on.
+"""Changes of the settings of a run that continues.
 
 A new learning rate or batch size becomes an entry of its schedule at the update where the run goes
 on, so everything that reads a configuration knows when it changed.
@@ -53,7 +53,7 @@ def change_settings(path: Path, entries: Iterable[str], update: int) -> RunConfi
         if key not in _CHANGEABLE:
             raise InputError(
                 f"--set {key}={value}: expected one of {', '.join(_CHANGEABLE)}, because nothing "
-                "else can change while a run goes on"
+                "else can change during a run"
             )
     if new.run.updates < update:
         raise InputError(f"run.updates = {new.run.updates}: expected at least the {update} made")

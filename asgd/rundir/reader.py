@@ -325,7 +325,7 @@ def as_path(path: str | Path) -> Path:
     Raises
     ------
     InputError
-        The argument is no path.
+        The argument is not a path.
     """
     if not isinstance(path, str | os.PathLike):
         raise InputError(f"run = {type(path).__name__}: expected its directory")

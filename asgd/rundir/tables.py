@@ -68,7 +68,7 @@ def write_pieces(
     note: Callable[[], bytes] | None = None,
     flush: bool = False,
 ) -> None:
-    """Write a table from pieces, of which only a few are in memory at a time.
+    """Write a table from pieces; only a few are in memory at a time.
 
     Parameters
     ----------

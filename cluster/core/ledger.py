@@ -108,7 +108,7 @@ class Work:
         return self.evaluations.parameters.nbytes + sum(array.nbytes for array in arrays)
 
     def then(self, following: Work) -> Work:
-        """Return this work and the following, of which only the newest checkpoint is saved."""
+        """Return this work joined with the following; only the newest checkpoint is saved."""
         evaluations = Evaluations.of([*self.evaluations, *following.evaluations])
         return Work(evaluations, following.checkpoint or self.checkpoint)
 

@@ -1,4 +1,4 @@
-"""What workers have read, kept for rules that ask for it."""
+"""The snapshots that workers have read, for rules that need them."""
 
 from __future__ import annotations
 

@@ -371,7 +371,7 @@ class ParameterServer:
         self._restored = True
 
     def _advance(self, now: float, single: bool = False) -> Replies:
-        """Do all that can be done with the gradients that wait, or make a single update."""
+        """Make every update that the waiting gradients allow, or a single one."""
         replies: Replies = []
         while not (self._stop or self.ledger.full) and (turn := self._turns.take(self.version)):
             if turn.fate is Fate.APPLIED:

@@ -1,4 +1,4 @@
-"""The gradients that have arrived, which of them make the next update, and who gets an answer."""
+"""The gradients that have arrived: the next update, and the workers to answer."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ class LongVectors:
             self.give_back(peer.buffer)
 
     def _resume(self) -> None:
-        """Go on reading from connections that waited for memory."""
+        """Resume reading from connections that waited for memory."""
         while self.paused and (buffer := self._pool.take()) is not None:
             peer = self.paused.pop(next(iter(self.paused)))
             peer.use(buffer)

@@ -100,7 +100,7 @@ class Peer:
 
 
 def after(parts: Sequence[wire.Buffer | bytes], sent: int) -> list[memoryview]:
-    """Return what is left of parts of which so many bytes have been sent."""
+    """Return the rest of the parts after so many bytes."""
     left = []
     for part in parts:
         if sent < len(part):

@@ -145,7 +145,7 @@ class Recorder:
         return seconds
 
     def hurry(self) -> None:
-        """Give up a loss that takes long, and all that follow; call this from another thread.
+        """Give up a slow loss and all later ones; call this from another thread.
 
         Then no more checkpoints are saved, so that a resumed run evaluates the missing losses.
         """

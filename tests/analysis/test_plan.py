@@ -258,7 +258,7 @@ def test_what_no_plan_is_made_for(options: dict[str, Any], message: str) -> None
 def test_a_run_whose_workers_wait_is_refused(tmp_path: Path) -> None:
     config = configure(cluster={"workers": 2, "schedule": "uniform"}, run={"updates": 50})
     run = read_run(simulate(config, tmp_path / "run"))
-    with pytest.raises(InputError, match=r"wait for nobody; take .*config.json"):
+    with pytest.raises(InputError, match=r"wait for each other; .*config.json"):
         plan(run)
 
 

@@ -663,7 +663,7 @@ def test_advice_minds_the_limit_of_stability(
 
 def test_events_are_reported(reports: Reports) -> None:
     text = reports.text("hostile")
-    assert "Look at the events: worker lost (1)" in text
+    assert "Check the events: worker lost (1)" in text
     assert "Dashed: events." in text
 
 

@@ -502,7 +502,7 @@ def test_plan_marks_the_fastest_choice(
     assert status == 0
     assert "Only the first of 2 repeats was used." in printed
     for arguments, part in (
-        ((tmp_path / "run",), "wait for nobody"),
+        ((tmp_path / "run",), "wait for each other"),
         (
             (tmp_path / "free", "--set", "run.updates=1"),
             "--set run.updates=1: expected a configuration",

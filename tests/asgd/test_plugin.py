@@ -445,7 +445,7 @@ FOREIGN = """
         ("Start", r"initial_point\(rng\) returned an object of type list"),
         ("Samples", r"sample_gradients\(x\) returned .* on a device\): expected shape \(50, 3\)"),
         ("Nothing", r"loss\(x\) returned an object of type NoneType: expected a number"),
-        ("MissingData", r"loss\(x\) is NaN at the initial point: look for NaN in the data"),
+        ("MissingData", r"loss\(x\) is NaN at the initial point: check the data for NaN"),
         (
             "Half",
             r"loss\(x\) is not finite in float16, which ends at 65504: return float32 or float64",
@@ -495,7 +495,7 @@ def test_a_first_gradient_that_is_not_finite_hints_at_the_data(plugin, tmp_path)
     plugin(later, "Later")
     config = make_config({"problem": {"kind": "user_problem:Later"}})
     with pytest.raises(
-        RunFailedError, match=r"update 0: .* not finite; .*: look for NaN or too large"
+        RunFailedError, match=r"update 0: .* not finite; .*: check the data for NaN or very large"
     ):
         simulate(config, tmp_path / "run")
 

@@ -130,7 +130,7 @@ def test_force_goes_on_and_leaves_one_event(
         assert asgd(capsys, "report", path, "--force") == (0, "")
     (event,) = events(path, "problem_changed")
     assert event["task"] == "report"
-    assert "Look at the events: problem changed (1)" in (path / "report.html").read_text("utf-8")
+    assert "Check the events: problem changed (1)" in (path / "report.html").read_text("utf-8")
     (tmp_path / "my_classifier.py").unlink()
     sys.modules.pop("my_classifier", None)
     assert asgd(capsys, "report", path) == (0, "")  # of somebody else's run

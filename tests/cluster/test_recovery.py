@@ -404,7 +404,7 @@ def test_simulation_is_not_resumed(tmp_path: Path) -> None:
 def test_finished_run_goes_on_with_other_settings_as_if_scheduled(tmp_path: Path) -> None:
     """One worker: to the last bit the run whose rate and batches were scheduled from the start."""
     path = run(configure(200, workers=1), tmp_path / "run")
-    with pytest.raises(InputError, match=r"finished; more updates \(--set run.updates=N\)"):
+    with pytest.raises(InputError, match=r"finished; --set run.updates=N asks"):
         resume(path)
     changes = ["run.updates=400", "optimizer.learning_rate=0.002", "optimizer.batch_size=8"]
     changed = read_run(resume(path, changes=changes))

@@ -31,7 +31,7 @@ class Model(ABC):
         Name in tables and figures.
     replays
         Whether the model takes the recorded reads, so that any update rule, any choice of
-        gradients and batches that are no independent draws go with it.
+        gradients and batches that are not independent draws go with it.
     measured
         Whether it takes the measured law or reads, instead of assuming a law.
     has_fast

@@ -56,7 +56,7 @@ class JaxProblem(Network):
     Raises
     ------
     InputError
-        JAX is missing, the parameters differ in type, or the loss is no mean over the batch.
+        JAX is missing, the parameters differ in type, or the loss is not a mean over the batch.
     """
 
     def __init__(

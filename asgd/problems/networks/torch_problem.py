@@ -77,7 +77,7 @@ class TorchProblem(Network):
     ------
     InputError
         PyTorch is missing, the module keeps running statistics, its parameters differ in type,
-        or the loss is no mean over the batch.
+        or the loss is not a mean over the batch.
     """
 
     def __init__(

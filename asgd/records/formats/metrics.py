@@ -53,7 +53,7 @@ _KNOWN: dict[str, tuple[Unit, dict[str, str]]] = {
 
 
 def metrics_columns(source: Path) -> tuple[str, Unit, dict[str, str]] | None:
-    """Return the system of a log of means, the unit and its columns; None if it is no such log.
+    """Return the system of a log of means, the unit and its columns; None if it is another log.
 
     Raises
     ------
