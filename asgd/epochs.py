@@ -7,7 +7,7 @@ part.
 
 The server hands out a range with each snapshot and records it with the gradient. A range is used
 when its gradient is applied; that of a lost, refused or discarded gradient is handed out again,
-before any other. So every position is used at most once, and every one is used if the run goes on:
+before any other. So every position is used at most once, and every one if the run continues:
 each sample once an epoch. Workers run ahead of each other, so an epoch begins while the last
 gradients of the one before are still computed.
 """

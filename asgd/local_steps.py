@@ -9,9 +9,9 @@ which the server applies like a gradient (McMahan, Moore, Ramage, Hampson, Arcas
 efficient learning of deep networks from decentralized data*, 2017; Douillard et al., *DiLoCo*,
 2023). Local step j of push s of a worker draws the batch with the number s H + j of its stream.
 
-If the state of the local rule is kept, push s goes on from the state that push s - 1 of the same
-worker left, if there was one. A number that is missing means that its gradient or its state was
-lost, and the state begins anew. So the numbers on record tell a replay everything.
+If the state of the local rule is kept, push s continues with the state after push s - 1 of the same
+worker. A missing number means that a gradient or a state was lost, and the state is reset. So the
+numbers on record tell a replay everything.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class LocalState:
     steps
         Steps made since they were new.
     following
-        Number of the push that goes on from here.
+        Number of the push that continues from here.
     """
 
     optimizer: Optimizer

@@ -116,7 +116,7 @@ def resume(
     changes
         Entries `"table.key=value"` for `run.updates`, `run.target_loss`, `run.max_seconds`,
         `optimizer.learning_rate` and `optimizer.batch_size`, valid from here on; with them a
-        finished run can go on too. Not for repeats, which must stay alike.
+        finished run can continue too. Not for repeats, which must stay alike.
 
     Raises
     ------

@@ -52,7 +52,7 @@ class ReadPoints:
     """The past points of paths whose reads are known beforehand.
 
     A point leaves its slot after its last read, so there are about as many slots as snapshots
-    under way, not as many as the largest lag.
+    in use, not as many as the largest lag.
 
     Parameters
     ----------

@@ -2,8 +2,8 @@
 
 Every push of the record is made again along each path: H steps of the local rule from the version
 that its worker read, each with the noise of one mini-batch, (D1) of `asgd.local_steps`. The
-server's rule applies the difference, or the mean of several. State that a worker kept goes on, or
-begins anew, where the record says so.
+server's rule applies the difference, or the mean of several. State that a worker kept continues,
+or is reset, where the record says so.
 """
 
 from __future__ import annotations

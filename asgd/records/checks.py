@@ -164,7 +164,7 @@ class RowChecker:
             earlier = updates[row - 1] if row else before
             self.note(
                 f"The update falls from {earlier:.0f} to {updates[row]:.0f} in {place}: taken as "
-                "a restart; the numbers go on."
+                "a restart; the numbering continues."
             )
         self._falls += int(fallen.sum())
         found[kept] = stored + np.cumsum(np.where(fallen, 1, steps)).astype(np.int64)

@@ -325,7 +325,7 @@ def metrics_table(rows: Iterator[dict[str, float]]) -> tuple[Columns, int, list[
             session += 1
             notes.append(
                 f"The step falls from {found[-1]['step'] - offset:.0f} to "
-                f"{row['step'] - offset:.0f}: taken as a restart; the numbers go on."
+                f"{row['step'] - offset:.0f}: taken as a restart; the numbering continues."
             )
             offset += found[-1]["step"] + 1 - row["step"]
             row["step"] = found[-1]["step"] + 1

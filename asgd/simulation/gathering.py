@@ -42,8 +42,8 @@ class Gathering:
     discarded
         The columns `DISCARDED_COLUMNS`, ordered by `update`.
     resets
-        (update, worker, sequence) of the numbers that are left out because a worker's state began
-        anew, shape (resets, 3), ordered by update.
+        (update, worker, sequence) of the numbers that are left out because a worker's state was
+        reset, shape (resets, 3), ordered by update.
     """
 
     worker: Integers

@@ -403,7 +403,7 @@ class ParameterServer:
             self._commit(update)
 
     def _set_aside(self, turn: Turn, now: float) -> None:
-        """Note gradients that are discarded or counted; their workers go on to the next ones."""
+        """Note gradients that are discarded or counted; their workers move on to the next ones."""
         for arrival in turn.group:
             worker = arrival.gradient.worker
             if turn.fate is Fate.DISCARDED:
@@ -413,9 +413,9 @@ class ParameterServer:
             self._move_on(worker, self._seats[worker], counted=turn.fate is Fate.COUNTED)
 
     def _move_on(self, worker: int, seat: Seat, *, counted: bool = False) -> None:
-        """Go on to a worker's next number; a state saved before an update has the old one.
+        """Move on to a worker's next number; a state saved before an update has the old one.
 
-        No state goes on from a gradient that does not count: a replay does not compute it.
+        No state continues from a gradient that does not count: a replay does not compute it.
         """
         self._unsettled.setdefault(worker, seat.sequence)
         seat.sequence += 1
@@ -470,7 +470,7 @@ class ParameterServer:
             self._dismiss(worker, seat)
             return worker, Stop(REMOVED)
         if self._workers_keep and seat.sequence and not seat.continues:
-            # The number left out tells the worker and every replay that its state begins anew.
+            # The number left out tells the worker and every replay to reset its state.
             self._note("state_reset", worker, seat)
             self._move_on(worker, seat)
         seat.read_version = self.version
