@@ -238,7 +238,7 @@ def test_divergence_is_reported_not_raised():
         ({"record": []}, "record = "),
         ({"initial": [1.0, 2.0]}, r"initial.shape = \(2,\): expected \(1,\)"),
         ({"paths": 0}, "paths = 0: expected a whole number >= 1"),
-        ({"paths": 10**9}, "record: 11 records .* 1000000000 paths, .* expected at most 4 GB"),
+        ({"paths": 10**9}, "record = 11 updates .* 1000000000 paths: expected less than 4 GB"),
     ],
 )
 def test_unusable_options(options, message):
