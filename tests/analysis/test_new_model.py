@@ -41,7 +41,7 @@ def test_a_new_model_is_one_file_and_one_entry(tmp_path: Path) -> None:
     text = text.replace(ENTRY, f"{ENTRY}        Naive(),\n")
     text = text.replace("import annotations\n", f"import annotations\n{IMPORT}", 1)
     (room / "model.py").write_text(text, encoding="utf-8")
-    quick = {"problem": {"kind": "quadratic"}, "run": {"updates": 100, "eval_every": 10}}
+    quick = {"problem": {"kind": "quadratic"}, "run": {"updates": 300, "eval_every": 10}}
     out = simulate(make_config({**quick, "optimizer": {"learning_rate": 0.05}}), tmp_path / "run")
 
     def command(*words: str) -> str:

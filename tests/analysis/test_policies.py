@@ -134,7 +134,9 @@ def test_replay_of_means_needs_means_of_one_size(tmp_path: Path) -> None:
     schedule = {"at": [100], "values": [3]}
     optimizer = msgspec.structs.replace(config.optimizer, batch_schedule=BatchSchedule(**schedule))
     config = msgspec.structs.replace(config, optimizer=optimizer)
-    with pytest.raises(InputError, match=r"batch_schedule with .*gradients_per_update = 3") as told:
+    with pytest.raises(
+        InputError, match=r"batch_schedule: expected none with .*gradients_per_update = 3"
+    ) as told:
         predict(read_run(simulate(config, tmp_path / "run")))
     assert "\n" not in str(told.value)
 

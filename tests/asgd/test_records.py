@@ -278,7 +278,7 @@ def test_a_line_that_is_being_written_is_no_error(tmp_path: Path) -> None:
 BAD = {
     "nothing there": (None, {}, "no such file or directory"),
     "no columns": ("a,b\n1,2\n", {}, "it has a, b: name yours"),
-    "misspelt": ("lag\n1\n", {"staleness": "lga"}, "columns.staleness = lga: did you mean lag"),
+    "misspelt": ("lag\n1\n", {"staleness": "lga"}, "no column lga for staleness; did you mean lag"),
     "unknown key": (
         "lag\n1\n",
         {"stale": "lag"},
