@@ -116,7 +116,7 @@ def has_own_parts(data: DataConfig) -> bool:
 
 
 def dependence(config: RunConfig) -> str | None:
-    """Return the key by which batches are no independent draws from all samples, None if they are.
+    """Return the key by which batches are not independent draws from all samples, None if they are.
 
     What the theory of noise assumes: that the covariance of a gradient is S/b, whoever computed it,
     and independent of all others.
