@@ -1,4 +1,4 @@
-"""How well each model predicts: python scripts/bench_prediction.py [--quick] [--csv FILE].
+"""How well each model predicts: python -m scripts.bench_prediction [--quick] [--csv FILE].
 
 Runs every case several times, half of the cases on real worker processes and half in virtual time,
 and predicts them. Prints one row per case, as soon as it is done:
@@ -17,6 +17,7 @@ Prints coverage by groups of cases at the end.
 from __future__ import annotations
 
 import argparse
+import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -72,11 +73,15 @@ class Case:
                 "cluster": {"workers": self.workers, "compute_time": self._compute_time()},
                 "run": {
                     "updates": self.updates,
-                    "eval_every": max(self.updates // 40, 1),
+                    "eval_every": max(self.updates // (20 if self.is_network else 40), 1),
                     "repeats": repeats,
                 },
             }
         )
+
+    @property
+    def is_network(self) -> bool:
+        return self.problem in NETWORKS
 
     def _compute_time(self) -> dict[str, Any]:
         if self.times == "straggler":
@@ -105,6 +110,14 @@ CASES = (
     Case("softmax", "exponential", 4, 0.3, 32, 200, real=True, paths=64),
     Case("double_well", "exponential", 4, 0.1, 8, 400, real=True, paths=4000),
     Case("double_well", "straggler", 16, 0.05, 16, 600, real=True, paths=4000),
+    Case("perceptron", "straggler", 4, 0.05, 32, 300, real=False, paths=32),
+    Case("perceptron", "exponential", 8, 0.2, 32, 300, real=False, paths=32),
+    Case("convolution", "straggler", 8, 0.015, 32, 300, real=False, paths=32),
+    Case("convolution", "exponential", 4, 0.12, 32, 300, real=False, paths=32),
+    Case("perceptron", "straggler", 8, 0.05, 32, 300, real=True, paths=32, more=2),
+    Case("perceptron", "exponential", 4, 0.3, 32, 300, real=True, paths=32, more=2),
+    Case("convolution", "straggler", 4, 0.02, 32, 300, real=True, paths=32, more=2),
+    Case("convolution", "exponential", 8, 0.08, 32, 300, real=True, paths=32, more=2),
 )
 QUICK = (CASES[0], CASES[2], CASES[5], CASES[7])
 
@@ -118,7 +131,7 @@ def measure(case: Case, repeats: int, directory: Path, run_one: Callable[..., ob
     prediction = predict(runs, paths=case.paths, fit=fit)
     seconds = time.perf_counter() - started
     started = time.perf_counter()
-    fast = fast_error(runs, prediction, fit)
+    fast = "" if case.is_network else fast_error(runs, prediction, fit)
     fast_seconds = time.perf_counter() - started
     score = compare(runs, prediction)
     inside, interval = score.models["sme_law"].coverage, score.intervals.loc["sme_law"]
@@ -223,6 +236,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, help="simulated runs of a case (default 12)")
     parser.add_argument("--real-repeats", type=int, help="real runs of a case (default 6)")
     parser.add_argument("--simulated", action="store_true", help="leave out the real runs")
+    parser.add_argument("--networks", action="store_true", help="only those")
+    parser.add_argument("--only", help="cases whose name has this, such as 'P = 8, real'")
     parser.add_argument("--csv", type=Path, help="file to write the table to")
     arguments = parser.parse_args()
     repeats = {
@@ -230,6 +245,10 @@ def main() -> None:
         True: arguments.real_repeats or (3 if arguments.quick else 6),
     }
     chosen = QUICK if arguments.quick else CASES
+    if arguments.networks:
+        chosen = tuple(case for case in chosen if case.is_network)
+    if arguments.only:
+        chosen = tuple(case for case in chosen if arguments.only in str(case))
     cases = [case for case in chosen if not (case.real and arguments.simulated)]
     rows: list[dict[str, Any]] = []
     started = time.perf_counter()
@@ -249,6 +268,7 @@ def main() -> None:
             if not case.real:
                 add(number, case, simulate)
         if any(case.real for case in cases):
+            os.environ["PYTHONPATH"] = os.getcwd()  # where workers find the networks
             from cluster.launch import run
             from cluster.local_ray.session import ray_session
 

@@ -93,6 +93,32 @@ class Footprint:
         return self.models * (16 * self.moments * self.dim * of_blocks + once)
 
 
+def paths_that_fit(
+    paths: int, fewest: int, models: int, dim: int, itemsize: int, records: int
+) -> int:
+    """Return how many paths of each of some models fit into memory; log it if not all do.
+
+    Parameters
+    ----------
+    paths, fewest
+        Paths that are asked for, and those that are needed whether they fit or not.
+    models
+        Number of models that advance together.
+    dim, itemsize
+        Length of a final point, and bytes of each of its numbers.
+    records
+        Recorded losses of a path.
+    """
+    most = STATISTICS_BYTES // (models * (itemsize * dim + 8 * records))
+    fitting = min(paths, max(most, fewest))
+    if fitting < paths:
+        _log.warning(
+            "%d of %d paths: %.2g GB hold no more of %s parameters each",
+            *(fitting, paths, STATISTICS_BYTES / 2**30, f"{dim:,}"),
+        )
+    return fitting
+
+
 def threads_that_fit(footprint: Footprint, asked: int | None) -> int:
     """Return how many threads fit into memory; log the memory if it is large.
 

@@ -152,8 +152,8 @@ class ByTime(Effort):
         of = self._problem.n_samples
         on = "all samples" if self._samples >= of else f"{self._samples:,} of {of:,} samples"
         return (
-            f"Curvatures: probed, on {on}. Paths: as many as there was time for in "
-            f"{self._seconds:g} s, a few. "
+            f"Curvatures: probed, on {on}. Paths: up to {_TIMED['first']} of each choice and "
+            f"{_TIMED['more']} more of the best, within {self._seconds:g} s. "
         )
 
     def curvature(self, x: Array) -> float:

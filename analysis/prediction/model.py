@@ -7,8 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+import numpy as np
+
 from analysis.models.blocks import PathModel
 from analysis.models.ensemble import Ensemble, run_ensembles
+from analysis.models.memory import paths_that_fit
 from analysis.prediction.kinds.base import Model, OnProgress
 from analysis.prediction.kinds.geometric import GeometricStaleness
 from analysis.prediction.kinds.measured_law import MeasuredLaw
@@ -47,7 +50,18 @@ def simulate(
     seed: int,
     progress: OnProgress | None = None,
 ) -> list[Ensemble]:
-    """Return ensembles of paths that advance together, recorded at the updates of the setting."""
+    """Return ensembles of paths that advance together, recorded at the updates of the setting.
+
+    They are fewer where memory does not suffice for all; the log says so.
+    """
+    paths = paths_that_fit(
+        paths,
+        max(model.least_paths for model in models),
+        len(models),
+        setting.problem.dim,
+        np.dtype(setting.dtype).itemsize,
+        len(setting.record),
+    )
     return run_ensembles(
         models,
         setting.problem,

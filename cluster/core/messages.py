@@ -26,8 +26,7 @@ class Gradient(msgspec.Struct, frozen=True, eq=False):
     gradient
         Or the difference that local steps make, shape (d,).
     compute_seconds
-        From snapshot received to gradient ready, with what it waited for a core, and for its turn
-        among the workers of its process.
+        From snapshot received to gradient ready.
     """
 
     worker: int

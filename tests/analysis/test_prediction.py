@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from analysis.models import memory
 from analysis.prediction.model import LABELS, MODELS
 from analysis.prediction.predict import (
     has_prediction,
@@ -183,6 +184,17 @@ def test_what_is_too_wide_to_compute_is_simulated(tmp_path: Path) -> None:
     prediction = predict(run, models=("sme_asgd", "law_iid"), paths=2)
     assert prediction.paths("sme_asgd") is None
     assert prediction.paths("law_iid") == 2
+
+
+def test_paths_that_do_not_fit_into_memory_are_left_out_with_a_message(
+    run: Run, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    each = 8 * (1 + len(run.loss))  # bytes of the final point and the losses of a path
+    monkeypatch.setattr(memory, "STATISTICS_BYTES", 5 * each)
+    prediction = predict(run, paths=8, models=["replay"], method="simulate")
+    assert prediction.paths("replay") == 5
+    (said,) = caplog.messages
+    assert said.startswith("5 of 8 paths: ")
 
 
 def test_what_cannot_be_predicted_is_refused(run: Run, tmp_path: Path) -> None:
