@@ -298,6 +298,20 @@ MUTATIONS = [
         (PRECISION, "-k", "waits_for_memory"),
     ),
     Mutation(
+        "a lease is taken without waiting for claims on it",
+        "cluster/storage/lease.py",
+        "settle(self._path, wait=True)",
+        "pass",
+        ("tests/cluster/test_checkpoint.py", "-k", "lease_is_taken"),
+    ),
+    Mutation(
+        "who lost its claim is not told",
+        "asgd/rundir/claims.py",
+        "    if _read(own) is None:",
+        "    if False:",
+        ("tests/asgd/test_claims.py", "-k", "lost_its_claim"),
+    ),
+    Mutation(
         "float32 is sent as float64",
         "cluster/sockets/wire.py",
         'dtype = "float32" if wire_dtype == "float32" else precision.name',

@@ -24,6 +24,7 @@ from msgspec import structs
 
 from asgd.config.tables import LeaseKind, MetricsConfig
 from asgd.errors import InputError, RunFailedError
+from asgd.rundir import claims
 from asgd.rundir.checkpoint import CHECKPOINTS, DamagedCheckpointError, paths
 from asgd.rundir.claims import LeaseLostError
 from asgd.rundir.reader import read_run
@@ -547,8 +548,9 @@ with Lease(Path(sys.argv[1]), sys.argv[2]).held(0):
 @pytest.mark.parametrize("kind", ["flock", "file"])
 @pytest.mark.parametrize("killed", [False, True])
 def test_the_lease_is_taken_when_who_writes_is_done_or_dead(
-    tmp_path: Path, kind: LeaseKind, killed: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: LeaseKind, killed: bool
 ) -> None:
+    monkeypatch.setattr(claims, "SILENT_SECONDS", 600.0)  # a death is known at once
     lease = Lease(tmp_path, kind)
     assert lease.take() == 0
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
