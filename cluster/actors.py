@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping
@@ -17,6 +18,7 @@ import ray
 from asgd.arrays import Array
 from asgd.config.tables import RunConfig
 from asgd.errors import AsgdError, message_of
+from asgd.problems.base import Problem
 from asgd.problems.make import make_problem
 from asgd.rundir.checkpoint import CHECKPOINTS
 from asgd.rundir.files import describe_os_error
@@ -299,7 +301,14 @@ class ServerActor:
 
 
 class WorkerActor:
-    """A worker in its own process."""
+    """The workers of a process, each in a thread of its own; usually there is one.
+
+    They share the problem, and take turns in computing with it.
+    """
+
+    def __init__(self) -> None:
+        self._problem: Problem | None = None
+        self._turn = threading.Lock()
 
     def run(self, config: RunConfig, worker: int, server: Actor) -> UserError | None:
         """Work until the server says stop; return the error, if there was one."""
@@ -308,8 +317,14 @@ class WorkerActor:
             os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
         take_devices(config.cluster, config.cluster.threads_per_worker)
         try:
-            problem = make_problem(config, tried=True)
-            Worker(config, worker, problem).run(connect(server, config, worker, problem))
+            with self._turn:
+                if self._problem is None:
+                    self._problem = make_problem(config, tried=True)
+                problem = self._problem
+                turn = self._turn if config.cluster.workers_per_process > 1 else None
+                own = Worker(config, worker, problem, turn)
+            with contextlib.closing(connect(server, config, worker, problem)) as connection:
+                own.run(connection)
         except ConnectionError as error:
             return UserError(message_of(error))
         except Exception as error:

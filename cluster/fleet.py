@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from collections import Counter
 from typing import Any
 
 import ray
@@ -81,7 +82,7 @@ class Fleet:
         self._restored = -1
         self._start_server("resumed" if resumed else None)
         self.restarts = Restarts()
-        self._workers: dict[int, Actor] = {}
+        self._workers: dict[int, Actor] = {}  # the process of each; several may share one
         self._places: dict[int, str] = {}
         self._started: dict[int, float] = {}
         self.running: dict[ray.ObjectRef[Any], int] = {}
@@ -177,14 +178,14 @@ class Fleet:
         workers = [*self.running.values(), *self._ended]
         self.running.clear()
         self._ended.clear()
-        for worker in workers:
-            if worker not in self.team.members:
-                ray.kill(self._workers.pop(worker))
-            elif separated:
-                ray.kill(self._workers.pop(worker))
-                self._start_worker(worker)
-            else:
+        for worker in list(self._workers):
+            if separated or worker not in self.team.members:
+                self._leave_process(worker)
+        for worker in self.team.members:
+            if worker in self._workers:
                 self._let_work(worker)
+            elif worker in workers:
+                self._start_worker(worker)
         self._dismiss_others()
         for worker in set(self.team.members).difference(workers):
             self.server.leave.remote(worker)
@@ -227,18 +228,38 @@ class Fleet:
 
     def _start_worker(self, worker: int) -> None:
         """Start the process of a worker and its work, or let it wait for a node."""
-        node = self._node_for(worker)
-        if node is None:
+        found = self._process_for(worker)
+        if found is None:
             if not self.homeless:
                 self._writer.event("waiting_for_nodes", update=self.reached, reason=_NO_NODE)
             self.homeless.append(worker)
             return
+        self._workers[worker], node = found
         self._places[worker] = node
         self._note_place("worker_placed", node, worker=worker)
-        strategy = NodeAffinitySchedulingStrategy(node, soft=False)
-        gpus = self.config.cluster.gpus_per_worker
-        self._workers[worker] = _start(WorkerActor, scheduling_strategy=strategy, num_gpus=gpus)
         self._let_work(worker)
+
+    def _process_for(self, worker: int) -> tuple[Actor, str] | None:
+        """Return a process with room, else a new one, and its node; None without a node."""
+        most, sharing = self.config.cluster.workers_per_process, Counter(self._workers.values())
+        for other, process in self._workers.items():
+            if sharing[process] < most:
+                return process, self._places[other]
+        node = self._node_for(worker)
+        if node is None:
+            return None
+        options: dict[str, Any] = {
+            "scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=False),
+            "num_gpus": self.config.cluster.gpus_per_worker,
+            "max_concurrency": most,
+        }
+        return _start(WorkerActor, **options), node
+
+    def _leave_process(self, worker: int) -> None:
+        """Forget the process of a worker, and end it if no other is left in it."""
+        process = self._workers.pop(worker)
+        if process not in self._workers.values():
+            ray.kill(process)
 
     def _node_for(self, worker: int) -> str | None:
         places = [node for other, node in self._places.items() if other in self._workers]
@@ -261,19 +282,16 @@ class Fleet:
         now = time.monotonic()
         for task in ready:
             if task in self.running:
-                reason = _failure(task)
-                if reason is not None:
-                    self._lose(task, reason, status, now)
-                elif self.running[task] in self.team.members:
-                    self._ended.append(self.running.pop(task))
-                else:
-                    ray.kill(self._workers.pop(self.running.pop(task)))
-        for task, worker in list(self.running.items()):
+                self._end(task, status, now)
+        for worker in list(self.running.values()):
             known = status.workers.get(worker, _UNKNOWN)
             silent = known.computing if known.present else now - self._started[worker]
             # Starting a process and importing the problem may take longer than a gradient.
-            if silent > self._timeout + (0.0 if known.present else _SECONDS_TO_START):
-                self._lose(task, UserError(f"silent for {silent:.0f} s"), status, now)
+            patience = self._timeout + (0.0 if known.present else _SECONDS_TO_START)
+            if worker in self._workers and silent > patience:
+                reason = f"silent for {silent:.0f} s"
+                others = f"its process was ended: worker {worker} was {reason}"
+                self._lose_process(worker, reason, others, status, now)
         self._start_waiting(now)
         # Workers may end before the driver knows that the server has stopped.
         if not (self.running or self._ended or self.homeless or self.restarts.pending):
@@ -289,11 +307,42 @@ class Fleet:
         while self.homeless and self._node_for(self.homeless[0]) is not None:
             self._start_worker(self.homeless.pop(0))
 
+    def _end(self, task: ray.ObjectRef[Any], status: Status, now: float) -> None:
+        """Note why a worker has ended."""
+        worker = self.running[task]
+        try:
+            error: UserError | None = ray.get(task)
+        except RayError as death:
+            reason = cause_of(death)
+            self._lose_process(worker, reason, reason, status, now)
+            return
+        if error is not None:
+            self._lose(task, error, status, now)
+            return
+        del self.running[task]
+        if worker in self.team.members:  # told to stop
+            self._ended.append(worker)
+        else:
+            self._leave_process(worker)
+
+    def _lose_process(
+        self, worker: int, reason: str, others: str, status: Status, now: float
+    ) -> None:
+        """Lose a worker with its process, and `others` is why all others in it are lost."""
+        process = self._workers[worker]
+        together = {other for other, its in self._workers.items() if its == process}
+        for task, other in list(self.running.items()):
+            if other in together:
+                why = reason if other == worker else others
+                self._lose(task, UserError(why), status, now)
+        for other in together.intersection(self._ended):
+            self._leave_process(other)
+
     def _lose(
         self, task: ray.ObjectRef[Any], reason: UserError, status: Status, now: float
     ) -> None:
         worker = self.running.pop(task)
-        ray.kill(self._workers.pop(worker))
+        self._leave_process(worker)
         why, delay, where = reason.message, None, _on_host(self._places[worker])
         if worker in self.team.members:
             received = status.workers.get(worker, _UNKNOWN).received
@@ -313,7 +362,7 @@ class Fleet:
 
     def kill(self) -> None:
         """End every actor of the run at once."""
-        for actor in (*self._workers.values(), self.server, self.recorder):
+        for actor in (*set(self._workers.values()), self.server, self.recorder):
             ray.kill(actor)
 
 
@@ -321,12 +370,3 @@ def _on_host(node: str) -> dict[str, str]:
     """Return the field of an event that names the host of a node, none if there is one node."""
     host = host_name(node)
     return {} if host is None else {"host": host}
-
-
-def _failure(task: ray.ObjectRef[Any]) -> UserError | None:
-    """Return the error of a worker, None if the server told it to stop."""
-    try:
-        error: UserError | None = ray.get(task)
-    except RayError as lost:
-        return UserError(cause_of(lost))
-    return error

@@ -21,7 +21,7 @@ from asgd.rundir.alive import heartbeat, is_at_work
 from asgd.rundir.changes import change_settings
 from asgd.rundir.checkpoint import CHECKPOINTS
 from asgd.rundir.claims import LeaseLostError, check_locks
-from asgd.rundir.files import describe_os_error
+from asgd.rundir.files import describe_os_error, is_gone
 from asgd.rundir.problem_record import ProblemRecord, check_problem
 from asgd.rundir.reader import read_run
 from asgd.rundir.repeats import run_repeats, unfinished_repeats
@@ -280,7 +280,7 @@ class _End:
 def _failure(path: Path, error: Exception) -> RunFailedError:
     if isinstance(error, RunFailedError) and error.run is not None:
         return error
-    if not path.is_dir():  # the cause of the other errors
+    if is_gone(path):  # the cause of the other errors
         failure = RunFailedError(describe_os_error(path, OSError()))
     elif isinstance(error, RunFailedError):
         failure = error

@@ -6,16 +6,18 @@ import re
 import sys
 from pathlib import Path
 
-from asgd.config.tables import RunConfig
+from msgspec.structs import replace
+
+from asgd.config.tables import MOST_WORKERS, RunConfig
 from asgd.errors import InputError
 from asgd.problems.base import Problem
 from asgd.rules.base import Rule
 from asgd.rules.make import make_local_rule
 from cluster.storage.write_ahead import is_logged
 
-# Vectors of parameters that each holds at most: a snapshot and a gradient of a worker, and those of
-# its framework without activations; of the server see `scripts/bench_memory.py`.
-_SERVER, _WORKER, _RECORDER = 5, 5, 5
+# Vectors of parameters that each holds at most: a worker's message, snapshot and gradient; in its
+# process, those of the framework without activations; of the server see `scripts/bench_memory.py`.
+_SERVER, _WORKER, _PROCESS, _RECORDER = 5, 3, 2, 5
 _OF_STEPS = 2  # of a worker with local steps: a point, and the difference
 _RECORDS = 4  # between server and recorder
 # Of each worker or gradient, where an update is the mean of several or one must wait.
@@ -37,7 +39,8 @@ def vectors(config: RunConfig, dim: int, rule: Rule) -> int:
     checkpoints if there is a log that needs them.
     """
     workers, order = config.cluster.workers, (config.cluster.mode, config.cluster.schedule)
-    needed = _SERVER + _RECORDER + _RECORDS + _WORKER * workers + _SAVED * len(rule.state)
+    needed = _SERVER + _RECORDER + _RECORDS + _SAVED * len(rule.state)
+    needed += _WORKER * workers + _PROCESS * _processes(config)
     if not rule.blockwise:
         needed += rule.scratch
     if (local := make_local_rule(config)) is not None:
@@ -58,21 +61,40 @@ def check_memory(config: RunConfig, problem: Problem, rule: Rule) -> None:
     InputError
         It does not suffice; the message says how much is needed.
     """
-    needed = vectors(config, problem.dim, rule) * problem.dim * problem.dtype.itemsize
-    needed += _processes(config.cluster.workers)
     workers, free = config.cluster.workers, _free_bytes()
-    if free is not None and needed > free:
-        raise InputError(
-            f"cluster.workers = {workers}: with {problem.dim:,} parameters in {problem.dtype} "
-            f"their processes and the server take {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB "
-            "are free: expected fewer workers, or more machines (--address)"
-        )
+    needed = _bytes(config, problem, rule)
+    if free is None or needed <= free:
+        return
+    most = 0 if config.cluster.gpus_per_worker else min(workers, MOST_WORKERS)
+    for together in range(config.cluster.workers_per_process + 1, most + 1):
+        sharing = replace(config.cluster, workers_per_process=together)
+        if _bytes(replace(config, cluster=sharing), problem, rule) <= free:
+            ways = f"fewer workers, cluster.workers_per_process = {together} or more,"
+            break
+    else:
+        ways = "fewer workers,"
+    raise InputError(
+        f"cluster.workers = {workers}: with {problem.dim:,} parameters in {problem.dtype} "
+        f"their processes and the server take {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB "
+        f"are free: expected {ways} or more machines (--address)"
+    )
 
 
-def _processes(workers: int) -> int:
-    """Return the bytes that all processes of a run take without vectors of parameters."""
+def _bytes(config: RunConfig, problem: Problem, rule: Rule) -> int:
+    """Return the memory that all processes of a run take."""
+    held = vectors(config, problem.dim, rule) * problem.dim * problem.dtype.itemsize
+    return held + _without_vectors(config)
+
+
+def _without_vectors(config: RunConfig) -> int:
+    """Return the memory that they take without vectors of parameters."""
     each = _PROCESS_BYTES + _FRAMEWORK_BYTES * any(name in sys.modules for name in _FRAMEWORKS)
-    return _RAY_BYTES + (workers + 2) * each
+    return _RAY_BYTES + (_processes(config) + 2) * each
+
+
+def _processes(config: RunConfig) -> int:
+    """Return the number of processes of workers."""
+    return -(-config.cluster.workers // config.cluster.workers_per_process)
 
 
 def _free_bytes() -> int | None:

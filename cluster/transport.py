@@ -22,7 +22,6 @@ from asgd.config.tables import RunConfig
 from asgd.problems.base import Problem
 from cluster.core.messages import Gradient, Reply, Snapshot, Stop
 from cluster.core.server import Replies
-from cluster.core.worker import Connection
 from cluster.sockets.connection import SocketConnection
 from cluster.sockets.wire import VectorFormat
 
@@ -47,7 +46,7 @@ def decode(data: bytes, vectors: VectorFormat) -> Array:
     return value
 
 
-def connect(server: Any, config: RunConfig, worker: int, problem: Problem) -> Connection:
+def connect(server: Any, config: RunConfig, worker: int, problem: Problem) -> Connected:
     """Connect a worker to the server.
 
     "auto" and "shm" use shared memory on the server's node and TCP elsewhere. "auto" also uses TCP
@@ -62,12 +61,13 @@ def connect(server: Any, config: RunConfig, worker: int, problem: Problem) -> Co
     if transport == "ray":
         wire_dtype = config.cluster.wire_dtype
         return RayConnection(server, VectorFormat.of(problem.dim, problem.dtype, wire_dtype))
-    return retry(lambda: _dial(server, transport, worker))
+    alone = config.cluster.workers_per_process == 1
+    return retry(lambda: _dial(server, transport, worker, alone))
 
 
 def retry(
-    dial: Callable[[], Connection], delays: Sequence[float] = _SECONDS_BETWEEN_DIALS
-) -> Connection:
+    dial: Callable[[], SocketConnection], delays: Sequence[float] = _SECONDS_BETWEEN_DIALS
+) -> SocketConnection:
     """Dial until a connection succeeds, at most once more than there are delays.
 
     A live server may be unreachable for a while, under a flood of connections or a heavy load.
@@ -83,19 +83,19 @@ def retry(
     return dial()
 
 
-def _dial(server: Any, transport: str, worker: int) -> Connection:
+def _dial(server: Any, transport: str, worker: int, alone: bool) -> SocketConnection:
     try:
         endpoint, node = ray.get(server.endpoint.remote())
     except (RayActorError, OutOfMemoryError) as error:
         raise ServerGoneError("the parameter server is gone") from error
     if transport == "tcp" or node != ray.get_runtime_context().get_node_id():
-        return SocketConnection(endpoint, worker)
+        return SocketConnection(endpoint, worker, alone=alone)
     try:
-        return SocketConnection(endpoint, worker, shared=True)
+        return SocketConnection(endpoint, worker, shared=True, alone=alone)
     except ConnectionRefusedError:
         if transport == "shm":
             raise
-        return SocketConnection(endpoint, worker)
+        return SocketConnection(endpoint, worker, alone=alone)
 
 
 class RayConnection:
@@ -104,6 +104,9 @@ class RayConnection:
     def __init__(self, server: Any, vectors: VectorFormat) -> None:
         self._server = server
         self._vectors = vectors
+
+    def close(self) -> None:
+        """Do nothing: between two calls nothing is open."""
 
     def join(self, worker: int) -> Reply:
         """Ask for the first snapshot."""
@@ -132,6 +135,9 @@ class RayConnection:
             return Stop(*reply)
         parameters, *fields = reply
         return Snapshot(decode(parameters, self._vectors), *fields)
+
+
+Connected = SocketConnection | RayConnection
 
 
 class Waiting:

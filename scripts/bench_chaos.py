@@ -5,8 +5,8 @@
 .venv/bin/python scripts/bench_chaos.py --launched 20 [--faults 2] [--seed 0]
 
 Each run trains softmax regression on the digits data with four workers. Transport and durability
-change from run to run, and each draws the policy of its server, its update rule and the data of its
-workers. Faults come at random updates:
+change from run to run, and each draws the policy of its server, its update rule, the data of its
+workers and how many of them share a process. Faults come at random updates:
 
 - kill -9 of a worker, the server or the recorder;
 - a flipped bit in the newest checkpoint, unless it is the last one, then kill -9 of the server;
@@ -124,6 +124,7 @@ def configure(number: int, updates: int) -> RunConfig:
     able = [rule for rule in RULES if "mode" not in policy or rule not in NEED_ASYNC]
     rule = able[int(draws.integers(len(able)))]
     data = DATA[int(draws.integers(len(DATA)))]
+    together = int(draws.integers(1, WORKERS + 1))
     if "local_steps" in RULES[rule]:  # they do not go with epochs
         data = {**data, "sampling": "replacement"}
     compute_time = {"law": "exponential", "mean": 0.01}
@@ -135,6 +136,7 @@ def configure(number: int, updates: int) -> RunConfig:
             "optimizer": {"rule": rule, **RULES[rule]},
             "cluster": {
                 "workers": WORKERS,
+                "workers_per_process": together,
                 "transport": transport,
                 "compute_time": compute_time,
                 **policy,
@@ -415,10 +417,12 @@ def report(number: int, result: Run, injector: Injector, found: list[str], secon
     data = result.config.data
     names = (rule, durability, cluster.transport, cluster.mode, data.shards, data.sampling)
     choice = (cluster.gradients_per_update, cluster.late, cluster.discard_above)
+    together = cluster.workers_per_process
     faults = ", ".join(f"{kind} {count}" for kind, count in sorted(injector.injected.items()))
     lost = sum(event.get("updates_lost", 0) for event in result.events)
     print(
-        f"run {number} ({', '.join(names)}, {cluster.schedule}, {choice}): {result.state} in "
+        f"run {number} ({', '.join(names)}, {cluster.schedule}, {choice}, "
+        f"{together} in a process): {result.state} in "
         f"{seconds:.0f} s; faults: {faults}; workers lost {events['worker_lost']}, server restored "
         f"{events['server_restored']}, damaged checkpoints {events['checkpoint_damaged']}, "
         f"gradients discarded {len(result.discarded)}, updates "

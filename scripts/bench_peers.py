@@ -5,11 +5,13 @@ from __future__ import annotations
 import select
 import socket
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.actors import RecorderActor
 from cluster.core.ledger import Record
@@ -40,8 +42,11 @@ def constant(dim: int, dtype: str = "float64") -> Constant:
     return Constant(dim, dtype)
 
 
-def start(kind: type, *arguments: Any) -> Any:
-    return ray.remote(kind).options(num_cpus=0).remote(*arguments)
+def start(kind: type, *arguments: Any, node: str | None = None) -> Any:
+    """Start an actor, on a node if one is given."""
+    place = "DEFAULT" if node is None else NodeAffinitySchedulingStrategy(node, soft=False)
+    options = {"num_cpus": 0, "scheduling_strategy": place}
+    return ray.remote(kind).options(**options).remote(*arguments)
 
 
 class LoopServer:
@@ -69,11 +74,17 @@ class LoopWorker:
 
 
 class RayLoop:
-    """The asynchronous parameter server of Ray's documentation; actors are kept between calls."""
+    """The asynchronous parameter server of Ray's documentation; actors are kept between calls.
 
-    def __init__(self, dim: int, workers: int, dtype: str) -> None:
-        self._server = start(LoopServer, dim, dtype)
-        self._workers = [start(LoopWorker, dim, dtype) for _ in range(workers)]
+    On a cluster, `nodes` has the node of the server and those of the workers.
+    """
+
+    def __init__(
+        self, dim: int, workers: int, dtype: str, nodes: Sequence[str] | None = None
+    ) -> None:
+        server, *others = nodes or [None] * (workers + 1)
+        self._server = start(LoopServer, dim, dtype, node=server)
+        self._workers = [start(LoopWorker, dim, dtype, node=node) for node in others]
 
     def rate(self, updates: int) -> float:
         """Return updates/s; gradients are applied as they arrive, the first tenth is warm-up."""

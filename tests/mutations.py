@@ -70,8 +70,58 @@ LOG = ("tests/cluster/test_write_ahead.py", "-k", "killed_server or disk or coun
 EPOCHS = "tests/cluster/test_epochs.py"
 
 POLICIES = "tests/cluster/test_policies.py"
+TOGETHER = "tests/cluster/test_workers_per_process.py"
 
 MUTATIONS = [
+    Mutation(
+        "workers of a process compute at the same time",
+        "cluster/core/worker.py",
+        "        with self._turn:\n",
+        "        with nullcontext():\n",
+        (TOGETHER, "-k", "turns"),
+    ),
+    Mutation(
+        "a gradient stays in the problem's memory while others of its process compute",
+        "cluster/core/worker.py",
+        "gradient.copy() if self._shares else gradient",
+        "gradient",
+        (TOGETHER, "-k", "turns"),
+    ),
+    Mutation(
+        "workers of a process wait one after another",
+        "cluster/core/worker.py",
+        "        if added > 0.0:\n",
+        "        with self._turn:\n",
+        (TOGETHER, "-k", "by_itself"),
+    ),
+    Mutation(
+        "a process that hangs loses one worker",
+        "cluster/fleet.py",
+        "if other in together:",
+        "if other == worker:",
+        (TOGETHER, "-k", "hangs"),
+    ),
+    Mutation(
+        "a worker whose code raises takes its process with it",
+        "cluster/fleet.py",
+        "if process not in self._workers.values():",
+        "if True:",
+        (TOGETHER, "-k", "raises"),
+    ),
+    Mutation(
+        "every worker starts a process",
+        "cluster/fleet.py",
+        "if sharing[process] < most:",
+        "if False:",
+        (TOGETHER, "-k", "room or records"),
+    ),
+    Mutation(
+        "memory counts a process for each worker",
+        "cluster/memory.py",
+        "return -(-config.cluster.workers // config.cluster.workers_per_process)",
+        "return config.cluster.workers",
+        (PRECISION, "-k", "memory"),
+    ),
     Mutation(
         "a discarded gradient is not on record",
         "cluster/core/server.py",

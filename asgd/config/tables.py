@@ -271,7 +271,9 @@ class ClusterConfig(_Table, frozen=True):
 
     Ray gives each worker `gpus_per_worker` accelerators, a fraction below 1 or a whole number; with
     0, neither the workers nor the evaluation of the loss see one. A worker computes on
-    `threads_per_worker` threads.
+    `threads_per_worker` threads. `workers_per_process` workers share a process and its problem:
+    they compute one gradient at a time and wait side by side, so many workers that mostly wait
+    take little memory.
     """
 
     workers: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 4
@@ -287,6 +289,7 @@ class ClusterConfig(_Table, frozen=True):
     lease: LeaseKind = "flock"
     gpus_per_worker: NonNegative = 0.0
     threads_per_worker: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 1
+    workers_per_process: Annotated[int, msgspec.Meta(ge=1, le=MOST_WORKERS)] = 1
     compute_time: ComputeTimeConfig = ComputeTimeConfig()
 
     def __post_init__(self) -> None:
@@ -294,6 +297,12 @@ class ClusterConfig(_Table, frozen=True):
             raise ValueError(
                 f"gpus_per_worker = {self.gpus_per_worker:g}: expected a whole number, or a "
                 "fraction below 1"
+            )
+        if self.gpus_per_worker and self.workers_per_process > 1:
+            raise ValueError(
+                f"gpus_per_worker = {self.gpus_per_worker:g} does not go with workers_per_process "
+                f"= {self.workers_per_process}, as a process computes one gradient at a time: "
+                "expected gpus_per_worker = 0 or workers_per_process = 1"
             )
         mean = self.compute_time.mean
         if isinstance(mean, list) and len(mean) != self.workers:

@@ -139,10 +139,15 @@ def locked(
         yield file
 
 
+def is_gone(directory: Path) -> bool:
+    """Whether the directory of a run is not there; one that is unmounted is empty."""
+    return not os.path.exists(directory / "config.json")
+
+
 def describe_os_error(directory: Path, error: OSError) -> str:
     """Describe in one line an I/O error of a running run."""
-    if not directory.is_dir():
-        return f"{directory}: was removed or moved during the run"
+    if is_gone(directory):
+        return f"{directory}: was removed, moved or unmounted during the run"
     return f"{error.filename or directory}: cannot be used ({error.strerror or error})"
 
 

@@ -115,7 +115,8 @@ class RunWriter:
         """Append one event; `fields` must be JSON values."""
         self.check()
         line = sealed_line({"event": kind, "time": time.time(), **fields}) + b"\n"
-        with (self.path / "events.jsonl").open("ab+") as file:
+        opener = None if kind == "start" else _existing
+        with open(self.path / "events.jsonl", "ab+", opener=opener) as file:
             if file.seek(0, os.SEEK_END):
                 file.seek(-1, os.SEEK_END)
                 if file.read(1) != b"\n":  # end a torn line, so that this event is readable
@@ -145,6 +146,11 @@ class RunWriter:
             (self.path / name).mkdir(exist_ok=True)
             self._tables[name] = AgingTable(self.path / name)
         self._unsynced.add(self._tables[name].add(columns))
+
+
+def _existing(path: str, flags: int) -> int:
+    """Open a file that exists: where a disk was, a run does not go on."""
+    return os.open(path, flags & ~os.O_CREAT)
 
 
 def default_path(config: RunConfig, name: str | None = None) -> Path:

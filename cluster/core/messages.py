@@ -26,7 +26,8 @@ class Gradient(msgspec.Struct, frozen=True, eq=False):
     gradient
         Or the difference that local steps make, shape (d,).
     compute_seconds
-        From snapshot received to gradient ready.
+        From snapshot received to gradient ready, with what it waited for a core, and for its turn
+        among the workers of its process.
     """
 
     worker: int

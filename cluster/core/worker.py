@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
+from asgd.arrays import Array
 from asgd.config.tables import RunConfig
 from asgd.draws import WorkerDraws
 from asgd.local_steps import Pushes
@@ -33,10 +35,28 @@ class Worker:
     The random draws for its s-th gradient depend only on the seed, its number and s. After
     computing a gradient, or the difference that its local steps make, the worker sleeps for the
     added compute time. The state of a local rule, if it is kept, is in this object alone.
+
+    Parameters
+    ----------
+    config, worker
+        The run, and the number of the worker.
+    problem
+        Its problem.
+    turn
+        Held while computing, by one at a time of the workers that share the problem; None if it
+        is this worker's alone. Each sleeps outside of its turn.
     """
 
-    def __init__(self, config: RunConfig, worker: int, problem: Problem) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        worker: int,
+        problem: Problem,
+        turn: AbstractContextManager[object] | None = None,
+    ) -> None:
         self.worker = worker
+        self._shares = turn is not None
+        self._turn = turn or nullcontext()
         self._draws = WorkerDraws(config, problem)
         self._pushes = Pushes(config, problem, self._draws)
 
@@ -50,13 +70,7 @@ class Worker:
     def compute(self, snapshot: Snapshot) -> Gradient:
         """Return the gradient at a snapshot, or the difference from there."""
         start = time.perf_counter()
-        gradient = self._pushes.push(
-            self.worker,
-            snapshot.sequence,
-            snapshot.parameters,
-            snapshot.batch_size,
-            snapshot.position,
-        )
+        gradient = self._push(snapshot)
         added = self._draws.compute_seconds(self.worker, snapshot.sequence)
         if added > 0.0:
             time.sleep(added)
@@ -68,3 +82,15 @@ class Worker:
             gradient,
             time.perf_counter() - start,
         )
+
+    def _push(self, snapshot: Snapshot) -> Array:
+        with self._turn:
+            gradient = self._pushes.push(
+                self.worker,
+                snapshot.sequence,
+                snapshot.parameters,
+                snapshot.batch_size,
+                snapshot.position,
+            )
+            # The problem may reuse its memory in the next worker's turn.
+            return gradient.copy() if self._shares else gradient

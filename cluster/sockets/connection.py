@@ -66,6 +66,8 @@ class SocketConnection:
         Number of the worker.
     shared
         Use the local socket and shared memory (on the server's node); else TCP.
+    alone
+        Whether no other worker of its process would compute while it waits busily.
 
     Raises
     ------
@@ -73,7 +75,9 @@ class SocketConnection:
         The server cannot be reached, or the secrets differ.
     """
 
-    def __init__(self, endpoint: Endpoint, worker: int, shared: bool = False) -> None:
+    def __init__(
+        self, endpoint: Endpoint, worker: int, shared: bool = False, alone: bool = True
+    ) -> None:
         self._worker = worker
         vectors = endpoint.vectors
         inline = 0 if shared else vectors.nbytes
@@ -82,7 +86,7 @@ class SocketConnection:
         self._push = self._frame[: HEADER.size + inline]
         self._push_start = wire.push_start(worker, inline)
         self._busy_waits = False
-        self._may_busy_wait = may_busy_wait()
+        self._may_busy_wait = alone and may_busy_wait()
         self._snapshot_start = wire.snapshot_start(worker)
         self._socket = _dial(endpoint, shared)
         try:

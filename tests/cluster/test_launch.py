@@ -410,7 +410,7 @@ def test_directory_that_is_moved_or_removed_in_mid_run_is_said_to_be(
     with pytest.raises(SystemExit) as ended:
         main(["run", str(tmp_path / "c.toml"), "--out", str(out), "--quiet"])
     assert ended.value.code == 1
-    message = f"asgd: {out}: was removed or moved during the run\n"
+    message = f"asgd: {out}: was removed, moved or unmounted during the run\n"
     assert capfd.readouterr() == ("", message)
     assert not out.exists()
     assert moved.exists() is not removed

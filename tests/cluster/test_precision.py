@@ -349,7 +349,7 @@ def test_the_memory_asked_for_is_that_of_the_precision(monkeypatch: pytest.Monke
         with pytest.raises(InputError, match=rf"100,000 parameters in {dtype} their") as error:
             memory.check_memory(config, problem, make_rule(config))
         needed[dtype] = float(str(error.value).partition("take ")[2].split()[0])
-    apart = memory._processes(100) / 1e9
+    apart = memory._without_vectors(config) / 1e9
     assert needed["float32"] - apart == pytest.approx((needed["float64"] - apart) / 2, abs=0.1)
 
 
@@ -362,5 +362,13 @@ def test_more_processes_than_the_memory_holds_are_refused(monkeypatch: pytest.Mo
     config = make_config({"problem": {"kind": "quadratic"}, "cluster": {"workers": 200}})
     with pytest.raises(
         InputError, match=r"cluster.workers = 200: .* 14\.\d GB, and 6\.0 GB are free"
-    ):
+    ) as error:
+        memory.check_memory(config, make_problem(config), make_rule(config))
+    remedy = "expected fewer workers, cluster.workers_per_process = 3 or more, or more machines"
+    assert remedy in str(error.value)
+    sharing = {"workers": 200, "workers_per_process": 3}
+    config = make_config({"problem": {"kind": "quadratic"}, "cluster": sharing})
+    memory.check_memory(config, make_problem(config), make_rule(config))
+    monkeypatch.setattr(memory, "_free_bytes", lambda: 10**8)  # Ray alone takes more
+    with pytest.raises(InputError, match=r"are free: expected fewer workers, or more machines"):
         memory.check_memory(config, make_problem(config), make_rule(config))

@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -272,6 +273,36 @@ def test_run_on_a_full_disk_is_readable_and_resumed(small_disk: Path) -> None:
     ballast.unlink()
     resume(small_disk / "run")
     result = read_run(small_disk / "run")
+    check_continuous(result)
+    check_gradients(result)
+
+
+@pytest.mark.usefixtures("shared_ray")
+@pytest.mark.parametrize("name", ["", "run"])
+def test_run_on_a_disk_that_disappears_is_resumed_when_it_is_back(
+    small_disk: Path, tmp_path: Path, name: str
+) -> None:
+    """Where it was mounted, nothing is made then."""
+    mounted = tmp_path / "mounted"
+    mounted.mkdir()
+    mount = ["mount", "--bind", str(small_disk), str(mounted)]
+    umount = ["umount", "--lazy", str(mounted)]
+    subprocess.run(mount, check=True)
+
+    def take_away(progress: Progress) -> None:
+        if progress.update >= 50 and mounted.is_mount():
+            subprocess.run(umount, check=True)
+
+    message = f"{mounted / name}: was removed, moved or unmounted during the run"
+    with pytest.raises(RunFailedError, match=f"^{re.escape(message)}$"):
+        run(configure(300, workers=2), mounted / name, progress=take_away)
+    assert not list(mounted.iterdir())
+    subprocess.run(mount, check=True)
+    try:
+        resume(mounted / name)
+    finally:
+        subprocess.run(umount, check=True)
+    result = read_run(small_disk / name)
     check_continuous(result)
     check_gradients(result)
 

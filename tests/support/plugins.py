@@ -25,7 +25,8 @@ class Bowl:
     "loss" and "raise" raise once the parameters have come below 0.9; "exit" and "hang" happen at
     the `after`-th gradient of a process, "nan" from there on, "grow" turns every step around,
     "soar" so far that gradients overflow before a loss is evaluated.
-    "slow" takes longer and longer until there is a file `until`; "print" prints at every gradient;
+    "slow" takes longer and longer until there is a file `until`, and "stumble" also raises at the
+    `after`-th gradient of a process before that; "print" prints at every gradient;
     "slow loss" takes 30 ms for a loss, more than any transport takes for an update. "hanging loss"
     takes minutes for a loss below 0.9, unless there is a file `until`.
     """
@@ -55,7 +56,9 @@ class Bowl:
         self.calls += 1
         if self.fault == "raise" and np.abs(x).max() < 0.9:
             raise ZeroDivisionError("the user's\nown mistake")
-        if self.fault == "slow" and not self.until.exists():
+        if self.fault in ("slow", "stumble") and not self.until.exists():
+            if self.fault == "stumble" and self.calls == self.after:
+                raise ZeroDivisionError("once")
             time.sleep(0.03 * 1.03**self.calls)
         if self.fault == "print":
             print("printed by the problem")  # noqa: T201

@@ -81,6 +81,10 @@ class RayHosts:
         for host in hosts:
             host.call("sh", "-c", "kill -9 -1")
 
+    def call(self, host: Host, *command: str) -> str:
+        """Return what a command prints on a host, with the environment of the cluster."""
+        return host.call(*command, environment=self._environment)
+
     def run(self, config: Path, out: Path, *options: str) -> subprocess.Popen[str]:
         """Start `asgd run` on the first host."""
         words = self._filled("asgd run")

@@ -1,0 +1,137 @@
+#!/usr/bin/env python3
+"""Updates per second over a network, against what its links allow and against plain Ray calls.
+
+.venv/bin/python -m scripts.bench_network [--quick] [--out figures/bench_network.csv]
+
+Three hosts with networks of their own on this machine (`tests/support/hosts.py`; it needs root):
+the driver and the server on one, two workers on each of the others. Every link has the same rate in
+both directions, so the server's link limits: an update takes a gradient to it and a snapshot from
+it. What it allows is its rate over the bytes of a vector and the headers of their packets. The
+gradient is a constant vector that costs nothing. The loop is that of Ray's documentation
+(`bench_peers.RayLoop`), its server and its workers on the same hosts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import ray
+
+from asgd.rundir.reader import Run, read_run
+from scripts.bench_peers import RayLoop
+from tests.support.ray_hosts import RayHosts, ray_hosts
+
+RATES = {"100mbit": 100e6, "1gbit": 1e9}  # bits per second, as `tc` reads them
+DIMS = (10_000, 100_000, 1_000_000)
+DTYPES = ("float64", "float32")
+WORKERS = 4
+PACKET, PAYLOAD = 1514, 1448  # bytes of a packet on a link, and those of a vector in it
+HEALTH = {"period_ms": 5000, "timeout_ms": 30_000, "failure_threshold": 5}  # of Ray; never needed
+
+
+def allowed(rate: float, dim: int, dtype: str) -> float:
+    """Return the updates/s for which a link has room, in each direction."""
+    return rate / 8 / (dim * np.dtype(dtype).itemsize * PACKET / PAYLOAD)
+
+
+def our_rate(cluster: RayHosts, dim: int, dtype: str, seconds: float) -> float:
+    """Return updates/s of a run after its first tenth."""
+    tables = {
+        "problem": {
+            "kind": "scripts.bench_peers:constant",
+            "options": {"dim": dim, "dtype": dtype},
+        },
+        "optimizer": {"learning_rate": 1e-6},
+        "cluster": {"workers": WORKERS, "transport": "tcp"},
+        "run": {"updates": 10**9, "eval_every": 10**9, "max_seconds": seconds},
+    }
+    with tempfile.TemporaryDirectory() as directory:
+        config = Path(directory) / "run.json"
+        config.write_text(json.dumps(tables))
+        with cluster.run(config, Path(directory) / "run") as process:
+            said = process.communicate()[1]
+        if process.returncode:
+            raise SystemExit(said)
+        return steady_rate(read_run(Path(directory) / "run"))
+
+
+def steady_rate(run: Run) -> float:
+    seconds = run.trace["applied_seconds"].to_numpy()
+    first = len(seconds) // 10
+    return float((len(seconds) - 1 - first) / (seconds[-1] - seconds[first]))
+
+
+def loop_rate(cluster: RayHosts, dim: int, dtype: str, updates: int) -> float:
+    """Return updates/s of Ray's loop, which another process makes on the first host."""
+    said = cluster.call(
+        cluster.hosts[0],
+        *(sys.executable, "-m", "scripts.bench_network", "--loop", str(dim), dtype, str(updates)),
+    )
+    return float(said.splitlines()[-1])
+
+
+def make_loop(dim: int, dtype: str, updates: int) -> None:
+    """Make Ray's loop, on the nodes as our run places its processes, and print its rate."""
+    ray.init(address="auto", log_to_driver=False, logging_level="ERROR")
+    here = ray.get_runtime_context().get_node_id()
+    others = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["NodeID"] != here]
+    loop = RayLoop(dim, WORKERS, dtype, [here, *others * (WORKERS // len(others))])
+    print(loop.rate(updates))
+    loop.close()
+
+
+def measured(rate: str, dtypes: tuple[str, ...], seconds: float) -> Iterator[dict[str, Any]]:
+    """Yield a row per dimension and precision."""
+    with tempfile.TemporaryDirectory() as home, ray_hosts(3, Path(home), HEALTH, rate) as cluster:
+        cluster.complete(dict.fromkeys(cluster.hosts[1:], ("--num-cpus=2",)))
+        for dim in DIMS:
+            for dtype in dtypes:
+                most = allowed(RATES[rate], dim, dtype)
+                ours = our_rate(cluster, dim, dtype, seconds)
+                updates = max(20, int(seconds * min(most, 300.0) / 2))
+                loop = loop_rate(cluster, dim, dtype, updates)
+                yield {
+                    "link": rate,
+                    "d": dim,
+                    "numbers": dtype,
+                    "allowed": most,
+                    "ours": ours,
+                    "of_allowed": ours / most,
+                    "loop": loop,
+                    "over_loop": ours / loop,
+                    "load": os.getloadavg()[0],
+                }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="float64 and 5 s each")
+    parser.add_argument("--out", type=Path, help="a CSV file")
+    parser.add_argument("--loop", nargs=3, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.loop:
+        dim, dtype, updates = options.loop
+        make_loop(int(dim), dtype, int(updates))
+        return
+    dtypes, seconds = (DTYPES[:1], 5.0) if options.quick else (DTYPES, 20.0)
+    rows = []
+    for rate in RATES:
+        for row in measured(rate, dtypes, seconds):
+            rows.append(row)
+            print(*(f"{name}={value}" for name, value in row.items()), flush=True)
+    print(f"\n{pd.DataFrame(rows).to_string(index=False, float_format='{:.3g}'.format)}")
+    if options.out:
+        pd.DataFrame(rows).to_csv(options.out, index=False)
+
+
+if __name__ == "__main__":
+    main()
