@@ -11,7 +11,8 @@ and until the first update, updates/s over the last nine tenths, the processes, 
 server, the recorder and the workers.
 
 Connections: one process plays all workers over tcp with d = 10 and answers each snapshot at once,
-beside the process of a server without a recorder. Prints medians of `--repeats`.
+beside the process of a server without a recorder. Prints medians of `--repeats`: updates/s, and
+the processor time of the server per update, which says more where other programs run.
 """
 
 from __future__ import annotations
@@ -121,11 +122,15 @@ def serve(config: RunConfig, parent: Connection) -> None:
     server = ParameterServer(config, initial)
     sockets = SocketServer(server, VectorFormat.of(len(initial), initial.dtype, "auto"))
     parent.send(sockets.endpoint)
+    warm, begun = 0, 0.0
     while not server.stopping:
         sockets.serve(0.01)
+        if not warm and server.version >= config.cluster.workers * WARM_UP:
+            warm, begun = server.version, time.process_time()
         if server.ledger.ready:
             server.drain()
             sockets.deliver(server.go_on(time.monotonic()))
+    parent.send((time.process_time() - begun) / (server.version - warm))
     parent.recv()  # the driver is done
     sockets.close()
 
@@ -155,8 +160,8 @@ class Player:
         return True
 
 
-def connections_rate(workers: int, updates: int) -> float:
-    """Return updates/s after the warm-up."""
+def measure_server(workers: int, updates: int) -> tuple[float, float]:
+    """Return updates/s after the warm-up, and the server's processor seconds per update."""
     config = make_config(
         {
             "problem": {"kind": "least_squares"},
@@ -183,21 +188,26 @@ def connections_rate(workers: int, updates: int) -> float:
         if not warm and done >= workers * WARM_UP:
             warm, begun = done, time.perf_counter()
     rate = (done - warm) / (time.perf_counter() - begun)
+    cost: float = here.recv()
     here.send("done")
     server.join()
     for player in players:
         player.socket.close()
-    return rate
+    return rate, cost
 
 
 def measure_connections(counts: list[int], seconds: float, repeats: int) -> None:
-    rates: dict[int, list[float]] = {workers: [] for workers in counts}
-    for _ in range(repeats):
-        for workers, found in rates.items():
-            found.append(connections_rate(workers, int(seconds * EXPECTED)))
-    for workers, found in rates.items():
-        values = ", ".join(f"{value:,.0f}" for value in found)
-        print(f"{workers} connections: {statistics.median(found):,.0f} updates/s ({values})")
+    measured: dict[int, list[tuple[float, float]]] = {workers: [] for workers in counts}
+    for _ in range(repeats):  # alternatives in turn
+        for workers, found in measured.items():
+            found.append(measure_server(workers, int(seconds * EXPECTED)))
+    for workers, found in measured.items():
+        rates, costs = zip(*found, strict=True)
+        values = ", ".join(f"{rate:,.0f}" for rate in rates)
+        print(
+            f"{workers} connections: {statistics.median(rates):,.0f} updates/s ({values}), "
+            f"{1e6 * statistics.median(costs):.0f} us of the server's processor time each"
+        )
 
 
 def main(arguments: Iterable[str] | None = None) -> None:
