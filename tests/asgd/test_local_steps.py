@@ -300,7 +300,7 @@ def test_the_server_takes_the_whole_difference_unless_told_otherwise() -> None:
 def test_a_rule_that_asks_for_what_was_read_makes_no_local_steps() -> None:
     config = make_config({"optimizer": LOCAL | {"local_rule": "tests.support.rules:Full"}})
     with pytest.raises(
-        InputError, match=r"optimizer.local_rule = 'tests.support.rules:Full': asks"
+        InputError, match=r"optimizer.local_rule = 'tests.support.rules:Full': expected it as"
     ):
         make_local_rule(config)
     bad = make_config({"optimizer": LOCAL | {"local_rule": "tests.support.rules:Missing"}})
