@@ -27,7 +27,7 @@ from asgd.rundir.columns import (
     SKIPPED,
     TRACE,
 )
-from asgd.rundir.files import make_directory, replace_file
+from asgd.rundir.files import is_gone, make_directory, replace_file
 from asgd.seals import sealed_line
 
 
@@ -115,7 +115,7 @@ class RunWriter:
         """Append one event; `fields` must be JSON values."""
         self.check()
         line = sealed_line({"event": kind, "time": time.time(), **fields}) + b"\n"
-        opener = None if kind == "start" else _existing
+        opener = _existing if is_gone(self.path) else None
         with open(self.path / "events.jsonl", "ab+", opener=opener) as file:
             if file.seek(0, os.SEEK_END):
                 file.seek(-1, os.SEEK_END)
