@@ -115,7 +115,7 @@ class RunWriter:
         """Append one event; `fields` must be JSON values."""
         self.check()
         line = sealed_line({"event": kind, "time": time.time(), **fields}) + b"\n"
-        opener = _existing if is_gone(self.path) else None
+        opener = _existing if kind != "start" and is_gone(self.path) else None
         with open(self.path / "events.jsonl", "ab+", opener=opener) as file:
             if file.seek(0, os.SEEK_END):
                 file.seek(-1, os.SEEK_END)
