@@ -146,6 +146,15 @@ def configure(number: int, updates: int) -> RunConfig:
     )
 
 
+def choices(config: RunConfig) -> str:
+    """Name what was drawn for a run."""
+    cluster, data = config.cluster, config.data
+    names = (config.optimizer.rule, config.run.durability, cluster.transport, cluster.mode)
+    policy = (cluster.gradients_per_update, cluster.late, cluster.discard_above)
+    together = f"{cluster.workers_per_process} in a process"
+    return ", ".join((*names, data.shards, data.sampling, cluster.schedule, str(policy), together))
+
+
 # --- faults -------------------------------------------------------------------------------------
 
 
@@ -413,16 +422,10 @@ def main(arguments: Iterable[str] | None = None) -> int:
 
 def report(number: int, result: Run, injector: Injector, found: list[str], seconds: float) -> None:
     config, events = result.config, Counter(event["event"] for event in result.events)
-    durability, rule, cluster = config.run.durability, config.optimizer.rule, config.cluster
-    data = result.config.data
-    names = (rule, durability, cluster.transport, cluster.mode, data.shards, data.sampling)
-    choice = (cluster.gradients_per_update, cluster.late, cluster.discard_above)
-    together = cluster.workers_per_process
     faults = ", ".join(f"{kind} {count}" for kind, count in sorted(injector.injected.items()))
     lost = sum(event.get("updates_lost", 0) for event in result.events)
     print(
-        f"run {number} ({', '.join(names)}, {cluster.schedule}, {choice}, "
-        f"{together} in a process): {result.state} in "
+        f"run {number} ({choices(config)}): {result.state} in "
         f"{seconds:.0f} s; faults: {faults}; workers lost {events['worker_lost']}, server restored "
         f"{events['server_restored']}, damaged checkpoints {events['checkpoint_damaged']}, "
         f"gradients discarded {len(result.discarded)}, updates "

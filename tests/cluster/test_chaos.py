@@ -3,13 +3,16 @@
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from asgd.progress import Progress
 from asgd.rundir.checkpoint import CHECKPOINTS
 from scripts.bench_chaos import Injector
+from scripts.hosts_chaos import KILLS, PARTITIONS, drawn
 
 ROOT = Path(__file__).parents[2]
 
@@ -50,3 +53,11 @@ def test_what_ends_a_launcher_is_said_and_leaves_nothing() -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"2 runs, [1-4] faults \(.*\); 0 runs wrong", done.stdout)
+
+
+def test_every_partition_and_kill_is_drawn() -> None:
+    faults = drawn(np.random.default_rng(0), len(PARTITIONS) + 3, 2 * len(KILLS))
+    counts = Counter(faults)
+    assert len(faults) == len(PARTITIONS) + 3 + 2 * len(KILLS)
+    assert {counts[kind] for kind in PARTITIONS} == {1, 2}
+    assert {counts[(kind,)] for kind in KILLS} == {2}

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from threadpoolctl import threadpool_info
 
 from asgd.problems.base import Problem
+from asgd.problems.linear import digits
 
 Array = npt.NDArray[np.float64]
 
@@ -167,3 +168,31 @@ class Frozen(Problem):
 
     def gradient(self, x: Array, indices: Any = None) -> Array:
         return x
+
+
+class Paced:
+    """Softmax regression on the digits; gradients take longer and longer until there is a file."""
+
+    def __init__(self, until: str) -> None:
+        self._digits = digits()
+        self._until = Path(until)
+        self._calls = 0
+        self.dim, self.n_samples = self._digits.dim, self._digits.n_samples
+        self.labels = self._digits.labels
+
+    def initial_point(self, rng: np.random.Generator) -> Array:
+        return self._digits.initial_point(rng)
+
+    def loss(self, x: Array) -> Array:
+        return self._digits.loss(x)
+
+    def gradient(self, x: Array, indices: Any) -> Array:
+        self._calls += 1
+        if not self._until.exists():
+            time.sleep(0.01 * max(1.0, self._calls / 20))
+        return self._digits.gradient(x, indices)
+
+
+def paced(until: str) -> Paced:
+    """Return the problem; the plug-in is `tests.support.plugins:paced`."""
+    return Paced(until)

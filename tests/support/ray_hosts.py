@@ -14,12 +14,18 @@ from pathlib import Path
 
 from asgd.rundir.reader import Run, read_run
 from tests.support.hosts import ROOT, Host, hosts_of
+from tests.support.processes import PARTS, below
 
 PAGE = ROOT / "scripts" / "deploy" / "README.md"
 # Ray notices a silent node after 13 s instead of a minute; a busy machine is silent for seconds.
 FAST = {"period_ms": 500, "timeout_ms": 2000, "failure_threshold": 5}
 
 _POLL_SECONDS = 0.05
+_STARTS = 3
+
+
+class StarvedError(Exception):
+    """Ray did not start on a host, as the machine is too busy; this says nothing of the runs."""
 
 
 def told(start: str) -> list[str]:
@@ -57,18 +63,23 @@ class RayHosts:
             **{f"RAY_health_check_{name}": str(value) for name, value in health.items()},
         }
         self._call(hosts[0], "ray", "get-auth-token", "--generate")
-        self._call(hosts[0], *told("ray start --head"))
+        self._start(hosts[0], *told("ray start --head"))
 
     def complete(self, nodes: Mapping[Host, Sequence[str]]) -> None:
-        """Make hosts nodes of the cluster, each with more options of `ray start`.
+        """Make hosts nodes of the cluster one by one, each with more options of `ray start`.
 
         One that was started with the same options, and not given up since, stays as it is.
         """
         for host, options in nodes.items():
             if self._started.get(host.name) != options:
-                self._call(host, *told("ray stop"), "--force")
-                self._call(host, *self._filled("ray start --address"), *options)
+                self._start(host, *self._filled("ray start --address"), *options)
                 self._started[host.name] = options
+
+    def is_node(self, host: Host) -> bool:
+        """Whether a host was made a node, was not given up since, and its raylet lives."""
+        return host.name in self._started and any(
+            PARTS["raylet"] in line for line in below(host.pid).values()
+        )
 
     def give_up(self, *hosts: Host) -> None:
         """Note that nodes are going to die: `complete` starts them again."""
@@ -100,6 +111,29 @@ class RayHosts:
 
     def _filled(self, start: str) -> list[str]:
         return [word.replace("HEAD", self.hosts[0].address) for word in told(start)]
+
+    def _start(self, host: Host, *command: str) -> None:
+        """Start Ray on a host.
+
+        On a busy machine `ray start` fails after 30 s and leaves a raylet behind, which becomes a
+        node when it gets to it.
+
+        Raises
+        ------
+        StarvedError
+            It failed several times, and left none.
+        """
+        for _ in range(_STARTS):
+            if below(host.pid):
+                self._call(host, *told("ray stop"), "--force")
+            try:
+                self._call(host, *command)
+                return
+            except OSError as error:
+                if any(PARTS["raylet"] in line for line in below(host.pid).values()):
+                    return
+                said = str(error).strip().splitlines()[-1]
+        raise StarvedError(f"{host.name}: {said}")
 
     def _call(self, host: Host, *command: str) -> None:
         host.call(*command, environment=self._environment)
