@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -20,7 +18,7 @@ from analysis.report.activity import workers_table
 from analysis.report.write import write_report
 from asgd.rundir.reader import Run, read_run
 from cluster.storage.verify import verify
-from tests.support.hosts import Host, parted, why_no_hosts
+from tests.support.hosts import parted, why_no_hosts
 from tests.support.invariants import check_gradients, check_trace
 from tests.support.processes import below
 from tests.support.ray_hosts import RayHosts, ray_hosts, wait_for
@@ -152,33 +150,6 @@ def test_short_cuts_pass_and_a_silent_host_is_replaced(cluster: RayHosts, tmp_pa
     assert {event["reason"] for event in lost} == {"its node is gone"}
     assert [event["host"] for event in named(run, "worker_placed")[3:]] == ["host2", "host2"]
     assert not named(run, "server_restored")
-
-
-@contextmanager
-def short_of_memory(host: Host, path: Path) -> Iterator[None]:
-    """Let a host seem to have no memory left during the block."""
-    (path / "meminfo").write_text(
-        re.sub(r"(?m)^MemAvailable: .*$", "MemAvailable: 1 kB", Path("/proc/meminfo").read_text())
-    )
-    host.call("mount", "--bind", path / "meminfo", "/proc/meminfo")
-    try:
-        yield
-    finally:
-        host.call("umount", "/proc/meminfo")
-
-
-def test_workers_killed_for_memory_are_replaced(cluster: RayHosts, tmp_path: Path) -> None:
-    _, _, other = cluster.hosts
-    with Steady(cluster, tmp_path) as steady:
-        steady.go_on()
-        with short_of_memory(other, tmp_path):
-            steady.wait(lambda run: len(named(run, "worker_lost")) > 0)
-        steady.wait(lambda run: named(run, "worker_joined")[3:] != [])
-        steady.go_on()
-        run = steady.finish()
-    for lost in named(run, "worker_lost"):
-        assert lost["host"] == "host3"
-        assert str(lost["reason"]).startswith("out of memory: Ray's memory monitor killed")
 
 
 @pytest.mark.slow
