@@ -34,6 +34,7 @@ RATES = {"100mbit": 100e6, "1gbit": 1e9}  # bits per second, as `tc` reads them
 DIMS = (10_000, 100_000, 1_000_000)
 DTYPES = ("float64", "float32")
 WORKERS = 4
+LEAST = 100  # updates of a measurement: gradients that share a link arrive together, 4 at a time
 PACKET, PAYLOAD = 1514, 1448  # bytes of a packet on a link, and those of a vector in it
 HEALTH = {"period_ms": 5000, "timeout_ms": 30_000, "failure_threshold": 5}  # of Ray; never needed
 
@@ -96,8 +97,8 @@ def measured(rate: str, dtypes: tuple[str, ...], seconds: float) -> Iterator[dic
         for dim in DIMS:
             for dtype in dtypes:
                 most = allowed(RATES[rate], dim, dtype)
-                ours = our_rate(cluster, dim, dtype, seconds)
-                updates = max(20, int(seconds * min(most, 300.0) / 2))
+                ours = our_rate(cluster, dim, dtype, max(seconds, LEAST / most))
+                updates = max(LEAST, int(seconds * min(most, 300.0) / 2))
                 loop = loop_rate(cluster, dim, dtype, updates)
                 yield {
                     "link": rate,
@@ -114,7 +115,7 @@ def measured(rate: str, dtypes: tuple[str, ...], seconds: float) -> Iterator[dic
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="float64 and 5 s each")
+    parser.add_argument("--quick", action="store_true", help="float64 and mostly 5 s each")
     parser.add_argument("--out", type=Path, help="a CSV file")
     parser.add_argument("--loop", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
