@@ -558,6 +558,20 @@ MUTATIONS = [
         POWER,
     ),
     Mutation(
+        "paths of all repeats start where the first does",
+        "analysis/prediction/setting.py",
+        "return points[0] if np.all(points == points[0]) else points",
+        "return points[0]",
+        ("tests/analysis/test_repeats.py", "-k", "apart"),
+    ),
+    Mutation(
+        "a start is replayed with the staleness of another run",
+        "analysis/models/replay.py",
+        "parts = zip(chosen, ",
+        "parts = zip(chosen[::-1], ",
+        ("tests/analysis/test_sme_law.py", "-k", "several_runs"),
+    ),
+    Mutation(
         "the trace is flushed after the checkpoint",
         "cluster/storage/recorder.py",
         "        self._writer.sync()\n        try:\n            save(self._checkpoints, state)\n",

@@ -20,14 +20,14 @@ several models share it. Such a block, a `SampledBlock`, divides its step into t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from asgd.arrays import Array
+from asgd.arrays import Array, Integers
 from asgd.problems.base import Indices, Problem
 
 
@@ -74,19 +74,28 @@ class PathModel:
     Attributes
     ----------
     make_block
-        Builds its blocks.
+        Builds its blocks, as a `BlockMaker`; for several recorded runs it also takes the run of
+        each path, see `shared`.
     name
         Names the random streams: two models under one seed draw independent numbers.
     state_copies
         Vectors of length d that it holds for each path; bounds the size of a block.
-    least_paths
-        Paths that a block needs, to divide them among recorded runs.
+    runs
+        Recorded runs that share its paths.
     """
 
-    make_block: BlockMaker
+    make_block: Callable[..., Block]
     name: str
     state_copies: int = 4
-    least_paths: int = 1
+    runs: int = 1
+
+
+def shared(rows: slice, paths: int, among: int) -> Integers:
+    """Return to which of some runs or points the paths in `rows` belong, ascending.
+
+    Neighbouring paths belong together. The shares of all `paths` differ by one at most.
+    """
+    return np.arange(rows.start, rows.stop) * among // paths
 
 
 def share_calls(problem: Problem) -> bool:

@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-from analysis.models.blocks import Block, BlockMaker, PathModel, Together
+from analysis.models.blocks import Block, BlockMaker, PathModel, Together, shared
 from analysis.models.memory import Footprint, block_sizes, blocks_in_flight, threads_that_fit
 from analysis.models.statistics import PathStatistics
 from asgd.arguments import count, number, shown
@@ -141,11 +141,10 @@ def run_ensemble(
     seed: Seed,
     name: str,
     state_copies: int = 4,
-    least_paths: int = 1,
     **options: Unpack[PathOptions],
 ) -> Ensemble:
     """Simulate one model, with the attributes of `PathModel`, as `run_ensembles` does."""
-    model = PathModel(make_block, name, state_copies, least_paths)
+    model = PathModel(make_block, name, state_copies)
     return run_ensembles([model], problem, updates, paths, seed, **options)[0]
 
 
@@ -170,7 +169,9 @@ def run_ensembles(
     models
         Models that advance together.
     initial
-        x_0, shape (d,). Default: the problem's initial point under this seed.
+        x_0, shape (d,), or several in equal shares, shape (k, d): path i of n starts at row
+        i k // n, and a replay of k runs gives it the staleness of run i k // n. Default: the
+        problem's initial point under this seed.
     record
         Updates to record. Default: all, including 0 and `updates`.
     quantile_levels
@@ -194,11 +195,10 @@ def run_ensembles(
     _check_options(problem, options)
     at = _recorded_updates(options.get("record"), updates)
     levels = np.asarray(options.get("quantile_levels", QUANTILE_LEVELS), dtype=float)
-    start = initial_point(problem, options.get("initial"), seed)
     dtype = np.dtype(options.get("dtype", np.float64))
+    starts = _starts(models, problem, options.get("initial"), seed).astype(dtype, copy=False)
     copies = sum(model.state_copies for model in models)
-    fewest = max(problem.points_at_once, *(model.least_paths for model in models))
-    sizes = block_sizes(paths, problem.dim, copies, fewest)
+    sizes = block_sizes(paths, problem.dim, copies, problem.points_at_once)
     moments = len(at) if options.get("moments", True) else 0
     offsets = np.cumsum([0, *sizes])
     kept = _quantile_paths(paths if len(levels) else 0)
@@ -225,12 +225,11 @@ def run_ensembles(
         statistics = [
             PathStatistics(problem, sizes[i], chosen, one[:, first:last], moments) for one in losses
         ]
-        blocks = [
-            model.make_block(
-                np.tile(start.astype(dtype), (sizes[i], 1)), stream(seed, f"{model.name}/{i}")
-            )
-            for model in models
-        ]
+        blocks: list[Block] = []
+        for model in models:
+            x = starts[shared(rows, paths, len(starts))]
+            run = [shared(rows, paths, model.runs)] if model.runs > 1 else []
+            blocks.append(model.make_block(x, stream(seed, f"{model.name}/{i}"), *run))
         # Diverged paths are reported as inf or nan.
         with problem.in_one_thread(), np.errstate(over="ignore", invalid="ignore"):
             _run_blocks(blocks, updates, at, statistics, watch)
@@ -363,13 +362,35 @@ def _loss_quantiles(losses: Array, levels: Array) -> Array:
 
 def initial_point(problem: Problem, initial: npt.ArrayLike | None, seed: int) -> Array:
     """Return x_0, shape (d,): `initial`, or the problem's initial point under this seed."""
+    x = _initial_points(problem, initial, seed)
+    if x.ndim > 1:
+        raise InputError(f"initial.shape = {x.shape}: expected ({problem.dim},)")
+    return x
+
+
+def _starts(
+    models: Sequence[PathModel], problem: Problem, initial: npt.ArrayLike | None, seed: int
+) -> Array:
+    """Return the points where the paths of models start, shape (k, d)."""
+    starts = np.atleast_2d(_initial_points(problem, initial, seed))
+    for model in models:
+        if len(starts) > 1 and model.runs not in (1, len(starts)):
+            raise InputError(
+                f"len(initial) = {len(starts)}: expected one point, or one for each of "
+                f"{model.runs} runs"
+            )
+    return starts
+
+
+def _initial_points(problem: Problem, initial: npt.ArrayLike | None, seed: int) -> Array:
+    """Return the points where paths start, shape (d,) or (k, d)."""
     if initial is None:
         return starting_point(problem, seed)
     try:
         x = np.asarray(initial, dtype=float)
     except (TypeError, ValueError):
         raise InputError(f"initial = {shown(initial)}: expected {problem.dim} numbers") from None
-    if x.shape != (problem.dim,):
+    if x.ndim not in (1, 2) or x.shape[-1] != problem.dim or not len(x):
         raise InputError(f"initial.shape = {x.shape}: expected ({problem.dim},)")
     if not np.all(np.isfinite(x)):
         raise InputError(f"initial = {shown(initial)}: expected finite numbers")

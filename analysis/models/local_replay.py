@@ -121,4 +121,4 @@ def local_replay_paths(
         copies = max(copies, int(held.max()) + 6 + own + len(rule.state) + rule.scratch)
         makers.append(partial(LocalReplay, descent, pushes.steps, run, last_read, rule, drawn))
     block = partial(Replays, descent, makers) if len(makers) > 1 else makers[0]
-    return PathModel(block, "local_replay", copies)
+    return PathModel(block, "local_replay", copies, len(makers))

@@ -93,15 +93,13 @@ class Footprint:
         return self.models * (16 * self.moments * self.dim * of_blocks + once)
 
 
-def paths_that_fit(
-    paths: int, fewest: int, models: int, dim: int, itemsize: int, records: int
-) -> int:
+def paths_that_fit(paths: int, models: int, dim: int, itemsize: int, records: int) -> int:
     """Return how many paths of each of some models fit into memory; log it if not all do.
 
     Parameters
     ----------
-    paths, fewest
-        Paths that are asked for, and those that are needed whether they fit or not.
+    paths
+        Paths that are asked for.
     models
         Number of models that advance together.
     dim, itemsize
@@ -110,7 +108,7 @@ def paths_that_fit(
         Recorded losses of a path.
     """
     most = STATISTICS_BYTES // (models * (itemsize * dim + 8 * records))
-    fitting = min(paths, max(most, fewest))
+    fitting = min(paths, max(most, 1))
     if fitting < paths:
         _log.warning(
             "%d of %d paths: %.2g GB hold no more of %s parameters each",

@@ -105,7 +105,15 @@ class RedrawnReplay(Replayed):
 
 
 class Replays(DescentBlock):
-    """A block of paths divided among several recorded runs; each path replays one."""
+    """A block of paths divided among several recorded runs; each path replays one.
+
+    Parameters
+    ----------
+    makers
+        Of the block of each run.
+    run
+        Of each path, ascending.
+    """
 
     replays: list[Any]
 
@@ -115,12 +123,12 @@ class Replays(DescentBlock):
         makers: Sequence[Callable[[Array, np.random.Generator], Block]],
         x: Array,
         rng: np.random.Generator,
+        run: Integers,
     ) -> None:
         super().__init__(descent, x, rng)
-        # Blocks are small, so chance decides which runs get one path more.
-        chosen = rng.permutation(len(makers))
-        parts = zip(chosen, np.array_split(x, len(makers)), strict=True)
-        self.replays = [makers[i](part, rng) for i, part in parts if len(part)]
+        chosen, first = np.unique(run, return_index=True)
+        parts = zip(chosen, np.split(x, first[1:]), strict=True)
+        self.replays = [makers[i](part, rng) for i, part in parts]
 
     def step(self, k: int) -> None:
         """Apply update k of every run."""

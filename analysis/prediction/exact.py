@@ -30,8 +30,8 @@ _DRAWS = 4096
 
 
 def is_linear(setting: Setting) -> bool:
-    """Return whether moments close: linear gradients, d <= 20, no schedules."""
-    known = isinstance(setting.problem, Quadratic | LeastSquares)
+    """Return whether moments close: linear gradients, d <= 20, no schedules, one start."""
+    known = isinstance(setting.problem, Quadratic | LeastSquares) and setting.starts == 1
     return setting.steady and known and setting.problem.dim <= LARGEST_DIM
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from analysis.models.blocks import shared
 from analysis.models.ensemble import Ensemble
 from asgd.arrays import Array, Integers
 
@@ -29,7 +30,7 @@ class LossCurve:
     paths
         Number of simulated paths; None without simulation.
     end
-        Mean of x after the last update, shape (d,).
+        Mean of x after the last update, shape (d,); of paths from k starts one for each, (k, d).
     mean_error
         Standard error of the mean due to drawn paths or reads, shape (m,); zero if none were
         drawn.
@@ -60,15 +61,21 @@ class LossCurve:
         return replace(self, **kept, end=np.full_like(self.end, np.nan), unstable_from=update)
 
     @classmethod
-    def of_ensemble(cls, ensemble: Ensemble) -> LossCurve:
-        """Take the curve from an ensemble recorded at `SCORED_LEVELS`."""
+    def of_ensemble(cls, ensemble: Ensemble, starts: int = 1) -> LossCurve:
+        """Take the curve from an ensemble recorded at `SCORED_LEVELS`, of paths from some starts.
+
+        A mean over paths from different starts would be no point of any path.
+        """
+        start = shared(slice(0, ensemble.paths), ensemble.paths, starts)
+        first = np.unique(start, return_index=True)[1]
+        ends = [part.mean(axis=0, dtype=float) for part in np.split(ensemble.final, first[1:])]
         return cls(
             update=ensemble.update,
             mean=ensemble.loss_mean,
             std=ensemble.loss_std,
             quantiles=ensemble.loss_quantiles,
             paths=ensemble.paths,
-            end=ensemble.final.mean(axis=0, dtype=float),
+            end=ends[0] if len(ends) == 1 else np.stack(ends),
             mean_error=ensemble.loss_std / math.sqrt(ensemble.paths),
             diverged=int((~np.isfinite(ensemble.final).all(axis=1)).sum()),
         )

@@ -56,7 +56,6 @@ def simulate(
     """
     paths = paths_that_fit(
         paths,
-        max(model.least_paths for model in models),
         len(models),
         setting.problem.dim,
         np.dtype(setting.dtype).itemsize,

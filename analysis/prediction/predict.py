@@ -197,7 +197,8 @@ def predict(
     run
         The run, or repeats of it with other seeds. The trace gives the staleness, the configuration
         everything else. For repeats the staleness is fitted jointly, and each is replayed by its
-        share of the paths. Repeats that were cut short are left out.
+        share of the paths. If they start at different points, each start gets its share of the
+        paths of every model. Repeats that were cut short are left out.
     paths
         Number of paths of each ensemble.
     models
@@ -211,7 +212,7 @@ def predict(
     method
         "auto" computes the curves of quadratics and least squares from exact moments, without
         paths, and simulates all others; "simulate" simulates all; "fast" follows one mean path
-        per model with linear noise around it, (F1).
+        per model with linear noise around it, (F1), from one start.
     seed
         Seed of the ensembles; default the run's own seed.
     fit
@@ -343,7 +344,7 @@ def _simulated(
             path_models = [model.path_model(setting, seed) for model in group]
             ensembles = simulate(path_models, setting, paths, seed, work.begin(group))
             for model, ensemble in zip(group, ensembles, strict=True):
-                curves[model.name] = LossCurve.of_ensemble(ensemble)
+                curves[model.name] = LossCurve.of_ensemble(ensemble, setting.starts)
     return curves
 
 

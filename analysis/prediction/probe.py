@@ -24,7 +24,7 @@ from analysis.prediction.run_stability import DENSE_DIM, StabilityAnswer, at_cur
 from analysis.prediction.setting import RunSetting
 from asgd.arrays import Array
 from asgd.errors import InputError, UnreliableEstimateError
-from asgd.problems.base import Indices, Problem
+from asgd.problems.base import Indices, Problem, starting_point
 from asgd.rundir.files import replace_file
 from asgd.rundir.reader import Run
 from asgd.seals import sealed_object
@@ -116,7 +116,7 @@ def probe(run: Run, setting: RunSetting) -> Probe:
     UnreliableEstimateError
         The Lanczos iterations did not converge.
     """
-    points = {0: setting.initial}
+    points = {0: starting_point(setting.problem, run.config.run.seed)}
     with suppress(InputError):  # none is saved
         points[run.parameters_update] = run.parameters
     problem = setting.problem

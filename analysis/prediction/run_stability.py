@@ -31,6 +31,7 @@ from asgd.streams import stream
 LEADING = 6  # number of modes
 DENSE_DIM = 64  # up to here a full eigendecomposition is cheaper than Lanczos iterations
 _TOLERANCE = 1e-4  # relative tolerance of the eigenvalues
+_FEW_STARTS = 4  # of repeats that start at different points; more would cost as much as paths
 FEW_DIVERGE = 0.02  # share of diverged paths up to which nothing is called unstable for them
 
 
@@ -278,7 +279,8 @@ def run_stability(
     setting
         The run's problem, learning rate, rule and staleness; with recorded turns if available.
     end
-        The mean of the predicted final points, shape (d,).
+        The mean of the predicted final points, shape (d,); of k starts one for each, shape (k, d).
+        Of the first four starts and ends those with the largest curvature count.
     paths
         Paths of the prediction, if any diverged.
 
@@ -287,14 +289,19 @@ def run_stability(
     UnreliableEstimateError
         The Lanczos iterations found no eigenvalue.
     """
-    points = [setting.initial]
+    points = [np.atleast_2d(setting.initial)]
     if end is not None and np.all(np.isfinite(end)):
-        points.append(end)
+        points.append(np.atleast_2d(end))
     # Where a gradient of all samples is costly, so is a product with the Hessian.
     count = LEADING if setting.problem.gives_noise else 1
-    return at_curvatures(
-        setting, [leading_curvatures(setting.problem, x, count) for x in points], paths
-    )
+    curvatures = [
+        max(
+            (leading_curvatures(setting.problem, x, count) for x in several[:_FEW_STARTS]),
+            key=lambda curvature: float(curvature[0]),
+        )
+        for several in points
+    ]
+    return at_curvatures(setting, curvatures, paths)
 
 
 def at_curvatures(

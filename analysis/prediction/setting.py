@@ -51,8 +51,10 @@ class Setting:
 
     Attributes
     ----------
-    problem, initial
-        The problem and x_0, shape (d,).
+    problem
+        The problem.
+    initial
+        x_0, shape (d,); of k repeats that start at different points, shape (k, d).
     learning_rate, batch_size
         A number, or under a schedule an array with one per update, shape (updates,).
     record
@@ -95,6 +97,11 @@ class Setting:
     def plain(self) -> bool:
         """Whether the rule is plain SGD and batches are independent draws from all samples."""
         return self.rule is None and self.dependence is None
+
+    @property
+    def starts(self) -> int:
+        """Number of points where paths start."""
+        return len(np.atleast_2d(self.initial))
 
     @property
     def steady(self) -> bool:
@@ -148,7 +155,9 @@ class RunSetting(Setting):
     def of(
         cls, runs: Run | Sequence[Run], fit: StalenessFit, problem: Problem | None = None
     ) -> RunSetting:
-        """Take the setting from a run, or from repeats: all but the staleness from the first.
+        """Take the setting from a run, or from repeats: staleness and x_0 of each.
+
+        All else is of the first, because repeats differ only in the seed.
 
         The problem is made from the configuration unless it is given.
 
@@ -180,7 +189,7 @@ class RunSetting(Setting):
             batch_size=_batch_sizes(run, updates)
             if (optimizer.batch_schedule.at or waits) and not mixed
             else batch_size,
-            initial=starting_point(problem, config.run.seed),
+            initial=_starts(problem, long or runs),
             record=run.loss["update"].to_numpy(),
             staleness=tuple(
                 _staleness_of_means(one, dependent) if mixed else _staleness(one) for one in long
@@ -197,6 +206,12 @@ class RunSetting(Setting):
             dependence=dependent,
             batches=tuple(RecordedBatches.of(one, problem) for one in long) if dependent else None,
         )
+
+
+def _starts(problem: Problem, runs: Sequence[Run]) -> Array:
+    """Return x_0 of each run, shape (k, d), or the one of all, shape (d,)."""
+    points = np.stack([starting_point(problem, run.config.run.seed) for run in runs])
+    return points[0] if np.all(points == points[0]) else points
 
 
 def path_dtype(problem: Problem) -> npt.DTypeLike:

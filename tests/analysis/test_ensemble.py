@@ -191,6 +191,17 @@ def test_initial_point():
     np.testing.assert_array_equal(given.mean[0], [1.0, 2.0, 3.0])
 
 
+def test_several_initial_points_share_the_paths_and_the_quantiles():
+    starts, paths = np.arange(15.0).reshape(5, 3), 45_003
+    assert len(block_sizes(paths, 3)) > 2
+    levels = (0.1, 0.3, 0.5, 0.7, 0.9)
+    still = run_ensemble(Still, Bowl(), 1, paths, 5, "walk", initial=starts, quantile_levels=levels)
+    found, counts = np.unique(still.final, axis=0, return_counts=True)
+    np.testing.assert_array_equal(found, starts)
+    assert np.ptp(counts) == 1
+    np.testing.assert_array_equal(still.loss_quantiles[1], (starts**2).sum(axis=1))
+
+
 def test_precision_of_the_paths():
     ensemble = run_ensemble(Walk, Quadratic(), 2, 10, 0, "walk", dtype=np.float32)
     assert ensemble.final.dtype == np.float32
@@ -237,6 +248,7 @@ def test_divergence_is_reported_not_raised():
         ({"record": [3, 11]}, "record = .* from 0 to 10"),
         ({"record": []}, "record = "),
         ({"initial": [1.0, 2.0]}, r"initial.shape = \(2,\): expected \(1,\)"),
+        ({"initial": [[1.0, 2.0]]}, r"initial.shape = \(1, 2\): expected \(1,\)"),
         ({"paths": 0}, "paths = 0: expected a whole number >= 1"),
         ({"paths": 10**9}, "record = 11 updates .* 1000000000 paths: expected less than 4 GB"),
     ],

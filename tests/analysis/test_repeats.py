@@ -3,13 +3,16 @@
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from analysis.prediction.model import MODELS
 from analysis.prediction.predict import predict
 from analysis.prediction.score import compare
+from analysis.prediction.setting import RunSetting
 from analysis.profile.fitting import fit_run
 from analysis.profile.repeats import as_runs, fit_runs
 from asgd.config.make import make_config
@@ -19,6 +22,8 @@ from asgd.rundir.alive import heartbeat
 from asgd.rundir.reader import Run, read_run
 from asgd.rundir.repeats import read_runs, run_repeats, unfinished_repeats
 from asgd.simulation.simulate import simulate
+from asgd.streams import stream
+from tests.support.plugins import Scattered
 
 REPEATS = 12
 TABLES = {
@@ -117,6 +122,63 @@ def test_scores_of_repeats_have_intervals_that_hold_the_score(runs: list[Run]) -
     single = [compare(run, prediction).models["sme_law"].crps for run in runs]
     expected = 2 * 1.96 * np.std(single) / np.sqrt(REPEATS)
     assert 0.7 < (law["crps_high"] - law["crps_low"]) / expected < 1.3
+
+
+def given_its_reads(run: Run) -> tuple[np.ndarray, np.ndarray]:
+    """Return mean and variance of the loss of `Scattered` at each evaluation, given x_0 and reads.
+
+    For Gaussian noise; that of batches has thinner tails.
+    """
+    staleness, updates = run.trace["staleness"].to_numpy(), len(run.trace)
+    problem, eta = Scattered(), run.config.optimizer.learning_rate
+    (start,) = problem.initial_point(stream(run.config.run.seed, "initial"))
+    variance = float(np.mean(problem.centres**2))
+    effect = np.zeros((updates + 1, updates + 1))  # rows: x_k by x_0 and the noises
+    effect[0, 0] = 1.0
+    for k in range(updates):
+        effect[k + 1] = effect[k] - eta * effect[k - staleness[k]]
+        effect[k + 1, k + 1] -= eta
+    effect = effect[run.loss["update"].to_numpy()]
+    mean = effect[:, 0] * start
+    spread = variance / run.config.optimizer.batch_size * (effect[:, 1:] ** 2).sum(axis=1)
+    return (mean**2 + spread + variance) / 2, mean**2 * spread + spread**2 / 2
+
+
+def test_where_repeats_start_apart_paths_start_at_all_their_points(tmp_path: Path) -> None:
+    """Against the exact moments of each repeat, within four standard errors."""
+    paths, repeats = 80, 4
+    config = make_config(
+        {
+            **TABLES,
+            "problem": {"kind": "tests.support.plugins:Scattered"},
+            "optimizer": {"learning_rate": 0.05, "batch_size": 2},
+            "run": {"updates": 120, "eval_every": 20, "seed": 5, "repeats": repeats},
+        }
+    )
+    runs = read_runs(simulate(config, tmp_path / "out"))
+    observed = np.stack([run.loss["loss"] for run in runs])
+    assert observed[:, 0].max() > 2 * observed[:, 0].min()
+    expected, variance = np.mean([given_its_reads(run) for run in runs], axis=0)
+    error = np.sqrt(variance / repeats)
+    np.testing.assert_array_less(np.abs(observed.mean(axis=0) - expected)[1:], 4 * error[1:])
+    prediction = predict(runs, paths=paths)
+    for model in prediction.models:
+        first = prediction.curve(model)["loss_mean"][0]
+        assert first == pytest.approx(observed[:, 0].mean(), rel=1e-9), model
+    replay = prediction.curve("replay")["loss_mean"].to_numpy()
+    error = np.sqrt(variance / paths)
+    np.testing.assert_array_less(np.abs(replay - expected)[1:], 4 * error[1:])
+    with pytest.raises(InputError, match="'simulate' for repeats that start at different points"):
+        predict(runs, method="fast")
+
+
+def test_exact_moments_are_of_one_start(runs: list[Run]) -> None:
+    setting = RunSetting.of(runs, fit_runs(runs))
+    models = [model for model in MODELS.values() if model.is_default(setting)]
+    assert len(models) == 4
+    assert all(model.has_exact(setting) for model in models)
+    apart = replace(setting, initial=np.array([[1.0], [2.0]]))
+    assert not any(model.has_exact(apart) for model in models)
 
 
 def unfinished(path: Path) -> list[tuple[Path, RunConfig | None]]:

@@ -16,7 +16,7 @@ from asgd.config.make import make_config
 from asgd.errors import DivergedError
 from asgd.problems.base import Problem
 from asgd.problems.linear import breast_cancer, digits
-from asgd.problems.scalar import Quadratic
+from asgd.problems.scalar import Quadratic, Quartic
 from asgd.rules.clipped import Clipped
 from asgd.rules.heavy_ball import HeavyBall
 from asgd.rules.nesterov import Nesterov
@@ -50,6 +50,13 @@ def test_lanczos_agrees_with_the_dense_spectrum() -> None:
     small = breast_cancer()
     exact = np.linalg.eigvalsh(small.hessian(x[:31]))[::-1][:6]
     assert np.allclose(leading_curvatures(small, x[:31]), exact)
+
+
+def test_of_several_starts_and_ends_the_most_curved_count() -> None:
+    several = setting(Quartic(), 0.01, initial=np.array([[1.0], [3.0], [2.0]]))
+    stability = run_stability(several, np.array([[1.0], [0.5], [2.0]]))
+    assert stability.end is not None
+    assert (stability.start.curvature, stability.end.curvature) == ([27.0], [12.0])
 
 
 def test_a_hundred_thousand_parameters_need_no_matrix() -> None:

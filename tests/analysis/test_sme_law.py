@@ -168,6 +168,24 @@ def test_replay_is_the_recursion_with_the_recorded_reads():
     assert standard_score(x * x, second) < 4
 
 
+def test_a_replay_of_several_runs_gives_each_start_its_own_staleness():
+    updates, eta, starts = 20, 0.05, np.array([[1.0], [-2.0], [3.0]])
+    sequences = [np.minimum(np.arange(updates), lag) for lag in (0, 3, 1)]
+    ends = []
+    for x, staleness in zip(starts, sequences, strict=True):
+        points = [x[0]]
+        for k in range(updates):
+            points.append(points[k] - 2 * eta * points[k - staleness[k]])
+        ends.append(points[-1])
+    given = {"initial": starts, "record": [updates]}
+    problem = Quadratic(noise=0.0)
+    final = sme_replay(problem, eta, sequences, 30_001, 2, **given).final  # in two blocks
+    expected = np.repeat(ends, [10_001, 10_000, 10_000])
+    np.testing.assert_allclose(final[:, 0], expected, rtol=1e-12)
+    with pytest.raises(InputError, match=r"len\(initial\) = 3: expected one point.* 2 runs"):
+        sme_replay(problem, eta, sequences[:2], 6, 2, **given)
+
+
 def test_replay_of_part_of_a_trace():
     staleness = np.minimum(np.arange(30), 3)
     part = sme_replay(Quadratic(), 0.05, staleness, 50, 2, updates=20)

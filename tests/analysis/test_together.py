@@ -63,7 +63,7 @@ def all_models(problem: Problem) -> list[PathModel]:
         PathModel(independent_lags(descent, LAW)[0], "lags"),
         sme_law_paths(descent, LAW, SEED),
         replay_paths(descent, runs[0], HeavyBall(0.5)),
-        PathModel(replay_paths(descent, runs).make_block, "runs", least_paths=2),
+        PathModel(replay_paths(descent, runs).make_block, "runs", runs=2),
         PathModel(replay_paths(descent, staleness(1, 3)).make_block, "means"),
     ]
 

@@ -152,6 +152,23 @@ def single(**options: Any) -> Single:
     return Single(**options)
 
 
+class Scattered:
+    """f(x) = mean of (x - a_i)^2 / 2, from starts that lie far apart."""
+
+    dim = 1
+    n_samples = 8
+    centres = np.linspace(-1.0, 1.0, 8)
+
+    def initial_point(self, rng: np.random.Generator) -> Array:
+        return rng.uniform(1.0, 30.0, 1)
+
+    def loss(self, x: Array) -> float:
+        return float(((x - self.centres) ** 2).mean() / 2)
+
+    def gradient(self, x: Array, indices: Any) -> Array:
+        return x - self.centres[indices].mean()
+
+
 @dataclass(frozen=True)
 class Frozen(Problem):
     """A problem whose precision is a name that cannot be replaced."""

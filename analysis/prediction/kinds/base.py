@@ -101,9 +101,14 @@ class Model(ABC):
         Raises
         ------
         InputError
-            The model has no mean path, or the setting has a schedule.
+            The model has no mean path, or the setting has a schedule or several starts.
         """
         law = self.fast_law(setting)
+        if setting.starts > 1:
+            raise InputError(
+                "method = 'fast': expected 'auto' or 'simulate' for repeats that start at "
+                "different points"
+            )
         if not setting.steady:
             raise InputError("method = 'fast': expected 'auto' or 'simulate' with schedules")
         return linear_noise(
