@@ -1,4 +1,4 @@
-"""Epochs: every sample once, in a new random order each time, whoever draws it.
+"""Epochs: the workers together use every sample once, then again in a new random order.
 
 The positions 0, 1, 2, ... of a part of n samples run through its epochs: position p is place p mod
 n of the random order of epoch p // n. A batch is a range of positions of one epoch, so the last
@@ -28,14 +28,14 @@ Range = tuple[int, int]  # first position and number of positions
 
 
 class PartState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What of a part is used.
+    """Which positions of a part are used.
 
     Attributes
     ----------
     end
-        No position from here on was handed out.
+        The first position that was never handed out.
     open
-        The ranges before it that are not used, as far as is known.
+        The ranges before it that are not known to be used.
     """
 
     end: int
@@ -43,7 +43,7 @@ class PartState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Handout:
-    """Hands out the positions of all parts, and keeps which of them are used.
+    """Hands out the positions of all parts, and records which are used.
 
     A range belongs to the gradient (worker, sequence) that it was handed out for.
 
@@ -60,7 +60,7 @@ class Handout:
         self._held: dict[tuple[int, int], Range] = {}
 
     def take(self, worker: int, sequence: int, size: int) -> Range:
-        """Hand out at most `size` positions, those first that were given back."""
+        """Hand out at most `size` positions; those that were given back come first."""
         part = worker % len(self._sizes)
         back = self._back[part]
         if back:
@@ -82,7 +82,7 @@ class Handout:
             heapq.heappush(self._back[worker % len(self._sizes)], taken)
 
     def use(self, worker: int, sequence: int, position: int, size: int) -> None:
-        """Note that a gradient was applied, also one of an earlier server.
+        """Note that a gradient was applied, by this server or an earlier one.
 
         Raises
         ------
@@ -114,14 +114,14 @@ class Handout:
         return found
 
     def state(self) -> list[PartState]:
-        """Return what is used; all that gradients hold is open."""
+        """Return which positions are used; those of gradients in flight are open."""
         found: list[list[Range]] = [list(back) for back in self._back]
         for (worker, _), taken in self._held.items():
             found[worker % len(self._sizes)].append(taken)
         return [PartState(end, sorted(one)) for end, one in zip(self._end, found, strict=True)]
 
     def restore(self, state: Sequence[PartState]) -> None:
-        """Continue from a state; what was open is handed out first."""
+        """Continue from a state; its open ranges are handed out first."""
         for part, one in enumerate(state):
             self._end[part], self._back[part] = one.end, sorted(one.open)
 

@@ -1,4 +1,4 @@
-"""What workers push: the gradient of a mini-batch, or the difference that steps of their own make.
+"""What workers push: the gradient of a mini-batch, or the change made by local steps.
 
 With `optimizer.local_steps` H, a worker starts at its snapshot x, makes H steps of its local rule,
 each on a mini-batch of its own, and pushes the pseudo-gradient
@@ -10,8 +10,8 @@ efficient learning of deep networks from decentralized data*, 2017; Douillard et
 2023). Local step j of push s of a worker draws the batch with the number s H + j of its stream.
 
 If the state of the local rule is kept, push s continues with the state after push s - 1 of the same
-worker. A missing number means that a gradient or a state was lost, and the state is reset. So the
-numbers on record tell a replay everything.
+worker. A missing number means that a gradient or a state was lost, and the state is reset. So a
+replay needs only the recorded numbers.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Draws(Protocol):
         """Return the sample numbers of a gradient of a worker, shape (size,)."""
 
     def batches(self, worker: Integers, number: Integers, size: int, /) -> Indices:
-        """Return those of one gradient each of different workers, shape (gradients, size)."""
+        """Return the sample numbers of a gradient of each of these workers, (gradients, size)."""
 
 
 @dataclass
@@ -90,7 +90,7 @@ class LocalSteps:
     def difference(
         self, worker: int, sequence: int, start: Array, gradient: Callable[[int, Array], Array]
     ) -> Array:
-        """Return what H steps change, (D1).
+        """Return the change made by H steps, (D1).
 
         Parameters
         ----------

@@ -1,7 +1,7 @@
 """The part of the samples that each worker draws from.
 
-The workers at the start divide the samples, each into a part of n/P samples, rounded up for the
-first parts. Together the parts hold every sample once, so a team of equal speed still descends on
+The samples are divided among the P workers at the start: n/P for each, rounded up for the first
+parts. Together the parts hold every sample once, so a team of equal speed still descends on
 f, whatever the parts are. A part belongs to the number of a worker: worker w has part w mod P. A
 worker that is restarted keeps its part, and an added worker shares the part of another one (see
 `cluster.team`). Samples of a part without workers are no longer drawn.
@@ -76,7 +76,7 @@ class Shards:
         return cls(n_samples, tuple(np.split(order, np.cumsum(sizes)[:-1])))
 
     def part_of(self, worker: int) -> int:
-        """Return the number of a worker's part; 0 if all is shared."""
+        """Return the number of a worker's part; 0 if all workers share the samples."""
         return 0 if self.parts is None else worker % len(self.parts)
 
     def size(self, part: int) -> int:
@@ -104,7 +104,7 @@ def part_sizes(n_samples: int, parts: int) -> Integers:
 
 
 def all_part_sizes(config: RunConfig, n_samples: int) -> list[int]:
-    """Return the size of each part, of one part if all is shared."""
+    """Return the size of each part; of one part if all workers share the samples."""
     parts = config.cluster.workers if has_own_parts(config.data) else 1
     sizes: list[int] = part_sizes(n_samples, parts).tolist()
     return sizes
@@ -116,10 +116,10 @@ def has_own_parts(data: DataConfig) -> bool:
 
 
 def dependence(config: RunConfig) -> str | None:
-    """Return the key by which batches are not independent draws from all samples, None if they are.
+    """Return the key that makes batches other than independent draws from all samples, or None.
 
-    What the theory of noise assumes: that the covariance of a gradient is S/b, whoever computed it,
-    and independent of all others.
+    The theory of noise assumes such draws: the noise of a gradient has covariance S/b, whichever
+    worker computes it, and is independent of that of all others.
     """
     if has_own_parts(config.data):
         return f"data.shards = {config.data.shards!r}"

@@ -73,7 +73,7 @@ CASES = (
 
 
 class EventTurns:
-    """An event-driven server: whoever's compute time is over first has the turn."""
+    """An event-driven server: the worker whose compute time is over first has the turn."""
 
     def __init__(self, times: ComputeTime, paths: int, rng: np.random.Generator) -> None:
         self.workers, self.times, self.rng, self.row = len(times.mean), times, rng, np.arange(paths)

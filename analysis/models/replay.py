@@ -24,7 +24,7 @@ from asgd.streams import Seed
 
 
 class Replayed(DescentBlock):
-    """The state of paths that read what a run did; keeps only points that a later update reads."""
+    """The state of paths with the reads of a run; keeps only points that a later update reads."""
 
     def __init__(
         self,

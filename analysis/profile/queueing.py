@@ -105,7 +105,7 @@ class MeasuredTimes:
 
 @dataclass(frozen=True)
 class TimeTable:
-    """Compute times for compiled loops: one drawn number becomes the time of whoever has the turn.
+    """Compute times for compiled loops: a drawn number becomes the time of the next worker.
 
     The number u becomes times[begin] u of worker i, or times[begin + int(u size)] if size is not 0.
 

@@ -1,4 +1,4 @@
-"""Which workers' gradients made the updates, were discarded, or have samples that count less.
+"""Work by worker: gradients applied, gradients discarded, and samples that count less.
 
 A worker's share of the applied gradients is smaller than an even one for two reasons: it delivers
 less often, and more of what it delivers is discarded. The two factors multiply.
@@ -19,7 +19,7 @@ from asgd.shards import has_own_parts
 
 _LISTED = 8  # workers
 _PARTS = "Each worker has samples of its own, which weigh as much in the run as its gradients."
-_EVEN = 1.5  # a worker below an even share by less is not named
+_EVEN = 1.5  # a smaller gap below an even share is not reported
 
 
 def work_by_worker(run: Run) -> pd.DataFrame:

@@ -76,7 +76,7 @@ class Adam(Rule):
         x -= step
 
     def factors(self, eta: float, count: int, staleness: int | Array) -> tuple[float, ...]:
-        """Return both betas, what belongs to the state, and the share of x that is kept."""
+        """Return both betas, epsilon and rate for the state, and the share of x that is kept."""
         return self.beta1, self.beta2, *self._of_state(eta, count), self.kept(eta)
 
 

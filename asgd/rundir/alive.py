@@ -112,7 +112,7 @@ def read_signs(path: Path) -> Heartbeat:
     ValueError
         It is damaged.
     """
-    with path.open(encoding="utf-8") as file:  # NFS shows the newest state to whoever opens a file
+    with path.open(encoding="utf-8") as file:  # NFS shows the newest state when a file is opened
         text, beat = file.read(_LONGEST), os.fstat(file.fileno()).st_mtime
     try:
         said = parse_json(text)

@@ -1,9 +1,9 @@
 """The right to a path for one process at a time, by locks or, where there are none, by claims.
 
-A claim is a file beside the path, with signs of life of its process. A process makes its own first
-and looks for others then, so of two that begin at once, at least one sees the other. A claim counts
-until it is withdrawn, its process is known to have died, or nobody who watches it has seen a sign
-of life for 30 s. Who does not count any more is not asked: it finds its claim removed, and stops.
+A claim is a file beside the path, with signs of life of its process. A process first makes its own
+claim and then looks for others, so of two that begin at once, at least one sees the other. A claim
+ends when its process withdraws it or dies, or gives no sign of life for 30 s. Other processes
+remove a claim that has ended; its process stops when it finds the claim missing.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class HeldError(InputError):
 
 
 def check_locks(directory: Path, lease: LeaseKind) -> None:
-    """Refuse a file system without the locks of `lease`; the directory need not exist, nor is made.
+    """Refuse a file system without the locks of `lease`; the directory need not exist.
 
     Raises
     ------
@@ -60,7 +60,7 @@ def check_locks(directory: Path, lease: LeaseKind) -> None:
     except NoLocksError as error:
         probe.unlink()
         raise NoLocksError(directory, error.reason) from None
-    except OSError:  # whoever makes the directory says what is wrong
+    except OSError:  # making the directory fails too, and says why
         return
 
 
@@ -78,7 +78,7 @@ def held_alone(path: Path, lease: LeaseKind) -> Iterator[Callable[[], None]]:
     Yields
     ------
     Callable
-        Raises `LeaseLostError` if another process has taken over meanwhile, which a lock excludes.
+        Raises `LeaseLostError` if another process has taken over, which only a claim permits.
 
     Raises
     ------
@@ -110,14 +110,14 @@ def held_alone(path: Path, lease: LeaseKind) -> Iterator[Callable[[], None]]:
 
 @contextmanager
 def claimed(path: Path) -> Iterator[Path]:
-    """Claim a path during the block, beside others who do; yield the file of the claim."""
+    """Claim a path during the block, even if others claim it too; yield the file of the claim."""
     own = path.with_name(f"{path.name}-{secrets.token_hex(8)}")
     with signs(own):
         yield own
 
 
 def settle(path: Path, own: Path | None = None, *, wait: bool = False) -> Heartbeat | None:
-    """Remove the claims on a path that do not count any more; tell whose claim does.
+    """Remove the claims on a path that have ended; return the signs of one that has not.
 
     Parameters
     ----------

@@ -32,7 +32,7 @@ from asgd.seals import sealed_line
 
 
 def _allow() -> None:
-    """Let a process write that nobody can take the run from."""
+    """Let a process write without a check, because no other can take over its run."""
 
 
 class RunWriter:

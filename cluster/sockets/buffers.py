@@ -84,5 +84,5 @@ class BufferPool:
                 self._free.append(buffer)
 
     def forget(self) -> None:
-        """Count a buffer no more, which the parameter server still reads."""
+        """Stop counting a buffer that the parameter server still reads."""
         self._used -= 1

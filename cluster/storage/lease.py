@@ -29,10 +29,10 @@ class Lease:
     open: before releasing the lock, `take` replaces the file by a copy, so later writes of the old
     server go to an unlinked file and are lost.
 
-    Where there are no locks, a writer claims the lease first and compares the number then; `take`
-    writes its number first and then waits until no claim is left. The promise is weaker, see
-    `asgd.rundir.claims`: a process that is silent for 30 s in the middle of a write may complete
-    this one write when it goes on.
+    Where there are no locks, a writer first claims the lease and then compares the number; `take`
+    first writes its number and then waits until no claim is left. The promise is weaker, see
+    `asgd.rundir.claims`: a process that stops for 30 s in the middle of a write may complete this
+    write when it continues.
 
     Parameters
     ----------
@@ -61,7 +61,7 @@ class Lease:
         with self._opened(shared=False) as file:
             epoch = _number(file) + 1
             file.seek(0)
-            # Overwritten in place, so the file is never empty, and NFS shows it to who opens it.
+            # Overwritten in place, so the file is never empty, and NFS shows it when it is opened.
             file.write(f"{epoch:012d}\n")
             file.flush()
             os.fsync(file.fileno())
@@ -150,7 +150,7 @@ def only_launcher(directory: Path, kind: LeaseKind = "flock") -> Iterator[Callab
     Yields
     ------
     Callable
-        Raises `LeaseLostError` if another launcher has taken over, which locks exclude.
+        Raises `LeaseLostError` if another launcher has taken over, which locks prevent.
 
     Raises
     ------
