@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 Array = npt.NDArray[np.float64]  # of parameters and gradients: in the precision of their problem
 Integers = npt.NDArray[np.int64]
+Columns = dict[str, npt.NDArray[Any]]  # of a table, by name, all of the same length
 
 
 def converted(array: npt.NDArray[Any], dtype: np.dtype[Any]) -> Array:

@@ -1,6 +1,7 @@
 """Lazy exports: a package imports a module when one of its names is first used.
 
-`import asgd` imports nothing else, so `asgd --help` answers at once.
+`import asgd` imports nothing else, so `asgd --help` answers at once. The library `lazy_loader` does
+the same, but cannot leave names that need an extra out of `__all__`.
 """
 
 from __future__ import annotations

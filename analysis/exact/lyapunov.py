@@ -24,7 +24,7 @@ from asgd.arrays import Array, Integers
 from asgd.staleness.law import StalenessLaw
 
 
-class Turns(Protocol):
+class PathTurns(Protocol):
     """The points that each path uses and replaces by new ones."""
 
     def several(self, updates: int) -> Integers:
@@ -34,7 +34,7 @@ class Turns(Protocol):
         """Replace the paths by those at `index`, shape (paths,)."""
 
 
-TurnMaker = Callable[[int, np.random.Generator], Turns]
+PathTurnsMaker = Callable[[int, np.random.Generator], PathTurns]
 
 
 class QueueTurns:
@@ -106,7 +106,7 @@ class Recursion:
         the one used.
     """
 
-    turns: TurnMaker
+    turns: PathTurnsMaker
     slots: int
     momentum: float = 0.0
     staleness_aware: bool = False

@@ -238,20 +238,23 @@ def run_ensembles(
         return statistics
 
     merged = _over_blocks(run, len(sizes), threads, watch)
-    return [
-        Ensemble(
-            update=at,
-            mean=statistics.mean,
-            second_moment=statistics.second_moment,
-            loss_mean=statistics.loss_mean,
-            loss_std=np.sqrt(statistics.loss_variance),
-            quantile_levels=levels,
-            loss_quantiles=_loss_quantiles(losses[i], levels),
-            paths=paths,
-            final=final[i],
-        )
-        for i, statistics in enumerate(merged)
-    ]
+    return [_ensemble(at, levels, *each) for each in zip(merged, losses, final, strict=True)]
+
+
+def _ensemble(
+    at: Integers, levels: Array, statistics: PathStatistics, losses: Array, final: Array
+) -> Ensemble:
+    return Ensemble(
+        update=at,
+        mean=statistics.mean,
+        second_moment=statistics.second_moment,
+        loss_mean=statistics.loss_mean,
+        loss_std=np.sqrt(statistics.loss_variance),
+        quantile_levels=levels,
+        loss_quantiles=_loss_quantiles(losses, levels),
+        paths=len(final),
+        final=final,
+    )
 
 
 def _check_options(problem: Problem, options: Mapping[str, Any]) -> None:

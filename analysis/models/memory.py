@@ -48,7 +48,7 @@ def blocks_in_flight(threads: int) -> int:
     return threads + (threads > 1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Footprint:
     """The sizes that determine the memory of ensembles that advance together.
 

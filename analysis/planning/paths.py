@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-from analysis.planning.turns import Reads, ServerTurns
+from analysis.planning.turns import ServerTurns, UpdateReads
 from asgd.arrays import Array, Integers
 from asgd.problems.base import Problem
 from asgd.problems.plugin import PluginProblem
@@ -193,7 +193,7 @@ class _Servers:
         for array, first in zip(state, rule.init(self._start), strict=True):
             array[diverged] = first
 
-    def _gradient(self, points: Array, reads: Reads) -> Array:
+    def _gradient(self, points: Array, reads: UpdateReads) -> Array:
         sizes = self._setting.batch_size
         if self._one_size:
             return self._of_batches(points, int(sizes[0]))

@@ -53,7 +53,7 @@ _NO_LIMIT = "No limit of the learning rate is known for this rule: the paths alo
 NamedProgress = Callable[[str, float], None]
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, kw_only=True)
 class Plan:
     """Every choice with its predictions.
 

@@ -15,7 +15,7 @@ from asgd.arrays import Array, Integers
 from asgd.staleness.law import StalenessLaw
 
 
-class Reads(NamedTuple):
+class UpdateReads(NamedTuple):
     """The snapshots that one update of every path uses; several per path are averaged.
 
     Attributes
@@ -50,7 +50,7 @@ class ServerTurns(Protocol):
     slots: int
     seconds: Array
 
-    def next(self, k: int) -> Reads:
+    def next(self, k: int) -> UpdateReads:
         """Return the reads of update k; call in order."""
 
 
@@ -89,7 +89,7 @@ class QueueReads:
         worker = np.tile(np.arange(self.slots), paths)
         self._arrival = self._cycle(worker).reshape(paths, self.slots)
 
-    def next(self, k: int) -> Reads:
+    def next(self, k: int) -> UpdateReads:
         """Return the reads of update k; call in order."""
         path, worker = self._path, self._next_worker()
         if self._bound is not None:
@@ -105,7 +105,7 @@ class QueueReads:
         version = self._read[path, worker]
         self._read[path, worker] = k + 1
         self._arrival[path, worker] = self.seconds[path] + self._cycle(worker)
-        return Reads(path, worker, worker, version)
+        return UpdateReads(path, worker, worker, version)
 
     def _next_worker(self) -> Integers:
         if self._drawn:
@@ -130,7 +130,7 @@ class Rounds:
         self._path, self._slot = np.arange(paths), np.zeros(paths, dtype=np.int64)
         self._worker = np.tile(np.arange(server.workers), paths)
 
-    def next(self, k: int) -> Reads:
+    def next(self, k: int) -> UpdateReads:
         """Return the reads of update k; call in order."""
         server = self._server
         times = server.times.draw_each(self._worker, self._rng)
@@ -138,7 +138,7 @@ class Rounds:
         # a new array, because callers may keep the old one
         self.seconds = self.seconds + slowest + server.dead_time
         self.seconds += server.workers * server.service_time
-        return Reads(self._path, self._slot, self._slot, np.full_like(self._path, k))
+        return UpdateReads(self._path, self._slot, self._slot, np.full_like(self._path, k))
 
 
 class IndependentReads:
@@ -152,10 +152,10 @@ class IndependentReads:
         self._law, self._rng, self._pace = law, rng, pace
         self._path = np.arange(paths)
 
-    def next(self, k: int) -> Reads:
+    def next(self, k: int) -> UpdateReads:
         """Return the reads of update k; call in order."""
         drawn = self._law.rvs(len(self._path), self._rng)
         version = k - np.minimum(drawn, min(k, self.slots - 1))
         self.seconds = np.full(len(self._path), (k + 1) / self._pace)
         new = np.full_like(version, (k + 1) % self.slots)
-        return Reads(self._path, version % self.slots, new, version)
+        return UpdateReads(self._path, version % self.slots, new, version)

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 
-import numpy as np
-
 from analysis.exact.linear_rules import LinearRule, linear_rule
 from analysis.exact.stability import most_workers
 from analysis.prediction.run_stability import PointStability, limits_of, run_stability
@@ -102,7 +100,6 @@ def _setting(run: Run) -> Setting:
         learning_rate=learning_rate_schedule(optimizer).array(len(trace)),
         batch_size=optimizer.batch_size,
         initial=starting_point(problem, run.config.run.seed),
-        record=np.zeros(1, dtype=np.int64),
         law=Empirical.from_sample(staleness[start_up(staleness) :]),
         closure=closure_of(run),
         workers=run.config.cluster.workers,

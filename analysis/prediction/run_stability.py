@@ -35,7 +35,7 @@ _FEW_STARTS = 4  # of repeats that start at different points; more would cost as
 FEW_DIVERGE = 0.02  # share of diverged paths up to which nothing is called unstable for them
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PointStability:
     """Stability at the curvatures of one point.
 
@@ -56,8 +56,8 @@ class PointStability:
     covered
         Whether the limits cover the run's rule and data.
     dependence
-        The key by which batches are not independent draws from all samples, as limits assume; None
-        if they are.
+        The key that makes batches other than independent draws from all samples, which limits
+        assume; or None.
     """
 
     learning_rate: float
@@ -385,15 +385,16 @@ def _point(
     law = setting.pool_law if setting.closure == "pool" else setting.law
     rising = curvature[curvature > 0]
     known: Any = asdict(rule) if rule else None
+    factors = [spectral_radius(law, learning_rate * float(a), **known) for a in rising if rule]
     return PointStability(
-        learning_rate,
-        curvature.tolist(),
-        [spectral_radius(law, learning_rate * float(a), **known) for a in rising if rule],
-        limits.at_curvature(float(rising[0])) if limits and len(rising) else None,
-        rule.momentum if rule else 0.0,
-        setting.problem.additive_noise,
-        rule is not None,
-        setting.dependence,
+        learning_rate=learning_rate,
+        curvature=curvature.tolist(),
+        spectral_radius=factors,
+        limits=limits.at_curvature(float(rising[0])) if limits and len(rising) else None,
+        momentum=rule.momentum if rule else 0.0,
+        additive_noise=setting.problem.additive_noise,
+        covered=rule is not None,
+        dependence=setting.dependence,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -58,7 +58,7 @@ class Setting:
     learning_rate, batch_size
         A number, or under a schedule an array with one per update, shape (updates,).
     record
-        Updates to predict, ascending, shape (m,).
+        Updates to predict, ascending, shape (m,); by default only the start.
     law
         The staleness law.
     closure
@@ -76,14 +76,14 @@ class Setting:
         Whether the server discarded gradients, or took means of some that were read at different
         versions: then neither law nor turns describe its updates, and only a replay is a model.
     dependence
-        The key by which batches are not independent draws from all samples, None if they are.
+        The key that makes batches other than independent draws from all samples, or None.
     """
 
     problem: Problem
     initial: Array
     learning_rate: float | Array
     batch_size: int | Integers
-    record: Integers
+    record: Integers = field(default_factory=lambda: np.zeros(1, np.int64))
     law: StalenessLaw
     closure: Closure
     workers: int

@@ -38,7 +38,7 @@ class Nouns:
     longer
         What has more rows.
     replayed
-        What no model with a law takes, so that only a replay predicts the run; None if one does.
+        The feature of the run that no model with a law covers; only a replay predicts it. Or None.
     """
 
     rows: str = "updates"
@@ -125,7 +125,7 @@ class Series:
 
     @classmethod
     def of_run(cls, run: Run) -> Series:
-        """Take the updates of a run; where each is the mean of some workers' gradients, these.
+        """Take the updates of a run, or the gradients if an update is the mean of several.
 
         The mean staleness is compared with P - 1 only if every snapshot was used once.
 
@@ -184,7 +184,7 @@ class Series:
 
 
 def _not_by_law(run: Run) -> str | None:
-    """Return what a run has that no model with a law takes, as a phrase; None without any."""
+    """Return the feature of a run that no model with a law covers, as a phrase; or None."""
     optimizer = run.config.optimizer
     if optimizer.local_steps is not None:
         return f"optimizer.local_steps = {optimizer.local_steps}"

@@ -12,7 +12,7 @@ from asgd.records.columns import IN_FLIGHT_ONLY, ITEMS, STEPS, UNKNOWN
 from asgd.records.reader import Record
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Split:
     """Mean staleness and its parts, over the items of which the log has them.
 
@@ -82,5 +82,11 @@ def split_of(record: Record) -> Split | None:
         rest = found["staleness"] - np.maximum(found["in_publication"], 0) - found["in_flight"]
         queue = float(rest[known].mean())
     return Split(
-        record.about.unit, means["staleness"], before, flight, queue, len(known), int(known.sum())
+        unit=record.about.unit,
+        staleness=means["staleness"],
+        publication=before,
+        flight=flight,
+        queue=queue,
+        items=len(known),
+        known=int(known.sum()),
     )

@@ -12,7 +12,7 @@ from typing import Any, TypeGuard
 import numpy as np
 import pandas as pd
 
-Range = tuple[float, float] | tuple[()]
+Interval = tuple[float, float] | tuple[()]
 
 _NOTHING = 1e-9  # smaller numbers are shown as 0
 _LARGE_END = 100.0  # interval ends from here on are formatted separately
@@ -23,7 +23,7 @@ def page_table(
     name: str,
     table: pd.DataFrame,
     percent: Sequence[str] = (),
-    ranges: Mapping[str, Sequence[Range]] = MappingProxyType({}),
+    ranges: Mapping[str, Sequence[Interval]] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Return columns and rows of cells for the template.
 
@@ -52,7 +52,7 @@ def page_table(
 
 
 def _cells(
-    values: Sequence[object], percent: bool, ranges: Sequence[Range]
+    values: Sequence[object], percent: bool, ranges: Sequence[Interval]
 ) -> list[dict[str, Any]]:
     """Return the cells of one column."""
     scale, unit = (100.0, "\N{NO-BREAK SPACE}%") if percent else (1.0, "")

@@ -10,13 +10,11 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from asgd.arrays import Array
+from asgd.arrays import Array, Columns
 from asgd.counted import counted
 from asgd.errors import InputError
 from asgd.records.columns import ITEM_COLUMNS, UNKNOWN, About
 from asgd.records.foreign import Batch, Names
-
-Columns = dict[str, npt.NDArray[Any]]
 
 NO_VERSION = "without a version"
 LATER = "with a version later than the update"

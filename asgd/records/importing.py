@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
+from asgd.arrays import Columns
 from asgd.counted import counted
 from asgd.errors import InputError, did_you_mean, written
-from asgd.records.checks import Columns, RowChecker
+from asgd.records.checks import RowChecker
 from asgd.records.columns import (
     IN_FLIGHT_ONLY,
     ITEMS,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from asgd.arrays import Columns
 from asgd.counted import counted
 from asgd.errors import AsgdError, InputError
 from asgd.records.checks import RowChecker
@@ -22,7 +23,7 @@ from asgd.rundir.alive import read_heartbeat
 from asgd.rundir.events import read_events
 from asgd.rundir.files import check_no_links
 from asgd.rundir.parts import first_update, parts_of
-from asgd.rundir.tables import Columns, Table, check_digests
+from asgd.rundir.tables import Table, check_digests
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -18,19 +18,20 @@ from typing import Any
 
 import msgspec
 
+from asgd.arrays import Columns
 from asgd.errors import InputError
 from asgd.rundir.columns import TABLES, TRACE
 from asgd.rundir.files import sync_directory
 from asgd.rundir.outline import Tally
 from asgd.rundir.parts import first_update, last_beginning, merged_name, part_name, parts_of
-from asgd.rundir.tables import Columns, Table, read_pieces, write_pieces
+from asgd.rundir.tables import Table, read_pieces, write_pieces
 
 _TIER_BITS = 5
 FAN_IN = 1 << _TIER_BITS  # parts of a tier, and the ratio of its rows to those of the tier before
 MOST_ROWS = 1 << 23  # in a merged part
 
 _REPETITIVE = ("worker", "staleness", "batch_size")
-_FULL = 99  # the tier of parts that are merged no more
+_FULL = 99  # the tier of parts that are no longer merged
 
 
 class AgingTable:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import numpy.typing as npt
 
-from asgd.rundir.tables import Columns
+from asgd.arrays import Columns
 
 Rows = npt.NDArray[np.bool_]
 

@@ -136,7 +136,7 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
         for key in known
         if not math.isclose(before[key], now[key], rel_tol=_TOLERANCE, abs_tol=1e-9 * scale)
     ]
-    dtype = before.get("dtype") or "float64"  # of every run that does not say
+    dtype = before.get("dtype") or "float64"  # version 0.1.0 did not record it
     if dtype in [one.name for one in ROUNDING if one.name != now["dtype"]]:
         found.append(f"dtype is {now['dtype']}, was {dtype}")
     return ", ".join(found)

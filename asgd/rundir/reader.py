@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from asgd.arrays import Array
+from asgd.arrays import Array, Columns
 from asgd.config.make import load_config
 from asgd.config.tables import RunConfig
 from asgd.errors import AsgdError, InputError
@@ -37,7 +37,7 @@ from asgd.rundir.parts import (
     reported_losses,
     unmerged,
 )
-from asgd.rundir.tables import Columns, Table, read_pieces
+from asgd.rundir.tables import Table, read_pieces
 from asgd.stored_json import read_json
 
 if TYPE_CHECKING:

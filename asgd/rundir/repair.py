@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from asgd.arrays import Columns
 from asgd.config.make import load_config
 from asgd.config.tables import RunConfig
 from asgd.rundir.aging import write_part
@@ -36,7 +37,7 @@ from asgd.rundir.parts import (
     parts_of,
     reported_losses,
 )
-from asgd.rundir.tables import Columns, DamagedTableError, Table, read_pieces, read_table
+from asgd.rundir.tables import DamagedTableError, Table, read_pieces, read_table
 from asgd.rundir.writer import RunWriter
 
 

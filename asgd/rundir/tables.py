@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
-import numpy.typing as npt
 
+from asgd.arrays import Columns
 from asgd.errors import InputError
 from asgd.rundir.files import replacing
 
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
 Types = Mapping[str, type]  # columns and their types: a NumPy number or str
-Columns = dict[str, npt.NDArray[Any]]
 
 _NO_DIGEST = b"0" * 64
 _PAGES, _FOOTER = "asgd.pages", "asgd.footer"

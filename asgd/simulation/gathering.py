@@ -6,25 +6,21 @@ import heapq
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import count
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from asgd.arrays import Array, Integers
+from asgd.arrays import Array, Columns, Integers
 from asgd.epochs import Handout
 from asgd.policy import Policy
 from asgd.rundir.columns import DISCARDED_COLUMNS, SHARED
 from asgd.simulation.order import ServerOrder
-
-Table = dict[str, npt.NDArray[Any]]
 
 _DISCARDED = tuple(name for name in DISCARDED_COLUMNS if name != "staleness")
 # Worker, sequence, read version, seconds of computing, position and batch size of a gradient.
 _Row = tuple[int, int, int, float, int, int]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Gathering:
     """The gradients of each update, the same number `each` of every one.
 
@@ -53,7 +49,7 @@ class Gathering:
     applied_seconds: Array
     batch_size: Integers
     position: Integers | None = None
-    discarded: Table = field(default_factory=lambda: _discarded([]))
+    discarded: Columns = field(default_factory=lambda: _discarded([]))
     resets: Integers = field(default_factory=lambda: np.empty((0, 3), np.int64))
 
     @classmethod
@@ -62,13 +58,13 @@ class Gathering:
     ) -> Gathering:
         """Return the gradients of updates that have one each; all arguments are by update."""
         return cls(
-            order.worker[:, np.newaxis],
-            order.sequence[:, np.newaxis],
-            order.read_version[:, np.newaxis],
-            order.compute_seconds[:, np.newaxis],
-            order.applied_seconds,
-            batch_size[:, np.newaxis],
-            None if position is None else position[:, np.newaxis],
+            worker=order.worker[:, np.newaxis],
+            sequence=order.sequence[:, np.newaxis],
+            read_version=order.read_version[:, np.newaxis],
+            compute_seconds=order.compute_seconds[:, np.newaxis],
+            applied_seconds=order.applied_seconds,
+            batch_size=batch_size[:, np.newaxis],
+            position=None if position is None else position[:, np.newaxis],
         )
 
     def __len__(self) -> int:
@@ -85,7 +81,7 @@ class Gathering:
         """The staleness of the oldest gradient of each update, shape (updates,)."""
         return np.asarray(np.arange(len(self)) - self.read_version.min(axis=1))
 
-    def trace(self, part: slice) -> Table:
+    def trace(self, part: slice) -> Columns:
         """Return the columns of the trace but `gradient_norm` for a part of the updates."""
         update, alone = np.arange(part.start, part.stop), self.each == 1
         read_version = self.read_version[part].min(axis=1)
@@ -100,7 +96,7 @@ class Gathering:
             "applied_seconds": self.applied_seconds[part],
         }
 
-    def members(self, part: slice) -> Table:
+    def members(self, part: slice) -> Columns:
         """Return the columns of the members; no rows if updates have one gradient each."""
         if self.each == 1:
             part = slice(part.start, part.start)
@@ -113,7 +109,7 @@ class Gathering:
             "compute_seconds": self.compute_seconds[part].ravel(),
         }
 
-    def positions(self, part: slice) -> Table | None:
+    def positions(self, part: slice) -> Columns | None:
         """Return the columns `POSITION_COLUMNS` for a part of the updates, if there are any."""
         if self.position is None:
             return None
@@ -123,7 +119,7 @@ class Gathering:
             "position": self.position[part].ravel(),
         }
 
-    def discarded_in(self, part: slice) -> Table:
+    def discarded_in(self, part: slice) -> Columns:
         """Return `DISCARDED_COLUMNS` for a part of the updates."""
         start, stop = np.searchsorted(self.discarded["update"], (part.start, part.stop))
         return {name: column[start:stop] for name, column in self.discarded.items()}
@@ -202,15 +198,15 @@ def gather(
         np.array(column).reshape(updates, each) for column in zip(*used, strict=True)
     )
     return Gathering(
-        who,
-        number,
-        version_read,
-        computed,
-        np.array(applied),
-        sizes,
-        position if handout else None,
-        _discarded(discarded),
-        np.array(resets, np.int64).reshape(-1, 3),
+        worker=who,
+        sequence=number,
+        read_version=version_read,
+        compute_seconds=computed,
+        applied_seconds=np.array(applied),
+        batch_size=sizes,
+        position=position if handout else None,
+        discarded=_discarded(discarded),
+        resets=np.array(resets, np.int64).reshape(-1, 3),
     )
 
 
@@ -268,7 +264,7 @@ class _Team:
         return self._sequence[worker] - 1
 
 
-def _discarded(rows: list[tuple[float, ...]]) -> Table:
+def _discarded(rows: list[tuple[float, ...]]) -> Columns:
     columns = zip(*rows, strict=True) if rows else [()] * len(_DISCARDED)
     table = {
         name: np.array(column, DISCARDED_COLUMNS[name])

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from asgd.arrays import Array
+from asgd.arrays import Array, Columns
 from asgd.rundir.columns import (
     DISCARDED_COLUMNS,
     MEMBER_COLUMNS,
@@ -113,7 +113,7 @@ class Work:
         return Work(evaluations, following.checkpoint or self.checkpoint)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Record:
     """Everything that happened in a run since the previous record.
 
@@ -139,16 +139,14 @@ class Record:
         Updates whose losses are not evaluated, in order.
     """
 
-    trace: dict[str, npt.NDArray[Any]]
-    members: dict[str, npt.NDArray[Any]]
-    discarded: dict[str, npt.NDArray[Any]]
+    trace: Columns
+    members: Columns
+    discarded: Columns
     evaluations: Evaluations = NO_EVALUATIONS
     events: list[dict[str, Any]] = field(default_factory=list)
     checkpoint: State | None = None
     number: int = 0
-    positions: dict[str, npt.NDArray[Any]] = field(
-        default_factory=lambda: _Rows(POSITION_COLUMNS).columns()
-    )
+    positions: Columns = field(default_factory=lambda: _Rows(POSITION_COLUMNS).columns())
     skipped: list[int] = field(default_factory=list)
 
     @property
@@ -267,15 +265,15 @@ class Ledger:
     def drain(self) -> Record:
         """Return everything collected since the last call."""
         record = Record(
-            self._trace.columns(),
-            self._members.columns(),
-            self._discarded.columns(),
-            Evaluations.of(self._evaluations) if self._evaluations else NO_EVALUATIONS,
-            self._events,
-            self.checkpoint,
-            self._records,
-            self._positions.columns(),
-            self._skipped,
+            trace=self._trace.columns(),
+            members=self._members.columns(),
+            discarded=self._discarded.columns(),
+            evaluations=Evaluations.of(self._evaluations) if self._evaluations else NO_EVALUATIONS,
+            events=self._events,
+            checkpoint=self.checkpoint,
+            number=self._records,
+            positions=self._positions.columns(),
+            skipped=self._skipped,
         )
         self._records += not record.empty
         self._clear()
@@ -303,6 +301,6 @@ class _Rows:
     def add(self, row: tuple[float, ...]) -> None:
         self._data += self._row.pack(*row)
 
-    def columns(self) -> dict[str, npt.NDArray[Any]]:
+    def columns(self) -> Columns:
         table = np.frombuffer(self._data, self._layout)
         return {name: table[name].astype(dtype) for name, dtype in self._types.items()}

@@ -70,7 +70,7 @@ class ServerCounts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     rejected
         Gradients refused as invalid.
     rule
-        Names of the arrays of the update rule; empty in older files.
+        Names of the arrays of the update rule; empty in a file of version 0.1.0.
     reads
         Worker and version of each snapshot in `State.reads`.
     parts

@@ -99,7 +99,7 @@ class Peer:
         return frame
 
 
-def after(parts: Sequence[wire.Buffer | bytes], sent: int) -> list[memoryview]:
+def after(parts: Sequence[wire.Memory | bytes], sent: int) -> list[memoryview]:
     """Return the rest of the parts after so many bytes."""
     left = []
     for part in parts:

@@ -75,7 +75,7 @@ PROOF_BYTES = 32
 LONGEST_TEXT = 1024
 LONGEST_SHAPE = 32
 
-Buffer = bytearray | memoryview
+Memory = bytearray | memoryview
 
 
 class WireError(ConnectionError):
@@ -151,7 +151,7 @@ class VectorFormat:
         return HELLO_PAYLOAD.pack(nonce, self.dimension, self.numbers.itemsize, shared)
 
 
-def parse(buffer: Buffer) -> Frame:
+def parse(buffer: Memory) -> Frame:
     """Return the header at the start of a buffer.
 
     Raises
@@ -196,7 +196,7 @@ def text(payload: bytes | memoryview) -> str:
     return bytes(payload).decode(errors="replace")
 
 
-def pack_push(buffer: Buffer, start: bytes, gradient: Gradient) -> None:
+def pack_push(buffer: Memory, start: bytes, gradient: Gradient) -> None:
     """Write the header of a gradient at the start of a buffer."""
     PUSH_FIELDS.pack_into(
         buffer,
@@ -232,7 +232,7 @@ def misfit(payload: memoryview) -> Array:
         raise WireError(f"impossible shape {shape}") from None
 
 
-def pack_snapshot(buffer: Buffer, start: bytes, length: int, snapshot: Snapshot) -> None:
+def pack_snapshot(buffer: Memory, start: bytes, length: int, snapshot: Snapshot) -> None:
     """Write the header of a snapshot at the start of a buffer."""
     SNAPSHOT_FIELDS.pack_into(
         buffer,

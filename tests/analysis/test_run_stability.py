@@ -34,7 +34,6 @@ def setting(problem: Problem, learning_rate: float, **changes) -> Setting:
         learning_rate=learning_rate,
         batch_size=1,
         initial=problem.initial_point(np.random.default_rng(0)),
-        record=np.arange(2),
         law=Poisson(3.0),
         closure="pool",
         workers=4,

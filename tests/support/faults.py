@@ -143,8 +143,10 @@ def replay_run(run: Run) -> list[Array]:
         cluster=msgspec.structs.replace(run.config.cluster, compute_time=ComputeTimeConfig()),
     )
     problem = make_problem(config)
-    tables = (run.trace, run.members, run.discarded, run.positions)
-    *rows, positions = ({name: table[name].to_numpy() for name in table} for table in tables)
-    record = Record(*rows, positions=positions)
+    tables = {
+        name: {key: column.to_numpy() for key, column in getattr(run, name).items()}
+        for name in ("trace", "members", "discarded", "positions")
+    }
+    record = Record(**tables)
     initial = starting_point(problem, config.run.seed)
     return replay(config, problem, initial, record)
