@@ -41,6 +41,7 @@ from unittest import mock
 import numpy as np
 import pandas as pd
 from bench_peers import Discard, RayLoop, echo_rate, memory_bytes_per_second, server_bytes
+from server_shown import LOOP, TRANSPORTS, draw, markdown
 
 from asgd.config.make import make_config
 from asgd.config.tables import RunConfig
@@ -48,7 +49,6 @@ from asgd.rundir.reader import Run, read_run
 from cluster import fleet, run
 from cluster.local_ray.session import ray_session
 
-LOOP, TRANSPORTS = "Ray loop", ("ray", "tcp", "shm")
 # Expected updates per second; they only set the length of a measurement.
 EXPECTED = {
     LOOP: {10: 900, 1000: 800, 100_000: 130, 1_000_000: 60},
@@ -205,6 +205,7 @@ def section_rules(rows: Rows, options: argparse.Namespace) -> None:
                     "shm", d, 4, t, options.seconds, durability="checkpoint", rule=r
                 )
                 for rule in ("sgd", *RULES)
+                if wanted(rule, options)
             }
             fields = {"dim": dim, "workers": 4, "dtype": dtype}
             median = in_turn(rows, "rules", options.repeats, jobs, **fields)
@@ -222,12 +223,17 @@ def section_policies(rows: Rows, options: argparse.Namespace) -> None:
         jobs = {
             name: lambda p=policy, d=dim: gradient_rate(d, options.seconds, p)
             for name, policy in POLICIES.items()
+            if wanted(name, options)
         }
         fields = {"dim": dim, "workers": 4, "dtype": "float64"}
         median = in_turn(rows, "policies", options.repeats, jobs, **fields)
         base = median.pop("plain")
         shares = (f"{name} {rate:,.0f} ({rate / base:.2f})" for name, rate in median.items())
         print(f"d={dim:<8} plain {base:,.0f}  {'  '.join(shares)}", flush=True)
+
+
+def wanted(name: str, options: argparse.Namespace) -> bool:
+    return options.only is None or name in ("sgd", "plain", *options.only)
 
 
 def gradient_rate(dim: int, seconds: float, policy: dict[str, Any]) -> float:
@@ -356,61 +362,6 @@ SECTIONS: dict[str, Callable[[Rows, argparse.Namespace], None]] = {
 }
 
 
-def draw(table: pd.DataFrame, path: Path) -> None:
-    """Draw the medians: updates/s against d, against the workers, and with work to do."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot as plt
-
-    loop = table[(table["section"] == "loop") & (table["dtype"] == "float64")]
-    scaling = table[table["section"] == "scaling"]
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
-    for axes, along, label, fixed in (
-        (left, "dim", "parameters d", ("workers", 4)),
-        (middle, "workers", "workers", ("dim", 1000)),
-    ):
-        name, value = fixed
-        median = loop[loop[name] == value].groupby(["system", along])["value"].median()
-        for system in (LOOP, *TRANSPORTS):
-            if system in median.index:
-                line = median[system]
-                axes.loglog(line.index, line.to_numpy(), "o-", ms=4, label=system)
-        what = f"{value} workers" if name == "workers" else f"d = {value}"
-        axes.set(xlabel=label, ylabel="updates per second", title=f"{what}, no work")
-        axes.legend(fontsize=8)
-    for mean, line in scaling.groupby("compute"):
-        (drawn,) = right.loglog(
-            line["workers"], line["value"], "o-", ms=4, label=f"{mean * 1e3:.0f} ms"
-        )
-        right.loglog(line["workers"], line["workers"] / mean, ":", color=drawn.get_color(), lw=1)
-    right.set(xlabel="workers", ylabel="updates per second", title="gradients that take time")
-    if len(scaling):
-        right.legend(fontsize=8, title="compute time, dotted: ideal", title_fontsize=8)
-    for axes, part in ((middle, loop), (right, scaling)):
-        ticks = sorted(set(part["workers"].astype(int)))
-        axes.set_xticks(ticks, [str(tick) for tick in ticks], minor=False)
-        axes.minorticks_off()
-    figure.savefig(path)
-    plt.close(figure)
-
-
-def markdown(table: pd.DataFrame) -> str:
-    """Return the table of section loop with 4 workers: updates/s and their ratio to Ray's loop."""
-    loop = table[(table["section"] == "loop") & (table["workers"] == 4)]
-    median = loop.groupby(["dim", "dtype", "system"])["value"].median().unstack("system")
-    systems = [name for name in TRANSPORTS if name in median]
-    lines = [f"| d | numbers | {LOOP} | " + " | ".join(systems) + " |"]
-    lines.append("|---|---|" + "---|" * (1 + len(systems)))
-    for (dim, dtype), row in median.sort_index(ascending=[True, False]).iterrows():
-        cells = [
-            f"{row[name]:,.0f} (x {row[name] / row[LOOP]:.1f})" if row[name] > 0 else ""
-            for name in systems
-        ]
-        lines.append(f"| {dim:,} | {dtype} | {row[LOOP]:,.0f} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
 def parse(arguments: Iterable[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("sections", nargs="*", metavar="SECTION", default=list(SECTIONS))
@@ -419,6 +370,7 @@ def parse(arguments: Iterable[str] | None) -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, help="default 5, quick 1")
     parser.add_argument("--seconds", type=float, help="of one measurement; default 0.5")
     parser.add_argument("--dims", type=int, nargs="+", help="of sections rules and policies")
+    parser.add_argument("--only", nargs="+", help="of those sections, beside plain SGD")
     parser.add_argument("--out", type=Path, default=Path("figures"))
     parser.add_argument("--table", type=Path, metavar="CSV", help="print it for cluster/README.md")
     options = parser.parse_args(arguments)

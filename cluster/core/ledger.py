@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import struct
 import time
+from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -17,6 +18,7 @@ from asgd.rundir.columns import (
     DISCARDED_COLUMNS,
     MEMBER_COLUMNS,
     POSITION_COLUMNS,
+    SHARED,
     TRACE_COLUMNS,
 )
 from cluster.core.state import State
@@ -197,7 +199,7 @@ class Ledger:
         self._trace = _Rows(TRACE_COLUMNS)
         self._members = _Rows(MEMBER_COLUMNS)
         self._discarded = _Rows(DISCARDED_COLUMNS)
-        self._positions = _Rows(POSITION_COLUMNS)
+        self._positions = array("q")  # of the gradients of trace and members, in order
         self._evaluations: list[Evaluation] = []
         self._events: list[dict[str, Any]] = []
         self._skipped: list[int] = []
@@ -226,9 +228,7 @@ class Ledger:
         self._trace.add(update.row)
         for member in update.members:
             self._members.add(member)
-        gradients = update.members or (update.row,)
-        for gradient, position in zip(gradients, update.positions, strict=False):  # or none
-            self._positions.add((gradient[0], gradient[1], position))
+        self._positions.extend(update.positions)
         self.discarded(update.discarded)
 
     def discarded(self, rows: Iterable[Discarded]) -> None:
@@ -264,20 +264,33 @@ class Ledger:
 
     def drain(self) -> Record:
         """Return everything collected since the last call."""
+        trace, members = self._trace.columns(), self._members.columns()
         record = Record(
-            trace=self._trace.columns(),
-            members=self._members.columns(),
+            trace=trace,
+            members=members,
             discarded=self._discarded.columns(),
             evaluations=Evaluations.of(self._evaluations) if self._evaluations else NO_EVALUATIONS,
             events=self._events,
             checkpoint=self.checkpoint,
             number=self._records,
-            positions=self._positions.columns(),
+            positions=_placed(self._positions, trace, members),
             skipped=self._skipped,
         )
         self._records += not record.empty
         self._clear()
         return record
+
+
+def _placed(positions: array[int], trace: Columns, members: Columns) -> Columns:
+    """Return `POSITION_COLUMNS`: the gradients, of which members make a shared update, in order."""
+    if not positions:
+        return _Rows(POSITION_COLUMNS).columns()
+    alone = trace["worker"] != SHARED
+    update = np.concatenate([trace["update"][alone], members["update"]])
+    worker = np.concatenate([trace["worker"][alone], members["worker"]])
+    order = np.argsort(update, kind="stable")
+    place = np.array(positions, np.int64)
+    return {"update": update[order], "worker": worker[order], "position": place}
 
 
 class _Rows:

@@ -395,10 +395,8 @@ class ParameterServer:
         order = self._turns.order if self.log is not None and self._turns.drawn else None
         shared, seconds = self._shared_updates, now - self._started
         discarded = tuple(self._discarded)
-        positions: tuple[int, ...] = ()
-        if self._handout:
-            positions = tuple([arrival.position for arrival in group])
-        update = make_update(group, self.version, shared, seconds, order, discarded, positions)
+        placed = self._handout is not None
+        update = make_update(group, self.version, shared, seconds, order, discarded, placed)
         if self._write_ahead(update):
             self._commit(update)
 

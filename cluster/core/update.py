@@ -140,7 +140,7 @@ def make_update(
     seconds: float,
     order: OrderState | None = None,
     discarded: tuple[Discarded, ...] = (),
-    positions: tuple[int, ...] = (),
+    placed: bool = False,
 ) -> Update:
     """Build the update that applies the mean of a group of gradients, usually of one.
 
@@ -154,13 +154,16 @@ def make_update(
         Number of earlier updates by means.
     seconds
         From the start of the run.
-    order, discarded, positions
+    order, discarded
         Stored in the update.
+    placed
+        Whether the samples are those of epochs.
     """
     if len(group) == 1:
         arrival, one = group[0], group[0].gradient
         head = (number, one.worker, one.sequence, one.read_version, number - one.read_version)
         row = (*head, arrival.batch_size, one.compute_seconds, seconds, arrival.norm)
+        positions = (arrival.position,) if placed else ()
         return Update(row, (), one.gradient, order, discarded, positions)
     mean = np.sum([arrival.gradient.gradient for arrival in group], axis=0) / len(group)
     members = tuple(
@@ -178,7 +181,8 @@ def make_update(
     read_version = min(read_versions)
     head = (number, SHARED, shared_updates, read_version, number - read_version)
     row = (*head, sum(batch_sizes), max(compute_seconds), seconds, euclidean_norm(mean))
-    return Update(row, members, mean, order, discarded, positions)
+    places = tuple(arrival.position for arrival in group) if placed else ()
+    return Update(row, members, mean, order, discarded, places)
 
 
 def find_defect(gradient: Gradient, seat: Seat, shape: tuple[int, ...], version: int) -> str | None:
