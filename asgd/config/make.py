@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 
 from asgd.config.defects import explained, missing_table, refuse_infinite, refuse_unknown_keys
+from asgd.config.rules import RULES
 from asgd.config.tables import LINEAR_KINDS, SCALAR_KINDS, ProblemConfig, RunConfig, RunSettings
 from asgd.errors import InputError
 from asgd.stored_json import parse, parse_json, read_bounded
@@ -48,9 +49,18 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
         raise InputError(f"{path}: not a valid configuration file: {error}") from None
     if not isinstance(data, dict):
         raise InputError(f"{path}: expected tables such as [problem], got {type(data).__name__}")
+    if path.name == "config.json":
+        _forget_unused_momentum(data)
     for entry in overrides:
         _override(data, entry)
     return make_config(data)
+
+
+def _forget_unused_momentum(data: dict[str, Any]) -> None:
+    """Remove the default factor that the records of 0.1.0 contain with every rule."""
+    optimizer = data.get("optimizer")
+    if isinstance(optimizer, dict) and "momentum" not in RULES.get(optimizer.get("rule", ""), {}):
+        optimizer.pop("momentum", None)
 
 
 def _read_text(path: Path) -> str:

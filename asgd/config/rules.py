@@ -8,13 +8,13 @@ from typing import Any
 from asgd.errors import did_you_mean
 
 _MOMENTS = {"beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8}
-# With their defaults; None has to be given. All rules may be given `momentum`, which has a default
-# of its own.
+_FACTOR = {"momentum": 0.9}
+# With their defaults; None has to be given.
 RULES: dict[str, dict[str, float | None]] = {
     "sgd": {},
-    "momentum": {},
-    "nesterov": {},
-    "corrected_momentum": {},
+    "momentum": {**_FACTOR},
+    "nesterov": {**_FACTOR},
+    "corrected_momentum": {**_FACTOR},
     "adam": {**_MOMENTS},
     "adamw": {**_MOMENTS, "weight_decay": 0.01},
     "rmsprop": {"beta2": 0.99, "epsilon": 1e-8},
@@ -24,16 +24,10 @@ RULES: dict[str, dict[str, float | None]] = {
     "delay_compensated": {"compensation": 0.04},
 }
 RULE_KEYS = (*sorted({key for keys in RULES.values() for key in keys}), "options")
-BALLS = ("momentum", "nesterov", "corrected_momentum")  # the rules with a factor `momentum`
 # Rules of a worker's own steps: its own gradients are never stale.
 LOCAL_RULES = ("sgd", "momentum", "nesterov", "adam", "adamw", "rmsprop")
 MOST_SAMPLES = 2**31 - 1  # of a push: the trace has four bytes for them
 LOCAL_KEYS = ("local_rule", "local_learning_rate", "local_state", "local_options")
-
-
-def keys_of(rule: str) -> tuple[str, ...]:
-    """Return the keys of a rule of ours, its factor `momentum` too."""
-    return (*RULES[rule], *(("momentum",) if rule in BALLS else ()))
 
 
 def check_local(rule: str, batch_size: int, given: Mapping[str, Any]) -> None:
@@ -90,7 +84,7 @@ def check_local_rule(rule: str, options: Mapping[str, Any]) -> tuple[str, ...]:
             f"local_rule = {rule!r}: {did_you_mean(rule, LOCAL_RULES)}expected "
             f'{", ".join(LOCAL_RULES)} or "package.module:Name"'
         )
-    keys = keys_of(rule)
+    keys = tuple(RULES[rule])
     for key, value in options.items():
         if key not in keys:
             raise ValueError(
@@ -98,6 +92,11 @@ def check_local_rule(rule: str, options: Mapping[str, Any]) -> tuple[str, ...]:
                 f"takes {', '.join(keys) or 'none'}"
             )
     return keys
+
+
+def _that_take(key: str) -> str:
+    *others, last = [rule for rule, keys in RULES.items() if key in keys] or ["a rule of your own"]
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 def left_out(rule: str, own: bool, given: Mapping[str, Any]) -> dict[str, float]:
@@ -124,8 +123,8 @@ def left_out(rule: str, own: bool, given: Mapping[str, Any]) -> dict[str, float]
     for key, value in given.items():
         if value not in (None, {}) and key not in takes:
             raise ValueError(
-                f"{key} = {value!r} does not belong to rule = {rule!r}, which takes "
-                f"{', '.join(takes) or 'neither this nor another key of a rule'}"
+                f"{key} = {value!r} does not belong to rule = {rule!r}: expected it with "
+                f"{_that_take(key)}"
             )
     defaults: dict[str, float] = {}
     for key, default in RULES.get(rule, {}).items():

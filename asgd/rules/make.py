@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from asgd.config.rules import keys_of
+from asgd.config.rules import RULES
 from asgd.config.tables import OptimizerConfig, RunConfig
 from asgd.errors import InputError
 from asgd.rules.adam import Adam, AdamW
@@ -66,9 +66,7 @@ def _make(optimizer: OptimizerConfig, prefix: str = "") -> Rule:
         from asgd.rules.own import load_rule
 
         return load_rule(optimizer.rule, optimizer.options, prefix)
-    return _RULES[optimizer.rule](
-        **{key: getattr(optimizer, key) for key in keys_of(optimizer.rule)}
-    )
+    return _RULES[optimizer.rule](**{key: getattr(optimizer, key) for key in RULES[optimizer.rule]})
 
 
 _RULES: dict[str, Callable[..., Rule]] = {

@@ -1,5 +1,6 @@
 """The configuration: defaults, overrides, and one clear line for whatever cannot be used."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -126,3 +127,10 @@ def test_another_encoding_is_named(tmp_path: Path, encoding: str, message: str) 
     path.write_bytes(TEXT.encode(encoding))
     with pytest.raises(InputError, match=f"not a valid configuration file: {message}$"):
         load_config(path)
+
+
+def test_record_of_an_earlier_version_may_contain_an_unused_momentum(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    for rule in ("sgd", "momentum"):
+        path.write_text(json.dumps({"optimizer": {"rule": rule, "momentum": 0.9}}))
+        assert load_config(path) == make_config({"optimizer": {"rule": rule}})

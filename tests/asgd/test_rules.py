@@ -361,8 +361,13 @@ def test_steps_are_those_of_pytorch(rule: Rule, name: str, options: dict[str, An
     ("optimizer", "message"),
     [
         ({"rule": "adamm"}, "rule = 'adamm': did you mean adam? expected sgd, "),
-        ({"rule": "sgd", "beta1": 0.5}, "beta1 = 0.5 does not belong to rule = 'sgd', which"),
-        ({"rule": "adam", "weight_decay": 0.5}, "rule = 'adam', which takes beta1, beta2, epsilon"),
+        ({"rule": "sgd", "beta1": 0.5}, "beta1 = 0.5 does not belong to rule = 'sgd': expected"),
+        (
+            {"momentum": 0.5},
+            "rule = 'sgd': expected it with momentum, nesterov or corrected_momentum",
+        ),
+        ({"rule": "adam", "momentum": 0.9}, "momentum = 0.9 does not belong to rule = 'adam'"),
+        ({"rule": "adam", "weight_decay": 0.5}, "rule = 'adam': expected it with adamw"),
         (
             {"rule": "sgd", "options": {"a": 1}},
             "options = {'a': 1} does not belong to rule = ",
