@@ -11,6 +11,7 @@ from typing import cast
 from analysis.prediction.advice import why_not_predicted
 from analysis.prediction.predict import Method, Prediction, has_prediction, predict, read_prediction
 from analysis.prediction.probe import Probe, probe, read_probe
+from analysis.prediction.run_stability import StabilityAnswer
 from analysis.prediction.score import Score, compare
 from analysis.prediction.setting import RunSetting, last_update, whole
 from analysis.profile.fit import StalenessFit
@@ -147,6 +148,13 @@ class Study:
         if self._probe is None:
             self._probe = read_probe(self.path)
         return self._probe
+
+    @property
+    def stability(self) -> StabilityAnswer | None:
+        """The stability by the prediction, else by the probe; None without both."""
+        if self.prediction is not None:
+            return self.prediction.settings.stability
+        return self.probed.stability if self.probed is not None else None
 
     def probe(self, *, force: bool = False) -> Probe:
         """Probe the stability of the first run and keep the answer.

@@ -10,6 +10,7 @@ import pandas as pd
 from analysis.prediction.advice import advice_on_divergence, diverged
 from analysis.prediction.model import without_replays
 from analysis.prediction.predict import Prediction
+from analysis.prediction.probe import Probe
 from analysis.prediction.score import Score
 from analysis.prediction.setting import last_update, whole
 from analysis.profile.fit import StalenessFit
@@ -17,7 +18,7 @@ from analysis.profile.stragglers import in_words
 from analysis.profile.work import bias
 from analysis.report.clock import clock_of, seconds_waited
 from analysis.report.judgement import how_well
-from analysis.report.suggestions import about_loss, about_workers
+from analysis.report.suggestions import about_loss, about_probe, about_workers
 from asgd.config.tables import DataConfig, OptimizerConfig
 from asgd.counted import abridged, counted, percent
 from asgd.printable import printable
@@ -56,7 +57,7 @@ def headline(
     *,
     doubt: str | None = None,
     missing: str | None = None,
-    probed: str | None = None,
+    probed: Probe | None = None,
 ) -> Facts:
     """Return named sentences: the run, its staleness and law, the prediction, and advice.
 
@@ -73,7 +74,7 @@ def headline(
     missing
         Why there is no prediction.
     probed
-        The sentence of a probe of the stability, shown without a prediction.
+        A probe of the stability, shown without a prediction.
     """
     remedy = advice_on_divergence(runs[0]) if score is None and diverged(runs[0]) else None
     reason = (missing or "").removesuffix(f"; {remedy}")
@@ -89,12 +90,14 @@ def headline(
             else how_well(prediction, score) + left_out(runs),
         ),
     ]
-    stability = _stability(prediction) or probed
-    if stability:
-        facts.append(("Stable or not", stability))
-    advice = [*about_loss(runs[0], fit, prediction, score), *about_workers(workers, events)]
-    if remedy:
-        advice.insert(0, f"{remedy[:1].upper()}{remedy[1:]}.")
+    advice = [f"{remedy[:1].upper()}{remedy[1:]}."] if remedy else []
+    if prediction is not None and score is not None:
+        facts.append(("Stable or not", prediction.settings.stability.sentence))
+        advice.extend(about_loss(fit, prediction, score, runs[0]))
+    elif probed is not None:
+        facts.append(("Stable or not", probed.sentence))
+        advice.extend([] if remedy else about_probe(probed.stability, runs[0]))
+    advice.extend(about_workers(workers, events))
     facts.append(("What to try", " ".join(advice or ["Nothing stands out."])))
     return facts
 
@@ -260,8 +263,3 @@ def left_out(runs: Sequence[Run]) -> str:
         f" {counted(short, 'repeats')} ended before update {last_update(kept[0]):,} and "
         f"{'is' if short == 1 else 'are'} left out of prediction and score."
     )
-
-
-def _stability(prediction: Prediction | None) -> str | None:
-    """Return the stability sentence of a prediction, if it has one."""
-    return prediction.settings.stability.sentence if prediction else None

@@ -8,6 +8,7 @@ import pandas as pd
 from analysis.exact.stability import most_workers
 from analysis.prediction.advice import at_most
 from analysis.prediction.predict import Prediction
+from analysis.prediction.run_stability import StabilityAnswer
 from analysis.prediction.score import Score
 from analysis.profile.fit import StalenessFit
 from analysis.profile.verdict import in_words
@@ -22,20 +23,18 @@ _MANY = 30  # updates of the busiest worker; with fewer, chance makes shares une
 _UNEVEN = 2.0  # updates of the busiest worker over those of the idlest
 
 
-def stability_margin(prediction: Prediction | None) -> tuple[float, float]:
+def stability_margin(stability: StabilityAnswer | None) -> tuple[float, float]:
     """Return the largest stable learning rate, over the run's and itself; inf if unknown."""
-    if prediction is None:
+    if stability is None:
         return np.inf, np.inf
-    stability = prediction.settings.stability
     values = stability.factor, stability.largest_stable_learning_rate
     factor, limit = (np.inf if value is None else value for value in values)
     return factor, limit
 
 
-def _about_stability(prediction: Prediction, run: Run) -> list[str]:
+def _about_stability(stability: StabilityAnswer, run: Run) -> list[str]:
     """Return advice for a learning rate above or near its limit."""
-    factor, limit = stability_margin(prediction)
-    stability = prediction.settings.stability
+    factor, limit = stability_margin(stability)
     if factor >= 1 and stability.verdict in ("heavy tail", "diverges"):
         known = "" if stability.factor is None else " below the limits"
         return [
@@ -63,15 +62,23 @@ def _about_stability(prediction: Prediction, run: Run) -> list[str]:
     ]
 
 
-def about_loss(
-    run: Run, fit: StalenessFit, prediction: Prediction | None, score: Score | None
-) -> list[str]:
+def about_probe(stability: StabilityAnswer, run: Run) -> list[str]:
+    """Return advice from the stability of a run whose loss is not predicted."""
+    advice = _about_stability(stability, run)
+    factor, _ = stability_margin(stability)
+    if not advice and np.isfinite(factor):
+        advice = [
+            f"The limit is {factor:.2g} times the learning rate where it was probed: there is "
+            "margin for more workers or a larger learning rate; `asgd plan` shows which pay."
+        ]
+    return advice
+
+
+def about_loss(fit: StalenessFit, prediction: Prediction, score: Score, run: Run) -> list[str]:
     """Return advice from stability and predictions."""
-    if prediction is None or score is None:
-        return []
-    advice = []
-    factor, _ = stability_margin(prediction)
-    advice.extend(_about_stability(prediction, run))
+    stability = prediction.settings.stability
+    advice = _about_stability(stability, run)
+    factor, _ = stability_margin(stability)
     if not np.isfinite(score.models[judged_model(score)].relative_error):
         return advice
     best = score.models[score.closest]
@@ -90,7 +97,7 @@ def about_loss(
     elif cost is not None and abs(cost) < _SLIGHT:
         afford = (
             ""
-            if factor < _AMPLE or prediction.settings.stability.verdict != "stable"
+            if factor < _AMPLE or stability.verdict != "stable"
             else ": there is margin for more workers or a larger learning rate"
         )
         advice.append(f"Staleness changes the predicted loss by {percent(abs(cost))}{afford}.")

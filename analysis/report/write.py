@@ -183,7 +183,7 @@ def _section(study: Study, prefix: str) -> tuple[dict[str, Any], list[Picture]]:
             unusual,
             doubt=study.doubt,
             missing=study.missing,
-            probed=study.probed.sentence if study.probed else None,
+            probed=study.probed,
         ),
         "models": [_key(prediction, name) for name in prediction.models] if prediction else [],
         "loss": loss,
@@ -254,9 +254,9 @@ def _comparison(studies: Sequence[Study]) -> tuple[dict[str, Any], list[Picture]
     names = labels([study.path for study in studies])
     compared = compare_runs(names, runs, fits, [study.score for study in studies])
     drawn = pictures.comparison(names, runs, compared)
-    predictions = [study.prediction for study in studies]
-    margins = [stability_margin(one)[0] for one in predictions]
-    verdicts = [one.settings.stability.verdict if one else None for one in predictions]
+    stabilities = [study.stability for study in studies]
+    margins = [stability_margin(one)[0] for one in stabilities]
+    verdicts = [one.verdict if one else None for one in stabilities]
     table = compared.table.rename(columns=_COMPARISON_NAMES)
     left_out = _OF_SECONDS if compared.clock == "mixed" else ("kind",)
     columns = [name for name in _COMPARISON_NAMES.values() if name not in left_out]

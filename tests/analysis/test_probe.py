@@ -137,3 +137,35 @@ def test_the_command_stores_a_probe_and_the_report_shows_it(
     page = write_report([study], tmp_path / "report.html").read_text()
     assert "Probed, not predicted: leading curvature" in page
     assert "only its stability was probed" in page
+    assert stored.stability.factor is not None
+    assert (
+        f"The limit is {stored.stability.factor:.2g} times the learning rate where it was probed: "
+        "there is margin" in page
+    )
+
+
+@pytest.mark.parametrize(
+    ("of_limit", "updates", "advice"),
+    [
+        (0.6, 1500, "The learning rate is within a factor of"),
+        (1.3, 300, "Lower the learning rate below"),
+    ],
+)
+def test_what_to_try_after_a_probe_is_by_its_limits(
+    run: Run, of_limit: float, updates: int, advice: str, tmp_path: Path
+) -> None:
+    limit = Study.open(run.path).probe().stability.largest_stable_learning_rate
+    assert limit is not None
+    tables = {"learning_rate": of_limit * limit, "batch_size": 64}
+    config = make_config(
+        {
+            "problem": {"kind": "tests.support.networks:wide_linear"},
+            "optimizer": tables,
+            "cluster": {"workers": 4},
+            "run": {"updates": updates, "eval_every": 100, "divergence_factor": 1e300},
+        }
+    )
+    study = Study.open(simulate(config, tmp_path / "run"))
+    study.probe()
+    page = write_report([study], tmp_path / "report.html").read_text()
+    assert advice in page
