@@ -192,6 +192,71 @@ def test_a_sum_over_the_batch_is_refused(framework):
         linear(framework, loss="sum")
 
 
+def jax_losses():
+    """Return losses that JAX cannot take, by what is wrong with them."""
+    import jax
+    import jax.numpy as jnp
+
+    def branch(p, a):
+        mean = jnp.mean(a @ p["w"])
+        return mean if mean > 0 else -mean
+
+    def callback(p, a):
+        return jax.pure_callback(
+            lambda w: np.float32(w.sum()), jax.ShapeDtypeStruct((), np.float32), p["w"]
+        )
+
+    def loop(p, a):
+        return jax.lax.while_loop(lambda x: x < 9, lambda x: 2 * x + 1, jnp.mean(a @ p["w"]))
+
+    return {
+        "branch": branch,
+        "numpy": lambda p, a: np.mean(np.tanh(a @ p["w"])),
+        "float": lambda p, a: jnp.mean(a) * float(p["w"][0]),
+        "mask": lambda p, a: jnp.mean(p["w"][p["w"] > 0]),
+        "callback": callback,
+        "loop": loop,
+        "vector": lambda p, a: a @ p["w"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("branch", r"loss in line \d+ of test_networks.py: JAX cannot trace it \(TracerBool"),
+        ("numpy", r"JAX cannot trace it \(TracerArrayConversionError\): expected jax.numpy"),
+        ("float", r"JAX cannot trace it \(Concret.*with jnp.where or jax.lax.cond"),
+        ("mask", r"JAX cannot trace it \(NonConcreteBooleanIndexError\)"),
+        (
+            "callback",
+            r"loss: JAX gives no value or no gradient of it for several points \(vmap is only",
+        ),
+        (
+            "loop",
+            r"loss: JAX gives no value or no gradient of it for several points \(Reverse-mode",
+        ),
+        ("vector", r"loss has the shape \(1,\): expected a number"),
+    ],
+)
+def test_a_loss_that_jax_cannot_take_is_refused_in_one_line(name, message):
+    data = (np.ones((4, 3), np.float32),)
+    with pytest.raises(InputError, match=message) as refusal:
+        asgd.JaxProblem(jax_losses()[name], {"w": np.ones(3, np.float32)}, data)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_loss_with_a_gradient_of_its_own_has_products_with_the_hessian():
+    import jax
+    import jax.numpy as jnp
+
+    square = jax.custom_vjp(lambda w: jnp.sum(w**2))
+    square.defvjp(lambda w: (jnp.sum(w**2), w), lambda w, g: (2 * g * w,))
+    given = {"w": np.ones(3, np.float32)}, (np.ones((4, 3), np.float32),)
+    own = asgd.JaxProblem(lambda p, a: jnp.mean((a @ p["w"]) ** 2) + square(p["w"]), *given)
+    product = own.hessian_vector(np.ones(3), np.array([[1.0, 2.0, 3.0], [0.0, 1.0, 0.0]]))
+    np.testing.assert_allclose(product, [[14, 16, 18], [2, 4, 2]], rtol=1e-6)
+
+
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_bad_arguments_are_named(framework):
     with pytest.raises(InputError, match=r"weight_decay = -1: expected a number >= 0"):

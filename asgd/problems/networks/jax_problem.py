@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
+import traceback
 from collections.abc import Callable, Mapping
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from asgd.arrays import Array
-from asgd.errors import InputError
+from asgd.errors import InputError, message_of
 from asgd.problems.base import Indices
 from asgd.problems.networks.base import Network, as_arrays, labels_of, seed_of
 
@@ -56,7 +59,8 @@ class JaxProblem(Network):
     Raises
     ------
     InputError
-        JAX is missing, the parameters differ in type, or the loss is not a mean over the batch.
+        JAX is missing, the parameters differ in type, or the loss is not a mean over the batch or
+        no function that JAX can trace for several points at once.
     """
 
     def __init__(
@@ -86,6 +90,7 @@ class JaxProblem(Network):
         super().__init__(len(self._data[0]), weight_decay, random, metrics)
         self._loss_function = loss
         self._compile()
+        self._refuse_what_cannot_be_traced()
         self._refuse_a_sum()
 
     def _compile(self) -> None:
@@ -95,9 +100,6 @@ class JaxProblem(Network):
 
         def drawn(x: Any, batch: Any, seed: Any) -> Any:
             return self._loss_function(self._unravel(x), *batch, key=jax.random.key(seed))
-
-        def product(x: Any, v: Any, batch: Any) -> Any:
-            return jax.jvp(lambda y: jax.grad(calm)(y, batch), (x,), (v,))[1]
 
         def of_sample(x: Any, sample: Any) -> Any:
             return jax.grad(calm)(x, tuple(part[None] for part in sample))
@@ -109,7 +111,62 @@ class JaxProblem(Network):
         self._slopes_shared = jax.jit(jax.vmap(jax.grad(calm), in_axes=shared))
         self._slopes_own = jax.jit(jax.vmap(jax.grad(calm), in_axes=own))
         self._slopes_of_samples = jax.jit(jax.vmap(of_sample, in_axes=(None, 0)))
-        self._product = jax.jit(jax.vmap(product, in_axes=(0, 0, None)))
+        self._calm = calm
+
+    @cached_property
+    def _product(self) -> Any:
+        """The products of Hessians at points with a vector each, for one batch."""
+
+        def forward(x: Any, v: Any, batch: Any) -> Any:
+            return jax.jvp(lambda y: jax.grad(self._calm)(y, batch), (x,), (v,))[1]
+
+        def backward(x: Any, v: Any, batch: Any) -> Any:
+            return jax.grad(lambda y: jnp.vdot(jax.grad(self._calm)(y, batch), v))(x)
+
+        faster, other = (jax.jit(jax.vmap(f, in_axes=(0, 0, None))) for f in (forward, backward))
+        points = np.zeros((1, self.dim), self._model_dtype)
+        arguments = points, points, self._batch(np.zeros(1, dtype=np.int64))
+        try:
+            jax.eval_shape(faster, *arguments)
+        except TypeError:  # it has a gradient of its own, jax.custom_vjp
+            self._trace(other, *arguments)
+            return other
+        return faster
+
+    def _refuse_what_cannot_be_traced(self) -> None:
+        """Refuse a loss that JAX cannot take for several points at once; nothing is compiled.
+
+        Raises
+        ------
+        InputError
+            It branches on values, calls NumPy with parameters, or gives no number or no gradient.
+        """
+        points = np.zeros((2, self.dim), self._model_dtype)
+        numbers = np.zeros((2, 1), dtype=np.int64)
+        shared = self._batch(numbers[0])
+        shape = self._trace(self._value, points, shared)[1:]
+        if shape:
+            raise InputError(f"loss has the shape {shape}: expected a number, shape ()")
+        self._trace(self._slopes_own, points, self._batch(numbers))
+        if self.random:
+            self._trace(self._slope, points[0], shared, np.uint32(0))
+
+    def _trace(self, function: Any, *arguments: Any) -> tuple[int, ...]:
+        """Return the shape of what a function of the loss returns, and say why there is none."""
+        try:
+            shape: tuple[int, ...] = jax.eval_shape(function, *arguments).shape
+        except (jax.errors.JAXTypeError, jax.errors.JAXIndexError) as error:
+            raise InputError(
+                f"loss{_line(self._loss_function, error)}: JAX cannot trace it "
+                f"({type(error).__name__}): expected jax.numpy functions of parameters and arrays, "
+                "with jnp.where or jax.lax.cond in place of branches on their values"
+            ) from error
+        except (NotImplementedError, ValueError) as error:  # no rule for one of its functions
+            raise InputError(
+                "loss: JAX gives no value or no gradient of it for several points "
+                f"({message_of(error)}): expected functions that jax.vmap and jax.grad take"
+            ) from error
+        return shape
 
     @cached_property
     def labels(self) -> Any:
@@ -165,6 +222,14 @@ class JaxProblem(Network):
 
     def _hessian_vectors(self, points: Array, vectors: Array, indices: Indices) -> Array:
         return np.asarray(self._product(points, vectors, self._batch(indices)))
+
+
+def _line(loss: Any, error: BaseException) -> str:
+    """Return the line of the loss where an exception arose, " in line 12 of mine.py"."""
+    code = getattr(inspect.unwrap(loss), "__code__", None)
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame.lineno for frame in frames if code and frame.filename == code.co_filename]
+    return f" in line {own[-1]} of {Path(code.co_filename).name}" if own and code else ""
 
 
 def _like(array: Any, dtype: Any) -> Any:
