@@ -1,15 +1,15 @@
-#!/usr/bin/env python3
 """Time to a common loss, compared with Hogwild in PyTorch (processes with shared parameters).
 
-python scripts/bench_hogwild.py [--workers 2 4 8] [--repeats 5] [--updates 30000] [--out figures]
+    .venv/bin/python -m pip install ".[torch]"
+    .venv/bin/python -m scripts.bench_hogwild --workers 2 4 8 --repeats 5 --updates 20000
 
-Needs the extra `hogwild` (PyTorch). Both minimise softmax regression on the digits data, with the
-penalty, from zero, with the same batch size and learning rate and one thread per process. In
-Hogwild, every process draws a batch, calls `backward` and applies `torch.optim.SGD` to the shared
-parameters, without locks and in float32; its staleness is unknown. Ours is `cluster.run` in
-float64, with exact staleness, every gradient applied exactly once, a trace, checkpoints (no
-write-ahead log) and losses evaluated during the run. Hogwild's parameters are copied at intervals
-and their loss is evaluated afterwards.
+Both minimise softmax regression on the digits data, with the penalty, from zero, with the same
+batch size and learning rate and one thread per process. In Hogwild (`scripts/torch_peers.py`),
+every process applies `torch.optim.SGD` to the shared parameters, without locks and in float32; its
+staleness is unknown. Ours is `cluster.run` in float64, with exact staleness, every gradient applied
+exactly once, a trace, checkpoints (no write-ahead log) and losses evaluated during the run. Hogwild
+notes its parameters every 100 updates, as often as we evaluate the loss, and theirs is evaluated
+afterwards.
 
 The clock starts when every process is ready. The common loss is the mean over the last tenth of a
 serial SGD run with the same step and half of the updates.
@@ -20,13 +20,14 @@ from __future__ import annotations
 import argparse
 import os
 import tempfile
-import time
-from multiprocessing import connection, resource_tracker
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
+from sklearn.datasets import load_digits
 
 from asgd.config.make import make_config
 from asgd.config.tables import RunConfig
@@ -35,72 +36,28 @@ from asgd.rundir.reader import read_run
 from asgd.simulation.simulate import simulate
 from cluster import run
 from cluster.local_ray.session import ray_session
+from scripts import torch_peers
 
 BATCH, RATE, PENALTY = 16, 0.01, 1e-3
-SAMPLE_SECONDS = 0.002  # between two copies of Hogwild's parameters
-
-
-def hogwild_worker(shared: Any, clock: Any, ready: Any, updates: int, seed: int) -> None:
-    import torch
-
-    torch.set_num_threads(1)
-    torch.manual_seed(seed)
-    features, labels = digits_tensors()
-    model = torch.nn.Linear(64, 10)
-    model.weight, model.bias = (torch.nn.Parameter(tensor) for tensor in shared)
-    optimizer = torch.optim.SGD(model.parameters(), lr=RATE, weight_decay=PENALTY)
-    ready.wait()
-    clock[0] = time.perf_counter()
-    for _ in range(updates):
-        batch = torch.randint(len(features), (BATCH,))
-        optimizer.zero_grad()
-        loss = torch.nn.functional.cross_entropy(model(features[batch]), labels[batch])
-        loss.backward()
-        optimizer.step()
-    clock[1] = time.perf_counter()
-
-
-def digits_tensors() -> tuple[Any, Any]:
-    import torch
-    from sklearn.datasets import load_digits
-
-    features, labels = load_digits(return_X_y=True)
-    return torch.tensor(features / 16.0, dtype=torch.float32), torch.tensor(labels)
+BETWEEN = 100  # updates between two points of a loss curve
 
 
 def hogwild(workers: int, updates: int, seed: int, problem: Softmax) -> tuple[pd.DataFrame, float]:
     """Return the loss curve, columns seconds and loss, and updates/s."""
-    import torch
-    from torch import multiprocessing as mp
-
-    shared = [torch.zeros(10, 64).share_memory_(), torch.zeros(10).share_memory_()]
-    clocks = torch.zeros(workers, 2, dtype=torch.float64).share_memory_()  # start, end
-    context = mp.get_context("spawn")
-    ready = context.Barrier(workers + 1)
-    share = updates // workers
-    processes = [
-        context.Process(
-            target=hogwild_worker,
-            args=(shared, clocks[worker], ready, share, seed * 1000 + worker),
-        )
-        for worker in range(workers)
-    ]
-    for process in processes:
-        process.start()
-    ready.wait()
-    seconds, points = [], []
-    running = [process.sentinel for process in processes]
-    while running:
-        seconds.append(time.perf_counter())
-        points.append(torch.cat([shared[0], shared[1][:, None]], dim=1).flatten().numpy())
-        gone = connection.wait(running, SAMPLE_SECONDS)
-        running = [sentinel for sentinel in running if sentinel not in gone]
-    if any(process.exitcode for process in processes):
-        raise RuntimeError("a process of Hogwild failed")
-    start, end = float(clocks[:, 0].min()), float(clocks[:, 1].max())
-    loss = problem.loss(np.array(points, dtype=float))
-    curve = pd.DataFrame({"seconds": np.array(seconds) - start, "loss": loss})
-    return curve, workers * share / (end - start)
+    module = torch.nn.Linear(64, 10)
+    for parameter in module.parameters():
+        torch.nn.init.zeros_(parameter)
+    images, labels = load_digits(return_X_y=True)
+    data = torch.tensor(images / 16, dtype=torch.float32), torch.tensor(labels)
+    task = torch_peers.Task(
+        module, data, RATE, BATCH, updates, PENALTY, points=updates // BETWEEN, seed=seed
+    )
+    course = torch_peers.train("hogwild", task, workers)
+    weights, bias = np.split(course.parameters.astype(float), [640], axis=1)
+    points = np.concatenate([weights.reshape(-1, 10, 64), bias[:, :, None]], axis=2)
+    points = np.concatenate([np.zeros((1, problem.dim)), points.reshape(-1, problem.dim)])
+    seconds = np.concatenate([[0.0], course.seconds])
+    return pd.DataFrame({"seconds": seconds, "loss": problem.loss(points)}), course.speed
 
 
 def configure(workers: int, updates: int, seed: int) -> RunConfig:
@@ -111,7 +68,7 @@ def configure(workers: int, updates: int, seed: int) -> RunConfig:
             "cluster": {"workers": workers},
             "run": {
                 "updates": updates,
-                "eval_every": 100,
+                "eval_every": BETWEEN,
                 "durability": "checkpoint",
                 "seed": seed,
             },
@@ -133,16 +90,8 @@ def common_loss(updates: int) -> float:
         return float(result.loss["loss"].iloc[-len(result.loss) // 10 :].mean())
 
 
-def seconds_to(loss: pd.DataFrame, target: float) -> float:
-    """Return the time at which a loss curve first reaches the target."""
-    below = loss["loss"].to_numpy() <= target
-    if not below.any():
-        raise RuntimeError(f"the loss {target:.4f} was not reached: more --updates")
-    return float(loss["seconds"].iloc[int(np.argmax(below))])
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--workers", type=int, nargs="+", default=[2, 4, 8])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--updates", type=int, default=30_000)
@@ -163,7 +112,9 @@ def main() -> None:
                     ("asgd", ours(workers, options.updates, repeat)),
                 ):
                     row = {"system": system, "workers": workers, "repeat": repeat}
-                    seconds = seconds_to(loss, target)
+                    seconds = torch_peers.seconds_to(target, loss["seconds"], loss["loss"])
+                    if np.isnan(seconds):
+                        raise RuntimeError(f"{system}: {target:.4f} not reached: more --updates")
                     rows.append({**row, "updates_per_second": rate, "seconds": seconds})
             print(summary(pd.DataFrame(rows), workers), flush=True)
             pd.DataFrame(rows).to_csv(options.out / "bench_hogwild.csv", index=False)

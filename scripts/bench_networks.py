@@ -22,7 +22,6 @@ import tempfile
 import time
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -34,6 +33,7 @@ import cluster
 from analysis.study import Study
 from cluster.local_ray.session import ray_session
 from scripts import torch_peers
+from scripts.torch_peers import seconds_to
 
 BATCH, WORKERS, PATHS = 32, 2, 16
 KIND = "scripts.bench_networks:make"
@@ -110,16 +110,6 @@ def train(model: str, updates: int, path: Path) -> asgd.Run:
         }
     )
     return asgd.read_run(cluster.run(config, path))
-
-
-def seconds_to(target: float, seconds: Any, losses: Any) -> float:
-    """Return when a curve first falls to a loss, between its points; nan if it does not."""
-    losses = np.asarray(losses)
-    if not (losses <= target).any():
-        return float("nan")
-    end = int(np.argmax(losses <= target))
-    start = max(0, end - 1)
-    return float(np.interp(-target, -losses[[start, end]], np.asarray(seconds)[[start, end]]))
 
 
 def speed(model: str, updates: int, directory: Path) -> dict[str, float]:

@@ -390,12 +390,15 @@ def main() -> None:
         help="choices run in virtual time, some of them on worker processes, or both",
     )
     parser.add_argument("--problems", help="some of them, such as perceptron,convolution")
+    parser.add_argument("--only", help="choices whose name has this, such as 'lognormal 1, P = 16'")
     parser.add_argument("--csv", type=Path, help="file to write the table to")
     arguments = parser.parse_args()
     runs = arguments.runs or 12
     chosen = QUICK if arguments.quick else tuple(cases())
     if arguments.problems:
         chosen = tuple(case for case in chosen if case.problem in arguments.problems.split(","))
+    if arguments.only:
+        chosen = tuple(case for case in chosen if arguments.only in str(case))
     rows: list[dict[str, Any]] = []
     started = time.perf_counter()
 

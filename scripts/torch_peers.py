@@ -1,10 +1,11 @@
 """Training with PyTorch's own means, for comparisons: Hogwild, DistributedDataParallel, or alone.
 
-Every process has one thread, draws its own batches, and makes `updates` steps of plain SGD in all
-with the others. "hogwild" shares the parameters without locks (`torch.multiprocessing`); "ddp"
-averages the gradients of a step over gloo, so a step counts as one update of each process; "alone"
-shares nothing, so its speed is what the cores can do. The first process notes its parameters now
-and then, and their loss is computed afterwards.
+`scripts.bench_hogwild` and `scripts.bench_networks` compare with it. Every process has one thread,
+draws its own batches, and makes `updates` steps of plain SGD in all with the others. "hogwild"
+shares the parameters without locks (`torch.multiprocessing`); "ddp" averages the gradients of a
+step over gloo, so a step counts as one update of each process; "alone" shares nothing, so its speed
+is what the cores can do. The first process notes its parameters now and then, and their loss is
+computed afterwards.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ import numpy.typing as npt
 import torch
 from torch import distributed, multiprocessing, nn
 
-POINTS = 40  # of a loss curve
 METHODS = ("alone", "hogwild", "ddp")
 
 
@@ -36,6 +36,12 @@ class Task:
         Inputs and labels.
     rate, batch, updates
         Learning rate, batch size of a process, and updates of all processes together.
+    weight_decay
+        Factor of |x|^2 / 2.
+    points
+        Times at which the first process notes its parameters.
+    seed
+        Of the batches.
     """
 
     module: nn.Module
@@ -43,11 +49,17 @@ class Task:
     rate: float
     batch: int
     updates: int
+    weight_decay: float = 0.0
+    points: int = 40
+    seed: int = 0
 
 
 @dataclass(frozen=True)
 class Course:
-    """Updates per second, and the parameters of the first process at times in seconds."""
+    """Updates per second, and the parameters of the first process at times in seconds.
+
+    Those at time 0 are not among them.
+    """
 
     speed: float
     seconds: npt.NDArray[np.float64]
@@ -59,16 +71,26 @@ def train(method: str, task: Task, processes: int = 2) -> Course:
     if method == "hogwild":
         task.module.share_memory()
     dim = sum(p.numel() for p in task.module.parameters())
-    noted = torch.zeros(POINTS, dim).share_memory_()
-    times = torch.zeros(processes, POINTS, dtype=torch.float64).share_memory_()
+    noted = torch.zeros(task.points, dim).share_memory_()
+    times = torch.zeros(processes, task.points, dtype=torch.float64).share_memory_()
     with tempfile.TemporaryDirectory(prefix="asgd-peers-") as directory:
         multiprocessing.spawn(
             _work, (method, task, processes, noted, times, f"{directory}/store"), processes
         )
-    share = task.updates // processes // POINTS * POINTS
+    share = task.updates // processes // task.points * task.points
     # The first point is the first process's own; the slowest process sets the speed.
     speed = processes * share / float(times[:, -1].max())
     return Course(speed, times[0].numpy(), noted.numpy())
+
+
+def seconds_to(target: float, seconds: npt.ArrayLike, losses: npt.ArrayLike) -> float:
+    """Return when a curve first falls to a loss, between its points; nan if it does not."""
+    seconds, losses = np.asarray(seconds), np.asarray(losses)
+    if not (losses <= target).any():
+        return float("nan")
+    end = int(np.argmax(losses <= target))
+    start = max(0, end - 1)
+    return float(np.interp(-target, -losses[[start, end]], seconds[[start, end]]))
 
 
 def _work(
@@ -81,7 +103,7 @@ def _work(
     store: str,
 ) -> None:
     torch.set_num_threads(1)
-    torch.manual_seed(rank)
+    torch.manual_seed(1000 * task.seed + rank)
     distributed.init_process_group("gloo", f"file://{store}", rank=rank, world_size=processes)
     module: Any = nn.parallel.DistributedDataParallel(task.module) if method == "ddp" else None
     step = _step(module or task.module, task)
@@ -89,8 +111,8 @@ def _work(
     for _ in range(5):
         step(0.0)
     distributed.barrier()
-    started, between = time.perf_counter(), task.updates // processes // POINTS
-    for point in range(POINTS):
+    started, between = time.perf_counter(), task.updates // processes // task.points
+    for point in range(task.points):
         for _ in range(between):
             step(task.rate)
         times[rank, point] = time.perf_counter() - started
@@ -101,7 +123,7 @@ def _work(
 
 
 def _step(module: nn.Module, task: Task) -> Callable[[float], None]:
-    optimizer = torch.optim.SGD(module.parameters(), lr=task.rate)
+    optimizer = torch.optim.SGD(module.parameters(), lr=task.rate, weight_decay=task.weight_decay)
     inputs, labels = task.data
 
     def step(rate: float) -> None:
