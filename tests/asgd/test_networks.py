@@ -410,6 +410,41 @@ def test_a_module_that_vmap_cannot_take_is_computed_point_by_point(caplog):
     assert len(caplog.messages) == 1
 
 
+@needs_torch
+def test_a_second_derivative_that_autograd_leaves_out_is_told_once(caplog):
+    torch = pytest.importorskip("torch")
+
+    class Square(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            return x**2
+
+        @staticmethod
+        @torch.autograd.function.once_differentiable
+        def backward(ctx, slope):
+            return 2 * ctx.saved_tensors[0] * slope
+
+    class Squared(torch.nn.Linear):
+        square = staticmethod(lambda x: x**2)
+
+        def forward(self, x):
+            return self.square(super().forward(x))
+
+    class SquaredOnce(Squared):
+        square = Square.apply
+
+    data = torch.ones(4, 3), torch.ones(4, 1)
+    x = np.ones(4, np.float32)
+    for module in (Squared(3, 1), SquaredOnce(3, 1)):
+        assert not caplog.messages
+        problem = asgd.TorchProblem(module, torch.nn.functional.mse_loss, data)
+        for _ in range(2):
+            problem.hessian_vector(x, x)
+    (said,) = caplog.messages
+    assert "module SquaredOnce: a function marked once_differentiable has no second" in said
+
+
 def test_a_run_does_without_the_slow_imports_of_a_prediction():
     pytest.importorskip("torch", reason="PyTorch is not installed")
     steps = """

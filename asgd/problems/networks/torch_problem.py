@@ -102,6 +102,7 @@ class TorchProblem(Network):
         self._hold_parameters(freeze_statistics, dtype)
         self._data = _as_data(data, self._flat)
         self._threads = threading.local()
+        self._derived_twice = False
         convolves = any(isinstance(layer, _Convolution) for layer in self._layers())
         self.one_by_one = convolves or (self.device.type == "cpu" and self.dim >= _LARGE_DIM)
         dropout = any(isinstance(layer, _Dropout) and layer.p > 0 for layer in self._layers())
@@ -329,8 +330,21 @@ class TorchProblem(Network):
             parts = zip(slopes, self._views(along[row]).values(), strict=True)
             slope = torch.stack([(one * v).sum() for one, v in parts]).sum()
             if slope.requires_grad:  # it does not where the loss is linear
+                self._warn_of_missing_parts(slope)
                 self._fill(products[row], slope, calm.parameters)
         return _numpy(products)
+
+    def _warn_of_missing_parts(self, slope: torch.Tensor) -> None:
+        """Say once if a function has no second derivative; autograd would leave it out silently."""
+        if not self._derived_twice:
+            self._derived_twice = True
+            if "torch::autograd::Error" in _functions(slope):
+                _log.warning(
+                    "module %s: a function marked once_differentiable has no second derivative, "
+                    "and PyTorch leaves its part out: curvatures, and the limits of the learning "
+                    "rate, are wrong.",
+                    type(self.module).__name__,
+                )
 
     def _tensor(self, array: Array) -> torch.Tensor:
         # torch warns of read-only memory, though nothing is written to it
@@ -417,6 +431,18 @@ def _as_data(data: Any, like: torch.Tensor) -> _Tensors | _Items:
 def _like(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """Move a tensor to the device, and floats to the type, of the parameters."""
     return tensor.to(like.device, like.dtype if tensor.is_floating_point() else None)
+
+
+def _functions(tensor: torch.Tensor) -> set[str]:
+    """Return the names of the functions that lead to a tensor."""
+    seen: set[Any] = set()
+    left: list[Any] = [tensor.grad_fn]
+    while left:
+        function = left.pop()
+        if function is not None and function not in seen:
+            seen.add(function)
+            left += [one for one, _ in function.next_functions]
+    return {function.name() for function in seen}
 
 
 def _numpy(tensor: torch.Tensor) -> Array:
