@@ -112,7 +112,7 @@ def replay_findings(
 
 @contextmanager
 def _user_code(place: Callable[[], str]) -> Iterator[None]:
-    """Turn what the user's problem or rule raises into an InputError."""
+    """Turn an exception of the user's problem or rule into an InputError."""
     try:
         yield
     except AsgdError:

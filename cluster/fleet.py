@@ -328,7 +328,7 @@ class Fleet:
     def _lose_process(
         self, worker: int, reason: str, others: str, status: Status, now: float
     ) -> None:
-        """Lose a worker with its process, and `others` is why all others in it are lost."""
+        """Note the loss of a worker and its process; `others` is the reason of those in it."""
         process = self._workers[worker]
         together = {other for other, its in self._workers.items() if its == process}
         for task, other in list(self.running.items()):

@@ -15,19 +15,19 @@ from asgd.rules.base import Rule
 from asgd.rules.make import make_local_rule
 from cluster.storage.write_ahead import is_logged
 
-# Vectors of parameters that each holds at most: a worker's message, snapshot and gradient; in its
-# process, those of the framework without activations; of the server see `scripts/bench_memory.py`.
+# Vectors of parameters that each holds at most, see `scripts/bench_memory.py`: the server; a worker
+# (message, snapshot, gradient); the framework in its process, without activations; the recorder.
 _SERVER, _WORKER, _PROCESS, _RECORDER = 5, 3, 2, 5
 _OF_STEPS = 2  # of a worker with local steps: a point, and the difference
 _RECORDS = 4  # between server and recorder
-# Of each worker or gradient, where an update is the mean of several or one must wait.
+# Of each worker or gradient, where an update is the mean of several or a gradient must wait.
 _COLLECTED = 2
-# Of each further vector that checkpoints contain: at the server, in its copy of the state, and at
-# the recorder with the two that saving takes.
+# For each further vector in a checkpoint: the server's own, its copy in the state, and three at the
+# recorder, two of them to save it.
 _SAVED = 5
-# Private memory of a process with NumPy and Ray; what a framework adds, which this process has
-# imported by then if workers need it; of Ray's own processes, and of the recorder beyond others.
-# Measured by `scripts/bench_memory.py`.
+# Private memory by `scripts/bench_memory.py`: of a process with NumPy and Ray; of a framework in
+# addition, which this process has imported by then if workers need it; of Ray's own processes
+# together with what the recorder takes beyond other processes.
 _PROCESS_BYTES, _FRAMEWORK_BYTES, _RAY_BYTES = 70_000_000, 125_000_000, 180_000_000
 _FRAMEWORKS = ("torch", "jax")
 
@@ -35,8 +35,8 @@ _FRAMEWORKS = ("torch", "jax")
 def vectors(config: RunConfig, dim: int, rule: Rule) -> int:
     """Return the vectors of parameters that all processes of a run hold together at most.
 
-    A rule that asks for what was read has a snapshot of each worker at the server, and in
-    checkpoints if there is a log that needs them.
+    If a rule asks for what was read, the server keeps a snapshot of each worker, and checkpoints
+    contain them if a log needs them.
     """
     workers, order = config.cluster.workers, (config.cluster.mode, config.cluster.schedule)
     needed = _SERVER + _RECORDER + _RECORDS + _SAVED * len(rule.state)

@@ -14,7 +14,7 @@ from asgd.rules.staleness_power import StalenessPower
 
 @dataclass(frozen=True)
 class LinearRule:
-    """v' = beta v - eta g / (1 + tau)^aware, x' = x + v': all that the limits know of a rule.
+    """v' = beta v - eta g / (1 + tau)^aware, x' = x + v': the rules that limits cover.
 
     Attributes
     ----------
@@ -29,10 +29,10 @@ class LinearRule:
 
 
 def linear_rule(rule: Rule | None, mean_staleness: float) -> LinearRule | None:
-    """Return what the limits know of a rule, SGD if it is None; None if they do not cover it.
+    """Return the linear form of a rule (None is SGD); None if limits do not cover the rule.
 
-    Clipping is left out: a clipped run above the limit of its rule oscillates. A corrected momentum
-    is that at the mean staleness, around which the rule's own moves a little.
+    Clipping is left out: a clipped run above the limit of its rule oscillates. Corrected
+    momentum is taken at the mean staleness; the factor of a run moves a little around it.
     """
     match rule:
         case Clipped():

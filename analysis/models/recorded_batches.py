@@ -76,8 +76,8 @@ class RedrawnBatches:
     def gradient(self, problem: Problem, points: Sequence[Array], k: int) -> Array:
         """Return the gradient of update k for a batch of each path, shape (paths, d).
 
-        That of an update by a mean is the mean over batches of its members. There is a point for
-        each member, or one for all, shape (paths, d).
+        If the update is a mean, this is the mean over the batches of its members; there is a point
+        for each member, or one for all, shape (paths, d).
         """
         starts = self._recorded.gradients.starts
         rows = range(starts[k], starts[k + 1])

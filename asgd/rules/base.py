@@ -158,7 +158,7 @@ class Optimizer:
 def check_saved(
     rule: Rule, own: Sequence[Array], saved: Sequence[Array], names: Sequence[str]
 ) -> None:
-    """Refuse a saved state that is not one of a rule.
+    """Refuse a saved state that does not fit a rule.
 
     Parameters
     ----------

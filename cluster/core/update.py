@@ -47,7 +47,7 @@ class Arrival(msgspec.Struct, frozen=True, eq=False):
         return self.gradient.worker, self.gradient.sequence
 
     def kept(self) -> Arrival:
-        """Return it with memory of its own: the transport may use that of a gradient again."""
+        """Return a copy with its own memory, because the transport reuses that of a gradient."""
         own = np.array(self.gradient.gradient)
         gradient = msgspec.structs.replace(self.gradient, gradient=own)
         return msgspec.structs.replace(self, gradient=gradient)

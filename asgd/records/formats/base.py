@@ -1,4 +1,4 @@
-"""What a format of logs is: a declaration, no code but where its files are."""
+"""The declaration of a log format; its only code finds the files."""
 
 from __future__ import annotations
 
