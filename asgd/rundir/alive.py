@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -90,7 +91,8 @@ def signs(path: Path) -> Iterator[None]:
         yield
     finally:
         ended.set()
-        beats.join()
+        if not sys.is_finalizing():  # the thread is gone then; Python 3.13 would wait on
+            beats.join()
         with suppress(OSError):  # a read-only or moved directory must not end the run
             if path.read_bytes() == content:  # else another process has taken over
                 path.unlink()
