@@ -27,6 +27,8 @@ from asgd.simulation.simulate import simulate
 from tests.support.faults import Crowd
 
 REPEATS, PATHS = 8, 64
+# Chance exceeds it in 0.27 % of the curves, even if all points of a curve move together.
+THREE_SIGMA = 9.0
 AT_ONCE = {"compute_time": {"law": "none"}}  # no worker really waits
 BUFFERED = {"mode": "buffered", "gradients_per_update": 3}
 SMALL = {"problem": {"kind": "least_squares"}}
@@ -154,7 +156,7 @@ def test_prediction_is_within_the_scatter_of_the_runs(
     assert prediction.models == models
     assert ("no law predicts" in fit_runs(runs).verdict) == (models == ["replay"])
     for model in {"sme_law", "replay"} & set(models) or models:
-        assert mean_square_z(runs, prediction, model) < 5
+        assert mean_square_z(runs, prediction, model) < THREE_SIGMA
     stability = prediction.settings.stability
     optimizer = runs[0].config.optimizer
     known = ("sgd", "momentum", "staleness_aware", "corrected_momentum")
@@ -208,7 +210,7 @@ def test_data_that_differ_by_worker_are_replayed_as_they_were_drawn(
     prediction = predict(runs, paths=PATHS)
     assert prediction.models == ["replay"]
     assert prediction.paths("replay") == PATHS
-    assert mean_square_z(runs, prediction, "replay") < 5
+    assert mean_square_z(runs, prediction, "replay") < THREE_SIGMA
     stability = prediction.settings.stability
     assert (stability.verdict, stability.start.covered) == (None, False)
     data = runs[0].config.data
@@ -226,7 +228,7 @@ def test_a_slow_worker_of_its_own_class_moves_the_curve_as_replayed(tmp_path: Pa
     config = configure(data={"shards": "by_label"}, cluster=slow)
     runs = read_runs(run_repeats(config, tmp_path / "runs", simulate))
     prediction = predict(runs, paths=PATHS)
-    assert mean_square_z(runs, prediction, "replay") < 5
+    assert mean_square_z(runs, prediction, "replay") < THREE_SIGMA
     tables = workers_table(runs[0]), events_table(runs[0]).iloc[:0]
     score = compare(runs, prediction)
     facts = dict(headline(runs, fit_runs(runs), prediction, score, *tables))
