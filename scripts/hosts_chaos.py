@@ -93,6 +93,8 @@ def hosts_config(number: int, until: Path) -> RunConfig:
     tables = json.loads(configure(number, UPDATES).to_json())
     problem = {"kind": "tests.support.plugins:paced", "options": {"until": str(until)}}
     tables["cluster"]["compute_time"]["mean"] = 0.002
+    # What a new server has lost is made again before the run has gone on.
+    tables["run"]["checkpoint_every"] = 20
     return make_config({**tables, "problem": problem})
 
 
