@@ -21,6 +21,31 @@ def converted(array: npt.NDArray[Any], dtype: np.dtype[Any]) -> Array:
         return array.astype(dtype)
 
 
+def number_type(name: str) -> np.dtype[Any]:
+    """Return a type of floating-point numbers; NumPy does not know bfloat16."""
+    if name != "bfloat16":
+        return np.dtype(name)
+    import ml_dtypes  # few runs need it
+
+    bfloat16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+    return bfloat16
+
+
+def sent_as(wire_dtype: str, precision: np.dtype[Any]) -> str:
+    """Return the name of the type of vectors in messages: `cluster.wire_dtype`, if it is narrower.
+
+    Parameters
+    ----------
+    wire_dtype
+        "auto" or the name of a type.
+    precision
+        That of the parameters.
+    """
+    if wire_dtype == "auto" or number_type(wire_dtype).itemsize >= precision.itemsize:
+        return precision.name
+    return wire_dtype
+
+
 def euclidean_norm(vector: Array) -> float:
     """Return |vector|; without a warning infinite if the square overflows in float64."""
     norm = math.sqrt(np.vdot(vector, vector))  # unlike dot, vdot overflows without a warning

@@ -22,7 +22,7 @@ from typing import Protocol
 
 import numpy as np
 
-from asgd.arrays import Array, Integers, converted
+from asgd.arrays import Array, Integers, converted, number_type, sent_as
 from asgd.config.tables import RunConfig
 from asgd.problems.base import Indices, Problem, gradient_of_batch
 from asgd.rules.base import Optimizer, Rule
@@ -145,11 +145,12 @@ class Pushes:
     def __init__(self, config: RunConfig, problem: Problem, draws: Draws) -> None:
         self._problem, self._draws = problem, draws
         self._local = LocalSteps.of(config)
+        self._sent_as = number_type(sent_as(config.cluster.wire_dtype, problem.dtype))
 
     def push(
         self, worker: int, sequence: int, start: Array, samples: int, position: int = 0
     ) -> Array:
-        """Return what a worker pushes.
+        """Return what a worker pushes, as it arrives: both vectors are rounded like messages.
 
         Parameters
         ----------
@@ -167,6 +168,10 @@ class Pushes:
         Array
             Shape (d,), in the precision of `start`; the problem may own its memory.
         """
+        found = self._push(worker, sequence, self._sent(start), samples, position)
+        return self._sent(found)
+
+    def _push(self, worker: int, sequence: int, start: Array, samples: int, position: int) -> Array:
         local = self._local
         if local is None:
             return self._gradient(worker, sequence, start, samples, position)
@@ -181,7 +186,7 @@ class Pushes:
     def pushes(
         self, worker: Integers, sequence: Integers, start: Array, samples: int, *, distinct: bool
     ) -> Array:
-        """Return what several workers push, shape (pushes, d).
+        """Return what several workers push, shape (pushes, d); as `push`.
 
         Parameters
         ----------
@@ -192,18 +197,29 @@ class Pushes:
         distinct
             Whether no worker occurs twice.
         """
+        return self._sent(self._pushes(worker, sequence, self._sent(start), samples, distinct))
+
+    def _pushes(
+        self, worker: Integers, sequence: Integers, start: Array, samples: int, distinct: bool
+    ) -> Array:
         local = self._local
         if len(start) == 1:  # the same call as in a real worker
-            return self.push(int(worker[0]), int(sequence[0]), start[0], samples)[None]
+            return self._push(int(worker[0]), int(sequence[0]), start[0], samples, 0)[None]
         if local is not None and local.keeps:
             each = zip(worker.tolist(), sequence.tolist(), start, strict=True)
-            return np.stack([self.push(*one, samples) for one in each])
+            return np.stack([self._push(*one, samples, 0) for one in each])
         if local is None:
             return self._gradients(worker, sequence, start, samples, distinct)
         first, size = sequence * local.steps, samples // local.steps
         return local.difference(
             0, 0, start, lambda j, x: self._gradients(worker, first + j, x, size, distinct)
         )
+
+    def _sent(self, vectors: Array) -> Array:
+        """Return vectors as they arrive: rounded by `cluster.wire_dtype`, in their precision."""
+        if self._sent_as == self._problem.dtype:
+            return vectors
+        return converted(converted(vectors, self._sent_as), vectors.dtype)
 
     def _gradient(self, worker: int, number: int, x: Array, size: int, position: int) -> Array:
         indices = self._draws.batch(worker, number, size, position)

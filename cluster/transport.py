@@ -35,7 +35,7 @@ class ServerGoneError(ConnectionError):
 
 
 def encode(array: Array, vectors: VectorFormat) -> bytes:
-    """Return the bytes of a vector; an overflow in float32 becomes infinite."""
+    """Return the bytes of a vector; overflows become infinite."""
     return converted(array, vectors.numbers).tobytes()
 
 

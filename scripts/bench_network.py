@@ -1,14 +1,15 @@
 #!/usr/bin/env python3
 """Updates per second over a network, against what its links allow and against plain Ray calls.
 
-.venv/bin/python -m scripts.bench_network [--quick] [--out figures/bench_network.csv]
+.venv/bin/python -m scripts.bench_network [--quick] [--numbers float64 ...] [--out FILE.csv]
 
 Three hosts with networks of their own on this machine (`tests/support/hosts.py`; it needs root):
 the driver and the server on one, two workers on each of the others. Every link has the same rate in
 both directions, so the server's link limits: an update takes a gradient to it and a snapshot from
 it. What it allows is its rate over the bytes of a vector and the headers of their packets. The
 gradient is a constant vector that costs nothing. The loop is that of Ray's documentation
-(`bench_peers.RayLoop`), its server and its workers on the same hosts.
+(`bench_peers.RayLoop`), its server and its workers on the same hosts. "bfloat16" is what messages
+carry between parameters in float32, in our run alone: the loop's are float32 then.
 """
 
 from __future__ import annotations
@@ -18,41 +19,46 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import ray
 
+from asgd.arrays import number_type
 from asgd.rundir.reader import Run, read_run
 from scripts.bench_peers import RayLoop
 from tests.support.ray_hosts import RayHosts, ray_hosts
 
 RATES = {"100mbit": 100e6, "1gbit": 1e9}  # bits per second, as `tc` reads them
 DIMS = (10_000, 100_000, 1_000_000)
-DTYPES = ("float64", "float32")
+NUMBERS = ("float64", "float32", "bfloat16")
 WORKERS = 4
 LEAST = 100  # updates of a measurement: gradients that share a link arrive together, 4 at a time
 PACKET, PAYLOAD = 1514, 1448  # bytes of a packet on a link, and those of a vector in it
 HEALTH = {"period_ms": 5000, "timeout_ms": 30_000, "failure_threshold": 5}  # of Ray; never needed
 
 
-def allowed(rate: float, dim: int, dtype: str) -> float:
+def allowed(rate: float, dim: int, numbers: str) -> float:
     """Return the updates/s for which a link has room, in each direction."""
-    return rate / 8 / (dim * np.dtype(dtype).itemsize * PACKET / PAYLOAD)
+    return rate / 8 / (dim * number_type(numbers).itemsize * PACKET / PAYLOAD)
 
 
-def our_rate(cluster: RayHosts, dim: int, dtype: str, seconds: float) -> float:
+def precision(numbers: str) -> str:
+    """Return the type of the parameters."""
+    return "float64" if numbers == "float64" else "float32"
+
+
+def our_rate(cluster: RayHosts, dim: int, numbers: str, seconds: float) -> float:
     """Return updates/s of a run after its first tenth."""
     tables = {
         "problem": {
             "kind": "scripts.bench_peers:constant",
-            "options": {"dim": dim, "dtype": dtype},
+            "options": {"dim": dim, "dtype": precision(numbers)},
         },
         "optimizer": {"learning_rate": 1e-6},
-        "cluster": {"workers": WORKERS, "transport": "tcp"},
+        "cluster": {"workers": WORKERS, "transport": "tcp", "wire_dtype": numbers},
         "run": {"updates": 10**9, "eval_every": 10**9, "max_seconds": seconds},
     }
     with tempfile.TemporaryDirectory() as directory:
@@ -90,20 +96,20 @@ def make_loop(dim: int, dtype: str, updates: int) -> None:
     loop.close()
 
 
-def measured(rate: str, dtypes: tuple[str, ...], seconds: float) -> Iterator[dict[str, Any]]:
-    """Yield a row per dimension and precision."""
+def measured(rate: str, kinds: Sequence[str], seconds: float) -> Iterator[dict[str, Any]]:
+    """Yield a row per dimension and kind of numbers."""
     with tempfile.TemporaryDirectory() as home, ray_hosts(3, Path(home), HEALTH, rate) as cluster:
         cluster.complete(dict.fromkeys(cluster.hosts[1:], ("--num-cpus=2",)))
         for dim in DIMS:
-            for dtype in dtypes:
-                most = allowed(RATES[rate], dim, dtype)
-                ours = our_rate(cluster, dim, dtype, max(seconds, LEAST / most))
+            for numbers in kinds:
+                most = allowed(RATES[rate], dim, numbers)
+                ours = our_rate(cluster, dim, numbers, max(seconds, LEAST / most))
                 updates = max(LEAST, int(seconds * min(most, 300.0) / 2))
-                loop = loop_rate(cluster, dim, dtype, updates)
+                loop = loop_rate(cluster, dim, precision(numbers), updates)
                 yield {
                     "link": rate,
                     "d": dim,
-                    "numbers": dtype,
+                    "numbers": numbers,
                     "allowed": most,
                     "ours": ours,
                     "of_allowed": ours / most,
@@ -115,7 +121,8 @@ def measured(rate: str, dtypes: tuple[str, ...], seconds: float) -> Iterator[dic
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="float64 and mostly 5 s each")
+    parser.add_argument("--quick", action="store_true", help="mostly 5 s each")
+    parser.add_argument("--numbers", nargs="+", choices=NUMBERS, default=NUMBERS)
     parser.add_argument("--out", type=Path, help="a CSV file")
     parser.add_argument("--loop", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -123,10 +130,10 @@ def main() -> None:
         dim, dtype, updates = options.loop
         make_loop(int(dim), dtype, int(updates))
         return
-    dtypes, seconds = (DTYPES[:1], 5.0) if options.quick else (DTYPES, 20.0)
+    seconds = 5.0 if options.quick else 20.0
     rows = []
     for rate in RATES:
-        for row in measured(rate, dtypes, seconds):
+        for row in measured(rate, options.numbers, seconds):
             rows.append(row)
             print(*(f"{name}={value}" for name, value in row.items()), flush=True)
     print(f"\n{pd.DataFrame(rows).to_string(index=False, float_format='{:.3g}'.format)}")

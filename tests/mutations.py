@@ -364,8 +364,8 @@ MUTATIONS = [
     Mutation(
         "float32 is sent as float64",
         "cluster/sockets/wire.py",
-        'dtype = "float32" if wire_dtype == "float32" else precision.name',
-        'dtype = "float32" if wire_dtype == "float32" else "float64"',
+        "sent_as(wire_dtype, precision), precision.name",
+        '"float64", precision.name',
         (PRECISION, "-k", "halve"),
     ),
     Mutation(

@@ -264,7 +264,7 @@ class ClusterConfig(_Table, frozen=True):
     longer than 20 times its mean compute time.
     `transport` is "ray" (a call per gradient), "tcp", "shm" (shared memory for workers on the
     server's node, tcp for the others) or "auto". Messages carry vectors in the precision of the
-    parameters, never a higher one; `wire_dtype = "float32"` rounds float64 on the way.
+    parameters, never a higher one; `wire_dtype` "float32" or "bfloat16" rounds them on the way.
 
     Only one launcher and its newest server write the run directory. `lease = "flock"` makes sure of
     it by locks of the file system, `"file"` by files where there are no locks.
@@ -285,7 +285,7 @@ class ClusterConfig(_Table, frozen=True):
     schedule: Literal["free", "uniform"] = "free"
     worker_timeout: Positive = 60.0
     transport: Literal["auto", "ray", "tcp", "shm"] = "auto"
-    wire_dtype: Literal["auto", "float64", "float32"] = "auto"
+    wire_dtype: Literal["auto", "float64", "float32", "bfloat16"] = "auto"
     lease: LeaseKind = "flock"
     gpus_per_worker: NonNegative = 0.0
     threads_per_worker: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 1

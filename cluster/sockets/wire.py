@@ -40,9 +40,9 @@ attacker that can read the network sees the vectors, and one that can modify pac
 gradients and parameters unnoticed. So the sockets listen only on loopback or on the address of the
 node; between nodes, use a trusted network or a tunnel.
 
-Vectors are d raw little-endian numbers, float64 or float32. With `shared` they are in the shared
-memory, one at a time, and the payload of PUSH and SNAPSHOT is empty. Every length is checked
-against the kind of frame before it is used; nothing is unpickled.
+Vectors are d raw little-endian numbers: float64, float32 or bfloat16. With `shared` they are in
+the shared memory, one at a time, and the payload of PUSH and SNAPSHOT is empty. Every length is
+checked against the kind of frame before it is used; nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from asgd.arrays import Array
+from asgd.arrays import Array, number_type, sent_as
 from cluster.core.messages import Gradient, Snapshot
 
 MAGIC = b"ASGD"
@@ -108,7 +108,7 @@ class VectorFormat:
     dimension
         Length of a vector, d.
     dtype
-        "float64" or "float32".
+        "float64", "float32" or "bfloat16".
     precision
         The dtype of the parameters, to which what arrives is converted.
     """
@@ -120,13 +120,12 @@ class VectorFormat:
     @classmethod
     def of(cls, dimension: int, precision: np.dtype[Any], wire_dtype: str) -> VectorFormat:
         """Return the format for parameters of a precision under `cluster.wire_dtype`."""
-        dtype = "float32" if wire_dtype == "float32" else precision.name
-        return cls(dimension, dtype, precision.name)
+        return cls(dimension, sent_as(wire_dtype, precision), precision.name)
 
     @property
     def numbers(self) -> np.dtype[np.floating]:
         """The little-endian dtype on the wire."""
-        return np.dtype(self.dtype).newbyteorder("<")
+        return number_type(self.dtype).newbyteorder("<")
 
     @property
     def nbytes(self) -> int:

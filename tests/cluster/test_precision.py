@@ -70,6 +70,30 @@ def test_one_worker_equals_the_simulation_to_the_last_bit(tmp_path: Path) -> Non
     np.testing.assert_array_equal(record.trace["gradient_norm"], norms)
 
 
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("wire_dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("transport", ["tcp", "shm"])
+def test_what_messages_round_is_simulated_and_replayed(
+    tmp_path: Path, transport: str, wire_dtype: str, dtype: str
+) -> None:
+    config = configure(1, 150, single(1000, dtype), wire_dtype=wire_dtype)
+    simulated = read_run(simulate(config, tmp_path / "run"))
+    with Line(config, transport, wire_dtype) as line:
+        line.work(0)
+        record = line.finish(1)
+    np.testing.assert_array_equal(line.server.parameters, simulated.parameters)
+    norms = simulated.trace["gradient_norm"].to_numpy()
+    np.testing.assert_array_equal(record.trace["gradient_norm"], norms)
+    assert verify(simulated).findings == []
+    plain = read_run(simulate(configure(1, 150, single(1000, dtype)), tmp_path / "plain"))
+    difference = np.abs(plain.parameters - simulated.parameters).max()
+    unit = {"float32": 2.0**-24, "bfloat16": 2.0**-8}[wire_dtype]
+    rounds = wire_dtype != dtype
+    assert (difference > 0) == rounds
+    # Steps of this problem contract, so differences do not add up beyond a few roundings.
+    assert difference < 8 * unit * np.abs(plain.parameters).max()
+
+
 def bytes_of_run(dtype: str, dim: int, wire_dtype: str = "auto") -> int:
     """Return how many bytes a worker sent and received over TCP, as its kernel counts them."""
     config = configure(1, 40, single(dim, dtype))
@@ -91,6 +115,8 @@ def test_the_bytes_on_the_wire_halve(dim: int) -> None:
     assert abs(double - half - 4 * dim * vectors) < 200
     assert abs(rounded - half) < 200
     assert bytes_of_run("float32", dim, "float64") == pytest.approx(half, abs=200)
+    quarter = bytes_of_run("float64", dim, "bfloat16")
+    assert abs(double - quarter - 6 * dim * vectors) < 200
 
 
 def test_an_overflow_is_named_as_one() -> None:

@@ -92,7 +92,11 @@ def test_float32_rounds_and_overflows_in_silence(value: list[float]) -> None:
 @pytest.mark.usefixtures("shared_ray")
 @pytest.mark.parametrize(
     ("dtype", "transports"),
-    [("float64", ["ray", "tcp", "shm", "auto"]), ("float32", ["ray", "shm"])],
+    [
+        ("float64", ["ray", "tcp", "shm", "auto"]),
+        ("float32", ["ray", "shm"]),
+        ("bfloat16", ["ray", "tcp"]),
+    ],
 )
 def test_every_transport_carries_the_same_run(
     tmp_path: Path, dtype: str, transports: list[str]

@@ -1,0 +1,63 @@
+#!/usr/bin/env python3
+"""What rounded messages do to the loss and to the prediction.
+
+.venv/bin/python -m scripts.bench_wire [--seeds 12] [--updates 3000]
+
+Softmax regression on the digits data in float64, four workers in virtual time with exponential
+compute times. For each `cluster.wire_dtype`, over the seeds: the largest difference of a final loss
+from that of the same seed with unrounded messages, beside the standard deviation between seeds; and
+the relative error of a replay of the staleness, whose paths are not rounded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+import asgd
+from analysis.study import Study
+
+KINDS = ("auto", "float32", "bfloat16")
+
+
+def losses(kind: str, seeds: int, updates: int, directory: Path) -> tuple[list[float], float]:
+    """Return the final losses, and the relative error of the prediction."""
+    tables = {
+        "problem": {"kind": "softmax"},
+        "optimizer": {"learning_rate": 0.3},
+        "cluster": {
+            "workers": 4,
+            "wire_dtype": kind,
+            "compute_time": {"law": "exponential", "mean": 0.01},
+        },
+        "run": {"updates": updates, "repeats": seeds},
+    }
+    study = Study.open(asgd.simulate(asgd.make_config(tables), directory / kind))
+    _, score = study.predict(paths=64, models=["replay"])
+    final = [float(run.loss["loss"].iloc[-1]) for run in study.runs]
+    return final, score.models["replay"].relative_error
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=12)
+    parser.add_argument("--updates", type=int, default=3000)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as directory:
+        for kind in KINDS:
+            found, error = losses(kind, options.seeds, options.updates, Path(directory))
+            if kind == "auto":
+                plain = np.array(found)
+            difference = np.abs(np.array(found) - plain).max()
+            print(
+                f"{kind}: final loss {np.mean(found):.5f}, differs by at most {difference:.2g} "
+                f"(seeds by {np.std(plain, ddof=1):.2g}); error {error:.2%}",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
