@@ -15,12 +15,13 @@ import numpy as np
 from asgd.arrays import Array
 from asgd.errors import InputError
 from asgd.problems.base import Indices, precision
-from asgd.problems.networks.base import Network, as_arrays, labels_of, seed_of
+from asgd.problems.networks.base import Network, seed_of
 
 try:
     import torch
     from torch.func import functional_call, grad, vmap
-    from torch.utils.data import Dataset, TensorDataset, default_collate
+
+    from asgd.problems.networks.torch_data import Tensors, as_data
 except ImportError as error:
     raise InputError(f"TorchProblem: {error}; pip install '.[torch]' brings PyTorch") from error
 
@@ -100,7 +101,7 @@ class TorchProblem(Network):
         self.module: torch.nn.Module = copy.deepcopy(module) if self._make is None else self._make()
         self._loss_function, self._inputs = loss, inputs
         self._hold_parameters(freeze_statistics, dtype)
-        self._data = _as_data(data, self._flat)
+        self._data = as_data(data, self._flat)
         self._threads = threading.local()
         self._derived_twice = False
         convolves = any(isinstance(layer, _Convolution) for layer in self._layers())
@@ -232,7 +233,7 @@ class TorchProblem(Network):
 
     def _calm_batch(self, indices: Indices) -> tuple[torch.Tensor, ...]:
         """Return a batch; a data set that draws random numbers always draws the same for it."""
-        if isinstance(self._data, _Tensors):
+        if isinstance(self._data, Tensors):
             return self._data.batch(indices)
         with self._lock, _seeded(seed_of(indices), self.device) if self.random else nullcontext():
             return self._data.batch(indices)
@@ -366,71 +367,6 @@ class _Module:
         for parameter, part in zip(self.parameters, vector.split(self._sizes), strict=True):
             parameter.data = part.view(parameter.shape)
         return self.module
-
-
-class _Tensors:
-    """Data that are tensors: a batch is one selection of rows of each."""
-
-    def __init__(self, tensors: tuple[torch.Tensor, ...]) -> None:
-        self._tensors = tensors
-
-    def __len__(self) -> int:
-        return len(self._tensors[0])
-
-    def batch(self, indices: Indices) -> tuple[torch.Tensor, ...]:
-        """Return the samples `indices`, shape (..., sample's own shape), of each tensor."""
-        rows = torch.from_numpy(np.array(indices)).to(self._tensors[0].device)
-        return tuple(tensor[rows] for tensor in self._tensors)
-
-    def labels(self) -> Any:
-        """Return the last tensor, shape (n,), if it has a whole number per sample, else None."""
-        return labels_of((self._tensors[-1].cpu(),))
-
-
-class _Items:
-    """Data of a `Dataset`, whose samples are made one by one."""
-
-    def __init__(self, dataset: Any, like: torch.Tensor) -> None:
-        self._dataset, self._like = dataset, like
-
-    def __len__(self) -> int:
-        return len(self._dataset)
-
-    def batch(self, indices: Indices) -> tuple[torch.Tensor, ...]:
-        """Return the samples `indices`, stacked as PyTorch's loader does."""
-        items = default_collate([self._dataset[i] for i in np.ravel(indices).tolist()])
-        parts = tuple(items) if isinstance(items, list | tuple) else (items,)
-        parts = tuple(_like(part, self._like) for part in parts)
-        return tuple(part.reshape(*indices.shape, *part.shape[1:]) for part in parts)
-
-    def labels(self) -> Any:
-        """Return `targets` of the data set, or the last entry of each sample; None if no numbers.
-
-        The samples are read one by one, which may take as long as an epoch.
-        """
-        targets = getattr(self._dataset, "targets", None)
-        if targets is None:
-            items = (self._dataset[i] for i in range(len(self)))
-            targets = [item[-1] if isinstance(item, list | tuple) else item for item in items]
-            if any(np.ndim(target) for target in targets):
-                return None
-        return labels_of((targets,))
-
-
-def _as_data(data: Any, like: torch.Tensor) -> _Tensors | _Items:
-    if isinstance(data, TensorDataset):
-        data = data.tensors
-    if isinstance(data, Dataset):
-        if not hasattr(data, "__len__") or not len(data):
-            raise InputError("data = Dataset without samples: expected one of known length >= 1")
-        return _Items(data, like)
-    arrays = as_arrays(data)
-    return _Tensors(tuple(_like(torch.as_tensor(array), like) for array in arrays))
-
-
-def _like(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """Move a tensor to the device, and floats to the type, of the parameters."""
-    return tensor.to(like.device, like.dtype if tensor.is_floating_point() else None)
 
 
 def _functions(tensor: torch.Tensor) -> set[str]:
