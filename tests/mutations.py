@@ -208,7 +208,7 @@ MUTATIONS = [
     ),
     Mutation(
         "in virtual time local state goes on after a difference was discarded",
-        "asgd/simulation/simulate.py",
+        "asgd/simulation/run_order.py",
         "keeps=local is not None and local.keeps,",
         "keeps=False,",
         ("tests/cluster/test_policies.py", "-k", "virtual_time_is and kept-steps"),

@@ -19,13 +19,11 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from asgd.arrays import Array, euclidean_norm
 from asgd.config.make import Configuration, as_config
 from asgd.config.tables import RunConfig
-from asgd.delays import ComputeTime, CycleTimes
 from asgd.divergence import check_divergence, not_finite, remedy
 from asgd.draws import WorkerDraws
-from asgd.epochs import Handout
 from asgd.errors import InputError, RunFailedError, message_of
 from asgd.goals import reached_target, time_is_up
-from asgd.local_steps import LocalSteps, Pushes
+from asgd.local_steps import Pushes
 from asgd.policy import Policy
 from asgd.problems.base import Problem, starting_point
 from asgd.problems.make import make_problem
@@ -39,18 +37,13 @@ from asgd.rundir.parameters import Reached
 from asgd.rundir.problem_record import ProblemRecord
 from asgd.rundir.repeats import run_repeats
 from asgd.rundir.writer import RunWriter, default_path
-from asgd.schedules import batch_schedule, learning_rate_schedule
-from asgd.shards import all_part_sizes
-from asgd.simulation.gathering import Gathering, gather, snapshot_slots
-from asgd.simulation.hand_out import handed_out
-from asgd.simulation.order import ServerOrder, server_order, unhindered_order
-from asgd.staleness.by_name import named_law
-from asgd.streams import stream
+from asgd.schedules import learning_rate_schedule
+from asgd.simulation.gathering import Gathering, snapshot_slots
+from asgd.simulation.run_order import check_policy, run_order
 
 _PART = 100_000  # updates in one part of the trace
 _BLOCK_NUMBERS = 1 << 20  # entries of the gradients of one block
 _PROGRESS_SECONDS = 0.25
-_CONTINUOUS = ("exponential", "gamma", "lognormal")  # laws without simultaneous arrivals
 _FEW = 8  # for fewer updates, single calls are faster than array code
 
 
@@ -90,11 +83,11 @@ def simulate(
     config = as_config(config)
     if config.run.repeats > 1:
         return run_repeats(config, out, lambda one, path: simulate(one, path, progress))
-    _check_policy(config)
+    check_policy(config)
     problem = make_problem(config)
     start = ProblemRecord.of(problem, config.run.seed)
     draws = WorkerDraws(config, problem)
-    order = _order(config, draws, problem.n_samples)
+    order = run_order(config, draws, problem.n_samples)
     descent = _Descent(problem, config, order, draws)
     writer = RunWriter.create(out if out is not None else default_path(config), config)
     record = _Record(config, descent, order, writer, progress)
@@ -155,97 +148,6 @@ def _note_end(record: _Record, writer: RunWriter, kind: str, **fields: str) -> N
 
 def _not_finite(update: int, gradient: Array) -> str:
     return f"update {update}: the gradient is {not_finite(gradient)}; {remedy(update)}"
-
-
-def _check_policy(config: RunConfig) -> None:
-    cluster, staleness = config.cluster, config.simulation.staleness
-    if cluster.mode == "bounded":
-        raise InputError('cluster.mode = "bounded": expected async, buffered or sync to simulate')
-    if Policy.of(cluster).plain:
-        return
-    policy = f'mode = "{cluster.mode}"'
-    if cluster.mode == "async":
-        policy = f"discard_above = {cluster.discard_above}"
-    if staleness != "server":
-        raise InputError(
-            f'simulation.staleness = "{staleness}": expected "server", because a server decides on '
-            f"cluster.{policy}"
-        )
-
-
-def _order(config: RunConfig, draws: WorkerDraws, n_samples: int) -> Gathering:
-    """Return the gradients of each update."""
-    policy, optimizer, workers = Policy.of(config.cluster), config.optimizer, config.cluster.workers
-    batch_size = batch_schedule(optimizer).array(config.run.updates).astype(np.int64)
-    batch_size *= optimizer.gradients_per_push
-    handout = None
-    if config.data.sampling == "epoch":
-        handout = Handout(all_part_sizes(config, n_samples))
-    served = config.simulation.staleness == "server"
-    if policy.plain or not served:
-        order = _server_order(config, draws) if served else _independent_order(config, draws)
-        if handout is None:
-            return Gathering.of(order, batch_size[order.read_version])
-        return Gathering.of(order, *handed_out(handout, order, batch_size, workers * served))
-    times, local = CycleTimes.of(config.simulation), LocalSteps.of(config)
-    gradient_time = times.gradient_time * optimizer.gradients_per_push
-    return gather(
-        lambda worker, number: gradient_time + draws.compute_seconds(worker, number),
-        batch_size,
-        workers,
-        policy,
-        messages=times.messages,
-        service_time=times.service_time,
-        keeps=local is not None and local.keeps,
-        handout=handout,
-    )
-
-
-def _server_order(config: RunConfig, draws: WorkerDraws) -> ServerOrder:
-    workers, updates = config.cluster.workers, config.run.updates
-    times, turns = CycleTimes.of(config.simulation), None
-    gradient_time = times.gradient_time * config.optimizer.gradients_per_push
-    if config.cluster.schedule == "uniform":
-        turns = stream(config.run.seed, "schedule").integers(workers, size=updates)
-    elif times.service_time == 0.0 and config.cluster.compute_time.law in _CONTINUOUS:
-        order = unhindered_order(
-            lambda *block: gradient_time + draws.compute_seconds_of(*block),
-            workers,
-            updates,
-            times.messages,
-        )
-        if order is not None:
-            return order
-    added = [draws.all_compute_seconds(worker) for worker in range(workers)]
-    return server_order(
-        lambda worker, _: gradient_time + next(added[worker]),
-        workers,
-        updates,
-        turns=turns,
-        messages=times.messages,
-        service_time=times.service_time,
-    )
-
-
-def _independent_order(config: RunConfig, draws: WorkerDraws) -> ServerOrder:
-    """Draw each staleness from the law, cut off at x_0.
-
-    No queue produces such reads, so the workers simply take turns at their average rate.
-    """
-    times, workers, updates = config.simulation, config.cluster.workers, config.run.updates
-    mean = workers - 1 if times.mean_staleness is None else times.mean_staleness
-    law = named_law(times.staleness, mean)
-    staleness = law.rvs(updates, stream(config.run.seed, "staleness"))
-    update = np.arange(updates)
-    worker, sequence = update % workers, update // workers
-    added = [draws.all_compute_seconds(worker) for worker in range(workers)]
-    gradients = config.optimizer.gradients_per_push
-    fixed = gradients * times.gradient_time
-    computing = fixed + np.array([next(added[w]) for w in worker.tolist()])
-    mean_compute = gradients * float(ComputeTime.from_config(config.cluster).mean.mean())
-    cycle = fixed + mean_compute + CycleTimes.of(times).messages
-    applied = max(cycle / workers, times.service_time) * np.arange(1.0, updates + 1.0)
-    return ServerOrder(worker, sequence, update - np.minimum(staleness, update), computing, applied)
 
 
 class _Descent:
@@ -399,7 +301,14 @@ class _Record:
             staleness = float(np.mean(self._staleness[:applied])) if applied else math.nan
             speed = applied / (now - self._started)
             updates = len(self._staleness)
-            progress_now = Progress(applied, updates, speed, staleness, loss, metrics=metrics)
+            progress_now = Progress(
+                update=applied,
+                updates=updates,
+                updates_per_second=speed,
+                mean_staleness=staleness,
+                loss=loss,
+                metrics=metrics,
+            )
             call_back(self._progress, progress_now)
             self._shown = now
         return loss

@@ -341,17 +341,17 @@ class ParameterServer:
     def status(self, now: float) -> Status:
         """Return the status of the run."""
         return Status(
-            self.version,
-            max(0.0, now - self._started) if math.isfinite(self._started) else 0.0,
-            self._staleness_sum / self.version if self.version else math.nan,
-            {
+            version=self.version,
+            seconds=max(0.0, now - self._started) if math.isfinite(self._started) else 0.0,
+            mean_staleness=self._staleness_sum / self.version if self.version else math.nan,
+            workers={
                 worker: WorkerStatus(s.present, s.received, now - s.granted if s.owes else 0.0)
                 for worker, s in self._seats.items()
             },
-            self._rejected,
-            self._stop.reason if self._stop else None,
-            self._stop is None and self.ledger.full,
-            self.ledger.skipped,
+            rejected=self._rejected,
+            stopped=self._stop.reason if self._stop else None,
+            waiting=self._stop is None and self.ledger.full,
+            skipped=self.ledger.skipped,
         )
 
     def _start(self, now: float) -> Replies:

@@ -24,7 +24,7 @@ class WorkerStatus:
     computing: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Status:
     """The state of a run.
 

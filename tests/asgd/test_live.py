@@ -6,6 +6,7 @@ import io
 import math
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -24,10 +25,25 @@ class Clock:
         return self.now
 
 
+def seen(
+    update: int, speed: float, staleness: float, loss: float | None, workers: int, **others: Any
+) -> Progress:
+    """The state of a run of 100 updates."""
+    return Progress(
+        update=update,
+        updates=100,
+        updates_per_second=speed,
+        mean_staleness=staleness,
+        loss=loss,
+        workers=workers,
+        **others,
+    )
+
+
 def states() -> list[Progress]:
     """A run of 100 updates in 40 seconds, seen every second, whose staleness doubles half-way."""
-    early = [Progress(k, 100, 2.5, 3.0, 1.0 / (k + 1), 4) for k in range(0, 51, 5)]
-    late = [Progress(k, 100, 2.5, (50 * 3 + (k - 50) * 6) / k, 0.01, 4) for k in range(55, 101, 5)]
+    early = [seen(k, 2.5, 3.0, 1.0 / (k + 1), 4) for k in range(0, 51, 5)]
+    late = [seen(k, 2.5, (50 * 3 + (k - 50) * 6) / k, 0.01, 4) for k in range(55, 101, 5)]
     return early + late
 
 
@@ -59,19 +75,19 @@ def test_a_pipe_gets_a_line_every_ten_seconds_if_asked_for() -> None:
 def test_a_start_says_what_it_waits_for() -> None:
     console = Console(file=io.StringIO(), force_terminal=True, width=120)
     with LiveRun("train", console=console) as live:
-        starting = live.line(Progress(0, 100, math.nan, math.nan, None, 2, joining=2))
+        starting = live.line(seen(0, math.nan, math.nan, None, 2, joining=2))
     assert "none yet updates/s (waiting for 2 workers to start and import" in starting
 
 
 def test_metrics_of_the_problem_stand_beside_the_loss() -> None:
-    state = Progress(30, 100, 2.0, 3.0, 0.5, 4, metrics={"accuracy": 0.91234, "\x1b[1m": 2.0})
+    state = seen(30, 2.0, 3.0, 0.5, 4, metrics={"accuracy": 0.91234, "\x1b[1m": 2.0})
     text = LiveRun("train").line(state)
     assert "loss 0.5, accuracy 0.9123, " in text
     assert "\x1b" not in text
 
 
 def test_a_run_that_waits_for_losses_says_so_and_how_slow_it_is() -> None:
-    state = Progress(30, 100, 0.25, 3.0, 0.5, 4, evaluating=True)
+    state = seen(30, 0.25, 3.0, 0.5, 4, evaluating=True)
     assert LiveRun("train").line(state) == (
         "train 30/100, 0.25 updates/s (waiting for the evaluation of losses), staleness 3.00, "
         "loss 0.5, 4:40 left"
@@ -79,14 +95,14 @@ def test_a_run_that_waits_for_losses_says_so_and_how_slow_it_is() -> None:
 
 
 def test_losses_for_which_there_was_no_time_are_counted() -> None:
-    state = Progress(30, 100, 0.25, 3.0, 0.5, 4, skipped=12)
+    state = seen(30, 0.25, 3.0, 0.5, 4, skipped=12)
     assert "0.25 updates/s (12 losses skipped, no time), " in LiveRun("train").line(state)
 
 
 def test_a_run_that_has_not_begun_has_no_staleness() -> None:
     text = io.StringIO()
     with LiveRun("train", console=Console(file=text, force_terminal=True, width=120)) as live:
-        live(Progress(0, 100, 0.0, math.nan, None, 4))
+        live(seen(0, 0.0, math.nan, None, 4))
     assert re.search(
         r"staleness +\S* *none yet\s*\n", re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text.getvalue())
     )
@@ -124,8 +140,8 @@ def test_a_terminal_gets_a_view(tmp_path: Path) -> None:
 def test_workers_that_went_home_after_the_last_update_are_still_counted() -> None:
     live = LiveRun("train", console=Console(file=io.StringIO()), clock=Clock())
     for update, alive in ((50, 4), (99, 3), (100, 0)):
-        live(Progress(update, 100, 2.5, 3.0, 0.1, alive))
-    assert "3 workers" in live.line(Progress(100, 100, 2.5, 3.0, 0.1, 0))
+        live(seen(update, 2.5, 3.0, 0.1, alive))
+    assert "3 workers" in live.line(seen(100, 2.5, 3.0, 0.1, 0))
 
 
 def test_recent_staleness_is_that_of_the_last_updates() -> None:

@@ -24,7 +24,16 @@ def test_checkpoint_of_the_end_is_left_alone(tmp_path: Path) -> None:
     final = directory / "checkpoint-000000000300.bin"
     final.write_bytes(bytes(100))
     with Injector(tmp_path, 300, ["checkpoint"], 0, None) as injector:
-        injector.watch(Progress(300, 300, 1.0, 0.0, None, 4))
+        injector.watch(
+            Progress(
+                update=300,
+                updates=300,
+                updates_per_second=1.0,
+                mean_staleness=0.0,
+                loss=None,
+                workers=4,
+            )
+        )
         injector._thread.join()
     assert not injector.injected
     assert all(path.read_bytes() == bytes(100) for path in directory.iterdir())
