@@ -86,6 +86,7 @@ def read_until(terminal: int, part: bytes | None) -> None:
             return
 
 
+@pytest.mark.slow
 def test_each_command_says_that_it_imports_and_makes_the_problem_once(place: Path) -> None:
     made = {
         name: told(place, name, *arguments)

@@ -74,6 +74,7 @@ def mean_square_z(runs: list[Run], prediction: Prediction, model: str) -> float:
     return float(np.mean(z**2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "tables", "models"),
     [

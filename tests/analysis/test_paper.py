@@ -61,6 +61,7 @@ def test_fig1_sme_asgd_oscillates_with_asgd_and_sme_sgd_does_not(moments_of_mode
     assert lowest["SME-SGD"] > -0.03
 
 
+@pytest.mark.slow
 def test_fig2_the_well_a_path_ends_in():
     """One step per update: shares of two samples of paths differ by sampling error alone."""
     claim = fig2(paths=10_000, starts=(0.3, 8.0))
@@ -96,6 +97,7 @@ def test_fig2_the_continuous_equation_is_near_and_not_equal():
     assert abs(continuous - discrete) < 0.03 < (1 - discrete) / 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", STARTS)
 def test_fig2_sme_asgd_follows_every_starting_point(start):
     (discrete, error), (ours, other) = shares_in_right_well(

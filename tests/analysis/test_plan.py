@@ -279,6 +279,7 @@ def losses_of_runs(config: RunConfig, runs: int, directory: Path) -> np.ndarray:
     return np.stack([run.loss["loss"].to_numpy() for run in found], axis=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "optimizer",
     [
@@ -448,6 +449,7 @@ def test_a_run_with_several_batch_sizes_gives_the_cost_of_a_gradient(repeats: li
     assert slower == pytest.approx(30 * cost.per_sample)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", QUICK[:3], ids=str)
 def test_the_question_before_the_run(case: Any, tmp_path: Path) -> None:
     """A small part of scripts/bench_plan.py, held to the scatter of its runs."""

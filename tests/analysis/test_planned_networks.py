@@ -41,6 +41,7 @@ def configure(problem: dict[str, Any]) -> RunConfig:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("problem", [NUMPY, JAX], ids=["numpy", "jax"])
 def test_a_network_is_planned_by_probed_curvatures_and_a_few_paths(problem: dict[str, Any]) -> None:
     config = configure(problem)

@@ -286,6 +286,7 @@ def test_progress_names_the_model_at_work_and_ends_at_one(run: Run) -> None:
     assert shares[-1] == 1.0
 
 
+@pytest.mark.slow
 def test_law_and_replay_follow_a_run_that_the_geometric_fit_misses(tmp_path: Path) -> None:
     """150 runs of P = 4 workers of nearly constant speed at three quarters of the limit."""
     tables = {

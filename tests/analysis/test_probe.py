@@ -144,6 +144,7 @@ def test_the_command_stores_a_probe_and_the_report_shows_it(
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("of_limit", "updates", "advice"),
     [

@@ -408,6 +408,7 @@ def test_models_that_are_alike_are_not_ranked(reports: Reports) -> None:
     )
 
 
+@pytest.mark.slow
 def test_recorded_turns_are_not_called_the_law(reports: Reports, tmp_path: Path) -> None:
     """Nowhere on the page, beside another run neither, and the headline says what they are."""
     paths = [shutil.copytree(run.path, tmp_path / run.path.name) for run in reports.runs]
@@ -463,6 +464,7 @@ def test_repeats_cut_short_are_left_out_and_said(tmp_path: Path) -> None:
     assert "In brackets: 95\xa0% intervals over the repeats" in page
 
 
+@pytest.mark.slow
 def test_a_run_at_work_is_reported_on_as_it_was_read(tmp_path: Path) -> None:
     run = simulated_run(tmp_path / "run")
     work = tmp_path / "work"

@@ -158,6 +158,7 @@ def test_spectral_radius_of_an_absurd_step_is_found_all_the_same(law: StalenessL
     assert spectral_radius(law, 1e300) == pytest.approx(root, rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [0.2294646086723907, 0.3413407140752465, 0.35871301998574995])
 def test_the_radius_of_a_simulated_law_is_found_where_a_step_to_the_root_leads_away(
     step: float,

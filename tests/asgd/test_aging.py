@@ -127,6 +127,7 @@ class KilledError(BaseException):
     """Stands for SIGKILL: nothing catches it."""
 
 
+@pytest.mark.slow
 def test_killed_at_any_file_operation_a_merge_loses_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -107,6 +107,7 @@ def test_profile_puts_several_runs_side_by_side(
     assert [row.split()[at] for row in rows] == ["0.5", "0.75"]
 
 
+@pytest.mark.slow
 def test_what_a_problem_prints_is_no_result(
     capsys: pytest.CaptureFixture[str], config: Path, tmp_path: Path
 ) -> None:
@@ -271,6 +272,7 @@ def test_help_imports_nothing_heavy() -> None:
     assert "simulate" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_report_needs_no_home_and_says_nothing_of_it(
     capsys: pytest.CaptureFixture[str], config: Path, tmp_path: Path
 ) -> None:
@@ -422,6 +424,7 @@ def test_damaged_runs_are_refused_in_one_line(
     assert errors.count("\n") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", [b"[]", b"{}"])
 def test_a_report_predicts_anew_what_it_cannot_read(
     capsys: pytest.CaptureFixture[str], config: Path, tmp_path: Path, damage: bytes
@@ -627,6 +630,7 @@ def no_rights() -> Iterator[None]:
         os.seteuid(0)
 
 
+@pytest.mark.slow
 def test_the_run_of_somebody_else_is_reported_on_elsewhere(
     capsys: pytest.CaptureFixture[str], config: Path, tmp_path: Path
 ) -> None:

@@ -37,6 +37,7 @@ def test_a_simulated_run_has_its_last_parameters(runs):
     np.testing.assert_allclose(run.parameters, last.parameters, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_an_interrupted_simulation_has_the_parameters_so_far(tmp_path):
     class Stop(Exception):
         pass
@@ -52,6 +53,7 @@ def test_an_interrupted_simulation_has_the_parameters_so_far(tmp_path):
     assert float(make_problem(config).loss(run.parameters)) == run.loss["loss"].iloc[-1]
 
 
+@pytest.mark.slow
 def test_a_real_run_has_its_last_parameters(tmp_path, shared_ray):
     import cluster
 
@@ -74,6 +76,7 @@ def test_damaged_parameters_are_named(tmp_path):
         _ = asgd.read_run(path).parameters
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["softmax", "jax"])
 @pytest.mark.parametrize("suffix", [".npz", ".safetensors", ".pt"])
 def test_what_is_exported_starts_another_run(runs, tmp_path, kind, suffix):
@@ -92,6 +95,7 @@ def test_what_is_exported_starts_another_run(runs, tmp_path, kind, suffix):
     assert again.loss["loss"].iloc[0] == pytest.approx(run.loss["loss"].iloc[-1], rel=1e-6)
 
 
+@pytest.mark.slow
 def test_files_have_names_and_metadata(runs, tmp_path):
     from safetensors import safe_open
 

@@ -271,6 +271,7 @@ def test_bad_arguments_are_named(framework):
         make(*arguments, (np.ones((3, 2)), np.ones(4)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_a_network_passes_the_trial_of_plugins(framework):
     for options in ({}, {"drop" if framework == "jax" else "dropout": 0.2}):
@@ -278,6 +279,7 @@ def test_a_network_passes_the_trial_of_plugins(framework):
         assert not problem.gives_noise
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_a_simulated_run_learns_repeats_and_is_verified(framework, tmp_path):
     from cluster.storage.verify import verify

@@ -296,6 +296,7 @@ def test_one_value_of_another_kind(
     check(capsys, changed(name, data))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
 @drawn(2)
 @given(data=st.data())

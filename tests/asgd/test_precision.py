@@ -167,6 +167,7 @@ def test_export_and_start_keep_float32(tmp_path: Path, suffix: str) -> None:
     np.testing.assert_array_equal(again, run.parameters)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("framework", ["jax", "torch"])
 def test_a_network_is_float32_unless_float64_is_asked_for(tmp_path: Path, framework: str) -> None:
     """Then every step counts in the parameters, and its gradients are the same."""

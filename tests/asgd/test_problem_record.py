@@ -117,6 +117,7 @@ def test_other_data_are_refused_in_one_line(
     assert not events(path, "problem_changed")
 
 
+@pytest.mark.slow
 def test_force_goes_on_and_leaves_one_event(
     problem: Callable[[str], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

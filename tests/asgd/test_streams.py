@@ -87,6 +87,7 @@ def test_batches_do_not_depend_on_the_order_in_which_they_are_asked_for(size):
     assert values.max() < 1797
 
 
+@pytest.mark.slow
 def test_batches_of_different_sizes_share_nothing():
     draws = draws_of(n=10**9)
     small = np.concatenate([draws.batch(0, s, 8) for s in range(200)])

@@ -151,6 +151,7 @@ def joined(path: Path) -> dict[int, int]:
     return {e["worker"]: e["update"] for e in events if e["event"] == "worker_joined"}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("shared_ray")
 @pytest.mark.parametrize("transport", ["shm", "ray"])
 def test_workers_come_and_go_while_the_run_goes_on(tmp_path: Path, transport: str) -> None:

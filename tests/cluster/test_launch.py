@@ -189,6 +189,7 @@ def total_variation(staleness: np.ndarray[Any, Any], law: StalenessLaw) -> float
     return float(0.5 * (np.abs(observed - expected).sum() + 1.0 - expected.sum()))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("shared_ray")
 @pytest.mark.parametrize(
     ("fault", "error", "message"),
@@ -226,6 +227,7 @@ def test_run_that_cannot_go_on_ends_with_one_line(
     np.testing.assert_array_equal(result.trace["update"], np.arange(len(result.trace)))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("shared_ray")
 @pytest.mark.parametrize("transport", ["shm", "ray"])
 def test_slow_loss_slows_the_run_down_and_freezes_nothing(tmp_path: Path, transport: str) -> None:
@@ -268,6 +270,7 @@ def test_losses_are_skipped_where_there_is_no_time_for_them(tmp_path: Path) -> N
     check_every_gradient_is_accounted_for(result)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("shared_ray")
 def test_hanging_loss_stops_no_update_and_an_interrupt_at_once(tmp_path: Path) -> None:
     out, until = tmp_path / "run", tmp_path / "until"
@@ -299,6 +302,7 @@ def test_hanging_loss_stops_no_update_and_an_interrupt_at_once(tmp_path: Path) -
     np.testing.assert_array_equal(result.trace["update"], np.arange(updates))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("shared_ray")
 def test_interrupt_does_not_wait_for_a_loss_that_takes_minutes(tmp_path: Path) -> None:
     out, until = tmp_path / "run", tmp_path / "until"
@@ -333,6 +337,7 @@ def test_interrupt_does_not_wait_for_a_loss_that_takes_minutes(tmp_path: Path) -
     np.testing.assert_array_equal(result.loss["update"], np.arange(0, 2001, 25))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("shared_ray")
 @pytest.mark.parametrize(
     "raised", [ZeroDivisionError("mine"), RunFailedError("mine"), RayError("mine")]
@@ -441,6 +446,7 @@ main(sys.argv[1:])
 """
 
 
+@pytest.mark.slow
 def test_directory_that_becomes_read_only_is_named(tmp_path: Path) -> None:
     unshare = ["unshare", "-m"]
     if os.geteuid() or subprocess.run([*unshare, "true"], check=False).returncode:
@@ -555,6 +561,7 @@ def running_cluster() -> Iterator[tuple[str, dict[str, str]]]:
     shutil.rmtree(tmp, ignore_errors=True)
 
 
+@pytest.mark.slow
 def test_joined_cluster_is_left_as_it_was(
     tmp_path: Path, running_cluster: tuple[str, dict[str, str]]
 ) -> None:
@@ -689,6 +696,7 @@ def test_nothing_is_left_after_success(launch: Callable[..., Subprocess]) -> Non
     check_trace(read_run(child.out))
 
 
+@pytest.mark.slow
 def test_nothing_is_left_after_failure(launch: Callable[..., Subprocess]) -> None:
     options = {"fault": "raise"}
     child = launch(updates=10**6, kind="tests.support.plugins:bowl", options=options)
@@ -697,6 +705,7 @@ def test_nothing_is_left_after_failure(launch: Callable[..., Subprocess]) -> Non
     assert read_run(child.out).state == "failed"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", [signal.SIGINT, signal.SIGTERM])
 def test_nothing_is_left_after_interruption(
     launch: Callable[..., Subprocess], which: signal.Signals
@@ -759,6 +768,7 @@ def test_nobody_else_gets_into_the_directory_of_a_run_at_work(tmp_path: Path) ->
     assert tried == [""]
 
 
+@pytest.mark.slow
 def test_nothing_is_left_of_a_killed_driver(launch: Callable[..., Subprocess]) -> None:
     child = launch(updates=10**6, kind="quadratic")
     child.wait_for(child.running.exists)
@@ -803,6 +813,7 @@ def test_run_whose_ray_dies_says_so(launch: Callable[..., Subprocess]) -> None:
     assert events.count("failed") == 1
 
 
+@pytest.mark.slow
 def test_run_whose_ray_cannot_start_says_so(launch: Callable[..., Subprocess]) -> None:
     child = launch(updates=10**6, before=["prlimit", "--fsize=50000000"], kind="quadratic")
     assert "Ray could not be started: Ray's raylet was killed (File size limit" in child.finish()

@@ -96,6 +96,7 @@ def launcher(child: subprocess.Popen[str]) -> int:
     return pid
 
 
+@pytest.mark.slow
 def test_every_gradient_counts_once_although_all_are_killed_in_turn(place: Path) -> None:
     """The server, its recorder, and the launcher, whose run is then resumed."""
     out = place / "run"

@@ -285,6 +285,7 @@ class Killer:
             os.kill(min(actor_processes(kind)), signal.SIGKILL)
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.usefixtures("shared_ray")
 @transports
@@ -322,6 +323,7 @@ def test_killed_and_resumed_it_equals_its_replay(
     assert 0 < size - 2 * 4 * dim < 2000  # the parameters and the state of the rule
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.usefixtures("shared_ray")
 def test_every_transport_carries_the_same_network(tmp_path: Path) -> None:

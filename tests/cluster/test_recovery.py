@@ -149,6 +149,7 @@ def test_recorder_killed_comes_back_with_a_server(tmp_path: Path) -> None:
     assert len(restored(result)) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("shared_ray")
 def test_one_worker_with_a_killed_server_equals_the_undisturbed_run(tmp_path: Path) -> None:
     config = configure(400, workers=1)
@@ -164,6 +165,7 @@ def test_one_worker_with_a_killed_server_equals_the_undisturbed_run(tmp_path: Pa
     assert list(one.metrics) == ["distance", "=first"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("shared_ray")
 def test_interrupted_repeats_are_resumed_to_the_last_bit(tmp_path: Path) -> None:
     config = configure(200, every=1000, workers=1)
@@ -218,6 +220,7 @@ print(json.dumps(seen), file=sys.stderr)
 """
 
 
+@pytest.mark.slow
 def test_repeats_share_a_ray_with_the_port_and_the_room_they_ask_for(tmp_path: Path) -> None:
     """When they are made, on the command line, and when they are resumed, in Python."""
     with socket.create_server(("127.0.0.1", 0)) as free:
@@ -277,6 +280,7 @@ def test_run_on_a_full_disk_is_readable_and_resumed(small_disk: Path) -> None:
     check_gradients(result)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("shared_ray")
 @pytest.mark.parametrize("name", ["", "run"])
 def test_run_on_a_disk_that_disappears_is_resumed_when_it_is_back(
@@ -355,6 +359,7 @@ def machine() -> Iterator[Callable[[Path, RunConfig], int]]:
     tmp.cleanup()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("shared_ray")
 def test_run_of_a_dead_machine_is_resumed_even_with_a_damaged_checkpoint(
     tmp_path: Path, machine: Callable[[Path, RunConfig], int]
@@ -410,6 +415,7 @@ def test_what_ray_says_of_a_lost_worker_is_not_printed(
     assert capsys.readouterr() == ("", "")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("shared_ray")
 def test_server_that_always_dies_ends_the_run(tmp_path: Path) -> None:
     config = configure(10**6, every=10**5, workers=1)
@@ -431,6 +437,7 @@ def test_simulation_is_not_resumed(tmp_path: Path) -> None:
         resume(path)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("shared_ray")
 def test_finished_run_goes_on_with_other_settings_as_if_scheduled(tmp_path: Path) -> None:
     """One worker: to the last bit the run whose rate and batches were scheduled from the start."""

@@ -243,6 +243,7 @@ def test_memory_counts_states_and_snapshots() -> None:
     assert needed("delay_compensated", "log") == 54
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.usefixtures("shared_ray")
 @pytest.mark.parametrize("rule", ["adam", "tests.support.rules:Full"])

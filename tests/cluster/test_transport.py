@@ -142,6 +142,7 @@ def test_uniform_schedule_is_the_same_over_every_transport(tmp_path: Path, trans
         np.testing.assert_array_equal(real.trace[column], simulated.trace[column])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("shared_ray")
 @pytest.mark.parametrize("transport", ["tcp", "shm"])
 def test_worker_process_that_dies_again_and_again(tmp_path: Path, transport: str) -> None:

@@ -90,6 +90,7 @@ def check_sound(result: Run) -> None:
     assert verify(result, replayed=True).findings == []
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("shared_ray")
 @pytest.mark.parametrize("transport", ["tcp", "shm", "ray"])
 def test_records_are_those_of_a_process_for_each_worker(tmp_path: Path, transport: str) -> None:
@@ -110,6 +111,8 @@ def test_records_are_those_of_a_process_for_each_worker(tmp_path: Path, transpor
 
 class Reused(Bowl):
     """Returns the same memory for each gradient, and notes whether two are computed at once."""
+
+    dtype = np.dtype(np.float64)
 
     def __init__(self) -> None:
         super().__init__()
@@ -155,6 +158,7 @@ def test_each_worker_waits_by_itself(tmp_path: Path) -> None:
     assert result.trace["applied_seconds"].iloc[-1] < 160 * 0.1 / 2
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("shared_ray")
 @pytest.mark.parametrize("transport", ["tcp", "shm", "ray"])
 def test_death_of_a_process_is_that_of_its_workers(tmp_path: Path, transport: str) -> None:
@@ -208,6 +212,7 @@ def test_worker_whose_code_raises_leaves_the_others_alone(tmp_path: Path, transp
     assert gone == [worker]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("shared_ray")
 @pytest.mark.parametrize("transport", ["tcp", "ray"])
 def test_workers_of_a_process_go_on_with_a_new_server(tmp_path: Path, transport: str) -> None:

@@ -34,6 +34,7 @@ def test_the_tutorial_opens_as_a_notebook() -> None:
     assert kinds.count(" [markdown]") > 5
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_the_tutorial_gets_from_a_problem_to_a_report(tmp_path: Path) -> None:
     # Matplotlib says so where it has to look for fonts first.
