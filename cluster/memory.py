@@ -19,6 +19,7 @@ from cluster.storage.write_ahead import is_logged
 # (message, snapshot, gradient); the framework in its process, without activations; the recorder.
 _SERVER, _WORKER, _PROCESS, _RECORDER = 5, 3, 2, 5
 _OF_STEPS = 2  # of a worker with local steps: a point, and the difference
+_OF_ROUNDING = 2  # of a worker whose messages may be rounded: its snapshot, and its gradient
 _RECORDS = 4  # between server and recorder
 # Of each worker or gradient, where an update is the mean of several or a gradient must wait.
 _COLLECTED = 2
@@ -41,6 +42,8 @@ def vectors(config: RunConfig, dim: int, rule: Rule) -> int:
     workers, order = config.cluster.workers, (config.cluster.mode, config.cluster.schedule)
     needed = _SERVER + _RECORDER + _RECORDS + _SAVED * len(rule.state)
     needed += _WORKER * workers + _PROCESS * _processes(config)
+    if config.cluster.wire_dtype != "auto":
+        needed += _OF_ROUNDING * workers
     if not rule.blockwise:
         needed += rule.scratch
     if (local := make_local_rule(config)) is not None:

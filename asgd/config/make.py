@@ -49,17 +49,21 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
         raise InputError(f"{path}: not a valid configuration file: {error}") from None
     if not isinstance(data, dict):
         raise InputError(f"{path}: expected tables such as [problem], got {type(data).__name__}")
-    if path.name == "config.json":
-        _forget_unused_momentum(data)
+    overrides = list(overrides)
     for entry in overrides:
         _override(data, entry)
+    if path.name == "config.json" and not any("optimizer.momentum" in one for one in overrides):
+        _forget_unused_momentum(data)
     return make_config(data)
 
 
 def _forget_unused_momentum(data: dict[str, Any]) -> None:
-    """Remove the default factor that the records of 0.1.0 contain with every rule."""
+    """Remove the factor of another rule: the records of 0.1.0 contain it with every rule."""
     optimizer = data.get("optimizer")
-    if isinstance(optimizer, dict) and "momentum" not in RULES.get(optimizer.get("rule", ""), {}):
+    if not isinstance(optimizer, dict):
+        return
+    rule = optimizer.get("rule", "sgd")
+    if isinstance(rule, str) and "momentum" not in RULES.get(rule, {}):
         optimizer.pop("momentum", None)
 
 

@@ -29,7 +29,7 @@ class Rule(ABC):
     scratch
         Number of arrays that it gets behind its state for intermediate results.
     reads
-        Whether it asks for the parameters at which the gradient was computed.
+        Whether it asks for the snapshot of which the gradient was computed.
     blockwise
         Whether it treats every entry alike, so that it can be applied to a part of the vectors.
     additive
@@ -78,7 +78,7 @@ class Rule(ABC):
         staleness
             Updates applied since the read: a number, or one per path, shape (paths, 1).
         read
-            The parameters at which the gradient was computed, of the shape of x, if it `reads`.
+            The snapshot of the worker, before messages round it, of the shape of x, if it `reads`.
         """
 
     def factors(self, eta: float, count: int, staleness: int | Array) -> tuple[float, ...]:

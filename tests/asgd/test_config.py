@@ -131,6 +131,13 @@ def test_another_encoding_is_named(tmp_path: Path, encoding: str, message: str) 
 
 def test_record_of_an_earlier_version_may_contain_an_unused_momentum(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
-    for rule in ("sgd", "momentum"):
-        path.write_text(json.dumps({"optimizer": {"rule": rule, "momentum": 0.9}}))
-        assert load_config(path) == make_config({"optimizer": {"rule": rule}})
+    path.write_text(json.dumps({"optimizer": {"rule": "sgd", "momentum": 0.5}}))
+    assert load_config(path) == make_config({"optimizer": {"rule": "sgd"}})
+    path.write_text(json.dumps({"optimizer": {"rule": "momentum", "momentum": 0.5}}))
+    assert load_config(path).optimizer.momentum == 0.5
+    assert load_config(path, ["optimizer.rule=sgd"]).optimizer.momentum is None
+    with pytest.raises(InputError, match=r"momentum = 0\.7 does not belong to rule = 'sgd'"):
+        load_config(path, ["optimizer.rule=sgd", "optimizer.momentum=0.7"])
+    path.write_text(json.dumps({"optimizer": {"rule": ["sgd"], "momentum": 0.5}}))
+    with pytest.raises(InputError, match=r"optimizer\.rule"):
+        load_config(path)

@@ -44,12 +44,15 @@ def single(dim: int, dtype: str = "float32") -> dict[str, Any]:
 
 @transports
 @dims
-@pytest.mark.parametrize("cluster", [{}, {"schedule": "uniform"}, {"mode": "sync"}])
+@pytest.mark.parametrize(
+    "cluster",
+    [{}, {"schedule": "uniform"}, {"mode": "sync"}, {"wire_dtype": "bfloat16", "mode": "sync"}],
+)
 def test_a_run_equals_the_replay_of_its_trace_to_the_last_bit(
     transport: str, dim: int, cluster: dict[str, str]
 ) -> None:
     config = configure(3, 150, single(dim), **cluster)
-    with Line(config, transport) as line:
+    with Line(config, transport, config.cluster.wire_dtype) as line:
         for worker in range(3):
             line.work(worker)
         record = line.finish(3)

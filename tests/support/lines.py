@@ -19,7 +19,7 @@ from cluster.sockets.connection import SocketConnection
 from cluster.sockets.server import SocketServer
 from cluster.sockets.wire import VectorFormat
 
-PATIENCE = 20.0
+PATIENCE = 100.0
 
 
 def configure(workers: int, updates: int, problem: Any = None, **cluster: Any) -> RunConfig:

@@ -128,7 +128,7 @@ class JaxProblem(Network):
         arguments = points, points, self._batch(np.zeros(1, dtype=np.int64))
         try:
             jax.eval_shape(faster, *arguments)
-        except TypeError:  # it has a gradient of its own, jax.custom_vjp
+        except (TypeError, ValueError):  # it has a gradient of its own, or calls back
             self._trace(other, *arguments)
             return other
         return faster
@@ -161,10 +161,11 @@ class JaxProblem(Network):
                 f"({type(error).__name__}): expected jax.numpy functions of parameters and arrays, "
                 "with jnp.where or jax.lax.cond in place of branches on their values"
             ) from error
-        except (NotImplementedError, ValueError) as error:  # no rule for one of its functions
+        except (NotImplementedError, TypeError, ValueError) as error:
             raise InputError(
-                "loss: JAX gives no value or no gradient of it for several points "
-                f"({message_of(error)}): expected functions that jax.vmap and jax.grad take"
+                f"loss{_line(self._loss_function, error)}: no value or no gradient of it for "
+                f"several points ({message_of(error)}): expected functions that jax.vmap and "
+                "jax.grad take"
             ) from error
         return shape
 
