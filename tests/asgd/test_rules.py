@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from collections.abc import Sequence
 from typing import Any
 
@@ -352,6 +353,20 @@ def test_steps_are_those_of_pytorch(rule: Rule, name: str, options: dict[str, An
         weight.grad = torch.from_numpy(gradient.copy())
         theirs.step()
         np.testing.assert_allclose(point, weight.numpy(), **SAME)
+
+
+@pytest.mark.parametrize("rule", ["sgd", "momentum", "nesterov", "adam", "adamw", "rmsprop"])
+def test_an_update_allocates_no_vector(rule: str) -> None:
+    x, gradient = np.zeros(300_000), np.full(300_000, 1e-3)
+    optimizer = Optimizer(RULES[rule], x)
+    optimizer.apply(x, gradient, 0.1, 0, 0)  # compiles its loop
+    tracemalloc.start()
+    try:
+        optimizer.apply(x, gradient, 0.1, 1, 0)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < x.nbytes / 10
 
 
 # --- configuration ---
