@@ -26,8 +26,12 @@ Events are appended line by line; a torn line is ignored.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 
+from asgd.arrays import Columns
 from asgd.rundir.tables import Types
 
 TRACE, MEMBERS, DISCARDED, POSITIONS = "trace", "members", "discarded", "positions"
@@ -81,3 +85,22 @@ TABLES: dict[str, Types] = {
     METRICS: METRIC_COLUMNS,
     SKIPPED: SKIPPED_COLUMNS,
 }
+
+
+def of_gradients(trace: Any, members: Any, names: Sequence[str]) -> Columns:
+    """Return columns of the applied gradients in the order of updates: members of SHARED updates.
+
+    Parameters
+    ----------
+    trace, members
+        The two tables, `Columns` or data frames.
+    names
+        Of columns of both tables.
+    """
+    alone = np.asarray(trace["worker"]) != SHARED
+    update = np.concatenate([np.asarray(trace["update"])[alone], members["update"]])
+    order = np.argsort(update, kind="stable")
+    return {
+        name: np.concatenate([np.asarray(trace[name])[alone], members[name]])[order]
+        for name in names
+    }

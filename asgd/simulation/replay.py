@@ -14,7 +14,7 @@ from asgd.local_steps import Pushes
 from asgd.problems.base import Problem, starting_point
 from asgd.rules.base import Optimizer
 from asgd.rules.make import make_rule
-from asgd.rundir.columns import POSITIONS, SHARED
+from asgd.rundir.columns import POSITIONS, of_gradients
 from asgd.rundir.reader import Run
 from asgd.schedules import learning_rate_schedule
 
@@ -68,16 +68,13 @@ class Gradients:
         InputError
             The positions of a run by epochs are not of these gradients.
         """
-        names = ("worker", "sequence", "read_version", "batch_size")
-        own = run.trace[run.trace["worker"] != SHARED]
-        update = np.concatenate([own["update"], run.members["update"]])
-        order = np.argsort(update, kind="stable")
-        columns = [np.concatenate([own[name], run.members[name]])[order] for name in names]
-        starts = np.searchsorted(update[order], np.arange(len(run.trace) + 1))
+        names = ("update", "worker", "sequence", "read_version", "batch_size")
+        update, *columns = of_gradients(run.trace, run.members, names).values()
+        starts = np.searchsorted(update, np.arange(len(run.trace) + 1))
         position = np.zeros(len(update), np.int64)
         if run.config.data.sampling == "epoch":
             placed = run.positions
-            expected = np.stack([update[order], columns[0]])
+            expected = np.stack([update, columns[0]])
             if not np.array_equal(placed[["update", "worker"]].to_numpy().T, expected):
                 raise InputError(f"{run.path / POSITIONS}: are not of the gradients in the trace")
             position = placed["position"].to_numpy()

@@ -18,8 +18,8 @@ from asgd.rundir.columns import (
     DISCARDED_COLUMNS,
     MEMBER_COLUMNS,
     POSITION_COLUMNS,
-    SHARED,
     TRACE_COLUMNS,
+    of_gradients,
 )
 from cluster.core.state import State
 from cluster.core.update import Discarded, Update
@@ -282,15 +282,11 @@ class Ledger:
 
 
 def _placed(positions: array[int], trace: Columns, members: Columns) -> Columns:
-    """Return `POSITION_COLUMNS`: the gradients, of which members make a shared update, in order."""
+    """Return `POSITION_COLUMNS`; the positions are those of the gradients in order."""
     if not positions:
         return _Rows(POSITION_COLUMNS).columns()
-    alone = trace["worker"] != SHARED
-    update = np.concatenate([trace["update"][alone], members["update"]])
-    worker = np.concatenate([trace["worker"][alone], members["worker"]])
-    order = np.argsort(update, kind="stable")
-    place = np.array(positions, np.int64)
-    return {"update": update[order], "worker": worker[order], "position": place}
+    gradients = of_gradients(trace, members, ("update", "worker"))
+    return {**gradients, "position": np.array(positions, np.int64)}
 
 
 class _Rows:

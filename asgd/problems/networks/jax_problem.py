@@ -161,6 +161,7 @@ class JaxProblem(Network):
                 f"({type(error).__name__}): expected jax.numpy functions of parameters and arrays, "
                 "with jnp.where or jax.lax.cond in place of branches on their values"
             ) from error
+        # JAX has no rule for a function, shapes do not fit, or the loss itself raises.
         except (NotImplementedError, TypeError, ValueError) as error:
             raise InputError(
                 f"loss{_line(self._loss_function, error)}: no value or no gradient of it for "
