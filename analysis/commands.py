@@ -102,9 +102,9 @@ def profile(runs: Sequence[Path], as_json: bool, quiet: bool) -> None:
     default="auto",
     show_default=True,
     help="auto: exact moments where known, else paths; simulate: paths; fast: one mean path; "
-    "probe: stability alone, for a tenth of a run, more of a short one.",
+    "probe: stability only, at a tenth of the run's gradients, or more for a short run.",
 )
-@click.option("--seed", type=click.IntRange(min=0), help="Of the paths.  [default: the run's]")
+@click.option("--seed", type=click.IntRange(min=0), help="Seed of the paths.  [default: the run's]")
 @force_option
 @json_option
 @quiet_option
@@ -241,7 +241,7 @@ def plan(
     mode, rule and schedule. For each combination, simulated paths give the staleness, the speed,
     the learning rate relative to the stability limit, and the updates and seconds to the target
     loss. The fastest stable combination is marked. A network, whose gradients of all samples are
-    costly, gets as many paths as there is time for, and its curvatures are probed.
+    costly, gets as many paths as fit into --seconds, and its curvatures are probed.
 
     \b
     asgd plan run.toml --workers 2,4,8,16
@@ -293,11 +293,11 @@ def plan(
 def whatif(
     record: Path, caps: list[int] | None, momentum: float, as_json: bool, quiet: bool
 ) -> None:
-    """Tell what staleness costs and a cap would change.
+    """Estimate the cost of staleness, and the effect of a cap on it.
 
-    RECORD is a log that `asgd import` or a `StalenessLog` made; needs no model. For each cap:
-    which share of the items is beyond it, whose they are, and how much larger a step would be
-    stable if these were discarded, or paced; and for half and twice the samplers.
+    RECORD is a directory written by `asgd import` or a `StalenessLog`; needs no model. For each
+    cap: the share of the items beyond it, their samplers, and how much larger a stable step could
+    be if these were discarded or paced. Also for half and twice the samplers.
 
     \b
     asgd whatif runs/theirs --cap 2
@@ -358,7 +358,7 @@ def _profile_record(
 
 
 def predict_if_missing(study: Study, paths: int, quiet: bool, force: bool = False) -> None:
-    """Predict and store unless that was done, with a bar; announce a long prediction."""
+    """Predict and store, with a bar, unless a prediction is stored; announce a long one."""
     from asgd.console.live import Bar
 
     with Bar("predict", 1, quiet) as bar:

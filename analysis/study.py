@@ -73,7 +73,7 @@ class Study:
 
     @cached_property
     def whole(self) -> list[Run]:
-        """The repeats that went as far as the furthest one; only these are predicted."""
+        """The repeats that reached the last update of the longest one; only these are predicted."""
         return whole(self.runs)
 
     @cached_property
@@ -197,8 +197,8 @@ class Study:
     def check_problem(self, task: str, *, force: bool = False) -> None:
         """Raise if the problem has changed since the run, see `asgd.rundir.problem_record`.
 
-        The check passes if the problem cannot be loaded, as a missing plug-in: the stored results
-        can still be reported.
+        The check passes if the problem cannot be loaded, for instance for a missing plug-in: the
+        stored results can still be reported.
 
         Raises
         ------

@@ -43,7 +43,7 @@ from cluster.transport import EncodedReply, Waiting, connect, decode
 T = TypeVar("T")
 Actor = Any  # a Ray handle; Ray's own type does not know that its methods have `.remote`
 
-WORK = "work"  # the concurrency group of what takes the recorder's time
+WORK = "work"  # the concurrency group of the recorder's slow work
 ASIDE = "aside"  # the concurrency group of calls that do not wait for a busy actor
 
 _SECONDS_PER_RECORD = 1.0
@@ -58,12 +58,14 @@ class Losses:
 
     Attributes
     ----------
-    first, latest
-        At x_0, and the latest with its update.
+    first
+        The loss at x_0.
+    latest, update
+        The latest loss, and its update.
     metrics
         The latest metrics of the problem.
     goal
-        That `run.target_loss` was reached.
+        Message that `run.target_loss` was reached, None before.
     error
         The first error in evaluating a loss.
     """
@@ -277,7 +279,7 @@ class ServerActor:
         """Wait until a record is written; have its losses evaluated while others are written."""
         written = await self._recorder.write.remote(record.rows)
         self._backlog.remove(0, 0.0)
-        if written:  # else nothing may follow it
+        if written:  # after a failure, the recorder writes nothing more
             waiting, self._work = self._work, self._work.then(record.work)
             replaced = waiting.nbytes + record.nbytes - self._work.nbytes  # an older checkpoint
             self._backlog.evaluated(0, 0.0, replaced)
@@ -303,7 +305,7 @@ class ServerActor:
 class WorkerActor:
     """The workers of a process, each in a thread of its own; usually there is one.
 
-    They share the problem, and take turns in computing with it.
+    They share the problem and compute one at a time.
     """
 
     def __init__(self) -> None:
@@ -346,7 +348,7 @@ class RecorderActor:
         self._epoch = epoch
         self._recorder: Recorder | None = None
         self._error: UserError | None = None
-        # Before the run starts: imports and reads would compete with it for a core.
+        # Open before the run starts: imports and reads would compete with it for a core.
         self._guarded(self._open)
 
     def record(self, record: Record) -> float:
@@ -374,7 +376,7 @@ class RecorderActor:
         lease = Lease(self._path / CHECKPOINTS, self._config.cluster.lease)
         with lease.held(self._epoch):
             metrics = Metrics.open(wanted, self._path, self._epoch, known)
-            if wanted.prometheus:  # the page is null if a Ray started by others has none
+            if wanted.prometheus:  # the url is null if a joined cluster has no metrics page
                 RunWriter(self._path).event("metrics", url=metrics_page())
         self._recorder = Recorder(self._path, problem, self._epoch, metrics)
 

@@ -108,7 +108,7 @@ def workers(run: Path, count: int, as_json: bool) -> None:
 
 @click.command(cls=Command)
 @run_argument
-@click.option("--replay/--no-replay", "replayed", default=True, help="Make each update again.")
+@click.option("--replay/--no-replay", "replayed", default=True, help="Also replay each update.")
 @json_option
 @quiet_option
 def verify(run: Path, replayed: bool, as_json: bool, quiet: bool) -> None:

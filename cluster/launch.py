@@ -191,7 +191,7 @@ class _Launcher:
         check_metrics(config.metrics)
         problem, rule = make_problem(config), make_rule(config)
         make_local_rule(config)
-        Shards.of(config, problem)  # refuses parts that cannot be
+        Shards.of(config, problem)  # refuses impossible parts
         check_address(self.address)
         if self.address is None:
             check_memory(config, problem, rule)
@@ -229,7 +229,7 @@ class _Launcher:
                 writer.event("finish", **({} if goal is None else {"reason": goal}))
         except CallbackError as error:
             failure = error.raised
-        if failure is not None:  # raised outside the handler, so that its context is clean
+        if failure is not None:  # raised outside the handler, so that its `__context__` stays empty
             raise failure
 
 

@@ -15,29 +15,29 @@ from asgd.rules.base import Rule
 from asgd.rules.make import make_local_rule
 from cluster.storage.write_ahead import is_logged
 
-# Vectors of parameters that each holds at most, see `scripts/bench_memory.py`: the server; a worker
+# The most vectors of parameters that each holds, by `scripts/bench_memory.py`: the server; a worker
 # (message, snapshot, gradient); the framework in its process, without activations; the recorder.
 _SERVER, _WORKER, _PROCESS, _RECORDER = 5, 3, 2, 5
-_OF_STEPS = 2  # of a worker with local steps: a point, and the difference
+_OF_STEPS = 2  # of a worker with local steps: its iterate, and the pseudo-gradient
 _OF_ROUNDING = 2  # of a worker whose messages may be rounded: its snapshot, and its gradient
 _RECORDS = 4  # between server and recorder
-# Of each worker or gradient, where an update is the mean of several or a gradient must wait.
+# Of each worker or gradient, if updates apply a mean or gradients wait for others.
 _COLLECTED = 2
 # For each further vector in a checkpoint: the server's own, its copy in the state, and three at the
 # recorder, two of them to save it.
 _SAVED = 5
-# Private memory by `scripts/bench_memory.py`: of a process with NumPy and Ray; of a framework in
-# addition, which this process has imported by then if workers need it; of Ray's own processes
-# together with what the recorder takes beyond other processes.
+# Private memory by `scripts/bench_memory.py`: a process with NumPy and Ray; a framework in addition
+# (if workers need one, this process has already imported it); Ray's own processes, and the excess
+# of the recorder over other processes.
 _PROCESS_BYTES, _FRAMEWORK_BYTES, _RAY_BYTES = 70_000_000, 125_000_000, 180_000_000
 _FRAMEWORKS = ("torch", "jax")
 
 
 def vectors(config: RunConfig, dim: int, rule: Rule) -> int:
-    """Return the vectors of parameters that all processes of a run hold together at most.
+    """Return the most vectors of parameters that the processes of a run hold together.
 
-    If a rule asks for what was read, the server keeps a snapshot of each worker, and checkpoints
-    contain them if a log needs them.
+    If a rule needs the snapshots that were read, the server keeps one for each worker, and the
+    checkpoints of a run with a log contain them.
     """
     workers, order = config.cluster.workers, (config.cluster.mode, config.cluster.schedule)
     needed = _SERVER + _RECORDER + _RECORDS + _SAVED * len(rule.state)
@@ -90,7 +90,7 @@ def _bytes(config: RunConfig, problem: Problem, rule: Rule) -> int:
 
 
 def _without_vectors(config: RunConfig) -> int:
-    """Return the memory that they take without vectors of parameters."""
+    """Return the memory that these processes take without vectors of parameters."""
     each = _PROCESS_BYTES + _FRAMEWORK_BYTES * any(name in sys.modules for name in _FRAMEWORKS)
     return _RAY_BYTES + (_processes(config) + 2) * each
 

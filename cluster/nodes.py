@@ -88,7 +88,7 @@ def worker_node(places: Iterable[str], avoided: str | None = None, gpus: float =
 
 
 def _gpu_places(node: dict[str, Any], gpus: float) -> float:
-    """Return how many workers a node has accelerators for; a fraction is of one of them."""
+    """Return how many workers the accelerators of a node suffice for; fractions share one."""
     if gpus == 0.0:
         return math.inf
     available = float(node["Resources"].get("GPU", 0.0))
@@ -96,7 +96,7 @@ def _gpu_places(node: dict[str, Any], gpus: float) -> float:
 
 
 def take_devices(cluster: ClusterConfig, threads: int) -> None:
-    """Limit this process to the accelerators and threads of an actor, before it has a problem.
+    """Limit this process to the accelerators and threads of an actor, before it makes its problem.
 
     Ray sets what an actor with a reserved accelerator sees; the evaluation of the loss reserves
     none and shares those of the workers.

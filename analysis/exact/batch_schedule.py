@@ -160,7 +160,7 @@ class FinalLoss:
         return float(self._weights @ self._forward(np.asarray(batch, dtype=float))[0][-1])
 
     def value_and_weights(self, batch: Array) -> tuple[float, Array]:
-        """Return the loss and its derivatives c_k by 1/b_k, shape (K,), by the adjoint recursion.
+        """Return the loss and c_k = d loss / d(1/b_k), shape (K,), by the adjoint recursion.
 
         c_k is the final effect of the sampling noise of update k with batch one.
         """
@@ -213,7 +213,7 @@ def minimise_final_loss(final_loss: FinalLoss, updates: int, budget: int) -> Bat
 
 
 class DifferentiableLoss(Protocol):
-    """A loss of the batch sequence with its derivatives by 1/b_k, such as `FinalLoss`."""
+    """A loss of the batch sequence that can be differentiated in 1/b_k, such as `FinalLoss`."""
 
     def value_and_weights(self, batch: Array) -> tuple[float, Array]:
         """Return the loss and its derivatives."""

@@ -177,7 +177,7 @@ def _moments(
 
     d, runs, slots = gradients.dim, reads.runs, reads.slots
     curvature, basis = np.linalg.eigh(gradients.curvature)
-    noise = _noise_covariance(gradients, basis)
+    noise = _NoiseCovariance(gradients, basis)
     pull = learning_rate * curvature
     mean = np.tile(basis.T @ initial, (runs, slots + 1, 1))
     cov = np.zeros((runs, slots + 1, slots + 1, d, d))
@@ -195,7 +195,7 @@ def _moments(
             yield PointMoments(mean[:, 0].copy(), own)
 
 
-class _noise_covariance:
+class _NoiseCovariance:
     """E S(s) in the eigenbasis for a random point s, affine in E s and E s s^T."""
 
     def __init__(self, gradients: LinearGradients, basis: Array) -> None:

@@ -44,17 +44,14 @@ Verdict = Literal["stable", "heavy tail", "diverges"]
 # Standard errors between a learning rate and a limit for a definite verdict.
 _SURE = 2.0
 
-# Updates for the almost-sure limit, and of all paths of one population; least turns of each worker
-# on a path, and in the start-up before it.
-_TYPICAL = 400_000
-_POPULATION = 300_000
-_TURNS_EACH = 60
-_FEWEST = 600
-_START_UP_TURNS = 20
-_POPULATIONS = 6
-# The last populations are at steps this far, relatively, below and above the previous estimate.
-_APART = 0.03
-_ROUGH = 0.25  # share of the paths of the first populations
+_TYPICAL = 400_000  # updates for the almost-sure limit
+_POPULATION = 300_000  # updates of all paths of one population
+_TURNS_EACH = 60  # least turns of each worker on a path
+_FEWEST = 600  # least updates of a path
+_START_UP_TURNS = 20  # of each worker, before a path is counted
+_POPULATIONS = 6  # for the final estimate, at steps below and above the previous one
+_APART = 0.03  # relative distance of these steps from it
+_ROUGH = 0.25  # share of the paths in the first populations
 
 
 @dataclass(frozen=True)

@@ -31,8 +31,8 @@ class LinearRule:
 def linear_rule(rule: Rule | None, mean_staleness: float) -> LinearRule | None:
     """Return the linear form of a rule (None is SGD); None if limits do not cover the rule.
 
-    Clipping is left out: a clipped run above the limit of its rule oscillates. Corrected
-    momentum is taken at the mean staleness; the factor of a run moves a little around it.
+    Clipping is ignored: a clipped run above the limit of its rule oscillates. Corrected momentum
+    is taken at the mean staleness, although its factor varies a little with the staleness.
     """
     match rule:
         case Clipped():

@@ -84,7 +84,7 @@ class IndependentLags:
         return place
 
     def keep(self, index: Integers) -> None:
-        """Replace the paths by those at `index`; they have no turns, so nothing changes."""
+        """Do nothing: the lags of all paths are independent of their past."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def block_of(recursion: Recursion) -> int:
 
 
 def tapered_mean(growth: Array) -> Array:
-    """Return the mean of growth rates over time, shape (blocks, ...), that forgets both ends.
+    """Return the mean growth rate over time, shape (blocks, ...), with little weight at both ends.
 
     Paths that start alike oscillate together near the limit of a narrow law, and the logarithm of
     an oscillation rises and falls by more than it grows. A smooth window averages over it.
@@ -132,7 +132,7 @@ def tapered_mean(growth: Array) -> Array:
 
 
 class Paths:
-    """The points of some paths of a recursion, initially one."""
+    """The points of independent paths of a recursion, all 1 at first."""
 
     def __init__(self, recursion: Recursion, paths: int) -> None:
         self._recursion, self._turn = recursion, 0
@@ -143,7 +143,7 @@ class Paths:
     def follow(self, read: Integers, step: float, block: int = 0) -> Array:
         """Return the log growth of each path along these turns, shape (paths, blocks).
 
-        A block has so many updates, all of them if that is 0; what is left over is not followed.
+        `block` is the number of updates in a block, 0 for all; an incomplete last block is ignored.
         """
         from analysis.models.compiled import grow
 

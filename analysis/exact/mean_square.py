@@ -116,7 +116,7 @@ class MemorylessServer:
         return float(np.abs(largest[0]))
 
     def limit(self) -> float:
-        """Return the smallest step, over the curvature, at which E x^2 no longer decays."""
+        """Return the smallest step h = eta a at which E x^2 no longer decays."""
         from scipy.optimize import brentq
 
         def excess(step: float) -> float:
@@ -132,7 +132,7 @@ class MemorylessServer:
 def independent_limit(
     law: StalenessLaw, *, momentum: float = 0.0, staleness_aware: bool = False
 ) -> float:
-    """Return the smallest step, over the curvature, at which E x^2 no longer decays.
+    """Return the smallest step h = eta a at which E x^2 no longer decays.
 
     Every update draws its lag l independently and moves by h c_l x_{k-l}, c_l = 1, or 1 / (1 + l)
     for a staleness-aware step. That is its mean plus noise, and with the impulse response psi of

@@ -29,8 +29,8 @@ _FEWEST_POINTS = 2**14
 _TAIL, _FINE_TAIL = 1e-9, 1e-24
 # Share of its limit up to which a fixed order is taken to be stable.
 _WITHIN = 0.97
-# Relative error of the radius from counting; first step of the refinement that is too long, as it
-# leads to another root; and number of steps.
+# Relative error of the radius from counting; length of a refinement step that leads to another
+# root; number of steps.
 _NEAR, _FAR, _STEPS = 0.02, 0.1, 6
 
 
@@ -49,7 +49,8 @@ def max_stable_learning_rate(
     Single runs need not decay up to this rate: see `analysis.stability_limits`. Boundary locus: on
     the unit circle h = (1 - z)(1 - beta/z) / W(1/z) must be real and positive; at the smallest such
     h the first root leaves the disc. Closed forms over the curvature: geometric
-    2 (1 + mu) / (1 - mu), constant delay D 2 sin(pi / (2 (2 D + 1))); heavy ball `_geometric`.
+    2 (1 + mu) / (1 - mu), constant delay D 2 sin(pi / (2 (2 D + 1))), heavy ball with geometric law
+    min{(1 - beta)(1 - beta mu) / (beta mu), 2 (1 + beta)(1 + mu) / (1 - mu)}.
 
     Parameters
     ----------
@@ -83,10 +84,10 @@ def max_stable_learning_rate(
 
 
 def most_workers(step: float, momentum: float = 0.0, fewer_than: int = 513) -> int:
-    """Return how many workers are stable whatever their compute times, 0 where not even one is.
+    """Return the most workers that are stable whatever their compute times, 0 if not even one is.
 
-    A fixed order of turns has lower limits than any other server of as many workers that we
-    simulated, so its limit is taken.
+    Takes the limit of a fixed order of turns: no other server of as many workers that we simulated
+    has a lower one.
 
     Parameters
     ----------
@@ -112,8 +113,7 @@ def most_workers(step: float, momentum: float = 0.0, fewer_than: int = 513) -> i
 def _geometric(mu: float, momentum: float, staleness_aware: bool) -> float:
     """Return the limit for geometric staleness: the minimum over exits at z = -1 and elsewhere.
 
-    Heavy ball min{(1 - beta)(1 - beta mu) / (beta mu), 2 (1 + beta)(1 + mu) / (1 - mu)}; step
-    eta / (1 + tau) without momentum 2 mu / ((1 - mu) log(1 + mu)). Ours.
+    With step eta / (1 + tau), without momentum, 2 mu / ((1 - mu) log(1 + mu)). Ours.
     """
     if staleness_aware:
         return float(2.0 * mu / ((1.0 - mu) * np.log1p(mu))) if mu else 2.0
@@ -181,8 +181,8 @@ def spectral_radius(
     Returns
     -------
     float
-        Below one: stable. Accurate to 1e-6 if it exceeds the decay rate of the law's tail; a faster
-        decay of the mean returns about that rate.
+        Below one: stable. Accurate to 1e-6 if it exceeds the decay rate of the law's tail;
+        otherwise about that rate.
     """
     if not step >= 0:
         raise InputError(f"step = {step}: expected learning rate times curvature >= 0")
@@ -248,13 +248,13 @@ def _polish(polynomial: Array, z: complex) -> float:
         for _ in range(_STEPS):
             root *= 1.0 + moves(root)[1]  # the nearer one
             if not abs(abs(root) - 1.0) < _FAR:
-                break  # a step from where the slope vanishes leads anywhere
+                break  # where the slope vanishes, a step may lead anywhere
         if abs(abs(root) - 1.0) < _NEAR:
             found.append(float(abs(root)))
     return max(found, default=1.0)
 
 
 def circle_points(degree: int) -> int:
-    """Return how many points of a circle follow a polynomial of this degree, a power of two."""
+    """Return how many points of a circle resolve a polynomial of this degree, a power of two."""
     wanted = max(_POINTS_PER_TURN * degree, _FEWEST_POINTS)
     return 1 << (wanted - 1).bit_length()

@@ -23,7 +23,7 @@ PINK, SKY, AMBER, GREY = "#cc79a7", "#56b4e9", "#e69f00", "#999999"
 BAR = "#bbbbbb"  # histogram bars
 BAND = 0.18  # opacity of a band
 SERIES = (BLUE, ORANGE, GREEN, PINK, SKY, AMBER, GREY)
-# A colour and a dash for each model; those after the first seven pair them anew.
+# A colour and a dash for each model; models after the seventh get new pairs of them.
 _COLOURS = (GREEN, ORANGE, BLUE, PINK, SKY, AMBER, GREY)
 _STROKES: tuple[Any, ...] = (
     (0, (1, 1.5)),

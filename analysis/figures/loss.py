@@ -25,7 +25,7 @@ from analysis.figures.canvas import (
 from analysis.prediction.model import LABELS
 from analysis.prediction.predict import quantile_column
 
-_WIDE = 20.0  # largest over typical error above which the scale of large errors is logarithmic
+_WIDE = 20.0  # ratio of largest to typical error above which large errors get a logarithmic scale
 
 
 def loss_overlay(

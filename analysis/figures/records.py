@@ -23,9 +23,9 @@ def staleness_over_updates(
         Columns `update`, `mean`, and `low` and `high`, the ends of the band; `attrs["band"]` names
         it, "" if there is none.
     unit
-        What the staleness counts.
+        Unit of the staleness.
     axis
-        What the updates are called; default `unit`.
+        Label of the updates; default `unit`.
     """
     ax = ax or new_axes()
     band = table.dropna(subset=["low", "high"])
@@ -52,7 +52,7 @@ def loss_over_updates(
     table
         Columns `update`, `loss`.
     unit
-        What the updates are called.
+        Label of the updates.
     """
     ax = ax or new_axes()
     ax.plot(table["update"], table["loss"], color=INK, lw=1.2)
@@ -69,10 +69,10 @@ def limit_by_cap(table: pd.DataFrame, ax: Axes | None = None, *, unit: str = "up
     Parameters
     ----------
     table
-        Columns `kind` ("now", "discard", "pace" or "samplers"), `cap`, `mean_square` (over that
-        without staleness), `beyond`.
+        Columns `kind` ("now", "discard", "pace" or "samplers"), `cap`, `mean_square` (relative to
+        that without staleness), `beyond`.
     unit
-        What the staleness counts.
+        Unit of the staleness.
     """
     ax = ax or new_axes(width=5.2, height=3.1)
     dropped = table[table["kind"] == "discard"]

@@ -44,7 +44,7 @@ def staleness_histogram(
     laws
         The pmf of each law at 0, 1, ..., shape (L,), by its label.
     rows, unit
-        What has a staleness, and what it counts.
+        Name of the counted items, and unit of the staleness.
     """
     ax = ax or new_axes()
     values = np.asarray(counts, dtype=float)

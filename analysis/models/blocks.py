@@ -43,7 +43,7 @@ class Block(Protocol):
 
 @runtime_checkable
 class SampledBlock(Block, Protocol):
-    """A block whose step takes nothing of the problem but gradients of mini-batches."""
+    """A block whose step needs only mini-batch gradients of the problem."""
 
     problem: Problem
 
@@ -91,9 +91,9 @@ class PathModel:
 
 
 def shared(rows: slice, paths: int, among: int) -> Integers:
-    """Return to which of some runs or points the paths in `rows` belong, ascending.
+    """Return the index of the run or point, `among` in all, of each path in `rows`, ascending.
 
-    Neighbouring paths belong together. The shares of all `paths` differ by one at most.
+    Each gets neighbouring paths, in shares of all `paths` that differ by one at most.
     """
     return np.arange(rows.start, rows.stop) * among // paths
 
@@ -109,7 +109,7 @@ def share_calls(problem: Problem) -> bool:
 class Together:
     """The blocks of several models on one problem, which share the calls for their gradients.
 
-    Each draws the numbers that it draws alone, so its paths are those of its own `step`. A block
+    Each draws the same random numbers as alone, so its paths are those of its own `step`. A block
     that does not sample advances by itself.
     """
 

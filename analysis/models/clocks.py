@@ -1,8 +1,8 @@
 """Turns by clocks: finds compute times of independent workers that have given staleness laws (P2).
 
 Which worker pushes next depends on how long each has been computing. Ages in updates, as in
-`analysis.models.turns`, lose part of this: for laws wider than the geometric one they put E x^2 up
-to 8 % off. Most laws of a server have such compute times. A law that switches between a fixed and
+`analysis.models.turns`, lose part of this: for laws wider than the geometric one the error of E x^2
+is up to 8 %. Most laws of a server have such compute times. A law that switches between a fixed and
 a random order, or comes from a pipeline, has none; then `pool_turns` uses the hazards of
 `analysis.models.turns`. Ours.
 """
@@ -91,7 +91,7 @@ def pool_turns(laws: Sequence[StalenessLaw], rng: np.random.Generator) -> TurnMa
 
 
 def worker_clocks(laws: Sequence[StalenessLaw], rng: np.random.Generator) -> WorkerClocks:
-    """Return compute times of independent workers that have these staleness laws, or nearly so.
+    """Return compute times of independent workers that nearly have these staleness laws.
 
     Fixed-point iteration: simulate the workers, then multiply each quantile of a compute time by
     the law's over the simulated quantile at the same level. A worker's mean time is 1 + E tau.

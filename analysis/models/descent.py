@@ -51,9 +51,9 @@ class DescentBlock:
     def sampled_gradient(self, x: Array, k: int) -> Array:
         """Return the gradient of update k at the points x with its sampling noise, (paths, d).
 
-        It is grad f + xi, xi ~ N(0, S/b), or, where such noise would need all samples
-        (`Problem.gives_noise`), that of one mini-batch of each path: the same mean and covariance,
-        and the tails of a real update. The result is new memory.
+        It is grad f + xi, xi ~ N(0, S/b), if `Problem.gives_noise`. Otherwise such noise would need
+        all samples; then it is the gradient of one mini-batch of each path, which has the same mean
+        and covariance, and the tails of a real update. The result is new memory.
         """
         if not self.problem.gives_noise:
             return self.batch_gradient(x, k)

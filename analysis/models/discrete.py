@@ -22,7 +22,7 @@ from asgd.problems.base import Problem
 from asgd.staleness.law import StalenessLaw, checked_law
 from asgd.streams import Seed
 
-# Lags beyond this tail mass read the oldest kept point; a run has one in 1e9 updates.
+# Lags beyond this tail mass, one in 1e9 updates, read the oldest kept point.
 LAG_TAIL = 1e-9
 
 

@@ -3,10 +3,10 @@
     heun = PathModel(partial(Heun, problem, ...), "heun")          # see `analysis.models.blocks`
     (ensemble,) = run_ensembles([heun], problem, updates, paths, seed)
 
-Several models advance together: they share the calls of a problem that costs less so. The number
-of paths, d and the memory of the models alone determine the blocks, and each block of a model has
-its own random stream, so results depend neither on the number of threads nor, as long as a block of
-all fits the memory, on the other models.
+Several models advance together and share the calls of the problem where that costs less. The blocks
+depend only on the number of paths, d and the memory of the models, and each block of a model has
+its own random stream. So results do not depend on the number of threads, nor on the other models as
+long as one block of all models fits into memory.
 """
 
 from __future__ import annotations
@@ -181,7 +181,8 @@ def run_ensembles(
     dtype
         float64 or float32, the precision of the paths. Statistics are float64.
     progress
-        Called as progress(done, total) about a hundred times, from any thread, in block-updates.
+        Called as progress(done, total) about a hundred times, from any thread; the numbers are
+        updates, summed over the blocks.
     moments
         False leaves out `mean` and `second_moment`, which then have no rows: they take 2 m d
         numbers.
@@ -258,7 +259,7 @@ def _ensemble(
 
 
 def _check_options(problem: Problem, options: Mapping[str, Any]) -> None:
-    """Raise if the problem is none, an option is unknown, or a value has the wrong type."""
+    """Raise if `problem` is not a problem, an option is unknown, or a value has the wrong type."""
     if not isinstance(getattr(problem, "dim", None), int):
         raise InputError(f"problem = {shown(problem)}: expected one from make_problem")
     known = PathOptions.__annotations__
@@ -323,8 +324,8 @@ def _over_blocks(
     run: Callable[[int], list[PathStatistics]], blocks: int, threads: int, watch: _Watch
 ) -> list[PathStatistics]:
     # One BLAS thread per block: otherwise blocks compete, and rounding depends on their number. A
-    # single block would gain little by more: their threads wait actively, and on a busy machine
-    # for ten times as long as one thread computes.
+    # single block would gain little by more threads, because they busy-wait: on a busy machine for
+    # ten times as long as one thread computes.
     with (
         threadpool_limits(1, user_api="blas"),
         ThreadPoolExecutor(threads) as pool,
@@ -337,7 +338,7 @@ def _over_blocks(
             while waiting:
                 found = waiting.popleft().result()
                 with np.errstate(over="ignore", invalid="ignore"):
-                    for one, other in zip(merged, found, strict=False):  # the first are merged
+                    for one, other in zip(merged, found, strict=False):  # none at first
                         one.merge(other)
                 merged = merged or found
                 waiting.extend(pool.submit(run, i) for i in islice(left, 1))

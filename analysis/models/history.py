@@ -70,7 +70,7 @@ class ReadPoints:
         for update, read in enumerate(version):
             self._last_read[read, self._path] = update
         self._slot = np.zeros((updates + 1, paths), dtype=np.int32)  # of each version
-        self._free_after = np.full((1, paths), -1)  # the last read of what is in each slot
+        self._free_after = np.full((1, paths), -1)  # the last read of the point in each slot
         self._points = np.empty((1, *first.shape), first.dtype)
         self.keep(0, first)
 
@@ -82,7 +82,7 @@ class ReadPoints:
         return points
 
     def keep(self, version: int, points: Array) -> None:
-        """Take in x_version of each path, before update `version`; shape (paths, d)."""
+        """Store x_version of each path, shape (paths, d), before update `version`."""
         last = self._last_read[version]
         read_later = last >= version
         slot = self._free_after.argmin(axis=0)

@@ -1,9 +1,9 @@
 """Replay of runs whose workers make local steps, with Gaussian noise (ours).
 
-Every push of the record is made again along each path: H steps of the local rule from the version
-that its worker read, each with the noise of one mini-batch, (D1) of `asgd.local_steps`. The
-server's rule applies the difference, or the mean of several. State that a worker kept continues,
-or is reset, where the record says so.
+Each path replays every push of the record: H steps of the local rule from the version that its
+worker read, each with the noise of one mini-batch, (D1) of `asgd.local_steps`. The server's rule
+applies the pseudo-gradient, or the mean of several. The local state of a worker continues or is
+reset as in the record.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from asgd.simulation.replay import Gradients
 
 @dataclass(frozen=True, eq=False)
 class LocalPushes:
-    """What the workers of recorded runs pushed.
+    """The pushes of recorded runs.
 
     Attributes
     ----------
@@ -41,7 +41,7 @@ class LocalPushes:
 
 
 class LocalReplay(Replayed):
-    """A block of paths that make the recorded pushes of one run again."""
+    """A block of paths that replay the recorded pushes of one run."""
 
     def __init__(
         self,
@@ -92,7 +92,7 @@ def local_replay_paths(
     rule: Rule,
     batches: Sequence[RecordedBatches] | None = None,
 ) -> PathModel:
-    """Return the model that makes the pushes of recorded runs with Gaussian noise.
+    """Return the model that replays the pushes of recorded runs with Gaussian noise.
 
     Parameters
     ----------

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from asgd.errors import InputError
 from asgd.problems.base import POINTS_AT_ONCE
 
-# Below the first number calls cost more than arithmetic. Threads still compete for the interpreter
-# lock up to the second. (d, d) arrays count.
+# Numbers in a block. Below the first, calls cost more than arithmetic. Up to the second, counted in
+# (d, d) arrays, threads still compete for the interpreter lock.
 BLOCK_SCALARS = 10_000
 LARGE_BLOCK_SCALARS = 40_000
 # Numbers in the state of one block: 2**26 doubles are 512 MB.
@@ -33,7 +33,7 @@ def block_sizes(
     state_copies
         Vectors of length d that a model holds for each path.
     fewest
-        Paths of a block if there are as many, and memory suffices.
+        Least paths of a block, if there are as many and memory suffices.
     """
     smallest = max(-(-BLOCK_SCALARS // dim), fewest)
     size = min(max(smallest, paths // 2), max(smallest, LARGE_BLOCK_SCALARS // dim**2))
@@ -61,13 +61,13 @@ class Footprint:
     dim, itemsize
         Length of a vector, and bytes of each of its numbers.
     records, moments
-        Recorded updates, and those of which moments are kept.
+        Number of recorded updates, and of those with moments.
     sizes
         Paths of each block.
     state_copies
         Vectors that all models together hold for each path.
     kept
-        Paths whose losses are kept.
+        Number of paths whose losses are kept.
     """
 
     name: str
@@ -86,7 +86,7 @@ class Footprint:
         return self.itemsize * max(self.sizes) * self.dim * self.state_copies
 
     def statistics(self, threads: int) -> int:
-        """Return the bytes of all that is kept of the paths."""
+        """Return the bytes of the statistics and the final points."""
         blocks = len(self.sizes)
         of_blocks = min(blocks, blocks_in_flight(threads)) + (blocks > 1)
         once = 8 * self.records * self.kept + self.itemsize * sum(self.sizes) * self.dim
@@ -111,8 +111,8 @@ def paths_that_fit(paths: int, models: int, dim: int, itemsize: int, records: in
     fitting = min(paths, max(most, 1))
     if fitting < paths:
         _log.warning(
-            "%d of %d paths: %.2g GB hold no more of %s parameters each",
-            *(fitting, paths, STATISTICS_BYTES / 2**30, f"{dim:,}"),
+            "%d of %d paths: more, with %s parameters each, do not fit into %.2g GB",
+            *(fitting, paths, f"{dim:,}", STATISTICS_BYTES / 2**30),
         )
     return fitting
 
@@ -128,7 +128,7 @@ def threads_that_fit(footprint: Footprint, asked: int | None) -> int:
     Raises
     ------
     InputError
-        Not even one does.
+        Not even one fits.
     """
     least = footprint.statistics(1)
     if least > STATISTICS_BYTES:

@@ -22,8 +22,8 @@ NoiseKind = Literal["auto", "matrix", "samples", "two_point", "explicit"]
 
 # Up to this dimension (d, d) matrices are cheaper than draws over all samples.
 MATRIX_DIM = 4
-# In one dimension increments are drawn for up to this many updates, and this many numbers, at
-# once: calls are fewer, long enough for other threads to run, and fit the second-level cache.
+# In one dimension, increments are drawn at once for up to this many updates and numbers: few calls,
+# long enough for other threads to run, and small enough for the second-level cache.
 DRAWN_UPDATES, DRAWN_NUMBERS = 16, 2**15
 # Snapshots per path of `SnapshotNoise`: enough for nearly Gaussian sums.
 SNAPSHOTS = 8
@@ -132,7 +132,7 @@ class _Carrier:
         self.start(x)
 
     def start(self, x: Array) -> None:
-        """Take in a constant past at x."""
+        """Start from a constant past at x."""
 
 
 class ScalarNoise(_Carrier):
@@ -143,7 +143,7 @@ class ScalarNoise(_Carrier):
     """
 
     def start(self, x: Array) -> None:
-        """Take in a constant past at x."""
+        """Start from a constant past at x."""
         from analysis.models import compiled
 
         self._compiled = compiled
@@ -175,7 +175,7 @@ class MatrixNoise(_Carrier):
     """Sigma with (d, d) matrices per path: H of (S3) in two parts, h and s, and its factor."""
 
     def start(self, x: Array) -> None:
-        """Take in a constant past at x."""
+        """Start from a constant past at x."""
         self.h = outer(self.problem.gradient(x).astype(x.dtype))
         self.s = self.problem.gradient_covariance(x).astype(x.dtype)
         self._z = np.empty_like(x)
@@ -209,7 +209,7 @@ class ExplicitNoise(_Carrier):
     """
 
     def start(self, x: Array) -> None:
-        """Take in a constant past at x."""
+        """Start from a constant past at x."""
         self.s = self.problem.gradient_covariance(x).astype(x.dtype)
         self.gamma = np.zeros_like(self.s)
         self._z = np.empty_like(x)
@@ -239,12 +239,12 @@ class SnapshotNoise(_Carrier):
         (1/sqrt(R)) sum_r eps_r (G_r - g + xi_r / sqrt(b)),   eps_r = +-1, fresh for every update
 
     Fresh signs decorrelate updates that use the same slot, so one draw per point is enough.
-    Averaged over the coins of the slots the covariance is exactly Sigma, and for linear gradients
+    Averaged over the random replacements the covariance is exactly Sigma, and for linear gradients
     the first and second moments of x are exactly those of (S5). Memory: 2 R d per path.
     """
 
     def start(self, x: Array) -> None:
-        """Take in a constant past at x."""
+        """Start from a constant past at x."""
         shape = (len(x), SNAPSHOTS, self.problem.dim)
         self.gradients = np.empty(shape if self.lag_noise else (0, 0, 0), x.dtype)
         self.noises = np.empty(shape, x.dtype)
@@ -266,7 +266,7 @@ class SnapshotNoise(_Carrier):
         _move(x, g, eta, amplitude, noise)
 
     def absorb(self, x: Array, g: Array) -> None:
-        """Put x into slots by their coins, and relax g."""
+        """Put x into each slot with probability 1 - r, and relax g."""
         self.newest, noise = self.problem.gradient_and_noise(x, self.rng)
         path, slot = np.nonzero(self.rng.random((len(x), SNAPSHOTS)) >= self.retention)
         self.noises[path, slot] = noise[path]

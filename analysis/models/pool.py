@@ -50,8 +50,7 @@ class Pool(SampledDescent):
     def read(self, k: int) -> list[Array]:
         """Return the snapshot of each path whose turn it is."""
         self._slot = slot = self.turns.next()
-        # of one path without a copy
-        one = len(slot) == 1
+        one = len(slot) == 1  # then without a copy
         return [self.snapshots[:, slot[0]] if one else self.snapshots[self._path, slot]]
 
     def apply(self, gradients: Iterator[Array], k: int) -> None:

@@ -56,10 +56,10 @@ class RecordedBatches:
 
 
 class RedrawnBatches:
-    """Batches of a block of paths: of the workers and sizes of a run, with other samples.
+    """Batches of a block of paths, with the workers and sizes of a run but other samples.
 
     Each path draws its own samples from the part of the worker that computed a gradient, or goes
-    through the epochs of the part in random orders of its own.
+    through the epochs of the part in its own random orders.
 
     Parameters
     ----------

@@ -20,8 +20,8 @@ from analysis.models.clocks import pool_turns
 from asgd.arrays import Integers
 from asgd.staleness.law import StalenessLaw
 
-# A block ends at each update with probability one over this many turns of each worker. The next
-# block begins in any run, displaced by at most this share of the run, because laws drift.
+# A block lasts this many turns of each worker on average. The next one begins in any run, displaced
+# by at most this share of the run, because laws drift.
 BLOCK_TURNS = 8
 DRIFT_SHARE = 0.125
 

@@ -62,14 +62,12 @@ class Replayed(DescentBlock):
             self.snapshots[k + 1] = self.x.copy()
 
 
-class Replay(Replayed, SampledDescent):
+class SampledReplay(Replayed, SampledDescent):
     """A block of paths of x_{k+1} = x_k - eta (grad f(x_{k - tau_k}) + xi_k), xi_k ~ N(0, S/b).
 
-    The noise may be that of a mini-batch (`sampled_gradient`). An update with several reads takes
-    the mean of such gradients, with noise of their own.
-
-    The gradient is drawn at its use, so two reads of one version have independent noise, as with
-    two workers.
+    The noise may be that of a mini-batch (`sampled_gradient`). It is drawn when a gradient is used,
+    so two reads of one version have independent noise, as with two workers. An update with several
+    reads takes the mean of such gradients.
     """
 
     def apply(self, gradients: Iterator[Array], k: int) -> None:
@@ -77,14 +75,14 @@ class Replay(Replayed, SampledDescent):
         each = self.read_version.shape[1]
         sample = next(gradients)
         if each > 1:
-            sample = sample / each  # new memory: the problem may use its own again
+            sample = sample / each  # new memory, because the problem may reuse its own
             for gradient in gradients:
                 sample += gradient / each
         self.use(sample, k)
 
 
 class RedrawnReplay(Replayed):
-    """A block of paths as of `Replay`, with `batches` drawn as in the run."""
+    """A block of paths like `SampledReplay`, with `batches` drawn as in the run."""
 
     def __init__(
         self,
@@ -110,9 +108,9 @@ class Replays(DescentBlock):
     Parameters
     ----------
     makers
-        Of the block of each run.
+        Make the block of each run.
     run
-        Of each path, ascending.
+        The run of each path, ascending.
     """
 
     replays: list[Any]
@@ -137,9 +135,9 @@ class Replays(DescentBlock):
 
 
 class SampledReplays(SampledDescent, Replays):
-    """A block as of `Replays` whose replays sample."""
+    """`Replays` of blocks that sample."""
 
-    replays: list[Replay]
+    replays: list[SampledReplay]
 
     def read(self, k: int) -> list[Array]:
         """Return the points of every replay, one after another."""
@@ -177,7 +175,7 @@ def sme_replay(
     staleness
         tau_0, tau_1, ..., whole numbers with 0 <= tau_k <= k; or such a sequence for each of
         several runs, which share the paths evenly. In an array of shape (updates, each), row k has
-        those of the gradients whose mean is update k; `batch_size` is then that of each.
+        the staleness of each gradient in the mean of update k; `batch_size` is that of each.
     updates
         Updates to replay. Default: all of the shortest sequence.
     rule
@@ -203,7 +201,7 @@ def replay_paths(
     rule: Rule | None = None,
     batches: Sequence[RecordedBatches] | None = None,
 ) -> PathModel:
-    """Return the model of `sme_replay`, to be simulated with others; its arguments and errors."""
+    """Return the model of `sme_replay` to simulate with others; arguments and errors as there."""
     sequences, updates = _sequences(staleness), len(descent.learning_rate)
     makers: list[Any] = []
     copies, rule = 0, rule or Sgd()
@@ -217,7 +215,9 @@ def replay_paths(
         copies = max(copies, int(held.max()) + 4 + max(1, len(rule.state) + rule.scratch - 1))
         common = (descent, read_version, last_read, rule)
         makers.append(
-            partial(Replay, *common) if drawn is None else partial(RedrawnReplay, *common, drawn)
+            partial(SampledReplay, *common)
+            if drawn is None
+            else partial(RedrawnReplay, *common, drawn)
         )
     block = makers[0]
     if len(makers) > 1:

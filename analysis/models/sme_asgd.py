@@ -143,7 +143,7 @@ def sme_asgd_paths(
     noise: NoiseKind | Literal["batch"] = "auto",
     substeps: int = 1,
 ) -> PathModel:
-    """Return the model of `sme_asgd`, to be simulated with others; its arguments and errors."""
+    """Return the model of `sme_asgd` to simulate with others; arguments and errors as there."""
     mu, substeps = number(mu, "mu", least=0.0, below=1.0), count(substeps, "substeps")
     if noise == "batch" or (noise == "auto" and substeps == 1 and not descent.problem.gives_noise):
         if substeps > 1:

@@ -128,12 +128,12 @@ def sme_law_paths(
     workers: int | None = None,
     turns: RecordedTurns | None = None,
 ) -> PathModel:
-    """Return the model of `sme_law`, to be simulated with others; its arguments and errors.
+    """Return the model of `sme_law` to simulate with others; arguments and errors as there.
 
     Parameters
     ----------
     seed
-        Of the turns that the hazards of "pool" are made from.
+        Seed of the simulations by which "pool" fits its clocks or hazards.
     """
     seed = as_seed(seed)
     routes: dict[str, Callable[[], tuple[BlockMaker, int]]] = {

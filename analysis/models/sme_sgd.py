@@ -66,9 +66,8 @@ class SmeSgd(DescentBlock):
 class NativeSgd(SampledDescent):
     """A block of paths of x' = x - eta grad f(x) + eta (S(x)/b)^{1/2} z.
 
-    The native scheme of (S6): its drift equals the flow of (S6) over one update up to third order
-    in eta, with one gradient per update. The noise may be that of a mini-batch
-    (`sampled_gradient`).
+    The native scheme of (S6): its drift equals the flow of (S6) over one update up to O(eta^3),
+    with one gradient per update. The noise may be that of a mini-batch (`sampled_gradient`).
 
     Attributes
     ----------
@@ -106,7 +105,7 @@ def sme_sgd(
     ----------
     native
         True uses the recursion of SGD, which (S6) approximates to second order. It takes one
-        gradient per update, not two and two Hessian-vector products.
+        gradient per update instead of two gradients and two Hessian-vector products.
     substeps
         Steps per update, of length eta/substeps, if `native` is False.
 
@@ -125,5 +124,5 @@ def sme_sgd(
 
 
 def native_sgd_paths(descent: Descent) -> PathModel:
-    """Return the model of `sme_sgd` with `native`, to be simulated with others."""
+    """Return the model of `sme_sgd` with `native` to simulate with others."""
     return PathModel(partial(NativeSgd, descent), "sme_sgd/native", 3)

@@ -2,8 +2,8 @@
 
 The staleness laws of P workers do not determine how their turns depend on each other. Here an
 update uses snapshot i with probability proportional to a hazard of its age, P(used at age l | not
-used before). With the hazards of the laws the ages at use have the laws only nearly, because each
-hazard counts as a share of the sum over the pool; `pool_hazards` corrects them.
+used before). With the laws' own hazards the ages at use follow the laws only approximately, because
+each hazard is divided by the sum over the pool; `pool_hazards` corrects them.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Turns:
 
 
 def pool_hazards(laws: Sequence[StalenessLaw], rng: np.random.Generator) -> Array:
-    """Return hazards under which each worker's age at use has its law, shape (P, L).
+    """Return hazards under which each worker's age at use follows its law, shape (P, L).
 
     Fixed-point iteration: simulate the turns, then multiply each hazard by the law's over the
     simulated frequency. Constant hazards that sum to one (memoryless workers) are exact and stay.

@@ -29,7 +29,7 @@ OTHERS = ("closed form (B4)", "uniform", "batch one")
 
 
 @dataclass(frozen=True)
-class Setting:
+class BatchSetting:
     """Problem, step size, staleness, number of updates and of gradients.
 
     `few` divides the number of simulated paths.
@@ -45,15 +45,17 @@ class Setting:
     few: int = 1
 
 
-def settings() -> tuple[Setting, ...]:
+def settings() -> tuple[BatchSetting, ...]:
     """Return the settings to compare."""
     diabetes = make_problem(ProblemConfig(kind="least_squares"))
     wide, steep = Quadratic(2.0, 2.0), Quadratic(10.0, 3.0)
     return (
-        Setting("real eigenvalues", "f = x^2, c = 2", wide, 0.01, 0.8, 400, 2000),
-        Setting("complex eigenvalues", "f = x^2, c = 2", wide, 0.05, 0.9, 200, 1000),
-        Setting("strong oscillation", "f = 5 x^2, c = 3", steep, 0.04, 0.8, 100, 500),
-        Setting("least squares", "diabetes data, d = 10", diabetes, 0.05, 0.75, 200, 2000, few=10),
+        BatchSetting("real eigenvalues", "f = x^2, c = 2", wide, 0.01, 0.8, 400, 2000),
+        BatchSetting("complex eigenvalues", "f = x^2, c = 2", wide, 0.05, 0.9, 200, 1000),
+        BatchSetting("strong oscillation", "f = 5 x^2, c = 3", steep, 0.04, 0.8, 100, 500),
+        BatchSetting(
+            "least squares", "diabetes data, d = 10", diabetes, 0.05, 0.75, 200, 2000, few=10
+        ),
     )
 
 
@@ -82,7 +84,7 @@ def fig3(paths: int = 20_000, seed: int = 0) -> Claim:
     )
 
 
-def _strategies(setting: Setting) -> dict[str, Batches]:
+def _strategies(setting: BatchSetting) -> dict[str, Batches]:
     problem, updates, budget = setting.problem, setting.updates, setting.budget
     eta, mu = setting.learning_rate, setting.mu
     modes = LinearGradients.of(problem).modes()
@@ -95,7 +97,7 @@ def _strategies(setting: Setting) -> dict[str, Batches]:
 
 
 def _follow(
-    setting: Setting, name: str, batch: Batches, paths: int, seed: int
+    setting: BatchSetting, name: str, batch: Batches, paths: int, seed: int
 ) -> tuple[pd.DataFrame, dict[str, float]]:
     """Return the loss above its minimum over time and at the end, exact and simulated."""
     problem, updates = setting.problem, len(batch)

@@ -17,7 +17,7 @@ from asgd.streams import stream
 
 LEARNING_RATES = (0.005, 0.01, 0.02, 0.05, 0.1)
 MUS = (0.0, 0.5, 0.75, 0.9)
-BURN_IN, SPACING, SAMPLES = 6.0, 2.0, 10  # decay times of the mean, twice; number of samples
+BURN_IN, SPACING, SAMPLES = 6.0, 2.0, 10  # the first two in decay times of the mean
 
 
 def temperature(paths: int = 20_000, seed: int = 0) -> Claim:

@@ -1,4 +1,4 @@
-"""What a plan spends on a choice: paths by work or by time, curvatures exact or probed (ours).
+"""The effort of a plan for a choice: paths by work or by time, curvatures exact or probed (ours).
 
 Where a gradient of all samples is cheap, the number of paths depends on the choice alone, and the
 curvatures are those of all samples. Otherwise, as with networks, a few paths judge each choice: as
@@ -31,7 +31,8 @@ Share = Callable[[int, int], None]
 SECONDS = 300.0  # of a plan for a network
 FIRST_SHARE = 0.8  # of the progress, and of that time, for the first paths of all choices
 
-# Paths of every choice, and extra paths of a leading one; fewer if paths are expensive.
+# Numbers to process for the first paths of a choice, and for more paths of a leading one (see
+# `path_count`); then the fewest and the most paths.
 _NUMBERS = {"first": 3e8, "more": 2e9}
 _FEWEST, _MOST = {"first": 16, "more": 64}, {"first": 64, "more": 448}
 # The same by time. A block advances together.
@@ -40,7 +41,7 @@ _SMALLEST_BLOCK, _TIMED = 4, {"first": 16, "more": 48}
 _EVEN, _EARLY = 40, 120  # points of a predicted curve, even in updates and in their logarithm
 _FEWEST_POINTS = 24
 _LOSS = 1 / 3  # cost of the loss of a sample, in gradients
-_LOSSES = 2.0  # largest cost of the losses of a path, in its gradients, above the fewest points
+_LOSSES = 2.0  # largest cost of the losses of a path over that of its gradients
 
 
 class Effort(ABC):
@@ -49,7 +50,7 @@ class Effort(ABC):
     Parameters
     ----------
     problem, seed
-        The problem, and the seed of all drawings.
+        The problem, and the seed of all random draws.
     """
 
     def __init__(self, problem: Problem, seed: int) -> None:
@@ -67,7 +68,7 @@ class Effort(ABC):
     def paths(
         self, setting: PathSetting, workers: int, stage: Stage, name: str, progress: Share
     ) -> PlannedPaths | None:
-        """Simulate the first paths of the choice called `name`, or more; None without any more."""
+        """Simulate the first paths of the choice called `name`, or more; None if time is up."""
 
     @property
     @abstractmethod
@@ -81,7 +82,7 @@ def effort_for(problem: Problem, seed: int, gradients: int, choices: int, second
     Parameters
     ----------
     gradients
-        Of one sample, in one path, on average over the choices.
+        Gradients of one sample in one path, on average over the choices.
     choices
         Number of choices of the plan.
     seconds
@@ -161,7 +162,10 @@ class ByTime(Effort):
         return leading_curvature(self._problem, x, self._samples, self._rng).high
 
     def record(self, batch: Integers) -> Integers:
-        """Return the updates to record: so many that losses cost about as much as gradients."""
+        """Return the updates to record; losses there cost at most twice as much as the gradients.
+
+        About 24 are recorded at any cost.
+        """
         affordable = _LOSSES * float(batch.sum()) / (_LOSS * self._problem.n_samples)
         count = int(min(max(affordable, _FEWEST_POINTS), _EVEN + _EARLY))
         return _points(len(batch), count)
@@ -188,7 +192,7 @@ class ByTime(Effort):
         return found
 
     def _deadline(self, stage: Stage) -> float:
-        """Return until when the next paths may last."""
+        """Return the time by which the next paths must end."""
         now = self._clock()
         if stage == "more":  # of an unknown number of leading choices
             return now + (self._started + self._seconds - now) / 2
@@ -197,7 +201,7 @@ class ByTime(Effort):
         return now + left / (self._left + 1)
 
     def _largest_block(self, setting: PathSetting) -> int:
-        """Return how many paths advance together: as many as is efficient, if there is time.
+        """Return the number of paths of a block: the efficient one, or the least if time is short.
 
         Raises
         ------
@@ -243,7 +247,7 @@ def _share_of(progress: Share, block: int, blocks: int, done: int, total: int) -
 
 
 def _points(updates: int, count: int) -> Integers:
-    """Return about so many updates, even in part, more of them early."""
+    """Return about `count` updates, a quarter of them evenly spaced, the others mostly early."""
     even = np.linspace(0, updates, count * _EVEN // (_EVEN + _EARLY) + 1)
     early = np.geomspace(1, updates, count * _EARLY // (_EVEN + _EARLY))
     return np.unique(np.concatenate([even, early]).round().astype(np.int64))

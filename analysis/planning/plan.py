@@ -203,7 +203,7 @@ def plan(
         the same time for any batch size, unless the run used several.
     seconds
         Time of the plan where gradients of all samples are costly, as those of networks. Each
-        choice then gets as many paths as there is time for, at least a few, and curvatures are
+        choice then gets as many paths as the time allows, at least a few, and curvatures are
         probed. Elsewhere neither depends on the time.
     force
         Plan even if the problem of a run has changed, see `asgd.rundir.problem_record`.
@@ -310,7 +310,7 @@ class _Planner:
         return self._judged(choice, pace, paths)
 
     def more(self, row: PlanRow, progress: Share) -> PlanRow:
-        """Return a row with more paths; the same where there is no time for any."""
+        """Return a row with more paths, or the same row if time is up."""
         paths = self._paths(row.choice, row.pace, "more", progress)
         return row if paths is None else self._judged(row.choice, row.pace, row.paths.joined(paths))
 

@@ -121,7 +121,10 @@ class QueueReads:
 
 
 class Rounds:
-    """Mode sync: a round waits for the slowest worker and applies one gradient of all samples."""
+    """Mode sync: a round waits for the slowest worker, then applies the mean of all gradients.
+
+    The mean is one gradient over the samples of all workers.
+    """
 
     def __init__(self, server: ServerTimes, paths: int, rng: np.random.Generator) -> None:
         self.slots = 1

@@ -27,13 +27,11 @@ def diverged(run: Run) -> bool:
 
 
 def advice_on_divergence(run: Run) -> str | None:
-    """Return the learning rate up to which a run would have been stable, and what to change.
+    """Return the largest stable learning rate of a diverged run, and other changes.
 
-    Each change alone makes it stable, provided curvature and noise stay the same.
-
-    The limits are those of its rule along its own turns, with the curvature at the starting point.
-    None if no update was recorded or no curvature is positive there. No limits are known for some
-    rules.
+    Each change alone makes the run stable, provided curvature and noise stay the same. The limits
+    are those of its rule along its own turns, with the curvature at the starting point. None if no
+    update was recorded or no curvature is positive there. No limits are known for some rules.
     """
     if run.trace.empty:
         return None
@@ -85,7 +83,7 @@ def _other_changes(setting: Setting, point: PointStability) -> list[str]:
 
 
 def at_most(workers: int) -> str:
-    """Return a largest number of workers in words."""
+    """Return an upper bound on the number of workers in words."""
     return "one worker" if workers == 1 else f"at most {workers} workers"
 
 

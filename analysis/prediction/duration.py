@@ -1,11 +1,11 @@
-"""Tells how long a prediction takes, once its own first steps have shown the pace."""
+"""Estimates the duration of a prediction from its first steps."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 
-_MEASURED = 2.0  # seconds of which the pace is taken
+_MEASURED = 2.0  # seconds over which the pace is measured
 
 
 class Forecast:

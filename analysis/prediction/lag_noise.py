@@ -22,7 +22,7 @@ from asgd.arrays import Array, Integers
 from asgd.staleness.law import StalenessLaw
 from asgd.streams import stream
 
-SERVERS, _FEWEST = 400, 50  # drawn for one prediction, and if laws are wide
+SERVERS, _FEWEST = 400, 50  # servers drawn for a prediction; the fewest, for wide laws
 _LARGEST_STATE = 2**19  # slots of all servers together; each holds a deviation by mode
 WIDE_DIM = 10_000  # above this dimension fewer vectors are drawn and kept
 # Gradients kept over a run; for its first versions a third as many are kept in addition.
@@ -156,7 +156,7 @@ class GradientPath:
     last
         The last version.
     dim
-        d; of wide problems fewer gradients are kept.
+        d; if it is large, fewer gradients are kept.
     """
 
     def __init__(self, last: int, dim: int) -> None:

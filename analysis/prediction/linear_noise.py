@@ -54,11 +54,12 @@ from asgd.streams import stream
 TIMES = 8  # number of times with curvature and noise
 LARGEST_COST = 0.5  # of growing noise, as a share of the mean path's gain
 # Share of the predicted loss beyond second order. On the quartic at 0.2 and 0.3 of the mean-square
-# limit it is 0.01 and 0.16, and the loss 7 and 18 % off.
+# limit it is 0.01 and 0.16, and the error of the loss is 7 and 18 %.
 LARGEST_REST = 0.02
-# Largest share of the predicted loss that random lags cost by (F3). Where the Hessian changes, once
-# or twice as much is missing, since lags throw paths far from the moving mean: on a tanh network at
-# 0.2, 0.3 and 0.5 of that limit the share is 0.009, 0.027 and 0.07, and the loss 2, 4 and 8 % off.
+# Largest share of the predicted loss that random lags cost by (F3). Where the Hessian changes, the
+# theory misses once or twice this cost, because lags throw paths far from the moving mean: on a
+# tanh network at 0.2, 0.3 and 0.5 of that limit the share is 0.009, 0.027 and 0.07, and the error
+# of the loss is 2, 4 and 8 %.
 LARGEST_LAGS = 0.02
 # Largest standard error due to `SERVERS` drawn servers, as a share of the predicted loss. On a tanh
 # network with memoryless workers it is 0.002 at 0.3 of that limit, 0.005 at 0.5, and 0.009 at 0.65.
@@ -200,7 +201,7 @@ def _spread(
 def _outgrown(
     spread: Spread, dynamics: Dynamics, path: MeanPath, initial: Array, start: float
 ) -> bool:
-    """Return whether noise is not small around this point of the path."""
+    """Return whether noise is too large for the linear theory around this point of the path."""
     here, cost = float(dynamics.problem.loss(path.x)), float(spread.cumulants[0])
     # Without a force gradients are linear, and the theory holds for large noise too.
     if np.linalg.norm(spread.force) <= 1e-9 * np.linalg.norm(path.x - initial):

@@ -62,9 +62,9 @@ class LossCurve:
 
     @classmethod
     def of_ensemble(cls, ensemble: Ensemble, starts: int = 1) -> LossCurve:
-        """Take the curve from an ensemble recorded at `SCORED_LEVELS`, of paths from some starts.
+        """Take the curve from an ensemble recorded at `SCORED_LEVELS`.
 
-        A mean over paths from different starts would be no point of any path.
+        `end` is a mean for each start, because a mean over all of them may lie near no path.
         """
         start = shared(slice(0, ensemble.paths), ensemble.paths, starts)
         first = np.unique(start, return_index=True)[1]

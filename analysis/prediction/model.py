@@ -39,7 +39,7 @@ LABELS = {name: model.label for name, model in MODELS.items()}
 
 
 def without_replays(names: Iterable[str]) -> list[str]:
-    """Return the models that are not given the order of the staleness."""
+    """Return the models that do not replay the recorded staleness."""
     return [name for name in names if name not in MODELS or not MODELS[name].replays]
 
 
@@ -52,7 +52,7 @@ def simulate(
 ) -> list[Ensemble]:
     """Return ensembles of paths that advance together, recorded at the updates of the setting.
 
-    They are fewer where memory does not suffice for all; the log says so.
+    If memory does not suffice for all paths, fewer are simulated, with a warning in the log.
     """
     paths = paths_that_fit(
         paths,

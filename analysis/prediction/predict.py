@@ -212,7 +212,7 @@ def predict(
     method
         "auto" computes the curves of quadratics and least squares from exact moments, without
         paths, and simulates all others; "simulate" simulates all; "fast" follows one mean path
-        per model with linear noise around it, (F1), from one start.
+        per model with linear noise around it, (F1), and needs a single start.
     seed
         Seed of the ensembles; default the run's own seed.
     fit
@@ -305,7 +305,7 @@ def _models(setting: RunSetting, asked: Sequence[str] | None, method: Method) ->
 
 
 class _Work:
-    """Tells the caller of a prediction how far it is, and how long it takes."""
+    """Reports the progress of a prediction, and its expected duration."""
 
     def __init__(
         self,
@@ -399,7 +399,7 @@ def read_prediction(directory: str | Path) -> Prediction:
         columns = read_table(directory / "prediction.parquet", _COLUMNS, most)
         curves = pd.DataFrame(columns)
         if set(curves["model"]) != set(settings.models):
-            raise ValueError("its two files are not of one prediction")
+            raise ValueError("its two files belong to different predictions")
     except (OSError, ValueError, RecursionError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(

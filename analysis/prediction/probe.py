@@ -49,7 +49,7 @@ class Curvature:
     update
         Updates that led to the point.
     low, high
-        Its ends; equal if all samples were used.
+        The ends of the estimate; equal if all samples were used.
     products
         Products with the Hessian that it took.
     """
@@ -68,11 +68,11 @@ class Probe(msgspec.Struct, frozen=True, kw_only=True):
     sentence
         The answer as text.
     stability
-        As of a prediction, by the high ends of the curvatures.
+        As for a prediction, from the high ends of the curvatures.
     curvature
         At x_0 and at the newest saved state, if there is one.
     samples, of_samples
-        Samples of each product, and of the problem.
+        Number of samples of each product, and of the problem.
     share
         Cost over that of the gradients of the run.
     """
@@ -151,7 +151,7 @@ def affordable_samples(problem: Problem, gradients: int, points: int, share: flo
     points
         Number of points to probe.
     share
-        Of these gradients.
+        Share of these gradients to spend.
     """
     products = points * _products(problem.dim)
     return min(max(int(share * gradients / (_PRODUCT * products)), _FEWEST), problem.n_samples)
@@ -225,7 +225,7 @@ def _largest(product: Any, dim: int, rng: np.random.Generator) -> tuple[float, A
 def _how(
     curvature: list[Curvature], samples: int, of_samples: int, share: float, limited: bool
 ) -> str:
-    """Return the sentences on the samples, the cost, and what a probe cannot tell."""
+    """Return the sentences on samples, cost and limitations of a probe."""
     exact = samples >= of_samples
     found = ", ".join(
         f"{one.high:.3g} after update {one.update:,}"

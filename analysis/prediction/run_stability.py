@@ -32,7 +32,7 @@ LEADING = 6  # number of modes
 DENSE_DIM = 64  # up to here a full eigendecomposition is cheaper than Lanczos iterations
 _TOLERANCE = 1e-4  # relative tolerance of the eigenvalues
 _FEW_STARTS = 4  # of repeats that start at different points; more would cost as much as paths
-FEW_DIVERGE = 0.02  # share of diverged paths up to which nothing is called unstable for them
+FEW_DIVERGE = 0.02  # share of diverged paths up to which they do not make a run unstable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +56,8 @@ class PointStability:
     covered
         Whether the limits cover the run's rule and data.
     dependence
-        The key that makes batches other than independent draws from all samples, which limits
-        assume; or None.
+        The configuration key by which batches are not independent draws from all samples, as the
+        limits assume; or None.
     """
 
     learning_rate: float
@@ -149,7 +149,7 @@ class RunStability:
     paths
         Paths of its prediction, if any diverged.
     uncovered
-        What the limits do not cover, if they do not cover the run.
+        The part of the run that the limits do not cover, in words.
     """
 
     start: PointStability
@@ -174,7 +174,7 @@ class RunStability:
 
     @property
     def verdict(self) -> Verdict:
-        """The learning rate compared with the limits at the tightest point, or worse by paths."""
+        """The verdict at the tightest point, or a worse one if paths diverge."""
         verdict = self.tightest.verdict
         if self.paths is None or verdict == "diverges":
             return verdict
@@ -188,22 +188,22 @@ class RunStability:
                 "Cannot tell whether it is stable: the limits of the learning rate, and every "
                 "model but the replay, take each batch for an independent draw from all samples, "
                 f"which does not hold with {self.start.dependence}; the replay of the measured "
-                f"staleness draws as the run does.{self._thrown('In')}"
+                f"staleness draws as the run does.{self._about_paths('In')}"
             )
         if not self.start.covered:
             return (
                 "Cannot tell whether it is stable: no limit of the learning rate is known for "
                 f"{self.uncovered}; the replay of the measured staleness shows what it does."
-                f"{self._thrown('In')}"
+                f"{self._about_paths('In')}"
             )
         if np.isinf(self.limit):
             return (
                 "Cannot tell whether it is stable: no curvature is positive at the start or at the "
-                f"end of the run.{self._thrown('In')}"
+                f"end of the run.{self._about_paths('In')}"
             )
         words = self._verdict_in_words
         if self.tightest.verdict != "stable":
-            words += self._thrown("In")
+            words += self._about_paths("In")
         if self.tightest.additive_noise:
             return words
         return (
@@ -211,7 +211,7 @@ class RunStability:
             "minimum: it lowers both."
         )
 
-    def _thrown(self, first: str) -> str:
+    def _about_paths(self, first: str) -> str:
         """Return the sentence on paths that diverged, "" if none did."""
         if self.paths is None:
             return ""
@@ -237,7 +237,7 @@ class RunStability:
             lead = "Stable:" if end is not None else "Stable at the start:"
             if self.paths is not None:
                 what = "Unstable" if self.verdict == "diverges" else "Heavy tail"
-                lead = f"{what}:{self._thrown('in')} By curvature alone,"
+                lead = f"{what}:{self._about_paths('in')} By curvature alone,"
             return (
                 f"{lead} the largest stable learning rate{rule} is {limit:.3g} (mean square), "
                 f"{self.factor:.3g} times the {rate:g} of this run; single runs diverge from "

@@ -214,7 +214,7 @@ def _by_point(observed: Array, curve: pd.DataFrame) -> tuple[npt.NDArray[np.bool
 
 
 def _intervals(observed: Array, curve: pd.DataFrame) -> dict[str, float]:
-    """Treat runs as units, because the points of one run depend on each other."""
+    """Return the ends of all intervals over runs, because the points of one run are dependent."""
     inside, scores = (values.mean(axis=1) for values in _by_point(observed, curve))
     predicted, mean_error = (curve[name].to_numpy() for name in ("loss_mean", "loss_mean_error"))
     share = _mean_interval(inside)

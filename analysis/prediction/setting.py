@@ -71,12 +71,12 @@ class Setting:
     rule
         The update rule, None for plain SGD on gradients.
     local
-        What workers with local steps pushed; None if they push gradients.
+        The pushes of workers with local steps; None if workers push gradients.
     replay_only
-        Whether the server discarded gradients, or took means of some that were read at different
-        versions: then neither law nor turns describe its updates, and only a replay is a model.
+        Whether the server discarded gradients, or averaged gradients read at different versions.
+        Then neither law nor turns describe its updates, and only a replay is a model.
     dependence
-        The key that makes batches other than independent draws from all samples, or None.
+        The configuration key by which batches are not independent draws from all samples, or None.
     """
 
     problem: Problem
@@ -110,7 +110,7 @@ class Setting:
 
     @property
     def descent(self) -> Descent:
-        """What the paths of every model share."""
+        """The arguments that the paths of every model share."""
         return Descent.of(self.problem, self.learning_rate, self.batch_size, self.updates)
 
     @property
@@ -209,7 +209,7 @@ class RunSetting(Setting):
 
 
 def _starts(problem: Problem, runs: Sequence[Run]) -> Array:
-    """Return x_0 of each run, shape (k, d), or the one of all, shape (d,)."""
+    """Return x_0 of each run, shape (k, d), or the common one, shape (d,)."""
     points = np.stack([starting_point(problem, run.config.run.seed) for run in runs])
     return points[0] if np.all(points == points[0]) else points
 
@@ -221,7 +221,7 @@ def path_dtype(problem: Problem) -> npt.DTypeLike:
 
 
 def whole(runs: Sequence[Run]) -> list[Run]:
-    """Return the runs that were evaluated as far as the furthest."""
+    """Return the runs whose loss was evaluated up to the last update of the longest one."""
     ends = [last_update(run) for run in runs]
     return [run for run, end in zip(runs, ends, strict=True) if end == max(ends)]
 
@@ -239,7 +239,7 @@ def rule_of(config: RunConfig) -> Rule | None:
 
 
 def local_pushes(runs: Sequence[Run]) -> LocalPushes | None:
-    """Return what the workers of runs pushed, if they made local steps."""
+    """Return the pushes of runs with local steps, else None."""
     config = runs[0].config
     if config.optimizer.local_steps is None:
         return None
@@ -267,14 +267,14 @@ def _mixes_reads(run: Run) -> bool:
 def _staleness_of_means(run: Run, dependent: str | None) -> Integers:
     """Return the staleness of the gradients of each update, shape (m, each).
 
-    Different batches go with a replay that draws batches as the run did.
+    Batch sizes may differ only if the replay draws batches as the run did.
     """
     members, key = run.members, "cluster.gradients_per_update"
     each = run.config.cluster.gradients_per_update or 1
     if len(members) != each * len(run.trace) or members.groupby("update").size().ne(each).any():
         raise InputError(
             f"{run.path}: {key} = {each}: expected as many gradients in every update, but workers "
-            "were lost; no model takes that with gradients read at different versions"
+            "were lost; no model covers that with gradients read at different versions"
         )
     if dependent is None and members["batch_size"].nunique() > 1:
         raise InputError(

@@ -31,7 +31,7 @@ _LEAST_NEW = 1e-6  # a new Krylov vector below this share of its length is round
 
 @dataclass(frozen=True)
 class Dynamics:
-    """What linear noise depends on besides the point.
+    """The parameters of linear noise that do not depend on the point.
 
     Attributes
     ----------
@@ -61,7 +61,7 @@ class Spread(NamedTuple):
     cumulants
         Three cumulants of the loss about f(x), shape (3,).
     error
-        Standard error of the first by the drawn reads.
+        Standard error of the first, due to the drawn reads.
     force
         E grad f - grad f(x), shape (d,).
     top
@@ -119,7 +119,7 @@ class Spreader(ABC):
         return reads.amplification(self._dynamics.learning_rate * curvature, lags)
 
     def _lag_deviations(self, curvature: Array, slopes: Array) -> Array:
-        """Return deviations by random lags by mode, shape (servers, n); `slopes` by version."""
+        """Return deviations due to random lags, (servers, n); `slopes` is by version and mode."""
         reads, eta = self._dynamics.reads, self._dynamics.learning_rate
         if reads is None:
             return np.zeros((1, len(curvature)))
@@ -248,7 +248,7 @@ class _Part(NamedTuple):
     vectors
         Deviations, shape (r, d): draws of covariance Cov; or with a known trace a root of Cov.
     trace
-        tr((H Cov)^2), nan if it is to be taken from draws.
+        tr((H Cov)^2), nan if only draws give it.
     """
 
     cost: float
@@ -261,16 +261,16 @@ class _Part(NamedTuple):
 def _standard_error(
     curvature: Array, variance: Array, ratio: Array, ratio_error: Array, lagged: Array
 ) -> float:
-    """Return the standard error of tr(H Cov)/2 by drawn reads.
+    """Return the standard error of tr(H Cov)/2, due to the drawn reads.
 
     Parameters
     ----------
     variance
-        Of each mode by the noise of samples, shape (n,).
+        Of each mode, due to sampling noise, shape (n,).
     ratio, ratio_error
         Its amplification, shape (n,).
     lagged
-        Deviations by random lags, shape (servers, n).
+        Deviations due to random lags, shape (servers, n).
     """
     amplified = np.abs(curvature * variance * ratio_error / ratio).sum() / 2
     cost = lagged**2 @ curvature / 2
@@ -278,7 +278,7 @@ def _standard_error(
 
 
 def _rest(problem: Problem, x: Array, deviation: Array, quadratic: Array) -> float:
-    """Return the mean of f(x + z) - f(x), without odd orders, beyond its quadratic part (r,)."""
+    """Return the mean of f(x + z) - f(x) minus its quadratic part (r,); odd orders cancel."""
     both = problem.loss(x + deviation) + problem.loss(x - deviation)
     return float(np.mean(both / 2 - problem.loss(x) - quadratic))
 
@@ -334,7 +334,7 @@ def _krylov(problem: Problem, x: Array, start: Array) -> tuple[Array, Array]:
     """Return Ritz values (m,) and vectors (m, d) of the Krylov space of all start vectors."""
     basis, products, block = np.empty((0, len(x))), np.empty((0, len(x))), start
     for _ in range(_LAG_STEPS):
-        for _ in range(2):  # twice is enough
+        for _ in range(2):  # orthogonalising twice is enough
             block = block - (block @ basis.T) @ basis
         orthonormal, triangle = np.linalg.qr(block.T)
         block = orthonormal.T[np.abs(np.diag(triangle)) > _LEAST_NEW * np.abs(triangle).max()]

@@ -109,7 +109,7 @@ class Cells:
 
 
 def _numbered(values: Integers) -> tuple[Integers, Integers]:
-    """Return the distinct values and the number of each, without sorting millions of small ones."""
+    """Return the distinct values and the index of each value; millions of small ones unsorted."""
     if not len(values) or values.min() < 0 or values.max() > len(values):
         return np.unique(values, return_inverse=True)
     seen = np.bincount(values) > 0

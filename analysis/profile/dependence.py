@@ -19,8 +19,7 @@ from asgd.arrays import Array, Integers
 START_UP_RULE = (
     "dropped up to the last update computed on version 0 and one mean life of a snapshot more, "
     "then up to the truncation that minimises the standard error of the mean (MSER-5), at most "
-    "half of the run; staleness more than ten interquartile ranges beyond the middle half of all "
-    "says nothing about the start"
+    "half of the run; values more than ten interquartile ranges outside the middle half are clipped"
 )
 _BATCH = 5
 _FAR = 10.0  # interquartile ranges
@@ -139,12 +138,12 @@ def block_length(values: npt.NDArray[Any]) -> int:
 
 
 def start_up_of_steps(staleness: Integers, step: Integers) -> int:
-    """Return the rows of the start-up, whole steps, of a series in which steps have several rows.
+    """Return the number of rows in the start-up, whole steps, if steps have several rows.
 
     Parameters
     ----------
     staleness, step
-        Of each row, the steps never falling, shape (m,).
+        Of each row, shape (m,); the steps do not decrease.
     """
     if not len(step):
         return 0
@@ -161,7 +160,7 @@ def step_means(values: npt.NDArray[Any], step: Integers) -> Array:
     values
         In order of step, shape (m,).
     step
-        Number of the step of each value, never falling, shape (m,).
+        Number of the step of each value, shape (m,); does not decrease.
     """
     starts = np.append(0, np.flatnonzero(np.diff(step)) + 1)
     sizes = np.diff(starts, append=len(step))
@@ -171,9 +170,8 @@ def step_means(values: npt.NDArray[Any], step: Integers) -> Array:
 def block_of_steps(values: Integers, means: Array) -> int:
     """Return the length of blocks, in values, for steps that many values share.
 
-    The values of a step are one cluster: the steps, not the values, are as many as the series
-    knows. The block has one step more than `block_length` of the means of the steps, because blocks
-    cut a step at their ends.
+    The values of a step are one cluster, so the block length comes from the means of the steps. The
+    block has one step more than `block_length` of these, because blocks cut a step at their ends.
     """
     each = len(values) / len(means)
     return int(min(np.ceil((block_length(means) + 1) * each), max(len(values) // 4, 1)))

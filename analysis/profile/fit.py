@@ -311,7 +311,7 @@ class StalenessFit:
 
     @property
     def summary(self) -> str:
-        """What was fitted, the mean staleness and mu, in a line or two."""
+        """The fitted updates, the mean staleness and mu, in a line or two."""
         low, high = self.geometric.confidence_interval()["mu"]
         text = stragglers.in_words(self.left_out, self.workers)
         text += "\n" if text else ""

@@ -49,8 +49,8 @@ class Sample:
     seed
         Seed of every resampling.
     step
-        Step of each update, never falling, shape (m,), if steps have several; the updates of one
-        are one cluster.
+        Step of each update, shape (m,), not decreasing, if steps have several updates; those of a
+        step are one cluster.
     """
 
     staleness: Integers

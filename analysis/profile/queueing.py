@@ -116,7 +116,7 @@ class TimeTable:
     begin, size
         Where a worker's times begin, and their number, 0 for a mean; shape (workers,).
     draw
-        Draws so many numbers.
+        Draws a given number of values u.
     """
 
     times: Array
@@ -191,9 +191,9 @@ class ServerTimes:
 def memoryless_law(rates: npt.ArrayLike) -> StalenessLaw:
     """Return the law of memoryless workers that push at these rates.
 
-    Worker i makes the share p_i = rate_i / sum of the rates of the updates. Each update that a
-    gradient waits for is its own with probability p_i: a geometric law with mu = 1 - 1/P for P
-    equal workers, else a mixture of geometric laws with mu_i = 1 - p_i and shares p_i (ours).
+    Each update is one of worker i with probability p_i = rate_i / sum of the rates, independently
+    of the past. So the law is geometric with mu = 1 - 1/P for P equal workers, else a mixture of
+    geometric laws with mu_i = 1 - p_i and shares p_i (ours).
 
     Parameters
     ----------
@@ -345,8 +345,9 @@ class QueueCheck:
             return f"Independent cycles explain the staleness: distance {self.distance:.2f}."
         return (
             f"Independent cycles do not explain the staleness: distance {self.distance:.2f}, "
-            f"{self.chance:.2f} by chance. Workers wait for one another, for a processor or in one "
-            "stall: such cycles move together and keep their order. Use the recorded turns."
+            f"{self.chance:.2f} by chance. Workers wait for one another, for a processor or in a "
+            "common stall, so their cycles move together and keep their order. Use the recorded "
+            "turns."
         )
 
 
@@ -373,7 +374,7 @@ def check_queue(run: Run, updates: int = 20_000) -> QueueCheck:
 def explains_staleness(run: Run) -> QueueCheck | None:
     """Return `check_queue`; None if it does not apply or the run is too short.
 
-    It does not where workers wait by design or gradients were discarded.
+    It does not apply where workers wait by design or gradients were discarded.
     """
     cluster = run.config.cluster
     if (cluster.mode, cluster.schedule) != ("async", "free") or not run.discarded.empty:

@@ -30,15 +30,15 @@ class Nouns:
     Attributes
     ----------
     rows
-        What has a staleness, in the plural.
+        The items with a staleness, in the plural.
     unit
-        What the staleness counts, in the plural; "" where it is understood.
+        Unit of the staleness, in the plural; "" if it is clear.
     use
-        What the selected law is for.
+        Phrase before the selected law.
     longer
-        What has more rows.
+        Phrase for a source of more rows.
     replayed
-        The feature of the run that no model with a law covers; only a replay predicts it. Or None.
+        Feature of the run that no model with a law covers, so only a replay predicts it; or None.
     """
 
     rows: str = "updates"
@@ -49,12 +49,12 @@ class Nouns:
 
     @classmethod
     def of_run(cls, run: Run) -> Nouns:
-        """Return the words for a run of which each row is an update."""
+        """Return the words for a run with one update in each row."""
         what = _not_by_law(run)
         return cls() if what is None else cls(use=_DESCRIBED, replayed=what)
 
 
-_DESCRIBED = "the staleness is best described by"  # and by no law predicted
+_DESCRIBED = "the staleness is best described by"  # where no law predicts the run
 
 
 @dataclass(frozen=True)
@@ -74,9 +74,9 @@ class Series:
     left_out
         Deliveries of each straggler, see `analysis.profile.stragglers`.
     step
-        Step of each update, never falling, shape (m,), if steps have several; else None.
+        Step of each update, shape (m,), not decreasing, if steps have several; else None.
     nouns
-        What the values are of, and what they count, for sentences.
+        Words for sentences on the values.
     """
 
     staleness: Integers

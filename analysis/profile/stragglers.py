@@ -81,6 +81,6 @@ def in_words(left_out: Mapping[Any, int], workers: float | None) -> str:
     sentence = "; ".join(parts)
     rest = "" if workers is None else f" {workers:.4g}"
     return (
-        f"{sentence[:1].upper()}{sentence[1:]}: left out, what follows is of the other{rest} "
+        f"{sentence[:1].upper()}{sentence[1:]}: left out; the results are those of the other{rest} "
         f"{'worker' if workers == 1 else 'workers'}."
     )

@@ -23,7 +23,7 @@ _EVEN = 1.5  # a smaller gap below an even share is not reported
 
 
 def work_by_worker(run: Run) -> pd.DataFrame:
-    """Return one row per worker: what it delivered, and what became of it.
+    """Return one row per worker: its delivered, applied and discarded gradients.
 
     Columns: `worker`; `applied` and `discarded` (gradients); `discarded_share` (of what it
     delivered, nan if that is nothing); `delivered_share` and `applied_share` (of all workers'

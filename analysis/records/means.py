@@ -25,7 +25,7 @@ class MeansProfile:
     Attributes
     ----------
     unit
-        What the staleness counts.
+        Unit of the staleness.
     steps
         Number of steps.
     mean, standard_error
@@ -36,7 +36,7 @@ class MeansProfile:
     effective_steps
         Number of independent steps that would determine the mean equally well.
     smallest, largest
-        Of all items, None if the log does not say.
+        Staleness of all items, None if the log does not say.
     first_half, second_half, halves_error
         Mean of each half, and the standard error of their difference.
     """
@@ -96,7 +96,7 @@ class MeansProfile:
 
 
 def profile_means(record: Record) -> MeansProfile:
-    """Return what the means of a record tell.
+    """Return the profile of a record of means.
 
     Raises
     ------

@@ -95,7 +95,7 @@ def _verdict(profile: StalenessFit | MeansProfile) -> str:
 
 
 def _axis(about: About) -> str:
-    """Return what the rows of a record follow: means come by step, whatever staleness counts."""
+    """Return the label of the horizontal axis: steps for means, else the unit of staleness."""
     return "steps" if about.rows == STEPS else about.unit
 
 
@@ -187,7 +187,7 @@ def _staleness(study: RecordStudy) -> list[Picture]:
 
 
 def _caps(study: RecordStudy) -> list[dict[str, Any]]:
-    """Return what the staleness costs and caps would change; of a reliable fit only."""
+    """Return the cost of staleness and the effect of caps, only for a reliable fit."""
     title, profile = "What a cap would change", study.estimate
     if isinstance(profile, MeansProfile):
         note = " ".join(bounds_of_caps(profile))

@@ -14,12 +14,12 @@ from asgd.records.reader import Record
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """Mean staleness and its parts, over the items of which the log has them.
+    """Mean staleness and its parts, over the items with known parts.
 
     Attributes
     ----------
     unit
-        What the staleness counts.
+        Unit of the staleness.
     staleness
         The sum of the parts.
     publication
@@ -29,7 +29,7 @@ class Split:
         How many updates passed while the item was computed, and before, if `publication` is None.
         None if the log does not say.
     queue
-        How many passed until it was used; None if the log does not say.
+        How many updates passed from then until it was used; None if the log does not say.
     items, known
         Number of all items, and of those in these means.
     """

@@ -35,13 +35,13 @@ ASSUMPTIONS = (
     "Limits are over those without staleness, so the curvature cancels; lags are taken as "
     "independent, one item per update. Where an update averages many items of different staleness, "
     "its mean-square limit lies between the one given and that of the mean. Discarding drops the "
-    "items beyond the cap; pacing delays their start until they have just the cap. Neither counts "
-    "that the others grow younger when these are gone."
+    "items beyond the cap; pacing delays their start until they have just the cap. Both leave out "
+    "that the other items then become younger."
 )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Choice:
+class RecordChoice:
     """The record as it is, or under one change.
 
     Attributes
@@ -53,7 +53,7 @@ class Choice:
     cap
         Largest staleness, for the first two changes.
     mean_staleness
-        Under the change; it and the limits are nan if that leaves no item.
+        Under the change; it and the limits are nan if no item is left.
     mean, mean_square, almost_sure
         Largest stable step over that without staleness, of the mean, of the mean square, and of
         almost every run.
@@ -89,7 +89,7 @@ class WhatIf:
     Attributes
     ----------
     unit
-        What the staleness counts.
+        Unit of the staleness.
     momentum
         beta of the heavy ball.
     choices
@@ -101,11 +101,11 @@ class WhatIf:
 
     unit: str
     momentum: float
-    choices: Sequence[Choice]
+    choices: Sequence[RecordChoice]
     workers: pd.DataFrame | None
 
     @property
-    def now(self) -> Choice:
+    def now(self) -> RecordChoice:
         """The record as it is."""
         return self.choices[0]
 
@@ -113,7 +113,7 @@ class WhatIf:
         """Return the table for `figures.limit_by_cap`."""
         return pd.DataFrame([asdict(choice) for choice in self.choices])
 
-    def caps(self, kind: str) -> list[Choice]:
+    def caps(self, kind: str) -> list[RecordChoice]:
         """Return the choices of one kind."""
         return [choice for choice in self.choices if choice.kind == kind]
 
@@ -237,12 +237,12 @@ def what_if(
     chosen = _default_caps(values) if caps is None else sorted({count(c, "cap", 0) for c in caps})
     free = stability_limits(ConstantPlusGeometric(0), momentum=momentum, independent=True)
     changes = list(_changes(values, chosen, fit.workers))
-    found: list[Choice] = []
+    found: list[RecordChoice] = []
     for number, change in enumerate(changes):
         if progress is not None:
             progress(change.name, number / len(changes))
         beyond, beyond_error, delay = _beyond(values, change.cap, fit.sample.block)
-        choice = Choice(
+        choice = RecordChoice(
             name=change.name,
             kind=change.kind,
             cap=change.cap,
@@ -272,7 +272,7 @@ def what_if(
 
 @dataclass(frozen=True)
 class _Change:
-    """A choice with its law; None if it leaves no item."""
+    """A change with the law under it; None if no item is left."""
 
     name: str
     kind: str
@@ -290,7 +290,7 @@ def _changes(values: Integers, caps: Sequence[int], workers: float | None) -> It
         yield _Change(f"pace to {cap}", "pace", Empirical.from_sample(np.minimum(values, cap)), cap)
     rng = stream(_SEED, "samplers")
     for name, factor in (("half the samplers", 0.5), ("twice the samplers", 2.0)):
-        if workers is not None and workers > 1:  # a worker makes no update while it computes
+        if workers is not None and workers > 1:  # only the other workers make its items stale
             factor = max(factor * workers - 1.0, 0.0) / (workers - 1.0)
         law = Empirical.from_sample(with_samplers(values, factor, rng))
         yield _Change(name, "samplers", law)
@@ -300,10 +300,10 @@ def with_samplers(values: Integers, factor: float, rng: np.random.Generator) -> 
     """Return the staleness with `factor` times as many samplers of the same speed (ours).
 
     While an item is computed, the others make `factor` times as many updates. If the variance of
-    the staleness exceeds its mean, these come at random, at a rate that differs between items as a
-    gamma variable: fewer samplers thin them, more add a negative binomial number that depends on
-    how many came. This is exact for memoryless workers. Otherwise they come in turn: the staleness
-    is stretched, which is exact for workers of constant speed.
+    the staleness exceeds its mean, these updates come at random, with a gamma distributed rate for
+    each item: fewer samplers thin them, more samplers add a negative binomial number that depends
+    on the staleness. This is exact for memoryless workers. Otherwise they come in turn: the
+    staleness is stretched, which is exact for workers of constant speed.
 
     Parameters
     ----------
@@ -338,7 +338,7 @@ def _beyond(values: Integers, cap: int | None, block: int) -> tuple[float, float
 
 
 def _default_caps(values: Integers) -> list[int]:
-    """Return 1, 2, 4, ... while items are beyond and not all of them."""
+    """Return the caps 1, 2, 4, ... that some but not all items exceed."""
     caps = 2 ** np.arange(20)
     worth = [int(cap) for cap in caps if np.any(values <= cap) and np.mean(values > cap) > _RARE]
     return worth[:_MOST_CAPS]
@@ -357,5 +357,5 @@ def _by_worker(study: RecordStudy, fit: StalenessFit, caps: Sequence[int]) -> pd
     return table.loc[most.sort_values(ascending=False).index[:_MOST_ROWS]].reset_index(drop=True)
 
 
-def _percent(choice: Choice) -> str:
+def _percent(choice: RecordChoice) -> str:
     return f"{100 * choice.beyond:.1f} +- {100 * choice.beyond_error:.1f} %"

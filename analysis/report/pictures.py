@@ -120,7 +120,7 @@ def draw(
 def overlay(
     prefix: str, runs: Sequence[Run], prediction: Prediction | None, until: int | None = None
 ) -> Picture:
-    """Observed loss of a run or its repeats, with predicted mean and band of each model.
+    """Draw the observed loss of a run or its repeats, with mean and band of each model.
 
     Parameters
     ----------
@@ -205,7 +205,7 @@ def transient(runs: Sequence[Run]) -> int | None:
 
 
 def errors(prefix: str, score: Score) -> Picture:
-    """Error of each model over updates."""
+    """Draw the error of each model over updates."""
     table = score.errors
     wide = _by_model(table.assign(error=100 * table["error"]), "error")
     labels = {name: f"{score.labels[name]} (%)" for name in table["model"].unique()}
@@ -230,7 +230,7 @@ def staleness(
     workers: pd.DataFrame,
     events: pd.DataFrame,
 ) -> list[Picture]:
-    """Histogram with laws, rootograms, staleness over time and by worker."""
+    """Draw the histogram with its laws, rootograms, staleness over time and by worker."""
     counts, pmfs = fit.histogram()
     data = pd.DataFrame({"staleness": np.arange(len(counts)), "updates": counts, **pmfs})
     share = data.assign(updates=100 * counts / counts.sum())
@@ -279,7 +279,7 @@ def staleness(
 def activity(
     prefix: str, run: Run, timeline: pd.DataFrame, workers: pd.DataFrame, events: pd.DataFrame
 ) -> list[Picture]:
-    """Throughput over time and compute time of each worker, with events."""
+    """Draw throughput over time and compute time of each worker, with events."""
     marked, clock = _marked(events), AXIS[clock_of(run)]
     drawn = timeline.assign(compute_mean=1000 * timeline["compute_mean"])
     return [
@@ -321,7 +321,7 @@ def activity(
 
 
 def comparison(names: Sequence[str], runs: Sequence[Run], compared: Comparison) -> list[Picture]:
-    """Loss, mu and model errors of several runs; also over time if they share a clock."""
+    """Draw loss, mu and model errors of several runs; also over time if they share a clock."""
     named = [f"{name} ({clock_of(run)})" for name, run in zip(names, runs, strict=True)]
     losses = dict(zip(named, (run.loss for run in runs), strict=True))
     data = pd.concat([table.assign(run=name) for name, table in losses.items()])

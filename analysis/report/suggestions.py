@@ -24,7 +24,7 @@ _UNEVEN = 2.0  # updates of the busiest worker over those of the idlest
 
 
 def stability_margin(stability: StabilityAnswer | None) -> tuple[float, float]:
-    """Return the largest stable learning rate, over the run's and itself; inf if unknown."""
+    """Return the largest stable learning rate over that of the run, and itself; inf if unknown."""
     if stability is None:
         return np.inf, np.inf
     values = stability.factor, stability.largest_stable_learning_rate

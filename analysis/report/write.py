@@ -302,7 +302,7 @@ def _scores(score: Score) -> dict[str, Any]:
 
 
 def _parts(score: Score) -> dict[str, Any] | None:
-    if len(score.parts) < 2:  # without a geometric prediction there is nothing to take apart
+    if len(score.parts) < 2:  # without a geometric prediction the error has no parts
         return None
     table = score.parts.reset_index(names="part").rename(columns={"noise": "scatter"})
     return page_table("parts of the error", table, ["error", "scatter"])

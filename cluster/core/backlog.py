@@ -13,7 +13,7 @@ _RECORDS = 4  # in the queue, besides the record being written
 _BYTES = 64_000_000  # of parameters; another record may be queued below this size
 _SECONDS = 0.3  # evaluation time per record
 _SECONDS_TO_SKIP = 2.0  # evaluation time that may wait before losses are skipped
-_SECONDS_ON_THEIR_WAY = 0.45  # another record may be queued below this evaluation time
+_SECONDS_QUEUED = 0.45  # another record may be queued below this evaluation time
 _AT_FIRST = 0.012  # assumed seconds per evaluation before the first measurement
 
 
@@ -56,7 +56,7 @@ class Backlog:
         """Whether another record may be queued now."""
         if self.records > _RECORDS:
             return False
-        return self.skips or (self.nbytes < _BYTES and self._seconds < _SECONDS_ON_THEIR_WAY)
+        return self.skips or (self.nbytes < _BYTES and self._seconds < _SECONDS_QUEUED)
 
     @property
     def _seconds(self) -> float:

@@ -35,7 +35,7 @@ class Evaluation:
     Attributes
     ----------
     update
-        Updates applied to reach them.
+        Updates applied so far.
     seconds
         From the start of the run.
     parameters
@@ -86,7 +86,7 @@ NO_EVALUATIONS = Evaluations.of([])
 
 @dataclass(frozen=True, eq=False)
 class Work:
-    """What takes the recorder's time: evaluations, then a checkpoint.
+    """The slow part of a record: evaluations, then a checkpoint.
 
     Attributes
     ----------
@@ -124,7 +124,7 @@ class Record:
     trace
         The columns `TRACE_COLUMNS` of equal length, ordered by `update`.
     members
-        The columns `MEMBER_COLUMNS` of equal length: the gradients of updates by means.
+        The columns `MEMBER_COLUMNS` of equal length: the gradients of updates that apply a mean.
     discarded
         The columns `DISCARDED_COLUMNS` of equal length, ordered by `update`.
     evaluations
@@ -136,7 +136,7 @@ class Record:
     number
         Number of this record: 0, 1, ...
     positions
-        The columns `POSITION_COLUMNS` of equal length: the samples of gradients by epochs.
+        The columns `POSITION_COLUMNS` of equal length; empty without epochs.
     skipped
         Updates whose losses are not evaluated, in order.
     """
@@ -164,7 +164,7 @@ class Record:
 
     @property
     def work(self) -> Work:
-        """What takes the recorder's time."""
+        """The slow part of the record."""
         return Work(self.evaluations, self.checkpoint)
 
     @property
@@ -181,7 +181,7 @@ class Ledger:
     Attributes
     ----------
     most_evaluations
-        With this many losses to evaluate, the ledger skips further ones, or is full.
+        Number of losses to evaluate after which the ledger skips further ones, or is full.
     skips
         Whether it skips losses.
     skipped
@@ -224,7 +224,7 @@ class Ledger:
         return enough or self._evaluation_bytes >= records * _BYTES_PER_RECORD
 
     def update(self, update: Update) -> None:
-        """Add the rows of an update: its own, of its members, of what was discarded before it."""
+        """Add the rows of an update, its members and the gradients discarded before it."""
         self._trace.add(update.row)
         for member in update.members:
             self._members.add(member)
@@ -282,7 +282,7 @@ class Ledger:
 
 
 def _placed(positions: array[int], trace: Columns, members: Columns) -> Columns:
-    """Return `POSITION_COLUMNS`; the positions are those of the gradients in order."""
+    """Return `POSITION_COLUMNS` from the positions of all gradients, in order."""
     if not positions:
         return _Rows(POSITION_COLUMNS).columns()
     gradients = of_gradients(trace, members, ("update", "worker"))

@@ -24,10 +24,10 @@ class Gradient(msgspec.Struct, frozen=True, eq=False):
     epoch
         Incarnation of the server that sent the snapshot.
     gradient
-        Or the difference that local steps make, shape (d,).
+        Or the pseudo-gradient of local steps, shape (d,).
     compute_seconds
-        From snapshot received to gradient ready, with what it waited for a core, and for its turn
-        among the workers of its process.
+        From snapshot received to gradient ready. Includes the waits for a core and for the other
+        workers of its process.
     """
 
     worker: int

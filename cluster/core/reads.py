@@ -10,13 +10,13 @@ import numpy as np
 from asgd.arrays import Array
 from cluster.core.update import Entry, Update
 
-# Snapshots kept per worker: the one it was granted, and the newest it got in answer to a message
-# that was sent twice. Its gradient may be of either.
+# Snapshots kept per worker: the one granted first, and the newest sent in answer to a duplicate
+# message. The worker may use either.
 _KEPT = 2
 
 
 class Reads:
-    """The snapshots of which a gradient may still come; their memory is used again.
+    """The snapshots whose gradients may still arrive; the arrays of released ones are reused.
 
     Parameters
     ----------
@@ -30,7 +30,7 @@ class Reads:
         self._spare: list[Array] = []
 
     def grant(self, worker: int, version: int, parameters: Array) -> None:
-        """Keep a snapshot that a worker gets; copied."""
+        """Keep a copy of a snapshot that is sent to a worker."""
         held = self._held.setdefault(worker, {})
         if version in held:
             return
@@ -41,11 +41,11 @@ class Reads:
         held[version] = array
 
     def of(self, worker: int, version: int) -> Array | None:
-        """Return the snapshot of a version that a worker has, shape (d,); None if it has none."""
+        """Return a worker's snapshot of a version, shape (d,); None if it is not kept."""
         return self._held.get(worker, {}).get(version)
 
     def release(self, worker: int) -> None:
-        """Forget the snapshots of a worker, whose gradient is applied or lost."""
+        """Forget the snapshots of a worker after its gradient is applied or lost."""
         self._spare += self._held.pop(worker, {}).values()
 
     def state(self) -> tuple[list[tuple[int, int]], tuple[Array, ...]]:
@@ -54,7 +54,7 @@ class Reads:
         return rows, tuple(self._held[worker][version].copy() for worker, version in rows)
 
     def restore(self, rows: Sequence[tuple[int, int]], snapshots: Sequence[Array]) -> None:
-        """Keep the snapshots of a state; copied."""
+        """Keep copies of the snapshots of a state."""
         for (worker, version), snapshot in zip(rows, snapshots, strict=True):
             self.grant(worker, version, snapshot)
 

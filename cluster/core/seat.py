@@ -10,11 +10,11 @@ from dataclasses import dataclass
 class Seat:
     """The server's state of one worker.
 
-    `sequence` is the number of the gradient that the worker computes or that the server holds, of
-    the samples from `position` on;
-    `norm` is the norm of a held gradient. `granted` is the time when the worker got its snapshot,
-    infinite if it owes no gradient. A `retired` worker gets no more snapshots. `continues` says
-    whether the worker has the state that its gradient before `sequence` left.
+    `sequence` is the number of the gradient that the worker computes or the server holds;
+    `position` is the position of its first sample in the epochs. `norm` is the norm of a held
+    gradient. `granted` is the time when the worker got its snapshot, infinite if it owes no
+    gradient. A `retired` worker gets no more snapshots. `continues` says whether the local state of
+    the worker follows from its gradient before `sequence`.
     """
 
     sequence: int = 0

@@ -52,9 +52,9 @@ REMOVED = "removed"  # reason for stopping a single worker
 class ParameterServer:
     """The state of a run and all decisions about it.
 
-    The first snapshots are sent when all configured workers have joined. `Turns` decides what
-    becomes of the gradients that arrive: an update applies one, or the mean of several. Those that
-    are discarded are on record with the update that follows.
+    The first snapshots are sent when all configured workers have joined. `Turns` decides about the
+    gradients that arrive: an update applies one, or the mean of several. Discarded gradients are
+    recorded with the next update.
 
     Parameters
     ----------
@@ -105,7 +105,7 @@ class ParameterServer:
         self._shared_updates = 0
         self._rejected = 0
         self._discarded: list[Discarded] = []  # since the last update
-        self._unsettled: dict[int, int] = {}  # the number at the last update, where it has moved on
+        self._unsettled: dict[int, int] = {}  # sequence at the last update, where it has changed
         self._stop: Stop | None = None
         if state is not None:
             self._restore(state)
@@ -181,7 +181,7 @@ class ParameterServer:
         return self._turns.wait_for_others
 
     def note_arriving(self, worker: int, now: float) -> None:
-        """Note that a worker's gradient is on its way: it computes no longer."""
+        """Note that a worker's gradient is being received, so it computes no longer."""
         seat = self._seats.get(worker)
         if seat is not None and seat.owes:
             seat.granted = now
@@ -221,7 +221,7 @@ class ParameterServer:
         return [(worker, self._stop) for worker in waiting]
 
     def finish(self, reason: str) -> Replies:
-        """End the run early, with success: its last loss is due."""
+        """End the run early, with success; its last loss is evaluated."""
         if self._stop is None and self.version % self._config.run.eval_every:
             self.ledger.evaluation(self.version, self._seconds, self.parameters, needed=True)
         return self.stop(reason)
@@ -257,7 +257,7 @@ class ParameterServer:
 
     def _restore(self, state: State) -> None:
         counts = state.counts
-        # Another precision is that of a changed problem.
+        # The precision differs if the problem was changed.
         self.parameters = state.parameters.astype(self.parameters.dtype)
         self._optimizer.restore(state.rule, counts.rule)
         if self._reads:
@@ -277,7 +277,7 @@ class ParameterServer:
 
     @property
     def keeps_reads(self) -> bool:
-        """Whether the rule asks for what was read."""
+        """Whether the rule needs the snapshots that were read."""
         return self._reads is not None
 
     def replay(
@@ -332,9 +332,9 @@ class ParameterServer:
         return self.ledger.drain()
 
     def go_on(self, now: float) -> Replies:
-        """Make one update of those that waited for space in the ledger.
+        """Make one of the updates that waited for space in the ledger.
 
-        After several, the snapshots to send would need a copy of the parameters each.
+        Several at once would need a copy of the parameters for each snapshot to send.
         """
         return [] if math.isnan(self._started) else self._advance(now, single=True)
 
@@ -411,9 +411,10 @@ class ParameterServer:
             self._move_on(worker, self._seats[worker], counted=turn.fate is Fate.COUNTED)
 
     def _move_on(self, worker: int, seat: Seat, *, counted: bool = False) -> None:
-        """Move on to a worker's next number; a state saved before an update has the old one.
+        """Increase the sequence of a worker; a state saved before the next update has the old one.
 
-        No state continues from a gradient that does not count: a replay does not compute it.
+        The worker's local state continues only from counted gradients, because a replay does not
+        compute the others.
         """
         self._unsettled.setdefault(worker, seat.sequence)
         seat.sequence += 1
@@ -437,7 +438,7 @@ class ParameterServer:
         try:
             self._optimizer.apply(self.parameters, update.gradient, eta, number, staleness, read)
         except Exception as error:  # a user's own rule may raise anything
-            # No checkpoint: a part of the update may have been made.
+            # No checkpoint: the update may be half done.
             what = f"{type(error).__name__}: {message_of(error)}"
             self._stop = Stop(f"the rule raised at update {number}: {what}")
             return
@@ -468,7 +469,7 @@ class ParameterServer:
             self._dismiss(worker, seat)
             return worker, Stop(REMOVED)
         if self._workers_keep and seat.sequence and not seat.continues:
-            # The number left out tells the worker and every replay to reset its state.
+            # The gap in its sequence tells the worker and every replay to reset its local state.
             self._note("state_reset", worker, seat)
             self._move_on(worker, seat)
         seat.read_version = self.version
@@ -503,7 +504,7 @@ class ParameterServer:
         if self._rejected > self._config.run.max_bad_gradients:
             advice = f"; {remedy(self.version)}" if defect.startswith(NOT_FINITE) else ""
             if self.version % self._config.run.eval_every:
-                # The launcher judges by the loss whether gradients overflow because it diverged.
+                # The launcher tells by the loss whether the run has diverged.
                 self.ledger.evaluation(self.version, self._seconds, self.parameters, needed=True)
             return self.stop(
                 f"{self._rejected} gradients were refused; the last one, of worker "

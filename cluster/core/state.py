@@ -74,7 +74,7 @@ class ServerCounts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     reads
         Worker and version of each snapshot in `State.reads`.
     parts
-        What of each part of the samples is used; empty if they are drawn with replacement.
+        The used positions of each part of the samples; empty if they are drawn with replacement.
     """
 
     version: int
@@ -107,8 +107,8 @@ class State:
     rule
         The state of the update rule.
     reads
-        Snapshots that workers have, if the rule asks for what was read and a log needs them, shape
-        (d,) each.
+        Snapshots that workers hold, shape (d,) each; empty unless the rule needs them and the run
+        has a log.
     """
 
     counts: ServerCounts

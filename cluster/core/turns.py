@@ -16,7 +16,7 @@ from cluster.core.update import Arrival
 
 
 class Fate(Enum):
-    """What becomes of gradients: applied, counted towards the next update, or discarded."""
+    """The fate of gradients: applied, counted towards the next update, or discarded."""
 
     APPLIED = auto()
     COUNTED = auto()
@@ -29,7 +29,7 @@ class Turn(msgspec.Struct, frozen=True, eq=False):
     Attributes
     ----------
     fate
-        What becomes of them.
+        Their fate.
     group
         The gradients: all of an update, or one that is counted or discarded.
     workers
@@ -49,8 +49,8 @@ class Turns:
     until their turn.
 
     With a bound on staleness, a gradient read at version v is due at update v + bound. That update
-    takes all gradients due at it, for which it waits; other gradients are taken one by one as they
-    arrive.
+    waits for all gradients due at it and takes them together; other gradients are taken one by one
+    as they arrive.
 
     Parameters
     ----------
@@ -99,7 +99,7 @@ class Turns:
         self._held[arrival.gradient.worker] = arrival
 
     def clear(self) -> list[Arrival]:
-        """Forget and return the gradients that count, but whose workers do not wait for it."""
+        """Forget the counted gradients; return them if their workers have moved on."""
         counted, self._counted = self._counted, []
         return [] if self._policy.waits else counted
 
@@ -133,7 +133,7 @@ class Turns:
         return Turn(Fate.APPLIED, group, sorted(waiting))
 
     def _waiting(self) -> list[int]:
-        """Return the workers that wait for the next update, towards which they count."""
+        """Return the workers whose counted gradients wait for the next update."""
         return [arrival.gradient.worker for arrival in self._counted] if self._policy.waits else []
 
     def _take_due(self, oldest: int) -> Turn | None:

@@ -60,7 +60,7 @@ class Arrival(msgspec.Struct, frozen=True, eq=False):
 
 
 class Update(msgspec.Struct, frozen=True, eq=False):
-    """Everything needed to apply an update again.
+    """Everything needed to replay an update.
 
     Attributes
     ----------
@@ -73,8 +73,8 @@ class Update(msgspec.Struct, frozen=True, eq=False):
     order
         Position of the stream that draws the next worker, if there is one and a log needs it.
     discarded
-        A row of `DISCARDED_COLUMNS` per gradient that was discarded since the update before. They
-        are logged and recorded with this update; without it their numbers are used again.
+        A row of `DISCARDED_COLUMNS` per gradient that was discarded since the update before. If
+        this update is not logged, their numbers are used again.
     positions
         Of the first sample of each gradient of the update in the epochs, not of those that were
         discarded; empty if samples are drawn with replacement.
@@ -151,13 +151,13 @@ def make_update(
     number
         Number of the update: 0, 1, ...
     shared_updates
-        Number of earlier updates by means.
+        Number of earlier updates that applied a mean.
     seconds
         From the start of the run.
     order, discarded
         Stored in the update.
     placed
-        Whether the samples are those of epochs.
+        Whether samples are drawn by epochs.
     """
     if len(group) == 1:
         arrival, one = group[0], group[0].gradient

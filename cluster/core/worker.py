@@ -32,9 +32,9 @@ class Connection(Protocol):
 class Worker:
     """One worker of a run.
 
-    The random draws for its s-th gradient depend only on the seed, its number and s. After
-    computing a gradient, or the difference that its local steps make, the worker sleeps for the
-    added compute time. The state of a local rule, if it is kept, is in this object alone.
+    The random draws for its s-th gradient depend only on the seed, the worker's number and s. After
+    computing a gradient, or the pseudo-gradient of its local steps, the worker sleeps for the added
+    compute time. Only this object has the state of a local rule that is kept.
 
     Parameters
     ----------
@@ -43,8 +43,8 @@ class Worker:
     problem
         Its problem.
     turn
-        Held while computing, by one at a time of the workers that share the problem; None if it
-        is this worker's alone. Each sleeps outside of its turn.
+        The lock of the workers that share the problem, held while computing but not while
+        sleeping; None if the problem is not shared.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Worker:
         return reply
 
     def compute(self, snapshot: Snapshot) -> Gradient:
-        """Return the gradient at a snapshot, or the difference from there."""
+        """Return the gradient at a snapshot, or the pseudo-gradient of local steps from it."""
         start = time.perf_counter()
         gradient = self._push(snapshot)
         added = self._draws.compute_seconds(self.worker, snapshot.sequence)

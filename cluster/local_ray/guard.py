@@ -2,8 +2,8 @@
 
 Run as a program, it waits until its standard input closes or its parent changes, which happens
 however the driver ends. Then it kills the remaining processes of the driver's Ray and removes its
-directory. If a run was running, it writes the failure to the run's events and to standard error; a
-failure that the driver had recorded and could not say any more, it says. It has its own session and
+directory. If a run was running, it writes the failure to the run's events and to standard error. If
+the driver itself had recorded a failure, the guard prints that one. It has its own session and
 ignores signals for the driver. It imports only the standard library (so it has its own file locks):
 it starts in 50 ms and uses 10 MB.
 """
@@ -83,8 +83,8 @@ class Guard:
     def tell(self, **facts: Any) -> None:
         """Tell a fact: the current `run`, Ray's `directory`, or a `part` of it with its pid.
 
-        A `run` comes with `began`, before which a run there is another one, and `since`, before
-        which a failure there is an earlier one.
+        A `run` comes with two times: a run in this directory that started before `began` is another
+        one, and a failure before `since` is an old one.
         """
         with self._lock:
             if "part" in facts:
@@ -96,14 +96,14 @@ class Guard:
             self._send(facts)
 
     def renew(self) -> None:
-        """Replace the guard if it has died; the new one is told the same."""
+        """Replace the guard if it has died; repeat all facts to the new one."""
         with self._lock:
             if self.process.poll() is not None:
                 self._hang_up()
                 self._start()
 
     def end(self) -> None:
-        """End the guard, which does nothing while its driver is alive."""
+        """End the guard; it does nothing, because its driver is alive."""
         self._hang_up()
         try:
             self.process.wait(_SECONDS_TO_CLEAR)
@@ -119,7 +119,7 @@ class Guard:
 
 @contextmanager
 def guarded() -> Iterator[Guard]:
-    """Start a guard that acts on what it was told if this process dies in the block."""
+    """Start a guard that cleans up, by the facts told to it, if this process dies in the block."""
     guard = Guard()
     try:
         yield guard
@@ -150,7 +150,8 @@ def dead_agent(directory: str) -> str | None:
 def remove(directory: str) -> None:
     """Remove the directory of a Ray, the owner's file last.
 
-    Whatever is left, because something still writes there, another driver can remove by that file.
+    If a process still writes there, files remain; the next driver finds the owner's file and
+    removes them.
     """
     with suppress(OSError):
         for entry in list(os.scandir(directory)):
@@ -163,7 +164,7 @@ def remove(directory: str) -> None:
 
 
 def processes(directory: str) -> list[int]:
-    """Return the processes, with children, of the Ray with its files in `directory`.
+    """Return the process ids, with children, of the Ray with its files in `directory`.
 
     They are recognised by the mark in their environment, or by their open log files if the mark is
     lost: a process title overwrites the environment, and an exiting process has none. Other readers
@@ -250,8 +251,8 @@ class _Facts:
     def poll(self) -> bool:
         """Return whether the driver is alive; record the parts of Ray that died before it.
 
-        Ray ends a driver whose raylet is gone, at once or later. The kernel ends Ray after a driver
-        that is killed: its other children, such as this process, have another parent by then.
+        Ray ends a driver after its raylet has died. If the driver is killed first, Ray's processes
+        die after it and do not count: by then this process has another parent.
         """
         ended = select.select([*self.parts], [], [], 0)[0]
         alive = os.getppid() == self.driver
@@ -271,7 +272,7 @@ class _Facts:
 
 
 def _is_killed(pid: int) -> bool:
-    """Whether a signal ends a process, or it is gone without a trace."""
+    """Whether a process is being killed by a signal, or no longer exists."""
     try:
         code = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[_EXIT_CODE])
         status = Path(f"/proc/{pid}/status").read_text()
@@ -282,10 +283,10 @@ def _is_killed(pid: int) -> bool:
 
 
 def _note_failure(told: _Facts, run: Path, reason: str) -> None:
-    """Say that a run failed, unless it has ended or another process has taken it over.
+    """Print that a run failed, unless it has ended or another process has taken it over.
 
-    Also write it as the event `failed`, unless nothing can be written there any more. If the driver
-    itself had recorded a failure, say that one.
+    Also write the event `failed`, if the directory can still be written. If the driver itself had
+    recorded a failure, print only that one.
     """
     try:
         if not _is_going(run, told.began):
@@ -301,7 +302,7 @@ def _note_failure(told: _Facts, run: Path, reason: str) -> None:
                 content = file.read()
                 torn = b"" if content.endswith(b"\n") or not content else b"\n"
                 event = {"event": "failed", "time": time.time(), "reason": reason}
-                body = json.dumps(event).encode()[:-1]  # with its check, as `asgd.seals` has it
+                body = json.dumps(event).encode()[:-1]  # a line with its check, as in `asgd.seals`
                 file.write(torn + body + b', "check": "%08x"}\n' % zlib.crc32(body))
             (run / "alive").unlink(missing_ok=True)
     except (BlockingIOError, FileNotFoundError):  # taken over, or it never began
@@ -334,7 +335,7 @@ def _locked(path: Path, driver: int) -> Iterator[None]:
             raise BlockingIOError
         yield
         for claim in claims:
-            claim.unlink(missing_ok=True)  # on another host, a launcher need not wait for it
+            claim.unlink(missing_ok=True)  # or launchers on other hosts would wait for its expiry
 
 
 def _is_going(run: Path, began: float) -> bool:
@@ -346,7 +347,7 @@ def _is_going(run: Path, began: float) -> bool:
 
 
 def _recorded(run: Path, since: float) -> str | None:
-    """Return the reason of the failure with which the events end, None if it is an earlier one."""
+    """Return the reason if the last event is a failure since that time, else None."""
     try:
         event = json.loads((run / "events.jsonl").read_bytes().splitlines()[-1])
         if event["event"] == "failed" and event["time"] >= since:

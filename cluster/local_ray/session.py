@@ -163,7 +163,7 @@ def _start_ray(directory: str, object_store_bytes: int, metrics_port: int | None
 
 @contextmanager
 def no_fork_warnings() -> Iterator[None]:
-    """Hide JAX's warning of forks, as Ray's processes become another program at once."""
+    """Hide JAX's warning about forks, as Ray's processes call exec at once."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
         yield
@@ -189,7 +189,7 @@ def check_address(address: str | None) -> None:
     Raises
     ------
     InputError
-        Nothing answers at `address`, or a Ray of our own cannot have its files in order.
+        Nothing answers at `address`, or the temporary directory of a private Ray has no file locks.
     """
     if address is None:
         _check_parent_directory()

@@ -115,17 +115,17 @@ def vitals_of(guard: Guard, directory: str | None = None) -> Iterator[Vitals]:
 def failure_recorded(run: Path, *, new: bool = False) -> Iterator[None]:
     """If this process dies in the block, its guard records that the run failed.
 
-    A `new` run need not be there yet.
+    The directory of a `new` run need not exist yet.
     """
     now = time.time()
-    _at(str(run.resolve()), began=now if new else 0.0, since=now)
+    _tell_run(str(run.resolve()), began=now if new else 0.0, since=now)
     try:
         yield
     finally:
-        _at(None)
+        _tell_run(None)
 
 
-def _at(run: str | None, *, began: float = 0.0, since: float = 0.0) -> None:
+def _tell_run(run: str | None, *, began: float = 0.0, since: float = 0.0) -> None:
     if _ours.guard is not None:
         _ours.guard.tell(run=run, began=began, since=since)
 

@@ -2,9 +2,9 @@
 
 Short vectors, and those in shared memory, have a buffer per connection. Long ones share a pool: a
 connection takes a buffer when the header of a gradient has arrived, and gives it back when the
-answer has been sent. If the pool is empty it reads no more until there is one, so a run with many
-workers takes no more memory than one with few. Meanwhile the gradient stays with its worker and in
-the kernel.
+answer has been sent. If the pool is exhausted, the connection is not read until a buffer is free:
+the gradient stays with its worker and in the kernel. So a run with many workers takes no more
+memory than one with few.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ class BufferPool:
     vectors
         Format of the vectors.
     bounded
-        Whether connections wait for each other's buffers. They must not where an update needs the
-        gradients of several given workers.
+        Whether the pool is limited, so that connections wait for each other's buffers. It must not
+        be if an update needs the gradients of several given workers.
     """
 
     def __init__(self, vectors: VectorFormat, bounded: bool) -> None:
@@ -63,13 +63,13 @@ class BufferPool:
         self._used = 0
 
     def take(self) -> Buffer | None:
-        """Return a buffer; None if as many are in use as may be."""
+        """Return a buffer; None if the pool is exhausted."""
         if self._most is not None and self._used >= self._most:
             return None
         return self.take_one_more()
 
     def take_one_more(self) -> Buffer:
-        """Return a buffer even if more are then in use than may be."""
+        """Return a buffer even if the pool is exhausted."""
         self._used += 1
         buffer = self._free.pop() if self._free else Buffer(self._vectors)
         buffer.users = 1

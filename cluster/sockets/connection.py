@@ -67,7 +67,7 @@ class SocketConnection:
     shared
         Use the local socket and shared memory (on the server's node); else TCP.
     alone
-        Whether no other worker of its process would compute while it waits busily.
+        Whether the worker has its process for itself, so that busy-waiting delays no other.
 
     Raises
     ------
@@ -228,8 +228,8 @@ def may_busy_wait() -> bool:
 def tune(connection: socket.socket, patient: bool = False) -> None:
     """Set TCP_NODELAY and keepalive: send small frames at once and detect a dead machine.
 
-    A patient connection lets the other side, if its machine lives, take in nothing for any time:
-    the server reads a long gradient only when it has memory for it.
+    A patient connection has no timeout for unacknowledged data, because the server reads a long
+    gradient only when it has memory for it.
     """
     if connection.family == socket.AF_UNIX:
         return

@@ -1,4 +1,4 @@
-"""Connections that wait for memory: a server with long vectors reads only what it has room for."""
+"""Connections that wait for memory: the server reads a long gradient only into a free buffer."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class LongVectors:
     pool
         The buffers.
     epoll
-        Where the connections are registered; one that waits for a buffer is read no more.
+        Where the connections are registered; one that waits for a buffer is not read.
 
     Attributes
     ----------
     paused
-        The connections that wait, by descriptor; the first comes first.
+        The connections that wait, by descriptor; the first is served first.
     """
 
     def __init__(self, pool: BufferPool, epoll: select.epoll) -> None:
@@ -36,7 +36,7 @@ class LongVectors:
         self.paused: dict[int, Peer] = {}
 
     def make_room(self, peer: Peer, frame: Frame) -> None:
-        """Find memory for the payload of a frame, or read no more until there is some."""
+        """Find memory for the payload of a frame, or pause the connection until there is some."""
         if frame.kind != wire.PUSH:
             peer.window = peer.head
         elif (buffer := self._pool.take()) is not None:
@@ -56,7 +56,7 @@ class LongVectors:
         self._resume()
 
     def leave(self, peer: Peer, descriptor: int) -> None:
-        """Let others have the memory of a closed connection."""
+        """Release the memory of a closed connection."""
         self.paused.pop(descriptor, None)
         if peer.buffer is None or peer.keeps:
             return

@@ -21,9 +21,9 @@ class Peer:
 
     `window` is the memory to receive into and `got` the number of bytes in it; `accepts` maps the
     kinds of frame that are allowed now to their lengths; `asked` is true while the worker waits for
-    an answer, and `unsent` has the rest of it. `buffer` holds a gradient or a snapshot; a peer that
-    `keeps` its buffer has it for good. `own` is where requests arrive; `head` receives what has no
-    vector, and `top`, its start, a header.
+    an answer, and `unsent` is its unsent part. `buffer` holds a gradient or a snapshot; `keeps`
+    says whether it belongs to the connection and not to a pool. `own` receives requests, `head`
+    frames without a vector, and `top`, its start, headers.
     """
 
     def __init__(self, connection: socket.socket, name: str, deadline: float) -> None:
@@ -85,7 +85,7 @@ class Peer:
         Raises
         ------
         WireError
-            It is none, or such a frame is not allowed now.
+            It is not a header, or such a frame is not allowed now.
         """
         frame = wire.parse(self.window)
         if self.asked or self.unsent:
@@ -100,7 +100,7 @@ class Peer:
 
 
 def after(parts: Sequence[wire.Memory | bytes], sent: int) -> list[memoryview]:
-    """Return the rest of the parts after so many bytes."""
+    """Return the parts without their first `sent` bytes."""
     left = []
     for part in parts:
         if sent < len(part):

@@ -41,7 +41,7 @@ from cluster.sockets.shared_memory import create_memory, shared_vector
 from cluster.sockets.wire import HEADER, Frame, VectorFormat, WireError
 
 _SWEEP_SECONDS = 1.0
-_MOST_UNAUTHENTICATED = 256  # unauthenticated connections
+_MOST_UNAUTHENTICATED = 256
 _REFUSALS_REPORTED = 100
 _OUT = select.EPOLLOUT
 
@@ -68,7 +68,7 @@ class SocketServer:
         self._vectors = vectors
         self._peers: dict[int, Peer] = {}
         self._workers: dict[int, Peer] = {}
-        self._unauthenticated: dict[int, Peer] = {}  # unauthenticated, the oldest first
+        self._unauthenticated: dict[int, Peer] = {}  # the oldest first
         self._broken: list[tuple[Peer, str]] = []
         self._refusals = 0
         self._busy_waits = False
@@ -336,10 +336,10 @@ class SocketServer:
     def _answer_long(
         self, peer: Peer, reply: Snapshot, encoded: tuple[Array, Buffer] | None
     ) -> tuple[Array, Buffer]:
-        """Send a snapshot from the buffer of the gradient it answers, or from that of others.
+        """Send a snapshot from the buffer of the gradient it answers, or from one already encoded.
 
-        `encoded` has the parameters that were encoded last, and their buffer; it is returned too.
-        The caller uses the buffer until it has sent every reply.
+        `encoded` has the parameters that were encoded last, and their buffer; the same is returned
+        for this snapshot. The caller uses the buffer until it has sent every reply.
         """
         if encoded is None or encoded[0] is not reply.parameters:
             if encoded is not None:
@@ -388,7 +388,7 @@ class SocketServer:
             self._answered(peer)
 
     def _answered(self, peer: Peer) -> None:
-        """Receive the next request; memory for long vectors is free for others."""
+        """Receive the next request; release the memory for a long vector."""
         if not peer.keeps and peer.buffer is not None:
             buffer, peer.buffer = peer.buffer, None
             self._long.give_back(buffer)

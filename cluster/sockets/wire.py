@@ -110,7 +110,7 @@ class VectorFormat:
     dtype
         "float64", "float32" or "bfloat16".
     precision
-        The dtype of the parameters, to which what arrives is converted.
+        The dtype of the parameters; received vectors are converted to it.
     """
 
     dimension: int

@@ -26,7 +26,7 @@ from cluster.storage.lease import Lease
 from cluster.storage.write_ahead import cut_log, remove_log
 
 _NO_ROWS = {name: np.empty(0, kind) for name, kind in TRACE_COLUMNS.items()}
-_HURRIED_SECONDS = 2.0  # for a loss, when the user waits for the end
+_HURRIED_SECONDS = 2.0  # for each loss after `hurry`
 
 
 class EvaluationError(Exception):
@@ -52,11 +52,11 @@ class Recorder:
     first_loss
         The loss before the first update, None until it is known.
     latest_loss
-        The update evaluated last and its loss.
+        Update and loss of the last evaluation.
     latest_metrics
         The metrics evaluated last.
     goal
-        That `run.target_loss` was reached, with the first loss that did.
+        Message that `run.target_loss` was reached, with the first such loss; None before.
     """
 
     def __init__(
@@ -126,9 +126,9 @@ class Recorder:
         return True
 
     def work(self, work: Work) -> float:
-        """Evaluate losses and save a checkpoint, of records that are written; as `record`.
+        """Evaluate the losses and save the checkpoint of written records.
 
-        Another thread may write records meanwhile.
+        Returns and raises as `record`. Another thread may write records meanwhile.
         """
         start = time.perf_counter()
         losses = self._losses(work.evaluations)

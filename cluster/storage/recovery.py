@@ -91,7 +91,7 @@ def start_server(
 
 
 def reached_version(path: Path) -> int:
-    """Return how many updates of a run are on record, in its log, or known to have been made."""
+    """Return the number of updates of a run that are recorded or in its log."""
     recorded = recorded_updates(path)
     for checkpoint in paths(path / CHECKPOINTS):
         try:

@@ -53,7 +53,7 @@ def test_a_straggler_is_named_and_the_rest_is_fitted(
 ) -> None:
     run = straggling(tmp_path / "run", seconds)
     fit = fit_run(run)
-    assert str(fit).startswith(f"Worker 7 {times}: left out, what follows is of the")
+    assert str(fit).startswith(f"Worker 7 {times}: left out; the results are those of the")
     assert fit.start_up < 200
     assert fit.workers == 7
     assert fit.conservation is not None

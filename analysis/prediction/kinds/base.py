@@ -1,7 +1,7 @@
-"""What a model of the loss curve has: up to three methods.
+"""The interface of a model of the loss curve.
 
-An ensemble of simulated paths, which every model has; exact moments for linear gradients; one mean
-path with linear noise around it, (F1).
+A model has up to three methods: an ensemble of simulated paths, always; exact moments for linear
+gradients; one mean path with linear noise around it, (F1).
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ class Model(ABC):
     label
         Name in tables and figures.
     replays
-        Whether the model takes the recorded reads, so that any update rule, any choice of
-        gradients and batches that are not independent draws go with it.
+        Whether the model uses the recorded reads. Such a model supports any update rule, any policy
+        of the server, and batches that are not independent draws.
     measured
-        Whether it takes the measured law or reads, instead of assuming a law.
+        Whether it uses the measured law or reads, instead of assuming a law.
     has_fast
         Whether it has a mean path for `fast`.
     """
@@ -54,12 +54,12 @@ class Model(ABC):
 
     @abstractmethod
     def path_model(self, setting: RunSetting, seed: int) -> PathModel:
-        """Return what `simulate` simulates.
+        """Return the paths to simulate.
 
         Parameters
         ----------
         seed
-            Of random numbers that all paths share, if any.
+            Seed of random numbers that all paths share, if any.
         """
 
     def has_exact(self, setting: RunSetting) -> bool:

@@ -1,4 +1,4 @@
-"""The model that is given the staleness of every update."""
+"""The model with the measured staleness of every update."""
 
 from __future__ import annotations
 
