@@ -171,10 +171,10 @@ class Fleet:
                 f"the parameter server died {self._deaths + 1} times without passing the "
                 f"checkpoint of update {self._restored}; last cause: {cause}"
             )
-        # Workers on a node that is gone may live on for a while, without a server.
+        # Workers on the server's lost node may run on for a while, cut off from the new server.
         separated = self._server_node not in alive_nodes()
         self._start_server(f"the server or its recorder died: {cause}")
-        # A worker loses its connection, then makes this call.
+        # A worker first loses its connection and ends its old call, then begins the new one.
         workers = [*self.running.values(), *self._ended]
         self.running.clear()
         self._ended.clear()
@@ -256,7 +256,7 @@ class Fleet:
         return _start(WorkerActor, **options), node
 
     def _leave_process(self, worker: int) -> None:
-        """Forget the process of a worker, and end it if no other is left in it."""
+        """Forget the process of a worker, and end it if it has no other worker."""
         process = self._workers.pop(worker)
         if process not in self._workers.values():
             ray.kill(process)
@@ -328,7 +328,7 @@ class Fleet:
     def _lose_process(
         self, worker: int, reason: str, others: str, status: Status, now: float
     ) -> None:
-        """Note the loss of a worker and its process; `others` is the reason of those in it."""
+        """Note the loss of a worker's process; `others` is the reason for its other workers."""
         process = self._workers[worker]
         together = {other for other, its in self._workers.items() if its == process}
         for task, other in list(self.running.items()):
@@ -367,6 +367,6 @@ class Fleet:
 
 
 def _on_host(node: str) -> dict[str, str]:
-    """Return the field of an event that names the host of a node, none if there is one node."""
+    """Return the event field that names the host of a node, none in a cluster of one node."""
     host = host_name(node)
     return {} if host is None else {"host": host}
