@@ -310,7 +310,7 @@ def whatif(
     from asgd.records.columns import is_record
 
     if not is_record(record):
-        raise InputError(f"{record}: not a record of a log; `asgd plan` tells this of runs")
+        raise InputError(f"{record}: expected a record of a log; for runs, use `asgd plan`")
     study = RecordStudy.open(record)
     if isinstance(study.profile, MeansProfile):
         sentences = bounds_of_caps(study.profile, caps)

@@ -153,8 +153,8 @@ def stability_limits(
     Raises
     ------
     InputError
-        A number is outside its range; the mean of the law belongs to no whole number of workers and
-        none is given; or independent lags come from something other than a law.
+        A number is outside its range; the mean of the law is P - 1 for no whole number P, and
+        `workers` is not given; or independent lags come from something other than a law.
     """
     if not curvature > 0:
         raise InputError(f"curvature = {curvature}: expected a positive number")
@@ -172,7 +172,7 @@ def stability_limits(
         team = 0 if independent else workers or _workers_of(staleness)
         limits = _of_law(staleness, team, momentum, staleness_aware, mean_square, seed)
     elif workers not in (None, staleness.workers):
-        raise InputError(f"workers = {workers}: expected {staleness.workers}, as the turns have")
+        raise InputError(f"workers = {workers}: expected {staleness.workers}, those of the turns")
     else:
         mode = _Mode(staleness, staleness.workers, momentum, staleness_aware, seed)
         limits = mode.limits(mean_square)
@@ -197,8 +197,8 @@ def _workers_of(law: StalenessLaw) -> int:
     workers = round(wanted)
     if abs(workers - wanted) > 0.05 * wanted:
         raise InputError(
-            f"staleness = a law of mean {law.mean():.3g}: expected that of a whole number of "
-            "workers, less one; pass `workers`, or `independent = True`"
+            f"staleness = a law of mean {law.mean():.3g}: expected P - 1 for a whole number P of "
+            "workers; pass `workers`, or `independent = True`"
         )
     return workers
 

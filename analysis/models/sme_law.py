@@ -188,8 +188,8 @@ def _whole_pool(law: StalenessLaw) -> int:
     workers = 1 + law.mean()
     if abs(workers - round(workers)) > _OFF:
         raise InputError(
-            f"law = {law!r}: expected the mean of a whole number of workers, not of {workers:.4g}, "
-            "or the argument `workers`"
+            f"law = {law!r}: expected a mean of P - 1 for a whole number P of workers, not "
+            f"P = {workers:.4g}, or the argument `workers`"
         )
     return round(workers)
 

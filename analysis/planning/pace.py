@@ -246,8 +246,8 @@ def _refuse_policy(config: RunConfig) -> None:
         value = getattr(config.cluster, key)
         if value is not None:
             raise InputError(
-                f"cluster.{key} = {value} in mode {config.cluster.mode!r}: a plan knows neither "
-                "speed nor staleness under it: expected none; `asgd simulate` shows both"
+                f"cluster.{key} = {value} in mode {config.cluster.mode!r}: expected none for a "
+                "plan, which cannot tell speed and staleness under it; `asgd simulate` shows both"
             )
 
 
