@@ -14,7 +14,7 @@ Columns = dict[str, npt.NDArray[Any]]  # of a table, by name, all of the same le
 
 
 def converted(array: npt.NDArray[Any], dtype: np.dtype[Any]) -> Array:
-    """Return an array in a precision: itself, or a copy in which overflows are infinite."""
+    """Return an array as `dtype`: itself, or a copy in which overflows are infinite."""
     if array.dtype == dtype:
         return array
     with np.errstate(over="ignore"):
@@ -22,7 +22,7 @@ def converted(array: npt.NDArray[Any], dtype: np.dtype[Any]) -> Array:
 
 
 def number_type(name: str) -> np.dtype[Any]:
-    """Return a type of floating-point numbers; NumPy does not know bfloat16."""
+    """Return the floating-point type of this name; NumPy itself does not know bfloat16."""
     if name != "bfloat16":
         return np.dtype(name)
     import ml_dtypes  # few runs need it
@@ -32,14 +32,14 @@ def number_type(name: str) -> np.dtype[Any]:
 
 
 def sent_as(wire_dtype: str, precision: np.dtype[Any]) -> str:
-    """Return the name of the type of vectors in messages: `cluster.wire_dtype`, if it is narrower.
+    """Return the type name of vectors in messages: `cluster.wire_dtype`, if it is narrower.
 
     Parameters
     ----------
     wire_dtype
         "auto" or the name of a type.
     precision
-        That of the parameters.
+        Type of the parameters.
     """
     if wire_dtype == "auto" or number_type(wire_dtype).itemsize >= precision.itemsize:
         return precision.name
@@ -47,7 +47,7 @@ def sent_as(wire_dtype: str, precision: np.dtype[Any]) -> str:
 
 
 def euclidean_norm(vector: Array) -> float:
-    """Return |vector|; without a warning infinite if the square overflows in float64."""
+    """Return |vector|; infinite, without a warning, if its square overflows in float64."""
     norm = math.sqrt(np.vdot(vector, vector))  # unlike dot, vdot overflows without a warning
     if norm < math.inf or vector.dtype == np.float64:
         return norm

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 
 def counted(number: int | str, nouns: str) -> str:
-    """Return a number and its noun; the plural is given: "1 step", "2,000 steps"."""
+    """Return a number and its noun, given in the plural: "1 step", "2,000 steps"."""
     shown = number if isinstance(number, str) else f"{number:,}"
     return f"{shown} {nouns.removesuffix('s') if shown == '1' else nouns}"
 

@@ -101,7 +101,7 @@ class ComputeTime:
 
 @dataclass(frozen=True)
 class CycleTimes:
-    """The times of a worker's cycle other than computing, in seconds.
+    """The fixed times of a worker's cycle, in seconds.
 
     Attributes
     ----------

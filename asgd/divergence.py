@@ -15,7 +15,7 @@ NOT_FINITE = "not finite"  # start of the defect of a gradient with nan or inf
 
 
 def not_finite(gradient: Array) -> str:
-    """Return the defect of a gradient with nan or inf; an overflow in float32 is named as one."""
+    """Return the defect of a gradient with nan or inf; the text tells an overflow in float32."""
     if gradient.dtype == np.float32 and np.isinf(gradient).any():
         return f"{NOT_FINITE} in float32, which ends at 3.4e38"
     return NOT_FINITE

@@ -62,8 +62,8 @@ class WorkerDraws:
     ) -> npt.NDArray[np.int64]:
         """Return the sample numbers of a gradient, shape (size,).
 
-        They are drawn with replacement, or are those from a `position` of the epochs on. `sequence`
-        counts gradients; a push of several counts as many, see `asgd.local_steps`.
+        They are drawn with replacement, or are the next ones from `position` in the epochs on.
+        `sequence` counts gradients, not pushes, see `asgd.local_steps`.
         """
         if self._orders is not None:
             return self._orders.batch(worker, position, size)
@@ -78,9 +78,9 @@ class WorkerDraws:
     def batches(
         self, worker: npt.NDArray[np.int64], sequence: npt.NDArray[np.int64], size: int
     ) -> npt.NDArray[np.int64]:
-        """Return `batch` of one gradient each of different workers, shape (gradients, size).
+        """Return `batch` for one gradient of each of these workers, shape (gradients, size).
 
-        Only for batches that are drawn with replacement.
+        No worker may occur twice, and the batches must be drawn with replacement.
         """
         number, row = np.divmod(sequence, _rows(size))
         if self._table.batches.shape[2] != size:
@@ -93,7 +93,7 @@ class WorkerDraws:
         return table.batches[worker, row]
 
     def compute_seconds(self, worker: int, sequence: int) -> float:
-        """Return the time added to the computation of what is pushed, in seconds."""
+        """Return the time added to the computation of a push, in seconds."""
         number, row = divmod(sequence, _ROWS)
         kept, times = self._times.get(worker, (-1, []))
         if kept != number:
@@ -118,7 +118,7 @@ class WorkerDraws:
         return times
 
     def _times_of(self, worker: int, number: int) -> npt.NDArray[np.float64]:
-        """Return the times of a block of 64 pushes: of each, the sum over its gradients."""
+        """Return the times of a block of 64 pushes, each the sum over its gradients."""
         blocks = range(number * self._gradients, (number + 1) * self._gradients)
         drawn = [
             self._compute_time.draw_many(worker, _ROWS, self._time_stream.at(worker, block))

@@ -1,4 +1,4 @@
-"""Ends a run with success before its last update, where its configuration says so."""
+"""Goals in a configuration that end a run, with success, before its last update."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from asgd.config.tables import RunConfig
 
 
 def reached_target(config: RunConfig, loss: float, update: int) -> str | None:
-    """Return that a loss is at `run.target_loss` or below, None if it is not."""
+    """Return the reason to end a run if a loss is at `run.target_loss` or below, else None."""
     target = config.run.target_loss
     if target is None or not loss <= target:
         return None
@@ -14,7 +14,7 @@ def reached_target(config: RunConfig, loss: float, update: int) -> str | None:
 
 
 def time_is_up(config: RunConfig, seconds: float) -> str | None:
-    """Return that `run.max_seconds` have passed, None if they have not."""
+    """Return the reason to end a run if `run.max_seconds` have passed, else None."""
     most = config.run.max_seconds
     if most is None or seconds < most:
         return None

@@ -50,9 +50,9 @@ class LocalState:
     optimizer
         The rule with its arrays.
     steps
-        Steps made since they were new.
+        Steps made since the arrays were new.
     following
-        Number of the push that continues from here.
+        Number of the push that continues from this state.
     """
 
     optimizer: Optimizer
@@ -70,7 +70,7 @@ class LocalSteps:
     steps
         H.
     keeps
-        Whether its state is kept from push to push.
+        Whether the state of the rule is kept from push to push.
     """
 
     def __init__(self, rule: Rule, learning_rate: float, steps: int, keeps: bool) -> None:
@@ -80,7 +80,7 @@ class LocalSteps:
 
     @classmethod
     def of(cls, config: RunConfig) -> LocalSteps | None:
-        """Return the local steps of a run; None without any."""
+        """Return the local steps of a run; None if it has none."""
         optimizer, rule = config.optimizer, make_local_rule(config)
         if rule is None or optimizer.local is None:
             return None
@@ -150,7 +150,7 @@ class Pushes:
     def push(
         self, worker: int, sequence: int, start: Array, samples: int, position: int = 0
     ) -> Array:
-        """Return what a worker pushes, as it arrives: both vectors are rounded like messages.
+        """Return the push of a worker as the server gets it: `start` and push are rounded as sent.
 
         Parameters
         ----------
@@ -159,9 +159,9 @@ class Pushes:
         start
             Its snapshot, shape (d,).
         samples
-            In all of its batches together.
+            Number of samples in all of its batches together.
         position
-            Of the first sample in the epochs (`asgd.epochs`), which go with one batch alone.
+            Position of the first sample in the epochs (`asgd.epochs`); unused without epochs.
 
         Returns
         -------
@@ -186,14 +186,14 @@ class Pushes:
     def pushes(
         self, worker: Integers, sequence: Integers, start: Array, samples: int, *, distinct: bool
     ) -> Array:
-        """Return what several workers push, shape (pushes, d); as `push`.
+        """Return `push` for several pushes, shape (pushes, d).
 
         Parameters
         ----------
         start
             Their snapshots, shape (pushes, d).
         samples
-            In all batches of one push together.
+            Number of samples in all batches of one push together.
         distinct
             Whether no worker occurs twice.
         """
@@ -216,7 +216,7 @@ class Pushes:
         )
 
     def _sent(self, vectors: Array) -> Array:
-        """Return vectors as they arrive: rounded by `cluster.wire_dtype`, in their precision."""
+        """Return vectors rounded to `cluster.wire_dtype`, in their own precision."""
         if self._sent_as == self._problem.dtype:
             return vectors
         return converted(converted(vectors, self._sent_as), vectors.dtype)

@@ -21,7 +21,7 @@ _METADATA = "__metadata__"  # key of the metadata in an .npz file
 
 
 def packed(arrays: Mapping[str, Array], metadata: dict[str, str], path: Path, where: str) -> bytes:
-    """Return the content of a file of named arrays; its suffix is the format.
+    """Return the content of a file of named arrays, in the format of its suffix.
 
     Raises
     ------
@@ -47,7 +47,7 @@ def read_arrays(path: Path, where: str) -> dict[str, Array]:
     read = _of_suffix(path, where, formats)
     try:
         arrays: dict[str, Array] = read(path)
-    except InputError:  # a ValueError too, and complete
+    except InputError:  # is a ValueError too; its message is complete
         raise
     except (OSError, ValueError, BadZipFile, EOFError, RuntimeError) as error:
         raise InputError(f"{where}: cannot be read ({' '.join(str(error).split())})") from None

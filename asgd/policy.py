@@ -1,11 +1,11 @@
 """The policy of the server: which gradients make the next update, and what becomes of the others.
 
-Real runs and virtual time share it. Of the gradients in order of arrival, one that is too old is
+Real and simulated runs share it. Gradients are taken in order of arrival. One that is too stale is
 discarded; every other one counts towards the next update, which is the mean of those that count.
 
     mode                          gradients  oldest         waits
     async                         1          discard_above  no     Ringmaster ASGD
-    buffered                      K          discard_above  no     FedBuff; Rennala SGD above 0
+    buffered                      K          discard_above  no     FedBuff; with 0, Rennala SGD
     sync                          all        0              yes
     sync, K, late = "discard"     K          0              yes    K fastest of P
     sync, K, late = "keep"        K          none           yes
@@ -33,7 +33,7 @@ class Policy:
     gradients
         Number of gradients of an update; None for those of all workers.
     oldest
-        A gradient with a larger staleness on arrival is discarded, in updates; inf for none.
+        Largest accepted staleness on arrival, in updates; inf if nothing is discarded.
     waits
         Whether a worker waits for the update that its gradient counts towards. Otherwise it gets
         the newest snapshot at once, and may deliver several gradients for one update.

@@ -58,7 +58,7 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
 
 
 def _forget_unused_momentum(data: dict[str, Any]) -> None:
-    """Remove the factor of another rule: the records of 0.1.0 contain it with every rule."""
+    """Remove `momentum` from a rule that has none: version 0.1.0 stored it with every rule."""
     optimizer = data.get("optimizer")
     if not isinstance(optimizer, dict):
         return
@@ -106,7 +106,7 @@ def make_config(data: Mapping[str, Any] | None = None) -> RunConfig:
     refuse_unknown_keys(RunConfig, data)
     refuse_infinite(data)
     if (optimizer := data.get("optimizer", {})).get("local_steps") is not None:
-        # The server takes the whole difference, unless it is told otherwise.
+        # By default, the server applies the whole difference of the local steps.
         data = {**data, "optimizer": {"learning_rate": 1.0, **optimizer}}
     try:
         config = msgspec.convert(data, RunConfig)
@@ -139,7 +139,7 @@ def as_config(config: Configuration) -> RunConfig:
         return config
     if isinstance(config, str | Path):
         return load_config(config)
-    if config is None:  # a forgotten value, where `make_config()` asks for the defaults
+    if config is None:  # probably a mistake; `make_config()` returns the defaults
         raise InputError("configuration = None: expected a mapping, a file or a RunConfig")
     return make_config(config)
 

@@ -9,7 +9,7 @@ from asgd.errors import did_you_mean
 
 _MOMENTS = {"beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8}
 _FACTOR = {"momentum": 0.9}
-# With their defaults; None has to be given.
+# The keys of each rule with their defaults; None has no default and must be given.
 RULES: dict[str, dict[str, float | None]] = {
     "sgd": {},
     "momentum": {**_FACTOR},
@@ -24,9 +24,9 @@ RULES: dict[str, dict[str, float | None]] = {
     "delay_compensated": {"compensation": 0.04},
 }
 RULE_KEYS = (*sorted({key for keys in RULES.values() for key in keys}), "options")
-# Rules of a worker's own steps: its own gradients are never stale.
+# Rules for local steps, whose gradients are never stale.
 LOCAL_RULES = ("sgd", "momentum", "nesterov", "adam", "adamw", "rmsprop")
-MOST_SAMPLES = 2**31 - 1  # of a push: the trace has four bytes for them
+MOST_SAMPLES = 2**31 - 1  # of a push: the trace stores their number in four bytes
 LOCAL_KEYS = ("local_rule", "local_learning_rate", "local_state", "local_options")
 
 
@@ -72,12 +72,12 @@ def check_local(rule: str, batch_size: int, given: Mapping[str, Any]) -> None:
 
 
 def check_local_rule(rule: str, options: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the keys of a rule of ours for a worker's own steps.
+    """Return the keys of a built-in rule for local steps.
 
     Raises
     ------
     ValueError
-        It is none, or does not take one of the options.
+        There is no such rule for local steps, or it does not take one of the options.
     """
     if rule not in LOCAL_RULES:
         raise ValueError(
@@ -94,25 +94,25 @@ def check_local_rule(rule: str, options: Mapping[str, Any]) -> tuple[str, ...]:
     return keys
 
 
-def _that_take(key: str) -> str:
+def _rules_with(key: str) -> str:
     *others, last = [rule for rule, keys in RULES.items() if key in keys] or ["a rule of your own"]
     return f"{', '.join(others)} or {last}" if others else last
 
 
 def left_out(rule: str, own: bool, given: Mapping[str, Any]) -> dict[str, float]:
-    """Return the keys that a rule takes and that are not given, with their defaults.
+    """Return the defaults of the keys of a rule that are not given.
 
     Parameters
     ----------
     own
-        Whether the rule is the user's, which takes `options` alone.
+        Whether the rule is user-defined; such a rule takes `options` alone.
     given
         The values of `RULE_KEYS`, None or empty if they are not given.
 
     Raises
     ------
     ValueError
-        There is no such rule, it does not take a key, or one has to be given.
+        There is no such rule, it does not take a given key, or it needs a missing one.
     """
     if rule not in RULES and not own:
         hint = did_you_mean(rule, RULES)
@@ -124,7 +124,7 @@ def left_out(rule: str, own: bool, given: Mapping[str, Any]) -> dict[str, float]
         if value not in (None, {}) and key not in takes:
             raise ValueError(
                 f"{key} = {value!r} does not belong to rule = {rule!r}: expected it with "
-                f"{_that_take(key)}"
+                f"{_rules_with(key)}"
             )
     defaults: dict[str, float] = {}
     for key, default in RULES.get(rule, {}).items():

@@ -84,15 +84,15 @@ class ProblemConfig(_Table, frozen=True):
 class DataConfig(_Table, frozen=True):
     """Which samples a worker draws, and how.
 
-    With `shards = "shared"`, every worker draws from all samples. Otherwise each of the workers at
-    the start sees its own part, all of one size but for one sample: `"partition"` deals the samples
-    out at random, `"by_label"` in the order of their classes, and `"dirichlet"` with the shares of
-    the classes that each worker draws from a Dirichlet law; the smaller `alpha`, the more they
-    differ. See `asgd.shards`.
+    With `shards = "shared"`, every worker draws from all samples. Otherwise each initial worker
+    draws from its own part, and the sizes of the parts differ by at most one sample. `"partition"`
+    divides the samples at random, `"by_label"` in the order of their classes. With `"dirichlet"`,
+    the shares of the classes in each part follow a Dirichlet law; the smaller `alpha`, the more
+    the parts differ. See `asgd.shards`.
 
     With `sampling = "replacement"`, a batch is drawn independently of all others. With `"epoch"`,
-    the team goes through the samples in a new random order each epoch and uses every one once, see
-    `asgd.epochs`; of divided samples, each part has epochs of its own.
+    the workers together use every sample once per epoch, in a new random order each time; if the
+    samples are divided, each part has its own epochs. See `asgd.epochs`.
     """
 
     shards: Literal["shared", "partition", "by_label", "dirichlet"] = "shared"
@@ -198,7 +198,7 @@ class OptimizerConfig(_Table, frozen=True):
 
     @property
     def local(self) -> OptimizerConfig | None:
-        """The optimizer of a worker's own steps; None without any."""
+        """The optimizer of the local steps; None without local steps."""
         if self.local_steps is None:
             return None
         rule, options = self._local_rule, self.local_options
@@ -217,12 +217,12 @@ class OptimizerConfig(_Table, frozen=True):
 
 
 def _resolved_local(rule: str, options: dict[str, Any]) -> dict[str, Any]:
-    """Return the rule of a worker's own steps and its options, with their defaults filled in.
+    """Return the rule of the local steps and its options, with their defaults filled in.
 
     Raises
     ------
     ValueError
-        There is no such rule for them, or it does not take an option.
+        There is no such rule for local steps, or it does not take an option.
     """
     if not _names_code(rule):
         keys = check_local_rule(rule, options)
@@ -266,14 +266,14 @@ class ClusterConfig(_Table, frozen=True):
     server's node, tcp for the others) or "auto". Messages carry vectors in the precision of the
     parameters, never a higher one; `wire_dtype` "float32" or "bfloat16" rounds them on the way.
 
-    Only one launcher and its newest server write the run directory. `lease = "flock"` makes sure of
-    it by locks of the file system, `"file"` by files where there are no locks.
+    Only one launcher and its newest server write the run directory. `lease = "flock"` ensures this
+    by file locks, `"file"` by heartbeat files on file systems without locks.
 
     Ray gives each worker `gpus_per_worker` accelerators, a fraction below 1 or a whole number; with
     0, neither the workers nor the evaluation of the loss see one. A worker computes on
     `threads_per_worker` threads. `workers_per_process` workers share a process and its problem:
-    they compute one gradient at a time and wait side by side, so many workers that mostly wait
-    take little memory.
+    they compute one gradient at a time, but wait at the same time, so many workers that mostly
+    wait take little memory.
     """
 
     workers: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 4
@@ -350,11 +350,11 @@ class RunSettings(_Table, frozen=True):
     first loss and 1. `repeats` is the number of runs, with seeds `seed`, `seed` + 1, ..., that are
     stored together.
 
-    The run ends early, with success, at the first evaluated loss not above `target_loss`, or after
-    `max_seconds`, from the first snapshot on; in a simulation these are virtual.
+    The run ends early, with success, at the first evaluated loss not above `target_loss`, or
+    `max_seconds` (virtual in a simulation) after the first snapshot.
 
-    Where evaluating losses takes longer than training, the updates wait. With
-    `evaluations = "skip"` they do not: losses for which there is no time are left out, on record.
+    If evaluating the losses takes longer than training, the updates wait. With
+    `evaluations = "skip"` they do not: the run skips losses, and records which.
     """
 
     updates: Annotated[int, msgspec.Meta(ge=1, le=10**9)] = 5000
@@ -389,7 +389,7 @@ class MetricsConfig(_Table, frozen=True):
 
 
 class RunConfig(_Table, frozen=True):
-    """The configuration of a run: a table for each attribute, a key for each of theirs."""
+    """The configuration of a run: each attribute is a table, and its attributes are the keys."""
 
     problem: ProblemConfig = ProblemConfig()
     data: DataConfig = DataConfig()

@@ -39,7 +39,7 @@ class LiveRun:
     lines
         Print a line every 10 s if there is no terminal.
     first
-        What is done before the first progress.
+        Text shown before the first progress.
     console
         Output; standard error by default.
     clock
@@ -161,7 +161,7 @@ class LiveRun:
 
 
 class Importing:
-    """Says on a terminal that the problem is imported, until more is shown; elsewhere nothing.
+    """Shows on a terminal that the problem is being imported; elsewhere nothing.
 
     Parameters
     ----------
@@ -188,7 +188,7 @@ class Importing:
         self.stop()
 
     def stop(self) -> None:
-        """Show nothing any more."""
+        """Remove the message."""
         if self._status is not None:
             self._status.stop()
 

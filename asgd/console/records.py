@@ -97,7 +97,7 @@ def verify_record(path: Path, as_json: bool) -> None:
 
 
 def sentences(about: About) -> list[str]:
-    """Return what was left out, what is special, and what is unknown, a sentence each."""
+    """Return the left-out rows, the notes and the unknown facts of a record, as sentences."""
     from asgd.records.columns import left_out_rows
 
     left_out = [f"Left out: {rows}." for rows in left_out_rows(about.left_out)]

@@ -6,8 +6,8 @@ have general implementations in terms of these; a subclass may override them wit
 Every method is vectorised over leading axes of `x`, written `...` below: a single point is
 `(d,)`, an ensemble of paths `(paths, d)`.
 
-A problem has one precision, its `dtype`. A run keeps, sends and saves its parameters in it, and
-gives them to the problem in it; a gradient of another precision is converted by the worker.
+A problem has one precision, its `dtype`. A run keeps, sends and saves its parameters in this
+precision; the worker converts a gradient of another precision.
 
 Array arguments are valid only during the call: a worker passes read-only views of its receive
 buffer, which its gradient and the next snapshot overwrite. A problem must copy an array to keep it.
@@ -34,10 +34,10 @@ Indices = npt.NDArray[np.integer[Any]]
 
 POINTS_AT_ONCE = 16
 FEW_SAMPLES = 32  # up to this many samples, one `gradient` call per sample is cheap
-MOST_METRICS = 64  # names of a problem
+MOST_METRICS = 64  # of a problem
 _BLOCK_ENTRIES = 1 << 21  # entries of the sample gradients held in memory at once
 _RESAMPLED = 256  # batch size of the resampled noise
-# The precisions of a problem, and the relative error of a gradient by rounding in each.
+# The precisions of a problem, and the relative rounding error of a gradient in each.
 ROUNDING: dict[np.dtype[Any], float] = {np.dtype(np.float64): 1e-9, np.dtype(np.float32): 1e-4}
 
 
@@ -55,7 +55,7 @@ class Problem(ABC):
     dtype
         Precision of the parameters: float64 or float32.
     start
-        x_0 in place of the `initial_point`, shape (d,), if the configuration names a file.
+        x_0 from `problem.initial_from`, shape (d,); None: `initial_point` returns x_0.
     """
 
     dim: int
@@ -66,9 +66,9 @@ class Problem(ABC):
 
     @property
     def points_at_once(self) -> int:
-        """Number of points from which on a call costs the same for each.
+        """Number of points in a call from which on the time per point no longer falls.
 
-        Fewer share the reading of the data, or the overhead of the call, among too few.
+        With fewer points, reading the data or the overhead of the call dominates.
         """
         return POINTS_AT_ONCE
 
@@ -100,7 +100,7 @@ class Problem(ABC):
 
     @cached_property
     def rounding(self) -> float:
-        """Relative error of its gradients by rounding, which a trial and a replay tolerate."""
+        """Relative rounding error of the gradients, which a trial and a replay tolerate."""
         return ROUNDING[self.dtype]
 
     @cached_property
@@ -231,7 +231,7 @@ def starting_point(problem: Problem, seed: int) -> Array:
 
 
 def precision(value: Any, where: str) -> np.dtype[Any]:
-    """Return what a NumPy, JAX or PyTorch type, or its name, says about the precision of a problem.
+    """Return the precision of a problem from a NumPy, JAX or PyTorch type or its name.
 
     Raises
     ------
@@ -249,8 +249,8 @@ def precision(value: Any, where: str) -> np.dtype[Any]:
 
 
 def gradient_of_batch(problem: Problem, x: Array, indices: Indices) -> Array:
-    """Return what a worker sends: the gradient at one point (d,), in the precision of the point.
+    """Return the gradient at one point (d,), in the precision of the point, as a worker sends it.
 
-    If the problem computes in a higher precision, too large entries become infinite.
+    If the problem computes in a higher precision, overflows become infinite.
     """
     return converted(np.asarray(problem.gradient(x, indices)), x.dtype)

@@ -35,14 +35,14 @@ def make_problem(config: Configuration | ProblemConfig, *, tried: bool = False) 
     config
         A configuration, nested mappings or a file; its table `problem` is used.
     tried
-        Another process has tried it with this configuration and gives the points, so the trial of
-        a plug-in, which holds ten vectors, and x_0 are left out.
+        Another process has already tried the problem, and x_0 is not needed: skip the trial of a
+        plug-in, which takes the memory of ten vectors, and `initial_from`.
 
     Raises
     ------
     InputError
-        A plug-in does not import, its factory does not return a problem, or the file that it
-        starts from is not of this problem.
+        A plug-in cannot be imported, its factory does not return a problem, or `initial_from`
+        does not fit the problem.
     """
     if not isinstance(config, ProblemConfig):
         config = as_config(config).problem

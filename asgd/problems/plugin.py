@@ -10,16 +10,15 @@ The factory is called with the entries of `problem.options` and returns an objec
 and optionally `dtype`, the precision of the parameters (float64, or "float32"), `labels`, the class
 of each sample, whole numbers of shape (n,), `sample_gradients(x)` of shape (n, d),
 `gradient_noise(x, rng)` of shape (d,) with covariance S(x), `hessian(x)` of shape (d, d), and
-`metrics(x)`, numbers by name. Floats of any size, including
-bfloat16, in arrays or lists, are converted to that precision; an overflow is reported. If `indices`
-has a default value, the full gradient is `gradient(x)`, otherwise `gradient(x, all sample
-numbers)`.
+`metrics(x)`, numbers by name. Floats of any size, including bfloat16, in arrays or lists, are
+converted to that precision; an overflow is reported. If `indices` has a default value, the full
+gradient is `gradient(x)`, otherwise `gradient(x, all sample numbers)`.
 
 Methods are called with one point at a time. If a trial shows that `loss` and `gradient` treat an
 array of points (k, d) row by row, they get whole ensembles. An object that inherits from
 `asgd.Problem` is used unchanged; the trial checks that it keeps the contract of the class.
 
-`asgd.user_code` says what may be called.
+`asgd.user_code` tells which functions and classes may be called.
 """
 
 from __future__ import annotations
@@ -62,12 +61,12 @@ def load_plugin(kind: str, options: Mapping[str, Any], *, tried: bool = False) -
     options
         Keyword arguments of the factory.
     tried
-        Whether to leave out the trial of the methods; arrays of points are then taken one by one.
+        Whether to skip the trial of the methods; points are then passed one by one.
 
     Raises
     ------
     InputError
-        The module does not import, the factory is missing or raises, or its result is not a
+        The module cannot be imported, the factory is missing or raises, or its result is not a
         problem: a member is missing, or has the wrong shape or type.
     """
     where = f"problem.kind = {kind!r}"
@@ -96,9 +95,9 @@ def load_plugin(kind: str, options: Mapping[str, Any], *, tried: bool = False) -
         return user if isinstance(user, Problem) else PluginProblem(user, dtype, rowwise=False)
     trial = _Trial(where, user, dtype)
     if isinstance(user, Network):
-        return user  # arrays of points are our own code, and load what only predictions need
+        return user  # our code handles arrays of points; a trial would import slow modules
     if isinstance(user, Problem):
-        with user.in_one_thread():  # threads of small operations wait for each other
+        with user.in_one_thread():  # small operations are slower on several threads
             trial.check_contract()
         return user
     trial.check_optional()
@@ -162,7 +161,7 @@ class PluginProblem(Problem):
 
     @property
     def gives_noise(self) -> bool:
-        """Whether the user's object has a method for it, or few samples."""
+        """Whether the object has `gradient_noise` or `sample_gradients`, or few samples."""
         own = hasattr(self._user, "gradient_noise") or self.gives_sample_gradients
         return own or self.n_samples <= FEW_SAMPLES
 
@@ -386,7 +385,7 @@ def _agree(call: Callable[[], Any], expected: Array, rounding: float) -> bool:
         return False
     if value.shape != expected.shape:
         return False
-    # In single precision, sums in another order differ by as much as their terms are rounded.
+    # In single precision, another order of summation changes a sum by the rounding of its terms.
     if rounding > ROUNDING[np.dtype(np.float64)]:
         return float(np.abs(value - expected).max()) <= rounding * float(np.abs(expected).max())
     return np.allclose(value, expected, rtol=rounding, atol=1e-12)

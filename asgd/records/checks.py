@@ -24,7 +24,8 @@ DUPLICATE = "of an item that was there before in the same step"
 
 _MOST_NAMES = 100_000
 _MOST_NOTES = 20
-# Rows are not in order with more falls than this, and more than one fall per so many rows.
+# A log is unsorted if its update numbers fall more often than this, and more than once per so
+# many rows.
 _MANY_FALLS, _SHARE_OF_FALLS = 3, 100
 
 
@@ -38,7 +39,7 @@ class RowChecker:
     left_out
         Number of rows that cannot be used, by the reason.
     notes
-        What is special about the log, a sentence each.
+        Peculiarities of the log, one sentence each.
     """
 
     def __init__(self) -> None:
@@ -68,7 +69,7 @@ class RowChecker:
         Raises
         ------
         InputError
-            A number that counts is not whole.
+            A count or a version is not a whole number.
         """
         numbers = {key: column for key, column in batch.items() if isinstance(column, np.ndarray)}
         _check_whole(numbers, place, self._seen)
@@ -133,7 +134,7 @@ class RowChecker:
         )
 
     def note(self, sentence: str) -> None:
-        """Keep a sentence on the log, unless there are too many."""
+        """Add a note on the log, unless there are too many."""
         if len(self.notes) < _MOST_NOTES:
             self.notes.append(sentence)
 

@@ -1,10 +1,10 @@
 """The files of a record, the columns of its tables, and its description `About`.
 
-    record.json            what the record is: source, format, unit, what it cannot tell
+    record.json            description of the record: source, format, unit, missing facts
     items/part-*.parquet   a row per item that was used, columns `ITEM_COLUMNS`; or
     steps/part-*.parquet   a row per step of which only means are known, columns `STEP_COLUMNS`
     events.jsonl           `start`, `finish`
-    log.jsonl              of a `StalenessLog` that is not closed: a line per item
+    log.jsonl              only if a `StalenessLog` is not closed: a line per item
 
 A record has no parameters and no configuration: other systems do not log them.
 """
@@ -63,7 +63,7 @@ MOST_ROWS = 10**9
 
 
 class About(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a record is.
+    """The description of a record.
 
     Attributes
     ----------
@@ -72,7 +72,7 @@ class About(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     format
         Name of the log's format.
     source
-        Where the log was.
+        Path or origin of the log.
     unit
         What staleness counts: updates, versions (publications of parameters) or steps.
     rows
@@ -82,11 +82,11 @@ class About(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     workers
         Names of workers 0, 1, ...
     unknown
-        What the log cannot tell, a sentence each.
+        Facts that are missing in the log, one sentence each.
     left_out
         Number of rows left out, by the reason.
     notes
-        What is special about the log, a sentence each.
+        Peculiarities of the log, one sentence each.
     """
 
     kind: Literal["imported", "logged"]

@@ -1,7 +1,7 @@
 """Reads columns of tables that other programs wrote, in batches of bounded size.
 
-Numbers become float64, with nan for what is missing; text becomes codes and names. The
-suffix of the file tells its compression: .gz, .bz2, .zst, .lz4.
+Numbers become float64, with nan for missing values; text becomes codes and names. The suffix of the
+file tells its compression: .gz, .bz2, .zst, .lz4.
 """
 
 from __future__ import annotations

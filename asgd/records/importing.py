@@ -72,7 +72,7 @@ def import_log(
         `start_version`, `end_version`, `staleness`, `worker`, `item`, `samples`, `loss`,
         `seconds`; of a log of means `step`, `mean`, `max`, `min`, `items`, `loss`.
     unit
-        What staleness counts; default by the format.
+        Unit of the staleness; default by the format.
     leave_out
         Leave out rows that cannot be used, and count them; without it they are an error.
     progress
@@ -177,7 +177,7 @@ def write_items(
 
 
 def close_log(path: Path) -> None:
-    """Replace the lines of a `StalenessLog` by tables; the lines stay until these are whole.
+    """Replace the lines of a `StalenessLog` by tables; keep the lines until these are complete.
 
     Raises
     ------
@@ -200,7 +200,7 @@ def close_log(path: Path) -> None:
 
 @dataclass(frozen=True)
 class _Log:
-    """The files of a log, and their columns of ours."""
+    """The files of a log, and its columns by our names."""
 
     parts: Sequence[Part]
     columns: dict[str, str]
@@ -226,7 +226,7 @@ class _Log:
         return cls(parts, columns, notes)
 
     def unknown(self, format: Format) -> list[str]:
-        """Return what the log cannot tell."""
+        """Return the facts that are missing in the log, as sentences."""
         return [*_unknown({*self.columns, *self.parts[0].given}), *format.unknown]
 
     def read(self, progress: Callable[[str, float], None] | None) -> Iterator[tuple[Batch, str]]:
@@ -309,10 +309,10 @@ def _import_metrics(
 
 
 def metrics_table(rows: Iterator[dict[str, float]]) -> tuple[Columns, int, list[str]]:
-    """Return the columns of a record of means, the number of steps without one, and notes.
+    """Return the columns of a record of means, the number of steps without a mean, and notes.
 
-    A step that appears again right away continues its row (loggers write a step in pieces); one
-    that is lower than the last begins a new session.
+    Consecutive rows of one step are joined, because loggers write a step in pieces. A step lower
+    than the last begins a new session.
     """
     found: list[dict[str, float]] = []
     notes: list[str] = []
@@ -391,7 +391,7 @@ def _check_keys(given: Mapping[str, str], known: Sequence[str]) -> None:
 
 
 def _unknown(known: set[str]) -> list[str]:
-    """Return what a log with these columns cannot tell."""
+    """Return the facts that are missing in a log with these columns, as sentences."""
     found = [] if known & {"staleness", "update"} else [IN_FLIGHT_ONLY]
     parts = known & {"start_version", "end_version"}
     return [*found, NO_PUBLICATION] if parts == {"end_version"} else found

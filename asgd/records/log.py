@@ -1,7 +1,7 @@
 """A log of staleness for a training loop of one's own.
 
 Logging needs the standard library only. Each item is one line of `log.jsonl`, appended in one
-write; `published` is the version that readers get now; it is in memory that processes share.
+write. All processes map the file `published`, which contains the version that readers get now.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from asgd.rundir.files import make_directory, replace_file
 UNITS = ("updates", "versions", "steps")
 FORMAT = "staleness log"
 
-_CLOSED = -1  # in the place of the version
+_CLOSED = -1  # stored instead of the version
 
 
 class Read(NamedTuple):
-    """What a worker has read; plain numbers, which any queue can carry.
+    """The versions of one read, as plain numbers, which any queue can carry.
 
     Attributes
     ----------
@@ -61,7 +61,7 @@ class StalenessLog:
     >>> log.close()
 
     Staleness is the published version when an item is applied, less the one that was read. The
-    record can be read while it grows. A pickled log, as another process gets it, is the same log.
+    record can be read while it grows. A log can be pickled and sent to other processes.
 
     Parameters
     ----------
@@ -101,7 +101,7 @@ class StalenessLog:
         Raises
         ------
         InputError
-            There is none that is open.
+            No log is open there.
         """
         log, path = cls.__new__(cls), Path(path).absolute()
         if not (path / PUBLISHED).is_file():
@@ -133,15 +133,15 @@ class StalenessLog:
         self._version[0] = number
 
     def read(self, worker: object = None, *, version: int | None = None) -> Read:
-        """Return what a worker reads now, to be given to `applied`.
+        """Return the read of a worker now; pass it to `applied`.
 
         Parameters
         ----------
         worker
-            Unused, it only makes the call readable; `applied` names the worker.
+            Unused; it only makes the call readable.
         version
-            The version that the worker has, if it is not the one published last. What was
-            published since then is the staleness in publication.
+            The version that the worker has, if it is not the one published last. The versions
+            published since then count as staleness in publication.
 
         Raises
         ------
@@ -150,10 +150,12 @@ class StalenessLog:
         """
         now = self._current()
         have = now if version is None else count(version, "version", 0)
-        return Read(have, max(have, now))  # a worker may have a version just before it is noted
+        return Read(
+            have, max(have, now)
+        )  # a worker may have a version before `published` is called
 
     def computed(self, read: Read) -> Read:
-        """Note that an item is computed, and begins to wait until it is applied."""
+        """Note that an item is computed and now waits until it is applied."""
         return read._replace(finished=max(read.started, self._current()))
 
     def applied(
@@ -172,18 +174,18 @@ class StalenessLog:
         worker
             Name or number of the worker that computed it.
         read
-            What that worker had read.
+            The read of that worker.
         loss
             Its loss, or that of the update.
         samples
             Its number of samples.
         item
-            Its name; an item that is logged twice for one update is then left out.
+            Its name; a second item of the same name in one update is left out.
 
         Raises
         ------
         InputError
-            The version it was read at is not published yet, or the log is closed.
+            The version that was read is not published yet, or the log is closed.
         """
         line: dict[str, Any] = {
             "read_version": read.version,
@@ -195,7 +197,7 @@ class StalenessLog:
             "loss": float(loss) if loss is not None and math.isfinite(loss) else None,
         }
         with self._lock:
-            # It belongs to the process, not to the file: a forked process has its own.
+            # A lock of the process, not of the file descriptor, which a forked process shares.
             fcntl.lockf(self._shared, fcntl.LOCK_EX)
             try:
                 update = self._current()
@@ -216,7 +218,7 @@ class StalenessLog:
     def close(self) -> None:
         """End the record: tables of columns replace the lines.
 
-        Only the process that made the log does so; it is closed for all of them.
+        Only the process that made the log can do this; the log is then closed for all processes.
 
         Raises
         ------
@@ -259,7 +261,7 @@ class StalenessLog:
 
 
 def _unlock(log: weakref.ref[StalenessLog]) -> None:
-    """Renew the lock of a forked process, in which the thread that held it does not exist."""
+    """Replace the lock in a forked process, which lacks the thread that may hold it."""
     found = log()
     if found is not None:
         found._lock = threading.Lock()

@@ -33,14 +33,14 @@ if TYPE_CHECKING:
 class Record:
     """A record of staleness that another system, or a `StalenessLog`, has logged.
 
-    It has no parameters and no configuration; `about` says what it cannot tell.
+    It has no parameters and no configuration; `about` lists the missing facts.
 
     Attributes
     ----------
     path
         The directory.
     about
-        What the record is.
+        Description of the record.
     lines
         The items of a log that is not closed, None otherwise.
     """
@@ -63,7 +63,7 @@ class Record:
 
     @property
     def steps(self) -> pd.DataFrame:
-        """One row per step, with means only; empty if the items are.
+        """One row per step if only means are known, else empty.
 
         Columns: `step`; `mean`, `max` and `min` of the staleness; `items`; `loss`; `session`.
         Missing numbers are nan.

@@ -12,8 +12,8 @@ The contract, `base.Rule`:
   which change no precision.
 - x is one vector (d,), or paths (paths, d) that get one gradient each. A `blockwise` rule treats
   every entry alike, and gets long vectors in blocks that stay in the cache.
-- An update allocates nothing: a rule says how many `scratch` arrays it needs and finds them behind
-  its state.
+- An update allocates nothing: a rule declares how many `scratch` arrays it needs and gets them
+  after its state.
 
 `base.Optimizer` keeps the state and the scratch arrays of a rule at work; `make.make_rule` makes
 the rule of a configuration.

@@ -40,11 +40,11 @@ class Adam(Rule):
     loop = adam_loop
 
     def kept(self, eta: float) -> float:
-        """Return the share of x that is kept before the step."""
+        """Return the factor of x before the step."""
         return 1.0
 
     def _of_state(self, eta: float, count: int) -> tuple[float, float]:
-        """Return the epsilon and the learning rate that belong to the state."""
+        """Return epsilon and learning rate, converted for the scaled state."""
         scale = math.sqrt((1 - self.beta2 ** (count + 1)) / (1 - self.beta2))
         rate = eta * scale * (1 - self.beta1) / (1 - self.beta1 ** (count + 1))
         return self.epsilon * scale, rate
@@ -76,7 +76,7 @@ class Adam(Rule):
         x -= step
 
     def factors(self, eta: float, count: int, staleness: int | Array) -> tuple[float, ...]:
-        """Return both betas, epsilon and rate for the state, and the share of x that is kept."""
+        """Return both betas, epsilon and rate for the scaled state, and the factor of x."""
         return self.beta1, self.beta2, *self._of_state(eta, count), self.kept(eta)
 
 

@@ -14,8 +14,8 @@ from asgd.errors import InputError
 
 State = tuple[Array, ...]
 
-# Entries of a long vector: a block of five float64 vectors is about one L2 cache, and the time that
-# a compiled loop saves soon pays for the import of its compiler.
+# Longer vectors are updated in blocks of so many entries (five float64 blocks fill about one L2
+# cache) or by a compiled loop, which soon saves more time than the import of its compiler takes.
 BLOCK = 1 << 14
 
 
@@ -27,16 +27,16 @@ class Rule(ABC):
     state
         Names of the arrays that it keeps from update to update.
     scratch
-        Number of arrays that it gets behind its state for intermediate results.
+        Number of arrays for intermediate results that it gets after its state.
     reads
-        Whether it asks for the snapshot of which the gradient was computed.
+        Whether it needs the snapshot at which the gradient was computed.
     blockwise
         Whether it treats every entry alike, so that it can be applied to a part of the vectors.
     additive
         Whether its step does not depend on x, so that steps can be summed apart from x.
     loop
         A compiled loop that does what `update` does, to the last bit, if the rule has one. It takes
-        x, the gradient, what was read if the rule asks for it, the state, and the `factors`.
+        x, the gradient, the snapshot if the rule `reads`, the state, and the `factors`.
     """
 
     state: tuple[str, ...] = ()
@@ -78,7 +78,7 @@ class Rule(ABC):
         staleness
             Updates applied since the read: a number, or one per path, shape (paths, 1).
         read
-            The snapshot of the worker, before messages round it, of the shape of x, if it `reads`.
+            The worker's snapshot, not rounded, of the shape of x; None unless the rule `reads`.
         """
 
     def factors(self, eta: float, count: int, staleness: int | Array) -> tuple[float, ...]:
@@ -97,7 +97,7 @@ class Rule(ABC):
     ) -> None:
         """Do what `update` does, to the last bit, to a vector longer than `BLOCK`.
 
-        By the compiled loop, or by blocks that stay in the cache.
+        It uses the compiled loop, or blocks that stay in the cache.
         """
         arrays, scratch = state[: len(self.state)], state[len(self.state) :]
         vectors = [x, gradient, *([] if read is None else [read]), *arrays]
@@ -114,7 +114,7 @@ class Rule(ABC):
 
 
 class Optimizer:
-    """A rule applied to one vector or to paths: it keeps the state, and memory for every update.
+    """Applies a rule to one vector or to paths; it owns the state and the scratch arrays.
 
     Parameters
     ----------
@@ -149,7 +149,7 @@ class Optimizer:
         apply_rule(self.rule, x, gradient, self._arrays, eta, count, staleness, then)
 
     def restore(self, state: Sequence[Array], names: Sequence[str] = ()) -> None:
-        """Continue from a saved state; copied. See `check_saved`."""
+        """Continue from a copy of a saved state; see `check_saved`."""
         check_saved(self.rule, self.state, state, names)
         for own, saved in zip(self.state, state, strict=True):
             np.copyto(own, saved)
@@ -203,9 +203,9 @@ def apply_rule(
 
 
 def alike(*vectors: Array) -> bool:
-    """Whether vectors are of one type, aligned and without gaps, as compiled loops take them.
+    """Whether vectors are of one type, aligned and without gaps, as compiled loops require.
 
-    The gradient of an entry of the log is not aligned.
+    A gradient from the write-ahead log is not aligned.
     """
     return len({one.dtype for one in vectors}) == 1 and all(
         one.flags.c_contiguous and one.flags.aligned for one in vectors

@@ -56,8 +56,7 @@ class Clipped(Rule):
 def _lengths(gradient: Array, squares: Array) -> Array:
     """Return |g|, shape (..., 1), as `np.linalg.norm` does but without allocation.
 
-    Where the squares overflow, which in float32 they do from 1.8e19 on, it is computed from
-    g / max |g| in float64.
+    If the squares overflow (in float32 from 1.8e19 on), it is computed from g / max |g| in float64.
     """
     with np.errstate(all="ignore"):
         np.multiply(gradient, gradient, out=squares)

@@ -1,4 +1,4 @@
-"""Momentum less the momentum that asynchrony adds."""
+"""Momentum minus the momentum that asynchrony adds."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class CorrectedMomentum(Rule):
     Attributes
     ----------
     momentum
-        beta, in [0, 1), that of rule and staleness together.
+        beta, in [0, 1): the momentum of rule and staleness together.
     """
 
     momentum: float

@@ -52,7 +52,7 @@ def adam_loop(
     rate: float,
     kept: float,
 ) -> None:
-    """Apply a gradient by Adam, after x was multiplied with `kept`."""
+    """Apply a gradient by Adam, after multiplying x with `kept`."""
     kind = x.dtype.type
     b1, b2, small, eta, share = kind(beta1), kind(beta2), kind(epsilon), kind(rate), kind(kept)
     for i in range(x.size):

@@ -27,27 +27,27 @@ def make_rule(config: RunConfig) -> Rule:
     Raises
     ------
     InputError
-        A user's own rule does not import or does not keep the contract, or the rule does not go
-        with the mode.
+        A user-defined rule cannot be imported or does not keep the contract, or the rule does not
+        go with the mode.
     """
     optimizer, mode = config.optimizer, config.cluster.mode
     rule = _make(optimizer)
     if rule.reads and mode != "async":
         raise InputError(
             f'optimizer.rule = {optimizer.rule!r}: expected cluster.mode = "async", because it '
-            f"asks for what was read, and in mode {mode!r} updates may be means of gradients read "
-            "at different points"
+            f"needs the snapshot of each gradient, and in mode {mode!r} updates may be means of "
+            "gradients at different snapshots"
         )
     return rule if optimizer.clip_norm is None else Clipped(rule, optimizer.clip_norm)
 
 
 def make_local_rule(config: RunConfig) -> Rule | None:
-    """Return the rule of a worker's own steps; None without any.
+    """Return the rule of the local steps; None without local steps.
 
     Raises
     ------
     InputError
-        A user's own rule does not import, does not keep the contract, or asks for what was read.
+        A user-defined rule cannot be imported, does not keep the contract, or `reads`.
     """
     local = config.optimizer.local
     if local is None:
@@ -56,7 +56,7 @@ def make_local_rule(config: RunConfig) -> Rule | None:
     if rule.reads:
         raise InputError(
             f"optimizer.local_rule = {local.rule!r}: expected it as optimizer.rule, because it "
-            "asks for what was read, and local gradients are not stale"
+            "needs the snapshot of each gradient, and local gradients are not stale"
         )
     return rule
 

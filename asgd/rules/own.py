@@ -3,7 +3,7 @@
 The class or function is called with the entries of `optimizer.options` and returns an object with a
 method `update` and optionally the attributes `state`, `scratch`, `reads` and `blockwise` and the
 method `init`, all as in `asgd.rules`. It need not be a subclass of `Rule`, and its `update` need
-not take paths. `asgd.user_code` says what may be called.
+not take paths. `asgd.user_code` tells which functions and classes may be called.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from asgd.user_code import call_user, check_options, import_named
 _MOST_ARRAYS = 16
 _DEFAULTS = {"state": (), "scratch": 0, "reads": False, "blockwise": True}
 _TRIAL_DIM, _CUT = 7, 3  # of the trial: parameters, and where it cuts them into two blocks
-_TRIAL_STALENESS = (0, 2, 5) * 8  # of its updates, many because some rules do more at every tenth
+_TRIAL_STALENESS = (0, 2, 5) * 8  # of its updates; many, as some rules do more at every tenth
 
 
 def load_rule(named: str, options: Mapping[str, Any], prefix: str = "") -> Rule:
@@ -32,12 +32,12 @@ def load_rule(named: str, options: Mapping[str, Any], prefix: str = "") -> Rule:
     Parameters
     ----------
     prefix
-        Of the keys `rule` and `options`, for messages.
+        Prefix of the keys `rule` and `options`, for messages.
 
     Raises
     ------
     InputError
-        It does not import, is missing or raises, or its result does not keep the contract.
+        It cannot be imported or raises, or its result does not keep the contract.
     """
     where = f"optimizer.{prefix}rule = {named!r}"
     factory = import_named(named, where, "rule", ("state", "update"))
@@ -112,7 +112,7 @@ class OwnRule(Rule):
 
 
 class _Trial:
-    """Applies a few gradients by a rule and checks what becomes of them."""
+    """Applies a few gradients by a rule and checks the results."""
 
     def __init__(self, rule: OwnRule, where: str) -> None:
         self._rule, self._where = rule, where
@@ -177,7 +177,7 @@ class _Trial:
                 self._update(other, memory[0], memory[1], others, count, lag)
                 memory[:] = gradient, read
                 gradient, read = memory[0], memory[1]
-                for array in arrays[len(self._rule.state) :]:  # whose content may be any
+                for array in arrays[len(self._rule.state) :]:  # scratch may have any content
                     array.fill(np.nan)
             self._update(x, gradient, read, arrays, count, lag)
         if changes:
@@ -210,7 +210,7 @@ class _Trial:
     def _update(
         self, x: Array, gradient: Array, read: Array, arrays: State, count: int, lag: int
     ) -> None:
-        """Apply a gradient by the rule; refuse what it raises and returns."""
+        """Apply a gradient by the rule; refuse exceptions and return values."""
         then = _read_only(read) if self._rule.reads else None
         arguments = (x, _read_only(gradient), arrays, 0.1, count, lag, then)
         returned = call_user(self._where, "update", partial(self._rule.user.update, *arguments))

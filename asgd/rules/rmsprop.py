@@ -37,7 +37,7 @@ class RmsProp(Rule):
 
     @property
     def _scale(self) -> float:
-        """The root of the state over the root of v."""
+        """Square root of state / v."""
         return 1 / math.sqrt(1 - self.beta2)
 
     def update(
@@ -62,5 +62,5 @@ class RmsProp(Rule):
         x -= step
 
     def factors(self, eta: float, count: int, staleness: int | Array) -> tuple[float, ...]:
-        """Return beta2, and the epsilon and the learning rate that belong to the state."""
+        """Return beta2, and epsilon and learning rate for the scaled state."""
         return self.beta2, self.epsilon * self._scale, eta * self._scale

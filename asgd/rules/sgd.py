@@ -1,4 +1,4 @@
-"""Plain SGD, and the step of rules that change nothing but its length."""
+"""Plain SGD, and the base of rules that change only its learning rate."""
 
 from __future__ import annotations
 

@@ -32,8 +32,8 @@ class Network(Problem):
     precision; those that are returned have that of the model.
 
     A random loss (dropout, augmentation) is seeded by the sample numbers of its batch. They come
-    from the run's stream "batch", so a run, its replay and its resumption draw the same; two
-    batches are equal with probability n^-b, so batches of one sample always draw the same for it.
+    from the run's stream "batch", so a run, its replay and its resumption draw the same numbers.
+    Equal batches draw equal numbers; in particular, a batch of one sample always draws the same.
     The loss f and its derivatives over all samples are computed without randomness.
 
     Attributes
@@ -41,13 +41,14 @@ class Network(Problem):
     dtype
         Precision of the parameters of a run: the model's, unless another one was asked for.
     rounding
-        1e-4 in single precision, 1e-2 on accelerators, which multiply with ten bits.
+        Relative rounding error: 1e-9 in double precision, 1e-4 in single, 1e-2 in single on
+        accelerators, which multiply with ten bits.
     weight_decay
         Factor of |x|^2 / 2.
     random
         Whether the loss of a batch draws random numbers.
     one_by_one
-        Whether points of their own weights are faster one after another than in one call.
+        Whether one call per point is faster than one call for several points.
     """
 
     one_by_one: bool = False
@@ -65,17 +66,17 @@ class Network(Problem):
         self.weight_decay = float(weight_decay)
         self.random = random
         self._metrics = metrics
-        # Held where threads would share a module, a generator of random numbers or a user's code.
+        # Protects the module, random generators and user code that threads share.
         self._lock = threading.RLock()
 
     @property
     def takes_points(self) -> bool:
-        """Whether the framework can take points of their own weights in one call."""
+        """Whether the framework can take several points in one call."""
         return True
 
     @property
     def points_at_once(self) -> int:
-        """Number of points from which on a call costs the same for each."""
+        """Number of points in a call from which on the time per point no longer falls."""
         if self.one_by_one or not self.takes_points:
             return 1
         return max(1, min(64, _CALL_ENTRIES // self.dim))
@@ -103,7 +104,7 @@ class Network(Problem):
 
     @abstractmethod
     def _gradient_of_batch(self, x: Array, indices: Indices) -> Array:
-        """Return the gradient a worker computes: one point (d,), one batch (b,), randomness."""
+        """Return a worker's gradient: at one point (d,), of one batch (b,), with randomness."""
 
     @abstractmethod
     def _sample_gradients(self, x: Array, indices: Indices) -> Array:
@@ -114,7 +115,7 @@ class Network(Problem):
         """Return the Hessians of the loss of one batch at points (k, d) times vectors (k, d)."""
 
     def load(self, x: Array) -> Any:
-        """Return what `unflatten` does, but valid only until the next call of a method."""
+        """Return `unflatten(x)`, but valid only until the next call of a method."""
         return self.unflatten(x)
 
     def metrics(self, x: Array) -> dict[str, float]:
@@ -243,12 +244,12 @@ def seed_of(indices: Indices) -> int:
 
 
 def as_arrays(data: Any) -> tuple[npt.NDArray[Any], ...]:
-    """Return the arrays of a data set, checked: as many samples in each, at least one.
+    """Return the arrays of a data set; check that all have the same number of samples.
 
     Raises
     ------
     InputError
-        They are not, or there is no array.
+        The numbers differ or are 0, or there is no array.
     """
     arrays = tuple(data) if isinstance(data, tuple | list) else (data,)
     lengths = {len(array) for array in arrays if getattr(array, "ndim", 0) > 0}

@@ -24,7 +24,7 @@ except ImportError as error:
     raise InputError(f"JaxProblem: {error}; pip install '.[jax]' brings JAX") from error
 
 
-_LARGE_DIM = 30_000  # parameters from which on points are faster one after another
+_LARGE_DIM = 30_000  # parameters from which on one call per point is faster
 
 
 class JaxProblem(Network):
@@ -47,8 +47,8 @@ class JaxProblem(Network):
     weight_decay
         Adds weight_decay |x|^2 / 2 to the loss.
     random
-        Whether the loss draws random numbers: it is called loss(parameters, *arrays, key=key), and
-        with key=None where none must be drawn.
+        Whether the loss draws random numbers: it is called loss(parameters, *arrays, key=key);
+        with key=None it must draw none.
     metrics
         metrics(parameters) returns numbers by name, such as the accuracy on held-out data.
     dtype
@@ -59,8 +59,8 @@ class JaxProblem(Network):
     Raises
     ------
     InputError
-        JAX is missing, the parameters differ in type, or the loss is not a mean over the batch or
-        no function that JAX can trace for several points at once.
+        JAX is missing, the parameters differ in type, the loss is not a mean over the batch, or
+        JAX cannot trace it for several points at once.
     """
 
     def __init__(
@@ -84,13 +84,13 @@ class JaxProblem(Network):
         self._start, self._unravel = ravel_pytree(tree)
         self.dim = self._start.size
         self._note_precision(np.dtype(self._start.dtype), dtype, jax.default_backend() != "cpu")
-        # The products of points with weights of their own are slow in one call of XLA.
+        # On a CPU, XLA is slow at products with different weights for each point.
         self.one_by_one = jax.default_backend() == "cpu" and self.dim >= _LARGE_DIM
         self._data = tuple(_like(array, self._start.dtype) for array in as_arrays(data))
         super().__init__(len(self._data[0]), weight_decay, random, metrics)
         self._loss_function = loss
         self._compile()
-        self._refuse_what_cannot_be_traced()
+        self._refuse_untraceable()
         self._refuse_a_sum()
 
     def _compile(self) -> None:
@@ -115,7 +115,7 @@ class JaxProblem(Network):
 
     @cached_property
     def _product(self) -> Any:
-        """The products of Hessians at points with a vector each, for one batch."""
+        """The function for Hessian-vector products, one vector per point, for one batch."""
 
         def forward(x: Any, v: Any, batch: Any) -> Any:
             return jax.jvp(lambda y: jax.grad(self._calm)(y, batch), (x,), (v,))[1]
@@ -128,18 +128,18 @@ class JaxProblem(Network):
         arguments = points, points, self._batch(np.zeros(1, dtype=np.int64))
         try:
             jax.eval_shape(faster, *arguments)
-        except (TypeError, ValueError):  # it has a gradient of its own, or calls back
+        except (TypeError, ValueError):  # a custom gradient, or a callback
             self._trace(other, *arguments)
             return other
         return faster
 
-    def _refuse_what_cannot_be_traced(self) -> None:
-        """Refuse a loss that JAX cannot take for several points at once; nothing is compiled.
+    def _refuse_untraceable(self) -> None:
+        """Refuse a loss that JAX cannot trace for several points at once; nothing is compiled.
 
         Raises
         ------
         InputError
-            It branches on values, calls NumPy with parameters, or gives no number or no gradient.
+            It branches on values, calls NumPy with parameters, or has no number or no gradient.
         """
         points = np.zeros((2, self.dim), self._model_dtype)
         numbers = np.zeros((2, 1), dtype=np.int64)
@@ -152,7 +152,7 @@ class JaxProblem(Network):
             self._trace(self._slope, points[0], shared, np.uint32(0))
 
     def _trace(self, function: Any, *arguments: Any) -> tuple[int, ...]:
-        """Return the shape of what a function of the loss returns, and say why there is none."""
+        """Return the shape of a function's result; refuse a loss that JAX cannot trace."""
         try:
             shape: tuple[int, ...] = jax.eval_shape(function, *arguments).shape
         except (jax.errors.JAXTypeError, jax.errors.JAXIndexError) as error:

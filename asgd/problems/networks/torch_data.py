@@ -49,7 +49,7 @@ class Items:
         return tuple(part.reshape(*indices.shape, *part.shape[1:]) for part in parts)
 
     def labels(self) -> Any:
-        """Return `targets` of the data set, or the last entry of each sample; None if no numbers.
+        """Return `targets` of the data set, or the last entry of each sample; None if not numbers.
 
         The samples are read one by one, which may take as long as an epoch.
         """
@@ -68,7 +68,7 @@ def as_data(data: Any, like: torch.Tensor) -> Tensors | Items:
     Raises
     ------
     InputError
-        They are a `Dataset` of unknown length or without samples, or see `as_arrays`.
+        A `Dataset` has no length or no samples, or `as_arrays` refuses the arrays.
     """
     if isinstance(data, TensorDataset):
         data = data.tensors

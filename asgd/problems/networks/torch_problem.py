@@ -29,8 +29,8 @@ _Running = torch.nn.modules.batchnorm._NormBase  # BatchNorm, InstanceNorm of ev
 _Convolution = torch.nn.modules.conv._ConvNd
 _Dropout = torch.nn.modules.dropout._DropoutNd
 
-# Parameters from which on, on a processor, points with weights of their own are faster one after
-# another: one call for all of them passes its arrays through the memory.
+# Parameters from which on, on a CPU, one call per point is faster: the arrays of one call for all
+# points do not fit in the cache.
 _LARGE_DIM = 200_000
 _REASON = 120  # characters of an error of vmap
 
@@ -63,7 +63,7 @@ class TorchProblem(Network):
         Whether a batch's loss draws from torch's global generator. A module with dropout does.
     freeze_statistics
         Use the running statistics of normalisation layers as they are. Without it, such layers
-        are refused: what they do depends on the order of the updates of one process.
+        are refused, because their output depends on the batches that a process has seen before.
     metrics
         metrics(module) returns numbers by name, such as the accuracy on held-out data; the module
         is in evaluation mode and must not be changed.
@@ -177,7 +177,7 @@ class TorchProblem(Network):
         return self.module.eval()
 
     def unflatten(self, x: Array) -> torch.nn.Module:
-        """Return a module of its own with the parameters x, shape (d,), in evaluation mode."""
+        """Return a new module with the parameters x, shape (d,), in evaluation mode."""
         module: torch.nn.Module = copy.deepcopy(self.load(x))
         module.zero_grad(set_to_none=True)
         return module
@@ -249,7 +249,7 @@ class TorchProblem(Network):
         return values
 
     def _gradients(self, points: Array, indices: Indices) -> Array:
-        # vmap imports for seconds what a run, unlike its prediction, can do without.
+        # Importing vmap takes seconds; a run, unlike its prediction, does not need it.
         if self.one_by_one or len(points) == 1 or not self.takes_points:
             return self._gradients_in_turn(points, indices)
         return self._gradients_in_one_call(points, indices)
@@ -275,7 +275,7 @@ class TorchProblem(Network):
         points = np.tile(self._numbers(), (2, 1))
         try:
             self._gradients_in_one_call(points, np.zeros((2, 1), dtype=np.int64))
-        except Exception as error:  # whatever user code raises; its own faults come again
+        except Exception as error:  # user code may raise anything; a bug raises again later
             reason = " ".join(str(error).split())[:_REASON]
             _log.warning(
                 "module %s: torch.func.vmap cannot take it with its loss (%s: %s), so points are "
@@ -330,13 +330,13 @@ class TorchProblem(Network):
             )
             parts = zip(slopes, self._views(along[row]).values(), strict=True)
             slope = torch.stack([(one * v).sum() for one, v in parts]).sum()
-            if slope.requires_grad:  # it does not where the loss is linear
+            if slope.requires_grad:  # False if the loss is linear
                 self._warn_of_missing_parts(slope)
                 self._fill(products[row], slope, calm.parameters)
         return _numpy(products)
 
     def _warn_of_missing_parts(self, slope: torch.Tensor) -> None:
-        """Say once if a function has no second derivative; autograd would leave it out silently."""
+        """Warn once if a function has no second derivative; autograd silently leaves it out."""
         if not self._derived_twice:
             self._derived_twice = True
             if "torch::autograd::Error" in _functions(slope):
@@ -354,7 +354,7 @@ class TorchProblem(Network):
 
 
 class _Module:
-    """A module of its own in evaluation mode, whose parameters can be parts of any vector."""
+    """A copy of a module in evaluation mode; any vector can provide its parameters."""
 
     def __init__(self, module: torch.nn.Module, names: Sequence[str]) -> None:
         self.module = copy.deepcopy(module).eval()
@@ -399,7 +399,7 @@ def _one_thread() -> Iterator[None]:
 
 @contextmanager
 def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed torch's global generators, and put them back afterwards."""
+    """Seed torch's global generators, and restore their states afterwards."""
     generators = [torch.default_generator]
     if device.type == "cuda":
         generators.append(torch.cuda.default_generators[device.index or 0])

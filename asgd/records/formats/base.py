@@ -11,8 +11,8 @@ from asgd.errors import InputError
 from asgd.records.columns import Unit
 from asgd.records.foreign import COMPRESSED, kind_of
 
-# Our columns that a log of items can have. Beside those of `ITEM_COLUMNS` these are versions: the
-# one read, and the newest ones when the item's computation began and when it ended.
+# The columns of a log of items, by our names. The versions are the one that was read, and those
+# that were newest when the item's computation began and when it ended.
 ITEM_KEYS = (
     "update",
     "read_version",
@@ -36,7 +36,7 @@ class Part:
     path
         The file.
     given
-        Columns that the place of the file tells, the same for all of its rows.
+        Columns known from the path of the file, constant over its rows.
     """
 
     path: Path
@@ -50,17 +50,17 @@ class Format:
     Attributes
     ----------
     name
-        As `--format` takes it.
+        The value of `--format`.
     what
-        What it is, for the help.
+        Description for the help.
     unit
-        What its staleness counts.
+        Unit of its staleness.
     columns
-        Their column of each of ours, of `ITEM_KEYS`; None if the user names them.
+        Its column for each of our columns in `ITEM_KEYS`; None if the user names them.
     unknown
-        What it cannot tell, a sentence each.
+        Facts that are missing in it, one sentence each.
     parts
-        Returns the files of a log in their order, none if it is no log of this format.
+        Returns the files of a log in order, none if it is not a log of this format.
     """
 
     name: str
@@ -72,7 +72,7 @@ class Format:
 
 
 def files_of(source: Path, *kinds: str) -> list[Path]:
-    """Return a file, or the files of a directory in natural order, that have one of these ends.
+    """Return a file, or the files of a directory in natural order, with one of these suffixes.
 
     Raises
     ------
@@ -93,7 +93,7 @@ def files_of(source: Path, *kinds: str) -> list[Path]:
 
 
 def natural(path: Path) -> list[tuple[int, str]]:
-    """Return the key by which part-2 comes before part-10."""
+    """Return a sort key by which part-2 comes before part-10."""
     pieces = re.split(r"(\d+)", str(path))
     return [(int(piece), "") if piece.isdigit() else (-1, piece) for piece in pieces]
 

@@ -1,4 +1,4 @@
-"""The formats, and which one a log has."""
+"""The list of formats, and recognition of the format of a log."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from asgd.records.formats.prime_rl import PRIME_RL
 from asgd.records.formats.rollouts import ROLLOUTS
 from asgd.records.formats.tables import CSV, JSONL, PARQUET
 
-# In the order in which they are tried: a table fits whatever has its files.
+# Special formats are tried first: their files are tables too.
 _SPECIAL = (PRIME_RL, ROLLOUTS)
 _TABLES = (PARQUET, CSV, JSONL)
 FORMATS: dict[str, Format] = {format.name: format for format in (*_TABLES, *_SPECIAL)}

@@ -1,4 +1,4 @@
-"""Numbers per step, as trackers hold them: mean, maximum and minimum of the staleness.
+"""Numbers per step, as experiment trackers log them: mean, maximum and minimum of the staleness.
 
 A new system needs a line in `_KNOWN`.
 """
@@ -26,7 +26,7 @@ UNKNOWN = (
 )
 _ENDS = (".jsonl", ".ndjson", ".json", ".csv")
 
-# By system: what its staleness counts, and a pattern for the name of each column, its nested names
+# By system: the unit of its staleness, and a pattern for the name of each column, with nested names
 # joined by slashes.
 _KNOWN: dict[str, tuple[Unit, dict[str, str]]] = {
     "verl": (
@@ -53,7 +53,7 @@ _KNOWN: dict[str, tuple[Unit, dict[str, str]]] = {
 
 
 def metrics_columns(source: Path) -> tuple[str, Unit, dict[str, str]] | None:
-    """Return the system of a log of means, the unit and its columns; None if it is another log.
+    """Return the system of a log of means, its unit and its columns; None for any other log.
 
     Raises
     ------
@@ -65,18 +65,18 @@ def metrics_columns(source: Path) -> tuple[str, Unit, dict[str, str]] | None:
 
 
 def _files(source: Path, columns: Mapping[str, str] | None) -> list[Path]:
-    """Return the files of a log of means; in a directory, beside others, those that are one.
+    """Return the files of a log of means; other files in a directory are ignored.
 
-    RLlib writes the same twice, as JSON and as CSV; the JSON is taken.
+    RLlib writes the same numbers as JSON and as CSV; the JSON is taken.
     """
     files = files_of(source, *_ENDS)
     if source.is_file():
         return files
-    found = [path for path in files if _is_one(path, columns)]
+    found = [path for path in files if _has_means(path, columns)]
     return [path for path in found if kind_of(path) != ".csv"] or found
 
 
-def _is_one(path: Path, columns: Mapping[str, str] | None) -> bool:
+def _has_means(path: Path, columns: Mapping[str, str] | None) -> bool:
     try:
         if columns is not None:
             return {columns["step"], columns["mean"]} <= set(header_of(path))
@@ -102,7 +102,7 @@ def _system(path: Path) -> tuple[str, Unit, dict[str, str]] | None:
 
 
 def header_of(path: Path) -> list[str]:
-    """Return the names of the columns; nested ones joined by slashes, of the first hundred rows."""
+    """Return the column names in the first hundred rows, nested ones joined by slashes."""
     if kind_of(path) == ".csv":
         return header(path)
     found: dict[str, None] = {}

@@ -11,7 +11,7 @@ _PLACE = re.compile(r"step_(\d+)/train/effective/[^/]*traces[^/]*$")
 
 
 def _parts(source: Path) -> list[Part]:
-    """Step N trains on the parameters of version N - 1, so its items lack N - 1 - start."""
+    """Return the files; step N is update N - 1, so the staleness of an item is N - 1 - start."""
     if not source.is_dir():
         return []
     found = [
