@@ -1,8 +1,8 @@
 """Checks against damage in the small JSON files of a run directory.
 
 An event ends in `check`, the CRC-32 of the line before it; a file of one object ends in `sha256`,
-the digest of the text before it. Readers refuse a text that does not match its check, and accept
-one without.
+the digest of the text before it. Readers refuse a text that does not match its check, and accept a
+text without a check.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """The part of the samples that each worker draws from.
 
 The samples are divided among the P workers at the start: n/P for each, rounded up for the first
-parts. Together the parts hold every sample once, so a team of equal speed still descends on
-f, whatever the parts are. A part belongs to the number of a worker: worker w has part w mod P. A
-worker that is restarted keeps its part, and an added worker shares the part of another one (see
-`cluster.team`). Samples of a part without workers are no longer drawn.
+parts. Together the parts hold every sample once, so workers of equal speed still minimise f,
+whatever the parts are. Worker w has part w mod P. So a restarted worker keeps its part, and an
+added worker shares the part of another one (see `cluster.team`). Samples of a part without workers
+are no longer drawn.
 
 The parts depend on the seed of the run alone, so all workers, a simulation and a replay agree.
 """
@@ -23,7 +23,7 @@ from asgd.streams import stream
 
 
 class Samples(Protocol):
-    """What the division needs of a problem."""
+    """The members of a problem that the division needs."""
 
     n_samples: int
 
@@ -116,7 +116,7 @@ def has_own_parts(data: DataConfig) -> bool:
 
 
 def dependence(config: RunConfig) -> str | None:
-    """Return the key that makes batches other than independent draws from all samples, or None.
+    """Return the key by which batches are not independent draws from all samples, or None.
 
     The theory of noise assumes such draws: the noise of a gradient has covariance S/b, whichever
     worker computes it, and is independent of that of all others.
@@ -165,7 +165,8 @@ def _mixed(classes: Integers, alpha: float, sizes: Integers, rng: np.random.Gene
     classes
         Class of each sample, shape (n,).
     alpha
-        For infinity all parts are alike; for 0 each has one class, while there are enough samples.
+        Towards infinity, all parts have equal shares; towards 0, each part has one class, as long
+        as there are samples of it.
     sizes
         Of the parts; their sum is n.
     """

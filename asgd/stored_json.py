@@ -25,7 +25,7 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def parse(text: Text, parser: Callable[[Text], Any]) -> Any:
-    """Return the value that a parser of the standard library finds in a text.
+    """Parse a text with a parser of the standard library, and check the value.
 
     Raises
     ------
@@ -58,14 +58,14 @@ def read_bounded(path: Path) -> bytes:
 
 
 def read_sealed(path: Path, kind: type[Kind]) -> Kind:
-    """Return the object of a type that a JSON file contains, after checking its digest.
+    """Check the digest of a JSON file, and return its content as an object of type `kind`.
 
     Raises
     ------
     OSError, ValueError, RecursionError
         The file cannot be read, is damaged, or contains something else.
     """
-    import msgspec  # a staleness log does without it
+    import msgspec  # a `StalenessLog` does not need it
 
     content = read_bounded(path)
     is_sealed(content)

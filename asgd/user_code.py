@@ -3,8 +3,8 @@
 Security: a module is imported only if the configuration names it. The configuration may come from
 an untrusted run directory, and many functions do harm with chosen arguments (`os:system`,
 `pandas:read_pickle`). So a plain function is called only if the user's own module defines it; from
-the standard library, installed packages and this package, only classes with the methods that are
-asked for are called.
+the standard library, installed packages and this package, only classes with the required methods
+are called.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ def import_named(named: str, where: str, what: str, methods: Sequence[str]) -> C
     where
         The key and its value, for messages.
     what
-        What it is to be, in a word.
+        "factory" or "rule", for messages.
     methods
-        Methods of a class that may be called wherever it is defined.
+        A class with these methods may be called wherever it is defined.
 
     Raises
     ------
     InputError
-        The module does not import, has no such name, or it may not be called.
+        The module cannot be imported or has no such name, or the name may not be called.
     """
     module_name, _, name = named.partition(":")
     here = os.getcwd()
@@ -63,8 +63,8 @@ def import_named(named: str, where: str, what: str, methods: Sequence[str]) -> C
             f"{where}: module {module_name} has no {what} {name!r}; "
             f"it has {', '.join(found) or 'none'}"
         )
-    is_asked_for = isinstance(factory, type) and all(hasattr(factory, m) for m in methods)
-    if not is_asked_for and any(map(_is_installed, {module, inspect.getmodule(factory) or module})):
+    has_methods = isinstance(factory, type) and all(hasattr(factory, m) for m in methods)
+    if not has_methods and any(map(_is_installed, {module, inspect.getmodule(factory) or module})):
         raise InputError(
             f"{where}: {name} is not defined in a module of your own: expected a class with "
             f"{', '.join(methods)}"
@@ -75,7 +75,7 @@ def import_named(named: str, where: str, what: str, methods: Sequence[str]) -> C
 def check_options(
     where: str, key: str, factory: Callable[..., Any], options: Mapping[str, Any]
 ) -> None:
-    """Refuse options, the value of a key, that are not arguments of the factory."""
+    """Refuse options that are not arguments of the factory; `key` is their name in messages."""
     try:
         signature = inspect.signature(factory)
     except (TypeError, ValueError):  # some classes written in C have no signature

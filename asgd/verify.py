@@ -46,7 +46,7 @@ def record_findings(run: Run) -> list[str]:
         lambda: run.skipped,
     ]
     if not damaged:  # otherwise these checks would repeat the damage of a part
-        # Reading losses reads what was skipped too, and would tell its faults again.
+        # Reading the losses also reads the skipped ones; report a fault of these only once.
         damaged = list(dict.fromkeys(finding for read in tables for finding in _refusal(read)))
     if not damaged and not found:
         found = [*_gradient_findings(run), *_policy_findings(run), *_clock_findings(run)]
@@ -164,7 +164,7 @@ def _read_through(run: Run, part: Path) -> None:
 
 
 def _is_checked(line: bytes) -> bool:
-    """Whether a line of the events has its check, or was written only up to there."""
+    """Whether a line of the events has its check, or is torn before it."""
     try:
         parse_json(line)
     except ValueError:
@@ -173,11 +173,11 @@ def _is_checked(line: bytes) -> bool:
 
 
 def _gradient_findings(run: Run) -> list[str]:
-    """Return the workers with a gradient on record twice, or not at all.
+    """Return the first gradient on record twice or not at all, and the first mean without members.
 
-    Each was applied or discarded, or an event reports it as lost or refused. A restored server
-    reuses sequence numbers, which voids the older events about them. What has happened since the
-    last update on record may not be on record yet.
+    Each gradient was applied or discarded, or an event reports it as lost or refused. A restored
+    server reuses sequence numbers, which voids the older events about them. Gradients after the
+    last recorded update are ignored, because the tables may not contain them yet.
     """
     trace, members, found = run.trace, run.members, []
     shared = trace["update"][trace["worker"] == SHARED]
@@ -211,14 +211,14 @@ def _gradient_findings(run: Run) -> list[str]:
 
 
 def _policy_findings(run: Run) -> list[str]:
-    """Return the gradients that were applied although they were too old, or discarded in time."""
+    """Return the first gradient applied although too stale, and the first discarded wrongly."""
     if run.config.cluster.mode == "bounded":
         return []
     oldest, end = Policy.of(run.config.cluster).oldest, len(run.trace)
     applied, discarded = run.trace, run.discarded
     kinds = (
         (TRACE, applied, "applied", applied["staleness"] > oldest),
-        # the end of the run discards what waits for an update
+        # At its end, a run discards the gradients that wait for an update.
         (
             DISCARDED,
             discarded,
@@ -238,7 +238,7 @@ def _policy_findings(run: Run) -> list[str]:
 
 
 def _position_findings(run: Run) -> list[str]:
-    """Return the first position of an epoch that was used twice, if any was."""
+    """Return the first position of an epoch that was used twice, if any."""
     try:
         gradients = Gradients.of(run)
     except InputError as error:
@@ -255,7 +255,7 @@ def _position_findings(run: Run) -> list[str]:
 
 
 def _clock_findings(run: Run) -> list[str]:
-    """Return the losses whose time differs from that of their update."""
+    """Return the first loss whose time differs from that of its update, if any."""
     update, seconds = run.loss["update"].to_numpy(), run.loss["seconds"].to_numpy()
     applied = np.concatenate([[0.0], run.trace["applied_seconds"].to_numpy()])
     there = update < len(applied)  # a running run may have written more losses meanwhile

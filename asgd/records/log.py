@@ -150,9 +150,8 @@ class StalenessLog:
         """
         now = self._current()
         have = now if version is None else count(version, "version", 0)
-        return Read(
-            have, max(have, now)
-        )  # a worker may have a version before `published` is called
+        # A worker may have a version before `published` is called.
+        return Read(have, max(have, now))
 
     def computed(self, read: Read) -> Read:
         """Note that an item is computed and now waits until it is applied."""

@@ -1,11 +1,11 @@
 """Merges the parts of a table as they age, so that a run of days leaves some hundred files.
 
 Parts belong to tiers by their number of rows, as in a log-structured merge tree. Once a tier has
-`FAN_IN` parts, they become one, until a part is large. So each row is written about once for each
-tier, and a reader of the whole table opens few files.
+`FAN_IN` parts, they are merged into one; large parts are not merged again. So each row is written
+about once for each tier, and a reader of the whole table opens few files.
 
-A merged part is on the disk under a name of its own before the parts that it covers are removed.
-If the process is killed in between, readers ignore them.
+A merged part is on the disk, under a new name, before the parts that it covers are removed. If the
+process is killed in between, readers ignore the covered parts.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class AgingTable:
     def add(self, columns: Mapping[str, Any]) -> Path:
         """Write the newest part and return its file; merge what is due.
 
-        Where a merge fails, as the disk is full or a part is damaged, no more parts are merged.
+        If a merge fails, because the disk is full or a part is damaged, merging stops for good.
         """
         part = self._directory / part_name(int(columns["update"][0]))
         newest = self._parts[-1] if self._parts else None

@@ -1,9 +1,9 @@
-"""Signs of life: files that say whether the process that made them is still at work.
+"""Heartbeat files: they tell whether the process that made them is still alive.
 
 Such a file names a process and its host. The process touches it every few seconds and removes it
-when its work ends. Nothing here needs locks, which not every file system has.
+when its work ends. This needs no locks, which not every file system has.
 
-During a run, the file `alive` in its directory is one.
+During a run, its directory has the heartbeat file `alive`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any, Literal
 from asgd.rundir.files import replace_file
 from asgd.stored_json import parse_json
 
-SILENT_SECONDS = 30.0  # without a sign, until a process that cannot be looked up counts as silent
+SILENT_SECONDS = 30.0  # without a heartbeat, until a process on another host counts as silent
 
 _NAME = "alive"
 _BEAT_SECONDS = 2.0
@@ -34,17 +34,17 @@ _DEAD = ("X", "Z")
 
 @dataclass(frozen=True)
 class Heartbeat:
-    """The state of the process that made a file.
+    """The state of the process that made a heartbeat file.
 
     Attributes
     ----------
     presence
-        "here" (alive) or "gone" for a process that can be looked up, which is certain; else
-        "elsewhere" (recent sign) or "silent".
+        "here" (alive) or "gone" if this host can look the process up, so it is certain; else
+        "elsewhere" (recent heartbeat) or "silent".
     host, pid
         Host and process id.
     beat
-        Time of the last sign, in seconds since 1970 by the clock of the file system.
+        Time of the last heartbeat, in seconds since 1970 by the clock of the file system.
     """
 
     presence: Literal["here", "gone", "elsewhere", "silent"]
@@ -54,7 +54,7 @@ class Heartbeat:
 
     @property
     def age(self) -> float:
-        """Seconds since the last sign, at least zero."""
+        """Seconds since the last heartbeat, at least zero."""
         return max(0.0, time.time() - self.beat)
 
 
@@ -74,14 +74,14 @@ def read_heartbeat(directory: Path) -> Heartbeat | None:
 
 
 def is_at_work(directory: Path) -> bool:
-    """Whether a process makes a run, as far as this host can tell."""
+    """Whether the process of a run is alive, as far as this host can tell."""
     sign = read_heartbeat(directory)
     return sign is not None and sign.presence in ("here", "elsewhere")
 
 
 @contextmanager
 def signs(path: Path) -> Iterator[None]:
-    """Give signs of life in a file during the block."""
+    """Keep a heartbeat file during the block."""
     content = json.dumps(_own()).encode() + b"\n"
     replace_file(path, content)
     ended = threading.Event()
@@ -91,7 +91,7 @@ def signs(path: Path) -> Iterator[None]:
         yield
     finally:
         ended.set()
-        if not sys.is_finalizing():  # the thread is gone then; Python 3.13 would wait on
+        if not sys.is_finalizing():  # else the thread is gone, and Python 3.13 waits forever
             beats.join()
         with suppress(OSError):  # a read-only or moved directory must not end the run
             if path.read_bytes() == content:  # else another process has taken over
@@ -105,7 +105,7 @@ def _beat(path: Path, ended: threading.Event) -> None:
 
 
 def read_signs(path: Path) -> Heartbeat:
-    """Return the state of the process that gives signs in a file.
+    """Return the state of the process that made a heartbeat file.
 
     Raises
     ------
@@ -136,9 +136,9 @@ def _own() -> dict[str, Any]:
 
 
 def _place() -> str:
-    """Name the boot and the space of process numbers of this process, "" if it cannot be known.
+    """Return an identifier of this boot and process namespace, "" if it is unknown.
 
-    Hosts may share a name, and containers a host.
+    The host name is not enough: hosts may share a name, and containers a host.
     """
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()

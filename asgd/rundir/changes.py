@@ -1,7 +1,7 @@
 """Changes of the settings of a run that continues.
 
-A new learning rate or batch size becomes an entry of its schedule at the update where the run goes
-on, so everything that reads a configuration knows when it changed.
+A new learning rate or batch size becomes an entry of its schedule at the update where the run
+continues, so the configuration tells when it changed.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def change_settings(path: Path, entries: Iterable[str], update: int) -> RunConfi
     config = _scheduled(old, new, update)
     content = config.to_json().encode()
     writer = RunWriter(path)
-    # The event comes first: a configuration that no event names would count as damaged.
+    # The event comes first: a configuration without its digest in an event counts as damaged.
     digest = {_CONFIG: sha256(content).hexdigest()}
     writer.event("settings_changed", update=update, changes=changes, sha256=digest)
     writer.sync()
@@ -73,7 +73,7 @@ def change_settings(path: Path, entries: Iterable[str], update: int) -> RunConfi
 def _differences(
     old: dict[str, Any], new: dict[str, Any], table: str = ""
 ) -> Iterable[tuple[str, tuple[Any, Any]]]:
-    """Yield the keys with other values, and both values."""
+    """Yield the keys with different values, and both values."""
     for key, value in new.items():
         if isinstance(value, dict) and isinstance(old.get(key), dict):
             yield from _differences(old[key], value, f"{table}{key}.")

@@ -1,9 +1,9 @@
-"""The right to a path for one process at a time, by locks or, where there are none, by claims.
+"""Exclusive use of a path by one process, by locks or, on file systems without them, by claims.
 
-A claim is a file beside the path, with signs of life of its process. A process first makes its own
-claim and then looks for others, so of two that begin at once, at least one sees the other. A claim
-ends when its process withdraws it or dies, or gives no sign of life for 30 s. Other processes
-remove a claim that has ended; its process stops when it finds the claim missing.
+A claim is a heartbeat file beside the path. A process first makes its own claim and then looks for
+others, so of two that begin at once, at least one sees the other. A claim ends when its process
+withdraws it or dies, or is silent for 30 s. Other processes remove a claim that has ended; its
+process stops when it finds the claim missing.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def check_locks(directory: Path, lease: LeaseKind) -> None:
     except NoLocksError as error:
         probe.unlink()
         raise NoLocksError(directory, error.reason) from None
-    except OSError:  # making the directory fails too, and says why
+    except OSError:  # making the directory fails too, with a better message
         return
 
 
@@ -78,12 +78,12 @@ def held_alone(path: Path, lease: LeaseKind) -> Iterator[Callable[[], None]]:
     Yields
     ------
     Callable
-        Raises `LeaseLostError` if another process has taken over, which only a claim permits.
+        Raises `LeaseLostError` if another process has taken over, which can happen to a claim only.
 
     Raises
     ------
     HeldError
-        Another process holds the path, or wants it at the same moment.
+        Another process holds the path, or claims it at the same time.
     NoLocksError
         The file system has no locks.
     OSError
@@ -117,7 +117,7 @@ def claimed(path: Path) -> Iterator[Path]:
 
 
 def settle(path: Path, own: Path | None = None, *, wait: bool = False) -> Heartbeat | None:
-    """Remove the claims on a path that have ended; return the signs of one that has not.
+    """Remove the claims on a path that have ended; return the heartbeat of one that has not.
 
     Parameters
     ----------
@@ -131,9 +131,9 @@ def settle(path: Path, own: Path | None = None, *, wait: bool = False) -> Heartb
     Returns
     -------
     Heartbeat
-        The signs of the first other process that turned out to be alive; None if there is none.
+        The heartbeat of the first other process found alive; None if there is none.
     """
-    seen: dict[Path, tuple[float, float]] = {}  # the last sign of each, and since when it is known
+    seen: dict[Path, tuple[float, float]] = {}  # last heartbeat of each, when first seen
     while True:
         left = False
         for claim in path.parent.glob(f"{path.name}-*"):
@@ -159,7 +159,7 @@ def settle(path: Path, own: Path | None = None, *, wait: bool = False) -> Heartb
 
 
 def _read(claim: Path) -> Heartbeat | None:
-    """Return the signs in a claim, None if it was withdrawn."""
+    """Return the heartbeat of a claim, None if the claim was withdrawn."""
     try:
         return read_signs(claim)
     except FileNotFoundError:

@@ -13,7 +13,7 @@
                            data.sampling = "epoch"
     loss.parquet/part-*.parquet
                            a row per evaluation, columns `LOSS_COLUMNS`
-    skipped/part-*.parquet a row per loss for whose evaluation there was no time, columns
+    skipped/part-*.parquet a row per loss that was skipped for lack of time, columns
                            `SKIPPED_COLUMNS`; only if there are any
     metrics/part-*.parquet a row per evaluation and metric of the problem, columns `METRIC_COLUMNS`;
                            only if it has metrics
@@ -66,7 +66,7 @@ DISCARDED_COLUMNS = {
     "staleness": np.int64,  # update - read_version
     "batch_size": np.int32,
     "compute_seconds": np.float64,
-    "discarded_seconds": np.float64,  # from the start of the run; at its end, the last update's
+    "discarded_seconds": np.float64,  # from the start of the run, at most to its last update
 }
 POSITION_COLUMNS = {
     "update": np.int64,  # the update that the gradient went into
@@ -88,14 +88,14 @@ TABLES: dict[str, Types] = {
 
 
 def of_gradients(trace: Any, members: Any, names: Sequence[str]) -> Columns:
-    """Return columns of the applied gradients in the order of updates: members of SHARED updates.
+    """Return columns of the applied gradients by update, with members in place of SHARED updates.
 
     Parameters
     ----------
     trace, members
         The two tables, `Columns` or data frames.
     names
-        Of columns of both tables.
+        Names of columns of both tables.
     """
     alone = np.asarray(trace["worker"]) != SHARED
     update = np.concatenate([np.asarray(trace["update"])[alone], members["update"]])

@@ -91,7 +91,7 @@ class NoLocksError(InputError):
     Attributes
     ----------
     reason
-        What it answers.
+        The message of the operating system.
     """
 
     def __init__(self, directory: Path, reason: str) -> None:
@@ -140,7 +140,7 @@ def locked(
 
 
 def is_gone(directory: Path) -> bool:
-    """Whether the directory of a run is not there; one that is unmounted is empty."""
+    """Whether the directory of a run was removed, or unmounted, which leaves it empty."""
     return not os.path.exists(directory / "config.json")
 
 

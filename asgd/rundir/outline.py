@@ -1,4 +1,4 @@
-"""Summary statistics of a trace, from what its parts note about their rows."""
+"""Summary statistics of a trace, from the tallies that its parts store."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Outline:
 
 
 class Tally(msgspec.Struct):
-    """What a part of a trace notes about its rows, so that an outline reads no others.
+    """Totals of a part of a trace, stored in the part, so an outline need not read its rows.
 
     Attributes
     ----------
@@ -62,7 +62,7 @@ class Tally(msgspec.Struct):
         Raises
         ------
         DamagedTableError
-            It does not belong to the part.
+            It cannot be read or does not belong to the part.
         """
         tally = cls()
         if part.note is None:

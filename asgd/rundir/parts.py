@@ -30,7 +30,7 @@ def part_name(first: int) -> str:
 def merged_name(parts: Sequence[Path]) -> str:
     """Return the file name of the part that replaces consecutive `parts`.
 
-    It has the beginnings of the first and of the last of them, so that it tells what it covers.
+    It contains the first update of the first and of the last of them, and so tells the range.
     """
     return f"part-{first_update(parts[0]):012d}-{last_beginning(parts[-1]):012d}.parquet"
 
@@ -94,7 +94,7 @@ def _names(directory: Path) -> set[str]:
 
 
 def _beginnings(part: Path) -> tuple[int, int]:
-    """Order parts by their beginning; of those with the same, the one that covers more is first."""
+    """Return a sort key: first update, then the part that covers more."""
     return first_update(part), -last_beginning(part)
 
 
@@ -106,7 +106,7 @@ def most_rows(config: RunConfig, table: str) -> int:
         return each * (updates // config.run.eval_every + 2)
     if table not in (MEMBERS, DISCARDED, POSITIONS):
         return updates
-    # A worker has at most one gradient discarded at each version, because it then reads that one.
+    # A worker has at most one gradient discarded at each version, because it then reads it.
     team = max(MOST_WORKERS, config.cluster.workers)
     several = config.cluster.gradients_per_update or 1
     return (updates + 1) * max(team, several)

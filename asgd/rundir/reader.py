@@ -124,7 +124,7 @@ class Run:
 
     @cached_property
     def skipped(self) -> pd.DataFrame:
-        """One row per loss for whose evaluation there was no time; column `update`."""
+        """One row per loss that was skipped for lack of time; column `update`."""
         return self._sound(SKIPPED, skipped_defect)
 
     def some_losses(self, most: int) -> list[float]:
@@ -145,10 +145,10 @@ class Run:
     def metrics(self) -> pd.DataFrame:
         """One row per loss evaluation, one column per metric of the problem.
 
-        The index is `update`; a metric that was not evaluated there is nan. Missing metrics are an
-        error, except those reported by the event `metrics_damaged`.
+        The index is `update`; a metric without a value is nan. Missing metrics are an error, except
+        those reported by the event `metrics_damaged`.
         """
-        due = self.loss["update"].to_numpy()  # each is written after its metrics
+        due = self.loss["update"].to_numpy()  # a loss is written after its metrics
         rows = self._table(METRICS).drop_duplicates(["update", "name"], keep="last")
         order = rows["name"].unique()
         table = rows.pivot(index="update", columns="name", values="value")

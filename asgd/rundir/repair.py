@@ -88,11 +88,11 @@ def cut_back(path: Path, updates: int) -> None:
     config, writer = _config(path), RunWriter(path)
     _set_damaged_losses_aside(writer, config)
     _set_damaged_aside(writer, config, METRICS, "metrics_damaged")
-    # What was discarded after the last update counts no more: its numbers are used again.
     for table in TABLES:  # first, as a cut part may no longer cover them
         for part in covered_parts(path / table):
             part.unlink()
             writer.note_change(part)
+    # Gradients discarded after the last update are removed, because their numbers are used again.
     ends = {
         **dict.fromkeys((TRACE, MEMBERS, DISCARDED, POSITIONS), updates),
         **dict.fromkeys((LOSS, METRICS, SKIPPED), updates + 1),
@@ -178,7 +178,7 @@ def _cut_part(writer: RunWriter, config: RunConfig, part: Path, table: str, end:
         update = whole.columns("update")["update"]
     if update[-1] < end:
         return
-    # A merged part gets the name of a simple one, as it would cover parts that are still to come.
+    # A merged part gets the name of a simple one, as its old name would cover later parts.
     kept = part.with_name(part_name(first_update(part)))
     pieces = _before(end, read_pieces(part, TABLES[table], most))
     write_part(kept, pieces, flush=True)  # the old part was on the disk too

@@ -80,7 +80,7 @@ def write_pieces(
     repetitive
         The columns that get a dictionary, which costs time.
     note
-        Called after the last piece; what it returns is stored as `Table.note`.
+        Called after the last piece; its result is stored as `Table.note`.
     flush
         As in `replacing`.
     """
@@ -171,7 +171,7 @@ class Table:
     rows
         Number of rows.
     note
-        What was noted about its rows when it was written, else None.
+        The note of `write_pieces`, or None.
 
     Raises
     ------

@@ -32,7 +32,7 @@ from asgd.seals import sealed_line
 
 
 def _allow() -> None:
-    """Let a process write without a check, because no other can take over its run."""
+    """Check nothing, because no other process can take over the run."""
 
 
 class RunWriter:
@@ -43,7 +43,7 @@ class RunWriter:
     path
         The directory.
     check
-        Called before each event; it raises if this process may not write any more.
+        Called before each event; it raises if this process may no longer write.
     """
 
     def __init__(self, path: Path, check: Callable[[], None] = _allow) -> None:
@@ -106,7 +106,7 @@ class RunWriter:
         self._part(SKIPPED, {"update": updates})
 
     def metrics(self, rows: Iterable[tuple[int, Mapping[str, float]]]) -> None:
-        """Write one part of the metrics: of each update, numbers by name; ordered by update."""
+        """Write one part of the metrics: for each update, numbers by name; ordered by update."""
         flat = [(update, *one) for update, values in rows for one in values.items()]
         if flat:
             self._part(METRICS, dict(zip(METRIC_COLUMNS, zip(*flat, strict=True), strict=True)))
@@ -149,7 +149,7 @@ class RunWriter:
 
 
 def _existing(path: str, flags: int) -> int:
-    """Open a file that exists: where a disk was, a run does not go on."""
+    """Open an existing file: a run must not write to the empty directory of an unmounted disk."""
     return os.open(path, flags & ~os.O_CREAT)
 
 

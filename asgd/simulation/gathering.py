@@ -1,4 +1,4 @@
-"""Which gradients make each update in virtual time, under any `Policy`, and their snapshots."""
+"""The gradients of each update in virtual time, under any `Policy`, and their snapshots."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _Row = tuple[int, int, int, float, int, int]
 
 @dataclass(frozen=True, kw_only=True)
 class Gathering:
-    """The gradients of each update, the same number `each` of every one.
+    """The gradients of each update; every update has `each` of them.
 
     Attributes
     ----------
@@ -33,12 +33,12 @@ class Gathering:
     batch_size
         Samples of each gradient, shape (updates, each).
     position
-        Where the samples of each gradient are in the epochs of its part, shape (updates, each);
-        None if they are drawn with replacement.
+        Position of each gradient's first sample in the epochs of its part, shape (updates, each);
+        None if samples are drawn with replacement.
     discarded
         The columns `DISCARDED_COLUMNS`, ordered by `update`.
     resets
-        (update, worker, sequence) of the numbers that are left out because a worker's state was
+        (update, worker, sequence) of each number that was left out because a worker's state was
         reset, shape (resets, 3), ordered by update.
     """
 
@@ -56,7 +56,7 @@ class Gathering:
     def of(
         cls, order: ServerOrder, batch_size: Integers, position: Integers | None = None
     ) -> Gathering:
-        """Return the gradients of updates that have one each; all arguments are by update."""
+        """Return the gradients of updates with one gradient each; all arguments are by update."""
         return cls(
             worker=order.worker[:, np.newaxis],
             sequence=order.sequence[:, np.newaxis],
@@ -147,8 +147,8 @@ def gather(
 ) -> Gathering:
     """Simulate a server with a policy; the other arguments are those of `server_order`.
 
-    The server spends its service time on updates alone. If the workers have state that they keep,
-    it leaves out a number after a gradient that was discarded, see `asgd.local_steps`.
+    The server spends its service time on updates alone. If the workers keep their state, it leaves
+    out a sequence number after each discarded gradient, see `asgd.local_steps`.
 
     Parameters
     ----------
@@ -211,7 +211,7 @@ def gather(
 
 
 class _Team:
-    """What the workers compute, and when it arrives at the server.
+    """The gradients of the workers, and their arrival times at the server.
 
     Parameters
     ----------
@@ -276,8 +276,8 @@ def _discarded(rows: list[tuple[float, ...]]) -> Columns:
 def snapshot_slots(read_version: Integers) -> Integers:
     """Return a slot for each version, shape (updates + 1,), as few as possible.
 
-    A version keeps its slot until the last update that reads it has been made, and at least until
-    the next version is there.
+    A version keeps its slot until the last update that reads it is made, and at least until the
+    next version exists.
 
     Parameters
     ----------

@@ -15,7 +15,7 @@ def handed_out(
     """Return batch size and position of each update, as a server without faults hands them out.
 
     The server hands out a range with each snapshot: to all workers at version 0, then to the worker
-    of each update. Where no server makes the order, ranges follow the updates.
+    of each update. If the order was not simulated by a server, ranges follow the updates.
 
     Parameters
     ----------
@@ -26,7 +26,7 @@ def handed_out(
     batch_size
         Samples of a gradient by the version that it reads, shape (updates,).
     served
-        Number of workers of a server that makes the order; 0 if none does.
+        Number of workers, if a server was simulated; else 0.
 
     Returns
     -------

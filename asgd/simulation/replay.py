@@ -66,7 +66,7 @@ class Gradients:
         Raises
         ------
         InputError
-            The positions of a run by epochs are not of these gradients.
+            The positions in epochs do not belong to the recorded gradients.
         """
         names = ("update", "worker", "sequence", "read_version", "batch_size")
         update, *columns = of_gradients(run.trace, run.members, names).values()
@@ -85,9 +85,9 @@ class Gradients:
 def replay(run: Run, problem: Problem) -> Iterator[Step]:
     """Yield x_0, x_1, ... of a run.
 
-    Each gradient is recomputed in this process, or the difference by local steps, from the
-    parameters its worker read and with the samples it drew, and the update rule is applied. Old
-    parameters are kept until the last update that read them.
+    Each push (a gradient, or the difference by local steps) is recomputed in this process, from the
+    parameters that its worker read and the samples that it drew. Then the update rule is applied.
+    Old parameters are kept until the last update that read them.
     """
     config, gradients = run.config, Gradients.of(run)
     pushes = Pushes(config, problem, WorkerDraws(config, problem))

@@ -1,4 +1,4 @@
-"""Which gradients make each update of a simulated run, as its configuration says."""
+"""The gradients of each update of a simulated run, from its configuration."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def check_policy(config: RunConfig) -> None:
     Raises
     ------
     InputError
-        The mode, or the policy with a staleness that is drawn from a law.
+        The mode is "bounded", or the staleness is drawn from a law and the policy needs a server.
     """
     cluster, staleness = config.cluster, config.simulation.staleness
     if cluster.mode == "bounded":
@@ -100,9 +100,9 @@ def _server_order(config: RunConfig, draws: WorkerDraws) -> ServerOrder:
 
 
 def _independent_order(config: RunConfig, draws: WorkerDraws) -> ServerOrder:
-    """Draw each staleness from the law, cut off at x_0.
+    """Draw each staleness from the law; no read is before x_0.
 
-    No queue produces such reads, so the workers simply take turns at their average rate.
+    No queue produces such reads, so the workers take turns at their average rate.
     """
     times, workers, updates = config.simulation, config.cluster.workers, config.run.updates
     mean = workers - 1 if times.mean_staleness is None else times.mean_staleness

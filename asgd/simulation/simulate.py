@@ -92,7 +92,7 @@ def simulate(
     writer = RunWriter.create(out if out is not None else default_path(config), config)
     record = _Record(config, descent, order, writer, progress)
     failure = None
-    # Threads as workers have: more wait actively, and on a busy machine for most of the time.
+    # As many BLAS threads as a worker has: more would busy-wait, for long on a busy machine.
     threads = threadpool_limits(config.cluster.threads_per_worker, user_api="blas")
     with heartbeat(writer.path), threads:
         try:
@@ -153,8 +153,8 @@ def _not_finite(update: int, gradient: Array) -> str:
 class _Descent:
     """Computes gradients at snapshots and applies them in order.
 
-    Snapshots are kept in slots: one per worker, where each reads the version that its own update
-    made; else as many as versions are still to be read, see `snapshot_slots`.
+    Snapshots are kept in slots. If each worker reads the version that its own last update made, a
+    worker has one slot; otherwise slots are shared, see `snapshot_slots`.
     """
 
     def __init__(
@@ -185,7 +185,7 @@ class _Descent:
 
     @property
     def reached(self) -> Array:
-        """The parameters after the last update, shape (d,), also while another one is made."""
+        """The parameters after the last complete update, shape (d,), even during the next one."""
         slot = self._write_slot[self.applied - 1] if self.applied else 0
         return np.asarray(self._snapshots[slot])
 
@@ -217,7 +217,7 @@ class _Descent:
         worker, sequence, sizes, slots = (column[part].ravel() for column in columns)
         points, size = self._snapshots[slots], int(sizes[0])
         if order.position is None and (sizes == size).all():
-            # With slots of their own, no worker delivers twice in a block.
+            # If each worker has one slot, no worker delivers twice in a block.
             return self._pushes.pushes(worker, sequence, points, size, distinct=self._own_slots)
         places = np.zeros_like(sizes) if order.position is None else order.position[part].ravel()
         numbers = (column.tolist() for column in (worker, sequence, sizes, places))
@@ -343,7 +343,7 @@ class _Record:
 def _follow(
     descent: _Descent, record: _Record, config: RunConfig, applied_seconds: Array
 ) -> str | None:
-    """Apply every update and evaluate the loss where it is due; return a goal that ended it."""
+    """Apply the updates and evaluate the losses that are due; return the goal reached, if any."""
     every, goal = config.run.eval_every, None
     last = config.run.updates
     if config.run.max_seconds is not None:
@@ -362,7 +362,7 @@ def _follow(
                 descent.apply(gradients[descent.applied - start : end - start])
             except RunFailedError:
                 if descent.applied % every:
-                    record.evaluate()  # a gradient that overflows is not finite either
+                    record.evaluate()  # raises DivergedError if the loss has diverged
                 raise
             due_here = end % every == 0 or end == last
             if due_here and (reached := reached_target(config, record.evaluate(), end)):

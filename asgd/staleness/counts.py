@@ -24,7 +24,7 @@ class NegativeBinomial(StalenessLaw):
     Raises
     ------
     InputError
-        Not shape > 0, or not 0 <= mu < 1.
+        Unless shape > 0 and 0 <= mu < 1.
     """
 
     name: ClassVar[str] = "negative_binomial"
@@ -63,7 +63,7 @@ class Poisson(StalenessLaw):
     Raises
     ------
     InputError
-        Not rate >= 0.
+        Unless rate >= 0.
     """
 
     name: ClassVar[str] = "poisson"
@@ -91,12 +91,12 @@ class Poisson(StalenessLaw):
 
 @dataclass(frozen=True)
 class ConwayMaxwellPoisson(StalenessLaw):
-    """P(tau = l) ~ exp(l log_rate - nu log l!): nu = 1 is Poisson, nu = 0 geometric.
+    """P(tau = l) proportional to exp(l log_rate - nu log l!): nu = 1 is Poisson, 0 geometric.
 
     Raises
     ------
     InputError
-        Not nu >= 0, or log_rate >= 0 where nu = 0.
+        Unless nu > 0, or nu = 0 and log_rate < 0.
     """
 
     name: ClassVar[str] = "conway_maxwell_poisson"
@@ -110,7 +110,7 @@ class ConwayMaxwellPoisson(StalenessLaw):
 
     @cached_property
     def table(self) -> Array:
-        """Probabilities of 0, 1, ..., cut where the rest is below double precision."""
+        """Probabilities of 0, 1, ...; the tail below double precision is cut off."""
         from scipy.special import gammaln
 
         length = 64

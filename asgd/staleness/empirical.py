@@ -81,7 +81,7 @@ class Empirical(StalenessLaw):
         reach = np.cumsum(counts[::-1])[::-1]
         first = int(np.flatnonzero(reach >= min(tail_count, size))[-1])
         threshold = int(values[first])
-        wide = f"staleness below {LONGEST_SUPPORT:,} where its bulk is"
+        wide = f"most values below {LONGEST_SUPPORT:,}"
         check(threshold <= LONGEST_SUPPORT, "sample", f"... {threshold} ...", wide)
         excess = float((values[first:] - threshold) @ counts[first:] / reach[first])
         frequencies = np.zeros(threshold)

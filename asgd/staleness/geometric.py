@@ -26,7 +26,7 @@ class Geometric(StalenessLaw):
     Raises
     ------
     InputError
-        Not 0 <= mu < 1.
+        Unless 0 <= mu < 1.
     """
 
     name: ClassVar[str] = "geometric"
@@ -62,7 +62,7 @@ class GeometricMixture(StalenessLaw):
     Raises
     ------
     InputError
-        A mu is outside [0, 1), or the shares do not fit.
+        A mu is outside [0, 1), or the shares are negative, too few or many, or do not sum to one.
     """
 
     name: ClassVar[str] = "geometric_mixture"
@@ -118,7 +118,7 @@ class ConstantPlusGeometric(StalenessLaw):
     Raises
     ------
     InputError
-        The offset is not 0, 1, 2, ..., or not 0 <= mu < 1.
+        Unless the offset is 0, 1, 2, ... and 0 <= mu < 1.
     """
 
     name: ClassVar[str] = "constant_plus_geometric"

@@ -126,8 +126,8 @@ class StalenessLaw(ABC):
         high = 1
         while self.tail(high) >= tail:
             high *= 2
-            if high > LONGEST_SUPPORT:  # the text of a measured law takes a millisecond
-                raise InputError(f"tail = {tail}: expected more: {self!r} is too wide")
+            if high > LONGEST_SUPPORT:  # not `check`: formatting the law takes a millisecond
+                raise InputError(f"tail = {tail}: expected a larger one: {self!r} is too wide")
         low = high // 2
         while high - low > 1:
             middle = (low + high) // 2
@@ -139,7 +139,9 @@ class StalenessLaw(ABC):
         weights = self.pmf(np.arange(length))
         total = float(weights.sum())
         if not total > 0.0:
-            raise InputError(f"length = {length}: expected more: {self!r} has no mass below it")
+            raise InputError(
+                f"length = {length}: expected a larger one: {self!r} has no mass below"
+            )
         return np.asarray(weights / total)
 
     def hazard(self, length: int) -> Array:
