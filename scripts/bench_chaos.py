@@ -147,7 +147,7 @@ def configure(number: int, updates: int) -> RunConfig:
 
 
 def choices(config: RunConfig) -> str:
-    """Name what was drawn for a run."""
+    """Describe the settings drawn for a run."""
     cluster, data = config.cluster, config.data
     names = (config.optimizer.rule, config.run.durability, cluster.transport, cluster.mode)
     policy = (cluster.gradients_per_update, cluster.late, cluster.discard_above)
@@ -159,7 +159,7 @@ def choices(config: RunConfig) -> str:
 
 
 def flip(path: Path, random: np.random.Generator) -> None:
-    with path.open("r+b") as file:  # never makes a file again that was removed meanwhile
+    with path.open("r+b") as file:  # does not recreate a file that was removed meanwhile
         data = bytearray(file.read())
         data[int(random.integers(len(data)))] ^= 1 << int(random.integers(8))
         file.seek(0)
@@ -361,12 +361,14 @@ def still_wrong(path: Path, finished: bool, damaged: list[Path]) -> list[str]:
 def main(arguments: Iterable[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=10)
-    parser.add_argument("--updates", type=int, default=3000, help="of a run")
-    parser.add_argument("--faults", type=int, default=6, help="of a run")
-    parser.add_argument("--seed", type=int, default=0, help="of the faults")
+    parser.add_argument("--updates", type=int, default=3000, help="updates per run")
+    parser.add_argument("--faults", type=int, default=6, help="faults per run")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the faults")
     parser.add_argument("--first", type=int, default=0, help="number of the first run")
     parser.add_argument("--no-nodes", action="store_true", help="one node, which is not killed")
-    parser.add_argument("--launched", type=int, metavar="RUNS", help="in separate processes")
+    parser.add_argument(
+        "--launched", type=int, metavar="RUNS", help="number of runs in separate processes"
+    )
     options = parser.parse_args(arguments)
     if options.launched:
         return launched(options.first, options.launched, options.faults, options.seed)

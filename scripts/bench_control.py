@@ -60,7 +60,7 @@ SETTINGS = {
 
 
 class Counted:
-    """A final loss that counts how often its gradient was asked for."""
+    """A final loss that counts the evaluations of its gradient."""
 
     def __init__(self, final_loss: FinalLoss) -> None:
         self.final_loss, self.calls = final_loss, 0
@@ -74,7 +74,7 @@ class Counted:
 
 
 def by_scipy(final_loss: Counted, updates: int, budget: int) -> Array:
-    """Minimise log E f over log b >= 0 at a price per gradient that makes the sum the budget."""
+    """Minimise log E f over log b >= 0, with the price per gradient that meets the budget."""
     batch = np.full(updates, budget / updates)
     value, weights = final_loss.value_and_weights(batch)
     log_batch = np.log(batch)

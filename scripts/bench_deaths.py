@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Kills each process of a run at each second of its life, and checks how the run ends.
+"""Kills each process of a run, at various times, and checks how the run ends.
 
 .venv/bin/python scripts/bench_deaths.py [--seconds 0.5 1 2 ...] [--victims raylet gcs_server ...]
 
@@ -112,12 +112,12 @@ def die(directory: Path, victim: str, after: float) -> Death:
         _, errors = launcher.communicate()
         wrong = [f"no end within {PATIENCE:.0f} s"]
     seconds = time.monotonic() - start
-    deadline = time.monotonic() + 15.0  # of the guard
+    deadline = time.monotonic() + 15.0  # for the guard to clean up
     while (processes_in(tmp) or any(tmp.iterdir())) and time.monotonic() < deadline:
         time.sleep(0.05)
     wrong += [f"process {pid} is left" for pid in processes_in(tmp)]
     wrong += [f"{file} is left" for file in [*tmp.iterdir()]]
-    # Of other Rays beside this one there may be some; ours bear the names of its files.
+    # Other Ray sessions may have files here too; the names of ours contain "asgd".
     wrong += [
         f"/dev/shm/{file} is left" for file in set(os.listdir("/dev/shm")) - shm if "asgd" in file
     ]
@@ -131,7 +131,7 @@ def judge(out: Path, status: int, errors: str, victim: str) -> tuple[str, list[s
     try:
         run = read_run(out)
     except AsgdError as error:
-        # Killed before it had a directory
+        # The launcher was killed before the directory existed.
         return f"no run (status {status}): {error}", [] if victim == "launcher" else [errors]
     reason = run.events[-1].get("reason") if run.events else None
     if status == 0:

@@ -10,10 +10,10 @@ recorded     the trace, and a checkpoint every 1000 updates
 evaluated    the same, and the loss every 25 updates, which the recorder computes
 logged       the same, and the write-ahead log
 
-for softmax regression on the digits data (case "digits", d = 650) and for gradients of 10, 1000
-and 10000 numbers that cost nothing ("free-10", ...), the worst case, where the server does all the
-work. Prints updates/s and processor seconds per update of the server, as medians of the ratio to
-"nothing" in the same repeat. On a shared machine, processor seconds are the better measure.
+for softmax regression on the digits data (case "digits", d = 650) and for constant gradients of
+10, 1000 and 10000 numbers ("free-10", ...), the worst case: they cost nothing, so the server does
+all the work. Prints updates/s and processor seconds per update of the server, as medians of the
+ratio to "nothing" in the same repeat. On a shared machine, processor seconds are the better measure.
 
 The first measurement is the log alone, by number of parameters: processor seconds of a server in
 this process, alternately with and without the log, and the size of the log of 1000 updates.
@@ -55,7 +55,7 @@ VARIANTS: dict[str, tuple[int, int, str]] = {
     "evaluated": (25, 1000, "checkpoint"),
     "logged": (25, 1000, "log"),
 }
-# Name: problem, updates per second to be expected, which set how long a measurement takes.
+# Name: problem, and expected updates per second, which set the length of a measurement.
 FREE = "bench_peers:constant"
 CASES: dict[str, tuple[dict[str, Any], int]] = {
     "digits": ({"kind": "softmax"}, 25_000),
@@ -63,7 +63,7 @@ CASES: dict[str, tuple[dict[str, Any], int]] = {
     "free-1000": ({"kind": FREE, "options": {"dim": 1000}}, 30_000),
     "free-10000": ({"kind": FREE, "options": {"dim": 10_000}}, 12_000),
 }
-LARGEST_LOGGED = 1000  # beyond, a log of these runs fills the disk rather than measuring anything
+LARGEST_LOGGED = 1000  # above this dimension, the log of a run would fill the disk
 
 
 class Silent(Ledger):
@@ -187,7 +187,7 @@ def main(arguments: Iterable[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("cases", nargs="*", metavar="CASE", help=", ".join(CASES))
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=2.0, help="of one run, about")
+    parser.add_argument("--seconds", type=float, default=2.0, help="approximate length of a run")
     parser.add_argument("--out", type=Path, default=Path("figures"))
     options = parser.parse_args(arguments)
     for name in options.cases:

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Where `asgd predict --method fast` is right, and whether it refuses where it is not.
+"""Measures the errors of `asgd predict --method fast`, and when it refuses to predict.
 
 .venv/bin/python -m scripts.bench_fast [--problems softmax "tanh network" quartic]
 
@@ -33,7 +33,7 @@ SIZES = {"softmax": (128, 200), "tanh network": (400, 200), "quartic": (2000, 60
 
 
 def row(setting: Setting, paths: int) -> str:
-    """Return the errors of the fast mode, and from where it refuses."""
+    """Return the errors of the fast mode, and the update from which on it refuses."""
     curve = LAW.fast(cast(RunSetting, setting), 0)
     refused = "" if curve.unstable_from is None else f"from update {curve.unstable_from}"
     (drawn,) = simulate([LAW.path_model(setting, 1)], setting, paths, 1)

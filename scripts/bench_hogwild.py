@@ -8,7 +8,7 @@ batch size and learning rate and one thread per process. In Hogwild (`scripts/to
 every process applies `torch.optim.SGD` to the shared parameters, without locks and in float32; its
 staleness is unknown. Ours is `cluster.run` in float64, with exact staleness, every gradient applied
 exactly once, a trace, checkpoints (no write-ahead log) and losses evaluated during the run. Hogwild
-notes its parameters every 100 updates, as often as we evaluate the loss, and theirs is evaluated
+saves its parameters every 100 updates, as often as we evaluate the loss; its losses are evaluated
 afterwards.
 
 The clock starts when every process is ready. The common loss is the mean over the last tenth of a

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Seconds that `analysis.stability_limits` takes, and its limits with their errors.
+"""Measures the time of `analysis.stability_limits`, and prints the limits with their errors.
 
 .venv/bin/python scripts/bench_limits.py [--workers 2 4 8 16 32 64 128 512] [--rules sgd]
 

@@ -3,11 +3,11 @@
 
 .venv/bin/python scripts/bench_long.py [--updates 5000000] [--only-outlines]
 
-Writes the record of such a run, in parts like those of a server with eight workers, which are
-merged as they age. Prints how long that took, the peak of the memory after each tenth, and how many
-files there are. Then runs, each in its own process, `asgd status`, `asgd runs` and, without
---only-outlines, what reads the whole trace: all its columns, `asgd profile` and `asgd verify`.
-Prints seconds, processor seconds and peak memory.
+Writes the directory of such a run, in parts like those of a server with eight workers, which are
+merged as they age. Prints the time, the peak memory after each tenth, and the number of files. Then
+runs, each in its own process, `asgd status`, `asgd runs` and, without --only-outlines, three reads
+of the whole trace: all its columns, `asgd profile` and `asgd verify`. Prints seconds, processor
+seconds and peak memory.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ server, the recorder and the workers.
 
 Connections: one process plays all workers over tcp with d = 10 and answers each snapshot at once,
 beside the process of a server without a recorder. Prints medians of `--repeats`: updates/s, and
-the processor time of the server per update, which says more where other programs run.
+the processor time of the server per update, the better measure on a busy machine.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ from cluster.sockets.wire import HEADER, VectorFormat
 from tests.support.processes import below
 
 MEAN_SECONDS = 0.05
-SAMPLE_SECONDS = 1.0  # between two looks at the memory
+SAMPLE_SECONDS = 1.0  # between two samples of the memory
 DIM = 10  # of least squares on the diabetes data
 EXPECTED = 25_000  # updates/s of a server, for the length of a measurement
 WARM_UP = 10  # updates of each worker
 
 
 class Memory:
-    """The most memory of this process and all below it; the run's progress callback."""
+    """Peak memory of this process and all below it; used as the run's progress callback."""
 
     def __init__(self) -> None:
         self.peak = 0
@@ -136,7 +136,7 @@ def serve(config: RunConfig, parent: Connection) -> None:
 
 
 class Player:
-    """One worker, without an own thread."""
+    """One worker, without a thread of its own."""
 
     def __init__(self, endpoint: Endpoint, worker: int) -> None:
         connection = SocketConnection(endpoint, worker)

@@ -3,11 +3,11 @@
 
 .venv/bin/python scripts/bench_memory.py [--dim 10_000_000] [--workers 8] [--updates 60]
 
-For both precisions, and over tcp and shared memory, the largest memory of the server, a worker and
-the recorder during a run, less that of the same process in a run with 10 parameters, which stands
-behind it. Private memory and, in brackets, with memory shared with other processes: the vectors of
-shared memory, and Ray's objects. The gradient is a constant vector, one of the worker's; the loss
-is evaluated every tenth update.
+For both precisions, and over tcp and shared memory: the peak memory of the server, a worker and the
+recorder during a run, minus that of the same process in a run with 10 parameters, which is printed
+after it. Private memory and, in brackets, the sum with memory shared with other processes (vectors
+in shared memory, and Ray's objects). The gradient is a constant vector, which counts as one of the
+worker's; the loss is evaluated every tenth update.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def actors() -> Iterator[tuple[Path, str]]:
 
 
 def watch(over: threading.Event, older: set[Path], peaks: Peaks) -> None:
-    """Note the largest memory of any process of each role, except older ones."""
+    """Record the peak memory of any process of each role, except older processes."""
     while not over.wait(POLL_SECONDS):
         for process, role in actors():
             if process in older:

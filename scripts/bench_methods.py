@@ -8,15 +8,15 @@
 16 workers make gradients of softmax regression and of a perceptron on the digits, from all samples
 or from those of their own classes, and of a noisy quadratic. Their times follow one of four laws; a
 gradient of an ordinary worker takes 1 s on average. Each method runs on the parameter server and
-the workers of real runs, `cluster.core`, with a virtual clock: nothing waits, and messages take no
-time but `--message` seconds each way, so that without it local steps save nothing.
+the workers of real runs, `cluster.core`, with a virtual clock: nothing waits. Messages take
+`--message` seconds each way, 0 by default, so that local steps save nothing.
 
-Its learning rate is the best of a grid of as many values for each method, by the geometric mean of
-the seconds on seeds of their own. A rate is given up at 1.5 times the seconds of the best so far,
-or at 60 or 250 s if another gets there by then; a run that takes longer than 1000 s counts as that.
-Tables have medians over the seeds, with `*` for a rate at an end of its grid. The claims of papers
-are checked by ratios with standard errors over the seeds. What is in OUT/methods.csv is not
-measured again, but shown.
+The learning rate of a method is the best of a grid, by the geometric mean of the seconds over
+separate seeds; all grids have equally many values. A rate is abandoned after 1.5 times the seconds
+of the best rate so far, or after 60 or 250 s if another rate reaches the loss by then; a run longer
+than 1000 s counts as 1000 s. Tables show medians over the seeds, with `*` for a rate at an end of
+its grid. The claims of papers are checked by ratios with standard errors over the seeds. Results in
+OUT/methods.csv are shown, not measured again.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ from scripts.methods_shown import Place, Result, Store, compared, figure, table
 WORKERS, BATCH = 16, 16
 LOG = math.log(WORKERS)  # "up to logarithmic factors"
 LONGEST = 1000.0  # virtual seconds
-HORIZONS = (60.0, 250.0, LONGEST)  # each for all rates, if no rate gets there by the one before
+HORIZONS = (60.0, 250.0, LONGEST)  # tried in turn until a rate reaches the loss
 OCTAVES = 8  # from one end of a grid to the other
 TUNING_SEEDS, FIRST_SEED = 2, 100
-GIVEN_UP = 1.5  # times the seconds of the best rate so far
+GIVEN_UP = 1.5  # a rate is abandoned after so many times the seconds of the best so far
 Tables = dict[str, dict[str, Any]]
 
 
@@ -62,7 +62,7 @@ class Method:
     tables
         Returns the tables of the configuration for a rate.
     largest
-        Of the grid, for curvature 1.
+        The largest rate of the grid, for curvature 1.
     """
 
     name: str
@@ -138,7 +138,7 @@ REAL = [(ASYNC, ONE_SLOW), (SYNC, ONE_SLOW), (RINGMASTERS[2 * WORKERS], WIDE), (
 
 
 def configure(place: Place, method: Method, rate: float, seed: int, **run: Any) -> RunConfig:
-    """Return the configuration of a run; nothing is evaluated or saved but as `run` says."""
+    """Return the configuration of a run; nothing is evaluated or saved unless `run` says so."""
     own = method.tables(rate)
     never = dict.fromkeys(("updates", "eval_every", "checkpoint_every"), 10**9)
     return make_config(
@@ -181,7 +181,7 @@ def measured(
                 break
         if math.exp(found / TUNING_SEEDS) < best:
             best, chosen = math.exp(found / TUNING_SEEDS), i
-    if chosen < 0:  # no rate gets there
+    if chosen < 0:  # no rate reaches the loss
         never = Result(place, method.name, math.nan, False, (math.inf,) * seeds, LONGEST)
         return never, time.process_time() - begun
     each = tuple(seconds(grid[chosen], seed, LONGEST) for seed in range(seeds))
@@ -191,7 +191,7 @@ def measured(
 
 
 def measure(store: Store, choices: list[tuple[Place, str]], options: argparse.Namespace) -> None:
-    """Measure what the store does not have."""
+    """Measure the results that the store lacks."""
     missing = [choice for choice in choices if choice not in store.results]
     seeds, rates = (3, 4) if options.quick else (options.seeds, options.rates)
     work = partial(measured, rates=rates, seeds=seeds, message=options.message)
@@ -211,7 +211,7 @@ def one_thread() -> None:
 
 
 def claims(store: Store) -> list[str]:
-    """Return what the results say about three claims, a line for each comparison."""
+    """Compare the results with three claims; return one line for each comparison."""
 
     def line(what: str, one: tuple[Place, str], other: tuple[Place, str], limit: float) -> str:
         ratio = compared(store.results, one, other)
@@ -304,7 +304,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("methods"))
     parser.add_argument("--real", action="store_true", help="repeat four cells on Ray")
-    parser.add_argument("--second", type=float, default=0.1, help="of Ray for a virtual one")
+    parser.add_argument("--second", type=float, default=0.1, help="real seconds per virtual second")
     options = parser.parse_args()
     panels = [
         (problem, data)

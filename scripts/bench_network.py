@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
-"""Updates per second over a network, against what its links allow and against plain Ray calls.
+"""Updates per second over a network, compared with the capacity of its links and plain Ray calls.
 
 .venv/bin/python -m scripts.bench_network [--quick] [--numbers float64 ...] [--out FILE.csv]
 
 Three hosts with networks of their own on this machine (`tests/support/hosts.py`; it needs root):
 the driver and the server on one, two workers on each of the others. Every link has the same rate in
-both directions, so the server's link limits: an update takes a gradient to it and a snapshot from
-it. What it allows is its rate over the bytes of a vector and the headers of their packets. The
+both directions, so the server's link is the bottleneck: an update takes a gradient to it and a
+snapshot from it. Its capacity is its rate divided by the bytes of a vector with packet headers. The
 gradient is a constant vector that costs nothing. The loop is that of Ray's documentation
-(`bench_peers.RayLoop`), its server and its workers on the same hosts. "bfloat16" is what messages
-carry between parameters in float32, in our run alone: the loop's are float32 then.
+(`bench_peers.RayLoop`), its server and its workers on the same hosts. With "bfloat16", our messages
+are rounded to it, and our parameters and the loop's messages are float32.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ RATES = {"100mbit": 100e6, "1gbit": 1e9}  # bits per second, as `tc` reads them
 DIMS = (10_000, 100_000, 1_000_000)
 NUMBERS = ("float64", "float32", "bfloat16")
 WORKERS = 4
-LEAST = 100  # updates of a measurement: gradients that share a link arrive together, 4 at a time
+LEAST = 100  # updates of a measurement, as gradients that share a link arrive 4 at a time
 PACKET, PAYLOAD = 1514, 1448  # bytes of a packet on a link, and those of a vector in it
 HEALTH = {"period_ms": 5000, "timeout_ms": 30_000, "failure_threshold": 5}  # of Ray; never needed
 
 
 def allowed(rate: float, dim: int, numbers: str) -> float:
-    """Return the updates/s for which a link has room, in each direction."""
+    """Return the capacity of a link in each direction, in updates/s."""
     return rate / 8 / (dim * number_type(numbers).itemsize * PACKET / PAYLOAD)
 
 
@@ -78,7 +78,7 @@ def steady_rate(run: Run) -> float:
 
 
 def loop_rate(cluster: RayHosts, dim: int, dtype: str, updates: int) -> float:
-    """Return updates/s of Ray's loop, which another process makes on the first host."""
+    """Return updates/s of Ray's loop, which runs in another process on the first host."""
     said = cluster.call(
         cluster.hosts[0],
         *(sys.executable, "-m", "scripts.bench_network", "--loop", str(dim), dtype, str(updates)),
@@ -87,7 +87,7 @@ def loop_rate(cluster: RayHosts, dim: int, dtype: str, updates: int) -> float:
 
 
 def make_loop(dim: int, dtype: str, updates: int) -> None:
-    """Make Ray's loop, on the nodes as our run places its processes, and print its rate."""
+    """Run Ray's loop, with its processes on the same nodes as ours, and print its rate."""
     ray.init(address="auto", log_to_driver=False, logging_level="ERROR")
     here = ray.get_runtime_context().get_node_id()
     others = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["NodeID"] != here]

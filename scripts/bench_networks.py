@@ -1,16 +1,16 @@
-"""Networks in PyTorch: updates/s against the ideal, time to a loss against PyTorch's own means.
+"""Networks in PyTorch: updates/s against the ideal, time to a loss against PyTorch's own tools.
 
     .venv/bin/python -m pip install ".[torch]"
     .venv/bin/python -m scripts.bench_networks
     .venv/bin/python -m scripts.bench_networks --models small,conv --parts speed --repeats 3
 
-Part "speed", for each network, in turn within one go: a serial training in one thread, which gives
-the time of a bare gradient; a real run of two workers with as many updates, and its updates/s over
-those that two cores could make of bare gradients (the ideal) and over those of two processes that
-train alone at once; and Hogwild and DistributedDataParallel over gloo with two processes and the
-same batch for each. The time of all three to a common loss, that of the serial training after half
-of the updates, is compared. Our run evaluates its losses while it trains, and theirs are evaluated
-afterwards. Part "prediction": the four models with 16 paths, over the serial training.
+Part "speed" measures in turn, for each network: serial training in one thread, which gives the time
+of a bare gradient; a real run of two workers with as many updates; and, with two processes and the
+same batch size, separate training, Hogwild and DistributedDataParallel over gloo. It prints the
+run's updates/s over the ideal (two cores that compute bare gradients only) and over the separate
+training, and the times of the run, Hogwild and DistributedDataParallel to a common loss, that of
+the serial training after half of the updates. Our losses are evaluated during the run, theirs
+afterwards. Part "prediction": time of the four models with 16 paths, over the serial training.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from scripts.torch_peers import seconds_to
 BATCH, WORKERS, PATHS = 32, 2, 16
 KIND = "scripts.bench_networks:make"
 RATE = 0.1
-UPDATES = {"small": 6000, "middle": 3000, "large": 1000, "conv": 1600}  # seconds of a run
+UPDATES = {"small": 6000, "middle": 3000, "large": 1000, "conv": 1600}  # a run takes seconds
 LOSSES = 20  # evaluated during a run
 
 
@@ -130,7 +130,7 @@ def speed(model: str, updates: int, directory: Path) -> dict[str, float]:
     for method in torch_peers.METHODS:
         module = make(model).module.requires_grad_()
         module.zero_grad(set_to_none=True)
-        for parameter in module.parameters():  # of their own memory
+        for parameter in module.parameters():  # they are views of one vector
             parameter.data = parameter.data.clone()
         task = torch_peers.Task(module, digits(), RATE, BATCH, updates)
         course = torch_peers.train(method, task, WORKERS)
@@ -151,7 +151,7 @@ def prediction(model: str, updates: int, directory: Path) -> dict[str, float]:
     problem = make(model)
     busy = time.process_time()
     alone, _ = serial(problem, updates)
-    alone_busy = time.process_time() - busy  # says more on a busy machine
+    alone_busy = time.process_time() - busy  # the better measure on a busy machine
     run = train(model, updates, directory)
     torch.set_num_threads(WORKERS)
     study = Study.open(run.path)
@@ -173,10 +173,10 @@ PARTS = {"speed": speed, "prediction": prediction}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--models", default=",".join(MODELS), help="of " + ", ".join(MODELS))
-    parser.add_argument("--parts", default=",".join(PARTS), help="of " + ", ".join(PARTS))
-    parser.add_argument("--updates", type=int, help="default: 600 to predict, else by the model")
-    parser.add_argument("--repeats", type=int, default=1, help="of the part speed; medians")
+    parser.add_argument("--models", default=",".join(MODELS), help="some of " + ", ".join(MODELS))
+    parser.add_argument("--parts", default=",".join(PARTS), help="some of " + ", ".join(PARTS))
+    parser.add_argument("--updates", type=int, help="default: 600 to predict, else by model")
+    parser.add_argument("--repeats", type=int, default=1, help="of part speed; shows medians")
     options = parser.parse_args()
     for name, known in (("models", MODELS), ("parts", PARTS)):
         if unknown := set(getattr(options, name).split(",")) - set(known):

@@ -7,7 +7,7 @@ worker processes. Prints one row per case: what the plan says, how many runs div
 the predicted and observed updates to the plan's target, with the standard error of the observed
 ones. Prints the aims at the end, and every miss with its reason.
 
-A run swings where its loss rises above the start by as much as it was expected to fall below it.
+A run swings if its loss rises above the initial loss by more than it was expected to fall below it.
 """
 
 from __future__ import annotations
@@ -148,15 +148,15 @@ PROBLEMS: dict[str, tuple[dict[str, Any], int, int, int]] = {
         *(32, 600, 10),
     ),
 }
-LONG = ("softmax", "logistic", "least squares", "convolution", "perceptron")  # in runs
+LONG = ("softmax", "logistic", "least squares", "convolution", "perceptron")  # runs take long
 SHARES = (0.05, 0.25, 0.5, 0.75, 0.95, 1.5)  # of the almost-sure limit
 WORKERS = (4, 8, 16)
-REAL = 7  # every so many choices one is run on real workers too
+REAL = 7  # one of so many choices also runs on real workers
 
 
 @dataclass(frozen=True)
 class Case:
-    """One choice; `share` of the almost-sure limit where curvature is largest, start or minimum."""
+    """One choice; its rate is `share` of the almost-sure limit for the largest `curvature`."""
 
     problem: str
     times: str
@@ -165,7 +165,7 @@ class Case:
     real: bool = False
 
     def config(self) -> RunConfig:
-        """Return the configuration; the plan is given no more."""
+        """Return the configuration, the only input of the plan."""
         table, batch, updates, every = PROBLEMS[self.problem]
         mean: float | list[float] = MEAN
         if self.times == "one 4 times slower":
@@ -190,7 +190,7 @@ class Case:
 
     @property
     def more(self) -> int:
-        """Times as many runs where they cost little and scatter much."""
+        """Factor by which problems with cheap runs of large scatter get more runs."""
         return 1 if self.problem in LONG else 4
 
     def __str__(self) -> str:
@@ -247,14 +247,14 @@ class Observed:
         return self.diverged | swings
 
     def updates_to(self, target: float, heavy: bool) -> float:
-        """Return after how many updates the mean of what did not diverge, or median, is there."""
+        """Return when the median, or the mean of runs that did not diverge, reaches the target."""
         kept = np.where(np.isnan(self.loss), np.inf, self.loss)
         curve = np.median(kept, axis=1) if heavy else kept[:, ~self.diverged].mean(axis=1)
         found = updates_to(self.update, curve, target)
         return np.nan if found is None else float(found)
 
     def scatter(self, target: float, heavy: bool, draws: int = 200) -> float:
-        """Return the standard error of that, by resampling runs."""
+        """Return the standard error of `updates_to`, by resampling runs."""
         rng, runs = stream(0, "bootstrap"), self.loss.shape[1]
         picks = [rng.integers(runs, size=runs) for _ in range(draws)]
         some = [Observed(self.update, self.loss[:, pick]) for pick in picks]
@@ -265,7 +265,7 @@ class Observed:
 def observe(
     config: RunConfig, runs: int, directory: Path, run_one: Callable[..., object]
 ) -> Observed:
-    """Run a configuration with fresh seeds; a run that diverges is one that says so."""
+    """Run a configuration with fresh seeds; a failed run counts as diverged."""
     every, updates = config.run.eval_every, config.run.updates
     update = np.unique(np.append(np.arange(0, updates + 1, every), updates))
     loss = np.full((len(update), runs), np.nan)
@@ -345,7 +345,7 @@ def judge(
 
 
 def summary(table: pd.DataFrame) -> list[str]:
-    """Return the aims and how they were met, a line each."""
+    """Return one line for each aim, with the share of choices that met it."""
     unstable = table["plan"].str.startswith("unstable")
     stable = table[~unstable]
     heavy = stable["plan"].str.contains("heavy|at the end")
@@ -389,8 +389,8 @@ def main() -> None:
         default="both",
         help="choices run in virtual time, some of them on worker processes, or both",
     )
-    parser.add_argument("--problems", help="some of them, such as perceptron,convolution")
-    parser.add_argument("--only", help="choices whose name has this, such as 'lognormal 1, P = 16'")
+    parser.add_argument("--problems", help="only these, such as perceptron,convolution")
+    parser.add_argument("--only", help="only names with this, such as 'lognormal 1, P = 16'")
     parser.add_argument("--csv", type=Path, help="file to write the table to")
     arguments = parser.parse_args()
     runs = arguments.runs or 12

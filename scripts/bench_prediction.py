@@ -41,7 +41,7 @@ from asgd.simulation.simulate import simulate
 
 STABLE, NEAR = 0.05, 0.15  # largest error aimed at, of the mean loss curve
 NEAR_EDGE = 0.6  # share of the largest stable learning rate from which on a case is near the edge
-FACTOR = 5.0  # times closer than a baseline that is off by
+FACTOR = 5.0  # aim: the law is so many times closer than a model whose error exceeds `OFF`
 OFF = 0.10
 
 
@@ -63,7 +63,7 @@ class Case:
     updates: int
     real: bool
     paths: int = 128
-    more: int = 1  # times as many repeats, where runs cost little and scatter much
+    more: int = 1  # factor of the repeats, for cheap runs of large scatter
 
     def config(self, repeats: int) -> RunConfig:
         return make_config(
@@ -164,7 +164,7 @@ def measure(case: Case, repeats: int, directory: Path, run_one: Callable[..., ob
 
 
 def times_closer(score: Score, model: str) -> str:
-    """Return bounds for the error of a model over that of the law, where it is off by `OFF`."""
+    """Return bounds for the error of a model over that of the law, "" if it is below `OFF`."""
     if score.models[model].relative_error < OFF:
         return ""
     own, of_law = (score.interval(name, "relative_error") for name in (model, "sme_law"))
@@ -199,7 +199,7 @@ def coverage_of_groups(table: pd.DataFrame) -> list[str]:
 
 
 def fast_error(runs: list[Run], prediction: Prediction, fit: StalenessFit) -> float | str:
-    """Return how far the fast mode is from the simulated curve, in % of it, or that it refuses."""
+    """Return the error of the fast mode, in % of the simulated curve, or "refused"."""
     try:
         fast = predict(runs, models=["sme_law"], method="fast", fit=fit)
     except UnreliableEstimateError:
@@ -236,8 +236,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, help="simulated runs of a case (default 12)")
     parser.add_argument("--real-repeats", type=int, help="real runs of a case (default 6)")
     parser.add_argument("--simulated", action="store_true", help="leave out the real runs")
-    parser.add_argument("--networks", action="store_true", help="only those")
-    parser.add_argument("--only", help="cases whose name has this, such as 'P = 8, real'")
+    parser.add_argument("--networks", action="store_true", help="only the networks")
+    parser.add_argument("--only", help="only names with this, such as 'P = 8, real'")
     parser.add_argument("--csv", type=Path, help="file to write the table to")
     arguments = parser.parse_args()
     repeats = {

@@ -85,20 +85,20 @@ def main() -> None:
     parser.add_argument("--calls", type=int, default=2000)
     parser.add_argument("--at-once", type=int, default=6)
     options = parser.parse_args()
-    runs, ours_alone = Path(tempfile.mkdtemp()), os.getpid()
+    runs, parent = Path(tempfile.mkdtemp()), os.getpid()
     try:
         failed = compare(runs, options.calls, options.at_once)
-    finally:  # which every child comes by
-        if os.getpid() == ours_alone:
+    finally:  # forked children run this too
+        if os.getpid() == parent:
             shutil.rmtree(runs)
     sys.exit(failed)
 
 
 def compare(runs: Path, calls: int, at_once: int) -> bool:
     """Make a run and read it `calls` times; return whether one of our calls failed."""
-    gc.freeze()  # what is shared with the children need not be copied for them
+    gc.freeze()  # so that the collector does not copy pages shared with the children
     run = runs / "run"
-    made = start(lambda: make(run))  # elsewhere: what it starts would be forked
+    made = start(lambda: make(run))  # in a child, as its threads must not exist before a fork
     if os.waitpid(made, 0)[1]:
         sys.exit("the run could not be made")
     known = ends([lambda: from_memory_of_python(run)], calls, at_once, 1)

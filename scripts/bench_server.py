@@ -13,8 +13,8 @@ limits    the same runs against a bare socket echo of the same frames (d = 10) a
           memory bandwidth of one core for the bytes that the server moves (d = 1e6, tcp beside it)
 rules     updates/s over shm under other update rules against plain SGD, beside the bound of memory
           traffic, which holds where nothing else counts (large d)
-policies  gradients/s of other policies of the server over those of mode async, also discarded ones,
-          and of samples used once an epoch
+policies  gradients/s, applied or discarded, under other policies of the server and with epochs,
+          over those of mode async
 record    the cost of recording and of evaluating the loss
 idle      the processor time of a server and of workers that wait
 scaling   gradients that take 2, 10 and 50 ms: updates/s against the ideal workers / time, and the
@@ -65,7 +65,7 @@ RULES = {
     "adamw": 4,
     "rmsprop": 2,
     "staleness_aware": 0,
-    "delay_compensated": 3,  # what was read, which the grant copies from the parameters
+    "delay_compensated": 3,  # the snapshot, and its copy from the parameters when it is sent
 }
 POLICIES: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -237,7 +237,7 @@ def wanted(name: str, options: argparse.Namespace) -> bool:
 
 
 def gradient_rate(dim: int, seconds: float, policy: dict[str, Any]) -> float:
-    """Return gradients/s, with those that are discarded."""
+    """Return gradients/s, applied or discarded."""
     updates = updates_in("tcp", dim, seconds) // policy.get("gradients_per_update", 1)
     cluster = {"workers": 4, "transport": "tcp", "durability": "checkpoint", **policy}
     result = recorded(configure(updates, constant(dim), updates, **cluster))
@@ -368,11 +368,15 @@ def parse(arguments: Iterable[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="under two minutes, few points")
     parser.add_argument("--full", action="store_true", help="float32 with every number of workers")
     parser.add_argument("--repeats", type=int, help="default 5, quick 1")
-    parser.add_argument("--seconds", type=float, help="of one measurement; default 0.5")
-    parser.add_argument("--dims", type=int, nargs="+", help="of sections rules and policies")
-    parser.add_argument("--only", nargs="+", help="of those sections, beside plain SGD")
+    parser.add_argument("--seconds", type=float, help="seconds of a measurement; default 0.5")
+    parser.add_argument(
+        "--dims", type=int, nargs="+", help="dimensions in sections rules and policies"
+    )
+    parser.add_argument("--only", nargs="+", help="rules or policies, beside plain SGD")
     parser.add_argument("--out", type=Path, default=Path("figures"))
-    parser.add_argument("--table", type=Path, metavar="CSV", help="print it for cluster/README.md")
+    parser.add_argument(
+        "--table", type=Path, metavar="CSV", help="print this file for cluster/README.md"
+    )
     options = parser.parse_args(arguments)
     for name in options.sections:
         if name not in SECTIONS:

@@ -37,7 +37,7 @@ from asgd.streams import stream
 
 PATHS, STEPS, ETA, MU = 20_000, 2_000, 0.02, 0.75
 DIGITS_DIM, DIGITS_SAMPLES = 650, 1_797
-LONGEST = 4.0  # seconds after which a row is not repeated once more
+LONGEST = 4.0  # seconds after which a row is not repeated again
 
 
 class Seconds(NamedTuple):
@@ -242,7 +242,7 @@ def closed_form_line(repeats: int) -> None:
 
 
 def finished_run(directory: Path, updates: int, kind: str, learning_rate: float) -> Run:
-    """Make a run of 8 workers with compute times of 0.3 times their mean, in virtual time."""
+    """Simulate a run of 8 workers with lognormal compute times of variation 0.3."""
     config = {
         "problem": {"kind": kind},
         "optimizer": {"learning_rate": learning_rate, "batch_size": 16},
@@ -302,7 +302,7 @@ def prediction_lines(updates: int, paths: int) -> None:
 
 
 def timed(function: Callable[[], Prediction]) -> tuple[Prediction, Seconds]:
-    """Return what a function returns, and the time of its only call."""
+    """Call a function once; return its result and the time."""
     start = time.perf_counter(), time.process_time()
     result = function()
     return result, Seconds(time.perf_counter() - start[0], time.process_time() - start[1])
@@ -312,9 +312,9 @@ def main() -> None:
     parts = ("scalar", "closed", "prediction")
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(parts)}; or all")
-    parser.add_argument("--repeats", type=int, default=5, help="at most, of each timing")
-    parser.add_argument("--updates", type=int, default=5_000, help="of the runs predicted")
-    parser.add_argument("--paths", type=int, default=100, help="of the prediction")
+    parser.add_argument("--repeats", type=int, default=5, help="most repeats of a timing")
+    parser.add_argument("--updates", type=int, default=5_000, help="updates of the predicted runs")
+    parser.add_argument("--paths", type=int, default=100, help="paths of the prediction")
     arguments = parser.parse_args()
     chosen = arguments.parts or parts
     if unknown := set(chosen) - set(parts):

@@ -48,7 +48,7 @@ PIECES = 10
 WARM_UP = 20.0  # seconds
 SHORTEST = 20.0  # seconds after it
 NEVER = 10**9
-# Of the lower end of the interval: MB, and files
+# Largest accepted lower end of the interval: MB, and files.
 MOST = {"rss": 5.0, "heap": 5.0, "shared": 0.5, "files": 0.5}
 
 

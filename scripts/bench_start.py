@@ -1,4 +1,4 @@
-"""Seconds to the first update of a run, beside a bare Ray with as many actors and an import.
+"""Measures the seconds to the first update of a run, compared with a bare Ray and an import.
 
     .venv/bin/python -m pip install ".[torch]"
     .venv/bin/python -m scripts.bench_start
@@ -6,8 +6,8 @@
 
 Each measurement is a new process, and the four take turns: `import torch`; a bare Ray whose actors,
 as many as a run has, all answer; a run of a NumPy problem; a run of a network in PyTorch. The time
-of a run is from the start of its process to its first update. Prints medians, and what a run in
-PyTorch takes beyond the bare Ray in imports of torch.
+of a run is from the start of its process to its first update. Prints medians, and the extra time of
+a PyTorch run over bare Ray, in units of the time to import torch.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def network() -> Any:
 
 
 def import_torch() -> float:
-    """Import torch and return the time at which it is there."""
+    """Import torch and return the time afterwards."""
     import torch  # noqa: F401
 
     return time.time()
@@ -90,7 +90,7 @@ MEASURES = {
 
 
 def seconds(name: str) -> float:
-    """Return the seconds from the start of a process to what it waits for."""
+    """Return the seconds from the start of a process to the end of its measurement."""
     started = time.time()
     command = [sys.executable, "-m", "scripts.bench_start", "--only", name]
     shown = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What rounded messages do to the loss and to the prediction.
+"""Measures the effect of rounded messages on the loss and on the prediction.
 
 .venv/bin/python -m scripts.bench_wire [--seeds 12] [--updates 3000]
 

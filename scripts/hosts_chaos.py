@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Cuts hosts off from one another, kills what they run, and checks what the runs recorded.
+"""Cuts hosts off from one another, kills processes, and checks the records of the runs.
 
 .venv/bin/python scripts/hosts_chaos.py [--partitions 20] [--kills 20] [--faults 8] [--seed 0]
 
@@ -8,13 +8,13 @@ the driver, without cores; two of the others may run the server. Runs are drawn 
 `bench_chaos.py`. Faults come at random moments; a kill after a partition often comes during it:
 
 - a worker's host cut off from all others, or the server's from the driver, the workers or both: for
-  some seconds, in one direction only, until the run has replaced what was there, for a minute, or
-  for the rest of the run;
+  some seconds, in one direction only, until the run has replaced the processes there, for a minute,
+  or for the rest of the run;
 - kill -9 of a worker, the server, the recorder, a raylet, or all processes of a host.
 
-The checks of each run: it goes on after each fault and finishes; what `bench_chaos.py` checks, and
-`asgd verify`; no file of the run changes after its end, when every link is back; no process of it
-is left on any host. Exit status 1 if one fails; 3 if Ray did not start on this machine.
+The checks of each run: it continues after each fault and finishes; the checks of `bench_chaos.py`
+and `asgd verify`; no file of the run changes after its end, when every link is restored; none of
+its processes is left on any host. Exit status 1 if one fails; 3 if Ray did not start.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from tests.support.processes import PARTS, below
 from tests.support.ray_hosts import FAST, RayHosts, StarvedError, ray_hosts
 
 UPDATES = 4000
-# No log monitors: a busy machine takes long enough to start Ray.
+# No log monitors: on a busy machine, starting Ray takes long enough without them.
 NODE = ("--include-log-monitor=false", "--num-cpus=2")
 NODES = ((*NODE, "--labels=asgd=server"), (*NODE, "--labels=asgd=server"), NODE)
 # Whose host is cut off, from which others, for how long.
@@ -76,7 +76,7 @@ Fault = tuple[str, ...]
 
 
 class StillError(Exception):
-    """A run ended, or something did not happen in time."""
+    """A run ended early, or did not make progress in time."""
 
 
 def drawn(random: np.random.Generator, partitions: int, kills: int) -> list[Fault]:
@@ -89,11 +89,11 @@ def drawn(random: np.random.Generator, partitions: int, kills: int) -> list[Faul
 
 
 def hosts_config(number: int, until: Path) -> RunConfig:
-    """Draw a run, which goes on more and more slowly until there is a file."""
+    """Draw a run that gets slower and slower until the file `until` exists."""
     tables = json.loads(configure(number, UPDATES).to_json())
     problem = {"kind": "tests.support.plugins:paced", "options": {"until": str(until)}}
     tables["cluster"]["compute_time"]["mean"] = 0.002
-    # What a new server has lost is made again before the run has gone on.
+    # Checkpoint often: then a new server repeats few updates, and progress shows soon.
     tables["run"]["checkpoint_every"] = 20
     return make_config({**tables, "problem": problem})
 
@@ -130,7 +130,7 @@ class HostsRun:
         self._process.communicate()
 
     def complete(self) -> None:
-        """Make all hosts that can be reached nodes again, one after another."""
+        """Add every reachable host to the cluster again, one after another."""
         options_of = dict(zip(self._cluster.hosts, ((), *NODES), strict=True))
         for host in self._reached()[1:]:
             if not self._cluster.is_node(host):
@@ -142,7 +142,7 @@ class HostsRun:
 
     @property
     def over(self) -> bool:
-        """Whether it has ended with status 0."""
+        """Whether the run has ended with status 0."""
         return self._process.poll() == 0
 
     def start(self) -> None:
@@ -151,7 +151,7 @@ class HostsRun:
         Raises
         ------
         StarvedError
-            They did not.
+            They did not join in time.
         """
         try:
             self._wait("start", lambda run: len(named(run, "worker_joined")) >= WORKERS)
@@ -167,7 +167,7 @@ class HostsRun:
         else:
             self._partition(fault, following)
         if not any(self._cluster.is_node(host) for host in self._reached()[1:]):
-            self.complete()  # otherwise the run rightly waits for a node
+            self.complete()  # without a node, the run rightly waits
         began = time.monotonic()
         self._go_on()
         say(f"    went on after {time.monotonic() - began:.1f} s")
@@ -184,7 +184,7 @@ class HostsRun:
             self.violated.append(f"status {self._process.returncode}: {errors.strip()[-500:]}")
             return
         before = digests(self.out)
-        self._links.close()  # an old server comes back
+        self._links.close()  # the host of an old server comes back
         deadline = time.monotonic() + SECONDS_TO_CLEAR
         while (left := self._actors()) and time.monotonic() < deadline:
             time.sleep(_POLL_SECONDS)
@@ -236,7 +236,7 @@ class HostsRun:
             else:
                 links.enter_context(parted([target], apart))
             if length in ("replaced", "ever"):
-                if others != "workers":  # then Ray takes it for dead
+                if others != "workers":  # then Ray declares the host dead
                     self._cluster.give_up(target)
                 seen = len(known.events)
                 self._wait("loss", lambda run: self._noticed(target, whom, others, run, seen))
@@ -252,7 +252,7 @@ class HostsRun:
                 self._links.enter_context(links.pop_all())
 
     def _noticed(self, target: Host, whom: str, others: str, run: Run, known: int) -> bool:
-        """Whether the events after the known ones tell of the loss of a host or its connections."""
+        """Whether the events after the known ones report the loss of a host or its connections."""
         events = run.events[known:]
         if whom == "worker":
             return any(e["event"] == "worker_lost" and e["host"] == target.name for e in events)
@@ -329,12 +329,12 @@ class HostsRun:
         self._wait("more updates", lambda run: len(run.trace) > min(known + 20, UPDATES - 1))
 
     def _wait(self, what: str, holds: Callable[[Run], bool]) -> Run:
-        """Wait until something holds of the run.
+        """Wait until a condition holds for the run.
 
         Raises
         ------
         StillError
-            The run ended, or it did not hold in time.
+            The run ended, or the condition did not hold in time.
         """
         deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline:
@@ -372,7 +372,7 @@ def say(words: str) -> None:
 
 
 def chaos(run: HostsRun, faults: list[Fault], most: int, random: np.random.Generator) -> None:
-    """Take faults from the list and inject them, until the run has had enough or is over."""
+    """Inject faults from the list, and remove them from it, until there were `most` or it ends."""
     try:
         run.start()
         while faults and run.injected.total() < most:
@@ -392,9 +392,11 @@ def main(arguments: Iterable[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--partitions", type=int, default=20)
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--faults", type=int, default=8, help="of a run, about")
-    parser.add_argument("--seed", type=int, default=0, help="of the runs and the faults")
-    parser.add_argument("--patient", action="store_true", help="Ray's own time to notice a death")
+    parser.add_argument("--faults", type=int, default=8, help="approximate faults per run")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the runs and the faults")
+    parser.add_argument(
+        "--patient", action="store_true", help="Ray's default time to detect a dead node"
+    )
     options = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that nothing is left behind
     if (why := why_no_hosts()) is not None:
@@ -420,7 +422,7 @@ def runs(options: argparse.Namespace) -> Counter[str]:
     Raises
     ------
     StarvedError
-        Ray did not start, or several times in a row.
+        The cluster did not start, or several runs in a row did not.
     """
     random = np.random.default_rng(options.seed)
     faults = drawn(random, options.partitions, options.kills)

@@ -9,8 +9,8 @@ from sklearn.datasets import load_digits
 
 import asgd
 
-FILTERS, SIDE = 8, 3  # of the patches
-PLACES = 8 - SIDE + 1  # of a patch, along each axis of an image
+FILTERS, SIDE = 8, 3  # number of filters, side of a patch
+PLACES = 8 - SIDE + 1  # positions of a patch along each axis of an image
 
 
 def patches() -> tuple[np.ndarray, np.ndarray]:
@@ -22,9 +22,9 @@ def patches() -> tuple[np.ndarray, np.ndarray]:
 
 
 def convolutional() -> Any:
-    """Return the digits by 8 filters of 3 x 3, rectified, pooled in twos, and a linear layer.
+    """Return a classifier of the digits: 8 filters of 3 x 3, ReLU, mean pooling, a linear layer.
 
-    A filter is a product with every patch, which XLA computes for several points at once.
+    A filter is a matrix product with all patches, which XLA computes for several points at once.
     """
     import jax
     import jax.numpy as jnp

@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 KILLED = (*PARTS, LAUNCHER)
 DAMAGED = {"trace": "trace/part-*.parquet", "loss": "loss.parquet/part-*.parquet"}
-DISK = ("read_only", "full_disk")  # where mounts of one's own are allowed
+DISK = ("read_only", "full_disk")  # they need private mounts
 CONFIG = """
 problem.kind = "softmax"
 optimizer.learning_rate = 0.3
@@ -38,7 +38,7 @@ run = {updates = 500, checkpoint_every = 100}
 DISK_BYTES = 64_000_000
 PATIENCE = 150.0  # seconds for a run to end in any way
 MOST_ATTEMPTS = 8
-SECONDS_TO_CLEAR = 15.0  # of a guard
+SECONDS_TO_CLEAR = 15.0  # for the guard to clean up
 
 
 def own_mounts() -> bool:
@@ -63,7 +63,7 @@ class Launched:
         self._random = random
         self._mounts = mounts
         self._read_only = False
-        self._unwritable = False  # when it ended: then nothing could be said there
+        self._unwritable = False  # a run that ends then cannot record its reason
         self.damaged: list[Path] = []
         self.wrong: list[str] = []
         self.ends: list[str] = []
@@ -122,7 +122,7 @@ class Launched:
             return False
         self._read_only = self._unwritable = True
         subprocess.run(["mount", "--bind", self.out, self.out], check=True)
-        # Refused while the run has a file open for writing that it opened since then
+        # The kernel refuses while the run has a file of this mount open for writing.
         while subprocess.run(["mount", "-o", "remount,ro,bind", self.out], check=False).returncode:
             subprocess.run(["umount", "--lazy", self.out], check=True)
             subprocess.run(["mount", "--bind", self.out, self.out], check=True)
@@ -200,7 +200,7 @@ class Launched:
 
 
 def chaos(run: Launched, kinds: list[str]) -> list[str]:
-    """Inject faults into a run until it ends; return those that hit a target."""
+    """Inject faults into a run, resuming it, until it ends; return those that hit a target."""
     left, hit = list(kinds), []
     for _ in range(MOST_ATTEMPTS):
         before, process = run.joined(), run.start()
@@ -218,7 +218,7 @@ def chaos(run: Launched, kinds: list[str]) -> list[str]:
         _, errors = process.communicate()
         run.judge(process.returncode, errors)
         run.mend()
-        # It says that it cannot be gone on with, or says the same again without any fault.
+        # It cannot be resumed, or ended for the same reason as before without a new fault.
         if process.returncode in (0, 2) or (not left and run.ends[-1] in run.ends[:-1]):
             break
     return hit

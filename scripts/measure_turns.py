@@ -37,7 +37,7 @@ from asgd.staleness.empirical import Empirical
 from asgd.streams import stream
 
 WORKERS, UPDATES, RUNS = 8, 400, 6_000
-RECORDED = 200_000  # updates that a law is measured from
+RECORDED = 200_000  # updates from which a law is measured
 RECORDS = 6  # sets of recorded runs whose errors are averaged
 WINDOWS = (slice(0, 100), slice(100, UPDATES))
 
@@ -136,7 +136,7 @@ def pool_row(case: Case) -> list[str]:
 
 
 def off(one: npt.NDArray[np.float64], exact: npt.NDArray[np.float64], window: slice) -> float:
-    """Return by how many % the mean over a window is off."""
+    """Return the relative error of the mean over a window, in %."""
     return 100 * float(one[window].mean() / exact[window].mean() - 1)
 
 
@@ -152,7 +152,7 @@ def standard_error(
 def recorded_error(
     case: Case, records: int, exact: npt.NDArray[np.float64], rng: np.random.Generator
 ) -> list[float]:
-    """Return by how many % (P3) from so many recorded runs is off, in each window."""
+    """Return the error of (P3) from so many recorded runs in each window, in %."""
     runs = [simulate_staleness(case.times, UPDATES, rng).worker for _ in range(records)]
     turns = ResampledTurns(RecordedTurns.of(runs), RUNS // 6, rng)
     ours = squares(turns, case.step, RUNS // 6)
@@ -220,7 +220,7 @@ def print_real(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("parts", nargs="*", metavar="PART", help="pool, real; both by default")
-    parser.add_argument("--repeats", type=int, default=8, help="of each real run")
+    parser.add_argument("--repeats", type=int, default=8, help="repeats of each run in part real")
     arguments = parser.parse_args()
     chosen = arguments.parts or ("pool", "real")
     if unknown := set(chosen) - {"pool", "real"}:

@@ -1,4 +1,4 @@
-"""The problems of `bench_methods` that are not among ours."""
+"""The problems of `bench_methods` that are not built in."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ class Quadratic(Problem):
 class Perceptron(Problem):
     """The digits by one layer of hidden units: softmax(V tanh(W u)), mean cross-entropy.
 
-    W and V are rows after one another in x; the 64 pixels and the hidden units have a constant
-    beside them each. It starts by the seed of the run, or by a given one.
+    x contains the rows of W, then those of V. The hidden units have a constant beside them, the 64
+    pixels have none. The seed of the run, or a given one, determines the start.
     """
 
     def __init__(self, hidden: int = 16, start: int | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Seconds that a run takes to a loss, in virtual time and on Ray."""
+"""Seconds of a run until it reaches a loss, in virtual time and on Ray."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from cluster import run
 from cluster.core.messages import Gradient, Snapshot
 from cluster.core.server import ParameterServer, Replies
 
-FINE = 1.03  # between two times at which the loss is looked at
-LARGE = 1e3  # times the first loss: the run is given up
+FINE = 1.03  # ratio of two successive times at which the loss is evaluated
+LARGE = 1e3  # a run is abandoned at so many times the first loss
 
 
 class VirtualRun:
     """The server and the workers of a run, with a virtual clock.
 
-    A worker computes at once what arrives at the server when its time has passed.
+    A worker computes a push at once; it arrives at the server after its compute and message times.
 
     Parameters
     ----------
     config, problem
         The run.
     message
-        Seconds that a snapshot, or what is pushed, is on its way.
+        Seconds of a message, one way.
     """
 
     def __init__(self, config: RunConfig, problem: Problem, message: float) -> None:
@@ -50,7 +50,7 @@ class VirtualRun:
             self._deliver(self.server.join(worker, 0.0), 0.0)
 
     def points(self, times: Iterator[float]) -> Iterator[tuple[float, Array]]:
-        """Yield the parameters at each of some times; they are valid until the next."""
+        """Yield the parameters at each of these times; they are valid until the next one."""
         for until in times:
             while self._arrivals and self._arrivals[0][0] <= until:
                 now, _, gradient = heapq.heappop(self._arrivals)
@@ -79,7 +79,7 @@ class VirtualRun:
 def virtual_seconds(
     config: RunConfig, problem: Problem, target: float, longest: float, message: float = 0.0
 ) -> float:
-    """Return the virtual seconds until the loss is at the target; inf if it is not by `longest`."""
+    """Return the virtual seconds until the loss is at the target; inf if not within `longest`."""
     first = float(problem.loss(starting_point(problem, config.run.seed)))
     moments = iter(np.geomspace(1.0, longest, 2 + int(math.log(longest) / math.log(FINE))))
     with np.errstate(all="ignore"):

@@ -1,4 +1,4 @@
-"""What `bench_methods` shows: its results as tables, as a figure and as verdicts on claims."""
+"""Shows the results of `bench_methods` as tables, as a figure and as verdicts on claims."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Result:
 
 
 class Store:
-    """The results in a CSV file: those that are there are not measured again."""
+    """The results in a CSV file."""
 
     def __init__(self, path: Path, longest: float) -> None:
         self._path, self._longest = path, longest
@@ -133,7 +133,7 @@ class Ratio:
     Attributes
     ----------
     above, below
-        Whether some of the seeds did not reach the loss, so that the ratio is larger, or smaller.
+        Whether the ratio is larger, or smaller, because some seeds did not reach the loss.
     """
 
     value: float
@@ -158,7 +158,7 @@ class Ratio:
         return f"{bound}{self.value:.3g}" + ("" if bound else f" +- {self.error:.2g}")
 
     def at_most(self, limit: float) -> str:
-        """Return what a claim is worth that says that it is at most `limit`."""
+        """Return the verdict on the claim that the ratio is at most `limit`."""
         if self.above and self.below:
             return "open"
         if self.above:

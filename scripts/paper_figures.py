@@ -103,7 +103,7 @@ def draw_fig2(claim: Claim) -> Figure:
 
 
 def _draw_wells(left: Axes, right: Axes, wells: pd.DataFrame) -> None:
-    """Draw the shares, and on a scale of their own the differences of those near ASGD."""
+    """Draw the shares, and on another scale the differences from ASGD of the models near it."""
     reference = wells[wells["model"] == "ASGD"]["share"].to_numpy()
     right.axhline(0, color=GREY, lw=0.8)
     for offset, marker, (model, rows) in zip(
@@ -349,7 +349,7 @@ def write(claim: Claim, folder: Path) -> None:
 
 
 def _use_few_colours(path: Path) -> None:
-    """Store a PNG with a palette: a third of its size, and lines lose nothing."""
+    """Store a PNG with a palette, in a third of the bytes; lines stay the same."""
     with Image.open(path) as image:
         small = image.convert("RGB").quantize(48, dither=Image.Dither.NONE)
     small.save(path, optimize=True)

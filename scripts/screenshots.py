@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("reports", nargs="+", type=Path)
     parser.add_argument("--out", type=Path, default=Path("screenshots"))
     parser.add_argument("--views", nargs="+", choices=[*VIEWS, "print"], default=[*VIEWS, "print"])
-    parser.add_argument("--height", type=int, help="Only so much of the page, in its pixels.")
+    parser.add_argument("--height", type=int, help="Height of the picture, in pixels of the page.")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     with chromium_page() as page:
@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def _shrink(path: Path) -> None:
-    """Keep 256 colours of a picture, those of pale bands among them."""
+    """Reduce a picture to 256 colours; k-means keeps those of pale bands."""
     with Image.open(path) as picture:
         small = picture.convert("RGB").quantize(kmeans=3)
     small.save(path, optimize=True)

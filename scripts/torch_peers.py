@@ -1,11 +1,11 @@
-"""Training with PyTorch's own means, for comparisons: Hogwild, DistributedDataParallel, or alone.
+"""Training with PyTorch's own tools, for comparisons: Hogwild, DistributedDataParallel, or alone.
 
 `scripts.bench_hogwild` and `scripts.bench_networks` compare with it. Every process has one thread,
-draws its own batches, and makes `updates` steps of plain SGD in all with the others. "hogwild"
-shares the parameters without locks (`torch.multiprocessing`); "ddp" averages the gradients of a
-step over gloo, so a step counts as one update of each process; "alone" shares nothing, so its speed
-is what the cores can do. The first process notes its parameters now and then, and their loss is
-computed afterwards.
+draws its own batches, and makes its share of `updates` steps of plain SGD. "hogwild" shares the
+parameters without locks (`torch.multiprocessing`); "ddp" averages the gradients of a step over
+gloo, so a step counts as one update of each process; "alone" shares nothing, so its speed is that
+of the cores. The first process saves its parameters at intervals; the losses are computed
+afterwards.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ METHODS = ("alone", "hogwild", "ddp")
 
 @dataclass(frozen=True)
 class Task:
-    """What all processes do.
+    """The task of every process.
 
     Attributes
     ----------
@@ -39,9 +39,9 @@ class Task:
     weight_decay
         Factor of |x|^2 / 2.
     points
-        Times at which the first process notes its parameters.
+        Number of times that the first process saves its parameters.
     seed
-        Of the batches.
+        Seed of the batches.
     """
 
     module: nn.Module
@@ -56,10 +56,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Course:
-    """Updates per second, and the parameters of the first process at times in seconds.
-
-    Those at time 0 are not among them.
-    """
+    """Updates per second, and the parameters of the first process at times > 0, in seconds."""
 
     speed: float
     seconds: npt.NDArray[np.float64]
@@ -78,13 +75,13 @@ def train(method: str, task: Task, processes: int = 2) -> Course:
             _work, (method, task, processes, noted, times, f"{directory}/store"), processes
         )
     share = task.updates // processes // task.points * task.points
-    # The first point is the first process's own; the slowest process sets the speed.
+    # The points are those of the first process; the slowest process sets the speed.
     speed = processes * share / float(times[:, -1].max())
     return Course(speed, times[0].numpy(), noted.numpy())
 
 
 def seconds_to(target: float, seconds: npt.ArrayLike, losses: npt.ArrayLike) -> float:
-    """Return when a curve first falls to a loss, between its points; nan if it does not."""
+    """Return when a curve first falls to a loss, by interpolation; nan if it does not."""
     seconds, losses = np.asarray(seconds), np.asarray(losses)
     if not (losses <= target).any():
         return float("nan")
@@ -107,7 +104,7 @@ def _work(
     distributed.init_process_group("gloo", f"file://{store}", rank=rank, world_size=processes)
     module: Any = nn.parallel.DistributedDataParallel(task.module) if method == "ddp" else None
     step = _step(module or task.module, task)
-    # Hogwild's first steps warm up on a learning rate of zero: the others would see them.
+    # The warm-up has learning rate zero, because Hogwild shares the parameters.
     for _ in range(5):
         step(0.0)
     distributed.barrier()

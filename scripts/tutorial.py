@@ -2,7 +2,7 @@
 # # From a problem of your own to a report
 #
 # Robust regression on a table of measurements, trained by four worker processes. How stale are
-# their gradients, is the loss curve what theory predicts from that, and what should be changed?
+# their gradients, does the loss curve agree with theory, and what should be changed?
 #
 # This file runs as a script, `python scripts/tutorial.py`, in less than half a minute, and opens as
 # a notebook in any editor that knows cells marked by `# %%`. What it writes goes into the directory
@@ -35,8 +35,8 @@ table = np.column_stack([features, target])
 np.savetxt("measurements.csv", table, delimiter=",", header="a,b,c,d,e,y")
 
 # %% [markdown]
-# A problem is a class with two numbers and three methods. Workers are processes of their own and
-# import it by its name, so it lives in a file. Written with `x @ a.T` rather than `a @ x`, `loss`
+# A problem is a class with two numbers and three methods. Workers are separate processes and import
+# it by its name, so it must be in a file. Written with `x @ a.T` rather than `a @ x`, `loss`
 # and `gradient` also take many points at a time, one per row, and predictions get faster.
 
 # %%
@@ -70,9 +70,9 @@ print(Path("robust.py").resolve())
 # %% [markdown]
 # ## The run
 #
-# Every key that is not given has its default; a wrong one is refused with what would be accepted.
-# `options` are the arguments of the class. Each gradient takes two milliseconds more than it has
-# to, give or take, as a larger problem's would.
+# Other keys have defaults; an unknown key or a wrong value is refused with the accepted ones.
+# `options` are the arguments of the class. About two milliseconds are added to each gradient, as if
+# the problem were larger.
 
 # %%
 settings = {
@@ -89,8 +89,8 @@ run = asgd.read_run(cluster.run(config))
 print(run)
 
 # %% [markdown]
-# Every update is on record: who computed its gradient, and how many updates had been applied since
-# its parameters were read.
+# Every update is on record: which worker computed its gradient, and how many updates were applied
+# since it read the parameters.
 
 # %%
 print(run.trace[["update", "worker", "read_version", "staleness", "compute_seconds"]].tail())
