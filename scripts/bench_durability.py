@@ -12,8 +12,8 @@ logged       the same, and the write-ahead log
 
 for softmax regression on the digits data (case "digits", d = 650) and for constant gradients of
 10, 1000 and 10000 numbers ("free-10", ...), the worst case: they cost nothing, so the server does
-all the work. Prints updates/s and processor seconds per update of the server, as medians of the
-ratio to "nothing" in the same repeat. On a shared machine, processor seconds are the better measure.
+all the work. Prints updates/s and processor seconds per update of the server, as medians of their
+ratio to "nothing" in the same repeat. On a shared machine, processor seconds are more reliable.
 
 The first measurement is the log alone, by number of parameters: processor seconds of a server in
 this process, alternately with and without the log, and the size of the log of 1000 updates.

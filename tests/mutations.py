@@ -181,8 +181,8 @@ MUTATIONS = [
     Mutation(
         "own rules may keep what no checkpoint contains",
         "asgd/rules/own.py",
-        "self._followed(slice(None), disturbed=True)",
-        "self._followed(slice(None))",
+        "self._after_updates(slice(None), disturbed=True)",
+        "self._after_updates(slice(None))",
         ("tests/asgd/test_own_rules.py", "-k", "hidden or refers"),
     ),
     Mutation(

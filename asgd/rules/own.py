@@ -121,20 +121,20 @@ class _Trial:
     def check(self) -> None:
         """Refuse a rule that does not keep the contract."""
         rule, where = self._rule, self._where
-        x = self._followed(slice(None), changes=True)
-        if not np.array_equal(x, self._followed(slice(None), disturbed=True)):
+        x = self._after_updates(slice(None), changes=True)
+        if not np.array_equal(x, self._after_updates(slice(None), disturbed=True)):
             raise InputError(
                 f"{where}: update gives other parameters when other vectors are updated in "
                 "between: expected that it depends on its arguments alone, and keeps nothing but "
                 "its state"
             )
         parts = (slice(None, _CUT), slice(_CUT, None)) if rule.blockwise else ()
-        if any(not np.allclose(x[part], self._followed(part), 1e-9, 1e-12) for part in parts):
+        if any(not np.allclose(x[part], self._after_updates(part), 1e-9, 1e-12) for part in parts):
             raise InputError(
                 f"{where}: update of a part of x differs from that part of an update of x: "
                 "expected blockwise = False"
             )
-        self._followed(slice(None), dtype=np.float32)
+        self._after_updates(slice(None), dtype=np.float32)
 
     def takes_paths(self) -> bool:
         """Whether update treats paths (paths, d) row by row."""
@@ -154,7 +154,7 @@ class _Trial:
             return False
         return np.allclose(together, alone, rtol=1e-12, atol=0.0)
 
-    def _followed(
+    def _after_updates(
         self, part: slice, *, changes: bool = False, disturbed: bool = False, dtype: Any = float
     ) -> Array:
         """Return a part of x after the trial's updates of this part alone.

@@ -86,7 +86,7 @@ class Run:
     @cached_property
     def members(self) -> pd.DataFrame:
         """One row per gradient of each update by a mean; columns as in the trace."""
-        return self._sound(MEMBERS, member_defect)
+        return self._checked(MEMBERS, member_defect)
 
     @cached_property
     def discarded(self) -> pd.DataFrame:
@@ -94,7 +94,7 @@ class Run:
 
         `update` is the number of the next update, and `discarded_seconds` the time.
         """
-        return self._sound(DISCARDED, discarded_defect)
+        return self._checked(DISCARDED, discarded_defect)
 
     @cached_property
     def positions(self) -> pd.DataFrame:
@@ -103,7 +103,7 @@ class Run:
         Columns: `update` that it went into; `worker`; `position` of its first sample in the epochs
         of the worker's part, see `asgd.epochs`. Members of a mean are in the order of `members`.
         """
-        return self._sound(POSITIONS, position_defect)
+        return self._checked(POSITIONS, position_defect)
 
     @cached_property
     def loss(self) -> pd.DataFrame:
@@ -115,7 +115,7 @@ class Run:
         """
         # Read the state first: a run that finishes in between would seem to miss losses.
         reached = self.recorded_updates if self.state == "finished" else None
-        loss = self._sound(LOSS, loss_defect)
+        loss = self._checked(LOSS, loss_defect)
         skipped = self.skipped["update"].to_numpy()
         missing = missing_losses(loss["update"].to_numpy(), skipped, self.config, reached)
         for update in set(missing) - reported_losses(self.events):
@@ -125,7 +125,7 @@ class Run:
     @cached_property
     def skipped(self) -> pd.DataFrame:
         """One row per loss that was skipped for lack of time; column `update`."""
-        return self._sound(SKIPPED, skipped_defect)
+        return self._checked(SKIPPED, skipped_defect)
 
     def some_losses(self, most: int) -> list[float]:
         """Return at most `most` losses at equal distances, with the last, part by part."""
@@ -277,7 +277,7 @@ class Run:
         self._refuse(table, self._lost_end(finished, len(columns["update"])))
         return pd.DataFrame(columns, copy=False)
 
-    def _sound(self, table: str, defect: Callable[[Columns], str | None]) -> pd.DataFrame:
+    def _checked(self, table: str, defect: Callable[[Columns], str | None]) -> pd.DataFrame:
         """Return a table after checking it as a whole."""
         found = self._table(table)
         self._refuse(

@@ -94,7 +94,7 @@ class JaxProblem(Network):
         self._refuse_a_sum()
 
     def _compile(self) -> None:
-        def calm(x: Any, batch: Any) -> Any:
+        def deterministic(x: Any, batch: Any) -> Any:
             tree = self._unravel(x)
             return self._loss_function(tree, *batch, **({"key": None} if self.random else {}))
 
@@ -102,26 +102,26 @@ class JaxProblem(Network):
             return self._loss_function(self._unravel(x), *batch, key=jax.random.key(seed))
 
         def of_sample(x: Any, sample: Any) -> Any:
-            return jax.grad(calm)(x, tuple(part[None] for part in sample))
+            return jax.grad(deterministic)(x, tuple(part[None] for part in sample))
 
         shared, own = (0, None), (0, 0)
-        self._calm_slope = jax.jit(jax.grad(calm))
-        self._value = jax.jit(jax.vmap(calm, in_axes=shared))
-        self._slope = jax.jit(jax.grad(drawn if self.random else calm))
-        self._slopes_shared = jax.jit(jax.vmap(jax.grad(calm), in_axes=shared))
-        self._slopes_own = jax.jit(jax.vmap(jax.grad(calm), in_axes=own))
+        self._deterministic_slope = jax.jit(jax.grad(deterministic))
+        self._value = jax.jit(jax.vmap(deterministic, in_axes=shared))
+        self._slope = jax.jit(jax.grad(drawn if self.random else deterministic))
+        self._slopes_shared = jax.jit(jax.vmap(jax.grad(deterministic), in_axes=shared))
+        self._slopes_own = jax.jit(jax.vmap(jax.grad(deterministic), in_axes=own))
         self._slopes_of_samples = jax.jit(jax.vmap(of_sample, in_axes=(None, 0)))
-        self._calm = calm
+        self._deterministic = deterministic
 
     @cached_property
     def _product(self) -> Any:
         """The function for Hessian-vector products, one vector per point, for one batch."""
 
         def forward(x: Any, v: Any, batch: Any) -> Any:
-            return jax.jvp(lambda y: jax.grad(self._calm)(y, batch), (x,), (v,))[1]
+            return jax.jvp(lambda y: jax.grad(self._deterministic)(y, batch), (x,), (v,))[1]
 
         def backward(x: Any, v: Any, batch: Any) -> Any:
-            return jax.grad(lambda y: jnp.vdot(jax.grad(self._calm)(y, batch), v))(x)
+            return jax.grad(lambda y: jnp.vdot(jax.grad(self._deterministic)(y, batch), v))(x)
 
         faster, other = (jax.jit(jax.vmap(f, in_axes=(0, 0, None))) for f in (forward, backward))
         points = np.zeros((1, self.dim), self._model_dtype)
@@ -215,7 +215,7 @@ class JaxProblem(Network):
         if self.one_by_one:
             batches = np.broadcast_to(indices, (len(points), indices.shape[-1]))
             rows = zip(points, map(self._batch, batches), strict=True)
-            return np.stack([self._calm_slope(point, batch) for point, batch in rows])
+            return np.stack([self._deterministic_slope(point, batch) for point, batch in rows])
         slopes = self._slopes_shared if indices.ndim == 1 else self._slopes_own
         return np.array(slopes(points, self._batch(indices)))
 

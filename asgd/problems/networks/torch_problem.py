@@ -216,7 +216,7 @@ class TorchProblem(Network):
         return _one_thread()
 
     @property
-    def _calm(self) -> _Module:
+    def _own_module(self) -> _Module:
         """A copy of the module for this thread, in evaluation mode."""
         if not hasattr(self._threads, "module"):
             with self._lock:
@@ -228,10 +228,10 @@ class TorchProblem(Network):
         return self._loss_with(self._views(vector), *batch)
 
     def _loss_with(self, named: Mapping[str, Any], *batch: torch.Tensor) -> torch.Tensor:
-        output = functional_call(self._calm.module, named, batch[: self._inputs])
+        output = functional_call(self._own_module.module, named, batch[: self._inputs])
         return self._loss_function(output, *batch[self._inputs :])
 
-    def _calm_batch(self, indices: Indices) -> tuple[torch.Tensor, ...]:
+    def _fixed_batch(self, indices: Indices) -> tuple[torch.Tensor, ...]:
         """Return a batch; a data set that draws random numbers always draws the same for it."""
         if isinstance(self._data, Tensors):
             return self._data.batch(indices)
@@ -239,12 +239,12 @@ class TorchProblem(Network):
             return self._data.batch(indices)
 
     def _losses(self, points: Array, indices: Indices) -> Array:
-        batch = self._calm_batch(indices)
+        batch = self._fixed_batch(indices)
         inputs, targets = batch[: self._inputs], batch[self._inputs :]
-        calm, values = self._calm, np.empty(len(points))
+        module, values = self._own_module, np.empty(len(points))
         with torch.no_grad():
             for row, point in enumerate(self._tensor(points)):
-                output = calm.at(point)(*inputs)
+                output = module.at(point)(*inputs)
                 values[row] = self._loss_function(output, *targets).item()
         return values
 
@@ -255,7 +255,7 @@ class TorchProblem(Network):
         return self._gradients_in_one_call(points, indices)
 
     def _gradients_in_one_call(self, points: Array, indices: Indices) -> Array:
-        batch = self._calm_batch(indices)
+        batch = self._fixed_batch(indices)
         shared = None if indices.ndim == 1 else 0
         each = vmap(self._loss_with, in_dims=(0, *[shared] * len(batch)))
         # The loss of a point depends on its own parameters alone, so the gradient of the sum
@@ -293,14 +293,14 @@ class TorchProblem(Network):
         return np.asarray(self._flat.cpu().numpy())
 
     def _gradients_in_turn(self, points: Array, indices: Indices) -> Array:
-        calm = self._calm
+        module = self._own_module
         joined = torch.empty(points.shape, dtype=self._flat.dtype, device=self.device)
-        shared = self._calm_batch(indices) if indices.ndim == 1 else None
+        shared = self._fixed_batch(indices) if indices.ndim == 1 else None
         for row, point in enumerate(self._tensor(points)):
-            batch = self._calm_batch(indices[row]) if shared is None else shared
-            output = calm.at(point)(*batch[: self._inputs])
+            batch = self._fixed_batch(indices[row]) if shared is None else shared
+            output = module.at(point)(*batch[: self._inputs])
             loss = self._loss_function(output, *batch[self._inputs :])
-            self._fill(joined[row], loss, calm.parameters)
+            self._fill(joined[row], loss, module.parameters)
         return _numpy(joined)
 
     def _fill(
@@ -314,25 +314,29 @@ class TorchProblem(Network):
     def _sample_gradients(self, x: Array, indices: Indices) -> Array:
         if not self.takes_points:
             return self._gradients_in_turn(np.tile(x, (len(indices), 1)), indices[:, None])
-        batch = tuple(part.unsqueeze(1) for part in self._calm_batch(indices))
+        batch = tuple(part.unsqueeze(1) for part in self._fixed_batch(indices))
         each = vmap(grad(self._loss_of), in_dims=(None, *[0] * len(batch)))
         return _numpy(each(self._tensor(x), *batch))
 
     def _hessian_vectors(self, points: Array, vectors: Array, indices: Indices) -> Array:
-        batch, calm = self._calm_batch(indices), self._calm
+        batch, module = self._fixed_batch(indices), self._own_module
         products = torch.zeros(points.shape, dtype=self._flat.dtype, device=self.device)
         along = self._tensor(vectors)
         for row, point in enumerate(self._tensor(points)):
-            output = calm.at(point)(*batch[: self._inputs])
+            output = module.at(point)(*batch[: self._inputs])
             loss = self._loss_function(output, *batch[self._inputs :])
             slopes = torch.autograd.grad(
-                loss, calm.parameters, create_graph=True, allow_unused=True, materialize_grads=True
+                loss,
+                module.parameters,
+                create_graph=True,
+                allow_unused=True,
+                materialize_grads=True,
             )
             parts = zip(slopes, self._views(along[row]).values(), strict=True)
             slope = torch.stack([(one * v).sum() for one, v in parts]).sum()
             if slope.requires_grad:  # False if the loss is linear
                 self._warn_of_missing_parts(slope)
-                self._fill(products[row], slope, calm.parameters)
+                self._fill(products[row], slope, module.parameters)
         return _numpy(products)
 
     def _warn_of_missing_parts(self, slope: torch.Tensor) -> None:
