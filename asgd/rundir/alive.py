@@ -122,7 +122,7 @@ def read_signs(path: Path) -> Heartbeat:
         known = said.get("place") == _place() != ""
         started = int(said["started"]) if known else 0
     except (LookupError, TypeError, AttributeError, OverflowError) as error:
-        raise ValueError(f"not what a process writes: {error!r}") from None
+        raise ValueError(f"not a heartbeat: {error!r}") from None
     if known:
         presence: Literal["here", "gone"] = "here" if -1 < started == _started(pid) else "gone"
         return Heartbeat(presence, host, pid, beat)

@@ -56,7 +56,9 @@ def change_settings(path: Path, entries: Iterable[str], update: int) -> RunConfi
                 "else can change during a run"
             )
     if new.run.updates < update:
-        raise InputError(f"run.updates = {new.run.updates}: expected at least the {update} made")
+        raise InputError(
+            f"run.updates = {new.run.updates}: expected at least {update}, already made"
+        )
     if not changes:
         return old
     config = _scheduled(old, new, update)

@@ -76,7 +76,9 @@ class Gradients:
             placed = run.positions
             expected = np.stack([update, columns[0]])
             if not np.array_equal(placed[["update", "worker"]].to_numpy().T, expected):
-                raise InputError(f"{run.path / POSITIONS}: are not of the gradients in the trace")
+                raise InputError(
+                    f"{run.path / POSITIONS}: do not belong to the gradients in the trace"
+                )
             position = placed["position"].to_numpy()
         worker, sequence, read_version, batch_size = columns
         return cls(starts, worker, sequence, read_version, batch_size, position)

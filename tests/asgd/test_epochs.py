@@ -198,6 +198,6 @@ def test_positions_used_twice_or_missing_are_found(tmp_path):
     assert "was used twice" in found
     write_table(path, {name: column[:-1] for name, column in rows.items()}, POSITION_COLUMNS)
     (found,) = record_findings(read_run(run.path))
-    assert "are not of the gradients in the trace" in found
+    assert "do not belong to the gradients in the trace" in found
     path.unlink()
     assert record_findings(read_run(run.path))

@@ -470,7 +470,7 @@ def test_finished_run_goes_on_with_other_settings_as_if_scheduled(tmp_path: Path
     ("changes", "message"),
     [
         (["cluster.workers=8"], "cluster.workers=8: expected one of"),
-        (["run.updates=99"], "run.updates = 99: expected at least the 100 made"),
+        (["run.updates=99"], "run.updates = 99: expected at least 100, already made"),
         (["optimizer.learning_rate=-1"], "optimizer.learning_rate = -1: expected"),
         (["updates=200"], "expected table.key=value"),
     ],

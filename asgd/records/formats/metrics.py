@@ -96,7 +96,7 @@ def _system(path: Path) -> tuple[str, Unit, dict[str, str]] | None:
             continue
         if len(found["mean"]) > 1:
             several = ", ".join(found["mean"])
-            raise InputError(f"{path}: {several}; choose one by --columns mean=...")
+            raise InputError(f"{path}: several means, {several}; choose one by --columns mean=...")
         return system, unit, {key: columns[0] for key, columns in found.items() if columns}
     return None
 
