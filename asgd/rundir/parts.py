@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -73,15 +74,28 @@ def covered_parts(directory: Path) -> list[Path]:
     return sorted({directory / name for name in _names(directory)} - set(parts_of(directory)))
 
 
-def unmerged(directory: Path, read: Callable[[], T]) -> T:
-    """Return what `read` returns; call it again if parts of `directory` were merged meanwhile."""
+def undisturbed(directory: Path, read: Callable[[], T]) -> T:
+    """Return what `read` returns; call it again if it failed and parts changed meanwhile.
+
+    Parts of `directory` are merged as they age, and cut when a server is restored.
+    """
     while True:
-        before = parts_of(directory)
+        before = _files(directory)
         try:
             return read()
         except InputError:
-            if set(before) <= set(parts_of(directory)):
+            if before <= _files(directory):
                 raise
+
+
+def _files(directory: Path) -> set[tuple[str, int, int]]:
+    """Return the parts with what tells that one was replaced by another of its name."""
+    found = set()
+    for part in parts_of(directory):
+        with suppress(FileNotFoundError):
+            status = part.stat()
+            found.add((part.name, status.st_ino, status.st_mtime_ns))
+    return found
 
 
 def _names(directory: Path) -> set[str]:

@@ -35,7 +35,7 @@ from asgd.rundir.parts import (
     most_rows,
     parts_of,
     reported_losses,
-    unmerged,
+    undisturbed,
 )
 from asgd.rundir.tables import Table, read_pieces
 from asgd.stored_json import read_json
@@ -139,7 +139,7 @@ class Run:
                 next_row += len(found[-1]) * step - part.rows
             return [float(loss) for some in found for loss in some]
 
-        return unmerged(self.path / LOSS, read)
+        return undisturbed(self.path / LOSS, read)
 
     @cached_property
     def metrics(self) -> pd.DataFrame:
@@ -193,7 +193,7 @@ class Run:
                 count += part.rows
             return count
 
-        counted = unmerged(self.path / TRACE, count)
+        counted = undisturbed(self.path / TRACE, count)
         self._refuse(TRACE, self._lost_end(finished, counted))
         return counted
 
@@ -207,7 +207,7 @@ class Run:
             A part is damaged or missing.
         """
         known = self.recorded_updates
-        return unmerged(self.path / TRACE, lambda: outline(self._parts(TRACE), known))
+        return undisturbed(self.path / TRACE, lambda: outline(self._parts(TRACE), known))
 
     def _parts(self, table: str) -> Iterator[Table]:
         """Open the parts of a table one after another, to read only a few columns."""
@@ -225,7 +225,7 @@ class Run:
             with Table(paths[-1], TABLES[table], most_rows(self.config, table)) as part:
                 return {name: column[-1] for name, column in part.columns(*TABLES[table]).items()}
 
-        return unmerged(self.path / table, read)
+        return undisturbed(self.path / table, read)
 
     @cached_property
     def events(self) -> list[dict[str, Any]]:
@@ -273,7 +273,7 @@ class Run:
         import pandas as pd
 
         finished = table == TRACE and self.state == "finished"  # first, as it may finish meanwhile
-        columns = unmerged(self.path / table, lambda: self._columns(table))
+        columns = undisturbed(self.path / table, lambda: self._columns(table))
         self._refuse(table, self._lost_end(finished, len(columns["update"])))
         return pd.DataFrame(columns, copy=False)
 

@@ -178,6 +178,22 @@ def test_reading_goes_on_while_parts_are_merged(
     assert len(read_run(path).trace) == merged[0] == updates + 2
 
 
+def test_reading_goes_on_while_a_restored_server_cuts_the_last_part(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(path, [20, 30])
+    real, cut = Run._parts, []
+
+    def parts(run: Run, table: str) -> Iterator[Any]:
+        yield from real(run, table)
+        if not cut:
+            cut.append(cut_back(path, 35))
+
+    monkeypatch.setattr(Run, "_parts", parts)
+    assert read_run(path).trace["update"].tolist() == list(range(35))
+    assert cut
+
+
 def test_a_disk_without_space_for_a_merge_leaves_the_parts(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
