@@ -119,6 +119,7 @@ class ServerActor:
 
     def __init__(
         self,
+        *,
         config: RunConfig,
         parameters: Array,
         recorder: Actor,

@@ -6,6 +6,7 @@ import contextlib
 import os
 import time
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import ray
@@ -45,9 +46,9 @@ _NO_NODE = "no node of the Ray cluster has cores, or the accelerators that a wor
 _UNKNOWN = WorkerStatus(present=False, received=0, computing=0.0)
 
 
-def _start(kind: type, *arguments: Any, **options: Any) -> Actor:
+def _start(kind: type, arguments: Mapping[str, Any], **options: Any) -> Actor:
     """Start an actor that reserves no core, so that any number of workers fits on a machine."""
-    return ray.remote(num_cpus=0, **options)(kind).remote(*arguments)
+    return ray.remote(num_cpus=0, **options)(kind).remote(**arguments)
 
 
 class Fleet:
@@ -125,23 +126,22 @@ class Fleet:
             options["runtime_env"] = {"env_vars": variables}
         self.recorder = _start(
             RecorderActor,
-            self.config,
-            path,
-            epoch,
-            umask,
+            {"config": self.config, "path": path, "epoch": epoch, "umask": umask},
             concurrency_groups={ASIDE: 1, WORK: 1},
             **options,
         )
         self.server = _start(
             ServerActor,
-            self.config,
-            self._initial,
-            self.recorder,
-            path,
-            epoch,
-            restored,
-            list(self.team.members),
-            self._n_samples,
+            {
+                "config": self.config,
+                "parameters": self._initial,
+                "recorder": self.recorder,
+                "path": path,
+                "epoch": epoch,
+                "restored": restored,
+                "members": list(self.team.members),
+                "n_samples": self._n_samples,
+            },
             scheduling_strategy=node,
             # With the transport "ray", each worker has one call waiting for its answer.
             max_concurrency=max(self.config.cluster.workers, MOST_WORKERS) + 16,
@@ -253,7 +253,7 @@ class Fleet:
             "num_gpus": self.config.cluster.gpus_per_worker,
             "max_concurrency": most,
         }
-        return _start(WorkerActor, **options), node
+        return _start(WorkerActor, {}, **options), node
 
     def _leave_process(self, worker: int) -> None:
         """Forget the process of a worker, and end it if it has no other worker."""

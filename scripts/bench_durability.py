@@ -111,8 +111,9 @@ def measure(config: RunConfig, path: Path, silent: bool) -> dict[str, float]:
     RunWriter.create(path, config)
     epoch = Lease(path / CHECKPOINTS).take()
     initial = starting_point(make_problem(config), config.run.seed)
-    recorder = actor(TimedRecorder, config, str(path), epoch, 0o077)
-    server = actor(TimedServer, config, initial, recorder, str(path), epoch)
+    of_run = {"config": config, "path": str(path), "epoch": epoch}
+    recorder = actor(TimedRecorder, **of_run, umask=0o077)
+    server = actor(TimedServer, **of_run, parameters=initial, recorder=recorder)
     if silent:
         ray.get(server.silence.remote())
     workers = [actor(WorkerActor) for _ in range(config.cluster.workers)]
@@ -173,14 +174,14 @@ def log_alone(repeats: int) -> None:
         )
 
 
-def actor(kind: type, *arguments: Any) -> Any:
+def actor(kind: type, **arguments: Any) -> Any:
     """Start an actor as `cluster.fleet` does."""
     options: dict[str, Any] = {}
     if issubclass(kind, ServerActor):
         options["max_concurrency"] = 32
     elif issubclass(kind, RecorderActor):
         options["concurrency_groups"] = {ASIDE: 1}
-    return ray.remote(num_cpus=0, **options)(kind).remote(*arguments)
+    return ray.remote(num_cpus=0, **options)(kind).remote(**arguments)
 
 
 def main(arguments: Iterable[str] | None = None) -> None:

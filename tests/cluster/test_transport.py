@@ -209,7 +209,9 @@ def test_killed_worker_comes_back_through_a_flood_of_strangers(tmp_path: Path) -
 def test_data_plane_of_our_own_ray_listens_on_loopback(tmp_path: Path) -> None:
     (tmp_path / CHECKPOINTS).mkdir()
     actor = ray.remote(ServerActor).options(num_cpus=0)
-    server = actor.remote(make_config(), np.zeros(2), None, str(tmp_path))
+    server = actor.remote(
+        config=make_config(), parameters=np.zeros(2), recorder=None, path=str(tmp_path)
+    )
     try:
         endpoint, node = ray.get(server.endpoint.remote())
         assert endpoint.host == "127.0.0.1"
