@@ -123,16 +123,23 @@ def by_worker(
 
 
 def contributions(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """Draw the number of applied gradients of each worker.
+    """Draw the number of applied gradients of each worker, and of discarded ones above it.
 
     Parameters
     ----------
     table
-        Columns `worker` and `updates`, as from `analysis.workers_table`.
+        Columns `worker`, `updates` and, if there are any, `discarded`, as from
+        `analysis.workers_table`.
     """
     ax = ax or new_axes(height=2.5)
-    ax.bar(table["worker"], table["updates"], width=0.7, color=BAR)
+    worker, applied = table["worker"], table["updates"]
+    ax.bar(worker, applied, width=0.7, color=BAR, label="applied")
     ax.set(xlabel="worker", ylabel="gradients applied")
+    if "discarded" in table:
+        style = {"color": "none", "edgecolor": ORANGE, "hatch": "///", "linewidth": 0.8}
+        ax.bar(worker, table["discarded"], width=0.7, bottom=applied, label="discarded", **style)
+        ax.set_ylabel("gradients")
+        key(ax, columns=2, place="above")
     _worker_axis(ax, table["worker"])
     return finish(ax)
 

@@ -52,13 +52,18 @@ def workers_table(run: Run) -> pd.DataFrame:
     """Return one row per worker: contributions, staleness, speed.
 
     Columns: `worker`, `updates` (that contain its gradients), `share` (of all applied gradients),
-    `discarded` (share of its own gradients; only if some were), `updates_per_second`, `transport`
-    (at its last join; "" in virtual time), `host` (its last; only in a cluster of several), and the
-    columns of staleness and compute time of `timeline`.
+    `discarded` and `discarded_share` (its other gradients; only if there are any),
+    `updates_per_second`, `transport` (at its last join; "" in virtual time), `host` (its last; only
+    in a cluster of several), and the columns of staleness and compute time of `timeline`, NaN for a
+    worker without an applied gradient.
     """
     trace = _gradients(run)
     seconds = max(float(run.trace["applied_seconds"].max()), 1e-9)
     updates = trace.groupby("worker").size()
+    work = None if run.discarded.empty else work_by_worker(run).set_index("worker")
+    if work is not None:
+        delivered = work.index[work["applied"] + work["discarded"] > 0]
+        updates = updates.reindex(delivered, fill_value=0)
     joined = [event for event in run.events if event.get("event") == "worker_joined"]
     transports = {event.get("worker"): str(event.get("transport", "")) for event in joined}
     table = pd.DataFrame(
@@ -72,9 +77,9 @@ def workers_table(run: Run) -> pd.DataFrame:
     hosts = {e["worker"]: str(e["host"]) for e in run.events if e["event"] == "worker_placed"}
     if hosts:
         table["host"] = [hosts.get(worker, "") for worker in updates.index]
-    if not run.discarded.empty:
-        work = work_by_worker(run).set_index("worker")
-        table.insert(2, "discarded", work["discarded_share"])
+    if work is not None:
+        table.insert(2, "discarded", work["discarded"])
+        table.insert(3, "discarded_share", work["discarded_share"])
     return table.join(_summary(trace, trace["worker"])).reset_index()
 
 

@@ -298,9 +298,9 @@ def activity(
         draw(
             f"{prefix}contributions",
             figures.contributions(workers),
-            "Gradients of each worker that were applied",
+            "Gradients of each worker that were applied or discarded",
             "Contribution of each worker.",
-            workers[["worker", "updates", "share", "updates_per_second"]],
+            workers[_columns(workers, "worker", "updates", "discarded", "share")],
         ),
         draw(
             f"{prefix}compute-time",

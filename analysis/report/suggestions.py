@@ -134,10 +134,14 @@ def about_workers(workers: pd.DataFrame, events: pd.DataFrame) -> list[str]:
     advice = []
     busy, idle = workers["share"].max(), workers["share"].min()
     if len(workers) > 1 and busy > _UNEVEN * idle and workers["updates"].max() >= _MANY:
-        slow = workers["worker"].iloc[int(workers["share"].argmin())]
+        slow = workers.iloc[int(workers["share"].argmin())]
+        lost = slow.get("discarded_share", 0.0)
+        why = "its gradients are the stalest"
+        if lost > 0.5:
+            why = f"{percent(lost)} of its gradients are discarded"
         advice.append(
-            f"Worker {slow} made {percent(idle)} of the updates, the busiest {percent(busy)}: "
-            "its gradients are the stalest; see what slows it down."
+            f"Worker {slow['worker']:.0f} made {percent(idle)} of the updates, the busiest "
+            f"{percent(busy)}: {why}; see what slows it down."
         )
     if len(events):
         counts = events["event"].value_counts()

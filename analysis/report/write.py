@@ -194,10 +194,10 @@ def _section(study: Study, prefix: str) -> tuple[dict[str, Any], list[Picture]]:
         "staleness": staleness,
         "laws": laws_table(fit),
         "laws_note": (
-            f"Fitted to the {len(fit.sample.staleness):,} updates after the start-up. "
-            f"{_start_up(study)} Zeros: share of updates with staleness 0. Distance: total "
-            "variation distance between law and data. p: parametric bootstrap with the serial "
-            "dependence of the data."
+            f"Fitted to the {counted(len(fit.sample.staleness), fit.nouns.rows)} after the "
+            f"start-up. {_start_up(study)} Zeros: share of {fit.nouns.rows} with staleness 0. "
+            "Distance: total variation distance between law and data. p: parametric bootstrap with "
+            "the serial dependence of the data."
         ),
         "activity": activity,
         "workers": _workers(workers),
@@ -344,7 +344,7 @@ def _workers(workers: pd.DataFrame) -> dict[str, Any]:
         }
     )
     if "discarded" in workers:
-        table.insert(3, "discarded", workers["discarded"])
+        table.insert(3, "discarded", workers["discarded_share"])
     if workers["transport"].any():
         table.insert(1, "transport", workers["transport"])
     if "host" in workers:

@@ -77,7 +77,8 @@ def test_slow_worker_is_named_with_both_reasons(tmp_path: Path) -> None:
     assert "because it delivers less often" in found["sentence"]
     assert "because more of its gradients are discarded" in found["sentence"]
     table = workers_table(run).set_index("worker")
-    assert table["discarded"][3] == pytest.approx(share)
+    assert table["discarded_share"][3] == pytest.approx(share)
+    assert table["discarded"].sum() == len(run.discarded)
     study = Study.open(run.path)
     study.predict(paths=4)
     page = write_report(study).read_text()
@@ -95,6 +96,11 @@ def test_worker_without_applied_gradients_is_named(tmp_path: Path) -> None:
     # The first two keep each other's time: the third, as fast, always comes just too late.
     assert found["applied"][2:] == [0, 0]
     assert "No gradient of workers 2, 3 was applied." in found["sentence"]
+    table = workers_table(run).set_index("worker")
+    assert table["updates"].tolist() == found["applied"]
+    assert table["discarded"].tolist() == found["discarded"]
+    page = write_report(run.path).read_text()
+    assert "100 % of its gradients are discarded; see what slows it down" in " ".join(page.split())
 
 
 def test_plain_runs_have_no_bias_to_report(tmp_path: Path) -> None:

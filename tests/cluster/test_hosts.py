@@ -6,6 +6,7 @@ Ray is started on the hosts as the page on clusters tells.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import time
@@ -150,6 +151,90 @@ def test_short_cuts_pass_and_a_silent_host_is_replaced(cluster: RayHosts, tmp_pa
     assert {event["reason"] for event in lost} == {"its node is gone"}
     assert [event["host"] for event in named(run, "worker_placed")[3:]] == ["host2", "host2"]
     assert not named(run, "server_restored")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("seconds", "lost"), [(5.0, 0), (60.0, 2), (math.inf, 2)])
+def test_run_goes_on_without_a_host_that_is_cut_off(
+    cluster: RayHosts, tmp_path: Path, seconds: float, lost: int
+) -> None:
+    """For less time than Ray takes to notice, for more, and until the run has ended."""
+    head, server, other = cluster.hosts
+    with Steady(cluster, tmp_path) as steady, contextlib.ExitStack() as links:
+        steady.go_on()
+        if lost:
+            cluster.give_up(other)
+        links.enter_context(parted([other], [head, server]))
+        if math.isfinite(seconds):
+            time.sleep(seconds)
+        if lost:
+            steady.wait(lambda run: len(named(run, "worker_joined")) == 3 + lost)
+            steady.go_on()
+        if math.isfinite(seconds):
+            links.close()
+            steady.go_on()
+        run = steady.finish()
+    assert [event["host"] for event in named(run, "worker_lost")] == ["host3"] * lost
+    assert not named(run, "server_restored")
+    if not lost:  # the two workers there went on when the link was back
+        last = run.trace.groupby("worker")["update"].max()
+        assert last.min() > len(run.trace) - 20
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("driver", [False, True])
+def test_server_cut_off_for_seconds_loses_nothing(
+    cluster: RayHosts, tmp_path: Path, driver: bool
+) -> None:
+    """From the workers of the other host, and the driver too."""
+    head, server, other = cluster.hosts
+    with Steady(cluster, tmp_path) as steady:
+        steady.go_on()
+        with parted([server], [head, other] if driver else [other]):
+            time.sleep(5)
+        steady.go_on()
+        run = steady.finish()
+    assert not named(run, "worker_lost")
+    assert not named(run, "server_restored")
+    last = run.trace.groupby("worker")["update"].max()
+    assert last.min() > len(run.trace) - 20
+
+
+@pytest.mark.slow
+def test_server_cut_off_from_workers_gets_them_back(cluster: RayHosts, tmp_path: Path) -> None:
+    """It goes on with the worker of its own host until then."""
+    _, server, other = cluster.hosts
+    with Steady(cluster, tmp_path) as steady:
+        steady.go_on()
+        with parted([server], [other]):
+            cut = steady.wait(lambda run: bool(named(run, "worker_lost")))
+            steady.go_on()
+        steady.wait(lambda run: len(named(run, "worker_joined")) >= 5)
+        run = steady.finish()
+    assert not named(run, "server_restored")
+    assert {event["host"] for event in named(cut, "worker_lost")} == {"host3"}
+    last = run.trace.groupby("worker")["update"].max()
+    assert last.min() > len(run.trace) - 20
+
+
+@pytest.mark.slow
+def test_server_cut_off_from_all_is_replaced(cluster: RayHosts, tmp_path: Path) -> None:
+    """The old server goes on with the worker of its own host, and writes nothing into the run."""
+    head, server, other = cluster.hosts
+    with Steady(cluster, tmp_path) as steady:
+        steady.go_on()
+        cluster.give_up(server)
+        with parted([server], [head, other]):
+            steady.wait(lambda run: len(named(run, "worker_joined")) == 6)
+            steady.go_on()
+            actors = [line for line in below(server.pid).values() if line.startswith("ray::")]
+        steady.go_on()
+        run = steady.finish()
+    assert sorted(line.split(".")[0] for line in actors) == ["x"]
+    [restored] = named(run, "server_restored")
+    assert restored["updates_lost"] == 0
+    assert [event["host"] for event in named(run, "server_placed")] == ["host2", "host1"]
+    assert {event["host"] for event in named(run, "worker_placed")[3:]} == {"host3"}
 
 
 @pytest.mark.slow
