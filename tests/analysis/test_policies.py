@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import pandas as pd
 import pytest
 
 from analysis.planning.pace import ConfiguredPace, MeasuredPace
@@ -14,7 +15,7 @@ from analysis.prediction.predict import predict
 from analysis.profile.fitting import fit_run
 from analysis.profile.queueing import explains_staleness
 from analysis.profile.repeats import fit_runs
-from analysis.profile.work import bias, work_by_worker
+from analysis.profile.work import bias, bias_in_words, work_by_worker
 from analysis.report.activity import workers_table
 from analysis.report.write import write_report
 from analysis.study import Study
@@ -86,6 +87,18 @@ def test_slow_worker_is_named_with_both_reasons(tmp_path: Path) -> None:
     assert "they show the fast ones" in page
     assert "Errors of each model" in page
     assert "error of the geometric prediction" not in page  # only the replay predicts it
+
+
+def test_a_worker_that_delivers_often_is_not_said_to_deliver_less() -> None:
+    work = pd.DataFrame({"worker": [0, 1], "applied": [30, 70], "discarded": [90, 10]})
+    delivered = work["applied"] + work["discarded"]
+    work["discarded_share"] = work["discarded"] / delivered
+    work["delivered_share"] = delivered / delivered.sum()
+    work["applied_share"] = work["applied"] / work["applied"].sum()
+    assert bias_in_words(work).endswith(
+        "an even share is 50 %: 1.67 times less, although it delivers as often: more of its "
+        "gradients are discarded."
+    )
 
 
 def test_worker_without_applied_gradients_is_named(tmp_path: Path) -> None:
