@@ -208,13 +208,11 @@ def test_server_cut_off_from_workers_gets_them_back(cluster: RayHosts, tmp_path:
         steady.go_on()
         with parted([server], [other]):
             cut = steady.wait(lambda run: bool(named(run, "worker_lost")))
-            steady.go_on()
-        steady.wait(lambda run: len(named(run, "worker_joined")) >= 5)
+            known = len(steady.go_on().trace)
+        steady.wait(lambda run: set(run.trace["worker"][known:]) == {0, 1, 2})
         run = steady.finish()
     assert not named(run, "server_restored")
     assert {event["host"] for event in named(cut, "worker_lost")} == {"host3"}
-    last = run.trace.groupby("worker")["update"].max()
-    assert last.min() > len(run.trace) - 20
 
 
 @pytest.mark.slow
@@ -227,10 +225,10 @@ def test_server_cut_off_from_all_is_replaced(cluster: RayHosts, tmp_path: Path) 
         with parted([server], [head, other]):
             steady.wait(lambda run: len(named(run, "worker_joined")) == 6)
             steady.go_on()
-            actors = [line for line in below(server.pid).values() if line.startswith("ray::")]
+            old = {line[:11] for line in below(server.pid).values()}
         steady.go_on()
         run = steady.finish()
-    assert sorted(line.split(".")[0] for line in actors) == ["x"]
+    assert {"ray::Server", "ray::Worker"} <= old, "both were to live on"
     [restored] = named(run, "server_restored")
     assert restored["updates_lost"] == 0
     assert [event["host"] for event in named(run, "server_placed")] == ["host2", "host1"]
