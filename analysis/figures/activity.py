@@ -136,8 +136,9 @@ def contributions(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     ax.bar(worker, applied, width=0.7, color=BAR, label="applied")
     ax.set(xlabel="worker", ylabel="gradients applied")
     if "discarded" in table:
-        style = {"color": "none", "edgecolor": ORANGE, "hatch": "///", "linewidth": 0.8}
-        ax.bar(worker, table["discarded"], width=0.7, bottom=applied, label="discarded", **style)
+        discarded = ax.bar(worker, table["discarded"], 0.7, applied, fill=False, label="discarded")
+        for bar in discarded:
+            bar.set(edgecolor=ORANGE, hatch="///", linewidth=0.8)
         ax.set_ylabel("gradients")
         key(ax, columns=2, place="above")
     _worker_axis(ax, table["worker"])
