@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,7 +50,8 @@ def import_log(
     metrics              means per step: verl, prime-rl, RLlib, or named columns
 
     Columns of items are update, read_version, start_version, end_version, staleness, worker, item
-    (its name), samples, loss, seconds; of means step, mean, max, min, items, loss.
+    (its name), samples, loss, seconds; of means step, mean, max, min, items, loss. Quotes hold a
+    name with a comma together: --columns '"staleness=lag, mean",worker=client_id'.
 
     \b
     asgd import clients.csv --columns worker=client_id,update=total_agg,staleness=lag
@@ -106,7 +108,11 @@ def sentences(about: About) -> list[str]:
 
 def _columns(text: str) -> dict[str, str]:
     found = {}
-    for part in filter(None, text.split(",")):
+    try:
+        parts = next(csv.reader([text]), [])
+    except csv.Error as error:
+        raise InputError(f"--columns {text!r}: {error}") from None
+    for part in filter(None, parts):
         ours, separator, theirs = part.partition("=")
         if not separator or not theirs.strip():
             raise InputError(f"--columns {part}: expected ours=theirs, such as worker=client_id")

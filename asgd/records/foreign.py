@@ -6,6 +6,7 @@ file tells its compression: .gz, .bz2, .zst, .lz4.
 
 from __future__ import annotations
 
+import csv
 import io
 import itertools
 import json
@@ -113,7 +114,7 @@ def header(path: Path) -> list[str]:
             return list(flat(next(json_objects(path), {})))
         with opened(path) as file:
             line = file.readline(1 << 20).decode("utf-8-sig")
-        return [name.strip('"\r\n ') for name in line.split(_DELIMITER.get(kind_of(path), ","))]
+        return next(csv.reader([line], delimiter=_DELIMITER.get(kind_of(path), ",")), [])
 
 
 @contextmanager
@@ -236,18 +237,18 @@ def _within(line: Any, place: Sequence[str]) -> Any:
 
 def _csv(path: Path, columns: Mapping[str, str]) -> Iterator[Batch]:
     import pyarrow as pa
-    from pyarrow import csv
+    from pyarrow.csv import ConvertOptions, ParseOptions, ReadOptions, open_csv
 
     _check_columns(columns, header(path), path)
     types = {
         theirs: pa.string() if name in TEXT else pa.float64() for name, theirs in columns.items()
     }
     with _stream(path) as stream:
-        reader = csv.open_csv(
+        reader = open_csv(
             stream,
-            csv.ReadOptions(use_threads=False, block_size=_BLOCK_BYTES),
-            csv.ParseOptions(delimiter=_DELIMITER.get(kind_of(path), ",")),
-            csv.ConvertOptions(
+            ReadOptions(use_threads=False, block_size=_BLOCK_BYTES),
+            ParseOptions(delimiter=_DELIMITER.get(kind_of(path), ",")),
+            ConvertOptions(
                 include_columns=list(types),
                 column_types=types,
                 null_values=_MISSING,
@@ -317,6 +318,6 @@ def _explained(path: Path) -> Iterator[None]:
         yield
     except InputError:
         raise
-    except (OSError, EOFError, ValueError, pa.ArrowException) as error:
+    except (OSError, EOFError, ValueError, csv.Error, pa.ArrowException) as error:
         reason = getattr(error, "strerror", None) or (str(error).splitlines() or ["?"])[0]
         raise InputError(f"{path}: cannot be read ({reason})") from None

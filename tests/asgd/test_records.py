@@ -12,6 +12,7 @@ import pytest
 
 import asgd
 from analysis.records.split import split_of
+from asgd.__main__ import main
 from asgd.records.columns import ITEM_COLUMNS, NO_PUBLICATION
 from asgd.records.reader import findings, summary
 from asgd.rundir.tables import write_table
@@ -306,6 +307,51 @@ def test_bad_logs_get_one_line(case: str, tmp_path: Path) -> None:
         asgd.import_log(path, tmp_path / "record", columns=columns)
     assert "\n" not in str(refused.value)
     assert {file.name for file in tmp_path.iterdir()} <= {"log.csv"}
+
+
+# Of a log of means: what is in the file besides good rows, and what the message says.
+BAD_MEANS = {
+    "not UTF-8": (b"8,\xff\n", "cannot be read ('utf-8' codec can't decode byte 0xff"),
+    "no end": (b"8," + b"1" * 200_000 + b"\n", "cannot be read (field larger than field limit"),
+    "a fraction": (b"1.7,1\n", "row 2: step = 1.7: expected a whole number"),
+    "no number": (b"8,one\n", "row 2: 'one': expected a number"),
+    "endless": (b"inf,1\n", "row 2: step = inf: expected a whole number"),
+    "huge": (b"1e300,1\n", "row 2: step = 1e+300: expected a whole number"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_MEANS)
+def test_bad_logs_of_means_get_one_line_and_status_2(
+    case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row, message = BAD_MEANS[case]
+    path = tmp_path / "means.csv"
+    path.write_bytes(b"step,lag\n0,1.5\n" + row)
+    options = ["--columns", "step=step,mean=lag", "--out", str(tmp_path / "record")]
+    with pytest.raises(SystemExit) as ended:
+        main(["import", str(path), *options])
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert f"{path}: {message}" in said
+    assert said.count("\n") == 1
+    assert [file.name for file in tmp_path.iterdir()] == ["means.csv"]
+
+
+def test_quotes_hold_a_column_name_with_a_comma_together(tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text('"lag, of 4","the ""id""",n\n0,a,7\n2,b,8\n', "utf-8")
+    (tmp_path / "log.tsv").write_text('"lag, of 4"\t"the\t""id"""\n0\ta\n2\tb\n', "utf-8")
+    columns = ["--columns", '"staleness=lag, of 4",worker=the "id",update=n']
+    main(["import", str(tmp_path / "log.csv"), *columns, "--out", str(tmp_path / "csv")])
+    record = asgd.read_record(tmp_path / "csv")
+    assert record.items["staleness"].tolist() == [0, 2]
+    assert record.about.workers == ["a", "b"]
+    given = {"staleness": "lag, of 4", "worker": 'the\t"id"'}
+    record = asgd.import_log(tmp_path / "log.tsv", tmp_path / "tsv", columns=given)
+    assert record.about.workers == ["a", "b"]
+    (tmp_path / "means.csv").write_text('"step, of it",lag\n5,1.5\n', "utf-8")
+    given = {"step": "step, of it", "mean": "lag"}
+    record = asgd.import_log(tmp_path / "means.csv", tmp_path / "means", columns=given)
+    assert record.steps["step"].tolist() == [5]
 
 
 def test_other_bad_sources_get_one_line(tmp_path: Path) -> None:

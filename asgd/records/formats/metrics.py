@@ -106,7 +106,7 @@ def header_of(path: Path) -> list[str]:
     if kind_of(path) == ".csv":
         return header(path)
     found: dict[str, None] = {}
-    for _, row in zip(range(100), _json_rows(path), strict=False):
+    for _, row in zip(range(100), _rows(path), strict=False):
         found |= dict.fromkeys(row)
     return list(found)
 
@@ -117,27 +117,29 @@ def metrics_rows(source: Path, columns: Mapping[str, str]) -> Iterator[dict[str,
     Raises
     ------
     InputError
-        A file cannot be read, or a value is not a number.
+        A file cannot be read, a value is not a number, or a step is not a whole one.
     """
     for path in _files(source, columns):
-        rows = _csv_rows(path) if kind_of(path) == ".csv" else _json_rows(path)
-        for number, row in enumerate(rows, start=1):
+        for number, row in enumerate(_rows(path), start=1):
             found = {key: _number(row.get(name), path, number) for key, name in columns.items()}
-            if not math.isnan(found["step"]):
-                yield found
+            step = found["step"]
+            if math.isnan(step):
+                continue
+            if not step.is_integer() or abs(step) > 2.0**53:
+                raise InputError(f"{path}: row {number}: step = {step}: expected a whole number")
+            yield found
 
 
-def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
     try:
-        for row in json_objects(path):
-            yield flat(row, joint="/")
-    except (OSError, EOFError, ValueError) as error:
+        if kind_of(path) == ".csv":
+            with opened(path) as file:
+                yield from csv.DictReader(io.TextIOWrapper(file, "utf-8-sig", newline=""))
+        else:
+            for row in json_objects(path):
+                yield flat(row, joint="/")
+    except (OSError, EOFError, ValueError, csv.Error) as error:
         raise InputError(f"{path}: cannot be read ({error})") from None
-
-
-def _csv_rows(path: Path) -> Iterator[dict[str, Any]]:
-    with opened(path) as file:
-        yield from csv.DictReader(io.TextIOWrapper(file, "utf-8-sig", newline=""))
 
 
 def _number(value: Any, path: Path, row: int) -> float:
