@@ -20,6 +20,7 @@ from asgd.errors import InputError, RunFailedError
 from asgd.rundir.alive import SILENT_SECONDS, Heartbeat, read_signs, signs
 from asgd.rundir.files import NoLocksError, locked
 
+PROBE = ".lock.tmp"  # how the names of the files end by which `check_locks` tries the locks
 _POLL_SECONDS = 0.05
 _UNREADABLE = Heartbeat("elsewhere", "an unknown host", 0, 0.0)
 
@@ -53,7 +54,7 @@ def check_locks(directory: Path, lease: LeaseKind) -> None:
     if lease == "file":
         return
     place = next(one for one in (directory, *directory.absolute().parents) if one.is_dir())
-    probe = place / f".{secrets.token_hex(8)}.lock.tmp"
+    probe = place / f".{secrets.token_hex(8)}{PROBE}"
     try:
         with locked(probe, "x", wait=False):
             probe.unlink()

@@ -20,7 +20,7 @@ from asgd.config.tables import RunConfig
 from asgd.errors import InputError
 from asgd.problems.make import make_problem
 from asgd.rundir.alive import read_heartbeat
-from asgd.rundir.claims import HeldError, check_locks, held_alone
+from asgd.rundir.claims import PROBE, HeldError, check_locks, held_alone
 from asgd.rundir.files import check_no_links, make_directory, replace_file
 from asgd.rundir.problem_record import check_problem
 from asgd.rundir.reader import Run, as_path, read_run
@@ -154,8 +154,8 @@ def _check_no_loss(config: RunConfig, directory: Path) -> None:
     if (directory / "config.json").is_file():
         ours = load_config(directory / "config.json") == config
     else:  # files created before the configuration
-        first = {".lock.tmp", "trace", ".config.json.tmp"}
-        ours = {file.name for file in directory.iterdir()} <= first
+        names = {file.name for file in directory.iterdir() if not file.name.endswith(PROBE)}
+        ours = names <= {"trace", ".config.json.tmp"}
     if not ours:
         raise _not_a_repeat(directory)
 

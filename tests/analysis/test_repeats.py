@@ -243,6 +243,7 @@ def test_what_is_no_repeat_of_ours_is_not_removed(four: list[Path]) -> None:
         assert sorted(out.parent.rglob("*")) == before
         strangers[0].rename(out.parent / f"was-{strangers[0].name}")
     (four[1] / "trace").mkdir(parents=True)  # as far as a run comes before its configuration
+    (four[1] / ".0123456789abcdef.lock.tmp").touch()
     assert [path for path, _ in unfinished(out)] == four
     assert not any(path.exists() for path in four)
 
