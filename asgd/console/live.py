@@ -238,9 +238,12 @@ class Bar:
 
 
 def sparkline(values: list[float], width: int = _WIDTH) -> str:
-    """Return values as a row of bars, on a logarithmic scale if all are positive."""
+    """Return values as a row of bars, on a logarithmic scale if all are positive.
+
+    Of more values than the width, it shows the newest and others at equal distances.
+    """
     step = max(1, -(-len(values) // width))
-    shown = [value for value in values[::step] if math.isfinite(value)]
+    shown = [value for value in values[::-step][::-1] if math.isfinite(value)]
     if not shown:
         return ""
     heights = [math.log(value) for value in shown] if min(shown) > 0 else shown

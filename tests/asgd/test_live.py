@@ -159,6 +159,7 @@ def test_sparkline_spans_its_values() -> None:
     line = sparkline([1.0, 0.1, 0.01])
     assert (line[0], line[-1], len(line)) == ("█", "▁", 3)
     assert len(sparkline([1.0] * 1000, width=40)) == 40
+    assert [sparkline([1.0] * many + [2.0])[-2:] for many in (40, 41, 79)] == ["▁█"] * 3
 
 
 def test_no_events_without_a_run(tmp_path: Path) -> None:
