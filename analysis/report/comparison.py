@@ -283,14 +283,14 @@ def _stability(
         ]
         if len(names):
             found.append(f"{what}: {', '.join(names)}.")
-    listed = ", ".join(
+    each = ", ".join(
         f"{margin:.2g} in {run}"
         for run, margin in zip(table["run"], margins, strict=True)
         if np.isfinite(margin)
     )
     return (
         f"{' '.join(found) or 'No run is above the limit of the mean square.'} "
-        f"Largest stable learning rate (mean square) over that of the run: {listed}."
+        f"Largest stable learning rate (mean square) over that of the run: {each}."
     )
 
 
