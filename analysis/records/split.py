@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from asgd.counted import counted
-from asgd.records.columns import IN_FLIGHT_ONLY, ITEMS, STEPS, UNKNOWN
+from asgd.records.columns import ITEMS, STEPS, UNKNOWN
 from asgd.records.reader import Record
 
 
@@ -78,7 +78,7 @@ def split_of(record: Record) -> Split | None:
     means = {name: float(found[name][known].mean()) for name in there}
     before, flight = means.get("in_publication"), means.get("in_flight")
     queue = None
-    if flight is not None and IN_FLIGHT_ONLY not in record.about.unknown:
+    if flight is not None and not record.about.in_flight_only:
         rest = found["staleness"] - np.maximum(found["in_publication"], 0) - found["in_flight"]
         queue = float(rest[known].mean())
     return Split(

@@ -81,6 +81,8 @@ class About(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         The columns that were read, by our names.
     workers
         Names of workers 0, 1, ...
+    in_flight_only
+        Whether the staleness ends when an item is ready: it lacks the wait until its use.
     unknown
         Facts that are missing in the log, one sentence each.
     left_out
@@ -96,6 +98,7 @@ class About(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     rows: Literal["items", "steps"] = "items"
     columns: dict[str, str] = {}
     workers: list[str] = []
+    in_flight_only: bool = False
     unknown: list[str] = []
     left_out: dict[str, int] = {}
     notes: list[str] = []
@@ -115,9 +118,12 @@ class About(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         """
         path = directory / RECORD
         try:
-            return msgspec.convert(read_json(path), cls)
+            about = msgspec.convert(read_json(path), cls)
         except msgspec.ValidationError as error:
             raise InputError(f"{path}: cannot be read ({error})") from None
+        # Records from before the flag have only the sentence.
+        old = IN_FLIGHT_ONLY in about.unknown
+        return msgspec.structs.replace(about, in_flight_only=True) if old else about
 
 
 def left_out_rows(left_out: Mapping[str, int]) -> list[str]:

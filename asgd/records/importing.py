@@ -101,8 +101,8 @@ def import_log(
         source=str(source),
         unit=unit or declared.unit,
         columns=log.columns,
-        unknown=log.unknown(declared),
         notes=log.notes,
+        **log.missing(declared),
     )
     return write_items(out, about, log.read(progress), leave_out=leave_out)
 
@@ -156,7 +156,7 @@ def from_frame(
         source="a frame",
         unit=unit,
         columns=wanted,
-        unknown=_unknown(set(wanted)),
+        **_missing(set(wanted)),
     )
     return write_items(_place(out, "frame"), about, read(), leave_out=leave_out)
 
@@ -225,9 +225,9 @@ class _Log:
         notes = [note] if several else []
         return cls(parts, columns, notes)
 
-    def unknown(self, format: Format) -> list[str]:
-        """Return the facts that are missing in the log, as sentences."""
-        return [*_unknown({*self.columns, *self.parts[0].given}), *format.unknown]
+    def missing(self, format: Format) -> dict[str, Any]:
+        """Return the facts that are missing in the log, as fields of `About`."""
+        return _missing({*self.columns, *self.parts[0].given}, format.unknown)
 
     def read(self, progress: Callable[[str, float], None] | None) -> Iterator[tuple[Batch, str]]:
         """Yield the batches of each file, with its name."""
@@ -390,11 +390,12 @@ def _check_keys(given: Mapping[str, str], known: Sequence[str]) -> None:
             raise InputError(f"columns.{key}: unknown key; {hint}expected {', '.join(known)}")
 
 
-def _unknown(known: set[str]) -> list[str]:
-    """Return the facts that are missing in a log with these columns, as sentences."""
-    found = [] if known & {"staleness", "update"} else [IN_FLIGHT_ONLY]
-    parts = known & {"start_version", "end_version"}
-    return [*found, NO_PUBLICATION] if parts == {"end_version"} else found
+def _missing(known: set[str], more: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the facts that are missing in a log with these columns, as fields of `About`."""
+    in_flight_only = not known & {"staleness", "update"}
+    no_publication = known & {"start_version", "end_version"} == {"end_version"}
+    found = [IN_FLIGHT_ONLY] * in_flight_only + [NO_PUBLICATION] * no_publication
+    return {"in_flight_only": in_flight_only, "unknown": [*found, *more]}
 
 
 def _check_enough(columns: Mapping[str, str], where: object, there: Sequence[str]) -> None:

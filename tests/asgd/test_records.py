@@ -163,6 +163,32 @@ def test_a_table_without_the_update_is_in_flight_only(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    "stored",
+    [
+        {"in_flight_only": True, "unknown": ["In other words."]},
+        {  # of records from before the flag
+            "unknown": [
+                "How long an item waited until it was used: this is the staleness in flight only, "
+                "when the item was ready; that of the update is larger."
+            ]
+        },
+    ],
+    ids=["flag", "sentence"],
+)
+def test_no_queue_is_told_of_a_record_that_is_in_flight_only(
+    stored: dict[str, object], tmp_path: Path
+) -> None:
+    rows: list[dict[str, object]] = [{"read_version": 3, "end_version": end} for end in (3, 5)]
+    about = imported(tmp_path, rows).path / "record.json"
+    found = json.loads(about.read_text("utf-8"))
+    del found["in_flight_only"]
+    about.write_text(json.dumps(found | stored), encoding="utf-8")
+    split = split_of(asgd.read_record(about.parent))
+    assert split is not None
+    assert (split.flight, split.queue) == (1.0, None)
+
+
 # Read, start, end, update; where they are in order, in publication and in flight.
 VERSIONS = {
     "all parts": ((2, 3, 7, 15), (1, 4)),
