@@ -41,13 +41,19 @@ def compute_times(name: str, workers: int) -> ComputeTime:
     return ComputeTime(mean=mean, **TIMES[name])
 
 
+def header() -> str:
+    """Return the names of the columns, which end where those of `row` do."""
+    known = f"{'compute times':20} {'rule':12} {'P':>4} {'processor':>9} {'wall':>8}"
+    return " ".join([known, *(f"{name:>21}" for name in ("mean", "mean square", "almost sure"))])
+
+
 def row(times: str, rule: str, workers: int) -> str:
     """Return one row of the table."""
     server = compute_times(times, workers)
     processor, wall = time.process_time(), time.perf_counter()
     limits = analysis.stability_limits(server, **RULES[rule])
     used, taken = time.process_time() - processor, time.perf_counter() - wall
-    cells = [f"{times:20} {rule:12} {workers:4} {used:8.2f} {taken:8.2f}"]
+    cells = [f"{times:20} {rule:12} {workers:4} {used:9.2f} {taken:8.2f}"]
     for limit in (limits.mean, limits.mean_square, limits.almost_sure):
         cells.append(f"{limit.value:10.4g} +- {limit.error:7.2g}" if limit else f"{'':21}")
     return " ".join(cells)
@@ -61,8 +67,7 @@ def main() -> None:
     asked = parser.parse_args()
     for rule in RULES.values():
         analysis.stability_limits(compute_times("gamma .5", 2), **rule)
-    print(f"{'compute times':20} {'rule':12} {'P':>4} {'processor':>8} {'wall':>8}", end="")
-    print("".join(f"{name:>21}" for name in ("mean", "mean square", "almost sure")))
+    print(header())
     for rule in asked.rules:
         for times in asked.times:
             for workers in asked.workers:

@@ -13,6 +13,7 @@ from asgd.staleness.counts import Poisson
 from asgd.staleness.empirical import Empirical
 from asgd.staleness.geometric import ConstantPlusGeometric, Geometric, GeometricMixture
 from asgd.staleness.law import StalenessLaw
+from scripts.bench_limits import header, row
 from tests.support.exact import server_transition
 
 MOMENTA = (0.0, 0.5, 0.9)
@@ -368,3 +369,11 @@ def test_limits_scale_with_curvature_and_classify() -> None:
 def test_unusable_input_is_named(call, message: str) -> None:
     with pytest.raises(InputError, match=message):
         call()
+
+
+def test_the_printed_limits_end_below_the_ends_of_their_names() -> None:
+    names, values = header(), row("constant", "sgd", 2)
+    for name in ("P", "processor", "wall", "mean", "mean square", "almost sure"):
+        end = f"{names} ".index(f" {name} ") + 1 + len(name)
+        assert not values[end - 1].isspace()
+        assert values[end : end + 1] in ("", " ")
