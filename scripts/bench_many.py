@@ -45,6 +45,7 @@ from cluster.sockets import wire
 from cluster.sockets.connection import Endpoint, SocketConnection
 from cluster.sockets.server import SocketServer
 from cluster.sockets.wire import HEADER, VectorFormat
+from scripts.server_runs import steady_rate
 from tests.support.processes import below
 
 MEAN_SECONDS = 0.05
@@ -100,11 +101,9 @@ def measure_workers(workers: int, together: int, seconds: float) -> None:
         began = time.time()
         result = read_run(run(config, Path(directory) / "run", progress=memory))
         joined = [e["time"] for e in result.events if e["event"] == "worker_joined"]
-        applied = result.trace["applied_seconds"].to_numpy()
+        rate = steady_rate(result)
     assert len(joined) == workers, f"{len(joined) - workers} workers joined again"
-    first = updates // 10
-    rate = (updates - 1 - first) / (applied[-1] - applied[first])
-    begun = max(joined) + applied[0]
+    begun = max(joined) + result.trace["applied_seconds"].iloc[0]
     computing = result.trace["compute_seconds"].mean()
     print(
         f"{workers} workers, {together} in a process: all joined after "

@@ -15,26 +15,19 @@ from __future__ import annotations
 import argparse
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from server_runs import ROLES, actors
 
 from asgd.config.make import make_config
 from cluster import run
 from cluster.local_ray.session import ray_session
 
-ROLES = {"ray::ServerActo": "server", "ray::WorkerActo": "worker", "ray::RecorderAc": "recorder"}
 POLL_SECONDS = 0.005
 Peaks = dict[str, tuple[int, int]]  # by role: private, and with shared memory, in bytes
-
-
-def actors() -> Iterator[tuple[Path, str]]:
-    """Yield the directory in /proc, and the role, of each process that has a role in a run."""
-    for process in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            if role := ROLES.get((process / "comm").read_text().strip()):
-                yield process, role
 
 
 def watch(over: threading.Event, older: set[Path], peaks: Peaks) -> None:

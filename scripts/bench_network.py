@@ -27,8 +27,9 @@ import pandas as pd
 import ray
 
 from asgd.arrays import number_type
-from asgd.rundir.reader import Run, read_run
+from asgd.rundir.reader import read_run
 from scripts.bench_peers import RayLoop
+from scripts.server_runs import steady_rate
 from tests.support.ray_hosts import RayHosts, ray_hosts
 
 RATES = {"100mbit": 100e6, "1gbit": 1e9}  # bits per second, as `tc` reads them
@@ -69,12 +70,6 @@ def our_rate(cluster: RayHosts, dim: int, numbers: str, seconds: float) -> float
         if process.returncode:
             raise SystemExit(said)
         return steady_rate(read_run(Path(directory) / "run"))
-
-
-def steady_rate(run: Run) -> float:
-    seconds = run.trace["applied_seconds"].to_numpy()
-    first = len(seconds) // 10
-    return float((len(seconds) - 1 - first) / (seconds[-1] - seconds[first]))
 
 
 def loop_rate(cluster: RayHosts, dim: int, dtype: str, updates: int) -> float:

@@ -34,6 +34,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -41,6 +42,7 @@ from unittest import mock
 import numpy as np
 import pandas as pd
 from bench_peers import Discard, RayLoop, echo_rate, memory_bytes_per_second, server_bytes
+from server_runs import actors, steady_rate
 from server_shown import LOOP, TRANSPORTS, draw, markdown
 
 from asgd.config.make import make_config
@@ -103,13 +105,6 @@ def recorded(config: RunConfig) -> Run:
         result = read_run(run(config, Path(directory) / "run"))
         _ = result.trace, result.members, result.discarded, result.events
         return result
-
-
-def steady_rate(result: Run) -> float:
-    """Return updates/s after the first tenth of a run."""
-    seconds = result.trace["applied_seconds"].to_numpy()
-    first = len(seconds) // 10
-    return float((len(seconds) - 1 - first) / (seconds[-1] - seconds[first]))
 
 
 def updates_in(system: str, dim: int, seconds: float) -> int:
@@ -300,28 +295,21 @@ def section_idle(rows: Rows, options: argparse.Namespace) -> None:
 
 def watch_idle(over: threading.Event, used: dict[str, list[float]]) -> None:
     """Record every second the share of a core used by each server and worker."""
-    before: dict[int, float] = {}
+    before: dict[Path, float] = {}
     while not over.wait(1.0):
         now = {}
-        for role, pid, seconds in actors():
-            now[pid] = seconds
-            if pid in before:
-                used.setdefault(role, []).append(seconds - before[pid])
+        for process, role in actors():
+            with suppress(OSError):  # the process has ended
+                now[process] = processor_seconds(process)
+            if role != "recorder" and process in now and process in before:
+                used.setdefault(role, []).append(now[process] - before[process])
         before = now
 
 
-def actors() -> Iterable[tuple[str, int, float]]:
-    """Yield role, process and processor seconds of the servers and workers of this user's Ray."""
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            name, fields = (process / "stat").read_text().split("(", 1)[1].rsplit(") ", 1)
-            mine = process.stat().st_uid == os.getuid()
-        except OSError:
-            continue
-        role = {"ray::ServerActo": "server", "ray::WorkerActo": "worker"}.get(name[:15])
-        if role is not None and mine:
-            ticks = sum(int(number) for number in fields.split()[11:13])
-            yield role, int(process.name), ticks / os.sysconf("SC_CLK_TCK")
+def processor_seconds(process: Path) -> float:
+    """Return the processor time of a process, given its directory in /proc."""
+    fields = (process / "stat").read_text().rpartition(") ")[2].split()
+    return sum(int(ticks) for ticks in fields[11:13]) / os.sysconf("SC_CLK_TCK")
 
 
 def section_scaling(rows: Rows, options: argparse.Namespace) -> None:
