@@ -20,10 +20,11 @@ import msgspec
 import numpy as np
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
+from analysis.prediction.lanczos import largest_eigenvalues
 from analysis.prediction.run_stability import DENSE_DIM, StabilityAnswer, at_curvatures
 from analysis.prediction.setting import RunSetting
 from asgd.arrays import Array
-from asgd.errors import InputError, UnreliableEstimateError
+from asgd.errors import InputError
 from asgd.problems.base import Indices, Problem, starting_point
 from asgd.rundir.files import replace_file
 from asgd.rundir.reader import Run
@@ -187,7 +188,7 @@ def leading_curvature(
     def product(v: Array, batch: Indices = drawn) -> Array:
         nonlocal products
         products += 1
-        return problem.hessian_vector_of_batch(x, v.ravel(), batch)
+        return problem.hessian_vector_of_batch(x, v, batch)
 
     # One thread, as for the curvatures of a prediction.
     with problem.in_one_thread(), threadpool_limits(1, user_api="blas"):
@@ -201,25 +202,12 @@ def leading_curvature(
 
 def _largest(product: Any, dim: int, rng: np.random.Generator) -> tuple[float, Array]:
     """Return the largest eigenvalue of a symmetric operator and its eigenvector."""
-    from scipy.sparse.linalg import ArpackError, ArpackNoConvergence, LinearOperator, eigsh
-
     if dim <= DENSE_DIM:
         rows = np.stack([product(unit) for unit in np.eye(dim)])
         values, vectors = np.linalg.eigh((rows + rows.T) / 2)
         return float(values[-1]), vectors[:, -1]
-    operator = LinearOperator((dim, dim), matvec=product, dtype=np.float64)
-    start = rng.standard_normal(dim)
-    try:
-        values, vectors = eigsh(operator, k=1, ncv=10, which="LA", v0=start, tol=_TOLERANCE)
-    except ArpackNoConvergence:
-        raise UnreliableEstimateError(
-            f"leading curvature: no eigenvalue of {dim} converged", math.nan
-        ) from None
-    except ArpackError:  # a Hessian of zeros, where a network is saturated
-        if np.any(product(start)):
-            raise
-        return 0.0, start / np.linalg.norm(start)
-    return float(values[0]), vectors[:, 0]
+    values, vector = largest_eigenvalues(product, rng.standard_normal(dim), 1, _TOLERANCE)
+    return float(values[0]), vector
 
 
 def _how(

@@ -22,9 +22,9 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from analysis.exact.limits import StabilityLimits, Verdict, stability_limits
 from analysis.exact.linear_rules import LinearRule, linear_rule
 from analysis.exact.stability import spectral_radius
+from analysis.prediction.lanczos import largest_eigenvalues
 from analysis.prediction.setting import Setting
 from asgd.arrays import Array
-from asgd.errors import UnreliableEstimateError
 from asgd.problems.base import Problem
 from asgd.streams import stream
 
@@ -335,46 +335,21 @@ def limits_of(setting: Setting, rule: LinearRule) -> StabilityLimits:
 def leading_curvatures(problem: Problem, x: Array, count: int = LEADING) -> Array:
     """Return the largest eigenvalues of the Hessian at x, shape (d,), largest first.
 
-    By Lanczos iterations (ARPACK) on Hessian-vector products, memory O(count d). One eigenvalue
-    mostly takes 11 products, six take 20 to 50.
+    By Hessian-vector products: one eigenvalue mostly takes 11, six take 20 to 50.
 
     Raises
     ------
     UnreliableEstimateError
         No eigenvalue converged.
     """
-    from scipy.sparse.linalg import ArpackError, ArpackNoConvergence, LinearOperator, eigsh
-
-    d = problem.dim
-    if d <= DENSE_DIM:
+    if problem.dim <= DENSE_DIM:
         return np.asarray(np.linalg.eigvalsh(problem.hessian(x))[::-1][:count])
-    operator = LinearOperator(
-        (d, d), matvec=lambda v: problem.hessian_vector(x, v.ravel()), dtype=np.float64
-    )
-    start = stream(0, "lanczos").standard_normal(d)
-    try:
-        # One thread: a product with one vector is too small to share.
-        with problem.in_one_thread(), threadpool_limits(1, user_api="blas"):
-            values = eigsh(
-                operator,
-                k=count,
-                ncv=min(2 * count + 8, d),
-                which="LA",
-                v0=start,
-                tol=_TOLERANCE,
-                return_eigenvectors=False,
-            )
-    except ArpackNoConvergence as error:
-        values = np.real(error.eigenvalues)
-        if not len(values):
-            raise UnreliableEstimateError(
-                f"leading curvatures: no eigenvalue of {d} converged", np.nan
-            ) from None
-    except ArpackError:  # a Hessian of zeros, where a network is saturated
-        if np.any(problem.hessian_vector(x, start)):
-            raise
-        return np.zeros(count)
-    return np.asarray(np.sort(values)[::-1])
+    start = stream(0, "lanczos").standard_normal(problem.dim)
+    # One thread: a product with one vector is too small to share.
+    with problem.in_one_thread(), threadpool_limits(1, user_api="blas"):
+        return largest_eigenvalues(
+            lambda v: problem.hessian_vector(x, v), start, count, _TOLERANCE
+        )[0]
 
 
 def _point(

@@ -9,6 +9,7 @@ import pytest
 from analysis.exact.limits import stability_limits
 from analysis.exact.stability import max_stable_learning_rate
 from analysis.models.recorded_turns import RecordedTurns
+from analysis.prediction.lanczos import largest_eigenvalues
 from analysis.prediction.run_stability import DivergedPaths, leading_curvatures, run_stability
 from analysis.prediction.setting import RunSetting, Setting
 from analysis.profile.fitting import fit_run
@@ -49,6 +50,13 @@ def test_lanczos_agrees_with_the_dense_spectrum() -> None:
     small = breast_cancer()
     exact = np.linalg.eigvalsh(small.hessian(x[:31]))[::-1][:6]
     assert np.allclose(leading_curvatures(small, x[:31]), exact)
+
+
+def test_the_eigenvector_is_that_of_the_largest_eigenvalue() -> None:
+    curvature = np.random.default_rng(0).permutation(200) + 1.0
+    values, vector = largest_eigenvalues(lambda v: curvature * v, np.ones(200), 3, 1e-10)
+    np.testing.assert_allclose(values, [200.0, 199.0, 198.0])
+    np.testing.assert_allclose(np.abs(vector), curvature == 200.0, atol=1e-6)
 
 
 def test_of_several_starts_and_ends_the_most_curved_count() -> None:
