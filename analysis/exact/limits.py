@@ -30,7 +30,7 @@ from analysis.exact.lyapunov import (
 from analysis.exact.mean_square import MemorylessServer, independent_limit
 from analysis.exact.stability import max_stable_learning_rate
 from analysis.models.recorded_turns import RecordedTurns, ResampledTurns
-from analysis.models.turns import Turns, pool_hazards
+from analysis.models.turns import Turns, pool_hazards, workers_of
 from analysis.profile.queueing import ServerTimes, Times, memoryless_law
 from asgd.arrays import Array
 from asgd.errors import InputError
@@ -169,7 +169,7 @@ def stability_limits(
     if workers is not None and workers < 1:
         raise InputError(f"workers = {workers}: expected an integer >= 1")
     if isinstance(staleness, StalenessLaw):
-        team = 0 if independent else workers or _workers_of(staleness)
+        team = 0 if independent else workers or workers_of(staleness, "staleness")
         limits = _of_law(staleness, team, momentum, staleness_aware, mean_square, seed)
     elif workers not in (None, staleness.workers):
         raise InputError(f"workers = {workers}: expected {staleness.workers}, those of the turns")
@@ -189,18 +189,6 @@ def _of_law(
     seed: int,
 ) -> StabilityLimits:
     return _Mode(law, workers, momentum, staleness_aware, seed).limits(mean_square)
-
-
-def _workers_of(law: StalenessLaw) -> int:
-    """Return 1 + the mean of a law, which must be whole up to sampling error."""
-    wanted = 1.0 + law.mean()
-    workers = round(wanted)
-    if abs(workers - wanted) > 0.05 * wanted:
-        raise InputError(
-            f"staleness = a law of mean {law.mean():.3g}: expected P - 1 for a whole number P of "
-            "workers; pass `workers`, or `independent = True`"
-        )
-    return workers
 
 
 @dataclass(frozen=True)

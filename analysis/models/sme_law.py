@@ -18,6 +18,7 @@ from analysis.models.noise import MATRIX_DIM, SNAPSHOTS
 from analysis.models.pool import Pool, PoolMoments, TurnMaker
 from analysis.models.recorded_turns import RecordedTurns, ResampledTurns
 from analysis.models.sme_asgd import SmeAsgd
+from analysis.models.turns import workers_of
 from asgd.arguments import count
 from asgd.arrays import Array
 from asgd.errors import InputError
@@ -27,8 +28,6 @@ from asgd.staleness.law import StalenessLaw, checked_law
 from asgd.streams import Seed, as_seed, stream
 
 PathClosure = Literal["iid", "sampling", "pool", "pool_moments"]
-
-_OFF = 0.1  # tolerance in workers for the mean of a measured law
 
 
 class SmeLaw(DescentBlock):
@@ -174,24 +173,13 @@ def _laws_of_workers(
         law = [checked_law(one) for one in law]
     else:
         law = checked_law(law)
-        workers = _whole_pool(law) if workers is None else workers
+        workers = workers_of(law) if workers is None else workers
         # a geometric law means P memoryless workers, whatever its mu
         one = Geometric(1 - 1 / max(workers, 1)) if isinstance(law, Geometric) else law
         law = [one] * workers
     if len(law) == 0 or workers not in (None, len(law)):
         raise InputError(f"workers = {workers}: expected at least 1, and one for each law")
     return law
-
-
-def _whole_pool(law: StalenessLaw) -> int:
-    """Return the number of workers that has the law's mean staleness."""
-    workers = 1 + law.mean()
-    if abs(workers - round(workers)) > _OFF:
-        raise InputError(
-            f"law = {law!r}: expected a mean of P - 1 for a whole number P of workers, not "
-            f"P = {workers:.4g}, or the argument `workers`"
-        )
-    return round(workers)
 
 
 def _pool(descent: Descent, laws: Sequence[StalenessLaw], seed: int) -> tuple[BlockMaker, int]:

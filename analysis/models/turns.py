@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from asgd.arrays import Array, Integers
+from asgd.errors import InputError
 from asgd.staleness.law import StalenessLaw
 
 # Turns simulated for one correction of the hazards, turns of each worker in the start-up before it,
@@ -22,6 +23,7 @@ START_UP = 8
 CORRECTIONS = 6
 # Weight, in turns, of the law's own hazard at an age that the simulation rarely visits.
 PRIOR_TURNS = 20.0
+_OFF = 0.1  # tolerance in workers for the mean of a measured law
 
 
 class Turns:
@@ -70,6 +72,23 @@ class Turns:
     def keep(self, index: Integers) -> None:
         """Replace the pools by those at `index`, shape (paths,)."""
         self.ages = self.ages[index]
+
+
+def workers_of(law: StalenessLaw, key: str = "law") -> int:
+    """Return the number P of workers whose mean staleness, P - 1, is that of the law.
+
+    Raises
+    ------
+    InputError
+        There is none, by more than sampling error; `key` names the law in the message.
+    """
+    wanted = 1.0 + law.mean()
+    if abs(wanted - round(wanted)) > _OFF:
+        raise InputError(
+            f"{key} = a law of mean {wanted - 1.0:.4g}: expected P - 1 for a whole number P of "
+            "workers, or the argument `workers`"
+        )
+    return round(wanted)
 
 
 def pool_hazards(laws: Sequence[StalenessLaw], rng: np.random.Generator) -> Array:

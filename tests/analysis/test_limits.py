@@ -359,6 +359,7 @@ def test_limits_scale_with_curvature_and_classify() -> None:
     ("call", "message"),
     [
         (lambda: analysis.stability_limits(Geometric(0.6)), "expected P - 1 for a whole number"),
+        (lambda: analysis.stability_limits(Poisson(9.4)), "staleness = a law of mean 9.4"),
         (lambda: analysis.stability_limits(Geometric(0.5), workers=0), "workers = 0"),
         (lambda: analysis.stability_limits(Geometric(0.5), curvature=0.0), "curvature = 0"),
         (lambda: analysis.stability_limits(Geometric(0.5), momentum=1.0), "momentum = 1"),

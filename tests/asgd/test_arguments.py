@@ -85,7 +85,7 @@ def test_what_a_misspelt_word_was_meant_to_be() -> None:
         REFUSED["misspelt option"]()
     with pytest.raises(InputError, match="did you mean lognormal"):
         REFUSED["misspelt law"]()
-    with pytest.raises(InputError, match=r"number of workers, not of 2\.5"):
+    with pytest.raises(InputError, match=r"law = a law of mean 1\.5: expected P - 1 for a whole"):
         REFUSED["half a worker"]()
 
 
