@@ -46,13 +46,14 @@ class LocalReplay(Replayed):
     def __init__(
         self,
         descent: Descent,
+        x: Array,
+        rng: np.random.Generator,
+        *,
         steps: Callable[[], LocalSteps],
         pushes: Gradients,
         last_read: Integers,
         rule: Rule,
         batches: RecordedBatches | None,
-        x: Array,
-        rng: np.random.Generator,
     ) -> None:
         super().__init__(descent, pushes.read_version, last_read, rule, x, rng)
         self.batches = RedrawnBatches(batches, rng) if batches else None
@@ -119,6 +120,7 @@ def local_replay_paths(
         workers = len(np.unique(run.worker[:rows])) if steps.keeps else 1
         own = len(steps.rule.state) * workers + steps.rule.scratch
         copies = max(copies, int(held.max()) + 6 + own + len(rule.state) + rule.scratch)
-        makers.append(partial(LocalReplay, descent, pushes.steps, run, last_read, rule, drawn))
+        more = {"steps": pushes.steps, "pushes": run, "last_read": last_read}
+        makers.append(partial(LocalReplay, descent, **more, rule=rule, batches=drawn))
     block = partial(Replays, descent, makers) if len(makers) > 1 else makers[0]
     return PathModel(block, "local_replay", copies, len(makers))

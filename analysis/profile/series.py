@@ -57,7 +57,7 @@ class Nouns:
 _DESCRIBED = "the staleness is best described by"  # where no law predicts the run
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Series:
     """The input of a fit.
 
@@ -116,11 +116,11 @@ class Series:
         elif not _is_index(start_up, len(values)):
             raise InputError(f"start_up = {start_up!r}: expected 0 to {len(values) - 1}")
         return cls(
-            values[start_up:],
-            None if ids is None else ids[start_up:],
-            None if sizes is None else _whole(float(sizes[start_up:].mean())),
-            start_up,
-            left_out,
+            staleness=values[start_up:],
+            worker=None if ids is None else ids[start_up:],
+            team=None if sizes is None else _whole(float(sizes[start_up:].mean())),
+            start_up=start_up,
+            left_out=left_out,
         )
 
     @classmethod
@@ -156,7 +156,14 @@ class Series:
         staleness = staleness_of(update, members["read_version"].to_numpy())
         first = start_up_of_steps(staleness, update)
         worker = members["worker"].to_numpy()[first:]
-        return cls(staleness[first:], worker, None, first, step=update[first:], nouns=nouns)
+        return cls(
+            staleness=staleness[first:],
+            worker=worker,
+            team=None,
+            start_up=first,
+            step=update[first:],
+            nouns=nouns,
+        )
 
     @classmethod
     def joined(cls, several: Sequence[Series]) -> Series:
@@ -171,15 +178,17 @@ class Series:
         steps = [series.step for series in several if series.step is not None]
         ends = np.cumsum([0, *(int(step[-1]) + 1 for step in steps[:-1])]).tolist()
         return cls(
-            np.concatenate([series.staleness for series in several]),
-            np.concatenate(workers) if len(workers) == len(several) else None,
-            _whole(float(np.average(teams, weights=sizes))) if len(teams) == len(several) else None,
-            sum(series.start_up for series in several),
-            left_out,
-            np.concatenate([step + end for step, end in zip(steps, ends, strict=True)])
+            staleness=np.concatenate([series.staleness for series in several]),
+            worker=np.concatenate(workers) if len(workers) == len(several) else None,
+            team=_whole(float(np.average(teams, weights=sizes)))
+            if len(teams) == len(several)
+            else None,
+            start_up=sum(series.start_up for series in several),
+            left_out=left_out,
+            step=np.concatenate([step + end for step, end in zip(steps, ends, strict=True)])
             if len(steps) == len(several)
             else None,
-            several[0].nouns,
+            nouns=several[0].nouns,
         )
 
 

@@ -56,10 +56,10 @@ def series_of(record: Record) -> Series:
     team = len(np.unique(worker)) if known and once and bool(np.all(worker != UNKNOWN)) else None
     nouns = Nouns("items", unit, "use", "a longer record")
     return Series(
-        staleness,
-        worker if known else None,
-        team,
-        first,
+        staleness=staleness,
+        worker=worker if known else None,
+        team=team,
+        start_up=first,
         step=update if shared else None,
         nouns=nouns,
     )
