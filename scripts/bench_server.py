@@ -135,7 +135,7 @@ def in_turn(
 
 def section_loop(rows: Rows, options: argparse.Namespace) -> None:
     print("updates/s, medians; in brackets the ratio to the Ray loop")
-    for dim in (10, 100_000) if options.quick else ALL_DIMS:
+    for dim in options.dims or ((10, 100_000) if options.quick else ALL_DIMS):
         for workers in (4,) if options.quick else (1, 2, 4, 8):
             for dtype in ("float64", "float32"):
                 if dtype == "float64" or options.full or (workers == 4 and not options.quick):
