@@ -120,7 +120,16 @@ def local_replay_paths(
         workers = len(np.unique(run.worker[:rows])) if steps.keeps else 1
         own = len(steps.rule.state) * workers + steps.rule.scratch
         copies = max(copies, int(held.max()) + 6 + own + len(rule.state) + rule.scratch)
-        more = {"steps": pushes.steps, "pushes": run, "last_read": last_read}
-        makers.append(partial(LocalReplay, descent, **more, rule=rule, batches=drawn))
+        makers.append(
+            partial(
+                LocalReplay,
+                descent,
+                steps=pushes.steps,
+                pushes=run,
+                last_read=last_read,
+                rule=rule,
+                batches=drawn,
+            )
+        )
     block = partial(Replays, descent, makers) if len(makers) > 1 else makers[0]
     return PathModel(block, "local_replay", copies, len(makers))
