@@ -173,7 +173,9 @@ def _is_checked(line: bytes) -> bool:
 
 
 def _gradient_findings(run: Run) -> list[str]:
-    """Return the first gradient on record twice or not at all, and the first mean without members.
+    """Return the first gradient on record twice or not at all, and the first fault of a mean.
+
+    A fault is a mean without members, or the reverse.
 
     Each gradient was applied or discarded, or an event reports it as lost or refused. A restored
     server reuses sequence numbers, which voids the older events about them. Gradients after the

@@ -358,7 +358,7 @@ def parse(arguments: Iterable[str] | None) -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, help="default 5, quick 1")
     parser.add_argument("--seconds", type=float, help="seconds of a measurement; default 0.5")
     parser.add_argument(
-        "--dims", type=int, nargs="+", help="dimensions in sections rules and policies"
+        "--dims", type=int, nargs="+", choices=ALL_DIMS, help="of loop, rules and policies"
     )
     parser.add_argument("--only", nargs="+", help="rules or policies, beside plain SGD")
     parser.add_argument("--out", type=Path, default=Path("figures"))

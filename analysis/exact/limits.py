@@ -169,7 +169,8 @@ def stability_limits(
     if workers is not None and workers < 1:
         raise InputError(f"workers = {workers}: expected an integer >= 1")
     if isinstance(staleness, StalenessLaw):
-        team = 0 if independent else workers or workers_of(staleness, "staleness")
+        remedy = "the argument `workers`, or `independent = True`"
+        team = 0 if independent else workers or workers_of(staleness, "staleness", remedy)
         limits = _of_law(staleness, team, momentum, staleness_aware, mean_square, seed)
     elif workers not in (None, staleness.workers):
         raise InputError(f"workers = {workers}: expected {staleness.workers}, those of the turns")

@@ -74,19 +74,19 @@ class Turns:
         self.ages = self.ages[index]
 
 
-def workers_of(law: StalenessLaw, key: str = "law") -> int:
+def workers_of(law: StalenessLaw, key: str = "law", remedy: str = "the argument `workers`") -> int:
     """Return the number P of workers whose mean staleness, P - 1, is that of the law.
 
     Raises
     ------
     InputError
-        There is none, by more than sampling error; `key` names the law in the message.
+        There is none, by more than sampling error; `key` names the law, and `remedy` what to pass.
     """
     wanted = 1.0 + law.mean()
     if abs(wanted - round(wanted)) > _OFF:
         raise InputError(
             f"{key} = a law of mean {wanted - 1.0:.4g}: expected P - 1 for a whole number P of "
-            "workers, or the argument `workers`"
+            f"workers, or {remedy}"
         )
     return round(wanted)
 

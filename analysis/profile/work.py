@@ -106,7 +106,7 @@ def _least(work: pd.DataFrame) -> str:
         return f"Every worker has at least {_percent(share)} of the applied gradients."
     delivered = float(work["delivered_share"].to_numpy()[row])
     reasons = ", because it delivers less often"
-    if work["discarded"].any() and delivered >= even:
+    if work["discarded"].any() and delivered > 0.95 * even:
         reasons = ", although it delivers as often: more of its gradients are discarded"
     elif work["discarded"].any():
         more = "more" if delivered > share else "fewer"

@@ -298,7 +298,9 @@ def activity(
         draw(
             f"{prefix}contributions",
             figures.contributions(workers),
-            "Gradients of each worker that were applied or discarded",
+            "Gradients of each worker, applied and discarded"
+            if "discarded" in workers
+            else "Gradients of each worker that were applied",
             "Contribution of each worker.",
             workers[_columns(workers, "worker", "updates", "discarded", "share")],
         ),

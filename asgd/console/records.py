@@ -109,7 +109,7 @@ def sentences(about: About) -> list[str]:
 def _columns(text: str) -> dict[str, str]:
     found = {}
     try:
-        parts = next(csv.reader([text]), [])
+        parts = next(csv.reader([text], skipinitialspace=True), [])
     except csv.Error as error:
         raise InputError(f"--columns {text!r}: {error}") from None
     for part in filter(None, parts):

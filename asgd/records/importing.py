@@ -74,7 +74,8 @@ def import_log(
     unit
         Unit of the staleness; default by the format.
     leave_out
-        Leave out rows that cannot be used, and count them; without it they are an error.
+        Leave out rows that cannot be used, and count them; without it they are an error. A number
+        that should be whole and is not is an error in any case.
     progress
         Called with a text and the completed fraction.
 

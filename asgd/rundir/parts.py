@@ -92,7 +92,7 @@ def _files(directory: Path) -> set[tuple[str, int, int]]:
     """Return the parts with what tells that one was replaced by another of its name."""
     found = set()
     for part in parts_of(directory):
-        with suppress(FileNotFoundError):
+        with suppress(OSError):  # reading it then says why
             status = part.stat()
             found.add((part.name, status.st_ino, status.st_mtime_ns))
     return found

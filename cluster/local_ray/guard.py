@@ -282,6 +282,16 @@ def _is_killed(pid: int) -> bool:
     return bool(code & 0x7F) or (not code and any(mask & _KILL for mask in pending))
 
 
+def _wait_for_end(driver: int) -> None:
+    """Wait until the driver, this process's parent, is gone with its locks.
+
+    The kernel closes its files one by one, and may close this process's input before the locks.
+    """
+    end = time.monotonic() + _SECONDS_TO_CLEAR
+    while os.getppid() == driver and time.monotonic() < end:
+        time.sleep(_POLL_SECONDS)
+
+
 def _note_failure(told: _Facts, run: Path, reason: str) -> None:
     """Print that a run failed, unless it has ended or another process has taken it over.
 
@@ -382,6 +392,7 @@ def _guard() -> None:
         end_processes(told.directory)
         remove(told.directory)
     if told.run is not None:
+        _wait_for_end(told.driver)
         _note_failure(told, Path(told.run), reason)
 
 

@@ -73,10 +73,10 @@ def test_a_launcher_replaces_a_guard_that_was_killed() -> None:
 
 
 AT_A_RUN = """
-import fcntl, os, sys, time
+import contextlib, fcntl, os, signal, subprocess, sys, time
 from cluster.local_ray.guard import guarded
 
-run, locked, began = sys.argv[1:]
+run, locked, began, dies = sys.argv[1:]
 lock = open(run + "/checkpoints/lock", "w")
 if not locked:
     fcntl.flock(lock, fcntl.LOCK_EX)
@@ -84,14 +84,21 @@ with guarded() as guard:
     guard.tell(part="raylet", pid=os.getpid())  # as if the kernel ended it with the driver
     guard.tell(run=run, began=float(began), since=float(began))
     print(flush=True)
+    if dies:
+        os.close(guard.process.stdin.fileno())
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            guard.process.wait(0.5)
+        os.kill(os.getpid(), signal.SIGKILL)
     time.sleep(60)
 """
 
 
-def driver_at_a_run(run: Path, locked: str = "", began: float = 0.0) -> subprocess.Popen[str]:
+def driver_at_a_run(
+    run: Path, locked: str = "", began: float = 0.0, dies: str = ""
+) -> subprocess.Popen[str]:
     """Start a driver that has told its guard of the run."""
     driver = subprocess.Popen(
-        [sys.executable, "-c", AT_A_RUN, str(run), locked, str(began)],
+        [sys.executable, "-c", AT_A_RUN, str(run), locked, str(began), dies],
         cwd=Path(__file__).parents[2],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -100,6 +107,15 @@ def driver_at_a_run(run: Path, locked: str = "", began: float = 0.0) -> subproce
     assert driver.stdout is not None
     driver.stdout.readline()
     return driver
+
+
+def test_guard_waits_for_the_locks_of_a_driver_that_is_dying(tmp_path: Path) -> None:
+    """The kernel closes the files of a killed process one by one, the guard's input first here."""
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "events.jsonl").write_text('{"event": "start"}\n')
+    driver = driver_at_a_run(tmp_path, dies="slowly")
+    _, errors = driver.communicate(timeout=30)
+    assert errors == f"asgd: the launcher, process {driver.pid}, was killed or crashed\n"
 
 
 @pytest.mark.parametrize(
