@@ -218,33 +218,16 @@ def test_workers_that_the_server_cannot_reach_are_replaced_beside_it(
 
 
 @pytest.mark.slow
-def test_server_cut_off_from_all_is_replaced(cluster: RayHosts, tmp_path: Path) -> None:
-    """The old server goes on with the worker of its own host, and writes nothing into the run."""
+@pytest.mark.parametrize("workers", [False, True])
+def test_server_cut_off_from_the_driver_is_replaced(
+    cluster: RayHosts, tmp_path: Path, workers: bool
+) -> None:
+    """From workers too, or not: the old server lives on, but writes nothing into the run."""
     head, server, other = cluster.hosts
     with Steady(cluster, tmp_path) as steady:
         steady.go_on()
         cluster.give_up(server)
-        with parted([server], [head, other]):
-            steady.wait(lambda run: len(named(run, "worker_joined")) == 6)
-            steady.go_on()
-            old = {line[:11] for line in below(server.pid).values()}
-        steady.go_on()
-        run = steady.finish()
-    assert {"ray::Server", "ray::Worker"} <= old, "both were to live on"
-    [restored] = named(run, "server_restored")
-    assert restored["updates_lost"] == 0
-    assert [event["host"] for event in named(run, "server_placed")] == ["host2", "host1"]
-    assert {event["host"] for event in named(run, "worker_placed")[3:]} == {"host3"}
-
-
-@pytest.mark.slow
-def test_server_cut_off_from_the_driver_is_replaced(cluster: RayHosts, tmp_path: Path) -> None:
-    """The old server, still reached by workers, then writes nothing into the run."""
-    head, server, _ = cluster.hosts
-    with Steady(cluster, tmp_path) as steady:
-        steady.go_on()
-        cluster.give_up(server)
-        with parted([server], [head]):
+        with parted([server], [head, other] if workers else [head]):
             steady.wait(lambda run: len(named(run, "worker_joined")) == 6)
             steady.go_on()
             old = [
