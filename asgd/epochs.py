@@ -15,7 +15,6 @@ gradients of the one before are still computed.
 from __future__ import annotations
 
 import heapq
-from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 
 import msgspec
@@ -55,31 +54,34 @@ class Handout:
 
     def __init__(self, sizes: Iterable[int]) -> None:
         self._sizes = list(sizes)
+        self._parts = len(self._sizes)
         self._end = [0] * len(self._sizes)
         self._back: list[list[Range]] = [[] for _ in self._sizes]  # heaps
         self._held: dict[tuple[int, int], Range] = {}
 
     def take(self, worker: int, sequence: int, size: int) -> Range:
         """Hand out at most `size` positions; those that were given back come first."""
-        part = worker % len(self._sizes)
+        part = worker % self._parts
         back = self._back[part]
         if back:
             position, length = heapq.heappop(back)
             if length > size:
                 heapq.heappush(back, (position + size, length - size))
+                length = size
         else:
-            position = self._end[part]
-            length = self._sizes[part] - position % self._sizes[part]
-            self._end[part] = position + min(size, length)
-        taken = position, min(size, length)
-        self._held[worker, sequence] = taken
+            position, samples = self._end[part], self._sizes[part]
+            length = samples - position % samples
+            if length > size:
+                length = size
+            self._end[part] = position + length
+        taken = self._held[worker, sequence] = position, length
         return taken
 
     def give_back(self, worker: int, sequence: int) -> None:
         """Take back the range of a gradient that will not be applied, if it has one."""
         taken = self._held.pop((worker, sequence), None)
         if taken is not None:
-            heapq.heappush(self._back[worker % len(self._sizes)], taken)
+            heapq.heappush(self._back[worker % self._parts], taken)
 
     def use(self, worker: int, sequence: int, position: int, size: int) -> None:
         """Note that a gradient was applied, by this server or an earlier one.
@@ -91,7 +93,7 @@ class Handout:
         """
         if self._held.pop((worker, sequence), None) is not None:
             return
-        part, stop = worker % len(self._sizes), position + size
+        part, stop = worker % self._parts, position + size
         back = self._back[part]
         back += self._gap(part, stop)
         for one in back:
@@ -117,7 +119,7 @@ class Handout:
         """Return which positions are used; those of gradients in flight are open."""
         found: list[list[Range]] = [list(back) for back in self._back]
         for (worker, _), taken in self._held.items():
-            found[worker % len(self._sizes)].append(taken)
+            found[worker % self._parts].append(taken)
         return [PartState(end, sorted(one)) for end, one in zip(self._end, found, strict=True)]
 
     def restore(self, state: Sequence[PartState]) -> None:
@@ -140,7 +142,7 @@ class EpochOrders:
     def __init__(self, seed: int, parts: Sequence[npt.NDArray[np.int64]]) -> None:
         self._parts = parts
         self._stream = KeyedStream(seed, "epoch")
-        self._orders: OrderedDict[tuple[int, int], npt.NDArray[np.int64]] = OrderedDict()
+        self._orders: list[dict[int, npt.NDArray[np.int64]]] = [{} for _ in parts]  # by epoch
 
     def batch(self, worker: int, position: int, size: int) -> npt.NDArray[np.int64]:
         """Return the samples at positions of a worker's part, shape (size,)."""
@@ -149,11 +151,10 @@ class EpochOrders:
         return self._order(part, epoch)[first : first + size]
 
     def _order(self, part: int, epoch: int) -> npt.NDArray[np.int64]:
-        key = part, epoch
-        order = self._orders.pop(key, None)
+        orders = self._orders[part]
+        order = orders.get(epoch)
         if order is None:
-            order = self._stream.at(part, epoch).permutation(self._parts[part])
-            if len(self._orders) > 2 * len(self._parts):  # two epochs of each overlap
-                self._orders.popitem(last=False)
-        self._orders[key] = order
+            if len(orders) > 2:  # two overlap, more only in short epochs
+                del orders[next(iter(orders))]
+            order = orders[epoch] = self._stream.at(part, epoch).permutation(self._parts[part])
         return order

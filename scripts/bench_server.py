@@ -193,49 +193,55 @@ def section_limits(rows: Rows, options: argparse.Namespace) -> None:
 
 def section_rules(rows: Rows, options: argparse.Namespace) -> None:
     print("updates/s over shm, 4 workers; in brackets over plain SGD, and the bound of memory")
-    for dim in options.dims or ((10, 1_000_000) if options.quick else ALL_DIMS):
-        for dtype in ("float64",) if options.quick else ("float64", "float32"):
-            jobs = {
-                rule: lambda r=rule, d=dim, t=dtype: our_rate(
-                    "shm", d, 4, t, options.seconds, durability="checkpoint", rule=r
-                )
-                for rule in ("sgd", *RULES)
-                if wanted(rule, options)
-            }
-            fields = {"dim": dim, "workers": 4, "dtype": dtype}
-            median = in_turn(rows, "rules", options.repeats, jobs, **fields)
-            base, moved = median.pop("sgd"), server_bytes(dim, dtype)
-            line = f"d={dim:<8} {dtype}  sgd {base:,.0f}"
-            for rule, rate in median.items():
-                bound = moved / (moved + np.dtype(dtype).itemsize * dim * RULES[rule])
-                line += f"  {rule} {rate:,.0f} ({rate / base:.2f}, bound {bound:.2f})"
-            print(line, flush=True)
+    for dim, dtype in points(options):
+        jobs = {
+            rule: lambda r=rule, d=dim, t=dtype: our_rate(
+                "shm", d, 4, t, options.seconds, durability="checkpoint", rule=r
+            )
+            for rule in ("sgd", *RULES)
+            if wanted(rule, options)
+        }
+        fields = {"dim": dim, "workers": 4, "dtype": dtype}
+        median = in_turn(rows, "rules", options.repeats, jobs, **fields)
+        base, moved = median.pop("sgd"), server_bytes(dim, dtype)
+        line = f"d={dim:<8} {dtype}  sgd {base:,.0f}"
+        for rule, rate in median.items():
+            bound = moved / (moved + np.dtype(dtype).itemsize * dim * RULES[rule])
+            line += f"  {rule} {rate:,.0f} ({rate / base:.2f}, bound {bound:.2f})"
+        print(line, flush=True)
 
 
 def section_policies(rows: Rows, options: argparse.Namespace) -> None:
-    print("gradients/s over tcp, 4 workers, applied or discarded; in brackets over plain")
-    for dim in options.dims or (10, 1000):
+    print("gradients/s over shm, 4 workers, applied or discarded; in brackets over plain")
+    for dim, dtype in points(options):
         jobs = {
-            name: lambda p=policy, d=dim: gradient_rate(d, options.seconds, p)
+            name: lambda p=policy, d=dim, t=dtype: gradient_rate(d, t, options.seconds, p)
             for name, policy in POLICIES.items()
             if wanted(name, options)
         }
-        fields = {"dim": dim, "workers": 4, "dtype": "float64"}
+        fields = {"dim": dim, "workers": 4, "dtype": dtype}
         median = in_turn(rows, "policies", options.repeats, jobs, **fields)
         base = median.pop("plain")
         shares = (f"{name} {rate:,.0f} ({rate / base:.2f})" for name, rate in median.items())
-        print(f"d={dim:<8} plain {base:,.0f}  {'  '.join(shares)}", flush=True)
+        print(f"d={dim:<8} {dtype}  plain {base:,.0f}  {'  '.join(shares)}", flush=True)
+
+
+def points(options: argparse.Namespace) -> list[tuple[int, str]]:
+    """Return (d, dtype) of the sections rules and policies."""
+    dims = options.dims or ((10, 1_000_000) if options.quick else ALL_DIMS)
+    dtypes = ("float64",) if options.quick else ("float64", "float32")
+    return [(dim, dtype) for dim in dims for dtype in dtypes]
 
 
 def wanted(name: str, options: argparse.Namespace) -> bool:
     return options.only is None or name in ("sgd", "plain", *options.only)
 
 
-def gradient_rate(dim: int, seconds: float, policy: dict[str, Any]) -> float:
+def gradient_rate(dim: int, dtype: str, seconds: float, policy: dict[str, Any]) -> float:
     """Return gradients/s, applied or discarded."""
-    updates = updates_in("tcp", dim, seconds) // policy.get("gradients_per_update", 1)
-    cluster = {"workers": 4, "transport": "tcp", "durability": "checkpoint", **policy}
-    result = recorded(configure(updates, constant(dim), updates, **cluster))
+    updates = updates_in("shm", dim, seconds) // policy.get("gradients_per_update", 1)
+    cluster = {"workers": 4, "transport": "shm", "durability": "checkpoint", **policy}
+    result = recorded(configure(updates, constant(dim, dtype), updates, **cluster))
     gradients = (len(result.members) or len(result.trace)) + len(result.discarded)
     return steady_rate(result) * gradients / len(result.trace)
 

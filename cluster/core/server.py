@@ -431,7 +431,7 @@ class ParameterServer:
         return True
 
     def _commit(self, update: Update) -> None:
-        number, worker, _, read_version, staleness, _, _, seconds, _ = update.row
+        number, worker, sequence, read_version, staleness, size, _, seconds, _ = update.row
         eta, read = self._learning_rate(number), None
         if self._reads:
             read = self._reads.of(worker, read_version)
@@ -445,8 +445,11 @@ class ParameterServer:
         if self._reads:
             self._reads.release(worker)
         if self._handout:
-            for place in update.places():
-                self._handout.use(*place)
+            if update.members:
+                for place in update.places():
+                    self._handout.use(*place)
+            else:
+                self._handout.use(worker, sequence, update.positions[0], size)
         self.version += 1
         self._seconds = seconds
         self._staleness_sum += staleness

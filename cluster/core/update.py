@@ -88,12 +88,7 @@ class Update(msgspec.Struct, frozen=True, eq=False):
     positions: tuple[int, ...] = ()
 
     def places(self) -> list[tuple[int, int, int, int]]:
-        """Return (worker, sequence, position, batch size) of each applied gradient of an epoch."""
-        if not self.positions:
-            return []
-        if not self.members:
-            _, worker, sequence, _, _, size, *_ = self.row
-            return [(worker, sequence, self.positions[0], size)]
+        """Return (worker, sequence, position, batch size) of each gradient of a mean, in epochs."""
         gradients = [(worker, number, size) for _, worker, number, _, size, _ in self.members]
         placed = zip(gradients, self.positions, strict=True)
         return [(worker, number, place, size) for (worker, number, size), place in placed]
