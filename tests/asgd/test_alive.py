@@ -1,4 +1,4 @@
-"""Signs of life: a process at work, one that is gone, and one of another host."""
+"""Heartbeat files of a live process, of a dead one, and of one on another host."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ def test_a_process_is_here_until_it_is_killed(tmp_path: Path) -> None:
         assert sign.presence == "gone"
 
 
-def test_an_orderly_end_leaves_nothing(tmp_path: Path) -> None:
+def test_an_orderly_end_removes_the_heartbeat_file(tmp_path: Path) -> None:
     with heartbeat(tmp_path):
         assert read_heartbeat(tmp_path) is not None
     assert read_heartbeat(tmp_path) is None
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_process_goes_on_giving_signs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_heartbeat_is_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(alive, "_BEAT_SECONDS", 0.001)
     path = tmp_path / "alive"
     with heartbeat(tmp_path):
@@ -56,7 +56,7 @@ def test_a_process_goes_on_giving_signs(tmp_path: Path, monkeypatch: pytest.Monk
             pass
 
 
-def test_of_another_host_only_the_last_sign_is_known(tmp_path: Path) -> None:
+def test_the_last_heartbeat_decides_about_a_process_on_another_host(tmp_path: Path) -> None:
     path = tmp_path / "alive"
     path.write_text(json.dumps({"host": "far-away", "pid": 1}), encoding="utf-8")
     sign = read_heartbeat(tmp_path)
@@ -70,6 +70,6 @@ def test_of_another_host_only_the_last_sign_is_known(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["", "3", "{}", '{"host": "x", "pid": "y"}', "\udcff"])
-def test_a_damaged_file_says_nothing(tmp_path: Path, damage: str) -> None:
+def test_a_damaged_file_is_no_heartbeat(tmp_path: Path, damage: str) -> None:
     (tmp_path / "alive").write_text(damage, encoding="utf-8", errors="surrogateescape")
     assert read_heartbeat(tmp_path) is None

@@ -1,4 +1,4 @@
-"""Arguments of public functions: what cannot be used is refused in one line."""
+"""Arguments of public functions: unusable values are refused in one line."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ REFUSED = {
     "negative rate": lambda: analysis.stationary_variance(1.0, 1.0, -0.1, 0.5),
     "misspelt law": lambda: asgd.ComputeTime("lognromal", np.ones(2)),
     "negative mean": lambda: asgd.ComputeTime("gamma", np.array([-1.0])),
-    "variation of nought": lambda: asgd.ComputeTime("gamma", np.ones(2), 0.0),
+    "zero variation": lambda: asgd.ComputeTime("gamma", np.ones(2), 0.0),
     "no times": lambda: analysis.queue_staleness(3),
     "configuration as a list": lambda: asgd.simulate([1]),
     "no such file": lambda: asgd.simulate("none.toml"),
@@ -73,14 +73,14 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_is_refused_in_one_line(case: str) -> None:
+def test_an_unusable_argument_is_refused_in_one_line(case: str) -> None:
     with pytest.raises(InputError) as caught:
         REFUSED[case]()
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 300
 
 
-def test_what_a_misspelt_word_was_meant_to_be() -> None:
+def test_refusals_suggest_a_usable_value() -> None:
     with pytest.raises(InputError, match="substep: unknown option; did you mean substeps"):
         REFUSED["misspelt option"]()
     with pytest.raises(InputError, match="did you mean lognormal"):
@@ -99,7 +99,7 @@ def test_a_generator_is_a_seed() -> None:
     assert not np.array_equal(final(rng), final(rng))
 
 
-def test_numbers_and_arrays_of_numpy_are_values_of_a_configuration(tmp_path: Path) -> None:
+def test_a_configuration_accepts_numpy_numbers_and_arrays(tmp_path: Path) -> None:
     given = {
         "problem": {"kind": "quadratic"},
         "optimizer": {"learning_rate": np.float32(0.5), "batch_size": np.int64(2)},
@@ -122,6 +122,6 @@ def test_unsigned_versions_do_not_wrap() -> None:
         staleness_of(np.uint64(3), np.uint64(4))
 
 
-def test_a_value_of_a_schedule_is_named_with_its_update() -> None:
+def test_a_refused_value_of_a_schedule_is_named_with_its_update() -> None:
     with pytest.raises(InputError, match=r"eta\[2\] = -1: expected"):
         per_update([1, 2, -1], 3, "eta")

@@ -1,4 +1,4 @@
-"""Claims: the right to a path where the file system has no locks, between real processes."""
+"""Exclusive use of a path, by locks and by claims, between real processes."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ with held_alone(Path(sys.argv[1]), sys.argv[2]):
     print("held", flush=True)
     time.sleep(600)
 """
-# Process numbers of its own: what is inside cannot be looked up from outside, as on another host.
+# Starts a process in its own PID namespace. We cannot look it up, as if it ran on another host.
 ELSEWHERE = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
 
 
 @contextmanager
 def holder(path: Path, lease: LeaseKind, *before: str) -> Iterator[int]:
-    """Provide the process number of a process that holds a path."""
+    """Provide the id of a process that holds a path."""
     command = [*before, sys.executable, "-c", HOLDS, str(path), lease]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         try:
@@ -55,7 +55,7 @@ def test_one_process_holds_a_path_until_it_ends(tmp_path: Path, lease: LeaseKind
         with pytest.raises(HeldError) as error, held_alone(path, lease):
             pass
         assert error.value.holder.startswith(f"process {pid}")
-        os.kill(pid, signal.SIGSTOP)  # it would go on
+        os.kill(pid, signal.SIGSTOP)  # a stopped process still holds the path
         with pytest.raises(HeldError), held_alone(path, lease):
             pass
         os.kill(pid, signal.SIGKILL)
@@ -67,8 +67,8 @@ def test_one_process_holds_a_path_until_it_ends(tmp_path: Path, lease: LeaseKind
     assert [file.name for file in tmp_path.iterdir()] == ["lock"] * (lease == "flock")
 
 
-@pytest.mark.skipif(not can_be_elsewhere(), reason="needs a space of process numbers: root")
-def test_who_cannot_be_looked_up_counts_while_it_gives_signs(
+@pytest.mark.skipif(not can_be_elsewhere(), reason="a PID namespace needs root")
+def test_a_claim_from_elsewhere_counts_while_its_heartbeat_continues(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "lock"
@@ -76,11 +76,11 @@ def test_who_cannot_be_looked_up_counts_while_it_gives_signs(
         with pytest.raises(HeldError, match="is held by process 1 on"), held_alone(path, "file"):
             pass
         os.kill(pid, signal.SIGSTOP)
-        monkeypatch.setattr(claims, "SILENT_SECONDS", 3.0)  # longer than from sign to sign
+        monkeypatch.setattr(claims, "SILENT_SECONDS", 3.0)  # longer than between heartbeats
         [claim] = tmp_path.glob("lock-*")
         with held_alone(path, "file") as check:
             check()
-            assert not claim.exists()  # so it will notice
+            assert not claim.exists()  # so its process will notice
             os.kill(pid, signal.SIGCONT)
             check()
             with (
@@ -90,7 +90,7 @@ def test_who_cannot_be_looked_up_counts_while_it_gives_signs(
                 pass
 
 
-def test_who_lost_its_claim_is_told(tmp_path: Path) -> None:
+def test_a_process_that_lost_its_claim_is_told(tmp_path: Path) -> None:
     with held_alone(tmp_path / "lock", "file") as check:
         [claim] = tmp_path.glob("lock-*")
         claim.unlink()
@@ -99,10 +99,10 @@ def test_who_lost_its_claim_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "3", '{"host": "far", "pid": 1}'])
-def test_a_claim_of_nobody_counts_until_it_was_silent(
+def test_a_claim_of_an_unknown_process_counts_until_it_was_silent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str
 ) -> None:
-    """However old its last sign is: clocks may differ."""
+    """The age of its last heartbeat is ignored, because clocks of hosts may differ."""
     monkeypatch.setattr(claims, "SILENT_SECONDS", 0.5)
     claim = tmp_path / "lock-0"
     claim.write_text(content)

@@ -1,4 +1,4 @@
-"""The command line, in process: what it prints, and the exit status of unusable input."""
+"""The command line: what it prints, and its exit status for unusable input."""
 
 import json
 import logging
@@ -76,7 +76,7 @@ def test_simulate_profile_predict_report(
     assert page.count("<figure") == len(list(figures.glob("*.svg"))) > 5
 
 
-def test_predict_gives_repeats_their_intervals(
+def test_predict_gives_intervals_over_repeats(
     capsys: pytest.CaptureFixture[str], config: Path, tmp_path: Path
 ) -> None:
     short = ("--set", "run.repeats=8", "--set", "run.updates=100")
@@ -102,13 +102,13 @@ def test_profile_puts_several_runs_side_by_side(
     status, printed, _ = asgd(capsys, "profile", *places)
     assert status == 0
     heads, _, *rows = printed.splitlines()[-4:]
-    at = heads.split().index("mu_expected") + 1  # the name of a run has no head in this line
+    at = heads.split().index("mu_expected") + 1  # the column of run names has no head
     assert [row.split()[0] for row in rows] == [str(place) for place in places]
     assert [row.split()[at] for row in rows] == ["0.5", "0.75"]
 
 
 @pytest.mark.slow
-def test_what_a_problem_prints_is_no_result(
+def test_output_of_a_problem_goes_to_standard_error(
     capsys: pytest.CaptureFixture[str], config: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
@@ -273,7 +273,7 @@ def test_help_imports_nothing_heavy() -> None:
 
 
 @pytest.mark.slow
-def test_a_report_needs_no_home_and_says_nothing_of_it(
+def test_a_report_needs_no_home_directory_and_prints_no_warning(
     capsys: pytest.CaptureFixture[str], config: Path, tmp_path: Path
 ) -> None:
     run = asgd(capsys, "simulate", config, "--out", tmp_path / "run")[1].strip()
@@ -426,7 +426,7 @@ def test_damaged_runs_are_refused_in_one_line(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("damage", [b"[]", b"{}"])
-def test_a_report_predicts_anew_what_it_cannot_read(
+def test_a_report_replaces_a_damaged_prediction(
     capsys: pytest.CaptureFixture[str], config: Path, tmp_path: Path, damage: bytes
 ) -> None:
     out = tmp_path / "run"
@@ -438,7 +438,7 @@ def test_a_report_predicts_anew_what_it_cannot_read(
     assert json.loads((out / "prediction.json").read_bytes()) == stored
 
 
-def test_a_part_lost_from_the_middle_is_named(
+def test_the_first_missing_update_is_named(
     capsys: pytest.CaptureFixture[str], config: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
@@ -451,7 +451,7 @@ def test_a_part_lost_from_the_middle_is_named(
     assert "update 100 is missing" in errors
 
 
-def test_a_directory_in_the_way_of_a_result_is_named(
+def test_a_directory_with_the_name_of_a_temporary_file_is_named(
     capsys: pytest.CaptureFixture[str], config: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
@@ -520,7 +520,7 @@ def test_plan_marks_the_fastest_choice(
         assert errors.count("\n") == 1
 
 
-def test_status_tells_a_dead_run_from_one_at_work(
+def test_status_tells_a_dead_run_from_a_live_one(
     capsys: pytest.CaptureFixture[str], config: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "runs" / "one"
@@ -554,7 +554,7 @@ def test_status_tells_a_dead_run_from_one_at_work(
     assert state() == ("failed", "no power")
 
 
-def test_a_run_that_diverges_is_told_what_would_be_stable(
+def test_the_message_of_a_diverged_run_names_a_stable_learning_rate(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     path, out = tmp_path / "wild.toml", tmp_path / "run"
@@ -578,13 +578,13 @@ def test_a_run_that_diverges_is_told_what_would_be_stable(
     assert f"is {limit[1]}" in page
 
 
-def test_without_a_command_there_is_help(capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_command_prints_help(capsys: pytest.CaptureFixture[str]) -> None:
     status, printed, errors = asgd(capsys)
     assert (status, printed) == (2, "")
     assert errors.startswith("Usage: asgd ")
 
 
-def test_a_reader_that_goes_away_ends_the_command_in_silence(tmp_path: Path) -> None:
+def test_a_closed_standard_output_ends_the_command_silently(tmp_path: Path) -> None:
     code = "import sys; from asgd.__main__ import main; sys.stdin.read(); main(['--help'])"
     pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
     with subprocess.Popen([sys.executable, "-c", code], **pipes) as process:
@@ -607,7 +607,7 @@ def test_a_reader_that_goes_away_ends_the_command_in_silence(tmp_path: Path) -> 
         ("cluster.workers=100000000", "<= 100000"),
     ],
 )
-def test_what_was_meant_is_said(
+def test_a_refused_override_names_the_remedy(
     capsys: pytest.CaptureFixture[str], config: Path, override: str, part: str
 ) -> None:
     status, _, errors = asgd(capsys, "simulate", config, "--set", override)
@@ -619,7 +619,7 @@ def test_what_was_meant_is_said(
 
 @contextmanager
 def no_rights() -> Iterator[None]:
-    """Be a user who may read what everyone may read, and write nothing."""
+    """Run the block as another user, without write permission, if root runs the tests."""
     if os.geteuid() != 0:
         yield
         return
@@ -631,10 +631,10 @@ def no_rights() -> Iterator[None]:
 
 
 @pytest.mark.slow
-def test_the_run_of_somebody_else_is_reported_on_elsewhere(
+def test_a_report_on_a_run_of_another_user_goes_to_another_directory(
     capsys: pytest.CaptureFixture[str], config: Path, tmp_path: Path
 ) -> None:
-    with tempfile.TemporaryDirectory(dir="/tmp") as shared:  # pytest's are for one user alone
+    with tempfile.TemporaryDirectory(dir="/tmp") as shared:  # only the owner can read pytest's
         out = Path(shared, "run")
         asgd(capsys, "simulate", config, "--out", out, "--set", "run.updates=300")
         asgd(capsys, "report", out, "--paths", 4, "-o", tmp_path / "all-is-imported.html")

@@ -1,4 +1,4 @@
-"""The configuration: defaults, overrides, and one clear line for whatever cannot be used."""
+"""Configurations: defaults, overrides, and one-line refusals of unusable values."""
 
 import json
 from pathlib import Path
@@ -85,7 +85,7 @@ def test_malformed_overrides_are_refused(tmp_path: Path, entry: str) -> None:
 
 
 @pytest.mark.parametrize("content", [b"[run\n", b"\xff\xfe", b"run = 3\n"])
-def test_files_that_are_no_configuration_are_refused(tmp_path: Path, content: bytes) -> None:
+def test_a_file_without_a_configuration_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "run.toml"
     path.write_bytes(content)
     with pytest.raises(InputError):
@@ -102,9 +102,7 @@ TEXT = '[problem]\nkind = "quadratic"\n# Läufe\n[run]\nseed = 3\n'
 
 @pytest.mark.parametrize("newline", ["\n", "\r\n"])
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
-def test_what_an_editor_of_windows_writes_is_read(
-    tmp_path: Path, encoding: str, newline: str
-) -> None:
+def test_a_file_of_a_windows_editor_is_read(tmp_path: Path, encoding: str, newline: str) -> None:
     path = tmp_path / "run.toml"
     path.write_bytes(TEXT.replace("\n", newline).encode(encoding))
     assert load_config(path).run.seed == 3

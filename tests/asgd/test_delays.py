@@ -1,3 +1,5 @@
+"""Compute times have the configured law, mean and coefficient of variation."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -56,7 +58,7 @@ def test_only_the_exponential_law_is_memoryless():
     assert [law for law in laws if law_of(law=law).memoryless] == ["exponential"]
 
 
-def test_draws_repeat():
+def test_times_drawn_together_equal_times_drawn_one_by_one():
     for law in ("exponential", "gamma", "lognormal"):
         compute = law_of(law=law)
         first = compute.draw_many(0, 5, np.random.default_rng(3))

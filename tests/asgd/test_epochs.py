@@ -1,4 +1,4 @@
-"""Epochs: what is handed out, and simulated runs that use every sample once."""
+"""Epochs: the server hands out each position once; a run uses each sample once an epoch."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tests.support.invariants import check_epochs
         st.tuples(st.integers(0, 5), st.integers(0, 5), st.integers(1, 15)), max_size=80
     ),
 )
-def test_every_position_is_used_once_whatever_happens(
+def test_every_position_is_used_once_despite_faults(
     sizes: list[int], steps: list[tuple[int, int, int]]
 ) -> None:
     handout = Handout(sizes)
@@ -49,11 +49,11 @@ def test_every_position_is_used_once_whatever_happens(
         used[worker % len(sizes)] += range(position, position + size)
 
     for kind, worker, size in steps:
-        if kind == 0 and worker in held:  # it dies
+        if kind == 0 and worker in held:  # the worker dies
             handout.give_back(worker, held.pop(worker)[0])
         elif kind == 1:  # a checkpoint
             saved, log = (handout.state(), [list(one) for one in used], list(number)), []
-        elif kind == 2:  # the server dies, and comes back with or without its log
+        elif kind == 2:  # the server dies and restarts with or without its log
             handout = Handout(sizes)
             handout.restore(saved[0])
             used, held = [list(one) for one in saved[1]], {}
@@ -71,10 +71,10 @@ def test_every_position_is_used_once_whatever_happens(
             part = sizes[worker % len(sizes)]
             _, first, length = held[worker]
             assert 1 <= length <= size
-            assert first // part == (first + length - 1) // part  # of one epoch
+            assert first // part == (first + length - 1) // part  # within one epoch
     for worker in list(held):
         apply(worker)
-    # Whoever goes on alone fills the gaps first.
+    # A worker that continues alone fills the gaps first.
     for part in range(len(sizes)):
         for step in range(200):
             held[part] = (10**6 + step, *handout.take(part, 10**6 + step, 4))
@@ -149,7 +149,7 @@ def test_a_simulated_run_uses_every_sample_once_an_epoch(tmp_path, tables, epoch
 
 
 @pytest.mark.parametrize("data", [{}, {"shards": "partition"}], ids=["shared", "partition"])
-def test_a_simulation_hands_out_what_a_server_does(tmp_path, data):
+def test_a_simulation_hands_out_the_same_positions_as_a_server(tmp_path, data):
     config = configure(200, data=data, optimizer={"batch_schedule": {"at": [90], "values": [5]}})
     run = read_run(simulate(config, tmp_path / "run"))
     crowd = Crowd(config)
@@ -164,7 +164,7 @@ def test_a_simulation_hands_out_what_a_server_does(tmp_path, data):
     np.testing.assert_allclose(crowd.server.parameters, run.parameters, rtol=1e-12)
 
 
-def test_epochs_go_with_one_local_step_alone(tmp_path):
+def test_epochs_allow_one_local_step_only(tmp_path):
     local = {"local_steps": 1, "local_learning_rate": 0.05}
     run = read_run(simulate(configure(100, optimizer=local), tmp_path / "run"))
     check_epochs(run, make_problem(run.config))
@@ -177,7 +177,7 @@ def test_epochs_go_with_one_local_step_alone(tmp_path):
     )
 
 
-def test_batches_without_epochs_are_what_they_were(tmp_path):
+def test_sampling_with_replacement_uses_no_positions(tmp_path):
     config = configure(100, data={"sampling": "replacement"})
     run = read_run(simulate(config, tmp_path / "run"))
     assert run.positions.empty

@@ -1,4 +1,4 @@
-"""Events out of the ordinary."""
+"""Events of a run: incidents, their wording, and team sizes."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from pathlib import Path
 from asgd.rundir.events import in_words, incidents, read_events, team_sizes
 
 
-def test_who_joins_again_came_back() -> None:
+def test_a_loss_and_the_return_of_the_worker_are_incidents() -> None:
     joined = {"event": "worker_joined", "worker": 1}
     lost = {"event": "worker_lost", "worker": 1}
     events = [{"event": "start"}, joined, joined | {"worker": 2}, lost, joined, {"event": "finish"}]
     assert incidents(events) == [lost, joined]
 
 
-def test_words() -> None:
+def test_events_in_words() -> None:
     event = {"event": "worker_lost", "time": 1.0, "worker": 1, "reason": "killed"}
     assert in_words(event) == "worker lost: worker 1, reason killed"
     assert in_words({"event": "interrupted"}) == "interrupted"
@@ -37,7 +37,7 @@ def test_team_sizes_follow_the_updates_not_the_order_of_the_file() -> None:
     assert team_sizes([], 4, 3).tolist() == [4, 4, 4]
 
 
-def test_worker_that_is_given_up_has_no_delay(tmp_path: Path) -> None:
+def test_a_worker_that_is_not_restarted_has_no_restart_seconds(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     event = {"event": "worker_lost", "worker": 0, "update": 3, "restart_seconds": None}
     path.write_text(json.dumps(event) + "\n")

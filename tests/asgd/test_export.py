@@ -1,3 +1,5 @@
+"""Exported parameters: the formats, and runs that start from such a file."""
+
 from __future__ import annotations
 
 import json
@@ -30,7 +32,7 @@ def runs(tmp_path_factory):
     return {"softmax": simulated("softmax", SOFTMAX), "jax": simulated("jax", PERCEPTRON)}
 
 
-def test_a_simulated_run_has_its_last_parameters(runs):
+def test_a_simulated_run_keeps_its_last_parameters(runs):
     run = runs["softmax"]
     *_, last = replay(run, make_problem(run.config))
     assert run.parameters_update == 60
@@ -38,7 +40,7 @@ def test_a_simulated_run_has_its_last_parameters(runs):
 
 
 @pytest.mark.slow
-def test_an_interrupted_simulation_has_the_parameters_so_far(tmp_path):
+def test_an_interrupted_simulation_keeps_its_last_parameters(tmp_path):
     class Stop(Exception):
         pass
 
@@ -54,7 +56,7 @@ def test_an_interrupted_simulation_has_the_parameters_so_far(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_real_run_has_its_last_parameters(tmp_path, shared_ray):
+def test_a_real_run_keeps_its_last_parameters(tmp_path, shared_ray):
     import cluster
 
     run = asgd.read_run(cluster.run(asgd.make_config(PERCEPTRON), tmp_path / "run"))
@@ -79,7 +81,7 @@ def test_damaged_parameters_are_named(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["softmax", "jax"])
 @pytest.mark.parametrize("suffix", [".npz", ".safetensors", ".pt"])
-def test_what_is_exported_starts_another_run(runs, tmp_path, kind, suffix):
+def test_exported_parameters_start_another_run(runs, tmp_path, kind, suffix):
     if suffix == ".pt" and find_spec("torch") is None:
         pytest.skip("PyTorch is not installed")
     run = runs[kind]
@@ -96,7 +98,7 @@ def test_what_is_exported_starts_another_run(runs, tmp_path, kind, suffix):
 
 
 @pytest.mark.slow
-def test_files_have_names_and_metadata(runs, tmp_path):
+def test_exported_files_have_names_and_metadata(runs, tmp_path):
     from safetensors import safe_open
 
     run = runs["jax"]
@@ -111,7 +113,7 @@ def test_files_have_names_and_metadata(runs, tmp_path):
 
 
 @pytest.mark.skipif(find_spec("torch") is None, reason="PyTorch is not installed")
-def test_a_module_loads_the_state_in_plain_pytorch(tmp_path):
+def test_pytorch_loads_an_exported_state_without_asgd(tmp_path):
     import torch
     from torch import nn
 

@@ -1,4 +1,4 @@
-"""The live view: a view on a terminal, a line now and then elsewhere, nothing when quiet."""
+"""The live view: a view on a terminal, elsewhere lines on request, nothing when quiet."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from asgd.progress import Progress
 
 
 class Clock:
-    """Seconds that pass when told."""
+    """A clock that the test sets."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -28,7 +28,7 @@ class Clock:
 def seen(
     update: int, speed: float, staleness: float, loss: float | None, workers: int, **others: Any
 ) -> Progress:
-    """The state of a run of 100 updates."""
+    """Return the state of a run of 100 updates."""
     return Progress(
         update=update,
         updates=100,
@@ -41,7 +41,7 @@ def seen(
 
 
 def states() -> list[Progress]:
-    """A run of 100 updates in 40 seconds, seen every second, whose staleness doubles half-way."""
+    """Return 21 states of a run of 100 updates, whose staleness doubles half-way."""
     early = [seen(k, 2.5, 3.0, 1.0 / (k + 1), 4) for k in range(0, 51, 5)]
     late = [seen(k, 2.5, (50 * 3 + (k - 50) * 6) / k, 0.01, 4) for k in range(55, 101, 5)]
     return early + late
@@ -64,7 +64,7 @@ def test_a_pipe_gets_nothing() -> None:
     assert watched(terminal=False) == ""
 
 
-def test_a_pipe_gets_a_line_every_ten_seconds_if_asked_for() -> None:
+def test_a_pipe_gets_a_line_every_ten_seconds_on_request() -> None:
     lines = watched(terminal=False, lines=True).splitlines()
     assert len(lines) == 3
     assert lines[0] == (
@@ -86,7 +86,7 @@ def test_metrics_of_the_problem_stand_beside_the_loss() -> None:
     assert "\x1b" not in text
 
 
-def test_a_run_that_waits_for_losses_says_so_and_how_slow_it_is() -> None:
+def test_the_line_of_a_run_that_waits_for_losses_says_so() -> None:
     state = seen(30, 0.25, 3.0, 0.5, 4, evaluating=True)
     assert LiveRun("train").line(state) == (
         "train 30/100, 0.25 updates/s (waiting for the evaluation of losses), staleness 3.00, "
@@ -94,7 +94,7 @@ def test_a_run_that_waits_for_losses_says_so_and_how_slow_it_is() -> None:
     )
 
 
-def test_losses_for_which_there_was_no_time_are_counted() -> None:
+def test_skipped_losses_are_counted() -> None:
     state = seen(30, 0.25, 3.0, 0.5, 4, skipped=12)
     assert "0.25 updates/s (12 losses skipped, no time), " in LiveRun("train").line(state)
 
@@ -137,7 +137,7 @@ def test_a_terminal_gets_a_view(tmp_path: Path) -> None:
         assert part in shown
 
 
-def test_workers_that_went_home_after_the_last_update_are_still_counted() -> None:
+def test_workers_that_left_after_the_last_update_are_still_counted() -> None:
     live = LiveRun("train", console=Console(file=io.StringIO()), clock=Clock())
     for update, alive in ((50, 4), (99, 3), (100, 0)):
         live(seen(update, 2.5, 3.0, 0.1, alive))

@@ -70,7 +70,7 @@ def test_one_step_by_sgd_is_plain_asynchronous_sgd(
     assert local.loss.equals(plain.loss)
     same = [name for name in plain.trace if name != "gradient_norm"]
     assert local.trace[same].equals(plain.trace[same])
-    # The norm is that of what was pushed.
+    # The recorded norm is the norm of the pushed difference.
     rounding = 4 * np.finfo(plain.parameters.dtype).eps
     norms = RATE * plain.trace["gradient_norm"]
     np.testing.assert_allclose(local.trace["gradient_norm"], norms, rtol=rounding)
@@ -100,7 +100,7 @@ def test_a_simulated_run_verifies(tmp_path: Path, optimizer: dict[str, Any]) -> 
 
 
 def test_steps_by_hand() -> None:
-    """Momentum is kept or begins anew, and step j of push s takes batch 3 s + j."""
+    """Momentum is kept or reset, and step j of push s uses batch 3 s + j."""
     for state in ("keep", "reset"):
         config = configure(LOCAL | {"local_rule": "momentum", "local_state": state})
         problem = make_problem(config)
@@ -125,7 +125,7 @@ def steps_of(rule: Rule, keeps: bool = False, steps: int = 4) -> LocalSteps:
 
 
 @pytest.mark.parametrize("rule", [Sgd(), HeavyBall(0.9), AdamW(0.9, 0.99, 1e-8, 0.3)])
-def test_several_starts_are_as_many_pushes(rule: Rule) -> None:
+def test_several_starts_at_once_equal_separate_pushes(rule: Rule) -> None:
     starts = np.random.default_rng(0).standard_normal((5, 3))
 
     def gradient(j: int, x: Array) -> Array:
@@ -140,14 +140,14 @@ def test_several_starts_are_as_many_pushes(rule: Rule) -> None:
         np.testing.assert_allclose(expected, start - x, rtol=1e-12)
 
 
-def test_a_small_difference_is_not_rounded_to_large_parameters() -> None:
+def test_a_small_difference_keeps_its_precision_at_large_parameters() -> None:
     start = np.full(2, 1e6, np.float32)
     found = steps_of(Sgd()).difference(0, 0, start, lambda j, x: np.full(2, 1e-4, np.float32))
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, 4e-5, rtol=1e-6)
 
 
-def test_workers_keep_states_of_their_own() -> None:
+def test_each_worker_keeps_its_own_state() -> None:
     def gradient(j: int, x: Array) -> Array:
         return np.ones(1)
 
@@ -167,8 +167,9 @@ def test_workers_keep_states_of_their_own() -> None:
 def test_differences_of_a_quadratic_have_the_law_of_scaled_gradients() -> None:
     """On f = a x^2 / 2 with noise of variance s^2, H steps of rate r give (1 - q^H) x + noise.
 
-    q = 1 - r a, and the noise has the variance r^2 s^2 (1 + q^2 + ... + q^(2H-2)). So the second
-    moments of a memoryless server hold with h = 1 - q^H for eta a and this variance for eta^2 s^2.
+    q = 1 - r a, and the noise has the variance r^2 s^2 (1 + q^2 + ... + q^(2H-2)). So the equations
+    for the second moments of a memoryless server hold with h = 1 - q^H in place of eta a, and this
+    variance in place of eta^2 s^2.
     """
     curvature, steps, workers, paths, updates = 2.0, 4, 4, 20_000, 60
     local, rng = steps_of(Sgd(), steps=steps), np.random.default_rng(3)
@@ -188,12 +189,7 @@ def test_differences_of_a_quadratic_have_the_law_of_scaled_gradients() -> None:
         cross = (b - share * a) / (1 - share)
         c, d = share * a + (1 - share) * c, 2 * share * cross + (1 - 2 * share) * d
         turn = rng.integers(workers, size=paths)
-        x = x - local.difference(
-            0,
-            update,
-            held[path, turn],
-            lambda j, y: curvature * y + 2 * rng.standard_normal(y.shape),
-        )
+        x = x - local.difference(0, update, held[path, turn], sampled)
         held[path, turn] = x
         if update in (4, 12, 59):
             squares = x**2
@@ -205,7 +201,7 @@ def test_differences_of_a_quadratic_have_the_law_of_scaled_gradients() -> None:
 # --- times ---
 
 
-def test_a_push_takes_the_times_of_its_gradients() -> None:
+def test_a_push_takes_the_compute_times_of_all_its_gradients() -> None:
     local = configure(LOCAL | {"local_steps": 5})
     problem = make_problem(local)
     draws, plain = WorkerDraws(local, problem), WorkerDraws(configure({}), problem)
@@ -219,7 +215,7 @@ def test_a_push_takes_the_times_of_its_gradients() -> None:
 
 @pytest.mark.parametrize("staleness", ["server", "geometric"])
 def test_virtual_seconds_count_every_gradient(tmp_path: Path, staleness: str) -> None:
-    """Constant times: with no queue, each worker pushes after exactly H (r + c)."""
+    """With constant times and no queue, a push takes H times the compute and gradient time."""
     tables: dict[str, Any] = {
         "cluster": {"workers": 2, "compute_time": {"law": "constant", "mean": 0.01}},
         "simulation": {"staleness": staleness, "gradient_time": 0.002},
@@ -231,7 +227,7 @@ def test_virtual_seconds_count_every_gradient(tmp_path: Path, staleness: str) ->
 
 
 def test_times_of_pushes_are_sums_of_the_law() -> None:
-    """The mean over many pushes is H means, and the variance H variances."""
+    """Over many pushes, mean and variance are H times those of one gradient."""
     config = configure(LOCAL | {"local_steps": 5})
     seconds = WorkerDraws(config, make_problem(config)).compute_seconds_of(0, 0, 100)
     mean = float(ComputeTime.from_config(config.cluster).mean[0])
@@ -281,7 +277,7 @@ def test_keys_that_do_not_go_together_are_refused(optimizer: dict[str, Any], mes
     assert str(refused.value).startswith("optimizer")
 
 
-def test_the_server_takes_the_whole_difference_unless_told_otherwise() -> None:
+def test_the_server_applies_the_whole_difference_by_default() -> None:
     given = make_config({"optimizer": LOCAL | {"local_rule": "adamw"}}).optimizer
     assert given.learning_rate == 1.0
     assert given.local_options == {
@@ -297,7 +293,7 @@ def test_the_server_takes_the_whole_difference_unless_told_otherwise() -> None:
     assert make_config().optimizer.learning_rate == 0.05
 
 
-def test_a_rule_that_asks_for_what_was_read_makes_no_local_steps() -> None:
+def test_an_unusable_local_rule_is_refused() -> None:
     config = make_config({"optimizer": LOCAL | {"local_rule": "tests.support.rules:Full"}})
     with pytest.raises(
         InputError, match=r"optimizer.local_rule = 'tests.support.rules:Full': expected it as"

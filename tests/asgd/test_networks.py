@@ -1,4 +1,4 @@
-"""The contract of the adapters, in each framework that is installed; JAX comes with the tests."""
+"""The adapters for PyTorch and JAX; tests skip PyTorch where it is not installed."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def perceptron(framework, drop=0.0, seeded=True):
 
 
 def linear(framework, loss="mean", **options):
-    """Least squares with a bias-free linear layer, d = 3, and its data."""
+    """Return least squares with a bias-free linear layer, d = 3, and its data."""
     rng = np.random.default_rng(0)
     a, y = rng.standard_normal((40, 3)), rng.standard_normal(40)
     if framework == "torch":
@@ -53,7 +53,7 @@ def linear(framework, loss="mean", **options):
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)
-def test_values_of_a_linear_layer_are_those_of_least_squares(framework):
+def test_a_linear_layer_equals_least_squares(framework):
     problem, a, y = linear(framework, weight_decay=0.3)
     single = {"rtol": 0, "atol": problem.rounding}
     close = single if problem.dtype == np.float32 else {"rtol": 1e-12}
@@ -80,8 +80,8 @@ def test_values_of_a_linear_layer_are_those_of_least_squares(framework):
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)
-def test_derivatives_of_a_network(framework):
-    """Gradient and Hessian-vector product against differences along random directions."""
+def test_derivatives_of_a_network_agree_with_differences(framework):
+    """Gradients and Hessian-vector products are tested along random directions."""
     problem = perceptron(framework)
     rng = np.random.default_rng(0)
     x = problem.initial_point(rng)
@@ -101,8 +101,8 @@ def test_derivatives_of_a_network(framework):
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)
-def test_points_one_by_one_give_what_one_call_gives(framework):
-    """To the rounding of sums in another order, a few units of float32."""
+def test_points_one_by_one_equal_points_in_one_call(framework):
+    """They agree to a few units of float32, because sums are taken in another order."""
     problem = perceptron(framework)
     rng = np.random.default_rng(0)
     x = problem.initial_point(rng) + rng.standard_normal((5, problem.dim)).astype(np.float32) / 10
@@ -119,7 +119,7 @@ def test_points_one_by_one_give_what_one_call_gives(framework):
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_paths_of_a_network_are_the_same_with_any_number_of_threads(framework):
     problem = perceptron(framework)
-    problem.one_by_one = True  # as of a large one
+    problem.one_by_one = True  # as for a large network
     start = problem.initial_point(np.random.default_rng(0))
 
     def ensemble(threads):
@@ -133,18 +133,18 @@ def test_paths_of_a_network_are_the_same_with_any_number_of_threads(framework):
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)
-def test_there_and_back(framework):
+def test_named_arrays_restore_the_parameters(framework):
     problem = perceptron(framework)
     x = problem.initial_point(np.random.default_rng(5)).astype(np.float32)
     named = problem.named_arrays(x)
     assert sum(array.size for array in named.values()) == problem.dim == x.size
     np.testing.assert_array_equal(problem.flatten(named), x)
     assert problem.dtype == np.float32
-    assert 0.0 <= problem.metrics(x)["test_accuracy"] < 0.4  # untrained: one in ten
+    assert 0.0 <= problem.metrics(x)["test_accuracy"] < 0.4  # untrained: about one in ten
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)
-def test_the_start_is_what_was_given_or_depends_on_the_seed(framework):
+def test_the_start_is_given_or_depends_on_the_seed(framework):
     given, drawn = perceptron(framework, seeded=False), perceptron(framework)
 
     def start(problem, seed):
@@ -163,7 +163,7 @@ def test_a_random_loss_is_seeded_by_its_batch(framework):
     batch = rng.integers(problem.n_samples, size=8)
     first = problem.gradient(x, batch)
     np.testing.assert_array_equal(problem.gradient(x, batch), first)
-    # the same samples in another order: other masks
+    # the same samples in another order have other masks
     assert not np.allclose(problem.gradient(x, batch[::-1]), first, rtol=0.1)
     both = problem.gradient(np.stack([x, x]), np.stack([batch[::-1], batch]))
     np.testing.assert_allclose(both[1], first, rtol=1e-5, atol=1e-7)
@@ -172,14 +172,15 @@ def test_a_random_loss_is_seeded_by_its_batch(framework):
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_masks_of_different_batches_are_independent(framework):
-    """Means of halves differ as those of independent draws do, within three times the variance."""
+    """The means of two halves differ by at most three times the variance of independent draws."""
     problem = perceptron(framework, drop=0.5)
     rng = np.random.default_rng(0)
     x = problem.initial_point(rng)
     gradients = np.stack(
         [problem.gradient(x, np.r_[0, 1, 2, rng.integers(problem.n_samples)]) for _ in range(64)]
     )
-    # three of four samples are always the same: a mask of the sample alone would repeat
+    # Three of four samples are always the same. If masks depended on the sample alone, they would
+    # repeat.
     deviation = gradients - gradients.mean(axis=0)
     halves = gradients[:32].mean(axis=0) - gradients[32:].mean(axis=0)
     variance = (deviation**2).sum() / 63
@@ -193,7 +194,7 @@ def test_a_sum_over_the_batch_is_refused(framework):
 
 
 def jax_losses():
-    """Return losses that JAX cannot take, by what is wrong with them."""
+    """Return losses that `JaxProblem` refuses, by their defect."""
     import jax
     import jax.numpy as jnp
 
@@ -238,7 +239,7 @@ def jax_losses():
         ("vector", r"loss has the shape \(1,\): expected a number"),
     ],
 )
-def test_a_loss_that_jax_cannot_take_is_refused_in_one_line(name, message):
+def test_an_unusable_jax_loss_is_refused_in_one_line(name, message):
     data = (np.ones((4, 3), np.float32),)
     with pytest.raises(InputError, match=message) as refusal:
         asgd.JaxProblem(jax_losses()[name], {"w": np.ones(3, np.float32)}, data)
@@ -297,7 +298,7 @@ def test_a_simulated_run_learns_repeats_and_is_verified(framework, tmp_path):
         }
     )
     first, second = (asgd.read_run(asgd.simulate(config, tmp_path / n)) for n in "ab")
-    if asgd.make_problem(config).rounding < 1e-3:  # accelerators sum in any order
+    if asgd.make_problem(config).rounding < 1e-3:  # an accelerator sums in any order
         np.testing.assert_array_equal(first.loss["loss"], second.loss["loss"])
     losses = first.loss["loss"].to_numpy()
     assert losses[-1] < 0.7 * losses[0]
@@ -307,7 +308,7 @@ def test_a_simulated_run_learns_repeats_and_is_verified(framework, tmp_path):
 
 
 @needs_torch
-def test_a_module_that_was_given_out_is_its_owners():
+def test_the_problem_never_changes_a_module_that_it_returned():
     problem = perceptron("torch")
     x = problem.initial_point(np.random.default_rng(0)).astype(np.float32)
     module = problem.unflatten(x)
@@ -349,7 +350,7 @@ def test_parameters_of_several_types_are_refused():
 
 
 @needs_torch
-def test_a_dataset_gives_what_its_tensors_give():
+def test_a_dataset_gives_the_values_of_its_tensors():
     import torch
     from torch import nn
 
@@ -380,7 +381,7 @@ def test_a_dataset_gives_what_its_tensors_give():
 
 @needs_torch
 def test_a_module_that_vmap_cannot_take_is_computed_point_by_point(caplog):
-    """Its prediction works, and says once why it takes longer."""
+    """A log message gives the reason once."""
     torch = pytest.importorskip("torch")
 
     class Branching(torch.nn.Module):
@@ -413,7 +414,7 @@ def test_a_module_that_vmap_cannot_take_is_computed_point_by_point(caplog):
 
 
 @needs_torch
-def test_a_second_derivative_that_autograd_leaves_out_is_told_once(caplog):
+def test_a_second_derivative_that_autograd_leaves_out_is_logged_once(caplog):
     torch = pytest.importorskip("torch")
 
     class Square(torch.autograd.Function):
@@ -447,7 +448,7 @@ def test_a_second_derivative_that_autograd_leaves_out_is_told_once(caplog):
     assert "module SquaredOnce: a function marked once_differentiable has no second" in said
 
 
-def test_a_run_does_without_the_slow_imports_of_a_prediction():
+def test_making_a_problem_avoids_the_slow_imports_of_a_prediction():
     pytest.importorskip("torch", reason="PyTorch is not installed")
     steps = """
 import sys, asgd
@@ -460,7 +461,7 @@ assert not {"torch._dynamo", "sympy"} & set(sys.modules)
 
 
 @needs_torch
-def test_a_random_loss_leaves_the_generator_of_torch_alone():
+def test_a_random_loss_does_not_change_the_generator_of_torch():
     import torch
 
     problem = perceptron("torch", drop=0.5)
@@ -473,6 +474,6 @@ def test_a_random_loss_leaves_the_generator_of_torch_alone():
 
 
 @pytest.mark.skipif(HAS_TORCH, reason="PyTorch is installed")
-def test_without_torch_one_line_says_how_to_get_it():
+def test_without_torch_one_line_says_how_to_install_it():
     with pytest.raises(InputError, match=r"TorchProblem: .*pip install '\.\[torch\]'"):
         _ = asgd.TorchProblem

@@ -1,4 +1,4 @@
-"""Files of a run directory with odd contents: every command says so in one line, or copes."""
+"""Run directories with damaged files: each command works, or refuses them in one line."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def same_problem(path: Path) -> None:
     check_problem(run, make_problem(run.config), "resume")
 
 
-ONE = object()  # the run, in the words of a command
+ONE = object()  # stands for the path of run `one` in a command
 Words = tuple[object, ...]
 Changed = Callable[[str, st.DataObject], Path]
 
@@ -77,7 +77,7 @@ values = st.recursive(
     | st.booleans()
     | st.integers(-(10**40), 10**40)
     | st.floats()
-    | st.text(st.characters(codec=None), max_size=5)  # halves of characters too
+    | st.text(st.characters(codec=None), max_size=5)  # with unpaired surrogates
     | st.sampled_from(["server_restored", "worker_joined", "finish", "here"]),
     lambda inner: (
         st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
@@ -88,7 +88,7 @@ values = st.recursive(
 
 @pytest.fixture(scope="module")
 def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An interrupted run that is profiled and predicted, beside a finished one."""
+    """Make an interrupted run `one` with profile and prediction, and a finished run `two`."""
     base = tmp_path_factory.mktemp("odd") / "runs"
     every = {"eval_every": 50, "checkpoint_every": 100, "durability": "log"}
     tables = {"problem": {"kind": "quadratic"}, "cluster": {"workers": 2}}
@@ -115,9 +115,9 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def check(capsys: pytest.CaptureFixture[str], base: Path) -> None:
-    """Assert that quick commands on the first run end in order, or with one line.
+    """Assert that fast commands on run `one` succeed, or refuse it in one line.
 
-    Of the slower ones, see `check_whole`, what they read and make of it.
+    Of the slow commands, see `check_whole`, only the functions that read files are called.
     """
     for command, place in (("status", base / "one"), ("runs", base)):
         status, printed, errors = asgd(capsys, command, place)
@@ -130,7 +130,8 @@ def check(capsys: pytest.CaptureFixture[str], base: Path) -> None:
             read(base / "one")
 
 
-# Commands that read each file. A run is resumed up to the search for Ray, then without Ray.
+# The commands that read each file. `asgd run` stops at the search for Ray; `check_whole` therefore
+# resumes the run without Ray too.
 PROFILE: Words = ("profile", ONE)
 PREDICT: Words = ("predict", ONE, "--method", "fast")
 REPORT: Words = ("report", ONE, "--paths", 2)
@@ -148,7 +149,7 @@ WHOLE: dict[str, list[Words]] = {
 
 
 def check_whole(capsys: pytest.CaptureFixture[str], base: Path, name: str) -> None:
-    """Assert that every command that reads a file of the first run ends in order, or in a line."""
+    """Assert that commands that read a file of run `one` succeed, or refuse it in one line."""
     for command in WHOLE[name]:
         words = [base / "one" if word is ONE else word for word in command]
         status, printed, errors = asgd(capsys, *words)
@@ -177,15 +178,15 @@ def check_whole(capsys: pytest.CaptureFixture[str], base: Path, name: str) -> No
         "empty",
         "list",
         "null",
-        "half",
-        "half inside",
+        "surrogate",
+        "surrogate inside",
         "deep",
         "deep tables",
         "huge",
         "huge inside",
     ],
 )
-def test_contents_of_another_kind(
+def test_commands_survive_other_contents(
     capsys: pytest.CaptureFixture[str], good: Path, tmp_path: Path, name: str, content: bytes
 ) -> None:
     shutil.copytree(good, tmp_path / "runs")
@@ -196,7 +197,7 @@ def test_contents_of_another_kind(
 @pytest.mark.parametrize(
     "name", [*FILES, "parameters.bin", "loss.parquet/part-000000000000.parquet"]
 )
-def test_a_file_of_a_terabyte(
+def test_commands_survive_a_file_of_a_terabyte(
     capsys: pytest.CaptureFixture[str], good: Path, tmp_path: Path, name: str
 ) -> None:
     shutil.copytree(good, tmp_path / "runs")
@@ -209,7 +210,7 @@ def test_a_file_of_a_terabyte(
     check(capsys, tmp_path / "runs")
 
 
-def test_a_directory_in_the_place_of_the_events(
+def test_a_directory_in_the_place_of_the_events_is_named(
     capsys: pytest.CaptureFixture[str], good: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(good, tmp_path / "runs")
@@ -229,14 +230,14 @@ def test_a_directory_in_the_place_of_the_events(
         (HALF, "surrogates not allowed"),
     ],
 )
-def test_what_no_run_writes_is_no_json(text: bytes, reason: str) -> None:
+def test_json_that_no_run_writes_is_refused(text: bytes, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         parse_json(text)
     assert parse_json(b'{"a": [1, 9223372036854775807, 1.5, "x"]}')["a"][1] == 2**63 - 1
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Return where in a JSON value something can be put instead."""
+    """Return the path of each value inside a JSON value."""
     inner = (
         value.items()
         if isinstance(value, dict)
@@ -255,13 +256,13 @@ def put(value: Any, path: tuple[Any, ...], new: Any) -> Any:
 
 
 def with_one_other_value(good: Path, base: Path, name: str, data: st.DataObject) -> Path:
-    """Copy the runs, and put something else in one place of a file of the first."""
+    """Copy the runs, and replace one value in a file of run `one`."""
     shutil.copytree(good, base / "runs")
     path = base / "runs" / "one" / name
     lines = path.read_text().splitlines() if name == "events.jsonl" else [path.read_text()]
     number = data.draw(st.integers(0, len(lines) - 1))
     content = json.loads(lines[number])
-    for check in ("check", "sha256"):  # a text without one is read; with one, it would be refused
+    for check in ("check", "sha256"):  # a wrong checksum is refused before the text is read
         if isinstance(content.get(check), str):
             del content[check]
     place = data.draw(st.sampled_from(places(content)))
@@ -281,7 +282,7 @@ def drawn(examples: int) -> settings:
 
 @pytest.fixture
 def changed(good: Path, tmp_path_factory: pytest.TempPathFactory) -> Changed:
-    """Return what makes a copy of the runs with something else in a file of the first."""
+    """Return a function that copies the runs and replaces one value in a file of run `one`."""
     return lambda name, data: with_one_other_value(
         good, tmp_path_factory.mktemp("drawn"), name, data
     )
@@ -290,7 +291,7 @@ def changed(good: Path, tmp_path_factory: pytest.TempPathFactory) -> Changed:
 @pytest.mark.parametrize("name", FILES)
 @drawn(12)
 @given(data=st.data())
-def test_one_value_of_another_kind(
+def test_commands_survive_another_value(
     capsys: pytest.CaptureFixture[str], changed: Changed, name: str, data: st.DataObject
 ) -> None:
     check(capsys, changed(name, data))
@@ -300,7 +301,7 @@ def test_one_value_of_another_kind(
 @pytest.mark.parametrize("name", FILES)
 @drawn(2)
 @given(data=st.data())
-def test_whole_commands_on_one_value_of_another_kind(
+def test_slow_commands_survive_another_value(
     capsys: pytest.CaptureFixture[str], changed: Changed, name: str, data: st.DataObject
 ) -> None:
     check_whole(capsys, changed(name, data), name)
@@ -316,7 +317,7 @@ def test_whole_commands_on_one_value_of_another_kind(
         lambda curves: curves.iloc[:3],
     ],
 )
-def test_odd_curves(
+def test_commands_survive_odd_curves(
     capsys: pytest.CaptureFixture[str], good: Path, tmp_path: Path, change: Any
 ) -> None:
     shutil.copytree(good, tmp_path / "runs")

@@ -1,4 +1,4 @@
-"""Update rules of the user: loaded, tried and refused, and the same run as with our own."""
+"""Update rules of the user: how they are applied, tried and refused."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def own(name: str, **options: Any) -> Rule:
 
 
 @pytest.mark.parametrize("kind", ["logistic", "quadratic"])
-def test_a_copy_of_sgd_is_sgd(tmp_path: Path, kind: str) -> None:
+def test_a_copy_of_sgd_gives_the_same_run(tmp_path: Path, kind: str) -> None:
     problem = {"kind": kind}
     ours = read_run(simulate(configure("sgd", problem=problem), tmp_path / "ours"))
     rule = "tests.support.rules:make"
@@ -147,7 +147,7 @@ def test_a_name_that_is_no_rule_is_refused(
     assert message in str(refused.value)
 
 
-def test_a_state_is_no_part_of_the_parameters_and_arguments_are_read_only() -> None:
+def test_the_state_is_not_the_parameters_and_arguments_are_read_only() -> None:
     rule, x = own("Aliased"), np.ones(3)
     optimizer = Optimizer(rule, x)
     gradient, read = np.full(3, 2.0), np.zeros(3)
@@ -168,7 +168,7 @@ def test_nothing_is_left_of_a_run_with_a_refused_rule(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_own_rule_that_asks_for_reads_needs_async() -> None:
+def test_a_rule_that_uses_the_read_parameters_needs_async() -> None:
     config = configure("tests.support.rules:Full", cluster={"mode": "sync"})
     with pytest.raises(InputError, match=r"tests.support.rules:Full.*cluster.mode = .async."):
         make_rule(config)
@@ -182,10 +182,8 @@ def test_a_rule_that_raises_later_ends_the_run_in_one_line(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("problem", [{"kind": "logistic"}, {"kind": "quadratic"}])
-def test_an_update_that_was_not_finished_is_not_on_record(
-    tmp_path: Path, problem: dict[str, Any]
-) -> None:
-    """What a rule changed before it raised, or before Ctrl-C."""
+def test_an_unfinished_update_is_not_on_record(tmp_path: Path, problem: dict[str, Any]) -> None:
+    """The saved parameters exclude all changes that the rule made before it raised."""
     config = configure("tests.support.rules:Faulty", {"fault": "half"}, problem=problem)
     with pytest.raises(RunFailedError, match="update 31: ArithmeticError: half"):
         simulate(config, tmp_path / "run")

@@ -1,3 +1,5 @@
+"""Problems of the user: which classes are usable, and how others are refused."""
+
 from __future__ import annotations
 
 import sys
@@ -80,7 +82,7 @@ def test_a_plain_class_becomes_a_problem(plugin):
 
 
 @pytest.mark.parametrize("given", ["np.float32(mean)", "mean.tolist()"])
-def test_a_gradient_of_any_floats_is_taken_as_float64(plugin, given):
+def test_a_gradient_of_any_floats_becomes_float64(plugin, given):
     source = f"""
     class Other(Regression):
         def gradient(self, x, indices):
@@ -97,7 +99,7 @@ def test_options_are_the_arguments_of_the_factory(plugin):
     assert plugin("", options={"n": 7, "l2": 2.0}).n_samples == 7
 
 
-def test_many_samples_do_not_mean_many_calls(plugin):
+def test_the_noise_of_many_samples_takes_few_calls(plugin):
     problem = plugin("", options={"n": 5000})
     user = problem._user
     user.calls = 0
@@ -126,7 +128,7 @@ ROWWISE = """
 """
 
 
-def test_points_go_together_where_the_class_treats_them_row_by_row(plugin):
+def test_a_class_that_works_row_by_row_gets_all_points_in_one_call(plugin):
     problem, same = plugin(ROWWISE, "Rowwise"), same_regression()
     x = np.random.default_rng(0).normal(size=(2, 30, 3))
     problem._user.calls = 0
@@ -138,13 +140,13 @@ def test_points_go_together_where_the_class_treats_them_row_by_row(plugin):
     np.testing.assert_allclose(problem.loss(x), same.loss(x))
 
 
-def test_a_class_that_treats_a_square_of_points_otherwise_is_looped_over(plugin):
+def test_a_class_that_misreads_a_square_of_points_gets_them_one_by_one(plugin):
     problem = plugin("")
-    x = np.random.default_rng(0).normal(size=(3, 3))  # (3, 3): a @ x would not even fail
+    x = np.random.default_rng(0).normal(size=(3, 3))  # square, so that a @ x does not fail
     np.testing.assert_allclose(problem.gradient(x), same_regression().gradient(x))
 
 
-def test_a_gradient_that_mixes_points_of_the_right_shape_is_looped_over(plugin):
+def test_a_gradient_that_mixes_points_gets_them_one_by_one(plugin):
     mixing = """
         class Cubic:
             dim, n_samples = 2, 1
@@ -326,14 +328,14 @@ BROKEN = """
         ("", "has no factory ''"),
     ],
 )
-def test_what_cannot_be_used_is_refused_in_one_line(plugin, factory, message):
+def test_an_unusable_class_is_refused_in_one_line(plugin, factory, message):
     with pytest.raises(InputError, match=message) as caught:
         plugin(BROKEN, factory)
     assert str(caught.value).startswith(f"problem.kind = 'user_problem:{factory}': ")
     assert "\n" not in str(caught.value)
 
 
-def test_a_factory_that_raises(plugin):
+def test_a_factory_that_raises_is_refused(plugin):
     raising = """
         def make(n):
             raise LookupError("no data")
@@ -351,7 +353,7 @@ def test_a_factory_that_raises(plugin):
         ({"l2": 1.0}, "missing a required argument: 'n'; Ridge takes n, l2"),
     ],
 )
-def test_an_unknown_option_names_the_class_and_what_it_takes(plugin, options, message):
+def test_the_refusal_of_an_option_names_the_class_and_its_options(plugin, options, message):
     source = """
         class Ridge(Regression):
             def __init__(self, n, l2=0.1):
@@ -362,7 +364,7 @@ def test_an_unknown_option_names_the_class_and_what_it_takes(plugin, options, me
     assert "plugin.py" not in str(caught.value)
 
 
-def test_a_method_of_other_arguments_is_not_said_to_be_ours(plugin):
+def test_a_method_with_wrong_arguments_is_named_with_the_class_of_the_user(plugin):
     source = """
         class NoIndices(Regression):
             def gradient(self, x):
@@ -452,14 +454,14 @@ FOREIGN = """
         ),
     ],
 )
-def test_what_does_not_become_an_array_is_refused_in_one_line(plugin, factory, message):
+def test_an_unusable_value_is_refused_in_one_line(plugin, factory, message):
     with pytest.raises(InputError, match=message) as caught:
         plugin(FOREIGN, factory)
     assert "\n" not in str(caught.value)
 
 
-def test_bfloat16_is_taken_as_float16_is(plugin):
-    """Of a type that NumPy knows by its name only: no library here brings it."""
+def test_a_gradient_of_bfloat16_becomes_float64(plugin):
+    """The class `Tensor` stands in for a library with bfloat16, which NumPy lacks."""
     x, batch = np.array([1.0, -2.0, 0.5]), np.array([3, 3, 17])
     problem = plugin(FOREIGN, "Brain")
     expected = same_regression().gradient(x, batch)
@@ -469,7 +471,7 @@ def test_bfloat16_is_taken_as_float16_is(plugin):
         np.testing.assert_allclose(value, np.broadcast_to(expected, points.shape), rtol=1e-6)
 
 
-def test_where_float16_overflows_it_is_named_and_not_the_learning_rate(plugin, tmp_path):
+def test_an_overflow_in_float16_is_named(plugin, tmp_path):
     steep = """
         class Steep(Regression):
             def gradient(self, x, indices):
@@ -486,7 +488,7 @@ def test_where_float16_overflows_it_is_named_and_not_the_learning_rate(plugin, t
 
 
 def test_a_first_gradient_that_is_not_finite_hints_at_the_data(plugin, tmp_path):
-    """One that no trial met."""
+    """The trial does not find it, because only batches of 16 cause it."""
     later = """
         class Later(Regression):
             def gradient(self, x, indices):
@@ -500,7 +502,7 @@ def test_a_first_gradient_that_is_not_finite_hints_at_the_data(plugin, tmp_path)
         simulate(config, tmp_path / "run")
 
 
-def test_modules_that_do_not_import(plugin):
+def test_a_module_that_cannot_be_imported_is_refused(plugin):
     with pytest.raises(InputError, match="No module named 'nowhere_at_all'; looked for in"):
         make_problem(make_config({"problem": {"kind": "nowhere_at_all:make"}}))
     with pytest.raises(InputError, match="No module named 'absent_dependency'"):
@@ -531,20 +533,18 @@ def test_nothing_is_imported_for_other_kinds(plugin):
         ("user_problem:run", {"args": ["touch", "harm"]}),
     ],
 )
-def test_a_stranger_s_configuration_calls_no_function_it_likes(plugin, tmp_path, kind, options):
-    """It may be that of a run directory somebody sent."""
+def test_an_untrusted_configuration_cannot_call_any_function(plugin, tmp_path, kind, options):
+    """A run directory may come from somebody else, and its configuration names a factory."""
     plugin("from subprocess import run")
     (tmp_path / "harm.pickle").write_bytes(
-        b"cposix\nsystem\n(S'touch harm'\ntR."  # what pickle makes of os.system("touch harm")
+        b"cposix\nsystem\n(S'touch harm'\ntR."  # a pickle that calls os.system("touch harm")
     )
     with pytest.raises(InputError, match=r"in a module of your own|has no factory"):
         make_problem(make_config({"problem": {"kind": kind, "options": options}}))
     assert not (tmp_path / "harm").exists()
 
 
-def test_of_an_installed_package_classes_are_called_and_functions_are_not(
-    plugin, tmp_path, monkeypatch
-):
+def test_only_classes_of_an_installed_package_are_called(plugin, tmp_path, monkeypatch):
     make = "def make(**options):\n        return Regression(**options)"
     assert plugin(make, "make").dim == 3
     packages = tmp_path / "site-packages"
@@ -573,8 +573,8 @@ def test_a_gradient_that_writes_to_its_parameters_is_refused_at_once(plugin):
         plugin(IN_PLACE, "InPlace")
 
 
-def test_a_worker_makes_a_problem_that_was_tried_without_another_trial(plugin, tmp_path):
-    """A trial of ten million parameters holds ten vectors; each worker would hold them too."""
+def test_a_worker_does_not_repeat_the_trial_of_a_problem(plugin, tmp_path):
+    """The trial of a large problem needs memory for about ten vectors of parameters."""
     plugin(
         """
         class Once(Regression):

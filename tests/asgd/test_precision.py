@@ -1,4 +1,4 @@
-"""A problem says the precision of its parameters, and everything else keeps it."""
+"""A problem sets the precision of the parameters, and runs, replays and exports keep it."""
 
 from __future__ import annotations
 
@@ -72,10 +72,10 @@ def test_a_simulation_in_float32_equals_its_replay_to_the_last_bit(
         ),
     ],
 )
-def test_a_simulation_in_float64_is_what_it_was(
+def test_a_simulation_in_float64_has_not_changed(
     tmp_path: Path, problem: dict[str, Any], tables: dict[str, Any], expected: str
 ) -> None:
-    """Before there was another precision, that is: elementary operations, the same anywhere."""
+    """The digests are older than float32; elementary operations round equally on any machine."""
     run = simulated(tmp_path / "run", problem, **tables)
     digest = hashlib.sha256()
     for table in (run.trace, run.loss):
@@ -99,7 +99,7 @@ def test_a_precision_that_cannot_be_set_is_refused() -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "<f4", "torch.float32"])
-def test_a_precision_may_have_any_name_of_it(dtype: str) -> None:
+def test_every_name_of_a_precision_is_accepted(dtype: str) -> None:
     from asgd.problems.base import precision
 
     assert precision(dtype, "") == precision(np.float32, "") == np.dtype("float32")
@@ -132,10 +132,10 @@ def test_another_precision_is_another_problem(tmp_path: Path) -> None:
     assert not problem_changes(run, make_problem(run.config))
 
 
-def test_a_run_that_does_not_say_its_precision_kept_float64(
+def test_a_run_without_a_recorded_precision_is_a_run_in_float64(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every run did, before there was another precision; networks are of float32 since."""
+    """Runs recorded no precision before there was float32."""
 
     def older(self: ProblemRecord, writer: RunWriter) -> None:
         writer.event("problem", **{k: v for k, v in asdict(self).items() if k != "dtype"})
@@ -147,8 +147,11 @@ def test_a_run_that_does_not_say_its_precision_kept_float64(
     assert not problem_changes(run, make_problem(run.config))
 
 
-def test_a_plug_in_gets_points_of_no_higher_precision_than_its_own() -> None:
-    """From models that compute in float64 too; differences of its gradient are wide enough."""
+def test_a_plug_in_gets_points_in_its_own_precision() -> None:
+    """Models pass float64, and `Single.gradient` asserts that it gets float32.
+
+    Differences of its gradients are wide enough for float32.
+    """
     problem = make_problem(asgd.make_config({"problem": single(dim=3)}))
     x = starting_point(problem, 0).astype(float)
     for points in (x, np.stack([x, x])):
@@ -169,8 +172,8 @@ def test_export_and_start_keep_float32(tmp_path: Path, suffix: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("framework", ["jax", "torch"])
-def test_a_network_is_float32_unless_float64_is_asked_for(tmp_path: Path, framework: str) -> None:
-    """Then every step counts in the parameters, and its gradients are the same."""
+def test_a_network_is_float32_unless_float64_is_requested(tmp_path: Path, framework: str) -> None:
+    """In float64, the smallest step changes the parameters; gradients are still float32 values."""
     if find_spec(framework) is None:
         pytest.skip(f"{framework} is not installed")
     kind = f"tests.support.networks:{framework}_perceptron"
@@ -195,7 +198,7 @@ def test_a_network_is_float32_unless_float64_is_asked_for(tmp_path: Path, framew
         run={"updates": 5},
     )
     assert run.parameters.dtype == np.float64
-    assert (run.parameters != x).any()  # float32 has no number as near
+    assert (run.parameters != x).any()  # float32 has no number so close
 
 
 @pytest.mark.skipif(find_spec("torch") is None, reason="PyTorch is not installed")

@@ -1,4 +1,4 @@
-"""Names and reasons from elsewhere cannot steer a terminal."""
+"""Control characters in foreign names and reasons do not reach a terminal."""
 
 import os
 
@@ -21,12 +21,12 @@ HOSTILE = "a\x1b[2J\nb\r\x9b1m\u202e\u2028"
         ("\ud800", r"\ud800"),
     ],
 )
-def test_what_cannot_be_seen_is_escaped(text: str, shown: str) -> None:
+def test_unprintable_characters_are_escaped(text: str, shown: str) -> None:
     assert printable(text) == shown
     assert shown.encode()
 
 
-def test_tables_and_events_stay_in_their_lines() -> None:
+def test_a_row_or_an_event_is_one_printable_line() -> None:
     lines = aligned([("run", "state"), (HOSTILE, "failed")])
     assert len(lines) == 2
     assert all(line.isprintable() for line in lines)

@@ -1,4 +1,4 @@
-"""A problem that is not as it was when its run began is noticed before the two are mixed."""
+"""A problem that changed since its run began is noticed before its results mix with the run's."""
 
 from __future__ import annotations
 
@@ -51,10 +51,10 @@ CLASSIFIER = """
 
 @pytest.fixture
 def problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Write the module of a user's problem anew, and forget what was imported of it."""
+    """Return a function that rewrites the module of the user's problem and forgets its import."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [place for place in sys.path if place])
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # it would look as new as the module
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # Python could take old bytecode for new
 
     def write(change: str = "SEED = 3") -> None:
         sys.modules.pop("my_classifier", None)
@@ -77,7 +77,7 @@ def events(path: Path, kind: str) -> list[dict[str, object]]:
 
 
 def asgd(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str]:
-    """Return the exit status of a command and what it said on standard error."""
+    """Return the exit status of a command and its standard error."""
     status = 0
     try:
         main([str(argument) for argument in arguments])
@@ -86,7 +86,7 @@ def asgd(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, s
     return status, capsys.readouterr().err
 
 
-def test_a_run_notes_what_its_problem_is_like_at_the_start(
+def test_a_run_records_its_problem_at_the_start(
     problem: Callable[[str], None], tmp_path: Path
 ) -> None:
     problem("SEED = 3")
@@ -104,7 +104,7 @@ def test_other_data_are_refused_in_one_line(
     capsys: pytest.CaptureFixture[str],
     command: str,
 ) -> None:
-    """The loss of a classifier at 0 is log 2 whatever its data are."""
+    """The gradient shows it: the loss of a classifier at 0 is log 2 for all data."""
     problem("SEED = 3")
     path = simulated(tmp_path / "run").path
     problem("SEED = 4")
@@ -118,14 +118,14 @@ def test_other_data_are_refused_in_one_line(
 
 
 @pytest.mark.slow
-def test_force_goes_on_and_leaves_one_event(
+def test_force_continues_and_records_one_event(
     problem: Callable[[str], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     problem("SEED = 3")
     path = simulated(tmp_path / "run").path
     predict(read_run(path), paths=2, models=["sme_sgd"]).save(path)
     problem("SEED = 4")
-    status, said = asgd(capsys, "report", path)  # of what is stored
+    status, said = asgd(capsys, "report", path)  # from the stored prediction
     assert (status, "has changed" in said) == (2, True)
     for _ in range(2):
         assert asgd(capsys, "report", path, "--force") == (0, "")
@@ -134,7 +134,10 @@ def test_force_goes_on_and_leaves_one_event(
     assert "Check the events: problem changed (1)" in (path / "report.html").read_text("utf-8")
     (tmp_path / "my_classifier.py").unlink()
     sys.modules.pop("my_classifier", None)
-    assert asgd(capsys, "report", path) == (0, "")  # of somebody else's run
+    assert asgd(capsys, "report", path) == (
+        0,
+        "",
+    )  # as for a run of another user, without the module
 
 
 def test_a_changed_dimension_is_named_with_both_values(
@@ -159,7 +162,7 @@ def test_a_damaged_record_is_no_change(tmp_path: Path, value: object) -> None:
 
 
 def rewrite_record(path: Path, **fields: object) -> None:
-    """Let a run have begun with another problem."""
+    """Change the problem on record, as if the run had begun with another."""
     changed = [
         {**event, **fields} if event["event"] == "problem" else event
         for event in read_run(path).events
@@ -168,7 +171,7 @@ def rewrite_record(path: Path, **fields: object) -> None:
     (path / "events.jsonl").write_text(text, encoding="utf-8")
 
 
-def test_repeats_of_another_problem_are_not_made_beside_those_there_are(tmp_path: Path) -> None:
+def test_repeats_are_continued_with_another_problem_only_by_force(tmp_path: Path) -> None:
     tables = {"problem": {"kind": "quadratic"}, "run": {"updates": 50, "repeats": 2}}
     path = run_repeats(make_config(tables), tmp_path / "repeats", simulate)
     for file in (path / "repeat-001" / "trace").iterdir():
@@ -209,12 +212,12 @@ def test_a_run_is_resumed_with_another_problem_only_by_force(
     assert event["task"] == "resume"
 
 
-def test_force_is_for_what_was_begun(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_force_needs_resume(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status, said = asgd(capsys, "run", tmp_path / "any.toml", "--force")
     assert (status, "--force: expected only with --resume" in said) == (2, True)
 
 
-def test_the_record_of_a_problem_that_raises_is_one_line() -> None:
+def test_a_problem_that_raises_is_refused_in_one_line() -> None:
     class Broken(Quadratic):
         def loss(self, x: np.ndarray) -> np.ndarray:
             raise ZeroDivisionError("by\nzero")

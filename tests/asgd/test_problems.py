@@ -1,3 +1,5 @@
+"""The built-in problems: values, derivatives, moments and noise."""
+
 from __future__ import annotations
 
 import subprocess
@@ -40,7 +42,7 @@ def problem(request, problems) -> Problem:
 
 
 def small_models() -> list[Problem]:
-    """Linear models small enough for every array to be formed."""
+    """Return linear models that are small enough to form every array."""
     rng = np.random.default_rng(1)
     features = rng.normal(size=(40, 3))
     labels = rng.integers(3, size=40)
@@ -53,7 +55,7 @@ def small_models() -> list[Problem]:
 
 
 class OnlyRequired(Problem):
-    """Another problem through its required methods alone: the general forms do the rest."""
+    """A problem with only the required methods of another, to test the general forms."""
 
     def __init__(self, problem: Problem) -> None:
         self.problem, self.dim, self.n_samples = problem, problem.dim, problem.n_samples
@@ -73,7 +75,7 @@ def some_points(problem: Problem, *lead: int, seed: int = 0) -> Array:
     return problem.initial_point(rng) + 0.3 * rng.normal(size=(*lead, problem.dim))
 
 
-def test_shape_of_the_problems(problems):
+def test_sizes_and_first_losses(problems):
     shapes = {kind: (p.n_samples, p.dim) for kind, p in problems.items()}
     assert shapes == {
         "quadratic": (2, 1),
@@ -196,7 +198,7 @@ def test_moments_of_scalar_problems(problems, kind):
     np.testing.assert_allclose(problem.gradient_covariance(x), np.full((4, 1, 1), 4.0))
 
 
-def test_check_problem_of_the_paper(problems):
+def test_the_quadratic_of_the_paper(problems):
     x = np.array([[0.7], [-1.3]])
     g = problems["quadratic"].sample_gradients(x)[..., 0]
     np.testing.assert_allclose(g, 2.0 * (x + np.array([-1.0, 1.0])))
@@ -219,7 +221,7 @@ def test_losses_survive_large_scores(problems):
 
 
 def noise_error(problem: Problem, draws: int, seed: int) -> Array:
-    """Covariance of the noise against S(x), in standard errors of each entry."""
+    """Return the errors of the noise's mean and covariance S(x), in standard errors of each."""
     x = some_points(problem)
     mean, xi = problem.gradient_and_noise(
         np.broadcast_to(x, (draws, problem.dim)), np.random.default_rng(seed)
@@ -351,7 +353,7 @@ def test_data_are_those_of_scikit_learn(problems, kind, load):
     np.testing.assert_allclose(shown, target, rtol=1e-12)
 
 
-def test_a_scikit_learn_without_its_tables_is_named(tmp_path, monkeypatch):
+def test_a_scikit_learn_without_its_tables_is_refused(tmp_path, monkeypatch):
     (tmp_path / "sklearn").mkdir()
     (tmp_path / "sklearn" / "__init__.py").touch()
     monkeypatch.syspath_prepend(tmp_path)
@@ -362,7 +364,7 @@ def test_a_scikit_learn_without_its_tables_is_named(tmp_path, monkeypatch):
         DATASETS["digits"]()
 
 
-def test_workers_need_not_import_scikit_learn():
+def test_data_sets_load_without_scikit_learn():
     code = "import sys; from asgd.problems.linear import *; {}; assert 'sklearn' not in sys.modules"
     loads = "; ".join(f"{name}()" for name in DATASETS)
     subprocess.run([sys.executable, "-c", code.format(loads)], check=True)

@@ -23,13 +23,13 @@ Array = npt.NDArray[np.float64]
 class Bowl:
     """f(x) = |x|^2 / 2 with noisy samples, and a fault.
 
-    "loss" and "raise" raise once the parameters have come below 0.9; "exit" and "hang" happen at
-    the `after`-th gradient of a process, "nan" from there on, "grow" turns every step around,
-    "soar" so far that gradients overflow before a loss is evaluated.
-    "slow" takes longer and longer until there is a file `until`, and "stumble" also raises at the
-    `after`-th gradient of a process before that; "print" prints at every gradient;
-    "slow loss" takes 30 ms for a loss, more than any transport takes for an update. "hanging loss"
-    takes minutes for a loss below 0.9, unless there is a file `until`.
+    "loss" and "raise" raise once the parameters are below 0.9. "exit" and "hang" happen at the
+    `after`-th gradient of a process; "nan" returns NaN from there on. "grow" makes the run diverge,
+    "soar" so fast that gradients overflow before a loss is evaluated. "slow" makes gradients slower
+    and slower until the file `until` exists; "stumble" does so too, and raises at the `after`-th
+    gradient of a process before that. "print" prints at every gradient. "slow loss" takes 30 ms for
+    a loss, more than any transport takes for an update. "hanging loss" takes minutes for a loss
+    below 0.9, unless the file `until` exists.
     """
 
     dim = 2
@@ -84,7 +84,7 @@ def bowl(**options: Any) -> Bowl:
 
 
 class Measured(Bowl):
-    """With metrics beside the loss."""
+    """A bowl with metrics beside the loss."""
 
     def metrics(self, x: Array) -> dict[str, float]:
         return {"distance": float(np.linalg.norm(x)), "=first": float(x[0])}
@@ -96,7 +96,7 @@ def measured(**options: Any) -> Measured:
 
 
 class Threaded(Bowl):
-    """Notes how many BLAS threads each gradient could use."""
+    """A bowl that records how many BLAS threads each gradient could use."""
 
     dim = 20
     seen: ClassVar[list[int]] = []
@@ -111,7 +111,7 @@ class Threaded(Bowl):
 
 
 class Wide(Bowl):
-    """With a hundred thousand parameters."""
+    """A bowl with 100,000 parameters."""
 
     dim = 100_000
 
@@ -125,9 +125,9 @@ def wide() -> Wide:
 
 
 class Single(Bowl):
-    """In single precision, unless told otherwise, with gradients that it computes in double.
+    """A bowl in single precision by default, which computes gradients in double precision.
 
-    From the `large`-th gradient of a process on they are too large for single precision.
+    From the `large`-th of a process on, gradients are too large for single precision.
     """
 
     def __init__(self, dim: int = 2, dtype: str = "float32", large: int = 1_000_000) -> None:
@@ -188,7 +188,7 @@ class Frozen(Problem):
 
 
 class Paced:
-    """Softmax regression on the digits; gradients take longer and longer until there is a file."""
+    """Softmax regression on the digits; gradients get slower and slower until a file exists."""
 
     def __init__(self, until: str) -> None:
         self._digits = digits()

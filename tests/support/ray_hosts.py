@@ -1,4 +1,4 @@
-"""A Ray cluster over hosts, started by the commands that the page on clusters tells."""
+"""A Ray cluster of several hosts, started with the commands on the page on clusters."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _STARTS = 3
 
 
 class StarvedError(Exception):
-    """Ray did not start on a host, as the machine is too busy; this says nothing of the runs."""
+    """Ray did not start on a host, because the machine is too busy; no run is at fault."""
 
 
 def told(start: str) -> list[str]:
@@ -59,16 +59,16 @@ class RayHosts:
             "PYTHONPATH": str(ROOT),
             "RAY_TMPDIR": "/dev/shm",  # each host has its own
             "RAY_USAGE_STATS_ENABLED": "0",
-            "RAY_worker_niceness": "0",  # otherwise 15: workers wait for whatever else runs
+            "RAY_worker_niceness": "0",  # otherwise 15, and workers wait for all other processes
             **{f"RAY_health_check_{name}": str(value) for name, value in health.items()},
         }
         self._call(hosts[0], "ray", "get-auth-token", "--generate")
         self._start(hosts[0], *told("ray start --head"))
 
     def complete(self, nodes: Mapping[Host, Sequence[str]]) -> None:
-        """Make hosts nodes of the cluster one by one, each with more options of `ray start`.
+        """Make hosts nodes of the cluster one by one, with additional options of `ray start`.
 
-        One that was started with the same options, and not given up since, stays as it is.
+        A host started with the same options, and not given up since, stays as it is.
         """
         for host, options in nodes.items():
             if self._started.get(host.name) != options:
@@ -82,7 +82,7 @@ class RayHosts:
         )
 
     def give_up(self, *hosts: Host) -> None:
-        """Note that nodes are going to die: `complete` starts them again."""
+        """Note that nodes will die, so that `complete` starts them again."""
         for host in hosts:
             self._started.pop(host.name, None)
 
@@ -115,13 +115,13 @@ class RayHosts:
     def _start(self, host: Host, *command: str) -> None:
         """Start Ray on a host.
 
-        On a busy machine `ray start` fails after 30 s and leaves a raylet behind, which becomes a
-        node when it gets to it.
+        On a busy machine, `ray start` fails after 30 s but leaves a raylet, which becomes a node
+        later.
 
         Raises
         ------
         StarvedError
-            It failed several times, and left none.
+            It failed several times and left no raylet.
         """
         for _ in range(_STARTS):
             if below(host.pid):
@@ -149,7 +149,7 @@ def ray_hosts(
 
 
 def wait_for(path: Path, holds: Callable[[Run], bool], seconds: float = 60.0) -> Run:
-    """Wait until something holds of a run, and return the run.
+    """Wait until a condition holds for a run, and return the run.
 
     Raises
     ------

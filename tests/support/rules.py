@@ -15,7 +15,7 @@ class Copied:
 
 
 class Full:
-    """A rule that takes everything: momentum, a correction by what was read, the count."""
+    """A rule that uses all its arguments, with momentum and a correction by the read parameters."""
 
     state = ("velocity",)
     scratch = 1
@@ -35,7 +35,7 @@ class Full:
 
 
 class Normalised:
-    """A rule that looks at the whole vector, and counts for itself."""
+    """A rule that needs the whole vector and counts its updates."""
 
     state = ("updates",)
     blockwise = False
@@ -58,7 +58,7 @@ class Branches:
 
 
 class Aliased:
-    """A rule whose state begins as x itself, and that later changes what it must not."""
+    """A rule whose state begins as x itself, and which later changes its arguments."""
 
     state = ("mean",)
     reads = True
@@ -129,7 +129,7 @@ class Faulty:
         if self.fault == "hidden":  # a momentum that no checkpoint contains
             self.velocity = gradient + (0.9 * self.velocity if count else 0.0)
             x -= eta * self.velocity
-        if self.fault == "refers":  # to memory that the next gradient takes
+        if self.fault == "refers":  # to memory that the next gradient overwrites
             last = self.last if count else np.zeros_like(x)
             self.last = gradient
             x -= eta * last
