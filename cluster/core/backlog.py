@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 _RECORDS = 4  # in the queue, besides the record being written
-_BYTES = 64_000_000  # of parameters; another record may be queued below this size
+_BYTES = 32_000_000  # of parameters; another record may be queued below this size
 _SECONDS = 0.3  # evaluation time per record
 _SECONDS_TO_SKIP = 2.0  # evaluation time that may wait before losses are skipped
 _SECONDS_QUEUED = 0.45  # another record may be queued below this evaluation time

@@ -25,7 +25,7 @@ from cluster.core.state import State
 from cluster.core.update import Discarded, Update
 
 _ROWS_PER_RECORD = 16_384
-_BYTES_PER_RECORD = 32_000_000  # of parameters to evaluate
+_BYTES_PER_RECORD = 16_000_000  # of parameters to evaluate
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+
 from asgd.config.make import make_config
 from asgd.rundir.reader import read_run
 from asgd.rundir.writer import RunWriter
 from asgd.verify import record_findings
 from cluster.core.backlog import Backlog
+from cluster.core.ledger import Ledger
 from tests.support.faults import Crowd
 from tests.support.machine import Machine, work
 
@@ -32,6 +35,18 @@ def test_evaluation_of_minutes_leaves_one_at_a_time() -> None:
     backlog.remove(1, seconds=100.0)
     assert (backlog.most_evaluations, backlog.has_room) == (1, True)
     backlog.add(1)
+    assert not backlog.has_room
+
+
+def test_one_loss_of_a_long_vector_waits_at_the_server_and_one_at_the_recorder() -> None:
+    parameters = np.zeros(10_000_000, np.float32)
+    ledger, backlog = Ledger(), Backlog()
+    ledger.evaluation(0, 0.0, parameters)
+    assert ledger.ready
+    assert ledger.full
+    record = ledger.drain()
+    assert not ledger.full
+    backlog.add(len(record.evaluations), record.nbytes)
     assert not backlog.has_room
 
 
