@@ -1,4 +1,4 @@
-"""Records: logs of other systems in, the same staleness out; what cannot be used is counted."""
+"""Records from logs of other systems: they keep the staleness and count unusable rows."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ STALENESS = np.random.default_rng(5).geometric(0.3, 880) - 1
 
 
 @pytest.mark.parametrize("name", logs.ITEMS)
-def test_the_staleness_of_every_format_comes_through(name: str, tmp_path: Path) -> None:
+def test_every_format_keeps_the_staleness(name: str, tmp_path: Path) -> None:
     write, columns = logs.ITEMS[name]
     record = asgd.import_log(write(tmp_path, STALENESS), tmp_path / "record", columns=columns)
     items = record.items
@@ -50,7 +50,7 @@ def test_prime_rl_has_steps_and_the_split_in_flight(tmp_path: Path) -> None:
     assert summary(record)["steps"] == 110
 
 
-def test_rollouts_are_in_flight_only_and_say_so(tmp_path: Path) -> None:
+def test_rollouts_have_staleness_in_flight_only(tmp_path: Path) -> None:
     record = asgd.import_log(logs.rollouts(tmp_path, STALENESS), tmp_path / "record")
     assert record.items["in_flight"].tolist() == STALENESS.tolist()
     assert "in flight only" in record.about.unknown[0]
@@ -104,7 +104,7 @@ def test_a_record_is_no_run(tmp_path: Path) -> None:
         asgd.read_record(tmp_path)
 
 
-def test_a_frame_is_a_record_too(tmp_path: Path) -> None:
+def test_a_frame_becomes_a_record(tmp_path: Path) -> None:
     record = asgd.from_frame(logs.frame(STALENESS), tmp_path / "r", columns=logs.COLUMNS)
     assert record.items["staleness"].tolist() == STALENESS.tolist()
     assert "880 items, mean staleness" in repr(record)
@@ -136,7 +136,7 @@ def test_unknown_versions_are_refused_or_counted_never_zero(tmp_path: Path) -> N
     assert record.items["update"].tolist() == [0, 1, 2, 7, 8, *range(10, 20)]
 
 
-def test_versions_that_run_backwards_have_a_line_of_their_own(tmp_path: Path) -> None:
+def test_versions_that_run_backwards_are_counted_separately(tmp_path: Path) -> None:
     rows: list[dict[str, object]] = [
         {"update": 9, "read_version": 5, "end_version": end} for end in (7, 4, 10, None, 9)
     ]
@@ -167,7 +167,7 @@ def test_a_table_without_the_update_is_in_flight_only(tmp_path: Path) -> None:
     "stored",
     [
         {"in_flight_only": True, "unknown": ["In other words."]},
-        {  # of records from before the flag
+        {  # records are older than the flag
             "unknown": [
                 "How long an item waited until it was used: this is the staleness in flight only, "
                 "when the item was ready; that of the update is larger."
@@ -176,9 +176,7 @@ def test_a_table_without_the_update_is_in_flight_only(tmp_path: Path) -> None:
     ],
     ids=["flag", "sentence"],
 )
-def test_no_queue_is_told_of_a_record_that_is_in_flight_only(
-    stored: dict[str, object], tmp_path: Path
-) -> None:
+def test_staleness_in_flight_only_has_no_queue(stored: dict[str, object], tmp_path: Path) -> None:
     rows: list[dict[str, object]] = [{"read_version": 3, "end_version": end} for end in (3, 5)]
     about = imported(tmp_path, rows).path / "record.json"
     found = json.loads(about.read_text("utf-8"))
@@ -189,7 +187,7 @@ def test_no_queue_is_told_of_a_record_that_is_in_flight_only(
     assert (split.flight, split.queue) == (1.0, None)
 
 
-# Read, start, end, update; where they are in order, in publication and in flight.
+# Versions at read, start, end and update; staleness in publication and in flight, or the refusal.
 VERSIONS = {
     "all parts": ((2, 3, 7, 15), (1, 4)),
     "no part": ((5, 5, 5, 5), (0, 0)),
@@ -204,7 +202,7 @@ VERSIONS = {
 
 
 @pytest.mark.parametrize("case", VERSIONS)
-def test_publication_flight_and_queue_are_told_apart(case: str, tmp_path: Path) -> None:
+def test_publication_flight_and_queue_are_distinguished(case: str, tmp_path: Path) -> None:
     versions, expected = VERSIONS[case]
     keys = ("read_version", "start_version", "end_version", "update")
     good = dict(zip(keys, (0, 0, 0, 0), strict=True))
@@ -225,7 +223,7 @@ def test_publication_flight_and_queue_are_told_apart(case: str, tmp_path: Path) 
 
 
 def test_the_split_has_the_means_of_its_parts(tmp_path: Path) -> None:
-    """Parts of known means, of which one item in five lacks the end."""
+    """The parts have known means; one item in five lacks its end."""
     update = 100 + np.arange(500)
     start, end = update - 7, update - 3
     read = start - np.where(update % 2, 1, 2)
@@ -246,7 +244,7 @@ def test_the_split_has_the_means_of_its_parts(tmp_path: Path) -> None:
     assert "1.5 in publication (before an item was begun), 7 in flight or in the queue" in str(
         begun
     )
-    # Sums of means are not exact: 0.1 + 0.2 is not 0.3, and no queue is not -4e-17.
+    # Means have rounding errors, but without a queue its part must be exactly 0.
     lag = pd.DataFrame({"update": [9] * 10, "read_version": [6, *[9] * 9]})
     empty = lag.assign(start_version=[7, *[9] * 9], end_version=9)
     queueless = split_of(asgd.from_frame(empty, tmp_path / "empty"))
@@ -257,13 +255,13 @@ def test_the_split_has_the_means_of_its_parts(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["log.csv", "log.jsonl"])
-def test_an_empty_file_is_said_to_be_empty(name: str, tmp_path: Path) -> None:
+def test_an_empty_file_is_refused(name: str, tmp_path: Path) -> None:
     (tmp_path / name).touch()
     with pytest.raises(asgd.InputError, match=rf"{name}: empty$"):
         asgd.import_log(tmp_path / name, tmp_path / "record")
 
 
-def test_a_restart_goes_on_as_another_session(tmp_path: Path) -> None:
+def test_a_restart_begins_another_session(tmp_path: Path) -> None:
     numbers = [*range(5), *range(2, 6), *range(3)]
     rows: list[dict[str, object]] = [{"update": i, "staleness": 0} for i in numbers]
     record = imported(tmp_path, rows)
@@ -273,7 +271,7 @@ def test_a_restart_goes_on_as_another_session(tmp_path: Path) -> None:
     assert "falls from 5 to 0" in record.about.notes[1]
 
 
-def test_a_restart_of_means_goes_on_too(tmp_path: Path) -> None:
+def test_a_restart_of_means_begins_another_session(tmp_path: Path) -> None:
     rows: list[dict[str, object]] = [{"n": i, "lag": 1.5} for i in (0, 1, 2, 1, 2)]
     record = imported(tmp_path, rows, columns={"step": "n", "mean": "lag"})
     assert record.steps["step"].tolist() == [0, 1, 2, 3, 4]
@@ -286,7 +284,7 @@ def test_rows_out_of_order_are_refused(tmp_path: Path) -> None:
         imported(tmp_path, rows)
 
 
-def test_an_item_that_is_there_twice_is_counted(tmp_path: Path) -> None:
+def test_a_repeated_item_is_counted(tmp_path: Path) -> None:
     rows: list[dict[str, object]] = [
         {"update": i // 2, "staleness": 0, "item": f"a{i}"} for i in range(10)
     ]
@@ -296,7 +294,7 @@ def test_an_item_that_is_there_twice_is_counted(tmp_path: Path) -> None:
     assert len(imported(tmp_path, rows, leave_out=True).items) == 10
 
 
-def test_a_line_that_is_being_written_is_no_error(tmp_path: Path) -> None:
+def test_an_unfinished_last_line_is_ignored(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
     path.write_text('{"staleness": 1}\n{"staleness": 2}\n{"stal', encoding="utf-8")
     assert asgd.import_log(path, tmp_path / "record").items["staleness"].tolist() == [1, 2]
@@ -324,7 +322,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_logs_get_one_line(case: str, tmp_path: Path) -> None:
+def test_a_bad_log_is_refused_in_one_line(case: str, tmp_path: Path) -> None:
     text, columns, message = BAD[case]
     path = tmp_path / "log.csv"
     if text is not None:
@@ -335,19 +333,19 @@ def test_bad_logs_get_one_line(case: str, tmp_path: Path) -> None:
     assert {file.name for file in tmp_path.iterdir()} <= {"log.csv"}
 
 
-# Of a log of means: what is in the file besides good rows, and what the message says.
+# Logs of means: a row after a good one, and the message.
 BAD_MEANS = {
     "not UTF-8": (b"8,\xff\n", "cannot be read ('utf-8' codec can't decode byte 0xff"),
-    "no end": (b"8," + b"1" * 200_000 + b"\n", "cannot be read (field larger than field limit"),
+    "long field": (b"8," + b"1" * 200_000 + b"\n", "cannot be read (field larger than field limit"),
     "a fraction": (b"1.7,1\n", "row 2: step = 1.7: expected a whole number"),
     "no number": (b"8,one\n", "row 2: 'one': expected a number"),
-    "endless": (b"inf,1\n", "row 2: step = inf: expected a whole number"),
+    "infinite": (b"inf,1\n", "row 2: step = inf: expected a whole number"),
     "huge": (b"1e300,1\n", "row 2: step = 1e+300: expected a whole number"),
 }
 
 
 @pytest.mark.parametrize("case", BAD_MEANS)
-def test_bad_logs_of_means_get_one_line_and_status_2(
+def test_a_bad_log_of_means_is_refused_in_one_line_with_status_2(
     case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     row, message = BAD_MEANS[case]
@@ -363,7 +361,7 @@ def test_bad_logs_of_means_get_one_line_and_status_2(
     assert [file.name for file in tmp_path.iterdir()] == ["means.csv"]
 
 
-def test_quotes_hold_a_column_name_with_a_comma_together(tmp_path: Path) -> None:
+def test_a_quoted_column_name_may_have_a_comma(tmp_path: Path) -> None:
     (tmp_path / "log.csv").write_text('"lag, of 4","the ""id""",n\n0,a,7\n2,b,8\n', "utf-8")
     (tmp_path / "log.tsv").write_text('"lag, of 4"\t"the\t""id"""\n0\ta\n2\tb\n', "utf-8")
     columns = ["--columns", '"staleness=lag, of 4",worker=the "id",update=n']
@@ -380,7 +378,7 @@ def test_quotes_hold_a_column_name_with_a_comma_together(tmp_path: Path) -> None
     assert record.steps["step"].tolist() == [5]
 
 
-def test_other_bad_sources_get_one_line(tmp_path: Path) -> None:
+def test_other_bad_sources_are_refused(tmp_path: Path) -> None:
     (tmp_path / "broken.parquet").write_bytes(b"PAR1 but no more")
     (tmp_path / "log.jsonl").write_text("{}\nno json\n{}\n", encoding="utf-8")
     (tmp_path / "bad.csv.gz").write_bytes(gzip.compress(b"staleness\n1\n" * 999)[:40])
@@ -402,7 +400,7 @@ def test_other_bad_sources_get_one_line(tmp_path: Path) -> None:
         asgd.import_log(folder, tmp_path / "record", format="xml")
 
 
-def test_a_directory_that_is_not_empty_is_left_alone(tmp_path: Path) -> None:
+def test_a_directory_that_is_not_empty_is_refused(tmp_path: Path) -> None:
     path = logs.csv(tmp_path, STALENESS)
     with pytest.raises(asgd.InputError, match="exists and is not empty"):
         asgd.import_log(path, tmp_path, columns=logs.COLUMNS)
@@ -424,13 +422,13 @@ def test_damage_is_found(tmp_path: Path) -> None:
 
 
 def rewritten(record: asgd.Record, types: dict[str, type], **changed: object) -> None:
-    """Write the items of a record with these columns, digests and all."""
+    """Replace the items of a record, with valid digests."""
     columns = {name: record.items[name].to_numpy() for name in types} | changed
     part = next((record.path / "items").iterdir())
     write_table(part, columns, types)
 
 
-def test_a_record_that_lacks_a_column_gets_one_line(tmp_path: Path) -> None:
+def test_a_record_without_a_column_is_refused_in_one_line(tmp_path: Path) -> None:
     record = asgd.from_frame(logs.frame(STALENESS), tmp_path / "r", columns=logs.COLUMNS)
     types = {name: kind for name, kind in ITEM_COLUMNS.items() if name != "in_publication"}
     rewritten(record, types)
@@ -448,7 +446,7 @@ def test_a_record_that_lacks_a_column_gets_one_line(tmp_path: Path) -> None:
         ({"in_publication": 30, "in_flight": 40}, "staleness 0 is less than its parts"),
     ],
 )
-def test_parts_that_cannot_be_are_found(parts: dict[str, int], what: str, tmp_path: Path) -> None:
+def test_impossible_parts_are_found(parts: dict[str, int], what: str, tmp_path: Path) -> None:
     frame = logs.frame(np.arange(60) % 2)
     record = asgd.from_frame(frame, tmp_path / "r", columns=logs.COLUMNS)
     whole = {name: np.full(60, value) for name, value in parts.items()}

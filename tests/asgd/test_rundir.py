@@ -1,4 +1,4 @@
-"""The run directory: what is written is read back, and torn files do not make it unreadable."""
+"""The run directory: it is read as it was written, even with torn files."""
 
 import os
 from pathlib import Path
@@ -62,7 +62,7 @@ def test_state_follows_the_last_event_that_ends_a_run(writer: RunWriter) -> None
         "loss.parquet/deeper/still/elsewhere.parquet",
     ],
 )
-def test_a_directory_that_leads_elsewhere_is_refused(
+def test_a_link_or_a_pipe_inside_a_run_is_refused(
     writer: RunWriter, tmp_path: Path, name: str
 ) -> None:
     place = writer.path / name
@@ -83,7 +83,7 @@ def test_a_link_to_a_run_is_followed(writer: RunWriter, tmp_path: Path) -> None:
     assert read_run(tmp_path / "latest").path == tmp_path / "latest"
 
 
-def test_a_file_is_not_written_through_a_link_in_the_way(tmp_path: Path) -> None:
+def test_replacing_a_file_does_not_follow_a_link(tmp_path: Path) -> None:
     precious = tmp_path / "precious"
     precious.write_text("kept")
     for link in (tmp_path / "profile.json", tmp_path / ".profile.json.tmp"):
@@ -94,7 +94,7 @@ def test_a_file_is_not_written_through_a_link_in_the_way(tmp_path: Path) -> None
     assert not (tmp_path / "profile.json").is_symlink()
 
 
-def test_a_torn_last_event_is_left_out(writer: RunWriter) -> None:
+def test_a_torn_last_event_is_ignored(writer: RunWriter) -> None:
     with (writer.path / "events.jsonl").open("a") as file:
         file.write('{"event": "fin')
     assert [event["event"] for event in read_run(writer.path).events] == ["start"]
@@ -112,7 +112,7 @@ def test_event_after_a_torn_one_is_kept(writer: RunWriter) -> None:
     RunWriter(writer.path).sync()
 
 
-def test_an_event_that_is_whole_but_damaged_is_named(writer: RunWriter) -> None:
+def test_a_damaged_event_is_named(writer: RunWriter) -> None:
     with (writer.path / "events.jsonl").open("ab") as file:
         file.write(b'{"event": "fin{"event": "failed"}\n')
     writer.event("interrupted")
@@ -120,7 +120,7 @@ def test_an_event_that_is_whole_but_damaged_is_named(writer: RunWriter) -> None:
         _ = read_run(writer.path).state
 
 
-def test_cut_leaves_the_temporary_files_of_others(writer: RunWriter) -> None:
+def test_a_cut_keeps_the_temporary_files_of_other_processes(writer: RunWriter) -> None:
     writer.trace(rows(0, 10))
     others = [writer.path / name for name in ("profile.json.tmp", "request-0a.json.tmp")]
     torn = [writer.path / name / ".part-1.parquet.tmp" for name in ("loss.parquet", "trace")]
@@ -131,7 +131,7 @@ def test_cut_leaves_the_temporary_files_of_others(writer: RunWriter) -> None:
     assert sorted(writer.path.rglob("*.tmp")) == sorted(others)
 
 
-def test_losses_that_cannot_be_read_are_put_aside(writer: RunWriter) -> None:
+def test_unreadable_losses_are_set_aside(writer: RunWriter) -> None:
     writer.trace(rows(0, 10))
     for update in (0, 5, 10, 15):
         writer.loss({"update": [update], "seconds": [0.1 * update], "loss": [2.3]})
@@ -149,7 +149,7 @@ def test_losses_that_cannot_be_read_are_put_aside(writer: RunWriter) -> None:
     pd.testing.assert_frame_equal(pd.read_parquet(writer.path / "loss.parquet"), run.loss)
 
 
-def test_losses_that_are_missing_are_told(tmp_path: Path) -> None:
+def test_missing_losses_are_reported(tmp_path: Path) -> None:
     config = make_config({"run": {"eval_every": 5, "updates": 30}})
     writer = RunWriter.create(tmp_path / "run", config)
     writer.trace(rows(0, 30))
@@ -186,7 +186,7 @@ def test_metrics_have_a_column_each(writer: RunWriter) -> None:
     assert read_run(writer.path).metrics.index.tolist() == [5]
 
 
-def test_metrics_that_are_missing_or_cannot_be_read_are_told(writer: RunWriter) -> None:
+def test_missing_and_unreadable_metrics_are_reported(writer: RunWriter) -> None:
     writer.trace(rows(0, 20))
     measured(writer, 0, 5, 10, 15)
     part = writer.path / "metrics" / "part-000000000010.parquet"
@@ -204,7 +204,7 @@ def test_metrics_that_are_missing_or_cannot_be_read_are_told(writer: RunWriter) 
     assert run.events[-1]["file"] == "metrics/_damaged-000000000010.parquet"
 
 
-def test_a_lost_end_of_the_trace_is_told_once_the_run_has_finished(tmp_path: Path) -> None:
+def test_a_finished_run_with_a_short_trace_is_refused(tmp_path: Path) -> None:
     config = make_config({"run": {"updates": 30}})
     writer = RunWriter.create(tmp_path / "run", config)
     writer.trace(rows(0, 20))
@@ -228,9 +228,7 @@ def test_a_lost_end_of_the_trace_is_told_once_the_run_has_finished(tmp_path: Pat
         ("gradient_norm", -1.0, "update 13: gradient_norm -1 is not a norm"),
     ],
 )
-def test_rows_that_cannot_be_are_named(
-    writer: RunWriter, name: str, value: float, reason: str
-) -> None:
+def test_impossible_rows_are_named(writer: RunWriter, name: str, value: float, reason: str) -> None:
     writer.trace(rows(0, 10))
     trace = rows(10, 10)
     trace[name] = np.where(trace["update"] == 13, value, trace[name])
@@ -239,8 +237,8 @@ def test_rows_that_cannot_be_are_named(
         _ = read_run(writer.path).trace
 
 
-def test_more_rows_than_the_run_has_updates_are_not_read(writer: RunWriter) -> None:
-    """A few bytes of Parquet can claim to be millions of rows."""
+def test_more_rows_than_the_run_has_updates_are_refused(writer: RunWriter) -> None:
+    """A few bytes of Parquet can claim millions of rows."""
     writer.trace(rows(0, 5001))
     for read in (lambda run: run.trace, lambda run: run.outline):
         with pytest.raises(InputError, match="5001 rows, expected at most 5000"):
@@ -251,7 +249,7 @@ def test_more_rows_than_the_run_has_updates_are_not_read(writer: RunWriter) -> N
         _ = read_run(writer.path).trace
 
 
-def test_an_outline_is_that_of_the_whole_trace(writer: RunWriter) -> None:
+def test_the_outline_agrees_with_the_whole_trace(writer: RunWriter) -> None:
     rng = np.random.default_rng(0)
     for first, count in ((0, 700), (700, 80), (780, 40)):
         part = rows(first, count)

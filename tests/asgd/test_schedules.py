@@ -1,4 +1,4 @@
-"""Schedules by update number, and what the configuration accepts as one."""
+"""Schedules by update number, and the schedules that a configuration accepts."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def test_value_holds_from_its_update_on() -> None:
     np.testing.assert_array_equal(schedule.array(7), expected)
 
 
-def test_constant() -> None:
+def test_a_constant_schedule() -> None:
     schedule = Schedule(3)
     assert schedule(0) == schedule(10**9) == 3
     np.testing.assert_array_equal(schedule.array(3), [3, 3, 3])
 
 
-def test_from_configuration() -> None:
+def test_schedules_of_a_configuration() -> None:
     optimizer = make_config(
         {
             "optimizer": {
@@ -67,7 +67,7 @@ def test_impossible_schedules_are_refused(schedule: dict[str, Any], message: str
     assert "optimizer.learning_rate_schedule" in str(error.value)
 
 
-def test_the_optimal_schedule_is_what_a_run_follows(tmp_path: Path) -> None:
+def test_a_run_follows_the_optimal_schedule(tmp_path: Path) -> None:
     batches = optimal_batch_schedule(2.0, 4.0, 0.01, 0.75, 400, budget=1600)
     assert batches[0] == 1 < batches[-1]
     tables = {

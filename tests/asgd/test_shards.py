@@ -68,10 +68,10 @@ def test_parts_by_label_are_cut_from_the_sorted_classes():
 
 
 def test_shares_of_dirichlet_parts_follow_their_law():
-    """The first part cannot use up a class: its shares have the variance of the Dirichlet law.
+    """The first part never exhausts a class, so its shares have the variance of the Dirichlet law.
 
-    Var q_c = p_c (1 - p_c) / (alpha + 1), summed over the classes, and rounding adds at most one
-    sample of 1797/40. Five standard errors over 400 seeds.
+    Var q_c = p_c (1 - p_c) / (alpha + 1), summed over the classes; rounding adds at most one sample
+    of 1797/40. The tolerance is five standard errors over 400 seeds.
     """
     alpha, workers, p = 2.0, 40, np.bincount(DIGITS.labels) / 1797
     data = {"shards": "dirichlet", "alpha": alpha}
@@ -90,7 +90,7 @@ def test_alpha_goes_from_equal_shares_to_single_classes(alpha, most):
     assert found.sum(axis=1).min() == 179
     largest = found[0].max() / found[0].sum() * 100
     assert largest == pytest.approx(most, abs=2.5)
-    if alpha > 1:  # also the last one, which takes what the others leave
+    if alpha > 1:  # also of the last part, which gets the remaining samples
         assert (np.abs(found - found.mean(axis=0)) <= 10).all()
 
 
@@ -98,7 +98,7 @@ def test_alpha_goes_from_equal_shares_to_single_classes(alpha, most):
 def test_workers_draw_uniformly_from_their_part_alone(data):
     config = config_of(data)
     draws, shards = WorkerDraws(config, DIGITS), Shards.of(config, DIGITS)
-    for worker in (0, 5, 11):  # worker 11 was added
+    for worker in (0, 5, 11):  # worker 11 joined later
         drawn = np.concatenate([draws.batch(worker, sequence, 500) for sequence in range(60)])
         part = shards.parts[worker % 6]
         values, counts = np.unique(drawn, return_counts=True)
@@ -126,7 +126,7 @@ def test_a_simulation_uses_the_parts_and_is_verified(tmp_path, data):
 
 
 class Labelled:
-    """A plug-in with labels of a kind to choose."""
+    """A plug-in with labels of a chosen kind."""
 
     dim, n_samples = 1, 8
 
@@ -158,7 +158,7 @@ class Labelled:
 
 
 class Watched(Labelled):
-    """It notes the indices that it gets."""
+    """A plug-in that records the indices it gets."""
 
     seen: ClassVar[list[int]] = []
 
@@ -190,7 +190,7 @@ def test_a_plugin_gets_indices_of_the_part_of_its_worker_only(sampling):
 
 
 @pytest.mark.parametrize("kind", ["good", "list"])
-def test_a_plugin_offers_labels(kind):
+def test_labels_of_a_plugin_are_used(kind):
     table = {"kind": "tests.asgd.test_shards:Labelled", "options": {"kind": kind}}
     config = make_config(
         {"problem": table, "data": {"shards": "by_label"}, "cluster": {"workers": 2}}
@@ -215,7 +215,7 @@ def test_labels_that_are_no_classes_are_refused(kind, message):
         Shards.of(config, make_problem(config))
 
 
-def test_parts_that_cannot_be_are_refused_with_both_keys():
+def test_impossible_parts_are_refused():
     few = LeastSquares(np.zeros((3, 1)), np.zeros(3))
     refused = [
         (lambda: config_of({"shards": "dirichlet"}), "shards = 'dirichlet' needs alpha"),
@@ -250,7 +250,7 @@ def test_least_squares_has_no_classes(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_the_last_array_of_a_network_is_its_labels_if_it_counts_classes():
+def test_whole_numbers_in_the_last_array_of_a_network_are_its_labels():
     torch = pytest.importorskip("torch")
     from asgd import TorchProblem
 
@@ -284,7 +284,7 @@ def test_the_last_array_of_a_network_is_its_labels_if_it_counts_classes():
         assert (labels if labels is None else labels.tolist()) == expected
 
 
-def test_the_last_array_of_a_jax_problem_is_its_labels():
+def test_whole_numbers_in_the_last_array_of_a_jax_problem_are_its_labels():
     jax = pytest.importorskip("jax")
     from asgd import JaxProblem
 

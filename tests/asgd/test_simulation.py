@@ -1,3 +1,5 @@
+"""Simulated runs: the staleness of the queue, the run directory, replays, and how runs end."""
+
 from __future__ import annotations
 
 import re
@@ -62,7 +64,7 @@ def finished(config: RunConfig, path: Path) -> Run:
 
 
 def serial_replay(run: Run) -> tuple[list[float], list[np.ndarray]]:
-    """Apply the trace again, one gradient after another: the norms and all versions."""
+    """Apply the trace again, one gradient after another; return the norms and all versions."""
     config = run.config
     problem = make_problem(config)
     draws = WorkerDraws(config, problem)
@@ -80,9 +82,9 @@ def serial_replay(run: Run) -> tuple[list[float], list[np.ndarray]]:
 
 
 @pytest.mark.parametrize("law", ["constant", "exponential", "gamma", "lognormal"])
-def test_mean_staleness_is_workers_minus_one_whatever_the_law(law):
+def test_mean_staleness_is_workers_minus_one_for_every_law(law):
     order = simulate_staleness(ComputeTime(law, np.ones(P)), 20_000, np.random.default_rng(0))
-    # Each snapshot is read once: what is missing from P - 1 are the reads still outstanding.
+    # The mean is slightly below P - 1, because the last reads never become updates.
     assert P - 1 - 0.02 < order.staleness.mean() <= P - 1
 
 
@@ -93,10 +95,10 @@ def test_constant_times_give_constant_staleness_after_the_start():
 
 
 def assert_geometric(staleness: np.ndarray, mu: float) -> None:
-    """Share of zeros, total variation distance and chi-square test of the start-free part.
+    """Check the share of zeros, the total variation distance and chi-square after the start.
 
-    Whether a worker has two turns in a row is independent from turn to turn, so the share of
-    zeros has its binomial error; a lag of 50 P updates makes the values tested independent.
+    Two turns of a worker in a row are independent events, so the share of zeros has the binomial
+    error. Chi-square uses every 50 P-th value, because these are independent.
     """
     law = Geometric(mu)
     settled = staleness[50 * P :]
@@ -145,7 +147,7 @@ def test_unequal_rates_give_a_mixture_by_worker():
         assert abs(own.mean() - (1 - p) / p) < 4.0 * np.sqrt(1 - p) / p / np.sqrt(len(own))
 
 
-def test_a_busy_server_serves_in_turn():
+def test_a_busy_server_serves_workers_in_turn():
     order = simulate_staleness(
         ComputeTime("exponential", np.full(P, 0.01)),
         4000,
@@ -169,7 +171,7 @@ def test_order_by_hand():
 
 @pytest.mark.parametrize("messages", [0.0, 0.6])
 @pytest.mark.parametrize("mean", [np.ones(30), np.geomspace(0.02, 50.0, 5), np.ones(1)])
-def test_merged_arrivals_are_the_order_of_the_queue(mean, messages):
+def test_merged_arrivals_have_the_order_of_the_queue(mean, messages):
     times = np.random.default_rng(5).exponential(size=(len(mean), 64 * 64)) * mean[:, None]
     fast = unhindered_order(
         lambda worker, first, blocks: times[worker, 64 * first : 64 * (first + blocks)],
@@ -283,12 +285,12 @@ def test_one_worker_is_serial_sgd_to_the_last_bit(tmp_path, problem):
     ],
     ids=["plain", "momentum", "batches", "rates", "adam", "corrected", "compensated", "own"],
 )
-def test_the_uniform_schedule_is_that_of_the_real_server(tmp_path, optimizer):
+def test_a_simulation_in_the_uniform_schedule_equals_the_real_server(tmp_path, optimizer):
     config = configure(
         "least_squares",
         updates=300,
         workers=3,
-        # the order is drawn, so times only cost time
+        # the order is drawn, so compute times may be short
         cluster={"schedule": "uniform", "compute_time": {"law": "constant", "mean": 1e-6}},
         optimizer={"learning_rate": 0.02, **optimizer},
     )
@@ -337,7 +339,7 @@ def test_long_runs_are_written_in_parts(tmp_path):
     ],
 )
 def test_divergence_ends_the_run_and_leaves_it_readable(tmp_path, every, problem, rate):
-    """Also where gradients overflow between two evaluations of the loss."""
+    """Gradients may also overflow between two evaluations of the loss."""
     config = make_config(
         {
             "problem": problem,
@@ -356,7 +358,7 @@ def test_divergence_ends_the_run_and_leaves_it_readable(tmp_path, every, problem
     assert run.loss["update"].tolist() == sorted(due)[: len(run.loss)]
 
 
-def test_a_gradient_that_is_wrong_is_no_divergence(tmp_path):
+def test_a_gradient_of_nan_is_no_divergence(tmp_path):
     problem = {"kind": "tests.support.plugins:bowl", "options": {"fault": "nan"}}
     config = configure(updates=40)
     config = msgspec.structs.replace(config, problem=make_config({"problem": problem}).problem)
@@ -403,7 +405,7 @@ def test_bad_input_writes_nothing(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("rate", "workers", "update", "value"), SERVER_VALUES)
-def test_closed_second_moment_of_the_server(rate, workers, update, value):
+def test_the_second_moment_of_the_server_has_its_known_values(rate, workers, update, value):
     assert server_second_moment(rate, workers, update)[-1] == pytest.approx(value, rel=3e-4)
 
 

@@ -1,4 +1,4 @@
-"""Staleness: its definition, its laws against scipy and against themselves."""
+"""Staleness: its definition, and its laws compared with scipy and with each other."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def test_laws_equal_scipy() -> None:
     np.testing.assert_allclose(NegativeBinomial(2.3, 0.6).cdf(l), stats.nbinom(2.3, 0.4).cdf(l))
 
 
-def test_laws_contain_each_other_at_their_edges() -> None:
+def test_special_cases_of_laws_agree() -> None:
     l = np.arange(40)
     np.testing.assert_allclose(
         ConwayMaxwellPoisson(np.log(5.0), 1.0).pmf(l), Poisson(5.0).pmf(l), atol=1e-15
@@ -169,7 +169,7 @@ def test_staleness_is_update_minus_read_version() -> None:
 @pytest.mark.parametrize(
     ("update", "read_version"), [(3, 4), (3, -1), (np.arange(3), np.array([0, 2, 0]))]
 )
-def test_staleness_refuses_reads_from_the_future(update: object, read_version: object) -> None:
+def test_an_impossible_read_version_is_refused(update: object, read_version: object) -> None:
     with pytest.raises(InputError, match=r"read_version(\[[01]\])? = "):
         staleness_of(update, read_version)
 
@@ -183,7 +183,7 @@ def test_named_laws_have_the_mean() -> None:
 @pytest.mark.parametrize(
     ("name", "mean"), [("cauchy", 7.0), ("geometric", -1.0), ("constant", 7.5)]
 )
-def test_named_law_refuses(name: str, mean: float) -> None:
+def test_an_unusable_named_law_is_refused(name: str, mean: float) -> None:
     with pytest.raises(InputError):
         named_law(name, mean)
 
@@ -206,7 +206,7 @@ def test_impossible_laws_are_refused(description: dict[str, object]) -> None:
         law_of(description)
 
 
-def test_too_short_a_table_is_refused() -> None:
+def test_a_table_without_mass_and_a_tail_of_zero_are_refused() -> None:
     with pytest.raises(InputError, match="no mass"):
         ConstantPlusGeometric(7).weights(5)
     with pytest.raises(InputError, match="tail"):

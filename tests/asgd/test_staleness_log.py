@@ -1,4 +1,4 @@
-"""The log for a loop of one's own: appends of threads and processes, readable at any time."""
+"""`StalenessLog`: threads and processes append to it, and it is readable at any time."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_a_server_of_memoryless_workers_has_its_law(tmp_path: Path) -> None:
     assert abs(fit.shape.zeros - 1 / 5) < 3.0 * error
 
 
-def test_it_is_readable_while_it_grows(tmp_path: Path) -> None:
+def test_a_log_is_readable_while_it_grows(tmp_path: Path) -> None:
     log = asgd.StalenessLog(tmp_path / "mine", unit="versions")
     assert asgd.read_record(log.path).items.empty
     expected = server(log, 3, 50, 2)
@@ -125,9 +125,9 @@ def test_processes_lose_no_line(method: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("version", "staleness", "publication"),
-    [(None, 11, 0), (4, 11, 0), (1, 14, 3), (5, 10, 0)],  # the last is not noted yet
+    [(None, 11, 0), (4, 11, 0), (1, 14, 3), (5, 10, 0)],  # version 5 is not logged yet
 )
-def test_publication_flight_and_queue_are_told_apart(
+def test_publication_flight_and_queue_are_distinguished(
     version: int | None, staleness: int, publication: int, tmp_path: Path
 ) -> None:
     with asgd.StalenessLog(tmp_path / "mine", unit="steps") as log:
@@ -145,8 +145,8 @@ def test_publication_flight_and_queue_are_told_apart(
     assert record.about.left_out == {}
 
 
-def test_a_worker_that_is_ahead_of_the_log_does_not_end_before_it_starts(tmp_path: Path) -> None:
-    """It has a version a moment before the trainer notes it, and computes at once."""
+def test_a_worker_ahead_of_the_log_does_not_end_before_it_starts(tmp_path: Path) -> None:
+    """The worker reads a version, and computes, just before the trainer logs that version."""
     with asgd.StalenessLog(tmp_path / "mine") as log:
         log.published(4)
         read = log.computed(log.read(version=5))
@@ -175,12 +175,12 @@ print(*sys.modules)
     assert len(record.items) == 1
 
 
-def test_a_closed_log_takes_nothing_from_anyone(tmp_path: Path) -> None:
+def test_a_closed_log_refuses_items(tmp_path: Path) -> None:
     log = asgd.StalenessLog(tmp_path / "mine")
     log.published(0)
     read, other = log.read(), asgd.StalenessLog.join(log.path)
     log.applied(0, read)
-    other.close()  # does not own it
+    other.close()  # not the owner, so the log stays open
     other.applied(0, read)
     log.close()
     log.close()
@@ -210,7 +210,7 @@ def test_a_restart_of_the_versions_is_noted(tmp_path: Path) -> None:
     assert "falls from 8 to 2" in record.about.notes[0]
 
 
-def test_bad_arguments_get_one_line(tmp_path: Path) -> None:
+def test_bad_arguments_are_refused(tmp_path: Path) -> None:
     with pytest.raises(asgd.InputError, match="unit = 'epochs': expected one of updates"):
         asgd.StalenessLog(tmp_path / "mine", unit="epochs")
     log = asgd.StalenessLog(tmp_path / "mine")

@@ -1,3 +1,5 @@
+"""Random streams: draws depend only on the seed, the name and the address."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -22,8 +24,8 @@ def test_streams_repeat_and_differ_by_name_and_seed():
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 @pytest.mark.parametrize("bits", [np.random.SFC64, np.random.PCG64, np.random.MT19937])
 @pytest.mark.parametrize("shape", [(400_001, 1), (1,)])
-def test_standard_normals(dtype, bits, shape):
-    """Moments and tail in both precisions; float32 has a method of its own."""
+def test_standard_normals_have_their_moments_and_tail(dtype, bits, shape):
+    """Both precisions are tested, because float32 has its own method."""
     out, size = np.empty(shape, dtype), shape[0]
     z = standard_normals(out, np.random.Generator(bits(3)))
     assert z is out
@@ -73,7 +75,7 @@ def draws_of(seed=0, law="exponential", mean=0.01, workers=4, n=1797) -> WorkerD
 
 
 @pytest.mark.parametrize("size", [1, 16, 300, 5000])
-def test_batches_do_not_depend_on_the_order_in_which_they_are_asked_for(size):
+def test_batches_do_not_depend_on_the_order_of_requests(size):
     forward, backward = draws_of(), draws_of()
     addresses = [(w, s) for w in (0, 3) for s in (0, 1, 63, 64, 200)]
     there = {a: forward.batch(*a, size).tolist() for a in addresses}
@@ -103,12 +105,12 @@ def test_batches_are_uniform():
     assert chi_square < 4 + 4 * np.sqrt(2 * 4)
 
 
-def test_compute_times_in_a_row_are_those_of_the_addresses():
+def test_iterated_compute_times_equal_single_ones():
     times, single = draws_of().all_compute_seconds(2), draws_of()
     assert all(next(times) == single.compute_seconds(2, s) for s in range(150))
 
 
-def test_compute_times_are_those_of_the_address():
+def test_compute_times_depend_on_the_address_alone():
     one, other = draws_of(), draws_of()
     addresses = [(w, s) for w in range(4) for s in (0, 63, 64, 1000)]
     times = [one.compute_seconds(*a) for a in addresses]

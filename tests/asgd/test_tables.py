@@ -1,4 +1,4 @@
-"""Tables on file: what is written is read, and no flipped bit is believed."""
+"""Tables on disk: they are read as written, and no flipped bit changes a value."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def path(tmp_path: Path, columns: dict[str, np.ndarray]) -> Path:
     return tmp_path / "table.parquet"
 
 
-def test_what_is_written_is_read(path: Path, columns: dict[str, np.ndarray]) -> None:
+def test_a_table_is_read_as_it_was_written(path: Path, columns: dict[str, np.ndarray]) -> None:
     found = read_table(path, TYPES, ROWS)
     assert list(found) == list(TYPES)
     for name, column in columns.items():
@@ -47,8 +47,8 @@ def test_what_is_written_is_read(path: Path, columns: dict[str, np.ndarray]) -> 
     pd.testing.assert_frame_equal(pd.read_parquet(path), pd.DataFrame(columns))
 
 
-def test_no_flipped_bit_is_believed(path: Path) -> None:
-    """Of a whole file none; of single columns none in them, nor in what says where they are."""
+def test_no_flipped_bit_changes_a_value(path: Path) -> None:
+    """Reading the whole file always fails; reading columns fails unless they are unaffected."""
     good, rng = path.read_bytes(), np.random.default_rng(1)
     known = read_table(path, TYPES, ROWS)
     for place in rng.choice(8 * len(good), FLIPS, replace=False).tolist():
@@ -74,7 +74,7 @@ def test_a_short_file_is_damaged(path: Path, cut: int) -> None:
             read(path, TYPES, ROWS)
 
 
-def test_more_rows_than_there_can_be_are_not_read(path: Path) -> None:
+def test_too_many_rows_are_refused(path: Path) -> None:
     for read in (read_table, Table):
         with pytest.raises(DamagedTableError, match=f"{ROWS} rows, expected at most {ROWS - 1}"):
             read(path, TYPES, ROWS - 1)
@@ -86,13 +86,13 @@ def test_a_column_of_another_type_is_refused(path: Path, kind: type) -> None:
         read_table(path, {**TYPES, "update": kind}, ROWS)
 
 
-def test_a_table_of_others_has_no_digest(path: Path, columns: dict[str, np.ndarray]) -> None:
+def test_a_table_without_a_digest_is_refused(path: Path, columns: dict[str, np.ndarray]) -> None:
     pq.write_table(pa.table(columns), path)
     with pytest.raises(DamagedTableError, match="it has no digest"):
         read_table(path, TYPES, ROWS)
 
 
-def test_a_name_that_is_no_text(tmp_path: Path, columns: dict[str, np.ndarray]) -> None:
+def test_a_file_name_may_be_invalid_text(tmp_path: Path, columns: dict[str, np.ndarray]) -> None:
     path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.parquet"))
     write_table(path, columns, TYPES)
     assert len(read_table(path, TYPES, ROWS)["update"]) == ROWS

@@ -1,4 +1,4 @@
-"""How far the recorder may be behind, and that the server waits for it without losing anything."""
+"""The recorder may lag behind the server by a limit; then the server waits and loses nothing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.faults import Crowd
 from tests.support.machine import Machine, work
 
 
-def test_slow_evaluations_make_small_records_and_few() -> None:
+def test_slow_evaluations_make_few_small_records() -> None:
     backlog = Backlog()
     backlog.add(10)
     backlog.remove(10, seconds=1.0)
@@ -89,7 +89,9 @@ def test_server_skips_losses_while_others_wait_but_not_the_first_and_last(tmp_pa
     assert server.ledger.skipped == 7
     server.ledger.checkpoint = server.state()
     alone = server.drain()
-    assert not len(alone.trace["update"])  # nothing but work: it has a number of its own
+    assert not len(
+        alone.trace["update"]
+    )  # a checkpoint without rows; the record has its own number
     both = first.work.then(last.work)
     assert both.evaluations.update.tolist() == [0, 1, 9]
     assert both.checkpoint is last.checkpoint
@@ -124,7 +126,7 @@ def test_server_holds_gradients_while_its_ledger_is_full() -> None:
         crowd.push(worker)
     assert crowd.server.version == 2
     assert crowd.server.status(crowd.now).waiting
-    assert not crowd.server.status(crowd.now).workers[2].computing  # it has done its part
+    assert not crowd.server.status(crowd.now).workers[2].computing  # it has sent its gradient
     assert sorted(crowd.at_hand) == [0, 1]
     record = crowd.server.drain()
     assert record.evaluations.update.tolist() == [0, 1, 2]

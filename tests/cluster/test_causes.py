@@ -1,4 +1,4 @@
-"""Why an actor was lost, from what Ray raises: its own exceptions, raised by real actors."""
+"""The cause of an actor's death, in words, from the exceptions of Ray."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 
 
 class Faulty:
-    """Fails in its constructor, or when it is asked to."""
+    """An actor that fails in its constructor or in one of its methods."""
 
     def __init__(self, raises: bool = False) -> None:
         if raises:
@@ -73,7 +73,7 @@ def test_cause_is_one_line(raises: bool, method: str, cause: str) -> None:
         (WorkerCrashedError(), "The worker died unexpectedly while executing this task."),
     ],
 )
-def test_cause_of_what_ray_seldom_raises(error: RayError, cause: str) -> None:
+def test_causes_of_rare_exceptions(error: RayError, cause: str) -> None:
     assert cause_of(error).startswith(cause)
     assert "\n" not in cause_of(error)
 

@@ -1,4 +1,4 @@
-"""Real runs under faults at random moments: nothing is missing, made twice or unaccounted for."""
+"""Real runs with faults at random times: no gradient is missing, repeated or unreported."""
 
 import re
 import subprocess
@@ -17,7 +17,7 @@ from scripts.hosts_chaos import KILLS, PARTITIONS, drawn
 ROOT = Path(__file__).parents[2]
 
 
-def test_checkpoint_of_the_end_is_left_alone(tmp_path: Path) -> None:
+def test_the_injector_does_not_damage_the_last_checkpoint(tmp_path: Path) -> None:
     directory = tmp_path / CHECKPOINTS
     directory.mkdir()
     (directory / "checkpoint-000000000200.bin").write_bytes(bytes(100))
@@ -55,7 +55,7 @@ def test_runs_survive_the_death_of_workers_servers_and_a_node() -> None:
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_what_ends_a_launcher_is_said_and_leaves_nothing() -> None:
+def test_a_killed_launcher_reports_the_cause_and_leaves_nothing() -> None:
     command = [sys.executable, "scripts/bench_chaos.py", "--launched", "2", "--seed", "1"]
     done = subprocess.run(
         [*command, "--faults", "2"], cwd=ROOT, capture_output=True, text=True, timeout=280

@@ -1,4 +1,4 @@
-"""Checkpoints and going back to them: to the last bit, torn, damaged, fenced."""
+"""Checkpoints, restarts from them, and the lease: exact, even if files are torn or damaged."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_objects_are_never_unpickled(state: State) -> None:
         pack(poisoned)
 
 
-def test_the_one_before_is_kept_and_the_older_ones_go(tmp_path: Path) -> None:
+def test_the_last_two_checkpoints_are_kept(tmp_path: Path) -> None:
     crowd = Crowd(configure(updates=100))
     crowd.join_all()
     for updates in (0, 20, 40, 60):
@@ -98,7 +98,7 @@ def test_a_copy_by_hand_is_no_checkpoint(tmp_path: Path, state: State) -> None:
     assert paths(tmp_path) == [path]
 
 
-def test_disk_that_fills_up_leaves_the_older_ones(tmp_path: Path, state: State) -> None:
+def test_a_full_disk_does_not_lose_older_checkpoints(tmp_path: Path, state: State) -> None:
     resource = pytest.importorskip("resource")
     kept = save(tmp_path, state)
     before = kept.read_bytes()
@@ -113,7 +113,7 @@ def test_disk_that_fills_up_leaves_the_older_ones(tmp_path: Path, state: State) 
     assert kept.read_bytes() == before
 
 
-def test_disk_that_keeps_something_else_is_noticed_before_the_older_ones_go(
+def test_a_disk_that_changes_a_checkpoint_is_noticed_before_older_ones_are_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine = Machine(tmp_path / "run", configure(updates=100))
@@ -122,7 +122,7 @@ def test_disk_that_keeps_something_else_is_noticed_before_the_older_ones_go(
     kept = paths(machine.path / CHECKPOINTS)
 
     def fsync(descriptor: int) -> None:
-        """Bring a file to the disk with one bit of it turned over."""
+        """Flip one bit of a checkpoint when it is flushed."""
         path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
         if path.name.startswith("checkpoint-"):
             flip(path)
@@ -175,7 +175,7 @@ def test_no_update_is_missing_or_made_twice(tmp_path: Path, cluster: dict[str, A
 
 
 @pytest.mark.parametrize("durability", ["log", "checkpoint"])
-def test_drawn_order_goes_on_where_it_was(tmp_path: Path, durability: str) -> None:
+def test_a_drawn_order_continues_after_a_restart(tmp_path: Path, durability: str) -> None:
     config = configure(4, 200, durability, schedule="uniform")
     through, broken = Machine(tmp_path / "a", config), Machine(tmp_path / "b", config)
     through.work(200)
@@ -188,7 +188,7 @@ def test_drawn_order_goes_on_where_it_was(tmp_path: Path, durability: str) -> No
 
 
 def test_a_checkpoint_made_from_the_log_has_the_order_of_its_update(tmp_path: Path) -> None:
-    """Otherwise a server that goes on from it draws a worker again that was drawn before."""
+    """Otherwise, a server restored from it would draw the same worker twice."""
     machine = Machine(tmp_path / "run", configure(3, 160, "log", schedule="uniform"))
     machine.work(25)
     work(machine.crowd, 45, seed=1)
@@ -201,7 +201,7 @@ def test_a_checkpoint_made_from_the_log_has_the_order_of_its_update(tmp_path: Pa
     assert before.counts.order == after.counts.order
 
 
-def test_gradient_for_the_server_before_is_refused(tmp_path: Path) -> None:
+def test_a_gradient_for_the_previous_server_is_refused(tmp_path: Path) -> None:
     machine = Machine(tmp_path / "run", configure(workers=2, updates=200))
     machine.work(45)
     late = machine.crowd.workers[0].compute(machine.crowd.at_hand[0])
@@ -222,7 +222,7 @@ def test_stopped_run_loses_nothing(tmp_path: Path) -> None:
     assert (event["from_version"], event["to_version"], event["updates_lost"]) == (33, 33, 0)
 
 
-def test_finished_state_only_finishes(tmp_path: Path) -> None:
+def test_a_restored_server_of_a_finished_run_stops(tmp_path: Path) -> None:
     machine = Machine(tmp_path / "run", configure())
     machine.work(60)
     machine.restart()
@@ -263,7 +263,7 @@ def test_damaged_checkpoint_is_reported_and_the_older_one_used(tmp_path: Path) -
     assert machine.events("server_restored")[0]["updates_lost"] == 25
 
 
-def test_without_a_good_checkpoint_the_record_is_left_alone(tmp_path: Path) -> None:
+def test_without_a_good_checkpoint_the_record_is_kept(tmp_path: Path) -> None:
     machine = Machine(tmp_path / "run", configure())
     machine.work(25)
     machine.work(45)
@@ -304,7 +304,7 @@ def test_checkpoint_beyond_the_trace_is_not_used(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_run(machine.path).trace["update"], np.arange(60))
 
 
-def test_losses_that_were_damaged_do_not_end_the_run(tmp_path: Path) -> None:
+def test_damaged_losses_do_not_end_the_run(tmp_path: Path) -> None:
     machine = Machine(tmp_path / "run", configure())
     machine.work(25)
     (machine.path / "loss.parquet" / "part-000000000000.parquet").write_bytes(b"PAR1 torn")
@@ -329,7 +329,7 @@ def test_checkpoint_beyond_damaged_members_is_not_used(tmp_path: Path) -> None:
     assert run.members["update"].nunique() == 60
 
 
-def test_interrupted_way_back_has_told_what_is_lost(tmp_path: Path) -> None:
+def test_an_interrupted_restore_has_recorded_the_lost_updates(tmp_path: Path) -> None:
     machine = Machine(tmp_path / "run", configure())
     machine.work(25)
     (machine.path / "trace" / ".part-000000000000.parquet.tmp").mkdir()  # the cut cannot write
@@ -365,14 +365,14 @@ def test_record_after_a_lost_one_is_not_written(tmp_path: Path) -> None:
 
 
 def kept(recorder: Recorder) -> int:
-    """Return the bytes that a recorder keeps, without what belongs to its threads."""
+    """Return the pickled size of a recorder without its threads."""
     threads = ("_evaluator", "_hurried", "_writing")
     parts = {name: part for name, part in vars(recorder).items() if name not in threads}
     return len(pickle.dumps(parts))
 
 
 def test_each_loss_is_written_once_and_not_kept(tmp_path: Path) -> None:
-    """Else a record would take longer and more memory the longer the run is."""
+    """Otherwise, a record of a longer run would take more time and memory."""
     machine = Machine(tmp_path / "run", configure(updates=10_000))
     machine.work(2000)
     before = contents(machine.path / "loss.parquet")
@@ -389,7 +389,7 @@ def test_each_loss_is_written_once_and_not_kept(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore:unclosed file")
 @pytest.mark.parametrize("lease", ["flock", "file"])
 def test_server_that_lost_its_lease_writes_nothing(tmp_path: Path, lease: LeaseKind) -> None:
-    """Nor do its recorders, whatever they are told, nor what is started late under its number."""
+    """Neither do its recorders, nor a server or a recorder that is started late in its epoch."""
     path, directory = tmp_path / "run", tmp_path / "run" / CHECKPOINTS
     boards = MetricsConfig(tensorboard=True)
     config = structs.replace(configure(3, 400, "log", lease=lease), metrics=boards)
@@ -422,7 +422,7 @@ def test_server_that_lost_its_lease_writes_nothing(tmp_path: Path, lease: LeaseK
         assert "another server has taken over" in str(actor.latest().error)
     crowd.server.log.close()
     del idle, actor
-    gc.collect()  # what is left in a file's buffer is written
+    gc.collect()  # closes files, which writes their buffers
     after = contents(path)
     del after[directory]
     assert after == before
@@ -436,7 +436,7 @@ CHANGES = ("open", "os.rename", "os.remove", "os.mkdir", "os.truncate", "os.link
 
 
 class Watch:
-    """Notes what is changed in a run directory while nobody holds its lease."""
+    """Records all changes in a run directory, and those made while no process holds its lease."""
 
     def __init__(self, path: Path, kind: LeaseKind) -> None:
         self.seen: list[str] = []
@@ -470,7 +470,7 @@ class Watch:
             self.note(f"{event} {file.relative_to(self._path)}")
 
     def show(self, *_: object) -> None:
-        """A board: it writes now."""
+        """Stand in for a metrics board, which writes when it is called."""
         self.note("board")
 
 
@@ -511,7 +511,7 @@ def test_epochs_grow(tmp_path: Path, kind: LeaseKind) -> None:
         pass
 
 
-def test_lease_works_over_nfs_and_is_on_disk_once_given(
+def test_the_lease_works_over_nfs_and_is_on_disk_once_taken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lock, synced = fcntl.flock, []
@@ -547,7 +547,7 @@ with Lease(Path(sys.argv[1]), sys.argv[2]).held(0):
 
 @pytest.mark.parametrize("kind", ["flock", "file"])
 @pytest.mark.parametrize("killed", [False, True])
-def test_the_lease_is_taken_when_who_writes_is_done_or_dead(
+def test_the_lease_is_taken_when_its_writer_is_done_or_dead(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: LeaseKind, killed: bool
 ) -> None:
     monkeypatch.setattr(claims, "SILENT_SECONDS", 600.0)  # a death is known at once
@@ -616,7 +616,7 @@ print(*{name.split(".")[0] for name in set(sys.modules) - before})
 
 
 def test_first_record_does_not_import_pandas(tmp_path: Path) -> None:
-    """A run of a second would otherwise have one core for a third of it."""
+    """The import would occupy a core for a third of a run of one second."""
     command = [sys.executable, "-c", FIRST_RECORD, str(tmp_path / "run")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "pandas" not in done.stdout

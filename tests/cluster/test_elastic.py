@@ -1,4 +1,4 @@
-"""Workers added to a run and removed from it while it goes on."""
+"""Workers are added to a run, and removed from it, while it continues."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_any_order_of_joining_and_leaving(
     while crowd.at_hand:
         crowd.push(min(crowd.at_hand))
 
-    # Whatever happened, the run comes to its end, and everybody hears of it or was dismissed.
+    # The run always ends, and every worker is told so or was removed.
     assert crowd.server.version == 25
     assert set(crowd.stopped) == {*team, *retired}
     record = crowd.server.drain()
@@ -83,7 +83,7 @@ def test_any_order_of_joining_and_leaving(
     if cluster.get("mode") == "sync":
         assert not record.trace["staleness"].any()
 
-    # A removed worker's gradients were all applied, up to the end of the run.
+    # All gradients of a removed worker were applied, up to the end of the run.
     kinds = [event["event"] for event in record.events]
     assert "gradient_lost" not in kinds
     dismissed = {e["worker"] for e in record.events if e["event"] == "worker_removed"}
@@ -103,7 +103,7 @@ def test_removed_worker_that_dies_first_loses_its_gradient() -> None:
     crowd.die(2)
     events = crowd.server.drain().events
     assert [event["event"] for event in events] == ["gradient_lost", "worker_removed"]
-    crowd.join(2)  # late: restarted before it was known to be removed
+    crowd.join(2)  # late: it restarted before its removal was known
     assert crowd.stopped == {2: REMOVED}
 
 
@@ -131,7 +131,7 @@ def test_removed_worker_is_not_waited_for_at_the_barrier() -> None:
     assert crowd.server.version == 2
 
 
-def test_added_workers_take_the_parts_that_the_fewest_have() -> None:
+def test_an_added_worker_takes_the_part_with_the_fewest_workers() -> None:
     config = make_config({"data": {"shards": "partition"}, "cluster": {"workers": 3}})
     team = Team(config)
     assert team.resize(5).added == [3, 4]  # parts 0 and 1, a second time
@@ -154,7 +154,7 @@ def joined(path: Path) -> dict[int, int]:
 @pytest.mark.slow
 @pytest.mark.usefixtures("shared_ray")
 @pytest.mark.parametrize("transport", ["shm", "ray"])
-def test_workers_come_and_go_while_the_run_goes_on(tmp_path: Path, transport: str) -> None:
+def test_workers_join_and_leave_during_a_run(tmp_path: Path, transport: str) -> None:
     path, changed = tmp_path / "run", tmp_path / "changed"
     changes: list[Change] = []
 
@@ -162,7 +162,7 @@ def test_workers_come_and_go_while_the_run_goes_on(tmp_path: Path, transport: st
         for count, newest in ((4, 3), (1, 0), (2, 4)):
             changes.append(set_workers(path, count))
             while newest not in joined(path):
-                pause.wait(0.1)  # each look reads the events
+                pause.wait(0.1)  # because each check reads the events
         with pytest.raises(InputError, match=re.escape("workers = 0: expected 1 to 512")):
             set_workers(path, 0)
         changed.touch()
@@ -185,13 +185,13 @@ def test_workers_come_and_go_while_the_run_goes_on(tmp_path: Path, transport: st
     assert not list(path.glob("request-*"))
     check_trace(result, added={worker: joined(path)[worker] for worker in (3, 4)})
 
-    # Every update ages the snapshots of all workers but one: those used, and those held last.
+    # Every update ages the snapshots of all workers but one, including those held at the end.
     trace = result.trace
     sizes = team_sizes(result.events, 3, 1200)
     assert set(sizes) == {1, 2, 3, 4}
     held = 1199 - trace[trace["worker"].isin([0, 4])].groupby("worker")["update"].max()
     assert trace["staleness"].sum() + held.sum() == (sizes - 1).sum()
-    # The fit cannot check it: it does not know what is held, and a worker may sleep to the end.
+    # The fit cannot check this, because it does not know the snapshots held at the end.
     fit = fit_run(result)
     assert fit.workers == pytest.approx(sizes[fit.start_up :].mean())
 
@@ -220,7 +220,7 @@ def test_no_worker_is_added_whose_compute_time_is_unknown() -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"[4]", b'{"workers": 0}', b'{"workers": 4, "x": 1}'])
-def test_request_that_nobody_wrote_so_is_taken_away(tmp_path: Path, content: bytes) -> None:
+def test_an_invalid_request_is_removed(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "request-0a.json").write_bytes(content)
     assert list(take_requests(tmp_path)) == [Request("0a", None)]
     assert not list(tmp_path.iterdir())
@@ -233,7 +233,7 @@ def test_requests_are_taken_one_by_one(tmp_path: Path) -> None:
     assert list(take_requests(tmp_path)) == [Request("0b", 2)]
 
 
-def test_command_line_refuses_what_is_no_run_at_work(
+def test_the_command_refuses_a_path_without_an_active_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = simulate(configure(20), tmp_path / "simulated")

@@ -1,4 +1,4 @@
-"""Real servers that use every sample once an epoch, whoever is killed."""
+"""Servers use every sample once an epoch, even if workers or the server are killed."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_no_position_is_used_twice_or_left_out(
             crowd.join(worker)
         elif kind == 1 and crowd.sent[worker]:  # a message arrives twice
             crowd.send(crowd.sent[worker][-1])
-        elif kind == 2:  # it starts again before the server knows that it died
+        elif kind == 2:  # the worker restarts before the server knows of its death
             crowd.join(worker)
         elif kind == 3 and len(team) < 5:
             team.append(len(crowd.workers))
@@ -88,13 +88,13 @@ def test_no_position_is_used_twice_or_left_out(
             crowd.push(sorted(crowd.at_hand)[who % len(crowd.at_hand)])
     for worker in team[1:]:
         crowd.die(worker)
-    for _ in range(12):  # the last one fills the gaps first
+    for _ in range(12):  # the last worker fills the gaps first
         if crowd.at_hand:
             crowd.push(min(crowd.at_hand))
     used = sorted(used_positions(crowd.server.drain()))
     assert len(used) == len(set(used))
     open_ = [one for part in crowd.server.state().counts.parts for one in part.open]
-    # What the last worker computes, and what waits in a buffer.
+    # The gradient that the last worker computes, and those that wait in a buffer.
     waiting = (cluster["gradients_per_update"] - 1) if cluster.get("mode") == "buffered" else 0
     assert len(open_) <= 1 + waiting
     end = crowd.server.state().counts.parts[0].end
@@ -120,9 +120,9 @@ def test_samples_of_discarded_gradients_are_used_in_their_epoch(
     check_gradients(result)
     assert len(result.discarded) > 50
     applied = result.trace if result.members.empty else result.members
-    assert len(result.positions) == len(applied)  # none of a discarded gradient
-    check_epochs(result, machine.crowd.problem)  # none twice
-    # All that was handed out and is not used is what the workers hold at the end.
+    assert len(result.positions) == len(applied)  # discarded gradients have none
+    check_epochs(result, machine.crowd.problem)  # no position is used twice
+    # Positions that were handed out but not used are those that workers hold at the end.
     (part,) = machine.crowd.server.state().counts.parts
     assert len(part.open) <= 5
     assert applied["batch_size"].sum() == part.end - sum(size for _, size in part.open)
@@ -130,7 +130,7 @@ def test_samples_of_discarded_gradients_are_used_in_their_epoch(
 
 
 @pytest.mark.parametrize("durability", ["log", "checkpoint"])
-def test_a_restarted_server_goes_on_with_the_epoch(tmp_path: Path, durability: str) -> None:
+def test_a_restarted_server_continues_the_epoch(tmp_path: Path, durability: str) -> None:
     config = configure(200, run={"durability": durability})
     machine = Machine(tmp_path / "run", config)
     for seed in range(6):
@@ -155,7 +155,7 @@ def test_a_restarted_server_goes_on_with_the_epoch(tmp_path: Path, durability: s
 def test_five_killed_workers_and_a_killed_server(
     tmp_path: Path, transport: str, data: dict[str, Any]
 ) -> None:
-    """Counted from what was applied: every sample once an epoch, whoever computed it."""
+    """The applied gradients use every sample once an epoch, whichever worker computed them."""
     config = configure(
         400,
         data=data,

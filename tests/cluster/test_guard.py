@@ -1,4 +1,4 @@
-"""The process that clears up behind a driver, without any Ray."""
+"""The guard, which cleans up after a driver; these tests start no Ray."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ with guarded() as guard:
 
 
 @pytest.mark.parametrize("what", ["", "forked", "guard killed"])
-def test_what_a_killed_driver_leaves_is_cleared_up(tmp_path: Path, what: str) -> None:
+def test_the_guard_cleans_up_after_a_killed_driver(tmp_path: Path, what: str) -> None:
     directory = tmp_path / "files"
     directory.mkdir()
     driver = subprocess.Popen(
@@ -58,7 +58,7 @@ def test_what_a_killed_driver_leaves_is_cleared_up(tmp_path: Path, what: str) ->
     if what == "forked":
         os.killpg(driver.pid, signal.SIGKILL)
     driver.stdout.close()
-    while directory.exists():  # the last thing that the guard does
+    while directory.exists():  # the guard removes it last
         os.sched_yield()
 
 
@@ -81,7 +81,7 @@ lock = open(run + "/checkpoints/lock", "w")
 if not locked:
     fcntl.flock(lock, fcntl.LOCK_EX)
 with guarded() as guard:
-    guard.tell(part="raylet", pid=os.getpid())  # as if the kernel ended it with the driver
+    guard.tell(part="raylet", pid=os.getpid())  # as if the raylet died with the driver
     guard.tell(run=run, began=float(began), since=float(began))
     print(flush=True)
     if dies:
@@ -109,8 +109,8 @@ def driver_at_a_run(
     return driver
 
 
-def test_guard_waits_for_the_locks_of_a_driver_that_is_dying(tmp_path: Path) -> None:
-    """The kernel closes the files of a killed process one by one, the guard's input first here."""
+def test_the_guard_waits_for_the_locks_of_a_dying_driver(tmp_path: Path) -> None:
+    """The kernel closes the files of a killed process one by one; here the guard's input first."""
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "events.jsonl").write_text('{"event": "start"}\n')
     driver = driver_at_a_run(tmp_path, dies="slowly")
@@ -130,17 +130,17 @@ def test_guard_waits_for_the_locks_of_a_driver_that_is_dying(tmp_path: Path) -> 
         ("", False, 5.0, False),
     ],
 )
-def test_run_of_a_killed_driver_says_that_it_failed(
+def test_the_run_of_a_killed_driver_is_recorded_as_failed(
     tmp_path: Path, events: str, locked: bool, began: float, noted: bool
 ) -> None:
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "events.jsonl").write_text(events)
     driver = driver_at_a_run(tmp_path, "other" if locked else "", began)
     with (tmp_path / "checkpoints" / "lock").open("r+") as another:
-        if locked:  # another launcher goes on with the run
+        if locked:  # another launcher continues the run
             fcntl.flock(another, fcntl.LOCK_EX)
         driver.kill()
-        _, errors = driver.communicate(timeout=30)  # the guard has this end, too
+        _, errors = driver.communicate(timeout=30)  # until the guard ends too
     reason = f"the launcher, process {driver.pid}, was killed or crashed"
     content = (tmp_path / "events.jsonl").read_text()
     assert errors == (f"asgd: {reason}\n" if noted else "")
@@ -153,10 +153,13 @@ def test_run_of_a_killed_driver_says_that_it_failed(
 
 
 @pytest.mark.parametrize(("since", "said"), [(5.0, "asgd: the disk is full\n"), (7.0, "")])
-def test_a_failure_that_a_killed_driver_had_recorded_is_said(
+def test_a_failure_recorded_by_a_killed_driver_is_printed(
     tmp_path: Path, since: float, said: str
 ) -> None:
-    """It closes Ray, which takes seconds, before it says why; an earlier failure was said."""
+    """A driver prints a failure only after it has closed Ray, which takes seconds.
+
+    The driver has printed failures from before `since` itself.
+    """
     events = (
         '{"event": "start", "time": 5.0}\n'
         '{"event": "failed", "time": 6.0, "reason": "the disk is full"}\n'
@@ -170,7 +173,7 @@ def test_a_failure_that_a_killed_driver_had_recorded_is_said(
     assert (tmp_path / "events.jsonl").read_text() == events
 
 
-def test_what_cannot_be_written_is_said(tmp_path: Path) -> None:
+def test_a_failure_that_cannot_be_recorded_is_printed(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "events.jsonl").write_text('{"event": "start"}\n')
     driver = driver_at_a_run(tmp_path)
@@ -192,8 +195,8 @@ def child(command: Sequence[str], **options: Any) -> Iterator[int]:
         process.wait()
 
 
-def test_what_died_before_the_driver_is_named(tmp_path: Path) -> None:
-    """Here the parent of this process is the driver; as for Ray, two children."""
+def test_parts_of_ray_that_died_before_the_driver_are_named(tmp_path: Path) -> None:
+    """The parent of this process stands in for the driver, two children for parts of Ray."""
     log = tmp_path / "r" / "session_1" / "logs" / "raylet.err"
     log.parent.mkdir(parents=True)
     log.write_text("one Ray agent failed, agent_name = dashboard_agent")
@@ -213,7 +216,7 @@ def test_what_died_before_the_driver_is_named(tmp_path: Path) -> None:
         assert told.describe_end().endswith("was killed or crashed")
 
 
-def test_a_process_that_a_signal_ends_is_told_from_one_that_exits() -> None:
+def test_a_killed_process_is_distinguished_from_one_that_exits() -> None:
     with child(["sleep", "60"]) as killed, child(["false"]) as exited:
         assert not _is_killed(killed)
         os.kill(killed, signal.SIGKILL)
@@ -222,13 +225,13 @@ def test_a_process_that_a_signal_ends_is_told_from_one_that_exits() -> None:
         assert not _is_killed(exited)
         os.waitid(os.P_PID, killed, os.WEXITED | os.WNOWAIT)
         assert _is_killed(killed)
-    assert _is_killed(exited)  # nothing is known of it any more
+    assert _is_killed(exited)  # an unknown process counts as killed
 
 
 TITLED = "import sys, time; file = open(sys.argv[1], 'a'); print(flush=True); time.sleep(60)"
 
 
-def test_driver_and_others_that_look_into_the_directory_are_spared(tmp_path: Path) -> None:
+def test_the_guard_spares_the_driver_and_other_readers_of_the_directory(tmp_path: Path) -> None:
     directory, beside = tmp_path / "files", tmp_path / "files-of-another"
     directory.mkdir()
     log = directory / "log"
@@ -266,8 +269,8 @@ def test_driver_and_others_that_look_into_the_directory_are_spared(tmp_path: Pat
 LARGE = "memory = b'x' * 400_000_000; " + TITLED
 
 
-def test_processes_that_still_exit_are_not_gone(tmp_path: Path) -> None:
-    """Until its memory is free, a killed process has files but no name."""
+def test_a_killed_process_is_found_until_it_has_exited(tmp_path: Path) -> None:
+    """While its memory is freed, a killed process has open files but no command line."""
     (tmp_path / "log").touch()
     child = subprocess.Popen(
         ["ray::WorkerActor", "-c", LARGE, str(tmp_path / "log")],

@@ -1,6 +1,6 @@
-"""Runs over hosts with networks of their own, which are cut off and come back.
+"""Runs over several hosts, some of which are cut off from the network and reconnected.
 
-Ray is started on the hosts as the page on clusters tells.
+Ray is started on the hosts with the commands on the page on clusters.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ cluster.workers = 3
 run.updates = 400
 """
 
-# Goes on, more and more slowly, until there is a file.
+# Continues, more and more slowly, until a file exists.
 STEADY = """
 problem.kind = "tests.support.plugins:bowl"
 problem.options = {{ fault = "slow", until = "{}" }}
@@ -64,7 +64,7 @@ def cluster(hosts: RayHosts) -> RayHosts:
 
 
 class Steady:
-    """A run that goes on until it is told to end."""
+    """A run that continues until `finish`."""
 
     def __init__(self, cluster: RayHosts, path: Path) -> None:
         self.out = path / "run"
@@ -82,7 +82,7 @@ class Steady:
         self._process.wait(PATIENCE)
 
     def wait(self, holds: Callable[[Run], bool]) -> Run:
-        """Wait until something holds of the run."""
+        """Wait until a condition holds for the run."""
         return wait_for(self.out, holds, PATIENCE)
 
     def go_on(self) -> Run:
@@ -96,7 +96,7 @@ class Steady:
         self.wait(lambda run: set(run.trace["worker"][known:]) == {0, 1, 2})
 
     def finish(self) -> Run:
-        """Let the run end, and check that each gradient was applied once, or is reported."""
+        """Let the run end, and check that each gradient was applied once or reported."""
         self._enough.touch()
         said = self._process.communicate(timeout=PATIENCE)
         assert self._process.returncode == 0, said
@@ -111,7 +111,7 @@ def named(run: Run, kind: str) -> list[dict[str, object]]:
     return [event for event in run.events if event["event"] == kind]
 
 
-def test_workers_go_where_cores_are_and_the_report_names_the_hosts(
+def test_workers_are_placed_on_free_cores_and_the_report_names_the_hosts(
     cluster: RayHosts, tmp_path: Path
 ) -> None:
     (tmp_path / "run.toml").write_text(CONFIG)
@@ -132,7 +132,9 @@ def test_workers_go_where_cores_are_and_the_report_names_the_hosts(
     assert all(f'data-label="host" class="text">{host}<' in page for host in set(table["host"]))
 
 
-def test_short_cuts_pass_and_a_silent_host_is_replaced(cluster: RayHosts, tmp_path: Path) -> None:
+def test_a_run_survives_short_cuts_and_replaces_a_silent_host(
+    cluster: RayHosts, tmp_path: Path
+) -> None:
     head, server, other = cluster.hosts
     with Steady(cluster, tmp_path) as steady:
         steady.go_on()
@@ -146,7 +148,7 @@ def test_short_cuts_pass_and_a_silent_host_is_replaced(cluster: RayHosts, tmp_pa
         cluster.give_up(other)
         with parted([other], [head, server]):
             steady.wait(lambda run: len(named(run, "worker_joined")) == 5)
-        # The link is back while the replacements are at work.
+        # The host is reconnected while the replacements work.
         steady.go_on()
         run = steady.finish()
     assert not named(untouched, "worker_lost")
@@ -160,10 +162,10 @@ def test_short_cuts_pass_and_a_silent_host_is_replaced(cluster: RayHosts, tmp_pa
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("seconds", "lost"), [(5.0, 0), (60.0, 2), (math.inf, 2)])
-def test_run_goes_on_without_a_host_that_is_cut_off(
+def test_a_run_continues_without_a_host_that_is_cut_off(
     cluster: RayHosts, tmp_path: Path, seconds: float, lost: int
 ) -> None:
-    """For less time than Ray takes to notice, for more, and until the run has ended."""
+    """The cut is shorter than Ray needs to notice it, longer, or lasts until the run ends."""
     head, server, other = cluster.hosts
     with Steady(cluster, tmp_path) as steady, contextlib.ExitStack() as links:
         steady.go_on()
@@ -188,7 +190,7 @@ def test_run_goes_on_without_a_host_that_is_cut_off(
 def test_server_cut_off_for_seconds_loses_nothing(
     cluster: RayHosts, tmp_path: Path, driver: bool
 ) -> None:
-    """From the workers of the other host, and the driver too."""
+    """It is cut off from the workers on the other host, and in one case from the driver."""
     head, server, other = cluster.hosts
     with Steady(cluster, tmp_path) as steady:
         steady.go_on()
@@ -201,10 +203,10 @@ def test_server_cut_off_for_seconds_loses_nothing(
 
 
 @pytest.mark.slow
-def test_workers_that_the_server_cannot_reach_are_replaced_beside_it(
+def test_unreachable_workers_are_replaced_on_the_host_of_the_server(
     cluster: RayHosts, tmp_path: Path
 ) -> None:
-    """Ray still reaches their host, so it is no node that is gone."""
+    """Ray still reaches their host, so their node does not count as gone."""
     _, server, other = cluster.hosts
     with Steady(cluster, tmp_path) as steady:
         steady.go_on()
@@ -222,7 +224,7 @@ def test_workers_that_the_server_cannot_reach_are_replaced_beside_it(
 def test_server_cut_off_from_the_driver_is_replaced(
     cluster: RayHosts, tmp_path: Path, workers: bool
 ) -> None:
-    """From workers too, or not: the old server lives on, but writes nothing into the run."""
+    """In one case it is cut off from workers too. It lives on, but writes nothing into the run."""
     head, server, other = cluster.hosts
     with Steady(cluster, tmp_path) as steady:
         steady.go_on()
@@ -235,7 +237,7 @@ def test_server_cut_off_from_the_driver_is_replaced(
             ]
         steady.go_on()
         run = steady.finish()
-    assert len(old) == 1, "the old server was to live on"
+    assert len(old) == 1, "expected the old server to live on"
     [restored] = named(run, "server_restored")
     assert restored["updates_lost"] == 0
     assert [event["host"] for event in named(run, "server_placed")] == ["host2", "host1"]
@@ -244,7 +246,7 @@ def test_server_cut_off_from_the_driver_is_replaced(
 
 @pytest.mark.slow
 def test_run_waits_for_nodes_when_all_are_gone(hosts: RayHosts, tmp_path: Path) -> None:
-    """Spot instances: both worker nodes go, and two new ones come after 30 s."""
+    """As with spot instances, both worker nodes die, and two new ones start after 30 s."""
     _, *others = hosts.hosts
     hosts.complete(dict.fromkeys(others, ("--num-cpus=1",)))
     with Steady(hosts, tmp_path) as steady:
@@ -258,10 +260,10 @@ def test_run_waits_for_nodes_when_all_are_gone(hosts: RayHosts, tmp_path: Path) 
         run = steady.finish()
     assert not named(run, "server_restored")  # it is on the head, with the driver
     # Placements before it waits may be more than three: Ray notices one node's death first, and
-    # their workers then go to the other.
+    # its workers then go to the other.
     placed = named(waiting, "worker_placed")
     assert {event["worker"] for event in placed} == {0, 1, 2}
-    assert waited == placed, "placed although there was no node"
+    assert waited == placed, "expected no placement while there is no node"
     assert {event["host"] for event in named(run, "worker_placed")} == {"host2", "host3"}
     # Ray notices the death of a process before or after that of its node.
     for event in named(run, "worker_lost"):

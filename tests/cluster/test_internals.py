@@ -1,4 +1,4 @@
-"""The private parts of Ray: of another version, each is refused before it is touched."""
+"""Private parts of Ray: another version of Ray is refused before they are used."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_another_version_of_ray_is_refused(
         use()
 
 
-def test_private_parts_are_put_back() -> None:
+def test_private_parts_are_restored() -> None:
     before = services.ConsolePopen, services.start_api_server
     with internals.few_processes(), internals.processes_marked({}, print):
         assert services.ConsolePopen is not before[0]
