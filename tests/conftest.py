@@ -20,12 +20,12 @@ def reads_reports(nodeid: str) -> bool:
 
 
 class Scheduling(LoadScopeScheduling):
-    """Processes with even numbers take tests from the front, the others from the end.
+    """Even-numbered processes take tests from the front of the list, the others from its end.
 
-    Tests of real processes are in front, and wait more than they compute; the longest computations
-    are at the end. So the cores have work at any time, half of the processes need a Ray, and what
-    comes last, from the middle, is short. Tests that read the reports go to one process, as
-    do those on hosts. (The groups of pytest-xdist 3.8 would do that too, if pytest 9.2 still let it
+    Tests of real processes, which mostly wait, stand in front; the longest computations stand at
+    the end. So the cores are always busy, only half of the processes start a Ray, and the last
+    tests, from the middle, are short. All tests that read the reports run in one process, as do
+    all tests of hosts. (The groups of pytest-xdist 3.8 would do this if pytest 9.2 still let it
     rename tests.)
     """
 
@@ -42,7 +42,7 @@ class Scheduling(LoadScopeScheduling):
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduling:
-    """Say which process of several runs which test."""
+    """Make pytest-xdist distribute the tests by `Scheduling`."""
     return Scheduling(config, log)
 
 
@@ -61,7 +61,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def shared_ray() -> Iterator[None]:
-    """One Ray of our own for every test that may share it: starting one takes seconds."""
+    """Start the Ray that tests share, because starting one takes seconds."""
     from cluster.local_ray.session import ray_session
 
     with ray_session(metrics_port=0):
@@ -70,7 +70,7 @@ def shared_ray() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def reports(tmp_path_factory: pytest.TempPathFactory) -> Reports:
-    """Reports for every test that reads one: drawing them takes seconds."""
+    """Return the reports that tests share, because drawing them takes seconds."""
     from tests.support.reports import Reports
 
     return Reports.make(tmp_path_factory.mktemp("reports"))

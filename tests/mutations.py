@@ -1,10 +1,10 @@
-"""Faults put into the code one by one: each must make a test fail.
+"""Put faults into the code one at a time: each must make a test fail.
 
-.venv/bin/python tests/mutations.py              all of them, several minutes
-.venv/bin/python tests/mutations.py flush proof  those with one of these words in their name
+.venv/bin/python tests/mutations.py              all faults, several minutes
+.venv/bin/python tests/mutations.py flush proof  faults with one of these words in their name
 
-Each is made in a copy of the tree, where the tests that belong to it are run up to the first that
-fails. Exit status 1 if one survives, or does not fit the code any more.
+Each fault is put into a copy of the tree, and its tests run there until one fails. The exit status
+is 1 if no test of a fault fails, or if the code does not contain the text to replace exactly once.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ class Mutation:
     Attributes
     ----------
     name
-        What is wrong then.
+        The wrong behaviour.
     file
-        Where, from the root of the tree.
+        The changed file, relative to the root of the tree.
     before, after
-        A text that is there once, and what stands in its place.
+        A text that occurs once in the file, and its replacement.
     tests
-        Those that belong to it, as pytest is told.
+        Arguments of pytest that select the tests of this fault.
     """
 
     name: str
@@ -151,7 +151,7 @@ MUTATIONS = [
         (POLICIES, "-k", "killed and log"),
     ),
     Mutation(
-        "late gradients stay on record when a server goes back",
+        "discarded gradients stay on record when a server goes back",
         "asgd/rundir/repair.py",
         "dict.fromkeys((TRACE, MEMBERS, DISCARDED, POSITIONS), updates)",
         "dict.fromkeys((TRACE, MEMBERS, POSITIONS), updates), DISCARDED: 10**9",
@@ -179,7 +179,7 @@ MUTATIONS = [
         (RULES, "-k", "made_from_the_log"),
     ),
     Mutation(
-        "own rules may keep what no checkpoint contains",
+        "own rules may keep state outside of checkpoints",
         "asgd/rules/own.py",
         "self._after_updates(slice(None), disturbed=True)",
         "self._after_updates(slice(None))",
@@ -355,7 +355,7 @@ MUTATIONS = [
         ("tests/cluster/test_checkpoint.py", "-k", "lease_is_taken"),
     ),
     Mutation(
-        "who lost its claim is not told",
+        "the loser of a claim gets no error",
         "asgd/rundir/claims.py",
         "    if _read(own) is None:",
         "    if False:",
@@ -432,28 +432,28 @@ MUTATIONS = [
         STRANGERS,
     ),
     Mutation(
-        "the newcomer goes instead of the oldest stranger",
+        "the newest stranger is dropped instead of the oldest",
         "cluster/sockets/server.py",
         "oldest = next(iter(self._unauthenticated.values()))",
         "oldest = peer",
         STRANGERS,
     ),
     Mutation(
-        "who has proved itself still counts as a stranger",
+        "a worker that has proved itself still counts as a stranger",
         "cluster/sockets/server.py",
         "        self._unauthenticated.pop(peer.socket.fileno(), None)\n        self._workers",
         "        self._workers",
         STRANGERS,
     ),
     Mutation(
-        "our own on the local socket are strangers among strangers",
+        "our own user on the local socket counts as a stranger",
         "cluster/sockets/peer.py",
         "return bool(user == os.getuid())",
         "return False",
         STRANGERS,
     ),
     Mutation(
-        "whoever comes over the local socket is one of ours",
+        "every user on the local socket counts as our own",
         "cluster/sockets/peer.py",
         "return bool(user == os.getuid())",
         "return True",
@@ -474,7 +474,7 @@ MUTATIONS = [
         QUESTIONS,
     ),
     Mutation(
-        "workers that are none of the run's are taken in",
+        "workers that do not belong to the run are accepted",
         "cluster/core/server.py",
         "return worker in self._seats",
         "return self._seats.setdefault(worker, Seat()) is not None",
@@ -636,7 +636,7 @@ MUTATIONS = [
         RECORDS,
     ),
     Mutation(
-        "the items of one step are as many as they are",
+        "the items of one step count as independent",
         "analysis/records/fit.py",
         "step=update if shared else None",
         "step=None",
@@ -653,7 +653,7 @@ MUTATIONS = [
 
 
 def outcome(mutation: Mutation | None, tests: tuple[str, ...]) -> str | None:
-    """Return the first of the tests that fails in a copy of the tree with a fault, None if none."""
+    """Return the first test that fails in a copy of the tree with a fault; None if all pass."""
     with tempfile.TemporaryDirectory(prefix="m-") as directory:
         tree = Path(directory)
         for name in TREE:
@@ -666,7 +666,7 @@ def outcome(mutation: Mutation | None, tests: tuple[str, ...]) -> str | None:
             file = tree / mutation.file
             text = file.read_text()
             if text.count(mutation.before) != 1:
-                raise LookupError(f"{mutation.file}: {mutation.before!r} is not there once")
+                raise LookupError(f"{mutation.file}: {mutation.before!r}: expected it once")
             file.write_text(text.replace(mutation.before, mutation.after))
         options = ("-q", "-x", "-n", "0", "-p", "no:cacheprovider", "--no-header")
         done = subprocess.run(

@@ -17,7 +17,7 @@ from asgd.rundir.writer import RunWriter
 from asgd.simulation.simulate import simulate
 
 
-def test_the_rate_that_a_schedule_reached_is_judged(tmp_path: Path) -> None:
+def test_divergence_names_the_rate_of_the_schedule(tmp_path: Path) -> None:
     schedule = {"at": [10, 200], "values": [10.0, 0.01]}
     tables = {
         "problem": {"kind": "quadratic"},
@@ -33,7 +33,7 @@ def test_the_rate_that_a_schedule_reached_is_judged(tmp_path: Path) -> None:
     assert advice.startswith("with the staleness it measured, the largest stable learning rate is ")
 
 
-def test_gradients_that_overflow_between_two_losses_get_the_advice_too(tmp_path: Path) -> None:
+def test_an_overflow_between_two_losses_gets_advice(tmp_path: Path) -> None:
     tables = {
         "problem": {"kind": "quartic", "initial": 5.0},
         "optimizer": {"learning_rate": 1.0},
@@ -51,7 +51,7 @@ def test_gradients_that_overflow_between_two_losses_get_the_advice_too(tmp_path:
     )
 
 
-def test_what_happened_later_does_not_hide_why_a_run_failed(tmp_path: Path) -> None:
+def test_a_later_event_does_not_hide_why_a_run_failed(tmp_path: Path) -> None:
     wild = {"problem": {"kind": "quadratic"}, "optimizer": {"learning_rate": 10.0}}
     with pytest.raises(DivergedError):
         simulate(make_config(wild), tmp_path / "run")
@@ -63,7 +63,7 @@ def test_what_happened_later_does_not_hide_why_a_run_failed(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("latest", [np.nan, np.inf, 1e7])
-def test_a_loss_that_is_no_number_or_far_above_the_first_is_divergence(latest: float) -> None:
+def test_a_loss_that_is_not_finite_or_far_above_the_first_is_divergence(latest: float) -> None:
     check_divergence(make_config(), 0.5, 9e5, 100)
     with pytest.raises(DivergedError, match=r"the run diverged: loss \S+ at update 100, 0.5 at"):
         check_divergence(make_config(), 0.5, latest, 100)
@@ -76,8 +76,8 @@ QUARTIC = {"kind": "quartic", "initial": 1.5, "noise": 0.5}
 QUADRATIC = {"kind": "quadratic"}
 HEAVY_BALL = {"rule": "momentum", "momentum": 0.9}
 
-# A configuration that diverges, and what its advice consists of. Fewer workers are advised only
-# where so few are enough whatever their compute times, no momentum only at a rate stable without.
+# Configurations that diverge, and the pieces of their advice. It names a number of workers only if
+# it is stable for any compute times, and no momentum only if the rate is stable without it.
 DIVERGING: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any], set[str]]] = {
     "quartic": (QUARTIC, EIGHT, {"learning_rate": 0.4}, {"rate"}),
     "quartic, wide law": (QUARTIC, WIDE, {"learning_rate": 0.4}, {"rate"}),
@@ -108,13 +108,13 @@ def simulated(tables: dict[str, Any], path: Path, seed: int) -> bool:
 
 
 def changes(advice: str, tables: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return the configurations in which one piece of the advice is followed, all else the same."""
+    """Return a configuration for each piece of the advice, with only this piece followed."""
     found = {}
     limit = re.search(r"the largest stable learning rate is ([\d.e-]+), ", advice)
     assert limit is not None
     found["rate"] = deepcopy(tables)
     found["rate"]["optimizer"]["learning_rate"] = float(limit[1])
-    if "and larger batches" in advice:  # the limit does not count the noise of small ones
+    if "and larger batches" in advice:  # the limit leaves out the noise of small batches
         found["rate"]["optimizer"]["batch_size"] = 64
     if "no momentum" in advice:
         found["momentum"] = deepcopy(tables)
@@ -144,8 +144,8 @@ def test_a_run_that_follows_any_piece_of_the_advice_does_not_diverge(
             assert not simulated(changed, path, seed), f"{piece}, seed {seed}: {advice}"
 
 
-def test_noise_that_threw_a_run_is_not_told_a_limit_of_its_start(tmp_path: Path) -> None:
-    """Batches of 1024 do not help a quartic that starts where it is flat; a smaller rate does."""
+def test_a_limit_at_a_flat_start_is_not_advised(tmp_path: Path) -> None:
+    """A quartic is flat at its start, so the limit there is too large; a smaller rate helps."""
     problem = {"kind": "quartic", "initial": 0.1, "noise": 3.0}
     tables = {
         "problem": problem,

@@ -36,7 +36,7 @@ def test_moment_equations_have_their_eigenvalues_and_stationary_solution(eta, mu
     found = np.poly(np.linalg.eigvals(ode.matrix))
     np.testing.assert_allclose(np.poly(ode.eigenvalues), found, rtol=1e-9)
     np.testing.assert_allclose(ode.matrix @ ode.stationary + ode.forcing, 0.0, atol=1e-12)
-    # (B2) and (B3) are read off the same system
+    # (B2) and (B3) follow from the same system
     assert decay_rate(2.0, eta, mu) == pytest.approx(-ode.eigenvalues.real.max())
     assert stationary_loss(2.0, 4.0, eta, mu) / 3 == pytest.approx(ode.stationary[0])
 
@@ -80,7 +80,7 @@ def test_closed_schedule_stays_at_one_until_its_switching_time():
     rho = decay_rate(2.0, eta, mu)
     before_end = np.log(rho * stationary_loss(2.0, 4.0, eta, mu) / cost) / rho
     switch = 400 - before_end / np.sqrt(eta * (1 - mu))
-    # rounding shows the growth once it passes one and a half
+    # rounded batch sizes grow once the schedule passes 1.5
     late = np.log(1.5) * 2 / rho / np.sqrt(eta * (1 - mu))
     assert np.flatnonzero(schedule > 1)[0] == pytest.approx(switch + late, abs=1.5)
     assert np.all(np.diff(schedule) >= 0)
@@ -155,7 +155,7 @@ def test_settings_include_complex_and_real_eigenvalues():
     st.floats(1.0, 6.0),
     st.sampled_from([Quadratic(), small_least_squares()]),
 )
-def test_optimum_never_loses(eta, mu, updates, average, problem):
+def test_optimum_is_never_worse_than_closed_or_uniform(eta, mu, updates, average, problem):
     budget = int(updates * average)
     final_loss = FinalLoss(problem, eta, mu)
     plan = minimise_final_loss(final_loss, updates, budget)
@@ -201,7 +201,7 @@ def test_general_optimiser_finds_the_same_loss(name):
     assert plan.lower_bound == pytest.approx(found.fun * scale, rel=1e-6)
 
 
-def test_without_noise_every_sequence_is_as_good():
+def test_without_noise_the_optimum_is_the_lower_bound():
     plan = minimise_final_loss(FinalLoss(Quadratic(noise=0.0), 0.05, 0.5), 10, 25)
     assert plan.batch_size.sum() == 25
     assert plan.final_loss == pytest.approx(plan.lower_bound)

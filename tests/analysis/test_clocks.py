@@ -19,7 +19,7 @@ WORKERS = 8
 
 
 class EventTurns:
-    """An event-driven server by its definition: whoever's compute time is over first."""
+    """An event-driven server by its definition: the first worker to finish has the turn."""
 
     def __init__(self, times: ComputeTime, paths: int, rng: np.random.Generator) -> None:
         self.workers, self.times, self.rng, self.row = len(times.mean), times, rng, np.arange(paths)
@@ -86,8 +86,8 @@ def test_clocks_follow_an_event_driven_server(
         assert abs(other.mean() - one.mean()) < 0.02 * one.mean() + 4 * error
 
 
-def test_ages_in_updates_tell_less_than_clocks() -> None:
-    """What the clocks are for: wide laws, soon after the start."""
+def test_turns_by_age_are_less_accurate_than_clocks() -> None:
+    """Clocks are needed for wide laws, soon after the start."""
     times = compute_time("lognormal", 2.0)
     rng, paths = stream(3, "ages"), 4_000
     exact = squares(EventTurns(times, paths, rng), 0.175, 30, paths).mean(axis=0)
@@ -99,7 +99,7 @@ def test_ages_in_updates_tell_less_than_clocks() -> None:
 
 @pytest.mark.parametrize(("law", "variation"), [("gamma", 0.1), ("lognormal", 2.0)])
 def test_staleness_of_the_clocks_has_the_law(law: str, variation: float) -> None:
-    """Counted here anew, after the start-up, against the law itself."""
+    """The staleness is counted here independently, after the start-up."""
     (wanted, *_) = laws = measured_laws(compute_time(law, variation))
     clocks = worker_clocks(laws, np.random.default_rng(1))
     assert clocks.distance < FAR
@@ -117,8 +117,8 @@ def test_staleness_of_the_clocks_has_the_law(law: str, variation: float) -> None
     assert late.mean() == pytest.approx(WORKERS - 1, rel=0.03)
 
 
-def test_a_clock_rings_after_its_time() -> None:
-    """Quantiles of the exponential law: the time between two rings has them."""
+def test_times_between_rings_have_the_given_quantiles() -> None:
+    """The quantiles are those of the exponential law."""
     quantiles = -np.log1p(-np.minimum(LEVELS, 1 - 1e-9))[None]
     turns = ClockTurns(quantiles, 20_000, np.random.default_rng(3))
     before = turns.due[:, 0].copy()
@@ -136,7 +136,7 @@ def test_workers_of_constant_time_take_turns() -> None:
     np.testing.assert_array_equal(seen, np.tile(np.arange(4), 3)[:, None].repeat(3, axis=1))
 
 
-def test_what_no_clocks_have_is_drawn_by_age_and_memoryless_workers_uniformly() -> None:
+def test_laws_without_clocks_are_drawn_by_age_and_memoryless_ones_uniformly() -> None:
     pipeline, rng = ConstantPlusGeometric(5, 2 / 3), np.random.default_rng(6)
     assert worker_clocks([pipeline] * WORKERS, rng).distance > 2 * FAR
     assert isinstance(pool_turns([pipeline] * WORKERS, rng)(10, rng), Turns)

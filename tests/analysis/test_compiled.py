@@ -1,4 +1,4 @@
-"""Compiled loops: their statistics, and that they work where nothing can be kept on disk."""
+"""Compiled loops: their results, and that they work where nothing can be cached on disk."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from asgd.delays import ComputeTime
 from asgd.problems.scalar import Quadratic
 
 ROOT = Path(__file__).parents[2]
-# A short simulation that says how often a loop came from the disk, and its result.
+# A short simulation that prints how many loops came from the cache on disk, and its result.
 SIMULATION = """
 import warnings; warnings.simplefilter("error")
 import sys, analysis.models.compiled as loops
@@ -44,7 +44,7 @@ print(hits, final.tobytes().hex())
 def simulate(directory: Path, home: Path) -> int:
     """Run the simulation with the packages of a directory; return how many loops came from disk.
 
-    It has the same result as here, and nothing is printed as an error.
+    Checks that it prints no error and has the same result as in this process.
     """
     environment = {**os.environ, "HOME": str(home), "PYTHONPATH": str(directory)}
     environment.pop("XDG_CACHE_HOME", None)
@@ -76,7 +76,7 @@ def installation(tmp_path: Path) -> Path:
 def test_loops_are_kept_beside_the_source(installation: Path, tmp_path: Path) -> None:
     assert simulate(installation, tmp_path) == 0
     assert simulate(installation, tmp_path) == 6
-    # a torn file: as after a crash in the middle of writing
+    # a truncated file, as after a crash during a write
     torn = list((installation / "analysis" / "models" / "__pycache__").glob("compiled.kick-*.nbi"))
     assert len(torn) == 1
     torn[0].write_bytes(torn[0].read_bytes()[:10])
@@ -86,19 +86,19 @@ def test_loops_are_kept_beside_the_source(installation: Path, tmp_path: Path) ->
 def test_a_read_only_installation_keeps_loops_in_the_cache_of_the_user(
     installation: Path, tmp_path: Path
 ) -> None:
-    # a file where the directory would be stops root too
+    # a file in place of the directory stops root, too; permissions would not
     (installation / "analysis" / "models" / "__pycache__").write_text("")
     assert simulate(installation, tmp_path) == 0
     assert list((tmp_path / ".cache" / "numba").rglob("compiled.kick-*.nbc"))
     assert simulate(installation, tmp_path) == 6
 
 
-def test_nowhere_to_keep_loops(installation: Path) -> None:
+def test_loops_run_where_no_cache_can_be_written(installation: Path) -> None:
     (installation / "analysis" / "models" / "__pycache__").write_text("")
     assert simulate(installation, Path("/dev/null")) == 0
 
 
-def test_an_error_of_a_loop_is_told() -> None:
+def test_an_error_in_a_loop_is_raised() -> None:
     @compiled("{0}[::1]")
     def broken(x: object) -> object:
         return no_such_name  # type: ignore[name-defined] # noqa: F821
@@ -110,7 +110,7 @@ def test_an_error_of_a_loop_is_told() -> None:
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 @pytest.mark.parametrize("size", [1, 7, 10_001])
 def test_moments(dtype: type, size: int) -> None:
-    """In float64 whatever the precision of the numbers, also where the mean is large."""
+    """Moments are computed in float64 for either precision, also with a large mean."""
     values = (1e3 + np.random.default_rng(size).standard_normal(size)).astype(dtype)
     loss = values[::-1] ** 2
     exact, exact_loss = values.astype(np.longdouble), loss.astype(np.longdouble)
@@ -134,13 +134,13 @@ def test_moments_of_a_diverged_path(value: float, place: int) -> None:
 
 @pytest.mark.parametrize("workers", [1, 5])
 def test_choice_of_a_snapshot(workers: int) -> None:
-    """The one whose part of the summed hazards a number falls into; none possible: the oldest."""
+    """A number chooses by its place in the summed hazards; if all are 0, the oldest is chosen."""
     paths, length, rng = 5_000, 7, np.random.default_rng(workers)
     ages = rng.integers(length + 3, size=(paths, workers))
     hazard = rng.random((workers, length)) * (rng.random((workers, length)) < 0.3)
     hazard[:, 0], hazard[:, 1] = 0, 0.5
     uniform = rng.random(paths)
-    uniform[:100] = 1 - 2.0**-53  # rounds to the whole sum, which must not run past the last one
+    uniform[:100] = 1 - 2.0**-53  # rounds to the whole sum; must choose the last one, not go past
     slot, later = np.empty((paths, 1), dtype=np.int64), ages.copy()
     choose(later, hazard, uniform[None], slot)
     cumulative = np.cumsum(hazard[np.arange(workers), np.minimum(ages, length - 1)], axis=1)
@@ -152,7 +152,7 @@ def test_choice_of_a_snapshot(workers: int) -> None:
     ages += 1
     ages[np.arange(paths), expected] = 0
     np.testing.assert_array_equal(later, ages)
-    # several updates at once are single ones
+    # several updates at once equal single ones
     numbers, several = rng.random((3, paths)), np.empty((paths, 3), dtype=np.int64)
     choose(later, hazard, numbers, several)
     for k in range(3):
@@ -162,7 +162,7 @@ def test_choice_of_a_snapshot(workers: int) -> None:
 
 
 def test_the_first_due_has_the_turn() -> None:
-    """And is due again after the quantile, interpolated, of a number; ties go to the lowest."""
+    """It is due again after the interpolated quantile of a number; ties go to the lowest worker."""
     paths, workers, rng = 300, 4, np.random.default_rng(0)
     levels = np.array([0.0, 0.25, 0.5, 1.0])
     quantiles = np.cumsum(rng.random((workers, len(levels))), axis=1)
@@ -178,7 +178,7 @@ def test_the_first_due_has_the_turn() -> None:
     np.testing.assert_allclose(due, expected, rtol=1e-14)
 
 
-def test_count_of_snapshots() -> None:
+def test_snapshots_are_counted_by_worker_and_age() -> None:
     paths, workers, length, rng = 300, 4, 6, np.random.default_rng(0)
     ages, slot = rng.integers(length + 3, size=(paths, workers)), rng.integers(workers, size=paths)
     slot = np.stack([slot, rng.integers(workers, size=paths)], axis=1)
@@ -199,7 +199,7 @@ def test_count_of_snapshots() -> None:
 @pytest.mark.parametrize("workers", [1, 2, 7])
 @pytest.mark.parametrize("kind", ["configured", "constant", "measured"])
 def test_pushes_are_served_as_they_arrive(kind: str, workers: int) -> None:
-    """Update by update the first to arrive, on a tie who read first, then the lowest number."""
+    """The first arrival is served; a tie goes to the earliest read, then to the lowest number."""
     paths, updates, dead, service, rng = 20, 60, 0.25, 0.125, np.random.default_rng(workers)
     times = {
         "configured": ComputeTime("exponential", 1.0 + np.arange(workers)),
@@ -252,7 +252,7 @@ def test_snapshots_at_ranks_by_age() -> None:
 
 @pytest.mark.parametrize("dim", [1, 3])
 def test_moments_of_one_update(dim: int) -> None:
-    """x' = x - A s + k + xi and a slot that takes x', as matrices for all slots together."""
+    """x' = x - A s + k + xi, copied to a slot: compared with matrices over all slots."""
     runs, slots, rng = 50, 4, np.random.default_rng(dim)
     root = rng.standard_normal((runs, slots * dim, slots * dim))
     joint = root @ root.swapaxes(1, 2)

@@ -27,7 +27,7 @@ def small_least_squares():
 
 def assert_moments(ensemble, mean, second):
     """Compare runs on f = x^2 with exact E x and E x^2, shape (m, 1), at four standard errors."""
-    some = [1, 2, 4, 8, 16, 32, 64, -1]  # few enough for four standard errors to hold at all
+    some = [1, 2, 4, 8, 16, 32, 64, -1]  # so few that four standard errors hold at each
     error = np.sqrt(np.maximum(second - mean**2, 0) / ensemble.paths)
     assert np.all(np.abs(ensemble.mean - mean)[some] <= 4 * error[some])
     error = ensemble.loss_std[:, None] / np.sqrt(ensemble.paths)
@@ -94,7 +94,7 @@ def test_momentum_has_its_stationary_variance():
     assert ensemble.second_moment[-1, 0] == pytest.approx(exact, rel=4 * np.sqrt(2 / PATHS))
 
 
-def test_sgd_is_asgd_without_staleness_and_momentum_without_memory():
+def test_sgd_is_asgd_without_staleness():
     exact = asgd_moments(Quadratic(), 0.05, 0.0, 100, batch_size=2)
     ensemble = sgd(Quadratic(), 0.05, 100, PATHS, 7, batch_size=2)
     assert_moments(ensemble, exact.mean, exact.second_moment[:, :, 0])
@@ -132,8 +132,8 @@ def test_unusable_input_is_named(call, message):
         call()
 
 
-def test_points_that_are_still_read_are_kept():
-    """Against the whole history: several reads of one version, and versions never read."""
+def test_points_are_kept_until_their_last_read():
+    """Compare with the whole history; some versions are read several times, some never."""
     rng = np.random.default_rng(0)
     updates, paths, dim = 60, 5, 3
     version = np.maximum(np.arange(updates)[:, None] - rng.geometric(0.2, (updates, paths)), 0)
@@ -145,7 +145,7 @@ def test_points_that_are_still_read_are_kept():
         past.keep(update + 1, history[update + 1])
 
 
-def test_one_batch_of_each_path_takes_one_step_for_each_update():
+def test_batch_noise_with_substeps_is_refused():
     problem = Quadratic()
     with pytest.raises(InputError, match="expected one step"):
         sme_asgd(problem, 0.1, 0.5, 10, 2, 0, noise="batch", substeps=2)

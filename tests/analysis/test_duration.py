@@ -1,4 +1,4 @@
-"""The time a prediction will take, by a clock that counts the work."""
+"""The announced time of a prediction, by a clock that counts the work."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support.reports import simulated_run
 
 
 class Ticking(Quadratic):
-    """A quadratic whose gradients take a tenth of a second a path, and the first a minute."""
+    """A quadratic whose gradients take 0.1 s for each path, and the first one a minute more."""
 
     seconds = 0.0
 
@@ -36,7 +36,7 @@ class Ticking(Quadratic):
 
 
 def announced(path: Path, updates: int) -> tuple[list[float], float]:
-    """Return what is announced of a prediction by three models, and what it took."""
+    """Return the announced times of a prediction by three models and its real time, in seconds."""
     run = simulated_run(path, updates=updates)
     problem = Ticking()
     setting = replace(RunSetting.of([run], fit_runs([run])), problem=problem)
@@ -70,5 +70,5 @@ def test_short_work_is_not_announced() -> None:
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(9.6, "10 s"), (122.0, "2 min"), (7300.0, "2.0 h")])
-def test_durations_read_as_people_say_them(seconds: float, text: str) -> None:
+def test_durations_in_words(seconds: float, text: str) -> None:
     assert in_words(seconds) == text

@@ -83,7 +83,7 @@ def test_statistics_are_those_of_all_paths():
     np.testing.assert_allclose(ensemble.second_moment, (x * x).mean(axis=1), rtol=1e-12)
     np.testing.assert_allclose(ensemble.loss_mean, loss.mean(axis=1), rtol=1e-12)
     np.testing.assert_allclose(ensemble.loss_std, loss.std(axis=1), rtol=1e-12, atol=1e-12)
-    # quantiles of a part of the paths: their levels among all paths have a known error
+    # the quantiles are those of a part of the paths; their levels among all have a known error
     level = (loss[1:, :, None] <= ensemble.loss_quantiles[1:, None, :]).mean(axis=1)
     q = ensemble.quantile_levels
     assert np.all(np.abs(level - q) < 4 * np.sqrt(q * (1 - q) / QUANTILE_PATHS))
@@ -114,8 +114,8 @@ def test_quantiles_of_few_paths_are_exact(paths):
     np.testing.assert_allclose(ensemble.loss_quantiles, expected)
 
 
-def test_a_band_from_few_paths_covers_one_more_path_as_often_as_it_says():
-    """19 paths: the 5 % and 95 % ends are the extremes, each passed once in twenty times."""
+def test_a_band_from_few_paths_contains_a_new_path_with_its_probability():
+    """With 19 paths, these quantiles are the extremes; a new path is beyond each of them in 5 %."""
     paths, trials = 19, 3000
     losses = np.random.default_rng(0).standard_normal((trials, paths + 1))
     low, high = _loss_quantiles(losses[:, :paths].copy(), np.array([0.05, 0.95])).T
@@ -124,7 +124,7 @@ def test_a_band_from_few_paths_covers_one_more_path_as_often_as_it_says():
 
 
 def test_memory_of_statistics_does_not_grow_with_the_paths():
-    """Ten times the paths hold as many losses, from every block, and the final points besides."""
+    """Ten times the paths keep as many losses; only their final points, subtracted here, grow."""
 
     def peak(paths):
         updates = 400
@@ -280,7 +280,7 @@ class Wide(Bowl):
 
 
 def test_memory_is_announced_and_kept_to(caplog, monkeypatch):
-    """What is said beforehand is what is taken, whatever the number of threads asked for."""
+    """The announced memory is the memory taken, whatever number of threads is asked for."""
     options = {"initial": np.zeros(Wide.dim), "record": [0, 2], "quantile_levels": ()}
     small = run_ensemble(Walk, Wide(), 2, 64, 3, "walk", threads=2, **options)
     assert not caplog.messages

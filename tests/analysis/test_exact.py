@@ -1,4 +1,4 @@
-"""Closed curves: against known second moments, against simulation, against exact distributions."""
+"""Closed curves, compared with known second moments, simulations and exact distributions."""
 
 import tracemalloc
 from collections.abc import Iterator
@@ -114,7 +114,7 @@ def test_independent_lags_have_the_second_moment_of_asgd() -> None:
     assert np.all(np.abs(difference) < 4.5 * np.maximum(standard_error, 1e-12))
 
 
-def test_a_constant_delay_needs_no_chance() -> None:
+def test_a_constant_delay_has_a_fixed_order() -> None:
     pool = pool_reads(ConstantPlusGeometric(7, 0.0), 8, 3, np.random.default_rng(3))
     used, update = np.stack([read for read, _ in islice(pool.turns, 400)]), np.arange(400)
     # every slot is used once in eight updates, always in the same order
@@ -157,23 +157,23 @@ def test_moments_given_the_reads_are_those_of_simulated_paths() -> None:
     assert curve.paths is None
     z = (curve.mean - ensemble.loss_mean)[1:] / (ensemble.loss_std[1:] / np.sqrt(paths))
     assert np.abs(z).max() < 4
-    # The points are not quite normal, as the band takes them to be: the noise is multiplicative.
+    # The band assumes normal points; under multiplicative noise they are only nearly normal.
     assert np.abs(curve.std[1:] / ensemble.loss_std[1:] - 1).max() < 0.15
 
 
 def test_the_band_holds_its_share_of_the_discrete_algorithm() -> None:
-    """Curvatures from 0.01 to 4: three cumulants alone put 10 % below the lower end."""
+    """With curvatures from 0.01 to 4, three cumulants alone would put 10 % below the lower end."""
     paths, record = 3000, np.array([0, 150])
     given = setting(law=Geometric(0.75), batch_size=16, record=record)
     curve = MODELS["sme_law"].exact(given, seed=0)
     server = asgd_server(diabetes(), 0.02, 4, 150, paths, 3, batch_size=16, record=record)
     loss = np.asarray(diabetes().loss(server.final))
-    # of the server's paths and of the draws behind the quantiles
+    # the error of the server's paths and that of the draws behind the quantiles
     assert largest_miss(curve, loss, 1 / paths + 1 / 2048) < 4
 
 
 def test_the_band_holds_its_share_under_drawn_reads() -> None:
-    """Staleness that is not geometric: draws of the point differ between sequences of reads."""
+    """If staleness is not geometric, the moments differ between sequences of reads."""
     paths, record = 1000, np.array([0, 60])
     given = setting(batch_size=16, record=record)
     curve = MODELS["sme_law"].exact(given, seed=0)
@@ -195,7 +195,7 @@ def test_the_band_holds_its_share_under_drawn_reads() -> None:
 
 
 def largest_miss(curve: LossCurve, loss: np.ndarray, weight: float) -> float:
-    """How far the shares of losses below three quantiles are off, in standard errors."""
+    """Return the largest error of the shares of losses below quantiles, in standard errors."""
     misses = []
     for level in (0.05, 0.5, 0.95):
         quantile = curve.quantiles[-1, np.searchsorted(SCORED_LEVELS, level - 1e-9)]
@@ -228,7 +228,7 @@ def test_the_pool_of_a_law_is_that_of_simulated_paths() -> None:
     variance = curves.var(axis=0, ddof=1) / len(curves) + ensemble.loss_std**2 / paths
     z = (curves.mean(axis=0) - ensemble.loss_mean)[1:] / np.sqrt(variance[1:])
     assert np.abs(z).max() < 4.5
-    # One prediction of a law is uncertain by the reads it drew, far less than by 512 paths.
+    # The drawn reads are an error of one prediction, but a far smaller one than 512 paths.
     assert np.mean(curves.std(axis=0)[1:]) < 0.3 * np.mean(ensemble.loss_std[1:]) / np.sqrt(512)
 
 
@@ -244,7 +244,7 @@ def test_which_models_are_closed() -> None:
 
 
 def test_closed_forms_are_offered_only_where_they_fit() -> None:
-    """By what a closure itself keeps: predictions fall back to simulation instead of failing."""
+    """Each closure has a limit of its own; beyond it a prediction simulates instead of failing."""
     wide = ConstantPlusGeometric(2, 0.995)
     assert MODELS["law_pool"].has_exact(setting(law=wide))
     assert MODELS["law_iid"].has_exact(setting(law=wide, record=np.array([0, 90])))

@@ -1,4 +1,4 @@
-"""Figures: they draw what they are given, into the Axes they are given."""
+"""Figures draw the given data into the given Axes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from analysis import figures
 from analysis.prediction.model import LABELS, MODELS
 
 
-def test_every_model_has_a_look_of_its_own() -> None:
+def test_every_model_has_a_style_of_its_own() -> None:
     assert figures.STYLE.keys() >= MODELS.keys()
     assert len(set(figures.STYLE.values())) == len(figures.STYLE)
 
@@ -42,7 +42,7 @@ def test_figures_draw_into_given_axes() -> None:
     ]
 
 
-def test_large_errors_leave_no_tick_on_the_zero() -> None:
+def test_with_large_errors_no_tick_overlaps_the_zero() -> None:
     error = np.concatenate([np.linspace(-0.7, 0.7, 50), [-30.0]])
     errors = pd.DataFrame({"model": "sme_law", "update": np.arange(51), "error": error})
     ax = figures.error_over_time(errors)
@@ -51,7 +51,7 @@ def test_large_errors_leave_no_tick_on_the_zero() -> None:
     assert shown == [-100, -1000, 0, 100, 1000]
 
 
-def test_the_start_of_two_losses_is_shown() -> None:
+def test_the_axis_shows_both_a_small_and_a_huge_loss() -> None:
     loss = pd.DataFrame({"update": [0, 10], "seconds": [0.0, 1.0], "loss": [0.5, 5e12]})
     none = pd.DataFrame(columns=["model", "update", "loss_mean"])
     low, high = figures.loss_overlay([loss], none).get_ylim()
@@ -102,7 +102,7 @@ def test_plot_box_maps_values_to_the_svg() -> None:
 
 @pytest.mark.parametrize("errors", [[0.02, np.inf], [np.inf, np.inf]])
 def test_an_infinite_error_is_left_out(errors: list[float]) -> None:
-    """Of a model whose paths diverge; it once ended the report on several runs."""
+    """A model whose paths diverge has one; it once broke the report on several runs."""
     table = pd.DataFrame({"workers": [4, 8], "sme_law": errors})
     ax = figures.error_by_workers(table, ["sme_law"])
     assert ax.get_ylim()[0] == 0

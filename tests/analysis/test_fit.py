@@ -1,4 +1,4 @@
-"""The staleness fit: estimates recovered, intervals cover, tests calibrated, verdicts true."""
+"""The staleness fit: estimates, coverage of intervals, calibration of tests, verdicts."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def scheduled_server(
 def timed_server(
     workers: int, updates: int, variation: float, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The same where workers take gamma distributed times (variation 0: one and the same)."""
+    """The same where workers take gamma distributed times, or constant ones at variation 0."""
     shape = variation**-2 if variation else np.inf
     times = rng.gamma(shape, 1.0 / shape, updates + workers) if variation else np.ones(2 * updates)
     events = [(times[i], i) for i in range(workers)]
@@ -170,7 +170,7 @@ def test_interval_of_mu_has_the_width_of_theory() -> None:
 @pytest.mark.slow
 @by_law
 def test_intervals_cover(law: StalenessLaw) -> None:
-    # an estimate of these costs ten times the others
+    # an estimate of one of these laws takes ten times as long as of the others
     repeats = 20 if isinstance(law, GeometricMixture | ConwayMaxwellPoisson) else 40
     rng = np.random.default_rng(7)
     covered: list[np.ndarray] = []
@@ -202,8 +202,8 @@ def test_intervals_cover_under_dependence() -> None:
 # Goodness of fit
 
 
-def rejections(series: list[np.ndarray]) -> np.ndarray:
-    """P-values of the chi-square test of each series, start-up dropped."""
+def chi_square_pvalues(series: list[np.ndarray]) -> np.ndarray:
+    """Return the p-value of the chi-square test of each series, without its start-up."""
     pvalues = []
     for staleness in series:
         kept = staleness[dependence.start_up(staleness) :]
@@ -214,7 +214,7 @@ def rejections(series: list[np.ndarray]) -> np.ndarray:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["independent", "server-4", "server-8", "autoregressive"])
-def test_chi_square_rejects_a_true_geometric_law_as_often_as_it_says(kind: str) -> None:
+def test_chi_square_rejects_a_true_geometric_law_at_its_level(kind: str) -> None:
     repeats, rng = 300, np.random.default_rng(9)
     make = {
         "independent": lambda: Geometric(0.875).rvs(5000, rng),
@@ -222,7 +222,7 @@ def test_chi_square_rejects_a_true_geometric_law_as_often_as_it_says(kind: str) 
         "server-8": lambda: scheduled_server(8, 5000, rng)[0],
         "autoregressive": lambda: autoregressive_geometric(0.875, 0.8, 5000, rng),
     }[kind]
-    pvalues = rejections([make() for _ in range(repeats)])
+    pvalues = chi_square_pvalues([make() for _ in range(repeats)])
     # the blocks leave it slightly liberal: at most 8 % and 2 %, plus three binomial errors
     for level, most in ((0.05, 0.08), (0.01, 0.02)):
         rate = float(np.mean(pvalues < level))
@@ -243,7 +243,7 @@ def test_chi_square_without_dependence_is_pearsons() -> None:
 def test_chi_square_has_power(variation: float) -> None:
     rng = np.random.default_rng(11)
     series = [timed_server(8, 5000, variation, rng)[0] for _ in range(10)]
-    assert np.all(rejections(series) < 0.01)
+    assert np.all(chi_square_pvalues(series) < 0.01)
 
 
 @pytest.mark.slow
@@ -298,7 +298,7 @@ def test_start_up_of_a_series_cut_from_a_longer_one() -> None:
     assert dependence.start_up(np.concatenate([[9], staleness[1000:]])) < 500
 
 
-def test_standard_error_sees_the_dependence() -> None:
+def test_standard_error_includes_the_dependence() -> None:
     rng = np.random.default_rng(17)
     series = np.array([autoregressive_geometric(0.8, 0.7, 4000, rng) for _ in range(200)])
     spread = series.mean(axis=1).std(ddof=1)
@@ -367,14 +367,14 @@ def test_constant_times_are_rejected_for_the_constant_law(workers: int) -> None:
     assert json.dumps(fit.to_dict(), allow_nan=False)
 
 
-def test_two_neighbouring_values_in_turn() -> None:
+def test_two_alternating_values() -> None:
     fit = fit_staleness(np.tile([6, 8], 1000), 8)
     assert fit.grade == "rejected"
     assert fit.recommended.mean() == pytest.approx(7.0)
     assert fit.recommended.var() == pytest.approx(1.0, rel=0.05)
 
 
-def test_one_worker_is_never_stale_which_is_geometric() -> None:
+def test_one_worker_without_staleness_is_geometric() -> None:
     fit = fit_staleness(np.zeros(500, dtype=int), 1, np.zeros(500, dtype=int))
     assert fit.grade == "holds"
     assert fit.mu == 0.0
@@ -388,10 +388,10 @@ def test_unequal_memoryless_workers_are_a_mixture() -> None:
     assert fit.grade == "rejected"
     assert fit.selected.name == "geometric_mixture"
     assert fit.per_worker is not None
-    error = np.sqrt(np.array(shares) / 5000)  # of a share; 1 - mu has no larger one
+    error = np.sqrt(np.array(shares) / 5000)  # of a share; that of 1 - mu is not larger
     assert np.all(np.abs(fit.per_worker["share"] - shares) < 4 * error)
     assert np.all(np.abs(1 - fit.per_worker["mu"] - shares) < 4 * error)
-    # without names the workers are two groups
+    # without worker ids the mixture has two components
     anonymous = fit_staleness(series[0], 4).laws["geometric_mixture"]
     assert anonymous.law.n_parameters == 3
     assert anonymous.tv < fit.geometric.tv / 2

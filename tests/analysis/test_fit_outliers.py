@@ -31,7 +31,7 @@ WORKERS, UPDATES = 8, 6000
 
 
 def straggling(path: Path, seconds: float) -> asgd.Run:
-    """Seven memoryless workers of 10 ms and one of so many seconds, in virtual time."""
+    """Run seven memoryless workers of 10 ms and one of `seconds` on average, in virtual time."""
     config = make_config(
         {
             "problem": {"kind": "quadratic"},
@@ -69,7 +69,7 @@ def test_a_straggler_is_named_and_the_rest_is_fitted(
     }
 
 
-def test_repeats_name_their_stragglers_and_directories_are_taken(tmp_path: Path) -> None:
+def test_repeats_name_their_stragglers_and_a_fit_takes_a_directory(tmp_path: Path) -> None:
     runs = [straggling(tmp_path / name, 60.0) for name in ("a", "b")]
     assert fit_runs(runs).left_out == {7: 0}
     assert fit_run(str(runs[0].path)).mu == fit_run(runs[0]).mu
@@ -77,7 +77,7 @@ def test_repeats_name_their_stragglers_and_directories_are_taken(tmp_path: Path)
         fit_run({})  # type: ignore[arg-type]
 
 
-def test_who_hardly_takes_part() -> None:
+def test_stragglers_are_workers_that_hardly_take_part() -> None:
     rng = np.random.default_rng(1)
     even = rng.integers(8, size=2000)
     assert stragglers(even, 8) == {}
@@ -101,7 +101,7 @@ def test_a_paused_worker_changes_neither_start_up_nor_bulk() -> None:
     assert fit.start_up < 200
     assert fit.left_out == {}
     assert fit.geometric.tv < 0.1
-    assert len(fit.counts) < 200  # what occurs, not everything up to the largest
+    assert len(fit.counts) < 200  # only values that occur, not all up to the largest
 
 
 def outlying() -> np.ndarray:
@@ -149,8 +149,8 @@ def test_values_too_wide_for_a_table_are_fitted_by_the_nearest_law() -> None:
     assert fit.selected.name == "constant_plus_geometric"
 
 
-def test_holds_is_never_said_far_from_the_data() -> None:
-    # a few spells: nothing can be rejected, and the distance is large
+def test_a_law_far_from_the_data_never_holds() -> None:
+    # with few spells no law can be rejected, although the distance is large
     spells = np.repeat(Geometric(0.98).rvs(40, np.random.default_rng(7)), 10)
     fit = fit_staleness(spells, start_up=0)
     assert fit.geometric.tv > 0.3
@@ -190,14 +190,14 @@ def test_long_series_are_resampled_by_cells() -> None:
     size = dependence.cell_size(len(staleness), block)
     assert 1 < size <= block // 4
     cells = Cells.of(staleness, block, order)
-    # all cells once are the whole series, but for an incomplete cell
+    # all cells, each once, are the whole series except for an incomplete cell
     once = cells.chosen(np.arange(cells.number))
     kept = cells.number * size
     whole = Counts.of(staleness[:kept], order[:kept], 8)
     np.testing.assert_array_equal(once.staleness, whole.staleness)
     np.testing.assert_array_equal(once.updates, whole.updates)
     assert once.worker_staleness == pytest.approx(whole.worker_staleness)
-    # resampled means scatter as the standard error of the mean says; 100 give it within 7 %
+    # resampled means scatter by the standard error of the mean; 100 give it within 7 %
     means = [one.mean for one in cells.resamples(100, np.random.default_rng(13))]
     error = dependence.standard_error(staleness, block)
     assert np.std(means, ddof=1) == pytest.approx(error, rel=0.3)
@@ -237,7 +237,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("values", "message"), BAD, ids=lambda value: str(value)[:20])
-def test_what_is_no_staleness_is_named_with_its_position(values: object, message: str) -> None:
+def test_an_invalid_staleness_is_named_with_its_position(values: object, message: str) -> None:
     with pytest.raises(InputError, match=message) as caught:
         fit_staleness(values)  # type: ignore[arg-type]
     assert "\n" not in str(caught.value)
@@ -264,13 +264,13 @@ def test_arguments_of_a_fit_are_checked(arguments: dict[str, object]) -> None:
         fit_staleness([1, 2], **arguments)  # type: ignore[arg-type]
 
 
-def test_an_unmasked_mask_is_taken() -> None:
+def test_a_masked_array_without_masked_values_is_accepted() -> None:
     values = np.ma.masked_array(Geometric(0.5).rvs(500, np.random.default_rng(15)))
     assert isinstance(fit_staleness(values, start_up=0), StalenessFit)
 
 
 def test_short_series_of_strong_dependence_are_refused_or_flagged() -> None:
-    """AR(.9) of 500 values: of 300, 113 were refused; the other intervals covered 86 %, not 95."""
+    """Of 300 such series 113 were refused; the intervals of the others covered 86 %, not 95 %."""
     rng, covered, kept = np.random.default_rng(21), 0, 0
     for seed in range(40):
         series = autoregressive_geometric(0.875, 0.9, 500, rng)

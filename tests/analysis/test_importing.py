@@ -1,4 +1,4 @@
-"""Commands on a terminal say that they import the problem while they do; each makes it once."""
+"""On a terminal each command says that it imports the problem, and makes the problem once."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 from asgd.console.live import IMPORTING
 
-# Its import lasts until the gate, a named pipe, is written; it counts how often it is made.
+# A problem whose import waits until the gate, a named pipe, is written. It counts its instances.
 SLOW = """
 import os
 import numpy as np
@@ -50,8 +50,11 @@ def place(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def told(place: Path, *arguments: str) -> int:
-    """Run a command on a terminal, open the gate once it says that it imports; return the makes."""
+def times_made(place: Path, *arguments: str) -> int:
+    """Run a command on a terminal and return how often it made the problem.
+
+    The gate opens once the command has said that it imports.
+    """
     master, slave = pty.openpty()
     made = place / "made"
     made.write_text("")
@@ -76,7 +79,7 @@ def told(place: Path, *arguments: str) -> int:
 
 
 def read_until(terminal: int, part: bytes | None) -> None:
-    """Read what a terminal shows until a part of it, None for the end."""
+    """Read a terminal until it has shown a part; with None, until its end."""
     shown = b""
     while part is None or part not in shown:
         try:
@@ -89,7 +92,7 @@ def read_until(terminal: int, part: bytes | None) -> None:
 @pytest.mark.slow
 def test_each_command_says_that_it_imports_and_makes_the_problem_once(place: Path) -> None:
     made = {
-        name: told(place, name, *arguments)
+        name: times_made(place, name, *arguments)
         for name, *arguments in (
             ("simulate", "run.toml", "--out", "run"),
             ("predict", "run", "--paths", "4"),

@@ -1,4 +1,4 @@
-"""The three limits of stability against exact values and against independent simulations."""
+"""The three limits of stability, compared with exact values and independent simulations."""
 
 import numpy as np
 import pytest
@@ -25,8 +25,8 @@ def times(law: str, workers: int, variation: float = 0.5, slow: float = 1.0) -> 
     return ComputeTime(law, mean, variation)
 
 
-# Almost-sure limits of another simulation (400 000 turns, three seeds), whose standard deviation
-# was at most 0.003; far less for the small ones.
+# Almost-sure limits of another simulation (400 000 turns, three seeds). Their standard deviation
+# was at most 0.003, and far less for small limits.
 ALMOST_SURE = [
     (times("exponential", 2), (1.522, 1.112, 0.1233)),
     (times("exponential", 4), (1.098, 0.516, 0.0487)),
@@ -78,12 +78,12 @@ def test_a_fixed_order_has_one_limit(momentum: float, expected: list[float]) -> 
         assert law == limits
 
 
-def test_errors_cover_what_another_seed_finds_in_a_narrow_law() -> None:
-    """Paths that start alike oscillate together; the ends of their growth once cost 1 to 4 %."""
+def test_errors_cover_the_limits_of_other_seeds_under_a_narrow_law() -> None:
+    """Paths with the same start oscillate together, which once made limits 1 to 4 % wrong."""
     server = times("gamma", 4, 0.1)
     found = [analysis.stability_limits(server, momentum=0.9, seed=seed) for seed in range(3)]
     for limits in found:
-        # lags that hardly vary: all three limits are one, and that of the mean has no paths
+        # lags hardly vary, so all three limits agree, and that of the mean needs no paths
         for limit in (limits.almost_sure, limits.mean_square):
             assert limit is not None
             assert limit.error < 1e-3 * limit.value
@@ -100,7 +100,7 @@ def test_errors_cover_what_another_seed_finds_in_a_narrow_law() -> None:
     ],
 )
 def test_a_fixed_order_has_the_lowest_limits(server: ComputeTime) -> None:
-    """So many workers as are stable in a fixed order are stable whatever their compute times."""
+    """A number of workers that is stable in a fixed order is stable for any compute times."""
     for momentum in (0.0, 0.9):
         lowest = max_stable_learning_rate(ConstantPlusGeometric(3), 1.0, momentum=momentum)
         limit = analysis.stability_limits(server, momentum=momentum).mean_square
@@ -158,7 +158,7 @@ def test_second_moments_of_groups_equal_the_whole_matrix(
 
 @pytest.mark.parametrize("momentum", MOMENTA)
 def test_populations_find_the_exact_mean_square(momentum: float) -> None:
-    # a mixture of equal components is the geometric law under another name: no closed form
+    # a mixture of equal components is a geometric law, but its class has no closed form
     law = GeometricMixture((0.875, 0.875), (0.5, 0.5))
     limit = analysis.stability_limits(law, momentum=momentum).mean_square
     exact = analysis.stability_limits(Geometric(0.875), momentum=momentum).mean_square
@@ -172,7 +172,7 @@ def test_independent_lags_have_a_mean_square_limit_of_their_own() -> None:
     """The second moments of independent geometric lags close; `asgd_moments` has them."""
 
     def factor(h: float, mu: float) -> float:
-        # E x^2, E x m, E m^2 and E n, m the expected read and n its square
+        # E x^2, E x m, E m^2 and E n, where m and n are the means of x and x^2 over the lags
         xx = np.array([1.0, -2 * h, 0.0, h * h])
         xm = np.array([0.0, 1.0, -h, 0.0])
         matrix = [
@@ -204,7 +204,7 @@ LAGS = [
 def test_mean_square_limit_of_independent_lags(
     law: StalenessLaw, momentum: float, aware: bool
 ) -> None:
-    """(Y2) against the spectral radius of E A (x) A over the last points."""
+    """Compare (Y2) with the growth of the second moments of the last points."""
     weights = law.weights(law.support_length(1e-9))
     limit = independent_limit(law, momentum=momentum, staleness_aware=aware)
 
@@ -240,7 +240,7 @@ def test_independent_lags_that_do_not_vary_have_one_limit() -> None:
         assert independent_limit(law) == pytest.approx(expected, rel=1e-6)
 
 
-# Limits of E x by the law that another simulation drew, and its error.
+# Limits of E x from the staleness of another simulation, and their errors.
 OF_THE_MEAN = [
     (times("gamma", 8, 0.7), 0.531, 0.006),
     (times("lognormal", 8, 1.0), 0.841, 0.005),
@@ -255,7 +255,7 @@ def test_limits_of_the_mean_of_a_queue(server: ComputeTime, expected: float, err
     assert abs(limit.value - expected) < 4 * np.hypot(limit.error, error)
 
 
-# Limits of E x^2, checked below by a simulation of its own.
+# Limits of E x^2, checked below by an independent simulation.
 SQUARES = [
     ("gamma", 0.5, 0.2941),
     ("lognormal", 1.0, 0.4581),
@@ -267,7 +267,7 @@ SQUARES = [
 def test_mean_square_of_a_queue_lies_where_populations_change_sign(
     law: str, variation: float, limit: float
 ) -> None:
-    """L(2) of a population of an event simulation of its own: negative below, positive above."""
+    """L(2) of an independently simulated population is negative below the limit, positive above."""
 
     def growth(step: float) -> float:
         rng = np.random.default_rng(0)
@@ -372,7 +372,7 @@ def test_unusable_input_is_named(call, message: str) -> None:
         call()
 
 
-def test_the_printed_limits_end_below_the_ends_of_their_names() -> None:
+def test_printed_limits_end_below_the_ends_of_their_headings() -> None:
     names, values = header(), row("constant", "sgd", 2)
     for name in ("P", "processor", "wall", "mean", "mean square", "almost sure"):
         end = f"{names} ".index(f" {name} ") + 1 + len(name)

@@ -1,4 +1,4 @@
-"""Fast mode against exact moments and simulation, and where it is known to fail."""
+"""Fast mode, compared with exact moments and simulations, and where it must refuse."""
 
 import numpy as np
 import pytest
@@ -50,7 +50,7 @@ def test_the_response_power_is_that_of_the_impulse_response(law) -> None:
 
 @pytest.mark.parametrize("law", LAWS)
 def test_additive_noise_on_a_quadratic_is_exact(law) -> None:
-    """The times of the grid carry no error there: mean and variance are those of the mode."""
+    """The grid of times adds no error here: mean and variance are those of the mode."""
     record = np.array([0, 8, 200])
     curve = linear_noise(Quadratic(), 0.05, law, 0, batch_size=2, initial=np.ones(1), record=record)
     exact = mode_moments(law, 0.05, 2.0, 4.0, 200, batch_size=2)
@@ -75,7 +75,7 @@ def test_without_noise_the_mean_path_is_the_recursion(law) -> None:
 
 
 @pytest.mark.parametrize("make", [breast_cancer, DoubleWell])
-def test_small_nonlinear_problems_are_those_of_simulated_paths(make) -> None:
+def test_small_nonlinear_problems_agree_with_simulated_paths(make) -> None:
     problem, law = make(), Poisson(3.0)
     paths = 200 if make is breast_cancer else 4000
     record = np.arange(0, 201, 20)
@@ -96,7 +96,7 @@ def test_small_nonlinear_problems_are_those_of_simulated_paths(make) -> None:
     )
     error = (curve.mean - drawn.loss_mean)[1:]
     standard_error = drawn.loss_std[1:] / np.sqrt(paths)
-    # Of the correction by the noise no more than a tenth is wrong, beyond Monte Carlo.
+    # The correction by the noise is at most a tenth off, beyond the Monte Carlo error.
     correction = curve.mean - without_noise(problem, 0.04, law, given["initial"], record)
     assert np.all(np.abs(error) < 4 * standard_error + 0.1 * correction[1:])
     assert correction[1:].mean() > 3 * standard_error.mean()
@@ -104,7 +104,7 @@ def test_small_nonlinear_problems_are_those_of_simulated_paths(make) -> None:
 
 
 def test_large_problems_need_hessian_vector_products_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Digits, d = 650: the correction by the noise, from draws and Lanczos iterations."""
+    """On digits, d = 650, the correction by the noise comes from draws and Lanczos iterations."""
     problem, law = digits(), Poisson(3.0)
     for name in ("hessian", "gradient_covariance", "second_moment", "sample_gradients"):
         monkeypatch.setattr(type(problem), name, lambda *_: pytest.fail("a matrix was formed"))
@@ -146,7 +146,7 @@ def test_a_hundred_thousand_parameters() -> None:
     assert np.allclose(curve.mean, 1000 * modes[record] @ problem.curvature[:100] / 2, rtol=1e-3)
 
 
-def test_a_diverging_mean_path_is_reported_as_such() -> None:
+def test_the_loss_of_a_diverging_mean_path_is_not_finite() -> None:
     curve = linear_noise(
         Quadratic(),
         5.0,
@@ -159,7 +159,7 @@ def test_a_diverging_mean_path_is_reported_as_such() -> None:
     assert not np.isfinite(curve.mean[1])
 
 
-def test_there_must_be_an_update_to_predict() -> None:
+def test_a_record_without_an_update_is_refused() -> None:
     with pytest.raises(InputError, match="record"):
         linear_noise(
             Quadratic(),
@@ -178,8 +178,8 @@ def drawn(law: StalenessLaw, workers: int, updates: int, seed: int) -> DrawnRead
     return DrawnReads.of(reads, updates, start_up)
 
 
-def test_random_lags_amplify_noise_as_the_recursion_of_the_server_says() -> None:
-    """Memoryless workers: stationary E x^2 of the server over that without lag noise, exactly."""
+def test_amplification_by_random_lags_is_that_of_the_recursion_of_the_server() -> None:
+    """For memoryless workers both are exact: E x^2 of the server, and E x^2 without lag noise."""
     workers, step, lags = 8, np.array([0.2]), np.array([0, 500])
     law = Geometric(1 - 1 / workers)
     server = server_moments(1.0, 1.0, 0.2, workers, 2000).variance[-1]
@@ -194,7 +194,7 @@ def test_random_lags_amplify_noise_as_the_recursion_of_the_server_says() -> None
 
 
 def test_lag_noise_on_a_quadratic_is_that_of_the_recursion_of_the_server() -> None:
-    """From the start, where random versions of a moving path push, to the stationary state."""
+    """The recorded updates go from the start, where the mean moves, to the stationary state."""
     record = np.array([0, 8, 20, 50, 200])
     given = {"batch_size": 2, "initial": np.array([3.0]), "record": record}
     law, reads = Geometric(7 / 8), drawn(Geometric(7 / 8), 8, 200, 0)
@@ -202,14 +202,14 @@ def test_lag_noise_on_a_quadratic_is_that_of_the_recursion_of_the_server() -> No
     exact = server_moments(2.0, 2.0, 0.13, 8, 200, initial=3.0)
     loss = exact.mean[record] ** 2 + exact.variance[record]
     assert np.all(np.abs(curve.mean - loss) <= 4 * curve.mean_error + 1e-9)
-    # Without it a tenth and more of the loss is missing.
+    # Without lag noise at least a tenth of the loss is missing.
     without = linear_noise(Quadratic(), 0.13, law, 0, **given).mean
     assert np.all(without[1:] < 0.9 * loss[1:])
     assert np.all(curve.mean_error[1:] < 0.05 * loss[1:])
 
 
 def test_lag_noise_in_many_dimensions_from_few_directions() -> None:
-    """Two hundred modes of a hundred curvatures, each exact; only the drawn noise is left."""
+    """Two hundred modes share a hundred curvatures, and the moments of each mode are known."""
     record, problem = np.array([0, 20, 60]), wide(200)
     law, reads = Geometric(7 / 8), drawn(Geometric(7 / 8), 8, 60, 1)
     given = {"batch_size": 1, "initial": np.ones(200), "record": record}
@@ -224,16 +224,16 @@ def test_lag_noise_in_many_dimensions_from_few_directions() -> None:
     assert np.all(missing[1:] > 8 * curve.mean_error[1:])
 
 
-def test_lags_push_nothing_where_the_gradient_never_changes() -> None:
-    """From the minimum on there is no direction to start from, and only the samples are noise."""
+def test_a_mean_path_that_stays_at_the_minimum() -> None:
+    """The gradient never changes, so lags give no direction; only the samples add noise."""
     given = {"batch_size": 1, "initial": np.zeros(200), "record": np.array([0, 20])}
     reads, law = drawn(Geometric(7 / 8), 8, 20, 0), Geometric(7 / 8)
     curve = linear_noise(wide(200), 0.05, law, 0, reads=reads, **given)
     assert 0 < curve.mean[1] < 0.01
 
 
-def test_a_mean_path_on_its_way_to_infinity_is_no_traceback() -> None:
-    """Its Hessian, no longer finite, once ended in `Eigenvalues did not converge`."""
+def test_a_mean_path_that_grows_to_infinity_raises_nothing() -> None:
+    """Its Hessian is no longer finite, which once raised `Eigenvalues did not converge`."""
     record = np.array([0, 20, 100])
     problem = PhaseRetrieval()
     initial = problem.initial_point(stream(0, ""))
@@ -256,7 +256,7 @@ def test_a_mean_path_on_its_way_to_infinity_is_no_traceback() -> None:
 def test_fast_is_right_or_refuses_where_lags_are_random(
     times: str, share: float, refused: bool
 ) -> None:
-    """A tanh network; at .65 of the limit it was once 26 % off, and 11 % with noise of lags."""
+    """On a tanh network at 0.65 of the limit it was once 26 % off, and 11 % with lag noise."""
     problem, server = TanhNetwork(), compute_times(times, 8)
     limit = stability_limits(server).mean_square
     assert limit is not None
@@ -285,7 +285,7 @@ def test_fast_is_right_or_refuses_where_lags_are_random(
 
 @pytest.mark.parametrize(("share", "refused"), [(0.1, False), (0.2, False), (0.3, True)])
 def test_fast_is_right_or_refuses_where_curvature_vanishes(share: float, refused: bool) -> None:
-    """x^4/4: at its flat bottom noise is not small, though lags hardly amplify it."""
+    """At the flat minimum of x^4/4 the noise is not small, though lags hardly amplify it."""
     problem, workers = Quartic(initial=1.5, noise=0.5), 8
     law = Geometric(1 - 1 / workers)
     limit = stability_limits(law).mean_square

@@ -27,9 +27,9 @@ from asgd.simulation.simulate import simulate
 from tests.support.faults import Crowd
 
 REPEATS, PATHS = 8, 64
-# Chance exceeds it in 0.27 % of the curves, even if all points of a curve move together.
+# A right curve exceeds it with probability 0.27 %, even if all its points move together.
 THREE_SIGMA = 9.0
-AT_ONCE = {"compute_time": {"law": "none"}}  # no worker really waits
+AT_ONCE = {"compute_time": {"law": "none"}}  # workers do not wait
 BUFFERED = {"mode": "buffered", "gradients_per_update": 3}
 SMALL = {"problem": {"kind": "least_squares"}}
 LOCAL = {"learning_rate": 0.7, "local_steps": 3, "local_learning_rate": 0.02}
@@ -65,7 +65,7 @@ def served(config: RunConfig, out: Path) -> None:
 
 
 def mean_square_z(runs: list[Run], prediction: Prediction, model: str) -> float:
-    """Return the mean of z^2 along a predicted mean; neighbouring points move together."""
+    """Return the mean of z^2 along a predicted mean, whose neighbouring points are correlated."""
     curve = prediction.curve(model)
     observed = np.stack([run.loss["loss"].to_numpy() for run in runs]).mean(axis=0)
     paths = prediction.paths(model) or np.inf
@@ -223,7 +223,7 @@ def test_data_that_differ_by_worker_are_replayed_as_they_were_drawn(
     assert compare(runs, prediction).models["replay"].relative_error < 0.1
 
 
-def test_a_slow_worker_of_its_own_class_moves_the_curve_as_replayed(tmp_path: Path) -> None:
+def test_a_slow_worker_with_a_class_of_its_own_is_replayed(tmp_path: Path) -> None:
     means = [0.01, 0.01, 0.01, 0.1]
     slow = {"compute_time": {"law": "exponential", "mean": means}}
     config = configure(data={"shards": "by_label"}, cluster=slow)
@@ -263,7 +263,7 @@ def test_theory_is_refused_for_data_that_differ_by_worker(tmp_path: Path) -> Non
         assert "data.shards = 'by_label'" in str(error.value)
 
 
-def test_a_rule_is_replayed_and_nothing_else(tmp_path: Path) -> None:
+def test_momentum_has_no_model_but_the_replay(tmp_path: Path) -> None:
     config = configure(optimizer={"rule": "momentum"}, run={"repeats": 1})
     runs = read_runs(run_repeats(config, tmp_path / "run", simulate))
     with pytest.raises(InputError, match="expected 'replay' alone"):

@@ -32,7 +32,7 @@ def least_squares(dim):
 
 
 def known_path(dim, points=10):
-    """Points that every path of the test visits, newest last."""
+    """Return the points that every path of a test visits, newest last."""
     return np.cumsum(stream(6, "path").standard_normal((points, dim)), axis=0) / 3
 
 
@@ -49,13 +49,13 @@ def exact(problem, law, points, batch, lag_noise):
 
 
 def standard_scores(samples, expected):
-    # the floor: the weights leave out 1e-6 of the law, and two-point variances have no error
+    # the second term: the weights leave out 1e-6 of the law; two-point variances do not scatter
     error = samples.std(axis=0) / np.sqrt(len(samples)) + 1e-6 * np.abs(samples).max()
     return (samples.mean(axis=0) - expected) / error
 
 
 def draw(noise, g, batch):
-    """Return Sigma^{1/2} z, which is how a noise moves zeros where the learning rate is zero."""
+    """Return Sigma^{1/2} z, by which the noise moves zeros at learning rate zero."""
     if hasattr(noise, "draw"):
         return noise.draw(g, batch).copy()
     z = np.zeros_like(g)
@@ -64,7 +64,7 @@ def draw(noise, g, batch):
 
 
 def build(name, law, problem, x, lag_noise):
-    """Return one of the carriers of Sigma, at its start."""
+    """Return the named carrier of Sigma in its initial state."""
     rng = stream(7, name)
     if name == "snapshots":
         return SnapshotNoise(problem, x, rng, law.mu, lag_noise)
@@ -112,7 +112,7 @@ def test_covariance_is_sigma(name, law, dim, lag_noise):
     assert np.abs(standard_scores(first, np.zeros(dim))).max() < 4
     products = first[:, :, None] * first[:, None, :]
     assert np.abs(standard_scores(products, sigma)[np.triu_indices(dim)]).max() < 4
-    # fresh for every update, whatever is kept from one to the next
+    # draws of two updates are independent, whatever state the carrier keeps
     crossed = first[:, :, None] * second[:, None, :]
     assert np.abs(standard_scores(crossed, np.zeros((dim, dim)))).max() < 4
 
@@ -121,7 +121,7 @@ def test_covariance_is_sigma(name, law, dim, lag_noise):
 @pytest.mark.parametrize("retention", [0.7, 0.95])
 @pytest.mark.parametrize("problem", [least_squares(3), least_squares(1), DoubleWell()])
 def test_explicit_sigma_is_the_closed_one(problem, retention, lag_noise):
-    """(S4), also in the form for d = 1, and (S3): one Sigma, and one expected read."""
+    """(S3), (S4) and the form of (S4) for d = 1 have equal Sigma and equal expected reads."""
     path, rng = known_path(problem.dim), stream(0, "explicit")
     x = path[:1].copy()
     carriers = {
@@ -166,7 +166,7 @@ def test_factor_takes_small_negative_variances_as_zero():
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 @pytest.mark.parametrize("size", [1001, 64])
 def test_two_point_increments(dtype, size):
-    """Fair, and independent between the numbers of one draw and between draws."""
+    """They are fair, and independent within a draw and between draws."""
     draws, rng = 300, stream(2, "signs")
     z = np.stack(
         [standard_increments(np.empty((size, 1), dtype), rng, True)[:, 0] for _ in range(draws)]
@@ -182,7 +182,7 @@ def test_two_point_increments(dtype, size):
 
 
 def transcribed(problem, x, z, eta, batch, mu, substeps, lag_noise):
-    """Return the path of (S5), with Sigma by (S4), as the equations say it, in NumPy; d = 1."""
+    """Return the path of (S5) with Sigma by (S4), transcribed to NumPy for d = 1."""
     r = 1 - (1 - mu) / substeps
     g = problem.gradient(x)
     gamma, s = np.zeros_like(x), problem.gradient_covariance(x)[..., 0]
@@ -233,7 +233,7 @@ def test_compiled_step_is_the_equation(problem, noise, substeps, lag_noise, dtyp
 
 
 class OtherTypes(DoubleWell):
-    """Gives a gradient in float64 that may not be written to and losses out of a table."""
+    """A double well with read-only gradients in float64 and losses that are not contiguous."""
 
     def gradient(self, x, indices=None):
         gradient = super().gradient(x.astype(float), indices)
@@ -257,7 +257,7 @@ def test_a_problem_may_return_any_kind_of_array(dtype):
 
 
 def test_a_variance_below_zero_by_rounding_is_zero():
-    """Equal samples: S is zero, but V - grad f grad f^T comes out as +-1e-17."""
+    """With equal samples S is zero, but V - grad f grad f^T is +-1e-17 by rounding."""
     problem = LeastSquares(np.full((3, 1), 0.1), np.full(3, 0.7), 0.0)
     points = np.linspace(-1, 1, 101)[:, None]
     assert problem.gradient_covariance(points).min() < 0
@@ -276,7 +276,7 @@ def test_a_diverging_path_stays_inf_or_nan():
     assert np.isfinite(x[2])
 
 
-def test_kinds():
+def test_each_kind_has_its_class():
     x, rng = np.ones((5, 1)), stream(0, "kinds")
     made = {
         kind: type(staleness_noise(kind, Quadratic(), x, rng, 0.5)[0])

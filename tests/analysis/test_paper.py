@@ -36,7 +36,7 @@ def moments_of_models():
     return fig1()
 
 
-def test_fig1_sme_asgd_is_closer_than_sme_sgd_the_more_the_longer_the_delay(moments_of_models):
+def test_fig1_the_advantage_of_sme_asgd_over_sme_sgd_grows_with_the_delay(moments_of_models):
     claim = moments_of_models
     assert 2 < claim.numbers["low 0.5"] < 2.5
     assert claim.numbers["low 0.75"] > 5.5
@@ -45,7 +45,7 @@ def test_fig1_sme_asgd_is_closer_than_sme_sgd_the_more_the_longer_the_delay(mome
     for column in ("max_error_mean", "max_error_second_moment"):
         baseline = [value(errors, column, model="SME-SGD", mu=mu) for mu in MUS]
         assert np.all(np.diff(baseline) > 0)
-    # what is left of the native scheme's error is that of a finite number of paths
+    # the remaining error of the native scheme is the sampling error of the paths
     native = errors[errors["model"] == "SME-ASGD"]
     assert np.all(native["max_error_mean"] <= 4 * native["max_standard_error_mean"])
     within = 4 * native["max_standard_error_second_moment"]
@@ -63,7 +63,7 @@ def test_fig1_sme_asgd_oscillates_with_asgd_and_sme_sgd_does_not(moments_of_mode
 
 @pytest.mark.slow
 def test_fig2_the_well_a_path_ends_in():
-    """One step per update: shares of two samples of paths differ by sampling error alone."""
+    """With one step per update the shares of both models differ by sampling error alone."""
     claim = fig2(paths=10_000, starts=(0.3, 8.0))
     assert claim.numbers["largest_z_sme_asgd"] < 4
     wells = claim.tables["wells"]
@@ -93,7 +93,7 @@ def test_fig2_the_continuous_equation_is_near_and_not_equal():
     shares = shares_in_right_well(8.0, 40_000, ["ASGD", CONTINUOUS])
     (discrete, error), (continuous, other) = shares.values()
     assert abs(continuous - discrete) > 4 * np.hypot(error, other)
-    # all paths of SME-SGD end there
+    # under SME-SGD all paths end in the right well
     assert abs(continuous - discrete) < 0.03 < (1 - discrete) / 20
 
 
@@ -178,7 +178,7 @@ def test_proposition2_expected_read_is_momentum_and_the_iterate_is_not():
     assert n["small_iterate_pvalue"] < 1e-4
     error = np.hypot(n["small_read_standard_error"], n["small_momentum_standard_error"])
     assert abs(n["small_read_variance"] - n["small_momentum_variance"]) < 4 * error
-    # the random lags show at a large step
+    # at a large step the effect of the random lags is visible
     assert n["large_read_pvalue"] < 1e-6
     rest = claim.tables["stationary"]
     for eta, mu in (SMALL, LARGE):
@@ -224,7 +224,7 @@ def test_temperature_simulation_has_the_exact_variances():
 
 @pytest.mark.parametrize("mu", [0.0, 0.5, 0.75, 0.9])
 def test_temperature_formulas_are_the_limit_and_their_correction_is_of_first_order(mu):
-    """Halving the step halves what is left of each formula over its first-order term."""
+    """Each ratio is 1 + first * h + O(h^2); the slope is extrapolated to step h = 0."""
     a, s2, steps = 2.0, 4.0, np.array([4e-4, 2e-4, 1e-4])
     exact = [stationary_variance(a, s2, h / a, mu) for h in steps]
     thermal = steps / a * s2 / (2 * a)
@@ -236,7 +236,7 @@ def test_temperature_formulas_are_the_limit_and_their_correction_is_of_first_ord
     }
     for name, (ratio, first) in corrections.items():
         slope = (ratio - 1) / steps
-        # extrapolated to zero: what is left is of second order in h/(1-mu)
+        # the remaining error is of second order in h / (1 - mu)
         limit = 2 * slope[1:] - slope[:-1]
         assert limit[-1] == pytest.approx(first, abs=1e-4), name
 
@@ -246,7 +246,7 @@ def test_linear_and_nonlinear_forms_are_one_law_for_linear_gradients():
     assert n["difference_native"] < 1e-12
     assert n["difference_substeps"] < 1e-12
     assert min(n["pvalue_native"], n["pvalue_substeps"]) > 0.001
-    # for nonlinear gradients they are not, nor with (L3) taken for the continuous equation
+    # they differ for nonlinear gradients, and with (L3) used for the continuous equation
     assert n["difference_double_well"] > 0.1
     assert n["difference_substeps_L3"] > 0.05
     assert n["pvalue_substeps_L3"] < 1e-6
@@ -266,7 +266,7 @@ def test_the_script_writes_every_kind_of_file(tmp_path, monkeypatch, capsys):
     assert set(pd.read_csv(tmp_path / "fig1.errors.csv")["mu"]) == set(MUS)
 
 
-def test_the_script_names_what_it_can_draw(monkeypatch, capsys):
+def test_the_script_names_its_figures(monkeypatch, capsys):
     with pytest.raises(SystemExit) as ended:
         call_script(monkeypatch, "fig9")
     assert ended.value.code == 2

@@ -1,4 +1,4 @@
-"""What the paper's text leaves open or says too broadly, each by code of its own."""
+"""Points that the paper leaves open or states too broadly, each checked by independent code."""
 
 import numpy as np
 import pytest
@@ -17,14 +17,14 @@ HESSIAN = np.diag([1.0, 4.0])
 
 
 def turned(angle: float) -> np.ndarray:
-    """Return a noise covariance of eigenvalues 1 and 4, turned against the Hessian."""
+    """Return a noise covariance of eigenvalues 1 and 4, rotated against the Hessian."""
     c, s = np.cos(angle), np.sin(angle)
     basis = np.array([[c, -s], [s, c]])
     return basis @ np.diag([1.0, 4.0]) @ basis.T
 
 
 def stationary_current(noise: np.ndarray, friction: float) -> np.ndarray:
-    """Return E m q^T of (L1) at rest over the mean temperature, eta tr(Sigma) / (2 d)."""
+    """Return the stationary E m q^T of (L1) divided by the temperature eta tr(Sigma) / (2 d)."""
     drift = np.block([[np.zeros((2, 2)), np.eye(2)], [-HESSIAN, -friction * np.eye(2)]])
     forcing = np.zeros((4, 4))
     forcing[2:, 2:] = 2 * friction * noise  # in units of eta / 2
@@ -33,14 +33,14 @@ def stationary_current(noise: np.ndarray, friction: float) -> np.ndarray:
 
 
 def test_density_7_needs_hessian_and_noise_that_commute() -> None:
-    """Where they do not, position and momentum are correlated at rest: a current."""
+    """If they do not, the stationary position and momentum are correlated: a current."""
     np.testing.assert_allclose(stationary_current(turned(0.0), 1.0), np.zeros((2, 2)), atol=1e-12)
     current = stationary_current(turned(0.6), 1.0)
     np.testing.assert_allclose(current, [[0, 0.1766], [-0.1766, 0]], atol=1e-4)
 
 
-def test_the_current_is_there_in_the_algorithm_itself() -> None:
-    """Momentum SGD with Gaussian noise, friction one, from rest."""
+def test_momentum_sgd_itself_has_the_current() -> None:
+    """The noise is Gaussian, the friction is 1, and position and velocity start at 0."""
     eta, mu, paths, updates = 0.02, 0.98, 4_000, 600
     rng, root = np.random.default_rng(0), np.linalg.cholesky(turned(0.6))
     m, v = np.zeros((paths, 2)), np.zeros((paths, 2))
@@ -59,7 +59,7 @@ def test_the_current_is_there_in_the_algorithm_itself() -> None:
 
 
 def test_the_rate_of_convergence_is_not_the_temperature() -> None:
-    """A hundred times the temperature, the same rate: (B2) contains no s."""
+    """A hundred times the temperature gives the same rate, because (B2) contains no s."""
     eta, mu, rates = 0.02, 0.5, []
     for noise in (1.0, 10.0):
         second = asgd_moments(Quadratic(2.0, noise), eta, mu, 2_000).second_moment[:, 0, 0]
@@ -135,7 +135,7 @@ def test_staleness_in_the_sigma_of_sme_sgd_does_not_help(
 
 
 def test_a_schedule_that_grows_earlier_beats_the_closed_form_where_delay_oscillates() -> None:
-    """Growth at half the rate of (B4), which starts earlier, at equal budget."""
+    """The schedule grows at half the rate of (B4) and starts earlier, at equal budget."""
     ratios = {}
     for setting in settings()[:3]:
         updates, budget = setting.updates, setting.budget

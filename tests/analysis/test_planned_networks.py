@@ -1,4 +1,4 @@
-"""Plans for networks: probed curvatures, a few paths of each choice, a time they stay within."""
+"""Plans for networks: probed curvatures, a few paths for each choice, a limit of time."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_a_network_is_planned_by_probed_curvatures_and_a_few_paths(problem: dict
     assert found.best == 1
     assert slow.paths.paths == wild.paths.paths == 16
     assert fast.paths.paths == 16 + 48
-    # of exponential times, on curvature one
+    # the limit for exponential times at curvature 1
     limit = fast.pace.limits(Sgd(), 4, False)
     assert limit is not None
     assert fast.start.limits is not None
@@ -78,7 +78,7 @@ def test_a_plan_that_takes_too_long_is_refused_early() -> None:
 
 
 class Slow(Problem):
-    """A quadratic of which each call for the loss takes a second."""
+    """A quadratic whose loss takes one second for each call."""
 
     dim, n_samples, points_at_once = 100, 1000, 4
 
@@ -97,7 +97,7 @@ class Slow(Problem):
 
 
 def by_time(seconds: float, choices: int) -> tuple[float, list[int]]:
-    """Return how long the first paths of some choices take, and their numbers."""
+    """Return the seconds that the first paths of all choices take, and their number for each."""
     problem = Slow()
     effort = ByTime(problem, 0, 10, choices, seconds, clock=lambda: problem.now)
     batch = np.ones(10, dtype=np.int64)
@@ -121,7 +121,7 @@ def by_time(seconds: float, choices: int) -> tuple[float, list[int]]:
 
 
 def test_the_number_of_paths_follows_the_time() -> None:
-    """Of 3 choices each gets a block of 4 paths, more where the others leave time, 16 at most."""
+    """Each of 3 choices gets a block of 4 paths, and up to 16 paths if the others leave time."""
     counts = {}
     for seconds in (55.0, 85.0, 110.0, 1000.0):
         taken, counts[seconds] = by_time(seconds, 3)

@@ -66,19 +66,19 @@ def test_rule_and_staleness_together_are_the_heavy_ball() -> None:
     assert own == pytest.approx(0.2)
     fixed, error = decay(HeavyBall(own), 400, 1200)
     assert abs(fixed - with_staleness(own)) < 4 * error
-    # The measured mean: after 3000 updates at most 0.01 below P - 1, from the start, and the square
-    # of its scatter of 0.17, each times 0.1 / 0.8.
+    # After 3000 updates the measured mean is at most 0.01 below P - 1 and scatters by 0.17. The
+    # relative error is 0.1 / 0.8 times the first plus the square of 0.1 / 0.8 times the second.
     seen, _ = decay(CorrectedMomentum(0.9), 3000, 4000)
     assert seen == pytest.approx(with_staleness(own), rel=2e-3)
     ball = slowest(1.0, -(1.9 - STEP / WORKERS), 0.9)  # factor 0.9, learning rate eta / P
     assert seen == pytest.approx(ball, rel=0.05)
-    # Uncorrected it swings with a period of 134 updates: a mean over many of them.
+    # Uncorrected, x oscillates with a period of 134 updates; this is a mean over many periods.
     uncorrected, _ = decay(HeavyBall(0.9), 200, 2200)
     assert uncorrected == pytest.approx(with_staleness(0.9), rel=0.02)
     assert uncorrected > 5 * ball
 
 
-def test_what_the_limits_cover() -> None:
+def test_rules_that_the_limits_cover() -> None:
     assert linear_rule(None, 3.0) == LinearRule()
     assert linear_rule(Clipped(HeavyBall(0.8), 1.0), 3.0) == LinearRule(0.8)
     assert linear_rule(StalenessPower(1.0), 3.0) == LinearRule(staleness_aware=True)
@@ -92,13 +92,13 @@ def test_what_the_limits_cover() -> None:
 
 
 class FromOne(HeavyBall):
-    """A rule whose state does not begin at zero."""
+    """A rule whose state starts at one."""
 
     def init(self, x: Array) -> State:
         return (np.ones_like(x),)
 
 
-def test_a_path_that_begins_again_has_the_first_state_of_its_rule() -> None:
+def test_a_restarted_path_has_the_initial_state_of_its_rule() -> None:
     servers = _Servers(setting_of(FromOne(0.5), 1, 2), 3, np.random.default_rng(0))
     servers.step(0)
     (velocity,) = servers._optimizer.state

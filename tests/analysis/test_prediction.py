@@ -1,4 +1,4 @@
-"""Predictions of runs made in virtual time: which models, what they are given, how right."""
+"""Predictions of runs in virtual time: their models, their inputs and their errors."""
 
 import math
 from pathlib import Path
@@ -99,7 +99,9 @@ def test_independent_constant_staleness_is_no_pool(run: Run, tmp_path: Path) -> 
     assert closure_of(queue) == "pool"
 
 
-def test_a_team_that_changes_is_a_pool_of_the_workers_it_had(run: Run, tmp_path: Path) -> None:
+def test_a_team_smaller_from_the_start_is_a_pool_and_one_that_shrinks_is_not(
+    run: Run, tmp_path: Path
+) -> None:
     rng = np.random.default_rng(0)
     three = with_turns(tmp_path / "three", run, rng.integers(3, size=400))
     RunWriter(three.path).event("worker_removed", worker=3, update=0)
@@ -114,7 +116,7 @@ def test_a_team_that_changes_is_a_pool_of_the_workers_it_had(run: Run, tmp_path:
 
 
 def with_turns(path: Path, run: Run, turns: np.ndarray) -> Run:
-    """Return a copy of a run of which other workers delivered the updates."""
+    """Return a copy of a run in which other workers delivered the updates."""
     trace = {name: column.to_numpy().copy() for name, column in run.trace.items()}
     held = np.zeros(run.config.cluster.workers, dtype=int)
     for k, worker in enumerate(turns):
@@ -173,7 +175,7 @@ def test_the_seed_decides_the_prediction(run: Run) -> None:
     assert not first.equals(other)
 
 
-def test_what_is_too_wide_to_compute_is_simulated(tmp_path: Path) -> None:
+def test_a_law_too_wide_for_exact_moments_is_simulated(tmp_path: Path) -> None:
     run = simulated(
         tmp_path,
         problem={"kind": "least_squares"},
@@ -197,7 +199,7 @@ def test_paths_that_do_not_fit_into_memory_are_left_out_with_a_message(
     assert said.startswith("5 of 8 paths: ")
 
 
-def test_what_cannot_be_predicted_is_refused(run: Run, tmp_path: Path) -> None:
+def test_unknown_models_and_unusable_runs_are_refused(run: Run, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="model = 'sme': expected one of sme_sgd"):
         predict(run, models=("sme",))
     empty = RunWriter.create(tmp_path / "empty", make_config())
@@ -234,8 +236,8 @@ def test_the_fast_mode_refuses_where_noise_outgrows_it(tmp_path: Path) -> None:
     assert np.isfinite(curve["loss_mean"]).all()
 
 
-def test_a_run_of_which_paths_diverge_is_not_called_stable(tmp_path: Path) -> None:
-    """Phase retrieval: noise that grows with the distance lowers the limits by curvature."""
+def test_a_run_whose_paths_diverge_is_not_called_stable(tmp_path: Path) -> None:
+    """In phase retrieval the noise grows with the distance, so paths diverge below the limits."""
     lucky = simulated(
         tmp_path,
         problem={"kind": "scripts.bench_plan:PhaseRetrieval"},
@@ -302,7 +304,7 @@ def test_law_and_replay_follow_a_run_that_the_geometric_fit_misses(tmp_path: Pat
     standard_error = observed.std(axis=0, ddof=1)[1:] / np.sqrt(len(runs))
     for name in ("sme_law", "replay"):
         difference = prediction.curve(name)["loss_mean"][1:] - observed.mean(axis=0)[1:]
-        # Fifteen points, correlated: their mean square is about one where the prediction is right.
+        # The mean square of fifteen correlated points is about one if the prediction is right.
         assert np.mean((difference / standard_error) ** 2) < 4
     score = compare(runs, prediction)
     law = score.models["sme_law"].relative_error
@@ -322,7 +324,7 @@ def test_quadratics_are_computed_and_agree_with_their_simulation(run: Run) -> No
         assert np.allclose(
             drawn.curve(name)["loss_mean_error"], drawn.curve(name)["loss_std"] / np.sqrt(paths)
         )
-        # of what is computed, the reads of the law are drawn, and nothing else
+        # of the computed curves only that of the law has an error, because its reads are drawn
         assert (computed.curve(name)["loss_mean_error"].max() > 0) == (name == "sme_law")
         curve, sampled = computed.curve(name)[1:], drawn.curve(name)[1:]
         z = (curve["loss_mean"] - sampled["loss_mean"]) / (sampled["loss_std"] / np.sqrt(paths))
@@ -355,7 +357,7 @@ def test_law_replay_and_fast_mode_are_within_the_scatter_of_the_runs(
     learning_rate: float,
     updates: int,
 ) -> None:
-    """A few runs of each case: z of a mean curve counts the scatter of runs and of paths."""
+    """z of a mean curve counts the scatter of the few runs and of the paths."""
     repeats, paths = (4, 6) if kind == "softmax" else (8, 64)
     tables = {
         "problem": {"kind": kind},
@@ -373,5 +375,5 @@ def test_law_replay_and_fast_mode_are_within_the_scatter_of_the_runs(
         error = curve["loss_mean"].to_numpy()[1:] - observed
         scatter = prediction.curve("sme_law")["loss_std"].to_numpy()[1:]
         z = error / (scatter * np.sqrt(1 / repeats + 1 / drawn))
-        # Neighbouring points move together: the mean of their squares scatters like that of a few.
+        # Neighbouring points are correlated, so their mean square scatters like that of a few.
         assert np.mean(z**2) < 5

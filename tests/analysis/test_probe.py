@@ -1,4 +1,4 @@
-"""The probe of a run against a Hessian that is known."""
+"""The probe of a run, compared with a known Hessian."""
 
 from __future__ import annotations
 
@@ -52,9 +52,9 @@ def test_the_curvature_of_all_samples_is_that_of_the_hessian() -> None:
     assert found.high == pytest.approx(leading_curvatures(softmax, x, 1)[0], rel=1e-3)
 
 
-def test_where_a_network_is_saturated_no_curvature_is_left() -> None:
+def test_a_saturated_network_has_no_curvature() -> None:
     network = Perceptron(hidden=4)
-    # One class that is certain and right: gradients and curvatures are zero.
+    # Only one class, which is predicted with certainty: gradients and curvatures are zero.
     x = np.zeros(network.dim)
     x[-1] = 1e4
     nines = np.flatnonzero(network.labels == 9)
@@ -65,8 +65,8 @@ def test_where_a_network_is_saturated_no_curvature_is_left() -> None:
     np.testing.assert_array_equal(leading_curvatures(network, x, 2), [0.0, 0.0])
 
 
-def test_the_ends_from_few_samples_enclose_the_curvature_in_the_mean() -> None:
-    """Three standard errors of the mean of 100 probes of 64 samples each; both ends are off."""
+def test_the_mean_ends_from_few_samples_enclose_the_curvature() -> None:
+    """The ends are means over 100 probes of 64 samples, with three standard errors."""
     problem, probes = wide_linear(), 100
     found = [
         leading_curvature(problem, np.zeros(100), 64, np.random.default_rng(seed))
@@ -79,7 +79,7 @@ def test_the_ends_from_few_samples_enclose_the_curvature_in_the_mean() -> None:
     assert high < 1.4 * exact()
 
 
-def test_a_probe_costs_a_tenth_of_the_run_and_tells_its_limits(run: Run) -> None:
+def test_a_probe_costs_a_tenth_of_the_run_and_gives_its_limits(run: Run) -> None:
     study = Study.open(run.path)
     probe = study.probe()
     assert [one.update for one in probe.curvature] == [0, 1500]
@@ -107,7 +107,7 @@ def test_a_probe_costs_a_tenth_of_the_run_and_tells_its_limits(run: Run) -> None
     ],
     ids=["adam", "discarding"],
 )
-def test_a_probe_of_a_run_without_limits_tells_none(
+def test_a_probe_of_a_run_without_limits_gives_none(
     tables: dict[str, dict[str, Any]], what: str, tmp_path: Path
 ) -> None:
     given = {
@@ -152,7 +152,7 @@ def test_the_command_stores_a_probe_and_the_report_shows_it(
         (1.3, 300, "Lower the learning rate below"),
     ],
 )
-def test_what_to_try_after_a_probe_is_by_its_limits(
+def test_the_advice_after_a_probe_depends_on_its_limits(
     run: Run, of_limit: float, updates: int, advice: str, tmp_path: Path
 ) -> None:
     limit = Study.open(run.path).probe().stability.largest_stable_learning_rate

@@ -1,4 +1,4 @@
-"""The queue law: against theory, against an independent simulation, against real runs."""
+"""The queue law, compared with theory, an independent simulation and recorded runs."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def times(law: str, workers: int, mean: float = 0.1, variation: float = 0.5) -> 
 
 
 def noise(law: StalenessLaw, updates: int) -> float:
-    """Total variation distance that 99.9 % of samples of so many updates stay below."""
+    """Return the total variation distance that 99.9 % of samples of `updates` stay below."""
     rng = np.random.default_rng(0)
     draws = [total_variation(law, Counts.of(np.asarray(law.rvs(updates, rng)))) for _ in range(300)]
     return float(np.mean(draws) + 3.1 * np.std(draws))
@@ -64,7 +64,7 @@ def test_unequal_memoryless_workers_are_a_mixture() -> None:
 @pytest.mark.parametrize(
     "rates", [[1.0, 1.0, 1.0, 1.0], [4.0, 4.0, 1.5, 0.5]], ids=["equal", "unequal"]
 )
-def test_closed_law_is_what_the_simulation_gives(rates: list[float]) -> None:
+def test_closed_law_agrees_with_the_simulation(rates: list[float]) -> None:
     staleness = simulate_queue(
         ServerTimes(ComputeTime("exponential", 1.0 / np.array(rates), 0.5)),
         40_000,
@@ -100,8 +100,8 @@ def test_mean_is_workers_minus_one(law: str, workers: int) -> None:
 def test_dead_time_removes_zeros(workers: int, share: float) -> None:
     """P(tau = 0) = (1/P) (1 + r/c)^-(P-1), which is not (1/P) exp(-(P-1) r/c) unless r << c.
 
-    No other cycle may end during the dead time r, which has the chance c / (c + r) for each; from
-    then on all are memoryless.
+    No other cycle may end during the dead time r, which has probability c / (c + r) for each;
+    after it all workers are memoryless.
     """
     mean, updates = 0.1, 400_000
     law = queue_staleness(
@@ -115,7 +115,7 @@ def test_dead_time_removes_zeros(workers: int, share: float) -> None:
 
 
 def test_laws_may_be_wider_than_the_geometric_one() -> None:
-    """More variable times and slow workers widen the law, steadier ones narrow it; P = 8."""
+    """More variable times and slow workers widen the law; steadier times narrow it."""
     geometric = Geometric(7 / 8).var()
     slow = memoryless_law(1 / np.array([4.0, *[1.0] * 7]))
     assert slow.var() / geometric == pytest.approx(1.5625)
@@ -143,7 +143,7 @@ def test_busy_server_makes_a_rotation() -> None:
 
 
 @pytest.mark.parametrize("variation", [0.1, 0.5, 1.5])
-def test_simulation_equals_another_one(variation: float) -> None:
+def test_simulation_agrees_with_an_independent_one(variation: float) -> None:
     law = queue_staleness(times("gamma", 8, variation=variation), updates=100_000)
     other = timed_server(8, 60_000, variation, np.random.default_rng(2))[0][20_000:]
     assert total_variation(law, Counts.of(other)) < noise(law, 40_000) + 0.005
@@ -225,13 +225,13 @@ def test_times_of_a_run(tmp_path: Path) -> None:
     run = read_run(tmp_path / "run")
     cycles = measured_cycles(run)
     np.testing.assert_allclose(cycles.mean, 1.0)
-    # updates 0 and 1 read version 0, two more are one mean life of a snapshot
+    # the start-up has updates 0 and 1, which read version 0, and two more, the life of a snapshot
     assert [len(sample) for sample in cycles.samples] == [47, 47]
     assert queue_staleness(cycles, updates=1000) == ConstantPlusGeometric(1)
 
 
 def test_stalls_common_to_all_workers_are_no_independent_cycles(tmp_path: Path) -> None:
-    """Four workers in a fixed order; now and then all of them stop for twenty cycles."""
+    """Four workers keep a fixed order; sometimes all of them stop for twenty cycles."""
     config = make_config({"cluster": {"workers": 4}, "run": {"updates": 2000}})
     writer = RunWriter.create(tmp_path / "run", config)
     update = np.arange(2000)

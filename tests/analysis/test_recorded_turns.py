@@ -1,4 +1,4 @@
-"""Recorded turns: replayed exactly, and resampled without losing what they hold."""
+"""Recorded turns: the start-up is replayed exactly, and resampling keeps law and dependence."""
 
 from collections.abc import Callable
 
@@ -30,7 +30,7 @@ def resampled(recorded: RecordedTurns, paths: int, updates: int, seed: int = 0) 
     return staleness(np.stack([turns.next() for _ in range(updates)]), recorded.workers)
 
 
-def test_every_path_begins_as_one_of_the_runs_did() -> None:
+def test_every_path_begins_like_one_of_the_runs() -> None:
     rng = np.random.default_rng(1)
     runs = [rng.integers(5, size=200) for _ in range(3)]
     own = [staleness(run[:, None], 5)[:, 0] for run in runs]
@@ -41,7 +41,7 @@ def test_every_path_begins_as_one_of_the_runs_did() -> None:
     assert np.sum(begun, axis=0).tolist() == [10, 10, 10]
 
 
-def test_workers_in_a_fixed_order_have_no_chance() -> None:
+def test_resampling_keeps_a_fixed_order() -> None:
     recorded = RecordedTurns.of([np.arange(120) % 6])
     assert all(np.all(rank == 5) for rank in recorded.ranks)
     tau = resampled(recorded, 4, 120)
@@ -49,7 +49,7 @@ def test_workers_in_a_fixed_order_have_no_chance() -> None:
 
 
 def test_resampled_turns_keep_the_law_and_its_dependence() -> None:
-    """Spells of a fixed order and spells of none: their staleness, its mean square, its echo."""
+    """The run has spells of fixed and of random order; mean, variance and spells are kept."""
     rng, workers, updates = np.random.default_rng(2), 4, 2000
     spells = [
         np.arange(100) % workers if number % 2 else rng.integers(workers, size=100)
@@ -63,21 +63,21 @@ def test_resampled_turns_keep_the_law_and_its_dependence() -> None:
     assert abs(blocks.mean() - own.var()) < 4 * blocks.std() / np.sqrt(10)
     steady = np.convolve(own == workers - 1, np.ones(20), "valid") == 20
     resteady = [np.mean(np.convolve(t == workers - 1, np.ones(20), "valid") == 20) for t in tau.T]
-    # A block ends within 20 updates about every other time and may cut a spell.
+    # About every other window of 20 updates contains the end of a block, which may cut a spell.
     assert 0.4 * steady.mean() < np.mean(resteady) < 1.2 * steady.mean()
     assert steady.mean() > 0.2
 
 
-def test_repeats_that_differ_are_all_there() -> None:
+def test_every_repeat_is_resampled() -> None:
     rng = np.random.default_rng(3)
     runs = [np.arange(400) % 4, rng.integers(4, size=400)]
     variance = resampled(RecordedTurns.of(runs), 400, 40).var(axis=0)
-    # Until the first jump a path is as its run was.
+    # Until its first jump a path is like its run.
     assert 0.3 < np.mean(variance < 1.5) < 0.7
 
 
-def test_spells_are_told_from_turns_by_age() -> None:
-    """A record in a fixed order beside one without, against two of one gamma law."""
+def test_spells_are_distinguished_from_turns_by_age() -> None:
+    """One record in fixed and one in random order have spells; two of one gamma law have none."""
     rng, workers = np.random.default_rng(4), 4
     times = ComputeTime("gamma", np.ones(workers), 0.5)
     uneven = [np.arange(400) % workers, rng.integers(workers, size=400)]
@@ -91,7 +91,10 @@ def test_spells_are_told_from_turns_by_age() -> None:
 
 
 def times_in_spells(paths: int, rng: np.random.Generator) -> Callable[..., np.ndarray]:
-    """Draw compute times of 4 workers: nearly constant for 100 updates, memoryless for 100."""
+    """Return a function that draws compute times of 4 workers.
+
+    They are nearly constant for 100 updates, then memoryless for 100 updates, and so on.
+    """
     updates = rng.integers(200, size=paths)
 
     def draw(worker: np.ndarray | None, size: int) -> np.ndarray:
@@ -105,7 +108,7 @@ def times_in_spells(paths: int, rng: np.random.Generator) -> Callable[..., np.nd
 
 
 def test_recorded_turns_follow_an_event_driven_server_with_spells() -> None:
-    """E x^2 at 0.85 of the limit of a fixed order, which hazards of the same law understate."""
+    """At 0.85 of the limit of a fixed order, hazards of the same law understate E x^2."""
     rng, eta, updates, records, paths = np.random.default_rng(5), 0.19, 300, 1500, 4000
     _, who, tau = server(eta, times_in_spells(records, rng), updates, records, rng)
     exact, _, _ = server(eta, times_in_spells(paths, rng), updates, paths, rng)
@@ -117,7 +120,7 @@ def test_recorded_turns_follow_an_event_driven_server_with_spells() -> None:
         for turns in (recorded, None)
     )
     for window in (slice(30, 100), slice(100, 300)):
-        # paths are independent, updates are not; both samples err, and the records
+        # paths are independent, updates are not; the error is of both samples and of the records
         observed = exact[window].mean(axis=0)
         error = observed.std() * np.sqrt(2 / paths + 1 / records)
         assert resampled[window].mean() == pytest.approx(observed.mean(), abs=4 * error)

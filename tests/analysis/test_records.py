@@ -1,4 +1,4 @@
-"""Records analysed: a known law comes back, items of one step are one cluster, all commands."""
+"""Analysis of records: a known law is recovered, items of a step are a cluster, all commands."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_a_record_of_one_item_is_too_short_without_a_warning(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("name", logs.ITEMS)
-def test_a_known_law_comes_back_through_every_format(name: str, tmp_path: Path) -> None:
+def test_a_known_law_is_recovered_from_every_format(name: str, tmp_path: Path) -> None:
     write, columns = logs.ITEMS[name]
     record = asgd.import_log(write(tmp_path, STALENESS), tmp_path / "record", columns=columns)
     fit = fit_record(record)
@@ -49,7 +49,7 @@ def test_a_known_law_comes_back_through_every_format(name: str, tmp_path: Path) 
 
 
 def test_items_of_one_step_are_one_cluster(tmp_path: Path) -> None:
-    """Steps move the rate a little: too little to see between neighbours, much for the mean."""
+    """The rate differs little between steps: hardly visible in items, but large for the mean."""
     steps, each, rate, spread = 600, 128, 2.0, 0.15
     rng = np.random.default_rng(3)
     rates = rate + spread * rng.choice([-1.0, 1.0], steps)
@@ -59,16 +59,16 @@ def test_items_of_one_step_are_one_cluster(tmp_path: Path) -> None:
     fit = fit_record(asgd.from_frame(frame, tmp_path / "record", columns=logs.COLUMNS))
     kept = len(fit.sample.staleness)
     expected = kept * (rate + spread**2) / (rate + each * spread**2)
-    # The variance from blocks of b of m items is known to sqrt(4/3 b/m); three of these.
+    # The variance from blocks of b of m items has relative error sqrt(4/3 b/m); three are allowed.
     scatter = 3.0 * np.sqrt(4.0 / 3.0 * fit.sample.block / kept)
-    assert expected * (1.0 + scatter) < 0.9 * kept  # items alone would be told apart
+    assert expected * (1.0 + scatter) < 0.9 * kept  # independent items would not pass
     assert expected / (1.0 + scatter) < fit.effective_size < expected * (1.0 + scatter)
     low, high = fit.laws["poisson"].confidence_interval()["rate"]
     width = 2 * 1.96 * np.sqrt((rate + spread**2) / expected)
     assert width / np.sqrt(1.0 + scatter) < high - low < width * np.sqrt(1.0 + scatter) * 1.1
 
 
-def test_few_steps_are_too_few_whatever_their_items(tmp_path: Path) -> None:
+def test_few_steps_are_too_few_with_any_number_of_items(tmp_path: Path) -> None:
     update = np.repeat(np.arange(29), 40)
     frame = pd.DataFrame({"update": update, "staleness": np.arange(len(update)) % 3})
     with pytest.raises(UnreliableEstimateError, match="of them effectively independent"):
@@ -104,7 +104,7 @@ def test_sentences_name_the_unit_and_the_items(tmp_path: Path) -> None:
     assert study.workers is None
 
 
-def test_items_that_share_an_update_are_items_of_steps_whatever_staleness_counts(
+def test_items_that_share_an_update_are_items_of_steps_in_any_unit(
     tmp_path: Path,
 ) -> None:
     update = np.arange(640) // 4
@@ -199,7 +199,7 @@ def test_the_course_does_not_split_the_items_of_a_step(tmp_path: Path) -> None:
     assert course["mean"].mean() == pytest.approx(STALENESS.mean())
 
 
-def test_no_band_is_named_where_none_is_known(tmp_path: Path) -> None:
+def test_the_caption_names_a_band_only_if_one_is_known(tmp_path: Path) -> None:
     asgd.import_log(logs.rllib_json(tmp_path), tmp_path / "rllib")
     asgd.import_log(logs.verl(tmp_path), tmp_path / "verl")
     for name, caption in (("rllib", "Mean staleness."), ("verl", "smallest to largest.")):

@@ -59,7 +59,7 @@ def test_each_repeat_is_the_run_of_its_own_seed(experiment: Path, tmp_path: Path
     assert repeat.loss.equals(same.loss)
 
 
-def test_a_single_run_is_read_and_made_as_it_was(tmp_path: Path) -> None:
+def test_a_single_run_has_no_directory_of_repeats(tmp_path: Path) -> None:
     alone = make_config({**TABLES, "run": {**TABLES["run"], "repeats": 1}})
     out = run_repeats(alone, tmp_path / "alone", simulate)
     (run,) = read_runs(out)
@@ -105,7 +105,7 @@ def test_runs_that_are_no_repeats_are_refused(runs: list[Run], tmp_path: Path) -
         as_runs([])
 
 
-def test_scores_of_repeats_have_intervals_that_hold_the_score(runs: list[Run]) -> None:
+def test_scores_of_repeats_have_intervals_that_contain_the_score(runs: list[Run]) -> None:
     prediction = predict(runs)
     score = compare(runs, prediction)
     assert score.repeats == REPEATS
@@ -127,13 +127,13 @@ def test_scores_of_repeats_have_intervals_that_hold_the_score(runs: list[Run]) -
 def given_its_reads(run: Run) -> tuple[np.ndarray, np.ndarray]:
     """Return mean and variance of the loss of `Scattered` at each evaluation, given x_0 and reads.
 
-    For Gaussian noise; that of batches has thinner tails.
+    The variance assumes Gaussian noise; the noise of batches has thinner tails.
     """
     staleness, updates = run.trace["staleness"].to_numpy(), len(run.trace)
     problem, eta = Scattered(), run.config.optimizer.learning_rate
     (start,) = problem.initial_point(stream(run.config.run.seed, "initial"))
     variance = float(np.mean(problem.centres**2))
-    effect = np.zeros((updates + 1, updates + 1))  # rows: x_k by x_0 and the noises
+    effect = np.zeros((updates + 1, updates + 1))  # row k: effects of x_0 and the noises on x_k
     effect[0, 0] = 1.0
     for k in range(updates):
         effect[k + 1] = effect[k] - eta * effect[k - staleness[k]]
@@ -144,8 +144,8 @@ def given_its_reads(run: Run) -> tuple[np.ndarray, np.ndarray]:
     return (mean**2 + spread + variance) / 2, mean**2 * spread + spread**2 / 2
 
 
-def test_where_repeats_start_apart_paths_start_at_all_their_points(tmp_path: Path) -> None:
-    """Against the exact moments of each repeat, within four standard errors."""
+def test_paths_start_at_all_points_of_repeats_that_start_apart(tmp_path: Path) -> None:
+    """Runs and replay agree with the exact moments of the repeats within four standard errors."""
     paths, repeats = 80, 4
     config = make_config(
         {
@@ -172,7 +172,7 @@ def test_where_repeats_start_apart_paths_start_at_all_their_points(tmp_path: Pat
         predict(runs, method="fast")
 
 
-def test_exact_moments_are_of_one_start(runs: list[Run]) -> None:
+def test_exact_moments_need_a_common_start(runs: list[Run]) -> None:
     setting = RunSetting.of(runs, fit_runs(runs))
     models = [model for model in MODELS.values() if model.is_default(setting)]
     assert len(models) == 4
@@ -187,14 +187,14 @@ def unfinished(path: Path) -> list[tuple[Path, RunConfig | None]]:
 
 
 def cut_short(repeat: Path) -> None:
-    """Leave what a repeat has before its first update is on record."""
+    """Leave only the files that a repeat has before its first update is recorded."""
     for part in repeat.glob("trace/*"):
         part.unlink()
 
 
 @pytest.fixture
 def four(tmp_path: Path) -> list[Path]:
-    """Four finished repeats that look like those of workers and a server."""
+    """Return four finished repeats that look like repeats of a real run."""
     config = make_config({**TABLES, "run": {**TABLES["run"], "updates": 40, "repeats": 4}})
     out = run_repeats(config, tmp_path / "out", simulate)
     with pytest.raises(InputError, match="only real runs can be resumed"):
@@ -225,7 +225,7 @@ def test_repeats_that_are_missing_or_cut_short_are_found(four: list[Path]) -> No
     assert unfinished(four[2]) == [(four[2], None)]
 
 
-def test_what_is_no_repeat_of_ours_is_not_removed(four: list[Path]) -> None:
+def test_a_directory_that_is_no_repeat_is_not_removed(four: list[Path]) -> None:
     out = four[0].parent
     cut_short(four[0])
     shutil.rmtree(four[1])
@@ -242,19 +242,19 @@ def test_what_is_no_repeat_of_ours_is_not_removed(four: list[Path]) -> None:
             unfinished(out)
         assert sorted(out.parent.rglob("*")) == before
         strangers[0].rename(out.parent / f"was-{strangers[0].name}")
-    (four[1] / "trace").mkdir(parents=True)  # as far as a run comes before its configuration
+    (four[1] / "trace").mkdir(parents=True)  # a run makes these before its configuration
     (four[1] / ".0123456789abcdef.lock.tmp").touch()
     assert [path for path, _ in unfinished(out)] == four
     assert not any(path.exists() for path in four)
 
 
-def test_a_repeat_that_is_elsewhere_is_not_read(four: list[Path], tmp_path: Path) -> None:
+def test_a_link_to_a_repeat_is_not_read(four: list[Path], tmp_path: Path) -> None:
     four[1].symlink_to(four[1].rename(tmp_path / "elsewhere"))
     with pytest.raises(InputError, match="001: is neither a file nor a directory"):
         read_runs(tmp_path / "out")
 
 
-def test_what_another_process_makes_is_left_to_it(four: list[Path], tmp_path: Path) -> None:
+def test_repeats_that_a_process_is_writing_are_refused(four: list[Path], tmp_path: Path) -> None:
     out = four[0].parent
     cut_short(four[0])
     with heartbeat(four[0]), pytest.raises(InputError, match=rf"000: .* process {os.getpid()}"):

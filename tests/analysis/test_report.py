@@ -1,4 +1,4 @@
-"""The report: one file, whole, readable by machines too; what comes from a run stays text."""
+"""The report: its words, figures and tables in one file; markup from a run is escaped."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ from tests.support.reports import HOSTILE, Reports, predicted, simulated_run
 
 
 class Page(HTMLParser):
-    """The elements of a page, and whether all that were opened were closed."""
+    """The elements of a page. Asserts that each end tag closes the last open element."""
 
     VOID = ("meta", "link", "input", "br", "img")
 
@@ -71,7 +71,7 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_report_of_one_run_answers_in_order(reports: Reports) -> None:
+def test_report_of_one_run_answers_questions_in_order(reports: Reports) -> None:
     text = reports.text("one")
     questions = re.findall(r"<dt>(.*?)</dt>", text)
     assert questions[:5] == [
@@ -172,7 +172,7 @@ def test_several_runs_are_compared_in_words_tables_and_figures(reports: Reports)
         ),
     ],
 )
-def test_several_runs_are_told_which_limit_each_is_above(
+def test_a_comparison_names_the_limit_that_each_run_exceeds(
     reports: Reports,
     margins: tuple[float, float],
     verdicts: tuple[Verdict | None, Verdict | None],
@@ -215,7 +215,7 @@ def test_runs_on_different_clocks_are_never_ranked_in_seconds(
 
 
 def as_real(run: Run, path: Path) -> Run:
-    """Return a copy of a simulated run with what real workers leave, 20 s from start to end."""
+    """Return a copy of a simulated run with the events of a real one, 20 s from start to end."""
     shutil.copytree(run.path, path)
     lines = [
         {"event": "start", "time": 1000.0},
@@ -243,9 +243,7 @@ def test_a_real_and_a_simulated_run_side_by_side(reports: Reports, tmp_path: Pat
     assert "s of virtual time" in text
 
 
-def test_a_run_that_was_cut_short_says_nothing_of_the_wait(
-    reports: Reports, tmp_path: Path
-) -> None:
+def test_the_wait_of_a_restored_run_is_unknown(reports: Reports, tmp_path: Path) -> None:
     run = as_real(reports.runs[0], tmp_path / "real")
     assert seconds_waited(run) == 20.0
     RunWriter(run.path).event("server_restored", to_version=3)
@@ -256,7 +254,7 @@ def test_a_run_that_was_cut_short_says_nothing_of_the_wait(
     ("error", "scatter", "said"),
     [
         (0.005, 0.005, "Predicted within chance by the SME with the measured law: error 0.5 %, "),
-        (0.012, 0.005, "Predicted within chance by"),  # the scatter of points that move together
+        (0.012, 0.005, "Predicted within chance by"),  # allowed, because points are correlated
         (0.02, 0.005, "Predicted closely, but not within chance, by the SME with the measured"),
         (0.10, 0.005, "Predicted roughly, but not within chance"),
         (0.20, 0.005, "Predicted badly, but not within chance"),
@@ -264,7 +262,7 @@ def test_a_run_that_was_cut_short_says_nothing_of_the_wait(
         (0.02, None, "Predicted closely by the SME with the measured law: error 2 %."),
     ],
 )
-def test_the_verdict_is_one_sentence(
+def test_the_verdict_compares_the_error_with_the_scatter(
     reports: Reports, error: float, scatter: float | None, said: str
 ) -> None:
     run = reports.runs[1]
@@ -280,7 +278,7 @@ def test_the_verdict_is_one_sentence(
     assert ("Without staleness the error would be 50 %." in found) == (scatter is not None)
 
 
-def test_a_diverged_run_is_called_so_and_told_what_is_stable(tmp_path: Path) -> None:
+def test_the_report_of_a_diverged_run_names_a_stable_rate(tmp_path: Path) -> None:
     tables = {"problem": {"kind": "least_squares"}, "optimizer": {"learning_rate": 8.0}}
     with pytest.raises(DivergedError):
         simulate(make_config(tables), tmp_path / "run")
@@ -288,7 +286,7 @@ def test_a_diverged_run_is_called_so_and_told_what_is_stable(tmp_path: Path) -> 
     assert ">Diverged: a learning rate of 8 is too large for this staleness.<" in text
     facts = dict(re.findall(r"<dt>(.*?)</dt>\s*<dd>(.*?)</dd>", text, re.DOTALL))
     assert "the largest stable learning rate is 0." in facts["What to try"]
-    assert "Worker" not in facts["What to try"]  # of ten updates
+    assert "Worker" not in facts["What to try"]  # ten updates are too few to judge workers
     assert "largest stable" not in facts["How well predicted"]
 
 
@@ -301,13 +299,13 @@ def test_a_diverged_run_is_called_so_and_told_what_is_stable(tmp_path: Path) -> 
         ((0.02, 0.03), None, "Predicted with an error of 2 % to 3 %.", "SME with"),
     ],
 )
-def test_the_verdict_on_several_runs_minds_their_scatter(
+def test_the_verdict_on_several_runs_considers_their_scatter(
     reports: Reports, errors: tuple[float, ...], scatter: float | None, said: str, closest: str
 ) -> None:
     run, scores = reports.runs[1], []
     score = compare(run, read_prediction(run.path))
     for error in errors:
-        far = 1.2 * error + 0.005  # of the other models
+        far = 1.2 * error + 0.005  # the error of the other models
         models = {n: replace(m, relative_error=far) for n, m in score.models.items()}
         models["sme_law"] = replace(models["sme_law"], relative_error=error)
         parts = pd.DataFrame({"error": [error], "noise": [scatter]}, index=["sampling noise"])
@@ -334,7 +332,7 @@ def test_workers_that_contributed_nothing_are_named(reports: Reports) -> None:
     )
 
 
-def test_the_page_says_why_the_start_up_was_as_long(reports: Reports) -> None:
+def test_the_page_explains_the_length_of_the_start_up(reports: Reports) -> None:
     run, text = reports.runs[1], reports.text("one")
     fit = fit_run(run)
     last = int(run.trace.loc[run.trace["read_version"] == 0, "update"].iloc[-1])
@@ -368,7 +366,7 @@ def with_loss(run: Run, loss: pd.DataFrame) -> Run:
 
 
 def with_turns(stored: Prediction, turns: Literal["by law", "recorded"]) -> Prediction:
-    """Return a prediction as if the turns of its "sme_law" had been drawn in this way."""
+    """Return a prediction whose settings name other turns for "sme_law"."""
     label = "SME with recorded turns" if turns == "recorded" else LABELS["sme_law"]
     law = msgspec.structs.replace(stored.settings.models["sme_law"], label=label)
     models = {**stored.settings.models, "sme_law": law}
@@ -410,7 +408,7 @@ def test_models_that_are_alike_are_not_ranked(reports: Reports) -> None:
 
 @pytest.mark.slow
 def test_recorded_turns_are_not_called_the_law(reports: Reports, tmp_path: Path) -> None:
-    """Nowhere on the page, beside another run neither, and the headline says what they are."""
+    """Neither on the page nor in the figures; the headline names the recorded turns."""
     paths = [shutil.copytree(run.path, tmp_path / run.path.name) for run in reports.runs]
     for path in paths:
         with_turns(read_prediction(path), "recorded").save(path)
@@ -438,12 +436,12 @@ def test_recorded_turns_are_not_called_the_law(reports: Reports, tmp_path: Path)
 
 
 def cut_short(path: Path) -> None:
-    """Make a run as if it had been interrupted after 150 updates."""
+    """Make a run look interrupted after 150 updates."""
     cut_back(path, 150)
     RunWriter(path).event("interrupted")
 
 
-def test_repeats_cut_short_are_left_out_and_said(tmp_path: Path) -> None:
+def test_repeats_cut_short_are_left_out_and_counted(tmp_path: Path) -> None:
     tables = {
         "problem": {"kind": "quadratic"},
         "run": {"updates": 300, "eval_every": 20, "repeats": 3},
@@ -465,14 +463,14 @@ def test_repeats_cut_short_are_left_out_and_said(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_at_work_is_reported_on_as_it_was_read(tmp_path: Path) -> None:
+def test_an_unfinished_run_is_reported_as_it_was_read(tmp_path: Path) -> None:
     run = simulated_run(tmp_path / "run")
     work = tmp_path / "work"
     shutil.copytree(run.path, work)
     cut_short(work)
     study = Study.open(work)
     shutil.rmtree(work)
-    shutil.copytree(run.path, work)  # it has gone on
+    shutil.copytree(run.path, work)  # the run has continued
     prediction, _ = study.predict(paths=8)
     study.save()
     assert prediction.curves["update"].max() == 150
@@ -482,7 +480,7 @@ def test_a_run_at_work_is_reported_on_as_it_was_read(tmp_path: Path) -> None:
     assert "300 updates by 4 workers" in write_report(predicted(work)).read_text("utf-8")
 
 
-def test_a_prediction_of_a_run_that_has_gone_on_is_made_again(tmp_path: Path) -> None:
+def test_a_prediction_of_a_run_that_has_continued_is_made_again(tmp_path: Path) -> None:
     run = simulated_run(tmp_path / "run")
     shutil.copytree(run.path, tmp_path / "cut")
     cut_short(tmp_path / "cut")
@@ -497,7 +495,7 @@ def test_a_prediction_of_a_run_that_has_gone_on_is_made_again(tmp_path: Path) ->
 
 
 def test_a_prediction_that_cannot_be_scored_is_not_stored(tmp_path: Path) -> None:
-    """Repeats evaluated at other updates: the report is made all the same, with the reason."""
+    """The repeats were evaluated at different updates; the report is written and says so."""
     tables = {
         "problem": {"kind": "quadratic"},
         "run": {"updates": 300, "eval_every": 20, "repeats": 2},
@@ -527,7 +525,7 @@ def test_a_prediction_that_cannot_be_scored_is_not_stored(tmp_path: Path) -> Non
         (np.inf, "inf"),
     ],
 )
-def test_numbers_read_as_people_write_them(number: float, text: str) -> None:
+def test_plain_numbers(number: float, text: str) -> None:
     assert plain_number(number) == text
 
 
@@ -587,7 +585,7 @@ def test_a_wide_range_takes_no_digits_from_the_numbers(
     assert [text.replace("\xa0%", "") for text in texts] == shown
 
 
-def test_page_is_whole_and_needs_no_network(reports: Reports) -> None:
+def test_page_is_well_formed_and_needs_no_network(reports: Reports) -> None:
     text = reports.text("several")
     page = Page(text)
     assert page.open == []
@@ -604,7 +602,7 @@ def test_page_is_whole_and_needs_no_network(reports: Reports) -> None:
     assert len(text) < 3e6
 
 
-def test_what_comes_from_a_run_stays_text(reports: Reports) -> None:
+def test_markup_from_a_run_is_escaped(reports: Reports) -> None:
     text = reports.text("hostile")
     assert "&lt;script&gt;window.hacked" in text
     assert HOSTILE not in text
@@ -633,7 +631,7 @@ def test_what_comes_from_a_run_stays_text(reports: Reports) -> None:
         (None, None, 0.0, "", "do not raise it"),
     ],
 )
-def test_advice_minds_the_limit_of_stability(
+def test_advice_depends_on_the_limit_of_stability(
     reports: Reports,
     factor: float | None,
     verdict: str | None,
@@ -683,7 +681,7 @@ def test_every_figure_as_svg_and_csv(reports: Reports) -> None:
 
 
 def test_names_are_no_formulas_in_a_spreadsheet(tmp_path: Path) -> None:
-    """A run directory may be called what a spreadsheet would carry out when it opens the file."""
+    """A run directory may have a name that a spreadsheet would execute as a formula."""
     names = ["=HYPERLINK(1)", "+1+1", "-2+3", "@SUM(1)", "\t=1", "runs/p4"]
     table = pd.DataFrame({"=run": names, "loss": [-1.5, np.nan, 2.0, 0.0, -3.0, 1e-9]})
     Picture("figure", "", "", "", table, None).save(tmp_path)
@@ -706,7 +704,7 @@ def test_metrics_of_the_problem_are_drawn_and_named(tmp_path: Path) -> None:
     np.testing.assert_allclose(table["'=first"], run.metrics["=first"])
 
 
-def test_values_under_the_pointer_are_those_of_the_run(reports: Reports) -> None:
+def test_values_at_the_pointer_are_those_of_the_run(reports: Reports) -> None:
     text = reports.text("one")
     found = re.search(r'id="loss-values">(.*?)</script>', text)
     assert found is not None
@@ -717,7 +715,7 @@ def test_values_under_the_pointer_are_those_of_the_run(reports: Reports) -> None
     np.testing.assert_allclose(observed["y"], loss["loss"], rtol=1e-5)
 
 
-def test_reports_say_what_is_missing(reports: Reports, tmp_path: Path) -> None:
+def test_a_report_that_cannot_be_written_is_refused(reports: Reports, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(InputError, match="cannot be written"):
         write_report([reports.runs[0].path], tmp_path / "file" / "report.html")
@@ -771,7 +769,7 @@ def test_events_without_an_update_are_placed_among_those_with_one(tmp_path: Path
     assert seconds[3] == applied.iloc[-1]
 
 
-def test_events_around_a_pause_are_placed_where_the_run_stood_still(tmp_path: Path) -> None:
+def test_events_around_a_pause_are_placed_where_the_run_paused(tmp_path: Path) -> None:
     run = simulated_run(tmp_path / "run")
     applied = run.trace["applied_seconds"].to_numpy()
     lost, cut, end = (float(applied[update]) for update in (100, 150, -1))
@@ -809,7 +807,7 @@ def test_common_target_is_reached_by_all(reports: Reports) -> None:
         (["predict", "{run}", "--paths", "100000000"], "not in the range 2<=x<=1000000"),
     ],
 )
-def test_what_cannot_be_done_is_refused_before_any_work(
+def test_impossible_arguments_are_refused_before_any_work(
     reports: Reports,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],

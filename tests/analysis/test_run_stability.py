@@ -1,4 +1,4 @@
-"""Stability of a run: eigenvalues, limits, and what happens below and above the limit."""
+"""Stability of a run: eigenvalues, limits, and runs below and above the limit."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -59,7 +59,7 @@ def test_the_eigenvector_is_that_of_the_largest_eigenvalue() -> None:
     np.testing.assert_allclose(np.abs(vector), curvature == 200.0, atol=1e-6)
 
 
-def test_of_several_starts_and_ends_the_most_curved_count() -> None:
+def test_the_largest_curvature_of_several_starts_or_ends_counts() -> None:
     several = setting(Quartic(), 0.01, initial=np.array([[1.0], [3.0], [2.0]]))
     stability = run_stability(several, np.array([[1.0], [0.5], [2.0]]))
     assert stability.end is not None
@@ -96,7 +96,7 @@ def test_limits_of_known_laws() -> None:
     memoryless = run_stability(setting(Quadratic(), 0.05, law=Geometric(0.7), workers=4)).start
     assert memoryless.limits is not None
     assert memoryless.limits.mean.value == pytest.approx(2 * 7 / 2)
-    # Single runs diverge long before their average does, and their mean square before them.
+    # Single runs diverge at far smaller rates than their mean, and their mean square at smaller.
     assert memoryless.limit == pytest.approx(0.84307 / 2, rel=1e-4)
     assert memoryless.almost_sure == pytest.approx(1.098 / 2, rel=0.01)
 
@@ -114,10 +114,10 @@ def test_turns_and_rule_of_the_setting_are_those_of_the_limits() -> None:
     assert divided.limit == pytest.approx(4 * recorded.limit)
     independent = run_stability(setting(Quadratic(), 0.05, law=Geometric(0.75), closure="iid"))
     pool = run_stability(setting(Quadratic(), 0.05, law=Geometric(0.75)))
-    assert independent.limit < pool.limit  # what lag noise does where it does not cancel
+    assert independent.limit < pool.limit  # the noise of independent lags does not cancel
 
 
-def test_sentences_say_which_side_and_how_far() -> None:
+def test_sentences_give_the_verdict_and_the_distance_to_the_limit() -> None:
     limits = stability_limits(Poisson(3.0), curvature=2.0)
     assert limits.mean_square is not None
     limit, sure = limits.mean_square.value, limits.almost_sure.value
@@ -146,8 +146,8 @@ def test_sentences_say_which_side_and_how_far() -> None:
 
 
 @pytest.mark.parametrize(("diverged", "verdict"), [(1, "heavy tail"), (2, "diverges")])
-def test_a_run_of_which_paths_diverge_is_never_called_stable(diverged: int, verdict: str) -> None:
-    """One path in a hundred is a heavy tail, as in a plan."""
+def test_a_run_whose_paths_diverge_is_never_called_stable(diverged: int, verdict: str) -> None:
+    """Up to 2 % of diverged paths are a heavy tail, as in a plan."""
     thrown = DivergedPaths("replay", 64, diverged)
     below = run_stability(setting(Quadratic(), 0.05), np.full(1, np.nan), thrown)
     assert below.verdict == below.answer().verdict == verdict
@@ -177,7 +177,7 @@ def test_the_largest_rate_of_a_schedule_counts() -> None:
 
 @pytest.mark.parametrize("kind", ["quadratic", "least_squares"])
 def test_runs_below_the_limit_settle_and_runs_above_it_do_not(tmp_path: Path, kind: str) -> None:
-    """The limit of the measured law, checked by runs at 0.9 and 1.15 times it."""
+    """The limit is that of the measured law; runs take 0.9 and 1.15 times it."""
 
     def run(learning_rate: float, name: str) -> Run:
         tables = {

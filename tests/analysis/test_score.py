@@ -1,4 +1,4 @@
-"""Scores: known errors are measured as such, and the CRPS agrees with an independent library."""
+"""Scores: known errors are measured, and the CRPS agrees with an independent library."""
 
 from pathlib import Path
 
@@ -96,7 +96,7 @@ def test_coverage_of_a_right_prediction_is_the_level_of_the_band(tmp_path: Path)
 
 
 TRUTH = 1.0 + 4.0 * np.exp(-UPDATE / 30)
-PREDICTIONS = {  # of a known error against TRUTH
+PREDICTIONS = {  # their errors against TRUTH are known
     "right": TRUTH,
     "5 % off": 1.05 * TRUTH,
     "wavy": TRUTH + 0.2 * np.cos(UPDATE / 20),
@@ -105,7 +105,7 @@ PREDICTIONS = {  # of a known error against TRUTH
 
 
 def scattered(kind: str, repeats: int, rng: np.random.Generator) -> np.ndarray:
-    """Observed curves: their points move together, alone, or together and skewed."""
+    """Return observed curves whose points vary together, alone, or together and skewed."""
     shape = (repeats, len(UPDATE) if kind == "alone" else 1)
     noise = rng.standard_normal(shape)
     if kind == "skewed":
@@ -116,7 +116,7 @@ def scattered(kind: str, repeats: int, rng: np.random.Generator) -> np.ndarray:
 @pytest.mark.parametrize("kind", ["together", "alone", "skewed"])
 @pytest.mark.parametrize(("repeats", "paths"), [(4, 0), (6, 0), (12, 0), (48, 0), (12, 16)])
 def test_intervals_of_the_relative_error_cover_it(kind: str, repeats: int, paths: int) -> None:
-    """Of right and wrong predictions; a bootstrap never reaches the 0 of the right one."""
+    """Also for the right prediction, whose error 0 a bootstrap interval never contains."""
     rng, trials = np.random.default_rng([repeats, paths]), 200
     inside = dict.fromkeys(PREDICTIONS, 0)
     lengths = []
@@ -132,7 +132,7 @@ def test_intervals_of_the_relative_error_cover_it(kind: str, repeats: int, paths
     standard_error = np.sqrt(0.95 * 0.05 / trials)
     for name, number in inside.items():
         assert number / trials > 0.95 - 4 * standard_error, name
-    # Not by being endless: a few times what scatter makes of the mean of so many runs.
+    # The intervals are not too long: at most a few standard errors of the mean.
     assert np.median(lengths) < 8 * 0.3 * np.sqrt(1 / repeats + (1 / paths if paths else 0.0))
 
 
@@ -143,12 +143,12 @@ def test_the_interval_of_points_that_move_together_is_that_of_student() -> None:
     observed = 10.0 + np.repeat(offsets[:, None], 7, axis=1)
     low, high = relative_error_interval(observed, np.full(7, 40.0), np.zeros(7))
     mean, reach = 10.0 + offsets.mean(), t.ppf(0.975, 2) * offsets.std(ddof=1) / np.sqrt(3)
-    # 2000 draws know their 95 % quantile to within 2.1 %, one standard error
+    # the 95 % quantile of 2000 draws has a standard error of 2.1 %
     assert 40.0 / (1 + low) == pytest.approx(mean + reach, abs=0.085 * reach)
     assert 40.0 / (1 + high) == pytest.approx(mean - reach, abs=0.085 * reach)
 
 
-def test_runs_that_tell_nothing_leave_the_upper_end_open() -> None:
+def test_a_mean_loss_near_zero_leaves_the_upper_end_open() -> None:
     observed = np.array([[1.0, -1.0], [-1.0, 1.0]]) + 0.1
     assert relative_error_interval(observed, np.full(2, 5.0), np.zeros(2)) == (0.0, np.inf)
 

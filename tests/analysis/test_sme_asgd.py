@@ -131,7 +131,7 @@ def test_langevin_form_is_the_nonlinear_form_for_linear_gradients(batch, substep
 @pytest.mark.parametrize("substeps", [1, 5])
 @pytest.mark.parametrize("problem", [small_logistic(), small_least_squares(3)])
 def test_explicit_sigma_is_the_closed_one(problem, substeps):
-    """(S4) and (S3) are the same paths, also for nonlinear gradients."""
+    """(S4) and (S3) give the same paths, also for nonlinear gradients."""
     updates, mu, seed = 30, 0.8, 4
     matrix, explicit = (
         final(
@@ -152,7 +152,7 @@ def test_explicit_sigma_is_the_closed_one(problem, substeps):
 
 
 def test_sub_steps_approach_the_solution_of_the_moment_equations():
-    """(B1) with h = E_l f'^2 besides, which the noise of the random lag needs.
+    """The equations are (B1), extended by h = E_l f'^2 for the noise of the random lag.
 
     Its noise is eta^{3/2} (1-mu)^{-1/2} (s^2 + h - (1-mu)/eta E Y^2), and
     dh = kappa (a^2 E X^2 - h) dt.
@@ -181,13 +181,13 @@ def test_sub_steps_approach_the_solution_of_the_moment_equations():
     coarse_error, fine_error = ((x * x).std() / np.sqrt(len(x)) for x in runs)
     error = np.hypot(2 * fine_error, coarse_error)
     native = asgd_moments(Quadratic(), eta, mu, updates).second_moment[-1, 0, 0]
-    assert abs(native - exact) > 8 * error  # so the test tells the two apart
+    assert abs(native - exact) > 8 * error  # the native scheme would not pass
     assert abs(2 * fine - coarse - exact) < 4 * error
 
 
 @pytest.mark.parametrize("mu", [0.75, 0.9])
 def test_temperatures(mu):
-    """Proposition 2, f = x^2, s^2 = 4: momentum and expected read have one law at rest."""
+    """Proposition 2, f = x^2, s^2 = 4: momentum and expected read have one stationary variance."""
     eta, updates = 0.02, 400
     continuous = eta * 4 / 2 / 2  # T / a
     # with one step for each update: the stationary variance of momentum SGD
@@ -203,7 +203,7 @@ def test_temperatures(mu):
 
 
 def test_second_order_drift_of_sgd():
-    """(S6) on f = x^2 has rate 2 + 2 eta, so the mean and variance at rest are known."""
+    """(S6) on f = x^2 has rate 2 + 2 eta, so its mean and variance are known at any time."""
     eta, updates = 0.1, 30
     rate = 2 + 2 * eta
     mean = np.exp(-rate * eta * updates)
@@ -248,7 +248,7 @@ def test_float32_changes_less_than_the_standard_error():
 
 
 class Watched(Quadratic):
-    """Remembers which threads ask for gradients, and lets none begin before so many have."""
+    """Records the threads that ask for gradients; none goes on before `expected` have asked."""
 
     def __init__(self, expected):
         super().__init__()

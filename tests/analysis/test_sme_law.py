@@ -46,8 +46,8 @@ def test_table_of_closures(row, closure):
 
 
 @pytest.mark.parametrize("closure", ["pool", "iid", "sampling"])
-def test_any_law_has_the_geometric_case(closure):
-    """The route with a history, or with ages, on a law that has a shorter one."""
+def test_the_general_method_agrees_for_a_geometric_law(closure):
+    """A mixture of one component is geometric, but takes the method with a history or ages."""
     eta, workers, updates = 0.1, 8, 100
     law = GeometricMixture((1 - 1 / workers,), (1.0,))
     exact = asgd_moments(
@@ -78,7 +78,7 @@ def test_sampling_closure_against_the_impulse_response(law):
 
 @pytest.mark.parametrize("dim", [2, 6])
 def test_independent_staleness_of_any_law_in_several_dimensions(dim):
-    """(G1) against the algorithm with the same law, with matrices (2) and without (6)."""
+    """Compare (G1) with the algorithm under the same law, with matrices (2) and without (6)."""
     problem, eta, law, updates = small_least_squares(dim), 0.05, Poisson(3.0), 25
     options = {"updates": updates, "batch_size": 2, "initial": np.full(dim, 2.0)}
     model = final(sme_law, problem, eta, law, paths=6_000, closure="iid", **options)
@@ -113,7 +113,7 @@ def test_pool_is_the_memoryless_server_in_several_dimensions():
 
 
 def test_pool_of_a_nonlinear_problem():
-    """Full distribution of the double well near its ridge: quantiles of pool and server."""
+    """Compare the distributions of pool and server near the ridge of the double well."""
     problem, updates = DoubleWell(noise=1.0, initial=0.1), 60
     options = {"updates": updates, "batch_size": 4}
     pool = final(sme_law, problem, 0.1, Geometric(0.75), **options)
@@ -126,15 +126,15 @@ def test_pool_of_a_nonlinear_problem():
 
 @pytest.mark.parametrize(("eta", "workers"), [(0.05, 8), (0.1, 8), (0.2, 4)])
 def test_moments_of_the_pool(eta, workers):
-    """(P1): exact but for the share of paths whose variance is cut at zero, at most 1 %."""
+    """(P1) is exact except for paths whose variance is cut at zero, at most 1 %."""
     exact = server_second_moment(eta, workers, 100)[-1]
     law = Geometric(1 - 1 / workers)
     x = final(sme_law, Quadratic(), eta, law, updates=100, closure="pool_moments")
     assert standard_score(x * x, exact, 0.01 * exact / 4) < 4
 
 
-def test_a_law_with_gaps_uses_the_oldest():
-    """Constant staleness: hazard zero before P - 1 and one from there on."""
+def test_constant_staleness_uses_the_oldest_snapshot():
+    """The hazard is zero before P - 1 and one from there on."""
     workers = 4
     law = ConstantPlusGeometric(workers - 1, 0.0)
     pool = final(sme_law, Quadratic(), 0.1, law, updates=60, workers=workers)
@@ -148,16 +148,16 @@ def test_replay_of_constant_staleness():
     assert exact.variance[-1] == pytest.approx(0.1151, abs=1e-3)
     staleness = np.minimum(np.arange(updates), 7)
     ensemble = sme_replay(Quadratic(), 0.05, staleness, PATHS, 1, record=[updates])
-    # x_0 is read eight times, each time with a noise of its own
+    # x_0 is read eight times, each time with independent noise
     assert standard_score(ensemble.final**2, exact.variance[-1] + exact.mean[-1] ** 2) < 4
 
 
 def test_replay_is_the_recursion_with_the_recorded_reads():
-    """Against the linear map of the noise, for a random sequence with repeated versions."""
+    """Compare with the linear map of the noise; the random reads repeat some versions."""
     rng = stream(5, "trace")
     updates, eta = 50, 0.05
     staleness = np.minimum(rng.integers(0, 9, updates), np.arange(updates))
-    effect = np.zeros((updates + 1, updates + 1))  # rows: x_k by x_0 and the noises
+    effect = np.zeros((updates + 1, updates + 1))  # row k: effects of x_0 and the noises on x_k
     effect[0, 0] = 1.0
     for k in range(updates):
         effect[k + 1] = effect[k] - 2 * eta * effect[k - staleness[k]]
@@ -195,7 +195,7 @@ def test_replay_of_part_of_a_trace():
 
 
 def test_many_parameters():
-    """d = 20 000: no (d, d) array could be held."""
+    """With d = 20 000 a (d, d) array would take 3.2 GB."""
     rng = stream(6, "wide")
     problem = LeastSquares(rng.standard_normal((4, 20_000)) / 100, rng.standard_normal(4), 0.1)
     staleness = [0, 1, 2, 2, 2]

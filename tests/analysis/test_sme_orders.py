@@ -1,4 +1,4 @@
-"""The order each integrator declares, measured with one Brownian path for all step sizes."""
+"""The declared order of each integrator, measured with one Brownian path for all step sizes."""
 
 from itertools import pairwise
 
@@ -49,7 +49,7 @@ class Wavy(Problem):
 class Increments(np.random.Generator):
     """Normals of a coarse step as sums of those of the finest step, from one stream.
 
-    The second half of the paths mirrors the first: odd powers of the noise leave no error in means.
+    The second half of the paths mirrors the first, so odd powers of the noise cancel in means.
     """
 
     def __init__(self, finer):
@@ -113,12 +113,12 @@ MODELS = {
 
 
 def order(errors, steps):
-    """Slope of log error against log step, by least squares."""
+    """Return the slope of log error against log step, by least squares."""
     return np.polyfit(np.log(steps), np.log(errors), 1)[0]
 
 
 def order_of_refinements(values, substeps, norm):
-    """Successive refinements shrink like the error itself: no reference solution is needed."""
+    """Return the order of the changes by refinement, which shrink like the error itself."""
     errors = [norm(b - a) for a, b in pairwise(values)]
     return order(errors, 1 / np.array(substeps[:-1]))
 
@@ -134,7 +134,7 @@ def test_strong_order(name):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_weak_order(name):
-    """First three moments; strong noise, or the second order of Heun's drift hides the first."""
+    """Compare three moments; under weak noise the second order of Heun's drift would dominate."""
     make, model = MODELS[name]
     substeps = (2, 4, 8, 16)
     moments = []
@@ -146,7 +146,7 @@ def test_weak_order(name):
 
 
 def test_order_of_the_native_scheme_of_sgd():
-    """Towards (S6), in the learning rate at a fixed time 0.5."""
+    """The error against (S6) at time 0.5 is a power of the learning rate."""
     steps, substeps, errors = np.array([0.1, 0.05, 0.025]), 16, []
     for eta in steps:
         updates = round(0.5 / eta)
@@ -157,14 +157,14 @@ def test_order_of_the_native_scheme_of_sgd():
 
 
 class Given(np.random.Generator):
-    """Hands out the rows of an array in place of random numbers."""
+    """Gives the rows of an array in place of random numbers."""
 
     def __init__(self, rows):
         super().__init__(np.random.SFC64(0))
         self.rows = iter(rows)
 
     def standard_normal(self, size=None, dtype=np.float64, out=None):
-        for row in out:  # more of them than the test has updates
+        for row in out:  # more rows than the test has updates
             row[...] = next(self.rows, np.nan)
         return out
 

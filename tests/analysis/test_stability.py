@@ -59,7 +59,7 @@ def test_radius_of_mixtures_equals_that_of_their_recursion(mus, shares):
         matrix += np.outer([1.0, *(1.0 - np.array(mus))], point)
         exact = np.abs(np.linalg.eigvals(matrix)).max()
         found = spectral_radius(law, step)
-        # the law cut off anywhere forgets no faster than its tail
+        # a truncated law decays no faster than its tail
         assert found == pytest.approx(exact, abs=1e-7) or exact < found < max(mus) + 1e-3
 
 
@@ -81,7 +81,7 @@ def test_limits_of_one_mean_and_three_shapes():
 
 
 def test_closed_forms_equal_the_boundary_locus():
-    # the same laws under another name take the general road
+    # the same laws, but of classes without a closed form
     constant = Empirical((0.0,) * 7 + (1.0,))
     geometric = GeometricMixture((0.875, 0.875), (0.5, 0.5))
     assert max_stable_learning_rate(constant, 1.0) == pytest.approx(
@@ -143,7 +143,7 @@ def test_radius_at_the_double_root_of_a_constant_delay(delay: int) -> None:
 
 @pytest.mark.parametrize("seed", [107, 148, 176])
 def test_a_measured_law_close_to_geometric_has_a_limit(seed: int) -> None:
-    # rounding put a crossing next to z = -1 for these samples
+    # rounding once put a crossing next to z = -1 for these samples
     rng = np.random.default_rng(seed)
     workers = int(rng.integers(2, 17))
     staleness = rng.geometric(1 / workers, size=int(rng.integers(200, 8000))) - 1
@@ -152,7 +152,7 @@ def test_a_measured_law_close_to_geometric_has_a_limit(seed: int) -> None:
 
 
 @pytest.mark.parametrize("law", [ConstantPlusGeometric(0), ConstantPlusGeometric(7)])
-def test_spectral_radius_of_an_absurd_step_is_found_all_the_same(law: StalenessLaw) -> None:
+def test_spectral_radius_of_a_huge_step_is_found(law: StalenessLaw) -> None:
     # z^L (z - 1) = -h: for a large h the largest root is h^(1 / (L + 1)).
     root = 1e300 ** (1 / (law.mean() + 1))
     assert spectral_radius(law, 1e300) == pytest.approx(root, rel=1e-4)
@@ -160,11 +160,11 @@ def test_spectral_radius_of_an_absurd_step_is_found_all_the_same(law: StalenessL
 
 @pytest.mark.slow
 @pytest.mark.parametrize("step", [0.2294646086723907, 0.3413407140752465, 0.35871301998574995])
-def test_the_radius_of_a_simulated_law_is_found_where_a_step_to_the_root_leads_away(
+def test_the_radius_of_a_simulated_law_is_found_where_newton_steps_diverge(
     step: float,
 ) -> None:
-    # Newton steps from a flat place went to 1e300 and on, an OverflowError. The law's tail decays
-    # like .96^k, to .97 at its end.
+    # Newton steps from a flat point once overflowed. The tail of the law decays like 0.96^k, and
+    # like 0.97^k at its end.
     times = ComputeTime("lognormal", np.ones(8), 1.0)
     law = server_staleness(ServerTimes(times), 200_000)
     assert spectral_radius(law, step) == pytest.approx(companion_radius(law, step), abs=0.02)

@@ -1,4 +1,4 @@
-"""Models whose blocks advance together: one call for all gradients, the paths of each alone."""
+"""Models whose blocks advance together share their gradient calls and keep their paths."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ LAW = Geometric(0.75)
 
 
 class Counted(LeastSquares):
-    """Least squares that takes the noise of mini-batches, and counts calls and points."""
+    """Least squares with the noise of mini-batches. Counts calls and points."""
 
     gives_noise = False
     calls = points = 0
@@ -73,7 +73,7 @@ def simulate(models: list[PathModel], problem: Problem) -> list[Ensemble]:
 
 
 PROBLEMS: dict[str, tuple[Callable[[], Any], float]] = {
-    # of sums that the compiler of JAX orders by the number of points
+    # the compiler of JAX orders sums by the number of points
     "jax": (jax_perceptron, 1e-5),
     "torch": (torch_perceptron, 0.0),
     "least squares": (least_squares, 0.0),
@@ -81,7 +81,7 @@ PROBLEMS: dict[str, tuple[Callable[[], Any], float]] = {
 
 
 @pytest.mark.parametrize("name", PROBLEMS)
-def test_paths_together_are_those_of_each_model_alone(name: str) -> None:
+def test_paths_together_equal_those_of_each_model_alone(name: str) -> None:
     if name != "least squares":
         pytest.importorskip(name)
     make, tolerance = PROBLEMS[name]
@@ -102,12 +102,12 @@ def test_an_update_of_all_models_is_one_call() -> None:
     problem = least_squares()
     models = all_models(problem)
     simulate(models, problem)
-    reads = len(models) + 1  # two of each mean
+    reads = len(models) + 1  # the last model averages two reads
     assert (problem.calls, problem.points) == (UPDATES, UPDATES * PATHS * reads)
 
 
-def test_models_that_take_all_samples_advance_by_themselves() -> None:
-    """Gaussian noise of all samples shares no call."""
+def test_models_with_gaussian_noise_keep_their_paths() -> None:
+    """Gaussian noise needs all samples, so models share no call."""
     problem = LeastSquares(np.eye(3), np.ones(3))
     assert problem.gives_noise
     models = all_models(problem)

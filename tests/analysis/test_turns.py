@@ -33,7 +33,7 @@ def distance(ages, law):
 
 
 def test_every_snapshot_is_used_once():
-    """Ages stay distinct, so their mean at use is P - 1, whatever the hazards."""
+    """Ages stay distinct, so their mean at use is P - 1 for any hazards."""
     workers = 5
     for hazard in (np.full((workers, 1), 0.2), np.tile(Poisson(4.0).hazard(40), (workers, 1))):
         turns = Turns(hazard, 50, stream(0, "distinct"))
@@ -57,7 +57,7 @@ def test_ages_have_the_law(law):
 
 
 def test_correction_of_a_narrow_law():
-    """The hazards of the law itself make it too wide: each counts relative to the others."""
+    """Uncorrected hazards give too wide a law, as each counts relative to the others."""
     law = NegativeBinomial(60.0, 7 / 67)
     plain = np.tile(law.hazard(law.support_length()), (8, 1))
     corrected = pool_hazards([law] * 8, stream(0, "hazards"))
@@ -69,7 +69,7 @@ def test_correction_of_a_narrow_law():
 
 
 def test_start_of_a_run():
-    """All begin at once and with the usual rate of turns, so first come the snapshots of x_0."""
+    """All workers start together at the usual rate, so the snapshots of x_0 are used first."""
     law = NegativeBinomial(60.0, 7 / 67)
     hazard = np.tile(law.hazard(30), (8, 1))
     turns = Turns(hazard, 500, stream(0, "start"))
@@ -118,8 +118,8 @@ def test_constant_staleness_is_a_queue():
 def server(eta, compute_times, updates, paths, rng):
     """Run servers whose workers compute for random times; return x^2, workers and staleness.
 
-    All of shape (updates, paths). f = x^2 with gradient noise N(0, 4). `compute_times(worker,
-    size)` draws, worker None for one time of each worker.
+    All have shape (updates, paths). f = x^2 with gradient noise N(0, 4). `compute_times(worker,
+    size)` draws the times; worker None asks for one time of each worker.
     """
     finish = compute_times(None, paths)
     x, row = np.ones(paths), np.arange(paths)
@@ -154,7 +154,7 @@ def compute_times(variation, slow, rng, workers=8):
 @pytest.mark.parametrize(
     ("variation", "slow", "eta", "allowed"),
     [
-        # up to 0.7 of the largest stable step, and memoryless workers at any
+        # steps up to 0.7 of the largest stable one, and any step for memoryless workers
         (1.0, 1.0, 0.1, 0.02),
         (1.0, 1.0, 0.25, 0.02),
         (0.5, 1.0, 0.046, 0.02),
@@ -165,7 +165,7 @@ def compute_times(variation, slow, rng, workers=8):
         (0.5, 3.0, 0.124, 0.02),
         (1.0, 5.0, 0.1, 0.02),
         (1.0, 5.0, 0.25, 0.03),
-        # at 0.9 of it
+        # 0.9 of the largest stable step
         (0.5, 1.0, 0.139, 0.06),
         (0.2, 1.0, 0.1, 0.03),
         (0.1, 1.0, 0.095, 0.08),
@@ -183,7 +183,7 @@ def test_pool_follows_an_event_driven_server(variation, slow, eta, allowed):
     exact, _, _ = server(eta, draw, updates, paths, rng)
     pool = sme_law(Quadratic(), eta, laws, updates, paths, 3, quantile_levels=())
     for window in (slice(30, 60), slice(100, 300)):
-        # paths are independent, updates are not; both samples err alike
+        # paths are independent, updates are not; both samples have the same error
         observed = exact[window].mean(axis=0)
         error = np.sqrt(2 / paths) * observed.std() / observed.mean()
         relative = pool.second_moment[1:, 0][window].mean() / observed.mean() - 1
@@ -191,7 +191,7 @@ def test_pool_follows_an_event_driven_server(variation, slow, eta, allowed):
 
 
 def test_mixture_of_memoryless_workers():
-    """Unequal rates: against the server itself, where the exchangeable pool would be wrong."""
+    """Compare with a server of unequal rates, for which an exchangeable pool would be wrong."""
     rates = np.array([0.05, 0.25, 0.3, 0.4])
     law = GeometricMixture(tuple(1 - rates), tuple(rates))
     rng = stream(2, "unequal")

@@ -1,4 +1,4 @@
-"""What a cap, or other numbers of samplers, would change, against servers of known limits."""
+"""The effects of a cap and of other numbers of samplers, compared with known limits."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_constant_staleness_has_the_limits_of_a_constant_delay(tmp_path: Path) -
     for value in (found.now.mean, found.now.mean_square, found.now.almost_sure):
         assert value == pytest.approx(limit / 2.0, rel=1e-6)
     half, twice = found.caps("samplers")
-    # Half is 3 or 4, at random; twice is exact.
+    # Half the samplers give staleness 3 or 4, at random; twice as many give exactly 14.
     assert 2.0 * np.sin(np.pi / 18.0) / 2 < half.mean_square < 2.0 * np.sin(np.pi / 14.0) / 2
     assert twice.mean_square == pytest.approx(np.sin(np.pi / 58.0), rel=1e-6)
     momentum = what_if(study(tmp_path / "b", np.full(600, 7)), caps=[7], momentum=0.9)
@@ -48,7 +48,7 @@ def test_the_costs_of_a_cap_are_those_of_the_geometric_law(tmp_path: Path) -> No
         assert abs(discard.beyond - beyond) < 3.5 * error
         assert 0.6 * error < discard.beyond_error < 1.6 * error
         delay, scatter = 1.0 / (1.0 - MU), np.sqrt(MU) / (1.0 - MU) / np.sqrt(beyond * N)
-        assert abs(pace.delay - delay) < 3.5 * scatter  # memoryless: whatever the cap
+        assert abs(pace.delay - delay) < 3.5 * scatter  # memoryless: the same for any cap
         lags, law = np.arange(200), asgd.Geometric(MU).pmf(np.arange(200))
         kept = np.where(lags <= discard.cap, law, 0.0) / (1.0 - beyond)
         cut = np.minimum(lags, discard.cap)
@@ -84,7 +84,7 @@ def test_other_numbers_of_workers_in_turn_have_their_law() -> None:
 
 
 def growth(law: np.ndarray, step: float, items: int) -> float:  # type: ignore[type-arg]
-    """Return the growth of E x^2 where an update averages items of independent lags."""
+    """Return the growth of E x^2 if an update averages `items` gradients of independent lags."""
     size = len(law)
     mean = np.eye(size, k=-1)
     mean[0, 0] = 1.0
@@ -109,7 +109,7 @@ def test_updates_that_average_items_lie_between_the_two_limits() -> None:
         assert growth(law, 1.005 * low, items) < 1.0 < growth(law, 1.005 * high, items)
 
 
-def test_whose_work_is_beyond_a_cap(tmp_path: Path) -> None:
+def test_the_share_beyond_a_cap_is_given_by_worker(tmp_path: Path) -> None:
     slow = np.arange(N) % 4 == 0
     staleness = np.where(slow, STALENESS + 3, np.minimum(STALENESS, 2))
     worker = np.where(slow, "far", "near")
@@ -120,7 +120,7 @@ def test_whose_work_is_beyond_a_cap(tmp_path: Path) -> None:
     assert found.workers["worker"].tolist() == ["far", "near"]
 
 
-def test_default_caps_are_worth_one(tmp_path: Path) -> None:
+def test_default_caps_are_powers_of_two_that_some_items_exceed(tmp_path: Path) -> None:
     found = what_if(study(tmp_path, STALENESS))
     assert [choice.cap for choice in found.caps("pace")] == [1, 2, 4, 8, 16]
     short = what_if(study(tmp_path / "b", np.minimum(STALENESS, 3)))
@@ -148,7 +148,7 @@ def test_a_cap_of_two_is_answered_in_one_command(
     assert found["choices"][0]["beyond"] is None
 
 
-def test_a_cap_below_every_item_leaves_no_step_if_these_are_dropped(
+def test_a_cap_below_every_item_leaves_no_step_if_items_are_dropped(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = study(tmp_path, np.full(600, 7)).path
@@ -165,7 +165,7 @@ def test_a_cap_below_every_item_leaves_no_step_if_these_are_dropped(
     assert pace["mean_square"] == pytest.approx(np.sin(np.pi / 10.0), rel=1e-6)
 
 
-def test_means_bound_what_a_cap_would_drop_and_no_limit(
+def test_means_bound_the_share_beyond_a_cap_and_give_no_limit(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asgd.import_log(logs.verl(tmp_path), tmp_path / "record")
@@ -182,7 +182,7 @@ def test_means_bound_what_a_cap_would_drop_and_no_limit(
         (["--momentum", "1"], "momentum = 1.0: expected a number in [0, 1)"),
     ],
 )
-def test_bad_choices_get_one_line(
+def test_bad_options_are_refused(
     words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asgd.from_frame(pd.DataFrame({"staleness": STALENESS + 2}), tmp_path / "record")

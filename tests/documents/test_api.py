@@ -1,4 +1,4 @@
-"""The public names of the packages: there, documented, typed, and light to import."""
+"""The public names of the packages exist, are documented and typed, and print their headline."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support.reports import HOSTILE, simulated_run
 PACKAGES = ("asgd", "cluster", "analysis")
 NAMES = [(package, name) for package in PACKAGES for name in dir(importlib.import_module(package))]
 OPTIONAL = {"JaxProblem": "jax", "TorchProblem": "torch"}  # the extra that each name needs
-# Names that users have: one that goes, or is renamed, is a change for them.
+# Names that users rely on: users notice if one is removed or renamed.
 STAY = {
     "asgd": (
         "AsgdError ComputeTime ConstantPlusGeometric ConwayMaxwellPoisson DivergedError "
@@ -98,7 +98,7 @@ def test_import_star_works_without_the_extras() -> None:
     assert "pip install '.[torch]'" in done.stderr
 
 
-def test_importing_modules_hides_no_function_and_leaves_the_backend_to_the_notebook() -> None:
+def test_importing_modules_hides_no_function_and_keeps_the_backend_of_matplotlib() -> None:
     code = (
         "import matplotlib\n"
         "matplotlib.use('svg')\n"
@@ -138,7 +138,7 @@ def test_results_print_their_headline(run: asgd.Run) -> None:
             assert "<table" in thing._repr_html_()
 
 
-def test_a_notebook_is_not_injected_by_a_run(run: asgd.Run) -> None:
+def test_names_of_runs_are_escaped_in_a_notebook(run: asgd.Run) -> None:
     empty = asgd.Run(Path(HOSTILE), run.config)
     assert "0 of 300 updates" in repr(empty)
     assert "<script" not in empty._repr_html_()

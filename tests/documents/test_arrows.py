@@ -1,5 +1,8 @@
 """The import arrows: asgd.__main__ -> {cluster, analysis} -> asgd, and the rooms inside each.
 
+A room is a folder of a package, or a module beside the folders. A room on floor 1 imports no other
+room of its package; every other room is one floor above the highest room that it imports.
+
 `.venv/bin/python -m tests.documents.test_arrows` prints rooms, floors and arrows.
 """
 
@@ -40,7 +43,7 @@ FILES = sorted(
 
 
 def imports(file: str) -> set[str]:
-    """Return the dotted names a file imports, wherever in it."""
+    """Return the dotted names that a file imports, also inside functions."""
     names: set[str] = set()
     for node in ast.walk(ast.parse((ROOT / file).read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -56,7 +59,7 @@ def packages(file: str) -> set[str]:
 
 
 MOST_FLOORS = 7
-# Rooms on the ground floor, and what a room must not know of.
+# Rooms that must be on floor 1, and modules that a room must not import.
 GROUND = {
     "asgd": {"arrays.py"},
     "analysis": {"models", "profile"},
@@ -69,13 +72,13 @@ CLOSED = {
 
 
 def room(file: str) -> str:
-    """Return the room of a file in its package: a folder, or the module itself."""
+    """Return the room of a file: its folder in the package, or the module itself."""
     return file.split("/")[1]
 
 
 @cache
 def uses(package: str) -> dict[str, set[str]]:
-    """Return the files of a package that each of its files imports, the command line left out."""
+    """Return the files of its own package that each file imports, without the command line."""
     own = [file for file in FILES if file.startswith(f"{package}/") and file != COMMAND_LINE]
     own.remove(f"{package}/__init__.py")
     modules = {file.removesuffix(".py").replace("/", "."): file for file in own}
@@ -93,11 +96,11 @@ def plan(package: str) -> dict[str, set[str]]:
 
 
 def floors(package: str) -> dict[str, int]:
-    """Return the floor of each room: above everything that it imports."""
+    """Return the floor of each room of a package."""
     arrows, found = plan(package), dict[str, int]()
 
     def climb(one: str, below: tuple[str, ...]) -> int:
-        assert one not in below, f"a circle: {' -> '.join((*below, one))}"
+        assert one not in below, f"an import cycle: {' -> '.join((*below, one))}"
         if one not in found:
             found[one] = 1 + max((climb(other, (*below, one)) for other in arrows[one]), default=0)
         return found[one]
@@ -108,26 +111,26 @@ def floors(package: str) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("package", ["asgd", "cluster", "analysis"])
-def test_files_are_without_a_circle(package: str) -> None:
+def test_files_have_no_import_cycle(package: str) -> None:
     TopologicalSorter(uses(package)).prepare()
 
 
 @pytest.mark.parametrize("package", ["asgd", "cluster", "analysis"])
-def test_rooms_are_without_a_circle_and_low(package: str) -> None:
+def test_rooms_have_no_import_cycle_and_few_floors(package: str) -> None:
     found = floors(package)
     assert max(found.values()) <= MOST_FLOORS
     assert {name for name in GROUND.get(package, ()) if found[name] != 1} == set()
 
 
 @pytest.mark.parametrize("place", CLOSED)
-def test_rooms_that_are_closed_to_others(place: str) -> None:
+def test_rooms_do_not_import_what_is_closed_to_them(place: str) -> None:
     inside = [file for file in FILES if file.startswith(f"{place}/")]
     assert inside
     for file in inside:
         assert not [name for name in imports(file) if name.startswith(CLOSED[place])], file
 
 
-def test_packages_inside_export_nothing() -> None:
+def test_inner_packages_export_nothing() -> None:
     for file in FILES:
         if file.count("/") >= 2 and file.endswith("/__init__.py") and file != OPEN:
             assert not imports(file), file
@@ -154,8 +157,8 @@ def test_only_one_module_touches_the_private_parts_of_ray() -> None:
     assert users == {"cluster/local_ray/internals.py"}
 
 
-def test_only_one_module_knows_how_tables_are_held() -> None:
-    """What Arrow's threads read must not be memory of Python, see there."""
+def test_only_two_modules_use_pyarrow() -> None:
+    """Arrow's threads must not free memory of Python, see `asgd.rundir.tables`."""
     users = {file for file in FILES if "pyarrow" in packages(file)}
     assert users == {"asgd/rundir/tables.py", "asgd/records/foreign.py"}
     sources = {file: (ROOT / file).read_text(encoding="utf-8") for file in FILES}
@@ -164,10 +167,10 @@ def test_only_one_module_knows_how_tables_are_held() -> None:
     ]
 
 
-def test_only_the_trace_makes_frames_in_the_model() -> None:
+def test_only_three_modules_of_asgd_use_pandas() -> None:
     users = {file for file in FILES if "pandas" in packages(file) and file.startswith("asgd/")}
     own = {"asgd/rundir/reader.py", "asgd/records/reader.py"}
-    assert users == {*own, "asgd/records/importing.py"}  # which takes one
+    assert users == {*own, "asgd/records/importing.py"}  # imports from a DataFrame
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The report in a real browser: it loads, fits, sorts, toggles, and runs nobody else's script."""
+"""The report in a real browser: it loads, fits, sorts, toggles, and runs no script of a run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TOO_WIDE = (  # tables and cells
     "[...document.querySelectorAll('.scroll, .scroll td')].filter(e =>"
     "  e.scrollWidth > e.clientWidth + 1).map(e => e.outerHTML.slice(0, 120))"
 )
-SMALLEST_TYPE = 10.5  # of a figure on a phone, in CSS pixels
+SMALLEST_TYPE = 10.5  # font size in a figure on a phone, in CSS pixels
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def test_loads_without_errors_and_fits(
     assert browser.requests == [reports.pages[name].resolve().as_uri()]
     assert browser.evaluate("innerWidth") == width
     assert browser.evaluate("document.documentElement.scrollWidth") <= width
-    # what is wider than its box must be in a box that scrolls
+    # only elements in a box that scrolls may be wider than the window
     cut = browser.evaluate(
         "[...document.querySelectorAll('body *:not(svg *)')].filter(e => {"
         "  const b = e.getBoundingClientRect();"
@@ -59,7 +59,7 @@ def test_tables_need_no_scrolling(browser: Page, reports: Reports, name: str, wi
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_table_on_a_phone_is_one_of_blocks_with_labels(
+def test_a_table_on_a_phone_has_blocks_with_labels(
     browser: Page, reports: Reports, name: str
 ) -> None:
     browser.open(reports.pages[name], 390)
@@ -73,9 +73,9 @@ def test_a_table_on_a_phone_is_one_of_blocks_with_labels(
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_type_of_figures_is_readable_on_a_phone(browser: Page, reports: Reports, name: str) -> None:
+def test_text_in_figures_is_readable_on_a_phone(browser: Page, reports: Reports, name: str) -> None:
     browser.open(reports.pages[name], 390)
-    sizes = browser.evaluate(  # a glyph is drawn on a grid of 100 to its size
+    sizes = browser.evaluate(  # 100 units of a glyph are its font size
         "[...document.querySelectorAll('svg.plot g[transform*=scale] use')].map(e => {"
         "  const m = e.getScreenCTM();"
         "  return [100 * Math.hypot(m.c, m.d), e.closest('figure').id]; })"
@@ -104,7 +104,7 @@ def test_a_table_is_sorted_on_a_phone(browser: Page, reports: Reports) -> None:
     assert len(set(counts)) > 1
 
 
-def test_user_text_runs_nothing(browser: Page, reports: Reports) -> None:
+def test_text_of_a_run_is_not_executed(browser: Page, reports: Reports) -> None:
     browser.open(reports.pages["hostile"], 1280)
     assert browser.evaluate("window.hacked === undefined")
     assert "<script>window.hacked" in browser.evaluate("document.body.innerText")
@@ -116,16 +116,16 @@ def test_checkbox_hides_a_model_in_every_figure_of_its_run(browser: Page, report
         "(n => [...document.querySelectorAll(`#run${n}-run [id*=':sme_asgd:']`)]"
         ".map(e => getComputedStyle(e).display !== 'none'))"
     )
-    # band and line of the loss, the same of the falling loss, the line of the error
+    # band and line of the loss, band and line of its fall, and the line of the error
     assert browser.evaluate(f"{shown}(1)") == 5 * [True]
     browser.click("#run1-run input[value=sme_asgd]")
     assert browser.evaluate(f"{shown}(1)") == 5 * [False]
-    assert browser.evaluate(f"{shown}(2)") == 3 * [True]  # no figure of the falling loss
+    assert browser.evaluate(f"{shown}(2)") == 3 * [True]  # no figure of the fall
     browser.click("#run1-run input[value=sme_asgd]")
     assert browser.evaluate(f"{shown}(1)") == 5 * [True]
 
 
-def test_click_on_a_head_sorts_the_table(browser: Page, reports: Reports) -> None:
+def test_click_on_a_heading_sorts_the_table(browser: Page, reports: Reports) -> None:
     browser.open(reports.pages["one"], 1280)
     column = (
         "[...document.querySelectorAll('[aria-label=workers] tbody tr')]"
@@ -169,7 +169,7 @@ def test_print_cuts_nothing_off(browser: Page, reports: Reports, tmp_path: Path)
     assert (tmp_path / "report.pdf").read_bytes().startswith(b"%PDF")
 
 
-def test_dark_page_has_light_ink(browser: Page, reports: Reports) -> None:
+def test_a_dark_page_changes_the_colour_of_text(browser: Page, reports: Reports) -> None:
     ink = "getComputedStyle(document.querySelector('#loss svg text, #loss svg')).color"
     browser.open(reports.pages["one"], 1280)
     light = browser.evaluate(ink)

@@ -1,7 +1,7 @@
-"""Every command of ours that a document or the log names can still be given.
+"""Every command of this project in a document or in the log is still valid.
 
-Nothing runs: the file is there, the command of `asgd` has these options, the script knows the word,
-the tests of a `-k` exist.
+Nothing runs. The file must exist, the command of `asgd` must have the options, the script must
+contain the options, and a test must match the word after `-k`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ EVERY_TEST = {file: file.read_text(encoding="utf-8") for file in (ROOT / "tests"
 
 
 def commands(page: Path) -> list[str]:
-    """Return the commands of ours in the text and in the shell blocks of a page."""
+    """Return the commands of this project in the text and in the shell blocks of a page."""
     text = page.read_text(encoding="utf-8")
     lines = "\n".join(FENCE.findall(text)).replace("\\\n", " ").splitlines()
     for line in lines:
@@ -81,7 +81,7 @@ def wrong_with_script(words: list[str]) -> str | None:
 
 
 def wrong_with(command: str) -> str | None:
-    """Return why a command cannot be given, None where it can."""
+    """Return what is wrong with a command; None if it is valid."""
     words = shlex.split(command, comments=True)
     program = words[0].removeprefix(".venv/bin/")
     if program == "asgd":
@@ -104,13 +104,13 @@ def wrong_with(command: str) -> str | None:
 
 
 @pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(ROOT)))
-def test_commands_can_still_be_given(page: Path) -> None:
+def test_commands_are_valid(page: Path) -> None:
     wrong = {command: wrong_with(command) for command in commands(page)}
     assert {command: why for command, why in wrong.items() if why} == {}
 
 
 @pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(ROOT)))
-def test_files_and_tests_that_are_named_exist(page: Path) -> None:
+def test_named_files_and_tests_exist(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     files = {name for name in PATH.findall(text) if not (ROOT / name).exists()}
     files -= {name for name in files if (page.parent / name).exists()}
@@ -122,7 +122,7 @@ def test_files_and_tests_that_are_named_exist(page: Path) -> None:
     assert (files, tests) == (set(), set())
 
 
-def test_a_command_that_is_gone_is_noticed() -> None:
+def test_an_invalid_command_is_found() -> None:
     assert wrong_with("asgd train run.toml") == "no command train"
     assert wrong_with("asgd predict runs/x --speed 3") == "no option {'--speed'}"
     assert wrong_with("scripts/bench_server.py --fulll")

@@ -1,4 +1,4 @@
-"""The files for `ray up` and KubeRay: whatever can be checked without machines to use them on."""
+"""The files for `ray up` and KubeRay, checked as far as possible without a cluster."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "scripts" / "deploy"
 BASE_IMAGE = f"rayproject/ray:{version('ray')}-py311-cpu"
 
-# Fields of the custom resources of KubeRay 1.5 as its API reference names them.
+# Fields of the custom resources of KubeRay 1.5, from its API reference.
 JOB_FIELDS = {
     "activeDeadlineSeconds",
     "backoffLimit",
@@ -69,7 +69,7 @@ def documents(name: str) -> list[Any]:
 
 
 def parse(command: str, group: click.Group) -> dict[str, Any]:
-    """Parse a command line as its program would; what it does not know is an error."""
+    """Parse a command line as its program would; an unknown option is an error."""
     _, name, *arguments = shlex.split(command)
     with group.commands[name].make_context(name, arguments) as context:
         return context.params
@@ -126,7 +126,7 @@ def test_manifest_has_the_structure_of_a_ray_job() -> None:
 
 
 def check_pod(pod: dict[str, Any], claim: str) -> None:
-    """Assert that a pod has one container with the package, the claim and memory to share."""
+    """Assert that a pod has one container with the package, the claim and shared memory."""
     (container,) = pod["containers"]
     assert container["image"].split("/")[-1] == f"asgd:{version('asgd')}"
     volumes = {volume["name"]: volume for volume in pod["volumes"]}
@@ -143,7 +143,7 @@ def test_entry_point_is_a_run_of_a_configuration_in_the_image() -> None:
     load_config(ROOT / options["config"].relative_to("/home/ray/asgd"))
 
 
-def test_image_is_of_the_version_of_ray_and_holds_the_package() -> None:
+def test_image_has_our_version_of_ray_and_the_package() -> None:
     lines = (DEPLOY / "Dockerfile").read_text(encoding="utf-8").splitlines()
     commands = [line for line in lines if line and not line.startswith("#")]
     assert commands[0] == f"FROM {BASE_IMAGE}"

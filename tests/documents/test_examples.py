@@ -17,7 +17,7 @@ from tests.support.reports import simulated_run
 
 PACKAGES: dict[str, ModuleType] = {"asgd": asgd, "analysis": analysis, "cluster": cluster}
 OTHER_FRAMEWORKS = {"TorchProblem", "JaxProblem"}  # imported only where they are needed
-LEAST = {  # what users meet first
+LEAST = {  # names that users meet first
     "asgd": {
         "ComputeTime",
         "Geometric",
@@ -79,7 +79,7 @@ def names(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("package", PACKAGES)
-def test_what_users_meet_first_has_an_example(package: str) -> None:
+def test_names_that_users_meet_first_have_an_example(package: str) -> None:
     assert LEAST[package] <= set(with_examples(package))
 
 

@@ -1,9 +1,9 @@
-"""Documents: their code blocks run, in order, in an empty directory; their links lead somewhere.
+"""Documents: their code blocks run in order in an empty directory, and their links have targets.
 
 Python blocks of a page share one namespace and run as they are. Commands of `asgd` run in this
-process, with few paths, on the configuration that `asgd init` writes, edited to be quick. What
-takes minutes, or is a command of another tool, is checked as far as it is cheap, as `NOT_RUN` and
-`check_command` say; a command that neither of them knows fails.
+process, with few paths, on the configuration that `asgd init` writes, edited to be quick. Slow
+commands and commands of other tools are only checked, see `NOT_RUN` and `check_command`; any other
+command fails the test.
 """
 
 from __future__ import annotations
@@ -32,23 +32,23 @@ PAGES = pages()
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SAVED = re.compile(r"\n+Saved as `(\w+\.py)`")
 
-# What the reader of this test changes in the starter configuration, and adds to commands.
+# Changes of the starter configuration and options of commands, so that the test is quick.
 EDITS = {
     'kind = "softmax"': 'kind = "quadratic"',
     "learning_rate = 0.3": "learning_rate = 0.05",
     "updates = 2000": "updates = 200",
 }
 FEWER = {"predict": ["--paths", "8"], "report": ["--paths", "8"]}
-# Commands of asgd that are parsed only, and why.
+# Commands of asgd that are only parsed, and why.
 NOT_RUN = {
     "demo": "a minute; its parts run here",
     "completion": "writes for a shell",
-    "workers": "needs a run at work, as in tests/cluster/test_elastic.py",
+    "workers": "needs an unfinished run, as in tests/cluster/test_elastic.py",
 }
 
 
 def blocks(page: Path) -> list[tuple[str, str, str | None]]:
-    """Return language and text of each fenced block, and the file it is to be saved as."""
+    """Return language and text of each fenced block, and the name of the file to save it as."""
     text = page.read_text(encoding="utf-8")
     found = []
     for match in FENCE.finditer(text):
@@ -58,7 +58,7 @@ def blocks(page: Path) -> list[tuple[str, str, str | None]]:
 
 
 def with_blocks() -> list[object]:
-    """Return the pages that have blocks; those that start real processes begin first."""
+    """Return the pages that have blocks; those that start real processes are marked."""
     found: list[object] = []
     for page in PAGES:
         text = "".join(text for _, text, _ in blocks(page))
@@ -80,7 +80,7 @@ def commands(block: str) -> list[list[str]]:
 
 
 def run_asgd(words: list[str]) -> None:
-    """Run a command of asgd, or parse it only."""
+    """Run a command of asgd, or only parse it."""
     if words[0] in NOT_RUN or "--address" in words:  # a cluster: tests/cluster/test_hosts.py
         cli.commands[words[0]].make_context(words[0], words[1:])
         return
@@ -100,7 +100,7 @@ def run_asgd(words: list[str]) -> None:
 
 
 def check_command(words: list[str]) -> None:
-    """Check what another program is asked to do: its file is there and takes these options."""
+    """Check a command of another program without running it, by the files and options it names."""
     program, arguments = Path(words[0]).name, words[1:]
     if words[0].startswith("scripts/"):
         assert os.access(ROOT / words[0], os.X_OK), words[0]
@@ -112,7 +112,7 @@ def check_command(words: list[str]) -> None:
     elif program in ("python", "export"):
         pass  # tests/documents/test_commands.py, tests/cluster/test_hosts.py
     elif program in ("ray", "kubectl"):
-        # Their files are checked by tests/documents/test_deploy.py; a command of ours is parsed.
+        # tests/documents/test_deploy.py checks their files; a command of asgd is parsed here.
         assert all((ROOT / name).exists() for name in arguments if name.endswith(".yaml"))
         for ours in (shlex.split(name) for name in arguments if name.startswith("asgd ")):
             cli.commands[ours[1]].make_context(ours[1], ours[2:])
@@ -143,7 +143,7 @@ def test_code_blocks_run(
             Path(saved).write_text(text, encoding="utf-8")
             monkeypatch.delitem(sys.modules, Path(saved).stem, raising=False)
         if language == "python":
-            if plugin:  # a Ray that several tests share does not see this directory
+            if plugin:  # the shared Ray cannot import from this directory
                 text = text.replace("cluster.run(", "asgd.simulate(")
             exec(compile(text, f"{page.name}", "exec"), names)
         elif language == "toml":
@@ -156,7 +156,7 @@ def test_code_blocks_run(
     assert "Traceback" not in capfd.readouterr().err
 
 
-def test_links_lead_somewhere() -> None:
+def test_links_have_a_target() -> None:
     broken = []
     for page in PAGES:
         for target in links(page):
@@ -174,19 +174,19 @@ def test_every_page_is_in_the_index() -> None:
 
 
 def section(page: Path, title: str) -> str:
-    """Return what stands under a title of a page, up to the next title."""
+    """Return the text under a title of a page, up to the next title."""
     text = page.read_text(encoding="utf-8")
     start = text.index(f"\n## {title}\n")
     return text[start : text.find("\n## ", start + 1)]
 
 
 def rows(text: str) -> list[list[str]]:
-    """Return the cells of each row of the tables in a text, their heads left out."""
+    """Return the cells of each row of the tables in a text, without the headings."""
     lines = re.findall(r"^\| (.*) \|$", text, re.MULTILINE)
     return [re.split(r"(?<!\\) \| ", line) for line in lines][1:]
 
 
-def test_the_maps_name_what_is_there() -> None:
+def test_the_maps_of_packages_name_their_files() -> None:
     for folder, content in rows(section(ROOT / "README.md", "Packages")):
         place = ROOT / folder.strip("`/")
         named = re.findall(r"`([\w./]+)`", content)

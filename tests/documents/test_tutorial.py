@@ -1,4 +1,4 @@
-"""The tutorial: a notebook by its structure, and a script that gets to its report."""
+"""The tutorial has the structure of a notebook, and runs as a script."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def test_the_tutorial_opens_as_a_notebook() -> None:
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_the_tutorial_gets_from_a_problem_to_a_report(tmp_path: Path) -> None:
-    # Matplotlib says so where it has to look for fonts first.
+def test_the_tutorial_runs_to_its_report(tmp_path: Path) -> None:
+    # Without its cache, Matplotlib prints that it builds a cache of fonts.
     cache = {"MPLCONFIGDIR": matplotlib.get_cachedir()}
     ended = subprocess.run(
         [sys.executable, "-W", "error", str(TUTORIAL)],

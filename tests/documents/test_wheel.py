@@ -1,4 +1,4 @@
-"""A wheel built from the tree holds all that is needed outside of it."""
+"""A wheel built from the tree works outside of it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ BUILD = "import sys; from hatchling.build import build_wheel; print(build_wheel(
 
 
 def output(*words: object, cwd: Path) -> str:
-    """Return what a command prints, without the environment of this one."""
+    """Return what a command prints that runs without the environment of this process."""
     env = {"PATH": "/usr/bin:/bin", "HOME": str(cwd), "MPLBACKEND": "agg"}
     ended = subprocess.run(
         [str(word) for word in words], cwd=cwd, env=env, capture_output=True, text=True, check=False
@@ -30,7 +30,7 @@ def test_a_wheel_works_outside_the_tree(tmp_path: Path) -> None:
     output(sys.executable, "-m", "venv", "--without-pip", venv, cwd=tmp_path)
     pip = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", python)
     output(*pip, "install", "--quiet", "--no-deps", "--no-index", wheel, cwd=tmp_path)
-    # The libraries are those of this process; no .pth file among them is followed, nor the tree.
+    # The libraries of this process are used, but not their .pth files, and so not the tree.
     libraries = [path for path in sys.path if Path(path).name == "site-packages"]
     site = next(venv.glob("lib/python*/site-packages"))
     (site / "libraries.pth").write_text("\n".join(libraries), encoding="utf-8")

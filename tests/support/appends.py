@@ -1,4 +1,4 @@
-"""What processes of a test log; light, because each of them imports it."""
+"""The task of processes that write one log. Imports little, because each process imports it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import asgd
 
 
 def append(log: asgd.StalenessLog, worker: int, ready: Barrier) -> None:
-    """Log 400 items once all processes are there."""
+    """Log 400 items once all processes have started."""
     ready.wait()
     for _ in range(400):
         log.applied(worker, log.computed(log.read()))

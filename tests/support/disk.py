@@ -65,7 +65,7 @@ class Disk:
 
     @contextmanager
     def watched(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-        """Watch in the block."""
+        """Watch the directory during the block."""
         writev = os.writev
 
         def flush(descriptor: int) -> None:
@@ -138,7 +138,7 @@ class Disk:
     def _step(self, what: str, path: Path) -> None:
         if not path.is_relative_to(self.root):
             return
-        self._on = False  # what the test does meanwhile is its own
+        self._on = False  # changes that `before` makes are no steps
         self._look()
         self.before(self, what)
         self.steps.append(what)

@@ -142,7 +142,7 @@ def server_moments(
     *,
     initial: float = 1.0,
 ) -> ModeMoments:
-    """Return mean and variance of x_k on that server, f = (a/2) x^2 with additive noise."""
+    """Return mean and variance of x_k on the server of `server_transition`, additive noise."""
     step, move = learning_rate * curvature, 1.0 / workers
     noise = learning_rate**2 * noise_variance * np.array([1.0, move, move, 0.0])
     transition = server_transition(step, workers)
@@ -156,13 +156,13 @@ def server_moments(
 
 
 def server_second_moment(learning_rate: float, workers: int, updates: int) -> Array:
-    """Return E x_k^2 of the check quadratic on that server, shape (updates + 1,)."""
+    """Return E x_k^2 of `check_quadratic` on the same server, shape (updates + 1,)."""
     variance = CHECK_NOISE**2
     exact = server_moments(CHECK_CURVATURE, variance, learning_rate, workers, updates)
     return exact.variance + exact.mean**2
 
 
-# E x_k^2 of that server: (learning rate, workers, update, value)
+# Values of `server_second_moment`: (learning rate, workers, update, value)
 SERVER_VALUES = [
     (0.05, 8, 16, 0.09915),
     (0.05, 8, 600, 0.08911),

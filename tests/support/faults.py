@@ -47,7 +47,7 @@ class Crowd:
             self.join(worker)
 
     def add(self, worker: int) -> None:
-        """Let a worker join that is not in the configuration."""
+        """Add a worker that is not in the configuration, and let it join."""
         self.workers[worker] = Worker(self.config, worker, self.problem)
         self.sent[worker] = []
         self.server.admit(worker)

@@ -1,13 +1,12 @@
-"""Hosts on one machine: namespaces of their own, joined by a bridge, whose links can be cut.
+"""Hosts on one machine: namespaces joined by a bridge whose links can be cut.
 
 Each host has its own network, processes, name, `/dev/shm` and abstract sockets; all share the file
-system, like machines that mount the same directories. Nothing has a name outside: a host lives as
-long as its first process, which ends when its standard input does. So everything is gone after a
-test that fails, and after one that is killed.
+system, like machines that mount the same directories. A host lives as long as its first process,
+which ends when its standard input does, and nothing of it is registered outside. So nothing is left
+after a test fails or is killed.
 
-A cut is silent, as that of a real network: a host then knows a false hardware address of the
-other, so what it sends reaches nobody and nobody says so. Cut in one direction, it leaves the
-connections half open.
+A cut is silent, as in a real network: the host gets a false hardware address of the other host, so
+its packets are lost without an error. A cut in one direction leaves connections half open.
 """
 
 from __future__ import annotations
@@ -28,11 +27,11 @@ _SECONDS_TO_END = 10.0
 _NOBODY = "02:00:00:00:00:ff"  # a hardware address that no link has
 
 _FIRST_COMMANDS = """
-read number rest < /proc/self/stat  # its number outside, before it has a /proc of its own
+read number rest < /proc/self/stat  # its process id outside, before it mounts its own /proc
 mount -t proc proc /proc && mount -t tmpfs tmpfs /dev/shm && hostname "$1" &&
 ip link set lo up && exec "$0" -I -S -c "$2" $number
 """
-# Processes whose parent has died become its children: it ignores their ends, or they stay zombies.
+# Orphans of the host become its children; it ignores their exits, or they would stay zombies.
 _FIRST_PROCESS = """
 import signal, sys
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)
@@ -43,7 +42,7 @@ sys.stdin.read()
 
 @cache
 def why_no_hosts() -> str | None:
-    """Say in one line why hosts cannot be made here, None if they can."""
+    """Return in one line why hosts cannot be made here; None if they can."""
     missing = [name for name in ("unshare", "nsenter", "ip", "tc") if shutil.which(name) is None]
     if missing:
         return f"hosts need the commands {', '.join(missing)} (util-linux, iproute2)"
@@ -110,7 +109,7 @@ class Host:
         Raises
         ------
         OSError
-            It failed; the message has what it said.
+            The command failed; the message contains its output.
         """
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
         with self.start(*command, environment=environment, **pipes) as process:
@@ -120,18 +119,18 @@ class Host:
         return printed
 
     def end(self) -> None:
-        """End the host with all its processes, as a cut of its power does."""
-        self._process.kill()  # the first process, without which the kernel kills all others
+        """End the host with all its processes, as a power failure does."""
+        self._process.kill()  # the first process; the kernel then kills all others of the host
         self._process.communicate(timeout=_SECONDS_TO_END)
 
     def cut(self, *others: Host) -> None:
-        """Let nothing that this host sends reach the others."""
+        """Lose everything that this host sends to the others."""
         for other in others:
             neighbour = (other.address, "lladdr", _NOBODY, "dev", "eth0", "nud", "permanent")
             self.call("ip", "neigh", "replace", *neighbour)
 
     def mend(self, *others: Host) -> None:
-        """Let what this host sends reach the others again."""
+        """Deliver what this host sends to the others again."""
         for other in others:
             self.call("ip", "neigh", "del", other.address, "dev", "eth0")
 
@@ -143,9 +142,9 @@ def hosts_of(number: int, rate: str | None = None) -> Iterator[list[Host]]:
     Parameters
     ----------
     number
-        Of hosts.
+        The number of hosts.
     rate
-        Of each link in each direction, as `tc` reads it: "100mbit".
+        The rate of each link in each direction, in the syntax of `tc`, such as "100mbit".
     """
     with ExitStack() as stack:
         bridge = Host(stack, "bridge")
@@ -159,7 +158,7 @@ def hosts_of(number: int, rate: str | None = None) -> Iterator[list[Host]]:
             bridge.call("ip", "link", "set", f"port{at}", "master", "bridge", "up")
             host.call("ip", "address", "add", f"{host.address}/24", "dev", "eth0")
             host.call("ip", "link", "set", "eth0", "up")
-            # As on a host of a real network, programs find their address by a route to outside.
+            # Programs find their own address by a route to the outside, as on a real network.
             host.call("ip", "route", "add", "default", "via", "10.77.0.254")
             if rate is not None:
                 limit = ("root", "tbf", "rate", rate, "burst", "256kb", "latency", "100ms")

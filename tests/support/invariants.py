@@ -69,7 +69,7 @@ def check_epochs(run: Run, problem: Problem) -> list[tuple[int, int]]:
     """Assert that no sample is used twice in an epoch.
 
     Returns, for each part of the samples, how many epochs in a row used every sample, and how many
-    have begun. Counted over the batches of all applied gradients, drawn again.
+    have begun. To count, the batches of all applied gradients are drawn again.
     """
     draws, shards = WorkerDraws(run.config, problem), Shards.of(run.config, problem)
     gradients = Gradients.of(run)
@@ -129,7 +129,8 @@ def check_gradients(run: Run) -> None:
 def violations(run: Run, falls: list[tuple[int, int]]) -> list[str]:
     """Return the violated invariants of a real run that should be finished.
 
-    `falls` has the versions from and to which its progress fell, as a server was restored.
+    `falls` has pairs of versions: the progress fell from the first to the second when a server was
+    restored.
     """
     found = []
     checks: list[Callable[[], None]] = [

@@ -113,7 +113,7 @@ class Line:
         """Serve until a condition holds."""
         deadline = time.monotonic() + PATIENCE
         while not done():
-            assert time.monotonic() < deadline, "nothing happens any more"
+            assert time.monotonic() < deadline, f"not done after {PATIENCE} s"
             self.sockets.serve(0.02, 0.02)
 
     def finish(self, workers: int) -> Record:

@@ -2,9 +2,9 @@
 
     python tests/support/lockless.py DIRECTORY COMMAND ...
 
-A filter of system calls (seccomp) stops every `flock` of the command and its descendants until
-this process, which sees the file, lets the kernel go on or has it answer ENOLCK. Everything else is
-as it was. The filter needs no rights; the exit status is that of the command.
+A filter of system calls (seccomp) stops every `flock` of the command and its descendants. This
+process looks up the file and lets the call continue or fail with ENOLCK. Nothing else changes. The
+filter needs no privileges; the exit status is that of the command.
 """
 
 from __future__ import annotations
@@ -101,8 +101,8 @@ def _run(directory: str, command: Sequence[str]) -> int:
         signal.signal(number, lambda number, _: _pass_on(child, number))
     waiting = select.poll()
     waiting.register(asks, select.POLLIN)
-    while waiting.poll()[0][1] & select.POLLIN:  # else no process has the filter any more
-        with suppress(OSError):  # who asked has died
+    while waiting.poll()[0][1] & select.POLLIN:  # otherwise no process has the filter any more
+        with suppress(OSError):  # the process that asked has died
             _answer(asks, directory)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 

@@ -17,7 +17,7 @@ EACH = 8  # items of a step of prime-rl
 
 
 def frame(staleness: Integers, workers: int = 4) -> pd.DataFrame:
-    """Return a table with a row per update, in columns of another system's names."""
+    """Return a table with a row per update and with another system's column names."""
     update = 1000 + np.arange(len(staleness))
     names = [f"client {i % workers}" for i in range(len(staleness))]
     loss = 1.0 / (1 + np.arange(len(staleness)))
@@ -33,7 +33,7 @@ def csv(path: Path, staleness: Integers) -> Path:
 
 
 def csv_parts(path: Path, staleness: Integers) -> Path:
-    """Compressed parts, whose names sort wrongly as text."""
+    """Write compressed parts whose names sort wrongly as text."""
     table = frame(staleness)
     (path / "parts").mkdir()
     for number in range(11):
@@ -53,7 +53,7 @@ def json_lines(path: Path, staleness: Integers) -> Path:
 
 
 def prime_rl(path: Path, staleness: Integers) -> Path:
-    """Items of steps; half of the staleness passed in flight."""
+    """Write the items of steps; half of the staleness arises in flight."""
     for first in range(0, len(staleness), EACH):
         step = 1001 + first // EACH
         place = path / "outputs" / "rollouts" / f"step_{step}" / "train" / "effective"
@@ -82,7 +82,7 @@ def rollouts(path: Path, staleness: Integers) -> Path:
     return path / "rollouts.jsonl"
 
 
-# By format: what writes the log, and the columns to name.
+# By format: the function that writes the log, and the columns to name.
 ITEMS: dict[str, tuple[Callable[[Path, Integers], Path], dict[str, str]]] = {
     "csv": (csv, COLUMNS | {"loss": "objective"}),
     "csv parts": (csv_parts, COLUMNS),
@@ -119,7 +119,7 @@ def verl(path: Path, steps: int = 60) -> Path:
 
 def prime_rl_metrics(path: Path, steps: int = 60) -> Path:
     rows: list[dict[str, Any]] = []
-    for step in range(steps):  # in pieces, as trackers write them
+    for step in range(steps):  # in several rows, as trackers write it
         rows.append({"step": step, "off_policy/mean": 1.5 + 0.1 * (-1) ** step})
         rows.append({"step": step, "off_policy/max": 3, "time": 2.0})
     return _lines(path / "metrics.jsonl", rows)
