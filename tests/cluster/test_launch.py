@@ -1,4 +1,4 @@
-"""Real runs: the record, the law of staleness, failures, interruption, and what is left behind."""
+"""Real runs: the record, the law of staleness, failures, interruptions, and the clean-up."""
 
 from __future__ import annotations
 
@@ -144,13 +144,13 @@ def test_bounded_staleness_is_reached_and_never_exceeded(tmp_path: Path) -> None
 @pytest.mark.usefixtures("shared_ray")
 def test_without_delay_staleness_is_concentrated_near_its_mean(tmp_path: Path) -> None:
     shown: list[Progress] = []
-    # Calls of Ray cost every worker the same. Over shared memory an update takes less than the
-    # time slice of a core, and who runs when is the scheduler's choice on a busy machine.
+    # Calls of Ray cost every worker the same. Over shared memory, an update takes less than a time
+    # slice, so on a busy machine the scheduler decides which worker is next.
     config = configure({"kind": "least_squares"}, updates=1200, workers=4, transport="ray")
     result = read_run(run(config, tmp_path / "run", progress=shown.append))
     check_trace(result)
     staleness = result.trace["staleness"]
-    # Every update ages the P - 1 snapshots that it does not use: those used, and those held last.
+    # Every update ages the P - 1 snapshots that it does not use, including those held at the end.
     held = 1200 - (result.trace.groupby("worker")["update"].max() + 1)
     assert staleness.sum() + held.sum() == 3 * 1200
     assert staleness.var() < 6.0  # the geometric law of this mean has 12
@@ -161,7 +161,7 @@ def test_without_delay_staleness_is_concentrated_near_its_mean(tmp_path: Path) -
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("shared_ray")
-def test_exponential_compute_times_are_nearly_geometric_and_of_the_queue_law(
+def test_exponential_compute_times_give_nearly_the_geometric_law_and_the_queue_law(
     tmp_path: Path,
 ) -> None:
     compute_time = {"law": "exponential", "mean": 0.1}
@@ -170,9 +170,9 @@ def test_exponential_compute_times_are_nearly_geometric_and_of_the_queue_law(
     check_trace(result)
     staleness = result.trace["staleness"].to_numpy()
     mean = float(staleness.mean())
-    # Chance alone makes 0.4 sum_l sqrt(w_l / 1600) = 0.037 of it.
+    # Chance alone contributes 0.4 sum_l sqrt(w_l / 1600) = 0.037.
     assert total_variation(staleness, Geometric(mean / (1 + mean))) < 0.08
-    # A busy machine only adds to it: at least the mean, less four standard errors.
+    # A busy machine only makes it larger, so the bound is the mean less four standard errors.
     assert result.trace["compute_seconds"].mean() > 0.1 * (1 - 4 / np.sqrt(1600))
     fit, law = fit_run(result), queue_staleness(measured_cycles(result))
     assert fit.conservation is not None
@@ -209,7 +209,7 @@ def total_variation(staleness: np.ndarray[Any, Any], law: StalenessLaw) -> float
         ("soar", DivergedError, "the run diverged: loss .*, 1 at the start; learning_rate = 0.05"),
     ],
 )
-def test_run_that_cannot_go_on_ends_with_one_line(
+def test_a_run_that_cannot_continue_ends_with_one_line(
     tmp_path: Path, fault: str, error: type[RunFailedError], message: str
 ) -> None:
     problem = {"kind": "tests.support.plugins:bowl", "options": {"fault": fault}}
@@ -230,7 +230,9 @@ def test_run_that_cannot_go_on_ends_with_one_line(
 @pytest.mark.slow
 @pytest.mark.usefixtures("shared_ray")
 @pytest.mark.parametrize("transport", ["shm", "ray"])
-def test_slow_loss_slows_the_run_down_and_freezes_nothing(tmp_path: Path, transport: str) -> None:
+def test_a_slow_loss_slows_the_run_down_but_does_not_block_it(
+    tmp_path: Path, transport: str
+) -> None:
     problem = {"kind": "tests.support.plugins:bowl", "options": {"fault": "slow loss"}}
     config = configure(problem, updates=10**6, workers=2, transport=transport)
     settings = msgspec.structs.replace(config.run, eval_every=1)
@@ -246,14 +248,14 @@ def test_slow_loss_slows_the_run_down_and_freezes_nothing(tmp_path: Path, transp
         run(config, tmp_path / "run", progress=interrupt)
     result = read_run(tmp_path / "run")
     assert result.state == "interrupted"
-    # A second's worth of losses, and the updates made until the launcher polls again.
+    # At most the losses of a second, and the updates until the next poll of the launcher.
     assert len(result.trace) - shown[-1].update < 50
     np.testing.assert_array_equal(result.loss["update"], np.arange(len(result.trace) + 1))
     check_every_gradient_is_accounted_for(result)
 
 
 @pytest.mark.usefixtures("shared_ray")
-def test_losses_are_skipped_where_there_is_no_time_for_them(tmp_path: Path) -> None:
+def test_losses_are_skipped_if_there_is_no_time(tmp_path: Path) -> None:
     problem = {"kind": "tests.support.plugins:bowl", "options": {"fault": "slow loss"}}
     config = configure(problem, updates=3000, workers=2, transport="shm")
     settings = msgspec.structs.replace(config.run, eval_every=1, evaluations="skip")
@@ -272,7 +274,7 @@ def test_losses_are_skipped_where_there_is_no_time_for_them(tmp_path: Path) -> N
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("shared_ray")
-def test_hanging_loss_stops_no_update_and_an_interrupt_at_once(tmp_path: Path) -> None:
+def test_a_hanging_loss_delays_neither_updates_nor_an_interrupt(tmp_path: Path) -> None:
     out, until = tmp_path / "run", tmp_path / "until"
     options = {"fault": "hanging loss", "until": str(until)}
     config = configure({"kind": "tests.support.plugins:bowl", "options": options}, 10**6, workers=2)
@@ -309,7 +311,7 @@ def test_interrupt_does_not_wait_for_a_loss_that_takes_minutes(tmp_path: Path) -
     options = {"fault": "hanging loss", "until": str(until)}
     problem = {"kind": "tests.support.plugins:bowl", "options": options}
     config = configure(problem, 2000, workers=2)
-    # No log: then what is missing is made again from the checkpoint alone.
+    # Without the log, missing updates are made again from the checkpoint alone.
     settings = msgspec.structs.replace(config.run, durability="checkpoint", checkpoint_every=10)
     config = msgspec.structs.replace(config, run=settings)
     shown: list[Progress] = []
@@ -317,7 +319,9 @@ def test_interrupt_does_not_wait_for_a_loss_that_takes_minutes(tmp_path: Path) -
 
     def interrupt(progress: Progress) -> None:
         shown.append(progress)
-        hanging = progress.update == shown[len(shown) // 2].update  # for as long as it was at work
+        hanging = (
+            progress.update == shown[len(shown) // 2].update
+        )  # no update in half of the reports
         if progress.update and progress.evaluating and hanging:
             interrupted.append(time.monotonic())
             raise KeyboardInterrupt
@@ -342,7 +346,7 @@ def test_interrupt_does_not_wait_for_a_loss_that_takes_minutes(tmp_path: Path) -
 @pytest.mark.parametrize(
     "raised", [ZeroDivisionError("mine"), RunFailedError("mine"), RayError("mine")]
 )
-def test_exception_of_the_callers_callback_leaves_the_run_as_itself(
+def test_an_exception_of_the_progress_callback_is_raised_unchanged(
     tmp_path: Path, raised: Exception
 ) -> None:
     def fail(progress: Progress) -> None:
@@ -359,7 +363,7 @@ def test_exception_of_the_callers_callback_leaves_the_run_as_itself(
 
 
 @pytest.mark.usefixtures("shared_ray")
-def test_event_that_the_launcher_cannot_write_ends_the_run_with_one_line(tmp_path: Path) -> None:
+def test_an_event_that_cannot_be_written_ends_the_run_with_one_line(tmp_path: Path) -> None:
     out = tmp_path / "run"
     events, aside = out / "events.jsonl", tmp_path / "events.jsonl"
 
@@ -391,12 +395,12 @@ def test_problem_that_cannot_be_recorded_ends_the_run_with_one_line(
     for make, name in ((run, "real"), (simulate, "simulated")):
         with pytest.raises(RunFailedError, match=r"cannot be used \(Is a directory"):
             make(config, tmp_path / name)
-    assert (tmp_path / "real" / "checkpoints" / "lock").exists()  # nobody else could be at work
+    assert (tmp_path / "real" / "checkpoints" / "lock").exists()  # the launcher had locked the run
 
 
 @pytest.mark.usefixtures("shared_ray")
 @pytest.mark.parametrize("removed", [False, True])
-def test_directory_that_is_moved_or_removed_in_mid_run_is_said_to_be(
+def test_a_directory_moved_or_removed_during_the_run_is_named(
     tmp_path: Path,
     removed: bool,
     monkeypatch: pytest.MonkeyPatch,
@@ -435,7 +439,7 @@ out = sys.argv[-1]
 def shut(live, progress):
     shut_out = out + "-shut"
     if progress.update and not os.path.exists(shut_out):
-        # Made read-only beside it: a mount with a file open for writing is refused as busy.
+        # Prepared beside it, because a mount with a file open for writing cannot be remounted.
         os.mkdir(shut_out)
         subprocess.run(["mount", "--bind", out, shut_out], check=True)
         subprocess.run(["mount", "-o", "remount,ro,bind", shut_out], check=True)
@@ -450,7 +454,7 @@ main(sys.argv[1:])
 def test_directory_that_becomes_read_only_is_named(tmp_path: Path) -> None:
     unshare = ["unshare", "-m"]
     if os.geteuid() or subprocess.run([*unshare, "true"], check=False).returncode:
-        pytest.skip("needs a mount of its own: root, and unshare -m")
+        pytest.skip("needs root and unshare -m")
     (tmp_path / "c.toml").write_text("problem.kind = 'quadratic'\nrun.updates = 1000000000\n")
     arguments = ["run", tmp_path / "c.toml", "--out", tmp_path / "run"]
     child = subprocess.run(
@@ -473,7 +477,7 @@ def test_directory_that_becomes_read_only_is_named(tmp_path: Path) -> None:
         ("sync", "tcp", "hang", 160, 5.0, "silent for"),
     ],
 )
-def test_run_goes_on_without_a_lost_worker_which_comes_back(
+def test_a_run_continues_without_a_lost_worker_until_it_returns(
     tmp_path: Path,
     mode: str,
     transport: str,
@@ -493,7 +497,7 @@ def test_run_goes_on_without_a_lost_worker_which_comes_back(
     lost = [event for event in result.events if event["event"] == "worker_lost"]
     assert lost
     assert all(event["reason"].startswith(reason) for event in lost)
-    # The first is lost in mid-run; another may end with the last update and be noticed after it.
+    # The first is lost during the run; the loss of another may be noticed after the last update.
     assert 0 < lost[0]["update"] < 300
     assert all(event["update"] <= 300 for event in lost)
     joined = [event["worker"] for event in result.events if event["event"] == "worker_joined"]
@@ -502,7 +506,7 @@ def test_run_goes_on_without_a_lost_worker_which_comes_back(
 
 
 def check_every_gradient_is_accounted_for(result: Run) -> None:
-    """Assert that each worker's gradients were applied once or reported lost, up to the last."""
+    """Assert that each gradient of each worker was applied once or reported as lost."""
     applied = [
         *zip(result.trace["worker"], result.trace["sequence"], strict=True),
         *zip(result.members["worker"], result.members["sequence"], strict=True),
@@ -533,7 +537,7 @@ assert dict(os.environ) == before
 
 @pytest.fixture
 def running_cluster() -> Iterator[tuple[str, dict[str, str]]]:
-    """Provide the address of a cluster that is not ours, and the environment to join it in."""
+    """Provide the address of a cluster of somebody else, and the environment for joining it."""
     tmp = tempfile.mkdtemp(prefix="a-", dir="/tmp")
     with socket.create_server(("", 0)) as free:
         address = f"{socket.gethostbyname(socket.gethostname())}:{free.getsockname()[1]}"
@@ -562,7 +566,7 @@ def running_cluster() -> Iterator[tuple[str, dict[str, str]]]:
 
 
 @pytest.mark.slow
-def test_joined_cluster_is_left_as_it_was(
+def test_two_runs_join_a_cluster_and_leave_the_environment_unchanged(
     tmp_path: Path, running_cluster: tuple[str, dict[str, str]]
 ) -> None:
     address, environment = running_cluster
@@ -582,7 +586,7 @@ def test_joined_cluster_is_left_as_it_was(
         check_trace(read_run(out))
 
 
-def test_more_memory_than_there_is_is_refused_before_anything_starts(tmp_path: Path) -> None:
+def test_too_little_memory_is_refused_before_anything_starts(tmp_path: Path) -> None:
     config = configure({"kind": "tests.support.plugins:wide"}, updates=10, workers=100_000)
     with pytest.raises(
         InputError,
@@ -624,7 +628,7 @@ finally:
 
 
 class Subprocess:
-    """A run in a process of its own, whose home and temporary files are all under `tmp`."""
+    """A run in its own process, with its home and temporary directory under `tmp`."""
 
     def __init__(self, tmp: Path, updates: int, before: Sequence[str] = (), **problem: Any) -> None:
         self.out, self.tmp, self.running = tmp / "out", tmp / "t", tmp / "running"
@@ -653,7 +657,7 @@ class Subprocess:
         return processes_in(self.tmp)
 
     def finish(self) -> str:
-        """Wait for the end; nothing may be left. Returns what was printed as an error."""
+        """Wait for the end, check that nothing is left, and return standard error."""
         _, errors = self.process.communicate(timeout=120)
         assert not self.processes()
         assert not list(self.tmp.iterdir())
@@ -662,13 +666,13 @@ class Subprocess:
 
 
 def shared_memory() -> set[str]:
-    """Return the shared memory of this machine, less the semaphores that any Python makes."""
+    """Return the shared memory of this machine without the semaphores of Python processes."""
     return {name for name in os.listdir("/dev/shm") if not name.startswith("sem.mp-")}
 
 
 @pytest.fixture
 def launch() -> Iterator[Callable[..., Subprocess]]:
-    """Launch runs as processes; whatever goes wrong, they do not outlive the test."""
+    """Launch runs as processes, which never outlive the test."""
     shm = shared_memory()
     # The path of a Unix socket has 107 bytes at most: pytest's own directories are too long.
     tmp = Path(tempfile.mkdtemp(prefix="a-", dir="/tmp"))
@@ -745,8 +749,8 @@ for attempt in (
 
 
 @pytest.mark.usefixtures("shared_ray")
-def test_nobody_else_gets_into_the_directory_of_a_run_at_work(tmp_path: Path) -> None:
-    """The directory of the sockets, replaced, would have a worker connect to another's socket."""
+def test_nobody_else_gets_into_the_directory_of_an_active_run(tmp_path: Path) -> None:
+    """If other users could replace the sockets, workers would connect to theirs."""
     tried: list[str] = []
 
     def break_in(progress: Progress) -> None:
@@ -775,7 +779,7 @@ def test_nothing_is_left_of_a_killed_driver(launch: Callable[..., Subprocess]) -
     (found,) = parts(child.process.pid, "guard")
     guard = os.pidfd_open(found)
     os.killpg(child.process.pid, signal.SIGKILL)
-    assert select.select([guard], [], [], 60)[0]  # it has cleared up
+    assert select.select([guard], [], [], 60)[0]  # it has cleaned up
     os.close(guard)
     child.finish()
     assert child.process.returncode == -signal.SIGKILL
@@ -785,21 +789,21 @@ def test_nothing_is_left_of_a_killed_driver(launch: Callable[..., Subprocess]) -
     assert describe_state(result) == ("failed", result.failure)
 
 
-def test_launcher_killed_before_it_has_started_ray_is_noted(
+def test_the_kill_of_a_launcher_before_ray_starts_is_recorded(
     launch: Callable[..., Subprocess],
 ) -> None:
     child = launch(updates=10**6, kind="quadratic")
     events = child.out / "events.jsonl"
-    while not (events.exists() and events.read_bytes().endswith(b"\n")):  # the first is whole
+    while not (events.exists() and events.read_bytes().endswith(b"\n")):  # one whole event
         os.sched_yield()
     os.killpg(child.process.pid, signal.SIGKILL)
-    child.finish()  # its guard has the other end of its pipe, too
+    child.finish()  # when its guard ends too
     assert read_run(child.out).failure == (
         f"the launcher, process {child.process.pid}, was killed or crashed"
     )
 
 
-def test_run_whose_ray_dies_says_so(launch: Callable[..., Subprocess]) -> None:
+def test_a_run_reports_the_death_of_its_ray(launch: Callable[..., Subprocess]) -> None:
     child = launch(updates=10**6, kind="quadratic")
     child.wait_for(child.running.exists)
     (raylet,) = parts(child.process.pid, "raylet")
@@ -814,7 +818,7 @@ def test_run_whose_ray_dies_says_so(launch: Callable[..., Subprocess]) -> None:
 
 
 @pytest.mark.slow
-def test_run_whose_ray_cannot_start_says_so(launch: Callable[..., Subprocess]) -> None:
+def test_a_run_reports_that_ray_could_not_start(launch: Callable[..., Subprocess]) -> None:
     child = launch(updates=10**6, before=["prlimit", "--fsize=50000000"], kind="quadratic")
     assert "Ray could not be started: Ray's raylet was killed (File size limit" in child.finish()
     assert child.process.returncode == 1
@@ -836,8 +840,8 @@ def test_nothing_is_left_after_interruption_of_the_start(
 
 
 def shows_a_page(port: int) -> bool:
-    """Return whether who asks there, without a token, is shown how Ray or the run stand."""
-    # Long enough for a frame of the data plane, which would wait for the rest of it.
+    """Return whether a request without a token gets a page on Ray or the run."""
+    # Long enough for a header of the data plane, which would wait for the rest of a shorter one.
     request = b"GET /metrics HTTP/1.0\r\nHost: 127.0.0.1\r\nUser-Agent: a stranger's\r\n\r\n"
     with (
         contextlib.suppress(ConnectionError),

@@ -1,4 +1,4 @@
-"""Local steps on a server: kept state, deaths and restored servers; every run is its replay."""
+"""Local steps on a server: kept states, deaths and restarts; every run equals its replay."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def local(config: RunConfig, **changes: Any) -> RunConfig:
 
 
 def check(found: Run) -> None:
-    """Assert that a finished run is its replay, to the last bit and as `asgd verify` says."""
+    """Assert that a finished run equals its replay to the last bit, and passes `asgd verify`."""
     check_gradients(found)
     states = {load(path).version: load(path).parameters for path in paths(found.path / CHECKPOINTS)}
     assert len(found.trace) in states
@@ -65,7 +65,7 @@ def check(found: Run) -> None:
 @pytest.mark.parametrize("mode", MODES, ids=str)
 @pytest.mark.parametrize("durability", ["log", "checkpoint"])
 @pytest.mark.parametrize("state", STATES, ids=lambda state: "-".join(map(str, state.values())))
-def test_a_restored_run_is_its_replay(
+def test_a_restored_run_equals_its_replay(
     tmp_path: Path, state: dict[str, Any], durability: str, mode: dict[str, Any]
 ) -> None:
     machine = Machine(tmp_path / "run", local(configure(3, 120, durability, **mode), **state))
@@ -97,7 +97,7 @@ def crowd_with_state(**cluster: Any) -> Crowd:
 
 
 def check_crowd(crowd: Crowd) -> list[dict[str, Any]]:
-    """Assert that the final parameters are those of a replay; return the events."""
+    """Assert that the final parameters equal those of a replay; return the events."""
     work(crowd, 40)
     record = crowd.server.drain()
     points = replay(crowd.config, crowd.problem, crowd.initial, record)
@@ -110,7 +110,7 @@ def kinds(events: list[dict[str, Any]]) -> list[tuple[str, int]]:
     return [(one["event"], one["sequence"]) for one in events if one["event"] in named]
 
 
-def test_state_is_kept_while_nothing_happens() -> None:
+def test_state_is_kept_without_faults() -> None:
     assert kinds(check_crowd(crowd_with_state())) == []
 
 
@@ -138,8 +138,8 @@ def test_state_of_a_worker_that_died_after_its_gradient_arrived_is_reset() -> No
     assert kinds(check_crowd(crowd)) == [("state_reset", before + 1)]
 
 
-def test_a_late_gradient_of_a_worker_taken_for_dead_is_no_state_to_go_on_from() -> None:
-    """The same process goes on: it has the state of a gradient that was lost."""
+def test_state_after_a_late_gradient_of_a_worker_taken_for_dead_is_reset() -> None:
+    """The same process continues, with the state after a gradient that was lost."""
     crowd = crowd_with_state()
     work(crowd, 9)
     late = crowd.workers[0].compute(crowd.at_hand.pop(0))
@@ -179,7 +179,7 @@ def test_state_after_a_difference_that_counts_is_kept() -> None:
 
 
 def test_state_of_a_worker_that_died_before_its_gradient_counted_is_reset() -> None:
-    """The server takes it only after the worker has joined again."""
+    """The server applies the gradient only after the worker has joined again."""
     crowd = crowd_with_state(mode="buffered", gradients_per_update=2)
     work(crowd, 4)
     before = crowd.at_hand[0].sequence

@@ -1,4 +1,4 @@
-"""Runs in a directory without locks: refused, or with claims in their place."""
+"""Runs in a directory without locks: they are refused, or use claims instead."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.ray
 ROOT = Path(__file__).parents[2]
 PATIENCE = 280.0
 
-# Goes on until there is a file.
+# Continues until a file exists.
 CONFIG = """
 problem.kind = "tests.support.plugins:bowl"
 problem.options = {{ fault = "slow", until = "{}" }}
@@ -91,14 +91,14 @@ def test_a_simulation_needs_no_locks_and_repeats_need_none_with_claims(place: Pa
 
 
 def launcher(child: subprocess.Popen[str]) -> int:
-    """Return the process number of the launcher, which is not the one that was started."""
+    """Return the process id of the launcher, a descendant of the started process."""
     [pid] = [pid for pid, line in below(child.pid).items() if "-m\0asgd\0run" in line]
     return pid
 
 
 @pytest.mark.slow
-def test_every_gradient_counts_once_although_all_are_killed_in_turn(place: Path) -> None:
-    """The server, its recorder, and the launcher, whose run is then resumed."""
+def test_every_gradient_counts_once_although_processes_are_killed(place: Path) -> None:
+    """The server, its recorder and the launcher are killed; then the run is resumed."""
     out = place / "run"
     more = ("--out", out, "--set", "cluster.lease=file", "--quiet")
     child = asgd(place, "run", place.parent / "run.toml", *more)
@@ -122,7 +122,7 @@ def test_every_gradient_counts_once_although_all_are_killed_in_turn(place: Path)
     errors = child.communicate(timeout=PATIENCE)[1]
     failed = read_run(out)
     assert (failed.state, errors) == ("failed", f"asgd: {failed.failure}\n")
-    assert not list((out / "checkpoints").glob("lock-*"))  # the guard saw to it
+    assert not list((out / "checkpoints").glob("lock-*"))  # the guard removed it
 
     (place.parent / "enough").touch()
     child = asgd(place, "run", "--resume", out, "--quiet")

@@ -1,4 +1,4 @@
-"""The benchmark of methods: its clock, its perceptron, and what it says of a claim."""
+"""The benchmark of methods: its clock, its perceptron, and its verdicts on claims."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PLACE = Place("softmax", "shared", "equal")
 
 
 def constant(**cluster: Any) -> RunConfig:
-    """Return a run of three workers, whose gradients take 1, 1 and 3 seconds."""
+    """Return the configuration of three workers, whose gradients take 1, 1 and 3 seconds."""
     times = {"law": "constant", "mean": [1.0, 1.0, 3.0]}
     return make_config(
         {
@@ -43,7 +43,7 @@ def constant(**cluster: Any) -> RunConfig:
         ({"discard_above": 3}, 0.0, [2, 4, 6, 8]),
     ],
 )
-def test_updates_come_when_gradients_do(
+def test_updates_have_the_times_of_their_gradients(
     cluster: dict[str, Any], message: float, versions: list[int]
 ) -> None:
     config = constant(**cluster)
@@ -52,7 +52,7 @@ def test_updates_come_when_gradients_do(
     assert found == versions
 
 
-def test_seconds_are_those_of_the_first_loss_at_the_target() -> None:
+def test_virtual_seconds_end_at_the_first_loss_at_the_target() -> None:
     config = constant(mode="sync")
     problem = make_problem(config)
     ran = VirtualRun(config, problem, 0.0)
@@ -102,7 +102,7 @@ def result(method: str, *seconds: float) -> Result:
         ((math.inf, 1.0), (math.inf, 90.0), 1.0, "open", "neither reaches the loss"),
     ],
 )
-def test_what_a_ratio_says_of_a_claim(
+def test_a_ratio_gives_a_verdict_on_a_claim(
     one: tuple[float, ...], other: tuple[float, ...], limit: float, verdict: str, text: str
 ) -> None:
     ratio = Ratio.of(result("a", *one), result("b", *other))

@@ -1,4 +1,4 @@
-"""Metrics are what real readers of them read: TensorBoard's, and Prometheus's on Ray's page."""
+"""Metrics, as read by TensorBoard from its files and by Prometheus from the page of Ray."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_readings_do_not_depend_on_how_the_trace_is_cut() -> None:
 
 # A recorder never closes its file: its process ends with the run.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_recovered_run_hides_what_was_lost(tmp_path: Path) -> None:
+def test_a_recovered_run_hides_its_lost_updates(tmp_path: Path) -> None:
     lost = TensorBoard(tmp_path / TENSORBOARD, epoch=1)
     first = Metrics([lost])
     first.show(trace(0, [3, 1, 2, 0]), [Evaluated(k, float(k), 9.0) for k in range(5)])
@@ -80,7 +80,7 @@ def test_a_recovered_run_hides_what_was_lost(tmp_path: Path) -> None:
 
 
 class _Scraped(Exception):
-    """The page has been read: the run may end."""
+    """The page has been read, so the run may end."""
 
 
 def test_readers_see_a_real_run(shared_ray: None, tmp_path: Path) -> None:
@@ -96,15 +96,15 @@ def test_readers_see_a_real_run(shared_ray: None, tmp_path: Path) -> None:
     pages: list[str] = []
 
     def scrape(_: Progress) -> None:
-        """Read the page as Prometheus does; end the run when all of it is there."""
+        """Read the page as Prometheus does; end the run when the page is complete."""
         events = [e for e in read_run(tmp_path / "run").events if e["event"] == "metrics"]
-        if not events:  # the recorder is on its way
+        if not events:  # the recorder is still starting
             return
         (url,) = [event["url"] for event in events]
         assert url.startswith("http://127.0.0.1:")
         with urllib.request.urlopen(url, timeout=30) as answer:
             page = answer.read().decode()
-        # Ray hands readings over one by one.
+        # Ray publishes metrics one by one.
         if all(f"ray_asgd_{name}" in page for name in (*SHOWN, "updates_per_second")):
             pages.append(page)
             raise _Scraped
@@ -138,7 +138,7 @@ def test_readers_see_a_real_run(shared_ray: None, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "prometheus"])
-def test_what_is_not_installed_is_named(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_named(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     check_metrics(MetricsConfig(**{name: True}))
     monkeypatch.setattr(importlib.util, "find_spec", lambda module: None)
     check_metrics(MetricsConfig())

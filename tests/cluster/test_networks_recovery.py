@@ -1,4 +1,4 @@
-"""A run of a network in PyTorch that loses a worker and its server, and goes on."""
+"""A run of a network in PyTorch continues after the loss of a worker and of its server."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ UPDATES, EVERY = 300, 20
 
 
 class Killer:
-    """Kills a worker at one update, and the server after it at another, with kill -9."""
+    """Kills a worker at one update, and the server at a later one."""
 
     def __init__(self, worker_at: int, server_at: int) -> None:
         self._due = [(worker_at, "WorkerActor"), (server_at, "ServerActor")]

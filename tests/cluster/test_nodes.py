@@ -20,7 +20,8 @@ from tests.support.processes import processes_in
 ROOT = Path(__file__).parents[2]
 
 # Three nodes that listen on loopback: the driver's, one for the server and one more. The last one
-# dies as a whole; of the server's, only the agent, so that the processes there live on for a while.
+# dies with all its processes. On the server's node, only the raylet is killed, so other processes
+# live on for a while.
 SCRIPT = """
 import os, signal, sys, urllib.request
 from ray.cluster_utils import Cluster
@@ -72,7 +73,7 @@ finally:
 
 @pytest.fixture
 def directory() -> Iterator[Path]:
-    """Provide a directory for Ray; whatever goes wrong, its processes do not outlive the test."""
+    """Provide a directory for Ray, whose processes never outlive the test."""
     path = Path(tempfile.mkdtemp(prefix="a-", dir="/tmp"))
     (path / "ray").mkdir()
     yield path
@@ -86,7 +87,7 @@ def directory() -> Iterator[Path]:
 def test_run_survives_the_death_of_its_nodes(tmp_path: Path, directory: Path) -> None:
     out = tmp_path / "run"
     health = {"initial_delay_ms": 500, "period_ms": 500, "timeout_ms": 1000, "failure_threshold": 4}
-    # A Ray of this process has its token in the environment; these nodes are to have none.
+    # A Ray of this process has its token in the environment; these nodes have none.
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_AUTH")}
     child = subprocess.run(
         [sys.executable, "-c", SCRIPT, str(out), str(tmp_path / "enough")],
@@ -99,7 +100,7 @@ def test_run_survives_the_death_of_its_nodes(tmp_path: Path, directory: Path) ->
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_metrics_report_interval_ms": "500",
             "RAY_worker_maximum_startup_concurrency": "64",  # otherwise one for each core
-            "RAY_worker_niceness": "0",  # otherwise 15: workers wait for whatever else runs
+            "RAY_worker_niceness": "0",  # otherwise 15, and workers wait for others
             "PYTHONPATH": str(ROOT),
         },
         capture_output=True,
@@ -123,7 +124,7 @@ def test_run_survives_the_death_of_its_nodes(tmp_path: Path, directory: Path) ->
     assert len(pages) == 2
     assert kinds.count("server_restored") == 1
     assert len({event["worker"] for event in joined[-3:]}) == 3
-    # The others did not wait for the node that was lost, and nothing was made twice.
+    # No update is missing, and no gradient was applied twice.
     trace = result.trace
     np.testing.assert_array_equal(trace["update"], np.arange(3000))
     np.testing.assert_array_equal(trace["staleness"], trace["update"] - trace["read_version"])

@@ -1,4 +1,4 @@
-"""Policies of the server: what counts towards an update, what is discarded, and their record."""
+"""Policies of the server: which gradients count or are discarded, and their record."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ KEPT = {**FASTEST, "late": "keep"}
 POLICIES = [RINGMASTER, FEDBUFF, RENNALA, FASTEST, KEPT]
 NAMES = ["ringmaster", "fedbuff", "rennala", "fastest", "kept"]
 
-# Each pair of policies is one and the same.
+# The policies of a pair are the same.
 EQUAL = [
     ({"mode": "async"}, {"mode": "buffered", "gradients_per_update": 1}),
     ({"mode": "async"}, {"discard_above": 10**9}),
@@ -85,7 +85,7 @@ def test_equal_policies_make_equal_servers(pair: tuple[dict[str, Any], dict[str,
     np.testing.assert_array_equal(x, y)
     for table in ("trace", "members", "discarded"):
         first, second = getattr(one, table), getattr(other, table)
-        for name in set(first) - {"compute_seconds"}:  # of the wall clock
+        for name in set(first) - {"compute_seconds"}:  # measured by the wall clock
             np.testing.assert_array_equal(first[name], second[name])
     assert len(one.trace["update"]) == 200
     assert len(one.members["update"]) == (0 if pair[0]["mode"] == "async" else 4 * 200)
@@ -108,13 +108,13 @@ def test_equal_policies_make_equal_runs_in_virtual_time(
 
 @pytest.mark.parametrize("pushed", PUSHED.values(), ids=PUSHED)
 @pytest.mark.parametrize("policy", POLICIES, ids=NAMES)
-def test_virtual_time_is_the_server_itself(
+def test_a_run_in_virtual_time_is_equal_to_that_of_the_server(
     tmp_path: Path, policy: dict[str, Any], pushed: dict[str, Any]
 ) -> None:
-    """The server core, given the arrivals of a simulated run, makes the same run."""
+    """With gradients in the order of a simulated run, the server makes the same run."""
     config = configure(cluster={**VIRTUAL, **policy}, **pushed)
     run = read_run(simulate(config, tmp_path / "run"))
-    # No compute times: the core's workers would sleep. Of them, only the order matters.
+    # Without compute times, during which workers would sleep; only the order of arrival matters.
     plain = msgspec.structs.replace(config.cluster, compute_time=make_config().cluster.compute_time)
     crowd = Crowd(msgspec.structs.replace(config, cluster=plain))
     crowd.join_all()
@@ -138,7 +138,7 @@ def test_virtual_time_is_the_server_itself(
 
 
 def resets(events: list[dict[str, Any]]) -> list[list[int]]:
-    """Return update, worker and number of each event that says that state began anew."""
+    """Return update, worker and sequence number of each event `state_reset`."""
     names = ("update", "worker", "sequence")
     return [[one[name] for name in names] for one in events if one["event"] == "state_reset"]
 
@@ -236,7 +236,7 @@ def test_interrupted_run_resumes_with_every_gradient(
 
 
 def test_counted_gradient_outlives_the_memory_of_its_message() -> None:
-    """A worker that does not wait sends its next gradient into the memory of the last one."""
+    """A worker that does not wait writes its next gradient into the memory of its last one."""
     crowd = Crowd(configure(cluster=FEDBUFF))
     crowd.join_all()
     for worker in (0, 1, 2):
@@ -249,7 +249,7 @@ def test_counted_gradient_outlives_the_memory_of_its_message() -> None:
     check_exactly_once(crowd, record)
 
 
-def test_a_round_of_the_fastest_does_not_wait_for_the_dead() -> None:
+def test_a_round_of_the_fastest_does_not_wait_for_dead_workers() -> None:
     crowd = Crowd(configure(cluster={"mode": "sync", "gradients_per_update": 3}))
     crowd.join_all()
     crowd.push(0)
@@ -316,7 +316,7 @@ def test_kept_rounds_take_the_time_of_the_fastest(tmp_path: Path, fastest: int) 
     assert abs(rounds.mean() - expected) < 4 * np.sqrt(variance / len(rounds))
 
 
-def test_discarded_rounds_take_longer_as_derived(tmp_path: Path) -> None:
+def test_rounds_that_discard_late_gradients_take_the_derived_time(tmp_path: Path) -> None:
     """A round begins with K workers at its version and P - K late ones, each of rate 1.
 
     With c gradients counted and s workers late, the next event comes after 1/(P - c) on average; it
@@ -349,7 +349,9 @@ def test_discarded_rounds_take_longer_as_derived(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("law", ["exponential", "gamma"])
-def test_mean_staleness_of_a_buffer_is_the_others_share(tmp_path: Path, law: str) -> None:
+def test_mean_staleness_of_a_buffer_is_workers_minus_one_over_its_size(
+    tmp_path: Path, law: str
+) -> None:
     """Between read and arrival come P - 1 gradients on average, so (P - 1)/K updates.
 
     At a random place in the buffer, n gradients complete n/K updates on average, whatever the law.
@@ -365,21 +367,19 @@ def test_mean_staleness_of_a_buffer_is_the_others_share(tmp_path: Path, law: str
     )
 
 
-def test_the_slow_are_discarded(tmp_path: Path) -> None:
-    """With R = 0 and two workers a gradient counts if the other did not apply one meanwhile.
+def test_gradients_of_slow_workers_are_discarded_more_often(tmp_path: Path) -> None:
+    """With R = 0, a gradient counts if the other of two workers has made no update meanwhile.
 
-    Of two memoryless workers of rates a and b, each arrival is discarded if its worker's version is
-    not the newest. After an update by one of them only the other is late; the next arrival is the
-    late one's with probability of its share.
+    Both are memoryless, so the next arrival is from each worker with its share of the rates.
     """
     times = {"law": "exponential", "mean": [1.0, 4.0]}
     run = exponential(tmp_path, workers=2, discard_above=0, compute_time=times)
     share = np.bincount(run.trace["worker"], minlength=2) / len(run.trace)
-    # After each update the one that made it (i) reads the version, the other (j) is late. From
-    # there, i makes the next update with probability p_i, else j is discarded and both are level,
-    # and the next is made by each with its own p.
+    # After an update of worker i, worker j is late. Worker i makes the next update with probability
+    # p_i. Otherwise the gradient of j is discarded, both workers have the newest version, and each
+    # makes the next update with its own probability.
     fast = 0.8
-    again = {0: fast + (1 - fast) * fast, 1: fast * fast}  # the fast one next, after i
+    again = {0: fast + (1 - fast) * fast, 1: fast * fast}  # the fast one is next, after i
     expected = again[1] / (1 - again[0] + again[1])
     chain = (run.trace["worker"].to_numpy() == 0).astype(float)
     batches = chain.reshape(100, -1).mean(axis=1)
@@ -418,7 +418,7 @@ def test_impossible_policies_are_refused_with_both_keys(
 
 
 @pytest.mark.parametrize("policy", [RINGMASTER, FEDBUFF, FASTEST])
-def test_drawn_staleness_takes_no_policy(tmp_path: Path, policy: dict[str, Any]) -> None:
+def test_drawn_staleness_with_a_policy_is_refused(tmp_path: Path, policy: dict[str, Any]) -> None:
     config = configure(cluster=policy, simulation={"staleness": "geometric"})
     key = "discard_above" if policy is RINGMASTER else "mode"
     with pytest.raises(InputError, match=rf"simulation\.staleness.*cluster\.{key}"):

@@ -1,4 +1,4 @@
-"""The power may go at every write: what is left is shorter, never wrong, and holds its promises."""
+"""The power may fail at every write: a resumed run is correct and keeps its saved updates."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ UPDATES = 60
 
 
 class Undisturbed:
-    """The same run on no disk at all: one worker, so nothing is left to chance."""
+    """The same run without a disk; with one worker, it is deterministic."""
 
     def __init__(self, config: RunConfig) -> None:
         crowd = Crowd(config)
@@ -31,7 +31,7 @@ class Undisturbed:
         self.losses = [crowd.problem.loss(point) for point in self.points]
 
     def check(self, machine: Machine, reached: int) -> None:
-        """Assert that a run is this one, up to an update, and so is its record."""
+        """Assert that a run and its record equal this run up to an update."""
         assert machine.crowd.server.version == reached
         np.testing.assert_array_equal(machine.crowd.server.parameters, self.points[reached])
         run = read_run(machine.path)
@@ -43,10 +43,10 @@ class Undisturbed:
 
 
 class Power:
-    """Takes the power away before each step, on a copy, and looks at what can be made of it.
+    """Lets the power fail before each step of the disk, on a copy, and resumes the run from it.
 
-    `promised` is the update that must be reached again: that of the checkpoint saved last. None
-    as long as there is none.
+    `promised` is the update of the last saved checkpoint, which a resumed run must reach; None if
+    no checkpoint is saved yet.
     """
 
     def __init__(self, config: RunConfig, directory: Path) -> None:
@@ -60,7 +60,7 @@ class Power:
 
     def fail(self, disk: Disk, what: str) -> None:
         number = len(disk.steps)
-        # A log adds many steps that are much the same: one update more each time.
+        # A log has many similar steps, one for each update.
         if self._config.run.durability == "log" and number % 4:
             return
         for variant in VARIANTS:
@@ -96,7 +96,7 @@ class Power:
 
 
 @pytest.mark.parametrize("durability", ["log", "checkpoint"])
-def test_power_lost_at_each_step_of_a_run(
+def test_a_run_can_be_resumed_after_power_lost_at_any_step(
     tmp_path: Path, durability: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     power = Power(configure(durability=durability), tmp_path / "left")

@@ -1,4 +1,4 @@
-"""Real runs in float32: the same numbers everywhere, half the bytes, and little memory."""
+"""Runs in float32: the same values as in a replay, half the bytes, and limited memory."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from tests.support.lines import Line, answer, configure
 from tests.support.processes import actor_processes
 
 transports = pytest.mark.parametrize("transport", ["tcp", "shm"])
-# In float32 the second is too long for a buffer of each connection.
+# In float32, a vector of the second size is too long for a connection's own buffer.
 dims = pytest.mark.parametrize("dim", [3, 20_000])
 
 
@@ -76,7 +76,7 @@ def test_one_worker_equals_the_simulation_to_the_last_bit(tmp_path: Path) -> Non
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("wire_dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("transport", ["tcp", "shm"])
-def test_what_messages_round_is_simulated_and_replayed(
+def test_the_rounding_of_messages_is_simulated_and_replayed(
     tmp_path: Path, transport: str, wire_dtype: str, dtype: str
 ) -> None:
     config = configure(1, 150, single(1000, dtype), wire_dtype=wire_dtype)
@@ -98,7 +98,7 @@ def test_what_messages_round_is_simulated_and_replayed(
 
 
 def bytes_of_run(dtype: str, dim: int, wire_dtype: str = "auto") -> int:
-    """Return how many bytes a worker sent and received over TCP, as its kernel counts them."""
+    """Return how many bytes a worker sent and received over TCP, as counted by the kernel."""
     config = configure(1, 40, single(dim, dtype))
     with Line(config, "tcp", wire_dtype) as line:
         connection = line.connect(0)
@@ -122,7 +122,7 @@ def test_the_bytes_on_the_wire_halve(dim: int) -> None:
     assert abs(double - quarter - 6 * dim * vectors) < 200
 
 
-def test_an_overflow_is_named_as_one() -> None:
+def test_an_overflow_is_named() -> None:
     with Line(configure(1, 100, single(3)), "tcp") as line:
         connection, snapshot = line.joined(0)
         assert snapshot.parameters.dtype == np.float32
@@ -133,7 +133,7 @@ def test_an_overflow_is_named_as_one() -> None:
 
 
 class Long:
-    """Plays workers with long vectors over TCP, where two buffers serve all."""
+    """Plays workers with long vectors over TCP, which share two buffers."""
 
     def __init__(self, workers: int, monkeypatch: pytest.MonkeyPatch, **cluster: str) -> None:
         monkeypatch.setattr(buffers, "_POOL_BYTES", 1)
@@ -189,7 +189,7 @@ def test_long_vectors_of_many_workers_share_two_buffers(monkeypatch: pytest.Monk
 def test_gradients_that_are_applied_in_turn_do_not_wait_for_memory(
     monkeypatch: pytest.MonkeyPatch, cluster: dict[str, str]
 ) -> None:
-    """The one whose turn it is would wait for those that wait for their turn."""
+    """Otherwise the next worker would wait for memory of others that wait for their turn."""
     with Long(5, monkeypatch, **cluster).line as line:
         for worker in range(5):
             line.work(worker)
@@ -223,10 +223,10 @@ def test_a_worker_that_waits_for_memory_is_not_silent(monkeypatch: pytest.Monkey
         assert line.server.drain().trace["worker"].tolist() == [0, 2]
 
 
-def test_the_memory_of_workers_that_die_is_free_for_others(
+def test_the_memory_of_dead_workers_is_free_for_others(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """While they send, wait for memory, or do not read."""
+    """They die while they send, wait for memory, or do not read."""
     long = Long(5, monkeypatch)
     with long.line as line:
         joined = long.join_all()
@@ -248,7 +248,7 @@ def test_the_memory_of_workers_that_die_is_free_for_others(
 
 
 def test_a_held_gradient_outlives_its_connection(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its memory is not given to another while the server may still apply it."""
+    """Its memory stays reserved while the server may still apply it."""
     long = Long(3, monkeypatch)
     with long.line as line:
         joined = long.join_all()
@@ -293,7 +293,7 @@ class Killer:
 @pytest.mark.usefixtures("shared_ray")
 @transports
 @pytest.mark.parametrize(("dim", "durability"), [(3, "auto"), (20_000, "log")])
-def test_killed_and_resumed_it_equals_its_replay(
+def test_a_killed_and_resumed_run_equals_its_replay(
     tmp_path: Path, transport: str, dim: int, durability: str
 ) -> None:
     config = make_config(
@@ -330,7 +330,7 @@ def test_killed_and_resumed_it_equals_its_replay(
 @pytest.mark.ray
 @pytest.mark.usefixtures("shared_ray")
 def test_every_transport_carries_the_same_network(tmp_path: Path) -> None:
-    """In float32, from the worker to the file."""
+    """Its parameters are float32 from the worker to the file."""
     found = {}
     for transport in ("ray", "tcp", "shm"):
         config = make_config(
@@ -371,7 +371,7 @@ def test_a_run_in_another_precision_is_not_resumed(
         resume(tmp_path / "run")
 
 
-def test_the_memory_asked_for_is_that_of_the_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_memory_asked_for_depends_on_the_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     needed = {}
     for dtype in ("float64", "float32"):
         config = make_config({"problem": single(100_000, dtype), "cluster": {"workers": 100}})
@@ -385,7 +385,7 @@ def test_the_memory_asked_for_is_that_of_the_precision(monkeypatch: pytest.Monke
 
 
 def test_more_processes_than_the_memory_holds_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before any of them starts, whatever the problem: Ray would kill them one after another."""
+    """Otherwise Ray would start them, and kill one after another."""
     monkeypatch.setattr(memory, "_FRAMEWORKS", ())  # other tests may have imported one
     monkeypatch.setattr(memory, "_free_bytes", lambda: 6 * 10**9)
     config = make_config({"problem": {"kind": "quadratic"}, "cluster": {"workers": 64}})
