@@ -61,7 +61,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def shared_ray() -> Iterator[None]:
-    """Start the Ray that tests share, because starting one takes seconds."""
+    """Start the Ray that tests share; a start takes seconds."""
     from cluster.local_ray.session import ray_session
 
     with ray_session(metrics_port=0):
@@ -70,7 +70,7 @@ def shared_ray() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def reports(tmp_path_factory: pytest.TempPathFactory) -> Reports:
-    """Return the reports that tests share, because drawing them takes seconds."""
+    """Return the reports that tests share; drawing them takes seconds."""
     from tests.support.reports import Reports
 
     return Reports.make(tmp_path_factory.mktemp("reports"))
