@@ -115,7 +115,7 @@ def test_quantiles_of_few_paths_are_exact(paths):
 
 
 def test_a_band_from_few_paths_contains_a_new_path_with_its_probability():
-    """With 19 paths the 5 % and 95 % quantiles are the extremes; each is exceeded in 5 %."""
+    """With 19 paths the 5 % and 95 % quantiles are the extremes; 5 % of paths are beyond each."""
     paths, trials = 19, 3000
     losses = np.random.default_rng(0).standard_normal((trials, paths + 1))
     low, high = _loss_quantiles(losses[:, :paths].copy(), np.array([0.05, 0.95])).T
