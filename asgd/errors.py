@@ -24,6 +24,16 @@ class ProblemChangedError(InputError):
     """The problem has changed since the run began."""
 
 
+class NoRowsError(InputError):
+    """A run with `run.record = "counts"` has no row for each update."""
+
+    def __init__(self, run: Path) -> None:
+        super().__init__(
+            f'{run}: run.record = "counts": expected run.record = "updates" for what needs a row '
+            "of each update; run.counts has their numbers by time, worker and staleness"
+        )
+
+
 class RunFailedError(AsgdError, RuntimeError):
     """The run ended before its last update; its directory is readable.
 

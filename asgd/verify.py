@@ -14,7 +14,7 @@ from asgd.arrays import Array
 from asgd.errors import AsgdError, InputError, message_of
 from asgd.policy import Policy
 from asgd.problems.make import make_problem
-from asgd.rundir.columns import DISCARDED, LOSS, MEMBERS, POSITIONS, SHARED, TABLES, TRACE
+from asgd.rundir.columns import COUNTS, DISCARDED, LOSS, MEMBERS, POSITIONS, SHARED, TABLES, TRACE
 from asgd.rundir.parts import most_rows, parts_of
 from asgd.rundir.problem_record import problem_changes
 from asgd.rundir.reader import Run
@@ -28,7 +28,10 @@ _TOLERANCE = 1e-6  # relative and absolute; another machine may sum in another o
 
 
 def record_findings(run: Run) -> list[str]:
-    """Return the faults in the files and tables of a run, one line each."""
+    """Return the faults in the files and tables of a run, one line each.
+
+    Without rows of updates, gradients are not checked one by one.
+    """
     found = _file_findings(run)
     damaged = [
         finding
@@ -36,11 +39,14 @@ def record_findings(run: Run) -> list[str]:
         for path in parts_of(run.path / table)
         for finding in _refusal(lambda: _read_through(run, path))  # noqa: B023
     ]
-    tables: list[Callable[[], object]] = [
+    rows: list[Callable[[], object]] = [
         lambda: run.trace,
         lambda: run.members,
         lambda: run.discarded,
         lambda: run.positions,
+    ]
+    tables: list[Callable[[], object]] = [
+        *(rows if run.keeps_rows else [lambda: run.staleness_counts]),
         lambda: run.loss,
         lambda: run.metrics,
         lambda: run.skipped,
@@ -48,7 +54,7 @@ def record_findings(run: Run) -> list[str]:
     if not damaged:  # otherwise these checks would repeat the damage of a part
         # Reading the losses also reads the skipped ones; report a fault of these only once.
         damaged = list(dict.fromkeys(finding for read in tables for finding in _refusal(read)))
-    if not damaged and not found:
+    if not damaged and not found and run.keeps_rows:
         found = [*_gradient_findings(run), *_policy_findings(run), *_clock_findings(run)]
         if run.config.data.sampling == "epoch":
             found += _position_findings(run)
@@ -129,10 +135,11 @@ def _file_findings(run: Run) -> list[str]:
         for name in ("profile.json", "prediction.json")
         if (run.path / name).exists()
     ]
-    prediction = run.path / "prediction.parquet"
+    digested = [
+        path for name in ("prediction.parquet", COUNTS) if (path := run.path / name).exists()
+    ]
     found = [finding for path in stored for finding in _refusal(lambda: read_json(path))]  # noqa: B023
-    if prediction.exists():
-        found += _refusal(lambda: check_digests(prediction))
+    found += [finding for path in digested for finding in _refusal(lambda: check_digests(path))]  # noqa: B023
     for path in stored if not found else ():
         if not is_sealed(path.read_bytes()):
             found.append(f"{path}: has no digest")
@@ -186,15 +193,7 @@ def _gradient_findings(run: Run) -> list[str]:
     alone = np.setxor1d(shared, members["update"])
     if len(alone):
         found.append(f"{run.path / MEMBERS}: update {alone[0]} is a mean here or in the trace only")
-    unused: list[tuple[int, int]] = []
-    for event in run.events:
-        if event["event"] in ("gradient_lost", "gradient_rejected", "state_reset"):
-            if event.get("update", -1) >= len(trace):
-                continue
-            unused.append((event.get("worker", -1), event.get("sequence", -1)))
-        elif event["event"] == "server_restored":
-            again = event.get("sequences", {})
-            unused = [(w, s) for w, s in unused if s < again.get(str(w), 0)]
+    unused = _unused_gradients(run, len(trace))
     discarded = run.discarded[run.discarded["update"] < len(trace)]
     tables = (trace[trace["worker"] != SHARED], members, discarded)
     worker = np.concatenate([*(table["worker"] for table in tables), [w for w, _ in unused]])
@@ -210,6 +209,43 @@ def _gradient_findings(run: Run) -> list[str]:
             f"worker {worker[row]:.0f} was applied, discarded or reported twice, or never"
         )
     return found
+
+
+def _unused_gradients(run: Run, updates: int) -> list[tuple[int, int]]:
+    """Return worker and sequence of each gradient reported as lost or refused before an update."""
+    unused: list[tuple[int, int]] = []
+    for event in run.events:
+        if event["event"] in ("gradient_lost", "gradient_rejected", "state_reset"):
+            if event.get("update", -1) >= updates:
+                continue
+            unused.append((event.get("worker", -1), event.get("sequence", -1)))
+        elif event["event"] == "server_restored":
+            again = event.get("sequences", {})
+            unused = [(w, s) for w, s in unused if s < again.get(str(w), 0)]
+    return unused
+
+
+def number_findings(run: Run, sequences: Mapping[int, int]) -> list[str]:
+    """Return the first worker whose gradients in the counts are more or fewer than it delivered.
+
+    Parameters
+    ----------
+    run
+        A run in mode async.
+    sequences
+        Number of gradients that each worker had delivered or lost at the last update.
+    """
+    counts = run.staleness_counts
+    unused = [worker for worker, _ in _unused_gradients(run, counts.updates)]
+    for worker, delivered in sequences.items():
+        own = counts.columns["worker"] == worker
+        found = sum(int(counts.columns[name][own].sum()) for name in ("updates", "discarded"))
+        if found != delivered - unused.count(worker):
+            return [
+                f"{run.path / COUNTS}: {found} gradients of worker {worker}, expected "
+                f"{delivered - unused.count(worker)}"
+            ]
+    return []
 
 
 def _policy_findings(run: Run) -> list[str]:

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Time and memory to write and to inspect a run of millions of updates.
 
-.venv/bin/python scripts/bench_long.py [--updates 5000000] [--only-outlines]
+.venv/bin/python scripts/bench_long.py [--updates 5000000] [--only-outlines] [--record counts]
 
 Writes the directory of such a run, in parts like those of a server with eight workers, which are
 merged as they age. Prints the time, the peak memory after each tenth, and the number of files. Then
@@ -25,6 +25,7 @@ from pathlib import Path
 import numpy as np
 
 from asgd.config.make import make_config
+from asgd.rundir.columns import COUNTS
 from asgd.rundir.writer import RunWriter
 
 ROWS = 16_384  # in a part
@@ -33,11 +34,12 @@ EVERY = 25  # updates between two losses
 READ = "import sys; from asgd import read_run; print(read_run(sys.argv[1]).trace.shape)"
 
 
-def make(path: Path, updates: int) -> None:
+def make(path: Path, updates: int, record: str) -> None:
     rng = np.random.default_rng(0)
-    run = {"updates": updates, "eval_every": EVERY}
+    run = {"updates": updates, "eval_every": EVERY, "record": record}
     tables = {"problem": {"kind": "quadratic"}, "cluster": {"workers": WORKERS}, "run": run}
-    writer = RunWriter.create(path, make_config(tables))
+    config = make_config(tables)
+    writer = RunWriter.create(path, config)
     sequence, read_version = np.zeros(WORKERS, int), np.zeros(WORKERS, int)  # of each worker's next
     seconds, peaks, longest, begun = 0.0, [], 0.0, time.monotonic()
     for first in range(0, updates, ROWS):
@@ -47,6 +49,7 @@ def make(path: Path, updates: int) -> None:
         seconds = float(times[-1])
         start = time.monotonic()
         writer.trace(part)
+        writer.count(config, first - 4 * ROWS)  # two checkpoints back
         longest = max(longest, time.monotonic() - start)
         due = np.arange(-(-first // EVERY) * EVERY, first + size, EVERY)
         writer.loss({"update": due, "seconds": times[due - first], "loss": 1 / (1 + due)})
@@ -54,8 +57,8 @@ def make(path: Path, updates: int) -> None:
             peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3)
     writer.event("interrupted")
     print(
-        f"written in {time.monotonic() - begun:.0f} s, the longest part with its merges in "
-        f"{longest:.1f} s; peak after each tenth: {', '.join(f'{p:.0f}' for p in peaks)} MB"
+        f"written in {time.monotonic() - begun:.0f} s, the longest part with its merges and counts "
+        f"in {longest:.1f} s; peak after each tenth: {', '.join(f'{p:.0f}' for p in peaks)} MB"
     )
 
 
@@ -100,23 +103,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--updates", type=int, default=5_000_000)
     parser.add_argument("--only-outlines", action="store_true")
+    parser.add_argument("--record", choices=("updates", "counts"), default="updates")
     arguments = parser.parse_args()
     updates = arguments.updates
     asgd = str(Path(sys.executable).with_name("asgd"))
     with tempfile.TemporaryDirectory() as place:
         run = Path(place) / "run"
         # In another process, because children would inherit this memory in their peak.
-        maker = get_context("spawn").Process(target=make, args=(run, updates))
+        maker = get_context("spawn").Process(target=make, args=(run, updates, arguments.record))
         maker.start()
         maker.join()
         for table in ("trace", "loss.parquet"):
             parts = list((run / table).iterdir())
             size = sum(part.stat().st_size for part in parts) / 1e6
-            print(f"{table}: {len(parts)} files, {size:.0f} MB", flush=True)
+            print(f"{table}: {len(parts)} files, {size:.1f} MB", flush=True)
+        if arguments.record == "counts":
+            print(f"{COUNTS}: {(run / COUNTS).stat().st_size / 1e6:.1f} MB", flush=True)
         measure("asgd --help", asgd, "--help")
         measure("asgd status", asgd, "status", str(run))
         measure("asgd runs", asgd, "runs", place)
-        if arguments.only_outlines:
+        if arguments.only_outlines or arguments.record == "counts":
             return
         measure("the whole trace", sys.executable, "-c", READ, str(run))
         measure("asgd profile", asgd, "profile", str(run))

@@ -49,6 +49,36 @@ class AgingTable:
         self._rows = [self._count(part) for part in self._parts]
         self._merges = True
 
+    @property
+    def parts(self) -> list[Path]:
+        """The parts in order."""
+        return list(self._parts)
+
+    def pieces(self, first: int, end: int) -> Iterator[Columns]:
+        """Yield piece by piece the rows of all parts that may have one with first <= update < end.
+
+        Raises
+        ------
+        InputError
+            A part is damaged.
+        """
+        following = [first_update(part) for part in self._parts[1:]]
+        for part, bound in zip(self._parts, [*following, end], strict=True):
+            if first_update(part) < end and bound >= first:
+                yield from self._read(part)
+
+    def remove_before(self, end: int) -> None:
+        """Remove the parts with no row of update `end` or a later one."""
+        for part in self.parts:
+            if first_update(part) >= end or self._last_update(part) >= end:
+                return
+            part.unlink()
+            del self._parts[0], self._rows[0]
+
+    def _last_update(self, part: Path) -> int:
+        with Table(part, TABLES[self._directory.name], MOST_ROWS) as table:
+            return int(table.columns("update")["update"][-1])
+
     def add(self, columns: Mapping[str, Any]) -> Path:
         """Write the newest part and return its file; merge what is due.
 

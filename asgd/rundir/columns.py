@@ -17,6 +17,8 @@
                            `SKIPPED_COLUMNS`; only if there are any
     metrics/part-*.parquet a row per evaluation and metric of the problem, columns `METRIC_COLUMNS`;
                            only if it has metrics
+    counts.parquet         with run.record = "counts": in place of most rows of the tables above,
+                           their numbers, columns `COUNT_COLUMNS`
     events.jsonl           start, worker_lost, finish, ...: one JSON object per line
     checkpoints/           of real runs: the state from which an interrupted run resumes
 
@@ -36,6 +38,7 @@ from asgd.rundir.tables import Types
 
 TRACE, MEMBERS, DISCARDED, POSITIONS = "trace", "members", "discarded", "positions"
 LOSS, METRICS, SKIPPED = "loss.parquet", "metrics", "skipped"
+COUNTS = "counts.parquet"
 
 SHARED = -1  # the worker of an update by the mean of several gradients
 
@@ -73,10 +76,20 @@ POSITION_COLUMNS = {
     "worker": np.int32,  # worker that computed it
     "position": np.int64,  # of its first sample in the epochs of the worker's part: 0, 1, ...
 }
+COUNT_COLUMNS = {
+    "update": np.int64,  # the first update of a span, all of equal length
+    "worker": np.int32,  # as in the trace, SHARED included
+    "staleness": np.int64,
+    "updates": np.int64,  # number of updates of this span, worker and staleness
+    "members": np.int64,  # number of gradients of means
+    "discarded": np.int64,  # number of discarded gradients
+    "compute_seconds": np.float64,  # their sum over all of these
+    "seconds": np.float64,  # from the start of the run to the last of the updates or discarded
+}
 LOSS_COLUMNS = {"update": np.int64, "seconds": np.float64, "loss": np.float64}
 SKIPPED_COLUMNS = {"update": np.int64}
 METRIC_COLUMNS: Types = {"update": np.int64, "name": str, "value": np.float64}
-TABLES: dict[str, Types] = {
+TABLES: dict[str, Types] = {  # those in parts
     TRACE: TRACE_COLUMNS,
     MEMBERS: MEMBER_COLUMNS,
     DISCARDED: DISCARDED_COLUMNS,

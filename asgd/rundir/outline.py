@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from asgd.rundir.counts import StalenessCounts
 from asgd.rundir.tables import DamagedTableError, Table
 
 
@@ -76,6 +77,22 @@ class Tally(msgspec.Struct):
             raise DamagedTableError(f"{part.path}: its tally is of {tally.rows} rows")
         return tally
 
+    @classmethod
+    def of_counts(cls, counts: StalenessCounts) -> Tally:
+        """Return the tally of counted updates."""
+        columns = counts.columns
+        applied = columns["updates"] > 0
+        worker = columns["worker"][applied]
+        updates = columns["updates"][applied]
+        tally = cls(
+            counts.updates,
+            int(updates @ columns["staleness"][applied]),
+            float(columns["seconds"][applied].max(initial=0.0)),
+        )
+        found = ((int(one), int(updates[worker == one].sum())) for one in np.unique(worker))
+        tally._count(dict(found))
+        return tally
+
     def add(self, columns: Mapping[str, Any]) -> None:
         """Add the next rows of a trace."""
         workers, counts = np.unique(np.asarray(columns["worker"], int), return_counts=True)
@@ -96,10 +113,17 @@ class Tally(msgspec.Struct):
             self.by_worker[worker] = self.by_worker.get(worker, 0) + count
 
 
-def outline(parts: Iterable[Table], known: int) -> Outline:
-    """Return the statistics of a trace of `known` updates, given its parts in order."""
+def outline(counts: StalenessCounts, parts: Iterable[Table], known: int) -> Outline:
+    """Return the statistics of a trace of `known` updates, given its parts in order.
+
+    Updates before the first part are counted. The last tenth then begins with a span of them.
+    """
     tail = known - max(1, known // 10)
-    whole, recent = Tally(), 0
+    whole, recent = Tally.of_counts(counts), 0
+    if whole.rows > tail:
+        tail -= tail % counts.span
+        late = counts.columns["update"] >= tail
+        recent = int(np.sum((counts.columns["updates"] * counts.columns["staleness"])[late]))
     for part in parts:
         tally, before = Tally.of(part), whole.rows
         if before >= tail:

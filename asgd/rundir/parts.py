@@ -15,7 +15,16 @@ import numpy.typing as npt
 from asgd.config.tables import MOST_WORKERS, RunConfig
 from asgd.errors import InputError
 from asgd.problems.base import MOST_METRICS
-from asgd.rundir.columns import DISCARDED, LOSS, MEMBERS, METRICS, POSITIONS, SKIPPED
+from asgd.rundir.columns import (
+    COUNTS,
+    DISCARDED,
+    LOSS,
+    MEMBERS,
+    METRICS,
+    POSITIONS,
+    SKIPPED,
+    TRACE,
+)
 
 T = TypeVar("T")
 
@@ -74,27 +83,27 @@ def covered_parts(directory: Path) -> list[Path]:
     return sorted({directory / name for name in _names(directory)} - set(parts_of(directory)))
 
 
-def undisturbed(directory: Path, read: Callable[[], T]) -> T:
+def undisturbed(read: Callable[[], T], *directories: Path) -> T:
     """Return what `read` returns; call it again if it failed and parts changed meanwhile.
 
-    Parts of `directory` are merged as they age, and cut when a server is restored.
+    Parts of `directories` are merged or counted as they age, and cut when a server is restored.
     """
     while True:
-        before = _files(directory)
+        before = _files(directories)
         try:
             return read()
         except InputError:
-            if before <= _files(directory):
+            if before <= _files(directories):
                 raise
 
 
-def _files(directory: Path) -> set[tuple[str, int, int]]:
+def _files(directories: Iterable[Path]) -> set[tuple[Path, int, int]]:
     """Return the parts with what tells that one was replaced by another of its name."""
     found = set()
-    for part in parts_of(directory):
+    for part in (part for directory in directories for part in parts_of(directory)):
         with suppress(OSError):  # reading it then says why
             status = part.stat()
-            found.add((part.name, status.st_ino, status.st_mtime_ns))
+            found.add((part, status.st_ino, status.st_mtime_ns))
     return found
 
 
@@ -115,6 +124,8 @@ def _beginnings(part: Path) -> tuple[int, int]:
 def most_rows(config: RunConfig, table: str) -> int:
     """Return the largest valid number of rows, because a tiny Parquet file can claim millions."""
     updates = config.run.updates
+    if table == COUNTS:
+        return sum(most_rows(config, one) for one in (TRACE, MEMBERS, DISCARDED))
     if table in (LOSS, METRICS, SKIPPED):
         each = MOST_METRICS if table == METRICS else 1
         return each * (updates // config.run.eval_every + 2)

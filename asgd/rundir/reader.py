@@ -13,10 +13,19 @@ import numpy as np
 
 from asgd.arrays import Array, Columns
 from asgd.config.make import load_config
-from asgd.config.tables import RunConfig
-from asgd.errors import AsgdError, InputError
+from asgd.errors import AsgdError, InputError, NoRowsError
 from asgd.rundir.alive import read_heartbeat
-from asgd.rundir.columns import DISCARDED, LOSS, MEMBERS, METRICS, POSITIONS, SKIPPED, TABLES, TRACE
+from asgd.rundir.columns import (
+    DISCARDED,
+    LOSS,
+    MEMBERS,
+    METRICS,
+    POSITIONS,
+    SKIPPED,
+    TABLES,
+    TRACE,
+)
+from asgd.rundir.counts import StalenessCounts
 from asgd.rundir.defects import (
     discarded_defect,
     loss_defect,
@@ -25,36 +34,24 @@ from asgd.rundir.defects import (
     skipped_defect,
     trace_defect,
 )
-from asgd.rundir.events import read_events
 from asgd.rundir.files import check_no_links
 from asgd.rundir.outline import Outline, outline
 from asgd.rundir.parameters import Reached
 from asgd.rundir.parts import (
-    first_update,
     missing_losses,
-    most_rows,
-    parts_of,
     reported_losses,
     undisturbed,
 )
-from asgd.rundir.tables import Table, read_pieces
+from asgd.rundir.run_files import RunFiles
+from asgd.rundir.tables import read_pieces
 from asgd.stored_json import read_json
 
 if TYPE_CHECKING:
     import pandas as pd
 
-# The state after each event that changes it.
-_ENDS = {
-    "finish": "finished",
-    "interrupted": "interrupted",
-    "failed": "failed",
-    "server_restored": "unfinished",
-    "settings_changed": "unfinished",
-}
-
 
 @dataclass(frozen=True, repr=False)
-class Run:
+class Run(RunFiles):
     """A run directory, opened for reading. Tables are loaded on first use and cached.
 
     >>> run.state, len(run.trace)
@@ -68,9 +65,6 @@ class Run:
         The resolved configuration.
     """
 
-    path: Path
-    config: RunConfig
-
     @cached_property
     def trace(self) -> pd.DataFrame:
         """One row per applied update, in order.
@@ -80,6 +74,11 @@ class Run:
         `read_version`, updates applied before its snapshot was read; `staleness` = `update` -
         `read_version`; `batch_size`, in samples; `compute_seconds`, from snapshot received to
         gradient ready; `applied_seconds`, since the start of the run; `gradient_norm`, Euclidean.
+
+        Raises
+        ------
+        NoRowsError
+            The run keeps counts only, see `counts`.
         """
         return self._table(TRACE)
 
@@ -106,6 +105,49 @@ class Run:
         return self._checked(POSITIONS, position_defect)
 
     @cached_property
+    def counts(self) -> pd.DataFrame:
+        """Exact numbers of updates and gradients by time, worker and staleness, also without rows.
+
+        Columns: `update`, the first of a span of updates, all equally long; `worker` and
+        `staleness`, as in the trace; `updates`, `members` and `discarded`, how many updates,
+        gradients of means and discarded gradients there were of these; `compute_seconds`, their
+        sum; `seconds`, when the last one was applied or discarded.
+        """
+        import pandas as pd
+
+        return pd.DataFrame(self.staleness_counts.columns, copy=False)
+
+    @cached_property
+    def staleness_counts(self) -> StalenessCounts:
+        """The counts of all updates; with rows they are counted now.
+
+        Raises
+        ------
+        InputError
+            A file is damaged or missing.
+        """
+
+        def read() -> StalenessCounts:
+            counts = self._stored_counts()
+            begun = counts.updates
+            end = begun + sum(part.rows for part in self._parts(TRACE, begun))
+            return counts.adding(self._rows_of_gradients(begun), end)
+
+        places = [self.path / table for table in (TRACE, MEMBERS, DISCARDED)]
+        return undisturbed(read, *places)
+
+    def _rows_of_gradients(self, begun: int) -> Iterator[tuple[str, Columns]]:
+        """Yield the rows of the parts that are not counted, with the names of their tables."""
+        count = begun
+        for table in (TRACE, MEMBERS, DISCARDED):
+            for part in self._parts(table, begun):
+                for piece in read_pieces(part.path, TABLES[table], part.rows):
+                    if table == TRACE:
+                        self._refuse(TRACE, trace_defect(piece, count))
+                        count += len(piece["update"])
+                    yield table, piece
+
+    @cached_property
     def loss(self) -> pd.DataFrame:
         """One row per loss evaluation.
 
@@ -113,10 +155,13 @@ class Run:
         the last of them; `loss`, f at the parameters after them. Missing losses are an error,
         except those in `skipped` and those reported by the event `loss_damaged`.
         """
+        return undisturbed(self._complete_losses, self.path / LOSS, self.path / SKIPPED)
+
+    def _complete_losses(self) -> pd.DataFrame:
         # Read the state first: a run that finishes in between would seem to miss losses.
         reached = self.recorded_updates if self.state == "finished" else None
         loss = self._checked(LOSS, loss_defect)
-        skipped = self.skipped["update"].to_numpy()
+        skipped = self._checked(SKIPPED, skipped_defect)["update"].to_numpy()
         missing = missing_losses(loss["update"].to_numpy(), skipped, self.config, reached)
         for update in set(missing) - reported_losses(self.events):
             self._refuse(LOSS, f"the loss after update {update} is missing; a part was lost")
@@ -139,7 +184,7 @@ class Run:
                 next_row += len(found[-1]) * step - part.rows
             return [float(loss) for some in found for loss in some]
 
-        return undisturbed(self.path / LOSS, read)
+        return undisturbed(read, self.path / LOSS)
 
     @cached_property
     def metrics(self) -> pd.DataFrame:
@@ -148,7 +193,11 @@ class Run:
         The index is `update`; a metric without a value is nan. Missing metrics are an error, except
         those reported by the event `metrics_damaged`.
         """
-        due = self.loss["update"].to_numpy()  # a loss is written after its metrics
+        places = [self.path / table for table in (LOSS, SKIPPED, METRICS)]
+        return undisturbed(self._complete_metrics, *places)
+
+    def _complete_metrics(self) -> pd.DataFrame:
+        due = self._complete_losses()["update"].to_numpy()  # a loss is written after its metrics
         rows = self._table(METRICS).drop_duplicates(["update", "name"], keep="last")
         order = rows["name"].unique()
         table = rows.pivot(index="update", columns="name", values="value")
@@ -181,23 +230,6 @@ class Run:
         return Reached.of(self.path)
 
     @cached_property
-    def recorded_updates(self) -> int:
-        """Number of updates in the trace, without reading all of it."""
-        finished = self.state == "finished"  # before the trace, which may still grow
-
-        def count() -> int:
-            count = 0
-            for part in self._parts(TRACE):
-                if first_update(part.path) != count:
-                    self._refuse(TRACE, f"update {count} is missing; a part was lost")
-                count += part.rows
-            return count
-
-        counted = undisturbed(self.path / TRACE, count)
-        self._refuse(TRACE, self._lost_end(finished, counted))
-        return counted
-
-    @cached_property
     def outline(self) -> Outline:
         """Summary statistics of the trace, read part by part.
 
@@ -207,58 +239,12 @@ class Run:
             A part is damaged or missing.
         """
         known = self.recorded_updates
-        return undisturbed(self.path / TRACE, lambda: outline(self._parts(TRACE), known))
 
-    def _parts(self, table: str) -> Iterator[Table]:
-        """Open the parts of a table one after another, to read only a few columns."""
-        for path in parts_of(self.path / table):
-            with Table(path, TABLES[table], most_rows(self.config, table)) as part:
-                yield part
+        def read() -> Outline:
+            counts = self._stored_counts()
+            return outline(counts, self._parts(TRACE, counts.updates), known)
 
-    def last_row(self, table: str) -> dict[str, Any] | None:
-        """Return the last row of a table, None if it is empty; reads only the last part."""
-
-        def read() -> dict[str, Any] | None:
-            paths = parts_of(self.path / table)
-            if not paths:
-                return None
-            with Table(paths[-1], TABLES[table], most_rows(self.config, table)) as part:
-                return {name: column[-1] for name, column in part.columns(*TABLES[table]).items()}
-
-        return undisturbed(self.path / table, read)
-
-    @cached_property
-    def events(self) -> list[dict[str, Any]]:
-        """The events in order; torn lines are skipped."""
-        return read_events(self.path / "events.jsonl")
-
-    @cached_property
-    def environment(self) -> dict[str, Any]:
-        """Versions, host, cores and start time of the run."""
-        return read_json(self.path / "environment.json")
-
-    @property
-    def state(self) -> str:
-        """Return "finished", "interrupted", "failed", or "unfinished" if no end was recorded."""
-        return _ENDS.get(str(self._end.get("event")), "unfinished")
-
-    @property
-    def failure(self) -> str | None:
-        """Return the recorded reason of a failure, else None."""
-        reason = self._end.get("reason") if self.state == "failed" else None
-        return None if reason is None else str(reason)
-
-    @property
-    def ended_early(self) -> str | None:
-        """Return why a finished run made fewer updates than configured, None if it did not."""
-        reason = self._end.get("reason") if self.state == "finished" else None
-        return None if reason is None else str(reason)
-
-    @property
-    def _end(self) -> dict[str, Any]:
-        """The latest event that changed the state."""
-        ends = (event for event in reversed(self.events) if event.get("event") in _ENDS)
-        return next(ends, {})
+        return undisturbed(read, self.path / TRACE)
 
     def __repr__(self) -> str:
         return f"Run({in_a_line(self)})"
@@ -272,8 +258,10 @@ class Run:
     def _table(self, table: str) -> pd.DataFrame:
         import pandas as pd
 
+        if not self.keeps_rows and table in (TRACE, MEMBERS, DISCARDED, POSITIONS):
+            raise NoRowsError(self.path)
         finished = table == TRACE and self.state == "finished"  # first, as it may finish meanwhile
-        columns = undisturbed(self.path / table, lambda: self._columns(table))
+        columns = undisturbed(lambda: self._columns(table), self.path / table)
         self._refuse(table, self._lost_end(finished, len(columns["update"])))
         return pd.DataFrame(columns, copy=False)
 
@@ -284,39 +272,6 @@ class Run:
             table, defect({str(name): column.to_numpy() for name, column in found.items()})
         )
         return found
-
-    def _columns(self, table: str) -> Columns:
-        types, most = TABLES[table], most_rows(self.config, table)
-        rows = {part.path: part.rows for part in self._parts(table)}
-        total = sum(rows.values())
-        if total > most:
-            self._refuse(table, f"{total} rows, expected at most {most}")
-        columns: Columns = {
-            name: np.empty(total, object if kind is str else kind) for name, kind in types.items()
-        }
-        count = 0
-        for path in rows:  # copied into place: joining the pieces would double the memory
-            end = count + rows[path]
-            for piece in read_pieces(path, types, rows[path]):
-                if table == TRACE:  # members and losses are smaller and checked as a whole
-                    self._refuse(TRACE, trace_defect(piece, count))
-                for name, column in piece.items():
-                    columns[name][count : count + len(column)] = column
-                count += len(piece["update"])
-            if count != end:
-                self._refuse(table, f"{path.name} changed while it was read")
-        return columns
-
-    def _lost_end(self, finished: bool, count: int) -> str | None:
-        """Return the fault if a finished run has too few updates."""
-        updates = self.config.run.updates
-        if not finished or count == updates or self.ended_early is not None:
-            return None
-        return f"{count} updates, but the finished run made {updates}; a part was lost"
-
-    def _refuse(self, table: str, defect: str | None) -> None:
-        if defect is not None:
-            raise InputError(f"{self.path / table}: {defect}")
 
 
 def as_path(path: str | Path) -> Path:

@@ -12,8 +12,9 @@ import numpy.typing as npt
 from asgd.arrays import Columns
 from asgd.config.make import load_config
 from asgd.config.tables import RunConfig
-from asgd.rundir.aging import write_part
+from asgd.rundir.aging import AgingTable, write_part
 from asgd.rundir.columns import (
+    COUNTS,
     DISCARDED,
     LOSS,
     MEMBERS,
@@ -24,6 +25,7 @@ from asgd.rundir.columns import (
     TABLES,
     TRACE,
 )
+from asgd.rundir.counts import StalenessCounts, counted_updates
 from asgd.rundir.defects import discarded_defect, member_defect, position_defect, trace_defect
 from asgd.rundir.events import read_events
 from asgd.rundir.files import sync_directory
@@ -44,8 +46,9 @@ from asgd.rundir.writer import RunWriter
 def recorded_updates(path: Path) -> int:
     """Return the number of updates on record, with all their gradients, before the first gap."""
     config = _config(path)
-    count, shared = 0, [np.empty(0, np.int64)]
-    for trace in _undamaged(path / TRACE, config):
+    begun = count = StalenessCounts.load(path, most_rows(config, COUNTS)).updates
+    shared = [np.empty(0, np.int64)]
+    for trace in _undamaged(path / TRACE, config, begun):
         if trace_defect(trace, count) is not None:
             break
         shared.append(trace["update"][trace["worker"] == SHARED])
@@ -53,7 +56,7 @@ def recorded_updates(path: Path) -> int:
     missing = np.setdiff1d(np.concatenate(shared), _updates_in(path, config, MEMBERS))
     if config.data.sampling == "epoch":
         placed = _updates_in(path, config, POSITIONS)
-        missing = np.union1d(missing, np.setdiff1d(np.arange(count), placed))
+        missing = np.union1d(missing, np.setdiff1d(np.arange(begun, count), placed))
     ends: list[int] = [*missing[:1].tolist(), *_damaged_discarded(path, config)]
     return min([count, *ends])
 
@@ -82,7 +85,7 @@ def cut_back(path: Path, updates: int) -> None:
     missing losses.
     """
     # Another process may be using other temporary files.
-    for pattern in (*(f"{table}/*.tmp" for table in TABLES), "checkpoints/*.tmp"):
+    for pattern in (*(f"{table}/*.tmp" for table in TABLES), "checkpoints/*.tmp", f".{COUNTS}.tmp"):
         for torn in path.glob(pattern):
             torn.unlink(missing_ok=True)
     config, writer = _config(path), RunWriter(path)
@@ -105,12 +108,27 @@ def cut_back(path: Path, updates: int) -> None:
             writer.note_change(part)
         if kept:
             _cut_part(writer, config, kept[-1], table, end)
+    _drop_counted(writer, updates)
     writer.sync()
 
 
-def _undamaged(directory: Path, config: RunConfig) -> Iterator[Columns]:
-    """Yield the rows of a table piece by piece up to the first damaged part."""
+def _drop_counted(writer: RunWriter, updates: int) -> None:
+    """Remove counted rows that a killed process left, and all counts if everything is removed."""
+    if updates < 0:
+        (writer.path / COUNTS).unlink(missing_ok=True)
+        writer.note_change(writer.path / COUNTS)
+    counted = counted_updates(writer.path)
+    for table in (TRACE, MEMBERS, DISCARDED, POSITIONS) if counted else ():
+        if (writer.path / table).is_dir():
+            AgingTable(writer.path / table).remove_before(counted)
+            writer.note_change(writer.path / table)
+
+
+def _undamaged(directory: Path, config: RunConfig, begun: int = 0) -> Iterator[Columns]:
+    """Yield the rows of a table up to the first damaged part, from the part that begins there."""
     for part in parts_of(directory):
+        if first_update(part) < begun:
+            continue
         try:
             yield from read_pieces(part, TABLES[directory.name], most_rows(config, directory.name))
         except DamagedTableError:

@@ -52,10 +52,12 @@ def write_table(
     types: Types,
     repetitive: tuple[str, ...] = (),
     *,
+    note: bytes | None = None,
     flush: bool = False,
 ) -> None:
     """Write columns of equal length, as `write_pieces` does."""
-    write_pieces(path, [columns], types, repetitive, flush=flush)
+    noted = None if note is None else lambda: note
+    write_pieces(path, [columns], types, repetitive, note=noted, flush=flush)
 
 
 def write_pieces(

@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 
 from asgd.config.tables import RunConfig
-from asgd.errors import written
+from asgd.errors import InputError, written
 from asgd.rundir.aging import AgingTable
 from asgd.rundir.columns import (
+    COUNTS,
     DISCARDED,
     LOSS,
     MEMBERS,
@@ -27,7 +28,9 @@ from asgd.rundir.columns import (
     SKIPPED,
     TRACE,
 )
+from asgd.rundir.counting import count_rows
 from asgd.rundir.files import is_gone, make_directory, replace_file
+from asgd.rundir.parts import most_rows
 from asgd.seals import sealed_line
 
 
@@ -51,6 +54,7 @@ class RunWriter:
         self.check = check
         self._unsynced: set[Path] = set()
         self._tables: dict[str, AgingTable] = {}
+        self._counts = True
 
     @classmethod
     def create(cls, path: str | Path, config: RunConfig) -> RunWriter:
@@ -111,6 +115,20 @@ class RunWriter:
         if flat:
             self._part(METRICS, dict(zip(METRIC_COLUMNS, zip(*flat, strict=True), strict=True)))
 
+    def count(self, config: RunConfig, before: int) -> None:
+        """With `run.record = "counts"`, replace rows of the updates before `before` by counts.
+
+        If that fails, because the disk is full or a part is damaged, rows are kept from then on.
+        """
+        if config.run.record == "updates" or not self._counts:
+            return
+        kept = (TRACE, MEMBERS, DISCARDED, POSITIONS)
+        tables = {name: self._table(name) for name in kept if (self.path / name).exists()}
+        try:
+            count_rows(self.path, tables, before, most_rows(config, COUNTS))
+        except (OSError, InputError):
+            self._counts = False
+
     def event(self, kind: str, **fields: Any) -> None:
         """Append one event; `fields` must be JSON values."""
         self.check()
@@ -142,10 +160,13 @@ class RunWriter:
     def _part(self, name: str, columns: Mapping[str, Any]) -> None:
         if not len(columns["update"]):
             return
+        self._unsynced.add(self._table(name).add(columns))
+
+    def _table(self, name: str) -> AgingTable:
         if name not in self._tables:
             (self.path / name).mkdir(exist_ok=True)
             self._tables[name] = AgingTable(self.path / name)
-        self._unsynced.add(self._tables[name].add(columns))
+        return self._tables[name]
 
 
 def _existing(path: str, flags: int) -> int:

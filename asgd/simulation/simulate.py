@@ -337,6 +337,7 @@ class _Record:
         self._writer.metrics(self._metrics)
         self._metrics.clear()
         self._writer.loss({name: column[self._evaluated :] for name, column in self._loss.items()})
+        self._writer.count(self._config, part.stop)
         self._written, self._evaluated = part.stop, len(self._loss["loss"])
 
 

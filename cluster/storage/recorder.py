@@ -201,3 +201,4 @@ class Recorder:
             return
         for older in paths(self._checkpoints)[1:]:
             cut_log(self._checkpoints, version_of(older))
+            self._writer.count(self._config, version_of(older))  # no server goes back before it

@@ -8,14 +8,24 @@ from pathlib import Path
 
 from asgd.arrays import Array
 from asgd.errors import InputError
-from asgd.rundir.checkpoint import CHECKPOINTS, PARAMETERS, DamagedCheckpointError, paths
+from asgd.rundir.checkpoint import (
+    CHECKPOINTS,
+    PARAMETERS,
+    DamagedCheckpointError,
+    paths,
+    version_of,
+)
 from asgd.rundir.parameters import Reached
 from asgd.rundir.parts import reported_losses
 from asgd.rundir.reader import Run
-from asgd.verify import record_findings, replay_findings
+from asgd.verify import number_findings, record_findings, replay_findings
 from cluster.storage.checkpoint import load
 from cluster.storage.lease import LOG_FILES, check_lease
 from cluster.storage.write_ahead import segments
+
+_NO_ROWS = (
+    'run.record = "counts" keeps no rows, so gradients were counted by worker, and none replayed'
+)
 
 
 @dataclass(frozen=True)
@@ -58,15 +68,19 @@ def verify(
     found += record_findings(run)
     if found:
         return Verdict(str(run.path), found, "")
-    ahead = [update for update in states if update > len(run.trace)]
+    updates = run.recorded_updates
+    ahead = [update for update in states if update > updates]
     if ahead:
         found.append(f"{run.path}: the parameters of update {ahead[0]} are ahead of the trace")
-    checked = f"{len(run.trace)} updates, {len(run.loss)} losses, {checkpoints} checkpoints"
+    checked = f"{updates} updates, {len(run.loss)} losses, {checkpoints} checkpoints"
     gaps = len(reported_losses(run.events))
     if gaps:
         checked += (
             f", {gaps} damaged or missing part{'s' * (gaps > 1)} of losses named in the events"
         )
+    if not run.keeps_rows:
+        found += _number_findings(run, updates)
+        return Verdict(str(run.path), found, f"{checked}; {_NO_ROWS}")
     if not replayed:
         return Verdict(str(run.path), found, f"{checked}; not replayed")
     try:
@@ -74,6 +88,14 @@ def verify(
     except InputError as error:
         return Verdict(str(run.path), found, f"{checked}; not replayed ({error})")
     return Verdict(str(run.path), found, f"{checked}; a replay agrees")
+
+
+def _number_findings(run: Run, updates: int) -> list[str]:
+    """Compare the counts with the numbers of gradients in the last state, if it is of the end."""
+    last = paths(run.path / CHECKPOINTS)[:1]
+    if run.config.cluster.mode != "async" or not last or version_of(last[0]) != updates:
+        return []
+    return number_findings(run, load(last[0]).counts.sequence)
 
 
 def _states(directory: Path) -> tuple[dict[int, Array], list[str]]:

@@ -12,7 +12,7 @@ import pytest
 
 from asgd.config.make import make_config
 from asgd.rundir.aging import FAN_IN, MOST_ROWS, AgingTable, parts_due
-from asgd.rundir.columns import TRACE_COLUMNS
+from asgd.rundir.columns import METRICS, SKIPPED, TRACE_COLUMNS
 from asgd.rundir.parts import covered_parts, parts_of
 from asgd.rundir.reader import Run, read_run
 from asgd.rundir.repair import cut_back, recorded_updates
@@ -165,8 +165,8 @@ def test_reading_continues_while_parts_are_merged(
     updates = write(path, [2] * (FAN_IN - 1))
     real, merged = Run._parts, []
 
-    def parts(run: Run, table: str) -> Iterator[Any]:
-        for number, part in enumerate(real(run, table)):
+    def parts(run: Run, table: str, *begun: int) -> Iterator[Any]:
+        for number, part in enumerate(real(run, table, *begun)):
             if number == 3 and not merged:
                 merged.append(write(path, [2], updates))
             yield part
@@ -181,13 +181,39 @@ def test_reading_continues_while_a_restored_server_cuts_the_last_part(
     write(path, [20, 30])
     real, cut = Run._parts, []
 
-    def parts(run: Run, table: str) -> Iterator[Any]:
-        yield from real(run, table)
+    def parts(run: Run, table: str, *begun: int) -> Iterator[Any]:
+        yield from real(run, table, *begun)
         if not cut:
             cut.append(cut_back(path, 35))
 
     monkeypatch.setattr(Run, "_parts", parts)
     assert read_run(path).trace["update"].tolist() == list(range(35))
+    assert cut
+
+
+@pytest.mark.parametrize("table", [SKIPPED, METRICS])
+def test_a_cut_between_two_tables_is_no_missing_loss(
+    path: Path, monkeypatch: pytest.MonkeyPatch, table: str
+) -> None:
+    """Losses at even updates, the others skipped; cut where the second table is read."""
+    writer = RunWriter(path)
+    for first in (0, 20):
+        update = np.arange(first, first + 20)
+        writer.trace(rows(first, 20))
+        writer.metrics((one, {"distance": 1.0}) for one in update[::2].tolist())
+        writer.loss({"update": update[::2], "seconds": update[::2] / 10, "loss": update[::2]})
+        writer.skipped(update[1::2])
+    real, cut = Run._parts, []
+
+    def parts(run: Run, name: str, *begun: int) -> Iterator[Any]:
+        if name == table and not cut:
+            cut.append(cut_back(path, 25))
+        return real(run, name, *begun)
+
+    monkeypatch.setattr(Run, "_parts", parts)
+    run = read_run(path)
+    found = run.loss["update"] if table == SKIPPED else run.metrics.index
+    assert found.tolist() == list(range(0, 25, 2))
     assert cut
 
 

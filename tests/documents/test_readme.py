@@ -25,7 +25,7 @@ from asgd.__main__ import cli, main
 from asgd.config.make import make_config
 from asgd.config.tables import RunConfig
 from asgd.records.columns import RECORD_TABLES
-from asgd.rundir.columns import TABLES
+from asgd.rundir.columns import COUNT_COLUMNS, COUNTS, TABLES
 from tests.support.documents import ROOT, anchors, links, pages
 
 PAGES = pages()
@@ -204,11 +204,11 @@ def test_every_command_is_in_the_table() -> None:
     assert set(re.findall(r"`asgd (\w+)", " ".join(named))) == set(cli.commands)
 
 
-@pytest.mark.parametrize("table", TABLES)
+@pytest.mark.parametrize("table", [*TABLES, COUNTS])
 def test_the_columns_of_a_run_are_those_documented(table: str) -> None:
     page = ROOT / "asgd" / "rundir" / "README.md"
     columns = [name.strip("`") for name, _ in rows(section(page, table) + "\n")]
-    assert columns == list(TABLES[table])
+    assert columns == list({**TABLES, COUNTS: COUNT_COLUMNS}[table])
 
 
 @pytest.mark.parametrize("table", RECORD_TABLES)

@@ -1,0 +1,326 @@
+"""Counts in place of rows: every update is counted once, whenever a process is killed or reads."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pandas as pd
+import pytest
+
+from asgd.config.make import make_config
+from asgd.config.tables import RunConfig
+from asgd.errors import InputError, NoRowsError
+from asgd.rundir import counting, counts
+from asgd.rundir.checkpoint import CHECKPOINTS, paths, version_of
+from asgd.rundir.columns import COUNTS, DISCARDED_COLUMNS, MEMBER_COLUMNS, TRACE_COLUMNS
+from asgd.rundir.counts import StalenessCounts, counted_updates
+from asgd.rundir.reader import Run, read_run
+from asgd.rundir.repair import cut_back, recorded_updates
+from asgd.rundir.summary import status
+from asgd.rundir.writer import RunWriter
+from asgd.simulation.simulate import simulate
+from cluster.storage.verify import verify
+from tests.asgd.test_cli import asgd
+from tests.support.machine import Machine, configure
+
+Columns = dict[str, np.ndarray[Any, Any]]
+PART, SPAN, SPANS = 256, 64, 128
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Count the rows of two parts at once, in short spans."""
+    monkeypatch.setattr(counting, "LEAST_ROWS", 2 * PART)
+    sizes = {"LEAST_SPAN": SPAN, "MOST_SPANS": SPANS, "FEWEST_SPANS": 16}
+    for name, value in sizes.items():
+        monkeypatch.setattr(counts, name, value)
+
+
+def with_counts(config: RunConfig) -> RunConfig:
+    return msgspec.structs.replace(config, run=msgspec.structs.replace(config.run, record="counts"))
+
+
+@pytest.fixture
+def config() -> RunConfig:
+    run = {"updates": 10_000_000, "eval_every": 10_000_000, "record": "counts"}
+    return make_config({"run": run})
+
+
+def trace(first: int, size: int) -> Columns:
+    update = np.arange(first, first + size)
+    staleness = np.minimum(update * update % 7, update)
+    return {name: np.ones(size, kind) for name, kind in TRACE_COLUMNS.items()} | {
+        "update": update,
+        "worker": update % 3,
+        "staleness": staleness,
+        "read_version": update - staleness,
+        "applied_seconds": update / 10,
+    }
+
+
+def discarded(first: int, size: int) -> Columns:
+    """Return two rows at every tenth update, of staleness 5 and worker 2."""
+    update = np.repeat(np.arange(first + -first % 10, first + size, 10), 2)
+    update = update[update >= 5]
+    return {name: np.ones(len(update), kind) for name, kind in DISCARDED_COLUMNS.items()} | {
+        "update": update,
+        "worker": np.full(len(update), 2),
+        "staleness": np.full(len(update), 5),
+        "read_version": update - 5,
+        "discarded_seconds": update / 10,
+    }
+
+
+def write(path: Path, config: RunConfig, first: int, parts: int, size: int = PART) -> int:
+    """Write parts, and count all but the last of the trace, as where two checkpoints are kept."""
+    writer = RunWriter(path)
+    writer.discarded(discarded(first, parts * size))
+    for _ in range(parts):
+        writer.trace(trace(first, size))
+        first += size
+    writer.count(config, first - size)
+    return first
+
+
+def expected(updates: int, span: int = SPAN) -> pd.DataFrame:
+    """Return the counts by pandas, from all rows."""
+    keys = ["update", "worker", "staleness"]
+    tables = []
+    for name, rows, seconds in (
+        ("updates", trace(0, updates), "applied_seconds"),
+        ("discarded", discarded(0, updates), "discarded_seconds"),
+    ):
+        table = pd.DataFrame(rows)
+        table["update"] = table["update"] // span * span
+        tables.append(
+            table.assign(**{name: 1}, seconds=table[seconds])[
+                [*keys, name, "compute_seconds", "seconds"]
+            ]
+        )
+    joined = pd.concat(tables).fillna(0)
+    sums = {"updates": "sum", "discarded": "sum", "compute_seconds": "sum", "seconds": "max"}
+    found = joined.groupby(keys, as_index=False).agg(sums).assign(members=0)
+    return found[["update", "worker", "staleness", "updates", "members", *list(sums)[1:]]]
+
+
+def check(path: Path, updates: int, span: int = SPAN) -> None:
+    run = read_run(path)
+    pd.testing.assert_frame_equal(run.counts, expected(updates, span), check_dtype=False)
+    assert run.recorded_updates == recorded_updates(path) == updates
+    found, rows = run.outline, trace(0, updates)
+    assert found.updates == sum(found.by_worker.values()) == updates
+    assert found.mean_staleness == pytest.approx(rows["staleness"].mean(), rel=1e-12)
+    assert found.recent_staleness == pytest.approx(rows["staleness"].mean(), rel=0.05)
+    assert found.seconds == rows["applied_seconds"][-1]
+
+
+def test_old_rows_become_exact_counts(tmp_path: Path, config: RunConfig) -> None:
+    path = RunWriter.create(tmp_path / "run", config).path
+    updates = write(path, config, 0, 5)
+    assert counted_updates(path) == updates - PART
+    assert len(list((path / "trace").iterdir())) == 1
+    check(path, updates)
+    updates = write(path, config, updates, 2)  # a part and a half of those in the file
+    assert counted_updates(path) == updates - PART
+    check(path, updates)
+
+
+def test_spans_are_joined_so_that_the_file_does_not_grow(tmp_path: Path, config: RunConfig) -> None:
+    path = RunWriter.create(tmp_path / "run", config).path
+    updates, size = 0, SPANS * SPAN // 8
+    sizes = []
+    for _ in range(6):
+        updates = write(path, config, updates, 4, size)
+        sizes.append((path / COUNTS).stat().st_size)
+    check(path, updates, 4 * SPAN)
+    assert sizes[-1] < 1.3 * max(sizes[:2])
+    assert read_run(path).counts["update"].nunique() <= SPANS
+
+
+def test_many_rows_of_counts_join_spans_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(counts, "MOST_COUNT_ROWS", 300)
+    rows = trace(0, 30 * SPAN)
+    rows["staleness"] = rows["update"] % 50
+    rows["read_version"] = rows["update"] - rows["staleness"]
+    found = StalenessCounts.none().adding([("trace", rows)], len(rows["update"]))
+    assert found.span == 2 * SPAN  # 16 spans, or a half of them, at least stay apart
+    halves = [{name: column[part::2] for name, column in rows.items()} for part in (0, 1)]
+    again = StalenessCounts.none().adding([("trace", half) for half in halves], 30 * SPAN)
+    for name, column in found.columns.items():
+        np.testing.assert_array_equal(column, again.columns[name])
+
+
+class KilledError(BaseException):
+    """Stands for SIGKILL: nothing catches it."""
+
+
+def test_killed_at_any_file_operation_no_update_is_lost_or_counted_twice(
+    tmp_path: Path, config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for kill_at in count():
+        path = RunWriter.create(tmp_path / str(kill_at), config).path
+        before = write(path, config, 0, 3)
+        operations = count()
+
+        def operate(real: Any, *arguments: Any, **keywords: Any) -> Any:
+            if next(operations) == kill_at:  # noqa: B023
+                raise KilledError
+            return real(*arguments, **keywords)
+
+        with monkeypatch.context() as patch:
+            for name in ("replace", "unlink", "fsync"):
+                real = getattr(os, name)
+                patch.setattr(os, name, lambda *a, real=real, **k: operate(real, *a, **k))
+            try:
+                write(path, config, before, 3)
+                killed = False
+            except KilledError:
+                killed = True
+        reached = read_run(path).recorded_updates
+        assert reached in range(before, before + 4 * PART, PART)
+        run = read_run(path)
+        assert run.counts["updates"].sum() == run.outline.updates == reached
+        cut_back(path, before + PART if reached > before else before)  # as a resumed run does
+        assert counted_updates(path) in (before - PART, before + 2 * PART) or reached <= before
+        assert not list(path.glob("*/.*")) + list(path.glob(".*"))
+        updates = read_run(path).recorded_updates
+        check(path, write(path, config, updates, 2))
+        if not killed:
+            assert kill_at > 10
+            return
+
+
+def test_reading_goes_on_while_rows_are_counted(
+    tmp_path: Path, config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = RunWriter.create(tmp_path / "run", config).path
+    updates = write(path, config, 0, 3)
+    real, counted = Run._parts, []
+
+    def parts(run: Run, table: str, *begun: int) -> Iterator[Any]:
+        for part in real(run, table, *begun):
+            if not counted:
+                counted.append(write(path, config, updates, 3))
+            yield part
+
+    for read in (lambda run: run.counts["updates"].sum(), lambda run: run.outline.updates):
+        counted.clear()
+        updates = read_run(path).recorded_updates
+        run = read_run(path)
+        assert run.recorded_updates == updates
+        with monkeypatch.context() as patch:
+            patch.setattr(Run, "_parts", parts)
+            assert read(run) in (updates, updates + PART, updates + 3 * PART)
+            assert counted
+
+
+def test_counts_of_restored_servers_are_those_of_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same arrivals, recorded as rows and as counts, also of means and after restores."""
+    monkeypatch.setattr(counting, "LEAST_ROWS", 64)
+    for policy in ({}, {"mode": "buffered", "gradients_per_update": 3}, {"discard_above": 2}):
+        plain = configure(workers=4, updates=500, **policy)
+        runs = []
+        for number, one in enumerate((plain, with_counts(plain))):
+            machine = Machine(tmp_path / f"{policy}-{number}", one)
+            for goal in range(10, 510, 10):
+                machine.work(goal, goal)
+                if goal in (100, 250):
+                    machine.restart()
+            machine.recorder.record(machine.crowd.server.drain())
+            runs.append(read_run(machine.path))
+        rows, counted = runs
+        assert counted_updates(counted.path) > 300
+        exact = ["update", "worker", "staleness", "updates", "members", "discarded"]
+        pd.testing.assert_frame_equal(rows.counts[exact], counted.counts[exact])
+        assert counted.counts["updates"].sum() == 500
+        assert not (findings := verify(counted).findings), findings
+        if policy:
+            assert counted.counts["members"].sum() + counted.counts["discarded"].sum() > 0
+        else:
+            damage(counted)
+            assert "gradients of worker" in verify(read_run(counted.path)).findings[0]
+
+
+def test_the_older_checkpoint_is_never_before_the_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(counting, "LEAST_ROWS", 1)
+    machine = Machine(tmp_path / "run", with_counts(configure(workers=2, updates=200)))
+    for goal in range(10, 150, 10):
+        machine.work(goal)
+    newest, older = paths(machine.path / CHECKPOINTS)
+    assert 0 < counted_updates(machine.path) <= version_of(older)
+    newest.write_bytes(b"damaged")
+    machine.restart()
+    assert machine.crowd.server.version == version_of(older)
+    machine.work(200)
+    assert read_run(machine.path).counts["updates"].sum() == 200
+    assert not (findings := verify(read_run(machine.path)).findings), findings
+
+
+def damage(run: Run) -> None:
+    """Let the counts take an update from one worker and give it to another."""
+    stored = StalenessCounts.load(run.path, 10**6)
+    worker = stored.columns["worker"].copy()
+    worker[0] += 1
+    replace(stored, columns={**stored.columns, "worker": worker}).save(run.path)
+
+
+def test_without_rows_each_command_says_what_it_cannot_tell(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("asgd.simulation.simulate._PART", 1000)
+    run = {"updates": 3000, "eval_every": 500, "record": "counts"}
+    tables = {"problem": {"kind": "quadratic"}, "cluster": {"workers": 4}, "run": run}
+    path = simulate(make_config(tables), tmp_path / "run")
+    found = read_run(path)
+    assert counted_updates(path) == 2000
+    for name in ("trace", "members", "discarded", "positions"):
+        with pytest.raises(NoRowsError, match=r'run\.record = "counts": expected run.record'):
+            getattr(found, name)
+    rows = simulate(make_config({**tables, "run": {**run, "record": "updates"}}), tmp_path / "rows")
+    pd.testing.assert_frame_equal(found.counts, read_run(rows).counts)
+    assert status(found)["mean_staleness"] == status(read_run(rows))["mean_staleness"]
+    exit_status, said, _ = asgd(capsys, "verify", path)
+    assert exit_status == 0
+    assert 'run.record = "counts" keeps no rows' in said
+
+
+def test_damaged_counts_are_refused(tmp_path: Path, config: RunConfig) -> None:
+    path = RunWriter.create(tmp_path / "run", config).path
+    write(path, config, 0, 4)
+    content = bytearray((path / COUNTS).read_bytes())
+    content[len(content) // 2] ^= 1
+    (path / COUNTS).write_bytes(content)
+    with pytest.raises(InputError, match=r"counts.parquet: cannot be read"):
+        _ = read_run(path).counts
+    with pytest.raises(InputError, match=r"counts.parquet: cannot be read"):
+        recorded_updates(path)
+    stored = StalenessCounts.none().adding([("trace", trace(0, 100))], 100)
+    StalenessCounts(stored.columns, 101, stored.span).save(path)
+    with pytest.raises(InputError, match="counts 100 updates, expected 101"):
+        _ = read_run(path).counts
+
+
+def test_members_are_counted_with_their_own_workers() -> None:
+    members = {name: np.ones(4, kind) for name, kind in MEMBER_COLUMNS.items()} | {
+        "update": np.array([2, 2, 3, 3]),
+        "worker": np.array([0, 1, 0, 1]),
+        "read_version": np.array([2, 1, 2, 1]),
+    }
+    found = StalenessCounts.none().adding([("trace", trace(0, 4)), ("members", members)], 4)
+    rows = pd.DataFrame(found.columns)
+    rows = rows[rows["members"] > 0]
+    assert rows[["worker", "staleness", "members"]].to_numpy().tolist() == [
+        [0, 0, 1],
+        [0, 1, 1],
+        [1, 1, 1],
+        [1, 2, 1],
+    ]
