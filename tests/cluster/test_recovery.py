@@ -1,4 +1,4 @@
-"""Real runs that lose their server, their recorder or everything, and go on."""
+"""Real runs continue after the loss of the server, of the recorder or of all processes."""
 
 from __future__ import annotations
 
@@ -65,9 +65,9 @@ def configure(
 
 
 class Killer:
-    """Kills an actor's process each time the newest checkpoint has come to one of the updates.
+    """Kills an actor's process each time the newest checkpoint has reached the next update.
 
-    And beyond the last restored state: a restored server is not killed before it made an update.
+    A restored server is killed only once there is a newer checkpoint than it was restored from.
     """
 
     def __init__(self, kind: str, path: Path, *updates: int) -> None:
@@ -103,7 +103,7 @@ def check_continuous(result: Run) -> None:
 
 
 def check_same(one: Run, other: Run) -> None:
-    """Assert that two runs are equal but for their times."""
+    """Assert that two runs are equal except for their times."""
     for column in EXACT:
         np.testing.assert_array_equal(one.trace[column], other.trace[column])
     np.testing.assert_array_equal(one.loss["update"], other.loss["update"])
@@ -119,7 +119,7 @@ def restored(result: Run) -> list[dict[str, Any]]:
 
 @pytest.mark.usefixtures("shared_ray")
 @pytest.mark.parametrize(("transport", "durability"), [("shm", "log"), ("ray", "checkpoint")])
-def test_killed_server_comes_back(tmp_path: Path, transport: str, durability: str) -> None:
+def test_a_killed_server_is_restored(tmp_path: Path, transport: str, durability: str) -> None:
     config = configure(900, mean=0.01, durability=durability, workers=3, transport=transport)
     killer = Killer("ServerActor", tmp_path / "run", 50, 350)
     result = read_run(run(config, tmp_path / "run", progress=killer))
@@ -139,9 +139,9 @@ def test_killed_server_comes_back(tmp_path: Path, transport: str, durability: st
 
 
 @pytest.mark.usefixtures("shared_ray")
-def test_recorder_killed_comes_back_with_a_server(tmp_path: Path) -> None:
+def test_a_killed_recorder_is_restarted_with_a_new_server(tmp_path: Path) -> None:
     killer = Killer("RecorderActor", tmp_path / "run", 50)
-    # Long enough for the killer to look in between on a busy machine.
+    # Long enough for calls of the killer during the run, even on a busy machine.
     config = configure(1200, mean=0.01, workers=2)
     result = read_run(run(config, tmp_path / "run", progress=killer))
     assert killer.killed
@@ -221,8 +221,8 @@ print(json.dumps(seen), file=sys.stderr)
 
 
 @pytest.mark.slow
-def test_repeats_share_a_ray_with_the_port_and_the_room_they_ask_for(tmp_path: Path) -> None:
-    """When they are made, on the command line, and when they are resumed, in Python."""
+def test_repeats_share_a_ray_with_the_configured_port_and_enough_memory(tmp_path: Path) -> None:
+    """The command line starts the repeats, and Python resumes them."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     tables = msgspec.to_builtins(configure(30, workers=1))
@@ -247,7 +247,7 @@ def test_repeats_share_a_ray_with_the_port_and_the_room_they_ask_for(tmp_path: P
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """Provide a file system of 16 MB of its own."""
+    """Provide a separate file system of 16 MB."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(disk)]
@@ -286,7 +286,7 @@ def test_run_on_a_full_disk_is_readable_and_resumed(small_disk: Path) -> None:
 def test_run_on_a_disk_that_disappears_is_resumed_when_it_is_back(
     small_disk: Path, tmp_path: Path, name: str
 ) -> None:
-    """Where it was mounted, nothing is made then."""
+    """While the disk is away, nothing is written into its mount point."""
     mounted = tmp_path / "mounted"
     mounted.mkdir()
     mount = ["mount", "--bind", str(small_disk), str(mounted)]
@@ -328,7 +328,7 @@ run(make_config(json.loads(sys.argv[2])), sys.argv[1], progress=show)
 
 @pytest.fixture
 def machine() -> Iterator[Callable[[Path, RunConfig], int]]:
-    """Start a run in a session of its own, kill all of it in the middle, return where it was."""
+    """Return a function that starts a run, kills all its processes, and returns its update."""
     tmp = tempfile.TemporaryDirectory(prefix="a-", dir="/tmp", ignore_cleanup_errors=True)
 
     def crash(out: Path, config: RunConfig) -> int:
@@ -342,14 +342,14 @@ def machine() -> Iterator[Callable[[Path, RunConfig], int]]:
         )
         assert child.stdout is not None
         reached = int(child.stdout.readline())
-        # All at one instant, as by a power cut: no process sees another die.
+        # At one instant, as in a power cut, so that no process sees another die.
         machine = {child.pid, *below(child.pid), *processes_in(tmp.name)}
         for number in (signal.SIGSTOP, signal.SIGKILL):
             for pid in machine:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, number)
         child.communicate()
-        while left := processes_in(tmp.name):  # born while the others were being killed
+        while left := processes_in(tmp.name):  # started while the others were killed
             for pid in left:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
@@ -381,7 +381,7 @@ def test_run_of_a_dead_machine_is_resumed_even_with_a_damaged_checkpoint(
 
 
 @pytest.mark.usefixtures("shared_ray")
-def test_run_at_work_is_not_resumed_beside_it(tmp_path: Path) -> None:
+def test_an_active_run_is_not_resumed(tmp_path: Path) -> None:
     refused: list[str] = []
 
     def also_resume(progress: Progress) -> None:
@@ -396,7 +396,7 @@ def test_run_at_work_is_not_resumed_beside_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("shared_ray")
-def test_what_ray_says_of_a_lost_worker_is_not_printed(
+def test_messages_of_ray_about_a_lost_worker_are_logged_and_not_printed(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     caplog.set_level(logging.INFO, "cluster.local_ray.session")
@@ -439,8 +439,8 @@ def test_simulation_is_not_resumed(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("shared_ray")
-def test_finished_run_goes_on_with_other_settings_as_if_scheduled(tmp_path: Path) -> None:
-    """One worker: to the last bit the run whose rate and batches were scheduled from the start."""
+def test_a_finished_run_continues_with_changed_settings_as_if_scheduled(tmp_path: Path) -> None:
+    """With one worker, it equals the run with a schedule of rates and batches to the last bit."""
     path = run(configure(200, workers=1), tmp_path / "run")
     with pytest.raises(InputError, match=r"finished; --set run.updates=N asks"):
         resume(path)
@@ -508,7 +508,7 @@ def test_a_second_change_keeps_the_first(tmp_path: Path) -> None:
         ([], "Missing argument 'CONFIG'"),
     ],
 )
-def test_command_line_refuses_what_it_cannot_resume(
+def test_the_command_refuses_unusable_arguments_of_resume(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
     path = simulate(configure(20), tmp_path / "simulated")

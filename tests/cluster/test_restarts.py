@@ -1,4 +1,4 @@
-"""When failed workers are started again, and when they are given up."""
+"""When failed workers are restarted, and when they are given up."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ def test_delay_doubles_and_a_worker_whose_code_raises_is_given_up() -> None:
     assert restarts.first_reason == "worker 3: broken"
 
 
-def test_what_may_pass_is_given_minutes() -> None:
-    """A flood of connections, say, that lasts for seconds must not cost a run its worker."""
+def test_a_failure_outside_the_code_is_retried_for_minutes() -> None:
+    """For example, a flood of connections for seconds must not cost a run its worker."""
     restarts, now, delays = Restarts(), 100.0, []
     while (delay := restarts.failed(3, "refused", 7, now)) is not None:
         delays.append(delay)
@@ -25,13 +25,13 @@ def test_what_may_pass_is_given_minutes() -> None:
     assert restarts.streak(3, now) == "15 failures in a row, 201 s"
 
 
-def test_slow_failures_get_as_many_attempts() -> None:
+def test_slow_failures_get_five_attempts_too() -> None:
     restarts = Restarts()
     ends = [restarts.failed(3, "silent", 0, now=200.0 * number) for number in range(5)]
     assert [end is None for end in ends] == [False] * 4 + [True]
 
 
-def test_error_in_the_code_is_shown_before_what_may_follow_from_it() -> None:
+def test_an_error_in_the_code_is_reported_before_its_consequences() -> None:
     restarts = Restarts()
     restarts.failed(0, "its process died", 0, now=0.0)
     restarts.failed(1, "ZeroDivisionError", 0, now=0.0, in_code=True)
@@ -46,7 +46,7 @@ def test_worker_that_delivers_is_never_given_up() -> None:
     assert restarts.failed(0, "killed", 49, now=0.0) == 0.2
 
 
-def test_workers_are_due_in_their_time() -> None:
+def test_workers_are_due_after_their_delay() -> None:
     restarts = Restarts()
     restarts.failed(1, "first", 0, now=10.0)
     restarts.failed(1, "again", 0, now=10.0)

@@ -1,4 +1,4 @@
-"""Update rules on a server that dies: their state is restored, and the run is its replay."""
+"""Update rules on a server that dies: their state is restored, and the run equals its replay."""
 
 from __future__ import annotations
 
@@ -52,14 +52,14 @@ def with_rule(config: RunConfig, rule: str) -> RunConfig:
 
 @pytest.mark.parametrize("durability", ["log", "checkpoint"])
 @pytest.mark.parametrize("rule", NAMES)
-def test_a_restored_run_is_its_replay(tmp_path: Path, rule: str, durability: str) -> None:
+def test_a_restored_run_equals_its_replay(tmp_path: Path, rule: str, durability: str) -> None:
     config = with_rule(configure(3, 160, durability, schedule="free"), rule)
     machine = Machine(tmp_path / "run", config)
     for reached in (31, 45, 97, 119):
         work(machine.crowd, reached - 6, seed=reached)
         machine.crowd.die(reached % 3)
         work(machine.crowd, reached - 3, seed=reached)
-        machine.crowd.join(reached % 3)  # a snapshot that follows no update of its own
+        machine.crowd.join(reached % 3)  # it gets a snapshot without making an update
         work(machine.crowd, reached, seed=reached + 1)
         machine.record()
         machine.restart()
@@ -87,8 +87,8 @@ LONG = ["sgd", "momentum", "corrected_momentum", "adam", "delay_compensated", NA
 @pytest.mark.parametrize(
     ("rule", "dim"), [*((name, 3) for name in NAMES), *((name, BLOCK + 5) for name in LONG)]
 )
-def test_a_restored_run_in_float32_is_its_replay(tmp_path: Path, rule: str, dim: int) -> None:
-    """Short, and in blocks or compiled loops; a server dies while its successor's state is due."""
+def test_a_restored_run_in_float32_equals_its_replay(tmp_path: Path, rule: str, dim: int) -> None:
+    """Vectors are short, or long enough for blocks and compiled loops; the server dies twice."""
     data = json.loads(with_rule(configure(3, 70, "log", schedule="free"), rule).to_json())
     options = {"dim": dim, "dtype": "float32"}
     data["problem"] = {"kind": "tests.support.plugins:single", "options": options}
@@ -113,10 +113,10 @@ def test_a_restored_run_in_float32_is_its_replay(tmp_path: Path, rule: str, dim:
         np.testing.assert_array_equal(saved, kept)
 
 
-def test_a_checkpoint_made_from_the_log_has_what_the_rest_of_the_log_was_read_at(
+def test_a_checkpoint_made_from_the_log_has_the_snapshots_for_the_rest_of_the_log(
     tmp_path: Path,
 ) -> None:
-    """A server dies, its successor saves a state while it applies the log, and dies too."""
+    """The next server saves a state while it applies the log, and dies too."""
     config = with_rule(configure(3, 160, "log", schedule="free"), "delay_compensated")
     machine = Machine(tmp_path / "run", config)
     machine.work(25)
@@ -144,8 +144,8 @@ def test_a_record_counts_the_snapshots_in_its_checkpoint(tmp_path: Path) -> None
     assert record.nbytes == (losses + 1 + 2) * machine.crowd.initial.nbytes
 
 
-def test_what_was_read_is_kept_in_the_precision_of_the_run() -> None:
-    """Also if a state is of another one, when a changed problem was forced upon the run."""
+def test_snapshots_are_kept_in_the_precision_of_the_run() -> None:
+    """A state may have another precision, if the run was resumed with a changed problem."""
     reads = Reads(np.dtype(np.float32))
     reads.restore([(0, 7)], [np.full(2, 0.1)])
     kept = reads.of(0, 7)
@@ -166,7 +166,7 @@ def test_a_state_of_another_rule_is_refused() -> None:
         type(crowd.server)(with_rule(configure(workers=2), "momentum"), crowd.initial, 1, state)
 
 
-def test_a_run_whose_own_rule_keeps_another_state_now_is_not_resumed(
+def test_a_run_is_not_resumed_if_its_own_rule_now_keeps_another_state(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine = Machine(tmp_path / "run", with_rule(configure(2, 80), NAMES[-1]))
@@ -178,7 +178,7 @@ def test_a_run_whose_own_rule_keeps_another_state_now_is_not_resumed(
     assert contents(tmp_path) == before
 
 
-def test_snapshots_are_kept_for_each_worker_and_used_again() -> None:
+def test_one_snapshot_is_kept_for_each_worker_and_memory_is_reused() -> None:
     crowd = Crowd(with_rule(configure(3, 200, "log"), "delay_compensated"))
     crowd.join_all()
     reads = crowd.server._reads
@@ -214,11 +214,11 @@ def test_a_rule_that_raises_ends_the_run_before_that_update(
 
 
 @pytest.mark.parametrize("newer", [True, False])
-def test_a_gradient_may_be_of_either_answer_to_a_message_sent_twice(newer: bool) -> None:
+def test_a_gradient_may_belong_to_either_answer_to_a_repeated_message(newer: bool) -> None:
     crowd = Crowd(with_rule(configure(2, 200), "delay_compensated"))
     crowd.join_all()
     crowd.push(0)
-    first = crowd.at_hand.pop(0)  # on its way for so long that the worker asks again
+    first = crowd.at_hand.pop(0)  # so late that the worker asks again
     for _ in range(3):
         crowd.push(1)
         crowd.send(crowd.sent[0][-1])
@@ -247,7 +247,7 @@ def test_memory_counts_states_and_snapshots() -> None:
 @pytest.mark.ray
 @pytest.mark.usefixtures("shared_ray")
 @pytest.mark.parametrize("rule", ["adam", "tests.support.rules:Full"])
-def test_killed_server_goes_on_as_if_nothing_had_been(tmp_path: Path, rule: str) -> None:
+def test_a_run_with_a_killed_server_equals_its_replay(tmp_path: Path, rule: str) -> None:
     config = make_config(
         {
             "problem": {"kind": "softmax"},

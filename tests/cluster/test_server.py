@@ -1,4 +1,4 @@
-"""The parameter server as a state machine: order, exactly once, refusals, end."""
+"""The parameter server as a state machine: order of updates, refusals, and the end."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def forged(worker: int, sequence: int, value: Any, read_version: int = 0) -> Gra
     return Gradient(worker, sequence, read_version, 0, np.asarray(value, dtype=float), 0.0)
 
 
-def test_first_snapshots_go_out_together() -> None:
+def test_the_first_snapshots_are_sent_together() -> None:
     crowd = Crowd(configure(workers=3))
     crowd.join(0)
     crowd.join(2)
@@ -50,7 +50,7 @@ def test_first_snapshots_go_out_together() -> None:
     assert {w: s.version for w, s in crowd.at_hand.items()} == {0: 0, 1: 0, 2: 0}
 
 
-def test_the_start_does_not_wait_for_the_dead() -> None:
+def test_the_start_does_not_wait_for_dead_workers() -> None:
     crowd = Crowd(configure(workers=2))
     crowd.join(0)
     crowd.die(1)
@@ -88,7 +88,7 @@ def test_uniform_schedule_follows_the_drawn_order() -> None:
     np.testing.assert_array_equal(crowd.server.parameters, points[-1])
     for evaluation in record.evaluations:
         np.testing.assert_array_equal(evaluation.parameters, points[evaluation.update])
-    # A snapshot is the version its own gradient made, even if others were waiting behind it.
+    # A worker gets the version that its own gradient made, even if other gradients wait.
     assert set(crowd.stopped) == set(range(4))
     for worker in range(4):
         own = record.trace["worker"] == worker
@@ -96,7 +96,7 @@ def test_uniform_schedule_follows_the_drawn_order() -> None:
         np.testing.assert_array_equal(record.trace["read_version"][own][1:], made)
 
 
-def test_uniform_schedule_goes_on_without_the_one_it_waits_for() -> None:
+def test_the_uniform_schedule_continues_without_a_dead_worker() -> None:
     crowd = Crowd(configure(workers=3, schedule="uniform"))
     crowd.join_all()
     waited_for = int(stream(0, "schedule").integers(3))
@@ -121,7 +121,7 @@ def test_lost_gradient_names_the_update_the_server_had_reached() -> None:
     assert (lost["event"], lost["worker"], lost["update"]) == ("gradient_lost", 2, 2)
 
 
-def test_repeat_is_answered_but_not_applied() -> None:
+def test_a_repeated_gradient_is_answered_but_not_applied() -> None:
     crowd = Crowd(configure(workers=2))
     crowd.join_all()
     crowd.push(0)
@@ -160,7 +160,7 @@ def test_unusable_gradient_is_refused_and_counted(value: Any, reason: str) -> No
     crowd.send(forged(0, 0, value))
     assert crowd.server.version == 0
     assert crowd.server.status(crowd.now).rejected == 1
-    assert crowd.at_hand[0].sequence == 1  # another batch next time, not the same one for ever
+    assert crowd.at_hand[0].sequence == 1  # the next gradient uses another batch
     (event,) = crowd.server.drain().events
     assert event.pop("time") > 0
     assert event == {
@@ -187,7 +187,7 @@ def test_version_that_was_never_read_is_refused(read_version: int) -> None:
     assert crowd.server.version == 0
 
 
-def test_end_stops_everybody() -> None:
+def test_the_end_stops_all_workers() -> None:
     crowd = Crowd(configure(workers=3, updates=5))
     crowd.join_all()
     for worker in (0, 1, 0, 1, 0):
@@ -201,7 +201,7 @@ def test_end_stops_everybody() -> None:
     assert [e.update for e in record.evaluations] == [0, 5]
 
 
-def test_long_stretch_between_drains_keeps_every_row() -> None:
+def test_many_updates_between_drains_lose_no_row() -> None:
     crowd = Crowd(configure(workers=1, updates=5000))
     crowd.join_all()
     while crowd.at_hand:
@@ -220,8 +220,8 @@ def test_too_many_unusable_gradients_end_the_run() -> None:
     assert crowd.server.drain().evaluations.update.tolist() == [0]
 
 
-def test_a_run_that_unusable_gradients_end_is_judged_by_a_last_loss() -> None:
-    """Its launcher then knows whether they overflowed because it diverged."""
+def test_a_run_that_unusable_gradients_end_has_a_last_loss() -> None:
+    """It tells the launcher whether the gradients overflowed because the run diverged."""
     crowd = Crowd(configure(workers=2))
     crowd.join_all()
     for _ in range(3):
@@ -244,7 +244,7 @@ def run_in_random_order(crowd: Crowd, seed: int = 0) -> Record:
     return crowd.server.drain()
 
 
-def test_sync_equals_serial_sgd_with_the_workers_batches_together() -> None:
+def test_sync_equals_serial_sgd_with_the_batches_of_all_workers() -> None:
     config = configure(workers=4, updates=50, mode="sync")
     crowd = Crowd(config)
     record = run_in_random_order(crowd)
@@ -261,7 +261,7 @@ def test_sync_equals_serial_sgd_with_the_workers_batches_together() -> None:
     assert record.members["worker"].tolist() == [0, 1, 2, 3] * 50
 
 
-def test_bound_zero_is_the_synchronous_mode() -> None:
+def test_a_bound_of_zero_equals_the_synchronous_mode() -> None:
     records = []
     for cluster in ({"mode": "sync"}, {"mode": "bounded", "max_staleness": 0}):
         crowd = Crowd(configure(workers=3, updates=60, **cluster))
@@ -273,12 +273,12 @@ def test_bound_zero_is_the_synchronous_mode() -> None:
 
 
 @pytest.mark.parametrize("bound", [1, 2, 5, 12])
-def test_bounded_mode_paces_and_throws_nothing_away(bound: int) -> None:
+def test_bounded_mode_limits_the_staleness_and_discards_nothing(bound: int) -> None:
     config = configure(workers=4, updates=400, mode="bounded", max_staleness=bound)
     crowd = Crowd(config)
     crowd.join_all()
     eager = np.random.default_rng(bound)
-    while crowd.at_hand:  # worker 3 is a straggler: it moves when the others have to wait for it
+    while crowd.at_hand:  # worker 3 pushes only when others wait for it
         ready = sorted(crowd.at_hand)
         crowd.push(int(eager.choice(ready[:-1] if ready[-1] == 3 and ready[1:] else ready)))
     record = crowd.server.drain()
@@ -297,7 +297,7 @@ def test_bound_that_is_never_reached_changes_nothing() -> None:
     np.testing.assert_array_equal(free.trace["worker"], bounded.trace["worker"])
 
 
-def test_repeat_of_a_gradient_that_waits_is_neither_counted_nor_answered() -> None:
+def test_a_repeat_of_a_waiting_gradient_is_neither_counted_nor_answered() -> None:
     """An answer would let the worker run ahead of the barrier."""
     crowd = Crowd(configure(workers=2, mode="sync"))
     crowd.join_all()
@@ -312,7 +312,7 @@ def test_repeat_of_a_gradient_that_waits_is_neither_counted_nor_answered() -> No
     assert crowd.at_hand[0].version == crowd.server.version == 2
 
 
-def test_barrier_does_not_wait_for_the_dead() -> None:
+def test_the_barrier_does_not_wait_for_dead_workers() -> None:
     crowd = Crowd(configure(workers=3, mode="sync"))
     crowd.join_all()
     crowd.push(0)
@@ -370,7 +370,7 @@ ORDERS: list[dict[str, Any]] = [
 
 @settings(max_examples=300, deadline=None)
 @given(ACTIONS, st.sampled_from(ORDERS), st.sampled_from(["sgd", "momentum", "delay_compensated"]))
-def test_exactly_once_whatever_happens(
+def test_each_gradient_is_applied_exactly_once_despite_faults(
     actions: list[tuple[str, int, int]], order: dict[str, Any], rule: str
 ) -> None:
     data: dict[str, Any] = {
@@ -396,7 +396,7 @@ def test_exactly_once_whatever_happens(
             crowd.die(worker)
         elif action == "join":
             crowd.join(worker)
-    crowd.server.stop("test")  # puts on record what was discarded since the last update
+    crowd.server.stop("test")  # records discards since the last update
     check_exactly_once(crowd, crowd.server.drain())
 
 
@@ -430,12 +430,14 @@ def check_exactly_once(crowd: Crowd, record: Record) -> None:
     [{}, {"rule": "momentum"}, {"rule": "staleness_aware"}, {"clip_norm": 1e-3}],
     ids=["sgd", "momentum", "staleness_aware", "clipped"],
 )
-def test_steps_of_long_vectors_are_those_of_the_rule(optimizer: dict[str, Any], size: int) -> None:
+def test_steps_of_long_vectors_equal_those_of_the_rule(
+    optimizer: dict[str, Any], size: int
+) -> None:
     config = make_config({"optimizer": optimizer, "cluster": {"workers": 2}})
     rng = np.random.default_rng(8)
     server = ParameterServer(config, rng.normal(size=size))
     x = server.parameters.copy()
-    optimizer = Optimizer(make_rule(config), x[None])  # of paths, which have no blocks
+    optimizer = Optimizer(make_rule(config), x[None])  # for paths, which have no blocks
     ((_, first), (_, second)) = [*server.join(0, 0.0), *server.join(1, 0.0)]
     for staleness, snapshot in enumerate((first, second)):
         gradient = rng.normal(size=size)

@@ -1,7 +1,8 @@
-"""The data plane: the same run over every transport, and what strangers and faults do to it."""
+"""The data plane: equal runs over every transport, and defence against strangers and faults."""
 
 from __future__ import annotations
 
+import math
 import os
 import select
 import socket
@@ -117,8 +118,8 @@ def test_repeated_gradient_is_applied_once(transport: str) -> None:
         line.meanwhile(lambda: first.push(gradient))
         repeated = line.meanwhile(lambda: first.push(gradient))
         assert (line.server.version, repeated.version, repeated.sequence) == (1, 1, 1)
-        # A worker that has lost its connection and sends again over a new one, which arrives
-        # before the old one is known to be dead.
+        # A worker has lost its connection and repeats its gradient over a new one, before the
+        # server knows that the old one is dead.
         second = line.connect(0)
         repeated = line.meanwhile(lambda: second.push(gradient))
         assert (line.server.version, repeated.version, repeated.sequence) == (1, 1, 1)
@@ -128,7 +129,7 @@ def test_repeated_gradient_is_applied_once(transport: str) -> None:
 
 
 @transports
-def test_run_goes_on_without_a_worker_that_vanished(transport: str) -> None:
+def test_a_run_continues_without_a_worker_that_vanished(transport: str) -> None:
     # Under the uniform schedule the others would wait for it for ever.
     config = configure(3, updates=300, schedule="uniform")
     with Line(config, transport) as line:
@@ -150,7 +151,7 @@ def test_run_goes_on_without_a_worker_that_vanished(transport: str) -> None:
 
 
 @transports
-def test_worker_that_comes_back_goes_on(transport: str) -> None:
+def test_a_worker_that_returns_continues(transport: str) -> None:
     with Line(configure(1, updates=100), transport) as line:
         connection, snapshot = line.joined(0)
         line.meanwhile(lambda: connection.push(answer(snapshot, 0, np.ones(1))))
@@ -207,7 +208,7 @@ def test_misshapen_and_infinite_gradients_are_rejected(transport: str) -> None:
 
 
 @transports
-def test_end_of_run_reaches_those_who_wait_and_those_who_compute(transport: str) -> None:
+def test_the_end_of_a_run_reaches_waiting_and_computing_workers(transport: str) -> None:
     config = configure(2, updates=100)
     with Line(config, transport) as line:
         waiting, computing = line.connect(0), line.connect(1)
@@ -223,7 +224,7 @@ def test_end_of_run_reaches_those_who_wait_and_those_who_compute(transport: str)
 
 
 @transports
-def test_snapshot_is_read_only_and_what_the_server_had_when_it_answered(transport: str) -> None:
+def test_a_snapshot_is_read_only_and_later_updates_do_not_change_it(transport: str) -> None:
     with Line(configure(2, updates=100), transport) as line:
         connections = [line.connect(worker) for worker in range(2)]
         for worker, connection in enumerate(connections):
@@ -310,14 +311,14 @@ def test_stranger_cannot_guess_or_replay_a_proof() -> None:
         connection.sendall(hello(line))
         line.sockets.serve(0.05)
         challenge = connection.recv(4096)
-        # The server's own proof sent back to it, the only one a stranger has seen.
+        # Send back the server's own proof, the only one that a stranger has seen.
         connection.sendall(wire.pack(wire.PROOF, payload=challenge[-wire.PROOF_BYTES :]))
         assert refused(line, connection) == "does not know the secret of this run"
         assert not line.server.status(0.0).workers[0].present
 
 
-def test_recorded_handshake_of_a_worker_is_worth_nothing_again() -> None:
-    """To who has read along all that a worker has ever sent."""
+def test_a_recorded_handshake_of_a_worker_cannot_be_replayed() -> None:
+    """The stranger has recorded everything that a worker sent."""
     with Line(configure(1, updates=100), "tcp") as line:
         question, secret = hello(line), line.sockets.endpoint.secret
         worker = stranger(line)
@@ -339,7 +340,7 @@ def test_recorded_handshake_of_a_worker_is_worth_nothing_again() -> None:
 
 
 class Impostor:
-    """Sits where workers look for the server, and reads along or answers in its place."""
+    """Listens in place of the server, and forwards a handshake or answers it."""
 
     def __init__(self, end: Endpoint) -> None:
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -354,7 +355,7 @@ class Impostor:
         self._listener.close()
 
     def read_along(self) -> list[bytes]:
-        """Pass the frames of one handshake to the server and back; return the server's."""
+        """Forward the frames of one handshake between worker and server; return the server's."""
         frames = []
         address = (self._server.host, self._server.port)
         with self._listener.accept()[0] as worker, socket.create_connection(address) as server:
@@ -365,7 +366,7 @@ class Impostor:
         return frames
 
     def answer(self, frames: list[bytes]) -> bytes:
-        """Answer whatever comes with these frames; return what comes after the first."""
+        """Answer a worker with these frames; return what it sends after the first."""
         with self._listener.accept()[0] as worker:
             worker.settimeout(10)
             worker.recv(HELLO, socket.MSG_WAITALL)
@@ -382,7 +383,7 @@ PROOF = HEADER.size + wire.PROOF_BYTES
 
 
 def check_is_refused_by_a_worker(line: Line, impostor: Impostor, frames: list[bytes]) -> None:
-    """Assert that a worker turns away from who shows these frames, and shows it nothing."""
+    """Assert that a worker refuses a server with these frames, and sends it no proof."""
     line.spawn(0, lambda: impostor.answer(frames))
     reason = "^the server does not know the secret of this run$"
     with pytest.raises(WireError, match=reason):
@@ -400,7 +401,7 @@ def test_worker_refuses_a_server_without_the_secret() -> None:
         check_is_refused_by_a_worker(line, impostor, [guessed, wire.pack(wire.WELCOME)])
 
 
-def test_recorded_handshake_of_the_server_is_worth_nothing_again() -> None:
+def test_a_recorded_handshake_of_the_server_cannot_be_replayed() -> None:
     with (
         Line(configure(1, updates=100), "tcp") as line,
         Impostor(line.sockets.endpoint) as impostor,
@@ -434,16 +435,17 @@ def test_many_strangers_neither_exhaust_the_server_nor_fill_the_ledger() -> None
 
 
 @transports
-def test_flood_of_idle_strangers_keeps_no_worker_out(transport: str) -> None:
-    """The strangers that came first go, never a worker, and no more stay than there is room for."""
+def test_a_flood_of_idle_strangers_excludes_no_worker(transport: str) -> None:
+    """Above the limit, the server closes the oldest connections of strangers, not of workers."""
     with Line(configure(1, updates=100), transport) as line:
         connection, snapshot = line.joined(0)
+        line.sockets._next_sweep = math.inf  # on a busy machine, strangers would be too silent
         strangers = [stranger(line) for _ in range(300)]
         line.meanwhile(lambda: connection.push(answer(snapshot, 0, np.ones(1))))
         assert line.server.version == 1
         line.joined(0)
         closed = [bool(select.select([one], [], [], 0)[0]) for one in strangers]
-        dropped = 300 - 256 + (transport == "tcp")  # the newcomer was one itself
+        dropped = 300 - 256 + (transport == "tcp")  # the new worker was one at first
         assert closed == [True] * dropped + [False] * (300 - dropped)
         (*_, last) = line.events("connection_refused")
         assert last["reason"] == "too many newer connections before it authenticated"
@@ -465,7 +467,7 @@ sys.stdin.read()
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can connect as another user")
-def test_other_users_do_not_crowd_out_our_own_on_the_local_socket() -> None:
+def test_other_users_do_not_crowd_out_workers_on_the_local_socket() -> None:
     with Line(configure(1, updates=100), "shm") as line:
         early = stranger(line, local=True)
         process = subprocess.Popen(
@@ -516,7 +518,7 @@ def test_server_that_is_dead_is_not_dialled_again() -> None:
 
 
 def test_workers_that_are_none_of_the_run_are_refused() -> None:
-    """Though they know the secret: the trace has no place for what they send."""
+    """They know the secret, but the trace has no place for their gradients."""
     with Line(configure(2, updates=100), "tcp") as line:
         for worker in (2, 7, 2**32 - 1):
             with pytest.raises(WireError, match=f"worker {worker} does not belong to this run"):
@@ -550,7 +552,7 @@ def test_worker_with_another_dimension_is_refused() -> None:
 
 
 @transports
-def test_worker_out_of_protocol_is_closed_and_the_run_goes_on(transport: str) -> None:
+def test_a_worker_that_breaks_the_protocol_is_closed_and_the_run_continues(transport: str) -> None:
     size = 0 if transport == "shm" else 8
     push = bytearray(64 + size)
     gradient = answer(Snapshot(np.zeros(1), 0, 0, 0, 2), 0, np.ones(1))
@@ -579,7 +581,7 @@ def test_worker_out_of_protocol_is_closed_and_the_run_goes_on(transport: str) ->
             assert set(record.trace["worker"].tolist()) == {1}
 
 
-def test_gradient_that_is_held_cannot_be_overwritten() -> None:
+def test_a_held_gradient_cannot_be_overwritten() -> None:
     config = configure(2, updates=100, schedule="uniform")
     first_turn = int(stream(4, "schedule").integers(2))
     early = 1 - first_turn
@@ -609,7 +611,7 @@ def test_gradient_that_is_held_cannot_be_overwritten() -> None:
 
 @transports
 def test_no_answer_comes_before_the_question(transport: str) -> None:
-    """A worker that is back and has not asked yet would take it for the answer to its question."""
+    """A worker that has returned would take it for the answer to its next question."""
     config = configure(2, updates=100, schedule="uniform")
     first_turn = int(stream(4, "schedule").integers(2))
     early = 1 - first_turn
@@ -622,7 +624,7 @@ def test_no_answer_comes_before_the_question(transport: str) -> None:
         held = answer(snapshots[early], early, np.ones(1))
         line.spawn(early, lambda: connections[early].push(held))
         line.sockets.serve(0.05)
-        again = line.connect(early)  # over a new connection: its process was started anew
+        again = line.connect(early)  # a new connection, from its restarted process
         snapshot = snapshots[first_turn]
         while early not in line.server.drain().trace["worker"]:
             gradient = answer(snapshot, first_turn, np.zeros(1))
@@ -651,13 +653,13 @@ def test_torn_frames_are_put_together(cuts: list[int]) -> None:
 
 
 def torn_answer(line: Line, brisk: bool, first: bytes, rest: bytes) -> Any:
-    """Return what a worker makes of an answer in two parts, the second, if any, after a while."""
+    """Return what a worker receives from an answer in two parts; the second may be empty."""
     connection, snapshot = line.joined(0)
     line.opened.append(connection._socket)
     ours, theirs = socket.socketpair()
     connection._socket, connection._busy_waits = theirs, brisk
     with ours:
-        ours.sendall(first)  # is there when the worker looks, or waits, for the first time
+        ours.sendall(first)  # arrives before the worker looks or waits
         line.spawn(0, lambda: connection.push(answer(snapshot, 0, np.ones(1))))
         ours.recv(72, socket.MSG_WAITALL)
         line.serve_until(lambda: not select.select([theirs], [], [], 0)[0])
@@ -682,13 +684,13 @@ def test_torn_answers_are_put_together(cut: int, brisk: bool) -> None:
 
 @pytest.mark.parametrize("brisk", [False, True])
 @pytest.mark.parametrize("cut", [0, 1, 63, 64, 71])
-def test_server_that_goes_in_mid_answer_is_a_connection_error(cut: int, brisk: bool) -> None:
+def test_a_server_that_dies_during_its_answer_is_a_connection_error(cut: int, brisk: bool) -> None:
     with Line(configure(1, updates=100), "tcp") as line:
         got = torn_answer(line, brisk, WHOLE[:cut], b"")
         assert isinstance(got, ConnectionError)
 
 
-def test_worker_that_stops_in_mid_frame_is_closed_in_time() -> None:
+def test_a_worker_that_stops_inside_a_frame_is_closed_in_time() -> None:
     with Line(configure(1, updates=100), "tcp") as line:
         connection, _ = line.joined(0)
         connection._socket.sendall(b"ASGD")
@@ -700,7 +702,7 @@ def test_worker_that_stops_in_mid_frame_is_closed_in_time() -> None:
 
 
 class Wide:
-    """f(x) = |x|^2 / 2 in so many dimensions that a snapshot does not fit into a socket."""
+    """f(x) = |x|^2 / 2 in so many dimensions that a snapshot does not fit into a socket buffer."""
 
     dim = 2_000_000
     n_samples = 2
@@ -716,19 +718,16 @@ class Wide:
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
-def test_slow_reader_keeps_nobody_waiting_and_gets_one_version(dtype: str) -> None:
+def test_a_slow_reader_delays_no_worker_and_gets_one_version(dtype: str) -> None:
     wide = PluginProblem(Wide(), np.dtype(float), rowwise=False)
-    with Line(configure(2, updates=20), "tcp", dtype, wide) as line:
+    with Line(configure(2, updates=10), "tcp", dtype, wide) as line:
         slow = line.connect(0)
         slow._socket.sendall(wire.pack(wire.JOIN, 0))
         line.work(1)
-        line.serve_until(lambda: line.server.version >= 10)
+        line.serve_until(lambda: line.server.version >= 5)
         line.spawn(0, slow._receive)
         line.finish(2)
         np.testing.assert_array_equal(slow._vector, 1.0)
-
-        late = line.connect(0)
-        late._socket.sendall(wire.pack(wire.JOIN, 0))
 
 
 def test_worker_that_does_not_read_is_closed_in_time() -> None:
@@ -743,7 +742,7 @@ def test_worker_that_does_not_read_is_closed_in_time() -> None:
         assert line.events("connection_lost")[0]["reason"] == "read nothing for 30 s"
 
 
-def test_server_that_is_gone_is_a_connection_error() -> None:
+def test_a_dead_server_is_a_connection_error() -> None:
     with Line(configure(1, updates=100), "tcp") as line:
         connection, snapshot = line.joined(0)
         end = line.sockets.endpoint
@@ -757,4 +756,3 @@ def test_server_that_is_gone_is_a_connection_error() -> None:
 def test_secret_is_not_printed() -> None:
     with Line(configure(1, updates=100), "tcp") as line:
         assert str(line.sockets.endpoint.secret) not in repr(line.sockets.endpoint)
-        assert HEADER.size == 64

@@ -1,4 +1,4 @@
-"""Directories of a process's own, and those that others left."""
+"""Private directories of a process, and the removal of those that other processes left."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ with private_directory(sys.argv[1]) as directory:
 """
 
 
-def test_directory_is_private_and_gone_after_the_block(tmp_path: Path) -> None:
+def test_a_directory_is_private_and_removed_after_the_block(tmp_path: Path) -> None:
     with private_directory(str(tmp_path)) as directory:
         (Path(directory) / "file").touch()
         assert Path(directory).parent == tmp_path
@@ -33,7 +33,7 @@ def test_directory_is_private_and_gone_after_the_block(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_what_others_left_is_removed_once_nobody_holds_it(tmp_path: Path) -> None:
+def test_a_directory_of_another_process_is_removed_once_no_process_holds_it(tmp_path: Path) -> None:
     owner = subprocess.Popen(
         [sys.executable, "-c", OWNER, str(tmp_path)],
         cwd=ROOT,
@@ -51,7 +51,7 @@ def test_what_others_left_is_removed_once_nobody_holds_it(tmp_path: Path) -> Non
         assert not theirs.exists()
 
 
-def test_what_could_not_be_removed_is_removed_by_the_next(
+def test_the_next_process_removes_a_directory_that_could_not_be_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def busy(*_: object, **__: object) -> None:
@@ -66,7 +66,7 @@ def test_what_could_not_be_removed_is_removed_by_the_next(
         assert not Path(directory).exists()
 
 
-def test_what_only_has_such_a_name_is_left_alone(tmp_path: Path) -> None:
+def test_other_directories_with_a_similar_name_are_kept(tmp_path: Path) -> None:
     with private_directory(str(tmp_path)) as directory:
         (owner,) = Path(directory).iterdir()
         name = owner.name

@@ -1,4 +1,4 @@
-"""How messages travel: nothing is changed on the way, late answers find their caller."""
+"""Messages: vectors arrive unchanged, and late answers reach their caller."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ DOUBLE = VectorFormat(0)
 
 
 @pytest.mark.parametrize("value", [[], [1.5], [np.pi, -0.0, 5e-324, 1.7e308]])
-def test_vectors_arrive_as_they_were(value: list[float]) -> None:
+def test_vectors_arrive_unchanged(value: list[float]) -> None:
     array = np.array(value, dtype=float)
     received = decode(encode(array, DOUBLE), DOUBLE)
     assert received.tobytes() == array.tobytes()
     assert not received.flags.writeable
 
 
-def test_strided_vector() -> None:
+def test_a_strided_vector_arrives_unchanged() -> None:
     array = np.arange(10.0)[::3]
     np.testing.assert_array_equal(decode(encode(array, DOUBLE), DOUBLE), array)
 
 
-def test_snapshot_is_encoded_before_the_server_goes_on() -> None:
+def test_a_snapshot_is_encoded_before_the_server_continues() -> None:
     async def scenario() -> bytes:
         waiting = Waiting(DOUBLE)
         answer = waiting.expect(0)
@@ -57,7 +57,7 @@ def test_snapshot_is_encoded_before_the_server_goes_on() -> None:
     np.testing.assert_array_equal(decode(asyncio.run(scenario()), DOUBLE), np.zeros(3))
 
 
-def test_answer_may_come_long_after_and_to_another_worker() -> None:
+def test_answers_may_come_late_and_in_another_order() -> None:
     async def scenario() -> list[str]:
         waiting = Waiting(DOUBLE)
         answers = [waiting.expect(worker) for worker in range(3)]
@@ -81,7 +81,7 @@ def test_second_call_of_a_worker_replaces_the_first() -> None:
 
 
 @pytest.mark.parametrize("value", [[1.0, 1e300, -1e300], [0.1, 5e-324, -0.0]])
-def test_float32_rounds_and_overflows_in_silence(value: list[float]) -> None:
+def test_float32_rounds_and_overflows_silently(value: list[float]) -> None:
     rounded = VectorFormat(len(value), "float32")
     received = decode(encode(np.array(value), rounded), rounded)
     assert received.dtype == np.float64
@@ -145,7 +145,9 @@ def test_uniform_schedule_is_the_same_over_every_transport(tmp_path: Path, trans
 @pytest.mark.slow
 @pytest.mark.usefixtures("shared_ray")
 @pytest.mark.parametrize("transport", ["tcp", "shm"])
-def test_worker_process_that_dies_again_and_again(tmp_path: Path, transport: str) -> None:
+def test_a_run_finishes_although_worker_processes_die_again_and_again(
+    tmp_path: Path, transport: str
+) -> None:
     config = make_config(
         {
             "problem": {
@@ -171,7 +173,7 @@ def test_worker_process_that_dies_again_and_again(tmp_path: Path, transport: str
 
 
 @pytest.mark.usefixtures("shared_ray")
-def test_killed_worker_comes_back_through_a_flood_of_strangers(tmp_path: Path) -> None:
+def test_a_killed_worker_rejoins_during_a_flood_of_strangers(tmp_path: Path) -> None:
     config = make_config(
         {
             "problem": {"kind": "quadratic"},
@@ -190,7 +192,7 @@ def test_killed_worker_comes_back_through_a_flood_of_strangers(tmp_path: Path) -
                 ((_, port),) = [
                     (address, port)
                     for address, port in listeners(actor_processes("ServerActor"))
-                    if address.version == 4  # Ray's own are of version 6
+                    if address.version == 4  # Ray's are of version 6
                 ]
                 for _ in range(400):
                     strangers.enter_context(socket.create_connection(("127.0.0.1", port)))

@@ -1,4 +1,4 @@
-"""`asgd verify`: nothing is found in a good run, and each kind of damage is."""
+"""`asgd verify` finds nothing in a good run, and finds each kind of damage."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Damage = Callable[[Path], None]
 
 @pytest.fixture(scope="module")
 def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of a server and its workers that ended, in two parts."""
+    """Make a finished run of a server and its workers, whose tables have two parts."""
     machine = Machine(tmp_path_factory.mktemp("verify") / "run", configure(workers=3))
     machine.work(40)
     machine.work(60)
@@ -60,7 +60,9 @@ def run(good: Path, tmp_path: Path) -> Path:
         },
     ],
 )
-def test_a_simulated_run_is_right(tables: dict[str, dict[str, object]], tmp_path: Path) -> None:
+def test_a_simulated_run_has_no_findings(
+    tables: dict[str, dict[str, object]], tmp_path: Path
+) -> None:
     path = simulate(make_config(tables | {"run": {"updates": 130}}), tmp_path / "run")
     verdict = verify(read_run(path))
     assert verdict.findings == []
@@ -68,7 +70,7 @@ def test_a_simulated_run_is_right(tables: dict[str, dict[str, object]], tmp_path
 
 
 @pytest.mark.parametrize("mode", ["async", "sync"])
-def test_a_run_that_lost_a_server_is_right(mode: str, tmp_path: Path) -> None:
+def test_a_run_that_lost_a_server_has_no_findings(mode: str, tmp_path: Path) -> None:
     machine = Machine(tmp_path / "run", configure(workers=3, durability="log", mode=mode))
     machine.work(30)
     machine.crowd.die(1)
@@ -99,13 +101,13 @@ def test_a_replay_of_means_takes_gradients_that_share_memory(tmp_path: Path) -> 
     np.testing.assert_array_equal(last.parameters, expected.parameters)
 
 
-def test_one_line_where_all_is_right(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_good_run_gets_one_line(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status, printed, errors = asgd(capsys, "verify", run)
     assert (status, errors, printed.count("\n")) == (0, "", 1)
     assert printed.startswith(f"{run}: no faults: 60 updates")
 
 
-def test_losses_that_were_set_aside_are_said(tmp_path: Path) -> None:
+def test_losses_that_were_set_aside_are_mentioned(tmp_path: Path) -> None:
     machine = Machine(tmp_path / "run", configure(durability="log"))
     machine.work(30)
     part = min((machine.path / "loss.parquet").glob("part-*"))
@@ -188,7 +190,7 @@ def remove(name: str) -> Damage:
 
 
 def write(table: str, name: str, value: float) -> Damage:
-    """Change a number in the first part as if it had been written so."""
+    """Write a table again, in one part with a valid digest, with one number changed."""
 
     def damage(run: Path) -> None:
         frame = getattr(read_run(run), "loss" if "loss" in table else table)
@@ -264,7 +266,7 @@ def test_damage_is_found(name: str, run: Path, capsys: pytest.CaptureFixture[str
 
 @pytest.mark.parametrize("name", ["events.jsonl", "profile.json", "prediction.json"])
 def test_a_bit_flipped_anywhere_in_a_small_file_is_found(name: str, tmp_path: Path) -> None:
-    """Within a number or a word the text stays JSON: only its check tells."""
+    """Inside a number or a word, the text stays valid JSON, so only its check shows the flip."""
     tables = {"problem": {"kind": "quadratic"}, "run": {"updates": 300}}
     study = Study.open(simulate(make_config(tables), tmp_path / "run"))
     study.fit.save(study.path)
@@ -294,12 +296,12 @@ def test_the_last_state_of_a_simulated_run_is_checked(tmp_path: Path) -> None:
     assert finding == f"{run}/parameters.bin: its checksum does not match its content"
 
 
-def test_parameters_that_a_replay_does_not_come_to(run: Path) -> None:
-    """The checkpoint is whole, but of another run."""
+def test_parameters_that_differ_from_those_of_a_replay_are_found(run: Path) -> None:
+    """The checkpoint is intact, but belongs to another run."""
     other = Machine(run.parent / "other", configure(workers=2))
     other.work(60)
     for path in (other.path / "checkpoints").glob("checkpoint-*"):
         shutil.copy(path, run / "checkpoints")
     (finding,) = verify(read_run(run)).findings
     assert finding.endswith("the parameters of a replay differ")
-    assert np.array_equal(verify(read_run(run), replayed=False).findings, [])
+    assert verify(read_run(run), replayed=False).findings == []

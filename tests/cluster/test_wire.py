@@ -1,4 +1,4 @@
-"""The frames: what is packed comes back, what is not ours is refused."""
+"""Frames: packed values are read back, and other bytes are refused."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import struct
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from cluster.core.messages import Gradient, Snapshot
@@ -27,7 +27,7 @@ def test_layout_is_the_documented_one() -> None:
 
 
 @given(uint32, int64, int64, int64, st.floats(allow_nan=False))
-def test_gradient_header_comes_back(
+def test_the_header_of_a_gradient_is_read_back(
     worker: int, sequence: int, version: int, epoch: int, seconds: float
 ) -> None:
     buffer = bytearray(HEADER.size)
@@ -43,7 +43,7 @@ def test_gradient_header_comes_back(
 
 
 @given(uint32, uint32, int64, int64, int64, st.integers(0, 2**64 - 1))
-def test_snapshot_header_comes_back(
+def test_the_header_of_a_snapshot_is_read_back(
     worker: int, batch_size: int, sequence: int, version: int, epoch: int, position: int
 ) -> None:
     buffer = bytearray(HEADER.size)
@@ -60,9 +60,9 @@ def test_snapshot_header_comes_back(
 
 @given(st.binary(min_size=64, max_size=200))
 def test_other_bytes_are_refused(data: bytes) -> None:
-    if data[:5] != b"ASGD\x01":
-        with pytest.raises(WireError):
-            wire.parse(bytearray(data))
+    assume(data[:5] != b"ASGD\x02")
+    with pytest.raises(WireError):
+        wire.parse(bytearray(data))
 
 
 def test_another_version_is_named() -> None:
@@ -73,7 +73,7 @@ def test_another_version_is_named() -> None:
 
 
 @pytest.mark.parametrize("shape", [(), (3,), (2, 5), (0, 4), (1,) * 32])
-def test_shape_of_a_misfit_comes_back(shape: tuple[int, ...]) -> None:
+def test_the_shape_of_a_misfit_is_read_back(shape: tuple[int, ...]) -> None:
     frame = wire.pack_misfit(Gradient(1, 2, 3, 4, np.zeros(shape), 0.5))
     header = wire.parse(bytearray(frame))
     assert (header.kind, header.sequence, header.length) == (wire.MISFIT, 2, len(frame) - 64)
@@ -110,7 +110,7 @@ def test_numbers_in_a_frame() -> None:
     assert bytes(buffer[HEADER.size :]) == struct.pack("<3f", 1.0, 2.0, 3.0)
 
 
-def test_conversion_overflows_to_infinity_in_silence() -> None:
+def test_conversion_overflows_to_infinity_silently() -> None:
     narrow = np.empty(2, np.float32)
     wire.copy_vector(narrow, np.array([1e300, 0.1]))
     np.testing.assert_array_equal(narrow, np.array([np.inf, 0.1], np.float32))

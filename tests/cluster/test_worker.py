@@ -1,4 +1,4 @@
-"""The worker: what it draws, what it sends, when it stops."""
+"""The worker: its draws, its gradients, and its end."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def configure(**cluster: object) -> RunConfig:
 
 
 class Direct:
-    """A connection without a wire: the server in the same process, one worker."""
+    """A connection of one worker to a server in the same process."""
 
     def __init__(self, server: ParameterServer) -> None:
         self.server = server
@@ -46,7 +46,7 @@ def snapshot(config: RunConfig, sequence: int) -> tuple[Array, Snapshot]:
     return x, Snapshot(x, version=7, epoch=2, sequence=sequence, batch_size=3)
 
 
-def test_works_until_it_is_told_to_stop() -> None:
+def test_a_worker_works_until_it_is_told_to_stop() -> None:
     config = configure()
     problem = make_problem(config)
     server = ParameterServer(config, problem.initial_point(stream(5, "initial")))
@@ -70,7 +70,7 @@ def test_draws_depend_on_seed_worker_and_sequence_alone() -> None:
     assert not np.array_equal(other, expected)
 
 
-def test_gradient_carries_what_the_snapshot_said() -> None:
+def test_a_gradient_carries_the_numbers_of_its_snapshot() -> None:
     config = configure()
     gradient = Worker(config, 1, make_problem(config)).compute(snapshot(config, 4)[1])
     assert (gradient.worker, gradient.sequence) == (1, 4)

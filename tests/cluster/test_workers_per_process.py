@@ -1,4 +1,4 @@
-"""Several workers in one process: the same records, one death for all, room for those who come."""
+"""Several workers in one process: equal records, a common death, and places for added workers."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ def configure(workers: int, together: int, updates: int, **tables: Any) -> RunCo
 
 
 class Processes:
-    """The processes of workers of a run, seen from its `progress` callback.
+    """A `progress` callback that watches the worker processes of a run.
 
-    After 20 updates it kills one of a `kind`, if any. Then, with so many events of workers that
-    have `joined`, it makes the file `until`.
+    After 20 updates, it kills a process of `kind`, if given. Then, once the run has `joined` events
+    of joining workers, it makes the file `until`.
     """
 
     def __init__(self, until: Path, kind: str = "", joined: int = 0) -> None:
@@ -72,13 +72,13 @@ class Processes:
 
 
 def slow(until: Path, fault: str = "slow", after: int = 0) -> dict[str, Any]:
-    """Return a problem whose run does not end before there is a file `until`."""
+    """Return a problem whose gradients get slower and slower until the file `until` exists."""
     options = {"fault": fault, "until": str(until), "after": after}
     return {"kind": "tests.support.plugins:bowl", "options": options}
 
 
 def reasons(result: Run) -> dict[int, str]:
-    """Return why each worker was lost; none was lost twice."""
+    """Return why each worker was lost; assert that none was lost twice."""
     lost = [event for event in result.events if event["event"] == "worker_lost"]
     found = {event["worker"]: event["reason"] for event in lost}
     assert len(found) == len(lost)
@@ -93,8 +93,8 @@ def check_sound(result: Run) -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("shared_ray")
 @pytest.mark.parametrize("transport", ["tcp", "shm", "ray"])
-def test_records_are_those_of_a_process_for_each_worker(tmp_path: Path, transport: str) -> None:
-    """To the last bit: the server draws the order, so nothing else is left to chance."""
+def test_records_equal_those_of_one_process_for_each_worker(tmp_path: Path, transport: str) -> None:
+    """They are equal to the last bit, because the server draws the order."""
     cluster = {"transport": transport, "schedule": "uniform"}
     processes = Processes(tmp_path / "until")
     result = read_run(
@@ -110,7 +110,7 @@ def test_records_are_those_of_a_process_for_each_worker(tmp_path: Path, transpor
 
 
 class Reused(Bowl):
-    """Returns the same memory for each gradient, and notes whether two are computed at once."""
+    """Returns the same memory for each gradient, and records whether two are computed at once."""
 
     dtype = np.dtype(np.float64)
 
@@ -150,7 +150,7 @@ def test_workers_take_turns_and_keep_their_gradients() -> None:
 
 @pytest.mark.usefixtures("shared_ray")
 def test_each_worker_waits_by_itself(tmp_path: Path) -> None:
-    """One after another, the added times alone would take as long as they are together."""
+    """If workers waited one after another, the run would take the sum of the added times."""
     cluster = {"compute_time": {"law": "constant", "mean": 0.1}}
     result = read_run(run(configure(16, 16, 160, cluster=cluster), tmp_path / "run"))
     check_trace(result)
@@ -161,7 +161,7 @@ def test_each_worker_waits_by_itself(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("shared_ray")
 @pytest.mark.parametrize("transport", ["tcp", "shm", "ray"])
-def test_death_of_a_process_is_that_of_its_workers(tmp_path: Path, transport: str) -> None:
+def test_the_death_of_a_process_is_the_death_of_its_workers(tmp_path: Path, transport: str) -> None:
     until = tmp_path / "until"
     config = configure(8, 4, 600, problem=slow(until), cluster={"transport": transport})
     processes = Processes(until, "WorkerActor", joined=12)
@@ -196,7 +196,9 @@ def test_workers_of_a_process_that_hangs_are_replaced(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("shared_ray")
 @pytest.mark.parametrize("transport", ["shm", "ray"])
-def test_worker_whose_code_raises_leaves_the_others_alone(tmp_path: Path, transport: str) -> None:
+def test_a_worker_whose_code_raises_does_not_affect_the_others(
+    tmp_path: Path, transport: str
+) -> None:
     until = tmp_path / "until"
     problem = slow(until, "stumble", after=30)
     config = configure(4, 4, 400, problem=problem, cluster={"transport": transport})
@@ -205,7 +207,7 @@ def test_worker_whose_code_raises_leaves_the_others_alone(tmp_path: Path, transp
     check_sound(result)
     ((worker, why),) = reasons(result).items()
     assert why.startswith("ZeroDivisionError: once")
-    assert len(processes.seen) == 1  # where it was, it begins again
+    assert len(processes.seen) == 1  # it restarts in the same process
     joined = Counter(e["worker"] for e in result.events if e["event"] == "worker_joined")
     assert joined == {**dict.fromkeys(range(4), 1), worker: 2}
     gone = [e["worker"] for e in result.events if e["event"] == "gradient_lost"]
@@ -215,7 +217,7 @@ def test_worker_whose_code_raises_leaves_the_others_alone(tmp_path: Path, transp
 @pytest.mark.slow
 @pytest.mark.usefixtures("shared_ray")
 @pytest.mark.parametrize("transport", ["tcp", "ray"])
-def test_workers_of_a_process_go_on_with_a_new_server(tmp_path: Path, transport: str) -> None:
+def test_workers_of_a_process_continue_with_a_new_server(tmp_path: Path, transport: str) -> None:
     until = tmp_path / "until"
     config = configure(6, 4, 400, problem=slow(until), cluster={"transport": transport})
     processes = Processes(until, "ServerActor", joined=6)
@@ -227,14 +229,14 @@ def test_workers_of_a_process_go_on_with_a_new_server(tmp_path: Path, transport:
 
 
 @pytest.mark.usefixtures("shared_ray")
-def test_added_workers_take_the_room_there_is(tmp_path: Path) -> None:
+def test_added_workers_take_the_free_room_in_processes(tmp_path: Path) -> None:
     path, until, found = tmp_path / "run", tmp_path / "until", []
 
     def resize() -> None:
         for count, joined, removed in ((6, 6, 0), (2, 6, 4), (4, 8, 4)):
             set_workers(path, count)
             while occurrences("worker_joined") < joined or occurrences("worker_removed") < removed:
-                pause.wait(0.1)  # each look reads the events
+                pause.wait(0.1)  # because each check reads the events
             found.append(len(processes.now))
         until.touch()
 
@@ -254,7 +256,7 @@ def test_added_workers_take_the_room_there_is(tmp_path: Path) -> None:
     assert found == [2, 1, 1]  # worker 3 beside 0 to 2; at last 6 and 7 beside 0 and 1
 
 
-def test_an_accelerator_goes_with_one_worker_in_a_process() -> None:
+def test_an_accelerator_needs_one_worker_per_process() -> None:
     with pytest.raises(
         InputError, match=r"cluster.*gpus_per_worker = 0.5 .* workers_per_process = 4, .*expected"
     ):

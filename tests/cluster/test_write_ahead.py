@@ -1,4 +1,4 @@
-"""The write-ahead log: every update survives, whatever is torn, flipped, repeated or late."""
+"""The write-ahead log keeps every update, and ignores torn, flipped, repeated or late bytes."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def same(one: Entry, other: Entry) -> bool:
 
 
 def begin(directory: Path, version: int = 0, segment_bytes: int = 4000) -> WriteAheadLog:
-    """Return the log of a new incarnation."""
+    """Return the log of a new server."""
     epoch = Lease(directory).take()
     return WriteAheadLog(directory, epoch, version, DIMENSION, 10, segment_bytes)
 
@@ -83,7 +83,7 @@ def check_read(found: list[Entry], expected: list[Entry]) -> None:
 
 
 def index_of(entries: list[Entry], number: int) -> int:
-    """Return where the update of a number is."""
+    """Return the index of an update, given its number."""
     return [isinstance(e, Update) and e.row[0] == number for e in entries].index(True)
 
 
@@ -97,7 +97,7 @@ def test_entries_are_read_back_to_the_last_bit_across_segments(tmp_path: Path) -
     assert not list(read_log(tmp_path, 200))
 
 
-def test_segments_before_a_version_go(tmp_path: Path) -> None:
+def test_segments_before_a_version_are_removed(tmp_path: Path) -> None:
     entries = write(tmp_path, 0, 200)
     before = segments(tmp_path)
     start = before[2].version
@@ -110,7 +110,7 @@ def test_segments_before_a_version_go(tmp_path: Path) -> None:
     assert segments(tmp_path) == before[-1:]
 
 
-def test_incident_after_the_last_update_does_not_count(tmp_path: Path) -> None:
+def test_an_incident_after_the_last_update_is_ignored(tmp_path: Path) -> None:
     log = begin(tmp_path)
     for entry in (update(0), incident(3), update(1), incident(5)):
         log.append(entry)
@@ -119,7 +119,7 @@ def test_incident_after_the_last_update_does_not_count(tmp_path: Path) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(st.data())
-def test_torn_or_flipped_log_is_a_shorter_one(
+def test_a_torn_or_flipped_log_is_read_up_to_the_damage(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
     directory = tmp_path_factory.mktemp("log")
@@ -138,8 +138,8 @@ def test_torn_or_flipped_log_is_a_shorter_one(
 
 
 @pytest.mark.parametrize("dimension", [0, 1, 2, DIMENSION - 1, DIMENSION + 1, 10**6])
-def test_a_header_of_another_dimension_makes_no_gradient(tmp_path: Path, dimension: int) -> None:
-    """A directory may come from anywhere; three float64 are the bytes of six float32."""
+def test_a_log_with_another_dimension_is_ignored(tmp_path: Path, dimension: int) -> None:
+    """A run directory is not trusted, and three float64 have as many bytes as six float32."""
     log = begin(tmp_path)
     log.append(update(0))
     log.close()
@@ -162,7 +162,7 @@ def test_repeated_tail_is_not_read_twice(tmp_path: Path) -> None:
         check_read(list(read_log(tmp_path, 0)), entries)
 
 
-def test_what_a_replaced_server_goes_on_to_write_does_not_count(tmp_path: Path) -> None:
+def test_later_entries_of_a_replaced_server_are_ignored(tmp_path: Path) -> None:
     first = write(tmp_path, 0, 57)
     second = write(tmp_path, 33, 90)
     kept = [e for e in first if not isinstance(e, Incident) and e.row[0] < 33]
@@ -183,8 +183,8 @@ def test_replaced_server_begins_no_segment(tmp_path: Path) -> None:
     assert contents(tmp_path) == before
 
 
-def test_replaced_server_that_is_writing_writes_no_more(tmp_path: Path) -> None:
-    """At whatever point it is replaced: between updates, in one, in the making of a segment."""
+def test_a_server_that_is_replaced_while_it_writes_stops(tmp_path: Path) -> None:
+    """It is replaced at any point: between updates, during one, or while it makes a segment."""
 
     def write_on(log: WriteAheadLog) -> None:
         with suppress(PermissionError):
@@ -268,7 +268,7 @@ ACTIONS = [*["push"] * 8, "die", "join", "repeat", "record", "restart"]
     cluster=st.sampled_from(MODES),
     actions=st.lists(st.tuples(st.sampled_from(ACTIONS), st.integers(0, 2)), max_size=60),
 )
-def test_whatever_happens_every_gradient_counts_once(
+def test_every_gradient_counts_once_despite_faults(
     tmp_path_factory: pytest.TempPathFactory,
     durability: str,
     cluster: dict[str, Any],
@@ -287,7 +287,7 @@ def test_whatever_happens_every_gradient_counts_once(
         elif action == "join":
             crowd.join(worker)
         elif action == "repeat" and sent:
-            crowd.send(sent[-1 - worker % len(sent)])  # of this server or of one before it
+            crowd.send(sent[-1 - worker % len(sent)])  # for this server or for an earlier one
         elif action == "record":
             machine.record()
         elif action == "restart":
@@ -324,7 +324,7 @@ def test_full_disk_stops_the_server_before_it_answers(tmp_path: Path) -> None:
 
 
 def test_disk_that_takes_half_a_record_stops_the_server(tmp_path: Path) -> None:
-    """The room for the segment is there, yet the write ends early: the update is not made."""
+    """The segment has room, but the write ends early, so the update is not made."""
     machine = Machine(tmp_path / "run", configure(2, 60, "log"))
     work(machine.crowd, 25)
     (segment,) = segments(machine.path / CHECKPOINTS)
@@ -350,7 +350,7 @@ def test_disk_that_takes_half_a_record_stops_the_server(tmp_path: Path) -> None:
 def test_refused_gradients_are_counted_over_restarts(
     tmp_path: Path, durability: str, recorded: bool
 ) -> None:
-    """Else a run that cannot go on would go on for ever: the server ends it at the eleventh."""
+    """Otherwise, a run that cannot continue would never end; it ends at the eleventh refusal."""
     machine = Machine(tmp_path / "run", configure(1, 400, durability))
     for refused in range(1, 11):
         crowd = machine.crowd
