@@ -1,4 +1,4 @@
-"""Counts in place of rows: every update is counted once, whenever a process is killed or reads."""
+"""Counts instead of rows: each update is counted once, even if a process is killed or reads."""
 
 import os
 from collections.abc import Iterator
@@ -77,7 +77,7 @@ def discarded(first: int, size: int) -> Columns:
 
 
 def write(path: Path, config: RunConfig, first: int, parts: int, size: int = PART) -> int:
-    """Write parts, and count all but the last of the trace, as where two checkpoints are kept."""
+    """Write parts, and count all but the last of the trace, as if two checkpoints were kept."""
     writer = RunWriter(path)
     writer.discarded(discarded(first, parts * size))
     for _ in range(parts):
@@ -156,7 +156,7 @@ def test_many_rows_of_counts_join_spans_too(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 class KilledError(BaseException):
-    """Stands for SIGKILL: nothing catches it."""
+    """Stands for SIGKILL: no code catches it."""
 
 
 def test_killed_at_any_file_operation_no_update_is_lost_or_counted_twice(
@@ -195,7 +195,7 @@ def test_killed_at_any_file_operation_no_update_is_lost_or_counted_twice(
             return
 
 
-def test_reading_goes_on_while_rows_are_counted(
+def test_reading_continues_while_rows_are_counted(
     tmp_path: Path, config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = RunWriter.create(tmp_path / "run", config).path
@@ -219,10 +219,10 @@ def test_reading_goes_on_while_rows_are_counted(
             assert counted
 
 
-def test_counts_of_restored_servers_are_those_of_rows(
+def test_counts_of_restored_servers_equal_those_of_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same arrivals, recorded as rows and as counts, also of means and after restores."""
+    """The same arrivals are recorded as rows and as counts, for several policies and restarts."""
     monkeypatch.setattr(counting, "LEAST_ROWS", 64)
     for policy in ({}, {"mode": "buffered", "gradients_per_update": 3}, {"discard_above": 2}):
         plain = configure(workers=4, updates=500, **policy)
@@ -266,14 +266,14 @@ def test_the_older_checkpoint_is_never_before_the_counts(
 
 
 def damage(run: Run) -> None:
-    """Let the counts take an update from one worker and give it to another."""
+    """Move the counts of one row to another worker."""
     stored = StalenessCounts.load(run.path, 10**6)
     worker = stored.columns["worker"].copy()
     worker[0] += 1
     replace(stored, columns={**stored.columns, "worker": worker}).save(run.path)
 
 
-def test_without_rows_each_command_says_what_it_cannot_tell(
+def test_without_rows_tables_are_refused_and_verify_says_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("asgd.simulation.simulate._PART", 1000)

@@ -22,8 +22,8 @@ UPDATES = 90_000
 
 @pytest.mark.usefixtures("shared_ray")
 @pytest.mark.parametrize("durability", ["log", "checkpoint"])
-def test_counts_are_exact_whatever_is_killed(tmp_path: Path, durability: str) -> None:
-    """Each kill waits until rows were counted since the one before."""
+def test_counts_are_exact_after_kills_and_an_interruption(tmp_path: Path, durability: str) -> None:
+    """Each kill waits until more rows are counted than at the last kill."""
     path, victims, counted = tmp_path / "run", ["RecorderActor", "ServerActor"], [0]
 
     def disturb(progress: Progress) -> None:
