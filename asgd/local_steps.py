@@ -1,4 +1,4 @@
-"""What workers push: the gradient of a mini-batch, or the change made by local steps.
+"""What workers push: the gradient of a mini-batch or the change made by local steps, compressed.
 
 With `optimizer.local_steps` H, a worker starts at its snapshot x, makes H steps of its local rule,
 each on a mini-batch of its own, and pushes the pseudo-gradient
@@ -11,7 +11,8 @@ efficient learning of deep networks from decentralized data*, 2017; Douillard et
 
 If the state of the local rule is kept, push s continues with the state after push s - 1 of the same
 worker. A missing number means that a gradient or a state was lost, and the state is reset. So a
-replay needs only the recorded numbers.
+replay needs only the recorded numbers. The same holds for the rest that a compression leaves
+(`asgd.compression`).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import Protocol
 import numpy as np
 
 from asgd.arrays import Array, Integers, converted, number_type, sent_as
+from asgd.compression import SCRATCH, ErrorFeedback, compression_of
 from asgd.config.tables import RunConfig
 from asgd.problems.base import Indices, Problem, gradient_of_batch
 from asgd.rules.base import Optimizer, Rule
@@ -129,6 +131,64 @@ class LocalSteps:
         return np.negative(change, out=change) if self.rule.additive else start - point
 
 
+def not_a_gradient(config: RunConfig) -> str | None:
+    """Return the key by which a push is not the gradient of a batch, or None.
+
+    Theory and plans are about gradients.
+    """
+    if config.optimizer.local_steps is not None:
+        return f"optimizer.local_steps = {config.optimizer.local_steps}"
+    compression = config.cluster.compression
+    return None if compression == "none" else f"cluster.compression = {compression!r}"
+
+
+class PushRule:
+    """Makes a push of gradients: by the local steps of a run, then by its compression.
+
+    Parameters
+    ----------
+    local
+        The local steps, None if a push is one gradient.
+    feedback
+        Compresses pushes, None if they are sent whole.
+    """
+
+    def __init__(self, local: LocalSteps | None, feedback: ErrorFeedback | None) -> None:
+        self._local, self._feedback = local, feedback
+        self.steps = 1 if local is None else local.steps
+        self.compresses = feedback is not None
+        self.keeps = self.compresses or (local is not None and local.keeps)
+
+    @classmethod
+    def of(
+        cls, config: RunConfig, rounded: Callable[[Array], Array] = lambda vector: vector
+    ) -> PushRule:
+        """Return the rule of a run; `rounded` rounds what is sent, by default not at all."""
+        compression = compression_of(config.cluster)
+        feedback = None if compression is None else ErrorFeedback(compression, rounded)
+        return cls(LocalSteps.of(config), feedback)
+
+    def vectors(self, workers: int) -> int:
+        """Return the vectors that this holds for so many workers, and at most while it works."""
+        local, held = self._local, 0
+        if local is not None:
+            held = len(local.rule.state) * (workers if local.keeps else 1) + local.rule.scratch
+        return held + (workers + SCRATCH if self.compresses else 0)
+
+    def push(
+        self, worker: int, sequence: int, start: Array, gradient: Callable[[int, Array], Array]
+    ) -> Array:
+        """Return a push; arguments and shapes are those of `LocalSteps.difference`."""
+        local = self._local
+        if local is None:
+            found = gradient(0, start)
+        else:
+            found = local.difference(worker, sequence, start, gradient)
+        if self._feedback is None or found.shape != start.shape:  # the server refuses the latter
+            return found
+        return self._feedback.sent(worker, sequence, found)
+
+
 class Pushes:
     """Computes what workers push.
 
@@ -144,7 +204,7 @@ class Pushes:
 
     def __init__(self, config: RunConfig, problem: Problem, draws: Draws) -> None:
         self._problem, self._draws = problem, draws
-        self._local = LocalSteps.of(config)
+        self._rule = PushRule.of(config, self._sent)
         self._sent_as = number_type(sent_as(config.cluster.wire_dtype, problem.dtype))
 
     def push(
@@ -172,11 +232,9 @@ class Pushes:
         return self._sent(found)
 
     def _push(self, worker: int, sequence: int, start: Array, samples: int, position: int) -> Array:
-        local = self._local
-        if local is None:
-            return self._gradient(worker, sequence, start, samples, position)
-        first, size = sequence * local.steps, samples // local.steps
-        return local.difference(
+        steps = self._rule.steps
+        first, size = sequence * steps, samples // steps
+        return self._rule.push(
             worker,
             sequence,
             start,
@@ -202,16 +260,14 @@ class Pushes:
     def _pushes(
         self, worker: Integers, sequence: Integers, start: Array, samples: int, distinct: bool
     ) -> Array:
-        local = self._local
+        rule = self._rule
         if len(start) == 1:  # the same call as in a real worker
             return self._push(int(worker[0]), int(sequence[0]), start[0], samples, 0)[None]
-        if local is not None and local.keeps:
+        if rule.keeps:
             each = zip(worker.tolist(), sequence.tolist(), start, strict=True)
             return np.stack([self._push(*one, samples, 0) for one in each])
-        if local is None:
-            return self._gradients(worker, sequence, start, samples, distinct)
-        first, size = sequence * local.steps, samples // local.steps
-        return local.difference(
+        first, size = sequence * rule.steps, samples // rule.steps
+        return rule.push(
             0, 0, start, lambda j, x: self._gradients(worker, first + j, x, size, distinct)
         )
 

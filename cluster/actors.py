@@ -133,9 +133,8 @@ class ServerActor:
         for worker in members:
             self._server.admit(worker)
         self._recorder = recorder
-        self._vectors = VectorFormat.of(
-            len(parameters), self._server.parameters.dtype, config.cluster.wire_dtype
-        )
+        precision = self._server.parameters.dtype
+        self._vectors = VectorFormat.of(len(parameters), precision, config.cluster)
         self._waiting = Waiting(self._vectors)
         self._sockets: SocketServer | None = None
         self._serving: asyncio.Task[None] | None = None

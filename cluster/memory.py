@@ -8,6 +8,7 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
+from asgd.compression import SCRATCH
 from asgd.config.tables import MOST_WORKERS, RunConfig
 from asgd.errors import InputError
 from asgd.problems.base import Problem
@@ -49,6 +50,8 @@ def vectors(config: RunConfig, dim: int, rule: Rule) -> int:
     if (local := make_local_rule(config)) is not None:
         own = len(local.state) + (0 if local.blockwise else local.scratch)
         needed += (_OF_STEPS + own) * workers
+    if config.cluster.compression != "none":
+        needed += (1 + SCRATCH) * workers  # the residual, and what compressing takes
     if order != ("async", "free"):
         needed += _COLLECTED * max(workers, config.cluster.gradients_per_update or 0)
     if rule.reads:

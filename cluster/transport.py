@@ -1,7 +1,7 @@
 """The transports between workers and the server.
 
 `ray`: one actor call per gradient. The call returns when the server has a snapshot for the worker,
-which may be much later. Vectors are sent as raw little-endian numbers.
+which may be much later. Vectors are sent as raw little-endian numbers, compressed ones too.
 
 `tcp` and `shm`: the data plane of `cluster.sockets.server`; workers get its address through Ray.
 """
@@ -59,8 +59,8 @@ def connect(server: Any, config: RunConfig, worker: int, problem: Problem) -> Co
     """
     transport = config.cluster.transport
     if transport == "ray":
-        wire_dtype = config.cluster.wire_dtype
-        return RayConnection(server, VectorFormat.of(problem.dim, problem.dtype, wire_dtype))
+        vectors = VectorFormat.of(problem.dim, problem.dtype, config.cluster)
+        return RayConnection(server, vectors)
     alone = config.cluster.workers_per_process == 1
     return retry(lambda: _dial(server, transport, worker, alone))
 

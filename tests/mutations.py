@@ -66,6 +66,7 @@ PRECISION = "tests/cluster/test_precision.py"
 RULES = "tests/cluster/test_rules_restored.py"
 LOCAL = "tests/asgd/test_local_steps.py"
 STATES = ("tests/cluster/test_local_steps.py", "-k", "(state or restored) and not server")
+COMPRESSION, SENT = "tests/asgd/test_compression.py", "tests/cluster/test_compression.py"
 LOG = ("tests/cluster/test_write_ahead.py", "-k", "killed_server or disk or counted")
 EPOCHS = "tests/cluster/test_epochs.py"
 
@@ -209,7 +210,7 @@ MUTATIONS = [
     Mutation(
         "in virtual time local state goes on after a difference was discarded",
         "asgd/simulation/run_order.py",
-        "keeps=local is not None and local.keeps,",
+        "keeps=PushRule.of(config).keeps,",
         "keeps=False,",
         ("tests/cluster/test_policies.py", "-k", "virtual_time_is and kept-steps"),
     ),
@@ -264,7 +265,7 @@ MUTATIONS = [
     ),
     Mutation(
         "the prediction of local steps leaves out the noise between them",
-        "analysis/models/local_replay.py",
+        "analysis/models/push_replay.py",
         "return self.sampled_gradient(x, row)",
         "return np.asarray(self.problem.gradient(x), x.dtype)",
         ("tests/analysis/test_modes_and_rules.py", "-k", "scatter and local"),
@@ -272,9 +273,93 @@ MUTATIONS = [
     Mutation(
         "limits of the learning rate are told for local steps",
         "analysis/prediction/run_stability.py",
-        "unknown = setting.replay_only or setting.local is not None",
+        "unknown = setting.replay_only or setting.pushes is not None",
         "unknown = setting.replay_only",
         ("tests/analysis/test_modes_and_rules.py", "-k", "scatter and local"),
+    ),
+    Mutation(
+        "what a compression leaves is forgotten",
+        "asgd/compression.py",
+        "self._residuals[worker] = sequence + 1, whole - sent",
+        "self._residuals[worker] = sequence + 1, 0.0 * sent",
+        (COMPRESSION, "-k", "minimum or was_to_be_sent"),
+    ),
+    Mutation(
+        "the rest outlives a lost gradient",
+        "asgd/compression.py",
+        "whole = vector + residual if following == sequence else vector",
+        "whole = vector + residual if following is not None else vector",
+        (COMPRESSION, "-k", "missing_number or by_hand"),
+    ),
+    Mutation(
+        "the rest leaves out what the message rounds",
+        "asgd/compression.py",
+        "sent = self._rounded(self._compression.compressed(whole))",
+        "sent = self._compression.compressed(whole)",
+        (COMPRESSION, "-k", "was_to_be_sent"),
+    ),
+    Mutation(
+        "of equal entries all are kept",
+        "asgd/compression.py",
+        "chosen |= equal & (np.cumsum(equal, axis=-1) <= room)",
+        "chosen |= equal",
+        (COMPRESSION, "-k", "equal_ones"),
+    ),
+    Mutation(
+        "a compression hides what is not finite",
+        "asgd/compression.py",
+        "        size[np.isnan(size)] = np.inf  # the server must see it\n",
+        "",
+        (COMPRESSION, "-k", "finite"),
+    ),
+    Mutation(
+        "a worker goes on with the rest of a gradient that was lost",
+        "cluster/core/server.py",
+        "self._workers_keep = PushRule.of(config).keeps",
+        "self._workers_keep = False",
+        (SENT, "-k", "died"),
+    ),
+    Mutation(
+        "indices of a gradient may be beyond its length",
+        "cluster/sockets/compressed.py",
+        "indices[-1] < self._dimension and ",
+        "",
+        (SENT, "-k", "impossible"),
+    ),
+    Mutation(
+        "indices of a gradient may occur twice",
+        "cluster/sockets/compressed.py",
+        "(indices[1:] > indices[:-1]).all()",
+        "(indices[1:] >= indices[:-1]).all()",
+        (SENT, "-k", "impossible"),
+    ),
+    Mutation(
+        "a compressed gradient keeps numbers of the one before",
+        "cluster/sockets/compressed.py",
+        "        out.fill(0.0)\n",
+        "",
+        (SENT, "-k", "last_bit and not killed"),
+    ),
+    Mutation(
+        "a number that is not finite arrives as a finite one",
+        "cluster/sockets/compressed.py",
+        "        if multiples.min() == _NOT_FINITE:\n",
+        "        if False:\n",
+        (SENT, "-k", "finite"),
+    ),
+    Mutation(
+        "compressed gradients take the bytes of whole ones",
+        "cluster/sockets/wire.py",
+        "return cls(dimension, sent, precision.name, compression_of(cluster))",
+        "return cls(dimension, sent, precision.name)",
+        (SENT, "-k", "smaller"),
+    ),
+    Mutation(
+        "the prediction sends whole gradients",
+        "asgd/local_steps.py",
+        "if self._feedback is None or found.shape != start.shape:",
+        "if self._feedback is None or found.ndim == 2 or found.shape != start.shape:",
+        ("tests/analysis/test_modes_and_rules.py", "-k", "scatter and (top_k or int8)"),
     ),
     Mutation(
         "a discarded gradient keeps its range of the epoch",
@@ -364,8 +449,8 @@ MUTATIONS = [
     Mutation(
         "float32 is sent as float64",
         "cluster/sockets/wire.py",
-        "sent_as(wire_dtype, precision), precision.name",
-        '"float64", precision.name',
+        "sent = sent_as(cluster.wire_dtype, precision)",
+        'sent = "float64"',
         (PRECISION, "-k", "halve"),
     ),
     Mutation(

@@ -34,6 +34,7 @@ from asgd.arrays import Array
 from asgd.config.make import Configuration, as_config
 from asgd.config.tables import OptimizerConfig, RunConfig
 from asgd.errors import InputError
+from asgd.local_steps import not_a_gradient
 from asgd.problems.base import Problem, starting_point
 from asgd.problems.make import make_problem
 from asgd.rules.make import make_rule
@@ -219,10 +220,10 @@ def plan(
     if isinstance(source, str | Path) and Path(source).is_dir():
         source = read_run(source)
     config = source.config if isinstance(source, Run) else as_config(source)
-    if config.optimizer.local_steps is not None:
+    if feature := not_a_gradient(config):
         raise InputError(
-            f"optimizer.local_steps = {config.optimizer.local_steps}: expected none for a plan, "
-            "whose paths push gradients; `asgd simulate` makes local steps in virtual time"
+            f"{feature}: expected none for a plan, whose paths push whole gradients; "
+            "`asgd simulate` makes local steps and compresses in virtual time"
         )
     choices = choices_of(config, workers, learning_rates, batch_sizes)
     updates = config.run.updates if updates is None else updates

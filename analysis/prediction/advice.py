@@ -8,7 +8,7 @@ from contextlib import suppress
 from analysis.exact.linear_rules import LinearRule, linear_rule
 from analysis.exact.stability import most_workers
 from analysis.prediction.run_stability import PointStability, limits_of, run_stability
-from analysis.prediction.setting import Setting, closure_of, local_pushes, rule_of
+from analysis.prediction.setting import Setting, closure_of, recorded_pushes, rule_of
 from analysis.profile.dependence import start_up
 from asgd.divergence import DIVERGED
 from asgd.errors import AsgdError, DivergedError
@@ -39,6 +39,8 @@ def advice_on_divergence(run: Run) -> str | None:
     stability = run_stability(setting).start
     if not stability.covered:
         whose = "for the policy of its server" if setting.replay_only else "for its rule"
+        if setting.pushes is not None:
+            whose = f"for {setting.pushes.feature}"
         if stability.dependence:
             whose = f"with {stability.dependence}"
         return f"no limits are known {whose}: halve the learning rate until it converges"
@@ -102,7 +104,7 @@ def _setting(run: Run) -> Setting:
         closure=closure_of(run),
         workers=run.config.cluster.workers,
         rule=rule_of(run.config),
-        local=local_pushes([run]),
+        pushes=recorded_pushes([run]),
         replay_only=bool(staleness.any()) and (several or not run.discarded.empty),
         dependence=dependence(run.config),
     )

@@ -281,8 +281,8 @@ def predict(
 def _models(setting: RunSetting, asked: Sequence[str] | None, method: Method) -> list[Model]:
     """Return the models asked for, or the default models of the setting."""
     special = None if setting.rule is None else "a rule other than sgd"
-    if setting.local is not None:
-        special = f"optimizer.local_steps = {setting.local.steps().steps}"
+    if setting.pushes is not None:
+        special = setting.pushes.feature
     elif setting.replay_only:
         special = "a run whose server discards gradients or mixes their versions"
     special = setting.dependence or special
@@ -298,7 +298,7 @@ def _models(setting: RunSetting, asked: Sequence[str] | None, method: Method) ->
             raise InputError(f"models = {list(asked)}: expected 'replay' alone for {special}")
     if not chosen:
         but = "without discarded or mixed gradients"
-        if setting.local is not None or setting.dependence is not None:
+        if setting.pushes is not None or setting.dependence is not None:
             but = f"not {special}"
         raise InputError(f"method = 'fast': expected 'auto' or 'simulate', or the rule sgd, {but}")
     return chosen

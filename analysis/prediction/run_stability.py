@@ -5,8 +5,8 @@ curvature of the Hessian, at the start of the run and at the end of its predicti
 that grows with the distance from the minimum lowers the limits, and so do other modes through it;
 this is not included, but a run with predicted paths that diverge is never called stable. Clipped
 gradients count as unclipped: a clipped run above its limit oscillates. Under a schedule the largest
-learning rate counts. Rules that the limits do not cover get none, and neither do local steps and
-batches that are not independent draws from all samples.
+learning rate counts. Rules that the limits do not cover get none, and neither do local steps,
+compressed gradients and batches that are not independent draws from all samples.
 """
 
 from __future__ import annotations
@@ -314,11 +314,13 @@ def at_curvatures(
     curvatures
         Of one point or two, largest first.
     """
-    unknown = setting.replay_only or setting.local is not None or setting.dependence is not None
+    unknown = setting.replay_only or setting.pushes is not None or setting.dependence is not None
     rule = None if unknown else linear_rule(setting.rule, setting.law.mean())
     limits = limits_of(setting, rule) if rule else None
     start, *end = (_point(setting, rule, limits, curvature) for curvature in curvatures)
     what = "this policy of the server" if setting.replay_only else "this rule"
+    if setting.pushes is not None:
+        what = setting.pushes.feature
     return RunStability(start, end[0] if end else None, paths, what)
 
 

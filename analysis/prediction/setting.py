@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
 from analysis.exact.moments import Closure
 from analysis.models.descent import Descent
-from analysis.models.local_replay import LocalPushes
+from analysis.models.push_replay import RecordedPushes
 from analysis.models.recorded_batches import RecordedBatches
 from analysis.models.recorded_turns import RecordedTurns, has_spells
 from analysis.profile.fit import StalenessFit
@@ -19,7 +20,7 @@ from analysis.profile.stragglers import taking_part
 from asgd.arrays import Array, Integers
 from asgd.config.tables import RunConfig
 from asgd.errors import InputError
-from asgd.local_steps import LocalSteps
+from asgd.local_steps import PushRule, not_a_gradient
 from asgd.problems.base import Problem, starting_point
 from asgd.problems.linear import LinearModel
 from asgd.problems.make import make_problem
@@ -70,8 +71,8 @@ class Setting:
         or snapshots are not used exactly once.
     rule
         The update rule, None for plain SGD on gradients.
-    local
-        The pushes of workers with local steps; None if workers push gradients.
+    pushes
+        The pushes of workers that make local steps or compress; None if they push gradients.
     replay_only
         Whether the server discarded gradients, or averaged gradients read at different versions.
         Then neither law nor turns describe its updates, and only a replay is a model.
@@ -89,7 +90,7 @@ class Setting:
     workers: int
     turns: RecordedTurns | None = None
     rule: Rule | None = None
-    local: LocalPushes | None = None
+    pushes: RecordedPushes | None = None
     replay_only: bool = False
     dependence: str | None = None
 
@@ -200,7 +201,7 @@ class RunSetting(Setting):
             workers=team_of(run) - len(fit.left_out),
             turns=turns,
             rule=rule_of(config),
-            local=local_pushes(long),
+            pushes=recorded_pushes(long),
             synchronous=config.cluster.mode == "sync" or synchronous,
             replay_only=replay_only,
             dependence=dependent,
@@ -235,21 +236,16 @@ def rule_of(config: RunConfig) -> Rule | None:
     """Return the update rule; None for plain SGD on gradients, which the theory describes."""
     optimizer = config.optimizer
     plain = optimizer.rule == "sgd" and optimizer.clip_norm is None
-    return None if plain and optimizer.local_steps is None else make_rule(config)
+    return None if plain and not_a_gradient(config) is None else make_rule(config)
 
 
-def local_pushes(runs: Sequence[Run]) -> LocalPushes | None:
-    """Return the pushes of runs with local steps, else None."""
+def recorded_pushes(runs: Sequence[Run]) -> RecordedPushes | None:
+    """Return the pushes of runs with local steps or a compression, else None."""
     config = runs[0].config
-    if config.optimizer.local_steps is None:
+    feature = not_a_gradient(config)
+    if feature is None:
         return None
-
-    def steps() -> LocalSteps:
-        found = LocalSteps.of(config)
-        assert found is not None
-        return found
-
-    return LocalPushes(steps, tuple(map(Gradients.of, runs)))
+    return RecordedPushes(partial(PushRule.of, config), tuple(map(Gradients.of, runs)), feature)
 
 
 def _staleness(run: Run) -> Integers:

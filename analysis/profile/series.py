@@ -14,6 +14,7 @@ from analysis.profile.dependence import start_up_of_steps
 from analysis.profile.stragglers import stragglers, taking_part
 from asgd.arrays import Integers
 from asgd.errors import InputError
+from asgd.local_steps import not_a_gradient
 from asgd.rundir.events import team_sizes
 from asgd.rundir.reader import Run
 from asgd.shards import dependence
@@ -195,8 +196,8 @@ class Series:
 def _not_by_law(run: Run) -> str | None:
     """Return the feature of a run that no model with a law covers, as a phrase; or None."""
     optimizer = run.config.optimizer
-    if optimizer.local_steps is not None:
-        return f"optimizer.local_steps = {optimizer.local_steps}"
+    if feature := not_a_gradient(run.config):
+        return feature
     if optimizer.rule != "sgd":
         return f"optimizer.rule = {optimizer.rule!r}"
     if optimizer.clip_norm is not None:

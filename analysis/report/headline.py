@@ -19,7 +19,7 @@ from analysis.profile.work import bias
 from analysis.report.clock import clock_of, seconds_waited
 from analysis.report.judgement import how_well
 from analysis.report.suggestions import about_loss, about_probe, about_workers
-from asgd.config.tables import DataConfig, OptimizerConfig
+from asgd.config.tables import ClusterConfig, DataConfig, OptimizerConfig
 from asgd.counted import abridged, counted, percent
 from asgd.printable import printable
 from asgd.rundir.events import team_sizes
@@ -118,7 +118,7 @@ def _description(runs: Sequence[Run]) -> str:
     clock = "" if clock_of(run) == "real" else " of virtual time"
     return (
         f"{problem_name(run)} by {_method(config.optimizer)}, batches of "
-        f"{config.optimizer.batch_size}{_drawn(config.data)}: "
+        f"{config.optimizer.batch_size}{_drawn(config.data)}{_compressed(config.cluster)}: "
         f"{repeats}{counted(len(trace), 'updates')} by {_team(run)} "
         f"in {seconds:.3g} s{clock} ({len(trace) / max(seconds, 1e-9):,.0f} updates/s), "
         f"{_ended(run)}.{_waited(run, seconds)}"
@@ -150,6 +150,14 @@ def _drawn(data: DataConfig) -> str:
         "dirichlet": f", each worker's from a part with Dirichlet shares{alpha} of the classes",
     }[data.shards]
     return part + (", every sample once an epoch" if data.sampling == "epoch" else "")
+
+
+def _compressed(cluster: ClusterConfig) -> str:
+    """Return how gradients are compressed, "" if they are not."""
+    share = cluster.compression_share
+    if share is not None:
+        return f", the largest {100 * share:.3g} % of the entries sent, the rest added to the next"
+    return ", sent in 8 bits a number" if cluster.compression == "int8" else ""
 
 
 def _metrics(run: Run) -> str:

@@ -265,6 +265,9 @@ class ClusterConfig(_Table, frozen=True):
     `transport` is "ray" (a call per gradient), "tcp", "shm" (shared memory for workers on the
     server's node, tcp for the others) or "auto". Messages carry vectors in the precision of the
     parameters, never a higher one; `wire_dtype` "float32" or "bfloat16" rounds them on the way.
+    `compression = "top_k"` sends the largest entries of a gradient, a `compression_share` of all
+    (default 0.01), `"int8"` 8 bits for each; the worker adds the rest to its next gradient, see
+    `asgd.compression`.
 
     Only one launcher and its newest server write the run directory. `lease = "flock"` ensures this
     by file locks, `"file"` by heartbeat files on file systems without locks.
@@ -286,6 +289,8 @@ class ClusterConfig(_Table, frozen=True):
     worker_timeout: Positive = 60.0
     transport: Literal["auto", "ray", "tcp", "shm"] = "auto"
     wire_dtype: Literal["auto", "float64", "float32", "bfloat16"] = "auto"
+    compression: Literal["none", "top_k", "int8"] = "none"
+    compression_share: Annotated[float, msgspec.Meta(gt=0, le=1)] | None = None
     lease: LeaseKind = "flock"
     gpus_per_worker: NonNegative = 0.0
     threads_per_worker: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 1
@@ -309,6 +314,13 @@ class ClusterConfig(_Table, frozen=True):
             raise ValueError(
                 f"compute_time.mean has {len(mean)} values: expected one, or {self.workers}, "
                 "one per worker"
+            )
+        if self.compression == "top_k" and self.compression_share is None:
+            msgspec.structs.force_setattr(self, "compression_share", 0.01)
+        if self.compression != "top_k" and self.compression_share is not None:
+            raise ValueError(
+                f"compression_share = {self.compression_share:g} does not belong to compression = "
+                f"{self.compression!r}: expected it with compression = 'top_k' alone"
             )
         if self.schedule == "uniform" and self.mode != "async":
             raise ValueError(f'schedule = "uniform" needs mode = "async", not {self.mode!r}')
@@ -409,6 +421,13 @@ class RunConfig(_Table, frozen=True):
             raise ValueError(
                 f"optimizer.local_steps = {steps} does not go with data.sampling = 'epoch', which "
                 "hands out the samples of one batch: expected data.sampling = 'replacement'"
+            )
+        compression, rule = self.cluster.compression, self.optimizer.rule
+        if compression != "none" and rule == "delay_compensated":
+            raise ValueError(
+                f"cluster.compression = {compression!r} does not go with optimizer.rule = "
+                f"{rule!r}, which compensates gradients: expected cluster.compression = 'none' or "
+                "another rule"
             )
 
     def to_json(self) -> str:

@@ -9,7 +9,7 @@ from asgd.delays import ComputeTime, CycleTimes
 from asgd.draws import WorkerDraws
 from asgd.epochs import Handout
 from asgd.errors import InputError
-from asgd.local_steps import LocalSteps
+from asgd.local_steps import PushRule
 from asgd.policy import Policy
 from asgd.schedules import batch_schedule
 from asgd.shards import all_part_sizes
@@ -59,7 +59,7 @@ def run_order(config: RunConfig, draws: WorkerDraws, n_samples: int) -> Gatherin
         if handout is None:
             return Gathering.of(order, batch_size[order.read_version])
         return Gathering.of(order, *handed_out(handout, order, batch_size, workers * served))
-    times, local = CycleTimes.of(config.simulation), LocalSteps.of(config)
+    times = CycleTimes.of(config.simulation)
     gradient_time = times.gradient_time * optimizer.gradients_per_push
     return gather(
         lambda worker, number: gradient_time + draws.compute_seconds(worker, number),
@@ -68,7 +68,7 @@ def run_order(config: RunConfig, draws: WorkerDraws, n_samples: int) -> Gatherin
         policy,
         messages=times.messages,
         service_time=times.service_time,
-        keeps=local is not None and local.keeps,
+        keeps=PushRule.of(config).keeps,
         handout=handout,
     )
 

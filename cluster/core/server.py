@@ -20,7 +20,7 @@ from asgd.config.tables import RunConfig
 from asgd.divergence import NOT_FINITE, remedy
 from asgd.epochs import Handout
 from asgd.errors import message_of
-from asgd.local_steps import LocalSteps
+from asgd.local_steps import PushRule
 from asgd.rules.base import Optimizer
 from asgd.rules.make import make_rule
 from asgd.schedules import batch_schedule, learning_rate_schedule
@@ -88,8 +88,7 @@ class ParameterServer:
         self._batch_size = batch_schedule(config.optimizer)
         self._gradients = config.optimizer.gradients_per_push
         self._optimizer = Optimizer(make_rule(config), self.parameters)
-        local = LocalSteps.of(config)
-        self._workers_keep = local is not None and local.keeps
+        self._workers_keep = PushRule.of(config).keeps
         self._reads = Reads(self.parameters.dtype) if self._optimizer.rule.reads else None
         self._handout = None
         if config.data.sampling == "epoch":
@@ -413,7 +412,7 @@ class ParameterServer:
     def _move_on(self, worker: int, seat: Seat, *, counted: bool = False) -> None:
         """Increase the sequence of a worker; a state saved before the next update has the old one.
 
-        The worker's local state continues only from counted gradients, because a replay does not
+        The worker's own state continues only from counted gradients, because a replay does not
         compute the others.
         """
         self._unsettled.setdefault(worker, seat.sequence)
@@ -472,7 +471,7 @@ class ParameterServer:
             self._dismiss(worker, seat)
             return worker, Stop(REMOVED)
         if self._workers_keep and seat.sequence and not seat.continues:
-            # The gap in its sequence tells the worker and every replay to reset its local state.
+            # The gap in its sequence tells the worker and every replay to reset its own state.
             self._note("state_reset", worker, seat)
             self._move_on(worker, seat)
         seat.read_version = self.version

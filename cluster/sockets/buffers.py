@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from asgd.arrays import Array
-from cluster.sockets.wire import HEADER, LONGEST_SHAPE, VectorFormat
+from cluster.sockets.compressed import packing_of
+from cluster.sockets.wire import HEADER, LONGEST_SHAPE, VectorFormat, copy_vector
 
 _POOL_BYTES = 64_000_000
 _FEWEST = 2  # one arrives while another is sent
@@ -26,8 +27,8 @@ class Buffer:
 
     Attributes
     ----------
-    frame
-        Header and payload, which is empty if the vector is in shared memory.
+    frame, push
+        Header and payload of a snapshot and of a gradient; empty if the vector is in shared memory.
     vector
         The vector, shape (d,), of the dtype on the wire.
     users
@@ -36,12 +37,32 @@ class Buffer:
 
     def __init__(self, vectors: VectorFormat, shared: npt.NDArray[Any] | None = None) -> None:
         inline = 0 if shared is not None else vectors.nbytes
-        memory = np.empty(HEADER.size + max(inline, 8 * LONGEST_SHAPE), np.uint8).data
-        self.memory = memory
+        self._packing = packing_of(vectors) if shared is None else None
+        pushed = inline if self._packing is None else self._packing.nbytes
+        size = HEADER.size + max(inline, pushed, 8 * LONGEST_SHAPE)
+        self.memory = memory = np.empty(size, np.uint8).data
         self.frame = memory[: HEADER.size + inline]
+        self.push = memory[: HEADER.size + pushed]
         self.vector: npt.NDArray[Any] = vectors.view(memory) if shared is None else shared
-        self.gradient: Array = vectors.arrival(self.vector)
+        if self._packing is None:
+            self._gradient = vectors.arrival(self.vector)
+        else:
+            self._gradient = np.empty(vectors.dimension, vectors.precision)
         self.users = 1
+
+    def gradient(self) -> Array:
+        """Return the gradient that has arrived, in the precision of the parameters, shape (d,).
+
+        Raises
+        ------
+        WireError
+            It is compressed, and no worker compresses a gradient to this.
+        """
+        if self._packing is not None:
+            self._packing.unpack(self.push[HEADER.size :], self._gradient)
+        elif self._gradient is not self.vector:
+            copy_vector(self._gradient, self.vector)
+        return self._gradient
 
 
 class BufferPool:

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from cluster.core.messages import Gradient, Reply, Snapshot, Stop
 from cluster.sockets import wire
+from cluster.sockets.compressed import gradient_nbytes, packing_of
 from cluster.sockets.shared_memory import shared_vector
 from cluster.sockets.wire import HEADER, Frame, VectorFormat, WireError
 
@@ -81,10 +82,13 @@ class SocketConnection:
         self._worker = worker
         vectors = endpoint.vectors
         inline = 0 if shared else vectors.nbytes
-        size = HEADER.size + max(inline, wire.LONGEST_TEXT)
+        pushed = 0 if shared else gradient_nbytes(vectors)
+        size = HEADER.size + max(inline, pushed, wire.LONGEST_TEXT)
         self._frame = np.empty(size, np.uint8).data
-        self._push = self._frame[: HEADER.size + inline]
-        self._push_start = wire.push_start(worker, inline)
+        self._snapshot_bytes = HEADER.size + inline
+        self._push = self._frame[: HEADER.size + pushed]
+        self._push_start = wire.push_start(worker, pushed)
+        self._packing = None if shared else packing_of(vectors)
         self._busy_waits = False
         self._may_busy_wait = alone and may_busy_wait()
         self._snapshot_start = wire.snapshot_start(worker)
@@ -107,7 +111,10 @@ class SocketConnection:
         """Deliver a gradient and ask for the next snapshot."""
         if gradient.gradient.shape != self._vector.shape:
             return self._ask(wire.pack_misfit(gradient))
-        wire.copy_vector(self._vector, gradient.gradient)
+        if self._packing is None:
+            wire.copy_vector(self._vector, gradient.gradient)
+        else:
+            self._packing.pack(gradient.gradient, self._push[HEADER.size :])
         wire.pack_push(self._push, self._push_start, gradient)
         return self._ask(self._push)
 
@@ -119,7 +126,7 @@ class SocketConnection:
         try:
             self._socket.sendall(question)
             got = self._wait()
-            if got == len(self._push):
+            if got == self._snapshot_bytes:
                 # The usual case: exactly one whole snapshot.
                 start, size, length, *fields = wire.SNAPSHOT_FIELDS.unpack_from(self._frame)
                 if start == self._snapshot_start and length == got - HEADER.size:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from cluster.sockets import wire
 from cluster.sockets.buffers import Buffer
+from cluster.sockets.compressed import gradient_nbytes
 from cluster.sockets.wire import HEADER, Frame, VectorFormat, WireError
 
 HELLO_BYTES = wire.HELLO_PAYLOAD.size
@@ -50,7 +51,7 @@ class Peer:
         self.deadline = math.inf
         if buffer is not None:
             self.buffer, self.keeps, self.own = buffer, True, buffer.memory
-        inline = 0 if self.shared else vectors.nbytes
+        inline = 0 if self.shared else gradient_nbytes(vectors)
         self.push_start = wire.push_start(worker, inline)
         self.push_bytes = HEADER.size + inline
         self.snapshot_start = wire.snapshot_start(worker)
@@ -71,7 +72,7 @@ class Peer:
         """Receive the rest of a gradient, whose header has arrived, into a buffer."""
         self.buffer = buffer
         buffer.memory[: self.got] = self.head[: self.got]
-        self.window = buffer.frame
+        self.window = buffer.push
 
     def listen(self) -> None:
         """Receive the next request."""

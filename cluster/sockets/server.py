@@ -324,12 +324,8 @@ class SocketServer:
         misfit: Array | None = None,
     ) -> None:
         peer.hold()
-        value = misfit
-        if value is None:
-            buffer: Any = peer.buffer
-            value = buffer.gradient
-            if value is not buffer.vector:
-                wire.copy_vector(value, buffer.vector)
+        buffer: Any = peer.buffer
+        value = buffer.gradient() if misfit is None else misfit
         gradient = Gradient(worker, sequence, version, epoch, value, compute_seconds)
         self.deliver(self._server.receive(gradient, time.monotonic()))
 

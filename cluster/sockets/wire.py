@@ -22,7 +22,7 @@ Every frame is a header of 64 bytes, little-endian, and `length` bytes of payloa
     3 PROOF       worker  proof of the worker (32)
     4 WELCOME     server  none; with `shared`, the descriptor of the shared memory is attached
     5 JOIN        worker  none
-    6 PUSH        worker  the gradient
+    6 PUSH        worker  the gradient, or a compressed one (`cluster.sockets.compressed`)
     7 MISFIT      worker  shape of a gradient that is not (d,): 8 bytes each, at most 32 of them
     8 SNAPSHOT    server  the parameters
     9 STOP        server  reason, UTF-8
@@ -41,7 +41,8 @@ gradients and parameters unnoticed. So the sockets listen only on loopback or on
 node; between nodes, use a trusted network or a tunnel.
 
 Vectors are d raw little-endian numbers: float64, float32 or bfloat16. With `shared` they are in
-the shared memory, one at a time, and the payload of PUSH and SNAPSHOT is empty. Every length is
+the shared memory, one at a time, and the payload of PUSH and SNAPSHOT is empty. Without, gradients
+may be compressed. Every length is
 checked against the kind of frame before it is used; nothing is unpickled.
 """
 
@@ -56,6 +57,8 @@ import numpy as np
 import numpy.typing as npt
 
 from asgd.arrays import Array, number_type, sent_as
+from asgd.compression import Compression, compression_of
+from asgd.config.tables import ClusterConfig
 from cluster.core.messages import Gradient, Snapshot
 
 MAGIC = b"ASGD"
@@ -111,16 +114,20 @@ class VectorFormat:
         "float64", "float32" or "bfloat16".
     precision
         The dtype of the parameters; received vectors are converted to it.
+    compression
+        Of gradients over TCP; None if they are sent whole, as parameters are.
     """
 
     dimension: int
     dtype: str = "float64"
     precision: str = "float64"
+    compression: Compression | None = None
 
     @classmethod
-    def of(cls, dimension: int, precision: np.dtype[Any], wire_dtype: str) -> VectorFormat:
-        """Return the format for parameters of a precision under `cluster.wire_dtype`."""
-        return cls(dimension, sent_as(wire_dtype, precision), precision.name)
+    def of(cls, dimension: int, precision: np.dtype[Any], cluster: ClusterConfig) -> VectorFormat:
+        """Return the format for parameters of a precision in a run."""
+        sent = sent_as(cluster.wire_dtype, precision)
+        return cls(dimension, sent, precision.name, compression_of(cluster))
 
     @property
     def numbers(self) -> np.dtype[np.floating]:

@@ -20,6 +20,7 @@ from analysis.report.headline import headline
 from asgd.config.make import make_config
 from asgd.config.tables import DataConfig, RunConfig
 from asgd.errors import InputError
+from asgd.local_steps import not_a_gradient
 from asgd.rundir.reader import Run
 from asgd.rundir.repeats import read_runs, run_repeats
 from asgd.rundir.writer import RunWriter
@@ -34,6 +35,9 @@ BUFFERED = {"mode": "buffered", "gradients_per_update": 3}
 SMALL = {"problem": {"kind": "least_squares"}}
 LOCAL = {"learning_rate": 0.7, "local_steps": 3, "local_learning_rate": 0.02}
 KEPT = {"local_state": "keep", "local_learning_rate": 0.003}
+TOP: dict[str, Any] = {"compression": "top_k", "compression_share": 0.1}
+HALF = TOP | {"compression_share": 0.5}
+BYTES = {"compression": "int8"}
 
 
 def configure(**tables: dict[str, Any]) -> RunConfig:
@@ -115,6 +119,17 @@ def mean_square_z(runs: list[Run], prediction: Prediction, model: str) -> float:
             },
             ["replay"],
         ),
+        (simulate, {"cluster": TOP}, ["replay"]),
+        (simulate, {"cluster": BYTES | {"discard_above": 2}}, ["replay"]),
+        (
+            served,
+            {
+                "optimizer": LOCAL | {"local_rule": "momentum", **KEPT},
+                "cluster": {"mode": "bounded", "max_staleness": 3, **HALF, **AT_ONCE},
+                **SMALL,
+            },
+            ["replay"],
+        ),
         (served, {"cluster": {"mode": "sync", **AT_ONCE}, **SMALL}, ["sme_sgd", "replay"]),
         (
             served,
@@ -142,7 +157,7 @@ def mean_square_z(runs: list[Run], prediction: Prediction, model: str) -> float:
     ids=[
         *("momentum", "staleness_aware", "clipped", "corrected", "adam", "nesterov", "capped"),
         *("compensated", "own", "local", "local adam", "local bounded"),
-        *("local buffered", "sync", "bounded"),
+        *("local buffered", "top_k", "int8", "local top_k", "sync", "bounded"),
         *("ringmaster", "fedbuff", "kept", "rennala", "fastest"),
     ],
 )
@@ -162,10 +177,13 @@ def test_prediction_is_within_the_scatter_of_the_runs(
     optimizer = runs[0].config.optimizer
     known = ("sgd", "momentum", "staleness_aware", "corrected_momentum")
     cluster = tables.get("cluster", {"mode": "bounded"})
-    if models == ["replay"] and cluster.get("mode") != "bounded":
+    if feature := not_a_gradient(runs[0].config):
+        assert (stability.verdict, stability.start.covered) == (None, False)
+        assert f"no limit of the learning rate is known for {feature}" in stability.sentence
+    elif models == ["replay"] and cluster.get("mode") != "bounded":
         assert (stability.verdict, stability.start.covered) == (None, False)
         assert "is known for this policy of the server" in stability.sentence
-    elif optimizer.rule in known and optimizer.local is None:
+    elif optimizer.rule in known:
         assert stability.verdict == "stable"
     else:
         assert (stability.verdict, stability.start.covered) == (None, False)
@@ -272,6 +290,29 @@ def test_momentum_has_no_model_but_the_replay(tmp_path: Path) -> None:
         InputError, match="method = 'fast': expected 'auto' or 'simulate', or the rule sgd"
     ):
         predict(runs, method="fast")
+
+
+@pytest.mark.parametrize("cluster", [TOP, BYTES], ids=lambda one: one["compression"])
+def test_theory_of_gradients_refuses_compressed_ones(
+    tmp_path: Path, cluster: dict[str, Any]
+) -> None:
+    config = configure(cluster=cluster, run={"repeats": 1})
+    runs = read_runs(run_repeats(config, tmp_path / "run", simulate))
+    named = f"cluster.compression = '{cluster['compression']}'"
+    for wrong in (
+        lambda: predict(runs, models=("sme_law",)),
+        lambda: predict(runs, method="fast"),
+        lambda: plan(config),
+        lambda: plan(runs[0]),
+    ):
+        with pytest.raises(InputError, match=named) as refused:
+            wrong()
+        assert "\n" not in str(refused.value)
+    assert named in fit_runs(runs).verdict
+    events, workers = events_table(runs[0]).iloc[:0], workers_table(runs[0])
+    said = dict(headline(runs, fit_runs(runs), None, None, workers, events, missing="no"))
+    how = "the largest 10 % of the entries sent" if cluster is TOP else "sent in 8 bits a number"
+    assert f"batches of 16, {how}" in said["What was run"]
 
 
 def test_theory_of_gradients_refuses_local_steps(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ def law_of(workers=2, **compute_time) -> ComputeTime:
         ("lognormal", 0.5, 0.5),
     ],
 )
-def test_times_have_the_mean_and_the_coefficient_of_variation(law, variation, expected):
+def test_mean_and_coefficient_of_variation(law, variation, expected):
     compute = law_of(law=law, mean=[0.02, 0.5], variation=variation)
     for worker, mean in enumerate((0.02, 0.5)):
         times = compute.draw_many(worker, SIZE, np.random.default_rng(worker)) / mean
@@ -43,7 +43,7 @@ def test_gamma_of_variation_one_is_exponential():
         assert abs((times > t).mean() - p) < 4.0 * np.sqrt(p * (1 - p) / SIZE)
 
 
-def test_constant_times_and_no_times():
+def test_constant_and_none():
     rng = np.random.default_rng(0)
     assert law_of(law="constant", mean=0.25).draw_many(1, 3, rng).tolist() == [0.25] * 3
     assert law_of(law="none", mean=0.25).draw_many(1, 3, rng).tolist() == [0.0] * 3

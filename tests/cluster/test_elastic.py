@@ -52,7 +52,7 @@ def configure(updates: int, problem: dict[str, Any] = LEAST_SQUARES, **cluster: 
 @pytest.mark.parametrize("cluster", MODES)
 @settings(max_examples=30, deadline=None)
 @given(choices=st.lists(st.tuples(st.integers(0, 9), st.integers(0, 99)), max_size=60))
-def test_a_run_ends_after_any_order_of_joining_and_leaving(
+def test_any_order_of_joining_and_leaving(
     cluster: dict[str, Any], choices: list[tuple[int, int]]
 ) -> None:
     config = configure(25, **cluster)

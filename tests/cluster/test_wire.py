@@ -104,7 +104,7 @@ def test_proofs_depend_on_everything() -> None:
     assert {len(p) for p in proofs} == {wire.PROOF_BYTES}
 
 
-def test_numbers_in_a_frame_are_little_endian() -> None:
+def test_numbers_in_a_frame() -> None:
     buffer = memoryview(bytearray(HEADER.size + 12))
     VectorFormat(3, "float32").view(buffer)[:] = [1.0, 2.0, 3.0]
     assert bytes(buffer[HEADER.size :]) == struct.pack("<3f", 1.0, 2.0, 3.0)

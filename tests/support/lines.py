@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
+
 from asgd.config.make import make_config
 from asgd.config.tables import RunConfig
 from asgd.problems.base import Problem, starting_point
@@ -48,7 +50,8 @@ class Line:
         self.problem = problem or make_problem(config)
         self.initial = starting_point(self.problem, config.run.seed)
         self.server = ParameterServer(config, self.initial)
-        vectors = VectorFormat.of(self.problem.dim, self.initial.dtype, dtype)
+        cluster = msgspec.structs.replace(config.cluster, wire_dtype=dtype)
+        vectors = VectorFormat.of(self.problem.dim, self.initial.dtype, cluster)
         self.sockets = SocketServer(self.server, vectors)
         self.replies: dict[int, Any] = {}
         self.opened: list[Any] = []

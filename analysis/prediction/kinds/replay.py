@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from analysis.exact.given_reads import fits, live_snapshots, recorded_reads
 from analysis.models.blocks import PathModel
-from analysis.models.local_replay import local_replay_paths
+from analysis.models.push_replay import push_replay_paths
 from analysis.models.replay import replay_paths
 from analysis.prediction.exact import given_reads, is_linear
 from analysis.prediction.kinds.base import Model
@@ -24,8 +24,8 @@ class Replay(Model):
 
     def path_model(self, setting: RunSetting, seed: int) -> PathModel:
         """Return the replay; several runs share the paths."""
-        if setting.local is not None and setting.rule is not None:
-            return local_replay_paths(setting.descent, setting.local, setting.rule, setting.batches)
+        if setting.pushes is not None and setting.rule is not None:
+            return push_replay_paths(setting.descent, setting.pushes, setting.rule, setting.batches)
         return replay_paths(setting.descent, setting.staleness, setting.rule, setting.batches)
 
     def has_exact(self, setting: RunSetting) -> bool:

@@ -1,9 +1,12 @@
-"""Replay of runs whose workers make local steps, with Gaussian noise (ours).
+"""Replay of runs whose workers make local steps or compress what they push (ours).
 
 Each path replays every push of the record: H steps of the local rule from the version that its
-worker read, each with the noise of one mini-batch, (D1) of `asgd.local_steps`. The server's rule
-applies the pseudo-gradient, or the mean of several. The local state of a worker continues or is
-reset as in the record.
+worker read, each with the noise of one mini-batch, (D1) of `asgd.local_steps`, then the compression
+with error feedback, (K1) of `asgd.compression`. The server's rule applies the push, or the mean of
+several. The state of a worker continues or is reset as in the record.
+
+Noise is Gaussian. Under a compression it is that of a mini-batch instead, because its tails matter
+then.
 """
 
 from __future__ import annotations
@@ -19,28 +22,31 @@ from analysis.models.descent import Descent
 from analysis.models.recorded_batches import RecordedBatches, RedrawnBatches
 from analysis.models.replay import Replayed, Replays
 from asgd.arrays import Array, Integers
-from asgd.local_steps import LocalSteps
+from asgd.local_steps import PushRule
 from asgd.rules.base import Rule
 from asgd.simulation.replay import Gradients
 
 
 @dataclass(frozen=True, eq=False)
-class LocalPushes:
+class RecordedPushes:
     """The pushes of recorded runs.
 
     Attributes
     ----------
-    steps
-        Makes the local steps of one replay; they keep state.
+    rule
+        Makes the rule of the pushes for one replay; it keeps state.
     runs
         The pushes of each run.
+    feature
+        The configuration key by which a push is not a gradient.
     """
 
-    steps: Callable[[], LocalSteps]
+    rule: Callable[[], PushRule]
     runs: tuple[Gradients, ...]
+    feature: str
 
 
-class LocalReplay(Replayed):
+class PushReplay(Replayed):
     """A block of paths that replay the recorded pushes of one run."""
 
     def __init__(
@@ -49,7 +55,7 @@ class LocalReplay(Replayed):
         x: Array,
         rng: np.random.Generator,
         *,
-        steps: Callable[[], LocalSteps],
+        push_rule: Callable[[], PushRule],
         pushes: Gradients,
         last_read: Integers,
         rule: Rule,
@@ -57,8 +63,8 @@ class LocalReplay(Replayed):
     ) -> None:
         super().__init__(descent, pushes.read_version, last_read, rule, x, rng)
         self.batches = RedrawnBatches(batches, rng) if batches else None
-        self.local, self.pushes = steps(), pushes
-        self.batch_size = (pushes.batch_size / self.local.steps).tolist()  # of each push
+        self.push_rule, self.pushes = push_rule(), pushes
+        self.batch_size = (pushes.batch_size / self.push_rule.steps).tolist()  # of each push
 
     def versions(self, k: int) -> list[int]:
         """Return the versions that the pushes of update k read."""
@@ -71,7 +77,7 @@ class LocalReplay(Replayed):
         pushes = self.pushes
         rows = range(*pushes.starts[k : k + 2].tolist())
         total = sum(
-            self.local.difference(
+            self.push_rule.push(
                 int(pushes.worker[row]),
                 int(pushes.sequence[row]),
                 start,
@@ -84,12 +90,14 @@ class LocalReplay(Replayed):
     def _gradient(self, row: int, step: int, x: Array) -> Array:
         if self.batches is not None:
             return self.batches.gradient_of(self.problem, x, row)
+        if self.push_rule.compresses:
+            return self.batch_gradient(x, row)
         return self.sampled_gradient(x, row)
 
 
-def local_replay_paths(
+def push_replay_paths(
     descent: Descent,
-    pushes: LocalPushes,
+    pushes: RecordedPushes,
     rule: Rule,
     batches: Sequence[RecordedBatches] | None = None,
 ) -> PathModel:
@@ -106,7 +114,7 @@ def local_replay_paths(
     batches
         Of each run, to draw batches as it did; default independent draws from all samples.
     """
-    updates, steps = len(descent.learning_rate), pushes.steps()
+    updates, push_rule = len(descent.learning_rate), pushes.rule()
     makers, copies = [], 0
     own_batches = [None] * len(pushes.runs) if batches is None else batches
     for run, drawn in zip(pushes.runs, own_batches, strict=True):
@@ -117,14 +125,13 @@ def local_replay_paths(
         read = np.flatnonzero(last_read >= 0)
         held = np.bincount(read, minlength=updates + 1)[:-1].cumsum()
         held -= np.bincount(last_read[read], minlength=updates).cumsum()
-        workers = len(np.unique(run.worker[:rows])) if steps.keeps else 1
-        own = len(steps.rule.state) * workers + steps.rule.scratch
+        own = push_rule.vectors(len(np.unique(run.worker[:rows])))
         copies = max(copies, int(held.max()) + 6 + own + len(rule.state) + rule.scratch)
         makers.append(
             partial(
-                LocalReplay,
+                PushReplay,
                 descent,
-                steps=pushes.steps,
+                push_rule=pushes.rule,
                 pushes=run,
                 last_read=last_read,
                 rule=rule,
@@ -132,4 +139,4 @@ def local_replay_paths(
             )
         )
     block = partial(Replays, descent, makers) if len(makers) > 1 else makers[0]
-    return PathModel(block, "local_replay", copies, len(makers))
+    return PathModel(block, "push_replay", copies, len(makers))
