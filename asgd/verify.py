@@ -18,6 +18,7 @@ from asgd.rundir.columns import COUNTS, DISCARDED, LOSS, MEMBERS, POSITIONS, SHA
 from asgd.rundir.parts import most_rows, parts_of
 from asgd.rundir.problem_record import problem_changes
 from asgd.rundir.reader import Run
+from asgd.rundir.repair import recorded_updates
 from asgd.rundir.tables import check_digests, read_pieces
 from asgd.seals import is_sealed
 from asgd.shards import has_own_parts
@@ -58,6 +59,10 @@ def record_findings(run: Run) -> list[str]:
         found = [*_gradient_findings(run), *_policy_findings(run), *_clock_findings(run)]
         if run.config.data.sampling == "epoch":
             found += _position_findings(run)
+    if not damaged and not found and not run.keeps_rows:
+        complete, updates = recorded_updates(run.path), run.recorded_updates
+        if complete < updates:
+            found.append(f"{run.path}: gradients of update {complete} are missing; a part was lost")
     return [*found, *damaged]
 
 

@@ -35,6 +35,7 @@ from asgd.records.formats.base import ITEM_KEYS, Format, Part
 from asgd.records.formats.known import FORMATS, NAMES, recognise
 from asgd.records.names import LOG, PUBLISHED
 from asgd.records.reader import Record, log_batches, read_record
+from asgd.rundir.columns import COUNTS
 from asgd.rundir.files import replace_file
 from asgd.rundir.parts import part_name
 from asgd.rundir.tables import write_table
@@ -85,6 +86,12 @@ def import_log(
         The log cannot be read or used, or the directory cannot be written.
     """
     source, given = Path(source), dict(columns or {})
+    for place in (source, *source.absolute().parents[:2]):
+        if (place / COUNTS).is_file() and (place / "config.json").is_file():
+            raise InputError(
+                f'{source}: of a run with run.record = "counts", which keeps only its newest rows; '
+                "expected a log, or rows of a whole run"
+            )
     if format not in NAMES:
         raise InputError(f"format = {format!r}: expected one of {', '.join(NAMES)}")
     if unit is not None and unit not in get_args(Unit):

@@ -49,6 +49,10 @@ class AgingTable:
         self._rows = [self._count(part) for part in self._parts]
         self._merges = True
 
+    def keep_parts(self) -> None:
+        """Merge no more parts."""
+        self._merges = False
+
     @property
     def parts(self) -> list[Path]:
         """The parts in order."""
@@ -69,8 +73,10 @@ class AgingTable:
 
     def remove_before(self, end: int) -> None:
         """Remove the parts with no row of update `end` or a later one."""
-        for part in self.parts:
-            if first_update(part) >= end or self._last_update(part) >= end:
+        # Read only where the names do not tell: two parts of the trace do not share an update.
+        most = [first_update(part) - (self._directory.name == TRACE) for part in self._parts[1:]]
+        for part, last in zip(self.parts, [*most, end][: len(self._parts)], strict=True):
+            if first_update(part) >= end or (last >= end and self._last_update(part) >= end):
                 return
             part.unlink()
             del self._parts[0], self._rows[0]

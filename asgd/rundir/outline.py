@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 
 from asgd.rundir.counts import StalenessCounts
+from asgd.rundir.parts import first_update
 from asgd.rundir.tables import DamagedTableError, Table
 
 
@@ -114,9 +115,14 @@ class Tally(msgspec.Struct):
 
 
 def outline(counts: StalenessCounts, parts: Iterable[Table], known: int) -> Outline:
-    """Return the statistics of a trace of `known` updates, given its parts in order.
+    """Return the statistics of a trace of `known` updates or more, given its parts in order.
 
     Updates before the first part are counted. The last tenth then begins with a span of them.
+
+    Raises
+    ------
+    DamagedTableError
+        An update is missing, maybe because rows were counted or cut since they were known.
     """
     tail = known - max(1, known // 10)
     whole, recent = Tally.of_counts(counts), 0
@@ -126,12 +132,16 @@ def outline(counts: StalenessCounts, parts: Iterable[Table], known: int) -> Outl
         recent = int(np.sum((counts.columns["updates"] * counts.columns["staleness"])[late]))
     for part in parts:
         tally, before = Tally.of(part), whole.rows
+        if first_update(part.path) != before:
+            raise DamagedTableError(f"{part.path}: expected update {before} first")
         if before >= tail:
             recent += tally.staleness
         elif before + tally.rows > tail:
             recent += int(part.columns("staleness")["staleness"][tail - before :].sum())
         whole.join(tally)
-    if whole.rows <= tail or not whole.rows:
+    if whole.rows < known:
+        raise DamagedTableError(f"the trace has {whole.rows} updates, expected {known}")
+    if not whole.rows:
         return Outline(0, None, None, None, {})
     return Outline(
         whole.rows,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -83,27 +82,32 @@ def covered_parts(directory: Path) -> list[Path]:
     return sorted({directory / name for name in _names(directory)} - set(parts_of(directory)))
 
 
-def undisturbed(read: Callable[[], T], *directories: Path) -> T:
-    """Return what `read` returns; call it again if it failed and parts changed meanwhile.
+def undisturbed(read: Callable[[], T], *places: Path) -> T:
+    """Return what `read` returns; call it again if it failed and files changed meanwhile.
 
-    Parts of `directories` are merged or counted as they age, and cut when a server is restored.
+    The parts in directories are merged or counted as they age, and cut when a server is restored;
+    the file of the counts is replaced.
     """
     while True:
-        before = _files(directories)
+        before = _files(places)
         try:
             return read()
         except InputError:
-            if before <= _files(directories):
+            if before <= _files(places):
                 raise
 
 
-def _files(directories: Iterable[Path]) -> set[tuple[Path, int, int]]:
-    """Return the parts with what tells that one was replaced by another of its name."""
+def _files(places: Iterable[Path]) -> set[tuple[Path, int, int]]:
+    """Return the files with what tells that one was replaced by another of its name."""
     found = set()
-    for part in (part for directory in directories for part in parts_of(directory)):
-        with suppress(OSError):  # reading it then says why
-            status = part.stat()
-            found.add((part, status.st_ino, status.st_mtime_ns))
+    for place in places:
+        for file in [place] if place.name == COUNTS else parts_of(place):
+            try:
+                status = file.stat()
+            except OSError:  # missing, or reading it says why
+                found.add((file, -1, -1))
+            else:
+                found.add((file, status.st_ino, status.st_mtime_ns))
     return found
 
 

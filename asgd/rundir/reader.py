@@ -16,6 +16,7 @@ from asgd.config.make import load_config
 from asgd.errors import AsgdError, InputError, NoRowsError
 from asgd.rundir.alive import read_heartbeat
 from asgd.rundir.columns import (
+    COUNTS,
     DISCARDED,
     LOSS,
     MEMBERS,
@@ -111,7 +112,8 @@ class Run(RunFiles):
         Columns: `update`, the first of a span of updates, all equally long; `worker` and
         `staleness`, as in the trace; `updates`, `members` and `discarded`, how many updates,
         gradients of means and discarded gradients there were of these; `compute_seconds`, their
-        sum; `seconds`, when the last one was applied or discarded.
+        sum; `seconds`, when the last one was applied or discarded, 0 where there are only gradients
+        of means. Gradients discarded after the last update are left out.
         """
         import pandas as pd
 
@@ -128,13 +130,18 @@ class Run(RunFiles):
         """
 
         def read() -> StalenessCounts:
-            counts = self._stored_counts()
-            begun = counts.updates
-            end = begun + sum(part.rows for part in self._parts(TRACE, begun))
-            return counts.adding(self._rows_of_gradients(begun), end)
+            counts, end = self._stored_counts(), self._updates_now()
+            found = counts.adding(self._rows_of_gradients(counts.updates), end)
+            # Else rows of members may be counted, or cut and written anew, after those of the trace
+            # were read.
+            if self._counted_now() != counts.updates or self._updates_now() < end:
+                raise InputError(f"{self.path}: changed while it was read")
+            return found
 
-        places = [self.path / table for table in (TRACE, MEMBERS, DISCARDED)]
-        return undisturbed(read, *places)
+        places = [self.path / name for name in (TRACE, MEMBERS, DISCARDED, COUNTS)]
+        found = undisturbed(read, *places)
+        _ = self.recorded_updates  # refuses a lost end
+        return found
 
     def _rows_of_gradients(self, begun: int) -> Iterator[tuple[str, Columns]]:
         """Yield the rows of the parts that are not counted, with the names of their tables."""
@@ -238,13 +245,13 @@ class Run(RunFiles):
         InputError
             A part is damaged or missing.
         """
-        known = self.recorded_updates
+        _ = self.recorded_updates  # refuses a lost end
 
         def read() -> Outline:
-            counts = self._stored_counts()
+            known, counts = self._updates_now(), self._stored_counts()
             return outline(counts, self._parts(TRACE, counts.updates), known)
 
-        return undisturbed(read, self.path / TRACE)
+        return undisturbed(read, self.path / TRACE, self.path / COUNTS)
 
     def __repr__(self) -> str:
         return f"Run({in_a_line(self)})"

@@ -57,7 +57,7 @@ def recorded_updates(path: Path) -> int:
     if config.data.sampling == "epoch":
         placed = _updates_in(path, config, POSITIONS)
         missing = np.union1d(missing, np.setdiff1d(np.arange(begun, count), placed))
-    ends: list[int] = [*missing[:1].tolist(), *_damaged_discarded(path, config)]
+    ends: list[int] = [*missing[:1].tolist(), *_damaged_discarded(path, config, begun)]
     return min([count, *ends])
 
 
@@ -149,10 +149,16 @@ def _updates_in(path: Path, config: RunConfig, table: str) -> npt.NDArray[np.int
     return np.concatenate(known)
 
 
-def _damaged_discarded(path: Path, config: RunConfig) -> list[int]:
-    """Return the first update of each damaged part of the discarded gradients."""
-    found = []
-    for part in parts_of(path / DISCARDED):
+def _damaged_discarded(path: Path, config: RunConfig, begun: int) -> list[int]:
+    """Return the first update of each damaged part of the discarded gradients.
+
+    Parts whose rows are all counted, those before update `begun`, are left out.
+    """
+    found, parts = [], parts_of(path / DISCARDED)
+    following = [first_update(part) for part in parts[1:]]
+    for part, bound in zip(parts, [*following, begun][: len(parts)], strict=True):
+        if bound < begun:
+            continue
         try:
             defect = discarded_defect(_read(part, DISCARDED, config))
         except DamagedTableError as error:

@@ -21,6 +21,7 @@ from asgd.errors import InputError
 from asgd.problems.make import make_problem
 from asgd.rundir.alive import read_heartbeat
 from asgd.rundir.claims import PROBE, HeldError, check_locks, held_alone
+from asgd.rundir.counts import counted_updates
 from asgd.rundir.files import check_no_links, make_directory, replace_file
 from asgd.rundir.problem_record import check_problem
 from asgd.rundir.reader import Run, as_path, read_run
@@ -108,7 +109,7 @@ def unfinished_repeats(
 def _unfinished(config: RunConfig, path: Path) -> list[tuple[Path, RunConfig | None]]:
     found: list[tuple[Path, RunConfig | None]] = []
     for one, directory in _repeats(config, path):
-        if not any(directory.glob("trace/part-*")):
+        if not any(directory.glob("trace/part-*")) and not counted_updates(directory):
             _check_no_loss(one, directory)
             found.append((directory, one))
             continue

@@ -88,18 +88,20 @@ class RunFiles:
     def recorded_updates(self) -> int:
         """Number of updates on record, without reading all of it."""
         finished = self.state == "finished"  # before the trace, which may still grow
+        count = undisturbed(self._updates_now, self.path / TRACE, self.path / COUNTS)
+        self._refuse(TRACE, self._lost_end(finished, count))
+        return count
 
-        def count() -> int:
-            begun = count = 0 if self.keeps_rows else counted_updates(self.path)
-            for part in self._parts(TRACE, begun):
-                if first_update(part.path) != count:
-                    self._refuse(TRACE, f"update {count} is missing; a part was lost")
-                count += part.rows
-            return count
+    def _updates_now(self) -> int:
+        begun = count = self._counted_now()
+        for part in self._parts(TRACE, begun):
+            if first_update(part.path) != count:
+                self._refuse(TRACE, f"update {count} is missing; a part was lost")
+            count += part.rows
+        return count
 
-        counted = undisturbed(count, self.path / TRACE)
-        self._refuse(TRACE, self._lost_end(finished, counted))
-        return counted
+    def _counted_now(self) -> int:
+        return 0 if self.keeps_rows else counted_updates(self.path)
 
     def last_row(self, table: str) -> dict[str, Any] | None:
         """Return the last row of a table, None if it is empty; reads only the last part."""

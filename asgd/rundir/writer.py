@@ -118,7 +118,8 @@ class RunWriter:
     def count(self, config: RunConfig, before: int) -> None:
         """With `run.record = "counts"`, replace rows of the updates before `before` by counts.
 
-        If that fails, because the disk is full or a part is damaged, rows are kept from then on.
+        If that fails, because the disk is full or a part is damaged, rows are kept from then on,
+        and not merged: readers ignore a part with rows that are counted already.
         """
         if config.run.record == "updates" or not self._counts:
             return
@@ -128,6 +129,8 @@ class RunWriter:
             count_rows(self.path, tables, before, most_rows(config, COUNTS))
         except (OSError, InputError):
             self._counts = False
+            for table in tables.values():
+                table.keep_parts()
 
     def event(self, kind: str, **fields: Any) -> None:
         """Append one event; `fields` must be JSON values."""

@@ -23,9 +23,7 @@ from cluster.storage.checkpoint import load
 from cluster.storage.lease import LOG_FILES, check_lease
 from cluster.storage.write_ahead import segments
 
-_NO_ROWS = (
-    'run.record = "counts" keeps no rows, so gradients were counted by worker, and none replayed'
-)
+_NO_ROWS = 'run.record = "counts" keeps no rows, so nothing was replayed'
 
 
 @dataclass(frozen=True)
@@ -79,8 +77,13 @@ def verify(
             f", {gaps} damaged or missing part{'s' * (gaps > 1)} of losses named in the events"
         )
     if not run.keeps_rows:
-        found += _number_findings(run, updates)
-        return Verdict(str(run.path), found, f"{checked}; {_NO_ROWS}")
+        sequences = _last_sequences(run, updates)
+        if sequences is None:
+            return Verdict(str(run.path), found, f"{checked}; {_NO_ROWS}")
+        found += number_findings(run, sequences)
+        return Verdict(
+            str(run.path), found, f"{checked}; gradients were counted by worker; {_NO_ROWS}"
+        )
     if not replayed:
         return Verdict(str(run.path), found, f"{checked}; not replayed")
     try:
@@ -90,12 +93,15 @@ def verify(
     return Verdict(str(run.path), found, f"{checked}; a replay agrees")
 
 
-def _number_findings(run: Run, updates: int) -> list[str]:
-    """Compare the counts with the numbers of gradients in the last state, if it is of the end."""
+def _last_sequences(run: Run, updates: int) -> dict[int, int] | None:
+    """Return each worker's number of gradients in the last state; None if it cannot be compared.
+
+    It can in mode async, if the state is of the last update.
+    """
     last = paths(run.path / CHECKPOINTS)[:1]
     if run.config.cluster.mode != "async" or not last or version_of(last[0]) != updates:
-        return []
-    return number_findings(run, load(last[0]).counts.sequence)
+        return None
+    return load(last[0]).counts.sequence
 
 
 def _states(directory: Path) -> tuple[dict[int, Array], list[str]]:

@@ -1,6 +1,7 @@
 """Counts instead of rows: each update is counted once, even if a process is killed or reads."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import count
@@ -17,10 +18,20 @@ from asgd.config.tables import RunConfig
 from asgd.errors import InputError, NoRowsError
 from asgd.rundir import counting, counts
 from asgd.rundir.checkpoint import CHECKPOINTS, paths, version_of
-from asgd.rundir.columns import COUNTS, DISCARDED_COLUMNS, MEMBER_COLUMNS, TRACE_COLUMNS
+from asgd.rundir.columns import (
+    COUNTS,
+    DISCARDED,
+    DISCARDED_COLUMNS,
+    MEMBER_COLUMNS,
+    MEMBERS,
+    TRACE,
+    TRACE_COLUMNS,
+)
 from asgd.rundir.counts import StalenessCounts, counted_updates
+from asgd.rundir.parts import first_update, parts_of
 from asgd.rundir.reader import Run, read_run
 from asgd.rundir.repair import cut_back, recorded_updates
+from asgd.rundir.repeats import unfinished_repeats
 from asgd.rundir.summary import status
 from asgd.rundir.writer import RunWriter
 from asgd.simulation.simulate import simulate
@@ -324,3 +335,150 @@ def test_members_are_counted_with_their_own_workers() -> None:
         [1, 1, 1],
         [1, 2, 1],
     ]
+
+
+@pytest.mark.parametrize("at", [TRACE, MEMBERS, DISCARDED, None])
+def test_rows_counted_between_two_steps_of_reading_are_not_left_out(
+    tmp_path: Path, config: RunConfig, monkeypatch: pytest.MonkeyPatch, at: str | None
+) -> None:
+    """More rows are counted before a table is opened, or right after the counts are read (None)."""
+    path = RunWriter.create(tmp_path / "run", config).path
+    updates, more, done = write(path, config, 0, 3), 0, False
+    stored, parts = Run._stored_counts, Run._parts
+
+    def count_more(now: str | None) -> None:
+        nonlocal more, done
+        if now == at and not done:
+            done = True
+            more = write(path, config, updates, 3)
+
+    def counted(run: Run) -> StalenessCounts:
+        found = stored(run)
+        count_more(None)
+        return found
+
+    def opened(run: Run, table: str, *begun: int) -> Iterator[Any]:
+        count_more(table)
+        yield from parts(run, table, *begun)
+
+    for read in (lambda run: run.outline, lambda run: run.counts):
+        run, done = read_run(path), False
+        _ = run.recorded_updates
+        with monkeypatch.context() as patch:
+            patch.setattr(Run, "_stored_counts", counted)
+            patch.setattr(Run, "_parts", opened)
+            found = read(run)
+        if isinstance(found, pd.DataFrame):
+            number = int(found["updates"].sum())
+            pd.testing.assert_frame_equal(found, expected(number), check_dtype=False)
+        else:
+            number = found.updates
+            assert found.mean_staleness == pytest.approx(trace(0, number)["staleness"].mean())
+        assert number in (updates, more)
+        updates = more or updates
+
+
+def test_if_counting_fails_halfway_rows_are_kept_apart_from_counted_ones(
+    tmp_path: Path, config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = RunWriter.create(tmp_path / "run", config).path
+    writer, updates = RunWriter(path), write(path, config, 0, 3)
+
+    def fail(directory: Path) -> None:
+        raise OSError("a broken disk")
+
+    with monkeypatch.context() as patch:  # the file of the counts is in place
+        patch.setattr(counts, "sync_directory", fail)
+        for _ in range(40):
+            writer.trace(trace(updates, PART))
+            writer.discarded(discarded(updates, PART))
+            updates += PART
+            writer.count(config, updates - PART)
+    assert counted_updates(path) < updates - 32 * PART
+    check(path, updates, 2 * SPAN)
+
+
+def test_a_repeat_of_which_only_counts_are_left_is_not_begun_again(
+    tmp_path: Path, config: RunConfig
+) -> None:
+    repeats = msgspec.structs.replace(config.run, repeats=2)
+    out = tmp_path / "out"
+    out.mkdir()
+    whole = msgspec.structs.replace(config, run=repeats)
+    (out / "config.json").write_text(whole.to_json())
+    path = RunWriter.create(out / "repeat-000", config).path
+    write(path, config, 0, 3)
+    (path / CHECKPOINTS).mkdir()
+    cut_back(path, 2 * PART)  # a server was restored and killed before its first update
+    assert not list((path / "trace").iterdir())
+    with unfinished_repeats(out) as left:
+        assert [(directory.name, fresh is None) for directory, fresh in left] == [
+            ("repeat-000", True),
+            ("repeat-001", False),
+        ]
+    assert read_run(path).counts["updates"].sum() == 2 * PART
+
+
+def test_damage_to_counted_rows_that_a_killed_process_left_is_harmless(
+    tmp_path: Path, config: RunConfig
+) -> None:
+    path = RunWriter.create(tmp_path / "run", config).path
+    updates = write(path, config, 0, 2)
+    for table in (TRACE, DISCARDED):
+        (saved := path / f"{table}.old").mkdir()
+        for part in parts_of(path / table):
+            shutil.copy(part, saved)
+    updates = write(path, config, updates, 2)
+    for table in (TRACE, DISCARDED):
+        part = parts_of(path / f"{table}.old")[0]
+        (path / table / part.name).write_bytes(b"damaged")
+        shutil.rmtree(path / f"{table}.old")
+    assert first_update(parts_of(path / DISCARDED)[0]) < counted_updates(path)
+    assert recorded_updates(path) == updates
+    cut_back(path, updates)
+    check(path, updates)
+
+
+def test_rows_or_counts_of_a_run_are_not_imported_as_a_log(
+    tmp_path: Path, config: RunConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = RunWriter.create(tmp_path / "run", config).path
+    write(path, config, 0, 5)
+    for source in (path / COUNTS, path / "trace", next((path / "trace").iterdir())):
+        exit_status, _, message = asgd(capsys, "import", source, "--out", tmp_path / "record")
+        assert exit_status == 2
+        assert 'run.record = "counts"' in message
+        assert not (tmp_path / "record").exists()
+
+
+def test_verify_says_what_it_checked(tmp_path: Path) -> None:
+    for mode, said in (({}, True), ({"mode": "sync"}, False)):
+        config = with_counts(configure(workers=2, updates=100, **mode))
+        machine = Machine(tmp_path / str(said), config)
+        machine.work(100)
+        machine.recorder.record(machine.crowd.server.drain())
+        found = verify(read_run(machine.path))
+        assert not found.findings
+        assert ("gradients were counted by worker" in found.checked) == said
+
+
+@pytest.mark.parametrize("table", [TRACE, MEMBERS])
+def test_a_lost_part_of_the_newest_rows_is_found(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    table: str,
+) -> None:
+    monkeypatch.setattr("asgd.simulation.simulate._PART", 1000)
+    run = {"updates": 3000, "eval_every": 500, "record": "counts"}
+    cluster = {"workers": 3, "mode": "buffered", "gradients_per_update": 2}
+    config = make_config({"problem": {"kind": "quadratic"}, "cluster": cluster, "run": run})
+    path = simulate(config, tmp_path / "run")
+    (part,) = parts_of(path / table)
+    part.unlink()
+    if table == TRACE:
+        with pytest.raises(InputError, match=r"2000 updates, but .* a part was lost"):
+            _ = read_run(path).counts
+    exit_status, said, _ = asgd(capsys, "verify", path)
+    assert exit_status == 1
+    assert "lost" in said
