@@ -26,7 +26,7 @@ from asgd.config.tables import ClusterConfig
 
 BLOCK = 256  # numbers with a common scale
 LARGEST = 127  # times its scale, the largest number of a block
-SCRATCH = 5  # vectors held, besides gradients and residuals, while one is compressed
+SCRATCH = 5  # vectors held, besides gradients and residuals, while one is compressed, at most
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,10 @@ class TopK:
         least = np.partition(size, dimension - kept, axis=-1)[..., dimension - kept, np.newaxis]
         chosen, equal = size > least, size == least
         room = kept - chosen.sum(axis=-1, keepdims=True)
-        chosen |= equal & (np.cumsum(equal, axis=-1) <= room)
-        return np.where(chosen, vectors, np.zeros_like(least)) + 0.0  # no negative zeros
+        chosen |= equal & (np.cumsum(equal, axis=-1, dtype=np.uint32) <= room)
+        found: Array = np.where(chosen, vectors, np.zeros_like(least))
+        found += 0.0  # no negative zeros
+        return found
 
 
 @dataclass(frozen=True)

@@ -301,7 +301,7 @@ MUTATIONS = [
     Mutation(
         "of equal entries all are kept",
         "asgd/compression.py",
-        "chosen |= equal & (np.cumsum(equal, axis=-1) <= room)",
+        "chosen |= equal & (np.cumsum(equal, axis=-1, dtype=np.uint32) <= room)",
         "chosen |= equal",
         (COMPRESSION, "-k", "equal_ones"),
     ),
