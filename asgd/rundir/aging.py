@@ -66,8 +66,8 @@ class AgingTable:
         InputError
             A part is damaged.
         """
-        following = [first_update(part) for part in self._parts[1:]]
-        for part, bound in zip(self._parts, [*following, end], strict=True):
+        bounds = [*map(first_update, self._parts[1:]), end]
+        for part, bound in zip(self._parts, bounds, strict=False):  # there may be no part at all
             if first_update(part) < end and bound >= first:
                 yield from self._read(part)
 

@@ -482,3 +482,17 @@ def test_a_lost_part_of_the_newest_rows_is_found(
     exit_status, said, _ = asgd(capsys, "verify", path)
     assert exit_status == 1
     assert "lost" in said
+
+
+def test_counting_continues_after_all_discarded_rows_are_counted(
+    tmp_path: Path, config: RunConfig
+) -> None:
+    path = RunWriter.create(tmp_path / "run", config).path
+    writer = RunWriter(path)
+    writer.discarded(discarded(0, PART))
+    for part in range(8):
+        writer.trace(trace(part * PART, PART))
+        writer.count(config, part * PART)
+    assert not parts_of(path / DISCARDED)
+    assert counted_updates(path) > 4 * PART
+    assert read_run(path).counts[["updates", "discarded"]].sum().tolist() == [8 * PART, 50]
