@@ -75,10 +75,12 @@ class Int8:
         """Return the binary logarithm of the scale of each block, shape (..., blocks)."""
         starts = np.arange(0, vectors.shape[-1], BLOCK)
         largest = np.maximum.reduceat(np.abs(vectors), starts, axis=-1)
-        fraction, exponent = np.frexp(np.where(np.isfinite(largest), largest, 0.0))
+        limits = np.finfo(vectors.dtype)
+        # Beside what is not finite, the scale is the largest: 127 of it are infinite.
+        fraction, exponent = np.frexp(np.where(np.isfinite(largest), largest, limits.max))
         exponent += np.where(fraction > LARGEST / 128, -6, -7).astype(exponent.dtype)
         # The scale and its inverse are normal numbers.
-        found: npt.NDArray[np.int32] = np.maximum(exponent, np.finfo(vectors.dtype).minexp)
+        found: npt.NDArray[np.int32] = np.maximum(exponent, limits.minexp)
         return found
 
     def multiples(self, vectors: Array, exponents: npt.NDArray[np.int32]) -> Array:

@@ -343,7 +343,7 @@ MUTATIONS = [
     Mutation(
         "a number that is not finite arrives as a finite one",
         "cluster/sockets/compressed.py",
-        "        if multiples.min() == _NOT_FINITE:\n",
+        "        if multiples.min() == _NAN:\n",
         "        if False:\n",
         (SENT, "-k", "finite"),
     ),

@@ -101,7 +101,7 @@ def push_replay_paths(
     rule: Rule,
     batches: Sequence[RecordedBatches] | None = None,
 ) -> PathModel:
-    """Return the model that replays the pushes of recorded runs with Gaussian noise.
+    """Return the model that replays the pushes of recorded runs, with other noise.
 
     Parameters
     ----------

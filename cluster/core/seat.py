@@ -13,7 +13,7 @@ class Seat:
     `sequence` is the number of the gradient that the worker computes or the server holds;
     `position` is the position of its first sample in the epochs. `norm` is the norm of a held
     gradient. `granted` is the time when the worker got its snapshot, infinite if it owes no
-    gradient. A `retired` worker gets no more snapshots. `continues` says whether the local state of
+    gradient. A `retired` worker gets no more snapshots. `continues` says whether the own state of
     the worker follows from its gradient before `sequence`.
     """
 

@@ -34,7 +34,8 @@ class Worker:
 
     The random draws for its s-th gradient depend only on the seed, the worker's number and s. After
     computing a gradient, or the pseudo-gradient of its local steps, the worker sleeps for the added
-    compute time. Only this object has the state of a local rule that is kept.
+    compute time. Only this object has the state of a local rule that is kept, and the rest that a
+    compression leaves.
 
     Parameters
     ----------

@@ -2,7 +2,7 @@
 
     top_k   k numbers, then their k indices, ascending, 4 bytes each
     int8    the exponent of each block of 256 numbers, 2 bytes each, signed; then d multiples of
-            2^exponent from -127 to 127, one byte each; -128 is a number that is not finite
+            2^exponent from -127 to 127, one byte each; -128 is nan
 
 k is part of the format, so payloads of a run have one length. What is packed is compressed already:
 packing rounds nothing, and the server gets the vector that the worker subtracted from its residual.
@@ -16,11 +16,11 @@ import numpy as np
 import numpy.typing as npt
 
 from asgd.arrays import Array
-from asgd.compression import BLOCK, Int8, TopK
+from asgd.compression import BLOCK, LARGEST, Int8, TopK
 from cluster.sockets.wire import Memory, VectorFormat, WireError, copy_vector
 
 _INDEX, _EXPONENT = np.dtype("<u4"), np.dtype("<i2")
-_NOT_FINITE = -128
+_NAN = -128
 
 
 class Packing(Protocol):
@@ -100,9 +100,9 @@ class _Bytes:
     def pack(self, vector: Array, payload: Memory) -> None:
         exponents, multiples = self._parts(payload)
         found = self._compression.exponents(vector)
-        with np.errstate(invalid="ignore"):
-            whole = self._compression.multiples(vector, found)
-        whole[~np.isfinite(whole)] = _NOT_FINITE
+        whole = self._compression.multiples(vector, found)
+        np.clip(whole, -LARGEST, LARGEST, out=whole)  # infinite ones stay so: their scale is large
+        whole[np.isnan(whole)] = _NAN
         exponents[:], multiples[:] = found, whole
 
     def unpack(self, payload: Memory, out: Array) -> None:
@@ -116,5 +116,5 @@ class _Bytes:
         with np.errstate(over="ignore"):
             out[:whole].reshape(-1, BLOCK)[:] *= scales[: whole // BLOCK, np.newaxis]
             out[whole:] *= scales[-1]
-        if multiples.min() == _NOT_FINITE:
-            out[multiples == _NOT_FINITE] = np.nan
+        if multiples.min() == _NAN:
+            out[multiples == _NAN] = np.nan
