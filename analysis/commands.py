@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from analysis.profile.fit import StalenessFit
     from analysis.study import Study
     from asgd.console.live import Bar
+    from asgd.rundir.reader import Run
 
 _LONG_SECONDS = 10.0  # announce a prediction that takes longer
 
@@ -85,7 +86,7 @@ def profile(runs: Sequence[Path], as_json: bool, quiet: bool) -> None:
             say(f"{printable(str(path))}\n{fit}")
             if work:
                 say(work["sentence"])
-            say(f"{check.sentence}\n" if check else "")
+            say(f"{check.sentence}\n" if check else _without_rows(study.run))
     if as_json:
         print_json(found[0] if len(found) == 1 else {"runs": found})
     elif len(fits) > 1:
@@ -326,6 +327,16 @@ def whatif(
         return
     for line in str(found).splitlines():
         say(printable(line))
+
+
+def _without_rows(run: Run) -> str:
+    """Return the line on what a profile cannot tell without rows of updates; "" with rows."""
+    if run.keeps_rows:
+        return ""
+    return (
+        'run.record = "counts" keeps no rows, so start-up and intervals are of whole spans of '
+        "updates, and whether independent workers explain the staleness is unknown.\n"
+    )
 
 
 def _profile_record(

@@ -50,7 +50,10 @@ class Study:
         self.path, self.runs = Path(path), as_runs(runs)
         for run in self.runs:
             # The losses first: the trace must cover all of them.
-            _ = run.loss, run.trace, run.members, run.discarded, run.events
+            if run.keeps_rows:
+                _ = run.loss, run.trace, run.members, run.discarded, run.events
+            else:
+                _ = run.loss, run.staleness_counts, run.events
         self._made: tuple[Prediction, Score] | None = None
         self._refusal: str | None = None
         self._probe: Probe | None = None

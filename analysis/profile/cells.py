@@ -18,6 +18,7 @@ from analysis.profile.dependence import block_resamples, cell_size
 from analysis.profile.estimators import Counts
 from asgd.arrays import Array, Integers
 
+INTERVAL_RESAMPLES = 399  # for the intervals of a law's parameters
 _AT_ONCE = 16  # resamples for each pass over the sparse table
 
 

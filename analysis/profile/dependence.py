@@ -66,10 +66,10 @@ def start_up(staleness: Integers, update: Integers | None = None) -> int:
         last = int(of_version_0[-1]) if of_version_0.size else 0
         life = 1.0 + float(np.mean(usual[min(last, half) :]))
         first = min(last + 1 + int(np.ceil(life)), half)
-    return min(first + _mser(usual[first:]), half)
+    return min(first + mser(usual[first:]), half)
 
 
-def _mser(values: Integers) -> int:
+def mser(values: Integers | Array) -> int:
     """Return the MSER-5 truncation, at most half of the values (White 1997)."""
     batches = len(values) // _BATCH
     if batches < 4:

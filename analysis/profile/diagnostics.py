@@ -6,6 +6,7 @@ always has mu near 1 - 1/P. Only the shape can contradict it: the share of zeros
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +15,7 @@ import pandas as pd
 
 from analysis.profile.cells import Cells
 from analysis.profile.dependence import block_resamples, standard_error
-from asgd.arrays import Integers
+from asgd.arrays import Array, Integers
 
 
 @dataclass(frozen=True)
@@ -84,20 +85,46 @@ class Drift:
 
 def shape(staleness: Integers, workers: float | None, block: int) -> Shape:
     """Compare the series with the geometric law of the same mean."""
-    x = staleness.astype(float)
-    mean, variance = float(x.mean()), float(x.var())
-    geometric = mean * (1.0 + mean)
+    return shape_of(
+        staleness.astype(float),
+        lambda values: float(values.mean()),
+        lambda values: standard_error(values, block),
+        workers,
+    )
+
+
+def shape_of(
+    x: Array,
+    mean_of: Callable[[Array], float],
+    error_of: Callable[[Array], float],
+    workers: float | None,
+) -> Shape:
+    """Return `shape` of a series.
+
+    Parameters
+    ----------
+    x
+        Staleness of each update, or each distinct value.
+    mean_of, error_of
+        Return the mean over the updates of a function of their staleness, given for each of `x`,
+        and its standard error.
+    workers
+        P, None if it is unknown.
+    """
+    mean = mean_of(x)
     influence = (x - mean) ** 2
+    variance = mean_of(influence)
+    geometric = mean * (1.0 + mean)
     ratio, error = 1.0, 0.0
     if geometric > 0.0:
         ratio = variance / geometric
         # delta method for v / (m + m^2)
         influence = (influence - ratio * (1.0 + 2.0 * mean) * (x - mean)) / geometric
-        error = standard_error(influence, block)
-    zero = x == 0
+        error = error_of(influence)
+    zero = (x == 0).astype(float)
     return Shape(
-        zeros=float(zero.mean()),
-        zeros_error=standard_error(zero, block),
+        zeros=mean_of(zero),
+        zeros_error=error_of(zero),
         zeros_geometric=1.0 / workers if workers else 1.0 / (1.0 + mean),
         variance=variance,
         variance_geometric=geometric,
@@ -113,7 +140,14 @@ def conservation(staleness: Integers, workers: float, block: int) -> Conservatio
     divided by m; each age is at most the largest staleness.
     """
     mean, error = float(np.mean(staleness)), standard_error(staleness, block)
-    slack = workers * float(np.max(staleness)) / len(staleness)
+    return conservation_of(mean, error, workers, int(np.max(staleness)), len(staleness))
+
+
+def conservation_of(
+    mean: float, error: float, workers: float, largest: int, updates: int
+) -> Conservation:
+    """Return `conservation` of a series with this mean, its standard error and its maximum."""
+    slack = workers * float(largest) / updates
     off = abs(mean - (workers - 1.0))
     holds = off <= slack or off <= 3.0 * error
     return Conservation(mean, error, workers - 1.0, slack, bool(holds))
@@ -157,14 +191,20 @@ def drift(
             "zeros": [float((part == 0).mean()) for part in parts],
         }
     )
-    cells = Cells.of(staleness, block)
+    return Drift(table, *drift_of_cells(Cells.of(staleness, block), rng, resamples))
+
+
+def drift_of_cells(
+    cells: Cells, rng: np.random.Generator, resamples: int = 199
+) -> tuple[float, float]:
+    """Return the distance between the halves of a series, and its p-value."""
     observed = _between_halves(cells, np.arange(cells.number))
     resampled = [
         _between_halves(cells, index)
         for index in block_resamples(cells.number, cells.block, resamples, rng)
     ]
     as_far = int(np.sum(np.array(resampled) >= observed - 1e-12))
-    return Drift(table, observed, (1.0 + as_far) / (1.0 + resamples))
+    return observed, (1.0 + as_far) / (1.0 + resamples)
 
 
 def _between_halves(cells: Cells, index: Integers) -> float:

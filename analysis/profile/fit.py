@@ -22,7 +22,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from analysis.profile import dependence, diagnostics, goodness, stragglers
+from analysis.profile import diagnostics, goodness, stragglers
+from analysis.profile.counted import CountedSample
 from analysis.profile.law_fit import LawFit, Sample
 from analysis.profile.series import Nouns
 from analysis.profile.verdict import (
@@ -42,7 +43,6 @@ from asgd.seals import sealed_object
 from asgd.staleness.empirical import Empirical
 from asgd.staleness.geometric import Geometric
 from asgd.staleness.law import StalenessLaw
-from asgd.streams import stream
 
 _FEW_EFFECTIVE = 80.0  # independent updates below which a warning accompanies the intervals
 _INVISIBLE = 1e-3  # share of updates in the tail that the histogram leaves out
@@ -76,7 +76,7 @@ class StalenessFit:
     laws: Mapping[str, LawFit]
     workers: float | None
     start_up: int
-    sample: Sample
+    sample: Sample | CountedSample
     worker_names: npt.NDArray[Any] | None
     left_out: Mapping[Any, int] = field(default_factory=dict)
     unfitted: Mapping[str, str] = field(default_factory=dict)
@@ -95,8 +95,7 @@ class StalenessFit:
     @cached_property
     def chi_square(self) -> goodness.ChiSquare:
         """Chi-square test of the geometric law."""
-        law = Geometric(self.mu)
-        return goodness.chi_square(self.sample.staleness, law, self.sample.block)
+        return self.sample.chi_square(Geometric(self.mu))
 
     @property
     def grade(self) -> Grade:
@@ -165,37 +164,33 @@ class StalenessFit:
     @cached_property
     def effective_size(self) -> float:
         """Number of independent updates that would determine the mean equally well."""
-        size = dependence.effective_size(self.sample.staleness, self.sample.block)
-        return size / self.sample.lost_variance
+        return self.sample.effective_size / self.sample.lost_variance
 
     def autocorrelation(self, max_lag: int = 50) -> Array:
-        """Return the autocorrelation of staleness at lags 0, ..., max_lag."""
-        return dependence.autocorrelation(self.sample.staleness, max_lag)
+        """Return the autocorrelation of staleness at lags 0, ..., max_lag; nan from counts."""
+        return self.sample.autocorrelation(max_lag)
 
     @cached_property
     def shape(self) -> diagnostics.Shape:
         """Share of zeros and variance compared with the geometric law."""
-        return diagnostics.shape(self.sample.staleness, self.workers, self.sample.block)
+        return self.sample.shape(self.workers)
 
     @cached_property
     def conservation(self) -> diagnostics.Conservation | None:
         """Mean staleness against workers - 1; None if the number of workers is unknown."""
         if self.workers is None:
             return None
-        return diagnostics.conservation(self.sample.staleness, self.workers, self.sample.block)
+        return self.sample.conservation(self.workers)
 
     @cached_property
     def per_worker(self) -> pd.DataFrame | None:
         """One row per worker; None if the workers are unknown."""
-        if self.sample.workers is None or self.worker_names is None:
-            return None
-        return diagnostics.per_worker(self.sample.staleness, self.worker_names[self.sample.workers])
+        return None if self.worker_names is None else self.sample.per_worker(self.worker_names)
 
     @cached_property
     def drift(self) -> diagnostics.Drift:
         """Whether the law changed over the run."""
-        rng = stream(self.sample.seed, "staleness drift")
-        return diagnostics.drift(self.sample.staleness, self.start_up, self.sample.block, rng)
+        return self.sample.drift(self.start_up)
 
     @cached_property
     def verdict(self) -> str:
@@ -269,9 +264,9 @@ class StalenessFit:
             "mu": self.mu,
             "workers": self.workers,
             "left_out": {str(name): times for name, times in self.left_out.items()},
-            "updates": len(self.sample.staleness),
+            "updates": self.sample.size,
             "start_up": self.start_up,
-            "start_up_rule": dependence.START_UP_RULE,
+            "start_up_rule": self.sample.start_up_rule,
             "block": self.sample.block,
             "effective_size": self.effective_size,
             "chi_square": asdict(self.chi_square),
@@ -283,7 +278,9 @@ class StalenessFit:
                 "staleness": self.counts.index.tolist(),
                 "updates": self.counts.tolist(),
             },
-            "autocorrelation": self.autocorrelation().tolist(),
+            "autocorrelation": [
+                None if value != value else value for value in self.autocorrelation().tolist()
+            ],
             "per_worker": None if workers is None else workers.to_dict(orient="list"),
             "drift": {
                 "distance": drift.distance,
@@ -316,7 +313,7 @@ class StalenessFit:
         text = stragglers.in_words(self.left_out, self.workers)
         text += "\n" if text else ""
         text += (
-            f"{counted(len(self.sample.staleness), self.nouns.rows)}{self._of_steps} after "
+            f"{counted(self.sample.size, self.nouns.rows)}{self._of_steps} after "
             f"{self.start_up} of start-up; mean staleness {self.geometric.law.mean():.3f}"
         )
         text += f" {self.nouns.unit}" if self.nouns.unit else ""
@@ -341,8 +338,8 @@ class StalenessFit:
 
     @property
     def _of_steps(self) -> str:
-        step = self.sample.step
-        if step is None:
+        number = self.sample.steps
+        if number is None:
             return ""
-        steps = counted(int(np.count_nonzero(np.diff(step))) + 1, "steps")
+        steps = counted(number, "steps")
         return f" of {steps}, as good as {self.effective_size:.0f} independent ones,"

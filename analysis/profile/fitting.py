@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
 from analysis.profile import dependence
+from analysis.profile.counted import CountedSample
+from analysis.profile.counted_series import CountedSeries
 from analysis.profile.estimators import ESTIMATORS
 from analysis.profile.fit import StalenessFit
 from analysis.profile.law_fit import LawFit, Sample
@@ -88,7 +91,15 @@ def fit_run(run: Run | str | Path) -> StalenessFit:
         See `fit_staleness`.
     """
     run = as_run(run)
+    if not run.keeps_rows:
+        return fit_counts(run)
     return fit_series(Series.of_run(run), run.config.run.seed)
+
+
+def fit_counts(run: Run) -> StalenessFit:
+    """Fit the counts of a run; see `fit_run` and `analysis.profile.counted`."""
+    series = CountedSeries.of_run(run)
+    return _fit(series.sample, series.names, series, series.sample.cells)
 
 
 def fit_series(series: Series, seed: int) -> StalenessFit:
@@ -101,6 +112,16 @@ def fit_series(series: Series, seed: int) -> StalenessFit:
     else:
         block = dependence.block_of_steps(values, dependence.step_means(values, series.step))
     sample = Sample(values, numbers, block, seed, series.step)
+    return _fit(sample, names, series, sample.steps)
+
+
+def _fit(
+    sample: Sample | CountedSample,
+    names: npt.NDArray[Any] | None,
+    series: Series | CountedSeries,
+    clusters: int | None,
+) -> StalenessFit:
+    """Fit every law to a sample; `clusters` is the number of steps or spans that it consists of."""
     laws, unfitted = {}, {}
     for name in ESTIMATORS:
         try:
@@ -120,11 +141,11 @@ def fit_series(series: Series, seed: int) -> StalenessFit:
     )
     least = max(LEAST_UPDATES, math.ceil(LEAST_CYCLES * (team or 0)))
     effective = fit.effective_size
-    if series.step is not None:  # few steps hide how much they differ
-        effective = min(effective, 1.0 + np.count_nonzero(np.diff(series.step)))
-    if len(values) < least or effective < LEAST_EFFECTIVE:
+    if clusters is not None:  # few steps hide how much they differ
+        effective = min(effective, clusters)
+    if sample.size < least or effective < LEAST_EFFECTIVE:
         raise UnreliableEstimateError(
-            f"staleness fit: {counted(len(values), nouns.rows)} after a start-up of {start_up}, "
+            f"staleness fit: {counted(sample.size, nouns.rows)} after a start-up of {start_up}, "
             f"{effective:.0f} of them effectively independent; expected at least {least} and "
             f"{LEAST_EFFECTIVE:.0f}: {nouns.longer} has more",
             fit,
@@ -147,7 +168,7 @@ def compare_fits(fits: Sequence[tuple[str, StalenessFit]]) -> pd.DataFrame:
             {
                 "run": label,
                 "workers": workers,
-                "updates": len(fit.sample.staleness),
+                "updates": fit.sample.size,
                 "mean": fit.geometric.law.mean(),
                 "mu": fit.mu,
                 "mu_low": low,

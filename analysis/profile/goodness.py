@@ -115,26 +115,62 @@ def chi_square(staleness: Integers, law: Geometric, block: int) -> ChiSquare:
     block
         Length of a block, longer than the serial dependence.
     """
-    edges = _bin_edges(law, len(staleness))
+    size = cell_size(len(staleness), block)
+    cells = len(staleness) // size
+    column = np.repeat(np.arange(cells), size)
+
+    def seen(edges: Array) -> Integers:
+        member = np.searchsorted(edges, staleness[: len(column)], "right") - 1
+        bins = len(edges)
+        return np.bincount(column * bins + member, minlength=cells * bins).reshape(cells, bins)
+
+    totals = staleness[: len(column)].reshape(cells, size).sum(axis=1)
+    return chi_square_of_cells(Counts.of(staleness), seen, totals, law, size, -(-block // size))
+
+
+def chi_square_of_cells(
+    counts: Counts,
+    seen: Callable[[Array], Array | Integers],
+    totals: Array | Integers,
+    law: Geometric,
+    size: float,
+    block: int,
+) -> ChiSquare:
+    """Return `chi_square` of a series that is known by its cells.
+
+    Parameters
+    ----------
+    counts
+        The histogram.
+    seen
+        Returns for bins, given the first staleness of each, shape (bins,), the number of updates in
+        each cell and bin, shape (cells, bins).
+    totals
+        Sum of staleness in each cell, shape (cells,).
+    law
+        The geometric law fitted to it.
+    size
+        Updates in a cell, on average.
+    block
+        Length of a block in cells.
+    """
+    edges = _bin_edges(law, counts.size)
     tail = np.append(law.tail(edges), 0.0)
     p = tail[:-1] - tail[1:]
     bins = len(p)
     if bins < 2:
-        fits = bool(np.all(staleness == 0)) == (law.mu == 0.0)
+        fits = bool(np.all(counts.staleness == 0)) == (law.mu == 0.0)
         return ChiSquare(0.0, 1.0 if fits else 0.0, 0.0, 1.0, bins)
-    member = np.searchsorted(edges, staleness, "right") - 1
-    shares = np.bincount(member, minlength=bins) / len(staleness)
-    statistic = float(len(staleness) * np.sum((shares - p) ** 2 / p))
-    size = cell_size(len(staleness), block)
-    cells = len(staleness) // size
-    column = np.repeat(np.arange(cells), size)
-    seen = np.bincount(column * bins + member[: len(column)], minlength=cells * bins)
+    member = np.searchsorted(edges, counts.staleness, "right") - 1
+    shares = np.bincount(member, counts.updates, minlength=bins) / counts.size
+    statistic = float(counts.size * np.sum((shares - p) ** 2 / p))
     slope = np.append(edges * law.mu ** np.maximum(edges - 1.0, 0.0), 0.0)
-    excess = staleness[: len(column)].reshape(cells, size).sum(axis=1) - size * law.mean()
-    influence = (1.0 - law.mu) ** 2 * excess
-    residual = seen.reshape(cells, bins) - size * p
+    updates = seen(edges)
+    each = updates.sum(axis=1)  # `size`, or nearly so
+    influence = (1.0 - law.mu) ** 2 * (totals - each * law.mean())
+    residual = updates - each[:, None] * p
     residual -= influence[:, None] * (slope[:-1] - slope[1:])
-    covariance = long_run_covariance(residual / np.sqrt(p), -(-block // size)) / size
+    covariance = long_run_covariance(residual / np.sqrt(p), block) / size
     trace, square = float(np.trace(covariance)), float(np.sum(covariance**2))
     if trace < 1e-9:
         return ChiSquare(statistic, 0.0 if statistic > 1e-9 else 1.0, bins - 2.0, 0.0, bins)
@@ -158,9 +194,8 @@ def _bin_edges(law: Geometric, m: int) -> Array:
 
 def parametric_bootstrap(
     law: StalenessLaw,
-    staleness: Integers,
-    workers: Integers | None,
-    block: int,
+    measured: Counts,
+    cells: Cells,
     *,
     statistic: Statistic = "tv",
     resamples: int = 199,
@@ -168,23 +203,22 @@ def parametric_bootstrap(
 ) -> GoodnessOfFit:
     """Test a fitted law of any kind; every bootstrap sample is refitted.
 
-    The bootstrap samples follow the law and keep the serial dependence: the ranks of the measured
-    series (ties in random order) are mapped to quantiles of the law and drawn in blocks.
+    The bootstrap samples follow the law and keep the serial dependence: they are drawn in blocks
+    from a series with this law and the ranks of the measured one.
 
     Parameters
     ----------
     law
         The fitted law.
-    staleness, workers
-        The fitted series in order of update, shape (m,); `workers` only for a law per worker.
-    block
-        Length of the blocks.
+    measured
+        The histogram of the fitted series.
+    cells
+        The cells of the series with this law; see `with_law`.
     """
     if statistic not in DISTANCES:
         raise InputError(f"statistic = {statistic!r}: expected one of {', '.join(DISTANCES)}")
     distance, estimate = DISTANCES[statistic], ESTIMATORS[law.name]
-    observed = distance(law, Counts.of(staleness))
-    cells = Cells.of(_with_law(law, staleness, rng), block, workers)
+    observed = distance(law, measured)
     null = np.zeros(resamples)
     for i, counts in enumerate(cells.resamples(resamples, rng)):
         with suppress(InputError):  # the law cannot be fitted to this resample
@@ -194,8 +228,8 @@ def parametric_bootstrap(
     return GoodnessOfFit(observed, (1.0 + as_far) / (1.0 + resamples), null)
 
 
-def _with_law(law: StalenessLaw, staleness: Integers, rng: np.random.Generator) -> Integers:
-    """Return a series with this law and with the ranks of `staleness`."""
+def with_law(law: StalenessLaw, staleness: Integers, rng: np.random.Generator) -> Integers:
+    """Return a series with this law and with the ranks of `staleness`, ties in random order."""
     m = len(staleness)
     order = np.argsort(staleness + rng.random(m))
     level = np.empty(m)

@@ -8,23 +8,32 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
+import pandas as pd
 from scipy.stats import norm, t
 
-from analysis.profile import goodness
-from analysis.profile.cells import Cells
-from analysis.profile.dependence import lost_variance, step_means
+from analysis.profile import diagnostics, goodness
+from analysis.profile.cells import INTERVAL_RESAMPLES, Cells
+from analysis.profile.counted import CountedSample
+from analysis.profile.dependence import (
+    START_UP_RULE,
+    autocorrelation,
+    effective_size,
+    lost_variance,
+    step_means,
+)
 from analysis.profile.estimators import ESTIMATORS, Counts, log_likelihood
 from asgd.arrays import Array, Integers
 from asgd.errors import InputError
 from asgd.staleness.empirical import Empirical
+from asgd.staleness.geometric import Geometric
 from asgd.staleness.law import StalenessLaw
 from asgd.streams import stream
 
 GOODNESS_RESAMPLES = 199
-_INTERVAL_RESAMPLES = 399
 
 
 class ConfidenceInterval(NamedTuple):
@@ -59,6 +68,23 @@ class Sample:
     seed: int
     step: Integers | None = None
 
+    start_up_rule: ClassVar[str] = START_UP_RULE
+
+    @property
+    def size(self) -> int:
+        """Number of updates."""
+        return len(self.staleness)
+
+    @property
+    def blocks(self) -> float:
+        """Number of disjoint blocks."""
+        return self.size / self.block
+
+    @property
+    def steps(self) -> int | None:
+        """Number of steps, None if each update is one of its own."""
+        return None if self.step is None else int(np.count_nonzero(np.diff(self.step))) + 1
+
     @property
     def n_workers(self) -> int:
         """Number of workers, 0 if they are unknown."""
@@ -74,7 +100,7 @@ class Sample:
         """Histograms of moving-block resamples."""
         rng = stream(self.seed, "staleness intervals")
         cells = Cells.of(self.staleness, self.block, self.workers)
-        return list(cells.resamples(_INTERVAL_RESAMPLES, rng))
+        return list(cells.resamples(INTERVAL_RESAMPLES, rng))
 
     @cached_property
     def lost_variance(self) -> float:
@@ -85,6 +111,42 @@ class Sample:
         steps = self.block * len(means) / len(self.staleness)
         # A block of b steps that cuts one in two holds the variance of b - 1/3 at worst.
         return lost_variance(means, max(1, round(steps))) / (1.0 - 1.0 / (3.0 * max(steps, 1.0)))
+
+    @cached_property
+    def effective_size(self) -> float:
+        """See `dependence.effective_size`."""
+        return effective_size(self.staleness, self.block)
+
+    def autocorrelation(self, max_lag: int) -> Array:
+        """See `dependence.autocorrelation`."""
+        return autocorrelation(self.staleness, max_lag)
+
+    def shape(self, workers: float | None) -> diagnostics.Shape:
+        """See `diagnostics.shape`."""
+        return diagnostics.shape(self.staleness, workers, self.block)
+
+    def conservation(self, workers: float) -> diagnostics.Conservation:
+        """See `diagnostics.conservation`."""
+        return diagnostics.conservation(self.staleness, workers, self.block)
+
+    def per_worker(self, names: npt.NDArray[Any]) -> pd.DataFrame | None:
+        """See `diagnostics.per_worker`; None if the workers are unknown."""
+        if self.workers is None:
+            return None
+        return diagnostics.per_worker(self.staleness, names[self.workers])
+
+    def drift(self, start_up: int) -> diagnostics.Drift:
+        """See `diagnostics.drift`."""
+        rng = stream(self.seed, "staleness drift")
+        return diagnostics.drift(self.staleness, start_up, self.block, rng)
+
+    def chi_square(self, law: Geometric) -> goodness.ChiSquare:
+        """See `goodness.chi_square`."""
+        return goodness.chi_square(self.staleness, law, self.block)
+
+    def with_law(self, law: StalenessLaw, rng: np.random.Generator) -> Cells:
+        """Return the cells of a series with this law and the serial dependence of this one."""
+        return Cells.of(goodness.with_law(law, self.staleness, rng), self.block, self.workers)
 
 
 @dataclass(frozen=True)
@@ -110,10 +172,10 @@ class LawFit:
     aic: float
     bic: float
     tv: float
-    sample: Sample = field(repr=False)
+    sample: Sample | CountedSample = field(repr=False)
 
     @classmethod
-    def of(cls, name: str, sample: Sample) -> LawFit:
+    def of(cls, name: str, sample: Sample | CountedSample) -> LawFit:
         """Fit the law called `name`.
 
         Raises
@@ -159,7 +221,7 @@ class LawFit:
             raise InputError(f"confidence_level = {confidence_level}: expected 0 < level < 1")
         refits, estimate = self._refits, _vector(self.law, self.law)
         # overlapping blocks determine a variance as well as 1.5 times as many disjoint ones
-        freedom = 1.5 * len(self.sample.staleness) / self.sample.block
+        freedom = 1.5 * self.sample.blocks
         wide = t.ppf(0.5 + confidence_level / 2.0, freedom) * np.sqrt(self.sample.lost_variance)
         if method == "percentile":
             low, high = np.quantile(refits, norm.cdf([-wide, wide]), axis=0)
@@ -200,14 +262,14 @@ class LawFit:
         resamples
             Number of bootstrap samples; the smallest possible p-value is 1/(1 + resamples).
         """
+        rng = stream(self.sample.seed, f"goodness {self.name} {statistic}")
         return goodness.parametric_bootstrap(
             self.law,
-            self.sample.staleness,
-            self.sample.workers,
-            self.sample.block,
+            self.sample.counts,
+            self.sample.with_law(self.law, rng),
             statistic=statistic,
             resamples=resamples,
-            rng=stream(self.sample.seed, f"goodness {self.name} {statistic}"),
+            rng=rng,
         )
 
     @cached_property

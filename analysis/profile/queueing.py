@@ -374,10 +374,12 @@ def check_queue(run: Run, updates: int = 20_000) -> QueueCheck:
 def explains_staleness(run: Run) -> QueueCheck | None:
     """Return `check_queue`; None if it does not apply or the run is too short.
 
-    It does not apply where workers wait by design or gradients were discarded.
+    It does not apply where workers wait by design or gradients were discarded, nor without rows.
     """
     cluster = run.config.cluster
-    if (cluster.mode, cluster.schedule) != ("async", "free") or not run.discarded.empty:
+    if not run.keeps_rows or (cluster.mode, cluster.schedule) != ("async", "free"):
+        return None
+    if not run.discarded.empty:
         return None
     with suppress(InputError):
         return check_queue(run)

@@ -8,9 +8,9 @@ from pathlib import Path
 import msgspec
 
 from analysis.profile.fit import StalenessFit
-from analysis.profile.fitting import fit_series
+from analysis.profile.fitting import fit_run, fit_series
 from analysis.profile.series import Series
-from asgd.errors import InputError
+from asgd.errors import InputError, NoRowsError
 from asgd.rundir.reader import Run
 from asgd.rundir.repeats import as_run, read_runs
 
@@ -46,9 +46,13 @@ def fit_runs(runs: Runs) -> StalenessFit:
         See `fit_staleness`.
     """
     several = _listed(runs)
+    if len(several) == 1:
+        return fit_run(several[0])
+    for run in several:
+        if not run.keeps_rows:
+            raise NoRowsError(run.path)
     series = [Series.of_run(run) for run in several]
-    one = Series.joined(series) if len(series) > 1 else series[0]
-    return fit_series(one, several[0].config.run.seed)
+    return fit_series(Series.joined(series), several[0].config.run.seed)
 
 
 def _listed(run: Runs) -> list[Run]:

@@ -50,12 +50,12 @@ class Nouns:
 
     @classmethod
     def of_run(cls, run: Run) -> Nouns:
-        """Return the words for a run with one update in each row."""
+        """Return the words for a run."""
         what = _not_by_law(run)
-        return cls() if what is None else cls(use=_DESCRIBED, replayed=what)
+        return cls() if what is None else cls(use=DESCRIBED, replayed=what)
 
 
-_DESCRIBED = "the staleness is best described by"  # where no law predicts the run
+DESCRIBED = "the staleness is best described by"  # where no law predicts the run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +119,7 @@ class Series:
         return cls(
             staleness=values[start_up:],
             worker=None if ids is None else ids[start_up:],
-            team=None if sizes is None else _whole(float(sizes[start_up:].mean())),
+            team=None if sizes is None else whole_number(float(sizes[start_up:].mean())),
             start_up=start_up,
             left_out=left_out,
         )
@@ -140,7 +140,7 @@ class Series:
             raise InputError(f"{run.path}: recorded no update to fit")
         nouns = Nouns.of_run(run)
         if cluster.gradients_per_update is not None and not run.members.empty:
-            return cls._of_gradients(run.members, replace(nouns, rows="gradients", use=_DESCRIBED))
+            return cls._of_gradients(run.members, replace(nouns, rows="gradients", use=DESCRIBED))
         update = trace["update"].to_numpy()
         series = cls.of(
             staleness_of(update, trace["read_version"].to_numpy()),
@@ -181,7 +181,7 @@ class Series:
         return cls(
             staleness=np.concatenate([series.staleness for series in several]),
             worker=np.concatenate(workers) if len(workers) == len(several) else None,
-            team=_whole(float(np.average(teams, weights=sizes)))
+            team=whole_number(float(np.average(teams, weights=sizes)))
             if len(teams) == len(several)
             else None,
             start_up=sum(series.start_up for series in several),
@@ -202,8 +202,9 @@ def _not_by_law(run: Run) -> str | None:
         return f"optimizer.rule = {optimizer.rule!r}"
     if optimizer.clip_norm is not None:
         return f"optimizer.clip_norm = {optimizer.clip_norm:g}"
-    if run.trace["staleness"].any():
-        if not run.discarded.empty:
+    stale = run.trace["staleness"].any() if run.keeps_rows else run.outline.mean_staleness
+    if stale:
+        if run.has_discarded:
             return "discarded gradients"
         if run.config.cluster.gradients_per_update is not None:
             return f"cluster.gradients_per_update = {run.config.cluster.gradients_per_update}"
@@ -238,7 +239,8 @@ def _sizes(workers: npt.ArrayLike, values: Integers) -> Integers:
     return np.broadcast_to(sizes, values.shape)
 
 
-def _whole(number: float) -> float:
+def whole_number(number: float) -> float:
+    """Return the same number, as an integer if it is whole."""
     return int(number) if number.is_integer() else number
 
 

@@ -36,12 +36,17 @@ def stragglers(worker: npt.NDArray[Any], workers: int) -> dict[Any, int]:
         Number of workers during the whole run.
     """
     names, delivered = np.unique(worker, return_counts=True)
-    if SHARED in names.tolist():
+    return stragglers_among(dict(zip(names.tolist(), delivered.tolist(), strict=True)), workers)
+
+
+def stragglers_among(delivered: Mapping[Any, int], workers: int) -> dict[Any, int]:
+    """Return `stragglers`, given the number of deliveries of each worker."""
+    if SHARED in delivered:
         return {}
-    found = dict(zip(names.tolist(), delivered.tolist(), strict=True))
+    found, updates = dict(delivered), sum(delivered.values())
     if set(found) <= set(range(workers)):
         found |= dict.fromkeys(set(range(workers)) - set(found), 0)
-    most = min(len(worker) / workers / _BEHIND - 1.0, _FEW)
+    most = min(updates / workers / _BEHIND - 1.0, _FEW)
     return {name: times for name, times in sorted(found.items()) if times <= most}
 
 

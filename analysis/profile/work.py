@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from asgd.arrays import Integers
 from asgd.counted import abridged
 from asgd.policy import Policy
 from asgd.rundir.columns import SHARED
@@ -29,16 +30,7 @@ def work_by_worker(run: Run) -> pd.DataFrame:
     delivered, nan if that is nothing); `delivered_share` and `applied_share` (of all workers'
     gradients).
     """
-    trace = run.trace
-    own = trace["worker"][trace["worker"] != SHARED]
-    applied = np.concatenate([own, run.members["worker"]]).astype(np.int64)
-    discarded = run.discarded["worker"].to_numpy()
-    team = np.arange(run.config.cluster.workers)
-    workers = np.unique(np.concatenate([team, applied, discarded]))
-    counts = [
-        np.array([np.count_nonzero(gradients == worker) for worker in workers])
-        for gradients in (applied, discarded)
-    ]
+    workers, counts = _gradients(run)
     delivered = counts[0] + counts[1]
     with np.errstate(invalid="ignore"):
         return pd.DataFrame(
@@ -53,11 +45,32 @@ def work_by_worker(run: Run) -> pd.DataFrame:
         )
 
 
+def _gradients(run: Run) -> tuple[Integers, list[Integers]]:
+    """Return the workers, and the number of applied and of discarded gradients of each."""
+    team = np.arange(run.config.cluster.workers)
+    if run.keeps_rows:
+        trace = run.trace
+        own = trace["worker"][trace["worker"] != SHARED]
+        applied = np.concatenate([own, run.members["worker"]]).astype(np.int64)
+        discarded = run.discarded["worker"].to_numpy()
+        workers = np.unique(np.concatenate([team, applied, discarded]))
+        return workers, [
+            np.array([np.count_nonzero(gradients == worker) for worker in workers])
+            for gradients in (applied, discarded)
+        ]
+    rows = run.counts[run.counts["worker"] != SHARED]
+    numbers = rows.groupby("worker")[["updates", "members", "discarded"]].sum()
+    workers = np.union1d(team, numbers.index.to_numpy())
+    numbers = numbers.reindex(workers, fill_value=0)
+    applied = (numbers["updates"] + numbers["members"]).to_numpy()
+    return workers, [applied, numbers["discarded"].to_numpy()]
+
+
 def has_bias(run: Run) -> bool:
     """Whether the policy of a run may prefer some workers' gradients."""
     cluster = run.config.cluster
     chooses = cluster.mode != "bounded" and not Policy.of(cluster).plain
-    return not run.discarded.empty or (chooses and cluster.gradients_per_update is not None)
+    return run.has_discarded or (chooses and cluster.gradients_per_update is not None)
 
 
 def bias_in_words(work: pd.DataFrame) -> str:

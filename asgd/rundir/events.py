@@ -123,7 +123,16 @@ def incidents(events: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 def team_sizes(
     events: Iterable[dict[str, Any]], workers: int, updates: int
 ) -> npt.NDArray[np.int64]:
-    """Return the number of workers at each update, shape (updates,).
+    """Return the number of workers at each update, shape (updates,); see `team_changes`."""
+    starts, sizes = team_changes(events, workers)
+    found: npt.NDArray[np.int64] = sizes[np.searchsorted(starts, np.arange(updates), "right") - 1]
+    return found
+
+
+def team_changes(
+    events: Iterable[dict[str, Any]], workers: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return the updates at which the number of workers changed, and the new numbers.
 
     Parameters
     ----------
@@ -131,9 +140,7 @@ def team_sizes(
         Events of the run. `worker_joined`, `worker_removed` and `worker_lost` count if they contain
         the update and are not void because of a later `server_restored`.
     workers
-        Configured number of workers, all present at update 0.
-    updates
-        Updates applied.
+        Configured number of workers, all present at update 0, where the first entry is.
     """
     present = set(range(workers))
     changes = [(0, workers)]
@@ -149,8 +156,7 @@ def team_sizes(
             changes.append((max(int(update), changes[-1][0]), len(present)))
     starts = np.array([start for start, _ in changes])
     sizes = np.array([size for _, size in changes])
-    found: npt.NDArray[np.int64] = sizes[np.searchsorted(starts, np.arange(updates), "right") - 1]
-    return found
+    return starts, sizes
 
 
 def in_words(event: dict[str, Any]) -> str:

@@ -96,6 +96,13 @@ class Run(RunFiles):
         """
         return self._checked(DISCARDED, discarded_defect)
 
+    @property
+    def has_discarded(self) -> bool:
+        """Whether a gradient was discarded."""
+        if self.keeps_rows:
+            return not self.discarded.empty
+        return bool(self.staleness_counts.columns["discarded"].any())
+
     @cached_property
     def positions(self) -> pd.DataFrame:
         """One row per applied gradient if `data.sampling` is "epoch", none otherwise.

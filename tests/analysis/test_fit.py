@@ -13,6 +13,7 @@ from scipy import optimize
 from scipy.stats import norm
 
 from analysis.profile import dependence, goodness
+from analysis.profile.cells import Cells
 from analysis.profile.estimators import ESTIMATORS, Counts, log_likelihood
 from analysis.profile.fit import StalenessFit
 from analysis.profile.fitting import compare_fits, fit_run, fit_staleness
@@ -255,8 +256,12 @@ def test_parametric_bootstrap_is_calibrated(statistic: goodness.Statistic) -> No
         staleness = autoregressive_geometric(0.75, 0.6, 2000, rng)
         law = ESTIMATORS["geometric"](Counts.of(staleness), None)
         block = dependence.block_length(staleness)
+        counts, cells = (
+            Counts.of(staleness),
+            Cells.of(goodness.with_law(law, staleness, rng), block),
+        )
         test = goodness.parametric_bootstrap(
-            law, staleness, None, block, statistic=statistic, resamples=79, rng=rng
+            law, counts, cells, statistic=statistic, resamples=79, rng=rng
         )
         rejected += test.pvalue <= 0.05
     assert rejected / repeats <= 0.08 + 3 * np.sqrt(0.08 * 0.92 / repeats)
