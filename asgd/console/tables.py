@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from asgd.console.live import sparkline
+from asgd.rundir.columns import SHARED
 
 
 def runs_table(rows: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
@@ -33,6 +34,8 @@ def status_table(found: dict[str, Any]) -> list[tuple[str, str]]:
         for name, value in found.items()
         if value is None or isinstance(value, (int, float))
     }
+    by_worker = found["by_worker"]
+    known = "" if str(SHARED) in by_worker else f", {len(by_worker)} have contributed"
     recent = f" mean, {number['recent_staleness']} over the last tenth"
     return [
         ("run", f"{found['run']}, {found['problem']}"),
@@ -41,6 +44,6 @@ def status_table(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("updates/s", number["updates_per_second"]),
         ("staleness", number["mean_staleness"] + (recent if found["updates"] else "")),
         ("loss", f"{number['loss']}  {sparkline(found['losses'])}"),
-        ("workers", f"{found['workers']}, {len(found['by_worker'])} have contributed"),
+        ("workers", f"{found['workers']}{known}"),
         *(("event", text) for text in found["events"][-10:]),
     ]

@@ -31,8 +31,8 @@ def status(run: Run) -> dict[str, Any]:
     """Return the `summary` of a run with more details.
 
     Additional keys: `recent_staleness` (over the last tenth of the updates), `seconds`, `by_worker`
-    (updates of each worker), `losses` (at most a thousand at equal distances, with the last), and
-    `events` (incidents, in words).
+    (updates of each worker; "-1": means of several), `losses` (at most a thousand at equal
+    distances, with the last), and `events` (incidents, in words).
     """
     found = run.outline
     return {

@@ -424,3 +424,13 @@ def test_counting_continues_after_all_discarded_rows_are_counted(
     assert not parts_of(path / DISCARDED)
     assert counted_updates(path) > 4 * PART
     assert read_run(path).counts[["updates", "discarded"]].sum().tolist() == [8 * PART, 50]
+
+
+def test_status_does_not_take_means_for_a_worker(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for mode, said in (("sync", "workers    3\n"), ("async", "workers    3, 3 have contributed\n")):
+        cluster, run = {"workers": 3, "mode": mode}, {"updates": 30}
+        config = make_config({"problem": {"kind": "quadratic"}, "cluster": cluster, "run": run})
+        _, printed, _ = asgd(capsys, "status", simulate(config, tmp_path / mode))
+        assert said in printed
