@@ -119,7 +119,7 @@ def serve(config: RunConfig, parent: Connection) -> None:
     """Serve until the last update."""
     initial = starting_point(make_problem(config), 0)
     server = ParameterServer(config, initial)
-    sockets = SocketServer(server, VectorFormat.of(len(initial), initial.dtype, "auto"))
+    sockets = SocketServer(server, VectorFormat.of(len(initial), initial.dtype, config.cluster))
     parent.send(sockets.endpoint)
     warm, begun = 0, 0.0
     while not server.stopping:
