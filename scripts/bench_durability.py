@@ -72,7 +72,9 @@ class Silent(Ledger):
     def update(self, update: Any) -> None:
         pass
 
-    def evaluation(self, update: int, seconds: float, parameters: Any) -> None:
+    def evaluation(
+        self, update: int, seconds: float, parameters: Any, *, needed: bool = False
+    ) -> None:
         pass
 
 

@@ -198,7 +198,7 @@ class Discard(RecorderActor):
     def _open(self) -> None:
         self._paces: list[tuple[int, float]] = []
 
-    def record(self, record: Record) -> None:
+    def record(self, record: Record) -> float:
         if len(record.trace["update"]):
             last = int(record.trace["update"][-1]), float(record.trace["applied_seconds"][-1])
             self._paces.append(last)
@@ -206,3 +206,4 @@ class Discard(RecorderActor):
             if end > begin:
                 rate = (update - first) / (end - begin)
                 (Path(self._path) / "rate").write_text(repr(rate))
+        return 0.0
