@@ -23,7 +23,14 @@ from asgd.errors import InputError
 from asgd.rundir.columns import TABLES, TRACE
 from asgd.rundir.files import sync_directory
 from asgd.rundir.outline import Tally
-from asgd.rundir.parts import first_update, last_beginning, merged_name, part_name, parts_of
+from asgd.rundir.parts import (
+    first_update,
+    last_beginning,
+    merged_name,
+    part_name,
+    parts_of,
+    with_ends,
+)
 from asgd.rundir.tables import Table, read_pieces, write_pieces
 
 _TIER_BITS = 5
@@ -66,17 +73,17 @@ class AgingTable:
         InputError
             A part is damaged.
         """
-        bounds = [*map(first_update, self._parts[1:]), end]
-        for part, bound in zip(self._parts, bounds, strict=False):  # there may be no part at all
+        for part, bound in with_ends(self._parts, end):
             if first_update(part) < end and bound >= first:
                 yield from self._read(part)
 
     def remove_before(self, end: int) -> None:
         """Remove the parts with no row of update `end` or a later one."""
         # Read only where the names do not tell: two parts of the trace do not share an update.
-        most = [first_update(part) - (self._directory.name == TRACE) for part in self._parts[1:]]
-        for part, last in zip(self.parts, [*most, end][: len(self._parts)], strict=True):
-            if first_update(part) >= end or (last >= end and self._last_update(part) >= end):
+        shared = self._directory.name != TRACE
+        for part, bound in with_ends(self._parts, end + 1):
+            reaches = bound > end or (shared and bound == end)
+            if first_update(part) >= end or (reaches and self._last_update(part) >= end):
                 return
             part.unlink()
             del self._parts[0], self._rows[0]

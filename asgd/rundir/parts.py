@@ -77,6 +77,15 @@ def parts_of(directory: Path) -> list[Path]:
     return [part for part, end in zip(parts, ends[:-1], strict=True) if first_update(part) > end]
 
 
+def with_ends(parts: Sequence[Path], end: int) -> list[tuple[Path, int]]:
+    """Return each part with the first update of the next one, the last part with `end`.
+
+    A part has no later update than that; two parts of a table may share it, not of the trace.
+    """
+    following = [*map(first_update, parts[1:]), end]
+    return list(zip(parts, following[: len(parts)], strict=True))
+
+
 def covered_parts(directory: Path) -> list[Path]:
     """Return the parts of a table that a merged part has replaced, but that are still there."""
     return sorted({directory / name for name in _names(directory)} - set(parts_of(directory)))

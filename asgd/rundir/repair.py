@@ -38,6 +38,7 @@ from asgd.rundir.parts import (
     part_name,
     parts_of,
     reported_losses,
+    with_ends,
 )
 from asgd.rundir.tables import DamagedTableError, Table, read_pieces, read_table
 from asgd.rundir.writer import RunWriter
@@ -154,9 +155,8 @@ def _damaged_discarded(path: Path, config: RunConfig, begun: int) -> list[int]:
 
     Parts whose rows are all counted, those before update `begun`, are left out.
     """
-    found, parts = [], parts_of(path / DISCARDED)
-    following = [first_update(part) for part in parts[1:]]
-    for part, bound in zip(parts, [*following, begun][: len(parts)], strict=True):
+    found = []
+    for part, bound in with_ends(parts_of(path / DISCARDED), begun):
         if bound < begun:
             continue
         try:

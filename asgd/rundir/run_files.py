@@ -17,7 +17,7 @@ from asgd.rundir.columns import COUNTS, TABLES, TRACE
 from asgd.rundir.counts import StalenessCounts, counted_updates
 from asgd.rundir.defects import trace_defect
 from asgd.rundir.events import read_events
-from asgd.rundir.parts import first_update, most_rows, parts_of, undisturbed
+from asgd.rundir.parts import first_update, most_rows, parts_of, undisturbed, with_ends
 from asgd.rundir.tables import Table, read_pieces
 from asgd.stored_json import read_json
 
@@ -120,9 +120,7 @@ class RunFiles:
 
         Parts are left out whose updates are counted: those before update `begun`.
         """
-        parts = parts_of(self.path / table)
-        following = [first_update(part) for part in parts[1:]]
-        for path, bound in zip(parts, [*following, begun][: len(parts)], strict=True):
+        for path, bound in with_ends(parts_of(self.path / table), begun):
             if bound < begun or (table == TRACE and first_update(path) < begun):
                 continue
             with Table(path, TABLES[table], most_rows(self.config, table)) as part:

@@ -65,6 +65,13 @@ class Buffer:
         return self._gradient
 
 
+def _held_bytes(vectors: VectorFormat) -> int:
+    """Return the memory of a buffer: a frame, and the gradient if it has to be converted."""
+    whole = vectors.compression is None and vectors.dtype == vectors.precision
+    converted = 0 if whole else vectors.dimension * np.dtype(vectors.precision).itemsize
+    return max(1, vectors.nbytes + converted)
+
+
 class BufferPool:
     """Buffers for long vectors.
 
@@ -79,7 +86,7 @@ class BufferPool:
 
     def __init__(self, vectors: VectorFormat, bounded: bool) -> None:
         self._vectors = vectors
-        self._most = max(_FEWEST, _POOL_BYTES // max(1, vectors.nbytes)) if bounded else None
+        self._most = max(_FEWEST, _POOL_BYTES // _held_bytes(vectors)) if bounded else None
         self._free: list[Buffer] = []
         self._used = 0
 

@@ -1,6 +1,5 @@
 """Parts of a table are merged as they age; no row is lost or read twice if the writer is killed."""
 
-import os
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
@@ -17,6 +16,7 @@ from asgd.rundir.parts import covered_parts, parts_of
 from asgd.rundir.reader import Run, read_run
 from asgd.rundir.repair import cut_back, recorded_updates
 from asgd.rundir.writer import RunWriter
+from tests.support.killing import killed_at
 
 Columns = dict[str, np.ndarray[Any, Any]]
 
@@ -120,10 +120,6 @@ def test_some_losses_are_equally_spaced_and_include_the_last(path: Path, most: i
     assert 0 < len(found) <= most
 
 
-class KilledError(BaseException):
-    """Stands for SIGKILL: no code catches it."""
-
-
 @pytest.mark.slow
 def test_a_merge_killed_at_any_file_operation_loses_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -132,22 +128,8 @@ def test_a_merge_killed_at_any_file_operation_loses_nothing(
     for kill_at in count():
         path = RunWriter.create(tmp_path / str(kill_at), config).path
         before = write(path, [2] * (FAN_IN - 1))
-        operations = count()
-
-        def operate(real: Any, *arguments: Any, **keywords: Any) -> Any:
-            if next(operations) == kill_at:  # noqa: B023
-                raise KilledError
-            return real(*arguments, **keywords)
-
-        with monkeypatch.context() as patch:
-            for name in ("replace", "unlink", "fsync"):
-                real = getattr(os, name)
-                patch.setattr(os, name, lambda *a, real=real, **k: operate(real, *a, **k))
-            try:
-                write(path, [2], before)
-                killed = False
-            except KilledError:
-                killed = True
+        with killed_at(kill_at, monkeypatch) as killed:
+            write(path, [2], before)
         trace = read_run(path).trace["update"].tolist()
         assert trace in (list(range(before)), list(range(before + 2)))
         cut_back(path, before)  # as a resumed run does

@@ -1,6 +1,5 @@
 """Counts instead of rows: each update is counted once, even if a process is killed or reads."""
 
-import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -36,6 +35,7 @@ from asgd.simulation.simulate import simulate
 from cluster.storage.verify import verify
 from tests.asgd.test_cli import asgd
 from tests.support.counted_rows import PART, SPAN, SPANS, check, discarded, expected, trace, write
+from tests.support.killing import killed_at
 from tests.support.machine import Machine, configure
 
 
@@ -94,32 +94,14 @@ def test_many_rows_of_counts_join_spans_too(monkeypatch: pytest.MonkeyPatch) -> 
         np.testing.assert_array_equal(column, again.columns[name])
 
 
-class KilledError(BaseException):
-    """Stands for SIGKILL: no code catches it."""
-
-
 def test_killed_at_any_file_operation_no_update_is_lost_or_counted_twice(
     tmp_path: Path, config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for kill_at in count():
         path = RunWriter.create(tmp_path / str(kill_at), config).path
         before = write(path, config, 0, 3)
-        operations = count()
-
-        def operate(real: Any, *arguments: Any, **keywords: Any) -> Any:
-            if next(operations) == kill_at:  # noqa: B023
-                raise KilledError
-            return real(*arguments, **keywords)
-
-        with monkeypatch.context() as patch:
-            for name in ("replace", "unlink", "fsync"):
-                real = getattr(os, name)
-                patch.setattr(os, name, lambda *a, real=real, **k: operate(real, *a, **k))
-            try:
-                write(path, config, before, 3)
-                killed = False
-            except KilledError:
-                killed = True
+        with killed_at(kill_at, monkeypatch) as killed:
+            write(path, config, before, 3)
         reached = read_run(path).recorded_updates
         assert reached in range(before, before + 4 * PART, PART)
         run = read_run(path)

@@ -16,15 +16,14 @@ from asgd.config.tables import RunConfig
 from asgd.progress import Progress
 from asgd.rules.sgd import Sgd
 from asgd.rundir.checkpoint import CHECKPOINTS, paths
-from asgd.rundir.reader import Run, read_run
-from asgd.verify import record_findings, replay_findings
+from asgd.rundir.reader import read_run
 from cluster import run
 from cluster.core.messages import Gradient
 from cluster.core.worker import Worker
 from cluster.memory import vectors
 from cluster.storage.checkpoint import load
 from tests.support.faults import Crowd, replay, replay_run
-from tests.support.invariants import check_gradients
+from tests.support.invariants import check_verified
 from tests.support.machine import Machine, configure, work
 from tests.support.processes import actor_processes
 
@@ -53,15 +52,6 @@ def local(config: RunConfig, **changes: Any) -> RunConfig:
     return make_config(data)
 
 
-def check(found: Run) -> None:
-    """Assert that a finished run equals its replay to the last bit, and passes `asgd verify`."""
-    check_gradients(found)
-    states = {load(path).version: load(path).parameters for path in paths(found.path / CHECKPOINTS)}
-    assert len(found.trace) in states
-    assert [*record_findings(found), *replay_findings(found, states)] == []
-    np.testing.assert_array_equal(replay_run(found)[-1], states[len(found.trace)])
-
-
 @pytest.mark.parametrize("mode", MODES, ids=str)
 @pytest.mark.parametrize("durability", ["log", "checkpoint"])
 @pytest.mark.parametrize("state", STATES, ids=lambda state: "-".join(map(str, state.values())))
@@ -83,7 +73,7 @@ def test_a_restored_run_equals_its_replay(
         )
     machine.work(120)
     found = read_run(machine.path)
-    check(found)
+    check_verified(found)
     samples = [*found.trace["batch_size"][found.trace["worker"] >= 0], *found.members["batch_size"]]
     assert set(samples) == {6}
     keeps = state["local_state"] == "keep" and state["local_rule"] != "sgd"
@@ -226,7 +216,7 @@ def test_one_step_by_sgd_in_a_real_run_is_plain_sgd(tmp_path: Path) -> None:
     """Replayed as plain SGD, from the same record, it has the same parameters to the last bit."""
     config = settings(local_steps=1, local_learning_rate=0.1)
     found = read_run(run(config, tmp_path / "run"))
-    check(found)
+    check_verified(found)
     text = found.config.to_json()
     plain = settings(learning_rate=0.1)
     (found.path / "config.json").write_text(plain.to_json())
@@ -250,7 +240,7 @@ def test_workers_of_a_killed_server_begin_with_new_states(tmp_path: Path) -> Non
     )
     found = read_run(run(config, tmp_path / "run", progress=kill_server))
     assert killed
-    check(found)
+    check_verified(found)
     resets = [event["worker"] for event in found.events if event["event"] == "state_reset"]
     assert sorted(resets) == [0, 1, 2]
     assert set(found.trace["batch_size"]) == {8}

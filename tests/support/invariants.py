@@ -19,8 +19,18 @@ from asgd.rundir.columns import LOSS_COLUMNS, SHARED, TRACE_COLUMNS
 from asgd.rundir.reader import Run
 from asgd.shards import Shards
 from asgd.simulation.replay import Gradients
+from asgd.verify import record_findings, replay_findings
 from cluster.storage.checkpoint import load
 from tests.support.faults import replay_run
+
+
+def check_verified(found: Run) -> None:
+    """Assert that a finished run passes `asgd verify`, and its last state is that of the replay."""
+    check_gradients(found)
+    states = {load(path).version: load(path).parameters for path in paths(found.path / CHECKPOINTS)}
+    assert len(found.trace) in states
+    assert [*record_findings(found), *replay_findings(found, states)] == []
+    np.testing.assert_array_equal(replay_run(found)[-1], states[len(found.trace)])
 
 
 def check_trace(
